@@ -1,0 +1,123 @@
+"""Waveform -> features: resampling, the two mels, Kaldi filter banks. Plain torch and torchaudio, any float dtype.
+
+Shapes: B batch, T samples, M mel bins, F frames.
+Numbers match the released codec (its feature extractors), see `experiments/check_contract.py`.
+"""
+
+from functools import lru_cache
+
+import torch
+import torchaudio.compliance.kaldi
+import torchaudio.functional as AF
+from torch import Tensor
+
+from lit_moss.audio import rates
+
+
+def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
+    """Windowed-sinc resampling (Hann window, width 6, roll-off 0.99). (..., T) -> (..., ceil(T * to / from))."""
+    if from_hz == to_hz:
+        return wave
+    return AF.resample(wave, from_hz, to_hz, lowpass_filter_width=6, rolloff=0.99)
+
+
+@lru_cache(maxsize=16)
+def _mel_filters(bins: int, fft_samples: int, rate_hz: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Slaney-scale, Slaney-normalised triangles from 0 to 8000 Hz: (fft/2 + 1, M).
+
+    Built in float64 by the closed form: torchaudio's float32 path is 3e-7 off the released filters.
+    """
+    f_step_hz, knee_hz = 200.0 / 3, 1000.0
+    knee_mel, log_step = knee_hz / f_step_hz, torch.log(torch.tensor(6.4, dtype=torch.float64)).item() / 27
+
+    def to_hz(mel: Tensor) -> Tensor:
+        return torch.where(mel < knee_mel, mel * f_step_hz, knee_hz * torch.exp(log_step * (mel - knee_mel)))
+
+    top_mel = knee_mel + torch.log(torch.tensor(8000.0 / knee_hz, dtype=torch.float64)).item() / log_step
+    edges = to_hz(torch.linspace(0.0, top_mel, bins + 2, dtype=torch.float64))
+    freqs = torch.linspace(0.0, rate_hz / 2, fft_samples // 2 + 1, dtype=torch.float64)
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    rising = (freqs[:, None] - lower) / (centre - lower)
+    falling = (upper - freqs[:, None]) / (upper - centre)
+    filters = torch.minimum(rising, falling).clamp(min=0.0) * (2.0 / (upper - lower))
+    return filters.to(device=device, dtype=dtype)
+
+
+def _power_mel(windows_BFN: Tensor, bins: int) -> Tensor:
+    """Windows of 400 samples at 16 kHz -> mel power, (B, F, 400) -> (B, M, F)."""
+    n_fft = rates.WHISPER_FFT_SAMPLES
+    hann = torch.hann_window(n_fft, dtype=windows_BFN.dtype, device=windows_BFN.device)
+    power = torch.fft.rfft(windows_BFN * hann).abs().square()
+    filters = _mel_filters(bins, n_fft, rates.TOKENIZER_RATE_HZ, power.dtype, power.device)
+    return (power @ filters).transpose(-1, -2)
+
+
+def whisper_log_mel(wave_BT: Tensor, bins: int) -> Tensor:
+    """Whisper's log-mel of whole segments at 16 kHz, as the released tokenizer computes it. (B, T) -> (B, M, T/160).
+
+    T is a multiple of 160. Centred windows with reflected edges, floor 8 decades below the loudest bin OF THE WHOLE
+    SEGMENT: neither is causal, so this rule serves offline use alone. Streaming uses `CausalLogMel`.
+    """
+    n_fft, hop = rates.WHISPER_FFT_SAMPLES, rates.WHISPER_HOP_SAMPLES
+    padded = torch.nn.functional.pad(wave_BT[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
+    windows = padded.unfold(-1, n_fft, hop)[:, :-1]
+    log_mel = _power_mel(windows, bins).clamp(min=1e-10).log10()
+    floor = log_mel.amax(dim=(1, 2), keepdim=True) - 8.0
+    return (torch.maximum(log_mel, floor) + 4.0) / 4.0
+
+
+class CausalLogMel:
+    """Whisper's log-mel made strictly causal: frame i is known once sample 160 (i + 1) is, whatever comes after.
+
+    It departs from `whisper_log_mel` in two places, both needed for streaming:
+      * window i covers samples [160 i - 240, 160 i + 160) instead of [160 i - 200, 160 i + 200): 2.5 ms later, with
+        zeros before the start and no reflection at either end;
+      * the floor is 8 decades below the loudest bin SO FAR, and never lower than `FIRST_PEAK` - 8.
+    One object is the state of one batch of streams: each call continues where the last one ended, and the frames of
+    any chunking are those of the whole. A fresh object on a whole batch is the offline rule.
+    """
+
+    # log10 power of a speech segment's loudest mel bin: 1.2 to 2.2 on LJ Speech (435 clips), median 1.8. Starting
+    # there keeps leading silence where Whisper was trained to see it, instead of stretching its noise.
+    FIRST_PEAK = 1.5
+    TAIL = rates.WHISPER_FFT_SAMPLES - rates.WHISPER_HOP_SAMPLES
+
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
+        self.tail_BT: Tensor | None = None
+        self.peak_B1: Tensor | None = None
+
+    def __call__(self, wave_BT: Tensor) -> Tensor:
+        """Next samples at 16 kHz, a multiple of 160 of them: (B, T) -> (B, M, T/160)."""
+        if self.tail_BT is None or self.peak_B1 is None:
+            self.tail_BT = wave_BT.new_zeros(len(wave_BT), self.TAIL)
+            self.peak_B1 = wave_BT.new_full((len(wave_BT), 1), self.FIRST_PEAK)
+        wave_BT = torch.cat([self.tail_BT, wave_BT], dim=1)
+        self.tail_BT = wave_BT[:, -self.TAIL :]
+        windows = wave_BT.unfold(-1, rates.WHISPER_FFT_SAMPLES, rates.WHISPER_HOP_SAMPLES)
+        log_mel = _power_mel(windows, self.bins).clamp(min=1e-10).log10()
+        peaks_BF = torch.maximum(log_mel.amax(dim=1), self.peak_B1).cummax(dim=1).values
+        self.peak_B1 = peaks_BF[:, -1:]
+        return (torch.maximum(log_mel, peaks_BF[:, None] - 8.0) + 4.0) / 4.0
+
+
+def decoder_mel(wave_BT: Tensor) -> Tensor:
+    """Mel of the flow decoder and vocoder: (B, T) at 24 kHz -> (B, 80, floor(T / 480)), natural log."""
+    n_fft, hop = rates.DECODER_FFT_SAMPLES, rates.DECODER_HOP_SAMPLES
+    pad = (n_fft - hop) // 2
+    padded = torch.nn.functional.pad(wave_BT[:, None], (pad, pad), mode="reflect")[:, 0]
+    hann = torch.hann_window(n_fft, dtype=wave_BT.dtype, device=wave_BT.device)
+    spectrum = torch.stft(padded, n_fft, hop, window=hann, center=False, return_complex=True)
+    magnitude = (spectrum.abs().square() + 1e-9).sqrt()
+    filters = _mel_filters(
+        rates.DECODER_MEL_BINS, n_fft, rates.DECODER_RATE_HZ, magnitude.dtype, magnitude.device
+    )
+    return (filters.T @ magnitude).clamp(min=1e-5).log()
+
+
+def kaldi_fbank(wave_T: Tensor, mean_subtract: bool = False) -> Tensor:
+    """Kaldi filter banks for the speaker vector: (T,) at 16 kHz in [-1, 1] -> (F, 80). No dither, whole frames only."""
+    fbank = torchaudio.compliance.kaldi.fbank(
+        wave_T[None], num_mel_bins=80, sample_frequency=rates.TOKENIZER_RATE_HZ, dither=0.0
+    )
+    return fbank - fbank.mean(dim=0, keepdim=True) if mean_subtract else fbank

@@ -1,0 +1,107 @@
+"""ASR by CTC on quantized frames: the character vocabulary, the causal head, decoding and the loss.
+
+English runs at 14 characters a second, codes at 12.5: CTC needs at least one frame a character (two where a character
+repeats), so the head first spreads each code over four frames of 50 Hz.
+Shapes: B batch, N codes, L = 4 N head frames, D code width, W head width, V vocabulary with blank and unknown.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_moss.audio import rates
+from lit_moss.codec.encoder import EncoderLayer, sinusoids
+
+BLANK, UNKNOWN = 0, 1
+UNKNOWN_MARK = "\ufffd"
+
+
+@dataclass(frozen=True)
+class CharVocabulary:
+    """Characters of the transcripts; id 0 is CTC's blank, id 1 stands for every character not listed.
+
+    Args:
+        characters: Listed characters, in the order of their ids from 2 on.
+    """
+
+    characters: str
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], min_count: int = 1) -> "CharVocabulary":
+        """All characters that occur `min_count` times or more in normalised texts, sorted."""
+        counts = Counter(character for text in texts for character in text)
+        return cls("".join(sorted(c for c, n in counts.items() if n >= min_count)))
+
+    def __len__(self) -> int:
+        return len(self.characters) + 2
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a normalised text."""
+        found = (self.characters.find(character) for character in text)
+        return [UNKNOWN if i < 0 else i + 2 for i in found]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; blanks vanish, unknown shows as U+FFFD."""
+        return "".join(UNKNOWN_MARK if i == UNKNOWN else self.characters[i - 2] for i in ids if i != BLANK)
+
+
+def frames_needed(ids: Sequence[int]) -> int:
+    """Fewest frames a CTC path of these labels takes: one each, and a blank between equal neighbours."""
+    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+
+
+def greedy(log_probs_BLV: Tensor, frames_B: Tensor) -> list[list[int]]:
+    """Best path of each item within its frames: repeats merged, blanks removed."""
+    best_BL = log_probs_BLV.argmax(dim=-1)
+    paths = (path[:n].unique_consecutive() for path, n in zip(best_BL.cpu(), frames_B.tolist(), strict=True))
+    return [path[path != BLANK].tolist() for path in paths]
+
+
+def ctc_loss(log_probs_BLV: Tensor, frames_B: Tensor, labels: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Mean over the batch of -log p(labels) / len(labels), and which items fit: () and bool (B,).
+
+    An item whose labels do not fit its frames has probability 0 and an infinite loss: it is left out of the mean
+    (arXiv: Graves et al. 2006, equation 6 sums over an empty set of paths) and reported as False. An empty label list
+    counts as a length of one.
+    """
+    needed_B = torch.tensor([frames_needed(ids) for ids in labels], device=frames_B.device)
+    fits_B = needed_B <= frames_B
+    if not fits_B.any():
+        return log_probs_BLV.sum() * 0.0, fits_B
+    lengths_B = torch.tensor([len(ids) for ids in labels], device=frames_B.device)
+    flat = torch.tensor([i for ids in labels for i in ids], dtype=torch.long, device=log_probs_BLV.device)
+    loss_B = F.ctc_loss(
+        log_probs_BLV.float().transpose(0, 1), flat, frames_B, lengths_B, BLANK, "none", zero_infinity=True
+    )
+    return (loss_B / lengths_B.clamp(min=1))[fits_B].mean(), fits_B
+
+
+class CTCHead(nn.Module):
+    """Codes' vectors -> characters: upsample x4, causal transformer layers, linear.
+
+    Causal too, so that a transcript can run along with the codes; CTC is free to emit a character a few frames late.
+    """
+
+    positions: Tensor
+
+    def __init__(self, code_width: int, vocabulary_size: int, width: int, layers: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(code_width)
+        self.upsample = nn.Linear(code_width, rates.HIDDEN_PER_CODE * width)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, 4 * width) for _ in range(layers))
+        self.final_norm = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, vocabulary_size)
+        self.register_buffer("positions", sinusoids(rates.segment_samples(1500) // rates.SAMPLES_PER_HIDDEN, width), False)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """(B, N, D) -> log-probabilities (B, 4 N, V), float32."""
+        x_BLW = self.upsample(self.norm(x_BND)).unflatten(-1, (rates.HIDDEN_PER_CODE, -1)).flatten(1, 2)
+        x_BLW = self.dropout(x_BLW + self.positions[: x_BLW.shape[1]])
+        for layer in self.layers:
+            x_BLW = layer(x_BLW)[0]
+        return self.proj(self.final_norm(x_BLW)).float().log_softmax(dim=-1)

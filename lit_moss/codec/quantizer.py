@@ -1,0 +1,132 @@
+"""Vector quantization: nearest code, moving-average codebook, k-means start, restart of dead codes. Plain functions.
+
+Shapes: S vectors, D width, K codebook entries. Under `torch.distributed` every rank passes its own vectors and all
+ranks end with the same codebook: sums are all-reduced, random choices are made on rank 0.
+Source: VQ-VAE's exponential-moving-average codebook (arXiv:1711.00937, appendix A.1), decay and restart rule of the
+GLM-4-Voice tokenizer.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def squared_distances(x_SD: Tensor, codebook_KD: Tensor) -> Tensor:
+    """||x||^2 + ||c||^2 - 2 x.c: (S, K)."""
+    squares_S1 = x_SD.square().sum(dim=1, keepdim=True)
+    return torch.addmm(squares_S1 + codebook_KD.square().sum(dim=1), x_SD, codebook_KD.T, alpha=-2.0)
+
+
+@torch.no_grad()
+def nearest(x_SD: Tensor, codebook_KD: Tensor, block: int = 4096) -> Tensor:
+    """Index of the nearest row, the lowest on ties: int64 (S,). In blocks, so memory stays at block x K distances."""
+    # Autocast would compute the product in bfloat16, whose 8 bits cannot tell neighbouring codes apart.
+    with torch.autocast(x_SD.device.type, enabled=False):
+        x_SD = x_SD.to(codebook_KD.dtype)
+        return torch.cat([squared_distances(x, codebook_KD).argmin(dim=1) for x in x_SD.split(block)])
+
+
+def straight_through(x_SD: Tensor, quantized_SD: Tensor) -> Tensor:
+    """Value of `quantized`, gradient to `x` as if nothing had happened."""
+    return x_SD + (quantized_SD - x_SD).detach()
+
+
+def commitment_loss(x_SD: Tensor, quantized_SD: Tensor) -> Tensor:
+    """Mean squared error that pulls the vectors to their codes, codes held still."""
+    return F.mse_loss(x_SD, quantized_SD.detach())
+
+
+def perplexity(codes_S: Tensor, size: int) -> Tensor:
+    """exp of the entropy of the codes' use: `size` if all are equally frequent, 1 if only one is used."""
+    share = torch.bincount(codes_S.flatten(), minlength=size).double()
+    share = share / share.sum().clamp(min=1)
+    return torch.exp(torch.special.entr(share).sum())
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _all_sum(x: Tensor) -> Tensor:
+    if _distributed():
+        dist.all_reduce(x)
+    return x
+
+
+def _gather(x_SD: Tensor) -> Tensor:
+    """Vectors of all ranks, in rank order; ranks may hold different numbers of them."""
+    if not _distributed():
+        return x_SD
+    sizes = _all_sum(
+        torch.bincount(torch.tensor([dist.get_rank()]), torch.tensor([float(len(x_SD))]), dist.get_world_size())
+        .long()
+        .to(x_SD.device)
+    ).tolist()
+    parts = [x_SD.new_empty(max(sizes), x_SD.shape[1]) for _ in sizes]
+    dist.all_gather(parts, F.pad(x_SD, (0, 0, 0, max(sizes) - len(x_SD))))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def _pick(pool_SD: Tensor, n: int) -> Tensor:
+    """n rows of the pool at random, without repetition while there are enough; the same rows on every rank."""
+    order = torch.randperm(len(pool_SD)) if len(pool_SD) >= n else torch.randint(len(pool_SD), (n,))
+    rows = pool_SD[order[:n].to(pool_SD.device)].contiguous()
+    if _distributed():
+        dist.broadcast(rows, src=0)
+    return rows
+
+
+@torch.no_grad()
+def ema_update(
+    codebook_KD: Tensor, ema_count_K: Tensor, ema_weight_KD: Tensor, x_SD: Tensor, codes_S: Tensor, decay: float
+) -> None:
+    """One step of the moving averages n and m, in place; codebook = m / n with Laplace smoothing of n.
+
+    n <- decay n + (1 - decay) count;  m <- decay m + (1 - decay) sum of assigned vectors
+    n^ = (n + 1e-5) / (sum n + K 1e-5) sum n
+    """
+    size = len(codebook_KD)
+    x_SD = x_SD.to(ema_weight_KD.dtype)
+    count_K = _all_sum(torch.bincount(codes_S, minlength=size).to(ema_count_K.dtype))
+    sums_KD = _all_sum(torch.zeros_like(ema_weight_KD).index_add_(0, codes_S, x_SD))
+    ema_count_K.mul_(decay).add_(count_K, alpha=1 - decay)
+    total = ema_count_K.sum()
+    ema_count_K.copy_((ema_count_K + 1e-5) / (total + size * 1e-5) * total)
+    ema_weight_KD.mul_(decay).add_(sums_KD, alpha=1 - decay)
+    codebook_KD.copy_(ema_weight_KD / ema_count_K[:, None])
+
+
+@torch.no_grad()
+def restart_dead(
+    codebook_KD: Tensor, ema_count_K: Tensor, ema_weight_KD: Tensor, x_SD: Tensor, threshold: float
+) -> int:
+    """Codes whose average count fell below `threshold` become random vectors of `x` with count 1. Returns how many."""
+    dead_K = ema_count_K < threshold
+    n = int(dead_K.sum())
+    if n:
+        rows = _pick(_gather(x_SD.to(codebook_KD.dtype)), n)
+        codebook_KD[dead_K] = rows
+        ema_weight_KD[dead_K] = rows
+        ema_count_K[dead_K] = 1.0
+    return n
+
+
+@torch.no_grad()
+def kmeans(x_SD: Tensor, size: int, iterations: int = 20) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from random vectors: centres (size, D) and how many vectors each one has (size,).
+
+    An empty centre is moved to a random vector, at each iteration but the last.
+    """
+    x_SD = _gather(x_SD.float())
+    centres_KD = _pick(x_SD, size)
+    count_K = x_SD.new_ones(size)
+    for i in range(iterations):
+        codes_S = nearest(x_SD, centres_KD)
+        count_K = torch.bincount(codes_S, minlength=size).to(x_SD.dtype)
+        sums_KD = torch.zeros_like(centres_KD).index_add_(0, codes_S, x_SD)
+        centres_KD = torch.where(count_K[:, None] > 0, sums_KD / count_K[:, None].clamp(min=1), centres_KD)
+        empty_K = count_K == 0
+        if i + 1 < iterations and empty_K.any():
+            centres_KD[empty_K] = _pick(x_SD, int(empty_K.sum()))
+    return centres_KD, count_K
