@@ -1,0 +1,5 @@
+"""Waveform <-> codes."""
+
+from lit_moss.codec.tokenizer import SpeechTokenizer
+
+__all__ = ["SpeechTokenizer"]

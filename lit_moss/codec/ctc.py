@@ -97,10 +97,22 @@ class CTCHead(nn.Module):
         self.final_norm = nn.LayerNorm(width)
         self.proj = nn.Linear(width, vocabulary_size)
         self.register_buffer("positions", sinusoids(rates.segment_samples(1500) // rates.SAMPLES_PER_HIDDEN, width), False)
+        self.frame_norm = nn.LayerNorm(code_width)
+        self.frame_proj = nn.Linear(code_width, width)
+        for layer in self.layers:
+            for linear in (layer.self_attn.out_proj, layer.fc2):
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> log-probabilities (B, 4 N, V), float32."""
-        x_BLW = self.upsample(self.norm(x_BND)).unflatten(-1, (rates.HIDDEN_PER_CODE, -1)).flatten(1, 2)
+        return self._characters(self.upsample(self.norm(x_BND)).unflatten(-1, (rates.HIDDEN_PER_CODE, -1)).flatten(1, 2))
+
+    def from_frames(self, hidden_BLD: Tensor) -> Tensor:
+        """The same from hidden frames before pooling: (B, L, D) -> (B, L, V)."""
+        return self._characters(self.frame_proj(self.frame_norm(hidden_BLD)))
+
+    def _characters(self, x_BLW: Tensor) -> Tensor:
         x_BLW = self.dropout(x_BLW + self.positions[: x_BLW.shape[1]])
         for layer in self.layers:
             x_BLW = layer(x_BLW)[0]

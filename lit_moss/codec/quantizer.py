@@ -37,11 +37,10 @@ def commitment_loss(x_SD: Tensor, quantized_SD: Tensor) -> Tensor:
     return F.mse_loss(x_SD, quantized_SD.detach())
 
 
-def perplexity(codes_S: Tensor, size: int) -> Tensor:
-    """exp of the entropy of the codes' use: `size` if all are equally frequent, 1 if only one is used."""
-    share = torch.bincount(codes_S.flatten(), minlength=size).double()
-    share = share / share.sum().clamp(min=1)
-    return torch.exp(torch.special.entr(share).sum())
+def perplexity(count_K: Tensor) -> Tensor:
+    """exp of the entropy of the codes' use, from their counts: K if all are equally frequent, 1 if only one is used."""
+    share_K = count_K.double() / count_K.sum().clamp(min=1)
+    return torch.exp(torch.special.entr(share_K).sum())
 
 
 def _distributed() -> bool:

@@ -57,7 +57,7 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     if not path.is_file():
         raise UserError(f"no manifest {path}: expected a JSON-lines file, as `prepare manifest` writes it")
     utterances = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             utterances.append(_parse(line, path, number))
     if not utterances:

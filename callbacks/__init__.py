@@ -1,0 +1,10 @@
+"""Lightning callbacks of lit_moss, written `callbacks.NAME` in YAML."""
+
+from callbacks.checkpoint import Checkpoint
+from callbacks.exact_resume import ExactResume
+from callbacks.learning_rate import LearningRateSchedule
+from callbacks.progress import Progress
+from callbacks.skipped_data import SkippedData
+from callbacks.tokenizer_report import TokenizerReport
+
+__all__ = ["Checkpoint", "ExactResume", "LearningRateSchedule", "Progress", "SkippedData", "TokenizerReport"]

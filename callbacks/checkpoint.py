@@ -1,0 +1,53 @@
+"""When checkpoints are written."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class Checkpoint(ModelCheckpoint):
+    """The newest states of a run, or its best: Lightning's `ModelCheckpoint` with two habits changed.
+
+    A state due at a step that is also validated is written after the validation: one written before it would, on a resume,
+    skip that validation and leave a gap in the curves. And names are plain: `step-0000400.ckpt`, `best.ckpt`.
+
+    Args:
+        every_n_steps: Optimizer steps between two states, for resuming; 0 writes none of them.
+        keep: How many of the newest states stay.
+        monitor: Metric whose best state is kept as `best.ckpt`, looked at after each validation; None writes none.
+        mode: Whether `min` or `max` of it is best.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 0, keep: int = 2, monitor: str | None = None, mode: str = "min"
+    ) -> None:
+        best = monitor is not None
+        super().__init__(
+            filename="best" if best else "step-{step:07d}",
+            monitor=monitor if best else "step",
+            mode=mode if best else "max",
+            save_top_k=1 if best else keep,
+            every_n_train_steps=None if best else every_n_steps,
+            every_n_epochs=1 if best else None,
+            save_on_train_epoch_end=False,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        self._is_best, self._deferred = best, False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        if not self._is_best and fetcher is not None and loop._should_check_val_fx(fetcher):
+            self._deferred = True
+        else:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._deferred:
+            self._deferred = False
+            super().on_train_batch_end(trainer, pl_module, None, None, trainer.fit_loop.batch_idx)
+        super().on_validation_end(trainer, pl_module)

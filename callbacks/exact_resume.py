@@ -1,0 +1,79 @@
+"""What a checkpoint must hold beyond Lightning's own content, so that a resumed run is the uninterrupted one to the bit."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+class ExactResume(Callback):
+    """Adds the random state of every rank, the batches consumed, and the MLflow run id to each checkpoint.
+
+    The random state is given back at the start of training, after everything that draws numbers while a run is set up.
+    With another number of ranks the data order goes on where it was (it is a function, see `BatchOrder`), but random
+    states cannot be dealt out anew: each rank is then seeded from the first one's state, and a warning says so.
+    """
+
+    def __init__(self) -> None:
+        self._restored: list[dict[str, Any]] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        states: list[Any] = [_random_state()]
+        if dist.is_available() and dist.is_initialized():
+            states = [None] * trainer.world_size
+            dist.all_gather_object(states, _random_state())
+        logger: Any = trainer.logger
+        if logger is not None and hasattr(logger, "flush"):
+            logger.flush()
+        checkpoint["random_states"] = states
+        checkpoint["mlflow_run_id"] = getattr(logger, "run_id", None)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint.get("random_states")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._restored is None:
+            return
+        if len(self._restored) == trainer.world_size:
+            _set_random_state(self._restored[trainer.global_rank])
+        else:
+            rank_zero_warn(
+                f"the checkpoint is of {len(self._restored)} ranks, this run has {trainer.world_size}: the data order "
+                "goes on exactly, random states start anew"
+            )
+            first = int(self._restored[0]["torch"].long().sum())
+            torch.manual_seed(first + trainer.global_step * 1009 + trainer.global_rank)
+        self._restored = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        if datamodule is not None and hasattr(datamodule, "next_batch"):
+            datamodule.next_batch += trainer.world_size
+
+
+def _random_state() -> dict[str, Any]:
+    """State of all generators in plain types, which `torch.load(weights_only=True)` accepts."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - other libraries draw from it
+    version, numbers, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, [int(k) for k in keys], position, has_gauss, gauss],
+        "python": [version, list(numbers), gauss_next],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    version, numbers, gauss_next = state["python"]
+    random.setstate((version, tuple(numbers), gauss_next))

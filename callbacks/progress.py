@@ -1,0 +1,79 @@
+"""What is worth seeing while a run goes on: step, loss, validation, audio seconds per second, time left."""
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+
+class Progress(ProgressBar):
+    """A bar on a terminal; elsewhere a line every `every_n_sec` seconds, so that logs stay readable.
+
+    Also logs `train/audio_sec_per_sec`: audio seconds of all ranks per second of wall time, validation left out.
+
+    Args:
+        every_n_sec: Seconds between two lines where there is no terminal.
+    """
+
+    def __init__(self, every_n_sec: float = 10.0) -> None:
+        super().__init__()
+        self.every_n_sec = every_n_sec
+        self._enabled = True
+        self._bar: tqdm | None = None
+
+    def disable(self) -> None:
+        """Called by Lightning on every rank but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Counterpart of `disable`."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_step = trainer.global_step
+        self._audio_sec = self._train_sec = 0.0
+        self._since = self._last_line = time.monotonic()
+        if self._enabled and sys.stderr.isatty():
+            total = trainer.max_steps if trainer.max_steps > 0 else None
+            self._bar = tqdm(total=total, initial=trainer.global_step, unit="step", dynamic_ncols=True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._train_sec = getattr(self, "_train_sec", 0.0) + time.monotonic() - getattr(self, "_since", time.monotonic())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.monotonic()
+        if self._enabled and not trainer.sanity_checking:
+            shown = {k: f"{float(v):.4g}" for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            text = f"validation at step {trainer.global_step}: " + ", ".join(f"{k[4:]} {v}" for k, v in shown.items())
+            tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._audio_sec += batch.audio_sec * trainer.world_size
+        seconds = self._train_sec + time.monotonic() - self._since
+        speed = self._audio_sec / max(seconds, 1e-9)
+        pl_module.log("train/audio_sec_per_sec", speed, rank_zero_only=True)
+        if not self._enabled:
+            return
+        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in self.get_metrics(trainer, pl_module).items()}
+        shown = {k.removeprefix("train/"): v for k, v in shown.items() if k != "v_num"}
+        shown["audio s/s"] = f"{speed:.1f}"
+        if self._bar is not None:
+            self._bar.update(trainer.global_step - self._bar.n)
+            self._bar.set_postfix(shown, refresh=False)
+        elif time.monotonic() - self._last_line > self.every_n_sec or trainer.global_step == trainer.max_steps:
+            self._last_line = time.monotonic()
+            done = trainer.global_step - self._start_step
+            left_sec = seconds / max(done, 1) * max(0, trainer.max_steps - trainer.global_step)
+            parts = ", ".join(f"{k} {v}" for k, v in shown.items())
+            print(f"step {trainer.global_step}/{trainer.max_steps}: {parts}, {left_sec / 60:.1f} min left",
+                  file=sys.stderr, flush=True)  # fmt: skip
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,71 @@
+"""Bad files must not end a run, and must not pass unseen either."""
+
+import sys
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_moss.errors import UserError
+
+
+class SkippedData(Callback):
+    """Counts utterances that could not be read, each once, names them, logs `data/skipped`, stops above a share.
+
+    Ranks put their findings together at each validation and at the end; the share is the datamodule's `max_bad_share`.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._note(trainer, batch)
+        if trainer.world_size == 1:
+            self._check(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._note(trainer, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._gather(trainer)
+        self._check(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._gather(trainer)
+        skipped = _skipped(trainer)
+        if skipped and trainer.is_global_zero and trainer.logger is not None and hasattr(trainer.logger, "log_table"):
+            trainer.logger.log_table({"utterance": list(skipped), "reason": list(skipped.values())}, "skipped.json")
+
+    def _note(self, trainer: Trainer, batch: Any) -> None:
+        skipped = _skipped(trainer)
+        for line in batch.skipped:
+            name, reason = line.split("\t", 1)
+            if name not in skipped:
+                skipped[name] = reason
+                print(f"skipped {reason}", file=sys.stderr, flush=True)
+
+    def _gather(self, trainer: Trainer) -> None:
+        if trainer.world_size > 1 and dist.is_initialized():
+            found: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(found, _skipped(trainer))
+            for one in found:
+                _skipped(trainer).update(one)
+
+    def _check(self, trainer: Trainer) -> None:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        skipped, total = _skipped(trainer), datamodule.utterances
+        if trainer.logger is not None and not trainer.sanity_checking and trainer.global_step:
+            trainer.logger.log_metrics({"data/skipped": len(skipped)}, step=trainer.global_step)
+        # One bad file in a small corpus is no pattern, whatever share it makes.
+        if len(skipped) > max(1, datamodule.max_bad_share * total):
+            names = "; ".join(list(skipped.values())[:5])
+            raise UserError(
+                f"{len(skipped)} of {total} utterances cannot be read, more than data.max_bad_share "
+                f"{datamodule.max_bad_share:.0%}: {names}{' …' if len(skipped) > 5 else ''}; repair or remove them, or "
+                f"raise the share"
+            )
+
+
+def _skipped(trainer: Trainer) -> dict[str, str]:
+    return trainer.datamodule.skipped  # type: ignore[attr-defined]

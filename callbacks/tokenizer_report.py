@@ -1,0 +1,70 @@
+"""Pictures, sounds and transcripts of a tokenizer run, after each validation."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_moss.audio import rates
+from lit_moss.tracking import Tracker
+
+
+class TokenizerReport(Callback):
+    """Into MLflow: a table of transcripts, log-mels with their codes, how often each code is used, and the audio."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        tracker = trainer.logger
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(tracker, Tracker):
+            return
+        step, examples = trainer.global_step, pl_module.examples  # type: ignore[attr-defined]
+        if not examples:
+            return
+        tracker.log_table(
+            {
+                "step": [step] * len(examples),
+                "utterance": [e.id for e in examples],
+                "said": [e.text for e in examples],
+                "heard": [e.hypothesis for e in examples],
+            },
+            "transcripts.json",
+        )
+        tracker.log_figure(spectrogram_with_codes(examples[-1]), f"pictures/spectrogram_{step:07d}.png")
+        if pl_module.quantizing:  # type: ignore[attr-defined]
+            use = pl_module.val_use_K.cpu()  # type: ignore[attr-defined]
+            tracker.log_figure(codebook_use(use), f"pictures/codebook_{step:07d}.png")
+        if not getattr(self, "_heard", False):
+            self._heard = True
+            for e in examples:
+                tracker.log_audio(e.wave_T, rates.TOKENIZER_RATE_HZ, f"audio/{e.id}.wav")
+
+
+def spectrogram_with_codes(example):  # noqa: ANN001, ANN201 - matplotlib figure
+    """Log-mel of one utterance over its codes: one colour a code, the number in it where there is room."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    codes = example.codes_N.tolist()
+    seconds = len(codes) * rates.SECONDS_PER_CODE
+    figure = Figure(figsize=(min(28.0, max(8.0, 0.32 * len(codes))), 4.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[6, 1])
+    top.imshow(example.mel_MF, origin="lower", aspect="auto", extent=(0, seconds, 0, len(example.mel_MF)), cmap="magma")
+    top.set_ylabel("mel bin")
+    top.set_title(f"{example.id}\nsaid: {example.text}\nheard: {example.hypothesis}", loc="left", fontsize=9, wrap=True)
+    colours = colormaps["tab20"]
+    for i, code in enumerate(codes):
+        start = i * rates.SECONDS_PER_CODE
+        bottom.axvspan(start, start + rates.SECONDS_PER_CODE, color=colours(code % 20), alpha=0.7)
+        bottom.text(start + rates.SECONDS_PER_CODE / 2, 0.5, str(code), ha="center", va="center", fontsize=6, rotation=90)
+    bottom.set(yticks=[], xlabel="seconds", ylabel="code", xlim=(0, seconds), ylim=(0, 1))
+    return figure
+
+
+def codebook_use(count_K):  # noqa: ANN001, ANN201 - matplotlib figure
+    """How often each code was used, most frequent first, on a logarithmic scale."""
+    from matplotlib.figure import Figure
+
+    ranked = count_K.sort(descending=True).values
+    used = int((ranked > 0).sum())
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(1, used + 1), ranked[:used])
+    axes.set(yscale="log", xlabel="code, by rank", ylabel="times used", xlim=(1, len(ranked)))
+    axes.set_title(f"{used} of {len(ranked)} codes used in {int(ranked.sum())}", loc="left")
+    return figure

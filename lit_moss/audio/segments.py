@@ -1,0 +1,21 @@
+"""Cutting long audio at its quietest places, so that every piece fits a limit and no sample is lost."""
+
+import torch
+from torch import Tensor
+
+
+def cut_at_pauses(wave_T: Tensor, rate_hz: int, longest_sec: float, pause_sec: float = 0.2) -> list[tuple[int, int]]:
+    """Pieces (start, end) in samples that cover the wave without gap or overlap, none longer than `longest_sec`.
+
+    Each cut is put in the middle of the quietest `pause_sec` of the last half before the limit.
+    """
+    limit, pause = int(longest_sec * rate_hz), max(1, int(pause_sec * rate_hz))
+    energy = torch.cat([wave_T.new_zeros(1).double(), wave_T.double().square().cumsum(0)])
+    pieces, start = [], 0
+    while len(wave_T) - start > limit:
+        low, high = start + limit // 2, start + limit - pause
+        windows = energy[low + pause : high + pause] - energy[low:high]
+        cut = low + int(windows.argmin()) + pause // 2 if len(windows) else start + limit
+        pieces.append((start, cut))
+        start = cut
+    return [*pieces, (start, len(wave_T))]

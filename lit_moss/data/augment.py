@@ -1,0 +1,60 @@
+"""Augmentation drawn from a generator handed in: the same numbers wherever and whenever a sample is made."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_moss.audio import rates
+from lit_moss.audio.features import resample
+
+
+def spec_masks(
+    rng: np.random.Generator, frames: int, bins: int, freq_masks: int, freq_bins: int, time_masks: int, time_share: float
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """SpecAugment (arXiv:1904.08779): (start, end) of masked bins and of masked frames.
+
+    Args:
+        rng: Source of randomness.
+        frames: Mel frames of the item.
+        bins: Mel bins.
+        freq_masks: Number of frequency masks, each 0 to freq_bins wide.
+        freq_bins: See above.
+        time_masks: Number of time masks, each 0 to time_share of the item long.
+        time_share: See above.
+    """
+
+    def draw(count: int, widest: int, size: int) -> list[tuple[int, int]]:
+        spans = []
+        for _ in range(count):
+            width = int(rng.integers(0, min(widest, size) + 1))
+            start = int(rng.integers(0, size - width + 1))
+            spans.append((start, start + width))
+        return spans
+
+    return draw(freq_masks, freq_bins, bins), draw(time_masks, int(time_share * frames), frames)
+
+
+def apply_spec_masks(mel_BMF: Tensor, freq_B: list[list[tuple[int, int]]], time_B: list[list[tuple[int, int]]]) -> Tensor:
+    """Masked spans take 0, the middle of Whisper's normalised log-mel range. A copy: (B, M, F)."""
+    mel_BMF = mel_BMF.clone()
+    for item, (freq, time) in enumerate(zip(freq_B, time_B, strict=True)):
+        for start, end in freq:
+            mel_BMF[item, start:end] = 0.0
+        for start, end in time:
+            mel_BMF[item, :, start:end] = 0.0
+    return mel_BMF
+
+
+def change_speed(wave_T: Tensor, factor: float) -> Tensor:
+    """Plays `factor` times as fast, pitch with it, by resampling: (T,) -> (about T / factor,)."""
+    return resample(wave_T, round(rates.TOKENIZER_RATE_HZ * factor), rates.TOKENIZER_RATE_HZ)
+
+
+def pad_to_codes(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Zero-pads to the longest, rounded up to whole codes: float (B, T), and samples int64 (B,)."""
+    samples_B = torch.tensor([len(wave) for wave in waves], dtype=torch.long)
+    longest = rates.codes_of_samples(int(samples_B.max())) * rates.SAMPLES_PER_CODE if len(waves) else 0
+    wave_BT = torch.zeros(len(waves), longest)
+    for row, wave in zip(wave_BT, waves, strict=True):
+        row[: len(wave)] = wave
+    return wave_BT, samples_B

@@ -1,0 +1,170 @@
+"""LightningCLI wired for this project: OmegaConf interpolation, run folders, the tracker, resuming by name."""
+
+import os
+import re
+import time
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from lit_moss.checkpoints import AtomicCheckpointIO, newest_checkpoint
+from lit_moss.errors import UserError
+from lit_moss.tracking import Tracker
+
+# Without it `${a.b}` is looked up below the subcommand and not found.
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+RUN_DIR_VARIABLE = "LIT_MOSS_RUN"
+_NOISE = (
+    r".*does not have many workers.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*unsupported for the CPU.*",
+    r".*You are using `torch.load` with `weights_only=False`.*",
+)
+
+
+class _Parser(LightningArgumentParser):
+    """Errors as one line; the usage of some hundred keys above it helps nobody."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_one_line(message)) from ex
+
+
+def _one_line(message: str) -> str:
+    """The sentence of a nested jsonargparse error that names the key, without its indentation and lists."""
+    lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip(" -")]
+    return re.sub(r"\s+", " ", ": ".join(line.rstrip(":") for line in lines))[:600]
+
+
+class MossCLI(LightningCLI):
+    """`fit`, `validate`, `test`, `predict`; see `run`."""
+
+    tracker: Tracker | None = None
+
+    @classmethod
+    def run(cls, args: list[str]) -> "MossCLI":
+        """Parses and runs one verb."""
+        for pattern in _NOISE:
+            warnings.filterwarnings("ignore", message=pattern)
+        return cls(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # the resolved configuration goes into the run, not into the working folder
+            seed_everything_default=1,
+            parser_class=_Parser,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="Name of the runs' folder and MLflow experiment.")
+        parser.add_argument("--run_root", type=str, default="runs", help="Folder of all runs' files.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Sizes come from the YAML; a checkpoint does not overrule it silently."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self._run_root, self._run_name = Path(config["run_root"]), config["name"]
+        self._ckpt = _find_checkpoint(config.get("ckpt_path"), self._run_root / self._run_name, self.subcommand)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        kwargs.setdefault("use_distributed_sampler", False)  # our order deals the batches to ranks itself
+        kwargs["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
+        if self.subcommand == "fit":
+            if config.get("max_epochs") is not None:
+                raise UserError(
+                    f"trainer.max_epochs is {config['max_epochs']}: runs are measured in steps (the data order has no "
+                    "end), set trainer.max_steps; the first line of a run tells its batches an epoch"
+                )
+            if config.get("max_steps", -1) < 0:
+                raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
+            kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
+            if config.get("logger") in (None, True):
+                self.tracker = self._make_tracker()
+                kwargs["logger"] = self.tracker
+        else:
+            kwargs["logger"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    def _make_tracker(self) -> Tracker:
+        resumed = self._resumed_run()
+        if resumed is not None:
+            folder, run_id = resumed
+            return Tracker(folder.parent.name, folder.name, str(folder.parent.parent), run_id)
+        version = os.environ.get(RUN_DIR_VARIABLE) or time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder = self._run_root / self._run_name / version
+        if RUN_DIR_VARIABLE not in os.environ:
+            for again in range(2, 1000):  # two runs begun in the same second
+                try:
+                    folder.mkdir(parents=True)
+                    break
+                except FileExistsError:
+                    folder = folder.with_name(f"{version}-{again}")
+        os.environ[RUN_DIR_VARIABLE] = folder.name  # processes of other ranks inherit it
+        return Tracker(self._run_name, folder.name, str(self._run_root))
+
+    def _resumed_run(self) -> tuple[Path, str | None] | None:
+        """Folder and MLflow run that a resumed run continues; None for a new one."""
+        if isinstance(self._ckpt, Path):
+            checkpoint = torch.load(self._ckpt, map_location="cpu", weights_only=True, mmap=True)
+            folder = self._ckpt.absolute().parent.parent
+            inside = self._ckpt.parent.name == "checkpoints"
+            return (folder, checkpoint.get("mlflow_run_id")) if inside else None
+        return self._ckpt
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["ckpt_path"] = str(self._ckpt) if isinstance(self._ckpt, Path) else None
+        return kwargs
+
+    def before_fit(self) -> None:
+        self._record()
+
+    @rank_zero_only
+    def _record(self) -> None:
+        if self.tracker is None:
+            return
+        config = self.config["fit"]
+        text = self._parser("fit").dump(config, skip_none=False)
+        resolved = {k: v for k, v in yaml.safe_load(text).items() if k not in ("config", "ckpt_path")}
+        self.tracker.log_hyperparams(resolved)
+        self.tracker.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.tracker.run_dir / "config.yaml").write_text(text)
+        self.tracker.log_text(text, "config.yaml")
+        rank_zero_info(f"run {self.tracker.run_dir}, MLflow experiment {self.tracker.name!r}")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _find_checkpoint(asked: str | None, folder: Path, verb: str | None) -> Path | tuple[Path, str | None] | None:
+    """The checkpoint meant by `--ckpt_path`; or run folder and id, where the newest run has no checkpoint yet."""
+    if asked is None:
+        if verb != "fit":
+            raise UserError(f"{verb} needs --ckpt_path: a file, `last` or `best`")
+        return None
+    if asked in ("last", "best"):
+        return newest_checkpoint(folder, asked)
+    path = Path(asked)
+    if not path.is_file():
+        raise UserError(f"no checkpoint {asked}: expected a .ckpt file, `last` or `best`")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{asked} is no whole checkpoint: expected a file written by a run")
+    return path

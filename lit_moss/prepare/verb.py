@@ -1,0 +1,31 @@
+"""Raw audio and text -> what training reads. Stages:
+
+  manifest   a corpus -> a speech manifest (JSON lines)
+  everyday   the embedded corpus, made now rather than at first use
+"""
+
+import argparse
+
+from lit_moss.prepare import manifest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    one = stages.add_parser("manifest", help="a corpus -> a speech manifest", description=manifest.__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    manifest.add_arguments(one)
+    one.set_defaults(run=manifest.main)
+    two = stages.add_parser("everyday", help="the embedded corpus, made now rather than at first use")
+    two.set_defaults(run=_everyday)
+
+
+def _everyday(args: argparse.Namespace) -> None:
+    from lit_moss.prepare.everyday import everyday_corpus
+
+    print(everyday_corpus())
+
+
+def main(args: argparse.Namespace) -> None:
+    """Runs the chosen stage."""
+    args.run(args)

@@ -1,0 +1,343 @@
+"""What a run records in MLflow, and how a resumed run goes on in the same one.
+
+`Tracker` is a Lightning logger. It differs from Lightning's own `MLFlowLogger` in what a training run needs:
+  * the run id is in every checkpoint; a resumed run continues it, and a (metric, step) already there is not sent again -
+    after `kill -9` the last steps are computed a second time, to the same values, and must not be logged twice;
+  * metrics travel on a thread of their own: a tracking server that is gone delays the record, never the training;
+  * git state, versions, the resolved configuration, figures, sounds and tables have a method each.
+"""
+
+import json
+import os
+import platform
+import queue
+import subprocess
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from typing_extensions import override
+
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"  # what `mlflow ui` opens when it is called without arguments
+_VERSIONS = ("lit-moss", "torch", "torchaudio", "lightning", "mlflow", "numpy")
+
+
+def tracking_uri() -> str:
+    """$MLFLOW_TRACKING_URI, else `mlflow.db` in the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+
+
+class Tracker(Logger):
+    """One MLflow run for one `fit`.
+
+    Args:
+        name: MLflow experiment.
+        version: Name of the run; its files lie in `save_dir/name/version`.
+        save_dir: Root folder of all runs' files.
+        run_id: MLflow run to continue; None makes a new one.
+        flush_sec: Longest time a metric waits before it is sent.
+        give_up_sec: How long the end of a run waits for a tracking server that does not answer. What could not be sent by
+            then is written to `unsent_metrics.jsonl` in the run's folder.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        save_dir: str = "runs",
+        run_id: str | None = None,
+        flush_sec: float = 2.0,
+        give_up_sec: float = 120.0,
+    ) -> None:
+        super().__init__()
+        self._name, self._version, self._save_dir = name, version, save_dir
+        self._run_id, self._give_up_sec = run_id, give_up_sec
+        self._client: Any = None
+        self._last_step: dict[str, int] = {}
+        self._sender = _Sender(flush_sec)
+        self._system_metrics: Any = None
+
+    @property
+    @override
+    def name(self) -> str:
+        return self._name
+
+    @property
+    @override
+    def version(self) -> str:
+        return self._version
+
+    @property
+    @override
+    def save_dir(self) -> str:
+        return self._save_dir
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run's files; Lightning puts `checkpoints/` in it."""
+        return Path(self._save_dir) / self._name / self._version
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow run id; None on ranks other than 0 and before the run exists."""
+        return self._run_id
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The `MlflowClient`, with the run in place."""
+        if self._client is None:
+            # A dead server must not hold a call for MLflow's default of seven retries with growing pauses.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+            from mlflow import MlflowClient
+
+            client = MlflowClient(tracking_uri())
+            if self._run_id is None:
+                self._run_id = self._create(client)
+            else:
+                client.update_run(self._run_id, status="RUNNING")
+                self._last_step = _last_steps(client, self._run_id)
+            self._client = client
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "run.json").write_text(json.dumps({"mlflow_run_id": self._run_id}) + "\n")
+            self._sender.start(lambda batch: client.log_batch(self._run_id, metrics=batch))
+            self._system_metrics = _start_system_metrics(self._run_id)
+        return self._client
+
+    def _create(self, client: Any) -> str:
+        found = client.get_experiment_by_name(self._name)
+        experiment_id = found.experiment_id if found else client.create_experiment(self._name)
+        return client.create_run(experiment_id, run_name=self._version, tags=_provenance()).info.run_id
+
+    @override
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Parameters of the run, nested keys joined by dots. One already logged keeps its first value (MLflow's rule)."""
+        from mlflow.entities import Param
+
+        client = self.experiment
+        known = client.get_run(self._run_id).data.params
+        flat = {k.replace("/", "."): str(v)[:6000] for k, v in _flatten_dict(_convert_params(params)).items()}
+        new = [Param(key, value) for key, value in flat.items() if key not in known]
+        for start in range(0, len(new), 100):  # MLflow takes 100 a call
+            client.log_batch(self._run_id, params=new[start : start + 100])
+        changed = {k: (known[k], v) for k, v in flat.items() if k in known and known[k] != v}
+        if changed:
+            self.set_tags({f"resumed_with.{k}": f"{old} -> {new_}" for k, (old, new_) in changed.items()})
+
+    @override
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Queues `stage/name` values of one optimizer step."""
+        from mlflow.entities import Metric
+
+        if step is None:
+            raise ValueError(f"metrics {sorted(metrics)} without a step")
+        self.experiment  # noqa: B018 - makes the run, which tells the steps already logged
+        now_ms = int(time.time() * 1000)
+        for key, value in metrics.items():
+            if key != "epoch" and step > self._last_step.get(key, -1):
+                self._last_step[key] = step
+                self._sender.put(Metric(key, float(value), now_ms, step))
+
+    @rank_zero_only
+    def flush(self, wait_sec: float = 5.0) -> bool:
+        """Waits until all queued metrics are sent, at most `wait_sec`. A checkpoint's metrics must not die with a killed
+        process: a resume would never compute them again."""
+        return self._sender.flush(wait_sec)
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags of the run; later values replace earlier ones."""
+        for key, value in tags.items():
+            self.experiment.set_tag(self._run_id, key, str(value)[:5000])
+
+    @rank_zero_only
+    def log_text(self, text: str, name: str) -> None:
+        """A text file among the run's artifacts."""
+        self._artifact(lambda client: client.log_text(self._run_id, text, name), name)
+
+    @rank_zero_only
+    def log_figure(self, figure: Any, name: str) -> None:
+        """A matplotlib figure as PNG; the figure is closed."""
+        import matplotlib.pyplot as plt
+
+        self._artifact(lambda client: client.log_figure(self._run_id, figure, name), name)
+        plt.close(figure)
+
+    @rank_zero_only
+    def log_table(self, columns: dict[str, list[Any]], name: str) -> None:
+        """A table, shown and compared across runs by MLflow's UI. Rows are appended to a table of the same name."""
+        self._artifact(lambda client: client.log_table(self._run_id, columns, name), name)
+
+    @rank_zero_only
+    def log_audio(self, wave_T: Any, rate_hz: int, name: str) -> None:
+        """A sound: (T,) samples in [-1, 1] as 16-bit WAV, which MLflow's UI plays."""
+        import tempfile
+
+        from lit_moss.audio import io as audio_io
+
+        folder, _, file = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            audio_io.write(Path(scratch) / file, wave_T, rate_hz)
+            path = str(Path(scratch) / file)
+            self._artifact(lambda client: client.log_artifact(self._run_id, path, folder or None), name)
+
+    def _artifact(self, send: Callable[[Any], None], name: str) -> None:
+        """Artifacts are extras: one that cannot be stored is told, and the training goes on."""
+        try:
+            send(self.experiment)
+        except Exception as error:
+            rank_zero_warn(f"{name} was not stored in MLflow: {str(error).splitlines()[0] if str(error) else error!r}")
+
+    @override
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Sends what waits, and closes the run as FINISHED or FAILED."""
+        if self._client is None:
+            return
+        if self._system_metrics is not None:
+            self._system_metrics.finish()
+            self._system_metrics = None
+        unsent = self._sender.stop(self._give_up_sec)
+        if unsent:
+            path = self.run_dir / "unsent_metrics.jsonl"
+            with path.open("a") as file:
+                file.writelines(json.dumps([m.key, m.value, m.timestamp, m.step]) + "\n" for m in unsent)
+            rank_zero_warn(f"{len(unsent)} metrics did not reach MLflow; they are in {path}")
+        state = {"success": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}.get(status, "FINISHED")
+        try:
+            self._client.set_terminated(self._run_id, state)
+        except Exception as error:
+            rank_zero_warn(f"the MLflow run stays open: {str(error).splitlines()[0]}")
+        self._client = None
+
+    @override
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        best = getattr(checkpoint_callback, "best_model_path", "")
+        if best and self._client is not None:
+            kind = checkpoint_callback.monitor or "newest"
+            self._artifact(lambda _: self.set_tags({f"checkpoint.{kind}": best}), "checkpoint path")
+
+
+class _Sender:
+    """A queue of metrics and the thread that sends them in batches, trying again until it succeeds."""
+
+    BATCH = 500  # MLflow takes 1000 metrics a call
+
+    def __init__(self, flush_sec: float) -> None:
+        self._flush_sec = flush_sec
+        self._queue: queue.Queue[Any] = queue.Queue()
+        self._batch: list[Any] = []
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._abandon = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, send: Callable[[list[Any]], None]) -> None:
+        self._stop.clear()
+        self._abandon.clear()
+        self._thread = threading.Thread(target=self._run, args=(send,), daemon=True, name="metrics")
+        self._thread.start()
+
+    def put(self, metric: Any) -> None:
+        self._queue.put(metric)
+
+    def flush(self, wait_sec: float) -> bool:
+        end = time.monotonic() + wait_sec
+        self._wake.set()
+        while self._pending and time.monotonic() < end:
+            time.sleep(0.01)
+        return not self._pending
+
+    @property
+    def _pending(self) -> bool:
+        return not self._queue.empty() or bool(self._batch)
+
+    def _run(self, send: Callable[[list[Any]], None]) -> None:
+        warned, pause_sec = False, 1.0
+        while not self._abandon.is_set():
+            self._fill()
+            if not self._batch:
+                if self._stop.is_set():
+                    return
+                self._wake.wait(self._flush_sec)
+                self._wake.clear()
+                continue
+            try:
+                send(self._batch)
+            except Exception as error:
+                if not warned:
+                    print(f"MLflow does not answer ({type(error).__name__}); training goes on, the record follows later",
+                          file=sys.stderr, flush=True)  # fmt: skip
+                    warned = True
+                self._abandon.wait(pause_sec)
+                pause_sec = min(2 * pause_sec, 15.0)
+                continue
+            self._batch, warned, pause_sec = [], False, 1.0
+
+    def _fill(self) -> None:
+        while len(self._batch) < self.BATCH:
+            try:
+                self._batch.append(self._queue.get_nowait())
+            except queue.Empty:
+                return
+
+    def stop(self, wait_sec: float) -> list[Any]:
+        """Ends the thread once all is sent, or after `wait_sec`; returns what is left."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(wait_sec)
+            self._abandon.set()
+            self._thread.join(30.0)
+        while not self._queue.empty():
+            self._batch.append(self._queue.get_nowait())
+        unsent, self._batch = self._batch, []
+        return unsent
+
+
+def _last_steps(client: Any, run_id: str) -> dict[str, int]:
+    """Latest step of every metric that the run holds."""
+    # `data.metrics` has the values alone; the entities beside it carry the step of each key's latest point.
+    return {metric.key: metric.step for metric in client.get_run(run_id).data._metric_objs}
+
+
+def _start_system_metrics(run_id: str | None) -> Any:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=tracking_uri())
+    monitor.start()
+    return monitor
+
+
+def _git(*words: str) -> str:
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _provenance() -> dict[str, str]:
+    """Tags that tell what code, versions and machine a run had."""
+    tags = {"mlflow.source.name": "lit_moss", "command": " ".join(sys.argv[1:]), "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores"}  # fmt: skip
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags |= {"mlflow.source.git.commit": commit, "git.branch": _git("rev-parse", "--abbrev-ref", "HEAD"),
+                 "git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no")))}  # fmt: skip
+    for package in _VERSIONS:
+        try:
+            tags[f"version.{package}"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            tags[f"version.{package}"] = "not installed"
+    return tags
