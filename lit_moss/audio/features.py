@@ -22,7 +22,7 @@ def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _mel_filters(bins: int, fft_samples: int, rate_hz: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def mel_filters(bins: int, fft_samples: int, rate_hz: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Slaney-scale, Slaney-normalised triangles from 0 to 8000 Hz: (fft/2 + 1, M).
 
     Built in float64 by the closed form: torchaudio's float32 path is 3e-7 off the released filters.
@@ -48,7 +48,7 @@ def _power_mel(windows_BFN: Tensor, bins: int) -> Tensor:
     n_fft = rates.WHISPER_FFT_SAMPLES
     hann = torch.hann_window(n_fft, dtype=windows_BFN.dtype, device=windows_BFN.device)
     power = torch.fft.rfft(windows_BFN * hann).abs().square()
-    filters = _mel_filters(bins, n_fft, rates.TOKENIZER_RATE_HZ, power.dtype, power.device)
+    filters = mel_filters(bins, n_fft, rates.TOKENIZER_RATE_HZ, power.dtype, power.device)
     return (power @ filters).transpose(-1, -2)
 
 
@@ -109,7 +109,7 @@ def decoder_mel(wave_BT: Tensor) -> Tensor:
     hann = torch.hann_window(n_fft, dtype=wave_BT.dtype, device=wave_BT.device)
     spectrum = torch.stft(padded, n_fft, hop, window=hann, center=False, return_complex=True)
     magnitude = (spectrum.abs().square() + 1e-9).sqrt()
-    filters = _mel_filters(
+    filters = mel_filters(
         rates.DECODER_MEL_BINS, n_fft, rates.DECODER_RATE_HZ, magnitude.dtype, magnitude.device
     )
     return (filters.T @ magnitude).clamp(min=1e-5).log()

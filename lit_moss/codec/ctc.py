@@ -96,9 +96,11 @@ class CTCHead(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(width, heads, 4 * width) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width)
         self.proj = nn.Linear(width, vocabulary_size)
-        self.register_buffer("positions", sinusoids(rates.segment_samples(1500) // rates.SAMPLES_PER_HIDDEN, width), False)
         self.frame_norm = nn.LayerNorm(code_width)
-        self.frame_proj = nn.Linear(code_width, width)
+        self.frame_proj = nn.Linear(code_width, vocabulary_size)
+        longest = rates.MAX_SEGMENT_SAMPLES // rates.SAMPLES_PER_HIDDEN
+        self.register_buffer("positions", sinusoids(longest, width), persistent=False)
+        # Branches that start at zero leave a linear head, which finds CTC's way off its plateau sooner.
         for layer in self.layers:
             for linear in (layer.self_attn.out_proj, layer.fc2):
                 nn.init.zeros_(linear.weight)
@@ -106,14 +108,12 @@ class CTCHead(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> log-probabilities (B, 4 N, V), float32."""
-        return self._characters(self.upsample(self.norm(x_BND)).unflatten(-1, (rates.HIDDEN_PER_CODE, -1)).flatten(1, 2))
-
-    def from_frames(self, hidden_BLD: Tensor) -> Tensor:
-        """The same from hidden frames before pooling: (B, L, D) -> (B, L, V)."""
-        return self._characters(self.frame_proj(self.frame_norm(hidden_BLD)))
-
-    def _characters(self, x_BLW: Tensor) -> Tensor:
+        x_BLW = self.upsample(self.norm(x_BND)).unflatten(-1, (rates.HIDDEN_PER_CODE, -1)).flatten(1, 2)
         x_BLW = self.dropout(x_BLW + self.positions[: x_BLW.shape[1]])
         for layer in self.layers:
             x_BLW = layer(x_BLW)[0]
         return self.proj(self.final_norm(x_BLW)).float().log_softmax(dim=-1)
+
+    def from_frames(self, hidden_BLD: Tensor) -> Tensor:
+        """Characters straight from hidden frames before pooling, a training aid: (B, L, D) -> (B, L, V), float32."""
+        return self.frame_proj(self.frame_norm(hidden_BLD)).float().log_softmax(dim=-1)
