@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_moss.audio.features import resample
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+_UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 for a stream whose header does not tell its length
 
 
 class UnreadableAudio(Exception):
@@ -41,12 +42,13 @@ def info(path: str | Path) -> AudioInfo:
     """Length, rate and channels, without decoding.
 
     Raises:
-        UnreadableAudio: if the file is missing, empty, or no sound file.
+        UnreadableAudio: if the file is missing, empty, no sound file, or does not tell its length.
     """
     try:
         header = soundfile.info(str(path))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise UnreadableAudio(f"{path}: {_why(path, error)}") from error
+    _check_length_known(path, header.frames)
     if header.frames == 0:
         raise UnreadableAudio(f"{path}: no samples")
     return AudioInfo(header.frames, header.samplerate, header.channels)
@@ -65,6 +67,8 @@ def read(path: str | Path, rate_hz: int, offset_sec: float = 0.0, duration_sec: 
         with soundfile.SoundFile(str(path)) as file:
             start = round(offset_sec * file.samplerate)
             count = -1 if duration_sec is None else round(duration_sec * file.samplerate)
+            if count < 0:
+                _check_length_known(path, file.frames)
             if start:
                 file.seek(min(start, file.frames))
             samples = file.read(count, dtype="float32", always_2d=True)[:, 0]
@@ -85,6 +89,11 @@ def read(path: str | Path, rate_hz: int, offset_sec: float = 0.0, duration_sec: 
 def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
     """Writes (T,) samples in [-1, 1] as 16-bit sound; the format follows the extension."""
     soundfile.write(str(path), wave.detach().cpu().numpy(), rate_hz)
+
+
+def _check_length_known(path: str | Path, frames: int) -> None:
+    if frames >= _UNKNOWN_FRAMES:
+        raise UnreadableAudio(f"{path}: its header does not tell its length, write it anew")
 
 
 def _why(path: str | Path, error: Exception) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="sound files, folders of them, or manifests (.jsonl)")
-    parser.add_argument("--codec", required=True, help="checkpoint of a tokenizer run, folder, or hub id")
+    parser.add_argument("--codec", required=True, help="checkpoint, folder or hub id; runs/NAME is the best of its newest run")
     parser.add_argument("--out", required=True, type=Path, metavar="JSONL", help="file to write")
     parser.add_argument("--batch-sec", type=float, default=240.0, help="seconds of audio computed at once (default 240)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.batch_sec > 0:
         raise UserError(f"--batch-sec is {args.batch_sec}, expected seconds above 0")
     todo = list(_utterances(args.audio))
-    tokenizer = SpeechTokenizer.from_pretrained(args.codec)
+    tokenizer = SpeechTokenizer.from_pretrained(_codec(args.codec))
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     tokenizer.to(device)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +66,15 @@ def main(args: argparse.Namespace) -> None:
     if bad:
         print(f"{len(bad)} left out: {'; '.join(bad[:5])}{' …' if len(bad) > 5 else ''}", file=sys.stderr)
         raise SystemExit(1)
+
+
+def _codec(name: str) -> str:
+    """Folder of a name's runs -> best checkpoint of the newest of them; anything else as it is."""
+    if any(Path(name).glob("*/run.json")):
+        from lit_moss.checkpoints import newest_checkpoint
+
+        return str(newest_checkpoint(Path(name), "best"))
+    return name
 
 
 def _utterances(names: list[str]) -> Iterator["Utterance"]:

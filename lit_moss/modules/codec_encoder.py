@@ -167,9 +167,7 @@ class CodecEncoder(LightningModule):
         """Features of a batch, masked by SpecAugment where the batch says so: (B, M, T/160), float32."""
         with torch.no_grad(), torch.autocast(batch.wave_BT.device.type, enabled=False):
             mel_BMF = CausalLogMel(self.encoder.config.num_mel_bins)(batch.wave_BT)
-            return apply_spec_masks(mel_BMF, batch.freq_masks, batch.time_masks) if any(batch.freq_masks) or any(
-                batch.time_masks
-            ) else mel_BMF
+            return apply_spec_masks(mel_BMF, batch.freq_masks, batch.time_masks)
 
     def pooled_frames(self, mel_BMF: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden frames (B, L, D), pooled frames (B, N, D) in float32, and which of these are speech: bool (B, N)."""

@@ -11,7 +11,9 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+from lit_moss.audio import io
 from lit_moss.data.manifest import read_manifest
 from lit_moss.errors import UserError
 from lit_moss.prepare import manifest
@@ -447,3 +449,78 @@ def test_the_options_load_nothing_heavy():
     code = f"import sys; import lit_moss.prepare.manifest; print({heavy} or 'light')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "light"
+
+
+# Long utterances.
+
+
+def speech_with_pauses(path: Path, seconds: int, rate_hz: int = 8000) -> np.ndarray:
+    """Noise with a pause of 0.3 s in every second."""
+    wave = np.random.default_rng(0).normal(0, 0.1, (seconds, rate_hz))
+    wave[:, round(0.6 * rate_hz) : round(0.9 * rate_hz)] *= 0.001
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave.ravel(), rate_hz)
+    return wave.ravel()
+
+
+@pytest.mark.parametrize("block_sec", [600.0, 7.0])
+def test_max_sec_cuts_at_pauses_and_loses_no_sample(tmp_path, out, capsys, monkeypatch, block_sec):
+    monkeypatch.setattr(
+        manifest, "CUT_BLOCK_SEC", block_sec
+    )  # pieces do not depend on the blocks they are read in
+    path = tmp_path / "in" / "long.wav"
+    speech_with_pauses(path, 20)
+    sound(tmp_path / "in" / "short.wav", 3.0)
+    *pieces, short = prepare("folder", tmp_path / "in", out, "--max-sec", 3)
+    assert (short.id, short.offset_sec, short.duration_sec) == ("short", 0.0, 3.0)
+    assert all(u.duration_sec <= 3.0 and u.text is None for u in pieces)
+    assert len({u.id for u in pieces}) == len(pieces)
+    # Each is read back at its own place, and together they are the file.
+    samples = [io.read(u.audio, 8000, u.offset_sec, u.duration_sec) for u in pieces]
+    assert torch.equal(torch.cat(samples), io.read(path, 8000))
+    cuts_in_second = [u.offset_sec % 1 for u in pieces[1:]]
+    assert all(0.6 < place < 0.9 for place in cuts_in_second)
+    assert f"cut 1 utterance longer than 3 s at pauses into {len(pieces)} pieces" in capsys.readouterr().out
+
+
+def test_max_sec_cuts_inside_a_cut_at_a_rate_whose_samples_are_no_round_times(tmp_path, out):
+    samples = np.random.default_rng(0).normal(0, 0.1, 44_100 * 8)
+    soundfile.write(tmp_path / "long.wav", samples, 44_100)
+    source = json_lines(
+        tmp_path / "c.jsonl", cut(tmp_path / "long.wav", start=0.33333, duration=7.1, supervisions=[])
+    )
+    pieces = prepare("lhotse", source, out, "--max-sec", 2)
+    assert pieces[0].offset_sec == 0.33333
+    joined = torch.cat([io.read(u.audio, 44_100, u.offset_sec, u.duration_sec) for u in pieces])
+    assert torch.equal(joined, io.read(tmp_path / "long.wav", 44_100, 0.33333, 7.1))
+
+
+def test_max_sec_keeps_long_utterances_with_text_and_names_them(tmp_path, out, capsys):
+    sound(tmp_path / "in" / "said.wav", 5.0)
+    (tmp_path / "in" / "said.txt").write_text("words without times")
+    (u,) = prepare("folder", tmp_path / "in", out, "--max-sec", 2)
+    assert (u.offset_sec, u.duration_sec, u.text) == (0.0, 5.0, "words without times")
+    kept = "kept 1 utterance longer than 2 s whole, their text cannot be cut without word times: said (5.0 s)"
+    assert capsys.readouterr().out.splitlines()[-1] == kept
+
+
+def test_pieces_of_one_utterance_stay_in_one_part(tmp_path, out):
+    for n in range(12):
+        sound(tmp_path / "in" / f"u{n:02d}.wav", 5.0)
+    validation = out.with_name("val.jsonl")
+    options = ("--validation-out", validation, "--validation-share", 0.4, "--max-sec", 2)
+    training = {u.audio.name for u in prepare("folder", tmp_path / "in", out, *options)}
+    assert not training & {u.audio.name for u in read_manifest(validation)}
+
+
+def test_a_long_file_that_is_damaged_further_on_is_unreadable(corpus, out, capsys):
+    path = sound(corpus / "torn.flac", 5.0)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert len(prepare("folder", corpus, out, "--max-sec", 2)) == 40
+    assert "skipped 1 of 41 as unreadable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", ["0", "-3", "nan", "inf", "0.5"])
+def test_max_sec_out_of_range_is_rejected(corpus, out, seconds):
+    with pytest.raises(UserError, match=r"--max-sec is .*expected seconds, 1 or more"):
+        prepare("folder", corpus, out, "--max-sec", seconds)

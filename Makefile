@@ -1,0 +1,32 @@
+# Everything a newcomer needs; each target makes .venv by itself and reuses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test check gpu-test
+
+quickstart: $(VENV)/ready ## sets up, trains the speech tokenizer on embedded real parts, writes codes of one file
+	$(BIN)/python -m lit_moss fit -c conf/quickstart.yaml
+	$(BIN)/python -m lit_moss tokenize "$$($(BIN)/python -m lit_moss prepare everyday)/audio/everyday-0009.flac" \
+		--codec runs/quickstart --out codes.jsonl --force
+
+test: $(VENV)/ready-dev ## sets up, then all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready-dev ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+gpu-test: $(VENV)/ready-dev ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+$(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@

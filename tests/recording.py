@@ -1,0 +1,134 @@
+"""What training tests share: a small recipe, a callback that notes what a run saw, and comparison to the bit."""
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch import Callback
+
+
+class RecordIds(Callback):
+    """Appends `step batch ids` of each training batch of this rank to a file."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with Path(f"{self.path}.{trainer.global_rank}").open("a") as file:
+            file.write(json.dumps([trainer.global_step, batch.ids]) + "\n")
+
+
+class DrawNumbers(Callback):
+    """Consumes numbers of every generator at each step, so that a forgotten state shows in what follows."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        drawn = [float(torch.rand(())), float(np.random.rand()), random.random()]  # noqa: NPY002
+        pl_module.log("train/drawn", sum(drawn))
+
+
+class KillAt(Callback):
+    """Kills the process, as `kill -9` does, at the end of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def recipe(folder: Path, corpus: Path, steps: int, **changes) -> Path:
+    """A YAML of a tiny tokenizer run; `changes` are dotted keys with `__` for the dot."""
+    config = {
+        "name": "tiny",
+        "seed_everything": 7,
+        "model": {
+            "class_path": "lit_moss.modules.CodecEncoder",
+            "init_args": {
+                "init_from": None,
+                "encoder": {"num_mel_bins": 80, "d_model": 64, "encoder_attention_heads": 2, "encoder_ffn_dim": 128,
+                            "quantize_position": 2, "quantize_vocab_size": 32, "quantize_restart_interval": 3},
+                "head_layers": 1, "head_width": 64, "head_dropout": 0.1,
+                "quantize_from_step": 7, "kmeans_batches": 2,
+            },
+        },
+        "data": {
+            "class_path": "lit_moss.data.SpeechDataModule",
+            "init_args": {"train": [str(corpus / "train.jsonl")], "validation": [str(corpus / "validation.jsonl")],
+                          "batch_sec": 12, "max_sec": 10, "workers": 0, "time_masks": 1, "speeds": [0.9, 1.0]},
+        },
+        "trainer": {
+            "accelerator": "cpu", "devices": 1, "precision": "32-true", "max_steps": steps, "val_check_interval": 8,
+            "log_every_n_steps": 1, "num_sanity_val_steps": 0, "enable_model_summary": False, "gradient_clip_val": 1.0,
+            "callbacks": [
+                {"class_path": "callbacks.LearningRateSchedule", "init_args": {"warmup_steps": 5, "total_steps": 20}},
+                {"class_path": "callbacks.ExactResume"},
+                {"class_path": "callbacks.Progress"},
+                {"class_path": "callbacks.SkippedData"},
+                {"class_path": "callbacks.Checkpoint", "init_args": {"every_n_steps": 5, "keep": 9}},
+                {"class_path": "callbacks.Checkpoint", "init_args": {"monitor": "val/cer"}},
+                {"class_path": "recording.RecordIds", "init_args": {"path": str(folder / "ids")}},
+                {"class_path": "recording.DrawNumbers"},
+            ],
+        },
+    }  # fmt: skip
+    for key, value in changes.items():
+        node = config
+        *path, last = key.split("__")
+        for part in path:
+            node = node[part]
+        if last == "callbacks+":
+            node["callbacks"] = [*node["callbacks"], *value]
+        else:
+            node[last] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "conf.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def checkpoints(folder: Path) -> dict[str, dict]:
+    """All checkpoints of all runs below a folder, by file name."""
+    return {p.name: torch.load(p, weights_only=True) for p in folder.glob("runs/tiny/*/checkpoints/*.ckpt")}
+
+
+def assert_equal(a, b, where=""):
+    """Equality to the bit of nested structures of tensors and plain values."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every metric of the only MLflow run of a folder, without those that measure time."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    (run,) = client.search_runs([experiment.experiment_id])
+    return {
+        key: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
+        for key in run.data.metrics
+        if not key.startswith("system/") and not key.endswith("_per_sec")
+    }
+
+
+def seen(folder: Path, ranks: int = 1) -> list[tuple[int, list[str]]]:
+    """(step, ids) of all training batches in the order they were noted, rank by rank within a step."""
+    files = [(folder / f"ids.{rank}").read_text().splitlines() for rank in range(ranks)]
+    return [tuple(json.loads(line)) for step in zip(*files, strict=True) for line in step]
