@@ -9,6 +9,8 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_moss.tracking import Tracker
+
 
 class ExactResume(Callback):
     """Adds the random state of every rank, the batches consumed, and the MLflow run id to each checkpoint.
@@ -27,7 +29,12 @@ class ExactResume(Callback):
             states = [None] * trainer.world_size
             dist.all_gather_object(states, _random_state())
         logger: Any = trainer.logger
-        if logger is not None and hasattr(logger, "flush"):
+        if isinstance(logger, Tracker):
+            # This step's own metrics are logged after the callbacks have run: a kill in between would lose them, for a
+            # resume begins at the next step. The tracker drops the second copy.
+            connector = trainer._logger_connector
+            if trainer.training and connector.should_update_logs:
+                connector.log_metrics(connector.metrics["log"])
             logger.flush()
         checkpoint["random_states"] = states
         checkpoint["mlflow_run_id"] = getattr(logger, "run_id", None)

@@ -18,8 +18,7 @@ class SkippedData(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._note(trainer, batch)
-        if trainer.world_size == 1:
+        if self._note(trainer, batch) and trainer.world_size == 1:
             self._check(trainer)
 
     def on_validation_batch_end(
@@ -37,13 +36,16 @@ class SkippedData(Callback):
         if skipped and trainer.is_global_zero and trainer.logger is not None and hasattr(trainer.logger, "log_table"):
             trainer.logger.log_table({"utterance": list(skipped), "reason": list(skipped.values())}, "skipped.json")
 
-    def _note(self, trainer: Trainer, batch: Any) -> None:
+    def _note(self, trainer: Trainer, batch: Any) -> bool:
+        """Takes down what a batch skipped, each once; whether there was anything new."""
         skipped = _skipped(trainer)
+        before = len(skipped)
         for line in batch.skipped:
             name, reason = line.split("\t", 1)
             if name not in skipped:
                 skipped[name] = reason
                 print(f"skipped {reason}", file=sys.stderr, flush=True)
+        return len(skipped) > before
 
     def _gather(self, trainer: Trainer) -> None:
         if trainer.world_size > 1 and dist.is_initialized():

@@ -79,7 +79,8 @@ class MossCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        self._run_root, self._run_name = Path(config["run_root"]), config["name"]
+        # Absolute: `ModelCheckpoint` forgets its best score when the same folder comes under another spelling.
+        self._run_root, self._run_name = Path(config["run_root"]).absolute(), config["name"]
         self._ckpt = _find_checkpoint(config.get("ckpt_path"), self._run_root / self._run_name, self.subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

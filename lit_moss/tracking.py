@@ -26,13 +26,14 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
-DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"  # what `mlflow ui` opens when it is called without arguments
+DEFAULT_DATABASE = "mlflow.db"  # what `mlflow ui` opens when it is called without arguments
 _VERSIONS = ("lit-moss", "torch", "torchaudio", "lightning", "mlflow", "numpy")
 
 
 def tracking_uri() -> str:
     """$MLFLOW_TRACKING_URI, else `mlflow.db` in the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    # Absolute: MLflow keeps one connection an address, also after the working folder has changed.
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
 
 
 class Tracker(Logger):

@@ -243,6 +243,8 @@ class SpeechDataModule(LightningDataModule):
             if batches[-1] and (len(batches[-1]) + 1) * lengths[index] > self.validation_batch_sec:
                 batches.append([])
             batches[-1].append((index, 0, 0))
+        # The same number on every rank, filled up with empty batches: DDP's forward talks to the other ranks.
+        batches += [[]] * (-len(batches) % ranks)
         return batches[rank::ranks]
 
     def _rank(self) -> tuple[int, int]:

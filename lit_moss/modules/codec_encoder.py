@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from lit_moss.audio import rates
@@ -99,7 +100,9 @@ class CodecEncoder(LightningModule):
         self.frame_loss_weight, self.restart_share = frame_loss_weight, restart_share
         self.example_count = examples
         self.examples: list[Example] = []
+        # Metric objects rather than `self.log` per batch: a rank may have nothing to log.
         self.cer, self.wer = CharErrorRate(), WordErrorRate()
+        self.val_ctc, self.val_too_long = MeanMetric(), SumMetric()
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("codebook_ready", torch.tensor(ready))
         size = self.encoder.config.quantize_vocab_size
@@ -208,6 +211,8 @@ class CodecEncoder(LightningModule):
         frame_loss, _ = ctc.ctc_loss(self.head.from_frames(hidden_BLD), frames_B, labels)
         weight = config.quantize_commit_coefficient * config.quantize_loss_scale
         loss = code_loss + self.frame_loss_weight * frame_loss + weight * commitment
+        # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first optimizer step.
+        self.log("step", float(self.global_step + 1), batch_size=len(batch))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self.log_dict(
             {
@@ -229,8 +234,11 @@ class CodecEncoder(LightningModule):
         self.train_use_K += torch.bincount(codes_S, minlength=len(self.train_use_K))
         if int(self.updates) % every == 0:
             restarted = quantizer.restart_dead(*state, x_SD, threshold=self.restart_share * decay**every)
-            self.log("train/codes_restarted", float(restarted))
-            self.log("train/codebook_used", (self.train_use_K > 0).float().mean())
+            if self.logger is not None:
+                # Past `self.log`, which would repeat the value at every step until the next one.
+                used = float((self.train_use_K > 0).float().mean())
+                values = {"train/codes_restarted": float(restarted), "train/codebook_used": used}
+                self.logger.log_metrics(values, step=self.global_step + 1)
             self.train_use_K.zero_()
 
     @torch.no_grad()
@@ -282,8 +290,8 @@ class CodecEncoder(LightningModule):
         spoken = [i for i, text in enumerate(batch.texts) if text]
         self.cer.update([said[i] for i in spoken], [batch.texts[i] for i in spoken])
         self.wer.update([said[i] for i in spoken], [batch.texts[i] for i in spoken])
-        self.log("val/ctc", loss, batch_size=len(batch), sync_dist=True)
-        self.log("val/texts_too_long", (~fits_B).sum().float(), reduce_fx="sum", sync_dist=True, batch_size=len(batch))
+        self.val_ctc.update(loss, len(batch))
+        self.val_too_long.update((~fits_B).sum())
         self._keep_examples(batch, mel_BMF, codes_BN, said)
 
     def _keep_examples(self, batch: SpeechBatch, mel_BMF: Tensor, codes_BN: Tensor, said: list[str]) -> None:
@@ -303,8 +311,11 @@ class CodecEncoder(LightningModule):
             )
 
     def on_validation_epoch_end(self) -> None:
+        self.log("step", float(self.global_step))
         self.log("val/cer", self.cer, prog_bar=True)
         self.log("val/wer", self.wer)
+        self.log("val/ctc", self.val_ctc)
+        self.log("val/texts_too_long", self.val_too_long)
         if self.quantizing:
             use_K = self.val_use_K.clone()
             if self.trainer.world_size > 1:

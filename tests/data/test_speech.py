@@ -15,7 +15,7 @@ from lit_moss.data import SpeechDataModule
 from lit_moss.data.manifest import read_manifest
 from lit_moss.errors import UserError
 
-OPTIONS = {"batch_sec": 12.0, "max_sec": 10.0, "workers": 0, "time_masks": 1, "speeds": [0.9, 1.0, 1.1]}
+OPTIONS = {"batch_sec": 24.0, "max_sec": 10.0, "workers": 0, "time_masks": 1, "speeds": [0.9, 1.0, 1.1]}
 
 
 def module(corpus, **changes):
@@ -108,9 +108,8 @@ def test_without_augmentation_the_waves_are_the_files(corpus):
 
 
 def test_speed_perturbation_is_a_function_of_seed_and_place(corpus, twelve):
-    assert_same(batches(module(corpus), 12), twelve)
     plain = {}
-    for batch in batches(module(corpus, speeds=[1.0]), 12):
+    for batch in batches(module(corpus, speeds=[1.0]), 12):  # more than an epoch
         plain |= dict(zip(batch.ids, batch.samples_B.tolist(), strict=True))
     factors = [
         plain[name] / samples
@@ -118,8 +117,8 @@ def test_speed_perturbation_is_a_function_of_seed_and_place(corpus, twelve):
         for name, samples in zip(batch.ids, batch.samples_B.tolist(), strict=True)
     ]
     assert {round(factor, 2) for factor in factors} == {0.9, 1.0, 1.1}
-    other = batches(module(corpus, seed=2), 12)
-    assert [batch.ids for batch in other] != [batch.ids for batch in twelve]
+    other = batches(module(corpus, seed=2), 2)
+    assert [batch.ids for batch in other] != [batch.ids for batch in twelve[:2]]
 
 
 def test_batches_stay_inside_the_budget_with_speeds(corpus, twelve):
@@ -158,9 +157,6 @@ def test_validation_is_plain_complete_and_in_order_of_length(corpus):
 def test_the_probe_shows_the_next_batches_without_augmentation(corpus):
     data = module(corpus)
     data.next_batch = 3
-    plain = module(corpus, speeds=[1.0])
-    plain.next_batch = 3
-    # Budgets differ with the slowest speed, so the plain order is asked through the probe as well.
     probed = list(data.probe_loader(2))
     assert [batch.ids for batch in probed] == [batch.ids for batch in batches(data, 2)]
     assert not any(mask for batch in probed for mask in batch.freq_masks)
@@ -268,8 +264,8 @@ def test_too_long_and_too_short_are_left_out_and_named(corpus, caplog):
 
 
 def test_nothing_inside_the_limits_is_an_error(corpus):
-    with pytest.raises(UserError, match=r"train\.jsonl: no utterance of 9\.5 to 10\.0 s"):
-        module(corpus, min_sec=9.5)
+    with pytest.raises(UserError, match=r"train\.jsonl: no utterance of 9\.9 to 10\.0 s"):
+        module(corpus, validation=[], min_sec=9.9)
 
 
 # Resume.
@@ -286,7 +282,7 @@ def test_state_restores_place_and_skipped(corpus, twelve):
 
 
 @pytest.mark.parametrize(
-    ("changes", "what"), [({"seed": 5}, "order"), ({"batch_sec": 13.0}, "order"), ({}, "data")]
+    ("changes", "what"), [({"seed": 5}, "order"), ({"batch_sec": 25.0}, "order"), ({}, "data")]
 )
 def test_a_resume_with_other_data_or_order_names_both_fingerprints(corpus, tmp_path, changes, what):
     data = module(corpus)

@@ -1,5 +1,7 @@
-"""`read_manifest` split a file by `str.splitlines`, which also breaks at U+2028, U+2029, U+0085 and others that JSON
-leaves as they are inside a string: a transcript with one of them was torn into two lines that are no JSON."""
+"""`read_manifest` split a file by `str.splitlines`, which also breaks at U+2028, U+2029, U+0085 and others.
+
+JSON leaves them as they are inside a string: a transcript with one of them was torn into two broken lines.
+"""
 
 import json
 
