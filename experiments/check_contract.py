@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -172,7 +173,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="folder of recorded tensors")
     try:
         return 0 if check(parser.parse_args().folder) else 1
-    except (UserError, OSError, KeyError) as error:
+    except (UserError, OSError, KeyError, ValueError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -1,17 +1,23 @@
 """Checkpoint files: written whole or not at all, read as data, found by name."""
 
+import contextlib
+import hashlib
 import json
 import os
+import struct
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
 from lit_moss.errors import UserError
+
+
+SEAL = 64  # hex digits of a sha256
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -24,22 +30,79 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".partial")
         try:
-            with partial.open("wb") as file:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("w+b") as file:
                 torch.save(checkpoint, file)
+                _seal(file)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"the checkpoint {target} could not be written ({error.strerror}); earlier ones are whole. "
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"the checkpoint {target} could not be written ({reason}); earlier ones are whole. "
                             "Make room or rights, then resume with --ckpt_path last") from error  # fmt: skip
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return load_checkpoint(Path(path))
+
+
+def _seal(file: BinaryIO) -> None:
+    """Puts the sha256 of all that was written into the archive's comment, which every zip reader passes over."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    left = size - 2  # the archive ends with the comment's length, two bytes
+    while left:
+        block = file.read(min(left, 1 << 20))
+        digest.update(block)
+        left -= len(block)
+    file.seek(size - 2)
+    file.write(struct.pack("<H", SEAL) + digest.hexdigest().encode())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is as it was written: by its seal, or (written by others) by its archive's checksums."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - SEAL - 2))
+            end = file.read()
+            if end[:2] == struct.pack("<H", SEAL):
+                file.seek(0)
+                digest, left = hashlib.sha256(), size - SEAL - 2
+                while left:
+                    block = file.read(min(left, 1 << 20))
+                    digest.update(block)
+                    left -= len(block)
+                return digest.hexdigest().encode() == end[2:]
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # a damaged archive raises whatever its damage leads to
+        return False
+
+
+def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """A Lightning checkpoint as data.
+
+    Raises:
+        UserError: if it is damaged, holds code, or is no Lightning checkpoint.
+    """
+    if not is_whole(path):
+        raise UserError(f"{path} is damaged or no checkpoint: take another, or --ckpt_path last")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as data ({type(error).__name__}); what holds code is not opened: "
+                        "expected a checkpoint written by `fit`") from error  # fmt: skip
+    if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
+        raise UserError(f"{path} is no Lightning checkpoint: expected one written by `fit`")
+    return checkpoint
 
 
 def newest_checkpoint(folder: Path, which: str) -> Path | tuple[Path, str | None]:
@@ -51,24 +114,16 @@ def newest_checkpoint(folder: Path, which: str) -> Path | tuple[Path, str | None
     Raises:
         UserError: if there is no run, or none of its checkpoints is whole.
     """
-    runs = sorted((p for p in folder.glob("*") if (p / "run.json").is_file()), key=lambda p: p.name)
+    runs = sorted(folder.glob("*/run.json"), key=lambda file: (file.stat().st_mtime_ns, file.parent.name))
+    runs = [file.parent for file in runs]
     if not runs:
         raise UserError(f"no run in {folder} to take `{which}` from: expected one made by `fit` of the same name")
     found = sorted((runs[-1] / "checkpoints").glob("best.ckpt" if which == "best" else "step-*.ckpt"), reverse=True)
     for path in found:
-        if _is_whole(path):
+        if is_whole(path):
             return path
         print(f"{path} is damaged, taking the one before", file=sys.stderr)
     if found or which == "best":
         raise UserError(f"{runs[-1]} has no whole checkpoint for `{which}`: give --ckpt_path FILE")
     print(f"{runs[-1]} has no checkpoint yet: starting it again from step 0", file=sys.stderr)
     return runs[-1], json.loads((runs[-1] / "run.json").read_text())["mlflow_run_id"]
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether every part of the file has the checksum it was written with."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError):
-        return False

@@ -22,7 +22,7 @@ TRAINER_VERBS = {
 # verb -> (module with add_arguments(parser) and main(args), one line of help)
 VERBS = {
     "prepare": ("lit_moss.prepare.verb", "raw audio and text -> manifests"),
-    "tokenize": ("lit_moss.codec.verb_tokenize", "audio files -> codes as JSON lines"),
+    "tokenize": ("lit_moss.tokenize", "audio files -> codes as JSON lines"),
 }
 
 

@@ -1,27 +1,32 @@
 """LightningCLI wired for this project: OmegaConf interpolation, run folders, the tracker, resuming by name."""
 
+import contextlib
+import json
+import logging
 import os
 import re
 import time
 import warnings
-import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from omegaconf.errors import OmegaConfBaseException
 
-from lit_moss.checkpoints import AtomicCheckpointIO, newest_checkpoint
+from lit_moss.checkpoints import AtomicCheckpointIO, load_checkpoint, newest_checkpoint
 from lit_moss.errors import UserError
 from lit_moss.tracking import Tracker
 
 # Without it `${a.b}` is looked up below the subcommand and not found.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 RUN_DIR_VARIABLE = "LIT_MOSS_RUN"
+_ADVERTS = ("litlogger", "litmodels", "TPU available")
 _NOISE = (
     r".*does not have many workers.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
@@ -29,6 +34,17 @@ _NOISE = (
     r".*unsupported for the CPU.*",
     r".*You are using `torch.load` with `weights_only=False`.*",
 )
+
+
+def _quiet() -> None:
+    """What libraries say at each start and nobody acts on."""
+    for pattern in _NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: not any(word in record.getMessage() for word in _ADVERTS))
 
 
 class _Parser(LightningArgumentParser):
@@ -52,8 +68,7 @@ class MossCLI(LightningCLI):
     @classmethod
     def run(cls, args: list[str]) -> "MossCLI":
         """Parses and runs one verb."""
-        for pattern in _NOISE:
-            warnings.filterwarnings("ignore", message=pattern)
+        _quiet()
         return cls(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -72,7 +87,13 @@ class MossCLI(LightningCLI):
         parser.add_argument("--run_root", type=str, default="runs", help="Folder of all runs' files.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        _check_yaml_files(args)
+        with _one_line_errors():
+            self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        with _one_line_errors():
+            super().instantiate_classes()
 
     def _parse_ckpt_path(self) -> None:
         """Sizes come from the YAML; a checkpoint does not overrule it silently."""
@@ -101,6 +122,7 @@ class MossCLI(LightningCLI):
                 kwargs["logger"] = self.tracker
         else:
             kwargs["logger"] = False
+            kwargs["callbacks"] = [c for c in _as_list(config.get("callbacks")) if not isinstance(c, ModelCheckpoint)]
         return super().instantiate_trainer(**kwargs)
 
     def _make_tracker(self) -> Tracker:
@@ -108,22 +130,24 @@ class MossCLI(LightningCLI):
         if resumed is not None:
             folder, run_id = resumed
             return Tracker(folder.parent.name, folder.name, str(folder.parent.parent), run_id)
-        version = os.environ.get(RUN_DIR_VARIABLE) or time.strftime("%Y-%m-%d_%H-%M-%S")
+        if int(os.environ.get("LOCAL_RANK", 0)) and RUN_DIR_VARIABLE in os.environ:
+            return Tracker(self._run_name, os.environ[RUN_DIR_VARIABLE], str(self._run_root))
+        version = time.strftime("%Y-%m-%d_%H-%M-%S")
         folder = self._run_root / self._run_name / version
-        if RUN_DIR_VARIABLE not in os.environ:
+        if rank_zero_only.rank == 0:
             for again in range(2, 1000):  # two runs begun in the same second
                 try:
                     folder.mkdir(parents=True)
                     break
                 except FileExistsError:
                     folder = folder.with_name(f"{version}-{again}")
-        os.environ[RUN_DIR_VARIABLE] = folder.name  # processes of other ranks inherit it
+            os.environ[RUN_DIR_VARIABLE] = folder.name  # processes of other ranks inherit it
         return Tracker(self._run_name, folder.name, str(self._run_root))
 
     def _resumed_run(self) -> tuple[Path, str | None] | None:
         """Folder and MLflow run that a resumed run continues; None for a new one."""
         if isinstance(self._ckpt, Path):
-            checkpoint = torch.load(self._ckpt, map_location="cpu", weights_only=True, mmap=True)
+            checkpoint = load_checkpoint(self._ckpt, mmap=True)
             folder = self._ckpt.absolute().parent.parent
             inside = self._ckpt.parent.name == "checkpoints"
             return (folder, checkpoint.get("mlflow_run_id")) if inside else None
@@ -134,7 +158,20 @@ class MossCLI(LightningCLI):
         kwargs["ckpt_path"] = str(self._ckpt) if isinstance(self._ckpt, Path) else None
         return kwargs
 
+    def predict(self, **kwargs: Any) -> None:
+        """Runs `Trainer.predict` and writes what it returns beside the checkpoint's run, one JSON line an item."""
+        assert isinstance(self._ckpt, Path)
+        batches = self.trainer.predict(**kwargs) or []
+        out = self._ckpt.absolute().parent.parent / "predictions.jsonl"
+        with out.open("w", encoding="utf-8") as file:
+            for item in (item for batch in batches for item in batch):
+                file.write(json.dumps(item, ensure_ascii=False) + "\n")
+        print(f"{out}: {sum(map(len, batches))} utterances")
+
     def before_fit(self) -> None:
+        # Data first: a start that fails on it must not leave a run behind that `last` would then take.
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
         self._record()
 
     @rank_zero_only
@@ -149,6 +186,40 @@ class MossCLI(LightningCLI):
         (self.tracker.run_dir / "config.yaml").write_text(text)
         self.tracker.log_text(text, "config.yaml")
         rank_zero_info(f"run {self.tracker.run_dir}, MLflow experiment {self.tracker.name!r}")
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """A UserError of a class being built comes wrapped by the parser, an interpolation's comes raw: both as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration cannot be resolved: {_one_line(str(error))}") from error
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise
+
+
+def _check_yaml_files(args: Sequence[str]) -> None:
+    """Names the file and the line of a YAML that does not parse; the parser's own message names neither."""
+    for before, word in zip(["", *args], args, strict=False):
+        name = word if before in ("-c", "--config") else word.partition("=")[2] if word.startswith("--config=") else None
+        if name is None:
+            continue
+        try:
+            content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"no configuration {name} ({error.strerror}): expected a YAML file, see conf/") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{name} is no YAML: {_one_line(str(error))}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{name} holds {type(content).__name__}, expected keys like model:, data:, trainer:")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -166,6 +237,5 @@ def _find_checkpoint(asked: str | None, folder: Path, verb: str | None) -> Path 
     path = Path(asked)
     if not path.is_file():
         raise UserError(f"no checkpoint {asked}: expected a .ckpt file, `last` or `best`")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{asked} is no whole checkpoint: expected a file written by a run")
+    load_checkpoint(path, mmap=True)
     return path

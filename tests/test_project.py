@@ -148,13 +148,12 @@ def test_packages_in_pyproject_are_all_there_are():
 
 
 @pytest.mark.slow
+@pytest.mark.network
 def test_the_wheel_carries_the_packages_and_conf(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)],
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)],
         capture_output=True, text=True,
     )  # fmt: skip
-    if "setuptools" in done.stderr and "No module named" in done.stderr:
-        pytest.skip("setuptools is not installed beside the tests")
     assert done.returncode == 0, done.stderr
     import zipfile
 

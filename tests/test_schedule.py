@@ -14,7 +14,15 @@ def test_the_rise_is_linear_and_never_zero(step, factor):
 
 @pytest.mark.parametrize(
     ("step", "factor"),
-    [(4, 1), (6, (1 + sqrt(1 / 2)) / 2), (8, 1 / 2), (10, (1 - sqrt(1 / 2)) / 2), (12, 0), (13, 0), (1000, 0)],
+    [
+        (4, 1),
+        (6, (1 + sqrt(1 / 2)) / 2),
+        (8, 1 / 2),
+        (10, (1 - sqrt(1 / 2)) / 2),
+        (12, 0),
+        (13, 0),
+        (1000, 0),
+    ],
 )
 def test_the_fall_is_half_a_cosine_from_warmup_to_total_and_stays(step, factor):
     assert warmup_cosine(step, warmup_steps=4, total_steps=12) == pytest.approx(factor, abs=1e-15)

@@ -87,8 +87,10 @@ def read(path: str | Path, rate_hz: int, offset_sec: float = 0.0, duration_sec: 
 
 
 def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
-    """Writes (T,) samples in [-1, 1] as 16-bit sound; the format follows the extension."""
-    soundfile.write(str(path), wave.detach().cpu().numpy(), rate_hz)
+    """Writes (T,) samples in [-1, 1]; the format follows the extension, 16 bits where it knows bits."""
+    # soundfile knows no format of this name: Opus travels in Ogg.
+    opus = {"format": "OGG", "subtype": "OPUS"} if Path(path).suffix.lower() == ".opus" else {}
+    soundfile.write(str(path), wave.detach().cpu().numpy(), rate_hz, **opus)
 
 
 def _check_length_known(path: str | Path, frames: int) -> None:

@@ -8,8 +8,14 @@ def cut_at_pauses(wave_T: Tensor, rate_hz: int, longest_sec: float, pause_sec: f
     """Pieces (start, end) in samples that cover the wave without gap or overlap, none longer than `longest_sec`.
 
     Each cut is put in the middle of the quietest `pause_sec` of the last half before the limit.
+
+    Raises:
+        ValueError: if the limit is less than two samples.
     """
-    limit, pause = int(longest_sec * rate_hz), max(1, int(pause_sec * rate_hz))
+    limit = int(longest_sec * rate_hz)
+    if limit < 2:
+        raise ValueError(f"longest_sec {longest_sec} is less than two samples at {rate_hz} Hz")
+    pause = max(1, min(int(pause_sec * rate_hz), limit // 2))
     energy = torch.cat([wave_T.new_zeros(1).double(), wave_T.double().square().cumsum(0)])
     pieces, start = [], 0
     while len(wave_T) - start > limit:

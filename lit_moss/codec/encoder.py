@@ -55,6 +55,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.d_model % self.encoder_attention_heads:
             raise ValueError(f"d_model {self.d_model} is no multiple of {self.encoder_attention_heads} heads")
+        if self.quantize_vocab_size < 2:
+            raise ValueError(f"quantize_vocab_size is {self.quantize_vocab_size}, expected 2 or more")
         if self.log_mel not in ("causal", "whisper"):
             raise ValueError(f"log_mel is {self.log_mel!r}, expected 'causal' or 'whisper'")
 

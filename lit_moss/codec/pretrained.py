@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_moss.assets import resolve
@@ -53,8 +53,6 @@ def load_encoder(name: str, config: EncoderConfig | None = None) -> tuple[Causal
     folder = resolve(name)
     tensors, found = _read(folder)
     config = config or found
-    if config is None:
-        raise UserError(f"{folder} has no config.json that tells the sizes; give them under `config:`")
     encoder = CausalEncoder(config)
     own = encoder.state_dict()
     loaded, reshaped = [], []
@@ -79,8 +77,19 @@ def load_encoder(name: str, config: EncoderConfig | None = None) -> tuple[Causal
     return encoder, LoadReport(tuple(loaded), kept, tuple(reshaped))
 
 
-def _read(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig | None]:
-    """Tensors under our names, and the sizes if the folder tells them."""
+def _read(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig]:
+    """Tensors under our names, and the sizes; whatever is damaged is one line that names the folder."""
+    try:
+        return _read_whole(folder)
+    except UserError:
+        raise
+    except (SafetensorError, struct.error, ValueError, KeyError, OSError, IndexError) as error:
+        raise UserError(f"{folder} cannot be read as a tokenizer or Whisper encoder ({type(error).__name__}: "
+                        f"{str(error).splitlines()[0][:200] if str(error) else 'damaged file'}): get it again, or "
+                        "give another folder") from error  # fmt: skip
+
+
+def _read_whole(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig]:
     config_file = folder / "config.json"
     config = json.loads(config_file.read_text()) if config_file.exists() else {}
     if (folder / "model.bin").exists():

@@ -8,6 +8,7 @@ paths (`SpeechTokenizer.exact`).
 Shapes: B batch, T samples at 16 kHz, M mel bins, N codes, D width, K codebook entries.
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from lit_moss.errors import UserError
 # A code is decided again in float64 when moving the vector by this share of its length could change it. Measured: float32
 # moves pooled vectors by at most 4e-6 of their length between chunked and whole runs (LJ Speech, 435 clips).
 AMBIGUOUS = 4e-5
+ROUNDING = 2e-6  # of float32 sums of squares, as a share of the largest term; 2^-23 is 1.2e-7
 
 
 class SpeechTokenizer:
@@ -66,8 +68,9 @@ class SpeechTokenizer:
             encoder = _from_checkpoint(path)
         else:
             encoder, report = load_encoder(str(path))
-            if "codebook.weight" in report.kept:
-                raise UserError(f"{name} has no codebook: expected a trained tokenizer, got an encoder alone")
+            if "codebook.weight" not in report.loaded:
+                raise UserError(f"{name} has no codebook of {encoder.config.quantize_vocab_size} codes of "
+                                f"{encoder.config.d_model}: expected a trained tokenizer ({report})")  # fmt: skip
         if log_mel is not None:
             encoder.config = EncoderConfig(**(vars(encoder.config) | {"log_mel": log_mel}))
         return cls(encoder, exact)
@@ -95,10 +98,8 @@ class SpeechTokenizer:
     def double(self) -> CausalEncoder:
         """The same network in float64, made on first use."""
         if self._double is None:
-            with torch.device(self.device):
-                copy = CausalEncoder(self.config)
-            copy.load_state_dict(self.encoder.state_dict())
-            self._double = copy.double().eval().requires_grad_(False)
+            # A copy: building a new network would draw from the caller's random numbers.
+            self._double = copy.deepcopy(self.encoder).double()
         return self._double
 
     # --- offline --------------------------------------------------------------------------------------------------
@@ -166,16 +167,22 @@ class SpeechTokenizer:
         return encoder.pool(encoder(mel))
 
     def _decide(self, pooled_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes, and whether rounding could have chosen another: int64 and bool (B, N)."""
-        x_SD = pooled_BND.flatten(0, 1)
+        """Codes, and whether rounding could have chosen another: int64 and bool (B, N).
+
+        Moving x by e changes its distance to any code by at most e. So code 1 stays nearest while (d2 - d1) > 2 e, that is
+        d2^2 - d1^2 > 2 e (d1 + d2), whatever other codes lie near; e = AMBIGUOUS |x|. On top comes the rounding of the
+        squared distances themselves, which are sums of terms as large as (|x| + |c|)^2.
+        """
         codebook_KD = self.encoder.codebook.weight
+        longest = codebook_KD.norm(dim=1).max()
         codes_S, ambiguous_S = [], []
-        for x in x_SD.split(4096):
+        for x in pooled_BND.flatten(0, 1).split(4096):
             two = quantizer.squared_distances(x, codebook_KD).topk(2, dim=1, largest=False)
-            first, second = codebook_KD[two.indices[:, 0]], codebook_KD[two.indices[:, 1]]
-            # The plane between two codes lies (d2 - d1) / (2 |c2 - c1|) away from x.
-            reach = (two.values[:, 1] - two.values[:, 0]) / (2.0 * (second - first).norm(dim=1)).clamp(min=1e-30)
-            ambiguous_S.append(reach <= AMBIGUOUS * x.norm(dim=1))
+            squared = two.values.double().clamp(min=0.0)
+            norm = x.norm(dim=1)
+            margin = squared[:, 1] - squared[:, 0]
+            reach = 2.0 * AMBIGUOUS * norm * squared.sqrt().sum(dim=1) + ROUNDING * (norm + longest).square()
+            ambiguous_S.append(margin <= reach)
             codes_S.append(two.indices[:, 0])
         shape = pooled_BND.shape[:-1]
         return torch.cat(codes_S).view(shape), torch.cat(ambiguous_S).view(shape)

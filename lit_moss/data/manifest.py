@@ -44,6 +44,12 @@ class Utterance:
         return self.audio.stem + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
 
 
+    @property
+    def key(self) -> str:
+        """What tells this utterance from every other: its file, and its offset."""
+        return f"{self.audio}@{self.offset_sec:.3f}"
+
+
 _KEYS = {"offset": "offset_sec", "duration": "duration_sec", "text": "text", "speaker": "speaker", "lang": "lang"}
 
 
@@ -56,8 +62,12 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no manifest {path}: expected a JSON-lines file, as `prepare manifest` writes it")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines(): U+2028 may stand in a text
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text: expected a manifest of JSON lines, is it a sound file?") from error
     utterances = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             utterances.append(_parse(line, path, number))
     if not utterances:

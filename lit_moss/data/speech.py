@@ -3,7 +3,8 @@
 Shapes: B items, T samples at 16 kHz (a whole number of codes).
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ class SpeechDataModule(LightningDataModule):
                  "time_share": time_mask_share}  # fmt: skip
         self.augmentation = _Augmentation(seed, speeds, masks, shift, augment_from_batch)
         self.next_batch = 0  # batches consumed by all ranks together; part of the checkpoint
-        self.skipped: dict[str, str] = {}  # id -> reason, over the whole run
+        self.skipped: dict[str, str] = {}  # utterance's key -> reason, over the whole run
         self._train_set: _SpeechSet | None = None
         self._validation_set: _SpeechSet | None = None
         self.order: BatchOrder | None = None
@@ -174,7 +175,7 @@ class SpeechDataModule(LightningDataModule):
                     try:
                         seconds = io.info(utterance.audio).duration_sec - utterance.offset_sec
                     except io.UnreadableAudio as error:
-                        self.skipped[utterance.id] = str(error)
+                        self.skipped[utterance.key] = str(error)
                         continue
                     utterance = Utterance(**(vars(utterance) | {"duration_sec": seconds}))
                 seconds = utterance.duration_sec or 0.0
@@ -202,6 +203,7 @@ class SpeechDataModule(LightningDataModule):
         found = {"data": fingerprint([self._locate(n, "train") for n in self.train])} if self.train else {}
         if self.validation:
             found["validation"] = fingerprint([self._locate(n, "validation") for n in self.validation])
+        found["augmentation"] = hashlib.sha256(repr(self.augmentation).encode()).hexdigest()[:16]
         return found | ({"order": self.order.fingerprint} if self.order else {})
 
     def probe_loader(self, batches: int) -> DataLoader:
@@ -234,7 +236,10 @@ class SpeechDataModule(LightningDataModule):
         rank, ranks = self._rank()
         return self._loader(self._validation_set, self._in_length_order(self._validation_set, rank, ranks))
 
-    test_dataloader = predict_dataloader = val_dataloader
+    test_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> "_AsItIs":
+        return _AsItIs(self.val_dataloader())
 
     def _in_length_order(self, speech: "_SpeechSet", rank: int, ranks: int) -> list[list[SampleKey]]:
         lengths = [u.duration_sec or 0.0 for u in speech.utterances]
@@ -271,14 +276,29 @@ class SpeechDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         saved, own = state_dict["fingerprints"], self.fingerprints()
-        for key in ("data", "order"):
+        if self.order is None:  # validation alone does not continue an order
+            return
+        for key in ("data", "order", "augmentation"):
             if key in own and saved.get(key) != own[key]:
                 raise UserError(
                     f"the checkpoint was trained on other {key} (fingerprint {saved.get(key)}, now {own[key]}): resume "
-                    f"with the same manifests, seed and batch_sec, or start a new run"
+                    f"with the same manifests and options, or start a new run"
                 )
         self.next_batch = state_dict["next_batch"]
         self.skipped = dict(state_dict["skipped"])
+
+
+class _AsItIs:
+    """A loader that Lightning does not rebuild: for `predict` it makes batch samplers anew, and cannot with ours."""
+
+    def __init__(self, loader: DataLoader | list[Any]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[SpeechBatch]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
 
 
 @dataclass(frozen=True)
@@ -330,5 +350,5 @@ def _collate(items: list[tuple[Utterance, Tensor | str, Any, Any]]) -> SpeechBat
         texts=[normalise(u.text or "") for u, *_ in good],
         freq_masks=[freq for *_, freq, _ in good],
         time_masks=[spans for *_, spans in good],
-        skipped=[f"{u.id}\t{reason}" for u, reason, *_ in items if isinstance(reason, str)],
+        skipped=[f"{u.key}\t{reason}" for u, reason, *_ in items if isinstance(reason, str)],
     )

@@ -311,20 +311,21 @@ class CodecEncoder(LightningModule):
             )
 
     def on_validation_epoch_end(self) -> None:
+        stage = "test" if self.trainer.testing else "val"
         self.log("step", float(self.global_step))
-        self.log("val/cer", self.cer, prog_bar=True)
-        self.log("val/wer", self.wer)
-        self.log("val/ctc", self.val_ctc)
-        self.log("val/texts_too_long", self.val_too_long)
+        self.log(f"{stage}/cer", self.cer, prog_bar=True)
+        self.log(f"{stage}/wer", self.wer)
+        self.log(f"{stage}/ctc", self.val_ctc)
+        self.log(f"{stage}/texts_too_long", self.val_too_long)
         if self.quantizing:
             use_K = self.val_use_K.clone()
             if self.trainer.world_size > 1:
                 use_K = self.trainer.strategy.reduce(use_K, reduce_op="sum")  # type: ignore[assignment]
             self.val_use_K.copy_(use_K)
             perplexity = quantizer.perplexity(use_K)
-            self.log("val/codebook_used", (use_K > 0).float().mean())
-            self.log("val/codebook_perplexity", perplexity.float())
-            self.log("val/bit_rate", float(rates.CODE_RATE_HZ) * perplexity.log2().float())
+            self.log(f"{stage}/codebook_used", (use_K > 0).float().mean())
+            self.log(f"{stage}/codebook_perplexity", perplexity.float())
+            self.log(f"{stage}/bit_rate", float(rates.CODE_RATE_HZ) * perplexity.log2().float())
 
     test_step, on_test_epoch_start, on_test_epoch_end = validation_step, on_validation_epoch_start, on_validation_epoch_end
 

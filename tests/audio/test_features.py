@@ -1,4 +1,4 @@
-"""Features against CONTRACT.md part F: recorded tensors where they lie beside the project, closed forms everywhere."""
+"""Features against CONTRACT.md part F: recorded tensors where they are, closed forms everywhere."""
 
 import math
 
@@ -20,26 +20,26 @@ def largest(a, b):
     return float((a - b).abs().max())
 
 
-# --- recorded tensors ---------------------------------------------------------------------------------------------
+# --- recorded tensors -----------------------------------------------------------------------------
 
 
-def test_whisper_log_mel_is_the_recorded_one_F1(golden):
+def test_whisper_log_mel_is_the_recorded_one_f1(golden):
     waves = [golden["w16k_0"], golden["w16k_1"]]
     longest = rates.codes_of_samples(max(map(len, waves))) * 1280
     batch = torch.stack([torch.nn.functional.pad(w, (0, longest - len(w))) for w in waves])
     assert largest(features.whisper_log_mel(batch, 128), golden["whisper_input_features"]) <= 1e-4
 
 
-def test_decoder_mel_is_the_recorded_one_F2(golden):
+def test_decoder_mel_is_the_recorded_one_f2(golden):
     assert largest(features.decoder_mel(golden["w24k"]), golden["mel24k"]) <= 1e-4
 
 
-def test_resampler_is_the_recorded_one_F1(golden):
+def test_resampler_is_the_recorded_one_f1(golden):
     ours = features.resample(golden["w24k"], 24_000, 16_000)
     assert largest(ours, golden["w24k_resampled_to_16k"]) <= 1e-6
 
 
-def test_kaldi_fbank_is_the_recorded_one_F4(golden):
+def test_kaldi_fbank_is_the_recorded_one_f4(golden):
     """The recording is of one of the waves with 39 frames; it does not say which."""
     waves = [golden["w16k_0"], golden["w16k_1"], golden["w24k_resampled_to_16k"][0]]
     fitting = [w for w in waves if len(features.kaldi_fbank(w)) == len(golden["kaldi_fbank80"])]
@@ -48,7 +48,7 @@ def test_kaldi_fbank_is_the_recorded_one_F4(golden):
     assert min(largest(features.kaldi_fbank(w, mean_subtract=True), subtracted) for w in fitting) <= 1e-3
 
 
-# --- closed forms -------------------------------------------------------------------------------------------------
+# --- closed forms ---------------------------------------------------------------------------------
 
 
 def naive_resample(x: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
@@ -62,12 +62,14 @@ def naive_resample(x: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     for s in range((len(padded) - len(k)) // o + 1):
         for p in range(n):
             t = np.clip(base * ((k - W) / o - p / n), -6, 6)
-            out.append(np.sum(padded[s * o : s * o + len(k)] * base / o * np.sinc(t) * np.cos(np.pi * t / 12) ** 2))
+            out.append(
+                np.sum(padded[s * o : s * o + len(k)] * base / o * np.sinc(t) * np.cos(np.pi * t / 12) ** 2)
+            )
     return np.array(out[: math.ceil(len(x) * n / o)])
 
 
 @pytest.mark.parametrize("from_hz", [8_000, 22_050, 24_000, 44_100, 48_000])
-def test_resample_is_the_formula_of_F1(from_hz):
+def test_resample_is_the_formula_of_f1(from_hz):
     x = np.random.default_rng(0).normal(0, 0.1, 700)
     ours = features.resample(torch.from_numpy(x), from_hz, 16_000).numpy()
     np.testing.assert_allclose(ours, naive_resample(x, from_hz, 16_000), atol=1e-7)
@@ -78,7 +80,9 @@ def test_resample_to_the_same_rate_is_the_input():
     assert features.resample(wave, 16_000, 16_000) is wave
 
 
-@pytest.mark.parametrize(("bins", "fft", "rate_hz"), [(80, 400, 16_000), (128, 400, 16_000), (80, 1920, 24_000)])
+@pytest.mark.parametrize(
+    ("bins", "fft", "rate_hz"), [(80, 400, 16_000), (128, 400, 16_000), (80, 1920, 24_000)]
+)
 def test_mel_filters_are_triangles_of_area_one_between_0_and_8000_hz(bins, fft, rate_hz):
     filters = features.mel_filters(bins, fft, rate_hz, torch.float64, torch.device("cpu"))
     freqs = torch.linspace(0, rate_hz / 2, fft // 2 + 1, dtype=torch.float64)
@@ -87,13 +91,13 @@ def test_mel_filters_are_triangles_of_area_one_between_0_and_8000_hz(bins, fft, 
     assert filters[freqs > 8000].abs().sum() == 0
     peaks = freqs[filters.argmax(dim=0)]
     assert (peaks.diff() >= 0).all()
-    # Slaney's norm 2 / (upper - lower) makes the integral over frequency 1; the wide upper triangles sample it well.
+    # Slaney's norm 2 / (upper - lower) makes each integral over frequency 1; wide triangles sample it well.
     areas = filters.sum(dim=0) * (freqs[1] - freqs[0])
     torch.testing.assert_close(areas[-20:], torch.ones(20, dtype=torch.float64), atol=0.06, rtol=0)
 
 
 def test_mel_filters_follow_the_slaney_scale_200_3_hz_below_1000_hz():
-    """Below 1000 Hz the scale is linear: three mels are 200 Hz, so the centres of the lower triangles are even."""
+    """Below 1000 Hz the scale is linear: three mels are 200 Hz, so lower centres are even."""
     filters = features.mel_filters(40, 32_000, 16_000, torch.float64, torch.device("cpu"))
     centres = filters.argmax(dim=0) * 0.5
     top_mel = 15 + 27 * math.log(8) / math.log(6.4)
@@ -113,7 +117,9 @@ def test_a_sine_peaks_in_the_bin_whose_centre_is_nearest(tone_hz):
 
 def test_whisper_log_mel_of_silence_is_its_lowest_value():
     """log10(1e-10) = -10, the floor is 8 below the maximum, (x + 4) / 4 = -1.5."""
-    torch.testing.assert_close(features.whisper_log_mel(torch.zeros(1, 1600), 80), torch.full((1, 80, 10), -1.5))
+    torch.testing.assert_close(
+        features.whisper_log_mel(torch.zeros(1, 1600), 80), torch.full((1, 80, 10), -1.5)
+    )
 
 
 @pytest.mark.parametrize("samples", [4800, 4801, 5279, 5280])
@@ -136,14 +142,14 @@ def naive_fbank_frame(x: np.ndarray) -> np.ndarray:
     return np.array(out)
 
 
-def test_kaldi_fbank_is_the_formula_of_F4_on_whole_frames_only():
+def test_kaldi_fbank_is_the_formula_of_f4_on_whole_frames_only():
     x = np.random.default_rng(0).normal(0, 0.1, 400 + 160 + 159)
     ours = features.kaldi_fbank(torch.from_numpy(x).float())
     expected = np.stack([naive_fbank_frame(x[:400]), naive_fbank_frame(x[160:560])])
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-3)
 
 
-# --- the causal log-mel -------------------------------------------------------------------------------------------
+# --- the causal log-mel ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("frames", [2, 8, 16, 37])

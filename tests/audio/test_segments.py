@@ -1,5 +1,7 @@
 """Cutting long audio: pieces tile the wave, none is too long, cuts lie in pauses."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -13,14 +15,14 @@ def test_pieces_tile_the_wave_and_none_is_longer_than_the_limit(samples, longest
     pieces = cut_at_pauses(torch.randn(samples), 16_000, longest_sec, pause_sec=0.02)
     assert pieces[0][0] == 0
     assert pieces[-1][1] == samples
-    assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(pieces))
     assert all(0 < end - start <= longest_sec * 16_000 for start, end in pieces if samples)
 
 
 def test_a_limit_shorter_than_two_pauses_still_tiles():
     pieces = cut_at_pauses(torch.randn(10_000), 16_000, longest_sec=0.1, pause_sec=0.06)
     assert pieces[0][0] == 0
-    assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(pieces))
     assert max(end - start for start, end in pieces) <= 1600
 
 

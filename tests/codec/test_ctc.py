@@ -15,7 +15,8 @@ def collapse(path):
 
 
 def brute_force(log_probs_LV, labels):
-    """-log sum over all paths that collapse to the labels, over their number (Graves et al. 2006, equation 3)."""
+    """-log sum over the paths of the labels, over their number (Graves et al. 2006, equation 3)."""
+    log_probs_LV = log_probs_LV.detach()
     frames, size = log_probs_LV.shape
     paths = (p for p in itertools.product(range(size), repeat=frames) if collapse(p) == labels)
     total = sum(math.exp(sum(float(log_probs_LV[t, k]) for t, k in enumerate(path))) for path in paths)
@@ -41,7 +42,9 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_items_each_within_its_frames():
     assert loss.item() == pytest.approx(sum(alone) / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize(("labels", "needed"), [([], 0), ([5], 1), ([5, 6], 2), ([5, 5], 3), ([5, 5, 5, 6], 6)])
+@pytest.mark.parametrize(
+    ("labels", "needed"), [([], 0), ([5], 1), ([5, 6], 2), ([5, 5], 3), ([5, 5, 5, 6], 6)]
+)
 def test_frames_needed_counts_a_blank_between_equal_neighbours(labels, needed):
     assert frames_needed(labels) == needed
 
@@ -79,7 +82,7 @@ def test_greedy_merges_repeats_removes_blanks_and_stops_at_the_items_frames():
     assert greedy(log_probs, torch.tensor([6, 4])) == [[2, 2, 3], [3]]
 
 
-# --- vocabulary ---------------------------------------------------------------------------------------------------
+# --- vocabulary -----------------------------------------------------------------------------------
 
 
 def test_a_vocabulary_lists_sorted_characters_from_id_2_on():
@@ -97,7 +100,7 @@ def test_a_character_that_is_not_listed_is_unknown_and_shows_as_fffd():
     assert vocabulary.decode([2, UNKNOWN]) == "a\ufffd"
 
 
-# --- head ---------------------------------------------------------------------------------------------------------
+# --- head -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

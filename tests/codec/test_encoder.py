@@ -1,4 +1,4 @@
-"""The tokenizer's network against CONTRACT.md part A: recorded tensors, names and shapes, causality, streaming."""
+"""The tokenizer's network against CONTRACT.md part A: recorded tensors, shapes, causality, streams."""
 
 import json
 
@@ -18,7 +18,7 @@ def golden(contract):
     return encoder.requires_grad_(False), load_file(folder / "io.safetensors")
 
 
-def test_pooled_frames_and_codes_are_the_recorded_ones_A6_A7(golden):
+def test_pooled_frames_and_codes_are_the_recorded_ones_a6_a7(golden):
     encoder, io = golden
     pooled = encoder.pool(encoder(io["input_features"]))
     torch.testing.assert_close(pooled, io["pooled"], atol=1e-5, rtol=0)
@@ -27,9 +27,11 @@ def test_pooled_frames_and_codes_are_the_recorded_ones_A6_A7(golden):
     torch.testing.assert_close(encoder.dequantize(codes), io["last_hidden_state"], atol=1e-5, rtol=0)
 
 
-def test_codes_of_an_odd_length_are_the_recorded_ones_A1(golden):
+def test_codes_of_an_odd_length_are_the_recorded_ones_a1(golden):
     encoder, io = golden
-    assert torch.equal(encoder.quantize(encoder.pool(encoder(io["oddlen_input_features"]))), io["oddlen_token_ids"])
+    assert torch.equal(
+        encoder.quantize(encoder.pool(encoder(io["oddlen_input_features"]))), io["oddlen_token_ids"]
+    )
 
 
 @pytest.mark.parametrize("item", [0, 1])
@@ -76,18 +78,18 @@ def test_chunks_with_a_state_give_the_hidden_frames_of_the_whole(tiny_encoder, f
     assert state.frames == 48
 
 
-def test_pool_fills_the_last_group_with_zeros_A6(tiny_encoder):
+def test_pool_fills_the_last_group_with_zeros_a6(tiny_encoder):
     hidden = torch.arange(1.0, 7.0)[None, :, None]  # 1 2 3 4 | 5 6 0 0
     assert tiny_encoder().pool(hidden).flatten().tolist() == [10 / 4, 11 / 4]
 
 
-def test_dequantize_adds_the_position_of_each_code_A8(tiny_encoder):
+def test_dequantize_adds_the_position_of_each_code_a8(tiny_encoder):
     encoder = tiny_encoder()
     row = encoder.dequantize(torch.tensor([[7, 7, 7]]))[0] - encoder.codebook.weight[7]
     torch.testing.assert_close(row, sinusoids(375, 64)[:3], atol=1e-6, rtol=0)
 
 
-def test_sinusoids_are_sines_then_cosines_A4():
+def test_sinusoids_are_sines_then_cosines_a4():
     table = sinusoids(4, 8).double()
     for j in range(4):
         inverse = torch.tensor(10_000.0).double() ** (-j / 3)
@@ -110,7 +112,7 @@ def test_more_frames_than_positions_in_a_stream_is_the_same_error(tiny_encoder):
         encoder(torch.randn(1, 80, 8), state)
 
 
-# --- config -------------------------------------------------------------------------------------------------------
+# --- config ---------------------------------------------------------------------------------------
 
 
 def test_the_official_layout_leads_back_to_the_same_config():
@@ -119,7 +121,9 @@ def test_the_official_layout_leads_back_to_the_same_config():
 
 
 def test_unknown_keys_are_ignored_and_missing_ones_take_the_default():
-    config = EncoderConfig.from_official({"quantize_position": 4, "d_model": 40, "dropout": 0.3, "num_mel_bins": None})
+    config = EncoderConfig.from_official(
+        {"quantize_position": 4, "d_model": 40, "dropout": 0.3, "num_mel_bins": None}
+    )
     assert config == EncoderConfig(quantize_position=4, d_model=40)
 
 
@@ -132,4 +136,3 @@ def test_unknown_keys_are_ignored_and_missing_ones_take_the_default():
 def test_a_config_we_cannot_run_is_an_error(change, message):
     with pytest.raises(ValueError, match=message):
         EncoderConfig.from_official(EncoderConfig().to_official() | change)
-

@@ -11,8 +11,8 @@ from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 from lit_moss.codec.pretrained import load_encoder, read_ctranslate2
 from lit_moss.errors import UserError
 
-SIZES = {"num_mel_bins": 8, "d_model": 64, "encoder_attention_heads": 1, "encoder_ffn_dim": 32, "quantize_position": 2,
-         "quantize_vocab_size": 16}  # fmt: skip
+SIZES = {"num_mel_bins": 8, "d_model": 64, "encoder_attention_heads": 1, "encoder_ffn_dim": 32,
+         "quantize_position": 2, "quantize_vocab_size": 16}  # fmt: skip
 DTYPES = {"float32": 0, "int8": 1, "int16": 2, "int32": 3, "float16": 4}
 
 
@@ -76,23 +76,27 @@ def test_a_ctranslate2_whisper_loads_every_tensor_and_its_sizes(tmp_path):
     write_ctranslate2(tmp_path / "model.bin", in_ctranslate2_names(source))
     encoder, report = load_encoder(str(tmp_path))
     assert len(report.loaded) == 4 + 2 * 15
-    assert report.kept == ("ema_count", "ema_weight", "embed_positions.weight", "codebook.weight", "embed_positions2.weight") \
-        or set(report.kept) == {"ema_count", "ema_weight", "embed_positions.weight", "codebook.weight",
+    assert set(report.kept) == {"ema_count", "ema_weight", "embed_positions.weight", "codebook.weight",
                                 "embed_positions2.weight"}  # fmt: skip
-    assert (encoder.config.d_model, encoder.config.num_mel_bins, encoder.config.quantize_position) == (64, 8, 2)
+    assert (encoder.config.d_model, encoder.config.num_mel_bins, encoder.config.quantize_position) == (
+        64,
+        8,
+        2,
+    )
     for name in report.loaded:
         assert torch.equal(encoder.state_dict()[name], source.state_dict()[name].half().float()), name
 
 
 @pytest.fixture
 def whisper(tmp_path):
-    """A tiny random Whisper as transformers saves it, without transformers' network in our way."""
+    """A tiny random Whisper as transformers saves it."""
     from transformers import WhisperConfig, WhisperModel
 
     torch.manual_seed(0)
-    config = WhisperConfig(vocab_size=20, num_mel_bins=8, d_model=64, encoder_layers=3, encoder_attention_heads=2,
-                           encoder_ffn_dim=32, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32,
-                           pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0)  # fmt: skip
+    sizes = {"d_model": 64, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+             "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}  # fmt: skip
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    config = WhisperConfig(vocab_size=20, num_mel_bins=8, **sizes, **ids)
     model = WhisperModel(config).eval()
     model.save_pretrained(tmp_path / "whisper")
     return model, tmp_path / "whisper"
@@ -117,7 +121,9 @@ def test_its_layers_compute_what_transformers_does_under_a_causal_mask(whisper):
     for ours, theirs in zip(encoder.layers, model.encoder.layers, strict=True):
         with torch.no_grad():
             out = theirs(x, mask)
-        torch.testing.assert_close(ours(x)[0], out[0] if isinstance(out, tuple) else out, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            ours(x)[0], out[0] if isinstance(out, tuple) else out, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_fewer_layers_take_the_lower_ones(whisper):

@@ -16,7 +16,7 @@ def test_nearest_is_the_brute_force_argmin():
     assert quantizer.nearest(x, codebook, block=7).tolist() == expected
 
 
-def test_ties_go_to_the_lowest_index_A7():
+def test_ties_go_to_the_lowest_index_a7():
     codebook = torch.tensor([[2.0, 0.0], [0.0, 0.0], [2.0, 0.0], [0.0, 0.0]])
     x = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 5.0]])
     assert quantizer.nearest(x, codebook).tolist() == [0, 1, 0]
@@ -64,7 +64,9 @@ def test_ema_update_is_the_formula_with_numbers_written_out():
     """Two codes, decay 0.5; code 0 gets the vectors (2, 0) and (4, 2), code 1 none."""
     codebook, n = torch.zeros(2, 2), torch.tensor([1.0, 1.0])
     m = torch.tensor([[1.0, 1.0], [0.0, 8.0]])
-    quantizer.ema_update(codebook, n, m, torch.tensor([[2.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 0]), decay=0.5)
+    quantizer.ema_update(
+        codebook, n, m, torch.tensor([[2.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 0]), decay=0.5
+    )
     total = 1.5 + 0.5
     first, second = ((v + 1e-5) / (total + 2e-5) * total for v in (1.5, 0.5))
     torch.testing.assert_close(n, torch.tensor([first, second]))
@@ -86,7 +88,10 @@ def test_restart_dead_replaces_exactly_the_codes_below_the_threshold():
 
 def test_restart_dead_leaves_a_living_codebook_and_the_random_state_alone():
     codebook, before = torch.zeros(2, 3), torch.get_rng_state()
-    assert quantizer.restart_dead(codebook, torch.ones(2), torch.zeros(2, 3), torch.randn(0, 3), threshold=0.5) == 0
+    assert (
+        quantizer.restart_dead(codebook, torch.ones(2), torch.zeros(2, 3), torch.randn(0, 3), threshold=0.5)
+        == 0
+    )
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -1,4 +1,4 @@
-"""`check_contract`: exit codes on the recorded tensors, and on a folder recorded here from a small encoder."""
+"""`check_contract`: exit codes on recorded tensors, and on a folder recorded here from a small encoder."""
 
 import json
 
@@ -28,15 +28,19 @@ def recorded(tiny_encoder, tmp_path):
     pooled, state = encoder.pool(encoder(mel)), EncoderState()
     codes = encoder.quantize(pooled)
     io = {
-        "input_features": mel, "pooled": pooled, "token_ids": codes, "last_hidden_state": encoder.dequantize(codes),
-        "oddlen_input_features": odd, "oddlen_token_ids": encoder.quantize(encoder.pool(encoder(odd))),
+        "input_features": mel, "pooled": pooled, "token_ids": codes,
+        "last_hidden_state": encoder.dequantize(codes), "oddlen_input_features": odd,
+        "oddlen_token_ids": encoder.quantize(encoder.pool(encoder(odd))),
         "stream_chunk_frames": torch.tensor(chunks), "stream_token_ids_b0": codes[0].clone(),
         "layer1_out": encoder(mel),
     }  # fmt: skip
     encoder(mel[..., :8], state)
     io["stream_b0_chunk0_conv1_cache"] = state.conv1_tail
     save_file({name: value.contiguous() for name, value in io.items()}, folder / "io.safetensors")
-    save_file({f"encoder.{name}": value for name, value in encoder.state_dict().items()}, folder / "weights.safetensors")
+    save_file(
+        {f"encoder.{name}": value for name, value in encoder.state_dict().items()},
+        folder / "weights.safetensors",
+    )
     (folder / "config.json").write_text(json.dumps(encoder.config.to_official()))
     return folder.parent
 
@@ -63,7 +67,8 @@ def test_a_folder_recorded_from_our_encoder_is_within_tolerance(recorded, run, c
 
 
 @pytest.mark.parametrize(
-    ("name", "by"), [("pooled", 1e-3), ("token_ids", 1), ("stream_token_ids_b0", 1), ("layer1_out", torch.nan)]
+    ("name", "by"),
+    [("pooled", 1e-3), ("token_ids", 1), ("stream_token_ids_b0", 1), ("layer1_out", torch.nan)],
 )
 def test_a_changed_tensor_fails_by_name(recorded, run, capsys, name, by):
     change(recorded / "encoder/io.safetensors", name, by)
@@ -73,7 +78,7 @@ def test_a_changed_tensor_fails_by_name(recorded, run, capsys, name, by):
 
 
 def test_a_changed_weight_fails(recorded, run, capsys):
-    change(recorded / "encoder/weights.safetensors", "encoder.layers.1.fc1.weight", 0.01)
+    change(recorded / "encoder/weights.safetensors", "encoder.conv2.weight", 0.01)
     assert run(recorded) == 1
     assert "FAIL encoder.pooled" in capsys.readouterr().out
 
@@ -82,7 +87,9 @@ def test_a_changed_weight_fails(recorded, run, capsys):
 def test_a_folder_that_cannot_be_used_is_exit_code_2(recorded, run, capsys, tmp_path, broken):
     folder = {"no folder": tmp_path / "none", "no module": tmp_path}.get(broken, recorded)
     if broken in ("no io", "no weights"):
-        (recorded / "encoder" / {"no io": "io", "no weights": "weights"}[broken]).with_suffix(".safetensors").unlink()
+        (recorded / "encoder" / {"no io": "io", "no weights": "weights"}[broken]).with_suffix(
+            ".safetensors"
+        ).unlink()
     assert run(folder) == 2
     assert capsys.readouterr().err.startswith("error: ")
 

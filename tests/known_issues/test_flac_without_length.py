@@ -1,7 +1,7 @@
 """A FLAC stream that was piped into a file has no length in its header; libsndfile then says 2^63 - 1 frames.
 
-A manifest line got a duration of 18 million years, and reading to the end asked numpy for an array of that size:
-a ValueError, which was no skipped file but the end of the run.
+A manifest line got a duration of 18 million years, and reading to the end asked numpy for an array of that
+size: a ValueError, which was no skipped file but the end of the run.
 """
 
 import json

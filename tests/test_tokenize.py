@@ -29,7 +29,9 @@ def sounds(tmp_path):
 
 
 def tokenize(codec, out, *audio, options=()):
-    code = main(["tokenize", *map(str, audio), "--codec", str(codec), "--out", str(out), "--device", "cpu", *options])
+    code = main(
+        ["tokenize", *map(str, audio), "--codec", str(codec), "--out", str(out), "--device", "cpu", *options]
+    )
     return code, [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -54,7 +56,10 @@ def test_a_manifest_gives_its_parts_of_files(codec, sounds, tmp_path):
     entries = [{"audio_filepath": "a.wav", "offset": 0.5, "duration": 0.25}, {"audio_filepath": "sub/b.flac"}]
     (sounds / "m.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     _, lines = tokenize(codec, tmp_path / "codes.jsonl", sounds / "m.jsonl")
-    assert [(line.get("offset"), line["duration"], len(line["codes"])) for line in lines] == [(0.5, 0.25, 4), (None, 0.375, 5)]
+    assert [(line.get("offset"), line["duration"], len(line["codes"])) for line in lines] == [
+        (0.5, 0.25, 4),
+        (None, 0.375, 5),
+    ]
 
 
 def test_the_batch_does_not_show_in_the_codes(codec, sounds, tmp_path):
@@ -70,7 +75,9 @@ def test_a_bad_file_is_named_and_left_out_and_the_exit_code_is_1(codec, sounds, 
     assert stopped.value.code == 1
     assert "1 left out" in (said := capsys.readouterr().err)
     assert "bad.wav: empty file" in said
-    names = [json.loads(line)["audio_filepath"] for line in (tmp_path / "codes.jsonl").read_text().splitlines()]
+    names = [
+        json.loads(line)["audio_filepath"] for line in (tmp_path / "codes.jsonl").read_text().splitlines()
+    ]
     assert names == [str(sounds / "a.wav"), str(sounds / "sub/b.flac")]
 
 
@@ -85,7 +92,11 @@ def test_existing_output_is_kept_and_the_exit_code_is_2(codec, sounds, tmp_path,
 
 @pytest.mark.parametrize(
     ("audio", "options", "message"),
-    [("none.wav", [], "no file"), ("empty", [], "holds no sound files"), ("in/a.wav", ["--batch-sec", "0"], "above 0")],
+    [
+        ("none.wav", [], "no file"),
+        ("empty", [], "holds no sound files"),
+        ("in/a.wav", ["--batch-sec", "0"], "above 0"),
+    ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(codec, sounds, tmp_path, capsys, audio, options, message):
     (tmp_path / "empty").mkdir()
@@ -98,7 +109,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(codec, sounds, tmp_path, capsys, 
 
 
 def test_a_codec_that_is_none_is_exit_code_2(sounds, tmp_path, capsys):
-    assert main(["tokenize", str(sounds), "--codec", str(tmp_path / "none"), "--out", str(tmp_path / "o.jsonl")]) == 2
+    assert (
+        main(["tokenize", str(sounds), "--codec", str(tmp_path / "none"), "--out", str(tmp_path / "o.jsonl")])
+        == 2
+    )
     assert "no pretrained part" in capsys.readouterr().err
 
 
@@ -107,4 +121,6 @@ def test_help_names_every_option(capsys):
         main(["tokenize", "--help"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
-    assert all(option in said for option in ("AUDIO", "--codec", "--out", "--batch-sec", "--device", "--force"))
+    assert all(
+        option in said for option in ("AUDIO", "--codec", "--out", "--batch-sec", "--device", "--force")
+    )

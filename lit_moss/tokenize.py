@@ -38,12 +38,17 @@ def main(args: argparse.Namespace) -> None:
 
     if args.out.exists() and not args.force:
         raise UserError(f"{args.out} exists: give another --out, or --force to overwrite it")
+    if args.out.is_dir():
+        raise UserError(f"{args.out} is a folder: expected the name of a file to write")
     if not args.batch_sec > 0:
         raise UserError(f"--batch-sec is {args.batch_sec}, expected seconds above 0")
     todo = list(_utterances(args.audio))
     tokenizer = SpeechTokenizer.from_pretrained(_codec(args.codec))
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    tokenizer.to(device)
+    try:
+        tokenizer.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device!r} cannot be used ({str(error).splitlines()[0]}): auto, cpu or cuda") from error
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_name(args.out.name + ".partial")
     audio_sec, codes, bad, begun = 0.0, 0, [], time.monotonic()
