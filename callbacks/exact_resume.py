@@ -23,7 +23,9 @@ class ExactResume(Callback):
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] | None = None
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         states: list[Any] = [_random_state()]
         if dist.is_available() and dist.is_initialized():
             states = [None] * trainer.world_size
@@ -39,7 +41,9 @@ class ExactResume(Callback):
         checkpoint["random_states"] = states
         checkpoint["mlflow_run_id"] = getattr(logger, "run_id", None)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._restored = checkpoint.get("random_states")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,7 +70,7 @@ class ExactResume(Callback):
 
 def _random_state() -> dict[str, Any]:
     """State of all generators in plain types, which `torch.load(weights_only=True)` accepts."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - other libraries draw from it
+    name, keys, position, has_gauss, gauss = np.random.get_state()
     version, numbers, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
@@ -81,6 +85,6 @@ def _set_random_state(state: dict[str, Any]) -> None:
     if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
     name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     version, numbers, gauss_next = state["python"]
     random.setstate((version, tuple(numbers), gauss_next))

@@ -30,7 +30,9 @@ class LearningRateSchedule(Callback):
                             "LearningRateSchedule")  # fmt: skip
         self._total = total
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         factor = warmup_cosine(trainer.global_step, self.warmup_steps, self._total, self.floor)
         for group in trainer.optimizers[0].param_groups:
             # `base_lr` and not `lr`: a resumed optimizer comes back with the rate of its last step in `lr`.

@@ -41,14 +41,22 @@ class Progress(ProgressBar):
             self._bar = tqdm(total=total, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._train_sec = getattr(self, "_train_sec", 0.0) + time.monotonic() - getattr(self, "_since", time.monotonic())
+        self._train_sec = (
+            getattr(self, "_train_sec", 0.0) + time.monotonic() - getattr(self, "_since", time.monotonic())
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()
         if self._enabled and not trainer.sanity_checking:
-            shown = {k: f"{float(v):.4g}" for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            text = f"validation at step {trainer.global_step}: " + ", ".join(f"{k[4:]} {v}" for k, v in shown.items())
-            tqdm.write(text, file=sys.stderr) if self._bar is not None else print(text, file=sys.stderr, flush=True)
+            shown = {
+                k: f"{float(v):.4g}" for k, v in trainer.callback_metrics.items() if k.startswith("val/")
+            }
+            text = f"validation at step {trainer.global_step}: " + ", ".join(
+                f"{k[4:]} {v}" for k, v in shown.items()
+            )
+            tqdm.write(text, file=sys.stderr) if self._bar is not None else print(
+                text, file=sys.stderr, flush=True
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,13 +67,18 @@ class Progress(ProgressBar):
         pl_module.log("train/audio_sec_per_sec", speed, rank_zero_only=True)
         if not self._enabled:
             return
-        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in self.get_metrics(trainer, pl_module).items()}
+        shown = {
+            k: f"{v:.4g}" if isinstance(v, float) else v
+            for k, v in self.get_metrics(trainer, pl_module).items()
+        }
         shown = {k.removeprefix("train/"): v for k, v in shown.items() if k != "v_num"}
         shown["audio s/s"] = f"{speed:.1f}"
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
             self._bar.set_postfix(shown, refresh=False)
-        elif time.monotonic() - self._last_line > self.every_n_sec or trainer.global_step == trainer.max_steps:
+        elif (
+            time.monotonic() - self._last_line > self.every_n_sec or trainer.global_step == trainer.max_steps
+        ):
             self._last_line = time.monotonic()
             done = trainer.global_step - self._start_step
             left_sec = seconds / max(done, 1) * max(0, trainer.max_steps - trainer.global_step)

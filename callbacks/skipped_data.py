@@ -22,7 +22,13 @@ class SkippedData(Callback):
             self._check(trainer)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._note(trainer, batch)
 
@@ -33,8 +39,15 @@ class SkippedData(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._gather(trainer)
         skipped = _skipped(trainer)
-        if skipped and trainer.is_global_zero and trainer.logger is not None and hasattr(trainer.logger, "log_table"):
-            trainer.logger.log_table({"utterance": list(skipped), "reason": list(skipped.values())}, "skipped.json")
+        if (
+            skipped
+            and trainer.is_global_zero
+            and trainer.logger is not None
+            and hasattr(trainer.logger, "log_table")
+        ):
+            trainer.logger.log_table(
+                {"utterance": list(skipped), "reason": list(skipped.values())}, "skipped.json"
+            )
 
     def _note(self, trainer: Trainer, batch: Any) -> bool:
         """Takes down what a batch skipped, each once; whether there was anything new."""

@@ -44,14 +44,30 @@ def spectrogram_with_codes(example):  # noqa: ANN001, ANN201 - matplotlib figure
     seconds = len(codes) * rates.SECONDS_PER_CODE
     figure = Figure(figsize=(min(28.0, max(8.0, 0.32 * len(codes))), 4.2), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[6, 1])
-    top.imshow(example.mel_MF, origin="lower", aspect="auto", extent=(0, seconds, 0, len(example.mel_MF)), cmap="magma")
+    top.imshow(
+        example.mel_MF,
+        origin="lower",
+        aspect="auto",
+        extent=(0, seconds, 0, len(example.mel_MF)),
+        cmap="magma",
+    )
     top.set_ylabel("mel bin")
-    top.set_title(f"{example.id}\nsaid: {example.text}\nheard: {example.hypothesis}", loc="left", fontsize=9, wrap=True)
+    top.set_title(
+        f"{example.id}\nsaid: {example.text}\nheard: {example.hypothesis}", loc="left", fontsize=9, wrap=True
+    )
     colours = colormaps["tab20"]
     for i, code in enumerate(codes):
         start = i * rates.SECONDS_PER_CODE
         bottom.axvspan(start, start + rates.SECONDS_PER_CODE, color=colours(code % 20), alpha=0.7)
-        bottom.text(start + rates.SECONDS_PER_CODE / 2, 0.5, str(code), ha="center", va="center", fontsize=6, rotation=90)
+        bottom.text(
+            start + rates.SECONDS_PER_CODE / 2,
+            0.5,
+            str(code),
+            ha="center",
+            va="center",
+            fontsize=6,
+            rotation=90,
+        )
     bottom.set(yticks=[], xlabel="seconds", ylabel="code", xlim=(0, seconds), ylim=(0, 1))
     return figure
 

@@ -45,7 +45,12 @@ def check_encoder(folder: Path) -> Iterator[Line]:
         yield name, seen[name], io[name], ACTIVATION
     yield "token_ids", codes, io["token_ids"], 0
     if "oddlen_input_features" in io:
-        yield "oddlen_token_ids", encoder.quantize(encoder.pool(encoder(io["oddlen_input_features"]))), io["oddlen_token_ids"], 0
+        yield (
+            "oddlen_token_ids",
+            encoder.quantize(encoder.pool(encoder(io["oddlen_input_features"]))),
+            io["oddlen_token_ids"],
+            0,
+        )
     if "stream_chunk_frames" in io:
         yield from _check_stream(encoder, io)
 
@@ -100,8 +105,18 @@ def check_features(folder: Path) -> Iterator[Line]:
     longest = rates.codes_of_samples(max(map(len, waves))) * rates.SAMPLES_PER_CODE
     batch = torch.stack([nn.functional.pad(wave, (0, longest - len(wave))) for wave in waves])
     bins = config["whisper"]["feature_size"]
-    yield "whisper_input_features", features.whisper_log_mel(batch, bins), io["whisper_input_features"], LOG_MEL
-    frame_mask = torch.stack([rates.WHISPER_HOP_SAMPLES * torch.arange(io["whisper_attention_mask"].shape[1]) < len(w) for w in waves])
+    yield (
+        "whisper_input_features",
+        features.whisper_log_mel(batch, bins),
+        io["whisper_input_features"],
+        LOG_MEL,
+    )
+    frame_mask = torch.stack(
+        [
+            rates.WHISPER_HOP_SAMPLES * torch.arange(io["whisper_attention_mask"].shape[1]) < len(w)
+            for w in waves
+        ]
+    )
     yield "whisper_attention_mask", frame_mask.long(), io["whisper_attention_mask"], 0
     tokens = torch.arange(io["whisper_token_valid_mask"].shape[1])
     valid = torch.stack([tokens < rates.codes_of_samples(len(w)) for w in waves])
@@ -109,11 +124,15 @@ def check_features(folder: Path) -> Iterator[Line]:
     cpu = torch.device("cpu")
     for name in (n for n in io if n.startswith("whisper_mel_filters_")):
         rows = [int(word) for word in name.split("_rows_")[1].split("_")]
-        ours = features.mel_filters(bins, rates.WHISPER_FFT_SAMPLES, rates.TOKENIZER_RATE_HZ, torch.float32, cpu)
+        ours = features.mel_filters(
+            bins, rates.WHISPER_FFT_SAMPLES, rates.TOKENIZER_RATE_HZ, torch.float32, cpu
+        )
         yield name, ours[rows], io[name], 1e-6
     for name in (n for n in io if n.startswith("mel24k_filters_")):
         rows = [int(word) for word in name.split("_rows_")[1].split("_")]
-        ours = features.mel_filters(rates.DECODER_MEL_BINS, rates.DECODER_FFT_SAMPLES, rates.DECODER_RATE_HZ, torch.float32, cpu)
+        ours = features.mel_filters(
+            rates.DECODER_MEL_BINS, rates.DECODER_FFT_SAMPLES, rates.DECODER_RATE_HZ, torch.float32, cpu
+        )
         yield name, ours.T[rows], io[name], 1e-6
     yield "mel24k", features.decoder_mel(io["w24k"]), io["mel24k"], LOG_MEL
     resampled = features.resample(io["w24k"], rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)
@@ -130,7 +149,12 @@ def _check_fbank(io: dict[str, Tensor], waves: list[Tensor], resampled: Tensor) 
         raise UserError(f"kaldi_fbank80 has {len(recorded)} frames, expected the length of a recorded wave")
     ours = min(fitting, key=lambda fbank: float((fbank - recorded).abs().max()))
     yield "kaldi_fbank80", ours, recorded, FBANK
-    yield "kaldi_fbank80_mean_subtracted", ours - ours.mean(dim=0, keepdim=True), io["kaldi_fbank80_mean_subtracted"], FBANK
+    yield (
+        "kaldi_fbank80_mean_subtracted",
+        ours - ours.mean(dim=0, keepdim=True),
+        io["kaldi_fbank80_mean_subtracted"],
+        FBANK,
+    )
 
 
 CHECKS: dict[str, Callable[[Path], Iterator[Line]]] = {"encoder": check_encoder, "features": check_features}
@@ -153,13 +177,18 @@ def check(folder: Path) -> bool:
                 raise UserError(f"{folder / module} has no {file}")
         for name, ours, recorded, tolerance in CHECKS[module](folder / module):
             if ours.shape != recorded.shape:
-                difference, text = float("inf"), f"shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}"
+                difference, text = (
+                    float("inf"),
+                    f"shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}",
+                )
             else:
                 difference = float((ours.double() - recorded.double()).abs().max())
                 text = f"{difference:.3g}"
             within = difference <= tolerance
             good &= within
-            print(f"{'ok  ' if within else 'FAIL'} {module + '.' + name:<48} {text:>12}  tolerance {tolerance:g}")
+            print(
+                f"{'ok  ' if within else 'FAIL'} {module + '.' + name:<48} {text:>12}  tolerance {tolerance:g}"
+            )
     others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in CHECKS)
     if others:
         print(f"not checked: {', '.join(others)}")
@@ -169,7 +198,9 @@ def check(folder: Path) -> bool:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="folder of recorded tensors")
     try:
         return 0 if check(parser.parse_args().folder) else 1

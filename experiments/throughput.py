@@ -43,7 +43,10 @@ def training_step(encoder: CausalEncoder, bf16: bool, batch: int, seconds: float
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             hidden = encoder(mel)
             pooled = encoder.pool(hidden).float()
-            loss = ctc.ctc_loss(head(pooled), frames, labels)[0] + ctc.ctc_loss(head.from_frames(hidden), frames, labels)[0]
+            loss = (
+                ctc.ctc_loss(head(pooled), frames, labels)[0]
+                + ctc.ctc_loss(head.from_frames(hidden), frames, labels)[0]
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -53,9 +56,15 @@ def training_step(encoder: CausalEncoder, bf16: bool, batch: int, seconds: float
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", help="checkpoint or folder; default: Whisper-tiny's encoder with a random codebook")
-    parser.add_argument("--seconds", type=float, default=120.0, help="seconds of audio a measurement (default 120)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--codec", help="checkpoint or folder; default: Whisper-tiny's encoder with a random codebook"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="seconds of audio a measurement (default 120)"
+    )
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.codec:
@@ -66,7 +75,9 @@ def main() -> None:
         encoder.codebook.weight.copy_(noise[torch.randint(len(noise), (encoder.config.quantize_vocab_size,))])
         encoder.codebook.weight.add_(noise.std() * torch.randn_like(encoder.codebook.weight))
         tokenizer = SpeechTokenizer(encoder)
-    waves = list((0.1 * torch.randn(int(args.seconds * rates.TOKENIZER_RATE_HZ))).split(8 * rates.TOKENIZER_RATE_HZ))
+    waves = list(
+        (0.1 * torch.randn(int(args.seconds * rates.TOKENIZER_RATE_HZ))).split(8 * rates.TOKENIZER_RATE_HZ)
+    )
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.seconds:.0f} s of audio")
     rows: list[tuple[str, float]] = []
     for exact in (True, False):

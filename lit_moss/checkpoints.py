@@ -16,7 +16,6 @@ from typing_extensions import override
 
 from lit_moss.errors import UserError
 
-
 SEAL = 64  # hex digits of a sha256
 
 
@@ -47,7 +46,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                             "Make room or rights, then resume with --ckpt_path last") from error  # fmt: skip
 
     @override
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         return load_checkpoint(Path(path))
 
 
@@ -117,8 +118,12 @@ def newest_checkpoint(folder: Path, which: str) -> Path | tuple[Path, str | None
     runs = sorted(folder.glob("*/run.json"), key=lambda file: (file.stat().st_mtime_ns, file.parent.name))
     runs = [file.parent for file in runs]
     if not runs:
-        raise UserError(f"no run in {folder} to take `{which}` from: expected one made by `fit` of the same name")
-    found = sorted((runs[-1] / "checkpoints").glob("best.ckpt" if which == "best" else "step-*.ckpt"), reverse=True)
+        raise UserError(
+            f"no run in {folder} to take `{which}` from: expected one made by `fit` of the same name"
+        )
+    found = sorted(
+        (runs[-1] / "checkpoints").glob("best.ckpt" if which == "best" else "step-*.ckpt"), reverse=True
+    )
     for path in found:
         if is_whole(path):
             return path

@@ -83,7 +83,9 @@ class MossCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="run", help="Name of the runs' folder and MLflow experiment.")
+        parser.add_argument(
+            "--name", type=str, default="run", help="Name of the runs' folder and MLflow experiment."
+        )
         parser.add_argument("--run_root", type=str, default="runs", help="Folder of all runs' files.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -102,7 +104,9 @@ class MossCLI(LightningCLI):
         config = self.config[self.subcommand]
         # Absolute: `ModelCheckpoint` forgets its best score when the same folder comes under another spelling.
         self._run_root, self._run_name = Path(config["run_root"]).absolute(), config["name"]
-        self._ckpt = _find_checkpoint(config.get("ckpt_path"), self._run_root / self._run_name, self.subcommand)
+        self._ckpt = _find_checkpoint(
+            config.get("ckpt_path"), self._run_root / self._run_name, self.subcommand
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -122,7 +126,9 @@ class MossCLI(LightningCLI):
                 kwargs["logger"] = self.tracker
         else:
             kwargs["logger"] = False
-            kwargs["callbacks"] = [c for c in _as_list(config.get("callbacks")) if not isinstance(c, ModelCheckpoint)]
+            kwargs["callbacks"] = [
+                c for c in _as_list(config.get("callbacks")) if not isinstance(c, ModelCheckpoint)
+            ]
         return super().instantiate_trainer(**kwargs)
 
     def _make_tracker(self) -> Tracker:
@@ -209,24 +215,36 @@ def _one_line_errors() -> Iterator[None]:
 def _check_yaml_files(args: Sequence[str]) -> None:
     """Names the file and the line of a YAML that does not parse; the parser's own message names neither."""
     for before, word in zip(["", *args], args, strict=False):
-        name = word if before in ("-c", "--config") else word.partition("=")[2] if word.startswith("--config=") else None
+        name = (
+            word
+            if before in ("-c", "--config")
+            else word.partition("=")[2]
+            if word.startswith("--config=")
+            else None
+        )
         if name is None:
             continue
         try:
             content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"no configuration {name} ({error.strerror}): expected a YAML file, see conf/") from error
+            raise UserError(
+                f"no configuration {name} ({error.strerror}): expected a YAML file, see conf/"
+            ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{name} is no YAML: {_one_line(str(error))}") from error
         if not isinstance(content, dict):
-            raise UserError(f"{name} holds {type(content).__name__}, expected keys like model:, data:, trainer:")
+            raise UserError(
+                f"{name} holds {type(content).__name__}, expected keys like model:, data:, trainer:"
+            )
 
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _find_checkpoint(asked: str | None, folder: Path, verb: str | None) -> Path | tuple[Path, str | None] | None:
+def _find_checkpoint(
+    asked: str | None, folder: Path, verb: str | None
+) -> Path | tuple[Path, str | None] | None:
     """The checkpoint meant by `--ckpt_path`; or run folder and id, where the newest run has no checkpoint yet."""
     if asked is None:
         if verb != "fit":

@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="sound files, folders of them, or manifests (.jsonl)")
-    parser.add_argument("--codec", required=True, help="checkpoint, folder or hub id; runs/NAME is the best of its newest run")
+    parser.add_argument(
+        "audio", nargs="+", metavar="AUDIO", help="sound files, folders of them, or manifests (.jsonl)"
+    )
+    parser.add_argument(
+        "--codec", required=True, help="checkpoint, folder or hub id; runs/NAME is the best of its newest run"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="JSONL", help="file to write")
-    parser.add_argument("--batch-sec", type=float, default=240.0, help="seconds of audio computed at once (default 240)")
+    parser.add_argument(
+        "--batch-sec", type=float, default=240.0, help="seconds of audio computed at once (default 240)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
     parser.add_argument("--force", action="store_true", help="overwrite existing output")
 
@@ -48,15 +54,23 @@ def main(args: argparse.Namespace) -> None:
     try:
         tokenizer.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device!r} cannot be used ({str(error).splitlines()[0]}): auto, cpu or cuda") from error
+        raise UserError(
+            f"--device {device!r} cannot be used ({str(error).splitlines()[0]}): auto, cpu or cuda"
+        ) from error
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_name(args.out.name + ".partial")
     audio_sec, codes, bad, begun = 0.0, 0, [], time.monotonic()
     with partial.open("w", encoding="utf-8") as out, tqdm(total=len(todo), unit="file", disable=None) as bar:
         for group in _groups(todo, args.batch_sec, bad):
             seconds = [len(wave) / rate for _, wave, rate in group]
-            for (utterance, _, _), second, found in zip(group, seconds, _encode(tokenizer, group, args.batch_sec), strict=True):
-                line: dict[str, Any] = {"audio_filepath": str(utterance.audio), "codes": found, "duration": round(second, 4)}
+            for (utterance, _, _), second, found in zip(
+                group, seconds, _encode(tokenizer, group, args.batch_sec), strict=True
+            ):
+                line: dict[str, Any] = {
+                    "audio_filepath": str(utterance.audio),
+                    "codes": found,
+                    "duration": round(second, 4),
+                }
                 if utterance.offset_sec:
                     line["offset"] = utterance.offset_sec
                 out.write(json.dumps(line) + "\n")
@@ -101,14 +115,18 @@ def _utterances(names: list[str]) -> Iterator["Utterance"]:
             raise UserError(f"no file {name}: expected a sound file, a folder, or a manifest")
 
 
-def _groups(todo: list["Utterance"], batch_sec: float, bad: list[str]) -> Iterator[list[tuple["Utterance", Any, int]]]:
+def _groups(
+    todo: list["Utterance"], batch_sec: float, bad: list[str]
+) -> Iterator[list[tuple["Utterance", Any, int]]]:
     """Read utterances, in order, gathered until a batch is full; unreadable ones go to `bad`."""
     from lit_moss.audio import io, rates
 
     group, held = [], 0.0
     for utterance in todo:
         try:
-            wave = io.read(utterance.audio, rates.TOKENIZER_RATE_HZ, utterance.offset_sec, utterance.duration_sec)
+            wave = io.read(
+                utterance.audio, rates.TOKENIZER_RATE_HZ, utterance.offset_sec, utterance.duration_sec
+            )
         except io.UnreadableAudio as error:
             bad.append(str(error))
             continue
@@ -121,6 +139,8 @@ def _groups(todo: list["Utterance"], batch_sec: float, bad: list[str]) -> Iterat
         yield group
 
 
-def _encode(tokenizer: "SpeechTokenizer", group: list[tuple["Utterance", Any, int]], batch_sec: float) -> list[list[int]]:
+def _encode(
+    tokenizer: "SpeechTokenizer", group: list[tuple["Utterance", Any, int]], batch_sec: float
+) -> list[list[int]]:
     found = tokenizer.encode([wave for _, wave, _ in group], group[0][2], batch_sec=min(60.0, batch_sec))
     return [codes.tolist() for codes in found]

@@ -202,7 +202,9 @@ class Tracker(Logger):
         try:
             send(self.experiment)
         except Exception as error:
-            rank_zero_warn(f"{name} was not stored in MLflow: {str(error).splitlines()[0] if str(error) else error!r}")
+            rank_zero_warn(
+                f"{name} was not stored in MLflow: {str(error).splitlines()[0] if str(error) else error!r}"
+            )
 
     @override
     @rank_zero_only

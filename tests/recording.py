@@ -28,7 +28,7 @@ class DrawNumbers(Callback):
     """Consumes numbers of every generator at each step, so that a forgotten state shows in what follows."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        drawn = [float(torch.rand(())), float(np.random.rand()), random.random()]  # noqa: NPY002
+        drawn = [float(torch.rand(())), float(np.random.rand()), random.random()]
         pl_module.log("train/drawn", sum(drawn))
 
 

@@ -67,7 +67,11 @@ def test_pictures_sounds_tables_and_texts_are_stored(database):
     tracker.log_text("a: 1", "config.yaml")
     tracker.log_table({"step": [1], "heard": ["one"]}, "transcripts.json")
     tracker.finalize("success")
-    stored = {f.path for folder in (None, "pictures", "audio") for f in database.list_artifacts(tracker.run_id, folder)}
+    stored = {
+        f.path
+        for folder in (None, "pictures", "audio")
+        for f in database.list_artifacts(tracker.run_id, folder)
+    }
     assert {"pictures/empty.png", "audio/silence.wav", "config.yaml", "transcripts.json"} <= stored
 
 
@@ -80,7 +84,9 @@ def free_port() -> int:
 def serve(folder, port):
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
                "--backend-store-uri", f"sqlite:///{folder}/db.sqlite", "--default-artifact-root", str(folder / "art")]  # fmt: skip
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True)
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True
+    )
     for _ in range(300):
         with socket.socket() as s:
             if s.connect_ex(("127.0.0.1", port)) == 0:

@@ -22,7 +22,9 @@ def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def mel_filters(bins: int, fft_samples: int, rate_hz: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def mel_filters(
+    bins: int, fft_samples: int, rate_hz: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Slaney-scale, Slaney-normalised triangles from 0 to 8000 Hz: (fft/2 + 1, M).
 
     Built in float64 by the closed form: torchaudio's float32 path is 3e-7 off the released filters.

@@ -54,7 +54,9 @@ def info(path: str | Path) -> AudioInfo:
     return AudioInfo(header.frames, header.samplerate, header.channels)
 
 
-def read(path: str | Path, rate_hz: int, offset_sec: float = 0.0, duration_sec: float | None = None) -> Tensor:
+def read(
+    path: str | Path, rate_hz: int, offset_sec: float = 0.0, duration_sec: float | None = None
+) -> Tensor:
     """Samples of the first channel, resampled: float32 (T,) in [-1, 1].
 
     The first channel alone, as the released tokenizer takes it. `duration_sec` None reads to the end.
@@ -80,7 +82,9 @@ def read(path: str | Path, rate_hz: int, offset_sec: float = 0.0, duration_sec: 
     if not len(samples):
         raise UnreadableAudio(f"{path}: no samples at {offset_sec:.3f} s")
     if len(samples) < expected:
-        raise UnreadableAudio(f"{path}: {len(samples)} samples decoded of {expected} that the header promises")
+        raise UnreadableAudio(
+            f"{path}: {len(samples)} samples decoded of {expected} that the header promises"
+        )
     if not np.isfinite(samples).all():
         raise UnreadableAudio(f"{path}: samples that are not finite")
     return resample(torch.from_numpy(np.ascontiguousarray(samples)), from_hz, rate_hz)

@@ -61,7 +61,9 @@ def greedy(log_probs_BLV: Tensor, frames_B: Tensor) -> list[list[int]]:
     return [path[path != BLANK].tolist() for path in paths]
 
 
-def ctc_loss(log_probs_BLV: Tensor, frames_B: Tensor, labels: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def ctc_loss(
+    log_probs_BLV: Tensor, frames_B: Tensor, labels: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
     """Mean over the batch of -log p(labels) / len(labels), and which items fit: () and bool (B,).
 
     An item whose labels do not fit its frames has probability 0 and an infinite loss: it is left out of the mean
@@ -88,7 +90,9 @@ class CTCHead(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, code_width: int, vocabulary_size: int, width: int, layers: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self, code_width: int, vocabulary_size: int, width: int, layers: int, heads: int, dropout: float
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(code_width)
         self.upsample = nn.Linear(code_width, rates.HIDDEN_PER_CODE * width)

@@ -67,7 +67,9 @@ class EncoderConfig:
             if config.get(key, ours) != ours:
                 raise ValueError(f"config.json has {key}={config[key]!r}, only {ours!r} is supported")
         if config.get("pooling_position", config["quantize_position"]) != config["quantize_position"]:
-            raise ValueError("config.json has pooling_position and quantize_position apart, expected them equal")
+            raise ValueError(
+                "config.json has pooling_position and quantize_position apart, expected them equal"
+            )
         return cls(**{f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None})
 
     def to_official(self) -> dict[str, Any]:
@@ -105,7 +107,9 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x_BLD: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x_BLD: Tensor, past: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """`past`: keys and values (B, H, P, D/H) of the P frames before. Returns the output and the longer `past`."""
         q, k, v = (
             proj(x_BLD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -131,7 +135,9 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(ffn_width, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, x_BLD: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(
+        self, x_BLD: Tensor, past: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         attended, past = self.self_attn(self.self_attn_layer_norm(x_BLD), past)
         x_BLD = x_BLD + attended
         return x_BLD + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x_BLD)))), past
@@ -184,7 +190,9 @@ class CausalEncoder(nn.Module):
         x_BLD = F.gelu(x_BDL).transpose(1, 2)
         until = state.frames + x_BLD.shape[1]
         if until > self.config.max_source_positions:
-            raise ValueError(f"{until} hidden frames, at most {self.config.max_source_positions}: cut into segments")
+            raise ValueError(
+                f"{until} hidden frames, at most {self.config.max_source_positions}: cut into segments"
+            )
         x_BLD = x_BLD + self.embed_positions.weight[state.frames : until]
         past = state.past or [None] * len(self.layers)
         state.past = [None] * len(self.layers)  # type: ignore[list-item]

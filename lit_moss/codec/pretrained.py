@@ -39,7 +39,11 @@ class LoadReport:
         text = f"{len(self.loaded)} tensors loaded"
         if self.kept:
             text += f", {len(self.kept)} kept as initialised ({', '.join(self.kept)})"
-        return text + (f", {len(self.reshaped)} of another shape skipped ({'; '.join(self.reshaped)})" if self.reshaped else "")
+        return text + (
+            f", {len(self.reshaped)} of another shape skipped ({'; '.join(self.reshaped)})"
+            if self.reshaped
+            else ""
+        )
 
 
 def load_encoder(name: str, config: EncoderConfig | None = None) -> tuple[CausalEncoder, LoadReport]:
@@ -73,7 +77,9 @@ def load_encoder(name: str, config: EncoderConfig | None = None) -> tuple[Causal
         )
     if "codebook.weight" in loaded and "ema_weight" not in loaded:
         encoder.ema_weight.copy_(encoder.codebook.weight)
-    kept = tuple(key for key in own if key not in loaded and not any(r.startswith(key + ":") for r in reshaped))
+    kept = tuple(
+        key for key in own if key not in loaded and not any(r.startswith(key + ":") for r in reshaped)
+    )
     return encoder, LoadReport(tuple(loaded), kept, tuple(reshaped))
 
 
@@ -177,10 +183,10 @@ def _from_ctranslate2(variables: dict[str, np.ndarray]) -> dict[str, Tensor]:
             put(f"{target}.self_attn.out_proj.{part}", f"{source}/self_attention/linear_1/{part}")
             put(f"{target}.fc1.{part}", f"{source}/ffn/linear_0/{part}")
             put(f"{target}.fc2.{part}", f"{source}/ffn/linear_1/{part}")
-            stacked = torch.from_numpy(variables[f"{source}/self_attention/linear_0/{part}"].astype(np.float32))
+            stacked = torch.from_numpy(
+                variables[f"{source}/self_attention/linear_0/{part}"].astype(np.float32)
+            )
             for letter, values in zip("qkv", stacked.chunk(3), strict=True):
                 if (letter, part) != ("k", "bias"):
                     tensors[f"{target}.self_attn.{letter}_proj.{part}"] = values.clone()
     return tensors
-
-

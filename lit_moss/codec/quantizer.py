@@ -58,7 +58,9 @@ def _gather(x_SD: Tensor) -> Tensor:
     if not _distributed():
         return x_SD
     sizes = _all_sum(
-        torch.bincount(torch.tensor([dist.get_rank()]), torch.tensor([float(len(x_SD))]), dist.get_world_size())
+        torch.bincount(
+            torch.tensor([dist.get_rank()]), torch.tensor([float(len(x_SD))]), dist.get_world_size()
+        )
         .long()
         .to(x_SD.device)
     ).tolist()
@@ -78,7 +80,12 @@ def _pick(pool_SD: Tensor, n: int) -> Tensor:
 
 @torch.no_grad()
 def ema_update(
-    codebook_KD: Tensor, ema_count_K: Tensor, ema_weight_KD: Tensor, x_SD: Tensor, codes_S: Tensor, decay: float
+    codebook_KD: Tensor,
+    ema_count_K: Tensor,
+    ema_weight_KD: Tensor,
+    x_SD: Tensor,
+    codes_S: Tensor,
+    decay: float,
 ) -> None:
     """One step of the moving averages n and m, in place; codebook = m / n with Laplace smoothing of n.
 

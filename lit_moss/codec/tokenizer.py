@@ -50,7 +50,9 @@ class SpeechTokenizer:
     # --- folders --------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, exact: bool = True, log_mel: str | None = None) -> "SpeechTokenizer":
+    def from_pretrained(
+        cls, name: str | Path, exact: bool = True, log_mel: str | None = None
+    ) -> "SpeechTokenizer":
         """From a folder in the released layout, a hub id, or a checkpoint of a tokenizer run.
 
         Args:
@@ -79,7 +81,9 @@ class SpeechTokenizer:
         """Writes `config.json` and `model.safetensors` in the released layout."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"encoder.{key}": value.contiguous().cpu() for key, value in self.encoder.state_dict().items()}
+        tensors = {
+            f"encoder.{key}": value.contiguous().cpu() for key, value in self.encoder.state_dict().items()
+        }
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps(self.config.to_official(), indent=2) + "\n")
 
@@ -132,11 +136,15 @@ class SpeechTokenizer:
             mono = resample(_mono(one), sample_rate_hz, rates.TOKENIZER_RATE_HZ)
             pieces += [(i, segment) for segment in mono.split(limit)] if len(mono) else []
         codes: list[Tensor | None] = [None] * len(pieces)
-        for group in _batches([len(segment) for _, segment in pieces], round(batch_sec * rates.TOKENIZER_RATE_HZ)):
+        for group in _batches(
+            [len(segment) for _, segment in pieces], round(batch_sec * rates.TOKENIZER_RATE_HZ)
+        ):
             for place, found in zip(group, self._encode_batch([pieces[p][1] for p in group]), strict=True):
                 codes[place] = found
         joined = [
-            torch.cat([c for (owner, _), c in zip(pieces, codes, strict=True) if owner == i and c is not None])
+            torch.cat(
+                [c for (owner, _), c in zip(pieces, codes, strict=True) if owner == i and c is not None]
+            )
             if any(owner == i for owner, _ in pieces)
             else torch.zeros(0, dtype=torch.long)
             for i in range(len(waves))
@@ -163,7 +171,9 @@ class SpeechTokenizer:
 
     def _pooled(self, encoder: CausalEncoder, wave_BT: Tensor) -> Tensor:
         bins = self.config.num_mel_bins
-        mel = CausalLogMel(bins)(wave_BT) if self.config.log_mel == "causal" else whisper_log_mel(wave_BT, bins)
+        mel = (
+            CausalLogMel(bins)(wave_BT) if self.config.log_mel == "causal" else whisper_log_mel(wave_BT, bins)
+        )
         return encoder.pool(encoder(mel))
 
     def _decide(self, pooled_BND: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,7 +240,10 @@ class TokenizerStream:
         self._waiting = torch.cat([self._waiting, _mono(samples)])
         found = []
         while len(self._waiting) >= rates.SAMPLES_PER_CODE:
-            take = min(len(self._waiting) // rates.SAMPLES_PER_CODE * rates.SAMPLES_PER_CODE, self._limit - self._done)
+            take = min(
+                len(self._waiting) // rates.SAMPLES_PER_CODE * rates.SAMPLES_PER_CODE,
+                self._limit - self._done,
+            )
             found.append(self._advance(self._waiting[:take]))
             self._waiting = self._waiting[take:]
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
@@ -268,7 +281,9 @@ def _mono(wave: Tensor) -> Tensor:
     if wave.ndim == 2:
         wave = wave[0]
     if wave.ndim != 1 or not wave.dtype.is_floating_point:
-        raise ValueError(f"got {wave.dtype} of shape {tuple(wave.shape)}, expected float samples (T,) in [-1, 1]")
+        raise ValueError(
+            f"got {wave.dtype} of shape {tuple(wave.shape)}, expected float samples (T,) in [-1, 1]"
+        )
     wave = wave.detach().float().cpu()
     if not wave.isfinite().all():
         raise ValueError("samples that are not finite: clean the recording")
@@ -293,9 +308,13 @@ def _from_checkpoint(path: Path) -> CausalEncoder:
         raise UserError(f"{path} is no readable checkpoint ({type(error).__name__}): expected a .ckpt file of "
                         f"a tokenizer run, or a folder") from error  # fmt: skip
     if "codec" not in checkpoint:
-        raise UserError(f"{path} is no checkpoint of a tokenizer run: expected one made by conf/codec_encoder.yaml")
+        raise UserError(
+            f"{path} is no checkpoint of a tokenizer run: expected one made by conf/codec_encoder.yaml"
+        )
     if not checkpoint["codec"]["codebook_ready"]:
-        raise UserError(f"{path} was written before quantization began and has no codebook yet: take a later one")
+        raise UserError(
+            f"{path} was written before quantization began and has no codebook yet: take a later one"
+        )
     encoder = CausalEncoder(EncoderConfig.from_official(checkpoint["codec"]["config"]))
     prefix = "encoder."
     encoder.load_state_dict(

@@ -9,7 +9,13 @@ from lit_moss.audio.features import resample
 
 
 def spec_masks(
-    rng: np.random.Generator, frames: int, bins: int, freq_masks: int, freq_bins: int, time_masks: int, time_share: float
+    rng: np.random.Generator,
+    frames: int,
+    bins: int,
+    freq_masks: int,
+    freq_bins: int,
+    time_masks: int,
+    time_share: float,
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """SpecAugment (arXiv:1904.08779): (start, end) of masked bins and of masked frames.
 
@@ -34,7 +40,9 @@ def spec_masks(
     return draw(freq_masks, freq_bins, bins), draw(time_masks, int(time_share * frames), frames)
 
 
-def apply_spec_masks(mel_BMF: Tensor, freq_B: list[list[tuple[int, int]]], time_B: list[list[tuple[int, int]]]) -> Tensor:
+def apply_spec_masks(
+    mel_BMF: Tensor, freq_B: list[list[tuple[int, int]]], time_B: list[list[tuple[int, int]]]
+) -> Tensor:
     """Masked spans take 0, the middle of Whisper's normalised log-mel range. (B, M, F); the input is not changed."""
     if not any(freq_B) and not any(time_B):
         return mel_BMF

@@ -43,14 +43,19 @@ class Utterance:
         """Stable name of the utterance: file stem, and the offset where it is not 0."""
         return self.audio.stem + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
 
-
     @property
     def key(self) -> str:
         """What tells this utterance from every other: its file, and its offset."""
         return f"{self.audio}@{self.offset_sec:.3f}"
 
 
-_KEYS = {"offset": "offset_sec", "duration": "duration_sec", "text": "text", "speaker": "speaker", "lang": "lang"}
+_KEYS = {
+    "offset": "offset_sec",
+    "duration": "duration_sec",
+    "text": "text",
+    "speaker": "speaker",
+    "lang": "lang",
+}
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
@@ -65,7 +70,9 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines(): U+2028 may stand in a text
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text: expected a manifest of JSON lines, is it a sound file?") from error
+        raise UserError(
+            f"{path} is no text: expected a manifest of JSON lines, is it a sound file?"
+        ) from error
     utterances = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -109,7 +116,9 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
         for u in utterances:
             inside = u.audio.is_relative_to(base)
             entry: dict[str, Any] = {"audio_filepath": str(u.audio.relative_to(base) if inside else u.audio)}
-            entry |= {theirs: getattr(u, ours) for theirs, ours in _KEYS.items() if getattr(u, ours) is not None}
+            entry |= {
+                theirs: getattr(u, ours) for theirs, ours in _KEYS.items() if getattr(u, ours) is not None
+            }
             file.write(json.dumps(entry | u.extra, ensure_ascii=False) + "\n")
             count += 1
     partial.replace(path)

@@ -47,7 +47,9 @@ class BatchOrder:
         if not len(lengths) or not (weights_N > 0).any():
             raise ValueError("no utterances to order")
         if lengths.max() > batch_sec:
-            raise ValueError(f"an utterance of {lengths.max():.1f} s exceeds the budget of {batch_sec:.1f} s a batch")
+            raise ValueError(
+                f"an utterance of {lengths.max():.1f} s exceeds the budget of {batch_sec:.1f} s a batch"
+            )
         self.seed = seed
         by_length = np.argsort(lengths, kind="stable")
         # A bucket of fewer than four batches would hardly be shuffled, so small corpora get fewer buckets.

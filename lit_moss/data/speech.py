@@ -141,11 +141,15 @@ class SpeechDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if self._validation_set is None and self.validation:
-            found = self._read([self._locate(n, "validation") for n in self.validation], [1.0] * len(self.validation))
+            found = self._read(
+                [self._locate(n, "validation") for n in self.validation], [1.0] * len(self.validation)
+            )
             self._validation_set = _SpeechSet(found[0], None)
         if stage == "fit" and self._train_set is None:
             if not self.train:
-                raise UserError("data.train is empty: expected at least one manifest, e.g. [embedded:everyday-en]")
+                raise UserError(
+                    "data.train is empty: expected at least one manifest, e.g. [embedded:everyday-en]"
+                )
             utterances, weights = self._read([self._locate(n, "train") for n in self.train], self.weights)
             self._train_set = _SpeechSet(utterances, self.augmentation)
             slowest = min(self.speeds)
@@ -166,7 +170,9 @@ class SpeechDataModule(LightningDataModule):
             raise UserError(f"no embedded corpus {name!r}, expected {EVERYDAY!r} or a manifest's path")
         return Path(name)
 
-    def _read(self, manifests: Sequence[Path], weights: Sequence[float]) -> tuple[list[Utterance], list[float]]:
+    def _read(
+        self, manifests: Sequence[Path], weights: Sequence[float]
+    ) -> tuple[list[Utterance], list[float]]:
         """Utterances within the limits, with durations; the others are reported by name."""
         kept, kept_weights, dropped = [], [], []
         for manifest, weight in zip(manifests, weights, strict=True):
@@ -190,13 +196,17 @@ class SpeechDataModule(LightningDataModule):
                 f"{self.max_sec} s left out: {', '.join(dropped[:5])}{', …' if len(dropped) > 5 else ''}"
             )
         if not kept:
-            raise UserError(f"{', '.join(map(str, manifests))}: no utterance of {self.min_sec} to {self.max_sec} s")
+            raise UserError(
+                f"{', '.join(map(str, manifests))}: no utterance of {self.min_sec} to {self.max_sec} s"
+            )
         return kept, kept_weights
 
     @property
     def utterances(self) -> int:
         """Utterances of training and validation together."""
-        return sum(len(part.utterances) for part in (self._train_set, self._validation_set) if part is not None)
+        return sum(
+            len(part.utterances) for part in (self._train_set, self._validation_set) if part is not None
+        )
 
     def fingerprints(self) -> dict[str, str]:
         """What a run has seen, for its record and for a resume: data, and the order they come in."""

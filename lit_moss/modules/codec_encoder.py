@@ -94,7 +94,12 @@ class CodecEncoder(LightningModule):
         self.encoder, ready = self._build_encoder(init_from, encoder, codebook_size)
         self.vocabulary: ctc.CharVocabulary | None = None
         self.head: ctc.CTCHead | None = None
-        self.head_sizes = {"width": head_width, "layers": head_layers, "heads": head_width // 64, "dropout": head_dropout}
+        self.head_sizes = {
+            "width": head_width,
+            "layers": head_layers,
+            "heads": head_width // 64,
+            "dropout": head_dropout,
+        }
         self.encoder_lr, self.head_lr, self.weight_decay = encoder_lr, head_lr, weight_decay
         self.quantize_from_step, self.kmeans_batches = quantize_from_step, kmeans_batches
         self.frame_loss_weight, self.restart_share = frame_loss_weight, restart_share
@@ -115,12 +120,16 @@ class CodecEncoder(LightningModule):
     ) -> tuple[CausalEncoder, bool]:
         if init_from is None:
             if config is None:
-                raise UserError("model.init_from and model.encoder are both empty: give weights to start from, or sizes")
+                raise UserError(
+                    "model.init_from and model.encoder are both empty: give weights to start from, or sizes"
+                )
             config = replace(config, quantize_vocab_size=codebook_size or config.quantize_vocab_size)
             return CausalEncoder(config), False
         encoder, report = load_encoder(init_from, config)
         if codebook_size is not None and codebook_size != encoder.config.quantize_vocab_size:
-            encoder, report = load_encoder(init_from, replace(encoder.config, quantize_vocab_size=codebook_size))
+            encoder, report = load_encoder(
+                init_from, replace(encoder.config, quantize_vocab_size=codebook_size)
+            )
         rank_zero_info(f"{init_from}: {report}")
         return encoder, "codebook.weight" in report.loaded
 
@@ -157,11 +166,16 @@ class CodecEncoder(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.head is not None
         groups = []
-        for name, module, lr in (("encoder", self.encoder, self.encoder_lr), ("head", self.head, self.head_lr)):
+        for name, module, lr in (
+            ("encoder", self.encoder, self.encoder_lr),
+            ("head", self.head, self.head_lr),
+        ):
             trained = [p for p in module.parameters() if p.requires_grad]
             for suffix, wide, decay in (("", True, self.weight_decay), ("_vectors", False, 0.0)):
                 params = [p for p in trained if (p.ndim > 1) == wide]
-                groups.append({"name": name + suffix, "params": params, "lr": lr, "base_lr": lr, "weight_decay": decay})
+                groups.append(
+                    {"name": name + suffix, "params": params, "lr": lr, "base_lr": lr, "weight_decay": decay}
+                )
         return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
     # --- the model ------------------------------------------------------------------------------------------------
@@ -194,7 +208,10 @@ class CodecEncoder(LightningModule):
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         assert self.head is not None and self.vocabulary is not None
         if not len(batch):  # every file of it was unreadable: a step without a gradient
-            return sum((p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device))
+            return sum(
+                (p.sum() * 0.0 for p in self.parameters() if p.requires_grad),
+                torch.zeros((), device=self.device),
+            )
         hidden_BLD, pooled_BND, valid_BN = self.pooled_frames(self.log_mel(batch), batch.samples_B)
         commitment = pooled_BND.new_zeros(())
         config = self.encoder.config
@@ -203,7 +220,9 @@ class CodecEncoder(LightningModule):
             codes_S = quantizer.nearest(x_SD, self.encoder.codebook.weight)
             quantized_SD = self.encoder.codebook(codes_S)
             commitment = quantizer.commitment_loss(x_SD, quantized_SD)
-            pooled_BND = pooled_BND.masked_scatter(valid_BN[..., None], quantizer.straight_through(x_SD, quantized_SD))
+            pooled_BND = pooled_BND.masked_scatter(
+                valid_BN[..., None], quantizer.straight_through(x_SD, quantized_SD)
+            )
             self._learn_codebook(x_SD.detach(), codes_S)
         labels = [self.vocabulary.encode(text) for text in batch.texts]
         frames_B = valid_BN.sum(dim=1) * rates.HIDDEN_PER_CODE
@@ -327,7 +346,11 @@ class CodecEncoder(LightningModule):
             self.log(f"{stage}/codebook_perplexity", perplexity.float())
             self.log(f"{stage}/bit_rate", float(rates.CODE_RATE_HZ) * perplexity.log2().float())
 
-    test_step, on_test_epoch_start, on_test_epoch_end = validation_step, on_validation_epoch_start, on_validation_epoch_end
+    test_step, on_test_epoch_start, on_test_epoch_end = (
+        validation_step,
+        on_validation_epoch_start,
+        on_validation_epoch_end,
+    )
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Codes and transcript of each utterance."""

@@ -38,8 +38,12 @@ def everyday_corpus(limit: int | None = None) -> Path:
     try:
         version = metadata.version("hibari-tts")
     except metadata.PackageNotFoundError as error:
-        raise UserError("the embedded corpus needs the voice hibari-tts: pip install 'hibari-tts==0.2.1'") from error
-    asked = hashlib.sha256("\n".join([version, str(_SPEEDS), str(_VALIDATION_EVERY), *texts]).encode()).hexdigest()[:12]
+        raise UserError(
+            "the embedded corpus needs the voice hibari-tts: pip install 'hibari-tts==0.2.1'"
+        ) from error
+    asked = hashlib.sha256(
+        "\n".join([version, str(_SPEEDS), str(_VALIDATION_EVERY), *texts]).encode()
+    ).hexdigest()[:12]
     folder = cache_dir() / "corpora" / f"everyday-en-{asked}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +68,9 @@ def _speak(texts: list[str], folder: Path) -> None:
     voice = Hibari(threads=min(4, os.cpu_count() or 1))
     (folder / "audio").mkdir(parents=True)
     parts: dict[str, list[Utterance]] = {"train": [], "validation": []}
-    for i, text in enumerate(tqdm(texts, desc="speaking the embedded corpus", unit="sentence", file=sys.stderr)):
+    for i, text in enumerate(
+        tqdm(texts, desc="speaking the embedded corpus", unit="sentence", file=sys.stderr)
+    ):
         wave = voice(text, speed=_SPEEDS[i % len(_SPEEDS)], seed=i)
         path = folder / "audio" / f"everyday-{i:04d}.flac"
         soundfile.write(path, wave, voice.sample_rate)

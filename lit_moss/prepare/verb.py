@@ -1,7 +1,7 @@
 """Raw audio and text -> what training reads. Stages:
 
-  manifest   a corpus -> a speech manifest (JSON lines)
-  everyday   the embedded corpus, made now rather than at first use
+manifest   a corpus -> a speech manifest (JSON lines)
+everyday   the embedded corpus, made now rather than at first use
 """
 
 import argparse

@@ -34,7 +34,9 @@ def module():
 @pytest.fixture
 def batch(speech):
     wave_BT, samples_B = pad_to_codes(speech[:3])
-    return SpeechBatch(wave_BT, samples_B, ["a", "b", "c"], ["the kettle", "pass me", "we walked"], [[]] * 3, [[]] * 3)
+    return SpeechBatch(
+        wave_BT, samples_B, ["a", "b", "c"], ["the kettle", "pass me", "we walked"], [[]] * 3, [[]] * 3
+    )
 
 
 def step(module, batch):
@@ -55,7 +57,12 @@ def restore():
 def test_gradients_reach_encoder_and_head_through_the_quantizer(module, batch):
     module.codebook_ready.fill_(True)
     step(module, batch).backward()
-    for name in ("encoder.conv1.weight", "encoder.layers.1.fc2.weight", "head.upsample.weight", "head.frame_proj.weight"):
+    for name in (
+        "encoder.conv1.weight",
+        "encoder.layers.1.fc2.weight",
+        "head.upsample.weight",
+        "head.frame_proj.weight",
+    ):
         assert module.get_parameter(name).grad.abs().sum() > 0, name
     assert module.encoder.codebook.weight.grad is None
 
@@ -79,7 +86,9 @@ def test_padding_of_the_batch_changes_no_loss(module, batch):
 
 
 def test_a_batch_without_a_readable_file_gives_a_loss_of_zero(module):
-    empty = SpeechBatch(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long), [], [], [], [], ["x\tx: no such file"])
+    empty = SpeechBatch(
+        torch.zeros(0, 0), torch.zeros(0, dtype=torch.long), [], [], [], [], ["x\tx: no such file"]
+    )
     loss = step(module, empty)
     loss.backward()
     assert float(loss) == 0.0
