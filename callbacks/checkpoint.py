@@ -9,13 +9,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 class Checkpoint(ModelCheckpoint):
     """The newest states of a run, or its best: Lightning's `ModelCheckpoint` with two habits changed.
 
-    A state due at a step that is also validated is written after the validation: one written before it would, on a resume,
-    skip that validation and leave a gap in the curves. And names are plain: `step-0000400.ckpt`, `best.ckpt`.
+    A state due at a step that is also validated is written after the validation: one written before it would,
+    on a resume, skip that validation and leave a gap in the curves. And names are plain: `step-0000400.ckpt`,
+    `best.ckpt`.
 
     Args:
         every_n_steps: Optimizer steps between two states, for resuming; 0 writes none of them.
         keep: How many of the newest states stay.
-        monitor: Metric whose best state is kept as `best.ckpt`, looked at after each validation; None writes none.
+        monitor: Metric whose best state is kept as `best.ckpt`, looked at after each validation; None writes
+            none.
         mode: Whether `min` or `max` of it is best.
     """
 

@@ -1,4 +1,7 @@
-"""What a checkpoint must hold beyond Lightning's own content, so that a resumed run is the uninterrupted one to the bit."""
+"""What a checkpoint must hold beyond Lightning's own content, so that a resumed run is the uninterrupted one.
+
+The same to the bit, that is.
+"""
 
 import random
 from typing import Any
@@ -15,9 +18,10 @@ from lit_moss.tracking import Tracker
 class ExactResume(Callback):
     """Adds the random state of every rank, the batches consumed, and the MLflow run id to each checkpoint.
 
-    The random state is given back at the start of training, after everything that draws numbers while a run is set up.
-    With another number of ranks the data order goes on where it was (it is a function, see `BatchOrder`), but random
-    states cannot be dealt out anew: each rank is then seeded from the first one's state, and a warning says so.
+    The random state is given back at the start of training, after everything that draws numbers while a run
+    is set up. With another number of ranks the data order goes on where it was (it is a function, see
+    `BatchOrder`), but random states cannot be dealt out anew: each rank is then seeded from the first one's
+    state, and a warning says so.
     """
 
     def __init__(self) -> None:
@@ -32,8 +36,8 @@ class ExactResume(Callback):
             dist.all_gather_object(states, _random_state())
         logger: Any = trainer.logger
         if isinstance(logger, Tracker):
-            # This step's own metrics are logged after the callbacks have run: a kill in between would lose them, for a
-            # resume begins at the next step. The tracker drops the second copy.
+            # This step's own metrics are logged after the callbacks have run: a kill in between would lose
+            # them, for a resume begins at the next step. The tracker drops the second copy.
             connector = trainer._logger_connector
             if trainer.training and connector.should_update_logs:
                 connector.log_metrics(connector.metrics["log"])
@@ -53,8 +57,8 @@ class ExactResume(Callback):
             _set_random_state(self._restored[trainer.global_rank])
         else:
             rank_zero_warn(
-                f"the checkpoint is of {len(self._restored)} ranks, this run has {trainer.world_size}: the data order "
-                "goes on exactly, random states start anew"
+                f"the checkpoint is of {len(self._restored)} ranks, this run has {trainer.world_size}: the "
+                "data order goes on exactly, random states start anew"
             )
             first = int(self._restored[0]["torch"].long().sum())
             torch.manual_seed(first + trainer.global_step * 1009 + trainer.global_rank)

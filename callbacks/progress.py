@@ -12,7 +12,8 @@ from tqdm import tqdm
 class Progress(ProgressBar):
     """A bar on a terminal; elsewhere a line every `every_n_sec` seconds, so that logs stay readable.
 
-    Also logs `train/audio_sec_per_sec`: audio seconds of all ranks per second of wall time, validation left out.
+    Also logs `train/audio_sec_per_sec`: audio seconds of all ranks per second of wall time, validation left
+    out.
 
     Args:
         every_n_sec: Seconds between two lines where there is no terminal.

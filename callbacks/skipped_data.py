@@ -1,7 +1,7 @@
 """Bad files must not end a run, and must not pass unseen either."""
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,9 +10,10 @@ from lit_moss.errors import UserError
 
 
 class SkippedData(Callback):
-    """Counts utterances that could not be read, each once, names them, logs `data/skipped`, stops above a share.
+    """Counts and names utterances that could not be read, logs `data/skipped`, stops above a share.
 
-    Ranks put their findings together at each validation and at the end; the share is the datamodule's `max_bad_share`.
+    Each utterance counts once. Ranks put their findings together at each validation and at the end; the share
+    is the datamodule's `max_bad_share`.
     """
 
     def on_train_batch_end(
@@ -39,15 +40,9 @@ class SkippedData(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._gather(trainer)
         skipped = _skipped(trainer)
-        if (
-            skipped
-            and trainer.is_global_zero
-            and trainer.logger is not None
-            and hasattr(trainer.logger, "log_table")
-        ):
-            trainer.logger.log_table(
-                {"utterance": list(skipped), "reason": list(skipped.values())}, "skipped.json"
-            )
+        logger = cast(Any, trainer.logger)
+        if skipped and trainer.is_global_zero and hasattr(logger, "log_table"):
+            logger.log_table({"utterance": list(skipped), "reason": list(skipped.values())}, "skipped.json")
 
     def _note(self, trainer: Trainer, batch: Any) -> bool:
         """Takes down what a batch skipped, each once; whether there was anything new."""
@@ -68,7 +63,7 @@ class SkippedData(Callback):
                 _skipped(trainer).update(one)
 
     def _check(self, trainer: Trainer) -> None:
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        datamodule = cast(Any, trainer).datamodule
         skipped, total = _skipped(trainer), datamodule.utterances
         if trainer.logger is not None and not trainer.sanity_checking and trainer.global_step:
             trainer.logger.log_metrics({"data/skipped": len(skipped)}, step=trainer.global_step)
@@ -77,10 +72,10 @@ class SkippedData(Callback):
             names = "; ".join(list(skipped.values())[:5])
             raise UserError(
                 f"{len(skipped)} of {total} utterances cannot be read, more than data.max_bad_share "
-                f"{datamodule.max_bad_share:.0%}: {names}{' …' if len(skipped) > 5 else ''}; repair or remove them, or "
-                f"raise the share"
+                f"{datamodule.max_bad_share:.0%}: {names}{' …' if len(skipped) > 5 else ''}; repair or "
+                "remove them, or raise the share"
             )
 
 
 def _skipped(trainer: Trainer) -> dict[str, str]:
-    return trainer.datamodule.skipped  # type: ignore[attr-defined]
+    return cast(Any, trainer).datamodule.skipped

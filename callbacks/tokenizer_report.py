@@ -1,19 +1,25 @@
 """Pictures, sounds and transcripts of a tokenizer run, after each validation."""
 
+from typing import TYPE_CHECKING, cast
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_moss.audio import rates
 from lit_moss.tracking import Tracker
 
+if TYPE_CHECKING:
+    from lit_moss.modules import CodecEncoder
+
 
 class TokenizerReport(Callback):
-    """Into MLflow: a table of transcripts, log-mels with their codes, how often each code is used, and the audio."""
+    """Into MLflow: a table of transcripts, log-mels with their codes, the use of each code, and the audio."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tracker = trainer.logger
         if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(tracker, Tracker):
             return
-        step, examples = trainer.global_step, pl_module.examples  # type: ignore[attr-defined]
+        model = cast("CodecEncoder", pl_module)
+        step, examples = trainer.global_step, model.examples
         if not examples:
             return
         tracker.log_table(
@@ -26,9 +32,8 @@ class TokenizerReport(Callback):
             "transcripts.json",
         )
         tracker.log_figure(spectrogram_with_codes(examples[-1]), f"pictures/spectrogram_{step:07d}.png")
-        if pl_module.quantizing:  # type: ignore[attr-defined]
-            use = pl_module.val_use_K.cpu()  # type: ignore[attr-defined]
-            tracker.log_figure(codebook_use(use), f"pictures/codebook_{step:07d}.png")
+        if model.quantizing:
+            tracker.log_figure(codebook_use(model.val_use_K.cpu()), f"pictures/codebook_{step:07d}.png")
         if not getattr(self, "_heard", False):
             self._heard = True
             for e in examples:

@@ -1,15 +1,18 @@
-"""Compares our modules with recorded tensors of the released codec: `python -m experiments.check_contract FOLDER`.
+"""Compares our modules with recorded tensors of the released codec.
 
-FOLDER holds one folder a module (`encoder`, `features`), each with `config.json`, `io.safetensors` (recorded inputs and
-outputs) and, where the module has weights, `weights.safetensors`. One line a quantity: its largest difference and the
-tolerance. Exit code 0 if all are within, 1 if one is not, 2 if FOLDER cannot be used.
+    python -m experiments.check_contract FOLDER
+
+FOLDER holds one folder a module (`encoder`, `features`), each with `config.json`, `io.safetensors` (recorded
+inputs and outputs) and, where the module has weights, `weights.safetensors`. One line a quantity: its largest
+difference and the tolerance. Exit code 0 if all are within, 1 if one is not, 2 if FOLDER cannot be used.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 
 from lit_moss.audio import features, rates
 from lit_moss.codec import quantizer
-from lit_moss.codec.encoder import CausalEncoder, EncoderConfig, EncoderState
+from lit_moss.codec.encoder import CausalEncoder, EncoderConfig, EncoderLayer, EncoderState
 from lit_moss.errors import UserError
 
 # Name, ours, recorded, tolerance (0 is equality).
@@ -56,7 +59,7 @@ def check_encoder(folder: Path) -> Iterator[Line]:
 
 
 def _record(encoder: CausalEncoder) -> dict[str, Tensor]:
-    """Hooks that fill the returned dictionary with activations under their recorded names, on the first forward."""
+    """Hooks that fill the returned dictionary on the first forward, activations by their recorded names."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, take: Callable[..., Tensor]) -> Callable[..., None]:
@@ -67,13 +70,13 @@ def _record(encoder: CausalEncoder) -> dict[str, Tensor]:
 
     encoder.conv1.register_forward_hook(keep("conv1_out_pre_gelu", lambda i, o: o))
     encoder.conv2.register_forward_hook(keep("conv2_out_pre_gelu", lambda i, o: o))
-    for n, layer in enumerate(encoder.layers):
+    for n, layer in enumerate(cast(Iterable[EncoderLayer], encoder.layers)):
         if n == 0:
             layer.register_forward_hook(keep("embed_added", lambda i, o: i[0]))
-        parts: dict[str, nn.Module] = {"attn_ln_out": layer.self_attn_layer_norm, "fc1_out": layer.fc1}  # type: ignore
+        parts: dict[str, nn.Module] = {"attn_ln_out": layer.self_attn_layer_norm, "fc1_out": layer.fc1}
         for suffix, module in parts.items():
             module.register_forward_hook(keep(f"layer{n}_{suffix}", lambda i, o: o))
-        layer.self_attn.register_forward_hook(keep(f"layer{n}_attn_out", lambda i, o: o[0]))  # type: ignore
+        layer.self_attn.register_forward_hook(keep(f"layer{n}_attn_out", lambda i, o: o[0]))
         layer.register_forward_hook(keep(f"layer{n}_out", lambda i, o: o[0]))
     return seen
 
@@ -141,7 +144,7 @@ def check_features(folder: Path) -> Iterator[Line]:
 
 
 def _check_fbank(io: dict[str, Tensor], waves: list[Tensor], resampled: Tensor) -> Iterator[Line]:
-    """The recording does not say which wave it is of: the one that comes nearest among those of its length."""
+    """The recording does not say which wave it is of: it is the nearest among those of its length."""
     recorded = io["kaldi_fbank80"]
     found = [features.kaldi_fbank(wave) for wave in (resampled, *waves)]
     fitting = [fbank for fbank in found if fbank.shape == recorded.shape]
@@ -187,7 +190,8 @@ def check(folder: Path) -> bool:
             within = difference <= tolerance
             good &= within
             print(
-                f"{'ok  ' if within else 'FAIL'} {module + '.' + name:<48} {text:>12}  tolerance {tolerance:g}"
+                f"{'ok  ' if within else 'FAIL'} {module + '.' + name:<48} {text:>12}  "
+                f"tolerance {tolerance:g}"
             )
     others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in CHECKS)
     if others:

@@ -1,8 +1,11 @@
-"""Audio seconds per second and memory of the tokenizer: `python -m experiments.throughput [--codec …] [--seconds 120]`.
+"""Audio seconds per second and memory of the tokenizer.
 
-Measures, in one process and one after the other: a training step (forward, backward, optimizer) in float32 and in
-bfloat16 autocast, `SpeechTokenizer.encode` with and without the float64 look at near-ties, and a stream pushed 80 ms at a
-time. Audio is noise shaped to speech's level: the time does not depend on what is said.
+    python -m experiments.throughput [--codec …] [--seconds 120]
+
+Measures, in one process and one after the other: a training step (forward, backward, optimizer) in float32
+and in bfloat16 autocast, `SpeechTokenizer.encode` with and without the float64 look at near-ties, and a
+stream pushed 80 ms at a time. Audio is noise shaped to speech's level: the time does not depend on what is
+said.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from lit_moss.codec.encoder import CausalEncoder
 from lit_moss.codec.pretrained import load_encoder
 
 
-def timed(work: Callable[[], None], audio_sec: float, repeat: int = 3) -> float:
+def timed(work: Callable[[], object], audio_sec: float, repeat: int = 3) -> float:
     """Audio seconds per second: the median of `repeat` runs after one that is not counted."""
     work()
     taken = []
@@ -82,7 +85,7 @@ def main() -> None:
     rows: list[tuple[str, float]] = []
     for exact in (True, False):
         tokenizer.exact = exact
-        speed = timed(lambda: tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ) and None, args.seconds)
+        speed = timed(lambda: tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ), args.seconds)
         rows.append((f"encode, exact={exact}", speed))
     tokenizer.exact = True
 

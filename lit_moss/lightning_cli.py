@@ -1,4 +1,4 @@
-"""LightningCLI wired for this project: OmegaConf interpolation, run folders, the tracker, resuming by name."""
+"""LightningCLI wired for this project: OmegaConf's interpolation, run folders, tracker, resuming by name."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -74,7 +74,8 @@ class MossCLI(LightningCLI):
             datamodule_class=LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=None,  # the resolved configuration goes into the run, not into the working folder
+            # The resolved configuration goes into the run, not into the working folder.
+            save_config_callback=None,
             seed_everything_default=1,
             parser_class=_Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
@@ -101,8 +102,8 @@ class MossCLI(LightningCLI):
         """Sizes come from the YAML; a checkpoint does not overrule it silently."""
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
-        # Absolute: `ModelCheckpoint` forgets its best score when the same folder comes under another spelling.
+        config = self.config[cast(str, self.subcommand)]
+        # Absolute: `ModelCheckpoint` forgets its best score when the same folder comes spelt otherwise.
         self._run_root, self._run_name = Path(config["run_root"]).absolute(), config["name"]
         self._ckpt = _find_checkpoint(
             config.get("ckpt_path"), self._run_root / self._run_name, self.subcommand
@@ -115,8 +116,9 @@ class MossCLI(LightningCLI):
         if self.subcommand == "fit":
             if config.get("max_epochs") is not None:
                 raise UserError(
-                    f"trainer.max_epochs is {config['max_epochs']}: runs are measured in steps (the data order has no "
-                    "end), set trainer.max_steps; the first line of a run tells its batches an epoch"
+                    f"trainer.max_epochs is {config['max_epochs']}: runs are measured in steps (the data "
+                    "order has no end), set trainer.max_steps; the first line of a run tells its "
+                    "batches an epoch"
                 )
             if config.get("max_steps", -1) < 0:
                 raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
@@ -165,7 +167,7 @@ class MossCLI(LightningCLI):
         return kwargs
 
     def predict(self, **kwargs: Any) -> None:
-        """Runs `Trainer.predict` and writes what it returns beside the checkpoint's run, one JSON line an item."""
+        """Runs `Trainer.predict` and writes what it returns into the run's folder, one JSON line an item."""
         assert isinstance(self._ckpt, Path)
         batches = self.trainer.predict(**kwargs) or []
         out = self._ckpt.absolute().parent.parent / "predictions.jsonl"
@@ -196,7 +198,10 @@ class MossCLI(LightningCLI):
 
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """A UserError of a class being built comes wrapped by the parser, an interpolation's comes raw: both as one line."""
+    """Errors of the configuration as one line.
+
+    A UserError of a class being built comes wrapped by the parser, an interpolation's comes raw.
+    """
     try:
         yield
     except UserError:
@@ -245,7 +250,7 @@ def _as_list(value: Any) -> list[Any]:
 def _find_checkpoint(
     asked: str | None, folder: Path, verb: str | None
 ) -> Path | tuple[Path, str | None] | None:
-    """The checkpoint meant by `--ckpt_path`; or run folder and id, where the newest run has no checkpoint yet."""
+    """The checkpoint that `--ckpt_path` means; run folder and id where the newest run has none yet."""
     if asked is None:
         if verb != "fit":
             raise UserError(f"{verb} needs --ckpt_path: a file, `last` or `best`")
@@ -255,5 +260,6 @@ def _find_checkpoint(
     path = Path(asked)
     if not path.is_file():
         raise UserError(f"no checkpoint {asked}: expected a .ckpt file, `last` or `best`")
-    load_checkpoint(path, mmap=True)
+    if "pytorch-lightning_version" not in load_checkpoint(path, mmap=True):
+        raise UserError(f"{asked} is no checkpoint of a run: expected one written by `fit`")
     return path

@@ -1,7 +1,7 @@
 """Audio files -> codes, one JSON line a file: {"audio_filepath": …, "codes": […], "duration": seconds}.
 
-Files, folders (every sound file below them) and manifests (.jsonl) are taken, of any length. A file that cannot be read
-is named and left out, and the exit code is then 1.
+Files, folders (every sound file below them) and manifests (.jsonl) are taken, of any length. A file that
+cannot be read is named and left out, and the exit code is then 1.
 """
 
 import argparse

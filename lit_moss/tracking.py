@@ -1,9 +1,11 @@
 """What a run records in MLflow, and how a resumed run goes on in the same one.
 
 `Tracker` is a Lightning logger. It differs from Lightning's own `MLFlowLogger` in what a training run needs:
-  * the run id is in every checkpoint; a resumed run continues it, and a (metric, step) already there is not sent again -
-    after `kill -9` the last steps are computed a second time, to the same values, and must not be logged twice;
-  * metrics travel on a thread of their own: a tracking server that is gone delays the record, never the training;
+  * the run id is in every checkpoint; a resumed run continues it, and a (metric, step) already there is not
+    sent again - after `kill -9` the last steps are computed a second time, to the same values, and must not
+    be logged twice;
+  * metrics travel on a thread of their own: a tracking server that is gone delays the record, never the
+    training;
   * git state, versions, the resolved configuration, figures, sounds and tables have a method each.
 """
 
@@ -21,8 +23,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
@@ -45,8 +48,8 @@ class Tracker(Logger):
         save_dir: Root folder of all runs' files.
         run_id: MLflow run to continue; None makes a new one.
         flush_sec: Longest time a metric waits before it is sent.
-        give_up_sec: How long the end of a run waits for a tracking server that does not answer. What could not be sent by
-            then is written to `unsent_metrics.jsonl` in the run's folder.
+        give_up_sec: How long the end of a run waits for a tracking server that does not answer. What could
+            not be sent by then is written to `unsent_metrics.jsonl` in the run's folder.
     """
 
     def __init__(
@@ -102,11 +105,12 @@ class Tracker(Logger):
             from mlflow import MlflowClient
 
             client = MlflowClient(tracking_uri())
-            if self._run_id is None:
-                self._run_id = self._create(client)
+            run_id = self._run_id
+            if run_id is None:
+                run_id = self._run_id = self._create(client)
             else:
-                client.update_run(self._run_id, status="RUNNING")
-                self._last_step = _last_steps(client, self._run_id)
+                client.update_run(run_id, status="RUNNING")
+                self._last_step = _last_steps(client, run_id)
             self._client = client
             self.run_dir.mkdir(parents=True, exist_ok=True)
             note = self.run_dir / "run.json"
@@ -114,7 +118,7 @@ class Tracker(Logger):
                 partial = note.with_suffix(".partial")
                 partial.write_text(json.dumps({"mlflow_run_id": self._run_id}) + "\n")
                 partial.replace(note)
-            self._sender.start(lambda batch: client.log_batch(self._run_id, metrics=batch))
+            self._sender.start(lambda batch: client.log_batch(run_id, metrics=batch))
             self._system_metrics = _start_system_metrics(self._run_id)
         return self._client
 
@@ -126,7 +130,10 @@ class Tracker(Logger):
     @override
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Parameters of the run, nested keys joined by dots. One already logged keeps its first value (MLflow's rule)."""
+        """Parameters of the run, nested keys joined by dots.
+
+        One already logged keeps its first value (MLflow's rule).
+        """
         from mlflow.entities import Param
 
         client = self.experiment
@@ -156,8 +163,10 @@ class Tracker(Logger):
 
     @rank_zero_only
     def flush(self, wait_sec: float = 5.0) -> bool:
-        """Waits until all queued metrics are sent, at most `wait_sec`. A checkpoint's metrics must not die with a killed
-        process: a resume would never compute them again."""
+        """Waits until all queued metrics are sent, at most `wait_sec`.
+
+        A checkpoint's metrics must not die with a killed process: a resume would never compute them again.
+        """
         return self._sender.flush(wait_sec)
 
     @rank_zero_only
@@ -181,7 +190,10 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_table(self, columns: dict[str, list[Any]], name: str) -> None:
-        """A table, shown and compared across runs by MLflow's UI. Rows are appended to a table of the same name."""
+        """A table, shown and compared across runs by MLflow's UI.
+
+        Rows are appended to a table of the same name.
+        """
         self._artifact(lambda client: client.log_table(self._run_id, columns, name), name)
 
     @rank_zero_only
@@ -250,7 +262,7 @@ class _Sender:
         self._abandon = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, send: Callable[[list[Any]], None]) -> None:
+    def start(self, send: Callable[[list[Any]], object]) -> None:
         self._stop.clear()
         self._abandon.clear()
         self._thread = threading.Thread(target=self._run, args=(send,), daemon=True, name="metrics")
@@ -270,7 +282,7 @@ class _Sender:
     def _pending(self) -> bool:
         return not self._queue.empty() or bool(self._batch)
 
-    def _run(self, send: Callable[[list[Any]], None]) -> None:
+    def _run(self, send: Callable[[list[Any]], object]) -> None:
         warned, pause_sec = False, 1.0
         while not self._abandon.is_set():
             self._fill()
@@ -284,8 +296,12 @@ class _Sender:
                 send(self._batch)
             except Exception as error:
                 if not warned:
-                    print(f"MLflow does not answer ({type(error).__name__}); training goes on, the record follows later",
-                          file=sys.stderr, flush=True)  # fmt: skip
+                    print(
+                        f"MLflow does not answer ({type(error).__name__}); training goes on, "
+                        "the record follows later",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     warned = True
                 self._abandon.wait(pause_sec)
                 pause_sec = min(2 * pause_sec, 15.0)
@@ -336,8 +352,12 @@ def _git(*words: str) -> str:
 
 def _provenance() -> dict[str, str]:
     """Tags that tell what code, versions and machine a run had."""
-    tags = {"mlflow.source.name": "lit_moss", "command": " ".join(sys.argv[1:]), "python": platform.python_version(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores"}  # fmt: skip
+    tags = {
+        "mlflow.source.name": "lit_moss",
+        "command": " ".join(sys.argv[1:]),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
     commit = _git("rev-parse", "HEAD")
     if commit:
         tags |= {"mlflow.source.git.commit": commit, "git.branch": _git("rev-parse", "--abbrev-ref", "HEAD"),

@@ -8,9 +8,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-# Downloads and the synthesised corpus are made once and kept; everything else a test writes goes to its tmp_path.
+# Downloads and the synthesised corpus are made once and kept; everything else a test writes goes to its
+# tmp_path.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Threads that wait for each other on tiny tensors spin: on two busy cores a test of 5 s took over 100 s with two.
+# Threads that wait for each other on tiny tensors spin: on two busy cores a test of 5 s took over 100 s with
+# two.
 torch.set_num_threads(1)
 
 
@@ -55,12 +57,19 @@ def speech(corpus) -> list[torch.Tensor]:
 
 @pytest.fixture
 def tiny_encoder():
-    """A small random encoder; its codebook is drawn from its own frames of noise, so that every code can be reached."""
+    """A small random encoder; its codebook is drawn from its own frames of noise: any code can be reached."""
     from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 
     def make(**changes):
-        sizes = {"num_mel_bins": 80, "d_model": 64, "encoder_attention_heads": 2, "encoder_ffn_dim": 128,
-                 "quantize_position": 2, "max_source_positions": 1500, "quantize_vocab_size": 256}  # fmt: skip
+        sizes = {
+            "num_mel_bins": 80,
+            "d_model": 64,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 128,
+            "quantize_position": 2,
+            "max_source_positions": 1500,
+            "quantize_vocab_size": 256,
+        }
         torch.manual_seed(0)
         encoder = CausalEncoder(EncoderConfig(**(sizes | changes)))
         with torch.no_grad():

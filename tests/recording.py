@@ -1,4 +1,4 @@
-"""What training tests share: a small recipe, a callback that notes what a run saw, and comparison to the bit."""
+"""What training tests share: a small recipe, a callback that notes what a run saw, comparison to the bit."""
 
 import json
 import os
@@ -52,22 +52,49 @@ def recipe(folder: Path, corpus: Path, steps: int, **changes) -> Path:
             "class_path": "lit_moss.modules.CodecEncoder",
             "init_args": {
                 "init_from": None,
-                "encoder": {"num_mel_bins": 80, "d_model": 64, "encoder_attention_heads": 2, "encoder_ffn_dim": 128,
-                            "quantize_position": 2, "quantize_vocab_size": 32, "quantize_restart_interval": 3},
-                "head_layers": 1, "head_width": 64, "head_dropout": 0.1,
-                "quantize_from_step": 7, "kmeans_batches": 2,
+                "encoder": {
+                    "num_mel_bins": 80,
+                    "d_model": 64,
+                    "encoder_attention_heads": 2,
+                    "encoder_ffn_dim": 128,
+                    "quantize_position": 2,
+                    "quantize_vocab_size": 32,
+                    "quantize_restart_interval": 3,
+                },
+                "head_layers": 1,
+                "head_width": 64,
+                "head_dropout": 0.1,
+                "quantize_from_step": 7,
+                "kmeans_batches": 2,
             },
         },
         "data": {
             "class_path": "lit_moss.data.SpeechDataModule",
-            "init_args": {"train": [str(corpus / "train.jsonl")], "validation": [str(corpus / "validation.jsonl")],
-                          "batch_sec": 12, "max_sec": 10, "workers": 0, "time_masks": 1, "speeds": [0.9, 1.0]},
+            "init_args": {
+                "train": [str(corpus / "train.jsonl")],
+                "validation": [str(corpus / "validation.jsonl")],
+                "batch_sec": 12,
+                "max_sec": 10,
+                "workers": 0,
+                "time_masks": 1,
+                "speeds": [0.9, 1.0],
+            },
         },
         "trainer": {
-            "accelerator": "cpu", "devices": 1, "precision": "32-true", "max_steps": steps, "val_check_interval": 8,
-            "log_every_n_steps": 1, "num_sanity_val_steps": 0, "enable_model_summary": False, "gradient_clip_val": 1.0,
+            "accelerator": "cpu",
+            "devices": 1,
+            "precision": "32-true",
+            "max_steps": steps,
+            "val_check_interval": 8,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "gradient_clip_val": 1.0,
             "callbacks": [
-                {"class_path": "callbacks.LearningRateSchedule", "init_args": {"warmup_steps": 5, "total_steps": 20}},
+                {
+                    "class_path": "callbacks.LearningRateSchedule",
+                    "init_args": {"warmup_steps": 5, "total_steps": 20},
+                },
                 {"class_path": "callbacks.ExactResume"},
                 {"class_path": "callbacks.Progress"},
                 {"class_path": "callbacks.SkippedData"},
@@ -77,7 +104,7 @@ def recipe(folder: Path, corpus: Path, steps: int, **changes) -> Path:
                 {"class_path": "recording.DrawNumbers"},
             ],
         },
-    }  # fmt: skip
+    }
     for key, value in changes.items():
         node = config
         *path, last = key.split("__")

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_commands_of_the_readme_are_known():
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), command
         elif words[2] == "lit_moss":
             assert words[3] in cli.VERBS | cli.TRAINER_VERBS, command
-            for before, word in zip(words, words[1:], strict=False):
+            for before, word in pairwise(words):
                 if before == "-c":
                     assert (ROOT / word).is_file(), command
         else:
@@ -159,6 +160,12 @@ def test_the_wheel_carries_the_packages_and_conf(tmp_path):
 
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("lit_moss/cli.py", "callbacks/exact_resume.py", "experiments/check_contract.py",
-                 "conf/quickstart.yaml", "conf/paper/codec_encoder.yaml", "lit_moss/prepare/sentences_en.txt"):  # fmt: skip
+    for name in (
+        "lit_moss/cli.py",
+        "callbacks/exact_resume.py",
+        "experiments/check_contract.py",
+        "conf/quickstart.yaml",
+        "conf/paper/codec_encoder.yaml",
+        "lit_moss/prepare/sentences_en.txt",
+    ):
         assert name in names

@@ -29,8 +29,15 @@ def fit_in_process(folder, config, *more, **environment):
     """`fit` in a process of its own, which may be killed."""
     env = {k: v for k, v in os.environ.items() if k != "LIT_MOSS_RUN"}
     env |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **environment}
-    return subprocess.run([sys.executable, "-m", "lit_moss", "fit", "-c", str(config), *more], cwd=folder, env=env,
-                          capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "lit_moss", "fit", "-c", str(config), *more],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
-"""Waveform -> features: resampling, the two mels, Kaldi filter banks. Plain torch and torchaudio, any float dtype.
+"""Waveform -> features: resampling, the two mels, Kaldi filter banks.
 
+Plain torch and torchaudio, any float dtype.
 Shapes: B batch, T samples, M mel bins, F frames.
 Numbers match the released codec (its feature extractors), see `experiments/check_contract.py`.
 """
@@ -15,7 +16,7 @@ from lit_moss.audio import rates
 
 
 def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """Windowed-sinc resampling (Hann window, width 6, roll-off 0.99). (..., T) -> (..., ceil(T * to / from))."""
+    """Windowed-sinc resampling (Hann, width 6, roll-off 0.99): (..., T) -> (..., ceil(T * to / from))."""
     if from_hz == to_hz:
         return wave
     return AF.resample(wave, from_hz, to_hz, lowpass_filter_width=6, rolloff=0.99)
@@ -55,10 +56,10 @@ def _power_mel(windows_BFN: Tensor, bins: int) -> Tensor:
 
 
 def whisper_log_mel(wave_BT: Tensor, bins: int) -> Tensor:
-    """Whisper's log-mel of whole segments at 16 kHz, as the released tokenizer computes it. (B, T) -> (B, M, T/160).
+    """The released tokenizer's log-mel of whole segments, Whisper's: (B, T) at 16 kHz -> (B, M, T/160).
 
-    T is a multiple of 160. Centred windows with reflected edges, floor 8 decades below the loudest bin OF THE WHOLE
-    SEGMENT: neither is causal, so this rule serves offline use alone. Streaming uses `CausalLogMel`.
+    T is a multiple of 160. Centred windows with reflected edges, floor 8 decades below the loudest bin OF THE
+    WHOLE SEGMENT: neither is causal, so this rule serves offline use alone. Streaming uses `CausalLogMel`.
     """
     n_fft, hop = rates.WHISPER_FFT_SAMPLES, rates.WHISPER_HOP_SAMPLES
     padded = torch.nn.functional.pad(wave_BT[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
@@ -69,18 +70,20 @@ def whisper_log_mel(wave_BT: Tensor, bins: int) -> Tensor:
 
 
 class CausalLogMel:
-    """Whisper's log-mel made strictly causal: frame i is known once sample 160 (i + 1) is, whatever comes after.
+    """Whisper's log-mel made strictly causal.
 
+    Frame i is known once sample 160 (i + 1) is, whatever comes after.
     It departs from `whisper_log_mel` in two places, both needed for streaming:
-      * window i covers samples [160 i - 240, 160 i + 160) instead of [160 i - 200, 160 i + 200): 2.5 ms later, with
-        zeros before the start and no reflection at either end;
+      * window i covers samples [160 i - 240, 160 i + 160) instead of [160 i - 200, 160 i + 200): 2.5 ms
+        later, with zeros before the start and no reflection at either end;
       * the floor is 8 decades below the loudest bin SO FAR, and never lower than `FIRST_PEAK` - 8.
-    One object is the state of one batch of streams: each call continues where the last one ended, and the frames of
-    any chunking are those of the whole (to the bit in chunks of two frames and more). A fresh object on a whole batch is the offline rule.
+    One object is the state of one batch of streams: each call continues where the last one ended, and the
+    frames of any chunking are those of the whole (to the bit in chunks of two frames and more). A fresh
+    object on a whole batch is the offline rule.
     """
 
-    # log10 power of a speech segment's loudest mel bin: 1.2 to 2.2 on LJ Speech (435 clips), median 1.8. Starting
-    # there keeps leading silence where Whisper was trained to see it, instead of stretching its noise.
+    # log10 power of a speech segment's loudest mel bin: 1.2 to 2.2 on LJ Speech (435 clips), median 1.8.
+    # Starting there keeps leading silence where Whisper was trained to see it, its noise not stretched.
     FIRST_PEAK = 1.5
     TAIL = rates.WHISPER_FFT_SAMPLES - rates.WHISPER_HOP_SAMPLES
 
@@ -118,7 +121,10 @@ def decoder_mel(wave_BT: Tensor) -> Tensor:
 
 
 def kaldi_fbank(wave_T: Tensor, mean_subtract: bool = False) -> Tensor:
-    """Kaldi filter banks for the speaker vector: (T,) at 16 kHz in [-1, 1] -> (F, 80). No dither, whole frames only."""
+    """Kaldi filter banks for the speaker vector: (T,) at 16 kHz in [-1, 1] -> (F, 80).
+
+    No dither, whole frames only.
+    """
     fbank = torchaudio.compliance.kaldi.fbank(
         wave_T[None], num_mel_bins=80, sample_frequency=rates.TOKENIZER_RATE_HZ, dither=0.0
     )

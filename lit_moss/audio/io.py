@@ -1,4 +1,7 @@
-"""Reading and writing sound files by soundfile: wav, flac, ogg, mp3, opus, any rate and channel count, parts of files."""
+"""Reading and writing sound files by soundfile: wav, flac, ogg, mp3, opus.
+
+Any rate and channel count, whole files and parts of them.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 for a stream whose header does not tell its length
 
 
-class UnreadableAudio(Exception):
+class UnreadableAudio(Exception):  # noqa: N818
     """A sound file that cannot be used; the message names the file and says why."""
 
 
@@ -62,8 +65,8 @@ def read(
     The first channel alone, as the released tokenizer takes it. `duration_sec` None reads to the end.
 
     Raises:
-        UnreadableAudio: if the file is missing, empty, damaged, ends before `offset_sec`, or has samples that are not
-            finite.
+        UnreadableAudio: if the file is missing, empty, damaged, ends before `offset_sec`, or has samples that
+            are not finite.
     """
     try:
         with soundfile.SoundFile(str(path)) as file:
@@ -93,8 +96,8 @@ def read(
 def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
     """Writes (T,) samples in [-1, 1]; the format follows the extension, 16 bits where it knows bits."""
     # soundfile knows no format of this name: Opus travels in Ogg.
-    opus = {"format": "OGG", "subtype": "OPUS"} if Path(path).suffix.lower() == ".opus" else {}
-    soundfile.write(str(path), wave.detach().cpu().numpy(), rate_hz, **opus)
+    container, subtype = ("OGG", "OPUS") if Path(path).suffix.lower() == ".opus" else (None, None)
+    soundfile.write(str(path), wave.detach().cpu().numpy(), rate_hz, format=container, subtype=subtype)
 
 
 def _check_length_known(path: str | Path, frames: int) -> None:

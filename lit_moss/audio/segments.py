@@ -7,9 +7,10 @@ from torch import Tensor
 def cut_at_pauses(
     wave_T: Tensor, rate_hz: int, longest_sec: float, pause_sec: float = 0.2
 ) -> list[tuple[int, int]]:
-    """Pieces (start, end) in samples that cover the wave without gap or overlap, none longer than `longest_sec`.
+    """Pieces (start, end) in samples, none longer than `longest_sec`.
 
-    Each cut is put in the middle of the quietest `pause_sec` of the last half before the limit.
+    They cover the wave without gap or overlap. Each cut is put in the middle of the quietest `pause_sec` of
+    the last half before the limit.
 
     Raises:
         ValueError: if the limit is less than two samples.

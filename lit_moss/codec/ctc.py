@@ -1,13 +1,15 @@
 """ASR by CTC on quantized frames: the character vocabulary, the causal head, decoding and the loss.
 
-English runs at 14 characters a second, codes at 12.5: CTC needs at least one frame a character (two where a character
-repeats), so the head first spreads each code over four frames of 50 Hz.
-Shapes: B batch, N codes, L = 4 N head frames, D code width, W head width, V vocabulary with blank and unknown.
+English runs at 14 characters a second, codes at 12.5: CTC needs at least one frame a character (two where a
+character repeats), so the head first spreads each code over four frames of 50 Hz.
+Shapes: B batch, N codes, L = 4 N head frames, D code width, W head width, V vocabulary with blank and
+unknown.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +53,7 @@ class CharVocabulary:
 
 def frames_needed(ids: Sequence[int]) -> int:
     """Fewest frames a CTC path of these labels takes: one each, and a blank between equal neighbours."""
-    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+    return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
 def greedy(log_probs_BLV: Tensor, frames_B: Tensor) -> list[list[int]]:
@@ -66,9 +68,9 @@ def ctc_loss(
 ) -> tuple[Tensor, Tensor]:
     """Mean over the batch of -log p(labels) / len(labels), and which items fit: () and bool (B,).
 
-    An item whose labels do not fit its frames has probability 0 and an infinite loss: it is left out of the mean
-    (arXiv: Graves et al. 2006, equation 6 sums over an empty set of paths) and reported as False. An empty label list
-    counts as a length of one.
+    An item whose labels do not fit its frames has probability 0 and an infinite loss: it is left out of the
+    mean (arXiv: Graves et al. 2006, equation 6 sums over an empty set of paths) and reported as False. An
+    empty label list counts as a length of one.
     """
     needed_B = torch.tensor([frames_needed(ids) for ids in labels], device=frames_B.device)
     fits_B = needed_B <= frames_B
@@ -85,7 +87,8 @@ def ctc_loss(
 class CTCHead(nn.Module):
     """Codes' vectors -> characters: upsample x4, causal transformer layers, linear.
 
-    Causal too, so that a transcript can run along with the codes; CTC is free to emit a character a few frames late.
+    Causal too, so that a transcript can run along with the codes; CTC is free to emit a character a few
+    frames late.
     """
 
     positions: Tensor
@@ -97,7 +100,8 @@ class CTCHead(nn.Module):
         self.norm = nn.LayerNorm(code_width)
         self.upsample = nn.Linear(code_width, rates.HIDDEN_PER_CODE * width)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(EncoderLayer(width, heads, 4 * width) for _ in range(layers))
+        stack = [EncoderLayer(width, heads, 4 * width) for _ in range(layers)]
+        self.layers = nn.ModuleList(stack)
         self.final_norm = nn.LayerNorm(width)
         self.proj = nn.Linear(width, vocabulary_size)
         self.frame_norm = nn.LayerNorm(code_width)
@@ -105,7 +109,7 @@ class CTCHead(nn.Module):
         longest = rates.MAX_SEGMENT_SAMPLES // rates.SAMPLES_PER_HIDDEN
         self.register_buffer("positions", sinusoids(longest, width), persistent=False)
         # Branches that start at zero leave a linear head, which finds CTC's way off its plateau sooner.
-        for layer in self.layers:
+        for layer in stack:
             for linear in (layer.self_attn.out_proj, layer.fc2):
                 nn.init.zeros_(linear.weight)
                 nn.init.zeros_(linear.bias)
@@ -119,5 +123,5 @@ class CTCHead(nn.Module):
         return self.proj(self.final_norm(x_BLW)).float().log_softmax(dim=-1)
 
     def from_frames(self, hidden_BLD: Tensor) -> Tensor:
-        """Characters straight from hidden frames before pooling, a training aid: (B, L, D) -> (B, L, V), float32."""
+        """Characters from hidden frames before pooling, a training aid: (B, L, D) -> (B, L, V), float32."""
         return self.frame_proj(self.frame_norm(hidden_BLD)).float().log_softmax(dim=-1)

@@ -1,8 +1,10 @@
-"""The speech tokenizer's network: log-mel -> causal convolutions and attention -> average pool x4 -> nearest code.
+"""The speech tokenizer's network.
 
-A Whisper encoder made strictly causal and cut after `quantize_position` layers, as in GLM-4-Voice and MOSS-Speech
-(arXiv:2510.00499, section 2.2). Parameter names are those of the released `model.safetensors` without its `encoder.`
-prefix, so released tokenizers and Whisper encoders load by name.
+    log-mel -> causal convolutions and attention -> average pool x4 -> nearest code
+
+A Whisper encoder made strictly causal and cut after `quantize_position` layers, as in GLM-4-Voice and
+MOSS-Speech (arXiv:2510.00499, section 2.2). Parameter names are those of the released `model.safetensors`
+without its `encoder.` prefix, so released tokenizers and Whisper encoders load by name.
 
 Shapes: B batch, M mel bins, F mel frames (100 Hz), L hidden frames (50 Hz), N codes (12.5 Hz), D model width,
 H heads, K codebook entries.
@@ -36,7 +38,8 @@ class EncoderConfig:
         quantize_commit_coefficient: Weight of the commitment loss, times quantize_loss_scale.
         quantize_loss_scale: See above; officially 10, so that the weight in all is 2.5.
         quantize_restart_interval: Updates between two looks for dead codes.
-        log_mel: `causal` (streaming-safe, see `CausalLogMel`) or `whisper` (the released extractor, offline only).
+        log_mel: `causal` (streaming-safe, see `CausalLogMel`) or `whisper` (the released extractor, offline
+            only).
     """
 
     num_mel_bins: int = 128
@@ -62,7 +65,10 @@ class EncoderConfig:
 
     @classmethod
     def from_official(cls, config: dict[str, Any]) -> "EncoderConfig":
-        """From a released `config.json`; keys we have no use for are ignored, departures we cannot run are errors."""
+        """From a released `config.json`.
+
+        Keys we have no use for are ignored, departures we cannot run are errors.
+        """
         for key, ours in (("pooling_kernel_size", rates.HIDDEN_PER_CODE), ("pooling_type", "avg")):
             if config.get(key, ours) != ours:
                 raise ValueError(f"config.json has {key}={config[key]!r}, only {ours!r} is supported")
@@ -110,7 +116,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x_BLD: Tensor, past: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """`past`: keys and values (B, H, P, D/H) of the P frames before. Returns the output and the longer `past`."""
+        """The output and the longer `past`: keys and values (B, H, P, D/H) of the P frames before."""
         q, k, v = (
             proj(x_BLD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -138,9 +144,9 @@ class EncoderLayer(nn.Module):
     def forward(
         self, x_BLD: Tensor, past: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        attended, past = self.self_attn(self.self_attn_layer_norm(x_BLD), past)
+        attended, present = self.self_attn(self.self_attn_layer_norm(x_BLD), past)
         x_BLD = x_BLD + attended
-        return x_BLD + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x_BLD)))), past
+        return x_BLD + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x_BLD)))), present
 
 
 @dataclass
@@ -174,14 +180,18 @@ class CausalEncoder(nn.Module):
         self.embed_positions2 = nn.Embedding(config.max_source_positions // rates.HIDDEN_PER_CODE, width)
         self.register_buffer("ema_count", torch.ones(config.quantize_vocab_size))
         self.register_buffer("ema_weight", self.codebook.weight.detach().clone())
-        # Tables and codebook learn by other means than gradients: sinusoids never, the codebook by moving averages.
+        # Tables and codebook learn by other means than gradients: sinusoids never, the codebook by moving
+        # averages.
         for table in (self.embed_positions, self.embed_positions2, self.codebook):
             table.weight.requires_grad_(False)
         for table in (self.embed_positions, self.embed_positions2):
             table.weight.copy_(sinusoids(*table.weight.shape))
 
     def forward(self, mel_BMF: Tensor, state: EncoderState | None = None) -> Tensor:
-        """(B, M, F) -> (B, ceil(F/2), D). With `state`, F is even, the chunk continues the stream and updates it."""
+        """(B, M, F) -> (B, ceil(F/2), D).
+
+        With `state`, F is even, the chunk continues the stream and updates it.
+        """
         state = EncoderState() if state is None else state
         if mel_BMF.shape[-1] % 2:
             mel_BMF = F.pad(mel_BMF, (0, 1))
@@ -194,10 +204,11 @@ class CausalEncoder(nn.Module):
                 f"{until} hidden frames, at most {self.config.max_source_positions}: cut into segments"
             )
         x_BLD = x_BLD + self.embed_positions.weight[state.frames : until]
-        past = state.past or [None] * len(self.layers)
-        state.past = [None] * len(self.layers)  # type: ignore[list-item]
-        for i, layer in enumerate(self.layers):
-            x_BLD, state.past[i] = layer(x_BLD, past[i])
+        past: list[tuple[Tensor, Tensor] | None] = list(state.past) or [None] * len(self.layers)
+        state.past = []
+        for layer, before in zip(self.layers, past, strict=True):
+            x_BLD, present = layer(x_BLD, before)
+            state.past.append(present)
         state.frames = until
         return x_BLD
 
@@ -216,6 +227,9 @@ class CausalEncoder(nn.Module):
 
 
 def _causal_conv(conv: nn.Conv1d, x_BCF: Tensor, tail_BC2: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Convolution that sees two frames of the past (zeros at the start) and none of the future; returns the new tail."""
+    """Convolution that sees two frames of the past (zeros at the start) and none of the future.
+
+    Returns the output and the new tail.
+    """
     x_BCF = torch.cat([x_BCF.new_zeros(*x_BCF.shape[:2], 2) if tail_BC2 is None else tail_BC2, x_BCF], dim=-1)
     return conv(x_BCF), x_BCF[..., -2:]

@@ -71,9 +71,10 @@ def load_encoder(name: str, config: EncoderConfig | None = None) -> tuple[Causal
     missing = [key for key in own if key.startswith(network) and key not in tensors]
     if wrong or missing:
         raise UserError(
-            f"{name} does not fit the configured sizes ({len(wrong)} shapes differ, {len(missing)} tensors missing; "
-            f"first: {(wrong + missing)[0]}); expected d_model {config.d_model}, {config.num_mel_bins} mels and at "
-            f"least {config.quantize_position} layers: change `config:` or `init_from:`"
+            f"{name} does not fit the configured sizes ({len(wrong)} shapes differ, {len(missing)} tensors "
+            f"missing; first: {(wrong + missing)[0]}); expected d_model {config.d_model}, "
+            f"{config.num_mel_bins} mels and at least {config.quantize_position} layers: change "
+            "`config:` or `init_from:`"
         )
     if "codebook.weight" in loaded and "ema_weight" not in loaded:
         encoder.ema_weight.copy_(encoder.codebook.weight)
@@ -90,9 +91,11 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig]:
     except UserError:
         raise
     except (SafetensorError, struct.error, ValueError, KeyError, OSError, IndexError) as error:
-        raise UserError(f"{folder} cannot be read as a tokenizer or Whisper encoder ({type(error).__name__}: "
-                        f"{str(error).splitlines()[0][:200] if str(error) else 'damaged file'}): get it again, or "
-                        "give another folder") from error  # fmt: skip
+        reason = str(error).splitlines()[0][:200] if str(error) else "damaged file"
+        raise UserError(
+            f"{folder} cannot be read as a tokenizer or Whisper encoder ({type(error).__name__}: {reason}): "
+            "get it again, or give another folder"
+        ) from error
 
 
 def _read_whole(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig]:
@@ -114,7 +117,10 @@ def _read_whole(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig]:
 
 
 def _sizes(tensors: dict[str, Tensor], config: dict) -> EncoderConfig:
-    """Sizes as far as shapes tell them; heads are 64 wide in every Whisper, so they follow where not written."""
+    """Sizes as far as shapes tell them.
+
+    Heads are 64 wide in every Whisper, so their number follows where it is not written.
+    """
     if "quantize_position" in config:
         return EncoderConfig.from_official(config)
     width, mels = tensors["conv1.weight"].shape[:2]
@@ -150,7 +156,8 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
         version = take("I")
         if version != 6:
             raise UserError(f"{path} is CTranslate2 binary version {version}, expected 6")
-        text(), take("I")  # spec name, revision
+        text()  # spec name
+        take("I")  # revision
         variables = {}
         for _ in range(take("I")):
             name = text()

@@ -1,9 +1,9 @@
-"""Vector quantization: nearest code, moving-average codebook, k-means start, restart of dead codes. Plain functions.
+"""Vector quantization in plain functions: nearest code, moving-average codebook, k-means start, restarts.
 
-Shapes: S vectors, D width, K codebook entries. Under `torch.distributed` every rank passes its own vectors and all
-ranks end with the same codebook: sums are all-reduced, random choices are made on rank 0.
-Source: VQ-VAE's exponential-moving-average codebook (arXiv:1711.00937, appendix A.1), decay and restart rule of the
-GLM-4-Voice tokenizer.
+Shapes: S vectors, D width, K codebook entries. Under `torch.distributed` every rank passes its own vectors
+and all ranks end with the same codebook: sums are all-reduced, random choices are made on rank 0.
+Source: VQ-VAE's exponential-moving-average codebook (arXiv:1711.00937, appendix A.1), decay and restart rule
+of the GLM-4-Voice tokenizer.
 """
 
 import torch
@@ -20,7 +20,10 @@ def squared_distances(x_SD: Tensor, codebook_KD: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nearest(x_SD: Tensor, codebook_KD: Tensor, block: int = 4096) -> Tensor:
-    """Index of the nearest row, the lowest on ties: int64 (S,). In blocks, so memory stays at block x K distances."""
+    """Index of the nearest row, the lowest on ties: int64 (S,).
+
+    In blocks, so memory stays at block x K distances.
+    """
     # Autocast would compute the product in bfloat16, whose 8 bits cannot tell neighbouring codes apart.
     with torch.autocast(x_SD.device.type, enabled=False):
         x_SD = x_SD.to(codebook_KD.dtype)
@@ -38,7 +41,10 @@ def commitment_loss(x_SD: Tensor, quantized_SD: Tensor) -> Tensor:
 
 
 def perplexity(count_K: Tensor) -> Tensor:
-    """exp of the entropy of the codes' use, from their counts: K if all are equally frequent, 1 if only one is used."""
+    """exp of the entropy of the codes' use, from their counts.
+
+    K if all are equally frequent, 1 if only one is used.
+    """
     share_K = count_K.double() / count_K.sum().clamp(min=1)
     return torch.exp(torch.special.entr(share_K).sum())
 
@@ -70,7 +76,7 @@ def _gather(x_SD: Tensor) -> Tensor:
 
 
 def _pick(pool_SD: Tensor, n: int) -> Tensor:
-    """n rows of the pool at random, without repetition while there are enough; the same rows on every rank."""
+    """n rows of the pool at random, the same on every rank; without repetition while there are enough."""
     order = torch.randperm(len(pool_SD)) if len(pool_SD) >= n else torch.randint(len(pool_SD), (n,))
     rows = pool_SD[order[:n].to(pool_SD.device)].contiguous()
     if _distributed():
@@ -107,7 +113,10 @@ def ema_update(
 def restart_dead(
     codebook_KD: Tensor, ema_count_K: Tensor, ema_weight_KD: Tensor, x_SD: Tensor, threshold: float
 ) -> int:
-    """Codes whose average count fell below `threshold` become random vectors of `x` with count 1. Returns how many."""
+    """Codes whose average count fell below `threshold` become random vectors of `x` with count 1.
+
+    Returns how many.
+    """
     dead_K = ema_count_K < threshold
     n = int(dead_K.sum())
     if n:

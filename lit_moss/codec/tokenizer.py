@@ -1,9 +1,9 @@
 """`SpeechTokenizer`: waveform -> codes, whole or as it comes, and the folder it is saved in.
 
-Offline and streamed codes are the same codes, 100 % of them. Causality alone does not give that: a code is an argmin,
-and float32 sums taken in another order differ in the last bits, which flips about one code in 10^4 where two codebook
-rows are nearly equally far. So a code whose margin is within reach of rounding is decided again in float64, by both
-paths (`SpeechTokenizer.exact`).
+Offline and streamed codes are the same codes, 100 % of them. Causality alone does not give that: a code is an
+argmin, and float32 sums taken in another order differ in the last bits, which flips about one code in 10^4
+where two codebook rows are nearly equally far. So a code whose margin is within reach of rounding is decided
+again in float64, by both paths (`SpeechTokenizer.exact`).
 
 Shapes: B batch, T samples at 16 kHz, M mel bins, N codes, D width, K codebook entries.
 """
@@ -11,6 +11,7 @@ Shapes: B batch, T samples at 16 kHz, M mel bins, N codes, D width, K codebook e
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,8 +27,9 @@ from lit_moss.codec.encoder import CausalEncoder, EncoderConfig, EncoderState
 from lit_moss.codec.pretrained import load_encoder
 from lit_moss.errors import UserError
 
-# A code is decided again in float64 when moving the vector by this share of its length could change it. Measured: float32
-# moves pooled vectors by at most 4e-6 of their length between chunked and whole runs (LJ Speech, 435 clips).
+# A code is decided again in float64 when moving the vector by this share of its length could change it.
+# Measured: float32 moves pooled vectors by at most 4e-6 of their length between chunked and whole runs
+# (LJ Speech, 435 clips).
 AMBIGUOUS = 4e-5
 ROUNDING = 2e-6  # of float32 sums of squares, as a share of the largest term; 2^-23 is 1.2e-7
 
@@ -37,8 +39,8 @@ class SpeechTokenizer:
 
     Args:
         encoder: The network; moved by `.to(device)`, kept in float32.
-        exact: Decide near-ties in float64, so that streamed and offline codes never differ. Off, about one code in
-            10^4 may; a stream then never pauses to look back.
+        exact: Decide near-ties in float64, so that streamed and offline codes never differ. Off, about one
+            code in 10^4 may; a stream then never pauses to look back.
     """
 
     def __init__(self, encoder: CausalEncoder, exact: bool = True) -> None:
@@ -47,7 +49,7 @@ class SpeechTokenizer:
         self.exact = exact
         self._double: CausalEncoder | None = None
 
-    # --- folders --------------------------------------------------------------------------------------------------
+    # --- folders --------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -56,11 +58,12 @@ class SpeechTokenizer:
         """From a folder in the released layout, a hub id, or a checkpoint of a tokenizer run.
 
         Args:
-            name: Folder with `config.json` and `model.safetensors`, `owner/name` of the hub, or a `.ckpt` file.
+            name: Folder with `config.json` and `model.safetensors`, `owner/name` of the hub, or a `.ckpt`
+                file.
             exact: See the class.
-            log_mel: `causal` or `whisper`; None takes what `config.json` says, and `causal` where it says nothing:
-                codes must not depend on whether speech came whole or live. `whisper` reproduces the released extractor
-                bit for bit, offline only.
+            log_mel: `causal` or `whisper`; None takes what `config.json` says, and `causal` where it says
+                nothing: codes must not depend on whether speech came whole or live. `whisper` reproduces the
+                released extractor bit for bit, offline only.
 
         Raises:
             UserError: if there are no weights, or no codebook in them.
@@ -71,10 +74,12 @@ class SpeechTokenizer:
         else:
             encoder, report = load_encoder(str(path))
             if "codebook.weight" not in report.loaded:
-                raise UserError(f"{name} has no codebook of {encoder.config.quantize_vocab_size} codes of "
-                                f"{encoder.config.d_model}: expected a trained tokenizer ({report})")  # fmt: skip
+                raise UserError(
+                    f"{name} has no codebook of {encoder.config.quantize_vocab_size} codes of "
+                    f"{encoder.config.d_model}: expected a trained tokenizer ({report})"
+                )
         if log_mel is not None:
-            encoder.config = EncoderConfig(**(vars(encoder.config) | {"log_mel": log_mel}))
+            encoder.config = replace(encoder.config, log_mel=log_mel)
         return cls(encoder, exact)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -106,7 +111,7 @@ class SpeechTokenizer:
             self._double = copy.deepcopy(self.encoder).double()
         return self._double
 
-    # --- offline --------------------------------------------------------------------------------------------------
+    # --- offline --------------------------------------------------------------------------------------------
 
     @overload
     def encode(self, wave: Tensor, sample_rate_hz: int, batch_sec: float = ...) -> Tensor: ...
@@ -179,9 +184,10 @@ class SpeechTokenizer:
     def _decide(self, pooled_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Codes, and whether rounding could have chosen another: int64 and bool (B, N).
 
-        Moving x by e changes its distance to any code by at most e. So code 1 stays nearest while (d2 - d1) > 2 e, that is
-        d2^2 - d1^2 > 2 e (d1 + d2), whatever other codes lie near; e = AMBIGUOUS |x|. On top comes the rounding of the
-        squared distances themselves, which are sums of terms as large as (|x| + |c|)^2.
+        Moving x by e changes its distance to any code by at most e. So code 1 stays nearest while
+        (d2 - d1) > 2 e, that is d2^2 - d1^2 > 2 e (d1 + d2), whatever other codes lie near.
+        Here e = AMBIGUOUS |x|. On top comes the rounding of the squared distances themselves, which are sums
+        of terms as large as (|x| + |c|)^2.
         """
         codebook_KD = self.encoder.codebook.weight
         longest = codebook_KD.norm(dim=1).max()
@@ -197,25 +203,30 @@ class SpeechTokenizer:
         shape = pooled_BND.shape[:-1]
         return torch.cat(codes_S).view(shape), torch.cat(ambiguous_S).view(shape)
 
-    # --- streaming ------------------------------------------------------------------------------------------------
+    # --- streaming ------------------------------------------------------------------------------------------
 
     def stream(self) -> "TokenizerStream":
-        """A stream of one recording at 16 kHz: `push(samples)` gives the codes that have become known, `flush()` the rest.
+        """A stream of one recording at 16 kHz.
+
+        `push(samples)` gives the codes that have become known, `flush()` the rest.
 
         Raises:
             UserError: with `log_mel: whisper`, which needs the whole segment.
         """
         if self.config.log_mel != "causal":
-            raise UserError("this tokenizer is set to log_mel 'whisper', which needs whole segments: streaming takes "
-                            "log_mel 'causal' (SpeechTokenizer.from_pretrained(…, log_mel='causal'))")  # fmt: skip
+            raise UserError(
+                "this tokenizer is set to log_mel 'whisper', which needs whole segments: streaming takes "
+                "log_mel 'causal' (SpeechTokenizer.from_pretrained(…, log_mel='causal'))"
+            )
         return TokenizerStream(self)
 
 
 class TokenizerStream:
     """Samples at 16 kHz as they come -> each code as soon as its 80 ms are complete.
 
-    Every 30 s a new segment begins with a fresh state, as offline. Log-mel by `CausalLogMel`. Memory is bounded by one
-    segment: keys and values of the attention, and (for `exact`) the samples since float64 was last needed.
+    Every 30 s a new segment begins with a fresh state, as offline. Log-mel by `CausalLogMel`. Memory is
+    bounded by one segment: keys and values of the attention, and (for `exact`) the samples since float64 was
+    last needed.
     """
 
     def __init__(self, tokenizer: SpeechTokenizer) -> None:
@@ -305,8 +316,10 @@ def _from_checkpoint(path: Path) -> CausalEncoder:
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise UserError(f"{path} is no readable checkpoint ({type(error).__name__}): expected a .ckpt file of "
-                        f"a tokenizer run, or a folder") from error  # fmt: skip
+        raise UserError(
+            f"{path} is no readable checkpoint ({type(error).__name__}): expected a .ckpt file of "
+            "a tokenizer run, or a folder"
+        ) from error
     if "codec" not in checkpoint:
         raise UserError(
             f"{path} is no checkpoint of a tokenizer run: expected one made by conf/codec_encoder.yaml"

@@ -43,7 +43,7 @@ def spec_masks(
 def apply_spec_masks(
     mel_BMF: Tensor, freq_B: list[list[tuple[int, int]]], time_B: list[list[tuple[int, int]]]
 ) -> Tensor:
-    """Masked spans take 0, the middle of Whisper's normalised log-mel range. (B, M, F); the input is not changed."""
+    """Masked spans (B, M, F) take 0, the middle of Whisper's normalised log-mel range; the input stays."""
     if not any(freq_B) and not any(time_B):
         return mel_BMF
     mel_BMF = mel_BMF.clone()

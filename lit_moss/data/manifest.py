@@ -1,9 +1,10 @@
 """Speech manifests: JSON lines in NeMo's convention, one utterance a line.
 
-    {"audio_filepath": "wavs/a.flac", "offset": 0.0, "duration": 3.2, "text": "…", "speaker": "ljs", "lang": "en"}
+    {"audio_filepath": "wavs/a.flac", "offset": 0.0, "duration": 3.2, "text": "…",
+     "speaker": "ljs", "lang": "en"}
 
-`audio_filepath` is absolute or relative to the manifest's folder. `offset` and `duration` are seconds; without a
-`duration` the utterance runs to the end of its file. Keys we do not know are kept and written back.
+`audio_filepath` is absolute or relative to the manifest's folder. `offset` and `duration` are seconds;
+without a `duration` the utterance runs to the end of its file. Keys we do not know are kept and written back.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ class Utterance:
     @property
     def key(self) -> str:
         """What tells this utterance from every other: its file, and its offset."""
-        return f"{self.audio}@{self.offset_sec:.3f}"
+        return f"{self.audio}" + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
 
 
 _KEYS = {
@@ -62,7 +63,8 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     """Utterances of a manifest, in its order.
 
     Raises:
-        UserError: if the file is missing or empty, or a line is no JSON object with an `audio_filepath`; the message names the line.
+        UserError: if the file is missing or empty, or a line is no JSON object with an `audio_filepath`; the
+            message names the line.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,7 +1,8 @@
 """Which samples make the n-th batch of a run: a pure function of (corpora, seed, n).
 
-Neither the number of workers, nor the number of ranks, nor where a run was interrupted has a say: ranks take batches
-n, n + 1, …, and a resume sets n. An epoch is a number, not a state: batch n belongs to epoch n // batches_per_epoch.
+Neither the number of workers, nor the number of ranks, nor where a run was interrupted has a say: ranks take
+batches n, n + 1, …, and a resume sets n. An epoch is a number, not a state: batch n belongs to epoch
+n // batches_per_epoch.
 """
 
 import hashlib
@@ -11,23 +12,25 @@ from functools import lru_cache
 
 import numpy as np
 
-# A sample's key: (index of the utterance, batch number, place in the batch). The last two seed its augmentation.
+# A sample's key: (index of the utterance, batch number, place in the batch). The last two seed its
+# augmentation.
 SampleKey = tuple[int, int, int]
 
 
 class BatchOrder:
     """Batches of similar length within a budget of audio.
 
-    Utterances are sorted by length once and cut into buckets. In each epoch every bucket is shuffled and cut into
-    batches of one fixed size (what fits the budget at the bucket's greatest length), and all batches are shuffled. So
-    every epoch has the same number of batches, and any batch costs the shuffles of one epoch at most.
+    Utterances are sorted by length once and cut into buckets. In each epoch every bucket is shuffled and cut
+    into batches of one fixed size (what fits the budget at the bucket's greatest length), and all batches are
+    shuffled. So every epoch has the same number of batches, and any batch costs the shuffles of one epoch at
+    most.
 
     Args:
         durations_sec: Length of each utterance.
         batch_sec: Budget: batch size times the greatest length in it, padding included.
         seed: Seed of all shuffles.
-        weights: How often each utterance comes in an epoch; 1 for all by default. A fraction is a fresh random share
-            of its bucket in each epoch.
+        weights: How often each utterance comes in an epoch; 1 for all by default. A fraction is a fresh
+            random share of its bucket in each epoch.
         buckets: Most length buckets; fewer where the corpus is small.
 
     Raises:
@@ -104,7 +107,8 @@ def _draw(members: np.ndarray, weights: np.ndarray, rng: np.random.Generator) ->
 class OrderedBatchSampler:
     """Endless batch sampler of one rank: batches first + rank, first + rank + ranks, …
 
-    It has no length on purpose: a run is measured in steps, and Lightning must not restart it at an epoch's end.
+    It has no length on purpose: a run is measured in steps, and Lightning must not restart it at an epoch's
+    end.
     """
 
     def __init__(self, order: BatchOrder, first: int, rank: int, ranks: int) -> None:

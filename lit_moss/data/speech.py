@@ -1,11 +1,12 @@
-"""Speech with transcripts for the tokenizer: manifests -> batches of padded waveforms, in an order that is a function.
+"""Speech with transcripts for the tokenizer: manifests -> batches of padded waveforms.
 
+Their order is a function (see `order`), not a state.
 Shapes: B items, T samples at 16 kHz (a whole number of codes).
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ class SpeechBatch:
 
 
 class SpeechDataModule(LightningDataModule):
-    """Manifests -> `SpeechBatch`es: length buckets, SpecAugment, speed perturbation, unreadable files skipped by name.
+    """Manifests -> `SpeechBatch`es.
+
+    Length buckets, SpecAugment, speed perturbation; unreadable files are skipped by name.
 
     Args:
         train: Manifests to learn from: paths, or `embedded:everyday-en` (a corpus made on first use).
@@ -64,8 +67,8 @@ class SpeechDataModule(LightningDataModule):
         weights: How often an epoch holds each manifest of `train`, e.g. [1.0, 0.5]; all once if empty.
         batch_sec: Audio budget of a training batch in seconds, padding included.
         validation_batch_sec: The same in validation.
-        max_sec: Longest utterance in seconds; 30 is Whisper's window. Longer ones are left out, counted and named
-            (their transcript cannot be cut with them): cut them with `prepare manifest --max-sec`.
+        max_sec: Longest utterance in seconds; 30 is Whisper's window. Longer ones are left out, counted and
+            named (their transcript cannot be cut with them): cut them with `prepare manifest --max-sec`.
         min_sec: Shortest utterance in seconds; shorter ones are left out likewise.
         seed: Seed of order and augmentation.
         buckets: Most length buckets.
@@ -76,9 +79,11 @@ class SpeechDataModule(LightningDataModule):
         time_mask_share: Longest time mask as a share of the item.
         mel_bins: Mel bins the masks are drawn for; the model's `num_mel_bins`.
         speeds: Speed factors to choose from, e.g. [0.9, 1.0, 1.1]; [1.0] changes nothing.
-        shift: Put 0 to 80 ms of silence before the item, so that the grid of codes falls differently on it each time.
-        augment_from_batch: Batches before this one are left plain: CTC leaves its plateau later under augmentation
-            (not within 260 steps on LJ Speech with all of it on, in 100 with frequency masks alone).
+        shift: Put 0 to 80 ms of silence before the item, so that the grid of codes falls differently on it
+            each time.
+        augment_from_batch: Batches before this one are left plain: CTC leaves its plateau later under
+            augmentation (not within 260 steps on LJ Speech with all of it on, in 100 with frequency masks
+            alone).
         max_bad_share: Share of unreadable utterances above which a run stops.
     """
 
@@ -108,8 +113,10 @@ class SpeechDataModule(LightningDataModule):
         self.train, self.validation = list(train or []), list(validation or [])
         self.weights = list(weights or [1.0] * len(self.train))
         if len(self.weights) != len(self.train):
-            raise UserError(f"data.weights has {len(self.weights)} entries for {len(self.train)} manifests in "
-                            "data.train, expected one each")  # fmt: skip
+            raise UserError(
+                f"data.weights has {len(self.weights)} entries for {len(self.train)} manifests in "
+                "data.train, expected one each"
+            )
         if any(not w > 0 for w in self.weights):
             raise UserError(f"data.weights is {self.weights}, expected numbers above 0")
         speeds = speeds or [1.0]
@@ -118,14 +125,21 @@ class SpeechDataModule(LightningDataModule):
         if max_sec > rates.MAX_SEGMENT_SAMPLES / rates.TOKENIZER_RATE_HZ:
             raise UserError(f"data.max_sec is {max_sec}, expected at most 30 (Whisper's window)")
         if batch_sec < max_sec / min(speeds) + rates.SECONDS_PER_CODE * shift:
-            raise UserError(f"data.batch_sec {batch_sec} is less than data.max_sec {max_sec} at the slowest speed "
-                            f"{min(speeds)}: one utterance would exceed a batch; raise it or lower max_sec")  # fmt: skip
+            raise UserError(
+                f"data.batch_sec {batch_sec} is less than data.max_sec {max_sec} at the slowest speed "
+                f"{min(speeds)}: one utterance would exceed a batch; raise it or lower max_sec"
+            )
         self.batch_sec, self.validation_batch_sec = batch_sec, validation_batch_sec
         self.max_sec, self.min_sec = max_sec, min_sec
         self.seed, self.buckets, self.workers = seed, buckets, workers
         self.speeds, self.max_bad_share = speeds, max_bad_share
-        masks = {"bins": mel_bins, "freq_masks": freq_masks, "freq_bins": freq_mask_bins, "time_masks": time_masks,
-                 "time_share": time_mask_share}  # fmt: skip
+        masks = {
+            "bins": mel_bins,
+            "freq_masks": freq_masks,
+            "freq_bins": freq_mask_bins,
+            "time_masks": time_masks,
+            "time_share": time_mask_share,
+        }
         self.augmentation = _Augmentation(seed, speeds, masks, shift, augment_from_batch)
         self.next_batch = 0  # batches consumed by all ranks together; part of the checkpoint
         self.skipped: dict[str, str] = {}  # utterance's key -> reason, over the whole run
@@ -133,7 +147,7 @@ class SpeechDataModule(LightningDataModule):
         self._validation_set: _SpeechSet | None = None
         self.order: BatchOrder | None = None
 
-    # --- set-up ---------------------------------------------------------------------------------------------------
+    # --- set-up ---------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         for name in self.train + self.validation:
@@ -157,17 +171,20 @@ class SpeechDataModule(LightningDataModule):
             lengths = [(u.duration_sec or 0.0) / slowest + longer_sec for u in utterances]
             self.order = BatchOrder(lengths, self.batch_sec, self.seed, weights, self.buckets)
             rank_zero_info(
-                f"train: {len(utterances)} utterances, {sum(u.duration_sec or 0.0 for u in utterances) / 60:.1f} min, "
+                f"train: {len(utterances)} utterances, "
+                f"{sum(u.duration_sec or 0.0 for u in utterances) / 60:.1f} min, "
                 f"{self.order.batches_per_epoch} batches an epoch"
             )
 
     def _locate(self, name: str, part: str) -> Path:
-        from lit_moss.prepare.everyday import EVERYDAY, everyday_corpus
+        from lit_moss.prepare.everyday import EVERYDAY, VOICES, everyday_corpus
 
-        if name == EVERYDAY:
-            return everyday_corpus() / f"{part}.jsonl"
+        if name in (EVERYDAY, VOICES):
+            return everyday_corpus(name=name) / f"{part}.jsonl"
         if name.startswith("embedded:"):
-            raise UserError(f"no embedded corpus {name!r}, expected {EVERYDAY!r} or a manifest's path")
+            raise UserError(
+                f"no embedded corpus {name!r}, expected {EVERYDAY!r}, {VOICES!r} or a manifest's path"
+            )
         return Path(name)
 
     def _read(
@@ -183,7 +200,7 @@ class SpeechDataModule(LightningDataModule):
                     except io.UnreadableAudio as error:
                         self.skipped[utterance.key] = str(error)
                         continue
-                    utterance = Utterance(**(vars(utterance) | {"duration_sec": seconds}))
+                    utterance = replace(utterance, duration_sec=seconds)
                 seconds = utterance.duration_sec or 0.0
                 if self.min_sec <= seconds <= self.max_sec:
                     kept.append(utterance)
@@ -217,7 +234,7 @@ class SpeechDataModule(LightningDataModule):
         return found | ({"order": self.order.fingerprint} if self.order else {})
 
     def probe_loader(self, batches: int) -> DataLoader:
-        """The next `batches` training batches of this rank without augmentation, for the codebook's k-means start.
+        """The next `batches` training batches of this rank, unaugmented, for the codebook's k-means start.
 
         Which ones follows from `next_batch` alone, so that a resumed run sees the same.
         """
@@ -233,7 +250,7 @@ class SpeechDataModule(LightningDataModule):
             raise RuntimeError("call setup('fit') first")
         return [normalise(u.text or "") for u in self._train_set.utterances]
 
-    # --- loaders --------------------------------------------------------------------------------------------------
+    # --- loaders --------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader:
         assert self.order is not None and self._train_set is not None
@@ -278,11 +295,15 @@ class SpeechDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
-    # --- resume ---------------------------------------------------------------------------------------------------
+    # --- resume ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"next_batch": self.next_batch, "skipped": dict(self.skipped), "fingerprints": self.fingerprints(),
-                "ranks": self._rank()[1]}  # fmt: skip
+        return {
+            "next_batch": self.next_batch,
+            "skipped": dict(self.skipped),
+            "fingerprints": self.fingerprints(),
+            "ranks": self._rank()[1],
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         saved, own = state_dict["fingerprints"], self.fingerprints()
@@ -291,15 +312,18 @@ class SpeechDataModule(LightningDataModule):
         for key in ("data", "order", "augmentation"):
             if key in own and saved.get(key) != own[key]:
                 raise UserError(
-                    f"the checkpoint was trained on other {key} (fingerprint {saved.get(key)}, now {own[key]}): resume "
-                    f"with the same manifests and options, or start a new run"
+                    f"the checkpoint was trained on other {key} (fingerprint {saved.get(key)}, now "
+                    f"{own[key]}): resume with the same manifests and options, or start a new run"
                 )
         self.next_batch = state_dict["next_batch"]
         self.skipped = dict(state_dict["skipped"])
 
 
 class _AsItIs:
-    """A loader that Lightning does not rebuild: for `predict` it makes batch samplers anew, and cannot with ours."""
+    """A loader that Lightning does not rebuild.
+
+    For `predict` it makes batch samplers anew, and cannot with ours.
+    """
 
     def __init__(self, loader: DataLoader | list[Any]) -> None:
         self._loader = loader

@@ -1,13 +1,15 @@
 """Training of the speech tokenizer by speech recognition alone (arXiv:2510.00499, section 2.2).
 
-    waveform -> log-mel -> causal encoder -> pooled frames, 12.5 Hz -> nearest code -> CTC head, 50 Hz -> characters
+    waveform -> log-mel -> causal encoder -> pooled frames, 12.5 Hz -> nearest code
+        -> CTC head, 50 Hz -> characters
 
-loss = CTC(codes) + frame_loss_weight CTC(frames before pooling) + commitment. Up to `quantize_from_step` the head reads
-the pooled frames themselves; then the codebook starts from k-means on real frames and follows by moving averages.
+loss = CTC(codes) + frame_loss_weight CTC(frames before pooling) + commitment. Up to `quantize_from_step` the
+head reads the pooled frames themselves; then the codebook starts from k-means on real frames and follows by
+moving averages.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -51,7 +53,8 @@ class CodecEncoder(LightningModule):
     """Speech tokenizer with its training head.
 
     Args:
-        init_from: Weights to start from: a local folder, a hub id, `embedded:whisper-tiny`; None starts at random.
+        init_from: Weights to start from: a local folder, a hub id, `embedded:whisper-tiny`; None starts at
+            random.
         encoder: Sizes; None takes those of `init_from`.
         codebook_size: Codebook entries; None takes what `encoder` or the source says.
         head_layers: Causal transformer layers of the CTC head.
@@ -60,16 +63,21 @@ class CodecEncoder(LightningModule):
         encoder_lr: Base learning rate of the encoder.
         head_lr: Base learning rate of the head.
         weight_decay: AdamW's decay, of matrices alone.
-        quantize_from_step: Optimizer steps without quantization before k-means; 0 where the source has a codebook.
+        quantize_from_step: Optimizer steps without quantization before k-means; 0 where the source has a
+            codebook.
         kmeans_batches: Training batches (of every rank) that k-means runs on.
-        frame_loss_weight: Weight of CTC on the 50 Hz frames before pooling. It carries the network over CTC's plateau:
-            without it the loss still stood at 2.8 after 200 steps, with it it fell to 2.0 within 100.
-        restart_share: A code is dead if its average count is below this share of what one update decays to; contract's 0.1.
+        frame_loss_weight: Weight of CTC on the 50 Hz frames before pooling. It carries the network over CTC's
+            plateau: without it the loss still stood at 2.8 after 200 steps, with it it fell to 2.0 within
+            100.
+        restart_share: A code is dead if its average count is below this share of what one update decays to;
+            contract's 0.1.
         examples: Validated utterances kept for pictures.
     """
 
     updates: Tensor
     codebook_ready: Tensor
+    val_use_K: Tensor
+    train_use_K: Tensor
 
     def __init__(
         self,
@@ -133,14 +141,16 @@ class CodecEncoder(LightningModule):
         rank_zero_info(f"{init_from}: {report}")
         return encoder, "codebook.weight" in report.loaded
 
-    # --- set-up ---------------------------------------------------------------------------------------------------
+    # --- set-up ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         if self.vocabulary is None and stage == "fit":
-            self.vocabulary = ctc.CharVocabulary.from_texts(self.trainer.datamodule.train_texts())  # type: ignore[attr-defined]
+            self.vocabulary = ctc.CharVocabulary.from_texts(cast(Any, self.trainer).datamodule.train_texts())
             if len(self.vocabulary) == 2:
-                raise UserError("the training manifests hold no transcripts: the tokenizer learns by recognising them; "
-                                "give manifests with `text`")  # fmt: skip
+                raise UserError(
+                    "the training manifests hold no transcripts: the tokenizer learns by recognising them; "
+                    "give manifests with `text`"
+                )
         if self.vocabulary is not None:
             self._build_head(self.vocabulary)
 
@@ -159,8 +169,10 @@ class CodecEncoder(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["codec"]["characters"]
         if self.vocabulary is not None and self.vocabulary.characters != saved:
-            raise UserError(f"the checkpoint's characters are {saved!r}, the training manifests' are "
-                            f"{self.vocabulary.characters!r}: resume on the data it was trained on")  # fmt: skip
+            raise UserError(
+                f"the checkpoint's characters are {saved!r}, the training manifests' are "
+                f"{self.vocabulary.characters!r}: resume on the data it was trained on"
+            )
         self._build_head(ctc.CharVocabulary(saved))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -178,7 +190,7 @@ class CodecEncoder(LightningModule):
                 )
         return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
-    # --- the model ------------------------------------------------------------------------------------------------
+    # --- the model ------------------------------------------------------------------------------------------
 
     def log_mel(self, batch: SpeechBatch) -> Tensor:
         """Features of a batch, masked by SpecAugment where the batch says so: (B, M, T/160), float32."""
@@ -187,7 +199,7 @@ class CodecEncoder(LightningModule):
             return apply_spec_masks(mel_BMF, batch.freq_masks, batch.time_masks)
 
     def pooled_frames(self, mel_BMF: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden frames (B, L, D), pooled frames (B, N, D) in float32, and which of these are speech: bool (B, N)."""
+        """Hidden frames (B, L, D), pooled ones (B, N, D) in float32, and which are speech: bool (B, N)."""
         hidden_BLD = self.encoder(mel_BMF)
         pooled_BND = self.encoder.pool(hidden_BLD).float()
         codes_B = -(-samples_B // rates.SAMPLES_PER_CODE)
@@ -199,7 +211,7 @@ class CodecEncoder(LightningModule):
         """Whether the codebook is in place; a function of the run's state alone."""
         return bool(self.codebook_ready)
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training -------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: SpeechBatch, batch_idx: int) -> None:
         if not self.quantizing and self.global_step >= self.quantize_from_step:
@@ -230,7 +242,8 @@ class CodecEncoder(LightningModule):
         frame_loss, _ = ctc.ctc_loss(self.head.from_frames(hidden_BLD), frames_B, labels)
         weight = config.quantize_commit_coefficient * config.quantize_loss_scale
         loss = code_loss + self.frame_loss_weight * frame_loss + weight * commitment
-        # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first optimizer step.
+        # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first optimizer
+        # step.
         self.log("step", float(self.global_step + 1), batch_size=len(batch))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self.log_dict(
@@ -262,8 +275,8 @@ class CodecEncoder(LightningModule):
 
     @torch.no_grad()
     def _start_codebook(self) -> None:
-        """k-means on frames of the batches that come next, unaugmented: known from the data order, so resumable."""
-        loader = self.trainer.datamodule.probe_loader(self.kmeans_batches)  # type: ignore[attr-defined]
+        """k-means on frames of the next batches, unaugmented: known from the data order, so resumable."""
+        loader = cast(Any, self.trainer).datamodule.probe_loader(self.kmeans_batches)
         self.encoder.eval()
         found = []
         for batch in loader:
@@ -285,7 +298,7 @@ class CodecEncoder(LightningModule):
         rank_zero_info(f"step {self.global_step}: codebook of {len(centres_KD)} started by k-means on "
                        f"{sum(map(len, found))} frames")  # fmt: skip
 
-    # --- validation -----------------------------------------------------------------------------------------------
+    # --- validation -----------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         self.val_use_K.zero_()
@@ -339,7 +352,7 @@ class CodecEncoder(LightningModule):
         if self.quantizing:
             use_K = self.val_use_K.clone()
             if self.trainer.world_size > 1:
-                use_K = self.trainer.strategy.reduce(use_K, reduce_op="sum")  # type: ignore[assignment]
+                use_K = self.trainer.strategy.reduce(use_K, reduce_op="sum")
             self.val_use_K.copy_(use_K)
             perplexity = quantizer.perplexity(use_K)
             self.log(f"{stage}/codebook_used", (use_K > 0).float().mean())

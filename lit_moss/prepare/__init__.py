@@ -1,0 +1,1 @@
+"""Corpora of any layout -> speech manifests: `python -m lit_moss prepare`."""

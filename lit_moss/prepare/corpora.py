@@ -109,7 +109,8 @@ def _librispeech(args: argparse.Namespace) -> Iterator[Utterance]:
 
 
 def _transcripts(path: Path) -> dict[str, str]:
-    return dict(line.partition(" ")[::2] for line in _lines(path)) if path.exists() else {}
+    parts = (line.partition(" ") for line in _lines(path)) if path.exists() else ()
+    return {name: text for name, _, text in parts}
 
 
 def _download_librispeech(args: argparse.Namespace) -> Path:
@@ -161,10 +162,11 @@ def _load_dataset(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     """The split, with sound undecoded: torchcodec is not needed; and its columns of audio, text, speaker."""
     try:
         import datasets
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise UserError('--from hf needs datasets: pip install "lit-moss[prepare]"') from error
     split = args.split or "train"
-    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+    failures = (OSError, ValueError, RuntimeError, DatasetsError)
     try:
         if any(Path(args.source, name).exists() for name in ("state.json", "dataset_dict.json")):
             found = datasets.load_from_disk(args.source)

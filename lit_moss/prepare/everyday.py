@@ -1,23 +1,33 @@
-"""`embedded:everyday-en`: a small corpus for a machine without any, spoken on first use by a real neural voice.
+"""Corpora for a machine without any, spoken on first use by real neural voices from the package index.
 
-The voice is `hibari-tts` (an ordinary dependency that carries its model); the sentences lie beside this file. Made once
-into the cache, the same to the sample each time, and checked by a hash of what was asked for.
+`embedded:everyday-en` is one voice, `hibari-tts` (an ordinary dependency that carries its model; some 60
+times real time). `embedded:everyday-en-voices` has twelve, of Kokoro-82M (about twice real time: a quarter of
+an hour for all sentences). The sentences lie beside this file. A corpus is made once into the cache, the same
+to the sample each time, in a folder named by a hash of what was asked for.
 """
 
 import hashlib
+import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from lit_moss.assets import cache_dir
+import numpy as np
+
+from lit_moss.assets import KOKORO_VOICES, cache_dir, resolve
 from lit_moss.errors import UserError
 
-EVERYDAY = "embedded:everyday-en"
+EVERYDAY, VOICES = "embedded:everyday-en", "embedded:everyday-en-voices"
+RATE_HZ = 24_000
 _SENTENCES = Path(__file__).with_name("sentences_en.txt")
 _VALIDATION_EVERY = 10  # every tenth sentence is held out
-_SPEEDS = (1.0, 0.9, 1.1)  # the voice has one colour; at least its pace varies
+_SPEEDS = (1.0, 0.9, 1.1)  # one voice has one colour; at least its pace varies
+
+# (text, number of the sentence) -> samples at 24 kHz, and the speaker's name
+Speak = Callable[[str, int], tuple[np.ndarray, str]]
 
 
 def sentences() -> list[str]:
@@ -25,14 +35,15 @@ def sentences() -> list[str]:
     return [line for line in _SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def everyday_corpus(limit: int | None = None) -> Path:
+def everyday_corpus(limit: int | None = None, name: str = EVERYDAY) -> Path:
     """Folder with `train.jsonl`, `validation.jsonl` and the sound files; made on first use.
 
     Args:
         limit: Only the first so many sentences; all if None.
+        name: `EVERYDAY` or `VOICES`.
 
     Raises:
-        UserError: if the voice is not installed.
+        UserError: if the voice is not installed or cannot be fetched.
     """
     texts = sentences()[:limit]
     try:
@@ -41,15 +52,15 @@ def everyday_corpus(limit: int | None = None) -> Path:
         raise UserError(
             "the embedded corpus needs the voice hibari-tts: pip install 'hibari-tts==0.2.1'"
         ) from error
-    asked = hashlib.sha256(
-        "\n".join([version, str(_SPEEDS), str(_VALIDATION_EVERY), *texts]).encode()
-    ).hexdigest()[:12]
-    folder = cache_dir() / "corpora" / f"everyday-en-{asked}"
+    voices = KOKORO_VOICES if name == VOICES else ("heart",)
+    asked = json.dumps([version, voices, _SPEEDS, _VALIDATION_EVERY, texts])
+    label = name.removeprefix("embedded:")
+    folder = cache_dir() / "corpora" / f"{label}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             made = Path(scratch) / "made"
-            _speak(texts, made)
+            _speak_all(texts, made, _kokoro() if name == VOICES else _hibari())
             try:
                 made.rename(folder)
             except OSError:
@@ -58,24 +69,52 @@ def everyday_corpus(limit: int | None = None) -> Path:
     return folder
 
 
-def _speak(texts: list[str], folder: Path) -> None:
-    import soundfile
+def _hibari() -> Speak:
     from hibari import Hibari
+
+    voice = Hibari(threads=min(4, os.cpu_count() or 1))
+    return lambda text, i: (voice(text, speed=_SPEEDS[i % len(_SPEEDS)], seed=i), "hibari-heart")
+
+
+def _kokoro() -> Speak:
+    """Phonemes by hibari, sound by Kokoro: n tokens between two zeros, style from row n of a voice's table."""
+    import onnxruntime
+    from hibari import Hibari
+
+    folder = resolve("embedded:kokoro")
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+    styles = {
+        v: np.fromfile(folder / f"{v}.bin", dtype=np.float32).reshape(-1, 1, 256) for v in KOKORO_VOICES
+    }
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    phonemes = Hibari()
+
+    def speak(text: str, i: int) -> tuple[np.ndarray, str]:
+        voice = KOKORO_VOICES[i % len(KOKORO_VOICES)]
+        said = phonemes.phonemize(text)
+        tokens = [vocabulary[p] for p in " ".join(said) if p in vocabulary]
+        inputs = {"tokens": np.array([[0, *tokens, 0]], dtype=np.int64), "style": styles[voice][len(tokens)],
+                  "speed": np.ones(1, dtype=np.float32)}  # fmt: skip
+        return np.asarray(session.run(None, inputs)[0]).reshape(-1), f"kokoro-{voice}"
+
+    return speak
+
+
+def _speak_all(texts: list[str], folder: Path, speak: Speak) -> None:
+    import soundfile
     from tqdm import tqdm
 
     from lit_moss.data.manifest import Utterance, write_manifest
 
-    voice = Hibari(threads=min(4, os.cpu_count() or 1))
     (folder / "audio").mkdir(parents=True)
     parts: dict[str, list[Utterance]] = {"train": [], "validation": []}
     for i, text in enumerate(
         tqdm(texts, desc="speaking the embedded corpus", unit="sentence", file=sys.stderr)
     ):
-        wave = voice(text, speed=_SPEEDS[i % len(_SPEEDS)], seed=i)
+        wave, speaker = speak(text, i)
         path = folder / "audio" / f"everyday-{i:04d}.flac"
-        soundfile.write(path, wave, voice.sample_rate)
+        soundfile.write(path, wave, RATE_HZ)
         part = "validation" if i % _VALIDATION_EVERY == _VALIDATION_EVERY - 1 else "train"
-        seconds = len(wave) / voice.sample_rate
-        parts[part].append(Utterance(path, 0.0, round(seconds, 4), text, "hibari-heart", "en"))
+        parts[part].append(Utterance(path, 0.0, round(len(wave) / RATE_HZ, 4), text, speaker, "en"))
     for part, utterances in parts.items():
         write_manifest(folder / f"{part}.jsonl", utterances)

@@ -130,14 +130,16 @@ def _measure_all(args: argparse.Namespace) -> _Found:
     from lit_moss.audio.io import UnreadableAudio, info
 
     header = lru_cache(maxsize=16)(info)  # many cuts of one long file ask for the same header
+    limit_sec = float("inf") if args.max_sec is None else args.max_sec
     found = _Found()
     for u in tqdm(SOURCES[args.kind](args), desc=args.kind, unit=" files", disable=None):
         try:
-            u = replace(u, duration_sec=_duration_sec(u, header), lang=args.lang or u.lang)
-            long = args.max_sec is not None and u.duration_sec > args.max_sec
-            found.groups.append(_cut(u, header(u.audio), args.max_sec) if long and u.text is None else [u])
+            seconds = _duration_sec(u, header)
+            u = replace(u, duration_sec=seconds, lang=args.lang or u.lang)
+            long = seconds > limit_sec
+            found.groups.append(_cut(u, header(u.audio), limit_sec) if long and u.text is None else [u])
             if long and u.text is not None:
-                found.uncut.append(f"{u.id} ({u.duration_sec:.1f} s)")
+                found.uncut.append(f"{u.id} ({seconds:.1f} s)")
         except UnreadableAudio as error:
             found.bad.append(str(error))
     bad, total = found.bad, len(found.groups) + len(found.bad)

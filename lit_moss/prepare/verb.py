@@ -17,13 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     manifest.add_arguments(one)
     one.set_defaults(run=manifest.main)
     two = stages.add_parser("everyday", help="the embedded corpus, made now rather than at first use")
+    two.add_argument("--voices", action="store_true", help="twelve voices of Kokoro instead of one (slow)")
     two.set_defaults(run=_everyday)
 
 
 def _everyday(args: argparse.Namespace) -> None:
-    from lit_moss.prepare.everyday import everyday_corpus
+    from lit_moss.prepare.everyday import EVERYDAY, VOICES, everyday_corpus
 
-    print(everyday_corpus())
+    print(everyday_corpus(name=VOICES if args.voices else EVERYDAY))
 
 
 def main(args: argparse.Namespace) -> None:

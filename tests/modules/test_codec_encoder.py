@@ -10,8 +10,14 @@ from lit_moss.data.speech import SpeechBatch
 from lit_moss.errors import UserError
 from lit_moss.modules import CodecEncoder
 
-SIZES = EncoderConfig(num_mel_bins=80, d_model=64, encoder_attention_heads=2, encoder_ffn_dim=128, quantize_position=2,
-                      quantize_vocab_size=16)  # fmt: skip
+SIZES = EncoderConfig(
+    num_mel_bins=80,
+    d_model=64,
+    encoder_attention_heads=2,
+    encoder_ffn_dim=128,
+    quantize_position=2,
+    quantize_vocab_size=16,
+)
 
 
 class Record:
@@ -80,8 +86,14 @@ def test_the_codebook_follows_its_frames_only_once_it_is_started(module, batch):
 def test_padding_of_the_batch_changes_no_loss(module, batch):
     module.eval()
     alone = module(batch) if False else step(module, batch)
-    padded = SpeechBatch(torch.nn.functional.pad(batch.wave_BT, (0, 12_800)), batch.samples_B, batch.ids, batch.texts,
-                         batch.freq_masks, batch.time_masks)  # fmt: skip
+    padded = SpeechBatch(
+        torch.nn.functional.pad(batch.wave_BT, (0, 12_800)),
+        batch.samples_B,
+        batch.ids,
+        batch.texts,
+        batch.freq_masks,
+        batch.time_masks,
+    )
     torch.testing.assert_close(step(module, padded), alone, rtol=1e-5, atol=1e-5)
 
 
