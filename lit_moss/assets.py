@@ -34,7 +34,7 @@ class Wheel:
     Args:
         requirement: `name==version`.
         sha256: Of the file.
-        sdist: The source archive `name-version.tar.gz` rather than a wheel. It is fetched as a file: pip would
+        sdist: The source archive `name-version.tar.gz` rather than a wheel. Fetched as a file: pip would
             run its build to learn its metadata.
     """
 
@@ -150,8 +150,8 @@ def _from_hub(repo: str) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{repo!r} is no path here and could not be fetched from the Hugging Face hub ({reason}); check the name "
-            f"and the connection, or give a local folder"
+            f"{repo!r} is no path here and could not be fetched from the Hugging Face hub ({reason}): "
+            "check the name and the connection, or give a local folder"
         ) from error
 
 

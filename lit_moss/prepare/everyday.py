@@ -77,7 +77,7 @@ def _hibari() -> Speak:
 
 
 def _kokoro() -> Speak:
-    """Phonemes by hibari, sound by Kokoro: n tokens between two zeros, style from row n of a voice's table."""
+    """Phonemes by hibari, sound of Kokoro: n tokens between two zeros, style row n of a voice's table."""
     import onnxruntime
     from hibari import Hibari
 
