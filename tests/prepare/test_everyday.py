@@ -72,3 +72,14 @@ def test_the_shipped_sentences_are_many_and_different():
     assert len(texts) >= 24
     assert len(set(texts)) == len(texts)
     assert all(text == text.strip() and text.isascii() for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_the_corpus_of_several_voices_names_its_speakers():
+    from lit_moss.prepare.everyday import VOICES
+
+    folder = everyday_corpus(limit=2, name=VOICES)
+    utterances = read_manifest(folder / "train.jsonl")
+    assert [u.speaker for u in utterances] == ["kokoro-af_bella", "kokoro-am_michael"]
+    assert all(0.2 < u.duration_sec / len(u.text.split()) < 1.0 for u in utterances)
