@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_moss.audio import rates
+from lit_moss.codec.encoder import fingerprint
 from lit_moss.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -13,6 +14,18 @@ if TYPE_CHECKING:
 
 class TokenizerReport(Callback):
     """Into MLflow: a table of transcripts, log-mels with their codes, the use of each code, and the audio."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.logger, Tracker):
+            counts = {
+                name: sum(p.numel() for p in part.parameters()) for name, part in pl_module.named_children()
+            }
+            trainer.logger.log_hyperparams({"parameters": {name: n for name, n in counts.items() if n}})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.logger, Tracker):
+            codec = fingerprint(cast("CodecEncoder", pl_module).encoder)
+            trainer.logger.set_tags({"fingerprint.codec": codec})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tracker = trainer.logger

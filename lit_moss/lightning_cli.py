@@ -193,6 +193,8 @@ class MossCLI(LightningCLI):
         self.tracker.run_dir.mkdir(parents=True, exist_ok=True)
         (self.tracker.run_dir / "config.yaml").write_text(text)
         self.tracker.log_text(text, "config.yaml")
+        fingerprints = getattr(self.datamodule, "fingerprints", dict)()
+        self.tracker.set_tags({f"fingerprint.{what}": value for what, value in fingerprints.items()})
         rank_zero_info(f"run {self.tracker.run_dir}, MLflow experiment {self.tracker.name!r}")
 
 

@@ -243,7 +243,7 @@ def test_t12_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, kind):
     else:
         path.write_bytes(pickle.dumps(content))
     for weights_only in (None, True, False):
-        with pytest.raises(UserError, match="evil.ckpt"):
+        with pytest.raises(UserError, match=r"evil\.ckpt"):
             AtomicCheckpointIO().load_checkpoint(path, weights_only=weights_only)
     assert not mark.exists()
     torch.load(path, weights_only=False) if kind == "torch" else pickle.loads(path.read_bytes())

@@ -10,6 +10,7 @@ Shapes: B batch, M mel bins, F mel frames (100 Hz), L hidden frames (50 Hz), N c
 H heads, K codebook entries.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -224,6 +225,15 @@ class CausalEncoder(nn.Module):
     def dequantize(self, codes_BN: Tensor) -> Tensor:
         """Codebook rows plus positions, the released model's hidden output: int64 (B, N) -> (B, N, D)."""
         return self.codebook(codes_BN) + self.embed_positions2.weight[: codes_BN.shape[1]]
+
+
+def fingerprint(encoder: CausalEncoder) -> str:
+    """16 hex digits of what decides the codes: sizes, network and codebook."""
+    digest = hashlib.sha256(repr(encoder.config).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        if not name.startswith("ema_"):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _causal_conv(conv: nn.Conv1d, x_BCF: Tensor, tail_BC2: Tensor | None) -> tuple[Tensor, Tensor]:
