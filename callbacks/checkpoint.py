@@ -41,6 +41,8 @@ class Checkpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return  # between two micro-batches the gradients gathered so far would be lost
         loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
         if not self._is_best and fetcher is not None and loop._should_check_val_fx(fetcher):
