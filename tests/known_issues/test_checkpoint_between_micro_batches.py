@@ -1,6 +1,6 @@
 """After a resume with gradient accumulation a second checkpoint of the same step was written at once.
 
-It came between two micro-batches, without the gradient gathered so far, and logged the step's metrics too early.
+It came between two micro-batches, without the gradient gathered so far, and logged metrics too early.
 """
 
 import pytest
