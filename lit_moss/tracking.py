@@ -124,7 +124,13 @@ class Tracker(Logger):
 
     def _create(self, client: Any) -> str:
         found = client.get_experiment_by_name(self._name)
-        experiment_id = found.experiment_id if found else client.create_experiment(self._name)
+        experiment_id = (
+            found.experiment_id
+            if found
+            else client.create_experiment(
+                self._name, tags={"mlflow.experimentKind": "custom_model_development"}
+            )
+        )
         return client.create_run(experiment_id, run_name=self._version, tags=_provenance()).info.run_id
 
     @override

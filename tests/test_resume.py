@@ -28,7 +28,8 @@ def fit(folder, config, *more, expected=0):
 def fit_in_process(folder, config, *more, **environment):
     """`fit` in a process of its own, which may be killed."""
     env = {k: v for k, v in os.environ.items() if k != "LIT_MOSS_RUN"}
-    env |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **environment}
+    # As many threads as here (conftest sets one): sums in another order differ in the last bit.
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **environment}
     return subprocess.run(
         [sys.executable, "-m", "lit_moss", "fit", "-c", str(config), *more],
         cwd=folder,
