@@ -1,5 +1,39 @@
-"""Manifests, order, and the LightningDataModules."""
+"""Manifests, token documents, packing, order, and the LightningDataModules."""
+
+from typing import TYPE_CHECKING, Any
 
 from lit_moss.data.speech import SpeechBatch, SpeechDataModule
 
-__all__ = ["SpeechBatch", "SpeechDataModule"]
+if TYPE_CHECKING:
+    from lit_moss.data.prompts import PromptDataModule
+    from lit_moss.data.tokens import (
+        InterleavedDataModule,
+        MixtureDataModule,
+        SFTDataModule,
+        TextDataModule,
+        TokenBatch,
+        TokenDataModule,
+        UnsupervisedDataModule,
+    )
+
+__all__ = [
+    "InterleavedDataModule",
+    "MixtureDataModule",
+    "PromptDataModule",
+    "SFTDataModule",
+    "SpeechBatch",
+    "SpeechDataModule",
+    "TextDataModule",
+    "TokenBatch",
+    "TokenDataModule",
+    "UnsupervisedDataModule",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Token data on first use: it brings transformers, which the speech tokenizer does without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lit_moss.data import prompts, tokens
+
+    return getattr(prompts if name == "PromptDataModule" else tokens, name)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -104,6 +105,12 @@ def _draw(members: np.ndarray, weights: np.ndarray, rng: np.random.Generator) ->
     return np.concatenate([repeated, chosen])
 
 
+class HasKeys(Protocol):
+    """An order of batches: the keys of batch n's samples, whatever a key is."""
+
+    def keys(self, n: int) -> list[Any]: ...
+
+
 class OrderedBatchSampler:
     """Endless batch sampler of one rank: batches first + rank, first + rank + ranks, …
 
@@ -111,10 +118,10 @@ class OrderedBatchSampler:
     end.
     """
 
-    def __init__(self, order: BatchOrder, first: int, rank: int, ranks: int) -> None:
+    def __init__(self, order: HasKeys, first: int, rank: int, ranks: int) -> None:
         self.order, self.first, self.rank, self.ranks = order, first, rank, ranks
 
-    def __iter__(self) -> Iterator[list[SampleKey]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         n = self.first + self.rank
         while True:
             yield self.order.keys(n)

@@ -1,0 +1,278 @@
+"""Token documents on disk: Parquet shards of rows, and `meta.json` with the fingerprints of what made them.
+
+Columns: `id`, `rows` list<int32>, `loss_mask` list<bool> (empty: every row counts), `kind`, `lang`,
+`speech_sec`. What made them stands in every shard's schema too, so that a shard alone still tells what it is;
+`meta.json` adds counts and the sha256 of each shard. Training reads them through the `datasets` library's
+memory-mapped Arrow cache: at random, without decoding.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_moss.assets import cache_dir, sha256_of
+from lit_moss.errors import UserError
+from lit_moss.llm.rows import RowFormat
+
+META = "meta.json"
+KINDS = ("interleaved", "unsupervised", "text", "sft")
+_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "rows": pa.list_(pa.int32()),
+        "loss_mask": pa.list_(pa.bool_()),
+        "kind": pa.string(),
+        "lang": pa.string(),
+        "speech_sec": pa.float32(),
+    }
+)
+
+
+class DocumentWriter:
+    """Writes a folder of token documents; it appears whole or not at all.
+
+    Use it as a context manager. On an exception nothing is left behind.
+
+    Args:
+        folder: The folder to make; it must not exist.
+        meta: What made the documents: `kind`, `options`, `tokenizer` and `codec` (fingerprints; no codec:
+            None), `format` (a RowFormat's `to_dict`).
+        shard_rows: Rows after which a shard is closed.
+
+    Attributes:
+        documents: Added so far.
+        rows: Rows of them.
+    """
+
+    def __init__(self, folder: str | Path, meta: dict[str, Any], shard_rows: int = 2**22) -> None:
+        self.folder, self.meta, self.shard_rows = Path(folder), dict(meta), shard_rows
+        form = RowFormat(**self.meta["format"])
+        self._vocab = form.text_vocab_size + form.audio_vocab_size
+        self._columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+        self._shards: list[dict[str, Any]] = []
+        self._digest = hashlib.sha256()
+        self._held_rows = self.documents = self.rows = 0
+
+    def __enter__(self) -> "DocumentWriter":
+        if self.folder.exists():
+            raise UserError(
+                f"{self.folder} exists: documents are never rewritten, give another folder or remove it"
+            )
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own: two runs that make the same documents must not write into each other's folder.
+        self._partial = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.partial-", dir=self.folder.parent))
+        self._partial.chmod(0o755)  # mkdtemp's is for the owner alone
+        return self
+
+    def add(
+        self,
+        id: str,
+        rows: Sequence[int],
+        loss_mask: Sequence[bool] | None = None,
+        kind: str = "interleaved",
+        lang: str | None = None,
+        speech_sec: float = 0.0,
+    ) -> None:
+        """Adds one document of at least two rows (one row alone has nothing to predict).
+
+        Args:
+            id: Its name.
+            rows: Text ids, or `text_vocab_size` + audio ids.
+            loss_mask: Which rows count as targets; None: all of them.
+            kind: One of `KINDS`.
+            lang: Language, e.g. "en".
+            speech_sec: Seconds of speech in it.
+
+        Raises:
+            ValueError: if it is shorter, a row lies outside the vocabularies, or the mask has another length.
+        """
+        own = np.asarray(rows, dtype=np.int64)
+        if len(own) < 2 or own.min() < 0 or own.max() >= self._vocab or kind not in KINDS:
+            span = f" from {own.min()} to {own.max()}" if len(own) else ""
+            raise ValueError(
+                f"document {id} of kind {kind}: {len(own)} rows{span}, expected 2 or more from 0 to "
+                f"{self._vocab - 1}, and a kind of {', '.join(KINDS)}"
+            )
+        mask = np.asarray([] if loss_mask is None else loss_mask, dtype=bool)
+        if loss_mask is not None and len(mask) != len(own):
+            raise ValueError(f"document {id}: {len(own)} rows, a loss mask of {len(mask)}")
+        values = (id, own.astype(np.int32), mask, kind, lang, speech_sec)
+        for column, value in zip(self._columns.values(), values, strict=True):
+            column.append(value)
+        for part in (
+            f"{id}\0{len(own)}\0{len(mask)}\0".encode(),
+            values[1].astype("<i4").tobytes(),
+            mask.tobytes(),
+        ):
+            self._digest.update(part)
+        self._held_rows += len(own)
+        self.documents += 1
+        self.rows += len(own)
+        if self._held_rows >= self.shard_rows:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        if not self._held_rows:
+            return
+        schema = _SCHEMA.with_metadata({"lit_moss": json.dumps(self.meta)})
+        path = self._partial / f"{len(self._shards):05d}.parquet"
+        pq.write_table(pa.table(self._columns, schema=schema), path, compression="zstd")
+        self._shards.append(
+            {"name": path.name, "documents": len(self._columns["id"]), "sha256": sha256_of(path)}
+        )
+        self._columns = {name: [] for name in _SCHEMA.names}
+        self._held_rows = 0
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _finish(self) -> None:
+        self._close_shard()
+        if not self.documents:
+            raise UserError(f"{self.folder}: no document came out of the sources")
+        # The content's hash, not the files': another version of Parquet's writer makes the same documents.
+        counts = {"documents": self.documents, "rows": self.rows, "content": self._digest.hexdigest()}
+        meta = self.meta | counts | {"shards": self._shards}
+        (self._partial / META).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+        try:
+            self._partial.rename(self.folder)
+        except OSError as error:
+            if not (self.folder / META).is_file():
+                raise
+            if json.loads((self.folder / META).read_text()).get("content") != counts["content"]:
+                raise UserError(
+                    f"{self.folder} was made meanwhile, with other documents: give another folder"
+                ) from error
+
+
+class DocumentSet:
+    """A folder of token documents, read at random.
+
+    Every shard's sha256 is checked first. A damaged one is left out and named.
+
+    Args:
+        folder: The folder.
+        max_bad_share: Share of damaged documents above which it is refused.
+
+    Attributes:
+        meta: What made them, and counts.
+        format: Their `RowFormat`.
+        lengths: Rows of each document, int64 (documents,).
+        skipped: Damaged shards: name -> how many documents, and why.
+        skipped_documents: Documents in them.
+    """
+
+    def __init__(self, folder: str | Path, max_bad_share: float = 0.01) -> None:
+        self.folder = Path(folder)
+        try:
+            self.meta = json.loads((self.folder / META).read_text(encoding="utf-8"))
+            self.format = RowFormat(**self.meta["format"])
+            shards = [(s["name"], s["documents"], s["sha256"]) for s in self.meta["shards"]]
+            total, self._content = self.meta["documents"], self.meta["content"]
+        except OSError as error:
+            raise UserError(
+                f"{folder} holds no token documents (no {META}): make them with `prepare tokenize`"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.folder / META} is damaged ({error!r}): make the documents again"
+            ) from error
+        self.skipped: dict[str, str] = {}
+        self.skipped_documents = 0
+        good = []
+        for name, documents, sha256 in shards:
+            reason = _damage(self.folder / name, sha256)
+            if reason is None:
+                good.append(str(self.folder / name))
+            else:
+                self.skipped[name] = f"{documents} documents, {reason}"
+                self.skipped_documents += documents
+        if self.skipped:
+            names = "; ".join(f"{name}: {reason}" for name, reason in list(self.skipped.items())[:5])
+            text = f"{folder}: {self.skipped_documents} of {total} documents cannot be read ({names})"
+            if not good or self.skipped_documents > max_bad_share * total:
+                raise UserError(
+                    f"{text}, more than {max_bad_share:.0%}: make them again, or raise data.max_bad_share"
+                )
+            rank_zero_warn(f"{text}: left out")
+        self._table = _open(good)
+        column = self._table.data.column("rows")
+        self.lengths = np.concatenate([np.asarray(c.value_lengths()) for c in column.chunks]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def rows(self, i: int) -> np.ndarray:
+        """Rows of document i, int32; a read-only view of the mapped file."""
+        return self._table[i]["rows"].chunk(0).flatten().to_numpy()
+
+    def loss_mask(self, i: int) -> np.ndarray:
+        """bool of the same length: rows that count as targets."""
+        found = self._table[i]["loss_mask"].chunk(0).flatten().to_numpy(zero_copy_only=False)
+        return found.astype(bool) if len(found) else np.ones(int(self.lengths[i]), dtype=bool)
+
+    def id(self, i: int) -> str:
+        """Name of document i."""
+        return self._table[i]["id"][0].as_py()
+
+    @cached_property
+    def speech_sec(self) -> float:
+        """Seconds of speech of all documents together."""
+        return float(np.sum(self._table.data.column("speech_sec").to_numpy(), dtype=np.float64))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what can be read and of what its rows mean; the folder's place does not matter."""
+        makers = [str(self.meta.get(key)) for key in ("tokenizer", "codec")]
+        text = json.dumps([self._content, self.format.fingerprint, *makers, *sorted(self.skipped)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_documents(folder: str | Path, max_bad_share: float = 0.01) -> DocumentSet:
+    """Opens a folder of token documents.
+
+    Raises:
+        UserError: if it holds none, or more than `max_bad_share` of them are damaged.
+    """
+    return DocumentSet(folder, max_bad_share)
+
+
+def _damage(path: Path, sha256: str) -> str | None:
+    """What is wrong with a shard, or None."""
+    try:
+        if not path.stat().st_size:
+            return "the file is empty"
+        # Parquet's reader checks no page unless asked: a flipped byte may pass as another row.
+        return None if sha256_of(path) == sha256 else "its sha256 is not the written one"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _open(shards: list[str]) -> Any:
+    import datasets  # a second to import
+
+    before = datasets.utils.logging.get_verbosity()
+    bars = datasets.are_progress_bars_disabled()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.Dataset.from_parquet(shards, cache_dir=str(cache_dir() / "arrow"))  # pyright: ignore
+        return found.with_format("arrow")  # pyright: ignore
+    finally:
+        datasets.utils.logging.set_verbosity(before)
+        if not bars:
+            datasets.enable_progress_bars()

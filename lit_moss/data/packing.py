@@ -1,0 +1,267 @@
+"""Which documents fill which sequence, and which sequence comes n-th: both pure functions.
+
+Packing is best fit, longest first: each document goes to the fullest sequence it still fits in.
+
+    documents   [A A A A A A A] [B B B] [C C]        context 5
+    pieces      [A A A A A] [A A A] [B B B] [C C]    the fifth row of A stands in both pieces
+    packs       A A A A A    A A A C C    B B B . .
+
+A document longer than the context is cut into pieces, and a piece is a document of its own to attention. Its
+first row is seen and not predicted, so a piece begins with the last row of the one before: every row is a
+target exactly once, as in one long document. Order: sequence n of a run follows from (seed, n) alone, see
+`PackOrder`.
+"""
+
+import hashlib
+import heapq
+import os
+import tempfile
+import zipfile
+from bisect import bisect_left, insort
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+VERSION = 1  # of the rules of `pack`: other rules, other packs
+SHORTEST_CUT = 32  # rows; below it a piece is hardly more than its first row
+
+
+@dataclass(frozen=True, eq=False)
+class Packs:
+    """Index arrays; no data is copied.
+
+    Args:
+        context: Rows of a sequence.
+        offsets: Pieces of pack i are offsets[i] to offsets[i + 1]; int64 (packs + 1,).
+        document: Document of each piece, int64 (pieces,).
+        start: First row of the piece in its document, int64 (pieces,).
+        stop: One behind its last row, int64 (pieces,).
+    """
+
+    context: int
+    offsets: np.ndarray
+    document: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def fill_rate(self) -> float:
+        """Share of rows that are no filler."""
+        return float((self.stop - self.start).sum()) / max(1, len(self) * self.context)
+
+    def pieces(self, i: int) -> list[tuple[int, int, int]]:
+        """(document, start, stop) of pack i, in its order."""
+        part = slice(self.offsets[i], self.offsets[i + 1])
+        return list(zip(*(x[part].tolist() for x in (self.document, self.start, self.stop)), strict=True))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits."""
+        digest = hashlib.sha256(str(self.context).encode())
+        for array in (self.offsets, self.document, self.start, self.stop):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz; it appears whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(suffix=".partial", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, context=np.int64(self.context), offsets=self.offsets, document=self.document,
+                         start=self.start, stop=self.stop)  # fmt: skip
+            os.chmod(partial, 0o644)  # mkstemp's is for the owner alone
+            os.replace(partial, path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: Path) -> "Packs | None":
+        """What `save` wrote; None if it is missing or damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return cls(
+                    int(found["context"]), *(found[k] for k in ("offsets", "document", "start", "stop"))
+                )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+
+def pack(lengths: np.ndarray, context: int, min_fill: float = 0.0) -> Packs:
+    """Best-fit packing, longest first, ties by the document's number: the same for the same input.
+
+    Args:
+        lengths: Rows of each document; those of one row, which predict nothing, are left out.
+        context: Rows of a sequence, 2 or more.
+        min_fill: Fill rate below which sequences are broken up again, the emptiest first, and their documents
+            cut to fit into the others: as few documents as it takes. 0 cuts none but those longer than the
+            context. Where documents fill little more than a few sequences it may be out of reach.
+    """
+    if context < 2:
+        raise ValueError(f"context is {context} rows, expected 2 or more")
+    pieces = _pieces(np.asarray(lengths, dtype=np.int64), context)
+    size = pieces[2] - pieces[1]
+    members = _best_fit(size, np.lexsort((pieces[1], pieces[0], -size)), context)
+    filled = np.array([size[m].sum() for m in members], dtype=np.int64)
+    total = int(filled.sum())
+    enough = max(-(-total // context), int(total / (min_fill * context))) if min_fill else len(members)
+    if enough < len(members):
+        pieces, members = _cut_to_fit(pieces, members, filled, context, len(members) - enough)
+    flat = np.array([p for pack_ in members for p in pack_], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum([len(m) for m in members])]).astype(np.int64)
+    document, start, stop = (x[flat] for x in pieces)
+    return Packs(context, offsets, document, start, stop)
+
+
+def _best_fit(size: np.ndarray, order: np.ndarray, context: int) -> list[list[int]]:
+    """Pieces of each pack."""
+    # Open packs by the room they have left: rooms sorted, for each room its packs, the oldest first.
+    rooms: list[int] = []
+    open_by_room: dict[int, deque[int]] = {}
+    members: list[list[int]] = []
+    for piece, need in zip(order.tolist(), size[order].tolist(), strict=True):
+        at = bisect_left(rooms, need)
+        if at == len(rooms):
+            members.append([piece])
+            which, room = len(members) - 1, context - need
+        else:
+            room = rooms[at]
+            which = open_by_room[room].popleft()
+            if not open_by_room[room]:
+                del open_by_room[room]
+                rooms.pop(at)
+            members[which].append(piece)
+            room -= need
+        if room >= 2:
+            if room not in open_by_room:
+                insort(rooms, room)
+                open_by_room[room] = deque()
+            open_by_room[room].append(which)
+    return members
+
+
+def _cut_to_fit(
+    pieces: tuple[np.ndarray, np.ndarray, np.ndarray],
+    members: list[list[int]],
+    filled: np.ndarray,
+    context: int,
+    count: int,
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[list[int]]]:
+    """Breaks up the `count` emptiest packs; what fits nowhere in pieces of `SHORTEST_CUT` makes new ones."""
+    emptiest = np.argsort(filled, kind="stable")[:count].tolist()
+    gone = set(emptiest)
+    packs = [m for i, m in enumerate(members) if i not in gone]
+    rooms = [
+        (-(context - int(filled[i])), n)
+        for n, i in enumerate(i for i in range(len(members)) if i not in gone)
+    ]
+    heapq.heapify(rooms)
+    # Whole pieces of packs that stay keep their numbers; new pieces are added behind.
+    document, start, stop = (x.tolist() for x in pieces)
+    for piece in (p for i in emptiest for p in members[i]):
+        first, last = start[piece], stop[piece]
+        while last - first >= 2:
+            room = -rooms[0][0] if rooms else 0
+            if room < min(SHORTEST_CUT, last - first):
+                packs.append([])
+                heapq.heappush(rooms, (-context, len(packs) - 1))
+                continue
+            _, which = heapq.heappop(rooms)
+            end = min(last, first + room)
+            packs[which].append(len(document))
+            document.append(document[piece])
+            start.append(first)
+            stop.append(end)
+            heapq.heappush(rooms, (-(room - (end - first)), which))
+            first = end if end == last else end - 1  # the next piece sees this one's last row
+    return (np.array(document), np.array(start), np.array(stop)), packs
+
+
+def _pieces(lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(document, start, stop) of all pieces; two that follow each other share one row."""
+    count = np.maximum(1, -(-(lengths - 1) // (context - 1)))
+    document = np.repeat(np.arange(len(lengths)), count)
+    place = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
+    start = place * (context - 1)
+    stop = np.minimum(start + context, lengths[document])
+    keep = stop - start >= 2
+    return document[keep], start[keep], stop[keep]
+
+
+class PackOrder:
+    """Which pack of which source is the n-th of a run: a pure function of (sizes, epochs, seed, n).
+
+    A round holds epochs[i] times all packs of source i, shuffled together: speech 1.0 and text 0.1 give every
+    speech pack once and a tenth of the text; the next round takes the next tenth, and only when a source is
+    used up it is shuffled anew. Where the product is no whole number it is carried over: after r rounds
+    source i has given floor(r * epochs[i] * sizes[i]) packs, without drift. Packs are equally long, so shares
+    of packs are shares of tokens.
+
+    Args:
+        sizes: Packs of each source.
+        epochs: How often a round holds each source.
+        seed: Seed of all shuffles.
+    """
+
+    def __init__(self, sizes: list[int], epochs: list[float], seed: int) -> None:
+        if len(sizes) != len(epochs) or not sizes or min(sizes) < 1 or min(epochs) <= 0:
+            raise ValueError(f"sizes {sizes} and epochs {epochs}: expected as many of both, all above 0")
+        self.sizes, self.epochs, self.seed = list(sizes), list(epochs), seed
+        # Exact: 0.1 means a tenth, not the nearest double to it.
+        self._shares = [Fraction(str(e)) * size for size, e in zip(sizes, epochs, strict=True)]
+        self._round = lru_cache(maxsize=2)(self._make_round)
+        self._permutation = lru_cache(maxsize=4 * len(sizes))(self._make_permutation)
+
+    @property
+    def shares(self) -> list[float]:
+        """Packs of each source in a round, on average."""
+        return [float(share) for share in self._shares]
+
+    @property
+    def packs_per_round(self) -> float:
+        """Packs of a round, on average."""
+        return float(sum(self._shares))
+
+    def at(self, n: int) -> tuple[int, int]:
+        """(source, pack) of sample n >= 0."""
+        number = int(n / sum(self._shares))  # its beginning is at most n: beginnings are rounded down
+        while self._begin(number + 1) <= n:
+            number += 1
+        source, pack_ = self._round(number)[n - self._begin(number)].tolist()
+        return source, pack_
+
+    def _given(self, source: int, rounds: int) -> int:
+        return int(rounds * self._shares[source])
+
+    def _begin(self, number: int) -> int:
+        """First sample of a round."""
+        return sum(self._given(source, number) for source in range(len(self.sizes)))
+
+    def _make_round(self, number: int) -> np.ndarray:
+        """(packs, 2) of source and pack."""
+        parts = []
+        for source, size in enumerate(self.sizes):
+            k = np.arange(self._given(source, number), self._given(source, number + 1))
+            pack_ = np.empty_like(k)
+            for cycle in np.unique(k // size).tolist():
+                here = k // size == cycle
+                pack_[here] = self._permutation(source, cycle)[k[here] % size]
+            parts.append(np.stack([np.full_like(k, source), pack_], axis=1))
+        found = np.concatenate(parts)
+        return found[np.random.default_rng([self.seed, 1, number]).permutation(len(found))]
+
+    def _make_permutation(self, source: int, cycle: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, 2, source, cycle]).permutation(self.sizes[source])
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits."""
+        return hashlib.sha256(repr((self.sizes, self.epochs, self.seed)).encode()).hexdigest()[:16]

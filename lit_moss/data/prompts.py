@@ -1,0 +1,125 @@
+"""Prompts for `predict`: text or audio in, text or codes out, in any of the four modality pairs.
+
+A line of a prompts file: {"id": "…", "text": "…"} or {"id": "…", "audio_filepath": "…"}, optionally "reply"
+(text or speech) and "system" (a system prompt in place of the default one). Paths are relative to the file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+
+from lit_moss.data.conversation import Modality, Renderer, Turn
+from lit_moss.errors import UserError
+from lit_moss.llm.rows import RowFormat, audio_vocab_for
+
+
+@dataclass  # not frozen: Lightning's moving of batches takes no frozen ones
+class Prompt:
+    """One question.
+
+    Args:
+        id: Its name.
+        rows: Rows up to where the reply begins.
+        reply: Modality of the reply.
+    """
+
+    id: str
+    rows: list[int]
+    reply: Modality
+
+
+class PromptDataModule(LightningDataModule):
+    """Prompts as rows, and what turns replies back into text.
+
+    Args:
+        prompts: Files of prompts, JSON lines.
+        backbone: Whose tokenizer.
+        codec: Speech tokenizer: its codebook's size belongs to the rows, and it encodes prompts that are
+            audio.
+        reply: Modality of replies where a line names none.
+        batch_size: Prompts answered together.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str] | None = None,
+        backbone: str = "embedded:smollm2-135m",
+        codec: str = "embedded:whisper-tiny-kmeans",
+        reply: Literal["text", "speech"] = "speech",
+        batch_size: int = 8,
+    ) -> None:
+        super().__init__()
+        self.prompts, self.backbone, self.codec = list(prompts or []), backbone, codec
+        self.reply: Modality = reply
+        self.batch_size = batch_size
+        self.tokenizer: Any = None
+        self._codec: Any = None
+        self._format: RowFormat | None = None
+
+    @property
+    def format(self) -> RowFormat:
+        """Ids of the rows."""
+        assert self._format is not None
+        return self._format
+
+    def setup(self, stage: str) -> None:
+        from lit_moss.llm.backbone import load_tokenizer, row_format
+        from lit_moss.prepare.kmeans_codec import open_codec
+
+        if self._format is not None:
+            return
+        if not self.prompts:
+            raise UserError("data.prompts is empty: expected files of JSON lines with text or audio_filepath")
+        self.tokenizer, self._codec = load_tokenizer(self.backbone), open_codec(self.codec)
+        size = self._codec.config.quantize_vocab_size
+        self._format = row_format(self.tokenizer, audio_vocab_for(size), eosp=size)
+
+    def predict_dataloader(self) -> "_Batches":
+        found = [prompt for name in self.prompts for prompt in self._read(Path(name))]
+        return _Batches([found[i : i + self.batch_size] for i in range(0, len(found), self.batch_size)])
+
+    def _read(self, path: Path) -> Iterator[Prompt]:
+        from lit_moss.prepare.sources import json_lines
+
+        if not path.is_file():
+            raise UserError(f"no prompts {path}: expected JSON lines with text or audio_filepath")
+        renderer = Renderer(self.tokenizer, self.format)
+        for number, entry in json_lines(path):
+            reply = entry.get("reply", self.reply)
+            given = [k for k in ("text", "audio_filepath") if entry.get(k)]
+            if len(given) != 1 or reply not in ("text", "speech"):
+                raise UserError(
+                    f"{path}, line {number}: got {sorted(entry)}, expected text or audio_filepath, and "
+                    "reply text or speech"
+                )
+            if given == ["text"]:
+                turn, user = Turn("user", entry["text"]), "text"
+            else:
+                turn, user = Turn("user", codes=self._encode(path.parent / entry["audio_filepath"])), "speech"
+            rows = renderer.prompt([turn], user, reply, system=entry.get("system"))
+            yield Prompt(str(entry.get("id", f"{path.stem}-{number}")), rows, reply)
+
+    def _encode(self, path: Path) -> list[int]:
+        from lit_moss.audio import io, rates
+
+        try:
+            wave = io.read(path, rates.TOKENIZER_RATE_HZ)
+        except io.UnreadableAudio as error:
+            raise UserError(str(error)) from error
+        return self._codec.encode(wave, rates.TOKENIZER_RATE_HZ).tolist()
+
+
+class _Batches:
+    """A loader that Lightning does not rebuild."""
+
+    def __init__(self, batches: list[list[Prompt]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[Prompt]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)

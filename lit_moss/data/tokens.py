@@ -1,0 +1,573 @@
+"""Token documents -> packed batches for the language model: four kinds of data, and their mixture.
+
+    documents   [A A A A] [B B] [C C C C C] …
+    pack        A A A A C C C C C B B .        one sequence of `context` rows; `.` is filler
+    ids         0 0 0 0 1 1 1 1 1 2 2 -1       attention and positions start anew with each number
+
+Which pack comes when is a function of the seed and the batch's number (see `packing`), not a state.
+Shapes: B sequences, L = context rows.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lit_moss.audio import rates
+from lit_moss.data.conversation import PAIRS
+from lit_moss.data.documents import META, DocumentSet, read_documents
+from lit_moss.data.order import OrderedBatchSampler
+from lit_moss.data.packing import VERSION, PackOrder, Packs, pack
+from lit_moss.errors import UserError
+from lit_moss.llm.rows import RowFormat
+
+
+@dataclass
+class TokenBatch:
+    """Packed sequences.
+
+    Args:
+        rows_BL: Rows, int64 (B, L).
+        document_ids_BL: Number of the document in its sequence, -1 for filler; int32 (B, L).
+        loss_mask_BL: True where the row counts as a target; bool (B, L). A document's first row never does.
+        ids: Names of the documents, sequence by sequence; `name+n` is the piece of a long one from row n on.
+        speech_rows: Codes and eosps among the rows.
+        lengths: Rows of every document; counted if not given. Plain numbers: asking a GPU would wait for it.
+    """
+
+    rows_BL: Tensor
+    document_ids_BL: Tensor
+    loss_mask_BL: Tensor
+    ids: list[str]
+    speech_rows: int
+    lengths: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            for ids_L in self.document_ids_BL:
+                self.lengths += torch.bincount(ids_L[ids_L >= 0].long()).tolist()
+
+    def __len__(self) -> int:
+        return len(self.rows_BL)
+
+    @property
+    def real_rows(self) -> int:
+        """Rows that are no filler."""
+        return sum(self.lengths)
+
+    @property
+    def audio_sec(self) -> float:
+        """Seconds of speech."""
+        return self.speech_rows * rates.SECONDS_PER_CODE
+
+    @property
+    def skipped(self) -> list[str]:
+        """Nothing: damaged documents are found before a run begins, see `TokenDataModule.skipped`."""
+        return []
+
+    def document_lengths(self) -> list[int]:
+        """Rows of every document in the batch."""
+        return self.lengths
+
+
+class TokenDataModule(LightningDataModule):
+    """Packed token documents of one kind.
+
+    An entry of `train` or `validation` is a folder of token documents (see `prepare tokenize`), or what they
+    are made of: a manifest, a text file, `embedded:everyday-en`. Those are made into documents once, and kept
+    in the cache.
+
+    Args:
+        train: What to learn from.
+        validation: What to validate on.
+        backbone: Whose tokenizer made, or makes, the text rows: folder, Hugging Face id,
+            `embedded:smollm2-135m`.
+        codec: Speech tokenizer that makes the codes: checkpoint, run folder, folder,
+            `embedded:whisper-tiny-kmeans`.
+        heldout: Manifests whose sentences serve as held-out items for perplexity and cloze, in text and
+            speech; `validation`'s, if not given.
+        heldout_items: Most items of each modality; 0 makes none.
+        context: Rows of a sequence.
+        batch_size: Sequences of a micro-batch and rank.
+        validation_batch_size: The same in validation.
+        seed: Seed of the order.
+        workers: Loader processes per rank; 0 loads in the training process.
+        min_fill: Share of real rows in training sequences that is reached by cutting documents where packing
+            whole ones does not; 0 cuts only those longer than the context, as validation does always.
+        max_bad_share: Share of unreadable documents above which a run does not start.
+    """
+
+    kind: str = "interleaved"
+
+    def __init__(
+        self,
+        train: list[str] | None = None,
+        validation: list[str] | None = None,
+        backbone: str = "embedded:smollm2-135m",
+        codec: str | None = None,
+        heldout: list[str] | None = None,
+        heldout_items: int = 64,
+        context: int = 2048,
+        batch_size: int = 1,
+        validation_batch_size: int = 1,
+        seed: int = 1,
+        workers: int = 0,
+        min_fill: float = 0.97,
+        max_bad_share: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if min(context, batch_size, validation_batch_size) < 1 or context < 2:
+            raise UserError(
+                f"data.context {context}, batch_size {batch_size}, validation_batch_size "
+                f"{validation_batch_size}: expected 2 rows and 1 sequence at least"
+            )
+        self.train, self.validation = list(train or []), list(validation or [])
+        self.backbone, self.codec = backbone, codec
+        self.heldout = list(heldout if heldout is not None else self.validation)
+        self.heldout_items = heldout_items
+        self.context, self.batch_size, self.validation_batch_size = context, batch_size, validation_batch_size
+        if not 0 <= min_fill <= 1:
+            raise UserError(f"data.min_fill is {min_fill}, expected 0 to 1")
+        self.seed, self.workers, self.max_bad_share, self.min_fill = seed, workers, max_bad_share, min_fill
+        self.next_batch = 0  # micro-batches consumed by all ranks together; part of the checkpoint
+        self.skipped: dict[str, str] = {}
+        self.sources: list[Source] = []
+        self.epochs: list[float] = []
+        self.order: PackOrder | None = None
+        self._validation: list[Source] = []
+        self._folders: dict[tuple[str, str], Path] = {}  # documents made or found, by entry and part
+
+    def options(self) -> dict[str, Any]:
+        """What the documents of this kind are made by, beside sources, backbone and codec."""
+        return {}
+
+    # --- set-up ---------------------------------------------------------------------------------------------
+
+    def documents(self, entry: str, part: Literal["train", "validation"]) -> Path:
+        """Folder of an entry's token documents, made now if need be."""
+        if (Path(entry) / META).is_file():
+            return Path(entry)
+        if Path(entry).is_dir():
+            raise UserError(
+                f"{entry} is a folder without {META}: expected token documents, a manifest or a text file"
+            )
+        if (entry, part) not in self._folders:
+            from lit_moss.prepare.documents import make_documents
+
+            self._folders[entry, part] = make_documents(
+                self.kind, [entry], part, self.backbone, self.codec, options=self.options()
+            )
+        return self._folders[entry, part]
+
+    def prepare_data(self) -> None:
+        for entry in self.train:
+            self.documents(entry, "train")
+        for entry in self.validation:
+            self.documents(entry, "validation")
+        self.cloze_items()
+
+    def load(self) -> None:
+        """Reads and packs the sources; what `setup` does for one kind and a mixture does for each of its
+        parts."""
+        if not self.train:
+            raise UserError(
+                f"data.train of {type(self).__name__} is empty: expected folders of token documents, or what "
+                "they are made of"
+            )
+        self.sources = [
+            Source(self.documents(e, "train"), self.context, self.max_bad_share, self.min_fill)
+            for e in self.train
+        ]
+        self.epochs = [1.0] * len(self.sources)
+
+    def setup(self, stage: str) -> None:
+        if not self._validation:
+            self._validation = [
+                Source(self.documents(e, "validation"), self.context, self.max_bad_share)
+                for e in self.validation
+            ]
+        if stage == "fit" and self.order is None:
+            self.load()
+            self.order = PackOrder([len(s.packs) for s in self.sources], self.epochs, self.seed)
+            self._tell()
+        for source in self.sources + self._validation:
+            self.skipped |= {f"{source.folder / k}": f"{k}: {v}" for k, v in source.documents.skipped.items()}
+        _check_alike(self.sources + self._validation)
+
+    def _tell(self) -> None:
+        assert self.order is not None
+        for source, share in zip(self.sources, self.order.shares, strict=True):
+            documents, packs = source.documents, source.packs
+            rank_zero_info(
+                f"train: {source.folder.name}: {len(documents)} documents of kind {documents.meta['kind']}, "
+                f"{int(documents.lengths.sum())} rows, {documents.speech_sec / 3600:.2f} h of speech, "
+                f"{len(packs)} packs {packs.fill_rate:.1%} full, {share:.4g} of them a round"
+            )
+        rank_zero_info(
+            f"train: {self.order.packs_per_round / self.batch_size:.1f} batches a round, "
+            f"{self.fill_rate:.1%} full, of {self.batch_size * self.context} rows (per rank and micro-batch)"
+        )
+
+    @property
+    def fill_rate(self) -> float:
+        """Share of training rows that are no filler."""
+        assert self.order is not None
+        filled = sum(s.packs.fill_rate * n for s, n in zip(self.sources, self.order.shares, strict=True))
+        return filled / self.order.packs_per_round
+
+    @property
+    def format(self) -> RowFormat:
+        """Ids of the documents' rows."""
+        found = self.sources + self._validation
+        found = [
+            s for s in found if s.documents.meta.get("codec")
+        ] or found  # text alone may not know the codec
+        if not found:
+            raise UserError("data.train and data.validation are empty: expected token documents or manifests")
+        return found[0].documents.format
+
+    @property
+    def utterances(self) -> int:
+        """Documents of training and validation together."""
+        return sum(len(s.documents) for s in self.sources + self._validation)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a run has seen, for its record and for a resume."""
+        found = {}
+        both = self.sources + self._validation
+        if both:
+            found["format"] = self.format.fingerprint
+            for key in ("tokenizer", "codec"):
+                found[key] = next(
+                    (str(m[key]) for m in (s.documents.meta for s in both) if m.get(key)), "none"
+                )
+        if self.sources:
+            found["data"] = "+".join(s.fingerprint for s in self.sources)
+        if self._validation:
+            found["validation"] = "+".join(s.fingerprint for s in self._validation)
+        if self.order is not None:
+            found["order"] = f"{self.order.fingerprint}-{self.context}x{self.batch_size}"
+        return found
+
+    def cloze_items(self) -> list[Any]:
+        """Held-out items of both modalities, made once."""
+        if not self.heldout or not self.heldout_items:
+            return []
+        from lit_moss.prepare.documents import make_cloze
+
+        manifests = [e for e in self.heldout if not (Path(e) / META).is_file()]  # rows have no sentences
+        if not manifests:
+            return []
+        return make_cloze(manifests, "validation", self.backbone, self.codec, self.heldout_items)
+
+    # --- loaders --------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.order is not None
+        rank, ranks = self._rank()
+        batches = _Batches(self.order, self.batch_size)
+        keys = OrderedBatchSampler(batches, self.next_batch, rank, ranks)
+        return self._loader(_PackSet(self.sources), keys)
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        if not self._validation:
+            return []
+        rank, ranks = self._rank()
+        every = [(s, p) for s, source in enumerate(self._validation) for p in range(len(source.packs))]
+        batches = [
+            every[i : i + self.validation_batch_size]
+            for i in range(0, len(every), self.validation_batch_size)
+        ]
+        # As many on every rank: sharded strategies talk at each forward. An empty batch is one of filler.
+        batches += [[]] * (-len(batches) % ranks)
+        return self._loader(_PackSet(self._validation), batches[rank::ranks])
+
+    test_dataloader = val_dataloader
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, packs: "_PackSet", keys: Any) -> DataLoader:
+        return DataLoader(
+            packs,
+            batch_sampler=keys,
+            num_workers=self.workers,
+            collate_fn=_Collate(self.context, self.format),
+            timeout=60 if self.workers else 0,  # a hung worker is an error, not a silent wait
+            generator=torch.Generator().manual_seed(self.seed),  # draws nothing from the training's numbers
+        )
+
+    # --- resume ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_batch": self.next_batch, "fingerprints": self.fingerprints(), "ranks": self._rank()[1]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved, own = state_dict["fingerprints"], self.fingerprints()
+        if self.order is None:  # validation alone does not continue an order
+            return
+        for key in ("data", "order"):
+            if saved.get(key) != own[key]:
+                raise UserError(
+                    f"the checkpoint was trained on other {key} (fingerprint {saved.get(key)}, now "
+                    f"{own[key]}): resume with the same documents and options, or start a new run"
+                )
+        self.next_batch = state_dict["next_batch"]
+
+
+class InterleavedDataModule(TokenDataModule):
+    """Text and speech by turns, chunk by chunk (paper, section on interleaved data).
+
+    Args:
+        speech_share: Probability that a chunk is speech.
+        alternate: Never two neighbours of the same modality.
+        document_sec: Longest document in seconds of speech.
+        document_seed: Seed of the choice of modalities. Apart from `seed`, so that runs of several seeds see
+            the same documents, above all in validation.
+        **kwargs: As of `TokenDataModule`.
+    """
+
+    kind = "interleaved"
+
+    def __init__(
+        self,
+        speech_share: float = 0.5,
+        alternate: bool = False,
+        document_sec: float = 60.0,
+        document_seed: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= speech_share <= 1:
+            raise UserError(f"data.speech_share is {speech_share}, expected 0 to 1")
+        self.speech_share, self.alternate = speech_share, alternate
+        self.document_sec, self.document_seed = document_sec, document_seed
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "speech_share": self.speech_share,
+            "alternate": self.alternate,
+            "document_sec": self.document_sec,
+            "seed": self.document_seed,
+        }
+
+
+class UnsupervisedDataModule(TokenDataModule):
+    """Speech alone: documents of one or more utterances without text.
+
+    Args:
+        document_sec: Longest document in seconds of speech.
+        **kwargs: As of `TokenDataModule`.
+    """
+
+    kind = "unsupervised"
+
+    def __init__(self, document_sec: float = 60.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.document_sec = document_sec
+
+    def options(self) -> dict[str, Any]:
+        return {"document_sec": self.document_sec}
+
+
+class TextDataModule(TokenDataModule):
+    """Text alone, to keep what the backbone knows."""
+
+    kind = "text"
+
+
+class SFTDataModule(TokenDataModule):
+    """Conversations in the four modality pairs.
+
+    Args:
+        pairs: Which of them, user's modality and reply's: speech-speech, speech-text, text-speech, text-text.
+        train_on: Loss on the assistant's turns only, or on all.
+        min_fill: As of `TokenDataModule`. By default no conversation is cut: an answer without its question
+            teaches little.
+        **kwargs: As of `TokenDataModule`.
+    """
+
+    kind = "sft"
+
+    def __init__(
+        self,
+        pairs: list[str] | None = None,
+        train_on: Literal["assistant", "all"] = "assistant",
+        min_fill: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(min_fill=min_fill, **kwargs)
+        self.pairs, self.train_on = list(pairs or PAIRS), train_on
+        wrong = sorted(set(self.pairs) - set(PAIRS))
+        if wrong:
+            raise UserError(f"data.pairs names {wrong}, expected some of {', '.join(PAIRS)}")
+
+    def options(self) -> dict[str, Any]:
+        return {"pairs": self.pairs, "train_on": self.train_on}
+
+
+class MixtureDataModule(TokenDataModule):
+    """Several data modules in one run, by epochs of their tokens: stage 2's speech 1.0 and text 0.1.
+
+    Context, batch sizes, seed, workers, backbone and codec are the mixture's own; a part's are not used.
+    Only `min_fill` is each part's.
+
+    Args:
+        parts: The data modules.
+        epochs: How much of each a round holds; 1.0 is all of it once.
+        **kwargs: As of `TokenDataModule`, without `train`; `validation` is the parts'.
+    """
+
+    kind = "mixture"
+
+    def __init__(
+        self, parts: list[TokenDataModule], epochs: list[float] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if self.train or self.validation:
+            raise UserError("data.train and data.validation of a mixture stand in its parts")
+        self.parts = list(parts)
+        self.part_epochs = list(epochs or [1.0] * len(self.parts))
+        if not self.parts or len(self.parts) != len(self.part_epochs) or min(self.part_epochs) <= 0:
+            raise UserError(
+                f"data.epochs is {self.part_epochs} for {len(self.parts)} parts, expected one above 0 each"
+            )
+        if any(isinstance(part, MixtureDataModule) for part in self.parts):
+            raise UserError("data.parts holds a mixture: name its parts and epochs in the outer one")
+        for part in self.parts:
+            part.context, part.max_bad_share = self.context, self.max_bad_share
+            part.backbone, part.codec = self.backbone, self.codec
+        self.heldout = self.heldout or [e for part in self.parts for e in part.heldout]
+
+    def prepare_data(self) -> None:
+        for part in self.parts:
+            part.heldout = []
+            part.prepare_data()
+        self.cloze_items()
+
+    def load(self) -> None:
+        self.sources, self.epochs = [], []
+        for part, epochs in zip(self.parts, self.part_epochs, strict=True):
+            part.load()
+            self.sources += part.sources
+            self.epochs += [epochs] * len(part.sources)
+
+    def setup(self, stage: str) -> None:
+        if not self._validation:
+            for part in self.parts:
+                self._validation += [
+                    Source(part.documents(e, "validation"), self.context, self.max_bad_share)
+                    for e in part.validation
+                ]
+        super().setup(stage)
+
+
+class Source:
+    """A folder of documents with its packs, which are kept beside the documents.
+
+    Args:
+        folder: The folder of documents.
+        context: Rows of a sequence.
+        max_bad_share: Share of damaged documents above which it is refused.
+        min_fill: Fill rate below which documents are cut, see `pack`.
+    """
+
+    def __init__(
+        self, folder: Path, context: int, max_bad_share: float = 0.01, min_fill: float = 0.0
+    ) -> None:
+        self.folder = folder
+        self.documents: DocumentSet = read_documents(folder, max_bad_share)
+        kept = folder / "packs" / f"{context}-{min_fill:g}-{self.documents.fingerprint}-v{VERSION}.npz"
+        found = Packs.load(kept)
+        if found is None:
+            found = pack(self.documents.lengths, context, min_fill)
+            with contextlib.suppress(OSError):  # a folder that cannot be written is packed at each start
+                found.save(kept)
+        self.packs = found
+
+    @property
+    def fingerprint(self) -> str:
+        """Of documents and packs."""
+        return f"{self.documents.fingerprint}-{self.packs.fingerprint}"
+
+
+def _check_alike(sources: Sequence[Source]) -> None:
+    """All sources must mean the same by a row; text made without a codec knows nothing of audio ids."""
+    for key in ("tokenizer", "codec", "format"):
+        seen: dict[str, str] = {}
+        for source in sources:
+            meta = source.documents.meta
+            value = (
+                source.documents.format.fingerprint
+                if key == "format" and meta.get("codec")
+                else meta.get(key)
+            )
+            if isinstance(value, str):
+                seen.setdefault(value, str(source.folder))
+        if len(seen) > 1:
+            (a, where_a), (b, where_b), *_ = seen.items()
+            raise UserError(
+                f"documents of different {key}s: {where_a} has {a}, {where_b} has {b}; make them with the "
+                "same backbone and codec"
+            )
+
+
+class _PackSet(Dataset):
+    """Packs by (source, pack)."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+
+    def __getitem__(self, key: tuple[int, int]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        source = self.sources[key[0]]
+        documents, found = source.documents, []
+        for document, start, stop in source.packs.pieces(key[1]):
+            name = documents.id(document) + (f"+{start}" if start else "")
+            found.append(
+                (name, documents.rows(document)[start:stop], documents.loss_mask(document)[start:stop])
+            )
+        return found
+
+
+class _Batches:
+    """Micro-batches of packs, as `OrderedBatchSampler` deals them to ranks."""
+
+    def __init__(self, order: PackOrder, size: int) -> None:
+        self.order, self.size = order, size
+
+    def keys(self, n: int) -> list[tuple[int, int]]:
+        """(source, pack) of every sequence of micro-batch n."""
+        return [self.order.at(n * self.size + i) for i in range(self.size)]
+
+
+class _Collate:
+    def __init__(self, context: int, form: RowFormat) -> None:
+        self.context, self.form = context, form
+
+    def __call__(self, packs: list[list[tuple[str, np.ndarray, np.ndarray]]]) -> TokenBatch:
+        B = max(1, len(packs))
+        rows_BL = np.full((B, self.context), self.form.end_id or 0, dtype=np.int64)
+        ids_BL = np.full((B, self.context), -1, dtype=np.int32)
+        mask_BL = np.zeros((B, self.context), dtype=bool)
+        names: list[str] = []
+        lengths: list[int] = []
+        for b, documents in enumerate(packs):
+            at = 0
+            for number, (name, rows, mask) in enumerate(documents):
+                here = slice(at, at + len(rows))
+                rows_BL[b, here], ids_BL[b, here], mask_BL[b, here] = rows, number, mask
+                mask_BL[b, at] = False  # nothing stands before it
+                names.append(name)
+                lengths.append(len(rows))
+                at += len(rows)
+        speech = int(((rows_BL >= self.form.text_vocab_size) & (ids_BL >= 0)).sum())
+        tensors = (torch.from_numpy(rows_BL), torch.from_numpy(ids_BL), torch.from_numpy(mask_BL))
+        return TokenBatch(*tensors, names, speech, lengths)

@@ -1,0 +1,125 @@
+"""The split model's configuration: the released `config.json`, with the backbone's kind beside it."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from lit_moss.errors import UserError
+from lit_moss.llm.rows import RowFormat
+
+MODEL_TYPE = "moss_speech"
+# Released configurations name no backbone: theirs is Qwen3.
+_DEFAULT_BACKBONE = "qwen3"
+_OPTIONAL_IDS = {"im_start_id": "im_start_token_id", "im_end_id": "im_end_token_id", "end_id": "end_token_id"}
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Sizes and ids of a split model.
+
+    Args:
+        backbone: transformers' config of the layers; its `vocab_size` is the text vocabulary.
+        format: Ids of rows.
+        num_modality_layers: Layers of each tail; the trunk has the others.
+        joint: No split at all (NF-NoSplit): audio ids join the text vocabulary, one softmax over both.
+    """
+
+    backbone: PretrainedConfig
+    format: RowFormat
+    num_modality_layers: int = 4
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        layers = self.backbone.num_hidden_layers
+        if not 0 <= self.num_modality_layers <= layers:
+            raise UserError(
+                f"num_modality_layers is {self.num_modality_layers}, expected 0 to the backbone's {layers} "
+                "layers"
+            )
+        if self.joint and self.num_modality_layers:
+            raise UserError(
+                f"joint (no split) with num_modality_layers {self.num_modality_layers}: a model without "
+                "tails has 0 of them"
+            )
+
+    @property
+    def num_shared_layers(self) -> int:
+        """Layers of the trunk."""
+        return self.backbone.num_hidden_layers - self.num_modality_layers
+
+    def __getattr__(self, name: str) -> Any:
+        # The released names: vocab_size, audio_vocab_size, sosp_token_id, …
+        if name.startswith("_") or name in ("backbone", "format"):
+            raise AttributeError(name)
+        return getattr(self.format if hasattr(self.format, name) else self.backbone, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Content of `config.json`."""
+        fields = self.backbone.to_dict()
+        f = self.format
+        fields |= {
+            "model_type": MODEL_TYPE,
+            "architectures": ["MossSpeechForCausalLM"],
+            "backbone_model_type": self.backbone.model_type,
+            "vocab_size": f.text_vocab_size,
+            "num_shared_layers": self.num_shared_layers,
+            "num_modality_layers": self.num_modality_layers,
+            "audio_vocab_size": f.audio_vocab_size,
+            "sosp_token_id": f.sosp_token_id,
+            "eosp_token_id": f.eosp_token_id,
+            "modality_pad_token_id": f.modality_pad_token_id,
+            "audio_pad_token_id": f.audio_pad_token_id,
+            "channels": 2,
+            "tie_word_embeddings": False,
+        }
+        fields |= {theirs: getattr(f, ours) for ours, theirs in _OPTIONAL_IDS.items()}
+        return fields | ({"joint": True} if self.joint else {})
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], source: str = "config.json") -> "SplitConfig":
+        """The inverse of `to_dict`; also reads a released model's own."""
+        fields = dict(fields)
+        if fields.pop("model_type", None) != MODEL_TYPE:
+            raise UserError(f"{source} is no split model's: expected model_type {MODEL_TYPE!r}")
+        kind = fields.pop("backbone_model_type", _DEFAULT_BACKBONE)
+        try:
+            ids = {k: fields.pop(k) for k in ("sosp_token_id", "eosp_token_id", "modality_pad_token_id",
+                                              "audio_vocab_size")}  # fmt: skip
+            layers, shared = fields.pop("num_modality_layers"), fields.pop("num_shared_layers", None)
+            vocab = fields["vocab_size"]
+        except KeyError as error:
+            raise UserError(f"{source} has no {error.args[0]}") from error
+        optional = {ours: fields.pop(theirs, None) for ours, theirs in _OPTIONAL_IDS.items()}
+        joint, pad = fields.pop("joint", False), fields.pop("audio_pad_token_id", 512)
+        for key in ("architectures", "channels", "auto_map", "transformers_version", "quantization_config"):
+            fields.pop(key, None)
+        backbone = AutoConfig.for_model(kind, **fields)
+        if shared is not None and shared + layers != backbone.num_hidden_layers:
+            raise UserError(f"{source}: {shared} shared and {layers} modality layers are not "
+                            f"{backbone.num_hidden_layers}")  # fmt: skip
+        if optional["end_id"] is None:
+            eos = backbone.eos_token_id
+            optional["end_id"] = eos[-1] if isinstance(eos, list) else eos
+        form = RowFormat(text_vocab_size=vocab, audio_pad_token_id=pad, **ids, **optional)
+        return cls(backbone, form, layers, joint)
+
+    @classmethod
+    def from_json(cls, path: Path) -> "SplitConfig":
+        """Reads `config.json`.
+
+        Raises:
+            UserError: if it is missing, no JSON, or not a split model's.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text()), str(path))
+        except FileNotFoundError as error:
+            raise UserError(f"no {path}: expected a folder that `save_pretrained` wrote") from error
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is no JSON: {error.msg}") from error
+
+    def with_format(self, form: RowFormat) -> "SplitConfig":
+        """The same model with other ids."""
+        return replace(self, format=form)

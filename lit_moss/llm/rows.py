@@ -1,0 +1,116 @@
+"""The one token format: a row is one integer, a text id or `text_vocab_size + audio id`.
+
+    text   sosp  mpad  mpad  …  mpad  mpad        a stretch of n codes is n + 2 rows
+    audio  apad  c_1   c_2   …  c_n   eosp
+    row    sosp  V+c_1 V+c_2 …  V+c_n V+eosp      V = text_vocab_size
+
+The two channels are the released model's grid (B, L, 2); it appears at the border to its checkpoints only. A
+row is speech if and only if its text channel is modality_pad: audio_pad is also a legal code and
+tells nothing.
+Shapes: B sequences, L rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """Every number that gives rows their meaning; taken from a tokenizer and a config, never from constants.
+
+    Args:
+        text_vocab_size: Rows below it are text ids; V in the drawing.
+        audio_vocab_size: Audio ids, that is codes, eosp and unused ones behind it.
+        sosp_token_id: Text id: speech starts after this row.
+        eosp_token_id: Audio id: speech ends with this row. It is also the number of codes.
+        modality_pad_token_id: Text id of a speech row in the grid; no row has it.
+        audio_pad_token_id: Audio id of a text row in the grid.
+        im_start_id: Text id that starts a turn; None where the tokenizer has none.
+        im_end_id: Text id that ends a turn.
+        end_id: Text id that ends a document.
+    """
+
+    text_vocab_size: int
+    audio_vocab_size: int
+    sosp_token_id: int
+    eosp_token_id: int
+    modality_pad_token_id: int
+    audio_pad_token_id: int
+    im_start_id: int | None = None
+    im_end_id: int | None = None
+    end_id: int | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Same as `text_vocab_size`: the name that transformers' configs use."""
+        return self.text_vocab_size
+
+    @property
+    def eosp_row(self) -> int:
+        """The row that ends a stretch of speech."""
+        return self.text_vocab_size + self.eosp_token_id
+
+    def speech(self, codes: Sequence[int]) -> list[int]:
+        """A stretch of speech: sosp, the codes, eosp; n codes -> n + 2 rows.
+
+        Raises:
+            ValueError: if an id is no code.
+        """
+        if codes and not 0 <= min(codes) <= max(codes) < self.eosp_token_id:
+            raise ValueError(
+                f"codes from {min(codes)} to {max(codes)}, expected 0 to {self.eosp_token_id - 1}"
+            )
+        return [self.sosp_token_id, *(self.text_vocab_size + int(c) for c in codes), self.eosp_row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits: documents of another row format do not fit a model."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+class HasIds(Protocol):
+    """What rows and grid need to know: a `RowFormat`, or a released model's config."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def modality_pad_token_id(self) -> int: ...
+    @property
+    def audio_pad_token_id(self) -> int: ...
+
+
+def to_grid(rows: Tensor, ids: HasIds) -> Tensor:
+    """Rows (…, L) -> the released model's grid (…, L, 2), text channel first."""
+    speech = rows >= ids.vocab_size
+    text = torch.where(speech, ids.modality_pad_token_id, rows)
+    audio = torch.where(speech, rows - ids.vocab_size, ids.audio_pad_token_id)
+    return torch.stack([text, audio], dim=-1)
+
+
+def from_grid(grid: Tensor, ids: HasIds) -> Tensor:
+    """Grid (…, L, 2) -> rows (…, L); the text channel alone tells speech from text."""
+    text, audio = grid.unbind(-1)
+    return torch.where(text == ids.modality_pad_token_id, audio + ids.vocab_size, text)
+
+
+def default_eosp(audio_vocab_size: int) -> int:
+    """The eosp of a speech vocabulary of which only the size is known: the released model's rule.
+
+    Codes, eosp behind them, rounded up to whole 128: 16,384 codes -> 16,512 ids. Below 129 ids the last one.
+    """
+    return 128 * ((audio_vocab_size - 1) // 128) or audio_vocab_size - 1
+
+
+def audio_vocab_for(codebook_size: int) -> int:
+    """Audio ids for a codebook, rounded up to whole 128; inverse of `default_eosp` for whole 128 of codes."""
+    return -(-(codebook_size + 1) // 128) * 128
