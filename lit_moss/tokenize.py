@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from lit_moss.codec import SpeechTokenizer
+    from lit_moss.prepare.kmeans_codec import open_codec
 
     if args.out.exists() and not args.force:
         raise UserError(f"{args.out} exists: give another --out, or --force to overwrite it")
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.batch_sec > 0:
         raise UserError(f"--batch-sec is {args.batch_sec}, expected seconds above 0")
     todo = list(_utterances(args.audio))
-    tokenizer = SpeechTokenizer.from_pretrained(_codec(args.codec))
+    tokenizer = open_codec(args.codec)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     try:
         tokenizer.to(device)
@@ -85,15 +85,6 @@ def main(args: argparse.Namespace) -> None:
     if bad:
         print(f"{len(bad)} left out: {'; '.join(bad[:5])}{' …' if len(bad) > 5 else ''}", file=sys.stderr)
         raise SystemExit(1)
-
-
-def _codec(name: str) -> str:
-    """Folder of a name's runs -> best checkpoint of the newest of them; anything else as it is."""
-    if any(Path(name).glob("*/run.json")):
-        from lit_moss.checkpoints import newest_checkpoint
-
-        return str(newest_checkpoint(Path(name), "best"))
-    return name
 
 
 def _utterances(names: list[str]) -> Iterator["Utterance"]:

@@ -10,6 +10,7 @@ Shapes: B batch, T samples at 16 kHz, M mel bins, N codes, D width, K codebook e
 
 import copy
 import json
+import pkgutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,9 @@ from lit_moss.errors import UserError
 # (LJ Speech, 435 clips).
 AMBIGUOUS = 4e-5
 ROUNDING = 2e-6  # of float32 sums of squares, as a share of the largest term; 2^-23 is 1.2e-7
+# Tokenizers that are made on first use -> the function that gives their folder. It stands above this package,
+# so it is looked up by name.
+MADE = {"embedded:whisper-tiny-kmeans": "lit_moss.prepare.kmeans_codec:kmeans_codec"}
 
 
 class SpeechTokenizer:
@@ -58,8 +62,8 @@ class SpeechTokenizer:
         """From a folder in the released layout, a hub id, or a checkpoint of a tokenizer run.
 
         Args:
-            name: Folder with `config.json` and `model.safetensors`, `owner/name` of the hub, or a `.ckpt`
-                file.
+            name: Folder with `config.json` and `model.safetensors`, `owner/name` of the hub, a `.ckpt`
+                file, or `embedded:whisper-tiny-kmeans`.
             exact: See the class.
             log_mel: `causal` or `whisper`; None takes what `config.json` says, and `causal` where it says
                 nothing: codes must not depend on whether speech came whole or live. `whisper` reproduces the
@@ -68,7 +72,7 @@ class SpeechTokenizer:
         Raises:
             UserError: if there are no weights, or no codebook in them.
         """
-        path = resolve(str(name))
+        path = pkgutil.resolve_name(MADE[str(name)])() if str(name) in MADE else resolve(str(name))
         if path.is_file():
             encoder = _from_checkpoint(path)
         else:
@@ -161,7 +165,7 @@ class SpeechTokenizer:
         wave_BT = torch.zeros(len(segments), max(lengths) * rates.SAMPLES_PER_CODE, device=self.device)
         for row, segment in zip(wave_BT, segments, strict=True):
             row[: len(segment)] = segment
-        codes_BN, ambiguous_BN = self._decide(self._pooled(self.encoder, wave_BT))
+        codes_BN, ambiguous_BN = self._decide(self.frames(self.encoder, wave_BT))
         if self.exact:
             for i, n in enumerate(lengths):
                 doubtful = ambiguous_BN[i, :n].nonzero()[:, 0]
@@ -170,11 +174,12 @@ class SpeechTokenizer:
                     upto = (int(doubtful[-1]) + 1) * rates.SAMPLES_PER_CODE
                     if self.config.log_mel == "whisper":
                         upto = wave_BT.shape[1]
-                    pooled = self._pooled(self.double, wave_BT[i : i + 1, :upto].double())
+                    pooled = self.frames(self.double, wave_BT[i : i + 1, :upto].double())
                     codes_BN[i, doubtful] = self.double.quantize(pooled)[0, doubtful]
         return [codes[:n].cpu() for codes, n in zip(codes_BN, lengths, strict=True)]
 
-    def _pooled(self, encoder: CausalEncoder, wave_BT: Tensor) -> Tensor:
+    def frames(self, encoder: CausalEncoder, wave_BT: Tensor) -> Tensor:
+        """Pooled frames (B, N, D) before quantization, of whole codes of samples (B, T) at 16 kHz."""
         bins = self.config.num_mel_bins
         mel = (
             CausalLogMel(bins)(wave_BT) if self.config.log_mel == "causal" else whisper_log_mel(wave_BT, bins)

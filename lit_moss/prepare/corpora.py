@@ -160,11 +160,9 @@ def _hugging_face(args: argparse.Namespace) -> Iterator[Utterance]:
 
 def _load_dataset(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     """The split, with sound undecoded: torchcodec is not needed; and its columns of audio, text, speaker."""
-    try:
-        import datasets
-        from datasets.exceptions import DatasetsError
-    except ImportError as error:
-        raise UserError('--from hf needs datasets: pip install "lit-moss[prepare]"') from error
+    import datasets
+    from datasets.exceptions import DatasetsError
+
     split = args.split or "train"
     failures = (OSError, ValueError, RuntimeError, DatasetsError)
     try:

@@ -1,12 +1,13 @@
 """Raw audio and text -> what training reads. Stages:
 
 manifest   a corpus -> a speech manifest (JSON lines)
+tokenize   manifests and text -> token documents for the language model
 everyday   the embedded corpus, made now rather than at first use
 """
 
 import argparse
 
-from lit_moss.prepare import manifest
+from lit_moss.prepare import documents, manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     manifest.add_arguments(one)
     one.set_defaults(run=manifest.main)
+    three = stages.add_parser("tokenize", help="data -> token documents", description=documents.__doc__,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    documents.add_arguments(three)
+    three.set_defaults(run=documents.main)
     two = stages.add_parser("everyday", help="the embedded corpus, made now rather than at first use")
     two.add_argument("--voices", action="store_true", help="twelve voices of Kokoro instead of one (slow)")
     two.set_defaults(run=_everyday)

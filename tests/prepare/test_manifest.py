@@ -199,12 +199,6 @@ def test_hf_names_the_splits_and_columns_that_there_are(out, saved_dataset, opti
     assert not out.parent.exists()
 
 
-def test_hf_without_datasets_names_the_extra(tmp_path, out, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r'pip install "lit-moss\[prepare\]"'):
-        prepare("hf", tmp_path, out)
-
-
 def recording(path: Path, **changes: object) -> dict:
     source = {"type": "file", "channels": [0], "source": str(path)}
     return {"id": "rec", "sources": [source], "sampling_rate": RATE_HZ, "num_samples": 0, **changes}

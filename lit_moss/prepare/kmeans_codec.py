@@ -1,0 +1,135 @@
+"""A speech tokenizer made on the spot, so that a language model can be tried before a tokenizer was trained.
+
+`embedded:whisper-tiny-kmeans`: Whisper-tiny's encoder run causally, and a codebook of 1024 k-means centres of
+its pooled frames over the embedded corpus. No training; some 20 s. `fit -c conf/codec_encoder.yaml` makes a
+better one.
+"""
+
+import hashlib
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lit_moss import assets
+from lit_moss.codec import SpeechTokenizer
+from lit_moss.codec.quantizer import kmeans
+from lit_moss.errors import UserError
+
+KMEANS = "embedded:whisper-tiny-kmeans"
+CODES = 1024
+_ENCODER = "embedded:whisper-tiny"
+_VERSION = 2  # of the making: another one, another folder
+_SEED = 1
+_BATCH = 16
+_hashes: dict[tuple[str, int, int], str] = {}
+
+
+def open_codec(name: str) -> SpeechTokenizer:
+    """Speech tokenizer by any name a user may give; the caller's random numbers are left alone.
+
+    Args:
+        name: `embedded:whisper-tiny-kmeans`, a checkpoint, a folder of a name's runs (the best of the
+            newest), a folder in the released layout, or a hub id.
+    """
+    # Building a network draws random numbers, but a run whose documents lie in the cache must train as one
+    # that made them.
+    with torch.random.fork_rng():
+        return SpeechTokenizer.from_pretrained(codec_path(name))
+
+
+def codec_path(name: str) -> Path | str:
+    """Where the tokenizer lies; made or fetched if need be."""
+    if name == KMEANS:
+        return kmeans_codec()
+    if any(Path(name).glob("*/run.json")):
+        from lit_moss.checkpoints import newest_checkpoint
+
+        found = newest_checkpoint(Path(name), "best")
+        if not isinstance(found, Path):
+            raise UserError(f"{name} has no checkpoint yet: expected a finished run of the tokenizer")
+        return found
+    return name
+
+
+def codec_fingerprint(name: str) -> str:
+    """16 hex digits of a tokenizer's weights and settings: which codes these are."""
+    path = assets.resolve(str(codec_path(name)))
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")])
+    if not files:
+        raise UserError(f"{name} holds no *.safetensors: expected a speech tokenizer")
+    return hashlib.sha256("".join(map(_sha256_once, files)).encode()).hexdigest()[:16]
+
+
+def _sha256_once(file: Path) -> str:
+    """Hash of a file, not computed again while the file stays as it is: tokenizers can be gigabytes."""
+    state = file.stat()
+    key = (str(file.absolute()), state.st_size, state.st_mtime_ns)
+    if key not in _hashes:
+        _hashes[key] = assets.sha256_of(file)
+    return _hashes[key]
+
+
+def kmeans_codec() -> Path:
+    """Folder of the on-the-spot tokenizer, in the released layout; made once, the same each time."""
+    from lit_moss.prepare.everyday import everyday_corpus
+
+    corpus = everyday_corpus()
+    made_of = f"{assets.resolve(_ENCODER).name} {corpus.name} {CODES} {_VERSION}"
+    digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
+    folder = assets.cache_dir() / "codecs" / f"whisper-tiny-kmeans-{digest}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_kmeans_codec(corpus / "train.jsonl")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch) / "made"
+        tokenizer.save_pretrained(made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():  # otherwise another process was first, with the same content
+                raise
+    return folder
+
+
+@torch.no_grad()
+def make_kmeans_codec(manifest: Path, size: int = CODES) -> SpeechTokenizer:
+    """Whisper-tiny's encoder with a codebook of `size` k-means centres of a manifest's speech.
+
+    Raises:
+        UserError: if the manifest has fewer frames (80 ms) than codes.
+    """
+    from tqdm import tqdm
+
+    from lit_moss.audio import io, rates
+    from lit_moss.codec.pretrained import load_encoder
+    from lit_moss.data.augment import pad_to_codes
+    from lit_moss.data.manifest import read_manifest
+
+    with torch.random.fork_rng():
+        encoder, _ = load_encoder(_ENCODER)
+        if size != encoder.config.quantize_vocab_size:
+            encoder, _ = load_encoder(_ENCODER, replace(encoder.config, quantize_vocab_size=size))
+        tokenizer = SpeechTokenizer(encoder)
+        # By length: batches full of speech and not of padding.
+        utterances = sorted(read_manifest(manifest), key=lambda u: u.duration_sec or 0.0)
+        frames = []
+        starts = range(0, len(utterances), _BATCH)
+        for start in tqdm(starts, desc="codebook by k-means", unit="batch", disable=None):
+            waves = [io.read(u.audio, rates.TOKENIZER_RATE_HZ) for u in utterances[start : start + _BATCH]]
+            wave_BT, samples_B = pad_to_codes(waves)
+            pooled_BND = tokenizer.frames(encoder, wave_BT)
+            counts = [rates.codes_of_samples(int(n)) for n in samples_B]
+            frames += [pooled_BND[b, :n] for b, n in enumerate(counts)]
+        frames_SD = torch.cat(frames)
+        if len(frames_SD) < size:
+            raise UserError(f"{manifest} has {len(frames_SD)} frames, expected {size} for as many codes")
+        torch.manual_seed(_SEED)
+        centres_KD, count_K = kmeans(frames_SD, size)
+    count_K = count_K.clamp(min=1e-2)
+    encoder.codebook.weight.copy_(centres_KD)
+    encoder.ema_count.copy_(count_K)
+    encoder.ema_weight.copy_(centres_KD * count_K[:, None])
+    return tokenizer
