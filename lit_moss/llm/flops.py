@@ -1,0 +1,50 @@
+"""Model FLOPs of a training step: what the mathematics needs, whatever the hardware repeats.
+
+A matrix of n weights costs 2n FLOPs a row forward, 2n for the gradient of its input, 2n for its own gradient.
+A frozen matrix has no gradient of its own: 4n, not 6n. Heads count at their own target rows. Attention counts
+the pairs a causal document has, l (l + 1) / 2, not the square of the packed sequence.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from lit_moss.llm.model import SplitLM
+
+
+def matrix_flops(modules: Iterable[nn.Module], backward: bool = True) -> int:
+    """FLOPs a row of all linear layers below the modules, by what is trainable now."""
+    total = 0
+    for module in modules:
+        for linear in (m for m in module.modules() if isinstance(m, nn.Linear)):
+            n = linear.weight.numel()
+            total += 2 * n + (2 * n + 2 * n * linear.weight.requires_grad if backward else 0)
+    return total
+
+
+def attention_flops(lm: "SplitLM", document_rows: Iterable[int], layers: int, backward: bool = True) -> int:
+    """FLOPs of scores and weighted values over causal documents; the backward costs twice the forward.
+
+    Args:
+        lm: The model, for its head sizes.
+        document_rows: Rows of each document.
+        layers: Layers that attend.
+        backward: Count it too.
+    """
+    c = lm.config.backbone
+    width = c.num_attention_heads * (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
+    pairs = sum(l * (l + 1) // 2 for l in document_rows)  # noqa: E741 - a length
+    return layers * pairs * 4 * width * (3 if backward else 1)
+
+
+def step_flops(lm: "SplitLM", document_rows: list[int], text_targets: int, speech_targets: int) -> int:
+    """Model FLOPs of one training step on packed documents."""
+    rows = sum(document_rows)
+    total = rows * matrix_flops(lm.blocks())
+    total += attention_flops(lm, document_rows, sum(len(b.layers) for b in lm.blocks()))
+    total += text_targets * matrix_flops([lm.text_lm_head])
+    if lm.config.joint:
+        return total + speech_targets * matrix_flops([lm.text_lm_head])
+    return total + speech_targets * matrix_flops([lm.audio_lm_head])

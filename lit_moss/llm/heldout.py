@@ -1,0 +1,87 @@
+"""What a model keeps and what it learns, on held-out items: perplexity and cloze, in text and in speech.
+
+Cloze (paper, section on pre-training evaluation, after spoken StoryCloze): of two continuations, the true
+next sentence and a random one, the model should give the true one the higher mean log-probability a row;
+chance is 0.5.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from lit_moss.llm.rows import RowFormat
+
+if TYPE_CHECKING:
+    from lit_moss.llm.model import SplitLM
+
+
+class ClozeItem(Protocol):
+    """A context and two continuations, as rows."""
+
+    modality: str
+    context: Sequence[int]
+    true: Sequence[int]
+    other: Sequence[int]
+
+
+class HeldOut:
+    """Held-out items, packed once, measured at every validation.
+
+    Args:
+        items: Cloze items of both modalities; perplexity is that of context and true continuation.
+        form: Ids of rows.
+        batch_rows: Most rows of a sequence they are packed to.
+    """
+
+    def __init__(self, items: Sequence[ClozeItem], form: RowFormat, batch_rows: int = 2048) -> None:
+        self.items, self.form = list(items), form
+        self._batches: list[list[tuple[int, bool, list[int]]]] = []  # (item, true?, rows)
+        used = batch_rows
+        for i, item in enumerate(self.items):
+            for true, ending in ((True, item.true), (False, item.other)):
+                rows = [*item.context, *ending]
+                if used + len(rows) > batch_rows:
+                    self._batches.append([])
+                    used = 0
+                self._batches[-1].append((i, true, rows))
+                used += len(rows)
+
+    @torch.no_grad()
+    def measure(self, lm: "SplitLM", device: Any) -> dict[str, float]:
+        """`text_ppl`, `text_cloze`, `speech_ppl`, `speech_cloze`.
+
+        Without a modality's items its values are left out.
+        """
+        training = lm.training
+        lm.eval()
+        V = self.form.text_vocab_size
+        score: dict[tuple[int, bool], float] = {}
+        nll = {"text": 0.0, "speech": 0.0}
+        count = {"text": 0, "speech": 0}
+        for batch in self._batches:
+            rows = torch.tensor([r for *_, part in batch for r in part], device=device)[None]
+            ids = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor([len(p) for *_, p in batch]))
+            nll_L = lm.loss(rows, ids[None].to(device)).nll_BL[0].double().cpu()
+            start = 0
+            for i, true, part in batch:
+                item = self.items[i]
+                own_L = nll_L[start : start + len(part)]
+                score[i, true] = float(own_L[len(item.context) :].mean())
+                if true:
+                    # sosp among speech, which no text teaches, is not counted.
+                    is_speech = torch.tensor(part) >= V
+                    counted = is_speech if item.modality == "speech" else ~is_speech
+                    counted[0] = False
+                    nll[item.modality] += float(own_L[counted].sum())
+                    count[item.modality] += int(counted.sum())
+                start += len(part)
+        lm.train(training)
+        found: dict[str, float] = {}
+        for modality in ("text", "speech"):
+            of = [i for i, item in enumerate(self.items) if item.modality == modality]
+            if of:
+                found[f"{modality}_ppl"] = math.exp(min(nll[modality] / max(1, count[modality]), 80.0))
+                found[f"{modality}_cloze"] = sum(score[i, True] < score[i, False] for i in of) / len(of)
+        return found

@@ -1,0 +1,505 @@
+"""The split language model (arXiv:2510.00499, figure 3): a shared trunk, then a text tail and a speech tail.
+
+    rows ─ embed_tokens / audio_embed ─ shared_block ─┬─ text_block  ─ text_norm  ─ text_lm_head
+                                                      └─ audio_block ─ audio_norm ─ audio_lm_head
+
+Both tails start as copies of the backbone's last layers, both norms as copies of its last norm: before
+training the text path is the backbone. Both tails run at every position; which head a row trains is read off
+the next row. The layers are transformers' own. Names are the released checkpoint's.
+Shapes: B sequences, L rows, N target rows, D width, V ids of a head.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from lit_moss.errors import UserError
+from lit_moss.llm import attention
+from lit_moss.llm.attention import Segments
+from lit_moss.llm.config import SplitConfig
+from lit_moss.llm.losses import Head, HeadLoss
+from lit_moss.llm.rows import RowFormat, default_eosp
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+Modality = Literal["text", "speech"]
+
+
+@dataclass
+class SplitOutput:
+    """Logits of the next row.
+
+    Args:
+        text_logits: (B, L, V_text).
+        speech_logits: (B, L, V_audio).
+    """
+
+    text_logits: Tensor
+    speech_logits: Tensor
+
+
+@dataclass
+class SplitLoss:
+    """What a batch says of both heads; every target counts once unless weights say otherwise.
+
+    Args:
+        total: (w_text x sum over text targets + w_speech x sum over speech targets) / number of targets; ()
+            float32.
+        text: Mean over the text targets in nats, 0 where there are none; ().
+        speech: The same of the speech targets.
+        text_count: Text targets, int64 ().
+        speech_count: Speech targets, int64 ().
+        text_correct: Text targets that were the first choice; nan where a fused kernel does not tell.
+        speech_correct: The same of the speech targets.
+        nll_BL: -log p of every target row, at the row itself, 0 elsewhere; no gradient; (B, L).
+    """
+
+    total: Tensor
+    text: Tensor
+    speech: Tensor
+    text_count: Tensor
+    speech_count: Tensor
+    text_correct: Tensor
+    speech_correct: Tensor
+    nll_BL: Tensor
+
+
+class Block(nn.Module):
+    """A run of the backbone's decoder layers."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.checkpointing = False
+
+    def forward(self, h_BLD: Tensor, rope: Any, **kwargs: Any) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        for layer in self.layers:
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                again: Any = checkpoint(layer, h_BLD, position_embeddings=rope, use_reentrant=False, **kwargs)
+                h_BLD = again
+            else:
+                h_BLD = layer(h_BLD, position_embeddings=rope, **kwargs)
+        return h_BLD
+
+
+class SplitModel(nn.Module):
+    """Everything but the heads, under the released names."""
+
+    def __init__(self, backbone: nn.Module, config: SplitConfig) -> None:
+        super().__init__()
+        inner: Any = backbone
+        layers, split = list(inner.layers), config.num_shared_layers
+        width, tail = config.backbone.hidden_size, list(inner.layers)[split:]
+        self.embed_tokens: nn.Embedding = inner.embed_tokens
+        self.shared_block = Block(layers[:split])
+        self.rotary_emb = inner.rotary_emb
+        if config.joint:
+            self.text_block, self.text_norm = Block([]), inner.norm
+            return
+        self.audio_embed = nn.Embedding(config.format.audio_vocab_size, width)
+        self.audio_block = Block(copy.deepcopy(tail))
+        self.audio_norm = copy.deepcopy(inner.norm)
+        self.text_block = Block(tail)
+        self.text_norm = inner.norm
+
+
+class SplitLM(nn.Module):
+    """The split language model; make one by `from_backbone` or `from_pretrained`.
+
+    Attributes:
+        config: `SplitConfig`, the content of `config.json`.
+        format: Ids of rows, `RowFormat`.
+        text_weight: Weight of a text target in the loss.
+        speech_weight: Weight of a speech target.
+        attention: Kernel for packed rows, see `lit_moss.llm.attention`.
+        stop_ids: Text ids that end a generation.
+    """
+
+    def __init__(self, backbone: nn.Module, config: SplitConfig) -> None:
+        super().__init__()
+        self.config, self.format = config, config.format
+        config.backbone._attn_implementation = attention.NAME
+        inner: Any = backbone
+        for module in backbone.modules():
+            if hasattr(module, "config"):
+                cast(Any, module).config = config.backbone
+        self.model = SplitModel(inner.model, config)
+        width = config.backbone.hidden_size
+        self.text_lm_head = Head(width, len(inner.lm_head.weight), bias=False, device="meta")
+        self.text_lm_head.weight = nn.Parameter(inner.lm_head.weight.detach())
+        if not config.joint:
+            self.audio_lm_head = Head(width, config.format.audio_vocab_size, bias=False)
+        self.text_weight = self.speech_weight = 1.0
+        self.attention: attention.Kind = "auto"
+        self.stop_ids = [x for x in (self.format.im_end_id, self.format.end_id) if x is not None]
+        self._tokenizer_folder: Path | None = None
+
+    # --- making one -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_backbone(
+        cls,
+        source: str | Path | PretrainedConfig,
+        num_modality_layers: int = 4,
+        audio_vocab_size: int = 16512,
+        joint: bool = False,
+        dtype: torch.dtype | None = None,
+        row_format: RowFormat | None = None,
+    ) -> "SplitLM":
+        """Splits a text model.
+
+        The ids of sosp and modality_pad come from its tokenizer (added at the end where it has none, the
+        tables grow with their mean row). Without a tokenizer they come from its config; if that has none
+        either, the vocabulary's last two ids serve, and the tables keep their size.
+
+        Args:
+            source: Folder, Hugging Face id or `embedded:smollm2-135m`; or a transformers config, then the
+                weights are random.
+            num_modality_layers: Layers of each tail, 0 to all.
+            audio_vocab_size: Ids of the speech vocabulary: codes, eosp, unused ones; see
+                `rows.audio_vocab_for`.
+            joint: No split: codes join the text vocabulary, one softmax (NF-NoSplit); needs
+                num_modality_layers 0.
+            dtype: Of the weights; float32 if not given.
+            row_format: All ids, where the caller has them from elsewhere.
+
+        Raises:
+            UserError: if the layers are not standard decoder layers, or sizes do not fit.
+        """
+        dtype = dtype or torch.float32
+        folder = None
+        if isinstance(source, PretrainedConfig):
+            config = copy.deepcopy(source)
+            form = row_format or _format_of_config(config, audio_vocab_size)
+            backbone = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        else:
+            folder = Path(source)
+            if not folder.is_dir():
+                from lit_moss.llm.backbone import resolve_backbone
+
+                folder = resolve_backbone(str(source))
+            config = AutoConfig.from_pretrained(folder)
+            if row_format is not None:
+                form = row_format
+            elif (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
+                from lit_moss.llm.backbone import load_tokenizer
+                from lit_moss.llm.backbone import row_format as format_of
+
+                form = format_of(load_tokenizer(folder), audio_vocab_size)
+            else:
+                form = _format_of_config(config, audio_vocab_size)
+            backbone = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=dtype, use_safetensors=True
+            )
+        _check_layers(backbone, config)
+        backbone.eval()
+        inner: Any = backbone
+        V = form.text_vocab_size
+        joined = V + form.audio_vocab_size * joint
+        embed, head = inner.model.embed_tokens, inner.lm_head
+        # Cloned, for where the backbone ties them: table and heads go their own ways.
+        head.weight = nn.Parameter(_resize(_resize(head.weight, V), joined).clone())
+        embed.weight = nn.Parameter(_resize(_resize(embed.weight, V), joined).clone())
+        embed.num_embeddings, embed.padding_idx = joined, None
+        config.vocab_size, config.tie_word_embeddings = form.text_vocab_size, False
+        lm = cls(backbone, SplitConfig(config, form, num_modality_layers, joint))
+        lm._tokenizer_folder = folder
+        lm._init_speech()
+        return lm.to(dtype)
+
+    @torch.no_grad()
+    def _init_speech(self) -> None:
+        """Codes start at the spread of the words: far smaller or larger ones are drowned or drown."""
+        std = self.config.backbone.initializer_range
+        if self.model.embed_tokens.weight.is_meta:
+            return
+        words = self.model.embed_tokens.weight
+        V = self.format.text_vocab_size
+        spread = float(words[:V].float().std())
+        if self.config.joint:
+            words[V:].normal_(0.0, spread)
+            self.text_lm_head.weight[V:].normal_(0.0, std)
+            return
+        self.model.audio_embed.weight.normal_(0.0, spread)
+        self.audio_lm_head.weight.normal_(0.0, std)
+
+    @classmethod
+    def from_config(cls, config: SplitConfig, dtype: torch.dtype | None = None) -> "SplitLM":
+        """Random weights; inside `torch.device("meta")` none at all."""
+        backbone_config = copy.deepcopy(config.backbone)
+        form = config.format
+        backbone_config.vocab_size = form.text_vocab_size + form.audio_vocab_size * config.joint
+        backbone_config.tie_word_embeddings = False
+        backbone = AutoModelForCausalLM.from_config(backbone_config, dtype=dtype or torch.float32)
+        _check_layers(backbone, backbone_config)
+        backbone_config.vocab_size = form.text_vocab_size
+        lm = cls(backbone, SplitConfig(backbone_config, form, config.num_modality_layers, config.joint))
+        return lm.to(dtype or torch.float32)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "SplitLM":
+        """Reads a folder in the released layout: `config.json`, safetensors; nothing is unpickled.
+
+        Raises:
+            UserError: if files are missing, or names and shapes do not fit the config.
+        """
+        from safetensors.torch import load_file
+
+        from lit_moss import assets
+
+        path = assets.resolve(str(folder))
+        config = SplitConfig.from_json(path / "config.json")
+        with torch.device("meta"):
+            lm = cls.from_config(config)
+        index = path / INDEX
+        files = (
+            sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            if index.is_file()
+            else [WEIGHTS]
+        )
+        state: dict[str, Tensor] = {}
+        for file in files:
+            if not (path / file).is_file():
+                raise UserError(f"no {path / file}: expected safetensors, as `save_pretrained` writes them")
+            state |= load_file(path / file)
+        own = lm.state_dict()
+        wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [
+            k for k in state if k not in own
+        ]
+        if wrong:
+            raise UserError(f"{path}: {len(wrong)} tensors do not fit its config.json, first {wrong[0]!r}")
+        lm.load_state_dict({k: v.to(dtype) if dtype else v for k, v in state.items()}, assign=True)
+        # Its frequencies are no weights and were made on the meta device.
+        lm.model.rotary_emb = type(lm.model.rotary_emb)(config=lm.config.backbone)
+        lm._tokenizer_folder = path
+        return lm.eval()
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: str = "5GB") -> None:
+        """Writes `config.json`, sharded safetensors and, where known, the tokenizer."""
+        from huggingface_hub import save_torch_state_dict
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(
+            json.dumps(self.config.to_dict(), indent=2, sort_keys=True) + "\n"
+        )
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_torch_state_dict(state, folder, max_shard_size=max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        elif self._tokenizer_folder is not None and self._tokenizer_folder != folder:
+            for file in (
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "special_tokens_map.json",
+                "chat_template.jinja",
+            ):
+                if (self._tokenizer_folder / file).is_file():
+                    shutil.copy(self._tokenizer_folder / file, folder / file)
+
+    # --- options --------------------------------------------------------------------------------------------
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Recompute each layer in the backward instead of keeping its activations."""
+        for block in self.blocks():
+            block.checkpointing = on
+
+    def compile_layers(self) -> None:
+        """torch.compile of every layer, names unchanged.
+
+        Attention over documents stays outside the graphs.
+        """
+        for block in self.blocks():
+            for layer in block.layers:
+                layer.compile(dynamic=True)
+
+    def blocks(self) -> Iterator[Block]:
+        """Trunk, text tail, speech tail."""
+        yield self.model.shared_block
+        yield self.model.text_block
+        if not self.config.joint:
+            yield self.model.audio_block
+
+    # --- forward --------------------------------------------------------------------------------------------
+
+    def embed(self, rows_BL: Tensor) -> Tensor:
+        """Rows (B, L) -> (B, L, D): a selection between two tables, not a sum."""
+        if self.config.joint:
+            return self.model.embed_tokens(rows_BL)
+        V = self.format.text_vocab_size
+        speech_BL = rows_BL >= V
+        text_BLD = self.model.embed_tokens(rows_BL.masked_fill(speech_BL, 0))
+        audio_BLD = self.model.audio_embed((rows_BL - V).clamp_min(0))
+        return torch.where(speech_BL[..., None], audio_BLD, text_BLD)
+
+    def forward(
+        self,
+        rows: Tensor,
+        document_ids: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        with_loss: bool = False,
+    ) -> Any:
+        """Logits of the next row at every row, or the loss.
+
+        Args:
+            rows: int64 (B, L).
+            document_ids: Integers (B, L): a document ends where the number changes, nothing is seen across;
+                negative: filler, never a target. None: one document a sequence.
+            loss_mask: bool (B, L), True where this row counts as a target; None: all do.
+            with_loss: Return a `SplitLoss` rather than a `SplitOutput`. Here and not in a method of its own,
+                because sharded strategies gather weights when a module is called.
+        """
+        segments = None
+        if document_ids is not None:
+            dtype = self._compute_dtype(rows.device)
+            segments = Segments.of(document_ids, self.attention, dtype)
+        h_BLD = self.embed(rows)
+        positions = (
+            torch.arange(rows.shape[1], device=rows.device)[None]
+            if segments is None
+            else segments.positions_BL
+        )
+        rope = self.model.rotary_emb(h_BLD, position_ids=positions)
+        kwargs = {"segments": segments, "rope": rope}
+        h_BLD = self.model.shared_block(h_BLD, **kwargs)
+        if with_loss:
+            return self._loss(h_BLD, rows, document_ids, loss_mask, kwargs)
+        text = self.text_lm_head(self.model.text_norm(self.model.text_block(h_BLD, **kwargs)))
+        if self.config.joint:
+            V = self.format.text_vocab_size
+            return SplitOutput(text[..., :V], text[..., V:])
+        speech = self.audio_lm_head(self.model.audio_norm(self.model.audio_block(h_BLD, **kwargs)))
+        return SplitOutput(text, speech)
+
+    def loss(
+        self, rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor | None = None
+    ) -> SplitLoss:
+        """Cross-entropy of the next row, each head over its own targets alone; arguments as of `forward`."""
+        return self(rows, document_ids, loss_mask, with_loss=True)
+
+    def _compute_dtype(self, device: torch.device) -> torch.dtype:
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.model.text_norm.weight.dtype
+
+    def _loss(
+        self, h_BLD: Tensor, rows: Tensor, document_ids: Tensor | None, loss_mask: Tensor | None, kwargs: Any
+    ) -> SplitLoss:
+        V = self.format.text_vocab_size
+        target_BL = targets(rows, document_ids, loss_mask)
+        found: dict[str, tuple[HeadLoss, Tensor]] = {}
+        nll_BL = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
+        tails = {"text": target_BL & (rows < V), "speech": target_BL & (rows >= V)}
+        tail_BLD = None
+        for modality, here_BL in tails.items():
+            at = here_BL.flatten().nonzero()[:, 0]
+            # In training an idle tail still runs: under DDP every rank must have a gradient for
+            # every parameter.
+            if not self.training and not len(at):
+                found[modality] = _nothing(h_BLD), at
+                continue
+            if tail_BLD is None or not self.config.joint:
+                tail_BLD = self._tail(modality)(h_BLD, **kwargs)
+            # Row i predicts row i + 1; no target is the first row of a sequence, so `at - 1` stays inside.
+            hidden_ND = tail_BLD.flatten(0, 1)[at - 1]
+            ids_N = rows.flatten()[at]
+            loss = self._head(
+                modality, hidden_ND, ids_N if modality == "text" or self.config.joint else ids_N - V
+            )
+            if len(loss.nll_N):
+                nll_BL.view(-1)[at] = loss.nll_N
+            found[modality] = loss, at
+        (text, at_text), (speech, at_speech) = found["text"], found["speech"]
+        text_count, speech_count = at_text.new_tensor(len(at_text)), at_text.new_tensor(len(at_speech))
+        weighed = self.text_weight * text.nll + self.speech_weight * speech.nll
+        return SplitLoss(
+            total=weighed / max(1, len(at_text) + len(at_speech)),
+            text=text.nll.detach() / max(1, len(at_text)),
+            speech=speech.nll.detach() / max(1, len(at_speech)),
+            text_count=text_count,
+            speech_count=speech_count,
+            text_correct=text.correct,
+            speech_correct=speech.correct,
+            nll_BL=nll_BL,
+        )
+
+    def _tail(self, modality: str) -> Block:
+        return self.model.text_block if modality == "text" or self.config.joint else self.model.audio_block
+
+    def _head(self, modality: str, hidden_ND: Tensor, ids_N: Tensor) -> HeadLoss:
+        if modality == "text" or self.config.joint:
+            return self.text_lm_head(self.model.text_norm(hidden_ND), ids_N)
+        return self.audio_lm_head(self.model.audio_norm(hidden_ND), ids_N)
+
+    def generate(self, rows: Any, modality: Modality | None = None, **options: Any) -> Any:
+        """New rows after a prompt, see `lit_moss.llm.generate.generate`."""
+        from lit_moss.llm.generate import generate
+
+        return generate(self, rows, modality, **options)
+
+
+def targets(rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor | None = None) -> Tensor:
+    """bool (B, L): rows that are predicted from the row before, in the same document and counted by
+    the mask."""
+    target = torch.ones_like(rows, dtype=torch.bool)
+    target[:, 0] = False
+    if document_ids is not None:
+        target[:, 1:] &= document_ids[:, 1:] == document_ids[:, :-1]
+        target &= document_ids >= 0
+    if loss_mask is not None:
+        target &= loss_mask.bool()
+    return target
+
+
+def _nothing(h: Tensor) -> HeadLoss:
+    zero = torch.zeros((), dtype=torch.float32, device=h.device)
+    return HeadLoss(zero, zero.new_empty(0), torch.zeros((), dtype=torch.long, device=h.device))
+
+
+def _resize(table_VD: Tensor, size: int) -> Tensor:
+    """The first rows, and the mean row for those that are missing."""
+    table_VD = table_VD.detach()
+    missing = size - len(table_VD)
+    if missing <= 0:
+        return table_VD[:size]
+    return torch.cat([table_VD, table_VD.mean(0, keepdim=True).expand(missing, -1)])
+
+
+def _format_of_config(config: PretrainedConfig, audio_vocab_size: int) -> RowFormat:
+    vocab = config.vocab_size
+    eos = config.eos_token_id
+    eosp = getattr(config, "eosp_token_id", None)
+    return RowFormat(
+        text_vocab_size=vocab,
+        audio_vocab_size=audio_vocab_size,
+        sosp_token_id=getattr(config, "sosp_token_id", vocab - 2),
+        eosp_token_id=default_eosp(audio_vocab_size) if eosp is None else eosp,
+        modality_pad_token_id=getattr(config, "modality_pad_token_id", vocab - 1),
+        audio_pad_token_id=512 if audio_vocab_size > 512 else 0,
+        end_id=eos[-1] if isinstance(eos, list) else eos,
+    )
+
+
+def _check_layers(backbone: nn.Module, config: PretrainedConfig) -> None:
+    """Standard parts: what the split cuts and joins must be all there is."""
+    inner = getattr(backbone, "model", None)
+    parts = ("embed_tokens", "layers", "norm", "rotary_emb")
+    if inner is None or not all(hasattr(inner, p) for p in parts) or not hasattr(backbone, "lm_head"):
+        raise UserError(
+            f"{config.model_type} cannot be split: expected a decoder with {', '.join(parts)} and lm_head, "
+            "such as Qwen3, Qwen2 or Llama"
+        )
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise UserError(
+            f"{config.model_type} with layers of {sorted(kinds)}: only full attention can be packed here"
+        )
