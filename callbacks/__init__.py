@@ -4,7 +4,22 @@ from callbacks.checkpoint import Checkpoint
 from callbacks.exact_resume import ExactResume
 from callbacks.learning_rate import LearningRateSchedule
 from callbacks.progress import Progress
+from callbacks.reverse_unfreeze import ReverseUnfreeze
+from callbacks.schedule_picture import SchedulePicture
 from callbacks.skipped_data import SkippedData
+from callbacks.staged_freezing import StagedFreezing
+from callbacks.throughput import Throughput
 from callbacks.tokenizer_report import TokenizerReport
 
-__all__ = ["Checkpoint", "ExactResume", "LearningRateSchedule", "Progress", "SkippedData", "TokenizerReport"]
+__all__ = [
+    "Checkpoint",
+    "ExactResume",
+    "LearningRateSchedule",
+    "Progress",
+    "ReverseUnfreeze",
+    "SchedulePicture",
+    "SkippedData",
+    "StagedFreezing",
+    "Throughput",
+    "TokenizerReport",
+]

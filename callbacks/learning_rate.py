@@ -1,31 +1,43 @@
 """Learning rates as a function of the global step."""
 
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_moss.errors import UserError
-from lit_moss.schedule import warmup_cosine
+from lit_moss.schedule import rate_factor
 
 
 class LearningRateSchedule(Callback):
     """Sets every parameter group's rate before each step.
 
-    The rate is the group's own base rate times a warm-up-and-cosine factor.
+    The rate is the group's own base rate times a factor: linear warm-up, then the kind's course.
 
     Args:
         warmup_steps: Optimizer steps of the linear rise.
         total_steps: Step at which the floor is reached; None takes `trainer.max_steps`.
         floor: Rate at the end, as a share of the base rate.
+        kind: `cosine`, `linear` or `constant` after the warm-up.
+        groups: Pattern of parts -> further factor, e.g. {"audio_*": 2.0, "trunk": 0.5}; `trunk` stands for
+            all its layers, `trunk.3` for one. A pattern without a match is an error.
     """
 
-    def __init__(self, warmup_steps: int = 100, total_steps: int | None = None, floor: float = 0.02) -> None:
+    def __init__(
+        self,
+        warmup_steps: int = 100,
+        total_steps: int | None = None,
+        floor: float = 0.02,
+        kind: Literal["cosine", "linear", "constant"] = "cosine",
+        groups: dict[str, float] | None = None,
+    ) -> None:
         if warmup_steps < 0 or not 0.0 <= floor <= 1.0:
             raise UserError(
                 f"LearningRateSchedule got warmup_steps {warmup_steps} and floor {floor}, expected "
                 "warmup_steps >= 0 and floor from 0 to 1"
             )
         self.warmup_steps, self.total_steps, self.floor = warmup_steps, total_steps, floor
+        self.kind, self.groups = kind, dict(groups or {})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = self.total_steps or trainer.max_steps
@@ -35,11 +47,52 @@ class LearningRateSchedule(Callback):
                 "LearningRateSchedule"
             )
         self._total = total
+        groups = trainer.optimizers[0].param_groups
+        for pattern in self.groups:
+            if not any(_fits(group, pattern) for group in groups):
+                names = dict.fromkeys(_part(group) for group in groups)
+                raise UserError(
+                    f"LearningRateSchedule's group {pattern!r} fits none of the groups {', '.join(names)}"
+                )
+
+    def rate(self, step: int, group: dict[str, Any]) -> float:
+        """Rate of a parameter group at a step."""
+        factor = rate_factor(self.kind, step, self.warmup_steps, self._total, self.floor)
+        for pattern, further in self.groups.items():
+            if _fits(group, pattern):
+                factor *= further
+        # `base_lr` and not `lr`: a resumed optimizer comes back with the rate of its last step in `lr`.
+        return group["base_lr"] * factor
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        factor = warmup_cosine(trainer.global_step, self.warmup_steps, self._total, self.floor)
-        for group in trainer.optimizers[0].param_groups:
-            # `base_lr` and not `lr`: a resumed optimizer comes back with the rate of its last step in `lr`.
-            group["lr"] = group["base_lr"] * factor
+        set_rates(trainer)
+
+
+def set_rates(trainer: Trainer) -> None:
+    """Gives every group its rate: 0 while all of it is frozen, else the schedule's, else its base rate.
+
+    Whoever freezes or thaws calls it too, so that the order of the callbacks does not matter.
+    """
+    setter: Any = next((c for c in cast(Any, trainer).callbacks if hasattr(c, "rate")), None)
+    for group in trainer.optimizers[0].param_groups:
+        if group.get("frozen"):
+            group["lr"] = 0.0
+        elif setter is not None:
+            group["lr"] = setter.rate(trainer.global_step, group)
+        elif "base_lr" in group:
+            group["lr"] = group["base_lr"]
+
+
+def _part(group: dict[str, Any]) -> str:
+    return str(group.get("name", "")).removesuffix(".no_decay")
+
+
+def _fits(group: dict[str, Any], pattern: str) -> bool:
+    """A pattern fits a group by its part (`trunk.3`) or the part's head (`trunk`).
+
+    Norms go with their matrices.
+    """
+    part = _part(group)
+    return fnmatchcase(part, pattern) or fnmatchcase(part.split(".")[0], pattern)

@@ -50,10 +50,12 @@ class Progress(ProgressBar):
         self._since = time.monotonic()
         if self._enabled and not trainer.sanity_checking:
             shown = {
-                k: f"{float(v):.4g}" for k, v in trainer.callback_metrics.items() if k.startswith("val/")
+                k.removeprefix("val/"): f"{float(v):.4g}"
+                for k, v in trainer.callback_metrics.items()
+                if k.startswith(("val/", "heldout/"))
             }
             text = f"validation at step {trainer.global_step}: " + ", ".join(
-                f"{k[4:]} {v}" for k, v in shown.items()
+                f"{k} {v}" for k, v in shown.items()
             )
             tqdm.write(text, file=sys.stderr) if self._bar is not None else print(
                 text, file=sys.stderr, flush=True

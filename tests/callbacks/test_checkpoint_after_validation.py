@@ -33,7 +33,7 @@ def test_validate_test_and_predict_take_the_best_checkpoint(tmp_path, corpus, mo
     for verb, shown in (
         ("validate", "val/cer"),
         ("test", "test/cer"),
-        ("predict", "predictions.jsonl: 2 utterances"),
+        ("predict", "predictions.jsonl: 2 items"),
     ):
         capsys.readouterr()
         assert main([verb, "-c", config, "--ckpt_path", "best"]) == 0

@@ -1,0 +1,101 @@
+"""Layer-wise unfreezing of the trunk in reverse order, with its own rate for every layer (FP-Layerwise)."""
+
+from typing import Any, Literal, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.freezing import Parts, all_names, drop_gradients, parts_of, put_into_force, trained_names
+from callbacks.learning_rate import LearningRateSchedule, set_rates
+from lit_moss.errors import UserError
+from lit_moss.schedule import layerwise_lr, rate_factor
+
+
+class ReverseUnfreeze(Callback):
+    """Appendix D of arXiv:2510.00499: layer i of N rests until step (N - 1 - i) k, then warms up and decays.
+
+    It sets the rates of all groups, so no `LearningRateSchedule` stands beside it. Other parts (embeddings,
+    tails, norms, heads) start at their peak at step 0.
+
+    Args:
+        k: Steps between two layers.
+        w: Steps of a layer's warm-up.
+        total_steps: T, the step at which all layers have reached their lowest rate; None takes
+            `trainer.max_steps`.
+        eta_max: Peak rate of the trunk's layers; None takes the model's `lr`.
+        floor: r, lowest rate as a share of the peak.
+        others: Course of the other parts: `cosine` from the peak to the floor at T, or `constant`.
+    """
+
+    def __init__(
+        self,
+        k: int = 5000,
+        w: int = 2000,
+        total_steps: int | None = None,
+        eta_max: float | None = None,
+        floor: float = 0.1,
+        others: Literal["cosine", "constant"] = "cosine",
+    ) -> None:
+        if k < 0 or w < 0 or not 0 <= floor <= 1:
+            raise UserError(
+                f"ReverseUnfreeze got k {k}, w {w}, floor {floor}: expected 0 or more, floor up to 1"
+            )
+        if eta_max is not None and eta_max < 0:
+            raise UserError(f"ReverseUnfreeze got eta_max {eta_max}, expected 0 or more")
+        self.k, self.w, self.total_steps, self.floor, self.others = k, w, total_steps, floor, others
+        self.eta_max = eta_max
+        self._layers = self._total = 0
+        self._trained: set[str] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if any(isinstance(c, LearningRateSchedule) for c in cast(Any, trainer).callbacks):
+            raise UserError("ReverseUnfreeze and LearningRateSchedule both set rates: keep one of them")
+        self._total = self.total_steps or trainer.max_steps
+        if self._total <= 0:
+            raise UserError(
+                "ReverseUnfreeze needs the run's length: set trainer.max_steps, or its total_steps"
+            )
+        self._layers = _layers(parts_of(pl_module))
+        if not self._layers:
+            raise UserError("ReverseUnfreeze has no trunk layers to unfreeze: the split leaves none")
+        self._rate(0, 0, 1.0)  # refuses a T that is too short
+
+    def trained(self, parts: Parts, step: int) -> set[str]:
+        """Everything but the layers whose step has not come."""
+        layers = _layers(parts)
+        resting = {f"trunk.{i}" for i in range(layers) if step < (layers - 1 - i) * self.k}
+        return all_names(parts) - {name for part in resting for name, _ in parts[part]}
+
+    def ever_trained(self, parts: Parts) -> set[str]:
+        """Everything."""
+        return all_names(parts)
+
+    def rate(self, step: int, group: dict[str, Any]) -> float:
+        """Rate of a parameter group at a step."""
+        part = str(group.get("name", "")).removesuffix(".no_decay")
+        if part.startswith("trunk."):
+            peak = group["base_lr"] if self.eta_max is None else self.eta_max
+            return self._rate(step, int(part.removeprefix("trunk.")), peak)
+        return group["base_lr"] * rate_factor(self.others, step, 0, self._total, self.floor)
+
+    def _rate(self, step: int, layer: int, peak: float) -> float:
+        return layerwise_lr(step, layer, self._layers, self.k, self.w, self._total, peak, self.floor)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trained = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        trained = trained_names(trainer, pl_module, trainer.global_step)
+        if trained != self._trained:
+            self._trained = trained
+            put_into_force(trainer, pl_module, trained)
+        set_rates(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self._trained is not None and trainer.world_size > 1:
+            drop_gradients(pl_module, self._trained)
+
+
+def _layers(parts: Parts) -> int:
+    return sum(part.startswith("trunk.") for part in parts)

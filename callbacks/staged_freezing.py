@@ -1,0 +1,152 @@
+"""What of the model trains in which stage of a run."""
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from callbacks.freezing import (
+    Parts,
+    all_names,
+    drop_gradients,
+    parts_of,
+    put_into_force,
+    total,
+    trained_names,
+)
+from callbacks.learning_rate import set_rates
+from lit_moss.errors import UserError
+from lit_moss.tracking import Tracker
+
+# Policy -> what it trains; the paper's section 3.1.2 and its ablation (table 7).
+POLICIES = {
+    "stage1": ["audio_*"],
+    "full": ["*"],
+    "shared": ["trunk", "audio_*"],
+    "layerwise": ["*"],  # with callbacks.ReverseUnfreeze, which holds trunk layers back
+}
+
+
+class StagedFreezing(Callback):
+    """Freezes and thaws parts of the model by the optimizer step, with a table of what trains.
+
+    Parts: text_embedding, trunk (trunk.0, trunk.1, …), text_tail, text_norm, text_head, audio_embedding,
+    audio_tail, audio_norm, audio_head.
+
+    Args:
+        stages: One after the other, each with `policy` (stage1, full, shared, layerwise) or `train` (a list
+            of patterns of parts or parameter names, `*` stands for anything), optionally `freeze` (patterns
+            taken out again), and `until_step` (the step at which the next one begins; the last has none). A
+            pattern without a match is an error.
+    """
+
+    def __init__(self, stages: list[dict[str, Any]]) -> None:
+        self.stages = [_checked(dict(stage), i, len(stages)) for i, stage in enumerate(stages)]
+        if not stages:
+            raise UserError("StagedFreezing has no stages, expected e.g. [{policy: stage1}]")
+        borders = [s["until_step"] for s in self.stages[:-1]]
+        if borders != sorted(set(borders)):
+            raise UserError(f"StagedFreezing's until_step are {borders}, expected rising numbers")
+        self._trained: set[str] | None = None
+
+    def stage_at(self, step: int) -> int:
+        """Index of the stage of a step."""
+        return sum(step >= s["until_step"] for s in self.stages[:-1])
+
+    def trained(self, parts: Parts, step: int) -> set[str]:
+        """Names of the parameters that this rule lets train at a step."""
+        stage = self.stages[self.stage_at(step)]
+        return _matches(stage["train"], parts) - _matches(stage["freeze"], parts)
+
+    def ever_trained(self, parts: Parts) -> set[str]:
+        """Names of the parameters that some stage trains."""
+        return set().union(*(_matches(s["train"], parts) - _matches(s["freeze"], parts) for s in self.stages))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trained = None
+        self._apply(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._apply(trainer, pl_module)
+
+    def _apply(self, trainer: Trainer, module: LightningModule) -> None:
+        trained = trained_names(trainer, module, trainer.global_step)
+        if trained == self._trained:
+            return
+        self._trained = trained
+        put_into_force(trainer, module, trained)
+        set_rates(trainer)
+        parts = parts_of(module)
+        text = self.table(parts, trained, trainer.global_step)
+        rank_zero_info(text)
+        if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
+            trainer.logger.log_text(text + "\n", f"freezing/step-{trainer.global_step:07d}.txt")
+            step = trainer.global_step
+            if step and trained_names(trainer, module, step - 1) == trained:
+                return  # resumed inside a stage: its beginning is logged already
+            count = total((n, p) for named in parts.values() for n, p in named if n in trained)
+            trainer.logger.log_metrics({"train/trainable_parameters": float(count)}, step)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self._trained is not None and trainer.world_size > 1:
+            drop_gradients(pl_module, self._trained)
+
+    def table(self, parts: Parts, trained: set[str], step: int) -> str:
+        """Part, parameters, trainable ones; neighbouring trunk layers of the same state are one line."""
+        lines: list[tuple[str, int, int]] = []
+        for part, named in parts.items():
+            count, free = total(named), total((n, p) for n, p in named if n in trained)
+            head, _, layer = part.partition(".")
+            last = lines[-1][0].split(" ")[0] if lines else ""
+            if layer and lines and last == head and (lines[-1][2] > 0) == (free > 0):
+                first = lines[-1][0].split(" ")[1].split("-")[0]
+                lines[-1] = (f"{head} {first}-{layer}", lines[-1][1] + count, lines[-1][2] + free)
+            else:
+                lines.append((f"{head} {layer}" if layer else part, count, free))
+        every, free = sum(x for _, x, _ in lines), sum(x for _, _, x in lines)
+        rows = [f"{name:<18}{count:>14,}{f:>14,}" for name, count, f in lines]
+        head = f"step {step}, stage {self.stage_at(step) + 1} of {len(self.stages)}"
+        share = f"{free / max(1, every):.1%} of {every:,} parameters train"
+        return "\n".join([f"{head}: {share}", f"{'part':<18}{'parameters':>14}{'trainable':>14}", *rows])
+
+
+def _checked(stage: dict[str, Any], i: int, count: int) -> dict[str, Any]:
+    unknown = sorted(stage.keys() - {"policy", "train", "freeze", "until_step"})
+    if unknown or ("policy" in stage) == ("train" in stage):
+        raise UserError(
+            f"stage {i + 1} of StagedFreezing is {stage}: expected policy ({', '.join(POLICIES)}) or train "
+            "(patterns), optionally freeze and until_step"
+        )
+    if "policy" in stage and stage["policy"] not in POLICIES:
+        raise UserError(f"no freezing policy {stage['policy']!r}, expected one of {', '.join(POLICIES)}")
+    last = i == count - 1
+    if last == (stage.get("until_step") is not None):
+        raise UserError(
+            f"stage {i + 1} of {count} of StagedFreezing "
+            + ("is the last and must have no until_step" if last else "needs an until_step")
+        )
+    train = POLICIES[stage["policy"]] if "policy" in stage else list(stage["train"])
+    return {"train": train, "freeze": list(stage.get("freeze") or []), "until_step": stage.get("until_step")}
+
+
+def _matches(patterns: list[str], parts: Parts) -> set[str]:
+    """Parameters whose part, part's head (trunk for trunk.3) or own name fits a pattern."""
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = {
+            name
+            for part, named in parts.items()
+            for name, _ in named
+            if any(fnmatchcase(x, pattern) for x in (part, part.split(".")[0], name))
+        }
+        # A model without a split has no audio parts; the policies still hold.
+        if not hits and pattern not in ("audio_*", "trunk"):
+            raise UserError(
+                f"StagedFreezing's pattern {pattern!r} fits nothing, expected one of the parts "
+                f"{', '.join(parts)} or a parameter's name such as {next(iter(all_names(parts)))}"
+            )
+        found |= hits
+    return found

@@ -1,0 +1,77 @@
+"""How fast a language model trains: rows a second by modality, model FLOPs, utilisation, memory."""
+
+import resource
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_moss.llm.flops import step_flops
+
+# Dense bf16 peak of one device in TFLOP/s, from the makers' data sheets.
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
+
+
+class Throughput(Callback):
+    """Logs `train/rows_per_sec`, text and speech apart, `train/tflops`, `train/mfu` and `train/memory_gib`.
+
+    Model FLOPs count 4 a weight and row for frozen matrices, 6 for trained ones, and the pairs that attention
+    really has (see `lit_moss.llm.flops`). Validation is left out of the time. Filler rows do not count.
+
+    Args:
+        every_n_steps: Micro-batches an average is taken over.
+        peak_tflops: Peak of one device for the utilisation; None takes the data sheet's of known GPUs, and
+            leaves the utilisation out elsewhere.
+    """
+
+    def __init__(self, every_n_steps: int = 10, peak_tflops: float | None = None) -> None:
+        self.every_n_steps, self.peak_tflops = every_n_steps, peak_tflops
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.peak_tflops is None and torch.cuda.is_available():
+            name = torch.cuda.get_device_name()
+            self.peak_tflops = next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._since, self._text, self._speech, self._flops, self._batches = time.monotonic(), 0, 0, 0, 0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.training:
+            self._reset()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        lm: Any = pl_module.lm
+        speech = batch.speech_rows
+        self._speech += speech
+        self._text += batch.real_rows - speech
+        targets = int(batch.loss_mask_BL.sum())
+        share = speech / max(1, batch.real_rows)
+        self._flops += step_flops(
+            lm, batch.document_lengths(), int(targets * (1 - share)), int(targets * share)
+        )
+        self._batches += 1
+        if self._batches < self.every_n_steps:
+            return
+        seconds, ranks = time.monotonic() - self._since, trainer.world_size
+        found = {
+            "train/rows_per_sec": (self._text + self._speech) * ranks / seconds,
+            "train/text_rows_per_sec": self._text * ranks / seconds,
+            "train/speech_rows_per_sec": self._speech * ranks / seconds,
+            "train/tflops": self._flops / seconds / 1e12,
+            "train/memory_gib": memory_gib(),
+        }
+        if self.peak_tflops:
+            found["train/mfu"] = found["train/tflops"] / self.peak_tflops
+        pl_module.log_dict(found, rank_zero_only=True)
+        self._reset()
+
+
+def memory_gib() -> float:
+    """Peak memory of this process: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
