@@ -174,7 +174,7 @@ class MossCLI(LightningCLI):
         with out.open("w", encoding="utf-8") as file:
             for item in (item for batch in batches for item in batch):
                 file.write(json.dumps(item, ensure_ascii=False) + "\n")
-        print(f"{out}: {sum(map(len, batches))} utterances")
+        print(f"{out}: {sum(map(len, batches))} items")
 
     def before_fit(self) -> None:
         # Data first: a start that fails on it must not leave a run behind that `last` would then take.

@@ -10,6 +10,7 @@
 """
 
 import json
+import logging
 import os
 import platform
 import queue
@@ -344,6 +345,8 @@ def _last_steps(client: Any, run_id: str) -> dict[str, int]:
 def _start_system_metrics(run_id: str | None) -> Any:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+    # Only now: MLflow sets its loggers' levels anew when it is imported.
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=tracking_uri())
     monitor.start()
     return monitor

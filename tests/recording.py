@@ -12,6 +12,8 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
+from lit_moss.cli import main
+
 
 class RecordIds(Callback):
     """Appends `step batch ids` of each training batch of this rank to a file."""
@@ -41,6 +43,17 @@ class KillAt(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fit(folder, config, *more, expected=0):
+    """`fit` in this process, with the folder as working folder."""
+    before = Path.cwd()
+    os.chdir(folder)
+    os.environ.pop("LIT_MOSS_RUN", None)
+    try:
+        assert main(["fit", "-c", str(config), *more]) == expected
+    finally:
+        os.chdir(before)
 
 
 def recipe(folder: Path, corpus: Path, steps: int, **changes) -> Path:

@@ -16,7 +16,7 @@ from lit_moss import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
-RUNS = [p for p in YAMLS if p.parent.name != "trainer"]
+RUNS = [p for p in YAMLS if p.parent.name not in ("trainer", "predict")]
 
 
 @pytest.fixture
@@ -47,7 +47,8 @@ def test_machine_parts_merge_onto_a_run(machine, at_root, capsys):
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)
 def test_the_head_of_a_yaml_holds_the_command_that_runs_it(path):
     first = path.read_text().splitlines()[0]
-    assert first.startswith("# python -m lit_moss fit -c ")
+    verb = "predict" if path.parent.name == "predict" else "fit"
+    assert first.startswith(f"# python -m lit_moss {verb} -c ")
     assert str(path.relative_to(ROOT)) in first
     for word in shlex.split(first[2:]):
         if word.endswith(".yaml"):

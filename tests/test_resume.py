@@ -6,23 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from recording import assert_equal, checkpoints, curves, recipe, seen
-
-from lit_moss.cli import main
+from recording import assert_equal, checkpoints, curves, fit, recipe, seen
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
-
-
-def fit(folder, config, *more, expected=0):
-    """`fit` in this process, with the folder as working folder."""
-    before = Path.cwd()
-    os.chdir(folder)
-    os.environ.pop("LIT_MOSS_RUN", None)
-    try:
-        assert main(["fit", "-c", str(config), *more]) == expected
-    finally:
-        os.chdir(before)
 
 
 def fit_in_process(folder, config, *more, **environment):

@@ -1,5 +1,18 @@
 """LightningModules: each joins the plain parts, logs, and says what it optimises."""
 
-from lit_moss.modules.codec_encoder import CodecEncoder
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["CodecEncoder"]
+if TYPE_CHECKING:
+    from lit_moss.modules.codec_encoder import CodecEncoder
+    from lit_moss.modules.split_llm import SplitLLM
+
+_WHERE = {"CodecEncoder": "lit_moss.modules.codec_encoder", "SplitLLM": "lit_moss.modules.split_llm"}
+__all__ = ["CodecEncoder", "SplitLLM"]
+
+
+def __getattr__(name: str) -> Any:
+    """A tokenizer run does not wait for transformers to be imported."""
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,54 @@
+"""The paper's recipes: they parse, their numbers are the paper's, and the model of them exists on the
+meta device."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import Qwen3Config
+
+from lit_moss.llm import SplitLM
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(p for p in (ROOT / "conf/paper").glob("*.yaml") if p.stem != "codec_encoder")
+# Qwen3-8B's sizes, as the released model's manifest has them.
+QWEN3_8B = {"vocab_size": 151680, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_rows_a_step_are_those_the_head_states_and_the_papers(path):
+    text = path.read_text()
+    conf = yaml.safe_load(text)
+    data, trainer = conf["data"]["init_args"], conf["trainer"]
+    rows = data["context"] * data["batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"]
+    stated = int(re.search(r"= ([\d,]+) \(", text).group(1).replace(",", ""))
+    assert rows == stated
+    wanted = {"sft": 8 * 10240}.get(path.stem, 2.8e6 if "stage2" in path.stem else 2.2e6)
+    assert abs(rows / wanted - 1) < 0.02
+    lr = conf["model"]["init_args"]["lr"]
+    assert lr == {"sft": 1e-5}.get(path.stem, 6e-5 if "stage2" in path.stem else 4e-4)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_its_model_exists_on_the_meta_device(path):
+    options = yaml.safe_load(path.read_text())["model"]["init_args"]
+    joint = options.get("joint", False)
+    with torch.device("meta"):
+        lm = SplitLM.from_backbone(
+            Qwen3Config(**QWEN3_8B), 0 if joint else options["num_modality_layers"], joint=joint
+        )
+    count = sum(p.numel() for p in lm.parameters())
+    assert round(count / 1e9, 4) == (
+        8.3239 if joint else 9.0957
+    )  # 36 layers and one table more; the released model
+
+
+def test_layerwise_total_exceeds_what_appendix_d_needs():
+    conf = yaml.safe_load((ROOT / "conf/paper/stage2_layerwise.yaml").read_text())
+    unfreeze = next(c for c in conf["trainer"]["callbacks"] if c["class_path"].endswith("ReverseUnfreeze"))[
+        "init_args"
+    ]
+    assert conf["trainer"]["max_steps"] > 31 * unfreeze["k"] + unfreeze["w"] == 157_000
