@@ -3,7 +3,7 @@
     python -m experiments.step_cost [--backbone embedded:smollm2-135m] [--rows 2048] [--repeats 5]
 
 Every measurement runs in a process of its own, the two kinds take turns. Memory is measured in further
-processes, where every larger tensor is a mapping of its own (MALLOC_MMAP_THRESHOLD_), so that freed memory is
+processes, where every tensor of weight is a mapping of its own (MALLOC_MMAP_THRESHOLD_), so that freed memory is
 gone and the peak of the resident set is that of the tensors; what Python and the libraries take before the
 model is made is taken off.
 """
@@ -33,7 +33,7 @@ def measure(kind: str, backbone: str, rows: int, steps: int) -> dict[str, float]
     if kind == "stage1":
         for name, p in lm.named_parameters():
             p.requires_grad_("audio" in name)
-    optimizer = torch.optim.AdamW([p for p in lm.parameters() if p.requires_grad], lr=1e-5)
+    optimizer = torch.optim.AdamW([p for p in lm.parameters() if p.requires_grad], lr=1e-5, fused=True)
     V = lm.format.text_vocab_size
     text, speech = torch.randint(0, 1000, (rows,)), torch.randint(V, V + 1024, (rows,))
     mixed = torch.where(torch.arange(rows) // 40 % 4 > 0, speech, text)[None].to(
@@ -80,7 +80,7 @@ def main() -> None:
     for _ in range(args.repeats):
         for kind, results in found.items():
             results.append(_run([*sizes, "--one", kind, "--steps", str(args.steps)], {}))
-    mapped = {"MALLOC_MMAP_THRESHOLD_": "4000000"}
+    mapped = {"MALLOC_MMAP_THRESHOLD_": "200000", "MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1"}
     memory = {kind: _run([*sizes, "--one", kind, "--steps", "1"], mapped)["gib"] for kind in found}
     best = {kind: (min(r["sec"] for r in results), memory[kind]) for kind, results in found.items()}
     for kind, (sec, gib) in best.items():

@@ -12,6 +12,7 @@ A sequence of one document takes SDPA's own causal path, the same call as transf
 backbone's to the bit. Shapes: B sequences, H heads, L rows, D width of a head.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -106,15 +107,78 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
         return out.transpose(1, 2)
     if segments.kind == "varlen":
         return _varlen(q, k, v, scale, segments)
+    if q.is_cuda:
+        return _one_by_one(q, k, v, scale, segments)
+    device = q.device.type
+    if torch.is_autocast_enabled(device):
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    return cast(Any, _Documents).apply(q, k, v, scale, segments.borders)
+
+
+def _one_by_one(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -> Tensor:
     k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
     rows = []
     for b, borders in enumerate(segments.borders):
-        parts = []
-        for start, stop in pairwise(borders):
-            one = (slice(b, b + 1), slice(None), slice(start, stop))
-            parts.append(F.scaled_dot_product_attention(q[one], k[one], v[one], is_causal=True, scale=scale))
-        rows.append(torch.cat(parts, dim=2))
+        sizes = [stop - start for start, stop in pairwise(borders)]
+        parts = zip(*(x[b : b + 1].split(sizes, dim=2) for x in (q, k, v)), strict=True)
+        out = [F.scaled_dot_product_attention(*part, is_causal=True, scale=scale) for part in parts]
+        rows.append(torch.cat(out, dim=2))
     return torch.cat(rows).transpose(1, 2)
+
+
+class _Documents(torch.autograd.Function):
+    """SDPA's own CPU kernel document by document, each writing into its place.
+
+    Autograd would keep every document's output twice and the keys and values once a query head, and add up
+    gradients of slices over the whole sequence.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, borders: list[list[int]]
+    ) -> Tensor:
+        B, H, L, E = q.shape
+        out_BLHE = q.new_empty(B, L, H, E)
+        lse_BHL = q.new_empty(B, H, L, dtype=_wide(q))
+        for here in _places(borders):
+            one, lse = _CPU(q[here], _repeat(k[here], H), _repeat(v[here], H), 0.0, True, scale=scale)
+            out_BLHE.transpose(1, 2)[here] = one
+            lse_BHL[here] = lse
+        ctx.save_for_backward(q, k, v, out_BLHE, lse_BHL)
+        ctx.scale, ctx.borders = scale, borders
+        return out_BLHE
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out_BLHE, lse_BHL = ctx.saved_tensors
+        H, kv = q.shape[1], k.shape[1]
+        out, d_out = out_BLHE.transpose(1, 2), grads[0].transpose(1, 2)
+        # Rows of a document lie as in the projections, (B, L, H, E): no copy on the way back.
+        dq, dk, dv = (torch.empty_like(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
+        for here in _places(ctx.borders):
+            keys, values = _repeat(k[here], H), _repeat(v[here], H)
+            found = _CPU_BACKWARD(
+                d_out[here], q[here], keys, values, out[here], lse_BHL[here], 0.0, True, scale=ctx.scale
+            )
+            dq[here] = found[0]
+            for into, part in ((dk, found[1]), (dv, found[2])):
+                into[here] = part if kv == H else part.unflatten(1, (kv, H // kv)).sum(2)
+        return dq, dk, dv, None, None
+
+
+_CPU: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_CPU_BACKWARD: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _places(borders: list[list[int]]) -> Iterator[tuple[slice, slice, slice]]:
+    """Where each document stands in (B, H, L)."""
+    for b, row in enumerate(borders):
+        for start, stop in pairwise(row):
+            yield slice(b, b + 1), slice(None), slice(start, stop)
 
 
 # Documents change with every batch: a graph of them would be compiled anew each time.

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lit_moss.errors import UserError
 from lit_moss.llm.cache import KVCache, causal_mask
-from lit_moss.llm.decode import fits, head_row, one_row
+from lit_moss.llm.decode import head_row, one_row
+from lit_moss.llm.layers import DecoderLayer
 
 if TYPE_CHECKING:
     from lit_moss.llm.model import Block, SplitLM
@@ -159,7 +160,7 @@ class _Decoder:
         self.min_new, self.chunk = min_new_tokens, prompt_chunk
         f, model = lm.format, lm.model
         self.device = model.text_norm.weight.device
-        self.fast = all(fits(layer) for block in lm.blocks() for layer in block.layers)
+        self.fast = all(isinstance(layer, DecoderLayer) for block in lm.blocks() for layer in block.layers)
         longest = max(map(len, prompts))
         pad_B = torch.tensor([longest - len(p) for p in prompts], device=self.device)
         self.pad_B = pad_B if int(pad_B.max()) else None

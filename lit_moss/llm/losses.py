@@ -1,7 +1,7 @@
 """Cross-entropy of a large head without its logits: computed, with its gradients, a chunk of rows at a time.
 
 At 151,680 words and 14,336 rows full logits are 8.7 GB in float32, and as much again for their gradient. Here
-at most `CHUNK_ELEMENTS` of them exist at once; the gradient of the hidden rows is made in the same pass, so
+a chunk of them exists at a time; the gradient of the hidden rows is made in the same pass, so
 the backward multiplies by one number. A frozen head gets no weight gradient at all.
 Shapes: N target rows, D width, V ids of the head.
 """
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-CHUNK_ELEMENTS = 2**25  # logits at once: 128 MiB in float32
+# Logits at once: 64 MiB in float32 on CPU; a GPU reads the head once a chunk and wants longer ones.
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**25}
 
 
 class HeadLoss(NamedTuple):
@@ -56,7 +57,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
         want_hidden, want_weight = ctx.needs_input_grad[:2]
         (N, D), V = hidden_ND.shape, len(weight_VD)
-        step = max(1, CHUNK_ELEMENTS // V)
+        step = max(1, CHUNK_ELEMENTS.get(hidden_ND.device.type, 2**25) // V)
         nll_N = torch.empty(N, dtype=torch.float32, device=hidden_ND.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden_ND.device)
         d_hidden = torch.empty_like(hidden_ND) if want_hidden else None

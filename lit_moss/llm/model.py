@@ -26,6 +26,7 @@ from lit_moss.errors import UserError
 from lit_moss.llm import attention
 from lit_moss.llm.attention import Segments
 from lit_moss.llm.config import SplitConfig
+from lit_moss.llm.layers import own_layer, own_norm
 from lit_moss.llm.losses import Head, HeadLoss
 from lit_moss.llm.rows import RowFormat, default_eosp
 
@@ -97,19 +98,19 @@ class SplitModel(nn.Module):
     def __init__(self, backbone: nn.Module, config: SplitConfig) -> None:
         super().__init__()
         inner: Any = backbone
-        layers, split = list(inner.layers), config.num_shared_layers
-        width, tail = config.backbone.hidden_size, list(inner.layers)[split:]
+        layers, split = [own_layer(layer) for layer in inner.layers], config.num_shared_layers
+        width, tail, norm = config.backbone.hidden_size, layers[split:], own_norm(inner.norm)
         self.embed_tokens: nn.Embedding = inner.embed_tokens
         self.shared_block = Block(layers[:split])
         self.rotary_emb = inner.rotary_emb
         if config.joint:
-            self.text_block, self.text_norm = Block([]), inner.norm
+            self.text_block, self.text_norm = Block([]), norm
             return
         self.audio_embed = nn.Embedding(config.format.audio_vocab_size, width)
         self.audio_block = Block(copy.deepcopy(tail))
-        self.audio_norm = copy.deepcopy(inner.norm)
+        self.audio_norm = copy.deepcopy(norm)
         self.text_block = Block(tail)
-        self.text_norm = inner.norm
+        self.text_norm = norm
 
 
 class SplitLM(nn.Module):

@@ -1,0 +1,257 @@
+"""Decoder layers of Llama, Qwen2 and Qwen3 with backwards of their own: same parameters, names and forward
+bits as transformers' modules, less kept and less copied in training.
+
+Autograd keeps every intermediate of a norm, a rotation and a gated MLP, in float32 where autocast promotes,
+and casts the same rows once a projection. Here each of them keeps its input alone. What that is worth:
+`python -m experiments.step_cost` (numbers in experiments/LOG.md).
+Layers of other kinds stay transformers' own, see `own_layer`.
+Shapes: B sequences, L rows, D width, H heads, H_kv key-value heads, E width of a head.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_moss.llm.attention import attend
+
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+
+
+def own_layer(layer: nn.Module) -> nn.Module:
+    """The layer as a `DecoderLayer` around the same parameters; itself where its parts are not those of a
+    pre-norm layer with RMSNorm, rotary attention and a gated SiLU MLP."""
+    return DecoderLayer(layer) if _fits(layer) else layer
+
+
+def own_norm(norm: nn.Module) -> nn.Module:
+    """The norm as an `RMSNorm` around the same weight, itself where it is another kind."""
+    return RMSNorm(norm) if "RMSNorm" in type(norm).__name__ and hasattr(norm, "variance_epsilon") else norm
+
+
+def _fits(layer: Any) -> bool:
+    if {name for name, _ in layer.named_children()} != _LAYER:
+        return False
+    attention = {name for name, _ in layer.self_attn.named_children()}
+    mlp = {name for name, _ in layer.mlp.named_children()}
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [getattr(layer.self_attn, n) for n in ("q_norm", "k_norm") if n in attention]
+    linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
+    return (
+        attention <= _ATTENTION
+        and mlp <= _MLP
+        and len(linears) == 7
+        and all(type(m) is nn.Linear for m in linears)
+        and "silu" in type(layer.mlp.act_fn).__name__.lower()
+        and all("RMSNorm" in type(n).__name__ and hasattr(n, "variance_epsilon") for n in norms)
+        and not getattr(layer.self_attn, "attention_dropout", 0.0)
+    )
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension; under autocast the result is cast once."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = norm.weight
+        self.variance_epsilon: float = norm.variance_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, D)."""
+        return cast(Any, _RMSNorm).apply(x, self.weight, self.variance_epsilon, _autocast_dtype(x))
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps x and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype | None) -> Tensor:
+        # The order of transformers' own operations: the same bits.
+        wide = x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, scale, weight_D)
+        y = weight_D * (wide * scale).to(x.dtype)
+        return y if dtype is None else y.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, weight_D = ctx.saved_tensors
+        dy = grads[0].float()
+        unit = x.float() * scale
+        d_weight = d_x = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (dy * unit).flatten(0, -2).sum(0).to(weight_D.dtype)
+        if ctx.needs_input_grad[0]:
+            d_unit = dy * weight_D
+            along = (d_unit * unit).mean(-1, keepdim=True)
+            d_x = d_unit.sub_(unit.mul_(along)).mul_(scale).to(x.dtype)
+        return d_x, d_weight, None, None
+
+
+class Linear(nn.Linear):
+    """A projection; a frozen one under autocast keeps no copy of its weights in half precision."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, in) -> (…, out)."""
+        dtype = _autocast_dtype(input)
+        if dtype is None or self.weight.requires_grad or self.weight.dtype == dtype:
+            return super().forward(input)
+        return cast(Any, _FrozenLinear).apply(input, self.weight, self.bias, dtype)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """Autocast would keep the cast weights until the backward, 0.2 GiB for 107 M frozen ones; a second cast
+    costs less than a hundredth of the product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        ctx.weight, ctx.dtype = weight, x.dtype  # not saved as a tensor: shards come and go
+        return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        return (dy @ ctx.weight.to(dy.dtype)).to(ctx.dtype), None, None, None
+
+
+def _own_linear(linear: nn.Linear) -> Linear:
+    own = Linear(1, 1, bias=False, device="meta")
+    own.in_features, own.out_features = linear.in_features, linear.out_features
+    own.weight, own.bias = linear.weight, linear.bias
+    return own
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.gate_proj = _own_linear(mlp.gate_proj)
+        self.up_proj = _own_linear(mlp.up_proj)
+        self.down_proj = _own_linear(mlp.down_proj)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        return self.down_proj(cast(Any, _Gate).apply(self.gate_proj(x), self.up_proj(x)))
+
+
+class _Gate(torch.autograd.Function):
+    """silu(gate) * up; silu is computed again rather than kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        (dy,) = grads
+        return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
+
+
+class Attention(nn.Module):
+    """Rotary causal attention with grouped keys and values, optionally with norms of queries and keys
+    (Qwen3)."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.q_proj = _own_linear(attention.q_proj)
+        self.k_proj = _own_linear(attention.k_proj)
+        self.v_proj = _own_linear(attention.v_proj)
+        self.o_proj = _own_linear(attention.o_proj)
+        self.has_norms = hasattr(attention, "q_norm")
+        if self.has_norms:
+            self.q_norm, self.k_norm = RMSNorm(attention.q_norm), RMSNorm(attention.k_norm)
+        self.layer_idx: int = attention.layer_idx
+        self.head_dim: int = attention.head_dim
+        self.scaling: float = attention.scaling
+        # transformers' function for one document a sequence reads these two.
+        self.num_key_value_groups: int = attention.num_key_value_groups
+        self.is_causal = True
+
+    def forward(
+        self,
+        h_BLD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D); arguments as of `attend`, the cache is written."""
+        B, L, _ = h_BLD.shape
+        q, k, v = (p(h_BLD).view(B, L, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if self.has_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        dtype = _autocast_dtype(q)
+        cos, sin = (x[:, :, None] for x in rope)
+        q, k = (cast(Any, _Rotation).apply(x, cos, sin, dtype).transpose(1, 2) for x in (q, k))
+        v = v.transpose(1, 2)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        out, _ = attend(self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
+        return self.o_proj(out.reshape(B, L, -1))
+
+
+class _Rotation(torch.autograd.Function):
+    """x * cos + rotate_half(x) * sin; keeps nothing of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype | None) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.dtype = x.dtype
+        return _rotate(x, cos, sin, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        # The transpose of a rotation is the rotation back.
+        return _rotate(grads[0], cos, -sin, ctx.dtype), None, None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype | None) -> Tensor:
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    y = x * cos
+    y[..., :half] -= second * sin[..., :half]
+    y[..., half:] += first * sin[..., half:]
+    return y if dtype is None else y.to(dtype)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm layer: h + attention(norm(h)), then h + mlp(norm(h))."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.self_attn = Attention(layer.self_attn)
+        self.mlp = GatedMLP(layer.mlp)
+        self.input_layernorm = RMSNorm(layer.input_layernorm)
+        self.post_attention_layernorm = RMSNorm(layer.post_attention_layernorm)
+        self.train(layer.training)
+
+    def forward(
+        self,
+        h_BLD: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        segments: Any = None,
+        **_: Any,
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D); takes what transformers' layers take."""
+        h_BLD = h_BLD + self.self_attn(
+            self.input_layernorm(h_BLD),
+            position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            segments=segments,
+        )
+        return h_BLD + self.mlp(self.post_attention_layernorm(h_BLD))
