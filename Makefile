@@ -3,9 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check gpu-test
+.PHONY: quickstart quickstart-tokenizer test check gpu-test
 
-quickstart: $(VENV)/ready ## sets up, trains the speech tokenizer on embedded real parts, writes codes of one file
+quickstart: $(VENV)/ready ## sets up, trains stage 1 of a split SmolLM2-135M on embedded real parts, answers two prompts
+	$(BIN)/python -m lit_moss fit -c conf/quickstart_lm.yaml
+	$(BIN)/python -m lit_moss predict -c conf/quickstart_lm.yaml -c conf/predict/prompts.yaml --ckpt_path last \
+		--model.init_args.max_new_tokens 40 --data.init_args.prompts '[conf/predict/prompts.jsonl]'
+
+quickstart-tokenizer: $(VENV)/ready ## sets up, trains the speech tokenizer on the same corpus, writes codes of one file
 	$(BIN)/python -m lit_moss fit -c conf/quickstart.yaml
 	$(BIN)/python -m lit_moss tokenize "$$($(BIN)/python -m lit_moss prepare everyday)/audio/everyday-0009.flac" \
 		--codec runs/quickstart --out codes.jsonl --force

@@ -3,9 +3,9 @@
     python -m experiments.step_cost [--backbone embedded:smollm2-135m] [--rows 2048] [--repeats 5]
 
 Every measurement runs in a process of its own, the two kinds take turns. Memory is measured in further
-processes, where every tensor of weight is a mapping of its own (MALLOC_MMAP_THRESHOLD_), so that freed memory is
-gone and the peak of the resident set is that of the tensors; what Python and the libraries take before the
-model is made is taken off.
+processes, where every tensor of weight is a mapping of its own (MAPPED), so that freed memory is gone and the
+peak of the resident set is that of the tensors; what Python and the libraries take before the model is made
+is taken off.
 """
 
 import argparse
@@ -18,6 +18,9 @@ import time
 import torch
 
 from lit_moss.llm import SplitLM
+
+# Of glibc's malloc.
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": "200000", "MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1"}
 
 
 def measure(kind: str, backbone: str, rows: int, steps: int) -> dict[str, float]:
@@ -80,8 +83,7 @@ def main() -> None:
     for _ in range(args.repeats):
         for kind, results in found.items():
             results.append(_run([*sizes, "--one", kind, "--steps", str(args.steps)], {}))
-    mapped = {"MALLOC_MMAP_THRESHOLD_": "200000", "MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1"}
-    memory = {kind: _run([*sizes, "--one", kind, "--steps", "1"], mapped)["gib"] for kind in found}
+    memory = {kind: _run([*sizes, "--one", kind, "--steps", "1"], MAPPED)["gib"] for kind in found}
     best = {kind: (min(r["sec"] for r in results), memory[kind]) for kind, results in found.items()}
     for kind, (sec, gib) in best.items():
         print(f"{kind:<7} {sec:.3f} s a step, {args.rows / sec:.0f} rows/s, peak {gib:.2f} GiB")

@@ -156,10 +156,10 @@ def assert_equal(a, b, where=""):
         assert a == b, where
 
 
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every metric of the only MLflow run of a folder, without those that measure time."""
+def curves(folder: Path, name: str = "tiny") -> dict[str, list[tuple[int, float]]]:
+    """Every metric of the only MLflow run of that name in a folder, without those that measure time."""
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("tiny")
+    experiment = client.get_experiment_by_name(name)
     (run,) = client.search_runs([experiment.experiment_id])
     return {
         key: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))

@@ -134,9 +134,7 @@ class _Documents(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, borders: list[list[int]]
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, borders: list[list[int]]) -> Tensor:
         B, H, L, E = q.shape
         out_BLHE = q.new_empty(B, L, H, E)
         lse_BHL = q.new_empty(B, H, L, dtype=_wide(q))

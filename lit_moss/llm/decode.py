@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_moss.llm.cache import KVCache
 
+
 def one_row(layers: nn.ModuleList, cache: KVCache, h_B1D: Tensor, rope: Any, mask: Tensor | None) -> Tensor:
     """Output (B, 1, D) of the layers for one row (B, 1, D); the cache is written, not yet advanced.
 
@@ -94,10 +95,10 @@ def _in_layout(linears: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
     kept = _layouts.get(linears[0])
     if kept is None or kept[0] != state:
         weight = torch.cat([one.weight.detach() for one in linears])
-        bias = None
-        if any(one.bias is not None for one in linears):
-            rows = [one.weight.new_zeros(len(one.weight)) if one.bias is None else one.bias for one in linears]
-            bias = torch.cat([row.detach() for row in rows])
+        biases, bias = [one.bias for one in linears], None
+        if any(b is not None for b in biases):
+            none = [one.weight.new_zeros(len(one.weight)) for one in linears]
+            bias = torch.cat([n if b is None else b.detach() for b, n in zip(biases, none, strict=True)])
         kept = state, torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias
         _layouts[linears[0]] = kept
     return kept[1], kept[2]

@@ -21,13 +21,13 @@ _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
-def own_layer(layer: nn.Module) -> nn.Module:
+def own_layer(layer: nn.Module) -> Any:
     """The layer as a `DecoderLayer` around the same parameters; itself where its parts are not those of a
     pre-norm layer with RMSNorm, rotary attention and a gated SiLU MLP."""
     return DecoderLayer(layer) if _fits(layer) else layer
 
 
-def own_norm(norm: nn.Module) -> nn.Module:
+def own_norm(norm: nn.Module) -> Any:
     """The norm as an `RMSNorm` around the same weight, itself where it is another kind."""
     return RMSNorm(norm) if "RMSNorm" in type(norm).__name__ and hasattr(norm, "variance_epsilon") else norm
 
@@ -57,16 +57,23 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension; under autocast the result is cast once."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension.
 
-    def __init__(self, norm: Any) -> None:
+    Args:
+        norm: transformers' module, whose weight is taken over.
+        before_linear: The result goes into projections: cast it once under autocast, not once in each.
+    """
+
+    def __init__(self, norm: Any, before_linear: bool = True) -> None:
         super().__init__()
+        self.before_linear = before_linear
         self.weight: nn.Parameter = norm.weight
         self.variance_epsilon: float = norm.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) -> (…, D)."""
-        return cast(Any, _RMSNorm).apply(x, self.weight, self.variance_epsilon, _autocast_dtype(x))
+        dtype = _autocast_dtype(x) if self.before_linear else None
+        return cast(Any, _RMSNorm).apply(x, self.weight, self.variance_epsilon, dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -170,7 +177,8 @@ class Attention(nn.Module):
         self.o_proj = _own_linear(attention.o_proj)
         self.has_norms = hasattr(attention, "q_norm")
         if self.has_norms:
-            self.q_norm, self.k_norm = RMSNorm(attention.q_norm), RMSNorm(attention.k_norm)
+            # Rotated next, in float32 as transformers do.
+            self.q_norm, self.k_norm = (RMSNorm(n, False) for n in (attention.q_norm, attention.k_norm))
         self.layer_idx: int = attention.layer_idx
         self.head_dim: int = attention.head_dim
         self.scaling: float = attention.scaling
