@@ -1,9 +1,12 @@
 """When checkpoints are written."""
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_moss.checkpoints import seal_folder
 
 
 class Checkpoint(ModelCheckpoint):
@@ -37,6 +40,15 @@ class Checkpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._is_best, self._deferred = best, False
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        folder = Path(filepath)
+        if folder.is_dir():  # shards: all ranks have to be done
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                seal_folder(folder)
+            trainer.strategy.barrier()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -61,7 +61,13 @@ class StagedFreezing(Callback):
 
     def ever_trained(self, parts: Parts) -> set[str]:
         """Names of the parameters that some stage trains."""
-        return set().union(*(_matches(s["train"], parts) - _matches(s["freeze"], parts) for s in self.stages))
+        found = set().union(*(_matches(s["train"], parts) - _matches(s["freeze"], parts) for s in self.stages))
+        if not found:
+            raise UserError(
+                f"StagedFreezing trains none of the parts {', '.join(parts)}: give a policy or patterns that do "
+                "(a model without a split has no parts of speech to train alone)"
+            )
+        return found
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trained = None

@@ -1,4 +1,8 @@
-"""Checkpoint files: written whole or not at all, read as data, found by name."""
+"""Checkpoint files: written whole or not at all, read as data, found by name.
+
+Sharded strategies (FSDP2, DeepSpeed) write a folder, every rank its files. Such a folder is whole once it
+holds `WHOLE`, which names all its files with their sizes and is written last.
+"""
 
 import contextlib
 import hashlib
@@ -12,11 +16,13 @@ from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from typing_extensions import override
 
 from lit_moss.errors import UserError
 
 SEAL = 64  # hex digits of a sha256
+WHOLE = "whole.json"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -69,13 +75,32 @@ def _seal(file: BinaryIO) -> None:
     file.write(struct.pack("<H", SEAL) + digest.hexdigest().encode())
 
 
+def seal_folder(folder: Path) -> None:
+    """Says that a folder of shards is complete; call once all ranks have written."""
+    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+    partial = folder / f"{WHOLE}.partial"
+    partial.write_text(json.dumps(sizes, indent=1))
+    partial.replace(folder / WHOLE)
+
+
+def _is_whole_folder(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / WHOLE).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def is_whole(path: Path, sealed: bool = False) -> bool:
-    """Whether a checkpoint is as it was written: by its seal, or, without one, by its archive's checksums.
+    """Whether a checkpoint is as it was written: by its seal, or, without one, by its archive's checksums; a
+    folder by the sizes of its files.
 
     Args:
-        path: The file.
+        path: The file or folder.
         sealed: A file without a seal, which none of our runs writes, counts as damaged.
     """
+    if path.is_dir():
+        return _is_whole_folder(path)
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -98,13 +123,15 @@ def is_whole(path: Path, sealed: bool = False) -> bool:
 
 
 def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """A Lightning checkpoint as data.
+    """A Lightning checkpoint as data; of a folder of shards the gathered `state_dict` alone.
 
     Raises:
         UserError: if it is damaged, holds code, or is no Lightning checkpoint.
     """
     if not is_whole(path):
         raise UserError(f"{path} is damaged or no checkpoint: take another, or --ckpt_path last")
+    if path.is_dir():
+        return {"state_dict": _gather(path)}
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
@@ -113,6 +140,29 @@ def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
             "expected a checkpoint written by `fit`"
         ) from error
     return checkpoint
+
+
+def _gather(folder: Path) -> dict[str, torch.Tensor]:
+    """Whole weights out of the shards of FSDP2 or DeepSpeed."""
+    if (folder / "checkpoint").is_dir():
+        # DeepSpeed unpickles its own files: open only what your own runs wrote.
+        from deepspeed.utils.zero_to_fp32 import (  # pyright: ignore[reportMissingImports]
+            get_fp32_state_dict_from_zero_checkpoint,
+        )
+
+        state = get_fp32_state_dict_from_zero_checkpoint(str(folder), "checkpoint")
+        return {name.removeprefix("_forward_module."): value for name, value in state.items()}
+    from torch.distributed.checkpoint import FileSystemReader, load
+
+    reader = FileSystemReader(folder)
+    prefix = "state_dict."
+    found: dict[str, Any] = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    load(found, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(prefix): value for name, value in found.items()}
 
 
 def newest_checkpoint(folder: Path, which: str) -> Path | tuple[Path, str | None]:

@@ -17,7 +17,7 @@ TRAINER_VERBS = {
     "fit": "train by a YAML: fit -c conf/codec_encoder.yaml [--ckpt_path last]",
     "validate": "one pass over the validation data: validate -c … --ckpt_path best",
     "test": "one pass over the test data",
-    "predict": "codes and transcripts of the validation data",
+    "predict": "codes and transcripts of the validation data, or replies to prompts",
 }
 # verb -> (module with add_arguments(parser) and main(args), one line of help)
 VERBS = {

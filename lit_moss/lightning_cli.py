@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_moss.checkpoints import AtomicCheckpointIO, load_checkpoint, newest_checkpoint
+from lit_moss.checkpoints import AtomicCheckpointIO, is_whole, load_checkpoint, newest_checkpoint
 from lit_moss.errors import UserError
 from lit_moss.tracking import Tracker
 
@@ -155,10 +155,12 @@ class MossCLI(LightningCLI):
     def _resumed_run(self) -> tuple[Path, str | None] | None:
         """Folder and MLflow run that a resumed run continues; None for a new one."""
         if isinstance(self._ckpt, Path):
-            checkpoint = load_checkpoint(self._ckpt, mmap=True)
             folder = self._ckpt.absolute().parent.parent
-            inside = self._ckpt.parent.name == "checkpoints"
-            return (folder, checkpoint.get("mlflow_run_id")) if inside else None
+            if self._ckpt.parent.name != "checkpoints":
+                return None
+            if self._ckpt.is_dir():  # shards: the run's own record tells
+                return folder, json.loads((folder / "run.json").read_text())["mlflow_run_id"]
+            return folder, load_checkpoint(self._ckpt, mmap=True).get("mlflow_run_id")
         return self._ckpt
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -260,8 +262,10 @@ def _find_checkpoint(
     if asked in ("last", "best"):
         return newest_checkpoint(folder, asked)
     path = Path(asked)
+    if path.is_dir() and is_whole(path):
+        return path
     if not path.is_file():
-        raise UserError(f"no checkpoint {asked}: expected a .ckpt file, `last` or `best`")
+        raise UserError(f"no checkpoint {asked}: expected a .ckpt file or folder, `last` or `best`")
     if "pytorch-lightning_version" not in load_checkpoint(path, mmap=True):
         raise UserError(f"{asked} is no checkpoint of a run: expected one written by `fit`")
     return path

@@ -65,6 +65,13 @@ class PromptDataModule(LightningDataModule):
         assert self._format is not None
         return self._format
 
+    def fingerprints(self) -> dict[str, str]:
+        """Which tokenizers make the rows; compared with those of the checkpoint's documents."""
+        from lit_moss.llm.backbone import tokenizer_fingerprint
+        from lit_moss.prepare.kmeans_codec import codec_fingerprint
+
+        return {"tokenizer": tokenizer_fingerprint(self.tokenizer), "codec": codec_fingerprint(self.codec)}
+
     def setup(self, stage: str) -> None:
         from lit_moss.llm.backbone import load_tokenizer, row_format
         from lit_moss.prepare.kmeans_codec import open_codec

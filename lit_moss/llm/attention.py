@@ -107,9 +107,9 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
         return out.transpose(1, 2)
     if segments.kind == "varlen":
         return _varlen(q, k, v, scale, segments)
-    if q.is_cuda:
-        return _one_by_one(q, k, v, scale, segments)
     device = q.device.type
+    if device != "cpu":
+        return _one_by_one(q, k, v, scale, segments)
     if torch.is_autocast_enabled(device):
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     return cast(Any, _Documents).apply(q, k, v, scale, segments.borders)

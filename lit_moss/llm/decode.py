@@ -61,7 +61,7 @@ def _layer(
 
 
 def _norm(x: Tensor, norm: Any) -> Tensor:
-    if x.is_cuda or x.numel() != x.shape[-1]:
+    if x.numel() != x.shape[-1] or not _small(x):
         return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
     # One row on CPU: rms_norm is eight small operations there, this is four.
     size = torch.linalg.vector_norm(x, dtype=torch.float32).item()
@@ -74,7 +74,7 @@ def _product(x: Tensor, *linears: nn.Linear) -> Tensor:
     On CPU oneDNN's, for F.linear runs one row on one thread (AMD EPYC, 2 cores, 1536 x 576: 11 against
     23 GB/s in float32; 12 against 24 in bfloat16, which wants the weights in oneDNN's layout).
     """
-    if x.is_cuda or not _ONEDNN or x.dtype not in (torch.float32, torch.bfloat16):
+    if not _ONEDNN or not _small(x) or x.dtype != linears[0].weight.dtype:
         parts = [F.linear(x, one.weight, one.bias) for one in linears]
     elif x.dtype == torch.float32:
         parts = [_onednn(x, one.weight, one.bias, "none", [], "") for one in linears]
@@ -84,6 +84,10 @@ def _product(x: Tensor, *linears: nn.Linear) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
+def _small(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+
+
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _onednn: Any = torch.ops.mkldnn._linear_pointwise if _ONEDNN else None
 _layouts: MutableMapping[nn.Linear, tuple[Any, Tensor, Tensor | None]] = WeakKeyDictionary()
@@ -91,7 +95,8 @@ _layouts: MutableMapping[nn.Linear, tuple[Any, Tensor, Tensor | None]] = WeakKey
 
 def _in_layout(linears: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
     """Weights, one matrix below the other, as oneDNN wants them; made once, again after they have changed."""
-    state = [(one.weight.data_ptr(), one.weight._version) for one in linears]
+    tensors = [t for one in linears for t in (one.weight, one.bias) if t is not None]
+    state = [(t.data_ptr(), t._version) for t in tensors]
     kept = _layouts.get(linears[0])
     if kept is None or kept[0] != state:
         weight = torch.cat([one.weight.detach() for one in linears])

@@ -19,7 +19,7 @@ def matrix_flops(modules: Iterable[nn.Module], backward: bool = True) -> int:
     total = 0
     for module in modules:
         for linear in (m for m in module.modules() if isinstance(m, nn.Linear)):
-            n = linear.weight.numel()
+            n = getattr(linear.weight, "ds_numel", linear.weight.numel())  # a shard of ZeRO-3 holds 0
             total += 2 * n + (2 * n + 2 * n * linear.weight.requires_grad if backward else 0)
     return total
 

@@ -197,6 +197,10 @@ class _Decoder:
             return
         f = self.lm.format
         speech = row >= f.text_vocab_size
+        if self.lm.config.joint:  # one vocabulary has no fillers
+            seen, first = (self.seen["speech"], f.text_vocab_size) if speech else (self.seen["text"], 0)
+            seen[b, row - first] = True
+            return
         self.seen["text"][b, f.modality_pad_token_id if speech else row] = True
         self.seen["speech"][b, row - f.text_vocab_size if speech else f.audio_pad_token_id] = True
 
@@ -205,14 +209,17 @@ class _Decoder:
         """One list of B rows a step, None for sequences that have ended."""
         if count == 0:
             return
-        self._forward(self.prompt_BL)
+        new_BL = self.prompt_BL
         for made in range(count):
-            rows = self._next(made)
+            # In the weights' own precision: autocast would cast all of them anew for each row.
+            with torch.autocast(self.device.type, enabled=False):
+                self._forward(new_BL)
+                rows = self._next(made)
             yield rows
-            if not any(self.alive) or made + 1 == count:
+            if not any(self.alive):
                 return
             new = [0 if row is None else row for row in rows]  # an ended sequence is fed anything
-            self._forward(torch.tensor(new, device=self.device)[:, None])
+            new_BL = torch.tensor(new, device=self.device)[:, None]
 
     def _forward(self, rows_BL: Tensor) -> None:
         """Trunk over new rows; its outputs wait for the tails."""
@@ -248,7 +255,7 @@ class _Decoder:
     def _next(self, made: int) -> list[int | None]:
         f, lm = self.lm.format, self.lm
         if lm.config.joint:
-            return self._next_joint()
+            return self._next_joint(made)
         for b, row in enumerate(self.last):
             if row == f.sosp_token_id:
                 self.speaking[b] = True
@@ -277,11 +284,12 @@ class _Decoder:
             rows.append(row)
         return rows
 
-    def _next_joint(self) -> list[int | None]:
-        """Without a split one softmax chooses the modality row by row."""
+    def _next_joint(self, made: int) -> list[int | None]:
+        """Without a split one softmax chooses the modality row by row; both are sampled by the text channel's
+        values."""
         lm, f = self.lm, self.lm.format
         logits = head_row(lm.model.text_norm(self._tail_output("text")), lm.text_lm_head).float()
-        logits[:, f.eosp_row + 1 :] = -torch.inf
+        logits[:, f.eosp_row + (0 if made < self.min_new else 1) :] = -torch.inf
         seen = None if self.seen is None else torch.cat([self.seen["text"], self.seen["speech"]], dim=1)
         chosen = sample(logits, self.channels["text"], seen, self.generator).tolist()
         rows: list[int | None] = []

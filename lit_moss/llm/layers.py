@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_moss.llm.attention import attend
 
+_KNOWN = {f"{name}DecoderLayer" for name in ("Llama", "Qwen2", "Qwen3", "Mistral")}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -33,7 +34,9 @@ def own_norm(norm: nn.Module) -> Any:
 
 
 def _fits(layer: Any) -> bool:
-    if {name for name, _ in layer.named_children()} != _LAYER:
+    # Others of the same parts compute otherwise: Granite scales, Helium and Ernie rotate neighbours, SmolLM3
+    # leaves rotations out.
+    if type(layer).__name__ not in _KNOWN or {name for name, _ in layer.named_children()} != _LAYER:
         return False
     attention = {name for name, _ in layer.self_attn.named_children()}
     mlp = {name for name, _ in layer.mlp.named_children()}

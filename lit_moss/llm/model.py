@@ -5,7 +5,7 @@
 
 Both tails start as copies of the backbone's last layers, both norms as copies of its last norm: before
 training the text path is the backbone. Both tails run at every position; which head a row trains is read off
-the next row. The layers are transformers' own. Names are the released checkpoint's.
+the next row. Names are the released checkpoint's, layers those of `layers.py`.
 Shapes: B sequences, L rows, N target rows, D width, V ids of a head.
 """
 
@@ -13,11 +13,12 @@ import copy
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
@@ -92,6 +93,27 @@ class Block(nn.Module):
         return h_BLD
 
 
+class Rotary(nn.Module):
+    """transformers' rotation, whose frequencies stay in float32 whatever the weights are cast to: in bfloat16
+    the phase of row 14,335 would be off by up to 16 radians (Qwen3, theta 1e6)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Rotary":
+        kept = dict(self.inner.named_buffers())
+        super()._apply(fn, recurse)
+        for name, moved in list(self.inner.named_buffers()):
+            if moved.dtype != kept[name].dtype and not kept[name].is_meta:
+                setattr(self.inner, name, kept[name].to(moved.device))
+        return self
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, L, E) of positions (B, L), in x's dtype."""
+        return self.inner(x, position_ids=position_ids)
+
+
 class SplitModel(nn.Module):
     """Everything but the heads, under the released names."""
 
@@ -102,7 +124,7 @@ class SplitModel(nn.Module):
         width, tail, norm = config.backbone.hidden_size, layers[split:], own_norm(inner.norm)
         self.embed_tokens: nn.Embedding = inner.embed_tokens
         self.shared_block = Block(layers[:split])
-        self.rotary_emb = inner.rotary_emb
+        self.rotary_emb = Rotary(inner.rotary_emb)
         if config.joint:
             self.text_block, self.text_norm = Block([]), norm
             return
@@ -280,9 +302,29 @@ class SplitLM(nn.Module):
             raise UserError(f"{path}: {len(wrong)} tensors do not fit its config.json, first {wrong[0]!r}")
         lm.load_state_dict({k: v.to(dtype) if dtype else v for k, v in state.items()}, assign=True)
         # Its frequencies are no weights and were made on the meta device.
-        lm.model.rotary_emb = type(lm.model.rotary_emb)(config=lm.config.backbone)
+        rotary: Any = lm.model.rotary_emb.inner
+        lm.model.rotary_emb = Rotary(type(rotary)(config=lm.config.backbone))
         lm._tokenizer_folder = path
+        lm._end_ids_from(path)
         return lm.eval()
+
+    def _end_ids_from(self, folder: Path) -> None:
+        """A released config names neither <|im_start|> nor <|im_end|>; its tokenizer does."""
+        if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+            return
+        from lit_moss.llm.backbone import load_tokenizer, row_format
+
+        theirs = row_format(
+            load_tokenizer(folder), self.format.audio_vocab_size, eosp=self.format.eosp_token_id
+        )
+        found = {
+            name: getattr(theirs, name)
+            for name in ("im_start_id", "im_end_id", "end_id")
+            if getattr(self.format, name) is None
+        }
+        self.format = replace(self.format, **found)
+        self.config = replace(self.config, format=self.format)
+        self.stop_ids = [x for x in (self.format.im_end_id, self.format.end_id) if x is not None]
 
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: str = "5GB") -> None:
         """Writes `config.json`, sharded safetensors and, where known, the tokenizer."""
@@ -403,9 +445,9 @@ class SplitLM(nn.Module):
         tail_BLD = None
         for modality, here_BL in tails.items():
             at = here_BL.flatten().nonzero()[:, 0]
-            # In training an idle tail still runs: under DDP every rank must have a gradient for
-            # every parameter.
-            if not self.training and not len(at):
+            # An idle tail still runs where ranks must do the same: in training every parameter needs a
+            # gradient on each of them (DDP), in validation each gathers what it calls (FSDP, ZeRO-3).
+            if not self.training and not len(at) and not _sharded():
                 found[modality] = _nothing(h_BLD), at
                 continue
             if tail_BLD is None or not self.config.joint:
@@ -461,6 +503,10 @@ def targets(rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor 
     return target
 
 
+def _sharded() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _nothing(h: Tensor) -> HeadLoss:
     zero = torch.zeros((), dtype=torch.float32, device=h.device)
     return HeadLoss(zero, zero.new_empty(0), torch.zeros((), dtype=torch.long, device=h.device))
@@ -499,7 +545,16 @@ def _check_layers(backbone: nn.Module, config: PretrainedConfig) -> None:
             f"{config.model_type} cannot be split: expected a decoder with {', '.join(parts)} and lm_head, "
             "such as Qwen3, Qwen2 or Llama"
         )
+    scales = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+    scaled = [name for name in scales if getattr(config, name, 1.0) not in (None, 1.0)]
+    if scaled:
+        raise UserError(
+            f"{config.model_type} scales its parts ({', '.join(scaled)}): expected a decoder without, such as "
+            "Qwen3, Qwen2 or Llama"
+        )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None):
+        kinds = {"sliding_attention"}  # Mistral says it so
     if kinds != {"full_attention"}:
         raise UserError(
             f"{config.model_type} with layers of {sorted(kinds)}: only full attention can be packed here"

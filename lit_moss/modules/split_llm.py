@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -165,7 +166,7 @@ class SplitLLM(LightningModule):
         """Weights of an earlier stage's checkpoint; what it left out as frozen is the backbone's already."""
         if any(Path(source).glob("*/run.json")):
             source = str(newest_checkpoint(Path(source), "last"))
-        if not Path(source).is_file():
+        if not Path(source).exists():
             raise UserError(
                 f"model.init_from: no {source}, expected a checkpoint or a folder with config.json"
             )
@@ -238,7 +239,14 @@ class SplitLLM(LightningModule):
         self.log("train/loss", loss.total.detach(), prog_bar=True)
         for name, value in _means(loss).items():
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
-        return loss.total
+        ranks = self.trainer.world_size
+        if ranks == 1:
+            return loss.total
+        # Gradients are averaged over ranks, but every target of the micro-batch is to count once.
+        count = (loss.text_count + loss.speech_count).float()
+        every = count.clone()
+        dist.all_reduce(every)
+        return loss.total * (count * ranks / every.clamp_min(1))
 
     def on_train_start(self) -> None:
         trainer = self.trainer
@@ -323,10 +331,14 @@ class SplitLLM(LightningModule):
     # --- checkpoints ----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["state_dict"]
         checkpoint["split_config"] = self.lm.config.to_dict()
+        made_by = getattr(getattr(self.trainer, "datamodule", None), "fingerprints", dict)()
+        checkpoint["made_by"] = {key: made_by.get(key) for key in ("tokenizer", "codec")}
+        state = checkpoint.get("state_dict")
         if self.save_frozen or not state:
             return
+        if type(self.trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
+            return  # they save shards of their own choosing
         trained = {f"lm.{name}" for name in self.ever_trained()}
         left_out = {k.removeprefix("lm."): v for k, v in state.items() if k not in trained}
         for name in left_out:
@@ -338,12 +350,24 @@ class SplitLLM(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_made_by(checkpoint.get("made_by") or {})
         frozen = checkpoint.get("frozen")
         if frozen is None:
             return
         own = self.lm.state_dict()
         _check_frozen(frozen, own, "the checkpoint")
         checkpoint["state_dict"] |= {f"lm.{name}": own[name] for name in frozen["names"]}
+
+
+    def _check_made_by(self, trained: dict[str, str | None]) -> None:
+        """Codes of another tokenizer have the same numbers and mean something else."""
+        here = getattr(getattr(self.trainer, "datamodule", None), "fingerprints", dict)()
+        for key, value in trained.items():
+            if value and here.get(key) not in (None, "none", value):
+                raise UserError(
+                    f"the checkpoint was trained on rows of the {key} {value}, data.{key} here is {here[key]}: give "
+                    f"the {key} of the training (data.init_args.{'codec' if key == 'codec' else 'backbone'})"
+                )
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ Run as a script this file is one training: `test_sharded.py STRATEGY RULES FOLDE
 and rate after every step to FOLDER/states.pt.
 """
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -155,31 +154,7 @@ if __name__ == "__main__":
             data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"
         )
     if strategy_name.startswith("zero"):
-        from lightning.pytorch.strategies import DeepSpeedStrategy
-
-        class OnCPU(DeepSpeedStrategy):
-            """Lightning's own insists on CUDA."""
-
-            def setup_environment(self):
-                super(DeepSpeedStrategy, self).setup_environment()
-
-            def setup_distributed(self):  # as Lightning's, without the index of a GPU
-                import deepspeed.ops
-
-                # Minutes of C++ that gloo does not need.
-                deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-                self.set_world_ranks()
-                self._init_deepspeed_distributed()
-
-            @property
-            def root_device(self):
-                return torch.device("cpu", 0)
-
-            # Built whole on every rank, sharded afterwards: the model's code cannot fill sharded tables.
-            @contextlib.contextmanager
-            def model_sharded_context(self):
-                self._init_config_if_needed()
-                yield
+        from sharded import OnCPU
 
         strategy = OnCPU(
             stage=int(strategy_name[-1]), process_group_backend="gloo", logging_batch_size_per_gpu=2
