@@ -61,11 +61,13 @@ class StagedFreezing(Callback):
 
     def ever_trained(self, parts: Parts) -> set[str]:
         """Names of the parameters that some stage trains."""
-        found = set().union(*(_matches(s["train"], parts) - _matches(s["freeze"], parts) for s in self.stages))
+        found = set().union(
+            *(_matches(s["train"], parts) - _matches(s["freeze"], parts) for s in self.stages)
+        )
         if not found:
             raise UserError(
-                f"StagedFreezing trains none of the parts {', '.join(parts)}: give a policy or patterns that do "
-                "(a model without a split has no parts of speech to train alone)"
+                f"StagedFreezing trains none of the parts {', '.join(parts)}: give a policy or patterns that "
+                "do (a model without a split has no parts of speech to train alone)"
             )
         return found
 

@@ -16,7 +16,9 @@ from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from typing_extensions import override
 
 from lit_moss.errors import UserError
@@ -152,16 +154,15 @@ def _gather(folder: Path) -> dict[str, torch.Tensor]:
 
         state = get_fp32_state_dict_from_zero_checkpoint(str(folder), "checkpoint")
         return {name.removeprefix("_forward_module."): value for name, value in state.items()}
-    from torch.distributed.checkpoint import FileSystemReader, load
-
     reader = FileSystemReader(folder)
     prefix = "state_dict."
+    entries = reader.read_metadata().state_dict_metadata or {}
     found: dict[str, Any] = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        for name, entry in entries.items()
         if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
-    load(found, storage_reader=reader, no_dist=True)
+    load_shards(found, storage_reader=reader, no_dist=True)
     return {name.removeprefix(prefix): value for name, value in found.items()}
 
 

@@ -36,14 +36,16 @@ def backbone_folder(path: Path, kind: str = "llama") -> Path:
     return path
 
 
-def documents_folder(path: Path, backbone: Path, kind: str, count: int = 40, seed: int = 0) -> Path:
+def documents_folder(
+    path: Path, backbone: Path, kind: str, count: int = 40, seed: int = 0, codec: str = "made up"
+) -> Path:
     """Documents whose codes follow each other by a rule, so that there is something to learn."""
     if path.exists():
         return path
     tokenizer = load_tokenizer(backbone)
     form = row_format(tokenizer, 128, eosp=CODES)
     rng = np.random.default_rng(seed)
-    meta = {"kind": kind, "options": {}, "tokenizer": tokenizer_fingerprint(tokenizer), "codec": "made up",
+    meta = {"kind": kind, "options": {}, "tokenizer": tokenizer_fingerprint(tokenizer), "codec": codec,
             "format": form.to_dict(), "version": 1, "sources": [str(seed)]}  # fmt: skip
     with DocumentWriter(path, meta) as writer:
         for i in range(count):
@@ -69,14 +71,22 @@ MODULES = {
 
 
 def lm_recipe(
-    folder: Path, steps: int, *, stages=None, kind="interleaved", rates=None, extra=(), **model
+    folder: Path,
+    steps: int,
+    *,
+    stages=None,
+    kind="interleaved",
+    rates=None,
+    extra=(),
+    codec="made up",
+    **model,
 ) -> Path:
     """A YAML of a tiny run in `folder`; backbone and documents beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     shared = folder.parent
     backbone = backbone_folder(shared / "backbone")
-    train = documents_folder(shared / f"{kind}-train", backbone, kind)
-    validation = documents_folder(shared / f"{kind}-validation", backbone, kind, 6, seed=1)
+    train = documents_folder(shared / f"{kind}-train", backbone, kind, codec=codec)
+    validation = documents_folder(shared / f"{kind}-validation", backbone, kind, 6, 1, codec)
     config = {
         "name": "tiny",
         "seed_everything": 7,

@@ -549,8 +549,8 @@ def _check_layers(backbone: nn.Module, config: PretrainedConfig) -> None:
     scaled = [name for name in scales if getattr(config, name, 1.0) not in (None, 1.0)]
     if scaled:
         raise UserError(
-            f"{config.model_type} scales its parts ({', '.join(scaled)}): expected a decoder without, such as "
-            "Qwen3, Qwen2 or Llama"
+            f"{config.model_type} scales its parts ({', '.join(scaled)}): expected a decoder without, such "
+            "as Qwen3, Qwen2 or Llama"
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None):

@@ -239,14 +239,7 @@ class SplitLLM(LightningModule):
         self.log("train/loss", loss.total.detach(), prog_bar=True)
         for name, value in _means(loss).items():
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
-        ranks = self.trainer.world_size
-        if ranks == 1:
-            return loss.total
-        # Gradients are averaged over ranks, but every target of the micro-batch is to count once.
-        count = (loss.text_count + loss.speech_count).float()
-        every = count.clone()
-        dist.all_reduce(every)
-        return loss.total * (count * ranks / every.clamp_min(1))
+        return every_target_once(loss.total, loss.text_count + loss.speech_count)
 
     def on_train_start(self) -> None:
         trainer = self.trainer
@@ -337,7 +330,9 @@ class SplitLLM(LightningModule):
         state = checkpoint.get("state_dict")
         if self.save_frozen or not state:
             return
-        if type(self.trainer.strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy", "DeepSpeedStrategy"):
+        if any(
+            kind in type(self.trainer.strategy).__name__ for kind in ("ModelParallel", "FSDP", "DeepSpeed")
+        ):
             return  # they save shards of their own choosing
         trained = {f"lm.{name}" for name in self.ever_trained()}
         left_out = {k.removeprefix("lm."): v for k, v in state.items() if k not in trained}
@@ -358,16 +353,27 @@ class SplitLLM(LightningModule):
         _check_frozen(frozen, own, "the checkpoint")
         checkpoint["state_dict"] |= {f"lm.{name}": own[name] for name in frozen["names"]}
 
-
     def _check_made_by(self, trained: dict[str, str | None]) -> None:
         """Codes of another tokenizer have the same numbers and mean something else."""
         here = getattr(getattr(self.trainer, "datamodule", None), "fingerprints", dict)()
         for key, value in trained.items():
             if value and here.get(key) not in (None, "none", value):
                 raise UserError(
-                    f"the checkpoint was trained on rows of the {key} {value}, data.{key} here is {here[key]}: give "
+                    f"the checkpoint was trained on rows of the {key} {value}, here it is {here[key]}: give "
                     f"the {key} of the training (data.init_args.{'codec' if key == 'codec' else 'backbone'})"
                 )
+
+
+def every_target_once(mean: Tensor, count: Tensor) -> Tensor:
+    """A rank's mean loss over its own targets, scaled so that the average over ranks, which is what
+    gradients become, is the mean over the targets of all; accumulated micro-batches count alike, whatever
+    their targets."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return mean
+    own = count.float()
+    every = own.clone()
+    dist.all_reduce(every)
+    return mean * (own * dist.get_world_size() / every.clamp_min(1))
 
 
 @contextlib.contextmanager

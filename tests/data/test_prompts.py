@@ -15,6 +15,7 @@ from lit_moss.codec import SpeechTokenizer
 from lit_moss.data.prompts import PromptDataModule
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
+from lit_moss.prepare.kmeans_codec import codec_fingerprint
 
 
 @pytest.fixture
@@ -68,7 +69,9 @@ def test_prompts_are_rows_up_to_the_reply(tmp_path, codec, speech):
 @pytest.mark.slow
 def test_predict_answers_all_four_pairs(tmp_path, codec, speech):
     folder = tmp_path / "run"
-    config = lm_recipe(folder, 5, stages=[{"policy": "full"}], max_new_tokens=12, greedy=True)
+    made_by = codec_fingerprint(str(codec))
+    options = {"max_new_tokens": 12, "greedy": True}
+    config = lm_recipe(folder, 5, stages=[{"policy": "full"}], codec=made_by, **options)
     run(folder, "fit", "-c", config)
     predict = tmp_path / "predict.yaml"
     prompts = prompts_file(tmp_path, speech, FOUR)

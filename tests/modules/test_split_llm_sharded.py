@@ -1,4 +1,4 @@
-"""Sharded strategies through the command line: a resume in the middle of a stage, the next stage from shards."""
+"""Sharded strategies through the command line: a resume inside a stage, the next stage from shards."""
 
 import os
 import subprocess
