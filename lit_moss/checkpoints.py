@@ -6,6 +6,7 @@ holds `WHOLE`, which names all its files with their sizes and is written last.
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import struct
@@ -148,11 +149,8 @@ def _gather(folder: Path) -> dict[str, torch.Tensor]:
     """Whole weights out of the shards of FSDP2 or DeepSpeed."""
     if (folder / "checkpoint").is_dir():
         # DeepSpeed unpickles its own files: open only what your own runs wrote.
-        from deepspeed.utils.zero_to_fp32 import (  # pyright: ignore[reportMissingImports]
-            get_fp32_state_dict_from_zero_checkpoint,
-        )
-
-        state = get_fp32_state_dict_from_zero_checkpoint(str(folder), "checkpoint")
+        zero: Any = importlib.import_module("deepspeed.utils.zero_to_fp32")  # an extra
+        state = zero.get_fp32_state_dict_from_zero_checkpoint(str(folder), "checkpoint")
         return {name.removeprefix("_forward_module."): value for name, value in state.items()}
     reader = FileSystemReader(folder)
     prefix = "state_dict."
