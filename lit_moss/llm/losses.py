@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Logits at once: 64 MiB in float32 on CPU; a GPU reads the head once a chunk and wants longer ones.
-CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**25}
+# Logits at once: 32 MiB in float32 on CPU; a GPU reads the head once a chunk and wants longer ones.
+CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**25}
 
 
 class HeadLoss(NamedTuple):

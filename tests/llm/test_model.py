@@ -263,15 +263,25 @@ def test_activation_checkpointing_changes_nothing(pair):
 
 
 @pytest.mark.slow
-def test_compiled_layers_agree(pair):
+@pytest.mark.parametrize("stage1", [False, True])
+def test_compiled_layers_agree(pair, stage1):
+    """Stage 1 in bf16 takes the frozen projections' own path."""
+    torch.compiler.reset()
     lm = SplitLM.from_backbone(pair[0], 2, 40).train()
+    for name, p in lm.named_parameters():
+        p.requires_grad_("audio" in name or not stage1)
     rows, ids = packed(lm, [9, 14])
-    plain = lm.loss(rows, document_ids=ids).total
     compiled = copy.deepcopy(lm)
     compiled.compile_layers()
-    loss = compiled.loss(rows, document_ids=ids).total
-    torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-5)
-    loss.backward()
+    losses, grads = [], []
+    for model in (lm, compiled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=stage1):
+            losses.append(model.loss(rows, document_ids=ids).total)
+        losses[-1].backward()
+        grads.append(model.model.audio_embed.weight.grad)
+    near = 2e-2 if stage1 else 1e-5
+    torch.testing.assert_close(losses[0], losses[1], rtol=near, atol=near)
+    assert (grads[0] - grads[1]).norm() <= (0.1 if stage1 else 1e-4) * grads[0].norm()
     assert {k for k, _ in compiled.named_parameters()} == {k for k, _ in lm.named_parameters()}
 
 
