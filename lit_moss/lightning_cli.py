@@ -260,7 +260,10 @@ def _find_checkpoint(
             raise UserError(f"{verb} needs --ckpt_path: a file, `last` or `best`")
         return None
     if asked in ("last", "best"):
-        return newest_checkpoint(folder, asked)
+        found = newest_checkpoint(folder, asked)
+        if verb != "fit" and not isinstance(found, Path):
+            raise UserError(f"{found[0]} has no checkpoint yet: {verb} needs one, train further first")
+        return found
     path = Path(asked)
     if path.is_dir() and is_whole(path):
         return path

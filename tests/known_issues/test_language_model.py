@@ -144,6 +144,24 @@ def test_predict_with_another_speech_tokenizer_is_refused(tmp_path, capsys):
     assert "was trained on rows of the codec made up" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_predict_of_a_run_without_a_checkpoint_is_one_line(tmp_path, capsys):
+    """It was an AssertionError."""
+    from recording import fit
+
+    from lit_moss.cli import main
+
+    folder = tmp_path / "run"
+    fit(folder, lm_recipe(folder, 2))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["validate", "-c", "conf.yaml", "--ckpt_path", "last"]) == 2
+    finally:
+        os.chdir(before)
+    assert "has no checkpoint yet: validate needs one" in capsys.readouterr().err
+
+
 TWO_RANKS = """
 import os, sys, torch, torch.distributed as dist
 from backbones import config_of
