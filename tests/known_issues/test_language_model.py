@@ -182,6 +182,8 @@ rank = dist.get_rank()
 found = every_target_once(torch.tensor(sums[rank] / counts[rank]), torch.tensor(counts[rank]))
 dist.all_reduce(found)
 assert abs(float(found) / 2 - 8.0 / 12) < 1e-6, found
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
