@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -26,8 +27,18 @@ _SENTENCES = Path(__file__).with_name("sentences_en.txt")
 _VALIDATION_EVERY = 10  # every tenth sentence is held out
 _SPEEDS = (1.0, 0.9, 1.1)  # one voice has one colour; at least its pace varies
 
-# (text, number of the sentence) -> samples at 24 kHz, and the speaker's name
-Speak = Callable[[str, int], tuple[np.ndarray, str]]
+
+@dataclass(frozen=True)
+class Voice:
+    """What speaks.
+
+    Args:
+        speak: Text and number of the sentence -> samples at 24 kHz.
+        speaker: Number of the sentence -> name of who says it.
+    """
+
+    speak: Callable[[str, int], np.ndarray]
+    speaker: Callable[[int], str]
 
 
 def sentences() -> list[str]:
@@ -60,7 +71,9 @@ def everyday_corpus(limit: int | None = None, name: str = EVERYDAY) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             made = Path(scratch) / "made"
-            _speak_all(texts, made, _kokoro() if name == VOICES else _hibari())
+            held_out = range(_VALIDATION_EVERY - 1, len(texts), _VALIDATION_EVERY)
+            named = [(f"everyday-{i:04d}", text) for i, text in enumerate(texts)]
+            speak_all(named, made, _kokoro() if name == VOICES else hibari(), held_out)
             try:
                 made.rename(folder)
             except OSError:
@@ -69,14 +82,17 @@ def everyday_corpus(limit: int | None = None, name: str = EVERYDAY) -> Path:
     return folder
 
 
-def _hibari() -> Speak:
+def hibari() -> Voice:
+    """The voice of `hibari-tts`, some 60 times real time on 2 cores."""
     from hibari import Hibari
 
     voice = Hibari(threads=min(4, os.cpu_count() or 1))
-    return lambda text, i: (voice(text, speed=_SPEEDS[i % len(_SPEEDS)], seed=i), "hibari-heart")
+    return Voice(
+        lambda text, i: voice(text, speed=_SPEEDS[i % len(_SPEEDS)], seed=i), lambda i: "hibari-heart"
+    )
 
 
-def _kokoro() -> Speak:
+def _kokoro() -> Voice:
     """Phonemes by hibari, sound of Kokoro: n tokens between two zeros, style row n of a voice's table."""
     import onnxruntime
     from hibari import Hibari
@@ -89,32 +105,48 @@ def _kokoro() -> Speak:
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     phonemes = Hibari()
 
-    def speak(text: str, i: int) -> tuple[np.ndarray, str]:
+    def speak(text: str, i: int) -> np.ndarray:
         voice = KOKORO_VOICES[i % len(KOKORO_VOICES)]
         said = phonemes.phonemize(text)
         tokens = [vocabulary[p] for p in " ".join(said) if p in vocabulary]
         inputs = {"tokens": np.array([[0, *tokens, 0]], dtype=np.int64), "style": styles[voice][len(tokens)],
                   "speed": np.ones(1, dtype=np.float32)}  # fmt: skip
-        return np.asarray(session.run(None, inputs)[0]).reshape(-1), f"kokoro-{voice}"
+        return np.asarray(session.run(None, inputs)[0]).reshape(-1)
 
-    return speak
+    return Voice(speak, lambda i: f"kokoro-{KOKORO_VOICES[i % len(KOKORO_VOICES)]}")
 
 
-def _speak_all(texts: list[str], folder: Path, speak: Speak) -> None:
+def speak_all(
+    named: Sequence[tuple[str, str]], folder: Path, voice: Voice, held_out: Collection[int]
+) -> None:
+    """Speaks sentences into `folder`: `audio/NAME.flac`, `train.jsonl`, `validation.jsonl`.
+
+    A sound file that is there already is kept: an interrupted call goes on where it was.
+
+    Args:
+        named: Name and text of each.
+        folder: Made if need be.
+        voice: Who speaks.
+        held_out: Numbers of the sentences of the validation manifest.
+    """
     import soundfile
     from tqdm import tqdm
 
     from lit_moss.data.manifest import Utterance, write_manifest
 
-    (folder / "audio").mkdir(parents=True)
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[Utterance]] = {"train": [], "validation": []}
-    for i, text in enumerate(
-        tqdm(texts, desc="speaking the embedded corpus", unit="sentence", file=sys.stderr)
-    ):
-        wave, speaker = speak(text, i)
-        path = folder / "audio" / f"everyday-{i:04d}.flac"
-        soundfile.write(path, wave, RATE_HZ)
-        part = "validation" if i % _VALIDATION_EVERY == _VALIDATION_EVERY - 1 else "train"
-        parts[part].append(Utterance(path, 0.0, round(len(wave) / RATE_HZ, 4), text, speaker, "en"))
+    for i, (name, text) in enumerate(tqdm(named, desc="speaking", unit="sentence", file=sys.stderr)):
+        path = folder / "audio" / f"{name}.flac"
+        if path.exists():
+            samples = soundfile.info(path).frames
+        else:
+            wave = voice.speak(text, i)
+            samples = len(wave)
+            partial = path.with_suffix(".partial")
+            soundfile.write(partial, wave, RATE_HZ, format="FLAC")
+            partial.replace(path)
+        part = "validation" if i in held_out else "train"
+        parts[part].append(Utterance(path, 0.0, round(samples / RATE_HZ, 4), text, voice.speaker(i), "en"))
     for part, utterances in parts.items():
         write_manifest(folder / f"{part}.jsonl", utterances)

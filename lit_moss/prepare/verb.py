@@ -2,12 +2,13 @@
 
 manifest   a corpus -> a speech manifest (JSON lines)
 tokenize   manifests and text -> token documents for the language model
+speak      text -> a spoken corpus, by the embedded voice
 everyday   the embedded corpus, made now rather than at first use
 """
 
 import argparse
 
-from lit_moss.prepare import documents, manifest
+from lit_moss.prepare import documents, manifest, speak
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     documents.add_arguments(three)
     three.set_defaults(run=documents.main)
+    four = stages.add_parser("speak", help="text -> a spoken corpus", description=speak.__doc__,
+                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    speak.add_arguments(four)
+    four.set_defaults(run=speak.main)
     two = stages.add_parser("everyday", help="the embedded corpus, made now rather than at first use")
     two.add_argument("--voices", action="store_true", help="twelve voices of Kokoro instead of one (slow)")
     two.set_defaults(run=_everyday)
