@@ -180,14 +180,19 @@ def newest_checkpoint(folder: Path, which: str) -> Path | tuple[Path, str | None
         raise UserError(
             f"no run in {folder} to take `{which}` from: expected one made by `fit` of the same name"
         )
+    return newest_of_run(runs[-1], which)
+
+
+def newest_of_run(run: Path, which: str) -> Path | tuple[Path, str | None]:
+    """The same within one run's folder."""
     found = sorted(
-        (runs[-1] / "checkpoints").glob("best.ckpt" if which == "best" else "step-*.ckpt"), reverse=True
+        (run / "checkpoints").glob("best.ckpt" if which == "best" else "step-*.ckpt"), reverse=True
     )
     for path in found:
         if is_whole(path, sealed=True):
             return path
         print(f"{path} is damaged, taking the one before", file=sys.stderr)
     if found or which == "best":
-        raise UserError(f"{runs[-1]} has no whole checkpoint for `{which}`: give --ckpt_path FILE")
-    print(f"{runs[-1]} has no checkpoint yet: starting it again from step 0", file=sys.stderr)
-    return runs[-1], json.loads((runs[-1] / "run.json").read_text())["mlflow_run_id"]
+        raise UserError(f"{run} has no whole checkpoint for `{which}`: give --ckpt_path FILE")
+    print(f"{run} has no checkpoint yet: starting it again from step 0", file=sys.stderr)
+    return run, json.loads((run / "run.json").read_text())["mlflow_run_id"]

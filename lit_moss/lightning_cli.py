@@ -19,8 +19,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_moss.checkpoints import AtomicCheckpointIO, is_whole, load_checkpoint, newest_checkpoint
+from lit_moss.checkpoints import (
+    AtomicCheckpointIO,
+    is_whole,
+    load_checkpoint,
+    newest_checkpoint,
+    newest_of_run,
+)
 from lit_moss.errors import UserError
+from lit_moss.recipes import PARENT_VARIABLE, end_with_parent
 from lit_moss.tracking import Tracker
 
 # Without it `${a.b}` is looked up below the subcommand and not found.
@@ -69,6 +76,8 @@ class MossCLI(LightningCLI):
     def run(cls, args: list[str]) -> "MossCLI":
         """Parses and runs one verb."""
         _quiet()
+        if PARENT_VARIABLE in os.environ:
+            end_with_parent()
         return cls(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -88,6 +97,8 @@ class MossCLI(LightningCLI):
             "--name", type=str, default="run", help="Name of the runs' folder and MLflow experiment."
         )
         parser.add_argument("--run_root", type=str, default="runs", help="Folder of all runs' files.")
+        parser.add_argument("--run_name", type=str | None, default=None,
+                            help="Folder of this run below that name; the time, if not given.")  # fmt: skip
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         _check_yaml_files(args)
@@ -140,12 +151,18 @@ class MossCLI(LightningCLI):
             return Tracker(folder.parent.name, folder.name, str(folder.parent.parent), run_id)
         if int(os.environ.get("LOCAL_RANK", 0)) and RUN_DIR_VARIABLE in os.environ:
             return Tracker(self._run_name, os.environ[RUN_DIR_VARIABLE], str(self._run_root))
-        version = time.strftime("%Y-%m-%d_%H-%M-%S")
+        asked = self.config["fit"].get("run_name")
+        version = asked or time.strftime("%Y-%m-%d_%H-%M-%S")
         folder = self._run_root / self._run_name / version
+        if asked and (folder / "run.json").exists():
+            raise UserError(
+                f"there is a run {folder} already: give another --run_name, or continue it with "
+                f"--ckpt_path {folder}"
+            )
         if rank_zero_only.rank == 0:
             for again in range(2, 1000):  # two runs begun in the same second
                 try:
-                    folder.mkdir(parents=True)
+                    folder.mkdir(parents=True, exist_ok=bool(asked))
                     break
                 except FileExistsError:
                     folder = folder.with_name(f"{version}-{again}")
@@ -183,6 +200,22 @@ class MossCLI(LightningCLI):
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self._record()
+
+    def after_fit(self) -> None:
+        self._write_result()
+
+    @rank_zero_only
+    def _write_result(self) -> None:
+        """The last values of all metrics beside the checkpoints, for whoever started this run."""
+        if self.tracker is None:
+            return
+        trainer = self.trainer
+        metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
+        result = {"step": trainer.global_step, "finished": trainer.global_step >= trainer.max_steps,
+                  "run_id": self.tracker.run_id, "metrics": metrics}  # fmt: skip
+        partial = self.tracker.run_dir / "result.json.partial"
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        partial.replace(self.tracker.run_dir / "result.json")
 
     @rank_zero_only
     def _record(self) -> None:
@@ -251,6 +284,14 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
+def _with_checkpoint(
+    found: Path | tuple[Path, str | None], verb: str | None
+) -> Path | tuple[Path, str | None]:
+    if verb != "fit" and not isinstance(found, Path):
+        raise UserError(f"{found[0]} has no checkpoint yet: {verb} needs one, train further first")
+    return found
+
+
 def _find_checkpoint(
     asked: str | None, folder: Path, verb: str | None
 ) -> Path | tuple[Path, str | None] | None:
@@ -260,15 +301,14 @@ def _find_checkpoint(
             raise UserError(f"{verb} needs --ckpt_path: a file, `last` or `best`")
         return None
     if asked in ("last", "best"):
-        found = newest_checkpoint(folder, asked)
-        if verb != "fit" and not isinstance(found, Path):
-            raise UserError(f"{found[0]} has no checkpoint yet: {verb} needs one, train further first")
-        return found
+        return _with_checkpoint(newest_checkpoint(folder, asked), verb)
     path = Path(asked)
     if path.is_dir() and is_whole(path):
         return path
+    if (path / "run.json").is_file():
+        return _with_checkpoint(newest_of_run(path, "last"), verb)
     if not path.is_file():
-        raise UserError(f"no checkpoint {asked}: expected a .ckpt file or folder, `last` or `best`")
+        raise UserError(f"no checkpoint {asked}: expected a .ckpt file, a run's folder, `last` or `best`")
     if "pytorch-lightning_version" not in load_checkpoint(path, mmap=True):
         raise UserError(f"{asked} is no checkpoint of a run: expected one written by `fit`")
     return path

@@ -22,13 +22,15 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
+
+from lit_moss.recipes import TAGS_VARIABLE
 
 DEFAULT_DATABASE = "mlflow.db"  # what `mlflow ui` opens when it is called without arguments
 _VERSIONS = ("lit-moss", "torch", "torchaudio", "lightning", "mlflow", "numpy")
@@ -48,6 +50,7 @@ class Tracker(Logger):
         version: Name of the run; its files lie in `save_dir/name/version`.
         save_dir: Root folder of all runs' files.
         run_id: MLflow run to continue; None makes a new one.
+        system_metrics: Whether load and memory of the machine are recorded.
         flush_sec: Longest time a metric waits before it is sent.
         give_up_sec: How long the end of a run waits for a tracking server that does not answer. What could
             not be sent by then is written to `unsent_metrics.jsonl` in the run's folder.
@@ -59,6 +62,7 @@ class Tracker(Logger):
         version: str,
         save_dir: str = "runs",
         run_id: str | None = None,
+        system_metrics: bool = True,
         flush_sec: float = 2.0,
         give_up_sec: float = 120.0,
     ) -> None:
@@ -68,7 +72,7 @@ class Tracker(Logger):
         self._client: Any = None
         self._last_step: dict[str, int] = {}
         self._sender = _Sender(flush_sec)
-        self._system_metrics: Any = None
+        self._with_system_metrics, self._system_metrics = system_metrics, cast(Any, None)
 
     @property
     @override
@@ -120,7 +124,8 @@ class Tracker(Logger):
                 partial.write_text(json.dumps({"mlflow_run_id": self._run_id}) + "\n")
                 partial.replace(note)
             self._sender.start(lambda batch: client.log_batch(run_id, metrics=batch))
-            self._system_metrics = _start_system_metrics(self._run_id)
+            if self._with_system_metrics:
+                self._system_metrics = _start_system_metrics(self._run_id)
         return self._client
 
     def _create(self, client: Any) -> str:
@@ -132,7 +137,8 @@ class Tracker(Logger):
                 self._name, tags={"mlflow.experimentKind": "custom_model_development"}
             )
         )
-        return client.create_run(experiment_id, run_name=self._version, tags=_provenance()).info.run_id
+        tags = _provenance() | json.loads(os.environ.get(TAGS_VARIABLE, "{}"))
+        return client.create_run(experiment_id, run_name=self._version, tags=tags).info.run_id
 
     @override
     @rank_zero_only
@@ -253,6 +259,22 @@ class Tracker(Logger):
         if best and self._client is not None:
             kind = checkpoint_callback.monitor or "newest"
             self._artifact(lambda _: self.set_tags({f"checkpoint.{kind}": best}), "checkpoint path")
+
+
+def study_run(name: str, root: Path, run_id: str | None = None) -> Tracker:
+    """The run of a study, under which its runs stand in MLflow: that of an earlier call, or a new one.
+
+    Args:
+        name: MLflow experiment, also of the runs.
+        root: Folder of all runs' files; the study's own are in `studies/NAME/study`.
+        run_id: The run, where the caller knows it.
+    """
+    note = root / "studies" / name / "study" / "run.json"
+    if run_id is None and note.exists():
+        run_id = json.loads(note.read_text())["mlflow_run_id"]
+    tracker = Tracker(name, "study", str(root / "studies"), run_id, system_metrics=False)
+    tracker.experiment  # noqa: B018 - makes the run
+    return tracker
 
 
 class _Sender:

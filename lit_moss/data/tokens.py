@@ -103,6 +103,8 @@ class TokenDataModule(LightningDataModule):
         min_fill: Share of real rows in training sequences that is reached by cutting documents where packing
             whole ones does not; 0 cuts only those longer than the context, as validation does always.
         max_bad_share: Share of unreadable documents above which a run does not start.
+        first_batch: Micro-batch of the order to begin with, counted over all ranks: a second stage goes on
+            where the first one, of the same data and seed, has stopped.
     """
 
     kind: str = "interleaved"
@@ -122,6 +124,7 @@ class TokenDataModule(LightningDataModule):
         workers: int = 0,
         min_fill: float = 0.97,
         max_bad_share: float = 0.01,
+        first_batch: int = 0,
     ) -> None:
         super().__init__()
         if min(context, batch_size, validation_batch_size) < 1 or context < 2:
@@ -137,7 +140,9 @@ class TokenDataModule(LightningDataModule):
         if not 0 <= min_fill <= 1:
             raise UserError(f"data.min_fill is {min_fill}, expected 0 to 1")
         self.seed, self.workers, self.max_bad_share, self.min_fill = seed, workers, max_bad_share, min_fill
-        self.next_batch = 0  # micro-batches consumed by all ranks together; part of the checkpoint
+        if first_batch < 0:
+            raise UserError(f"data.first_batch is {first_batch}, expected 0 or more")
+        self.next_batch = first_batch  # micro-batches consumed by all ranks together; part of the checkpoint
         self.skipped: dict[str, str] = {}
         self.sources: list[Source] = []
         self.epochs: list[float] = []
@@ -417,7 +422,7 @@ class SFTDataModule(TokenDataModule):
 class MixtureDataModule(TokenDataModule):
     """Several data modules in one run, by epochs of their tokens: stage 2's speech 1.0 and text 0.1.
 
-    Context, batch sizes, seed, workers, backbone and codec are the mixture's own; a part's are not used.
+    Context, batch sizes, seed, first batch, workers, backbone and codec are the mixture's own, not a part's.
     Only `min_fill` is each part's.
 
     Args:

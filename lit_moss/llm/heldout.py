@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 class ClozeItem(Protocol):
     """A context and two continuations, as rows."""
 
-    modality: str
-    context: Sequence[int]
-    true: Sequence[int]
-    other: Sequence[int]
+    @property
+    def modality(self) -> str: ...
+    @property
+    def context(self) -> Sequence[int]: ...
+    @property
+    def true(self) -> Sequence[int]: ...
+    @property
+    def other(self) -> Sequence[int]: ...
 
 
 class HeldOut:

@@ -14,14 +14,16 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
+import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_moss.checkpoints import load_checkpoint, newest_checkpoint
+from lit_moss.checkpoints import load_checkpoint, newest_checkpoint, newest_of_run
 from lit_moss.data.prompts import Prompt
 from lit_moss.data.tokens import TokenBatch
 from lit_moss.errors import UserError
+from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.heldout import HeldOut
 from lit_moss.llm.model import SplitLM, SplitLoss
 from lit_moss.llm.rows import RowFormat
@@ -49,7 +51,8 @@ class SplitLLM(LightningModule):
         num_modality_layers: Layers of each tail.
         joint: No split: codes join the text vocabulary, one softmax (NF-NoSplit).
         init_from: Weights to start from instead of the backbone's: a checkpoint of an earlier stage, a folder
-            of a name's runs (its newest checkpoint), or a folder of a split model. The optimizer starts anew.
+            of a run or of a name's runs (the newest checkpoint), or a folder of a split model. The optimizer
+            starts anew.
         lr: Peak learning rate.
         weight_decay: AdamW's decay, of matrices alone.
         betas: AdamW's averages.
@@ -164,7 +167,9 @@ class SplitLLM(LightningModule):
     @staticmethod
     def _load_stage(lm: SplitLM, source: str) -> None:
         """Weights of an earlier stage's checkpoint; what it left out as frozen is the backbone's already."""
-        if any(Path(source).glob("*/run.json")):
+        if (Path(source) / "run.json").is_file():
+            source = str(newest_of_run(Path(source), "last"))
+        elif any(Path(source).glob("*/run.json")):
             source = str(newest_checkpoint(Path(source), "last"))
         if not Path(source).exists():
             raise UserError(
@@ -362,6 +367,31 @@ class SplitLLM(LightningModule):
                     f"the checkpoint was trained on rows of the {key} {value}, here it is {here[key]}: give "
                     f"the {key} of the training (data.init_args.{'codec' if key == 'codec' else 'backbone'})"
                 )
+
+
+def model_of_run(run: Path) -> SplitLM:
+    """The model of a run's newest checkpoint, on the CPU, in eval mode.
+
+    Args:
+        run: The run's folder (RUN_ROOT/NAME/RUN_NAME).
+
+    Raises:
+        UserError: if there is no whole checkpoint, or its backbone is another than the run's.
+    """
+    found = newest_of_run(run, "last")
+    if not isinstance(found, Path) or found.is_dir():
+        raise UserError(f"{run} has no checkpoint in one file: train further, or give another run")
+    config = SplitConfig.from_dict(load_checkpoint(found, mmap=True)["split_config"], str(found))
+    backbone = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["backbone"]
+    lm = SplitLM.from_backbone(
+        backbone,
+        config.num_modality_layers,
+        config.format.audio_vocab_size,
+        config.joint,
+        row_format=config.format,
+    )
+    SplitLLM._load_stage(lm, str(found))
+    return lm.eval()
 
 
 def every_target_once(mean: Tensor, count: Tensor) -> Tensor:

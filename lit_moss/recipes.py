@@ -1,0 +1,168 @@
+"""Runs started by a program: a YAML read, some keys changed, `fit` begun, continued or left alone.
+
+What `sweep` and the studies in `experiments/` stand on. A run is a process of its own: its memory goes back
+when it ends, what kills it kills nothing else, and its YAML lies in its folder, to be run again by hand.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from lit_moss.errors import UserError
+
+TAGS_VARIABLE = "LIT_MOSS_RUN_TAGS"  # JSON: MLflow tags of the run that is started
+PARENT_VARIABLE = "LIT_MOSS_PARENT"  # the process that a run ends with
+
+
+class RunError(Exception):
+    """A run ended with an error; says which, and where its log is."""
+
+
+def read_recipe(files: Sequence[str | Path]) -> dict[str, Any]:
+    """YAMLs merged from left to right as `fit -c` does; `${…}` stays as it is.
+
+    Raises:
+        UserError: for one that is missing or no YAML.
+    """
+    merged = OmegaConf.create({})
+    for name in files:
+        try:
+            content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(
+                f"no configuration {name} ({error.strerror}): expected a YAML file, see conf/"
+            ) from error
+        except yaml.YAMLError as error:
+            raise UserError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{name} holds {type(content).__name__}, expected keys like model:, data:, trainer:"
+            )
+        merged = OmegaConf.merge(merged, content)
+    found = OmegaConf.to_container(merged, resolve=False)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def set_key(config: dict[str, Any], key: str, value: Any) -> None:
+    """Changes one key in place.
+
+    `model.init_args.lr`, or `trainer.callbacks.StagedFreezing.init_args.stages.0.policy`: an element of a
+    list is named by its number or by the last word of its class. The last name may be new.
+
+    Raises:
+        UserError: if what leads to the last name is not there.
+    """
+    *path, last = key.split(".")
+    place: Any = config
+    for i, name in enumerate(path):
+        place = _child(place, name, ".".join(path[: i + 1]), key)
+    if isinstance(place, list):
+        place[_index(place, last, key, key)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise UserError(f"{key}: {'.'.join(path)} is {place!r}, expected a mapping or a list")
+
+
+def _child(place: Any, name: str, here: str, key: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, name, here, key)]
+    if not isinstance(place, dict) or name not in place:
+        known = ", ".join(map(str, place)) if isinstance(place, dict) else type(place).__name__
+        raise UserError(f"{key}: no {here} in the recipe, expected one of {known}")
+    return place[name]
+
+
+def _index(place: list[Any], name: str, here: str, key: str) -> int:
+    if name.isdigit() and int(name) < len(place):
+        return int(name)
+    classes = [str(e.get("class_path", "")).rpartition(".")[2] if isinstance(e, dict) else "" for e in place]
+    if classes.count(name) != 1:
+        named = ", ".join(c or str(i) for i, c in enumerate(classes))
+        raise UserError(
+            f"{key}: {here} names {classes.count(name)} elements of the list, expected one of {named}"
+        )
+    return classes.index(name)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What a run that came to its end left: step, finished, run_id, metrics; None if it did not."""
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def run_fit(
+    config: Mapping[str, Any],
+    folder: Path,
+    tags: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Brings a run to its end and returns its result.
+
+    A run that has reached its steps is not run again; one that was killed continues from its last checkpoint,
+    in the same MLflow run. Its output goes to `log.txt` in its folder.
+
+    Args:
+        config: The whole YAML.
+        folder: RUN_ROOT/NAME/RUN_NAME.
+        tags: MLflow tags of the run.
+        threads: OMP_NUM_THREADS of the run; left as it is if None.
+
+    Raises:
+        RunError: if it ends with an error.
+    """
+    done = read_result(folder)
+    if done is not None and done["step"] >= config["trainer"]["max_steps"]:
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = folder / "fit.yaml"
+    recipe.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    command = [sys.executable, "-m", "lit_moss", "fit", "-c", str(recipe), "--name", folder.parent.name,
+               "--run_root", str(folder.parent.parent), "--run_name", folder.name]  # fmt: skip
+    if (folder / "run.json").exists():
+        command += ["--ckpt_path", str(folder)]
+    environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
+    if tags:
+        environment[TAGS_VARIABLE] = json.dumps(dict(tags))
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    log = folder / "log.txt"
+    with log.open("a") as out:
+        code = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment
+        ).returncode
+    done = read_result(folder)
+    if code or done is None:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        last = lines[-1][:300] if lines else "no output"
+        raise RunError(f"exit code {code}, {last} (log: {log})")
+    return done
+
+
+def end_with_parent() -> None:
+    """A process that a sweep or study started ends within a second of it.
+
+    Otherwise, where that is killed and begun again, two processes would write into one folder.
+    """
+    parent = os.getppid()
+    if "LOCAL_RANK" not in os.environ and parent != int(os.environ[PARENT_VARIABLE]):
+        raise UserError("the process that started this run is gone")
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)  # as a kill: what a checkpoint holds is safe, all else is done again
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
