@@ -23,6 +23,10 @@ TRAINER_VERBS = {
 VERBS = {
     "prepare": ("lit_moss.prepare.verb", "raw audio and text -> manifests"),
     "tokenize": ("lit_moss.tokenize", "audio files -> codes as JSON lines"),
+    "sweep": (
+        "lit_moss.sweep.verb",
+        "many settings of a run, by Optuna: sweep -c conf/sweep/split_depth.yaml",
+    ),
 }
 
 
@@ -79,8 +83,9 @@ def _trainer_help(verb: str) -> str:
 
   -c, --config FILE      a run's YAML; several are merged from left to right
   --KEY VALUE            any key of the YAML by its dotted name: --trainer.max_steps 100 --model.head_lr 2e-3
-  --ckpt_path PATH       a checkpoint; `last` is the newest of this name's newest run, `best` its best
-  --name NAME            name of the run's folder and MLflow experiment
+  --ckpt_path PATH       a checkpoint, a run's folder, or `last`, `best` of this name's newest run
+  --name NAME            name of the runs' folder and MLflow experiment
+  --run_name NAME        folder of this run below it; the time, if not given
   --print_config         the whole resolved configuration, then exit
   --help-all             every key with its meaning (needs a -c only for the classes it names)
 

@@ -16,7 +16,7 @@ from lit_moss import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
-RUNS = [p for p in YAMLS if p.parent.name not in ("trainer", "predict")]
+RUNS = [p for p in YAMLS if p.parent.name not in ("trainer", "predict", "sweep")]
 
 
 @pytest.fixture
@@ -30,6 +30,19 @@ def test_every_yaml_parses_against_the_real_signatures(path, at_root, capsys):
         cli.main(["fit", "-c", str(path), "--print_config"])
     assert done.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] > 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/sweep").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_sweep_makes_recipes_that_parse(path, at_root, tmp_path, capsys):
+    from lit_moss.sweep.config import read_sweep
+
+    sweep = read_sweep(str(path))
+    params = {key: next(iter(spec["choices"])) for key, spec in sweep.search.items()}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(sweep.recipe(params, sweep.seeds[0])))
+    with pytest.raises(SystemExit) as done:
+        cli.main(["fit", "-c", str(recipe), "--print_config"])
+    assert done.value.code == 0
 
 
 @pytest.mark.parametrize("machine", sorted((ROOT / "conf/trainer").glob("*.yaml")), ids=lambda p: p.stem)
@@ -47,7 +60,7 @@ def test_machine_parts_merge_onto_a_run(machine, at_root, capsys):
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)
 def test_the_head_of_a_yaml_holds_the_command_that_runs_it(path):
     first = path.read_text().splitlines()[0]
-    verb = "predict" if path.parent.name == "predict" else "fit"
+    verb = {"predict": "predict", "sweep": "sweep"}.get(path.parent.name, "fit")
     assert first.startswith(f"# python -m lit_moss {verb} -c ")
     assert str(path.relative_to(ROOT)) in first
     for word in shlex.split(first[2:]):
@@ -109,7 +122,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("package", ["audio", "codec"])
+@pytest.mark.parametrize("package", ["audio", "codec", "llm"])
 def test_the_maths_imports_no_lightning_mlflow_or_optuna(package):
     for path in (ROOT / "lit_moss" / package).glob("*.py"):
         heavy = {name for name in imports(path) if name.split(".")[0] in ("lightning", "mlflow", "optuna")}

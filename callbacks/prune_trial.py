@@ -1,0 +1,58 @@
+"""Ends a sweep's run early where its trial does worse than the others; `lit_moss sweep` adds it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from lightning.pytorch import LightningModule, Trainer
+from optuna.pruners import BasePruner
+from optuna_integration import PyTorchLightningPruningCallback
+
+from lit_moss.sweep.study import open_storage
+from lit_moss.tracking import Tracker
+
+
+class PruneTrial(PyTorchLightningPruningCallback):
+    """Optuna's callback for Lightning, in the process of the run.
+
+    It differs in two ways: values are reported by optimizer step (its epochs are not ours), and a pruned run
+    ends as a finished one does, with a checkpoint and a record, instead of by an exception.
+
+    Args:
+        storage: The study's database.
+        study: Its name.
+        trial: Number of the trial.
+        monitor: Metric to report.
+        pruner: What decides.
+        heartbeat_sec: As of the sweep.
+        first_step: Added to the optimizer step: a trial's later seeds come behind its earlier ones.
+    """
+
+    def __init__(
+        self,
+        storage: str,
+        study: str,
+        trial: int,
+        monitor: str,
+        pruner: BasePruner,
+        heartbeat_sec: int = 20,
+        first_step: int = 0,
+    ) -> None:
+        found = optuna.load_study(
+            study_name=study,
+            storage=open_storage(storage, heartbeat_sec),
+            sampler=optuna.samplers.RandomSampler(),  # draws nothing here
+            pruner=pruner,
+        )
+        own = next(t for t in found.get_trials(deepcopy=False) if t.number == trial)
+        super().__init__(optuna.trial.Trial(found, own._trial_id), monitor)
+        self.first_step = first_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step: Any = SimpleNamespace(current_epoch=self.first_step + trainer.global_step)
+        try:
+            super().on_validation_end(trainer, step)
+        except optuna.TrialPruned:
+            trainer.should_stop = True
+        if trainer.should_stop and isinstance(trainer.logger, Tracker):
+            trainer.logger.set_tags({"sweep.state": f"pruned at step {trainer.global_step}"})

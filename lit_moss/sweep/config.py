@@ -1,0 +1,182 @@
+"""What a sweep is: the YAML of `python -m lit_moss sweep`."""
+
+import hashlib
+import importlib
+import inspect
+import json
+import math
+from dataclasses import dataclass, field, fields
+from itertools import product
+from typing import Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
+
+from lit_moss.errors import UserError
+from lit_moss.recipes import read_recipe, set_key
+
+
+@dataclass
+class Sweep:
+    """One study.
+
+    Args:
+        study: Its name, also the runs' and their MLflow experiment's.
+        base: YAMLs of a run, merged from left to right.
+        set: Keys changed in every trial (see `lit_moss.recipes.set_key`).
+        search: Key -> `{choices: [...]}`, `{choices: {name: value, ...}}`, or `{low, high}` with `step` or
+            `log: true`; whole numbers where both ends are.
+        objectives: Metric of a run's last validation -> minimize or maximize.
+        trials: How many; None is the whole grid.
+        seeds: `seed_everything` of a trial's runs; a trial's value is the mean over them.
+        seed: Of the sampler.
+        sampler: `grid` (every combination of the choices, in order), or an Optuna sampler as `class_path` and
+            `init_args`; TPE by default.
+        pruner: An Optuna pruner; it sees the objective at every validation. None never prunes.
+        storage: Database of the study.
+        heartbeat_sec: How often a worker says that it lives; silent for three times that, it is dead.
+        retries: How often the trial of a worker that died is queued again.
+        run_root: Folder of all runs' files.
+    """
+
+    study: str
+    base: list[str]
+    search: dict[str, dict[str, Any]]
+    objectives: dict[str, str]
+    set: dict[str, Any] = field(default_factory=dict)
+    trials: int | None = None
+    seeds: list[int] = field(default_factory=lambda: [1])
+    seed: int = 1
+    sampler: Any = "optuna.samplers.TPESampler"
+    pruner: Any = None
+    storage: str = "sqlite:///sweeps.db"
+    heartbeat_sec: int = 20
+    retries: int = 3
+    run_root: str = "runs"
+
+    def __post_init__(self) -> None:
+        if not self.search:
+            raise UserError("search is empty: expected keys and what to try for them")
+        wrong = sorted({d for d in self.objectives.values() if d not in ("minimize", "maximize")})
+        if wrong or not self.objectives:
+            raise UserError(f"objectives have {wrong or 'no metric'}, expected METRIC: minimize or maximize")
+        if len(self.objectives) > 1 and self.pruner:
+            raise UserError(
+                f"pruner with {len(self.objectives)} objectives: Optuna prunes by one alone, take it out"
+            )
+        if not self.seeds or len({*self.seeds}) != len(self.seeds):
+            raise UserError(f"seeds are {self.seeds}, expected each once")
+        self.distributions()
+        if self.sampler == "grid":
+            size = len(self.grid())
+            if self.trials not in (None, size):
+                raise UserError(f"trials is {self.trials}, the grid has {size} points: leave trials out")
+            self.trials = size
+        if self.trials is None or self.trials < 1:
+            raise UserError(f"trials is {self.trials}, expected how many")
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Key -> what Optuna draws from."""
+        return {key: _distribution(key, spec) for key, spec in self.search.items()}
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination of the choices, the last key fastest."""
+        choices = []
+        for key, spec in self.search.items():
+            if "choices" not in spec:
+                raise UserError(f"search.{key} is {spec}: a grid needs choices")
+            choices.append(list(spec["choices"]))
+        return [dict(zip(self.search, point, strict=True)) for point in product(*choices)]
+
+    def fingerprint(self) -> str:
+        """Of what makes trials comparable; how many, where and by whom may change."""
+        asked = [self.search, self.objectives, self.seeds, self.sampler, self.seed, self.recipe({}, 0)]
+        return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:16]
+
+    def make_sampler(self, slot: int) -> BaseSampler:
+        """The sampler of the slot-th trial: a function of seed and slot, so that a sweep that was killed goes
+        on as one that was not."""
+        if self.sampler == "grid":
+            return PartialFixedSampler(self.grid()[slot % len(self.grid())], RandomSampler(seed=self.seed))
+        return make(self.sampler, BaseSampler, "sampler", seed=1_000_003 * self.seed + slot)
+
+    def make_pruner(self) -> BasePruner:
+        """The pruner."""
+        return make(self.pruner, BasePruner, "pruner") if self.pruner else NopPruner()
+
+    def recipe(self, params: dict[str, Any], seed: int) -> dict[str, Any]:
+        """The YAML of one run of a trial."""
+        config = read_recipe(self.base)
+        for key, value in self.set.items():
+            set_key(config, key, value)
+        for key, value in params.items():
+            choices = self.search[key].get("choices")
+            set_key(config, key, choices[value] if isinstance(choices, dict) else value)
+        config["seed_everything"] = seed
+        if "trainer" not in config or "max_steps" not in config["trainer"]:
+            raise UserError(f"{', '.join(self.base)}: no trainer.max_steps, expected a YAML that `fit` takes")
+        return config
+
+
+def read_sweep(path: str, **changed: Any) -> Sweep:
+    """The sweep of a YAML; keys given by name (not None) replace its own.
+
+    Raises:
+        UserError: one line for what is wrong.
+    """
+    content = read_recipe([path]) | {key: value for key, value in changed.items() if value is not None}
+    known = {f.name for f in fields(Sweep)}
+    unknown = sorted(content.keys() - known)
+    missing = sorted({"study", "base", "search", "objectives"} - content.keys())
+    if unknown or missing:
+        raise UserError(
+            f"{path}: {'unknown ' + unknown[0] if unknown else 'no ' + missing[0]}, expected "
+            f"{', '.join(sorted(known))}"
+        )
+    return Sweep(**content)
+
+
+def make(spec: Any, kind: type, what: str, **defaults: Any) -> Any:
+    """An object of `class_path` and `init_args`; `defaults` it takes and that are not given are added."""
+    spec = {"class_path": spec} if isinstance(spec, str) else dict(spec)
+    module, _, name = str(spec.get("class_path", "")).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{what}: no class {spec.get('class_path')!r} ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(f"{what}: {spec['class_path']} is no {kind.__name__}")
+    given = dict(spec.get("init_args") or {})
+    takes = inspect.signature(found).parameters
+    given |= {key: value for key, value in defaults.items() if key in takes and key not in given}
+    try:
+        return found(**given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what}: {spec['class_path']} does not take {given}: {error}") from error
+
+
+def _distribution(key: str, spec: Any) -> BaseDistribution:
+    if isinstance(spec, dict) and set(spec) == {"choices"} and len(spec["choices"]):
+        choices = list(spec["choices"])
+        if all(c is None or isinstance(c, bool | int | float | str) for c in choices):
+            return CategoricalDistribution(choices)
+        raise UserError(f"search.{key}: choices that are lists or mappings need names: {{name: value, …}}")
+    if not isinstance(spec, dict) or not {"low", "high"} <= set(spec) <= {"low", "high", "step", "log"}:
+        raise UserError(f"search.{key} is {spec}, expected choices, or low and high (step, log)")
+    ends = [spec["low"], spec["high"], *([spec["step"]] if spec.get("step") else [])]
+    if not all(isinstance(e, int | float) and math.isfinite(e) for e in ends):
+        raise UserError(f"search.{key} is {spec}, expected numbers (YAML reads 1e-4 as a word: write 1.0e-4)")
+    try:
+        if all(isinstance(e, int) for e in ends):
+            return IntDistribution(spec["low"], spec["high"], bool(spec.get("log")), spec.get("step") or 1)
+        return FloatDistribution(
+            float(spec["low"]), float(spec["high"]), bool(spec.get("log")), spec.get("step")
+        )
+    except ValueError as error:
+        raise UserError(f"search.{key}: {error}") from error

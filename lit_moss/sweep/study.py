@@ -1,0 +1,308 @@
+"""The study: which trial is the n-th, who takes it, what becomes of it when its worker dies.
+
+A trial that Optuna numbers anew because its worker died is not a new one: trials are counted by slots. A
+trial without a history has the slot "how many such have lower numbers"; a retried one has that of its first.
+A slot is open until one of its trials is complete, pruned, or has failed by itself.
+"""
+
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from statistics import mean
+from typing import Any, NoReturn, cast
+
+import optuna
+import psutil
+from optuna.samplers import BaseSampler
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState
+
+from lit_moss.errors import UserError
+from lit_moss.recipes import RunError, run_fit
+from lit_moss.sweep.config import Sweep
+
+DONE, ALIVE, FAILED, DEAD = range(4)
+ERROR, WORKER = "error", "worker"  # user attributes of a trial
+
+
+def open_study(sweep: Sweep) -> optuna.Study:
+    """Makes the study in its storage, or joins it."""
+    storage = open_storage(sweep.storage, sweep.heartbeat_sec)
+    directions = list(sweep.objectives.values())
+    study = optuna.create_study(
+        storage=storage,
+        study_name=sweep.study,
+        directions=cast(Any, directions),
+        sampler=BySlot(sweep),
+        pruner=sweep.make_pruner(),
+        load_if_exists=True,
+    )
+    theirs = [d.name.lower() for d in study.directions]
+    if theirs != directions:
+        raise UserError(
+            f"study {sweep.study!r} in {sweep.storage} has directions {theirs}, the YAML {directions}"
+        )
+    names = study.metric_names
+    if names is None:
+        study.set_metric_names(list(sweep.objectives))
+    elif names != list(sweep.objectives):
+        raise UserError(
+            f"study {sweep.study!r} in {sweep.storage} has objectives {names}: give it another name"
+        )
+    begun = study.user_attrs.setdefault("fingerprint", sweep.fingerprint())
+    if begun != sweep.fingerprint():
+        raise UserError(
+            f"study {sweep.study!r} in {sweep.storage} was begun with another search, recipe, sampler or "
+            f"seeds ({begun}, now {sweep.fingerprint()}): its trials cannot be compared, give it another name"
+        )
+    study.set_user_attr("fingerprint", begun)
+    return study
+
+
+def open_storage(url: str, heartbeat_sec: int) -> RDBStorage:
+    """A database by its URL; `sqlite:///FILE` here, any other for many machines."""
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by ourselves, in one line
+    wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    try:
+        return RDBStorage(
+            url, engine_kwargs=wait, heartbeat_interval=heartbeat_sec, grace_period=3 * heartbeat_sec
+        )
+    except Exception as error:  # of any database's driver
+        raise UserError(f"storage {url} cannot be opened: {str(error).splitlines()[0]}") from error
+
+
+class BySlot(BaseSampler):
+    """The sweep's sampler, made anew for each slot.
+
+    What it draws depends on seed, slot and the finished trials alone, not on what a process has drawn before.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._inner: BaseSampler = sweep.make_sampler(0)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Called by Optuna before anything is drawn."""
+        slots = slots_of(study.get_trials(deepcopy=False))
+        self._inner = self._sweep.make_sampler(slots[trial.number])
+        self._inner.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        """As the sampler does."""
+        return self._inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
+        """As the sampler does."""
+        return self._inner.sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        """As the sampler does."""
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Any, trial: Any, state: TrialState, values: Sequence[float] | None) -> None:
+        """As the sampler does."""
+        self._inner.after_trial(study, trial, state, values)
+
+
+def slots_of(trials: Sequence[FrozenTrial]) -> dict[int, int]:
+    """Number of a trial -> its slot."""
+    slots: dict[int, int] = {}
+    originals = 0
+    for trial in sorted(trials, key=lambda t: t.number):
+        first = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+        if first is None:
+            slots[trial.number] = originals
+            originals += 1
+        else:
+            slots[trial.number] = slots[first]
+    return slots
+
+
+def by_slot(study: optuna.Study, sweep: Sweep) -> dict[int, list[FrozenTrial]]:
+    """Slot -> its trials, the one that counts first: done, alive, failed by itself, dead; then the oldest."""
+    trials = study.get_trials(deepcopy=False)
+    slots = slots_of(trials)
+    found: dict[int, list[FrozenTrial]] = {}
+    for trial in trials:
+        if slots[trial.number] < (sweep.trials or 0):
+            found.setdefault(slots[trial.number], []).append(trial)
+    for members in found.values():
+        members.sort(key=lambda t: (_rank(t), t.number))
+    return dict(sorted(found.items()))
+
+
+def _rank(trial: FrozenTrial) -> int:
+    if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+        return DONE
+    if trial.state != TrialState.FAIL:
+        return ALIVE
+    return FAILED if ERROR in trial.user_attrs else DEAD
+
+
+def bury_and_requeue(study: optuna.Study, sweep: Sweep, again: bool = False) -> None:
+    """Trials of dead workers fail, and open slots without a living trial are queued again.
+
+    Args:
+        study: The study.
+        sweep: Its configuration.
+        again: Trials that failed by themselves too.
+    """
+    fail_stale_trials(study)  # another machine's, by the heartbeat
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if _is_dead(trial, 3 * sweep.heartbeat_sec):  # this machine's: at once
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+    requeue = RetryHeartbeatStaleTrialCallback(
+        max_retry=None if again else sweep.retries, inherit_intermediate_values=True
+    )
+    for members in by_slot(study, sweep).values():
+        rank = _rank(members[0])
+        if rank == DEAD or (again and rank == FAILED):
+            newest = max(members, key=lambda t: t.number)
+            kept = {k: v for k, v in newest.user_attrs.items() if k not in (ERROR, WORKER)}
+            requeue(study, _with(newest, kept))
+
+
+def _with(trial: FrozenTrial, user_attrs: dict[str, Any]) -> FrozenTrial:
+    import copy
+
+    found = copy.deepcopy(trial)
+    found.user_attrs = user_attrs
+    return found
+
+
+def _is_dead(trial: FrozenTrial, silent_sec: float) -> bool:
+    worker = trial.user_attrs.get(WORKER)
+    if worker is None:  # killed between taking the trial and signing it
+        return bool(
+            trial.datetime_start and (datetime.now() - trial.datetime_start).total_seconds() > silent_sec
+        )
+    host, pid, started = worker
+    if host != socket.gethostname():
+        return False
+    try:
+        return abs(psutil.Process(pid).create_time() - started) > 1.0
+    except psutil.NoSuchProcess:
+        return True
+
+
+def is_finished(study: optuna.Study, sweep: Sweep) -> bool:
+    """Whether no slot is left to run."""
+    found = by_slot(study, sweep)
+    return len(found) == sweep.trials and all(
+        _rank(members[0]) in (DONE, FAILED) or (_rank(members[0]) == DEAD and len(members) > sweep.retries)
+        for members in found.values()
+    )
+
+
+def work(study: optuna.Study, sweep: Sweep, objective: Callable[[optuna.Trial], list[float]]) -> None:
+    """Takes trials until none is left; waits for those of others, which may die."""
+    while True:
+        bury_and_requeue(study, sweep)
+        if is_finished(study, sweep):
+            return
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if waiting or len(by_slot(study, sweep)) < (sweep.trials or 0):
+            study.optimize(objective, n_trials=1, catch=(RunError,))
+        else:
+            time.sleep(min(5.0, sweep.heartbeat_sec))
+
+
+def begin(trial: optuna.Trial, sweep: Sweep) -> tuple[int, dict[str, Any]]:
+    """Signs a trial and draws its parameters: (slot, key -> value).
+
+    Raises:
+        RunError: if another trial has this slot: two workers took the last one, or both queued it again.
+    """
+    trial.set_user_attr(WORKER, [socket.gethostname(), os.getpid(), psutil.Process().create_time()])
+    slot = slots_of(trial.study.get_trials(deepcopy=False))[trial.number]
+    members = by_slot(trial.study, sweep).get(slot)
+    if members is None or members[0].number != trial.number:
+        raise RunError(f"slot {slot} is another trial's")
+    return slot, {key: _suggest(trial, key, d) for key, d in sweep.distributions().items()}
+
+
+class Objective:
+    """Runs a trial: one `fit` for each seed; the mean of each objective.
+
+    Args:
+        sweep: What to run.
+        parent: MLflow run under which the trials' runs stand.
+        threads: OMP_NUM_THREADS of a run; None leaves it.
+    """
+
+    def __init__(self, sweep: Sweep, parent: str, threads: int | None) -> None:
+        self.sweep, self.parent, self.threads = sweep, parent, threads
+
+    def __call__(self, trial: optuna.Trial) -> list[float]:
+        sweep = self.sweep
+        slot, params = begin(trial, sweep)
+        told = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in params.items())
+        print(f"trial {slot + 1}/{sweep.trials}: {told}", flush=True)
+        for seed in sweep.seeds:
+            if _result(trial, seed) is None:
+                self._run(trial, slot, params, seed)
+        results = [_result(trial, seed) or {} for seed in sweep.seeds]
+        values = [mean(r[metric] for r in results) for metric in sweep.objectives]
+        print(f"trial {slot + 1}/{sweep.trials}: " + ", ".join(
+            f"{metric} {value:.4g}" for metric, value in zip(sweep.objectives, values, strict=True)
+        ), flush=True)  # fmt: skip
+        return values
+
+    def _run(self, trial: optuna.Trial, slot: int, params: dict[str, Any], seed: int) -> None:
+        sweep = self.sweep
+        config = sweep.recipe(params, seed)
+        if sweep.pruner:
+            config["trainer"].setdefault("callbacks", []).append(self._pruning(trial, config, seed))
+        tags = {"mlflow.parentRunId": self.parent, "sweep.trial": str(slot), "sweep.seed": str(seed)}
+        folder = Path(sweep.run_root).absolute() / sweep.study / f"trial-{slot:03d}-seed-{seed}"
+        try:
+            result = run_fit(config, folder, tags, self.threads)
+        except RunError as error:
+            self._fail(trial, slot, error)
+        if not result["finished"] and sweep.pruner:
+            raise optuna.TrialPruned(f"pruned at step {result['step']}")
+        missing = [metric for metric in sweep.objectives if metric not in result["metrics"]]
+        if missing:
+            known = ", ".join(k for k in result["metrics"] if "/" in k)
+            error = RunError(f"no metric {missing[0]} at the end of {folder}, expected one of {known}")
+            self._fail(trial, slot, error)
+        trial.set_user_attr(f"seed {seed}", {m: result["metrics"][m] for m in sweep.objectives})
+
+    def _fail(self, trial: optuna.Trial, slot: int, error: RunError) -> NoReturn:
+        trial.set_user_attr(ERROR, str(error))
+        print(f"trial {slot + 1}/{self.sweep.trials} failed: {error}", file=sys.stderr, flush=True)
+        raise error
+
+    def _pruning(self, trial: optuna.Trial, config: dict[str, Any], seed: int) -> dict[str, Any]:
+        sweep = self.sweep
+        return {
+            "class_path": "callbacks.prune_trial.PruneTrial",
+            "init_args": {
+                "storage": sweep.storage,
+                "study": sweep.study,
+                "trial": trial.number,
+                "monitor": next(iter(sweep.objectives)),
+                "pruner": sweep.pruner,
+                "heartbeat_sec": sweep.heartbeat_sec,
+                # A later seed's validations come behind the earlier seeds'.
+                "first_step": sweep.seeds.index(seed) * config["trainer"]["max_steps"],
+            },
+        }
+
+
+def _result(trial: optuna.Trial, seed: int) -> dict[str, float] | None:
+    return trial.user_attrs.get(f"seed {seed}")
+
+
+def _suggest(trial: optuna.Trial, key: str, d: Any) -> Any:
+    if isinstance(d, optuna.distributions.CategoricalDistribution):
+        return trial.suggest_categorical(key, d.choices)
+    if isinstance(d, optuna.distributions.IntDistribution):
+        return trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
+    return trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)

@@ -1,0 +1,78 @@
+"""Tries many settings of a run: an Optuna study, whose every trial is a `fit` tracked in MLflow.
+
+    python -m lit_moss sweep -c conf/sweep/split_depth.yaml [--workers N]
+
+Repeat the command after a kill, and it goes on; give it on another machine, with a --storage that both reach,
+and that machine joins. At the end: report and pictures in RUN_ROOT/studies/STUDY/study and in the study's
+MLflow run.
+`optuna-dashboard STORAGE` shows the same live.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lit_moss.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("-c", "--config", required=True, help="the sweep's YAML")
+    parser.add_argument("--workers", type=int, default=1, help="trials at the same time on this machine")
+    parser.add_argument("--trials", type=int, help="in place of the YAML's")
+    parser.add_argument("--study", help="in place of the YAML's")
+    parser.add_argument("--storage", help="in place of the YAML's: sqlite:///FILE or any database's URL")
+    parser.add_argument("--run_root", help="in place of the YAML's")
+    parser.add_argument("--retry-failed", action="store_true", help="trials that failed by themselves again")
+    parser.add_argument("--report", action="store_true", help="only write the report of what there is")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Runs the sweep.
+
+    Raises:
+        UserError: for what the user can mend, and where trials are left.
+    """
+    from lit_moss.recipes import PARENT_VARIABLE, end_with_parent
+    from lit_moss.sweep.config import read_sweep
+    from lit_moss.sweep.report import write_report
+    from lit_moss.sweep.study import Objective, bury_and_requeue, is_finished, open_study, work
+    from lit_moss.tracking import study_run
+
+    if args.workers < 1:
+        raise UserError(f"--workers is {args.workers}, expected 1 or more")
+    sweep = read_sweep(
+        args.config, trials=args.trials, study=args.study, storage=args.storage, run_root=args.run_root
+    )
+    study = open_study(sweep)
+    helper = PARENT_VARIABLE in os.environ  # started by the block below
+    tracker = study_run(sweep.study, Path(sweep.run_root).absolute(), study.user_attrs.get("mlflow_run_id"))
+    study.set_user_attr("mlflow_run_id", tracker.run_id)
+    if args.retry_failed and not helper:
+        bury_and_requeue(study, sweep, again=True)
+    if not args.report:
+        threads = max(1, (os.cpu_count() or 1) // args.workers) if args.workers > 1 else None
+        if args.workers > 1 and not helper:
+            words = [w for w in sys.argv[1:] if w != "--retry-failed"]
+            environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
+            workers = [
+                subprocess.Popen([sys.executable, "-m", "lit_moss", *words], env=environment)
+                for _ in range(args.workers)
+            ]
+            for worker in workers:
+                worker.wait()
+        else:
+            if helper:
+                end_with_parent()
+            work(study, sweep, Objective(sweep, str(tracker.run_id), threads))
+        if helper:
+            return
+    report = write_report(study, sweep, tracker)
+    tracker.finalize("success" if is_finished(study, sweep) else "interrupted")
+    print(report.read_text() + str(report))
+    if not args.report and not is_finished(study, sweep):
+        raise UserError("trials are left, their workers are gone: repeat the command")
+    if not any(trial.state.is_finished() and trial.values for trial in study.get_trials(deepcopy=False)):
+        raise UserError(f"no trial has a value, see {report}; mend it and repeat with --retry-failed")

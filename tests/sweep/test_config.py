@@ -1,0 +1,125 @@
+"""The sweep's YAML: what is tried, by what, and one line for what is wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import TPESampler
+
+from lit_moss.errors import UserError
+from lit_moss.sweep.config import read_sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+LR = "model.init_args.lr"
+POLICY = "trainer.callbacks.StagedFreezing.init_args.stages"
+
+
+def sweep_of(tmp_path, **changes):
+    content = {
+        "study": "s",
+        "base": [str(ROOT / "conf" / "stage1.yaml")],
+        "search": {LR: {"low": 1e-5, "high": 1e-2, "log": True}},
+        "objectives": {"val/loss": "minimize"},
+        "trials": 4,
+    }
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        yaml.safe_dump({k: v for k, v in (content | changes).items() if v is not ...}, sort_keys=False)
+    )
+    return read_sweep(str(path))
+
+
+def test_ranges_and_choices_become_distributions(tmp_path):
+    search = {
+        LR: {"low": 1e-5, "high": 1e-2, "log": True},
+        "model.init_args.num_modality_layers": {"low": 0, "high": 12, "step": 4},
+        "data.init_args.context": {"choices": [512, 1024]},
+        POLICY: {"choices": {"frozen": [{"policy": "stage1"}], "free": [{"policy": "full"}]}},
+    }
+    assert sweep_of(tmp_path, search=search).distributions() == {
+        LR: FloatDistribution(1e-5, 1e-2, log=True),
+        "model.init_args.num_modality_layers": IntDistribution(0, 12, step=4),
+        "data.init_args.context": CategoricalDistribution([512, 1024]),
+        POLICY: CategoricalDistribution(["frozen", "free"]),
+    }
+
+
+def test_a_recipe_is_the_base_with_set_and_drawn_keys(tmp_path):
+    search = {LR: {"low": 0.0, "high": 1.0}, POLICY: {"choices": {"free": [{"policy": "full"}]}}}
+    sweep = sweep_of(
+        tmp_path, search=search, set={"trainer.max_steps": 7, "data.init_args.parts.0.init_args.x": 1}
+    )
+    config = sweep.recipe({LR: 0.25, POLICY: "free"}, seed=5)
+    assert config["model"]["init_args"]["lr"] == 0.25
+    assert config["trainer"]["max_steps"] == 7
+    assert config["seed_everything"] == 5
+    assert config["data"]["init_args"]["parts"][0]["init_args"]["x"] == 1
+    freezing = next(
+        c for c in config["trainer"]["callbacks"] if c["class_path"] == "callbacks.StagedFreezing"
+    )
+    assert freezing["init_args"]["stages"] == [{"policy": "full"}]
+    assert config["data"]["init_args"]["seed"] == "${seed_everything}"  # resolved by the run
+
+
+def test_a_grid_is_every_combination_in_order(tmp_path):
+    search = {LR: {"choices": [1, 2]}, "model.init_args.x": {"choices": ["a", "b", "c"]}}
+    sweep = sweep_of(tmp_path, search=search, sampler="grid", trials=...)
+    assert sweep.trials == 6
+    assert [tuple(point.values()) for point in sweep.grid()] == [
+        (1, "a"), (1, "b"), (1, "c"), (2, "a"), (2, "b"), (2, "c"),
+    ]  # fmt: skip
+
+
+def test_the_sampler_takes_a_seed_by_slot(tmp_path):
+    sweep = sweep_of(tmp_path)
+    assert isinstance(sweep.make_sampler(0), TPESampler)
+    a, b, c = (sweep.make_sampler(slot)._rng.rng.random() for slot in (1, 1, 2))
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"search": {}}, "search is empty"),
+        ({"search": {LR: {"low": 1}}}, f"search.{LR} is"),
+        ({"search": {LR: {"low": "1e-4", "high": 1.0}}}, "write 1.0e-4"),
+        ({"search": {LR: {"low": 2.0, "high": 1.0}}}, f"search.{LR}"),
+        ({"search": {LR: {"choices": [[1], [2]]}}}, "need names"),
+        ({"search": {LR: 3}}, f"search.{LR} is 3"),
+        ({"objectives": {"val/loss": "down"}}, "objectives have"),
+        ({"objectives": ...}, "no objectives"),
+        ({"seeds": [1, 1]}, "seeds are"),
+        ({"trials": ...}, "trials is None"),
+        ({"sampler": "optuna.samplers.NoSampler"}, "no class"),
+        ({"sampler": "pathlib.Path"}, "is no BaseSampler"),
+        ({"sampler": {"class_path": "optuna.samplers.TPESampler", "init_args": {"x": 1}}}, "does not take"),
+        ({"sampler": "grid"}, "a grid needs choices"),
+        ({"wokers": 2}, "unknown wokers"),
+        (
+            {"pruner": "optuna.pruners.MedianPruner", "objectives": {"a": "minimize", "b": "maximize"}},
+            "pruner",
+        ),
+        ({"base": ["no.yaml"]}, "no configuration no.yaml"),
+        ({"set": {"trainer.callbacks.NoSuch.x": 1}}, "names 0 elements"),
+        ({"set": {"modle.init_args.lr": 1}}, "no modle in the recipe"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path, changes, said):
+    def read():
+        sweep = sweep_of(tmp_path, **changes)
+        sweep.make_sampler(0)
+        sweep.fingerprint()
+
+    with pytest.raises(UserError, match=said) as error:
+        read()
+    assert "\n" not in str(error.value)
+
+
+def test_the_shipped_sweep_reads():
+    sweep = read_sweep(
+        str(ROOT / "conf" / "sweep" / "split_depth.yaml"), base=[str(ROOT / "conf/stage2_full.yaml")]
+    )
+    assert sweep.trials == 5
+    assert len(sweep.seeds) == 2
+    sweep.recipe({key: spec["choices"][0] for key, spec in sweep.search.items()}, 1)

@@ -1,0 +1,165 @@
+"""Slots, workers that die, and what the sampler draws afterwards. The objective is a formula, its workers are
+processes; trials that are real runs are in `test_sweep.py`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from lit_moss.errors import UserError
+from lit_moss.sweep.config import read_sweep
+from lit_moss.sweep.study import bury_and_requeue, by_slot, is_finished, open_study
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def sweep_file(folder: Path, **changes) -> str:
+    content = {
+        "study": "formula",
+        "base": [str(ROOT / "conf" / "stage1.yaml")],
+        "search": {
+            "model.init_args.lr": {"low": 0.0, "high": 1.0},
+            "model.init_args.num_modality_layers": {"low": 1, "high": 6},
+        },
+        "objectives": {"val/loss": "minimize"},
+        "trials": 8,
+        "sampler": {"class_path": "optuna.samplers.TPESampler", "init_args": {"n_startup_trials": 2}},
+        "storage": f"sqlite:///{folder}/sweeps.db",
+        "heartbeat_sec": 1,
+    }
+    folder.mkdir(exist_ok=True)
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return str(path)
+
+
+def start(path: str, die_in: int = -1, pause: float = 0.0) -> subprocess.Popen:
+    command = [sys.executable, str(Path(__file__).with_name("worker.py")), path, str(die_in)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PAUSE": str(pause)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def drawn(path: str) -> list[tuple]:
+    """(parameters, value) of every slot."""
+    sweep = read_sweep(path)
+    counted = [members[0] for members in by_slot(open_study(sweep), sweep).values()]
+    return [(sorted(t.params.items()), t.values) for t in counted]
+
+
+def done(path: str) -> list[int]:
+    return [int(line) for line in (Path(path).parent / "done.txt").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {
+            "class_path": "optuna.samplers.TPESampler",
+            "init_args": {"n_startup_trials": 2, "multivariate": True},
+        },
+        "optuna.samplers.RandomSampler",
+        "grid",
+    ],
+)
+def test_a_killed_sweep_draws_what_one_that_was_not_draws(tmp_path, sampler):
+    changes = {"sampler": sampler}
+    if sampler == "grid":
+        choices = {"model.init_args.lr": [0.1, 0.2, 0.5], "model.init_args.num_modality_layers": [1, 3]}
+        changes |= {"search": {key: {"choices": tried} for key, tried in choices.items()}, "trials": None}
+    whole, killed = (sweep_file(tmp_path / name, **changes) for name in ("whole", "killed"))
+    assert start(whole).wait(120) == 0
+    for slot in (3, 5):
+        assert start(killed, die_in=slot).wait(120) == -9
+    assert start(killed).wait(120) == 0
+    assert drawn(killed) == drawn(whole)
+    assert done(killed) == done(whole) == list(range(len(drawn(whole))))
+
+
+def test_two_workers_of_which_one_dies_lose_no_trial_and_do_none_twice(tmp_path):
+    path = sweep_file(tmp_path / "two", trials=10)
+    workers = [start(path, die_in=4, pause=0.2), start(path, die_in=6, pause=0.2)]
+    codes = [worker.wait(120) for worker in workers]
+    assert -9 in codes
+    if codes.count(0) == 0:
+        assert start(path).wait(120) == 0
+    assert sorted(done(path)) == list(range(10))
+    sweep = read_sweep(path)
+    study = open_study(sweep)
+    assert is_finished(study, sweep)
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    assert len(complete) == 10
+
+
+def test_a_dead_workers_trial_of_another_machine_comes_back_by_its_heartbeat(tmp_path):
+    sweep = read_sweep(sweep_file(tmp_path / "far", trials=1))
+    study = open_study(sweep)
+    trial = study.ask()
+    trial.set_user_attr("worker", ["another machine", 1, 0.0])
+    study._storage.record_heartbeat(trial._trial_id)
+    bury_and_requeue(study, sweep)
+    assert [t.state for t in study.get_trials()] == [TrialState.RUNNING]  # not silent long enough
+    import time
+
+    time.sleep(4.5)
+    bury_and_requeue(study, sweep)
+    assert [t.state for t in study.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+    assert list(by_slot(study, sweep)) == [0]
+
+
+def test_a_trial_whose_worker_dies_each_time_is_given_up(tmp_path):
+    path = sweep_file(tmp_path / "bad", trials=2, retries=1)
+    assert [start(path, die_in=1).wait(120) for _ in range(3)] == [-9, -9, 0]
+    sweep = read_sweep(path)
+    study = open_study(sweep)
+    assert is_finished(study, sweep)
+    assert [len(members) for members in by_slot(study, sweep).values()] == [1, 2]
+
+
+def test_failed_trials_are_run_again_on_request_only(tmp_path):
+    search = {
+        "model.init_args.lr": {"choices": [-1.0]},
+        "model.init_args.num_modality_layers": {"choices": [1]},
+    }
+    path = sweep_file(tmp_path / "fail", search=search, sampler="grid", trials=None)
+    assert start(path).wait(120) == 0
+    assert start(path).wait(120) == 0
+    assert done(path) == [0]
+    sweep = read_sweep(path)
+    study = open_study(sweep)
+    bury_and_requeue(study, sweep, again=True)
+    assert not is_finished(study, sweep)
+    assert start(path).wait(120) == 0
+    assert done(path) == [0, 0]
+
+
+def test_more_trials_later_go_on_where_the_fewer_ended(tmp_path):
+    few, many = (sweep_file(tmp_path / name, trials=8) for name in ("few", "many"))
+    sweep_file(tmp_path / "few", trials=4)
+    assert start(few).wait(120) == 0
+    sweep_file(tmp_path / "few", trials=8)
+    assert start(few).wait(120) == 0
+    assert start(many).wait(120) == 0
+    assert drawn(few) == drawn(many)
+
+
+def test_another_search_does_not_join_the_study(tmp_path):
+    path = sweep_file(tmp_path / "one")
+    open_study(read_sweep(path))
+    sweep_file(tmp_path / "one", search={"model.init_args.lr": {"low": 0.0, "high": 2.0}})
+    with pytest.raises(UserError, match="begun with another search"):
+        open_study(read_sweep(path))
+    sweep_file(tmp_path / "one", objectives={"val/loss": "maximize"})
+    with pytest.raises(UserError, match="directions"):
+        open_study(read_sweep(path))
+
+
+def test_a_storage_that_is_none_is_one_line(tmp_path):
+    path = sweep_file(tmp_path / "one", storage="sqlite:////no/such/folder/x.db")
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_study(read_sweep(path))
+    assert optuna.__version__

@@ -1,0 +1,131 @@
+"""`python -m lit_moss sweep` with real runs: killed, continued, pruned, and what MLflow holds of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from lit_moss.recipes import read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    from lm_recipe import lm_recipe
+
+    path = lm_recipe(tmp_path / "base", 16)
+    config = read_recipe([path])
+    callbacks = config["trainer"]["callbacks"]
+    config["trainer"]["callbacks"] = [c for c in callbacks if not c["class_path"].startswith("recording")]
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "lit_moss", "sweep", "-c", "sweep.yaml", *words]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_a_run_goes_on_in_that_run(tmp_path, base):
+    sweep = {
+        "study": "depths",
+        "base": [str(base)],
+        "search": {"model.init_args.num_modality_layers": {"choices": [1, 2]}},
+        "objectives": {"val/speech_ppl": "minimize", "val/text_ppl": "minimize"},
+        "seeds": [1, 2],
+        "sampler": "grid",
+        "heartbeat_sec": 5,
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+    first = start(tmp_path)
+    killed_in = tmp_path / "runs" / "depths" / "trial-000-seed-2"
+    deadline = time.monotonic() + 120
+    while not list(killed_in.glob("checkpoints/step-*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    second = start(tmp_path)
+    out, _ = second.communicate(timeout=240)
+    assert second.returncode == 0, out
+    assert "2 of 2 trials (2 complete), seeds [1, 2]." in out
+    assert "| 0 | 1 |" in out.replace("**", "")
+    assert "complete | 2 |" in out  # two attempts of the first trial
+    folders = sorted(p.name for p in (tmp_path / "runs" / "depths").iterdir())
+    assert folders == [f"trial-00{trial}-seed-{seed}" for trial in (0, 1) for seed in (1, 2)]
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("depths").experiment_id])
+    parent = next(r for r in runs if r.info.run_name == "study")
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(r.info.run_name for r in children) == folders
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert {r.data.params["model.init_args.num_modality_layers"] for r in children} == {"1", "2"}
+    assert {r.data.params["seed_everything"] for r in children} == {"1", "2"}
+    stored = {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert {"report.md", "pareto.png", "history_val_speech_ppl.png", "slice_val_text_ppl.png"} <= stored
+    assert [m.step for m in client.get_metric_history(parent.info.run_id, "trial/val/speech_ppl")] == [0, 1]
+
+    again = start(tmp_path)
+    out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0
+    assert "trial 1/" not in out  # nothing left to run
+
+
+@pytest.mark.slow
+def test_two_workers_prune_a_hopeless_trial(tmp_path, base):
+    sweep = {
+        "study": "rates",
+        "base": [str(base)],
+        "search": {"model.init_args.lr": {"choices": [1.0e-2, 3.0e-3, 1.0e-9]}},
+        "objectives": {"val/speech_ppl": "minimize"},
+        "sampler": "grid",
+        "pruner": {"class_path": "optuna.pruners.MedianPruner", "init_args": {"n_startup_trials": 2}},
+        "heartbeat_sec": 5,
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+    done = start(tmp_path, "--workers", "2")
+    out, _ = done.communicate(timeout=240)
+    assert done.returncode == 0, out
+    assert "3 of 3 trials (2 complete, 1 pruned)" in out
+    assert "| 2 | 1e-09 | – | pruned |" in out
+
+
+def test_a_bad_recipe_fails_its_trial_with_its_own_line(tmp_path, base):
+    sweep = {
+        "study": "bad",
+        "base": [str(base)],
+        "set": {"model.init_args.no_such_option": 1},
+        "search": {"model.init_args.lr": {"choices": [1.0e-2]}},
+        "objectives": {"val/speech_ppl": "minimize"},
+        "sampler": "grid",
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+    done = start(tmp_path)
+    out, _ = done.communicate(timeout=240)
+    assert "1 of 1 trials (1 fail)" in out
+    assert "no_such_option" in out
+    assert done.returncode == 2
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["-c", "none.yaml"], "no configuration"), (["--workers", "0"], "--workers is 0")]
+)
+def test_what_the_user_can_mend_is_one_line(tmp_path, base, words, said):
+    (tmp_path / "sweep.yaml").write_text(f"study: s\nbase: ['{base}']\n")
+    done = start(tmp_path, *words)
+    out, _ = done.communicate(timeout=60)
+    assert done.returncode == 2
+    assert said in out.splitlines()[-1]
