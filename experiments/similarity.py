@@ -1,0 +1,249 @@
+"""Where text and speech part: layer-wise similarity (paper, appendix C, figures 2 and 4), and a split depth.
+
+    python -m experiments.similarity RUN --speech MANIFEST [--codec C] [--samples 40] [--layers 0 10 20 29]
+
+RUN is a run's folder, or one that `save_pretrained` wrote. A sample is a few neighbouring utterances of the
+manifest, as text and as speech; what is aligned are the words where the manifest tells their times, else the
+utterances. The control is the same split of the same backbone without any training. Where the curve of the
+trained model starts to fall, the model asks for tails; how sure that is, is told by drawing the samples anew
+(bootstrap). Writes similarity.md and pictures into runs/studies/similarity/study and its MLflow run.
+"""
+
+import argparse
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from lit_moss.errors import UserError
+from lit_moss.llm import SplitLM
+from lit_moss.llm.similarity import (
+    Alignment,
+    Pair,
+    align,
+    cosine_matrix,
+    dtw_path,
+    hidden_states,
+    proposed_depth,
+    similarity_score,
+)
+from lit_moss.tracking import study_run
+
+DRAWS = 500
+
+
+@dataclass
+class Sample:
+    """Rows of the same content in both modalities, and which of them belong together."""
+
+    text: Tensor
+    speech: Tensor
+    pairs: list[Pair]
+
+
+def samples(
+    manifest: str, codec: str, lm: SplitLM, tokenizer: Any, count: int, utterances: int
+) -> list[Sample]:
+    """Samples of `utterances` neighbours each.
+
+    Raises:
+        UserError: if the manifest gives none.
+    """
+    from lit_moss.data.manifest import read_manifest
+    from lit_moss.prepare.codes import encode_utterances
+    from lit_moss.prepare.kmeans_codec import codec_fingerprint
+    from lit_moss.prepare.sources import document_key
+
+    told = [u for u in read_manifest(Path(manifest)) if u.text]
+    heard = encode_utterances(told, codec, codec_fingerprint(codec)).of
+    groups: list[list[tuple[Any, list[int]]]] = []
+    for u, codes in zip(told, heard, strict=True):
+        if not groups or len(groups[-1]) == utterances or document_key(groups[-1][0][0]) != document_key(u):
+            groups.append([])
+        if codes:
+            groups[-1].append((u, codes))
+    found = [_sample(g, lm, tokenizer) for g in groups if len(g) == utterances][:count]
+    if not found:
+        raise UserError(f"{manifest} has no {utterances} neighbouring utterances with text: give another one")
+    return found
+
+
+def _sample(members: Sequence[tuple[Any, list[int]]], lm: SplitLM, tokenizer: Any) -> Sample:
+    text: list[int] = []
+    speech: list[int] = []
+    pairs: list[Pair] = []
+    for u, codes in members:
+        words = u.extra.get("words") or [[u.text.strip(), 0.0, len(codes) * 0.08]]
+        for word, start_sec, end_sec in words:
+            ids = tokenizer(" " + word if text else word, add_special_tokens=False)["input_ids"]
+            first, stop = (
+                round(start_sec / 0.08),
+                min(len(codes), max(round(start_sec / 0.08) + 1, round(end_sec / 0.08))),
+            )
+            if ids and first < stop:
+                at = 1 + len(speech)  # behind sosp
+                pairs.append((slice(len(text), len(text) + len(ids)), slice(at + first, at + stop)))
+            text += ids
+        speech += codes
+    return Sample(torch.tensor(text), torch.tensor(lm.format.speech(speech)), pairs)
+
+
+@torch.no_grad()
+def measure(lm: SplitLM, given: Sequence[Sample]) -> list[Alignment]:
+    """Alignments of every sample, on all layers."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return [
+            align(hidden_states(lm, s.text, "text"), hidden_states(lm, s.speech, "speech"), s.pairs)
+            for s in given
+        ]
+
+
+def bootstrap(found: Sequence[Alignment]) -> tuple[Counter, Tensor]:
+    """Proposed depths of DRAWS redrawn sets of samples, and the 10th and 90th percentile of their scores."""
+    rng = random.Random(1)
+    scores = torch.stack([similarity_score(rng.choices(found, k=len(found))) for _ in range(DRAWS)])
+    depths = Counter(proposed_depth(score) for score in scores)
+    return depths, torch.quantile(scores, torch.tensor([0.1, 0.9], dtype=scores.dtype), dim=0)
+
+
+def curves_picture(curves: dict[str, tuple[Tensor, Tensor]], trunk: int) -> Any:
+    """Score by layer, with the band between the percentiles."""
+    plt = _plt()
+    figure, axis = plt.subplots(figsize=(6.4, 3.8))
+    for name, (score, band) in curves.items():
+        axis.plot(score, marker="o", markersize=3, label=name)
+        axis.fill_between(range(len(score)), band[0], band[1], alpha=0.2)
+    axis.axvline(trunk - 0.5, color="0.5", linestyle=":")
+    axis.annotate("tails", (trunk - 0.4, axis.get_ylim()[0]), fontsize="small", va="bottom")
+    axis.set(xlabel="layer", ylabel="similarity score (mean over pairs)")
+    axis.legend()
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    return figure
+
+
+def heatmaps_picture(lm: SplitLM, sample: Sample, layers: Sequence[int]) -> Any:
+    """Cosine matrices of one sample at some layers, with the warping path."""
+    plt = _plt()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        text, speech = hidden_states(lm, sample.text, "text"), hidden_states(lm, sample.speech, "speech")
+    figure, axes = plt.subplots(1, len(layers), figsize=(3.6 * len(layers), 3.2), squeeze=False)
+    for axis, layer in zip(axes[0], layers, strict=True):
+        matrix = cosine_matrix(text[layer], speech[layer, 1:-1])
+        shown = axis.imshow(matrix, aspect="auto", origin="lower", cmap="viridis")
+        axis.plot(*zip(*[(v, u) for u, v in dtw_path(matrix)], strict=True), ".", color="gold", markersize=2)
+        axis.set(title=f"layer {layer}", xlabel="speech row (80 ms)", ylabel="text row")
+        figure.colorbar(shown, ax=axis, shrink=0.8)
+    figure.tight_layout()
+    return figure
+
+
+def _plt() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def load(source: Path, backbone: str | None, codec: str | None) -> tuple[SplitLM, SplitLM, str, str]:
+    """The model, its untrained twin, backbone and codec; the latter two as given, else the run's own.
+
+    Raises:
+        UserError: where a saved model's folder names neither.
+    """
+    from lit_moss.modules.split_llm import model_of_run
+
+    if (source / "run.json").is_file():
+        config = yaml.safe_load((source / "config.yaml").read_text())
+        lm = model_of_run(source)
+        backbone = backbone or config["model"]["init_args"]["backbone"]
+        codec = codec or config["data"]["init_args"].get("codec")
+    else:
+        lm = SplitLM.from_pretrained(source)
+    if not backbone or not codec:
+        raise UserError(f"{source} names no backbone and codec: give --backbone and --codec")
+    own = lm.config
+    torch.manual_seed(0)
+    twin = SplitLM.from_backbone(
+        backbone, own.num_modality_layers, own.audio_vocab_size, own.joint, row_format=lm.format
+    )
+    return lm, twin.eval(), backbone, codec
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the curve and the proposed depth; 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a run's folder, or a saved model's")
+    parser.add_argument("--speech", required=True, help="manifest with text")
+    parser.add_argument("--codec", help="the run's own, if not given")
+    parser.add_argument("--backbone", help="of the control; the run's own, if not given")
+    parser.add_argument("--samples", type=int, default=40)
+    parser.add_argument("--utterances", type=int, default=4, help="of a sample")
+    parser.add_argument("--layers", type=int, nargs="+", help="of the heat maps")
+    parser.add_argument("--root", type=Path, default=Path("runs"))
+    args = parser.parse_args(arguments)
+    try:
+        print(_run(args))
+    except UserError as error:
+        print(f"error: {error}")
+        return 2
+    return 0
+
+
+def _run(args: argparse.Namespace) -> str:
+    from lit_moss.llm.backbone import load_tokenizer
+
+    lm, twin, backbone, codec = load(args.run, args.backbone, args.codec)
+    given = samples(args.speech, codec, lm, load_tokenizer(backbone), args.samples, args.utterances)
+    found = {"trained": measure(lm, given), "untrained": measure(twin, given)}
+    curves, lines = {}, []
+    for name, alignments in found.items():
+        depths, band = bootstrap(alignments)
+        curves[name] = (similarity_score(alignments), band)
+        depth = proposed_depth(curves[name][0])
+        lines.append(
+            f"{name}: {depth} layers for each tail, in {depths[depth] / DRAWS:.0%} of {DRAWS} redrawn sets "
+            f"(10th to 90th percentile {_percentile(depths, 0.1)} to {_percentile(depths, 0.9)})"
+        )
+    layers, trunk = len(curves["trained"][0]), lm.config.num_shared_layers
+    lines += ["", "| layer | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    lines += [f"| {i} | " + " | ".join(f"{curves[n][0][i]:.4f}" for n in found) + " |" for i in range(layers)]
+    study = study_run("similarity", args.root.absolute())
+    chosen = args.layers or sorted({0, layers // 3, 2 * layers // 3, layers - 1})
+    text = (
+        f"{args.run}, {len(given)} samples, {sum(len(s.pairs) for s in given)} pairs\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+    pictures = {
+        "similarity.png": curves_picture(curves, trunk),
+        "heatmaps_trained.png": heatmaps_picture(lm, given[0], chosen),
+        "heatmaps_untrained.png": heatmaps_picture(twin, given[0], chosen),
+    }
+    for name, figure in pictures.items():
+        figure.savefig(study.run_dir / name, dpi=110)
+        study.log_figure(figure, name)
+    (study.run_dir / "similarity.md").write_text(text)
+    study.log_text(text, "similarity.md")
+    study.log_metrics({"proposed_depth": proposed_depth(curves["trained"][0])}, 0)
+    study.finalize("success")
+    return text + f"{study.run_dir}/similarity.md"
+
+
+def _percentile(depths: Counter, share: float) -> int:
+    every = sorted(depths.elements())
+    return every[min(len(every) - 1, int(share * len(every)))]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,141 @@
+"""How alike text and speech are, layer by layer (paper, appendix C).
+
+Shapes: n text rows, m speech rows, E hidden size, K layers, J aligned pairs of (text rows, speech rows).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lit_moss.llm.model import SplitLM
+
+Pair = tuple[slice, slice]  # text rows, speech rows that say the same
+
+
+@torch.no_grad()
+def hidden_states(lm: "SplitLM", rows_L: Tensor, modality: str) -> Tensor:
+    """Output of every layer, the trunk's and then that modality's tail's: (L,) rows -> (K, L, E) float32.
+
+    Args:
+        lm: The model.
+        rows_L: Rows of one document.
+        modality: `text` or `speech`: whose tail to follow behind the trunk.
+    """
+    blocks = [lm.model.shared_block]
+    if lm.config.num_modality_layers:
+        blocks.append(lm.model.text_block if modality == "text" else lm.model.audio_block)
+    found: list[Tensor] = []
+    layers = [layer for block in blocks for layer in block.layers]
+    hooks = [
+        layer.register_forward_hook(
+            lambda _, __, out: found.append((out[0] if isinstance(out, tuple) else out)[0].float())
+        )
+        for layer in layers
+    ]
+    try:
+        lm(rows_L[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(found)
+
+
+def cosine_matrix(text_nE: Tensor, speech_mE: Tensor) -> Tensor:
+    """cos of every text row with every speech row: (..., n, E), (..., m, E) -> (..., n, m)."""
+    return (
+        torch.nn.functional.normalize(text_nE, dim=-1) @ torch.nn.functional.normalize(speech_mE, dim=-1).mT
+    )
+
+
+def dtw_path(similarity_nm: Tensor) -> list[tuple[int, int]]:
+    """The warping path from (0, 0) to (n-1, m-1), steps (1, 0), (0, 1), (1, 1), of the least sum of
+    1 - similarity.
+
+    1 - similarity, the usual cosine distance, and not the largest sum of similarities: that one prefers long
+    paths. Of equal ones the diagonal step is taken.
+    """
+    cost = _costs(similarity_nm[None])[0]
+    u, v = similarity_nm.shape[0] - 1, similarity_nm.shape[1] - 1
+    path = [(u, v)]
+    while u or v:
+        steps = [(u - 1, v - 1), (u - 1, v), (u, v - 1)]
+        u, v = min((s for s in steps if min(s) >= 0), key=lambda s: float(cost[s]))
+        path.append((u, v))
+    return path[::-1]
+
+
+def _costs(similarity_Knm: Tensor) -> Tensor:
+    """Least cost of a path to each cell, all K matrices at once, one anti-diagonal after the other."""
+    distance = 1.0 - similarity_Knm.double()
+    K, n, m = distance.shape
+    cost = distance.new_full((K, n + 1, m + 1), float("inf"))
+    cost[:, 0, 0] = 0.0
+    for d in range(n + m - 1):
+        u = torch.arange(max(0, d - m + 1), min(n, d + 1))
+        v = d - u
+        before = torch.minimum(torch.minimum(cost[:, u, v], cost[:, u, v + 1]), cost[:, u + 1, v])
+        cost[:, u + 1, v + 1] = distance[:, u, v] + before
+    return cost[:, 1:, 1:]
+
+
+def dtw_similarity(similarity_Knm: Tensor) -> Tensor:
+    """DTW_ij: mean similarity along the warping path of each matrix, (K, n, m) -> (K,)."""
+    return torch.stack([torch.stack([one[u, v] for u, v in dtw_path(one)]).mean() for one in similarity_Knm])
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """DTW_ij and BG_ij of the aligned pairs of one utterance, (K, J) each."""
+
+    dtw_KJ: Tensor
+    background_KJ: Tensor
+
+
+def align(text_KnE: Tensor, speech_KmE: Tensor, pairs: Sequence[Pair]) -> Alignment:
+    """Similarity along each pair's path, and that of its speech with all other text.
+
+    Raises:
+        ValueError: if a pair is empty, or holds all the text: there is no background then.
+    """
+    n = text_KnE.shape[1]
+    whole_Knm = cosine_matrix(text_KnE, speech_KmE)
+    dtw, background = [], []
+    for text, speech in pairs:
+        inside = torch.zeros(n, dtype=torch.bool)
+        inside[text] = True
+        part = whole_Knm[:, text, speech]
+        if not part.numel() or inside.all():
+            raise ValueError(f"pair {text}, {speech} of {n} text rows is empty, or leaves no text outside it")
+        dtw.append(dtw_similarity(part))
+        background.append(whole_Knm[:, ~inside][:, :, speech].mean(dim=(1, 2)))
+    return Alignment(torch.stack(dtw, dim=1), torch.stack(background, dim=1))
+
+
+def similarity_score(found: Sequence[Alignment], mean: bool = True) -> Tensor:
+    """SS_i, (K,): how much more alike aligned text and speech are than what is not aligned.
+
+    lambda is the mean of all DTW_ij, over layers and pairs.
+
+    Args:
+        found: Alignments; their pairs count together.
+        mean: Mean over pairs; the paper's formula sums them.
+    """
+    dtw = torch.cat([a.dtw_KJ for a in found], dim=1).double()
+    background = torch.cat([a.background_KJ for a in found], dim=1).double()
+    below = background + dtw.mean()
+    # Similarities may be negative: a denominator near zero would make one pair the whole score.
+    below = torch.where(below.abs() < 1e-3, torch.full_like(below, 1e-3).copysign(below), below)
+    ratio = dtw / below
+    return ratio.mean(dim=1) if mean else ratio.sum(dim=1)
+
+
+def proposed_depth(score_K: Tensor, tolerance: float = 0.1) -> int:
+    """Layers for each tail: those behind the last one whose score is within `tolerance` of the curve's range
+    below its maximum; there the curve starts to fall."""
+    top, bottom = float(score_K.max()), float(score_K.min())
+    near = (score_K >= top - tolerance * (top - bottom)).nonzero()
+    return len(score_K) - 1 - int(near[-1])
