@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/ready ## sets up, trains stage 1 of a split SmolLM2-135M on embedded real parts, answers two prompts
 	$(BIN)/python -m lit_moss fit -c conf/quickstart_lm.yaml
 	$(BIN)/python -m lit_moss predict -c conf/quickstart_lm.yaml -c conf/predict/prompts.yaml --ckpt_path last \
-		--model.init_args.max_new_tokens 40 --data.init_args.prompts '[conf/predict/prompts.jsonl]'
+		--model.init_args.max_new_tokens 40 --model.init_args.greedy true --data.init_args.prompts '[conf/predict/prompts.jsonl]'
 
 quickstart-tokenizer: $(VENV)/ready ## sets up, trains the speech tokenizer on the same corpus, writes codes of one file
 	$(BIN)/python -m lit_moss fit -c conf/quickstart.yaml
@@ -16,7 +16,7 @@ quickstart-tokenizer: $(VENV)/ready ## sets up, trains the speech tokenizer on t
 		--codec runs/quickstart --out codes.jsonl --force
 
 test: $(VENV)/ready-dev ## sets up, then all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/ready-dev ## lint, format, types
 	$(BIN)/ruff check .
