@@ -44,6 +44,7 @@ COLUMNS = {
     "text ppl": "heldout/text_ppl",
     "other text ppl": "other_text_ppl",
 }
+CONF = Path(__file__).resolve().parents[1] / "conf"
 OTHER_TEXT_ROWS, OTHER_TEXT_CHUNK = 8192, 1024
 
 
@@ -51,7 +52,7 @@ def recipe(kind: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """The YAML of one run."""
     first, second = args.steps
     steps = {"stage1": first, "nf": first + second, "nf_nosplit": first + second}.get(kind, second)
-    config = read_recipe([Path("conf") / f"{kind}.yaml"])
+    config = read_recipe([CONF / f"{kind}.yaml"])
     config["seed_everything"] = seed
     config["data"] = {
         "class_path": "lit_moss.data.MixtureDataModule",
@@ -213,6 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    for file in (args.speech / "train.jsonl", args.speech / "validation.jsonl", args.text):
+        if not file.is_file():
+            raise UserError(f"no {'text' if file == args.text else 'manifest'} {file}: see --help")
     args.root = args.root.absolute()
     study = study_run(args.name, args.root)
     parent = {"mlflow.parentRunId": str(study.run_id)}

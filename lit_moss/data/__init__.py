@@ -5,16 +5,15 @@ from typing import TYPE_CHECKING, Any
 from lit_moss.data.speech import SpeechBatch, SpeechDataModule
 
 if TYPE_CHECKING:
-    from lit_moss.data.prompts import PromptDataModule
-    from lit_moss.data.tokens import (
+    from lit_moss.data.kinds import (
         InterleavedDataModule,
         MixtureDataModule,
         SFTDataModule,
         TextDataModule,
-        TokenBatch,
-        TokenDataModule,
         UnsupervisedDataModule,
     )
+    from lit_moss.data.prompts import PromptDataModule
+    from lit_moss.data.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
     "InterleavedDataModule",
@@ -34,6 +33,6 @@ def __getattr__(name: str) -> Any:
     """Token data on first use: it brings transformers, which the speech tokenizer does without."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lit_moss.data import prompts, tokens
+    from lit_moss.data import kinds, prompts, tokens
 
-    return getattr(prompts if name == "PromptDataModule" else tokens, name)
+    return next(getattr(module, name) for module in (kinds, prompts, tokens) if hasattr(module, name))

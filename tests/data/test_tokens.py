@@ -84,6 +84,18 @@ def assert_same(a, b):
             assert torch.equal(getattr(x, name), getattr(y, name))
 
 
+def test_a_stage_may_begin_where_another_has_stopped(speech):
+    """`first_batch` 3 gives what a run has left that took 3, also under a resume of its own."""
+    whole, second = ready(train=[speech]), ready(train=[speech], first_batch=3)
+    assert_same(batches(whole, 8)[3:], batches(second, 5))
+    second.next_batch += 2  # as ExactResume counts
+    resumed = ready(train=[speech], first_batch=3)
+    resumed.load_state_dict(second.state_dict())
+    assert_same(batches(whole, 8)[5:], batches(resumed, 3))
+    with pytest.raises(UserError, match="first_batch is -1"):
+        ready(train=[speech], first_batch=-1)
+
+
 # What a batch holds.
 
 

@@ -1,0 +1,65 @@
+"""The ablation's recipes: the same rows for all, and a table with deviations."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments import table7
+from lit_moss import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def arguments(tmp_path, **changes) -> argparse.Namespace:
+    given = {
+        "steps": [6, 4],
+        "codec": "embedded:whisper-tiny-kmeans",
+        "items": 8,
+        "speech": tmp_path,
+        "text": tmp_path / "t.txt",
+        "backbone": None,
+        "root": tmp_path / "runs",
+        "name": "table7",
+        "k": 1,
+    }
+    return argparse.Namespace(**(given | changes))
+
+
+@pytest.mark.parametrize("kind", sorted({k for stages in table7.RECIPES.values() for k in stages}))
+def test_every_recipe_parses_and_sees_the_same_data(tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(ROOT)
+    config = table7.recipe(kind, 3, arguments(tmp_path))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as done:
+        cli.main(["fit", "-c", str(path), "--print_config"])
+    assert done.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    data = resolved["data"]["init_args"]
+    assert data["seed"] == resolved["seed_everything"] == 3
+    second = kind.startswith("stage2")
+    assert data["first_batch"] == (6 if second else 0)
+    assert resolved["trainer"]["max_steps"] == {"stage1": 6, "nf": 10, "nf_nosplit": 10}.get(kind, 4)
+    assert (resolved["model"]["init_args"]["init_from"] is not None) == second
+
+
+def test_the_table_tells_mean_and_deviation():
+    before = dict.fromkeys(table7.COLUMNS.values(), 2.0)
+    found = {"NF": [dict.fromkeys(before, 1.0), dict.fromkeys(before, 3.0)]}
+    text = table7.table(before, found)
+    assert "| before | – | 2 | 2 | 2 | 2 | 2 |" in text
+    assert "| NF | 2 | 2 ± 1.4 |" in text
+    assert table7.picture(before, found).axes
+
+
+def test_missing_speech_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.table7", "--speech", str(tmp_path), "--text", "none.txt"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[-1].startswith("error: no manifest")
