@@ -1,5 +1,6 @@
 """Ends a sweep's run early where its trial does worse than the others; `lit_moss sweep` adds it."""
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from optuna.pruners import BasePruner
 from optuna_integration import PyTorchLightningPruningCallback
 
-from lit_moss.sweep.study import open_storage
+from lit_moss.sweep.study import STORAGE_VARIABLE, open_storage
 from lit_moss.tracking import Tracker
 
 
@@ -19,7 +20,6 @@ class PruneTrial(PyTorchLightningPruningCallback):
     ends as a finished one does, with a checkpoint and a record, instead of by an exception.
 
     Args:
-        storage: The study's database.
         study: Its name.
         trial: Number of the trial.
         monitor: Metric to report.
@@ -30,7 +30,6 @@ class PruneTrial(PyTorchLightningPruningCallback):
 
     def __init__(
         self,
-        storage: str,
         study: str,
         trial: int,
         monitor: str,
@@ -40,13 +39,13 @@ class PruneTrial(PyTorchLightningPruningCallback):
     ) -> None:
         found = optuna.load_study(
             study_name=study,
-            storage=open_storage(storage, heartbeat_sec),
+            storage=open_storage(os.environ[STORAGE_VARIABLE], heartbeat_sec),
             sampler=optuna.samplers.RandomSampler(),  # draws nothing here
             pruner=pruner,
         )
         own = next(t for t in found.get_trials(deepcopy=False) if t.number == trial)
         super().__init__(optuna.trial.Trial(found, own._trial_id), monitor)
-        self.first_step = first_step
+        self.first_step, self.pruned = first_step, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step: Any = SimpleNamespace(current_epoch=self.first_step + trainer.global_step)
@@ -54,5 +53,10 @@ class PruneTrial(PyTorchLightningPruningCallback):
             super().on_validation_end(trainer, step)
         except optuna.TrialPruned:
             trainer.should_stop = True
-        if trainer.should_stop and isinstance(trainer.logger, Tracker):
+            self.pruned = True
+        if self.is_ddp_backend:
+            self.pruned = self._trial.storage.get_trial(self._trial._trial_id).system_attrs.get(
+                "ddp_pl:pruned", False
+            )
+        if self.pruned and isinstance(trainer.logger, Tracker):
             trainer.logger.set_tags({"sweep.state": f"pruned at step {trainer.global_step}"})

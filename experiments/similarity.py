@@ -6,7 +6,7 @@ RUN is a run's folder, or one that `save_pretrained` wrote. A sample is a few ne
 manifest, as text and as speech; what is aligned are the words where the manifest tells their times, else the
 utterances. The control is the same split of the same backbone without any training. Where the curve of the
 trained model starts to fall, the model asks for tails; how sure that is, is told by drawing the samples anew
-(bootstrap). Writes similarity.md and pictures into runs/studies/similarity/study and its MLflow run.
+(bootstrap). Writes similarity.md and pictures into runs/studies/similarity-RUN/study and its MLflow run.
 """
 
 import argparse
@@ -64,11 +64,13 @@ def samples(
     heard = encode_utterances(told, codec, codec_fingerprint(codec)).of
     groups: list[list[tuple[Any, list[int]]]] = []
     for u, codes in zip(told, heard, strict=True):
+        if not codes:  # cannot be read
+            continue
         if not groups or len(groups[-1]) == utterances or document_key(groups[-1][0][0]) != document_key(u):
             groups.append([])
-        if codes:
-            groups[-1].append((u, codes))
+        groups[-1].append((u, codes))
     found = [_sample(g, lm, tokenizer) for g in groups if len(g) == utterances][:count]
+    found = [s for s in found if len(s.pairs) > 1]  # one alone has no background
     if not found:
         raise UserError(f"{manifest} has no {utterances} neighbouring utterances with text: give another one")
     return found
@@ -204,6 +206,10 @@ def _run(args: argparse.Namespace) -> str:
     from lit_moss.llm.backbone import load_tokenizer
 
     lm, twin, backbone, codec = load(args.run, args.backbone, args.codec)
+    layers, trunk = lm.config.num_hidden_layers, lm.config.num_shared_layers
+    chosen = args.layers or sorted({0, layers // 3, 2 * layers // 3, layers - 1})
+    if not all(0 <= i < layers for i in chosen):
+        raise UserError(f"--layers is {chosen}, expected 0 to {layers - 1}")
     given = samples(args.speech, codec, lm, load_tokenizer(backbone), args.samples, args.utterances)
     found = {"trained": measure(lm, given), "untrained": measure(twin, given)}
     curves, lines = {}, []
@@ -215,11 +221,9 @@ def _run(args: argparse.Namespace) -> str:
             f"{name}: {depth} layers for each tail, in {depths[depth] / DRAWS:.0%} of {DRAWS} redrawn sets "
             f"(10th to 90th percentile {_percentile(depths, 0.1)} to {_percentile(depths, 0.9)})"
         )
-    layers, trunk = len(curves["trained"][0]), lm.config.num_shared_layers
     lines += ["", "| layer | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
     lines += [f"| {i} | " + " | ".join(f"{curves[n][0][i]:.4f}" for n in found) + " |" for i in range(layers)]
-    study = study_run("similarity", args.root.absolute())
-    chosen = args.layers or sorted({0, layers // 3, 2 * layers // 3, layers - 1})
+    study = study_run(f"similarity-{args.run.resolve().name}", args.root.absolute())
     text = (
         f"{args.run}, {len(given)} samples, {sum(len(s.pairs) for s in given)} pairs\n\n"
         + "\n".join(lines)

@@ -16,6 +16,7 @@ runs/studies/table7/study, and into the study's MLflow run.
 """
 
 import argparse
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch
 import yaml
 
 from lit_moss.errors import UserError
-from lit_moss.recipes import RunError, read_recipe, run_fit, set_key
+from lit_moss.recipes import RunError, read_recipe, run_fit, set_key, write_json
 from lit_moss.tracking import study_run
 
 # Recipe of the paper -> the YAMLs of its stages.
@@ -114,16 +115,16 @@ def other_text_ppl(lm: Any, tokenizer: Any) -> float:
 
 def measure(folder: Path) -> dict[str, float]:
     """A finished run's values: of its last validation, and what that does not measure (kept beside them)."""
-    result = json.loads((folder / "result.json").read_text())["metrics"]
-    kept = folder / "other_text.json"
+    result = json.loads((folder / "result.json").read_text())
+    kept = folder / f"other_text-{result['step']}.json"
     if not kept.exists():
         from lit_moss.llm.backbone import load_tokenizer
         from lit_moss.modules.split_llm import model_of_run
 
         init = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
         value = other_text_ppl(model_of_run(folder), load_tokenizer(init["backbone"]))
-        kept.write_text(json.dumps({"other_text_ppl": value}) + "\n")
-    return result | json.loads(kept.read_text())
+        write_json(kept, {"other_text_ppl": value})
+    return result["metrics"] | json.loads(kept.read_text())
 
 
 def measure_before(config: dict[str, Any]) -> dict[str, float]:
@@ -219,6 +220,17 @@ def _run(args: argparse.Namespace) -> int:
             raise UserError(f"no {'text' if file == args.text else 'manifest'} {file}: see --help")
     args.root = args.root.absolute()
     study = study_run(args.name, args.root)
+    state = "interrupted"
+    try:
+        text = _study(args, study)
+        state = "success"
+    finally:
+        study.finalize(state)
+    print(text + f"{study.run_dir}/table7.md, table7.png")
+    return 0
+
+
+def _study(args: argparse.Namespace, study: Any) -> str:
     parent = {"mlflow.parentRunId": str(study.run_id)}
     found: dict[str, list[dict[str, float]]] = {}
     for seed in args.seeds:
@@ -228,9 +240,11 @@ def _run(args: argparse.Namespace) -> int:
                 print(f"seed {seed}, {name}: {folder.name}", flush=True)
                 run_fit(recipe(kind, seed, args), folder, parent | {"recipe": name, "seed": str(seed)})
             found.setdefault(name, []).append(measure(folder))
-    before_file = study.run_dir / "before.json"
+    start = recipe("stage1", args.seeds[0], args)
+    asked = hashlib.sha256(json.dumps([start["model"], start["data"]]).encode()).hexdigest()[:12]
+    before_file = study.run_dir / f"before-{asked}.json"
     if not before_file.exists():
-        before_file.write_text(json.dumps(measure_before(recipe("stage1", args.seeds[0], args))) + "\n")
+        write_json(before_file, measure_before(start))
     before = json.loads(before_file.read_text())
     text = table(before, found)
     (study.run_dir / "table7.md").write_text(text)
@@ -238,9 +252,7 @@ def _run(args: argparse.Namespace) -> int:
     figure.savefig(study.run_dir / "table7.png", dpi=110)
     study.log_text(text, "table7.md")
     study.log_figure(figure, "table7.png")
-    study.finalize("success")
-    print(text + f"{study.run_dir}/table7.md, table7.png")
-    return 0
+    return text
 
 
 if __name__ == "__main__":

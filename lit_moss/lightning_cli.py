@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
@@ -27,7 +27,7 @@ from lit_moss.checkpoints import (
     newest_of_run,
 )
 from lit_moss.errors import UserError
-from lit_moss.recipes import PARENT_VARIABLE, end_with_parent
+from lit_moss.recipes import PARENT_VARIABLE, end_with_parent, read_result, read_yaml, write_json
 from lit_moss.tracking import Tracker
 
 # Without it `${a.b}` is looked up below the subcommand and not found.
@@ -65,6 +65,38 @@ def _one_line(message: str) -> str:
     """The sentence of a nested jsonargparse error that names the key, without its indentation and lists."""
     lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip(" -")]
     return re.sub(r"\s+", " ", ": ".join(line.rstrip(":") for line in lines))[:600]
+
+
+class _Result(Callback):
+    """`result.json` in a run's folder: step and last values of all metrics, for whoever started the run.
+
+    Written at each validation too, before its checkpoint: a run killed behind its last checkpoint validates
+    no more when it is continued.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.write(trainer)
+
+    @staticmethod
+    @rank_zero_only
+    def write(trainer: Trainer, ended: bool = False) -> None:
+        """Writes it; `ended` says that the run is over."""
+        if not isinstance(trainer.logger, Tracker) or trainer.sanity_checking:
+            return
+        folder = trainer.logger.run_dir
+        metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
+        if not any("/" in key for key in metrics):
+            metrics = (read_result(folder) or {"metrics": {}})["metrics"]
+        finished = trainer.global_step >= trainer.max_steps
+        early = (
+            "pruned" if any(getattr(c, "pruned", False) for c in cast(Any, trainer).callbacks) else "early"
+        )
+        write_json(folder / "result.json", {
+            "step": trainer.global_step if ended else 0,
+            "stopped": early if ended and not finished else None,
+            "run_id": trainer.logger.run_id,
+            "metrics": metrics,
+        })  # fmt: skip
 
 
 class MossCLI(LightningCLI):
@@ -134,6 +166,7 @@ class MossCLI(LightningCLI):
             if config.get("max_steps", -1) < 0:
                 raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
             kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
+            kwargs["callbacks"] = [*_as_list(config.get("callbacks")), _Result()]
             if config.get("logger") in (None, True):
                 self.tracker = self._make_tracker()
                 kwargs["logger"] = self.tracker
@@ -154,7 +187,9 @@ class MossCLI(LightningCLI):
         asked = self.config["fit"].get("run_name")
         version = asked or time.strftime("%Y-%m-%d_%H-%M-%S")
         folder = self._run_root / self._run_name / version
-        if asked and (folder / "run.json").exists():
+        if asked and Path(asked).name != asked:
+            raise UserError(f"--run_name is {asked!r}, expected a plain name: it is one folder below --name")
+        if rank_zero_only.rank == 0 and asked and (folder / "run.json").exists():
             raise UserError(
                 f"there is a run {folder} already: give another --run_name, or continue it with "
                 f"--ckpt_path {folder}"
@@ -202,20 +237,7 @@ class MossCLI(LightningCLI):
         self._record()
 
     def after_fit(self) -> None:
-        self._write_result()
-
-    @rank_zero_only
-    def _write_result(self) -> None:
-        """The last values of all metrics beside the checkpoints, for whoever started this run."""
-        if self.tracker is None:
-            return
-        trainer = self.trainer
-        metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
-        result = {"step": trainer.global_step, "finished": trainer.global_step >= trainer.max_steps,
-                  "run_id": self.tracker.run_id, "metrics": metrics}  # fmt: skip
-        partial = self.tracker.run_dir / "result.json.partial"
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(self.tracker.run_dir / "result.json")
+        _Result.write(self.trainer, ended=True)
 
     @rank_zero_only
     def _record(self) -> None:
@@ -266,18 +288,7 @@ def _check_yaml_files(args: Sequence[str]) -> None:
         )
         if name is None:
             continue
-        try:
-            content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"no configuration {name} ({error.strerror}): expected a YAML file, see conf/"
-            ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{name} is no YAML: {_one_line(str(error))}") from error
-        if not isinstance(content, dict):
-            raise UserError(
-                f"{name} holds {type(content).__name__}, expected keys like model:, data:, trainer:"
-            )
+        read_yaml(name)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -4,6 +4,7 @@ What `sweep` and the studies in `experiments/` stand on. A run is a process of i
 when it ends, what kills it kills nothing else, and its YAML lies in its folder, to be run again by hand.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -16,15 +17,56 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lit_moss.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 TAGS_VARIABLE = "LIT_MOSS_RUN_TAGS"  # JSON: MLflow tags of the run that is started
 PARENT_VARIABLE = "LIT_MOSS_PARENT"  # the process that a run ends with
 
 
 class RunError(Exception):
-    """A run ended with an error; says which, and where its log is."""
+    """A run ended with an error; says which, and where its log is.
+
+    Args:
+        message: What happened.
+        killed: It was killed from outside (memory, a signal) and could go on.
+    """
+
+    def __init__(self, message: str, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
+
+
+def read_yaml(name: str | Path) -> dict[str, Any]:
+    """A YAML of keys.
+
+    Raises:
+        UserError: for one that is missing, no YAML, or no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"no configuration {name} ({error.strerror}): expected a YAML file, see conf/"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{name} holds {type(content).__name__}, expected keys like model:, data:, trainer:")
+    return {str(key): value for key, value in content.items()}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
 
 
 def read_recipe(files: Sequence[str | Path]) -> dict[str, Any]:
@@ -33,21 +75,10 @@ def read_recipe(files: Sequence[str | Path]) -> dict[str, Any]:
     Raises:
         UserError: for one that is missing or no YAML.
     """
-    merged = OmegaConf.create({})
-    for name in files:
-        try:
-            content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"no configuration {name} ({error.strerror}): expected a YAML file, see conf/"
-            ) from error
-        except yaml.YAMLError as error:
-            raise UserError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise UserError(
-                f"{name} holds {type(content).__name__}, expected keys like model:, data:, trainer:"
-            )
-        merged = OmegaConf.merge(merged, content)
+    try:
+        merged = OmegaConf.merge(*map(read_yaml, files))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{', '.join(map(str, files))} do not merge: {error}") from error
     found = OmegaConf.to_container(merged, resolve=False)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
@@ -64,6 +95,7 @@ def set_key(config: dict[str, Any], key: str, value: Any) -> None:
     """
     *path, last = key.split(".")
     place: Any = config
+    value = copy.deepcopy(value)
     for i, name in enumerate(path):
         place = _child(place, name, ".".join(path[: i + 1]), key)
     if isinstance(place, list):
@@ -96,7 +128,7 @@ def _index(place: list[Any], name: str, here: str, key: str) -> int:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a run that came to its end left: step, finished, run_id, metrics; None if it did not."""
+    """What a run has come to: step (0 while it runs), stopped (pruned, early or null), run_id, metrics."""
     try:
         return json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):
@@ -121,21 +153,32 @@ def run_fit(
         threads: OMP_NUM_THREADS of the run; left as it is if None.
 
     Raises:
+        UserError: if the folder's run was begun with another YAML (only `trainer.max_steps` may grow).
         RunError: if it ends with an error.
     """
-    done = read_result(folder)
-    if done is not None and done["step"] >= config["trainer"]["max_steps"]:
-        return done
     folder.mkdir(parents=True, exist_ok=True)
+    # Whoever was taken for dead may still live: two processes in one folder wait for each other.
+    with (folder / "lock").open("w") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        return _run_fit(dict(config), folder, dict(tags or {}), threads)
+
+
+def _run_fit(
+    config: dict[str, Any], folder: Path, tags: dict[str, str], threads: int | None
+) -> dict[str, Any]:
     recipe = folder / "fit.yaml"
-    recipe.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    if recipe.exists():
+        _check_same(yaml.safe_load(recipe.read_text()), config, folder)
+    done = read_result(folder)
+    if done is not None and (done["step"] >= config["trainer"]["max_steps"] or done.get("stopped")):
+        return done
+    recipe.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     command = [sys.executable, "-m", "lit_moss", "fit", "-c", str(recipe), "--name", folder.parent.name,
                "--run_root", str(folder.parent.parent), "--run_name", folder.name]  # fmt: skip
     if (folder / "run.json").exists():
         command += ["--ckpt_path", str(folder)]
-    environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
-    if tags:
-        environment[TAGS_VARIABLE] = json.dumps(dict(tags))
+    environment = os.environ | {PARENT_VARIABLE: str(os.getpid()), TAGS_VARIABLE: json.dumps(tags)}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     log = folder / "log.txt"
@@ -147,8 +190,32 @@ def run_fit(
     if code or done is None:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         last = lines[-1][:300] if lines else "no output"
-        raise RunError(f"exit code {code}, {last} (log: {log})")
+        raise RunError(f"exit code {code}, {last} (log: {log})", killed=code < 0)
     return done
+
+
+def _check_same(begun: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
+    old, new = _flat(begun), _flat(asked)
+    for key in sorted(old.keys() | new.keys()):
+        if key != "trainer.max_steps" and "PruneTrial" not in key and old.get(key) != new.get(key):
+            raise UserError(
+                f"{folder} was begun with {key} {old.get(key)!r}, now it is {new.get(key)!r}: give another "
+                "name, or remove the folder"
+            )
+
+
+def _flat(config: Any, key: str = "") -> dict[str, Any]:
+    """Dotted key -> value; callbacks by their class, for the sweep adds its own."""
+    if isinstance(config, dict):
+        parts = config.items()
+    elif isinstance(config, list):
+        parts = ((e.get("class_path", i) if isinstance(e, dict) else i, e) for i, e in enumerate(config))
+    else:
+        return {key: config}
+    found: dict[str, Any] = {}
+    for name, value in parts:
+        found |= _flat(value, f"{key}.{name}" if key else str(name))
+    return found
 
 
 def end_with_parent() -> None:

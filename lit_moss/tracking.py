@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
+from lit_moss.errors import UserError
 from lit_moss.recipes import TAGS_VARIABLE
 
 DEFAULT_DATABASE = "mlflow.db"  # what `mlflow ui` opens when it is called without arguments
@@ -273,7 +275,13 @@ def study_run(name: str, root: Path, run_id: str | None = None) -> Tracker:
     if run_id is None and note.exists():
         run_id = json.loads(note.read_text())["mlflow_run_id"]
     tracker = Tracker(name, "study", str(root / "studies"), run_id, system_metrics=False)
-    tracker.experiment  # noqa: B018 - makes the run
+    try:
+        tracker.experiment  # noqa: B018 - makes the run
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {tracking_uri()} has no run {run_id} of study {name!r}: set MLFLOW_TRACKING_URI to "
+            f"the server that the study was begun with ({str(error).splitlines()[0]})"
+        ) from error
     return tracker
 
 
@@ -385,7 +393,7 @@ def _provenance() -> dict[str, str]:
     """Tags that tell what code, versions and machine a run had."""
     tags = {
         "mlflow.source.name": "lit_moss",
-        "command": " ".join(sys.argv[1:]),
+        "command": re.sub(r"(://[^:@/ ]*):[^@/ ]*@", r"\1:***@", " ".join(sys.argv[1:])),  # of a database
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }

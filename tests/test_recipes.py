@@ -14,7 +14,7 @@ import yaml
 from lm_recipe import lm_recipe
 
 from lit_moss.errors import UserError
-from lit_moss.recipes import RunError, read_recipe, run_fit, set_key
+from lit_moss.recipes import RunError, read_recipe, read_result, run_fit, set_key, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,6 +64,17 @@ def test_recipes_merge_from_left_to_right(tmp_path):
     assert config["data"]["init_args"]["backbone"] == "${model.init_args.backbone}"
 
 
+def test_a_folder_of_another_recipe_is_refused(tmp_path):
+    config = read_recipe([ROOT / "conf" / "stage1.yaml"])
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    result = {"step": 150, "stopped": None, "run_id": "x", "metrics": {"val/loss": 1.0}}
+    write_json(tmp_path / "result.json", result)
+    assert run_fit(config, tmp_path) == result
+    set_key(config, "model.init_args.lr", 9.0)
+    with pytest.raises(UserError, match=r"was begun with model.init_args.lr 0.001, now it is 9.0"):
+        run_fit(config, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_is_continued_after_a_kill_and_left_alone_when_done(tmp_path, monkeypatch):
     """Whoever starts the run is killed with -9: the run ends too, and the next call continues it to the same
@@ -84,15 +95,18 @@ def test_a_run_is_continued_after_a_kill_and_left_alone_when_done(tmp_path, monk
     os.kill(starter.pid, signal.SIGKILL)
     starter.wait()
     time.sleep(1.5)
-    assert not (folder / "result.json").exists()  # the run has ended with its starter
+    assert (read_result(folder) or {"step": 0})["step"] == 0  # the run has ended with its starter
     result = run_fit(config, folder)
-    assert result["finished"]
     assert result["step"] == 40
+    assert result["stopped"] is None
     assert "val/speech_ppl" in result["metrics"]
     assert "Restoring states" in (folder / "log.txt").read_text()
     log = (folder / "log.txt").stat()
     assert run_fit(config, folder) == result
     assert (folder / "log.txt").stat() == log  # nothing was started
+    # Killed behind the last checkpoint, before the end was written: continued, it validates no more.
+    write_json(folder / "result.json", result | {"step": 0})
+    assert run_fit(config, folder) == result
     whole = run_fit(config, tmp_path / "runs" / "study" / "b")
     weights = [
         torch.load(tmp_path / f"runs/study/{name}/checkpoints/step-0000040.ckpt", weights_only=True)[

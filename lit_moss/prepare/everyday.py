@@ -121,7 +121,7 @@ def speak_all(
 ) -> None:
     """Speaks sentences into `folder`: `audio/NAME.flac`, `train.jsonl`, `validation.jsonl`.
 
-    A sound file that is there already is kept: an interrupted call goes on where it was.
+    A sound file of the same text is kept: an interrupted call goes on where it was.
 
     Args:
         named: Name and text of each.
@@ -138,15 +138,26 @@ def speak_all(
     parts: dict[str, list[Utterance]] = {"train": [], "validation": []}
     for i, (name, text) in enumerate(tqdm(named, desc="speaking", unit="sentence", file=sys.stderr)):
         path = folder / "audio" / f"{name}.flac"
-        if path.exists():
-            samples = soundfile.info(path).frames
-        else:
+        samples = _spoken(path, text)
+        if not samples:
             wave = voice.speak(text, i)
             samples = len(wave)
             partial = path.with_suffix(".partial")
-            soundfile.write(partial, wave, RATE_HZ, format="FLAC")
+            with soundfile.SoundFile(partial, "w", RATE_HZ, 1, format="FLAC") as file:
+                file.comment = text
+                file.write(wave)
             partial.replace(path)
         part = "validation" if i in held_out else "train"
         parts[part].append(Utterance(path, 0.0, round(samples / RATE_HZ, 4), text, voice.speaker(i), "en"))
     for part, utterances in parts.items():
         write_manifest(folder / f"{part}.jsonl", utterances)
+
+
+def _spoken(path: Path, text: str) -> int:
+    """Samples of a sound file that says this text (its comment tells); 0 if there is none."""
+    import soundfile
+
+    if not path.exists():
+        return 0
+    with soundfile.SoundFile(path) as file:
+        return file.frames if file.comment == text else 0

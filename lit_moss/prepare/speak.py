@@ -31,6 +31,8 @@ def main(args: argparse.Namespace) -> None:
     from lit_moss.prepare.everyday import hibari, speak_all
 
     named = read_sentences(args.text)[: args.first]
+    if args.validation < 1:
+        raise UserError(f"--validation is {args.validation}, expected 1 or more")
     if len(named) <= args.validation:
         raise UserError(
             f"{args.text} has {len(named)} sentences and {args.validation} are to be held out: give more "
@@ -49,6 +51,10 @@ def read_sentences(path: Path) -> list[tuple[str, str]]:
     found = []
     for number, line in enumerate(lines):
         fields = line.split("|") if path.suffix == ".csv" else [f"{path.stem}-{number:06d}", line]
+        if path.suffix == ".csv" and line.strip() and len(fields) < 2:
+            raise UserError(
+                f"{path}, line {number + 1}: no `|`, expected id|text as LJ Speech's metadata.csv"
+            )
         if fields[-1].strip():
             found.append((fields[0].strip(), fields[-1].strip()))
     names = [name for name, _ in found]

@@ -1,5 +1,6 @@
 """What a sweep is: the YAML of `python -m lit_moss sweep`."""
 
+import copy
 import hashlib
 import importlib
 import inspect
@@ -7,7 +8,7 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 from optuna.distributions import (
     BaseDistribution,
@@ -20,6 +21,21 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 
 from lit_moss.errors import UserError
 from lit_moss.recipes import read_recipe, set_key
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "study": (str,),
+    "base": (list,),
+    "search": (dict,),
+    "objectives": (dict,),
+    "set": (dict,),
+    "trials": (int, type(None)),
+    "seeds": (list,),
+    "seed": (int,),
+    "storage": (str,),
+    "heartbeat_sec": (int,),
+    "retries": (int,),
+    "run_root": (str,),
+}
 
 
 @dataclass
@@ -38,7 +54,8 @@ class Sweep:
         seed: Of the sampler.
         sampler: `grid` (every combination of the choices, in order), or an Optuna sampler as `class_path` and
             `init_args`; TPE by default.
-        pruner: An Optuna pruner; it sees the objective at every validation. None never prunes.
+        pruner: An Optuna pruner; it sees the objective at every validation. None never prunes. Not Hyperband:
+            its brackets hang on numbers that a retried trial does not keep.
         storage: Database of the study.
         heartbeat_sec: How often a worker says that it lives; silent for three times that, it is dead.
         retries: How often the trial of a worker that died is queued again.
@@ -61,6 +78,11 @@ class Sweep:
     run_root: str = "runs"
 
     def __post_init__(self) -> None:
+        for key, kinds in _KINDS.items():
+            value = getattr(self, key)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise UserError(f"{key} is {value!r}, expected {kinds[0].__name__}")
+        self.sampler = self.sampler or "optuna.samplers.TPESampler"
         if not self.search:
             raise UserError("search is empty: expected keys and what to try for them")
         wrong = sorted({d for d in self.objectives.values() if d not in ("minimize", "maximize")})
@@ -69,6 +91,10 @@ class Sweep:
         if len(self.objectives) > 1 and self.pruner:
             raise UserError(
                 f"pruner with {len(self.objectives)} objectives: Optuna prunes by one alone, take it out"
+            )
+        if "Hyperband" in str(self.pruner):
+            raise UserError(
+                "pruner is Hyperband, which counts retried trials anew: take SuccessiveHalvingPruner"
             )
         if not self.seeds or len({*self.seeds}) != len(self.seeds):
             raise UserError(f"seeds are {self.seeds}, expected each once")
@@ -80,6 +106,8 @@ class Sweep:
             self.trials = size
         if self.trials is None or self.trials < 1:
             raise UserError(f"trials is {self.trials}, expected how many")
+        self._base = read_recipe(self.base)  # once: who edits a file while it runs does not mix trials
+        self.recipe({key: _sample(d) for key, d in self.distributions().items()}, self.seeds[0])
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Key -> what Optuna draws from."""
@@ -104,7 +132,7 @@ class Sweep:
         on as one that was not."""
         if self.sampler == "grid":
             return PartialFixedSampler(self.grid()[slot % len(self.grid())], RandomSampler(seed=self.seed))
-        return make(self.sampler, BaseSampler, "sampler", seed=1_000_003 * self.seed + slot)
+        return make(self.sampler, BaseSampler, "sampler", seed=(1_000_003 * self.seed + slot) % 2**32)
 
     def make_pruner(self) -> BasePruner:
         """The pruner."""
@@ -112,7 +140,7 @@ class Sweep:
 
     def recipe(self, params: dict[str, Any], seed: int) -> dict[str, Any]:
         """The YAML of one run of a trial."""
-        config = read_recipe(self.base)
+        config = copy.deepcopy(self._base)
         for key, value in self.set.items():
             set_key(config, key, value)
         for key, value in params.items():
@@ -144,6 +172,8 @@ def read_sweep(path: str, **changed: Any) -> Sweep:
 
 def make(spec: Any, kind: type, what: str, **defaults: Any) -> Any:
     """An object of `class_path` and `init_args`; `defaults` it takes and that are not given are added."""
+    if not isinstance(spec, str | dict):
+        raise UserError(f"{what} is {spec!r}, expected a class, or class_path and init_args")
     spec = {"class_path": spec} if isinstance(spec, str) else dict(spec)
     module, _, name = str(spec.get("class_path", "")).rpartition(".")
     try:
@@ -152,21 +182,35 @@ def make(spec: Any, kind: type, what: str, **defaults: Any) -> Any:
         raise UserError(f"{what}: no class {spec.get('class_path')!r} ({error})") from error
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(f"{what}: {spec['class_path']} is no {kind.__name__}")
-    given = dict(spec.get("init_args") or {})
+    given = {
+        key: make(value, object, f"{what}.{key}")
+        if isinstance(value, dict) and "class_path" in value
+        else value
+        for key, value in dict(spec.get("init_args") or {}).items()
+    }
     takes = inspect.signature(found).parameters
     given |= {key: value for key, value in defaults.items() if key in takes and key not in given}
     try:
         return found(**given)
+    except ImportError as error:
+        raise UserError(f"{what}: {spec['class_path']} needs another package: {error}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{what}: {spec['class_path']} does not take {given}: {error}") from error
 
 
+def _sample(d: BaseDistribution) -> Any:
+    return d.choices[0] if isinstance(d, CategoricalDistribution) else cast(Any, d).low
+
+
 def _distribution(key: str, spec: Any) -> BaseDistribution:
-    if isinstance(spec, dict) and set(spec) == {"choices"} and len(spec["choices"]):
+    if isinstance(spec, dict) and set(spec) == {"choices"} and isinstance(spec["choices"], list | dict):
         choices = list(spec["choices"])
-        if all(c is None or isinstance(c, bool | int | float | str) for c in choices):
+        if choices and all(c is None or isinstance(c, bool | int | float | str) for c in choices):
             return CategoricalDistribution(choices)
-        raise UserError(f"search.{key}: choices that are lists or mappings need names: {{name: value, …}}")
+        raise UserError(
+            f"search.{key}: choices are {choices}, expected some; lists and mappings need names, "
+            "{name: value}"
+        )
     if not isinstance(spec, dict) or not {"low", "high"} <= set(spec) <= {"low", "high", "step", "log"}:
         raise UserError(f"search.{key} is {spec}, expected choices, or low and high (step, log)")
     ends = [spec["low"], spec["high"], *([spec["step"]] if spec.get("step") else [])]

@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lit_moss.sweep.config import Sweep
-from lit_moss.sweep.study import ERROR, by_slot
+from lit_moss.sweep.study import ERROR, by_slot, deaths, is_given_up
 from lit_moss.tracking import Tracker
 
 
@@ -29,7 +29,8 @@ def write_report(study: optuna.Study, sweep: Sweep, tracker: Tracker) -> Path:
     for slot, trial in counted.items():
         if trial.state == TrialState.COMPLETE:
             values = dict(zip(sweep.objectives, trial.values, strict=True))
-            tracker.log_metrics({f"trial/{metric}": value for metric, value in values.items()}, slot)
+            for metric, value in values.items():  # slots come in any order, also a second time
+                tracker.experiment.log_metric(tracker.run_id, f"trial/{metric}", value, step=slot)
     return report
 
 
@@ -60,6 +61,11 @@ def _markdown(study: optuna.Study, sweep: Sweep, counted: dict[int, FrozenTrial]
     lines += ["", f"Bold: {kind}. Mean ± standard deviation over seeds; `min` of the last attempt.", ""]
     failed = [(slot, t.user_attrs[ERROR]) for slot, t in counted.items() if ERROR in t.user_attrs]
     lines += [f"- trial {slot} failed: {error}" for slot, error in failed]
+    lines += [
+        f"- trial {slot} is given up: killed {deaths(members)} times"
+        for slot, members in by_slot(study, sweep).items()
+        if is_given_up(members, sweep)
+    ]
     lines += [f"![{name}]({name})" for name in pictures]
     return "\n".join(lines) + "\n"
 

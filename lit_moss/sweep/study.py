@@ -5,6 +5,9 @@ trial without a history has the slot "how many such have lower numbers"; a retri
 A slot is open until one of its trials is complete, pruned, or has failed by itself.
 """
 
+import contextlib
+import copy
+import math
 import os
 import socket
 import sys
@@ -21,13 +24,18 @@ import psutil
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from lit_moss.errors import UserError
 from lit_moss.recipes import RunError, run_fit
 from lit_moss.sweep.config import Sweep
 
 DONE, ALIVE, FAILED, DEAD = range(4)
-ERROR, WORKER = "error", "worker"  # user attributes of a trial
+# User attributes of a trial.
+ERROR, WORKER, DOUBLE, INTERRUPTED = "error", "worker", "double", "interrupted"
+STORAGE_VARIABLE = "LIT_MOSS_STORAGE"
 
 
 def open_study(sweep: Sweep) -> optuna.Study:
@@ -47,6 +55,8 @@ def open_study(sweep: Sweep) -> optuna.Study:
         raise UserError(
             f"study {sweep.study!r} in {sweep.storage} has directions {theirs}, the YAML {directions}"
         )
+    if not any(trial.values for trial in study.get_trials(deepcopy=False)):
+        study.set_user_attr("fingerprint", sweep.fingerprint())  # nothing to compare with yet
     names = study.metric_names
     if names is None:
         study.set_metric_names(list(sweep.objectives))
@@ -54,13 +64,12 @@ def open_study(sweep: Sweep) -> optuna.Study:
         raise UserError(
             f"study {sweep.study!r} in {sweep.storage} has objectives {names}: give it another name"
         )
-    begun = study.user_attrs.setdefault("fingerprint", sweep.fingerprint())
+    begun = study.user_attrs["fingerprint"]
     if begun != sweep.fingerprint():
         raise UserError(
             f"study {sweep.study!r} in {sweep.storage} was begun with another search, recipe, sampler or "
             f"seeds ({begun}, now {sweep.fingerprint()}): its trials cannot be compared, give it another name"
         )
-    study.set_user_attr("fingerprint", begun)
     return study
 
 
@@ -68,13 +77,33 @@ def open_storage(url: str, heartbeat_sec: int) -> RDBStorage:
     """A database by its URL; `sqlite:///FILE` here, any other for many machines."""
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by ourselves, in one line
-    wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    sqlite = url.startswith("sqlite")
+    # A connection idles for the length of a run; a server may have closed it.
+    options = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
     try:
-        return RDBStorage(
-            url, engine_kwargs=wait, heartbeat_interval=heartbeat_sec, grace_period=3 * heartbeat_sec
+        storage = RDBStorage(
+            url, engine_kwargs=options, heartbeat_interval=heartbeat_sec, grace_period=3 * heartbeat_sec
         )
     except Exception as error:  # of any database's driver
-        raise UserError(f"storage {url} cannot be opened: {str(error).splitlines()[0]}") from error
+        told = str(error).splitlines()[0].replace(url, without_password(url))
+        raise UserError(f"storage {without_password(url)} cannot be opened: {told}") from error
+    if sqlite:
+        # SQLite has no row locks, and Optuna reads a waiting trial before it takes it: two workers took the
+        # same one, 4 times in 90. So every transaction locks from its beginning.
+        storage.engine.dispose()
+        event.listen(storage.engine, "connect", lambda raw, _: setattr(raw, "isolation_level", None))
+        event.listen(
+            storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
+        )
+    return storage
+
+
+def without_password(url: str) -> str:
+    """The URL for messages and records."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
 
 
 class BySlot(BaseSampler):
@@ -89,7 +118,8 @@ class BySlot(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Called by Optuna before anything is drawn."""
-        slots = slots_of(study.get_trials(deepcopy=False))
+        # Of all trials: a pruner may have filtered those of `study`.
+        slots = slots_of(study._storage.get_all_trials(study._study_id, deepcopy=False))
         self._inner = self._sweep.make_sampler(slots[trial.number])
         self._inner.before_trial(study, trial)
 
@@ -125,19 +155,25 @@ def slots_of(trials: Sequence[FrozenTrial]) -> dict[int, int]:
 
 
 def by_slot(study: optuna.Study, sweep: Sweep) -> dict[int, list[FrozenTrial]]:
-    """Slot -> its trials, the one that counts first: done, alive, failed by itself, dead; then the oldest."""
+    """Slot -> its trials, the one that counts first: one that is done, the oldest that lives, the newest."""
     trials = study.get_trials(deepcopy=False)
     slots = slots_of(trials)
     found: dict[int, list[FrozenTrial]] = {}
     for trial in trials:
-        if slots[trial.number] < (sweep.trials or 0):
+        if slots[trial.number] < (sweep.trials or 0) and DOUBLE not in trial.user_attrs:
             found.setdefault(slots[trial.number], []).append(trial)
     for members in found.values():
-        members.sort(key=lambda t: (_rank(t), t.number))
+        members.sort(key=lambda t: (r, t.number) if (r := fate(t)) <= ALIVE else (FAILED, -t.number))
     return dict(sorted(found.items()))
 
 
-def _rank(trial: FrozenTrial) -> int:
+def deaths(members: Sequence[FrozenTrial]) -> int:
+    """How often a slot's worker or run was killed; interrupting it by hand does not count."""
+    return sum(fate(t) == DEAD and INTERRUPTED not in t.user_attrs for t in members)
+
+
+def fate(trial: FrozenTrial) -> int:
+    """DONE, ALIVE, FAILED (by itself) or DEAD (killed)."""
     if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
         return DONE
     if trial.state != TrialState.FAIL:
@@ -156,24 +192,18 @@ def bury_and_requeue(study: optuna.Study, sweep: Sweep, again: bool = False) -> 
     fail_stale_trials(study)  # another machine's, by the heartbeat
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _is_dead(trial, 3 * sweep.heartbeat_sec):  # this machine's: at once
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-    requeue = RetryHeartbeatStaleTrialCallback(
-        max_retry=None if again else sweep.retries, inherit_intermediate_values=True
-    )
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another one was first
+                study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    requeue = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
     for members in by_slot(study, sweep).values():
-        rank = _rank(members[0])
-        if rank == DEAD or (again and rank == FAILED):
-            newest = max(members, key=lambda t: t.number)
-            kept = {k: v for k, v in newest.user_attrs.items() if k not in (ERROR, WORKER)}
-            requeue(study, _with(newest, kept))
-
-
-def _with(trial: FrozenTrial, user_attrs: dict[str, Any]) -> FrozenTrial:
-    import copy
-
-    found = copy.deepcopy(trial)
-    found.user_attrs = user_attrs
-    return found
+        dead = fate(members[0]) == DEAD and (again or deaths(members) <= sweep.retries)
+        if dead or (again and fate(members[0]) == FAILED):
+            trial = copy.deepcopy(members[0])
+            for own in (ERROR, WORKER, INTERRUPTED):
+                trial.user_attrs.pop(own, None)
+            if trial.params.keys() != sweep.search.keys():  # killed between two draws: all of them again
+                trial.params = trial.distributions = {}
+            requeue(study, trial)
 
 
 def _is_dead(trial: FrozenTrial, silent_sec: float) -> bool:
@@ -182,8 +212,8 @@ def _is_dead(trial: FrozenTrial, silent_sec: float) -> bool:
         return bool(
             trial.datetime_start and (datetime.now() - trial.datetime_start).total_seconds() > silent_sec
         )
-    host, pid, started = worker
-    if host != socket.gethostname():
+    *machine, pid, started = worker
+    if machine != _machine():
         return False
     try:
         return abs(psutil.Process(pid).create_time() - started) > 1.0
@@ -191,13 +221,26 @@ def _is_dead(trial: FrozenTrial, silent_sec: float) -> bool:
         return True
 
 
+def _machine() -> list[str]:
+    """Names may be the same on many machines, and numbers of processes in many containers."""
+    found = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        found.append(os.readlink("/proc/self/ns/pid"))
+    return found
+
+
 def is_finished(study: optuna.Study, sweep: Sweep) -> bool:
     """Whether no slot is left to run."""
     found = by_slot(study, sweep)
     return len(found) == sweep.trials and all(
-        _rank(members[0]) in (DONE, FAILED) or (_rank(members[0]) == DEAD and len(members) > sweep.retries)
-        for members in found.values()
+        fate(members[0]) in (DONE, FAILED) or is_given_up(members, sweep) for members in found.values()
     )
+
+
+def is_given_up(members: Sequence[FrozenTrial], sweep: Sweep) -> bool:
+    """Whether a slot has been killed more often than it is retried."""
+    return fate(members[0]) == DEAD and deaths(members) > sweep.retries
 
 
 def work(study: optuna.Study, sweep: Sweep, objective: Callable[[optuna.Trial], list[float]]) -> None:
@@ -208,7 +251,15 @@ def work(study: optuna.Study, sweep: Sweep, objective: Callable[[optuna.Trial], 
             return
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         if waiting or len(by_slot(study, sweep)) < (sweep.trials or 0):
-            study.optimize(objective, n_trials=1, catch=(RunError,))
+            try:
+                study.optimize(objective, n_trials=1, catch=(RunError,))
+            except ImportError as error:
+                raise UserError(f"the sampler needs another package: {error}") from error
+            except optuna.exceptions.UpdateFinishedTrialError:
+                pass  # silent for too long, this worker was taken for dead; its trial is another one's now
+            except ValueError as error:
+                if "Cannot tell" not in str(error):  # the same
+                    raise
         else:
             time.sleep(min(5.0, sweep.heartbeat_sec))
 
@@ -219,10 +270,11 @@ def begin(trial: optuna.Trial, sweep: Sweep) -> tuple[int, dict[str, Any]]:
     Raises:
         RunError: if another trial has this slot: two workers took the last one, or both queued it again.
     """
-    trial.set_user_attr(WORKER, [socket.gethostname(), os.getpid(), psutil.Process().create_time()])
+    trial.set_user_attr(WORKER, [*_machine(), os.getpid(), psutil.Process().create_time()])
     slot = slots_of(trial.study.get_trials(deepcopy=False))[trial.number]
     members = by_slot(trial.study, sweep).get(slot)
     if members is None or members[0].number != trial.number:
+        trial.set_user_attr(DOUBLE, True)
         raise RunError(f"slot {slot} is another trial's")
     return slot, {key: _suggest(trial, key, d) for key, d in sweep.distributions().items()}
 
@@ -244,11 +296,17 @@ class Objective:
         slot, params = begin(trial, sweep)
         told = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in params.items())
         print(f"trial {slot + 1}/{sweep.trials}: {told}", flush=True)
-        for seed in sweep.seeds:
-            if _result(trial, seed) is None:
-                self._run(trial, slot, params, seed)
+        try:
+            for seed in sweep.seeds:
+                if _result(trial, seed) is None:
+                    self._run(trial, slot, params, seed)
+        except KeyboardInterrupt:
+            trial.set_user_attr(INTERRUPTED, True)
+            raise
         results = [_result(trial, seed) or {} for seed in sweep.seeds]
         values = [mean(r[metric] for r in results) for metric in sweep.objectives]
+        if any(map(math.isnan, values)):
+            self._fail(trial, slot, RunError(f"{list(sweep.objectives)} came to {values}"))
         print(f"trial {slot + 1}/{sweep.trials}: " + ", ".join(
             f"{metric} {value:.4g}" for metric, value in zip(sweep.objectives, values, strict=True)
         ), flush=True)  # fmt: skip
@@ -262,10 +320,16 @@ class Objective:
         tags = {"mlflow.parentRunId": self.parent, "sweep.trial": str(slot), "sweep.seed": str(seed)}
         folder = Path(sweep.run_root).absolute() / sweep.study / f"trial-{slot:03d}-seed-{seed}"
         try:
+            os.environ[STORAGE_VARIABLE] = sweep.storage  # in no file: it may hold a password
             result = run_fit(config, folder, tags, self.threads)
         except RunError as error:
+            if error.killed:  # by the system, for memory most often: to be queued again as after a death
+                print(f"trial {slot + 1}/{sweep.trials} was killed: {error}", file=sys.stderr, flush=True)
+                raise
             self._fail(trial, slot, error)
-        if not result["finished"] and sweep.pruner:
+        except UserError as error:
+            self._fail(trial, slot, RunError(str(error)))
+        if result.get("stopped") == "pruned":
             raise optuna.TrialPruned(f"pruned at step {result['step']}")
         missing = [metric for metric in sweep.objectives if metric not in result["metrics"]]
         if missing:
@@ -284,7 +348,6 @@ class Objective:
         return {
             "class_path": "callbacks.prune_trial.PruneTrial",
             "init_args": {
-                "storage": sweep.storage,
                 "study": sweep.study,
                 "trial": trial.number,
                 "monitor": next(iter(sweep.objectives)),

@@ -2,9 +2,9 @@
 
     python -m lit_moss sweep -c conf/sweep/split_depth.yaml [--workers N]
 
-Repeat the command after a kill, and it goes on; give it on another machine, with a --storage that both reach,
-and that machine joins. At the end: report and pictures in RUN_ROOT/studies/STUDY/study and in the study's
-MLflow run.
+Repeat the command after a kill, and it goes on. The same command on another machine joins, where --storage
+and MLFLOW_TRACKING_URI are what both reach; with a --run_root that both see, it also continues the other's
+runs. At the end: report and pictures in RUN_ROOT/studies/STUDY/study and in the study's MLflow run.
 `optuna-dashboard STORAGE` shows the same live.
 """
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Runs the sweep.
+    """Runs the sweep, or takes part in it.
 
     Raises:
         UserError: for what the user can mend, and where trials are left.
@@ -38,7 +38,15 @@ def main(args: argparse.Namespace) -> None:
     from lit_moss.recipes import PARENT_VARIABLE, end_with_parent
     from lit_moss.sweep.config import read_sweep
     from lit_moss.sweep.report import write_report
-    from lit_moss.sweep.study import Objective, bury_and_requeue, is_finished, open_study, work
+    from lit_moss.sweep.study import (
+        Objective,
+        bury_and_requeue,
+        by_slot,
+        is_finished,
+        is_given_up,
+        open_study,
+        work,
+    )
     from lit_moss.tracking import study_run
 
     if args.workers < 1:
@@ -47,32 +55,45 @@ def main(args: argparse.Namespace) -> None:
         args.config, trials=args.trials, study=args.study, storage=args.storage, run_root=args.run_root
     )
     study = open_study(sweep)
-    helper = PARENT_VARIABLE in os.environ  # started by the block below
+    helper = PARENT_VARIABLE in os.environ  # started by `_workers`
+    if helper:
+        end_with_parent()
     tracker = study_run(sweep.study, Path(sweep.run_root).absolute(), study.user_attrs.get("mlflow_run_id"))
     study.set_user_attr("mlflow_run_id", tracker.run_id)
-    if args.retry_failed and not helper:
-        bury_and_requeue(study, sweep, again=True)
-    if not args.report:
-        threads = max(1, (os.cpu_count() or 1) // args.workers) if args.workers > 1 else None
-        if args.workers > 1 and not helper:
-            words = [w for w in sys.argv[1:] if w != "--retry-failed"]
-            environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
-            workers = [
-                subprocess.Popen([sys.executable, "-m", "lit_moss", *words], env=environment)
-                for _ in range(args.workers)
-            ]
-            for worker in workers:
-                worker.wait()
-        else:
-            if helper:
-                end_with_parent()
+    state = "interrupted"
+    try:
+        if args.retry_failed and not helper:
+            bury_and_requeue(study, sweep, again=True)
+        if args.workers > 1 and not helper and not args.report:
+            _workers(args.workers)
+        elif not args.report:
+            threads = max(1, (os.cpu_count() or 1) // args.workers) if args.workers > 1 else None
             work(study, sweep, Objective(sweep, str(tracker.run_id), threads))
         if helper:
             return
-    report = write_report(study, sweep, tracker)
-    tracker.finalize("success" if is_finished(study, sweep) else "interrupted")
+        report = write_report(study, sweep, tracker)
+        state = "success" if is_finished(study, sweep) else "interrupted"
+    finally:
+        if not helper and not args.report:
+            tracker.finalize(state)
     print(report.read_text() + str(report))
-    if not args.report and not is_finished(study, sweep):
+    if args.report:
+        return
+    if not is_finished(study, sweep):
         raise UserError("trials are left, their workers are gone: repeat the command")
-    if not any(trial.state.is_finished() and trial.values for trial in study.get_trials(deepcopy=False)):
+    if any(is_given_up(members, sweep) for members in by_slot(study, sweep).values()):
+        raise UserError(f"trials were killed each time, see {report}; repeat with --retry-failed")
+    if not any(trial.values for trial in study.get_trials(deepcopy=False)):
         raise UserError(f"no trial has a value, see {report}; mend it and repeat with --retry-failed")
+
+
+def _workers(count: int) -> None:
+    """The same command in `count` processes, each taking trials."""
+    from lit_moss.recipes import PARENT_VARIABLE
+
+    words = [w for w in sys.argv[1:] if w != "--retry-failed"]
+    environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
+    command = [sys.executable, "-m", "lit_moss", *words]
+    workers = [subprocess.Popen(command, env=environment) for _ in range(count)]
+    for worker in workers:
+        worker.wait()

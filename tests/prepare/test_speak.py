@@ -28,11 +28,20 @@ def test_sentences_become_sounds_and_manifests_and_are_not_spoken_twice(tmp_path
     assert main(command) == 0
     assert {f: f.read_bytes() for f in (out / "audio").iterdir()} == kept
     assert (out / "train.jsonl").read_text() == manifest
+    text.write_text("A-1|Dr. Who|Doctor who.\nA-2|Two.|Another text.\n\nA-3|x|The third one.\n")
+    assert main(command) == 0
+    again = {f: f.read_bytes() for f in (out / "audio").iterdir()}
+    assert {f.stem for f in kept if again[f] != kept[f]} == {"A-2"}  # spoken anew, for it says something else
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("", "has 0 sentences"), ("a|b\na|c\nd|e\n", "each once"), ("../x|b\nc|d\n", "plain")],
+    [
+        ("", "has 0 sentences"),
+        ("a|b\na|c\nd|e\n", "each once"),
+        ("../x|b\nc|d\n", "plain"),
+        ("a,b\n", "no `|`"),
+    ],
 )
 def test_bad_text_is_one_line(tmp_path, capsys, content, said):
     text = tmp_path / "meta.csv"

@@ -90,6 +90,16 @@ def test_the_sampler_takes_a_seed_by_slot(tmp_path):
         ({"objectives": {"val/loss": "down"}}, "objectives have"),
         ({"objectives": ...}, "no objectives"),
         ({"seeds": [1, 1]}, "seeds are"),
+        ({"seeds": 3}, "seeds is 3, expected list"),
+        ({"base": "conf/stage1.yaml"}, "base is 'conf/stage1.yaml', expected list"),
+        ({"objectives": "val/loss"}, "objectives is 'val/loss', expected dict"),
+        ({"trials": "4"}, "trials is '4', expected int"),
+        ({"retries": True}, "retries is True"),
+        ({"set": None}, "set is None"),
+        ({"pruner": 5}, "pruner is 5"),
+        ({"pruner": "optuna.pruners.HyperbandPruner"}, "pruner is Hyperband"),
+        ({"search": {LR: {"choices": 3}}}, f"search.{LR} is"),
+        ({"search": {"modle.init_args.lr": {"low": 0, "high": 1}}}, "no modle in the recipe"),
         ({"trials": ...}, "trials is None"),
         ({"sampler": "optuna.samplers.NoSampler"}, "no class"),
         ({"sampler": "pathlib.Path"}, "is no BaseSampler"),
@@ -109,11 +119,27 @@ def test_what_is_wrong_is_one_line(tmp_path, changes, said):
     def read():
         sweep = sweep_of(tmp_path, **changes)
         sweep.make_sampler(0)
-        sweep.fingerprint()
+        sweep.make_pruner()
 
     with pytest.raises(UserError, match=said) as error:
         read()
     assert "\n" not in str(error.value)
+
+
+def test_large_seeds_and_nested_samplers_are_made(tmp_path):
+    inner = {"class_path": "optuna.samplers.RandomSampler"}
+    sampler = {
+        "class_path": "optuna.samplers.PartialFixedSampler",
+        "init_args": {"fixed_params": {LR: 1e-3}, "base_sampler": inner},
+    }
+    assert sweep_of(tmp_path, seed=20261121).make_sampler(5)
+    assert sweep_of(tmp_path, sampler=sampler).make_sampler(0)
+
+
+def test_recipes_share_nothing(tmp_path):
+    sweep = sweep_of(tmp_path, set={"trainer.callbacks": [{"class_path": "callbacks.ExactResume"}]})
+    sweep.recipe({LR: 1e-3}, 1)["trainer"]["callbacks"].append("more")
+    assert len(sweep.recipe({LR: 1e-3}, 1)["trainer"]["callbacks"]) == 1
 
 
 def test_the_shipped_sweep_reads():

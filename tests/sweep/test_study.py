@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from lit_moss.errors import UserError
 from lit_moss.sweep.config import read_sweep
-from lit_moss.sweep.study import bury_and_requeue, by_slot, is_finished, open_study
+from lit_moss.sweep.study import _machine, bury_and_requeue, by_slot, is_finished, open_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -137,6 +137,98 @@ def test_failed_trials_are_run_again_on_request_only(tmp_path):
     assert done(path) == [0, 0]
 
 
+@pytest.fixture
+def opened(tmp_path):
+    sweep = read_sweep(sweep_file(tmp_path / "one", trials=3, retries=1))
+    return open_study(sweep), sweep
+
+
+def dead_trial(study, **attrs):
+    """A trial whose worker, a process of this machine, is gone."""
+    trial = study.ask()
+    trial.set_user_attr("worker", [*_machine(), 2**22 + 1, 0.0])
+    for key, value in attrs.items():
+        trial.set_user_attr(key, value)
+    return trial
+
+
+def test_a_death_after_a_failure_was_retried_is_queued_again(opened):
+    study, sweep = opened
+    trial = study.ask()
+    trial.set_user_attr("error", "by itself")
+    study.tell(trial, state=TrialState.FAIL)
+    bury_and_requeue(study, sweep, again=True)
+    dead_trial(study)
+    bury_and_requeue(study, sweep)
+    assert [t.state.name for t in study.get_trials()] == ["FAIL", "FAIL", "WAITING"]
+    assert len(by_slot(study, sweep)) == 1
+
+
+def test_interrupting_by_hand_uses_up_no_retry(opened):
+    study, sweep = opened
+    for _ in range(4):
+        dead_trial(study, interrupted=True)
+        bury_and_requeue(study, sweep)
+    assert study.get_trials()[-1].state == TrialState.WAITING
+    for _ in range(2):
+        dead_trial(study)
+        bury_and_requeue(study, sweep)
+    assert study.get_trials()[-1].state == TrialState.FAIL  # retries: 1
+    bury_and_requeue(study, sweep, again=True)
+    assert study.get_trials()[-1].state == TrialState.WAITING
+
+
+def test_a_trial_killed_between_two_draws_draws_all_again(opened):
+    study, sweep = opened
+    trial = dead_trial(study)
+    trial.suggest_float("model.init_args.lr", 0.0, 1.0)
+    bury_and_requeue(study, sweep)
+    assert study.get_trials()[-1].params == {}
+    again = dead_trial(study)
+    again.suggest_float("model.init_args.lr", 0.0, 1.0)
+    again.suggest_int("model.init_args.num_modality_layers", 1, 6)
+    bury_and_requeue(study, sweep)
+    assert study.get_trials()[-1].params == again.params
+
+
+def in_processes(code: str, path: str, count: int = 4) -> list[str]:
+    head = (
+        "from lit_moss.sweep.study import *; from lit_moss.sweep.config import read_sweep; "
+        f"s = read_sweep({path!r}); study = open_study(s); "
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", head + code], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(count)
+    ]
+    found = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * count
+    return found
+
+
+def test_no_waiting_trial_is_taken_twice(tmp_path):
+    path = sweep_file(tmp_path / "many", trials=60)
+    study = open_study(read_sweep(path))
+    for _ in range(60):
+        study.add_trial(optuna.create_trial(state=TrialState.WAITING))
+    taken = in_processes("print(*[study.ask().number for _ in range(15)])", path)
+    assert sorted(int(n) for out in taken for n in out.split()) == list(range(60))
+
+
+def test_many_workers_bury_the_same_dead_and_none_falls(tmp_path):
+    path = sweep_file(tmp_path / "many", trials=6)
+    study, sweep = open_study(read_sweep(path)), read_sweep(path)
+    for _ in range(6):
+        dead_trial(study)
+    in_processes("bury_and_requeue(study, s)", path)
+    assert {t.state.name for t in study.get_trials()[:6]} == {"FAIL"}
+    assert start(path).wait(120) == 0  # queued doubles step back
+    assert sorted(done(path)) == list(range(6))
+    assert is_finished(study, sweep)
+
+
 def test_more_trials_later_go_on_where_the_fewer_ended(tmp_path):
     few, many = (sweep_file(tmp_path / name, trials=8) for name in ("few", "many"))
     sweep_file(tmp_path / "few", trials=4)
@@ -150,10 +242,14 @@ def test_more_trials_later_go_on_where_the_fewer_ended(tmp_path):
 def test_another_search_does_not_join_the_study(tmp_path):
     path = sweep_file(tmp_path / "one")
     open_study(read_sweep(path))
-    sweep_file(tmp_path / "one", search={"model.init_args.lr": {"low": 0.0, "high": 2.0}})
+    other = {"model.init_args.lr": {"low": 0.0, "high": 2.0}}
+    sweep_file(tmp_path / "one", search=other)
+    study = open_study(read_sweep(path))  # nothing has a value yet: a mistake is mended so
+    study.tell(study.ask(), 1.0)
+    sweep_file(tmp_path / "one")
     with pytest.raises(UserError, match="begun with another search"):
         open_study(read_sweep(path))
-    sweep_file(tmp_path / "one", objectives={"val/loss": "maximize"})
+    sweep_file(tmp_path / "one", search=other, objectives={"val/loss": "maximize"})
     with pytest.raises(UserError, match="directions"):
         open_study(read_sweep(path))
 
@@ -162,4 +258,3 @@ def test_a_storage_that_is_none_is_one_line(tmp_path):
     path = sweep_file(tmp_path / "one", storage="sqlite:////no/such/folder/x.db")
     with pytest.raises(UserError, match="cannot be opened"):
         open_study(read_sweep(path))
-    assert optuna.__version__
