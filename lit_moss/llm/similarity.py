@@ -58,12 +58,15 @@ def dtw_path(similarity_nm: Tensor) -> list[tuple[int, int]]:
     1 - similarity, the usual cosine distance, and not the largest sum of similarities: that one prefers long
     paths. Of equal ones the diagonal step is taken.
     """
-    cost = _costs(similarity_nm[None])[0]
-    u, v = similarity_nm.shape[0] - 1, similarity_nm.shape[1] - 1
+    return _back(_costs(similarity_nm[None])[0].tolist())
+
+
+def _back(cost: list[list[float]]) -> list[tuple[int, int]]:
+    u, v = len(cost) - 1, len(cost[0]) - 1
     path = [(u, v)]
     while u or v:
         steps = [(u - 1, v - 1), (u - 1, v), (u, v - 1)]
-        u, v = min((s for s in steps if min(s) >= 0), key=lambda s: float(cost[s]))
+        u, v = min((s for s in steps if min(s) >= 0), key=lambda s: cost[s[0]][s[1]])
         path.append((u, v))
     return path[::-1]
 
@@ -84,7 +87,9 @@ def _costs(similarity_Knm: Tensor) -> Tensor:
 
 def dtw_similarity(similarity_Knm: Tensor) -> Tensor:
     """DTW_ij: mean similarity along the warping path of each matrix, (K, n, m) -> (K,)."""
-    return torch.stack([torch.stack([one[u, v] for u, v in dtw_path(one)]).mean() for one in similarity_Knm])
+    paths = map(_back, _costs(similarity_Knm).tolist())
+    along = (one[tuple(zip(*path, strict=True))] for one, path in zip(similarity_Knm, paths, strict=True))
+    return torch.stack([values.mean() for values in along])
 
 
 @dataclass(frozen=True)
