@@ -205,11 +205,14 @@ def _check_same(begun: dict[str, Any], asked: dict[str, Any], folder: Path) -> N
 
 
 def _flat(config: Any, key: str = "") -> dict[str, Any]:
-    """Dotted key -> value; callbacks by their class, for the sweep adds its own."""
+    """Dotted key -> value."""
     if isinstance(config, dict):
         parts = config.items()
     elif isinstance(config, list):
-        parts = ((e.get("class_path", i) if isinstance(e, dict) else i, e) for i, e in enumerate(config))
+        # With their class, so that the callback which a sweep adds, behind all others, is known by its name.
+        parts = (
+            (f"{i} {e.get('class_path', '')}" if isinstance(e, dict) else i, e) for i, e in enumerate(config)
+        )
     else:
         return {key: config}
     found: dict[str, Any] = {}

@@ -75,6 +75,16 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
         run_fit(config, tmp_path)
 
 
+def test_two_of_a_class_are_told_apart(tmp_path):
+    config = read_recipe([ROOT / "conf" / "stage1.yaml"])
+    config["data"]["init_args"]["parts"] *= 2
+    config = json.loads(json.dumps(config))
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    set_key(config, "data.init_args.parts.0.init_args.train", ["other.jsonl"])
+    with pytest.raises(UserError, match=r"parts.0 .*train"):
+        run_fit(config, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_is_continued_after_a_kill_and_left_alone_when_done(tmp_path, monkeypatch):
     """Whoever starts the run is killed with -9: the run ends too, and the next call continues it to the same

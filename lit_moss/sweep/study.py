@@ -40,7 +40,7 @@ STORAGE_VARIABLE = "LIT_MOSS_STORAGE"
 
 def open_study(sweep: Sweep) -> optuna.Study:
     """Makes the study in its storage, or joins it."""
-    storage = open_storage(sweep.storage, sweep.heartbeat_sec)
+    storage, place = open_storage(sweep.storage, sweep.heartbeat_sec), without_password(sweep.storage)
     directions = list(sweep.objectives.values())
     study = optuna.create_study(
         storage=storage,
@@ -52,22 +52,18 @@ def open_study(sweep: Sweep) -> optuna.Study:
     )
     theirs = [d.name.lower() for d in study.directions]
     if theirs != directions:
-        raise UserError(
-            f"study {sweep.study!r} in {sweep.storage} has directions {theirs}, the YAML {directions}"
-        )
+        raise UserError(f"study {sweep.study!r} in {place} has directions {theirs}, the YAML {directions}")
     if not any(trial.values for trial in study.get_trials(deepcopy=False)):
         study.set_user_attr("fingerprint", sweep.fingerprint())  # nothing to compare with yet
     names = study.metric_names
     if names is None:
         study.set_metric_names(list(sweep.objectives))
     elif names != list(sweep.objectives):
-        raise UserError(
-            f"study {sweep.study!r} in {sweep.storage} has objectives {names}: give it another name"
-        )
+        raise UserError(f"study {sweep.study!r} in {place} has objectives {names}: give it another name")
     begun = study.user_attrs["fingerprint"]
     if begun != sweep.fingerprint():
         raise UserError(
-            f"study {sweep.study!r} in {sweep.storage} was begun with another search, recipe, sampler or "
+            f"study {sweep.study!r} in {place} was begun with another search, recipe, sampler or "
             f"seeds ({begun}, now {sweep.fingerprint()}): its trials cannot be compared, give it another name"
         )
     return study
