@@ -1,6 +1,7 @@
 """Lightning callbacks of lit_moss, written `callbacks.NAME` in YAML."""
 
 from callbacks.checkpoint import Checkpoint
+from callbacks.decoder_report import DecoderReport
 from callbacks.exact_resume import ExactResume
 from callbacks.learning_rate import LearningRateSchedule
 from callbacks.progress import Progress
@@ -13,6 +14,7 @@ from callbacks.tokenizer_report import TokenizerReport
 
 __all__ = [
     "Checkpoint",
+    "DecoderReport",
     "ExactResume",
     "LearningRateSchedule",
     "Progress",

@@ -2,8 +2,9 @@
 
     python -m experiments.check_contract FOLDER
 
-FOLDER holds one folder a module (`encoder`, `features`), each with `config.json`, `io.safetensors` (recorded
-inputs and outputs) and, where the module has weights, `weights.safetensors`. One line a quantity: its largest
+FOLDER holds one folder a module (`encoder`, `features`, `flow`, `hift`, `streaming_decode`), each with
+`config.json`, `io.safetensors` (recorded inputs and outputs) and, where the module has weights,
+`weights.safetensors`. One line a quantity: its largest
 difference and the tolerance. Exit code 0 if all are within, 1 if one is not, 2 if FOLDER cannot be used.
 """
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from experiments.contract_decoder import check_flow, check_hift, check_streaming_decode
 from lit_moss.audio import features, rates
 from lit_moss.codec import quantizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig, EncoderLayer, EncoderState
@@ -160,7 +162,13 @@ def _check_fbank(io: dict[str, Tensor], waves: list[Tensor], resampled: Tensor) 
     )
 
 
-CHECKS: dict[str, Callable[[Path], Iterator[Line]]] = {"encoder": check_encoder, "features": check_features}
+CHECKS: dict[str, Callable[[Path], Iterator[Line]]] = {
+    "encoder": check_encoder,
+    "features": check_features,
+    "flow": check_flow,
+    "hift": check_hift,
+    "streaming_decode": check_streaming_decode,
+}
 
 
 @torch.no_grad()

@@ -94,6 +94,14 @@ EMBEDDED = {
             name: (_TINY + name,) for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
         },
     ),
+    "resemblyzer": Asset(
+        summary="Resemblyzer's speaker encoder, three LSTM layers, 256 values",
+        licence="Apache-2.0",
+        wheels=(
+            Wheel("Resemblyzer==0.1.4", "8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f"),
+        ),
+        members={"pretrained.pt": ("resemblyzer/pretrained.pt",)},
+    ),
     "kokoro": Asset(
         summary="Kokoro-82M text to speech, int8 ONNX, with its phoneme vocabulary and twelve English voices",
         licence="Apache-2.0",

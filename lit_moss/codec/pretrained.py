@@ -6,7 +6,6 @@ Everything is read as plain arrays (safetensors, or CTranslate2's flat binary). 
 import json
 import mmap
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,34 +15,10 @@ from torch import Tensor
 
 from lit_moss.assets import resolve
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
+from lit_moss.codec.state_dicts import LoadReport
 from lit_moss.errors import UserError
 
 _CT2_DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What a load did, by parameter name.
-
-    Args:
-        loaded: Taken from the source.
-        kept: Absent from the source, left as they were (a Whisper has no codebook).
-        reshaped: Present with another shape, left as they were: `name: source shape, ours`.
-    """
-
-    loaded: tuple[str, ...]
-    kept: tuple[str, ...]
-    reshaped: tuple[str, ...]
-
-    def __str__(self) -> str:
-        text = f"{len(self.loaded)} tensors loaded"
-        if self.kept:
-            text += f", {len(self.kept)} kept as initialised ({', '.join(self.kept)})"
-        return text + (
-            f", {len(self.reshaped)} of another shape skipped ({'; '.join(self.reshaped)})"
-            if self.reshaped
-            else ""
-        )
 
 
 def load_encoder(name: str, config: EncoderConfig | None = None) -> tuple[CausalEncoder, LoadReport]:

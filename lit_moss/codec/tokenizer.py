@@ -66,8 +66,8 @@ class SpeechTokenizer:
                 file, or `embedded:whisper-tiny-kmeans`.
             exact: See the class.
             log_mel: `causal` or `whisper`; None takes what `config.json` says, and `causal` where it says
-                nothing: codes must not depend on whether speech came whole or live. `whisper` reproduces the
-                released extractor bit for bit, offline only.
+                nothing: codes must not depend on whether speech came whole or live. `whisper` follows the
+                released extractor (within 2e-6), offline only.
 
         Raises:
             UserError: if there are no weights, or no codebook in them.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lit_moss.data.speech import SpeechBatch, SpeechDataModule
 
 if TYPE_CHECKING:
+    from lit_moss.data.decoder import DecoderBatch, DecoderDataModule
     from lit_moss.data.kinds import (
         InterleavedDataModule,
         MixtureDataModule,
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from lit_moss.data.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
+    "DecoderBatch",
+    "DecoderDataModule",
     "InterleavedDataModule",
     "MixtureDataModule",
     "PromptDataModule",
@@ -33,6 +36,10 @@ def __getattr__(name: str) -> Any:
     """Token data on first use: it brings transformers, which the speech tokenizer does without."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.startswith("Decoder"):
+        from lit_moss.data import decoder
+
+        return getattr(decoder, name)
     from lit_moss.data import kinds, prompts, tokens
 
     return next(getattr(module, name) for module in (kinds, prompts, tokens) if hasattr(module, name))

@@ -158,14 +158,14 @@ class SpeechDataModule(LightningDataModule):
             found = self._read(
                 [self._locate(n, "validation") for n in self.validation], [1.0] * len(self.validation)
             )
-            self._validation_set = _SpeechSet(found[0], None)
+            self._validation_set = self._make_set(found[0], None)
         if stage == "fit" and self._train_set is None:
             if not self.train:
                 raise UserError(
                     "data.train is empty: expected at least one manifest, e.g. [embedded:everyday-en]"
                 )
             utterances, weights = self._read([self._locate(n, "train") for n in self.train], self.weights)
-            self._train_set = _SpeechSet(utterances, self.augmentation)
+            self._train_set = self._make_set(utterances, self.augmentation)
             slowest = min(self.speeds)
             longer_sec = rates.SECONDS_PER_CODE if self.augmentation.shift else 0.0
             lengths = [(u.duration_sec or 0.0) / slowest + longer_sec for u in utterances]
@@ -175,6 +175,14 @@ class SpeechDataModule(LightningDataModule):
                 f"{sum(u.duration_sec or 0.0 for u in utterances) / 60:.1f} min, "
                 f"{self.order.batches_per_epoch} batches an epoch"
             )
+
+    def _make_set(self, utterances: list[Utterance], augmentation: "_Augmentation | None") -> "_SpeechSet":
+        """What a loader reads; other stages make other items of the same utterances."""
+        return _SpeechSet(utterances, augmentation)
+
+    @staticmethod
+    def _collate(items: list[Any]) -> Any:
+        return _collate(items)
 
     def _locate(self, name: str, part: str) -> Path:
         from lit_moss.prepare.everyday import EVERYDAY, VOICES, everyday_corpus
@@ -287,7 +295,7 @@ class SpeechDataModule(LightningDataModule):
             speech,
             batch_sampler=sampler,
             num_workers=self.workers,
-            collate_fn=_collate,
+            collate_fn=self._collate,
             pin_memory=torch.cuda.is_available(),
             # A hung worker is an error within a minute, not a silent wait.
             timeout=60 if self.workers else 0,

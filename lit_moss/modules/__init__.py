@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_moss.modules.codec_encoder import CodecEncoder
+    from lit_moss.modules.flow_decoder import FlowDecoder
     from lit_moss.modules.split_llm import SplitLLM
 
-_WHERE = {"CodecEncoder": "lit_moss.modules.codec_encoder", "SplitLLM": "lit_moss.modules.split_llm"}
-__all__ = ["CodecEncoder", "SplitLLM"]
+_WHERE = {
+    "CodecEncoder": "lit_moss.modules.codec_encoder",
+    "FlowDecoder": "lit_moss.modules.flow_decoder",
+    "SplitLLM": "lit_moss.modules.split_llm",
+}
+__all__ = ["CodecEncoder", "FlowDecoder", "SplitLLM"]
 
 
 def __getattr__(name: str) -> Any:

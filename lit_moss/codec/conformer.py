@@ -1,0 +1,283 @@
+"""Codes -> mel-rate conditioning: a chunk-causal transformer that upsamples by four in its middle.
+
+    code embeddings, 12.5 Hz -> look-ahead of 3 -> 6 layers -> x4 -> 4 layers, 50 Hz
+
+The encoder of CosyVoice 2's flow (arXiv:2412.10117) as MOSS-Speech sizes it; parameter names are those of the
+released `flow.pt`. Attention is relative-positional (Transformer-XL, arXiv:1901.02860).
+
+Shapes: B batch, N codes, T frames (= 4 N), D width, H heads, U distinct offsets.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_moss.audio import rates
+from lit_moss.codec.stream_cache import StreamCache, chunk_mask, length_mask
+
+UP_LAYERS = 4
+LOOKAHEAD_CODES = 3
+
+
+@dataclass
+class Offsets:
+    """Distances i - j between queries i and keys j.
+
+    Args:
+        table_UD: Sinusoids of each distinct distance.
+        index_QK: Row of the table for each pair.
+    """
+
+    table_UD: Tensor
+    index_QK: Tensor
+
+    @classmethod
+    def between(cls, queries: Tensor, keys: Tensor, like: Tensor) -> "Offsets":
+        """Of any positions; device, dtype and width of `like` (…, D)."""
+        distinct, index = torch.unique(queries[:, None] - keys[None], return_inverse=True)
+        return cls(_sinusoids(distinct, like), index.to(like.device))
+
+    @classmethod
+    def within(cls, frames: int, like: Tensor) -> "Offsets":
+        """Of `frames` frames among themselves: distances T-1 down to -(T-1)."""
+        i = torch.arange(frames, device=like.device)
+        return cls(
+            _sinusoids(torch.arange(frames - 1, -frames, -1), like), frames - 1 - (i[:, None] - i[None])
+        )
+
+
+def _sinusoids(offsets_U: Tensor, like: Tensor) -> Tensor:
+    """pe(r)[2m] = sin(r w_m), pe(r)[2m+1] = cos(r w_m), w_m = exp(-2m ln(10000) / D): (U, D)."""
+    width = like.shape[-1]
+    frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10_000.0) / width))
+    angles = offsets_U.float()[:, None] * frequency
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like)
+
+
+class RelativeAttention(nn.Module):
+    """score(i, j) = ((q_i + u) k_j + (q_i + v) P(i - j)) / sqrt(d)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.pos_bias_u = nn.Parameter(torch.empty(heads, width // heads))
+        self.pos_bias_v = nn.Parameter(torch.empty(heads, width // heads))
+        self.linear_q = nn.Linear(width, width)
+        self.linear_k = nn.Linear(width, width)
+        self.linear_v = nn.Linear(width, width)
+        self.linear_out = nn.Linear(width, width)
+        self.linear_pos = nn.Linear(width, width, bias=False)
+        nn.init.xavier_uniform_(self.pos_bias_u)
+        nn.init.xavier_uniform_(self.pos_bias_v)
+
+    def forward(
+        self, x_BTD: Tensor, offsets: Offsets, seen: Tensor | None, cache: StreamCache | None
+    ) -> Tensor:
+        q, k, v = (
+            proj(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for proj in (self.linear_q, self.linear_k, self.linear_v)
+        )
+        if cache is not None:
+            k, v = cache.keys_values(self, k, v)
+        place_HUd = self.linear_pos(offsets.table_UD).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        by_offset_BHQU = (q + self.pos_bias_v[:, None]) @ place_HUd.transpose(-1, -2)
+        index = offsets.index_QK.expand(*by_offset_BHQU.shape[:2], -1, -1)
+        bias_BHQK = by_offset_BHQU.gather(-1, index) / math.sqrt(q.shape[-1])
+        if seen is not None:
+            bias_BHQK = bias_BHQK.masked_fill(~seen, float("-inf"))
+        out = F.scaled_dot_product_attention(
+            q + self.pos_bias_u[:, None],
+            k,
+            v,
+            attn_mask=bias_BHQK.to(q.dtype),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.linear_out(out.transpose(1, 2).flatten(2))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.w_1 = nn.Linear(width, inner)
+        self.w_2 = nn.Linear(inner, width)
+
+
+class ConformerLayer(nn.Module):
+    """Pre-norm attention and feed-forward; of a conformer only the name is left."""
+
+    def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = RelativeAttention(width, heads, dropout)
+        self.feed_forward = _FeedForward(width, inner)
+        self.norm_ff = nn.LayerNorm(width, eps=1e-12)
+        self.norm_mha = nn.LayerNorm(width, eps=1e-12)
+        self.dropout = dropout
+
+    def forward(
+        self, x_BTD: Tensor, offsets: Offsets, seen: Tensor | None, cache: StreamCache | None
+    ) -> Tensor:
+        attended = self.self_attn(self.norm_mha(x_BTD), offsets, seen, cache)
+        x_BTD = x_BTD + F.dropout(attended, self.dropout, self.training)
+        inner = F.dropout(F.silu(self.feed_forward.w_1(self.norm_ff(x_BTD))), self.dropout, self.training)
+        return x_BTD + F.dropout(self.feed_forward.w_2(inner), self.dropout, self.training)
+
+
+class Embed(nn.Module):
+    """Linear, LayerNorm, times sqrt(D)."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.out = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+        self.dropout = dropout
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return F.dropout(self.out(x_BTD) * math.sqrt(x_BTD.shape[-1]), self.dropout, self.training)
+
+
+class PreLookahead(nn.Module):
+    """Two convolutions around each code: three codes to the right, then two to the left; residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(width, width, LOOKAHEAD_CODES + 1)
+        self.conv2 = nn.Conv1d(width, width, 3)
+
+    def forward(self, x_BND: Tensor, ahead_BAD: Tensor | None, cache: StreamCache | None) -> Tensor:
+        """`ahead_BAD` holds the next embedded codes, three or, at the end, fewer: zeros follow them."""
+        y_BDN = x_BND.transpose(1, 2)
+        if ahead_BAD is not None:
+            y_BDN = torch.cat([y_BDN, ahead_BAD.transpose(1, 2)], dim=-1)
+        y_BDN = F.pad(y_BDN, (0, x_BND.shape[1] + LOOKAHEAD_CODES - y_BDN.shape[-1]))
+        y_BDN = F.leaky_relu(self.conv1(y_BDN), 0.01)
+        y_BDN = F.pad(y_BDN, (2, 0)) if cache is None else cache.before(self, y_BDN, 2)
+        return x_BND + self.conv2(y_BDN).transpose(1, 2)
+
+
+class Upsample(nn.Module):
+    """Each code four times, then a causal convolution over two codes and the frame itself (kernel 9)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 2 * rates.FRAMES_PER_CODE_DECODER + 1)
+
+    def forward(self, x_BND: Tensor, cache: StreamCache | None) -> Tensor:
+        left = 2 * rates.FRAMES_PER_CODE_DECODER
+        y_BDT = x_BND.transpose(1, 2).repeat_interleave(rates.FRAMES_PER_CODE_DECODER, dim=-1)
+        y_BDT = F.pad(y_BDT, (left, 0)) if cache is None else cache.before(self, y_BDT, left)
+        return self.conv(y_BDT).transpose(1, 2)
+
+
+@dataclass
+class EncoderCaches:
+    """A stream's state: one cache at code rate, one at frame rate."""
+
+    codes: StreamCache
+    frames: StreamCache
+
+
+class UpsampleConformerEncoder(nn.Module):
+    """(B, N, D) at 12.5 Hz -> (B, 4 N, D) at 50 Hz.
+
+    Args:
+        width: D.
+        heads: Attention heads.
+        inner: Width of the feed-forward layers.
+        layers: Layers before upsampling; four follow it.
+        chunk_codes: Codes of a chunk in streaming masks.
+        dropout: Of attention, feed-forward and residual branches, in training.
+    """
+
+    def __init__(
+        self, width: int, heads: int, inner: int, layers: int, chunk_codes: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.chunk_codes = chunk_codes
+        self.embed = Embed(width, dropout)
+        self.after_norm = nn.LayerNorm(width)
+        self.pre_lookahead_layer = PreLookahead(width)
+        self.encoders = nn.ModuleList(ConformerLayer(width, heads, inner, dropout) for _ in range(layers))
+        self.up_layer = Upsample(width)
+        self.up_embed = Embed(width, dropout)
+        self.up_encoders = nn.ModuleList(
+            ConformerLayer(width, heads, inner, dropout) for _ in range(UP_LAYERS)
+        )
+
+    def forward(
+        self,
+        x_BND: Tensor,
+        lengths_B: Tensor,
+        streaming: bool = False,
+        ahead_BAD: Tensor | None = None,
+        zero_padding: bool = False,
+        left_chunks: int | None = None,
+        kept_codes: int = 0,
+    ) -> Tensor:
+        """Offline.
+
+        Args:
+            x_BND: Code embeddings.
+            lengths_B: Codes of each item; the rest is padding.
+            streaming: Chunk-causal masks instead of full ones.
+            ahead_BAD: Embeddings of the three codes that follow; None at the end.
+            zero_padding: The look-ahead reads zeros behind an item's end, as for an item alone. The released
+                training code lets it read the padding's own embedding instead.
+            left_chunks: History of streaming masks in chunks, None for all.
+            kept_codes: Codes at the start that stay in sight.
+        """
+        x_BND = self.embed(x_BND)
+        if zero_padding:
+            x_BND = x_BND * length_mask(lengths_B, x_BND.shape[1])[..., None]
+        x_BND = self.pre_lookahead_layer(x_BND, None if ahead_BAD is None else self.embed(ahead_BAD), None)
+        ratio = rates.FRAMES_PER_CODE_DECODER
+        chunk = self.chunk_codes if streaming else None
+        offsets = Offsets.within(x_BND.shape[1], x_BND)
+        seen = _seen(lengths_B, x_BND.shape[1], chunk, left_chunks, kept_codes)
+        for layer in self.encoders:
+            x_BND = layer(x_BND, offsets, seen, None)
+        x_BTD = self.up_embed(self.up_layer(x_BND, None))
+        offsets = Offsets.within(x_BTD.shape[1], x_BTD)
+        seen = _seen(
+            lengths_B * ratio, x_BTD.shape[1], chunk and chunk * ratio, left_chunks, kept_codes * ratio
+        )
+        for layer in self.up_encoders:
+            x_BTD = layer(x_BTD, offsets, seen, None)
+        return self.after_norm(x_BTD)
+
+    def caches(self, left_chunks: int | None, kept_codes: int) -> EncoderCaches:
+        """A fresh state for `step`."""
+        ratio = rates.FRAMES_PER_CODE_DECODER
+        return EncoderCaches(
+            StreamCache(self.chunk_codes, left_chunks, kept_codes),
+            StreamCache(self.chunk_codes * ratio, left_chunks, kept_codes * ratio),
+        )
+
+    def step(self, x_BND: Tensor, ahead_BAD: Tensor, caches: EncoderCaches) -> Tensor:
+        """The next chunk of a stream: the numbers that `forward` with streaming masks gives for it.
+
+        `ahead_BAD` are the embeddings of the three codes that follow, fewer at the end.
+        """
+        x_BND = self.embed(x_BND)
+        cache = caches.codes
+        cache.begin(x_BND.shape[1], x_BND.device)
+        x_BND = self.pre_lookahead_layer(x_BND, self.embed(ahead_BAD), cache)
+        offsets = Offsets.between(cache.positions, cache.slot_positions, x_BND)
+        for layer in self.encoders:
+            x_BND = layer(x_BND, offsets, cache.seen, cache)
+        cache = caches.frames
+        cache.begin(x_BND.shape[1] * rates.FRAMES_PER_CODE_DECODER, x_BND.device)
+        x_BTD = self.up_embed(self.up_layer(x_BND, cache))
+        offsets = Offsets.between(cache.positions, cache.slot_positions, x_BTD)
+        for layer in self.up_encoders:
+            x_BTD = layer(x_BTD, offsets, cache.seen, cache)
+        return self.after_norm(x_BTD)
+
+
+def _seen(lengths_B: Tensor, longest: int, chunk: int | None, left_chunks: int | None, kept: int) -> Tensor:
+    """Keys that each query sees: bool (B, 1, T, T), or (B, 1, 1, T) without chunks."""
+    seen = length_mask(lengths_B, longest)[:, None, None]
+    if chunk is not None:
+        seen = seen & chunk_mask(longest, chunk, lengths_B.device, left_chunks, kept)
+    return seen

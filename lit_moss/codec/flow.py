@@ -1,0 +1,504 @@
+"""The flow-matching decoder: codes -> 80-band mel spectrogram at 50 frames a second.
+
+    codes -> embedding -> encoder (x4) -> mu -----.
+    speaker vector -> projection ------------------+-> velocity network, 10 Euler steps from noise -> mel
+    prompt's mel, then zeros ---------------------'
+
+arXiv:2510.00499 section 2.2 (decoder of CosyVoice 2, arXiv:2412.10117, at 12.5 codes a second). Parameter
+names are those of the released `flow.pt`.
+
+Shapes: B batch, N codes, T frames (= 4 N), M mel bands (80), D encoder width, S width of speaker vectors.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_moss.audio import rates
+from lit_moss.codec import flow_matching
+from lit_moss.codec.conformer import LOOKAHEAD_CODES, UpsampleConformerEncoder
+from lit_moss.codec.state_dicts import LoadReport, load_fitting, read_state_dict
+from lit_moss.codec.stream_cache import StreamCache, chunk_mask, length_mask
+from lit_moss.codec.unet import CausalUNet
+
+RATIO = rates.FRAMES_PER_CODE_DECODER
+NOISE_FRAMES = 15_000
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Sizes and choices of the decoder. Defaults are the official size.
+
+    Args:
+        vocab_size: Rows of the code embedding; 20480 officially, of which 16384 are used.
+        hidden: Width of encoder and code embedding.
+        speaker_dim: Values of a speaker vector: 192 for CAM++, 256 for the embedded encoder.
+        encoder_heads: Attention heads of the encoder.
+        encoder_inner: Width of its feed-forward layers.
+        encoder_layers: Layers at code rate; four more follow at frame rate.
+        channels: Channels of the velocity network.
+        heads: Its attention heads.
+        head_width: Their width.
+        blocks: Transformers a stage.
+        mid_stages: Stages between the first and the last.
+        chunk_codes: Codes of a chunk in streaming masks; 5 is 0.4 s.
+        dropout: Of the encoder, in training.
+        unconditioned_share: Share of items trained without condition, for guidance.
+        guidance: Weight w of classifier-free guidance; 0 turns it off and halves the work.
+        steps: Solver steps.
+    """
+
+    vocab_size: int = 20480
+    hidden: int = 512
+    speaker_dim: int = 192
+    encoder_heads: int = 8
+    encoder_inner: int = 2048
+    encoder_layers: int = 6
+    channels: int = 256
+    heads: int = 8
+    head_width: int = 64
+    blocks: int = 4
+    mid_stages: int = 12
+    chunk_codes: int = 5
+    dropout: float = 0.1
+    unconditioned_share: float = 0.2
+    guidance: float = 0.7
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.encoder_heads:
+            raise ValueError(f"hidden {self.hidden} is no multiple of encoder_heads {self.encoder_heads}")
+        for name in (
+            "vocab_size",
+            "speaker_dim",
+            "encoder_layers",
+            "channels",
+            "blocks",
+            "chunk_codes",
+            "steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+
+    @classmethod
+    def from_official(cls, config: dict[str, Any]) -> "FlowConfig":
+        """From the released decoder's nested configuration (`encoder`, `estimator`, `cfm`)."""
+        encoder, unet, cfm = config["encoder"], config["estimator"], config["cfm"]
+        if len(unet["channels"]) != 1:
+            raise ValueError(f"estimator.channels is {unet['channels']}, only one resolution is supported")
+        if (encoder["upsample_stride"], config["mel"]) != (RATIO, rates.DECODER_MEL_BINS):
+            raise ValueError("expected upsample_stride 4 and 80 mel bands")
+        return cls(
+            vocab_size=config["vocab_size"], hidden=config["hidden"], speaker_dim=config["spk_embed_dim"],
+            encoder_heads=encoder["attention_heads"], encoder_inner=encoder["linear_units"],
+            encoder_layers=encoder["num_blocks"], channels=unet["channels"][0], heads=unet["num_heads"],
+            head_width=unet["attention_head_dim"], blocks=unet["n_blocks"], mid_stages=unet["num_mid_blocks"],
+            chunk_codes=encoder["static_chunk_size"], dropout=encoder["dropout_rate"],
+            unconditioned_share=cfm["training_cfg_rate"], guidance=cfm["inference_cfg_rate"],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Speech to continue in the voice of: a few seconds of it.
+
+    Args:
+        codes_N: Its codes, int64 (N,).
+        mel_MT: Its mel, (80, 4 N).
+        speaker_S: Speaker vector (S,), or None.
+    """
+
+    codes_N: Tensor
+    mel_MT: Tensor
+    speaker_S: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        expected = (rates.DECODER_MEL_BINS, RATIO * len(self.codes_N))
+        if tuple(self.mel_MT.shape) != expected:
+            raise ValueError(
+                f"the prompt's mel is {tuple(self.mel_MT.shape)} for {len(self.codes_N)} codes, "
+                f"expected {expected}"
+            )
+
+    @classmethod
+    def none(cls, speaker_S: Tensor | None = None) -> "Prompt":
+        """No speech to continue, perhaps a speaker vector."""
+        return cls(torch.zeros(0, dtype=torch.long), torch.zeros(rates.DECODER_MEL_BINS, 0), speaker_S)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that is random about one loss.
+
+    Args:
+        t_B11: Times, after the cosine.
+        z_BMT: Noise.
+        keep_B: Which items keep their condition, bool.
+        prefix_B: Frames of the target that are given as prompt, int64.
+    """
+
+    t_B11: Tensor
+    z_BMT: Tensor
+    keep_B: Tensor
+    prefix_B: Tensor
+
+
+@lru_cache(maxsize=1)
+def _noise_buffer() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, rates.DECODER_MEL_BINS, NOISE_FRAMES, generator=generator)
+
+
+def fixed_noise(first: int, frames: int) -> Tensor:
+    """The sampler's starting noise for frames `first` on, counted from the prompt's first: (1, M, frames).
+
+    The same for every call, so that a stream continues what it began. It repeats after 15,000 frames (5 min).
+    """
+    return _noise_buffer()[:, :, torch.arange(first, first + frames) % NOISE_FRAMES]
+
+
+class CFM(nn.Module):
+    """Holds the velocity network under the released file's name."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.estimator = CausalUNet(
+            config.channels, config.heads, config.head_width, config.blocks, config.mid_stages
+        )
+
+
+class Flow(nn.Module):
+    """Codes -> mel."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.input_embedding = nn.Embedding(config.vocab_size, config.hidden)
+        self.spk_embed_affine_layer = nn.Linear(config.speaker_dim, rates.DECODER_MEL_BINS)
+        self.encoder = UpsampleConformerEncoder(
+            config.hidden, config.encoder_heads, config.encoder_inner, config.encoder_layers,
+            config.chunk_codes, config.dropout,
+        )  # fmt: skip
+        self.encoder_proj = nn.Linear(config.hidden, rates.DECODER_MEL_BINS)
+        self.decoder = CFM(config)
+
+    # --- parts ----------------------------------------------------------------------------------------------
+
+    def embed(self, codes_BN: Tensor, lengths_B: Tensor) -> Tensor:
+        """Code embeddings, zero at padding: (B, N, D)."""
+        mask_BN = length_mask(lengths_B, codes_BN.shape[1])
+        return self.input_embedding(codes_BN.clamp(min=0)) * mask_BN[..., None]
+
+    def speaker(self, vector_BS: Tensor) -> Tensor:
+        """Speaker vectors, normalised and projected: (B, M). A zero vector stays zero: the bias."""
+        return self.spk_embed_affine_layer(nn.functional.normalize(vector_BS, dim=1, eps=1e-12))
+
+    def encode(
+        self, codes_BN: Tensor, lengths_B: Tensor, streaming: bool = False, zero_padding: bool = False,
+        ahead_BA: Tensor | None = None, left_chunks: int | None = None, kept_codes: int = 0,
+    ) -> Tensor:  # fmt: skip
+        """Codes -> mu (B, 4 N, M); see `UpsampleConformerEncoder.forward` for the options."""
+        ahead = None
+        if ahead_BA is not None:
+            ahead = self.embed(ahead_BA, torch.full_like(lengths_B, ahead_BA.shape[1]))
+        hidden_BTD = self.encoder(
+            self.embed(codes_BN, lengths_B),
+            lengths_B,
+            streaming,
+            ahead,
+            zero_padding,
+            left_chunks,
+            kept_codes,
+        )
+        return self.encoder_proj(hidden_BTD)
+
+    def seen(
+        self, lengths_B: Tensor, frames: int, streaming: bool, left_chunks: int | None = None, kept: int = 0
+    ) -> Tensor:
+        """Frames that each frame of the velocity network sees: bool (B, 1, T or 1, T)."""
+        seen = length_mask(lengths_B, frames)[:, None, None]
+        if streaming:
+            chunk = self.config.chunk_codes * RATIO
+            seen = seen & chunk_mask(frames, chunk, lengths_B.device, left_chunks, kept)
+        return seen
+
+    # --- training -------------------------------------------------------------------------------------------
+
+    def draw(
+        self,
+        target_BMT: Tensor,
+        frames_B: Tensor,
+        max_prefix: float = 0.3,
+        prefixes: random.Random | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Draws:
+        """The random part of a loss.
+
+        Half of the items get a prompt: their first n frames, n uniform from 0 to `max_prefix` of them.
+        Order of the draws as in the released training code: prefixes by Python's generator, then times,
+        noise, dropped conditions by torch's; `prefixes` and `generator` stand in for the global ones.
+        """
+        chance, prefix = prefixes or random, []
+        for frames in frames_B.tolist():
+            none = chance.random() < 0.5
+            prefix.append(0 if none else chance.randint(0, int(max_prefix * frames)))
+        like = {"device": target_BMT.device, "dtype": target_BMT.dtype, "generator": generator}
+        t_B11 = flow_matching.cosine_time(torch.rand(len(target_BMT), 1, 1, **like))
+        z_BMT = torch.randn(target_BMT.shape, **like)
+        keep_B = torch.rand(len(target_BMT), **like) > self.config.unconditioned_share
+        return Draws(t_B11, z_BMT, keep_B, torch.tensor(prefix, device=target_BMT.device))
+
+    def errors(
+        self, codes_BN: Tensor, lengths_B: Tensor, target_BMT: Tensor, speaker_BS: Tensor, draws: Draws,
+        streaming: bool = False, zero_padding: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Sum of squared velocity errors of each item, and its frames: (B,), (B,).
+
+        Args:
+            codes_BN: Codes.
+            lengths_B: Codes of each item.
+            target_BMT: Mel of exactly 4 frames a code.
+            speaker_BS: Speaker vectors.
+            draws: See `draw`.
+            streaming: Chunk-causal masks in encoder and velocity network.
+            zero_padding: See `encode`.
+        """
+        frames = RATIO * codes_BN.shape[1]
+        if target_BMT.shape[-1] != frames:
+            raise ValueError(
+                f"{target_BMT.shape[-1]} mel frames for {codes_BN.shape[1]} codes, expected {frames}: "
+                "trim both"
+            )
+        mu_BMT = self.encode(codes_BN, lengths_B, streaming, zero_padding).transpose(1, 2)
+        speaker_BM = self.speaker(speaker_BS)
+        frames_B = RATIO * lengths_B
+        mask_B1T = length_mask(frames_B, frames)[:, None].to(target_BMT.dtype)
+        prompt_BMT = target_BMT * length_mask(draws.prefix_B, frames)[:, None]
+        y_BMT, u_BMT = flow_matching.path(target_BMT, draws.z_BMT, draws.t_B11)
+        keep_B = draws.keep_B.to(target_BMT.dtype)
+        velocity_BMT = self.decoder.estimator(
+            y_BMT, mask_B1T, mu_BMT * keep_B[:, None, None], draws.t_B11[:, 0, 0],
+            speaker_BM * keep_B[:, None], prompt_BMT * keep_B[:, None, None],
+            self.seen(frames_B, frames, streaming),
+        )  # fmt: skip
+        return flow_matching.squared_errors(velocity_BMT.float(), u_BMT, mask_B1T), frames_B
+
+    def loss(
+        self, codes_BN: Tensor, lengths_B: Tensor, target_BMT: Tensor, speaker_BS: Tensor, draws: Draws,
+        streaming: bool = False, zero_padding: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Mean squared velocity error over real frames and bands: scalar. Arguments as in `errors`."""
+        errors_B, frames_B = self.errors(
+            codes_BN, lengths_B, target_BMT, speaker_BS, draws, streaming, zero_padding
+        )
+        return errors_B.sum() / (frames_B.sum() * target_BMT.shape[1])
+
+    # --- sampling -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self, codes_BN: Tensor, lengths_B: Tensor | None = None, prompt: Prompt | None = None,
+        streaming: bool = False, finalize: bool = True, left_chunks: int | None = None,
+        noise: Tensor | None = None, guidance: float | None = None, steps: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Mel of whole utterances: (B, M, 4 N), zero behind an item's end.
+
+        Args:
+            codes_BN: Codes.
+            lengths_B: Codes of each item, None if all are N.
+            prompt: Speech to continue and a speaker vector, for all items.
+            streaming: Chunk-causal masks: the numbers that `stream` gives.
+            finalize: False takes the last three codes as look-ahead alone: (B, M, 4 (N - 3)).
+            left_chunks: History of the streaming masks in chunks, None for all.
+            noise: Starting noise (1, M, at least T with the prompt); None is the fixed one.
+            guidance: None is the configured weight.
+            steps: None is the configured number.
+        """
+        prompt = Prompt.none() if prompt is None else prompt
+        device, batch = self.input_embedding.weight.device, len(codes_BN)
+        if lengths_B is None:
+            lengths_B = torch.full((batch,), codes_BN.shape[1])
+        before = len(prompt.codes_N)
+        codes_BN = torch.cat([prompt.codes_N.expand(batch, -1).to(codes_BN), codes_BN], dim=1).to(device)
+        lengths_B = lengths_B.to(device) + before
+        ahead_BA = None
+        if not finalize:
+            if batch > 1 or codes_BN.shape[1] - before <= LOOKAHEAD_CODES:
+                raise ValueError("finalize=False takes one item of more than three codes")
+            codes_BN, ahead_BA = codes_BN[:, :-LOOKAHEAD_CODES], codes_BN[:, -LOOKAHEAD_CODES:]
+            lengths_B = lengths_B - LOOKAHEAD_CODES
+        mu_BMT = self.encode(
+            codes_BN, lengths_B, streaming, True, ahead_BA, left_chunks, before
+        ).transpose(1, 2)  # fmt: skip
+        frames = mu_BMT.shape[-1]
+        frames_B = RATIO * lengths_B
+        prompt_BMT = torch.zeros_like(mu_BMT)
+        prompt_BMT[:, :, : RATIO * before] = prompt.mel_MT.to(mu_BMT)
+        seen = self.seen(frames_B, frames, streaming, left_chunks, RATIO * before)
+        x = fixed_noise(0, frames) if noise is None else noise[:, :, :frames]
+        mask_B1T = length_mask(frames_B, frames)[:, None].to(mu_BMT)
+        speaker_BM = self._speaker_of(prompt).expand(batch, -1)
+        mel_BMT = self._solve(
+            x.to(mu_BMT).expand(batch, -1, -1), mask_B1T, mu_BMT, speaker_BM, prompt_BMT, seen,
+            self.config.guidance if guidance is None else guidance, steps or self.config.steps, None,
+        )  # fmt: skip
+        return (mel_BMT * mask_B1T)[:, :, RATIO * before :]
+
+    def stream(self, prompt: Prompt | None = None, left_chunks: int | None = 25) -> "FlowStream":
+        """A stream of one utterance; see `FlowStream`."""
+        return FlowStream(self, Prompt.none() if prompt is None else prompt, left_chunks)
+
+    def _speaker_of(self, prompt: Prompt) -> Tensor:
+        weight = self.spk_embed_affine_layer.weight
+        vector = prompt.speaker_S
+        if vector is None:
+            vector = torch.zeros(self.config.speaker_dim)
+        if tuple(vector.shape) != (self.config.speaker_dim,):
+            raise ValueError(
+                f"the speaker vector is {tuple(vector.shape)}, this decoder was built for "
+                f"({self.config.speaker_dim},)"
+            )
+        return self.speaker(vector[None].to(weight))
+
+    def _solve(
+        self, x_BMT: Tensor, mask_B1T: Tensor, mu_BMT: Tensor, speaker_BM: Tensor, prompt_BMT: Tensor,
+        seen: Tensor | None, guidance: float, steps: int, caches: list[StreamCache] | None,
+    ) -> Tensor:  # fmt: skip
+        """Euler steps with guidance: conditioned and unconditioned items as one batch."""
+        batch, double = len(x_BMT), guidance != 0.0
+
+        def twice(x: Tensor, zero: bool) -> Tensor:
+            return torch.cat([x, torch.zeros_like(x) if zero else x]) if double else x
+
+        mask, mu, speaker, prompt = (
+            twice(mask_B1T, False), twice(mu_BMT, True), twice(speaker_BM, True), twice(prompt_BMT, True)
+        )  # fmt: skip
+        if seen is not None and len(seen) > 1:
+            seen = twice(seen, False)
+
+        def velocity(x: Tensor, step: int, t: float) -> Tensor:
+            x = twice(x, False)
+            cache = None if caches is None else caches[step]
+            if cache is not None:
+                cache.begin(x.shape[-1], x.device)
+            v = self.decoder.estimator(
+                x, mask, mu, x.new_full((len(x),), t), speaker, prompt,
+                seen if cache is None else cache.seen, cache,
+            )  # fmt: skip
+            return flow_matching.guided(v[:batch], v[batch:], guidance) if double else v
+
+        return flow_matching.euler(velocity, x_BMT, flow_matching.schedule(steps))
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def load_official(self, path: str | Path) -> LoadReport:
+        """Weights of a released `flow.pt` (ours or CosyVoice 2's), skipping tensors of another shape.
+
+        Raises:
+            UserError: if it cannot be read as a plain state dict, or nothing of it fits.
+        """
+        return load_fitting(self, read_state_dict(path), str(path))
+
+    def to_official(self) -> dict[str, Any]:
+        """Our configuration as plain types."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Flow":
+        """From what `to_official` gave."""
+        known = {f.name for f in fields(FlowConfig)}
+        return cls(FlowConfig(**{k: v for k, v in config.items() if k in known}))
+
+
+class FlowStream:
+    """Codes as they come -> mel frames, a chunk at a time, each as soon as three codes behind it are known.
+
+    The released scheme computes the whole prefix again for each chunk; here keys, values and convolution
+    tails of the encoder and of all solver steps stay, so that a chunk costs the same wherever it lies. The
+    numbers are those of `Flow.sample(streaming=True)` with the same `left_chunks`.
+
+    Args:
+        flow: The decoder, in eval mode.
+        prompt: Speech to continue.
+        left_chunks: History in chunks (25 are 10 s); the prompt stays in sight besides. None keeps all: the
+            released masks, at a cost that grows with the stream.
+    """
+
+    def __init__(self, flow: Flow, prompt: Prompt, left_chunks: int | None) -> None:
+        self._flow, self._device = flow, flow.input_embedding.weight.device
+        kept = len(prompt.codes_N)
+        config = flow.config
+        chunk = config.chunk_codes * RATIO
+        self._encoder = flow.encoder.caches(left_chunks, kept)
+        self._solver = [StreamCache(chunk, left_chunks, RATIO * kept) for _ in range(config.steps)]
+        self._prompt_mel, self._speaker_BM = prompt.mel_MT[None].to(self._device), flow._speaker_of(prompt)
+        self._waiting = prompt.codes_N.to(self._device)
+        self._codes = 0  # codes turned into frames, the prompt's included
+        self._hidden_frames = RATIO * kept  # frames of the prompt still to be cut off
+        self._closed = False
+        # Chunks that lie in the prompt with their look-ahead need no code: before the first one comes.
+        self._advance(last=False)
+
+    @torch.no_grad()
+    def push(self, codes_N: Tensor) -> Tensor:
+        """Next codes, int64 (n,), any number -> new frames (1, M, t)."""
+        if self._closed:
+            raise RuntimeError("this stream was flushed: make a new one")
+        self._waiting = torch.cat([self._waiting, codes_N.to(self._waiting)])
+        return self._advance(last=False)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        """Ends the utterance: the frames left, (1, M, t)."""
+        if self._closed:
+            raise RuntimeError("this stream was flushed: make a new one")
+        self._closed = True
+        return self._advance(last=True)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the state holds."""
+        caches = [self._encoder.codes, self._encoder.frames, *self._solver]
+        return sum(cache.bytes for cache in caches)
+
+    def _advance(self, last: bool) -> Tensor:
+        found = [step[:, :, min(self._cut(step.shape[-1]), step.shape[-1]) :] for step in self._steps(last)]
+        empty = torch.zeros(1, rates.DECODER_MEL_BINS, 0, device=self._device)
+        return torch.cat([empty, *found], dim=-1)
+
+    def _cut(self, frames: int) -> int:
+        cut = min(frames, self._hidden_frames)
+        self._hidden_frames -= cut
+        return cut
+
+    @torch.no_grad()
+    def _steps(self, last: bool) -> Iterator[Tensor]:
+        chunk = self._flow.config.chunk_codes
+        while len(self._waiting) >= (1 if last else chunk + LOOKAHEAD_CODES):
+            codes, rest = self._waiting[:chunk], self._waiting[chunk:]
+            ahead = rest[:LOOKAHEAD_CODES]
+            yield self._step(codes, ahead)
+            self._waiting = rest
+
+    def _step(self, codes_N: Tensor, ahead_A: Tensor) -> Tensor:
+        flow = self._flow
+        x_1ND, ahead_1AD = (
+            flow.input_embedding(codes.clamp(min=0))[None] for codes in (codes_N, ahead_A)
+        )  # fmt: skip
+        mu_1TD = flow.encoder.step(x_1ND, ahead_1AD, self._encoder)
+        mu_1MT = flow.encoder_proj(mu_1TD).transpose(1, 2)
+        first, frames = RATIO * self._codes, mu_1MT.shape[-1]
+        prompt_1MT = torch.zeros_like(mu_1MT)
+        given = self._prompt_mel[:, :, first : first + frames]
+        prompt_1MT[:, :, : given.shape[-1]] = given
+        self._codes += len(codes_N)
+        return flow._solve(
+            fixed_noise(first, frames).to(mu_1MT), mu_1MT.new_ones(1, 1, frames), mu_1MT, self._speaker_BM,
+            prompt_1MT, None, flow.config.guidance, flow.config.steps, self._solver,
+        )  # fmt: skip

@@ -1,0 +1,58 @@
+"""Optimal-transport conditional flow matching: path, loss, solver, guidance. Equations alone, no network.
+
+    y_t = (1 - (1 - sigma) t) z + t x1     z ~ N(0, 1), x1 the mel           (path)
+    u   = x1 - (1 - sigma) z               = d y_t / d t                     (target velocity)
+    L   = sum |v(y_t, t) - u|^2 / (frames * bands)                           (loss)
+    x  <- x + (s_{i+1} - s_i) v(x, s_i),  s_i = 1 - cos(pi i / 2n)           (Euler, cosine steps)
+    v   = (1 + w) v(conditioned) - w v(unconditioned)                        (guidance, w = 0.7)
+
+Lipman et al. (arXiv:2210.02747) with the choices of CosyVoice 2 (arXiv:2412.10117), whose decoder
+arXiv:2510.00499 section 2.2 trains. Shapes: B batch, M mel bands, T frames.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+SIGMA = 1e-6
+
+
+def cosine_time(u: Tensor) -> Tensor:
+    """Uniform draws in [0, 1) -> times, denser near 0, where the solver's steps are short."""
+    return 1.0 - torch.cos(0.5 * math.pi * u)
+
+
+def path(x1_BMT: Tensor, z_BMT: Tensor, t_B11: Tensor) -> tuple[Tensor, Tensor]:
+    """Point of the path at time t, and the velocity there: (B, M, T) each."""
+    return (1.0 - (1.0 - SIGMA) * t_B11) * z_BMT + t_B11 * x1_BMT, x1_BMT - (1.0 - SIGMA) * z_BMT
+
+
+def loss(velocity_BMT: Tensor, target_BMT: Tensor, mask_B1T: Tensor) -> Tensor:
+    """Mean squared error over real frames and all bands: scalar."""
+    return squared_errors(velocity_BMT, target_BMT, mask_B1T).sum() / (mask_B1T.sum() * velocity_BMT.shape[1])
+
+
+def squared_errors(velocity_BMT: Tensor, target_BMT: Tensor, mask_B1T: Tensor) -> Tensor:
+    """Sum of squared errors over the real frames of each item: (B,)."""
+    return ((velocity_BMT - target_BMT) * mask_B1T).square().sum(dim=(1, 2))
+
+
+def schedule(steps: int) -> list[float]:
+    """Times of the solver, from 0 to 1: steps + 1 of them."""
+    span = torch.linspace(0, 1, steps + 1)
+    return cosine_time(span).tolist()
+
+
+def euler(velocity: Callable[[Tensor, int, float], Tensor], x: Tensor, times: Sequence[float]) -> Tensor:
+    """Integrates dx/dt = velocity(x, i, t) from times[0] to times[-1]; i numbers the step."""
+    for i, (now, then) in enumerate(pairwise(times)):
+        x = x + (then - now) * velocity(x, i, now)
+    return x
+
+
+def guided(conditioned: Tensor, unconditioned: Tensor, weight: float) -> Tensor:
+    """Classifier-free guidance (arXiv:2207.12598)."""
+    return (1.0 + weight) * conditioned - weight * unconditioned

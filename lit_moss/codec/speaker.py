@@ -1,0 +1,120 @@
+"""Speaker vectors behind one protocol: CAM++ (released codec), the embedded encoder, or none.
+
+encoder(wave (T,) at 16 kHz) -> (S,)
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lit_moss.assets import resolve
+from lit_moss.audio import rates
+from lit_moss.audio.features import kaldi_fbank
+from lit_moss.errors import UserError
+
+EMBEDDED = "embedded:resemblyzer"
+
+
+class SpeakerEncoder(Protocol):
+    """Samples (T,) at 16 kHz -> speaker vector (dim,)."""
+
+    dim: int
+
+    def __call__(self, wave_T: Tensor) -> Tensor: ...
+
+
+class CampPlus:
+    """CAM++ (arXiv:2303.00332) as the released codec's ONNX file: 192 values, of mean-free filter banks."""
+
+    dim = 192
+
+    def __init__(self, path: str | Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise UserError(f"{path} is no ONNX model that can be run ({type(error).__name__})") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, wave_T: Tensor) -> Tensor:
+        fbank = kaldi_fbank(_long_enough(wave_T, 400), mean_subtract=True)
+        (found,) = self._session.run(None, {self._input: fbank[None].numpy()})
+        return torch.from_numpy(found).flatten()
+
+
+class VoiceEncoder(nn.Module):
+    """Three LSTM layers over 40 mel bands, the last state projected and normalised: 256 values.
+
+    Generalised end-to-end loss (arXiv:1710.10467) with the weights of the package Resemblyzer 0.1.4, whose
+    windows of 1.6 s, 0.77 s apart, are averaged.
+    """
+
+    dim = 256
+    WINDOW_FRAMES, STEP_FRAMES = 160, 77
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(40, 256, 3, batch_first=True)
+        self.linear = nn.Linear(256, 256)
+
+    @classmethod
+    def from_pretrained(cls, name: str = EMBEDDED) -> "VoiceEncoder":
+        """From the embedded part, or a folder that holds its `pretrained.pt`."""
+        path = resolve(name) / "pretrained.pt"
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+        except Exception as error:
+            raise UserError(f"{path} is no file of plain tensors ({type(error).__name__})") from error
+        encoder = cls()
+        encoder.load_state_dict({k: v for k, v in tensors.items() if k.startswith(("lstm", "linear"))})
+        return encoder.eval()
+
+    @torch.no_grad()
+    def forward(self, wave_T: Tensor) -> Tensor:
+        wave_T = _long_enough(wave_T, rates.WHISPER_HOP_SAMPLES * self.WINDOW_FRAMES)
+        # To -30 dB of full scale, louder only: what the network was trained on.
+        gain = 10 ** (-30 / 20) / wave_T.square().mean().sqrt().clamp(min=1e-5)
+        mel_TM = _mel40(wave_T * gain.clamp(min=1.0))
+        starts = range(0, max(1, len(mel_TM) - self.WINDOW_FRAMES + 1), self.STEP_FRAMES)
+        windows = torch.stack([mel_TM[s : s + self.WINDOW_FRAMES] for s in starts])
+        _, (hidden, _) = self.lstm(windows)
+        vectors = nn.functional.normalize(torch.relu(self.linear(hidden[-1])), dim=1)
+        return nn.functional.normalize(vectors.mean(dim=0), dim=0)
+
+
+def _mel40(wave_T: Tensor) -> Tensor:
+    """Power mel of 40 Slaney bands, not logarithmic: (F, 40)."""
+    from lit_moss.audio.features import mel_filters
+
+    n_fft, hop = rates.WHISPER_FFT_SAMPLES, rates.WHISPER_HOP_SAMPLES
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(wave_T, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
+    filters = mel_filters(40, n_fft, rates.TOKENIZER_RATE_HZ, torch.float32, torch.device("cpu"))
+    return spectrum.abs().square().T @ filters
+
+
+def _long_enough(wave_T: Tensor, samples: int) -> Tensor:
+    wave_T = wave_T.detach().float().cpu()
+    return nn.functional.pad(wave_T, (0, max(0, samples - len(wave_T))))
+
+
+def open_speaker(name: str | None) -> SpeakerEncoder | None:
+    """`embedded:resemblyzer`, a path of a CAM++ ONNX file, or None.
+
+    Raises:
+        UserError: if it is none of these.
+    """
+    if name is None or name == "none":
+        return None
+    if name == EMBEDDED:
+        return VoiceEncoder.from_pretrained()
+    if str(name).endswith(".onnx") and Path(name).is_file():
+        return CampPlus(name)
+    raise UserError(f"no speaker encoder {name!r}: expected {EMBEDDED}, a CAM++ .onnx file, or none")

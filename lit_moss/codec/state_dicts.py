@@ -1,0 +1,101 @@
+"""Files of plain tensors (`flow.pt`, `hift.pt`) -> modules, tensor by tensor. No code in them is ever run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lit_moss.errors import UserError
+
+# Weight norm as torch wrote it before 2.0, and as it does now.
+OLD_WEIGHT_NORM = {
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did, by parameter name.
+
+    Args:
+        loaded: Taken from the source.
+        kept: Absent from the source, left as they were (a Whisper has no codebook).
+        reshaped: Present with another shape, left as they were: `name: source shape, ours`.
+    """
+
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{len(self.loaded)} tensors loaded"
+        if self.kept:
+            text += f", {len(self.kept)} kept as initialised ({_some(self.kept, ', ')})"
+        return text + (
+            f", {len(self.reshaped)} of another shape skipped ({_some(self.reshaped, '; ')})"
+            if self.reshaped
+            else ""
+        )
+
+
+def _some(names: tuple[str, ...], between: str) -> str:
+    return between.join(names[:8]) + (" …" if len(names) > 8 else "")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a `.pt` or `.safetensors` file, under present-day names.
+
+    Raises:
+        UserError: if it is missing, damaged, or holds anything but tensors by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file {path}: expected a state dict (.pt or .safetensors)")
+    try:
+        found: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): get it again") from error
+    except Exception as error:
+        raise UserError(
+            f"{path} is no file of plain tensors ({type(error).__name__}): refused; expected what "
+            "torch.save(model.state_dict()) writes"
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UserError(f"{path} holds no plain state dict: expected tensors by parameter name")
+    return {_present_name(name): value for name, value in found.items()}
+
+
+def _present_name(name: str) -> str:
+    head, _, last = name.rpartition(".")
+    return f"{head}.{OLD_WEIGHT_NORM[last]}" if last in OLD_WEIGHT_NORM else name
+
+
+def load_fitting(module: nn.Module, tensors: dict[str, Tensor], name: str) -> LoadReport:
+    """Copies every tensor whose name and shape fit; the others are reported.
+
+    Raises:
+        UserError: if none fits.
+    """
+    loaded, kept, reshaped = [], [], []
+    with torch.no_grad():
+        for key, value in module.state_dict().items():
+            if key not in tensors:
+                kept.append(key)
+            elif tensors[key].shape != value.shape:
+                reshaped.append(f"{key}: {tuple(tensors[key].shape)}, ours {tuple(value.shape)}")
+            else:
+                value.copy_(tensors[key])
+                loaded.append(key)
+    report = LoadReport(tuple(loaded), tuple(kept), tuple(reshaped))
+    if not loaded:
+        raise UserError(f"{name} holds nothing of {type(module).__name__}: {report}")
+    return report

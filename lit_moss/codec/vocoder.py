@@ -1,0 +1,298 @@
+"""Mel -> waveform, behind one protocol: HiFT (released weights) and Griffin-Lim (none needed).
+
+    vocoder(mel (B, 80, T)) -> (B, 480 T)                 whole utterances
+    stream = vocoder.stream(); stream.push(mel (1, 80, t)) -> (1, l); stream.flush()
+
+A stream gives 480 samples a frame in all, some frames later than they come: a sample depends on mel frames
+behind it (HiFT: 18, Griffin-Lim: those whose windows overlap).
+
+Shapes: B batch, T frames, L samples, F frequencies (961).
+"""
+
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lit_moss.audio import rates
+from lit_moss.audio.features import mel_filters
+from lit_moss.codec.hift import HARMONICS, HiFT, PitchPredictor
+
+HOP = rates.DECODER_HOP_SAMPLES
+FFT = rates.DECODER_FFT_SAMPLES
+
+
+class VocoderStream(Protocol):
+    """One utterance, frame by frame."""
+
+    def push(self, mel_1MT: Tensor) -> Tensor:
+        """Next frames, any number -> new samples (1, L)."""
+        ...
+
+    def flush(self) -> Tensor:
+        """The samples left, (1, L)."""
+        ...
+
+
+class Vocoder(Protocol):
+    """Mel (B, 80, T) -> waveform (B, 480 T) at 24 kHz."""
+
+    def __call__(self, mel_BMT: Tensor) -> Tensor: ...
+
+    def stream(self) -> VocoderStream:
+        """A stream of one utterance."""
+        ...
+
+    def to(self, device: str | torch.device) -> "Vocoder":
+        """Moves it; returns self."""
+        ...
+
+
+# --- HiFT ---------------------------------------------------------------------------------------------------
+
+
+class HiFTVocoder:
+    """HiFT with reproducible noise.
+
+    Args:
+        hift: The network.
+        noise: False leaves out the noise of the excitation.
+        lookahead_frames: Frames that a stream waits for behind a sample. 18 make it equal to the whole, for
+            no sample sees further; 12 differ by 5e-4 at most with random weights and speak 0.12 s sooner; the
+            released scheme holds back 8 and cross-fades.
+    """
+
+    def __init__(self, hift: HiFT, noise: bool = True, lookahead_frames: int = 12) -> None:
+        self.hift, self.noise, self.lookahead_frames = hift.eval(), noise, lookahead_frames
+
+    def to(self, device: str | torch.device) -> "HiFTVocoder":
+        self.hift.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, mel_BMT: Tensor) -> Tensor:
+        if not mel_BMT.shape[-1]:
+            return mel_BMT.new_zeros(len(mel_BMT), 0)
+        draws = self.draws(0, mel_BMT.shape[-1], mel_BMT)
+        return self.hift(mel_BMT, None if draws is None else draws.expand(len(mel_BMT), -1, -1))[0]
+
+    def draws(self, first: int, frames: int, like: Tensor) -> Tensor | None:
+        """Noise of the excitation for frames `first` on, a function of the frame: (1, 480 frames, 9)."""
+        if not self.noise:
+            return None
+        found = [_frame_noise(n % 1500) for n in range(first, first + frames)]
+        return torch.cat(found)[None].to(like)
+
+    def stream(self) -> "HiFTStream":
+        return HiFTStream(self)
+
+
+@lru_cache(maxsize=1500)
+def _frame_noise(n: int) -> Tensor:
+    return torch.randn(HOP, HARMONICS, generator=torch.Generator().manual_seed(n))
+
+
+class HiFTStream:
+    """HiFT over a moving window: context before it, look-ahead behind it, the phase carried along."""
+
+    def __init__(self, vocoder: HiFTVocoder) -> None:
+        self._vocoder, self._hift = vocoder, vocoder.hift
+        self._mel: Tensor | None = None  # frames from `_first` on
+        self._first = 0
+        self._done = 0  # frames whose samples were given out
+        self._cycles: dict[int, Tensor] = {}  # phase at the end of some frame
+
+    @torch.no_grad()
+    def push(self, mel_1MT: Tensor) -> Tensor:
+        return self._advance(mel_1MT, self._vocoder.lookahead_frames)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        if self._mel is None:
+            return torch.zeros(1, 0)
+        return self._advance(self._mel[:, :, :0], 0)
+
+    def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
+        mel = mel_1MT if self._mel is None else torch.cat([self._mel, mel_1MT], dim=-1)
+        self._mel = mel
+        until = self._first + mel.shape[-1] - wait
+        if until <= self._done:
+            return mel.new_zeros(1, 0)
+        reach, pitch_reach = HiFT.REACH_FRAMES, PitchPredictor.REACH_FRAMES
+        start = max(0, self._done - reach)  # first frame of the excitation
+        skip = start - self._first
+        pitch = self._hift.f0_predictor(mel)[:, skip:]
+        frames = pitch.shape[1]
+        source = self._hift.source(
+            pitch, self._vocoder.draws(start, frames, mel), self._cycles.get(start - 1)
+        )
+        wave = self._hift.decode(mel[:, :, skip:], source.wave_B1L)
+        given = wave[:, (self._done - start) * HOP : (until - start) * HOP]
+        self._done = until
+        # The next window begins `reach` frames before what is still to come, the pitch's some frames earlier.
+        start_next = max(0, until - reach)
+        if start_next:
+            self._cycles = {start_next - 1: source.cycles_BTK[:, start_next - 1 - start] % 1}
+        first_next = max(0, start_next - pitch_reach)
+        self._mel, self._first = mel[:, :, first_next - self._first :], first_next
+        return given
+
+
+# --- Griffin-Lim --------------------------------------------------------------------------------------------
+
+
+class GriffinLim:
+    """Phases by fast Griffin-Lim (Perraudin et al. 2013): audible speech without any weights.
+
+    Args:
+        iterations: Of the offline rule; a stream does as many per push.
+        momentum: 0 is the plain algorithm.
+        lookahead_frames: Frames a stream waits for: the windows of four overlap a sample.
+    """
+
+    CONTEXT_FRAMES = 8
+
+    def __init__(self, iterations: int = 60, momentum: float = 0.99, lookahead_frames: int = 8) -> None:
+        self.iterations, self.momentum, self.lookahead_frames = iterations, momentum, lookahead_frames
+
+    def to(self, device: str | torch.device) -> "GriffinLim":
+        return self
+
+    @torch.no_grad()
+    def __call__(self, mel_BMT: Tensor) -> Tensor:
+        if not mel_BMT.shape[-1]:
+            return mel_BMT.new_zeros(len(mel_BMT), 0)
+        magnitude_BFT = linear_magnitude(mel_BMT.float())
+        wave = self.phases(magnitude_BFT, _random_start(magnitude_BFT, 0))
+        return wave.clamp(-0.99, 0.99)
+
+    def phases(self, magnitude_BFT: Tensor, start_BL: Tensor, known_BL: Tensor | None = None) -> Tensor:
+        """Waveform (B, 480 T) whose spectrum has these magnitudes, found from `start_BL`.
+
+        `known_BL` are samples at the beginning that stay as they are.
+        """
+        previous = torch.zeros_like(magnitude_BFT, dtype=torch.complex64)
+        wave_BL = start_BL
+        for _ in range(self.iterations):
+            if known_BL is not None:
+                wave_BL = torch.cat([known_BL, wave_BL[:, known_BL.shape[1] :]], dim=1)
+            rebuilt = _stft(wave_BL)
+            angles = rebuilt - self.momentum / (1 + self.momentum) * previous
+            previous = rebuilt
+            wave_BL = _istft(magnitude_BFT * angles / (angles.abs() + 1e-16))
+        return wave_BL
+
+    def stream(self) -> "GriffinLimStream":
+        return GriffinLimStream(self)
+
+
+class GriffinLimStream:
+    """Griffin-Lim on a moving window that begins with samples already given out, which stay fixed.
+
+    What is held back is fitted again with its new neighbours, from the phases it had; over the first two
+    frames of it the new samples fade in over the old.
+    """
+
+    def __init__(self, vocoder: GriffinLim) -> None:
+        self._vocoder = vocoder
+        self._mel: Tensor | None = None  # context, held-back and new frames
+        self._known = torch.zeros(1, 0)  # samples of the context
+        self._held = torch.zeros(1, 0)  # estimate of the frames held back
+        self._done = 0
+
+    @torch.no_grad()
+    def push(self, mel_1MT: Tensor) -> Tensor:
+        return self._advance(mel_1MT, self._vocoder.lookahead_frames)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        if self._mel is None:
+            return torch.zeros(1, 0)
+        return self._advance(self._mel[:, :, :0], 0)
+
+    def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
+        mel = mel_1MT if self._mel is None else torch.cat([self._mel, mel_1MT], dim=-1)
+        self._mel = mel
+        known, held = self._known.to(mel), self._held.to(mel)
+        context = known.shape[1] // HOP
+        until = mel.shape[-1] - wait
+        if until <= context or (not mel_1MT.shape[-1] and wait):
+            return mel.new_zeros(1, 0)
+        magnitude = linear_magnitude(mel.float())
+        start = torch.cat([known, held], dim=1)
+        fresh = _random_start(magnitude[:, :, start.shape[1] // HOP :], self._done)
+        wave = self._vocoder.phases(magnitude, torch.cat([start, fresh], dim=1), known)
+        new = wave[:, known.shape[1] :].clamp(-0.99, 0.99)
+        fade = min(2 * HOP, held.shape[1])
+        if fade:
+            rise = torch.hann_window(2 * fade, device=mel.device)[:fade]
+            new = torch.cat([new[:, :fade] * rise + held[:, :fade] * (1 - rise), new[:, fade:]], dim=1)
+        give = (until - context) * HOP
+        given, self._held = new[:, :give], new[:, give:]
+        past = torch.cat([known, given], dim=1)
+        keep = min(self._vocoder.CONTEXT_FRAMES, past.shape[1] // HOP)
+        self._known = past[:, past.shape[1] - keep * HOP :]
+        self._mel = mel[:, :, until - keep :]
+        self._done += until - context
+        return given
+
+
+def linear_magnitude(mel_BMT: Tensor, updates: int = 50) -> Tensor:
+    """Log-mel -> magnitudes of a 1920-point transform that have that mel: (B, F, T), zero above 8 kHz.
+
+    Non-negative least squares by multiplicative updates (Lee and Seung 2001), from the pseudo-inverse.
+    """
+    filters_FM = mel_filters(
+        rates.DECODER_MEL_BINS, FFT, rates.DECODER_RATE_HZ, mel_BMT.dtype, mel_BMT.device
+    )
+    target_BMT = mel_BMT.exp()
+    magnitude = (_inverse_filters(mel_BMT.dtype, mel_BMT.device) @ target_BMT).clamp(min=1e-8)
+    wanted = filters_FM @ target_BMT
+    for _ in range(updates):
+        magnitude = magnitude * wanted / (filters_FM @ (filters_FM.T @ magnitude) + 1e-10)
+    return magnitude
+
+
+@lru_cache(maxsize=4)
+def _inverse_filters(dtype: torch.dtype, device: torch.device) -> Tensor:
+    filters = mel_filters(rates.DECODER_MEL_BINS, FFT, rates.DECODER_RATE_HZ, torch.float64, device)
+    return torch.linalg.pinv(filters.T).to(dtype)
+
+
+def _random_start(magnitude_BFT: Tensor, first: int) -> Tensor:
+    """Samples with these magnitudes and random phases, a function of the frame number: (B, 480 T)."""
+    angles = torch.stack(
+        [_frame_angles((first + n) % 1500) for n in range(magnitude_BFT.shape[-1])], dim=-1
+    ) if magnitude_BFT.shape[-1] else torch.zeros(magnitude_BFT.shape[1], 0)  # fmt: skip
+    if not magnitude_BFT.shape[-1]:
+        return magnitude_BFT.new_zeros(len(magnitude_BFT), 0)
+    return _istft(torch.polar(magnitude_BFT, angles.to(magnitude_BFT).expand_as(magnitude_BFT).contiguous()))
+
+
+@lru_cache(maxsize=1500)
+def _frame_angles(n: int) -> Tensor:
+    return 2 * torch.pi * torch.rand(FFT // 2 + 1, generator=torch.Generator().manual_seed(n))
+
+
+def _stft(wave_BL: Tensor) -> Tensor:
+    """Frames as the mel has them: frame i is of samples [480 i - 720, 480 i + 1200), zeros outside."""
+    pad = (FFT - HOP) // 2
+    padded = torch.nn.functional.pad(wave_BL, (pad, pad))
+    window = torch.hann_window(FFT, device=wave_BL.device)
+    return torch.stft(padded, FFT, HOP, window=window, center=False, return_complex=True)
+
+
+def _istft(spectrum_BFT: Tensor) -> Tensor:
+    """Overlap-add of `_stft`'s frames, least squares: (B, F, T) -> (B, 480 T)."""
+    pad, frames = (FFT - HOP) // 2, spectrum_BFT.shape[-1]
+    window = torch.hann_window(FFT, device=spectrum_BFT.device)
+    pieces_BTL = torch.fft.irfft(spectrum_BFT.transpose(1, 2), FFT) * window
+    length = HOP * frames + 2 * pad
+
+    def overlap(x_BLT: Tensor) -> Tensor:
+        return torch.nn.functional.fold(x_BLT, (1, length), (1, FFT), stride=(1, HOP))[:, 0, 0]
+
+    total = overlap(pieces_BTL.transpose(1, 2))
+    weight = overlap(window.square()[None, :, None].expand(1, -1, frames))
+    return (total / weight.clamp(min=1e-8))[:, pad : pad + HOP * frames]

@@ -1,0 +1,271 @@
+"""Codes and the mel they stand for: manifests -> batches for the flow decoder.
+
+Codes come from a frozen tokenizer, speaker vectors from a frozen encoder; both are computed once and kept in
+the cache, under a name made of all that decides them. Order, buckets, bad files and resume are those of
+`SpeechDataModule`.
+
+Shapes: B items, N codes, T mel frames (= 4 N), M mel bands, S values of a speaker vector.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from lit_moss.assets import cache_dir
+from lit_moss.audio import io, rates
+from lit_moss.audio.features import decoder_mel, resample
+from lit_moss.codec.encoder import fingerprint
+from lit_moss.codec.speaker import SpeakerEncoder, open_speaker
+from lit_moss.codec.tokenizer import SpeechTokenizer
+from lit_moss.data.manifest import Utterance
+from lit_moss.data.order import SampleKey
+from lit_moss.data.speech import SpeechDataModule, _SpeechSet
+from lit_moss.errors import UserError
+
+RATIO = rates.FRAMES_PER_CODE_DECODER
+
+
+@dataclass
+class DecoderBatch:
+    """One batch of codes with their mel.
+
+    Args:
+        codes_BN: int64 (B, N), zero-padded.
+        lengths_B: Codes of each item, int64 (B,).
+        mel_BMT: Natural-log mel, float32 (B, 80, 4 N), zero-padded.
+        speaker_BS: Speaker vectors, float32 (B, S); zeros where there is no encoder.
+        ids: Names of the utterances.
+        skipped: Utterances that could not be read: `path: reason`.
+    """
+
+    codes_BN: Tensor
+    lengths_B: Tensor
+    mel_BMT: Tensor
+    speaker_BS: Tensor
+    ids: list[str]
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def audio_sec(self) -> float:
+        """Seconds of audio, padding not counted."""
+        return float(self.lengths_B.sum()) * rates.SECONDS_PER_CODE
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What the frozen parts say of an utterance.
+
+    Args:
+        codes_N: Its codes, int32.
+        speaker_S: Its speaker vector, float32; empty without an encoder.
+    """
+
+    codes_N: Tensor
+    speaker_S: Tensor
+
+
+class DecoderDataModule(SpeechDataModule):
+    """Manifests -> `DecoderBatch`es.
+
+    Args:
+        train: Manifests to learn from: paths, or `embedded:everyday-en`; transcripts are not needed.
+        validation: Manifests to validate on.
+        weights: How often an epoch holds each manifest of `train`; all once if empty.
+        codec: The frozen tokenizer: `embedded:whisper-tiny-kmeans`, a checkpoint or runs/NAME, a folder, a
+            hub id.
+        speaker: Speaker encoder: `embedded:resemblyzer`, a CAM++ .onnx file, or none.
+        cache: Keep codes and speaker vectors on disk; otherwise they are computed as they are needed, in the
+            loader's processes.
+        batch_sec: Audio budget of a training batch in seconds, padding included.
+        validation_batch_sec: The same in validation.
+        max_sec: Longest utterance in seconds; longer ones are left out, counted and named.
+        min_sec: Shortest utterance in seconds.
+        seed: Seed of the order.
+        buckets: Most length buckets.
+        workers: Loader processes per rank; 0 loads in the training process.
+        max_bad_share: Share of unreadable utterances above which a run stops.
+    """
+
+    def __init__(
+        self,
+        train: list[str] | None = None,
+        validation: list[str] | None = None,
+        weights: list[float] | None = None,
+        codec: str = "embedded:whisper-tiny-kmeans",
+        speaker: str | None = None,
+        cache: bool = True,
+        batch_sec: float = 40.0,
+        validation_batch_sec: float = 80.0,
+        max_sec: float = 20.0,
+        min_sec: float = 0.5,
+        seed: int = 1,
+        buckets: int = 16,
+        workers: int = 1,
+        max_bad_share: float = 0.01,
+    ) -> None:
+        super().__init__(
+            train, validation, weights, batch_sec, validation_batch_sec, max_sec, min_sec, seed, buckets,
+            workers, freq_masks=0, max_bad_share=max_bad_share,
+        )  # fmt: skip
+        self.codec, self.speaker, self.cache = codec, speaker, cache
+        self._frozen: _Frozen | None = None
+
+    @property
+    def frozen(self) -> "_Frozen":
+        """Tokenizer and speaker encoder, opened on first use."""
+        if self._frozen is None:
+            self._frozen = _Frozen(self.codec, self.speaker)
+        return self._frozen
+
+    def _make_set(self, utterances: list[Utterance], augmentation: Any) -> "_DecoderSet":
+        coded = self.frozen.table(utterances, self.skipped) if self.cache else None
+        return _DecoderSet(utterances, self.frozen, coded)
+
+    @staticmethod
+    def _collate(items: list[Any]) -> DecoderBatch:
+        return collate(items)
+
+    def fingerprints(self) -> dict[str, str]:
+        return super().fingerprints() | {"codec": self.frozen.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved, ours = state_dict["fingerprints"].get("codec"), self.frozen.fingerprint
+        if self.order is not None and saved != ours:
+            raise UserError(
+                f"the checkpoint was trained on codes of {saved}, data.codec {self.codec} (with speaker "
+                f"vectors {self.speaker}) is {ours}: resume with the same, or start a new run"
+            )
+        super().load_state_dict(state_dict)
+
+
+class _Frozen:
+    """Tokenizer and speaker encoder of a run."""
+
+    def __init__(self, codec: str, speaker: str | None) -> None:
+        from lit_moss.prepare.kmeans_codec import open_codec
+
+        self.tokenizer: SpeechTokenizer = open_codec(codec)
+        with torch.random.fork_rng():
+            self.speaker: SpeakerEncoder | None = open_speaker(speaker)
+        named = f"{fingerprint(self.tokenizer.encoder)}-{speaker}"
+        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()[:16]
+
+    @property
+    def speaker_dim(self) -> int:
+        """Values of a speaker vector; 0 without an encoder."""
+        return self.speaker.dim if self.speaker is not None else 0
+
+    def __call__(self, waves: list[Tensor]) -> list[Coded]:
+        """Of waves at 16 kHz."""
+        codes = self.tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ)
+        vectors = [self.speaker(w) if self.speaker is not None else torch.zeros(0) for w in waves]
+        return [Coded(c.int(), v.float()) for c, v in zip(codes, vectors, strict=True)]
+
+    def table(self, utterances: list[Utterance], skipped: dict[str, str]) -> list[Coded | str]:
+        """Of all utterances, from the cache where they are in it; a reason for those that cannot be read."""
+        path = cache_dir() / "codes" / f"{self.fingerprint}-{_stamp(utterances)}.parquet"
+        if not path.is_file():
+            self._write(path, utterances)
+        table = pq.read_table(path).to_pydict()
+        return [
+            error or Coded(torch.tensor(codes, dtype=torch.int32), torch.tensor(vector))
+            for codes, vector, error in zip(table["codes"], table["speaker"], table["error"], strict=True)
+        ]
+
+    def _write(self, path: Path, utterances: list[Utterance]) -> None:
+        rank_zero_info(f"codes of {len(utterances)} utterances, once: into {path.parent}")
+        found: list[Coded | str] = []
+        for first in tqdm(range(0, len(utterances), 16), unit="x16", disable=None, desc="codes"):
+            waves: list[Tensor | str] = [_read(u) for u in utterances[first : first + 16]]
+            coded = iter(self([w for w in waves if isinstance(w, Tensor)]))
+            found += [next(coded) if isinstance(w, Tensor) else w for w in waves]
+        good = [f if isinstance(f, Coded) else None for f in found]
+        table = pa.table({
+            "id": [u.id for u in utterances],
+            "codes": pa.array([f.codes_N.tolist() if f else [] for f in good], pa.list_(pa.int32())),
+            "speaker": pa.array([f.speaker_S.tolist() if f else [] for f in good], pa.list_(pa.float32())),
+            "error": pa.array([f if isinstance(f, str) else None for f in found], pa.string()),
+        })  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{torch.initial_seed()}.partial")
+        pq.write_table(table, partial)
+        partial.replace(path)
+
+
+class _DecoderSet(_SpeechSet):
+    """Utterances by sample key: codes, mel and speaker vector, or a reason."""
+
+    def __init__(
+        self, utterances: list[Utterance], frozen: _Frozen, coded: Sequence[Coded | str] | None
+    ) -> None:
+        super().__init__(utterances, None)
+        self._frozen, self._coded = frozen, coded
+
+    def __getitem__(self, key: SampleKey) -> Any:
+        u = self.utterances[key[0]]
+        coded = self._coded[key[0]] if self._coded is not None else None
+        if isinstance(coded, str):
+            return u, coded
+        try:
+            wave24 = io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec)
+        except io.UnreadableAudio as error:
+            return u, str(error)
+        if coded is None:
+            (coded,) = self._frozen([resample(wave24, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)])
+        return u, *trimmed(coded.codes_N, decoder_mel(wave24[None])[0]), coded.speaker_S
+
+
+def trimmed(codes_N: Tensor, mel_MT: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and mel of the same time: frames = 4 min(floor(frames / 4), codes)."""
+    codes = min(mel_MT.shape[-1] // RATIO, len(codes_N))
+    return codes_N[:codes], mel_MT[:, : RATIO * codes]
+
+
+def collate(items: list[Any]) -> DecoderBatch:
+    """Items of a loader -> one batch."""
+    good = [item for item in items if len(item) == 4]
+    lengths_B = torch.tensor([len(codes) for _, codes, _, _ in good], dtype=torch.long)
+    longest = int(lengths_B.max()) if good else 0
+    mel_BMT = torch.zeros(len(good), rates.DECODER_MEL_BINS, RATIO * longest)
+    for row, (_, _, mel, _) in zip(mel_BMT, good, strict=True):
+        row[:, : mel.shape[-1]] = mel
+    return DecoderBatch(
+        codes_BN=pad_sequence([codes.long() for _, codes, _, _ in good], batch_first=True)
+        if good
+        else torch.zeros(0, 0, dtype=torch.long),
+        lengths_B=lengths_B,
+        mel_BMT=mel_BMT,
+        speaker_BS=torch.stack([vector for *_, vector in good]) if good else torch.zeros(0, 0),
+        ids=[u.id for u, *_ in good],
+        skipped=[f"{item[0].key}\t{item[1]}" for item in items if len(item) == 2],
+    )
+
+
+def _read(utterance: Utterance) -> Tensor | str:
+    try:
+        return io.read(utterance.audio, rates.TOKENIZER_RATE_HZ, utterance.offset_sec, utterance.duration_sec)
+    except io.UnreadableAudio as error:
+        return str(error)
+
+
+def _stamp(utterances: list[Utterance]) -> str:
+    """What decides their codes besides the tokenizer: which files, of which state, which parts of them."""
+    digest = hashlib.sha256()
+    for u in utterances:
+        state = u.audio.stat() if u.audio.exists() else None
+        seen = (str(u.audio), u.offset_sec, u.duration_sec, state and (state.st_size, state.st_mtime_ns))
+        digest.update(repr(seen).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,219 @@
+"""Training of the flow-matching decoder (arXiv:2510.00499, section 2.2): codes of a frozen tokenizer -> mel.
+
+loss = squared error of the velocity (`lit_moss.codec.flow_matching`), with prompts (half of the items are
+given their first frames) and dropped conditions (a fifth, for guidance).
+"""
+
+import random
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from lit_moss.audio import rates
+from lit_moss.codec.flow import Flow, FlowConfig, Prompt
+from lit_moss.codec.state_dicts import load_fitting, read_state_dict
+from lit_moss.data.decoder import DecoderBatch
+from lit_moss.errors import UserError
+
+# 20 log10(e): natural logarithms of magnitudes -> decibels.
+DECIBELS = 8.685889638065037
+TIME_BINS = 4
+
+
+@dataclass
+class Resynthesis:
+    """One validated clip, made again from its codes.
+
+    Args:
+        id: Name.
+        truth_MT: Its mel.
+        made_MT: The decoder's.
+    """
+
+    id: str
+    truth_MT: Tensor
+    made_MT: Tensor
+
+
+class FlowDecoder(LightningModule):
+    """The decoder in training.
+
+    Args:
+        flow: Sizes; None is the official size.
+        init_from: A `flow.pt` to start from, of the released codec or of CosyVoice 2; tensors of another
+            shape are skipped and reported. None starts at random.
+        embed_from_codebook: Start the code embeddings from the tokenizer's codebook, turned by a random
+            rotation, so that codes that sound alike begin alike. Ignored with `init_from`.
+        lr: Base learning rate.
+        weight_decay: AdamW's decay, of matrices alone.
+        streaming_share: Share of batches with chunk-causal masks; 1 is the released recipe, 0.5 trains for
+            decoding as a whole as well.
+        max_prompt_share: Longest prompt as a share of an item; contract's 0.3.
+        examples: Validated clips that are made again from their codes at each validation.
+    """
+
+    def __init__(
+        self,
+        flow: FlowConfig | None = None,
+        init_from: str | None = None,
+        embed_from_codebook: bool = True,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        streaming_share: float = 0.5,
+        max_prompt_share: float = 0.3,
+        examples: int = 4,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= streaming_share <= 1.0 or not 0.0 <= max_prompt_share < 1.0:
+            raise UserError(
+                f"model.streaming_share is {streaming_share} and model.max_prompt_share {max_prompt_share}, "
+                "expected shares from 0 to 1"
+            )
+        self.flow = Flow(flow or FlowConfig())
+        self.init_from, self.embed_from_codebook = init_from, embed_from_codebook
+        if init_from is not None:
+            report = load_fitting(self.flow, read_state_dict(init_from), init_from)
+            rank_zero_info(f"{init_from}: {report}")
+        self.lr, self.weight_decay = lr, weight_decay
+        self.streaming_share, self.max_prompt_share = streaming_share, max_prompt_share
+        self.example_count = examples
+        self.examples: list[Resynthesis] = []
+        self.val_loss, self.val_streaming = MeanMetric(), MeanMetric()
+        self.val_by_time = torch.nn.ModuleList(MeanMetric() for _ in range(TIME_BINS))
+        self.val_distance = MeanMetric()
+
+    # --- set-up ---------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        data: Any = cast(Any, self.trainer).datamodule
+        frozen, config = data.frozen, self.flow.config
+        codebook_KD = frozen.tokenizer.encoder.codebook.weight.detach()
+        if len(codebook_KD) > config.vocab_size:
+            raise UserError(
+                f"data.codec {data.codec} has {len(codebook_KD)} codes, model.flow.vocab_size is "
+                f"{config.vocab_size}: raise it"
+            )
+        if frozen.speaker_dim not in (0, config.speaker_dim):
+            raise UserError(
+                f"data.speaker {data.speaker} gives {frozen.speaker_dim} values, model.flow.speaker_dim is "
+                f"{config.speaker_dim}: set them equal"
+            )
+        self._source = {"codec": str(data.codec), "speaker": data.speaker, "fingerprint": frozen.fingerprint}
+        if self.embed_from_codebook and self.init_from is None:
+            start_embeddings(self.flow.input_embedding.weight, codebook_KD)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["decoder"] = {"flow": asdict(self.flow.config), **self._source}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = []
+        for name, wide, decay in (("matrices", True, self.weight_decay), ("vectors", False, 0.0)):
+            params = [p for p in self.flow.parameters() if p.requires_grad and (p.ndim > 1) == wide]
+            groups.append(
+                {"name": name, "params": params, "lr": self.lr, "base_lr": self.lr, "weight_decay": decay}
+            )
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+
+    def speakers(self, batch: DecoderBatch) -> Tensor:
+        """Speaker vectors; zeros where no encoder made any."""
+        if batch.speaker_BS.shape[-1]:
+            return batch.speaker_BS
+        return batch.mel_BMT.new_zeros(len(batch), self.flow.config.speaker_dim)
+
+    # --- training -------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: DecoderBatch, batch_idx: int) -> Tensor:
+        if not len(batch):  # every file of it was unreadable: a step without a gradient
+            return sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=self.device))
+        frames_B = rates.FRAMES_PER_CODE_DECODER * batch.lengths_B
+        draws = self.flow.draw(batch.mel_BMT, frames_B, self.max_prompt_share)
+        streaming = random.random() < self.streaming_share
+        loss = self.flow.loss(
+            batch.codes_BN, batch.lengths_B, batch.mel_BMT, self.speakers(batch), draws, streaming,
+            zero_padding=True,
+        )  # fmt: skip
+        # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
+        self.log("step", float(self.global_step + 1), batch_size=len(batch))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    # --- validation -----------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self.examples = []
+
+    def validation_step(self, batch: DecoderBatch, batch_idx: int) -> None:
+        if not len(batch):
+            return
+        frames_B = rates.FRAMES_PER_CODE_DECODER * batch.lengths_B
+        # The same draws at every validation, and none of the training's.
+        generator = torch.Generator(self.device).manual_seed(batch_idx)
+        draws = self.flow.draw(
+            batch.mel_BMT, frames_B, self.max_prompt_share, random.Random(batch_idx), generator
+        )
+        for streaming, metric in ((False, self.val_loss), (True, self.val_streaming)):
+            errors_B, _ = self.flow.errors(
+                batch.codes_BN, batch.lengths_B, batch.mel_BMT, self.speakers(batch), draws, streaming,
+                zero_padding=True,
+            )  # fmt: skip
+            means_B = errors_B / (frames_B * rates.DECODER_MEL_BINS)
+            metric.update(means_B, frames_B.float())
+            if not streaming:
+                for t, mean, frames in zip(draws.t_B11.flatten(), means_B, frames_B, strict=True):
+                    place = min(TIME_BINS - 1, int(t * TIME_BINS))
+                    cast(MeanMetric, self.val_by_time[place]).update(mean, frames.float())
+        if len(self.examples) < self.example_count:
+            self.examples.append(self.resynthesis(batch, 0))
+            self.val_distance.update(mel_distance(self.examples[-1]))
+
+    def resynthesis(self, batch: DecoderBatch, item: int) -> Resynthesis:
+        """An item made again from its codes and its speaker vector, without a prompt."""
+        codes_N = batch.codes_BN[item, : batch.lengths_B[item]]
+        made_MT = self.flow.sample(codes_N[None], prompt=Prompt.none(self.speakers(batch)[item]))[0]
+        truth_MT = batch.mel_BMT[item, :, : made_MT.shape[-1]]
+        return Resynthesis(batch.ids[item], truth_MT.float().cpu(), made_MT.float().cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        stage = "test" if self.trainer.testing else "val"
+        self.log("step", float(self.global_step))
+        self.log(f"{stage}/loss", self.val_loss, prog_bar=True)
+        self.log(f"{stage}/loss_streaming", self.val_streaming)
+        for n, metric in enumerate(self.val_by_time):
+            if cast(MeanMetric, metric).update_called:
+                self.log(f"{stage}/loss_t{n + 1}of{TIME_BINS}", cast(MeanMetric, metric))
+        if self.example_count:
+            self.log(f"{stage}/mel_distance_db", self.val_distance)
+
+    test_step, on_test_epoch_start, on_test_epoch_end = (
+        validation_step,
+        on_validation_epoch_start,
+        on_validation_epoch_end,
+    )
+
+    def predict_step(self, batch: DecoderBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """How far each clip's mel, made from its codes, lies from the truth."""
+        made = [self.resynthesis(batch, item) for item in range(len(batch))]
+        return [{"id": one.id, "mel_distance_db": float(mel_distance(one))} for one in made]
+
+
+def mel_distance(made: Resynthesis) -> Tensor:
+    """Mean absolute difference over frames and bands, in dB."""
+    return DECIBELS * (made.made_MT - made.truth_MT).abs().mean()
+
+
+@torch.no_grad()
+def start_embeddings(weight_VH: Tensor, codebook_KD: Tensor) -> None:
+    """Fills the first K rows from the codebook: centred, of unit variance, turned by a fixed rotation."""
+    rows_KD = codebook_KD.float() - codebook_KD.float().mean(dim=0)
+    generator = torch.Generator().manual_seed(0)
+    size = max(rows_KD.shape[1], weight_VH.shape[1])
+    rotation, _ = torch.linalg.qr(torch.randn(size, size, generator=generator))
+    turned = rows_KD.cpu() @ rotation[: rows_KD.shape[1], : weight_VH.shape[1]]
+    weight_VH[: len(turned)] = (turned / turned.std()).to(weight_VH)
