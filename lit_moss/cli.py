@@ -23,6 +23,11 @@ TRAINER_VERBS = {
 VERBS = {
     "prepare": ("lit_moss.prepare.verb", "raw audio and text -> manifests"),
     "tokenize": ("lit_moss.tokenize", "audio files -> codes as JSON lines"),
+    "synthesize": ("lit_moss.synthesize", "codes as JSON lines -> sound files"),
+    "evaluate": (
+        "lit_moss.evaluate.verb",
+        "benchmarks: evaluate resynthesis -c conf/evaluate/resynthesis.yaml",
+    ),
     "sweep": (
         "lit_moss.sweep.verb",
         "many settings of a run, by Optuna: sweep -c conf/sweep/split_depth.yaml",

@@ -121,13 +121,13 @@ class DecoderDataModule(SpeechDataModule):
             workers, freq_masks=0, max_bad_share=max_bad_share,
         )  # fmt: skip
         self.codec, self.speaker, self.cache = codec, speaker, cache
-        self._frozen: _Frozen | None = None
+        self._frozen: Frozen | None = None
 
     @property
-    def frozen(self) -> "_Frozen":
+    def frozen(self) -> "Frozen":
         """Tokenizer and speaker encoder, opened on first use."""
         if self._frozen is None:
-            self._frozen = _Frozen(self.codec, self.speaker)
+            self._frozen = Frozen(self.codec, self.speaker)
         return self._frozen
 
     def _make_set(self, utterances: list[Utterance], augmentation: Any) -> "_DecoderSet":
@@ -151,7 +151,7 @@ class DecoderDataModule(SpeechDataModule):
         super().load_state_dict(state_dict)
 
 
-class _Frozen:
+class Frozen:
     """Tokenizer and speaker encoder of a run."""
 
     def __init__(self, codec: str, speaker: str | None) -> None:
@@ -209,7 +209,7 @@ class _DecoderSet(_SpeechSet):
     """Utterances by sample key: codes, mel and speaker vector, or a reason."""
 
     def __init__(
-        self, utterances: list[Utterance], frozen: _Frozen, coded: Sequence[Coded | str] | None
+        self, utterances: list[Utterance], frozen: Frozen, coded: Sequence[Coded | str] | None
     ) -> None:
         super().__init__(utterances, None)
         self._frozen, self._coded = frozen, coded

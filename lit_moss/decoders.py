@@ -1,0 +1,61 @@
+"""The whole codec by any name a user may give: a decoder's run or checkpoint, a folder, a hub id."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_moss.checkpoints import newest_checkpoint
+from lit_moss.codec.codec import Codec
+from lit_moss.codec.flow import Flow, FlowConfig
+from lit_moss.codec.speaker import open_speaker
+from lit_moss.data.decoder import Frozen
+from lit_moss.errors import UserError
+
+
+def open_decoder(name: str) -> Codec:
+    """Codec of `conf/flow_decoder.yaml`'s run (runs/NAME: the best of the newest), a .ckpt file, or a folder.
+
+    A run's checkpoint names the tokenizer and the speaker encoder that it was trained with; they are opened
+    too, and must still be the same.
+
+    Raises:
+        UserError: if there is no decoder, or its tokenizer has changed.
+    """
+    if any(Path(name).glob("*/run.json")):
+        found = newest_checkpoint(Path(name), "best")
+        if not isinstance(found, Path):
+            raise UserError(f"{name} has no checkpoint yet: expected a finished run of the decoder")
+        return codec_of_checkpoint(found)
+    if Path(name).is_file():
+        return codec_of_checkpoint(Path(name))
+    return Codec.from_pretrained(name)
+
+
+def codec_of_checkpoint(path: Path) -> Codec:
+    """Codec of a Lightning checkpoint of `FlowDecoder`; its averaged weights, data only."""
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} is no readable checkpoint ({type(error).__name__}): expected a .ckpt file of a decoder "
+            "run, or a folder"
+        ) from error
+    if "decoder" not in checkpoint:
+        raise UserError(
+            f"{path} is no checkpoint of a decoder run: expected one made by conf/flow_decoder.yaml"
+        )
+    made = checkpoint["decoder"]
+    prefix = "flow."
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    with torch.random.fork_rng():
+        flow = Flow(FlowConfig(**made["flow"]))
+    flow.load_state_dict(weights)
+    frozen = Frozen(made["codec"], made["speaker"])
+    if frozen.fingerprint != made["fingerprint"]:
+        raise UserError(
+            f"{path} was trained on codes of {made['codec']} as it was then (fingerprint "
+            f"{made['fingerprint']}, now {frozen.fingerprint}): put that tokenizer back"
+        )
+    with torch.random.fork_rng():
+        return Codec(frozen.tokenizer, flow, None, open_speaker(made["speaker"]))

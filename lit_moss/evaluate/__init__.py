@@ -1,0 +1,1 @@
+"""Benchmarks, one file each; `python -m lit_moss evaluate NAME -c …`."""

@@ -1,0 +1,98 @@
+"""Who says how good speech is: a recogniser, a speaker encoder, DNSMOS, mel-cepstral distance.
+
+All take waves (T,) in [-1, 1]. The recogniser and DNSMOS come with the extra `evaluate`.
+"""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_moss.assets import SCHEME, resolve
+from lit_moss.audio import rates
+from lit_moss.audio.features import decoder_mel
+from lit_moss.data.text import normalise
+from lit_moss.errors import UserError
+
+EXTRA = "pip install 'lit-moss[evaluate]'"
+
+
+class Recogniser:
+    """Whisper by faster-whisper: greedy, no timestamps, no conditioning on what came before.
+
+    Args:
+        name: `embedded:whisper-base`, `embedded:whisper-tiny`, a CTranslate2 folder, or a size's name such as
+            `large-v3` (fetched by faster-whisper from the hub).
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            from faster_whisper import WhisperModel
+        except ImportError as error:
+            raise UserError(f"the ASR judge needs faster-whisper: {EXTRA}") from error
+        where = str(resolve(name)) if name.startswith(SCHEME) else name
+        try:
+            self._model: Any = WhisperModel(where, device="auto", compute_type="default")
+        except Exception as error:
+            raise UserError(
+                f"judge {name!r} cannot be opened ({str(error).splitlines()[0]}): expected "
+                "embedded:whisper-base, a CTranslate2 folder or the name of a Whisper"
+            ) from error
+
+    def __call__(self, wave_T: Tensor, language: str | None = "en") -> str:
+        """Transcript of samples at 16 kHz."""
+        segments, _ = self._model.transcribe(
+            wave_T.numpy(), language=language, beam_size=1, temperature=0.0, without_timestamps=True,
+            condition_on_previous_text=False,
+        )  # fmt: skip
+        return " ".join(segment.text for segment in segments)
+
+
+def word_errors(said: str, heard: str, language: str = "en") -> tuple[int, int]:
+    """Substitutions, deletions and insertions, and the words said; in Chinese, of characters."""
+    a, b = normalise(said), normalise(heard)
+    words, found = (list(a), list(b)) if language == "zh" else (a.split(), b.split())
+    row = list(range(len(found) + 1))
+    for i, word in enumerate(words, start=1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(found, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1], len(words)
+
+
+def similarity(a_S: Tensor, b_S: Tensor) -> float:
+    """Cosine of two speaker vectors."""
+    return float(torch.nn.functional.cosine_similarity(a_S, b_S, dim=0))
+
+
+def dnsmos(wave_T: Tensor) -> float:
+    """Overall quality 1 to 5 of samples at 16 kHz (arXiv:2110.01763), by the package speechmos."""
+    try:
+        from speechmos import dnsmos as model
+    except ImportError as error:
+        raise UserError(f"DNSMOS needs speechmos and librosa: {EXTRA}") from error
+    wave = np.clip(wave_T.numpy().astype(np.float32), -1, 1)
+    found: Any = model.run(wave, sr=rates.TOKENIZER_RATE_HZ, return_df=False)
+    return float(found["ovrl_mos"])
+
+
+def mel_cepstral_distance(a_T: Tensor, b_T: Tensor, coefficients: int = 13) -> float:
+    """Mean over frames of 10/ln(10) sqrt(2 sum_k (a_k - b_k)^2) in dB, cepstra 1 to 13, of equal time.
+
+    Cepstra are the cosine transform of the 80-band log-mel at 24 kHz; what is longer is cut off. Frames stand
+    beside each other as they are, without warping: resynthesis keeps time.
+    """
+    frames = min(len(a_T), len(b_T)) // rates.DECODER_HOP_SAMPLES
+    cut = frames * rates.DECODER_HOP_SAMPLES
+    basis_KM = _cosines(coefficients, rates.DECODER_MEL_BINS)
+    a_KF, b_KF = (basis_KM @ decoder_mel(x[None, :cut].float())[0] for x in (a_T, b_T))
+    return float(10 / math.log(10) * (2 * (a_KF - b_KF).square().sum(dim=0)).sqrt().mean())
+
+
+@lru_cache(maxsize=4)
+def _cosines(coefficients: int, bands: int) -> Tensor:
+    k, m = torch.arange(1, coefficients + 1)[:, None], torch.arange(bands)[None]
+    return math.sqrt(2 / bands) * torch.cos(math.pi * k * (m + 0.5) / bands)

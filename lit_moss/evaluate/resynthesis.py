@@ -1,0 +1,243 @@
+"""Speech -> codes -> speech: what is lost on the way, step by step (the paper's table 4).
+
+    original        the recording
+    vocoder         its mel through the vocoder
+    codec           its codes through flow and vocoder
+    stream          the same, code by code
+
+A row a clip and rung: word errors, speaker similarity to the original, DNSMOS, mel-cepstral distance,
+real-time factor (computing time by audio time), and for streams the computing time to the first sound.
+"""
+
+import csv
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor
+from tqdm import tqdm
+
+from lit_moss.audio import io, rates
+from lit_moss.audio.features import decoder_mel, resample
+from lit_moss.codec.codec import Codec
+from lit_moss.codec.flow import Prompt
+from lit_moss.codec.speaker import SpeakerEncoder, open_speaker
+from lit_moss.data.decoder import trimmed
+from lit_moss.decoders import open_decoder
+from lit_moss.errors import UserError
+from lit_moss.evaluate import judges
+from lit_moss.evaluate.clips import Clip, read_clips
+from lit_moss.tracking import Tracker
+
+RUNGS = ("original", "vocoder", "codec", "stream")
+METRICS = ("wer", "similarity", "dnsmos", "mcd_db", "rtf", "first_sound_sec")
+
+
+@dataclass
+class Config:
+    """Options of `evaluate resynthesis`.
+
+    Args:
+        codec: Decoder: runs/NAME, a checkpoint, a folder in the released layout.
+        clips: A manifest, or a Seed-TTS-Eval list.
+        rungs: Which of original, vocoder, codec, stream.
+        prompt: `list` takes each clip's own from the list, `none` gives the clip's speaker vector alone, else
+            a sound file for all.
+        judge: ASR judge: embedded:whisper-base, large-v3, …; empty leaves word errors out.
+        speaker: Speaker encoder of the similarity.
+        dnsmos: Whether to judge by DNSMOS (some 2 s a clip and rung).
+        language: en or zh.
+        limit: First so many clips, all if empty.
+        name: MLflow experiment, and folder below `run_root`.
+        run_root: Folder of all runs' files.
+        save_audio: Whether to keep the made sound files.
+    """
+
+    codec: str = MISSING
+    clips: str = MISSING
+    rungs: list[str] = field(default_factory=lambda: list(RUNGS))
+    prompt: str = "none"
+    judge: str | None = "embedded:whisper-base"
+    speaker: str | None = "embedded:resemblyzer"
+    dnsmos: bool = True
+    language: str = "en"
+    limit: int | None = None
+    name: str = "resynthesis"
+    run_root: str = "runs"
+    save_audio: bool = True
+
+
+@dataclass
+class Made:
+    """A clip on one rung.
+
+    Args:
+        wave_T: At 24 kHz.
+        seconds: Computing time.
+        first_sec: Computing time to the first sound, for streams.
+    """
+
+    wave_T: Tensor
+    seconds: float
+    first_sec: float | None = None
+
+
+def run(config: Config) -> dict[str, dict[str, float]]:
+    """Judges all clips; returns and writes the means of each rung.
+
+    Raises:
+        UserError: for a rung it does not know, or clips it cannot read.
+    """
+    for rung in config.rungs:
+        if rung not in RUNGS:
+            raise UserError(f"rungs has {rung!r}, expected some of {', '.join(RUNGS)}")
+    clips = read_clips(config.clips, config.limit)
+    codec = open_decoder(config.codec)
+    recogniser = judges.Recogniser(config.judge) if config.judge else None
+    speaker = open_speaker(config.speaker)
+    folder = Path(config.run_root) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = Tracker(config.name, folder.name, config.run_root, system_metrics=False)
+    tracker.log_hyperparams(vars(config))
+    rows = []
+    for clip in tqdm(clips, unit="clip", disable=None):
+        rows += judge(clip, codec, config, recogniser, speaker, folder)
+        _write(folder / "clips.csv", rows)
+    found = means(rows, config.rungs)
+    text = report(found, config, len(clips))
+    (folder / "report.md").write_text(text)
+    (folder / "result.json").write_text(json.dumps(found, indent=1) + "\n")
+    tracker.log_metrics({f"{r}/{k}": v for r, values in found.items() for k, v in values.items()}, step=0)
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    tracker.log_table(columns, "clips.json")
+    tracker.log_text(text, "report.md")
+    tracker.finalize("success")
+    print(text)
+    print(f"{folder}: report.md, clips.csv, result.json")
+    return found
+
+
+def judge(
+    clip: Clip, codec: Codec, config: Config, recogniser: "judges.Recogniser | None",
+    speaker: SpeakerEncoder | None, folder: Path,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of one clip."""
+    try:
+        wave_T = io.read(clip.audio, rates.DECODER_RATE_HZ, clip.offset_sec, clip.duration_sec)
+    except io.UnreadableAudio as error:
+        raise UserError(f"clip {clip.id}: {error}") from error
+    original_S = speaker(_at_16khz(wave_T)) if speaker is not None else None
+    rows = []
+    for rung in config.rungs:
+        made = make(rung, wave_T, codec, _prompt(clip, wave_T, codec, config))
+        wave16_T = _at_16khz(made.wave_T)
+        heard = recogniser(wave16_T, config.language) if recogniser and clip.text else ""
+        errors, words = judges.word_errors(clip.text, heard, config.language)
+        row: dict[str, Any] = {
+            "clip": clip.id, "rung": rung, "seconds": round(len(wave_T) / rates.DECODER_RATE_HZ, 3),
+            "errors": errors if recogniser else None, "words": words if recogniser else None,
+            "similarity": None, "dnsmos": None, "mcd_db": None, "rtf": None, "first_sound_sec": None,
+            "said": clip.text, "heard": heard,
+        }  # fmt: skip
+        if original_S is not None and speaker is not None:
+            row["similarity"] = judges.similarity(original_S, speaker(wave16_T))
+        if config.dnsmos:
+            row["dnsmos"] = judges.dnsmos(wave16_T)
+        if rung != "original":
+            row["mcd_db"] = judges.mel_cepstral_distance(wave_T, made.wave_T)
+            row["rtf"] = made.seconds * rates.DECODER_RATE_HZ / max(1, len(made.wave_T))
+            row["first_sound_sec"] = made.first_sec
+        if config.save_audio:
+            (folder / "audio").mkdir(exist_ok=True)
+            io.write(folder / "audio" / f"{clip.id}_{rung}.wav", made.wave_T, rates.DECODER_RATE_HZ)
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def make(rung: str, wave_T: Tensor, codec: Codec, prompt: Prompt) -> Made:
+    """A recording at 24 kHz on one rung; times cover decoding alone, not the tokenizer."""
+    if rung == "original":
+        return Made(wave_T, 0.0)
+    if rung == "vocoder":
+        begun = time.perf_counter()
+        made_T = codec.vocoder(decoder_mel(wave_T[None]))[0].float().cpu()
+        return Made(made_T, time.perf_counter() - begun)
+    codes_N = codec.encode(_at_16khz(wave_T), rates.TOKENIZER_RATE_HZ)
+    assert isinstance(codes_N, Tensor)
+    codes_N, _ = trimmed(codes_N, decoder_mel(wave_T[None])[0])
+    begun, first = time.perf_counter(), None
+    if rung == "codec":
+        made_T = codec.decode(codes_N, prompt)
+    else:
+        player, pieces = codec.stream(prompt), []
+        begun = time.perf_counter()  # the prompt is taken in before the first code comes
+        for code in codes_N.split(1):
+            pieces.append(player.push(code))
+            if len(pieces[-1]) and first is None:
+                first = time.perf_counter() - begun
+        pieces.append(player.flush())
+        made_T = torch.cat(pieces)
+        first = time.perf_counter() - begun if first is None else first
+    return Made(made_T, time.perf_counter() - begun, first)
+
+
+def _prompt(clip: Clip, wave_T: Tensor, codec: Codec, config: Config) -> Prompt:
+    if config.prompt == "none":
+        return Prompt.none(None if codec.speaker is None else codec.speaker(_at_16khz(wave_T)))
+    file = clip.prompt if config.prompt == "list" else Path(config.prompt)
+    if file is None:
+        raise UserError(f"clip {clip.id} has no prompt in the list: set prompt to none or to a sound file")
+    try:
+        return codec.prompt(io.read(file, rates.DECODER_RATE_HZ), rates.DECODER_RATE_HZ)
+    except io.UnreadableAudio as error:
+        raise UserError(f"prompt of clip {clip.id}: {error}") from error
+
+
+def means(rows: list[dict[str, Any]], rungs: list[str]) -> dict[str, dict[str, float]]:
+    """Of each rung: errors over words, and the plain mean of everything else that was measured."""
+    found: dict[str, dict[str, float]] = {}
+    for rung in rungs:
+        own = [row for row in rows if row["rung"] == rung]
+        values = found[rung] = {}
+        words = sum(row["words"] or 0 for row in own)
+        if words:
+            values["wer"] = sum(row["errors"] for row in own) / words
+        for key in METRICS[1:]:
+            measured = [row[key] for row in own if row[key] is not None]
+            if measured:
+                values[key] = sum(measured) / len(measured)
+    return found
+
+
+def report(found: dict[str, dict[str, float]], config: Config, clips: int) -> str:
+    """Markdown."""
+    heads = [key for key in METRICS if any(key in values for values in found.values())]
+    lines = [
+        f"# Resynthesis: {config.codec}",
+        "",
+        f"{clips} clips of {config.clips}; judge {config.judge}, speaker {config.speaker}, "
+        f"prompt {config.prompt}",
+        "",
+        f"| | {' | '.join(heads)} |",
+        f"|---|{'---|' * len(heads)}",
+    ]
+    for rung, values in found.items():
+        cells = [f"{values[key]:.3f}" if key in values else "" for key in heads]
+        lines.append(f"| {rung} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _at_16khz(wave_T: Tensor) -> Tensor:
+    return resample(wave_T, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)

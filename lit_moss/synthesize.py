@@ -1,0 +1,208 @@
+"""Codes -> sound files: JSON lines with `codes` (what `tokenize` or a model writes) -> DIR/ID.wav.
+
+Each line is {"codes": […], "id": …} or has an `audio_filepath`, whose name is then taken. Any length: more
+than 60 s are decoded as a stream. With --stream every file grows chunk by chunk, as in a conversation, and
+the time to the first sound is told.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_moss.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_moss.codec.codec import Codec
+    from lit_moss.codec.flow import Prompt
+
+
+@dataclass(frozen=True)
+class Line:
+    """One utterance to make.
+
+    Args:
+        name: Of its file, without ending.
+        codes: Its codes.
+    """
+
+    name: str
+    codes: list[int]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument(
+        "codes", type=Path, metavar="JSONL", help="JSON lines with codes; - for standard input"
+    )
+    parser.add_argument(
+        "--codec", required=True, help="decoder run (runs/NAME), checkpoint, folder in the released layout"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the sound files")
+    parser.add_argument("--prompt", metavar="FILE", help="speech whose voice is taken, at most 10 s of it")
+    parser.add_argument("--stream", action="store_true", help="write each file chunk by chunk")
+    parser.add_argument(
+        "--batch-codes", type=int, default=750, help="codes computed at once, padding included (default 750)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Makes all files; one that exists is an error before anything is computed."""
+    import torch
+
+    from lit_moss.audio import rates
+    from lit_moss.decoders import open_decoder
+
+    lines = read_lines(args.codes)
+    if args.batch_codes < 1:
+        raise UserError(f"--batch-codes is {args.batch_codes}, expected 1 or more")
+    targets = [args.out / f"{line.name}.wav" for line in lines]
+    existing = [path for path in targets if path.exists()]
+    if existing and not args.force:
+        raise UserError(f"{existing[0]} exists: give another --out, or --force to overwrite")
+    codec = open_decoder(args.codec)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    try:
+        codec.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device {device!r} cannot be used ({str(error).splitlines()[0]}): auto, cpu or cuda"
+        ) from error
+    _check_codes(lines, codec.flow.config.vocab_size)
+    prompt = _prompt(codec, args.prompt)
+    args.out.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    first = _stream(codec, lines, prompt, args.out) if args.stream else None
+    if first is None:
+        _batched(codec, lines, prompt, args.out, args.batch_codes)
+    taken = time.monotonic() - begun
+    seconds = sum(len(line.codes) for line in lines) * rates.SECONDS_PER_CODE
+    latency = f", first sound after {first:.2f} s" if first is not None else ""
+    print(f"{args.out}: {len(lines)} files, {seconds / 60:.1f} min, {taken:.1f} s "
+          f"({seconds / taken:.1f} x real time){latency}")  # fmt: skip
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Utterances of a JSON lines file.
+
+    Raises:
+        UserError: with the number of the line, for one that is no utterance.
+    """
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): expected JSON lines with codes") from error
+    found: list[Line] = []
+    names: dict[str, int] = {}
+    for number, row in enumerate(text.splitlines(), start=1):
+        if not row.strip():
+            continue
+        try:
+            content: Any = json.loads(row)
+            codes = content["codes"]
+            if not isinstance(codes, list) or not all(type(c) is int for c in codes):
+                raise TypeError
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{path} line {number}: {row[:60]!r}, expected {{"codes": [whole numbers], "id": "name"}}'
+            ) from error
+        name = Path(str(content.get("id") or content.get("audio_filepath") or f"{number:05d}")).stem
+        names[name] = names.get(name, 0) + 1
+        found.append(Line(name if names[name] == 1 else f"{name}-{names[name]}", codes))
+    if not found:
+        raise UserError(f"{path} holds no line: expected JSON lines with codes")
+    return found
+
+
+def _check_codes(lines: list[Line], vocabulary: int) -> None:
+    for line in lines:
+        bad = [code for code in line.codes if not 0 <= code < vocabulary]
+        if bad:
+            raise UserError(
+                f"{line.name} has code {bad[0]}, this decoder takes 0 to {vocabulary - 1}: codes of another "
+                "tokenizer, or the language model's end mark"
+            )
+
+
+def _prompt(codec: "Codec", file: str | None) -> "Prompt | None":
+    from lit_moss.audio import io, rates
+
+    if file is None:
+        return None
+    try:
+        wave = io.read(file, rates.DECODER_RATE_HZ)
+    except io.UnreadableAudio as error:
+        raise UserError(f"--prompt {error}: expected a sound file of some seconds of speech") from error
+    return codec.prompt(wave, rates.DECODER_RATE_HZ)
+
+
+def _batched(codec: "Codec", lines: list[Line], prompt: "Prompt | None", out: Path, budget: int) -> None:
+    from tqdm import tqdm
+
+    from lit_moss.audio import io, rates
+
+    with tqdm(total=len(lines), unit="file", disable=None) as bar:
+        for group, waves in decode_batches(codec, lines, prompt, budget):
+            for line, wave in zip(group, waves, strict=True):
+                io.write(out / f"{line.name}.wav", wave, rates.DECODER_RATE_HZ)
+            bar.update(len(group))
+
+
+def decode_batches(
+    codec: "Codec", lines: list[Line], prompt: "Prompt | None", budget: int
+) -> Iterator[tuple[list[Line], list["Tensor"]]]:
+    """Groups of similar length with their waves at 24 kHz; an item's wave does not depend on its group."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    from lit_moss.codec.codec import LONGEST_AT_ONCE
+
+    groups: list[list[Line]] = []
+    for line in sorted(lines, key=lambda one: len(one.codes)):
+        if not groups or (len(groups[-1]) + 1) * len(line.codes) > budget:
+            groups.append([])
+        groups[-1].append(line)
+    for group in groups:
+        if len(group) == 1 or len(group[-1].codes) > LONGEST_AT_ONCE or not group[0].codes:
+            yield group, [codec.decode(line.codes, prompt) for line in group]
+            continue
+        lengths = torch.tensor([len(line.codes) for line in group])
+        codes_BN = pad_sequence([torch.tensor(line.codes) for line in group], batch_first=True)
+        mel_BMT = codec.flow.sample(codes_BN, lengths, prompt)
+        yield (
+            group,
+            [
+                codec.vocoder(mel[None, :, : 4 * n])[0].float().cpu()
+                for mel, n in zip(mel_BMT, lengths.tolist(), strict=True)
+            ],
+        )
+
+
+def _stream(codec: "Codec", lines: list[Line], prompt: "Prompt | None", out: Path) -> float:
+    """Writes chunk by chunk; the mean time from the first code to the first sound in seconds."""
+    import soundfile
+    from tqdm import tqdm
+
+    from lit_moss.audio import rates
+
+    waits = []
+    for line in tqdm(lines, unit="file", disable=None):
+        player, begun, wait = codec.stream(prompt), time.monotonic(), None
+        with soundfile.SoundFile(out / f"{line.name}.wav", "w", rates.DECODER_RATE_HZ, 1) as file:
+            for code in line.codes:
+                samples = player.push([code])
+                if len(samples):
+                    wait = time.monotonic() - begun if wait is None else wait
+                    file.write(samples.numpy())
+                    file.flush()
+            file.write(player.flush().numpy())
+        waits.append(time.monotonic() - begun if wait is None else wait)
+    return sum(waits) / len(waits)
