@@ -12,7 +12,9 @@ from transformers import Qwen3Config
 from lit_moss.llm import SplitLM
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted(p for p in (ROOT / "conf/paper").glob("*.yaml") if p.stem != "codec_encoder")
+RECIPES = sorted(
+    p for p in (ROOT / "conf/paper").glob("*.yaml") if p.stem not in ("codec_encoder", "flow_decoder")
+)
 # Qwen3-8B's sizes, as the released model's manifest has them.
 QWEN3_8B = {"vocab_size": 151680, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
             "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip

@@ -16,7 +16,7 @@ from lit_moss import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
-RUNS = [p for p in YAMLS if p.parent.name not in ("trainer", "predict", "sweep")]
+RUNS = [p for p in YAMLS if p.parent.name not in ("trainer", "predict", "sweep", "evaluate")]
 
 
 @pytest.fixture
@@ -45,6 +45,15 @@ def test_every_sweep_makes_recipes_that_parse(path, at_root, tmp_path, capsys):
     assert done.value.code == 0
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/evaluate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_benchmarks_yaml_has_known_keys(path):
+    from importlib import import_module
+
+    from lit_moss.evaluate.verb import BENCHMARKS, read_config
+
+    read_config(import_module(BENCHMARKS[path.stem]).Config, path, [])
+
+
 @pytest.mark.parametrize("machine", sorted((ROOT / "conf/trainer").glob("*.yaml")), ids=lambda p: p.stem)
 def test_machine_parts_merge_onto_a_run(machine, at_root, capsys):
     with pytest.raises(SystemExit) as done:
@@ -60,8 +69,8 @@ def test_machine_parts_merge_onto_a_run(machine, at_root, capsys):
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)
 def test_the_head_of_a_yaml_holds_the_command_that_runs_it(path):
     first = path.read_text().splitlines()[0]
-    verb = {"predict": "predict", "sweep": "sweep"}.get(path.parent.name, "fit")
-    assert first.startswith(f"# python -m lit_moss {verb} -c ")
+    verb = {"predict": "predict", "sweep": "sweep", "evaluate": f"evaluate {path.stem}"}
+    assert first.startswith(f"# python -m lit_moss {verb.get(path.parent.name, 'fit')} -c ")
     assert str(path.relative_to(ROOT)) in first
     for word in shlex.split(first[2:]):
         if word.endswith(".yaml"):

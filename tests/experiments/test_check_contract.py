@@ -55,6 +55,14 @@ def test_the_recorded_tensors_are_within_tolerance(contract, run, capsys):
     said = capsys.readouterr().out
     assert "FAIL" not in said
     assert all(name in said for name in ("encoder.token_ids", "features.mel24k", "features.kaldi_fbank80"))
+    decoder = (
+        "flow.loss_a.loss",
+        "flow.infer_stream_final.mel",
+        "hift.wav",
+        "streaming_decode.chunk0.fresh_mel",
+    )
+    assert all(name in said for name in decoder)
+    assert "not checked" not in said
 
 
 def test_a_folder_recorded_from_our_encoder_is_within_tolerance(recorded, run, capsys):

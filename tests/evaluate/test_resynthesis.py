@@ -1,0 +1,135 @@
+"""`evaluate resynthesis`: closed forms of its measures, list formats, a whole run, exit codes."""
+
+import csv
+import json
+import math
+
+import mlflow
+import pytest
+import torch
+from decoders import small_flow
+
+from lit_moss.cli import main
+from lit_moss.codec import Codec, SpeechTokenizer
+from lit_moss.errors import UserError
+from lit_moss.evaluate import judges
+from lit_moss.evaluate.clips import read_clips
+from lit_moss.evaluate.resynthesis import means
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "found"),
+    [
+        ("The kettle sang.", "the kettle sang", (0, 3)),
+        ("one two three", "one three", (1, 3)),
+        ("one two", "zero one too", (2, 2)),
+        ("", "well", (1, 0)),
+        ("well", "", (1, 1)),
+    ],
+)
+def test_word_errors_by_hand(said, heard, found):
+    assert judges.word_errors(said, heard) == found
+
+
+def test_chinese_is_counted_by_characters():
+    assert judges.word_errors("你好,世界", "你好世", "zh") == (1, 4)
+
+
+def test_mel_cepstral_distance_of_a_louder_copy_is_0_and_grows_with_difference(speech):
+    wave = torch.nn.functional.interpolate(speech[0][None, None, :32_000], scale_factor=1.5, mode="linear")[
+        0, 0
+    ]
+    assert judges.mel_cepstral_distance(wave, wave) == 0
+    # Loudness is the 0th coefficient alone, but for the floors of the mel.
+    loud = torch.randn(24_000)
+    assert judges.mel_cepstral_distance(loud, 0.5 * loud) < 0.01
+    noise = torch.randn(len(wave), generator=torch.Generator().manual_seed(0))
+    steps = [judges.mel_cepstral_distance(wave, wave + s * noise) for s in (1e-4, 1e-3, 1e-2)]
+    assert steps == sorted(steps)
+    # One coefficient off by 1 in every frame: 10 / ln 10 sqrt 2.
+    assert 10 / math.log(10) * math.sqrt(2) == pytest.approx(6.1419, abs=1e-4)
+
+
+def test_means_weigh_errors_by_words():
+    row = {"similarity": None, "dnsmos": None, "mcd_db": None, "rtf": None, "first_sound_sec": None}
+    rows = [row | {"rung": "codec", "errors": 1, "words": 2, "rtf": 0.5},
+            row | {"rung": "codec", "errors": 0, "words": 8, "rtf": 1.5}]  # fmt: skip
+    assert means(rows, ["codec"]) == {"codec": {"wer": 0.1, "rtf": 1.0}}
+
+
+def test_a_seed_tts_eval_list_is_read(tmp_path):
+    (tmp_path / "meta.lst").write_text("a|who|prompts/p.wav|What is said.|wavs/a-b.wav\nb|who|p.wav|So.\n")
+    clips = read_clips(tmp_path / "meta.lst")
+    assert [c.id for c in clips] == ["a", "b"]
+    assert clips[0].audio == tmp_path / "wavs/a-b.wav"
+    assert clips[0].prompt == tmp_path / "prompts/p.wav"
+    assert clips[1].audio == tmp_path / "wavs/b.wav"
+    assert clips[1].text == "So."
+    (tmp_path / "bad.lst").write_text("a|b\n")
+    with pytest.raises(UserError, match="line 1 has 2 columns"):
+        read_clips(tmp_path / "bad.lst")
+
+
+@pytest.fixture
+def conf(tiny_encoder, tmp_path, corpus):
+    Codec(SpeechTokenizer(tiny_encoder()), small_flow()).save_pretrained(tmp_path / "codec")
+    path = tmp_path / "conf.yaml"
+    path.write_text(
+        f"codec: {tmp_path / 'codec'}\nclips: {corpus / 'validation.jsonl'}\njudge: null\nspeaker: null\n"
+        "dnsmos: false\n"
+    )
+    return path
+
+
+def test_every_rung_of_every_clip_is_a_row_and_the_means_are_in_mlflow(conf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "resynthesis", "-c", str(conf)]) == 0
+    (folder,) = (tmp_path / "runs/resynthesis").iterdir()
+    rows = list(csv.DictReader((folder / "clips.csv").open()))
+    assert [row["rung"] for row in rows] == ["original", "vocoder", "codec", "stream"] * 2
+    found = json.loads((folder / "result.json").read_text())
+    assert found["codec"]["mcd_db"] > found["vocoder"]["mcd_db"] > 0
+    assert found["stream"]["first_sound_sec"] > 0
+    assert len(list((folder / "audio").glob("*.wav"))) == 8
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("resynthesis").experiment_id])
+    assert run.data.metrics["codec/mcd_db"] == pytest.approx(found["codec"]["mcd_db"])
+    assert run.info.status == "FINISHED"
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"clips.json", "report.md"}
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_the_judges_hear_what_is_said(conf, tmp_path, monkeypatch):
+    pytest.importorskip("faster_whisper", reason="needs the extra `evaluate`")
+    pytest.importorskip("speechmos", reason="needs the extra `evaluate`")
+    monkeypatch.chdir(tmp_path)
+    keys = ["rungs=[original,vocoder]", "judge=embedded:whisper-tiny", "dnsmos=true", "limit=1"]
+    assert main(["evaluate", "resynthesis", "-c", str(conf), "--set", *keys]) == 0
+    (result,) = tmp_path.glob("runs/resynthesis/*/result.json")
+    found = json.loads(result.read_text())
+    assert found["original"]["wer"] < 0.3
+    assert found["vocoder"]["wer"] < 0.5
+    assert 2 < found["original"]["dnsmos"] < 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "rung=x"], "known keys"),
+        (["--set", "rungs=[echo]"], "rungs has 'echo'"),
+        (["--set", "clips=none.jsonl"], "none.jsonl"),
+        (["--set", "prompt=none.wav"], "none.wav"),
+        (["--set", "prompt=list"], "has no prompt"),
+    ],
+)
+def test_what_cannot_be_is_one_line(conf, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "resynthesis", "-c", str(conf), *words]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1]
+
+
+def test_a_benchmark_it_does_not_know_is_told(conf, capsys):
+    assert main(["evaluate", "everything", "-c", str(conf)]) == 2
+    assert "expected one of resynthesis" in capsys.readouterr().err

@@ -1,0 +1,145 @@
+"""The decoder's stage: exact resume with averaged weights (T1), learning, validation, what it refuses."""
+
+import pytest
+import torch
+import yaml
+from decoders import SMALL
+from recording import assert_equal, checkpoints, curves, fit, recipe, seen
+
+from lit_moss.codec import SpeechTokenizer
+from lit_moss.decoders import open_decoder
+from lit_moss.modules.flow_decoder import start_embeddings
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
+
+    torch.manual_seed(0)
+    sizes = EncoderConfig(
+        num_mel_bins=80, d_model=64, encoder_attention_heads=2, encoder_ffn_dim=128, quantize_position=2,
+        quantize_vocab_size=64,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("codec")
+    encoder = CausalEncoder(sizes)
+    with torch.no_grad():
+        frames = encoder.pool(encoder(torch.randn(1, 80, 8 * 64)))[0]
+        encoder.codebook.weight.copy_(frames)
+    SpeechTokenizer(encoder).save_pretrained(folder)
+    return folder
+
+
+def decoder_recipe(folder, corpus, codec, steps, **changes):
+    """The tiny recipe of the other stages with this stage's model and data."""
+    sizes = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__} | {"vocab_size": 64}
+    path = recipe(
+        folder, corpus, steps,
+        model={"class_path": "lit_moss.modules.FlowDecoder",
+               "init_args": {"flow": sizes, "examples": 2, "lr": 3e-3}},
+        data={"class_path": "lit_moss.data.DecoderDataModule",
+              "init_args": {"train": [str(corpus / "train.jsonl")], "codec": str(codec),
+                            "validation": [str(corpus / "validation.jsonl")], "workers": 0,
+                            "batch_sec": 12, "max_sec": 10}},
+        **changes,
+    )  # fmt: skip
+    content = yaml.safe_load(path.read_text())
+    callbacks = [c for c in content["trainer"]["callbacks"] if "val/cer" not in str(c)]
+    callbacks += [
+        {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}},
+        {"class_path": "callbacks.DecoderReport"},
+        {"class_path": "callbacks.Checkpoint", "init_args": {"monitor": "val/loss"}},
+    ]
+    content["trainer"]["callbacks"] = callbacks
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, corpus, codec):
+    folder = tmp_path_factory.mktemp("whole")
+    fit(folder, decoder_recipe(folder, corpus, codec, 20))
+    return folder
+
+
+@pytest.mark.slow
+def test_t1_resume_equals_uninterrupted_run(tmp_path, corpus, codec, whole):
+    fit(tmp_path, decoder_recipe(tmp_path, corpus, codec, 10))
+    fit(tmp_path, decoder_recipe(tmp_path, corpus, codec, 20), "--ckpt_path", "last")
+    ours, theirs = checkpoints(tmp_path)["step-0000020.ckpt"], checkpoints(whole)["step-0000020.ckpt"]
+    for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "random_states",
+                 "global_step", "DecoderDataModule"):  # fmt: skip
+        assert_equal(ours[part], theirs[part], part)
+    assert curves(tmp_path) == curves(whole)
+    assert seen(tmp_path) == seen(whole)
+
+
+@pytest.mark.slow
+def test_it_learns_and_reports(whole):
+    found = curves(whole)
+    losses = [value for _, value in found["train/loss"]]
+    assert losses[-1] < 0.5 * losses[0]
+    assert [step for step, _ in found["val/loss"]] == [8, 16]
+    assert {"val/loss_streaming", "val/mel_distance_db"} <= found.keys()
+    assert any(key.startswith("val/loss_t") for key in found)
+    (artifacts,) = whole.glob("mlruns/*/*/artifacts")
+    assert {p.name for p in (artifacts / "pictures").iterdir()} == {"mel_0000008.png", "mel_0000016.png"}
+    sounds = {p.name.split("_")[-1] for p in (artifacts / "audio").iterdir()}
+    assert sounds == {"truth.wav", "0000008.wav", "0000016.wav"}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole):
+    file = next(whole.glob("runs/tiny/*/checkpoints/step-0000020.ckpt"))
+    codec = open_decoder(str(file))
+    saved = torch.load(file, weights_only=True)
+    averaged = saved["state_dict"]["flow.encoder_proj.weight"]
+    assert torch.equal(codec.flow.encoder_proj.weight, averaged)
+    assert not torch.equal(saved["current_model_state"]["flow.encoder_proj.weight"], averaged)
+    codes = codec.encode(torch.randn(16_000), 16_000)
+    assert codec.decode(codes).shape == (1920 * len(codes),)
+    assert open_decoder(str(whole / "runs/tiny")).flow.config.vocab_size == 64
+
+
+@pytest.mark.slow
+def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    from lit_moss.errors import UserError
+
+    file, kept = codec / "model.safetensors", (codec / "model.safetensors").read_bytes()
+    tensors = load_file(file)
+    tensors["encoder.conv1.bias"] += 1
+    save_file(tensors, file, metadata={"format": "pt"})
+    try:
+        with pytest.raises(UserError, match="put that tokenizer back"):
+            open_decoder(str(whole / "runs/tiny"))
+    finally:
+        file.write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 32}, "has 64 codes, model.flow.vocab_size is 32"),
+        ({"hidden": 33}, "no multiple of encoder_heads"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_line(tmp_path, corpus, codec, capsys, change, message):
+    path = decoder_recipe(tmp_path, corpus, codec, 2)
+    content = yaml.safe_load(path.read_text())
+    content["model"]["init_args"]["flow"] |= change
+    path.write_text(yaml.safe_dump(content))
+    fit(tmp_path, path, expected=2)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1]
+
+
+def test_embeddings_begin_with_the_codebooks_distances():
+    torch.manual_seed(0)
+    codebook, weight = torch.randn(50, 96), torch.zeros(60, 96)
+    start_embeddings(weight, codebook)
+    ratio = torch.pdist(weight[:50]) / torch.pdist(codebook)
+    assert ratio.std() < 1e-4
+    assert float(weight[:50].std()) == pytest.approx(1, abs=1e-3)
+    assert not weight[50:].any()
+    start_embeddings(torch.zeros(60, 24), codebook)
