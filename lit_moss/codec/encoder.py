@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lit_moss.audio import rates
 from lit_moss.codec import quantizer
+from lit_moss.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if self.d_model % self.encoder_attention_heads:
-            raise ValueError(f"d_model {self.d_model} is no multiple of {self.encoder_attention_heads} heads")
+            raise UserError(f"d_model {self.d_model} is no multiple of {self.encoder_attention_heads} heads")
         if self.quantize_vocab_size < 2:
-            raise ValueError(f"quantize_vocab_size is {self.quantize_vocab_size}, expected 2 or more")
+            raise UserError(f"quantize_vocab_size is {self.quantize_vocab_size}, expected 2 or more")
         if self.log_mel not in ("causal", "whisper"):
-            raise ValueError(f"log_mel is {self.log_mel!r}, expected 'causal' or 'whisper'")
+            raise UserError(f"log_mel is {self.log_mel!r}, expected 'causal' or 'whisper'")
 
     @classmethod
     def from_official(cls, config: dict[str, Any]) -> "EncoderConfig":

@@ -26,6 +26,7 @@ from lit_moss.codec.conformer import LOOKAHEAD_CODES, UpsampleConformerEncoder
 from lit_moss.codec.state_dicts import LoadReport, load_fitting, read_state_dict
 from lit_moss.codec.stream_cache import StreamCache, chunk_mask, length_mask
 from lit_moss.codec.unet import CausalUNet
+from lit_moss.errors import UserError
 
 RATIO = rates.FRAMES_PER_CODE_DECODER
 NOISE_FRAMES = 15_000
@@ -73,7 +74,7 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         if self.hidden % self.encoder_heads:
-            raise ValueError(f"hidden {self.hidden} is no multiple of encoder_heads {self.encoder_heads}")
+            raise UserError(f"hidden {self.hidden} is no multiple of encoder_heads {self.encoder_heads}")
         for name in (
             "vocab_size",
             "speaker_dim",
@@ -84,7 +85,7 @@ class FlowConfig:
             "steps",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+                raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more")
 
     @classmethod
     def from_official(cls, config: dict[str, Any]) -> "FlowConfig":

@@ -134,6 +134,16 @@ class DecoderDataModule(SpeechDataModule):
         coded = self.frozen.table(utterances, self.skipped) if self.cache else None
         return _DecoderSet(utterances, self.frozen, coded)
 
+    def mean_mel(self, utterances: int = 48) -> Tensor:
+        """Mean log-mel of some training utterances, evenly spread: (80,)."""
+        assert isinstance(self._train_set, _DecoderSet)
+        size = len(self._train_set.utterances)
+        found = [self._train_set[(n, 0, 0)] for n in range(0, size, max(1, size // utterances))]
+        mels = [item[2] for item in found if len(item) == 4]
+        if not mels:
+            raise UserError("none of the audio to start from could be read")
+        return torch.cat(mels, dim=1).mean(dim=1)
+
     @staticmethod
     def _collate(items: list[Any]) -> DecoderBatch:
         return collate(items)

@@ -47,8 +47,9 @@ class FlowDecoder(LightningModule):
         flow: Sizes; None is the official size.
         init_from: A `flow.pt` to start from, of the released codec or of CosyVoice 2; tensors of another
             shape are skipped and reported. None starts at random.
-        embed_from_codebook: Start the code embeddings from the tokenizer's codebook, turned by a random
-            rotation, so that codes that sound alike begin alike. Ignored with `init_from`.
+        start_from_data: Start the code embeddings from the tokenizer's codebook, so that codes that sound
+            alike begin alike, and the velocity's bias from the mean mel: mels are natural logarithms around
+            -6, and Adam moves a bias by its learning rate a step. Ignored with `init_from`.
         lr: Base learning rate.
         weight_decay: AdamW's decay, of matrices alone.
         streaming_share: Share of batches with chunk-causal masks; 1 is the released recipe, 0.5 trains for
@@ -61,7 +62,7 @@ class FlowDecoder(LightningModule):
         self,
         flow: FlowConfig | None = None,
         init_from: str | None = None,
-        embed_from_codebook: bool = True,
+        start_from_data: bool = True,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         streaming_share: float = 0.5,
@@ -75,7 +76,7 @@ class FlowDecoder(LightningModule):
                 "expected shares from 0 to 1"
             )
         self.flow = Flow(flow or FlowConfig())
-        self.init_from, self.embed_from_codebook = init_from, embed_from_codebook
+        self.init_from, self.start_from_data = init_from, start_from_data
         if init_from is not None:
             report = load_fitting(self.flow, read_state_dict(init_from), init_from)
             rank_zero_info(f"{init_from}: {report}")
@@ -106,8 +107,10 @@ class FlowDecoder(LightningModule):
                 f"{config.speaker_dim}: set them equal"
             )
         self._source = {"codec": str(data.codec), "speaker": data.speaker, "fingerprint": frozen.fingerprint}
-        if self.embed_from_codebook and self.init_from is None:
+        if self.start_from_data and self.init_from is None:
             start_embeddings(self.flow.input_embedding.weight, codebook_KD)
+            with torch.no_grad():
+                self.flow.decoder.estimator.final_proj.bias.copy_(data.mean_mel())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["decoder"] = {"flow": asdict(self.flow.config), **self._source}

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig, EncoderState, sinusoids
+from lit_moss.errors import UserError
 
 
 @pytest.fixture
@@ -134,5 +135,5 @@ def test_unknown_keys_are_ignored_and_missing_ones_take_the_default():
      ({"log_mel": "other"}, "expected 'causal' or 'whisper'")],
 )  # fmt: skip
 def test_a_config_we_cannot_run_is_an_error(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, UserError), match=message):
         EncoderConfig.from_official(EncoderConfig().to_official() | change)

@@ -294,8 +294,8 @@ def test_a_file_with_code_in_it_is_refused_and_does_not_run(tmp_path):
 
 
 def test_sizes_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="encoder_heads"):
+    with pytest.raises(UserError, match="encoder_heads"):
         FlowConfig(hidden=30, encoder_heads=4)
-    with pytest.raises(ValueError, match="steps"):
+    with pytest.raises(UserError, match="steps"):
         FlowConfig(steps=0)
     assert Flow.from_config(small_flow().to_official()).config == SMALL

@@ -77,7 +77,9 @@ def test_t1_resume_equals_uninterrupted_run(tmp_path, corpus, codec, whole):
 def test_it_learns_and_reports(whole):
     found = curves(whole)
     losses = [value for _, value in found["train/loss"]]
-    assert losses[-1] < 0.5 * losses[0]
+    # From the mean mel on: 41 would be the loss of a velocity of 0.
+    assert losses[0] < 12
+    assert sum(losses[-10:]) < sum(losses[:10])
     assert [step for step, _ in found["val/loss"]] == [8, 16]
     assert {"val/loss_streaming", "val/mel_distance_db"} <= found.keys()
     assert any(key.startswith("val/loss_t") for key in found)
