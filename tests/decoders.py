@@ -38,3 +38,44 @@ def small_prompt(codes=7, seed=0) -> Prompt:
         torch.randn(80, 4 * codes, generator=generator),
         torch.randn(8, generator=generator),
     )
+
+
+def made_up_codec(folder, codes=64):
+    """A tokenizer with random weights, whose codebook is drawn from its own frames."""
+    from lit_moss.codec import SpeechTokenizer
+    from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
+
+    torch.manual_seed(0)
+    encoder = CausalEncoder(
+        EncoderConfig(
+            num_mel_bins=80, d_model=64, encoder_attention_heads=2, encoder_ffn_dim=128, quantize_position=2,
+            quantize_vocab_size=codes,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        encoder.codebook.weight.copy_(encoder.pool(encoder(torch.randn(1, 80, 8 * codes)))[0])
+    SpeechTokenizer(encoder).save_pretrained(folder)
+    return folder
+
+
+def made_up_manifest(folder, clips=24):
+    """Sweeps of 2 to 4 s with overtones, the same on every machine."""
+    import json
+
+    import numpy as np
+
+    from lit_moss.audio import io
+
+    folder.mkdir(parents=True)
+    rng, lines = np.random.default_rng(0), []
+    for n in range(clips):
+        t = np.arange(int(24_000 * rng.uniform(2, 4))) / 24_000
+        pitch = rng.uniform(80, 200) + rng.uniform(-20, 40) * t
+        phase = 2 * np.pi * np.cumsum(pitch) / 24_000
+        wave = sum(np.sin(k * phase) * rng.uniform(0, 0.2) / k for k in range(1, 9)) + rng.normal(
+            0, 0.01, len(t)
+        )
+        io.write(folder / f"{n:02d}.wav", torch.from_numpy(wave).float(), 24_000)
+        lines.append(json.dumps({"audio_filepath": f"{n:02d}.wav", "duration": len(t) / 24_000}))
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "train.jsonl"

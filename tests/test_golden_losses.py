@@ -1,5 +1,6 @@
 """Losses of 100 steps of each small language model recipe, as `conf/` has it, on a tiny backbone and made-up
-documents: a change of a schedule, a freezing rule, the order of data or the loss shows here.
+documents, and of 40 steps of the decoder's on made-up sounds: a change of a schedule, a freezing rule, the
+order of data or the loss shows here.
 
 Equal to the bit on a machine as the one that made them, within 1e-5 elsewhere. A change must be explained;
 LIT_MOSS_WRITE_GOLDEN=1 writes the file anew.
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from decoders import SMALL, made_up_codec, made_up_manifest
 from lm_recipe import backbone_folder, documents_folder
 from recording import curves, fit
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
+GOLDEN_DECODER = Path(__file__).parent / "golden" / "decoder_losses.json"
 # In this order: later ones start from earlier ones.
 RECIPES = ["stage1", "stage2_full", "stage2_shared", "stage2_layerwise", "nf", "nf_nosplit", "sft"]
 STEPS = 100
@@ -62,11 +65,44 @@ def test_losses_of_every_small_recipe_are_the_recorded_ones(tmp_path):
     finally:
         torch.set_num_threads(before)
     assert all(len(v) == STEPS for v in found.values())
+    compare(found, GOLDEN)
+
+
+def compare(found: dict[str, list[float]], file: Path) -> None:
     if os.environ.get("LIT_MOSS_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps({"machine": machine(), "losses": found}, indent=1) + "\n")
-    golden = json.loads(GOLDEN.read_text())
+        file.write_text(json.dumps({"machine": machine(), "losses": found}, indent=1) + "\n")
+    golden = json.loads(file.read_text())
     exact = golden["machine"] == machine()
-    for recipe in RECIPES:
-        far = [abs(a - b) / abs(b) for a, b in zip(found[recipe], golden["losses"][recipe], strict=True)]
-        step = max(range(STEPS), key=far.__getitem__)
+    for recipe, losses in found.items():
+        far = [abs(a - b) / abs(b) for a, b in zip(losses, golden["losses"][recipe], strict=True)]
+        step = max(range(len(far)), key=far.__getitem__)
         assert max(far) <= (0.0 if exact else 1e-5), f"{recipe}: {max(far):.2g} off at step {step + 1}"
+
+
+@pytest.mark.slow
+def test_losses_of_the_small_decoder_recipe_are_the_recorded_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIT_MOSS_CACHE", str(tmp_path / "cache"))
+    config = yaml.safe_load((ROOT / "conf/flow_decoder.yaml").read_text())
+    sizes = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}
+    config["model"]["init_args"] |= {"flow": sizes, "examples": 0}
+    manifest = str(made_up_manifest(tmp_path / "sounds"))
+    config["data"]["init_args"] |= {
+        "codec": str(made_up_codec(tmp_path / "codec")),
+        "speaker": None,
+        "train": [manifest],
+        "validation": [manifest],
+        "workers": 0,
+        "batch_sec": 20,
+    }
+    config["trainer"] |= {"accelerator": "cpu", "precision": "32-true", "max_steps": 40,
+                          "val_check_interval": 40, "log_every_n_steps": 1}  # fmt: skip
+    (tmp_path / "conf.yaml").write_text(yaml.safe_dump(config))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        fit(tmp_path, tmp_path / "conf.yaml")
+    finally:
+        torch.set_num_threads(before)
+    losses = [loss for _, loss in curves(tmp_path, "flow_decoder")["train/loss"]]
+    assert len(losses) == 40
+    compare({"flow_decoder": losses}, GOLDEN_DECODER)

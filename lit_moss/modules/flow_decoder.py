@@ -110,7 +110,7 @@ class FlowDecoder(LightningModule):
         if self.start_from_data and self.init_from is None:
             start_embeddings(self.flow.input_embedding.weight, codebook_KD)
             with torch.no_grad():
-                self.flow.decoder.estimator.final_proj.bias.copy_(data.mean_mel())
+                cast(Tensor, self.flow.decoder.estimator.final_proj.bias).copy_(data.mean_mel())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["decoder"] = {"flow": asdict(self.flow.config), **self._source}

@@ -1,10 +1,11 @@
 """A speech tokenizer made on the spot, so that a language model can be tried before a tokenizer was trained.
 
 `embedded:whisper-tiny-kmeans`: Whisper-tiny's encoder run causally, and a codebook of 1024 k-means centres of
-its pooled frames over the embedded corpus. No training; some 20 s. `fit -c conf/codec_encoder.yaml` makes a
-better one.
+its pooled frames over the embedded corpus. No training; some 20 s. `prepare codec` makes one for speech of
+your own, `fit -c conf/codec_encoder.yaml` a better one.
 """
 
+import argparse
 import hashlib
 import tempfile
 from dataclasses import replace
@@ -24,6 +25,24 @@ _VERSION = 2  # of the making: another one, another folder
 _SEED = 1
 _BATCH = 16
 _hashes: dict[tuple[str, int, int], str] = {}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `prepare codec`."""
+    parser.add_argument("manifest", type=Path, help="speech whose frames the codes shall stand for")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder, released layout")
+    parser.add_argument("--codes", type=int, default=CODES, help=f"codebook entries (default {CODES})")
+    parser.add_argument("--force", action="store_true", help="overwrite existing output")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Makes the tokenizer."""
+    if args.codes < 2:
+        raise UserError(f"--codes is {args.codes}, expected 2 or more")
+    if (args.out / "model.safetensors").exists() and not args.force:
+        raise UserError(f"{args.out} holds a tokenizer: give another --out, or --force to overwrite it")
+    make_kmeans_codec(args.manifest, args.codes).save_pretrained(args.out)
+    print(f"{args.out}: {args.codes} codes, fingerprint {codec_fingerprint(str(args.out))}")
 
 
 def open_codec(name: str) -> SpeechTokenizer:

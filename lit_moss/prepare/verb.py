@@ -3,12 +3,13 @@
 manifest   a corpus -> a speech manifest (JSON lines)
 tokenize   manifests and text -> token documents for the language model
 speak      text -> a spoken corpus, by the embedded voice
+codec      a speech tokenizer without training: k-means on a manifest's speech
 everyday   the embedded corpus, made now rather than at first use
 """
 
 import argparse
 
-from lit_moss.prepare import documents, manifest, speak
+from lit_moss.prepare import documents, kmeans_codec, manifest, speak
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     speak.add_arguments(four)
     four.set_defaults(run=speak.main)
+    five = stages.add_parser("codec", help="a tokenizer by k-means", description=kmeans_codec.__doc__,
+                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    kmeans_codec.add_arguments(five)
+    five.set_defaults(run=kmeans_codec.main)
     two = stages.add_parser("everyday", help="the embedded corpus, made now rather than at first use")
     two.add_argument("--voices", action="store_true", help="twelve voices of Kokoro instead of one (slow)")
     two.set_defaults(run=_everyday)

@@ -3,30 +3,16 @@
 import pytest
 import torch
 import yaml
-from decoders import SMALL
+from decoders import SMALL, made_up_codec
 from recording import assert_equal, checkpoints, curves, fit, recipe, seen
 
-from lit_moss.codec import SpeechTokenizer
 from lit_moss.decoders import open_decoder
 from lit_moss.modules.flow_decoder import start_embeddings
 
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory):
-    from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
-
-    torch.manual_seed(0)
-    sizes = EncoderConfig(
-        num_mel_bins=80, d_model=64, encoder_attention_heads=2, encoder_ffn_dim=128, quantize_position=2,
-        quantize_vocab_size=64,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("codec")
-    encoder = CausalEncoder(sizes)
-    with torch.no_grad():
-        frames = encoder.pool(encoder(torch.randn(1, 80, 8 * 64)))[0]
-        encoder.codebook.weight.copy_(frames)
-    SpeechTokenizer(encoder).save_pretrained(folder)
-    return folder
+    return made_up_codec(tmp_path_factory.mktemp("codec"))
 
 
 def decoder_recipe(folder, corpus, codec, steps, **changes):

@@ -86,3 +86,17 @@ def test_the_fingerprint_is_of_weights_and_settings(folder, tmp_path, tiny_encod
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="expected a speech tokenizer"):
         codec_fingerprint(str(tmp_path / "empty"))
+
+
+@pytest.mark.network
+def test_prepare_codec_makes_one_for_speech_of_ones_own(corpus, speech, tmp_path, capsys):
+    from lit_moss.cli import main
+
+    words = ["prepare", "codec", str(corpus / "train.jsonl"), "--out", str(tmp_path / "own"), "--codes", "32"]
+    assert main(words) == 0
+    assert codec_fingerprint(str(tmp_path / "own")) in capsys.readouterr().out
+    assert int(open_codec(str(tmp_path / "own")).encode(speech[0], 16_000).max()) < 32
+    assert main(words) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main([*words[:-1], "1"]) == 2
+    assert "--codes is 1" in capsys.readouterr().err
