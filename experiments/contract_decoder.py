@@ -208,7 +208,7 @@ def check_hift(folder: Path) -> Iterator[Line]:
     for name, module in parts.items():
         recorder.keep(name, module)
     yield "wav given source", hift.decode(io["mel"], io["src.source"]), io["wav"], WAVE_GIVEN_SOURCE
-    # Of a hundred in size, so twice the tolerance of smaller activations.
+    # The contract names no tolerance for them; some are of a hundred in size.
     yield from recorder.lines(io, "dec.", 1e-4)
     yield "wav", hift(io["mel"], io["src.noise_draw_normal"])[0], io["wav"], WAVE
     if "cache.cache_source" in io:

@@ -25,7 +25,7 @@ from experiments.released_streaming import mel_chunks
 from lit_moss.audio import rates
 from lit_moss.codec.codec import Codec
 from lit_moss.codec.conformer import LOOKAHEAD_CODES
-from lit_moss.codec.flow import Flow, FlowConfig, Prompt
+from lit_moss.codec.flow import HISTORY_CHUNKS, Flow, FlowConfig, Prompt
 from lit_moss.codec.hift import HiFT
 from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder
 
@@ -79,7 +79,7 @@ def first_sound(codec: Codec, device: torch.device, repeats: int) -> dict[str, f
         first.append(time.perf_counter() - begun)
         for _ in range(3):
             begun = time.perf_counter()
-            player.push([2] * chunk)
+            player.push([2] * chunk)  # samples are on the CPU afterwards: nothing left to wait for
             later.append(time.perf_counter() - begun)
     later_sec = sorted(later[3:])[len(later[3:]) // 2]
     return {
@@ -116,13 +116,27 @@ def along_a_stream(flow: Flow, seconds: float) -> list[tuple[float, float, float
     stream, found, spent = flow.stream(), [], []
     stream.push(torch.ones(chunk + LOOKAHEAD_CODES, dtype=torch.long))
     for n in range(1, int(seconds / (chunk * rates.SECONDS_PER_CODE))):
+        _wait(stream.device)
         begun = time.perf_counter()
         stream.push(torch.full((chunk,), n % 1000))
+        _wait(stream.device)
         spent.append(time.perf_counter() - begun)
         if n % 5 == 0:
             sound = 5 * chunk * rates.SECONDS_PER_CODE
             found.append((n * chunk * rates.SECONDS_PER_CODE, sum(spent[-5:]) / sound, stream.bytes / 2**20))
     return found
+
+
+def state_mib(flow: Flow) -> float:
+    """Memory of a stream's keys and values with its whole history; convolution tails are 1 % more."""
+    config, frames = (
+        flow.config,
+        (HISTORY_CHUNKS + 1) * flow.config.chunk_codes * rates.FRAMES_PER_CODE_DECODER,
+    )
+    layers = config.blocks * (config.mid_stages + 2)
+    solver = config.steps * 2 * layers * config.heads * config.head_width
+    encoder = config.hidden * (4 + config.encoder_layers / rates.FRAMES_PER_CODE_DECODER)
+    return frames * (solver + encoder) * 2 * 4 / 2**20
 
 
 @torch.no_grad()
@@ -131,6 +145,7 @@ def released(flow: Flow, seconds: float) -> list[tuple[float, float]]:
     codes = torch.ones(1, int(seconds / rates.SECONDS_PER_CODE), dtype=torch.long)
     found, begun = [], time.perf_counter()
     for mel, _, first, last in mel_chunks(flow, codes, Prompt.none()):
+        _wait(mel.device)
         sound = mel.shape[-1] * rates.DECODER_HOP_SAMPLES / rates.DECODER_RATE_HZ
         if not last:
             found.append((first * rates.SECONDS_PER_CODE + sound, (time.perf_counter() - begun) / sound))
@@ -174,6 +189,7 @@ def main() -> int:
         hift = HiFT().eval().to(device)
         official = name == "official"
         found[name] = stages(flow, hift, device, 50)
+        found[name]["state of a stream, MiB"] = state_mib(flow)
         for label, vocoder in (("HiFT", HiFTVocoder(hift)), ("Griffin-Lim", GriffinLim())):
             measured = first_sound(Codec(None, flow, vocoder), device, 1 if official else args.repeats)
             found[name] |= {f"{label}: {key}": value for key, value in measured.items()}

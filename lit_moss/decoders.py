@@ -1,14 +1,12 @@
 """The whole codec by any name a user may give: a decoder's run or checkpoint, a folder, a hub id."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from lit_moss.checkpoints import newest_checkpoint
+from lit_moss.checkpoints import load_checkpoint, newest_checkpoint
 from lit_moss.codec.codec import Codec
 from lit_moss.codec.flow import Flow, FlowConfig
-from lit_moss.codec.speaker import open_speaker
 from lit_moss.data.decoder import Frozen
 from lit_moss.errors import UserError
 
@@ -34,13 +32,7 @@ def open_decoder(name: str) -> Codec:
 
 def codec_of_checkpoint(path: Path) -> Codec:
     """Codec of a Lightning checkpoint of `FlowDecoder`; its averaged weights, data only."""
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise UserError(
-            f"{path} is no readable checkpoint ({type(error).__name__}): expected a .ckpt file of a decoder "
-            "run, or a folder"
-        ) from error
+    checkpoint = load_checkpoint(path, mmap=True)
     if "decoder" not in checkpoint:
         raise UserError(
             f"{path} is no checkpoint of a decoder run: expected one made by conf/flow_decoder.yaml"
@@ -48,14 +40,16 @@ def codec_of_checkpoint(path: Path) -> Codec:
     made = checkpoint["decoder"]
     prefix = "flow."
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    with torch.random.fork_rng():
-        flow = Flow(FlowConfig(**made["flow"]))
-    flow.load_state_dict(weights)
+    try:
+        with torch.random.fork_rng():
+            flow = Flow(FlowConfig(**made["flow"]))
+        flow.load_state_dict(weights)
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} is of another version ({str(error).splitlines()[0]}): train anew") from error
     frozen = Frozen(made["codec"], made["speaker"])
     if frozen.fingerprint != made["fingerprint"]:
         raise UserError(
             f"{path} was trained on codes of {made['codec']} as it was then (fingerprint "
             f"{made['fingerprint']}, now {frozen.fingerprint}): put that tokenizer back"
         )
-    with torch.random.fork_rng():
-        return Codec(frozen.tokenizer, flow, None, open_speaker(made["speaker"]))
+    return Codec(frozen.tokenizer, flow, None, frozen.speaker)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,12 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             f"--device {device!r} cannot be used ({str(error).splitlines()[0]}): auto, cpu or cuda"
         ) from error
-    _check_codes(lines, codec.flow.config.vocab_size)
+    _check_codes(lines, codec.codes)
     prompt = _prompt(codec, args.prompt)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {args.out} cannot be made ({error.strerror}): expected a folder") from error
     begun = time.monotonic()
     first = _stream(codec, lines, prompt, args.out) if args.stream else None
     if first is None:
@@ -101,8 +105,8 @@ def read_lines(path: Path) -> list[Line]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): expected JSON lines with codes") from error
     found: list[Line] = []
-    names: dict[str, int] = {}
-    for number, row in enumerate(text.splitlines(), start=1):
+    names: set[str] = set()
+    for number, row in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028
         if not row.strip():
             continue
         try:
@@ -114,12 +118,21 @@ def read_lines(path: Path) -> list[Line]:
             raise UserError(
                 f'{path} line {number}: {row[:60]!r}, expected {{"codes": [whole numbers], "id": "name"}}'
             ) from error
-        name = Path(str(content.get("id") or content.get("audio_filepath") or f"{number:05d}")).stem
-        names[name] = names.get(name, 0) + 1
-        found.append(Line(name if names[name] == 1 else f"{name}-{names[name]}", codes))
+        name = _file_name(content, number)
+        free = next(n for n in chain([name], (f"{name}-{k}" for k in count(2))) if n not in names)
+        names.add(free)
+        found.append(Line(free, codes))
     if not found:
         raise UserError(f"{path} holds no line: expected JSON lines with codes")
     return found
+
+
+def _file_name(content: dict[str, Any], number: int) -> str:
+    """The id with what a file's name cannot hold replaced, else the sound file's name, else the line."""
+    if content.get("id"):
+        return str(content["id"]).replace("/", "_").replace("\\", "_").replace("\0", "_")
+    path = content.get("audio_filepath")
+    return Path(str(path)).stem if path else f"{number:05d}"
 
 
 def _check_codes(lines: list[Line], vocabulary: int) -> None:
@@ -163,11 +176,13 @@ def decode_batches(
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
+    from lit_moss.audio import rates
     from lit_moss.codec.codec import LONGEST_AT_ONCE
 
+    before = 0 if prompt is None else len(prompt.codes_N)
     groups: list[list[Line]] = []
     for line in sorted(lines, key=lambda one: len(one.codes)):
-        if not groups or (len(groups[-1]) + 1) * len(line.codes) > budget:
+        if not groups or (len(groups[-1]) + 1) * (before + len(line.codes)) > budget:
             groups.append([])
         groups[-1].append(line)
     for group in groups:
@@ -180,14 +195,17 @@ def decode_batches(
         yield (
             group,
             [
-                codec.vocoder(mel[None, :, : 4 * n])[0].float().cpu()
+                codec.vocoder(mel[None, :, : rates.FRAMES_PER_CODE_DECODER * n])[0].float().cpu()
                 for mel, n in zip(mel_BMT, lengths.tolist(), strict=True)
             ],
         )
 
 
 def _stream(codec: "Codec", lines: list[Line], prompt: "Prompt | None", out: Path) -> float:
-    """Writes chunk by chunk; the mean time from the first code to the first sound in seconds."""
+    """Writes chunk by chunk; the mean time from the first code to the first sound in seconds.
+
+    All codes are there at once, so this is computing time.
+    """
     import soundfile
     from tqdm import tqdm
 
@@ -204,5 +222,6 @@ def _stream(codec: "Codec", lines: list[Line], prompt: "Prompt | None", out: Pat
                     file.write(samples.numpy())
                     file.flush()
             file.write(player.flush().numpy())
-        waits.append(time.monotonic() - begun if wait is None else wait)
-    return sum(waits) / len(waits)
+        if line.codes:
+            waits.append(time.monotonic() - begun if wait is None else wait)
+    return sum(waits) / max(1, len(waits))

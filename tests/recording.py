@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -13,6 +15,8 @@ import yaml
 from lightning.pytorch import Callback
 
 from lit_moss.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class RecordIds(Callback):
@@ -54,6 +58,22 @@ def fit(folder, config, *more, expected=0):
         assert main(["fit", "-c", str(config), *more]) == expected
     finally:
         os.chdir(before)
+
+
+def fit_in_process(folder, config, *more, **environment):
+    """`fit` in a process of its own, which may be killed."""
+    env = {k: v for k, v in os.environ.items() if k != "LIT_MOSS_RUN"}
+    # As many threads as here (conftest sets one): sums in another order differ in the last bit.
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "lit_moss", "fit", "-c", str(config), *more],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def recipe(folder: Path, corpus: Path, steps: int, **changes) -> Path:

@@ -1,31 +1,9 @@
 """A resumed run is the uninterrupted one to the bit: T1, T4, T13 and T20 of the tokenizer stage."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from recording import assert_equal, checkpoints, curves, fit, recipe, seen
+from recording import assert_equal, checkpoints, curves, fit, fit_in_process, recipe, seen
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
-
-
-def fit_in_process(folder, config, *more, **environment):
-    """`fit` in a process of its own, which may be killed."""
-    env = {k: v for k, v in os.environ.items() if k != "LIT_MOSS_RUN"}
-    # As many threads as here (conftest sets one): sums in another order differ in the last bit.
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **environment}
-    return subprocess.run(
-        [sys.executable, "-m", "lit_moss", "fit", "-c", str(config), *more],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 @pytest.fixture(scope="module")

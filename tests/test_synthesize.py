@@ -11,7 +11,7 @@ from lit_moss.audio import io
 from lit_moss.cli import main
 from lit_moss.codec import Codec, SpeechTokenizer
 from lit_moss.codec.vocoder import GriffinLim
-from lit_moss.synthesize import Line, decode_batches
+from lit_moss.synthesize import Line, decode_batches, read_lines
 
 
 @pytest.fixture
@@ -61,6 +61,25 @@ def test_a_batch_is_its_items_alone(codec):
         assert torch.allclose(made[line.name], whole.decode(line.codes), atol=1e-3)
 
 
+def test_a_batchs_budget_counts_the_prompt(codec):
+    from decoders import small_prompt
+
+    whole = Codec.from_pretrained(codec)
+    whole.vocoder = GriffinLim(1)
+    rows = [Line(str(n), [3] * 5) for n in range(12)]
+    sizes = [len(group) for group, _ in decode_batches(whole, rows, small_prompt(20), 100)]
+    assert sizes == [4, 4, 4]
+
+
+def test_names_are_kept_and_none_is_lost(tmp_path):
+    ids = ["one", "one", "one-2", "a@12.345", "a@12.900", "x/y"]
+    rows = [{"id": name, "codes": [1], "text": "a\u2028b"} for name in ids]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "codes.jsonl").write_text(text, encoding="utf-8")
+    names = [line.name for line in read_lines(tmp_path / "codes.jsonl")]
+    assert names == ["one", "one-2", "one-2-2", "a@12.345", "a@12.900", "x_y"]
+
+
 def test_a_prompt_gives_another_voice(lines, codec, tmp_path, speech):
     io.write(tmp_path / "voice.wav", speech[0][:32_000], 16_000)
     assert synthesize(lines, codec, tmp_path / "plain") == 0
@@ -97,6 +116,13 @@ def test_what_is_no_list_of_codes_is_one_line_and_makes_nothing(codec, tmp_path,
 def test_options_that_cannot_be_are_one_line(lines, codec, tmp_path, capsys, option):
     assert synthesize(lines, codec, tmp_path / "out", *option) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_prompt_of_no_length_and_a_file_for_a_folder_are_one_line(lines, codec, tmp_path, speech, capsys):
+    io.write(tmp_path / "short.wav", speech[0][:300], 16_000)
+    assert synthesize(lines, codec, tmp_path / "out", "--prompt", str(tmp_path / "short.wav")) == 2
+    assert synthesize(lines, codec, tmp_path / "short.wav") == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2
 
 
 def test_a_codec_that_is_none_is_one_line(lines, tmp_path, capsys):

@@ -7,6 +7,7 @@ player = codec.stream(prompt); player.push(codes); player.flush()               
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from lit_moss.assets import resolve
 from lit_moss.audio import rates
 from lit_moss.audio.features import decoder_mel, resample
-from lit_moss.codec.flow import Flow, FlowConfig, Prompt
+from lit_moss.codec.flow import HISTORY_CHUNKS, Flow, FlowConfig, Prompt
 from lit_moss.codec.hift import HiFT, HiFTConfig
-from lit_moss.codec.speaker import SpeakerEncoder, open_speaker
+from lit_moss.codec.speaker import CampPlus, SpeakerEncoder, VoiceEncoder, open_speaker
 from lit_moss.codec.state_dicts import load_fitting, read_state_dict
 from lit_moss.codec.tokenizer import SpeechTokenizer
 from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder, Vocoder
@@ -74,8 +75,11 @@ class Codec:
         tokenizer = SpeechTokenizer.from_pretrained(path) if (path / "model.safetensors").is_file() else None
         tensors = read_state_dict(path / "flow" / "flow.pt")
         written = path / "flow" / "config.json"
-        config = json.loads(written.read_text()) if written.is_file() else {}
-        flow = Flow(FlowConfig(**config["flow"])) if "flow" in config else Flow(flow_sizes(tensors))
+        try:
+            config = json.loads(written.read_text()) if written.is_file() else {}
+            flow = Flow(FlowConfig(**config["flow"]) if "flow" in config else flow_sizes(tensors))
+        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+            raise UserError(f"{written} is damaged ({error}): get it again, or remove it") from error
         report = load_fitting(flow, tensors, str(path / "flow" / "flow.pt"))
         if report.kept or report.reshaped:
             raise UserError(f"{path / 'flow' / 'flow.pt'} does not fit its own sizes: {report}")
@@ -86,15 +90,18 @@ class Codec:
         speaker = open_speaker(str(speaker_file) if speaker_file.is_file() else config.get("speaker"))
         return cls(tokenizer, flow, vocoder, speaker)
 
-    def save_pretrained(self, folder: str | Path, speaker: str | None = None) -> None:
-        """Writes the official layout; `speaker` is the name of the speaker encoder, for our own `open`."""
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the official layout, and `flow/config.json` with what shapes do not tell."""
         folder = Path(folder)
         (folder / "flow").mkdir(parents=True, exist_ok=True)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        torch.save(_plain(self.flow), folder / "flow" / "flow.pt")
+        _save(self.flow, folder / "flow" / "flow.pt")
         if isinstance(self.vocoder, HiFTVocoder):
-            torch.save(_plain(self.vocoder.hift), folder / "flow" / "hift.pt")
+            _save(self.vocoder.hift, folder / "flow" / "hift.pt")
+        if isinstance(self.speaker, CampPlus):
+            shutil.copyfile(self.speaker.path, folder / "flow" / "campplus.onnx")
+        speaker = self.speaker.name if isinstance(self.speaker, VoiceEncoder) else None
         config = {"flow": self.flow.to_official(), "speaker": speaker}
         (folder / "flow" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -105,6 +112,13 @@ class Codec:
         self.flow.to(device)
         self.vocoder.to(device)
         return self
+
+    @property
+    def codes(self) -> int:
+        """Number of codes: the tokenizer's, else the rows of the flow's embedding (a few more)."""
+        if self.tokenizer is not None:
+            return min(self.tokenizer.config.quantize_vocab_size, self.flow.config.vocab_size)
+        return self.flow.config.vocab_size
 
     # --- wave -> codes --------------------------------------------------------------------------------------
 
@@ -119,12 +133,24 @@ class Codec:
 
     @torch.no_grad()
     def prompt(self, wave_T: Tensor, sample_rate_hz: int, max_sec: float = 10.0) -> Prompt:
-        """Prompt of a voice: its codes, its mel, its speaker vector; at most `max_sec` of it."""
+        """Prompt of a voice: its codes, its mel, its speaker vector; at most `max_sec` of it.
+
+        Codes and mel are cut to whole chunks (0.4 s), so that the first sound after a prompt comes as soon as
+        without one; the speaker vector is of all.
+
+        Raises:
+            UserError: if there is less than 0.1 s of it.
+        """
         wave_T = wave_T[: round(max_sec * sample_rate_hz)]
+        if len(wave_T) < 0.1 * sample_rate_hz:
+            raise UserError(
+                f"a prompt of {len(wave_T) / sample_rate_hz:.2f} s, expected some seconds of speech"
+            )
         wave24_T = resample(wave_T.float(), sample_rate_hz, rates.DECODER_RATE_HZ)
         codes_N = self._needed().encode(wave_T, sample_rate_hz)
         mel_MT = decoder_mel(wave24_T[None])[0]
         codes = min(mel_MT.shape[-1] // rates.FRAMES_PER_CODE_DECODER, len(codes_N))
+        codes -= codes % self.flow.config.chunk_codes
         vector = None
         if self.speaker is not None:
             vector = self.speaker(resample(wave24_T, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ))
@@ -134,7 +160,11 @@ class Codec:
 
     @torch.no_grad()
     def decode(
-        self, codes: Tensor | Sequence[int], prompt: Prompt | None = None, streaming: bool = False
+        self,
+        codes: Tensor | Sequence[int],
+        prompt: Prompt | None = None,
+        streaming: bool = False,
+        left_chunks: int | None = HISTORY_CHUNKS,
     ) -> Tensor:
         """Codes -> speech.
 
@@ -142,6 +172,7 @@ class Codec:
             codes: int64 (n,).
             prompt: Voice to speak in, see `prompt`.
             streaming: Chunk-causal masks: the numbers of `stream`. Without, each frame sees the whole.
+            left_chunks: History of these masks in chunks of 0.4 s, None for all, as in `stream`.
 
         Returns:
             float32 (1920 n,) at 24 kHz. More than 60 s are decoded as a stream, in bounded memory.
@@ -153,13 +184,13 @@ class Codec:
         if not len(codes_N):
             return torch.zeros(0)
         if len(codes_N) > LONGEST_AT_ONCE:
-            player = self.stream(prompt)
+            player = self.stream(prompt, left_chunks)
             pieces = [player.push(piece) for piece in codes_N.split(100)]
             return torch.cat([*pieces, player.flush()])
-        mel_BMT = self.flow.sample(codes_N[None], prompt=prompt, streaming=streaming)
+        mel_BMT = self.flow.sample(codes_N[None], prompt=prompt, streaming=streaming, left_chunks=left_chunks)
         return self.vocoder(mel_BMT)[0].float().cpu()
 
-    def stream(self, prompt: Prompt | None = None, left_chunks: int | None = 25) -> "Player":
+    def stream(self, prompt: Prompt | None = None, left_chunks: int | None = HISTORY_CHUNKS) -> "Player":
         """A stream of one utterance; `left_chunks` bounds its history, see `FlowStream`."""
         return Player(self, prompt, left_chunks)
 
@@ -170,7 +201,7 @@ class Codec:
                 f"got {codes_N.dtype} of shape {tuple(codes_N.shape)}, expected codes int64 (n,)"
             )
         codes_N = codes_N.long().cpu()
-        vocabulary = self.flow.config.vocab_size
+        vocabulary = self.codes
         if len(codes_N) and not (int(codes_N.min()) >= 0 and int(codes_N.max()) < vocabulary):
             raise ValueError(
                 f"codes from {int(codes_N.min())} to {int(codes_N.max())}, expected 0 to {vocabulary - 1}"
@@ -181,7 +212,8 @@ class Codec:
 class Player:
     """Codes as they come -> samples at 24 kHz, 1920 a code in all.
 
-    The first samples come with the eighth code: five of a chunk, three of look-ahead.
+    The first samples come with the eighth code: five of a chunk, three of look-ahead. (Behind a `Prompt` that
+    is no whole number of chunks, some codes sooner or later.)
     """
 
     def __init__(self, codec: Codec, prompt: Prompt | None, left_chunks: int | None) -> None:
@@ -250,5 +282,9 @@ def load_hift(path: str | Path) -> HiFT:
     return hift
 
 
-def _plain(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+def _save(module: nn.Module, path: Path) -> None:
+    """A plain state dict, written whole or not at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    torch.save(tensors, partial)
+    partial.replace(path)

@@ -11,11 +11,10 @@ Shapes: B batch, N codes, T frames (= 4 N), M mel bands (80), D encoder width, S
 """
 
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +27,13 @@ from lit_moss.codec.stream_cache import StreamCache, chunk_mask, length_mask
 from lit_moss.codec.unet import CausalUNet
 from lit_moss.errors import UserError
 
+if TYPE_CHECKING:
+    from lit_moss.codec.flow_stream import FlowStream
+
 RATIO = rates.FRAMES_PER_CODE_DECODER
 NOISE_FRAMES = 15_000
+# A stream's history: 10 s at 0.4 s a chunk.
+HISTORY_CHUNKS = 25
 
 
 @dataclass(frozen=True)
@@ -255,11 +259,11 @@ class Flow(nn.Module):
         keep_B = torch.rand(len(target_BMT), **like) > self.config.unconditioned_share
         return Draws(t_B11, z_BMT, keep_B, torch.tensor(prefix, device=target_BMT.device))
 
-    def errors(
+    def velocity(
         self, codes_BN: Tensor, lengths_B: Tensor, target_BMT: Tensor, speaker_BS: Tensor, draws: Draws,
         streaming: bool = False, zero_padding: bool = False,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Sum of squared velocity errors of each item, and its frames: (B,), (B,).
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """The network's velocity, the true one, and which frames are real: (B, M, T), (B, M, T), (B, 1, T).
 
         Args:
             codes_BN: Codes.
@@ -283,22 +287,20 @@ class Flow(nn.Module):
         prompt_BMT = target_BMT * length_mask(draws.prefix_B, frames)[:, None]
         y_BMT, u_BMT = flow_matching.path(target_BMT, draws.z_BMT, draws.t_B11)
         keep_B = draws.keep_B.to(target_BMT.dtype)
-        velocity_BMT = self.decoder.estimator(
+        found_BMT = self.decoder.estimator(
             y_BMT, mask_B1T, mu_BMT * keep_B[:, None, None], draws.t_B11[:, 0, 0],
             speaker_BM * keep_B[:, None], prompt_BMT * keep_B[:, None, None],
             self.seen(frames_B, frames, streaming),
         )  # fmt: skip
-        return flow_matching.squared_errors(velocity_BMT.float(), u_BMT, mask_B1T), frames_B
+        return found_BMT.float(), u_BMT, mask_B1T
 
     def loss(
         self, codes_BN: Tensor, lengths_B: Tensor, target_BMT: Tensor, speaker_BS: Tensor, draws: Draws,
         streaming: bool = False, zero_padding: bool = False,
     ) -> Tensor:  # fmt: skip
-        """Mean squared velocity error over real frames and bands: scalar. Arguments as in `errors`."""
-        errors_B, frames_B = self.errors(
-            codes_BN, lengths_B, target_BMT, speaker_BS, draws, streaming, zero_padding
-        )
-        return errors_B.sum() / (frames_B.sum() * target_BMT.shape[1])
+        """Mean squared velocity error over real frames and bands: scalar. Arguments as in `velocity`."""
+        found = self.velocity(codes_BN, lengths_B, target_BMT, speaker_BS, draws, streaming, zero_padding)
+        return flow_matching.loss(*found)
 
     # --- sampling -------------------------------------------------------------------------------------------
 
@@ -334,9 +336,8 @@ class Flow(nn.Module):
                 raise ValueError("finalize=False takes one item of more than three codes")
             codes_BN, ahead_BA = codes_BN[:, :-LOOKAHEAD_CODES], codes_BN[:, -LOOKAHEAD_CODES:]
             lengths_B = lengths_B - LOOKAHEAD_CODES
-        mu_BMT = self.encode(
-            codes_BN, lengths_B, streaming, True, ahead_BA, left_chunks, before
-        ).transpose(1, 2)  # fmt: skip
+        mu_BTM = self.encode(codes_BN, lengths_B, streaming, True, ahead_BA, left_chunks, before)
+        mu_BMT = mu_BTM.float().transpose(1, 2)
         frames = mu_BMT.shape[-1]
         frames_B = RATIO * lengths_B
         prompt_BMT = torch.zeros_like(mu_BMT)
@@ -344,18 +345,21 @@ class Flow(nn.Module):
         seen = self.seen(frames_B, frames, streaming, left_chunks, RATIO * before)
         x = fixed_noise(0, frames) if noise is None else noise[:, :, :frames]
         mask_B1T = length_mask(frames_B, frames)[:, None].to(mu_BMT)
-        speaker_BM = self._speaker_of(prompt).expand(batch, -1)
-        mel_BMT = self._solve(
+        speaker_BM = self.speaker_of(prompt).expand(batch, -1)
+        mel_BMT = self.solve(
             x.to(mu_BMT).expand(batch, -1, -1), mask_B1T, mu_BMT, speaker_BM, prompt_BMT, seen,
             self.config.guidance if guidance is None else guidance, steps or self.config.steps, None,
         )  # fmt: skip
         return (mel_BMT * mask_B1T)[:, :, RATIO * before :]
 
-    def stream(self, prompt: Prompt | None = None, left_chunks: int | None = 25) -> "FlowStream":
+    def stream(self, prompt: Prompt | None = None, left_chunks: int | None = HISTORY_CHUNKS) -> "FlowStream":
         """A stream of one utterance; see `FlowStream`."""
+        from lit_moss.codec.flow_stream import FlowStream
+
         return FlowStream(self, Prompt.none() if prompt is None else prompt, left_chunks)
 
-    def _speaker_of(self, prompt: Prompt) -> Tensor:
+    def speaker_of(self, prompt: Prompt) -> Tensor:
+        """The prompt's speaker vector, projected; that of a zero vector if it has none: (1, M)."""
         weight = self.spk_embed_affine_layer.weight
         vector = prompt.speaker_S
         if vector is None:
@@ -367,11 +371,15 @@ class Flow(nn.Module):
             )
         return self.speaker(vector[None].to(weight))
 
-    def _solve(
+    def solve(
         self, x_BMT: Tensor, mask_B1T: Tensor, mu_BMT: Tensor, speaker_BM: Tensor, prompt_BMT: Tensor,
         seen: Tensor | None, guidance: float, steps: int, caches: list[StreamCache] | None,
     ) -> Tensor:  # fmt: skip
-        """Euler steps with guidance: conditioned and unconditioned items as one batch."""
+        """Euler steps with guidance, conditioned and unconditioned items as one batch: mel (B, M, T).
+
+        `caches` are a stream's, one a step. Everything but the network's insides is float32: under autocast
+        a time of bfloat16 would turn its embedding by 0.9 radians.
+        """
         batch, double = len(x_BMT), guidance != 0.0
 
         def twice(x: Tensor, zero: bool) -> Tensor:
@@ -409,97 +417,3 @@ class Flow(nn.Module):
     def to_official(self) -> dict[str, Any]:
         """Our configuration as plain types."""
         return asdict(self.config)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Flow":
-        """From what `to_official` gave."""
-        known = {f.name for f in fields(FlowConfig)}
-        return cls(FlowConfig(**{k: v for k, v in config.items() if k in known}))
-
-
-class FlowStream:
-    """Codes as they come -> mel frames, a chunk at a time, each as soon as three codes behind it are known.
-
-    The released scheme computes the whole prefix again for each chunk; here keys, values and convolution
-    tails of the encoder and of all solver steps stay, so that a chunk costs the same wherever it lies. The
-    numbers are those of `Flow.sample(streaming=True)` with the same `left_chunks`.
-
-    Args:
-        flow: The decoder, in eval mode.
-        prompt: Speech to continue.
-        left_chunks: History in chunks (25 are 10 s); the prompt stays in sight besides. None keeps all: the
-            released masks, at a cost that grows with the stream.
-    """
-
-    def __init__(self, flow: Flow, prompt: Prompt, left_chunks: int | None) -> None:
-        self._flow, self._device = flow, flow.input_embedding.weight.device
-        kept = len(prompt.codes_N)
-        config = flow.config
-        chunk = config.chunk_codes * RATIO
-        self._encoder = flow.encoder.caches(left_chunks, kept)
-        self._solver = [StreamCache(chunk, left_chunks, RATIO * kept) for _ in range(config.steps)]
-        self._prompt_mel, self._speaker_BM = prompt.mel_MT[None].to(self._device), flow._speaker_of(prompt)
-        self._waiting = prompt.codes_N.to(self._device)
-        self._codes = 0  # codes turned into frames, the prompt's included
-        self._hidden_frames = RATIO * kept  # frames of the prompt still to be cut off
-        self._closed = False
-        # Chunks that lie in the prompt with their look-ahead need no code: before the first one comes.
-        self._advance(last=False)
-
-    @torch.no_grad()
-    def push(self, codes_N: Tensor) -> Tensor:
-        """Next codes, int64 (n,), any number -> new frames (1, M, t)."""
-        if self._closed:
-            raise RuntimeError("this stream was flushed: make a new one")
-        self._waiting = torch.cat([self._waiting, codes_N.to(self._waiting)])
-        return self._advance(last=False)
-
-    @torch.no_grad()
-    def flush(self) -> Tensor:
-        """Ends the utterance: the frames left, (1, M, t)."""
-        if self._closed:
-            raise RuntimeError("this stream was flushed: make a new one")
-        self._closed = True
-        return self._advance(last=True)
-
-    @property
-    def bytes(self) -> int:
-        """Memory that the state holds."""
-        caches = [self._encoder.codes, self._encoder.frames, *self._solver]
-        return sum(cache.bytes for cache in caches)
-
-    def _advance(self, last: bool) -> Tensor:
-        found = [step[:, :, min(self._cut(step.shape[-1]), step.shape[-1]) :] for step in self._steps(last)]
-        empty = torch.zeros(1, rates.DECODER_MEL_BINS, 0, device=self._device)
-        return torch.cat([empty, *found], dim=-1)
-
-    def _cut(self, frames: int) -> int:
-        cut = min(frames, self._hidden_frames)
-        self._hidden_frames -= cut
-        return cut
-
-    @torch.no_grad()
-    def _steps(self, last: bool) -> Iterator[Tensor]:
-        chunk = self._flow.config.chunk_codes
-        while len(self._waiting) >= (1 if last else chunk + LOOKAHEAD_CODES):
-            codes, rest = self._waiting[:chunk], self._waiting[chunk:]
-            ahead = rest[:LOOKAHEAD_CODES]
-            yield self._step(codes, ahead)
-            self._waiting = rest
-
-    def _step(self, codes_N: Tensor, ahead_A: Tensor) -> Tensor:
-        flow = self._flow
-        x_1ND, ahead_1AD = (
-            flow.input_embedding(codes.clamp(min=0))[None] for codes in (codes_N, ahead_A)
-        )  # fmt: skip
-        mu_1TD = flow.encoder.step(x_1ND, ahead_1AD, self._encoder)
-        mu_1MT = flow.encoder_proj(mu_1TD).transpose(1, 2)
-        first, frames = RATIO * self._codes, mu_1MT.shape[-1]
-        prompt_1MT = torch.zeros_like(mu_1MT)
-        given = self._prompt_mel[:, :, first : first + frames]
-        prompt_1MT[:, :, : given.shape[-1]] = given
-        self._codes += len(codes_N)
-        return flow._solve(
-            fixed_noise(first, frames).to(mu_1MT), mu_1MT.new_ones(1, 1, frames), mu_1MT, self._speaker_BM,
-            prompt_1MT, None, flow.config.guidance, flow.config.steps, self._solver,
-        )  # fmt: skip

@@ -117,8 +117,8 @@ class Source:
 class HiFT(nn.Module):
     """Mel (B, 80, T) -> waveform (B, 480 T) at 24 kHz."""
 
-    # Mel frames on either side that a sample depends on, its phase apart: found by perturbation, see
-    # tests/codec/test_hift.py. The pitch predictor's five are among them.
+    # Mel frames on either side that a sample depends on, its phase apart: 13 of the convolutions, and the
+    # pitch predictor's 5. Found by perturbation, see tests/codec/test_vocoder.py.
     REACH_FRAMES = 18
 
     def __init__(self, config: HiFTConfig | None = None) -> None:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lit_moss.assets import resolve
+from lit_moss.assets import resolve, sha256_of
 from lit_moss.audio import rates
-from lit_moss.audio.features import kaldi_fbank
+from lit_moss.audio.features import kaldi_fbank, mel_filters
 from lit_moss.errors import UserError
 
 EMBEDDED = "embedded:resemblyzer"
@@ -32,6 +32,8 @@ class CampPlus:
 
     def __init__(self, path: str | Path) -> None:
         import onnxruntime
+
+        self.path = Path(path)
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -56,7 +58,7 @@ class VoiceEncoder(nn.Module):
     windows of 1.6 s, 0.77 s apart, are averaged.
     """
 
-    dim = 256
+    dim, name = 256, EMBEDDED
     WINDOW_FRAMES, STEP_FRAMES = 160, 77
 
     def __init__(self) -> None:
@@ -91,8 +93,6 @@ class VoiceEncoder(nn.Module):
 
 def _mel40(wave_T: Tensor) -> Tensor:
     """Power mel of 40 Slaney bands, not logarithmic: (F, 40)."""
-    from lit_moss.audio.features import mel_filters
-
     n_fft, hop = rates.WHISPER_FFT_SAMPLES, rates.WHISPER_HOP_SAMPLES
     window = torch.hann_window(n_fft)
     spectrum = torch.stft(wave_T, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
@@ -103,6 +103,13 @@ def _mel40(wave_T: Tensor) -> Tensor:
 def _long_enough(wave_T: Tensor, samples: int) -> Tensor:
     wave_T = wave_T.detach().float().cpu()
     return nn.functional.pad(wave_T, (0, max(0, samples - len(wave_T))))
+
+
+def speaker_fingerprint(encoder: SpeakerEncoder | None) -> str:
+    """What decides its vectors: a name with its pinned hash, or the file's own hash."""
+    if isinstance(encoder, CampPlus):
+        return sha256_of(encoder.path)
+    return encoder.name if isinstance(encoder, VoiceEncoder) else "none"
 
 
 def open_speaker(name: str | None) -> SpeakerEncoder | None:

@@ -102,7 +102,7 @@ class StreamCache:
         if tail is None:
             tail = x_BCT.new_zeros(*x_BCT.shape[:2], frames)
         x_BCT = torch.cat([tail, x_BCT], dim=-1)
-        self._tails[module] = x_BCT[..., x_BCT.shape[-1] - frames :]
+        self._tails[module] = x_BCT[..., x_BCT.shape[-1] - frames :].clone()
         return x_BCT
 
     def keys_values(self, module: nn.Module, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ Shapes: B items, N codes, T mel frames (= 4 N), M mel bands, S values of a speak
 """
 
 import hashlib
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ from lit_moss.assets import cache_dir
 from lit_moss.audio import io, rates
 from lit_moss.audio.features import decoder_mel, resample
 from lit_moss.codec.encoder import fingerprint
-from lit_moss.codec.speaker import SpeakerEncoder, open_speaker
+from lit_moss.codec.speaker import SpeakerEncoder, open_speaker, speaker_fingerprint
 from lit_moss.codec.tokenizer import SpeechTokenizer
 from lit_moss.data.manifest import Utterance
 from lit_moss.data.order import SampleKey
@@ -33,6 +35,9 @@ from lit_moss.data.speech import SpeechDataModule, _SpeechSet
 from lit_moss.errors import UserError
 
 RATIO = rates.FRAMES_PER_CODE_DECODER
+PART = 2000  # utterances of a file in the cache
+# One code; the mel's reflected edges need 720.
+SHORTEST_SAMPLES = rates.DECODER_SAMPLES_PER_CODE
 
 
 @dataclass
@@ -131,7 +136,7 @@ class DecoderDataModule(SpeechDataModule):
         return self._frozen
 
     def _make_set(self, utterances: list[Utterance], augmentation: Any) -> "_DecoderSet":
-        coded = self.frozen.table(utterances, self.skipped) if self.cache else None
+        coded = self.frozen.table(utterances) if self.cache else None
         return _DecoderSet(utterances, self.frozen, coded)
 
     def mean_mel(self, utterances: int = 48) -> Tensor:
@@ -170,7 +175,7 @@ class Frozen:
         self.tokenizer: SpeechTokenizer = open_codec(codec)
         with torch.random.fork_rng():
             self.speaker: SpeakerEncoder | None = open_speaker(speaker)
-        named = f"{fingerprint(self.tokenizer.encoder)}-{speaker}"
+        named = f"{fingerprint(self.tokenizer.encoder)}-{speaker_fingerprint(self.speaker)}"
         self.fingerprint = hashlib.sha256(named.encode()).hexdigest()[:16]
 
     @property
@@ -184,33 +189,43 @@ class Frozen:
         vectors = [self.speaker(w) if self.speaker is not None else torch.zeros(0) for w in waves]
         return [Coded(c.int(), v.float()) for c, v in zip(codes, vectors, strict=True)]
 
-    def table(self, utterances: list[Utterance], skipped: dict[str, str]) -> list[Coded | str]:
-        """Of all utterances, from the cache where they are in it; a reason for those that cannot be read."""
-        path = cache_dir() / "codes" / f"{self.fingerprint}-{_stamp(utterances)}.parquet"
-        if not path.is_file():
-            self._write(path, utterances)
-        table = pq.read_table(path).to_pydict()
-        return [
-            error or Coded(torch.tensor(codes, dtype=torch.int32), torch.tensor(vector))
-            for codes, vector, error in zip(table["codes"], table["speaker"], table["error"], strict=True)
-        ]
+    def table(self, utterances: list[Utterance]) -> list[Coded | None]:
+        """Of all utterances, from the cache or into it, part by part: a kill loses one part at most.
+
+        None stands for one that could not be read then.
+        """
+        found: list[Coded | None] = []
+        for first in range(0, len(utterances), PART):
+            part = utterances[first : first + PART]
+            path = cache_dir() / "codes" / f"{self.fingerprint}-{_stamp(part)}.parquet"
+            if not path.is_file():
+                self._write(path, part)
+            rows = pq.read_table(path).to_pydict()
+            found += [
+                None if codes is None else Coded(torch.tensor(codes, dtype=torch.int32), torch.tensor(vector))
+                for codes, vector in zip(rows["codes"], rows["speaker"], strict=True)
+            ]
+        return found
 
     def _write(self, path: Path, utterances: list[Utterance]) -> None:
         rank_zero_info(f"codes of {len(utterances)} utterances, once: into {path.parent}")
-        found: list[Coded | str] = []
+        found: list[Coded | None] = []
+        self.tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
         for first in tqdm(range(0, len(utterances), 16), unit="x16", disable=None, desc="codes"):
-            waves: list[Tensor | str] = [_read(u) for u in utterances[first : first + 16]]
-            coded = iter(self([w for w in waves if isinstance(w, Tensor)]))
-            found += [next(coded) if isinstance(w, Tensor) else w for w in waves]
-        good = [f if isinstance(f, Coded) else None for f in found]
+            waves = [_read(u) for u in utterances[first : first + 16]]
+            coded = iter(self([w for w in waves if w is not None]))
+            found += [next(coded) if w is not None else None for w in waves]
+        self.tokenizer.to("cpu")
+        codes = [f and f.codes_N.tolist() for f in found]
+        vectors = [f and f.speaker_S.tolist() for f in found]
         table = pa.table({
             "id": [u.id for u in utterances],
-            "codes": pa.array([f.codes_N.tolist() if f else [] for f in good], pa.list_(pa.int32())),
-            "speaker": pa.array([f.speaker_S.tolist() if f else [] for f in good], pa.list_(pa.float32())),
-            "error": pa.array([f if isinstance(f, str) else None for f in found], pa.string()),
+            "codes": pa.array(codes, pa.list_(pa.int32())),
+            "speaker": pa.array(vectors, pa.list_(pa.float32())),
         })  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{torch.initial_seed()}.partial")
+        # Ranks and other runs may write the same at the same time: each its own file, the last rename stays.
+        partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
         pq.write_table(table, partial)
         partial.replace(path)
 
@@ -219,20 +234,20 @@ class _DecoderSet(_SpeechSet):
     """Utterances by sample key: codes, mel and speaker vector, or a reason."""
 
     def __init__(
-        self, utterances: list[Utterance], frozen: Frozen, coded: Sequence[Coded | str] | None
+        self, utterances: list[Utterance], frozen: Frozen, coded: Sequence[Coded | None] | None
     ) -> None:
         super().__init__(utterances, None)
         self._frozen, self._coded = frozen, coded
 
     def __getitem__(self, key: SampleKey) -> Any:
         u = self.utterances[key[0]]
-        coded = self._coded[key[0]] if self._coded is not None else None
-        if isinstance(coded, str):
-            return u, coded
         try:
             wave24 = io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec)
         except io.UnreadableAudio as error:
             return u, str(error)
+        if len(wave24) < SHORTEST_SAMPLES:
+            return u, f"{u.audio}: {len(wave24) / rates.DECODER_RATE_HZ:.3f} s, shorter than a code"
+        coded = self._coded[key[0]] if self._coded is not None else None
         if coded is None:
             (coded,) = self._frozen([resample(wave24, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)])
         return u, *trimmed(coded.codes_N, decoder_mel(wave24[None])[0]), coded.speaker_S
@@ -264,11 +279,11 @@ def collate(items: list[Any]) -> DecoderBatch:
     )
 
 
-def _read(utterance: Utterance) -> Tensor | str:
+def _read(utterance: Utterance) -> Tensor | None:
     try:
         return io.read(utterance.audio, rates.TOKENIZER_RATE_HZ, utterance.offset_sec, utterance.duration_sec)
-    except io.UnreadableAudio as error:
-        return str(error)
+    except io.UnreadableAudio:
+        return None  # the loader says why, when it comes to it
 
 
 def _stamp(utterances: list[Utterance]) -> str:

@@ -24,8 +24,8 @@ class Recogniser:
     """Whisper by faster-whisper: greedy, no timestamps, no conditioning on what came before.
 
     Args:
-        name: `embedded:whisper-base`, `embedded:whisper-tiny`, a CTranslate2 folder, or a size's name such as
-            `large-v3` (fetched by faster-whisper from the hub).
+        name: `embedded:whisper-base`, `embedded:whisper-tiny`, a CTranslate2 folder, or a name such as
+            `whisper-large-v3` (fetched by faster-whisper from the hub).
     """
 
     def __init__(self, name: str) -> None:
@@ -33,7 +33,7 @@ class Recogniser:
             from faster_whisper import WhisperModel
         except ImportError as error:
             raise UserError(f"the ASR judge needs faster-whisper: {EXTRA}") from error
-        where = str(resolve(name)) if name.startswith(SCHEME) else name
+        where = str(resolve(name)) if name.startswith(SCHEME) else name.removeprefix("whisper-")
         try:
             self._model: Any = WhisperModel(where, device="auto", compute_type="default")
         except Exception as error:

@@ -6,11 +6,13 @@
     stream          the same, code by code
 
 A row a clip and rung: word errors, speaker similarity to the original, DNSMOS, mel-cepstral distance,
-real-time factor (computing time by audio time), and for streams the computing time to the first sound.
+real-time factor (computing time by audio time), and for streams the computing time to the first sound. A
+similarity by the encoder that conditions the decoder flatters it: name another where you have one.
 """
 
 import csv
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +54,7 @@ class Config:
         dnsmos: Whether to judge by DNSMOS (some 2 s a clip and rung).
         language: en or zh.
         limit: First so many clips, all if empty.
+        device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
         run_root: Folder of all runs' files.
         save_audio: Whether to keep the made sound files.
@@ -66,6 +69,7 @@ class Config:
     dnsmos: bool = True
     language: str = "en"
     limit: int | None = None
+    device: str = "auto"
     name: str = "resynthesis"
     run_root: str = "runs"
     save_audio: bool = True
@@ -95,27 +99,44 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     for rung in config.rungs:
         if rung not in RUNGS:
             raise UserError(f"rungs has {rung!r}, expected some of {', '.join(RUNGS)}")
+    if not config.rungs or (config.limit is not None and config.limit < 1):
+        raise UserError(f"rungs is {config.rungs} and limit {config.limit}, expected one or more of each")
     clips = read_clips(config.clips, config.limit)
-    codec = open_decoder(config.codec)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    codec = open_decoder(config.codec).to(device)
     recogniser = judges.Recogniser(config.judge) if config.judge else None
     speaker = open_speaker(config.speaker)
     folder = Path(config.run_root) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
     folder.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(config.name, folder.name, config.run_root, system_metrics=False)
     tracker.log_hyperparams(vars(config))
-    rows = []
-    for clip in tqdm(clips, unit="clip", disable=None):
-        rows += judge(clip, codec, config, recogniser, speaker, folder)
-        _write(folder / "clips.csv", rows)
-    found = means(rows, config.rungs)
-    text = report(found, config, len(clips))
-    (folder / "report.md").write_text(text)
-    (folder / "result.json").write_text(json.dumps(found, indent=1) + "\n")
-    tracker.log_metrics({f"{r}/{k}": v for r, values in found.items() for k, v in values.items()}, step=0)
-    columns = {key: [row[key] for row in rows] for key in rows[0]}
-    tracker.log_table(columns, "clips.json")
-    tracker.log_text(text, "report.md")
-    tracker.finalize("success")
+    rows: list[dict[str, Any]] = []
+    status, unread = "failed", []
+    try:
+        for clip in tqdm(clips, unit="clip", disable=None):
+            try:
+                rows += judge(clip, codec, config, recogniser, speaker, folder)
+            except io.UnreadableAudio as error:
+                unread.append(clip.id)
+                print(f"left out: {error}", file=sys.stderr, flush=True)
+                continue
+            _write(folder / "clips.csv", rows)
+        if not rows:
+            raise UserError(f"none of the {len(clips)} clips of {config.clips} can be read")
+        found = means(rows, config.rungs)
+        text = report(found, config, len(clips) - len(unread), unread)
+        (folder / "report.md").write_text(text)
+        (folder / "result.json").write_text(json.dumps(found, indent=1) + "\n")
+        tracker.log_metrics(
+            {f"{r}/{k}": v for r, values in found.items() for k, v in values.items()}
+            | {"clips_left_out": float(len(unread))},
+            step=0,
+        )
+        tracker.log_table({key: [row[key] for row in rows] for key in rows[0]}, "clips.json")
+        tracker.log_text(text, "report.md")
+        status = "success"
+    finally:
+        tracker.finalize(status)
     print(text)
     print(f"{folder}: report.md, clips.csv, result.json")
     return found
@@ -125,15 +146,24 @@ def judge(
     clip: Clip, codec: Codec, config: Config, recogniser: "judges.Recogniser | None",
     speaker: SpeakerEncoder | None, folder: Path,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The rows of one clip."""
-    try:
-        wave_T = io.read(clip.audio, rates.DECODER_RATE_HZ, clip.offset_sec, clip.duration_sec)
-    except io.UnreadableAudio as error:
-        raise UserError(f"clip {clip.id}: {error}") from error
+    """The rows of one clip.
+
+    Raises:
+        UnreadableAudio: if it cannot be read, or is shorter than a code.
+    """
+    span = (clip.offset_sec, clip.duration_sec)
+    wave_T = io.read(clip.audio, rates.DECODER_RATE_HZ, *span)
+    if len(wave_T) < rates.DECODER_SAMPLES_PER_CODE:
+        raise io.UnreadableAudio(f"{clip.audio}: shorter than a code of 80 ms")
+    codes_N = None
+    if codec.tokenizer is not None:
+        codes_N = codec.tokenizer.encode(io.read(clip.audio, rates.TOKENIZER_RATE_HZ, *span), 16_000)
+        codes_N, _ = trimmed(codes_N, decoder_mel(wave_T[None])[0])
+    prompt = _prompt(clip, wave_T, codec, config)
     original_S = speaker(_at_16khz(wave_T)) if speaker is not None else None
     rows = []
     for rung in config.rungs:
-        made = make(rung, wave_T, codec, _prompt(clip, wave_T, codec, config))
+        made = make(rung, wave_T, codes_N, codec, prompt)
         wave16_T = _at_16khz(made.wave_T)
         heard = recogniser(wave16_T, config.language) if recogniser and clip.text else ""
         errors, words = judges.word_errors(clip.text, heard, config.language)
@@ -159,7 +189,7 @@ def judge(
 
 
 @torch.no_grad()
-def make(rung: str, wave_T: Tensor, codec: Codec, prompt: Prompt) -> Made:
+def make(rung: str, wave_T: Tensor, codes_N: Tensor | None, codec: Codec, prompt: Prompt) -> Made:
     """A recording at 24 kHz on one rung; times cover decoding alone, not the tokenizer."""
     if rung == "original":
         return Made(wave_T, 0.0)
@@ -167,9 +197,8 @@ def make(rung: str, wave_T: Tensor, codec: Codec, prompt: Prompt) -> Made:
         begun = time.perf_counter()
         made_T = codec.vocoder(decoder_mel(wave_T[None]))[0].float().cpu()
         return Made(made_T, time.perf_counter() - begun)
-    codes_N = codec.encode(_at_16khz(wave_T), rates.TOKENIZER_RATE_HZ)
-    assert isinstance(codes_N, Tensor)
-    codes_N, _ = trimmed(codes_N, decoder_mel(wave_T[None])[0])
+    if codes_N is None:
+        raise UserError(f"rung {rung} needs codes: this codec has no tokenizer")
     begun, first = time.perf_counter(), None
     if rung == "codec":
         made_T = codec.decode(codes_N, prompt)
@@ -214,14 +243,14 @@ def means(rows: list[dict[str, Any]], rungs: list[str]) -> dict[str, dict[str, f
     return found
 
 
-def report(found: dict[str, dict[str, float]], config: Config, clips: int) -> str:
+def report(found: dict[str, dict[str, float]], config: Config, clips: int, unread: list[str]) -> str:
     """Markdown."""
     heads = [key for key in METRICS if any(key in values for values in found.values())]
     lines = [
         f"# Resynthesis: {config.codec}",
         "",
         f"{clips} clips of {config.clips}; judge {config.judge}, speaker {config.speaker}, "
-        f"prompt {config.prompt}",
+        f"prompt {config.prompt}" + (f"; left out, not readable: {', '.join(unread)}" if unread else ""),
         "",
         f"| | {' | '.join(heads)} |",
         f"|---|{'---|' * len(heads)}",

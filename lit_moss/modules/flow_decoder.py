@@ -12,10 +12,11 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from lit_moss.audio import rates
 from lit_moss.codec.flow import Flow, FlowConfig, Prompt
+from lit_moss.codec.flow_matching import squared_errors
 from lit_moss.codec.state_dicts import load_fitting, read_state_dict
 from lit_moss.data.decoder import DecoderBatch
 from lit_moss.errors import UserError
@@ -38,6 +39,26 @@ class Resynthesis:
     id: str
     truth_MT: Tensor
     made_MT: Tensor
+
+
+class MeanByTime(Metric):
+    """Mean loss in each quarter of t, over all ranks: one collective, whichever quarters a rank has seen."""
+
+    sums: Tensor
+    weights: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("sums", "weights"):
+            self.add_state(name, torch.zeros(TIME_BINS), dist_reduce_fx="sum")
+
+    def update(self, t_B: Tensor, loss_B: Tensor, weight_B: Tensor) -> None:
+        place_B = (t_B * TIME_BINS).long().clamp(max=TIME_BINS - 1)
+        self.sums.index_add_(0, place_B, (loss_B * weight_B).float())
+        self.weights.index_add_(0, place_B, weight_B)
+
+    def compute(self) -> Tensor:
+        return self.sums / self.weights
 
 
 class FlowDecoder(LightningModule):
@@ -85,7 +106,7 @@ class FlowDecoder(LightningModule):
         self.example_count = examples
         self.examples: list[Resynthesis] = []
         self.val_loss, self.val_streaming = MeanMetric(), MeanMetric()
-        self.val_by_time = torch.nn.ModuleList(MeanMetric() for _ in range(TIME_BINS))
+        self.val_by_time = MeanByTime()
         self.val_distance = MeanMetric()
 
     # --- set-up ---------------------------------------------------------------------------------------------
@@ -132,6 +153,13 @@ class FlowDecoder(LightningModule):
 
     # --- training -------------------------------------------------------------------------------------------
 
+    def on_fit_start(self) -> None:
+        # Ranks draw times, noise and prompts of their own. A resumed run's states are given back after this.
+        if self.trainer.world_size > 1:
+            seed = torch.initial_seed() + 1009 * self.trainer.global_rank
+            torch.manual_seed(seed)
+            random.seed(seed)
+
     def training_step(self, batch: DecoderBatch, batch_idx: int) -> Tensor:
         if not len(batch):  # every file of it was unreadable: a step without a gradient
             return sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=self.device))
@@ -151,6 +179,7 @@ class FlowDecoder(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.examples = []
+        self.val_by_time.reset()
 
     def validation_step(self, batch: DecoderBatch, batch_idx: int) -> None:
         if not len(batch):
@@ -162,16 +191,14 @@ class FlowDecoder(LightningModule):
             batch.mel_BMT, frames_B, self.max_prompt_share, random.Random(batch_idx), generator
         )
         for streaming, metric in ((False, self.val_loss), (True, self.val_streaming)):
-            errors_B, _ = self.flow.errors(
+            found = self.flow.velocity(
                 batch.codes_BN, batch.lengths_B, batch.mel_BMT, self.speakers(batch), draws, streaming,
                 zero_padding=True,
             )  # fmt: skip
-            means_B = errors_B / (frames_B * rates.DECODER_MEL_BINS)
+            means_B = squared_errors(*found) / (frames_B * rates.DECODER_MEL_BINS)
             metric.update(means_B, frames_B.float())
             if not streaming:
-                for t, mean, frames in zip(draws.t_B11.flatten(), means_B, frames_B, strict=True):
-                    place = min(TIME_BINS - 1, int(t * TIME_BINS))
-                    cast(MeanMetric, self.val_by_time[place]).update(mean, frames.float())
+                self.val_by_time.update(draws.t_B11.flatten(), means_B, frames_B.float())
         if len(self.examples) < self.example_count:
             self.examples.append(self.resynthesis(batch, 0))
             self.val_distance.update(mel_distance(self.examples[-1]))
@@ -188,9 +215,9 @@ class FlowDecoder(LightningModule):
         self.log("step", float(self.global_step))
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True)
         self.log(f"{stage}/loss_streaming", self.val_streaming)
-        for n, metric in enumerate(self.val_by_time):
-            if cast(MeanMetric, metric).update_called:
-                self.log(f"{stage}/loss_t{n + 1}of{TIME_BINS}", cast(MeanMetric, metric))
+        for n, mean in enumerate(self.val_by_time.compute()):  # the same on every rank
+            if mean.isfinite():
+                self.log(f"{stage}/loss_t{n + 1}of{TIME_BINS}", mean)
         if self.example_count:
             self.log(f"{stage}/mel_distance_db", self.val_distance)
 

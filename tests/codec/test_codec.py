@@ -26,6 +26,16 @@ def official(codec, tmp_path):
     return tmp_path / "codec"
 
 
+def test_beyond_its_history_a_stream_is_still_the_offline_wave(codec):
+    codes = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(0))
+    for left_chunks in (25, None):
+        whole = codec.decode(codes, streaming=True, left_chunks=left_chunks)
+        player = codec.stream(left_chunks=left_chunks)
+        parts = [*(player.push(piece) for piece in codes.split(30)), player.flush()]
+        assert torch.allclose(torch.cat(parts), whole, atol=2e-3)
+    assert not torch.allclose(whole, codec.decode(codes, streaming=True), atol=2e-3)
+
+
 def test_a_folder_gives_the_codec_back(codec, official):
     assert sorted(p.name for p in official.rglob("*.*")) == [
         "config.json", "config.json", "flow.pt", "hift.pt", "model.safetensors"
@@ -57,6 +67,11 @@ def test_parts_that_are_missing_or_damaged_are_one_line(official, tmp_path):
     with pytest.raises(UserError, match="no HiFT vocoder"):
         Codec.from_pretrained(official)
     (official / "flow/hift.pt").unlink()
+    for content in ("{", '{"flow": {"size": 3}}'):
+        (official / "flow/config.json").write_text(content)
+        with pytest.raises(UserError, match="damaged"):
+            Codec.from_pretrained(official)
+    (official / "flow/config.json").unlink()
     half = (official / "flow/flow.pt").read_bytes()[:5000]
     (official / "flow/flow.pt").write_bytes(half)
     with pytest.raises(UserError, match="no file of plain tensors"):
@@ -98,7 +113,7 @@ def test_first_sound_comes_with_the_eighth_code(codec, vocoder):
 def test_a_prompts_codes_and_mel_are_of_the_same_time(codec, speech):
     prompt = codec.prompt(speech[0][:33_333], 16_000)
     assert prompt.mel_MT.shape == (80, 4 * len(prompt.codes_N))
-    assert len(prompt.codes_N) == 33_333 * 3 // 2 // 1920
+    assert len(prompt.codes_N) == 33_333 * 3 // 2 // 1920 // 5 * 5  # whole chunks
     assert len(codec.prompt(torch.cat(speech), 16_000, max_sec=2.0).codes_N) == 25
     assert not torch.equal(codec.decode([1] * 9, prompt), codec.decode([1] * 9))
 
@@ -129,8 +144,14 @@ def test_a_speaker_encoder_of_another_width_is_refused(codec):
         Codec(None, small_flow(), None, Speaker())
 
 
-def test_a_named_speaker_encoder_is_written_and_asked_for(tmp_path):
-    Codec(None, small_flow()).save_pretrained(tmp_path, speaker="nobody")
-    assert json.loads((tmp_path / "flow/config.json").read_text())["speaker"] == "nobody"
+@pytest.mark.network
+def test_the_speaker_encoder_comes_back_with_the_codec(tmp_path):
+    from lit_moss.codec.speaker import VoiceEncoder, open_speaker
+
+    flow = small_flow(speaker_dim=256)
+    Codec(None, flow, None, open_speaker("embedded:resemblyzer")).save_pretrained(tmp_path)
+    assert isinstance(Codec.from_pretrained(tmp_path).speaker, VoiceEncoder)
+    config = json.loads((tmp_path / "flow/config.json").read_text())
+    (tmp_path / "flow/config.json").write_text(json.dumps(config | {"speaker": "nobody"}))
     with pytest.raises(UserError, match="no speaker encoder 'nobody'"):
         Codec.from_pretrained(tmp_path)

@@ -74,6 +74,19 @@ def test_schedule_is_one_minus_the_cosine():
     assert times[-1] == pytest.approx(1.0)
 
 
+def test_a_flow_whose_network_finds_the_true_velocity_has_loss_0(monkeypatch):
+    flow, target, lengths = small_flow(), torch.randn(2, 80, 40), torch.tensor([10, 6])
+    drawn = draws(target, lengths)
+    _, u = flow_matching.path(target, drawn.z_BMT, drawn.t_B11)
+    wrong = u.clone()
+    wrong[1, :, 24:] = 9  # padding
+    monkeypatch.setattr(flow.decoder.estimator, "forward", lambda *_: wrong)
+    assert flow.loss(codes(10, 2), lengths, target, torch.zeros(2, 8), drawn) == 0
+    wrong[0, 0, 0] += 8
+    found = flow.loss(codes(10, 2), lengths, target, torch.zeros(2, 8), drawn)
+    assert float(found) == pytest.approx(64 / (64 * 80))
+
+
 def test_the_loss_is_0_at_the_true_velocity_and_counts_real_frames_alone():
     target, mask = torch.randn(2, 80, 12), torch.ones(2, 1, 12)
     mask[1, :, 5:] = 0
@@ -151,17 +164,18 @@ def test_padding_changes_nothing(flow, streaming):
     both, target = codes(14, 2), torch.randn(2, 80, 56)
     lengths, speaker = torch.tensor(n), torch.randn(2, 8)
     drawn = draws(target, lengths)
-    whole, _ = flow.errors(both, lengths, target, speaker, drawn, streaming, zero_padding=True)
+    found = flow.velocity(both, lengths, target, speaker, drawn, streaming, zero_padding=True)
+    whole = flow_matching.squared_errors(*found)
     for i, k in enumerate(n):
         alone = Draws(
             drawn.t_B11[i : i + 1], drawn.z_BMT[i : i + 1, :, : 4 * k], drawn.keep_B[i : i + 1],
             drawn.prefix_B[i : i + 1],
         )  # fmt: skip
-        errors, _ = flow.errors(
+        found = flow.velocity(
             both[i : i + 1, :k], lengths[i : i + 1], target[i : i + 1, :, : 4 * k], speaker[i : i + 1], alone,
             streaming, zero_padding=True,
         )  # fmt: skip
-        assert torch.allclose(whole[i], errors[0], rtol=1e-5)
+        assert torch.allclose(whole[i], flow_matching.squared_errors(*found)[0], rtol=1e-5)
     made = flow.sample(both, lengths, streaming=streaming)
     for i, k in enumerate(n):
         assert torch.allclose(
@@ -190,7 +204,7 @@ def test_gradients_reach_every_parameter():
 
 def test_wrong_lengths_are_told(flow):
     with pytest.raises(ValueError, match="expected 40"):
-        flow.errors(codes(10), torch.tensor([10]), torch.zeros(1, 80, 41), torch.zeros(1, 8),
+        flow.velocity(codes(10), torch.tensor([10]), torch.zeros(1, 80, 41), torch.zeros(1, 8),
                     Draws(*torch.zeros(4, 1)))  # fmt: skip
     with pytest.raises(ValueError, match="expected \\(80, 28\\)"):
         Prompt(torch.zeros(7, dtype=torch.long), torch.zeros(80, 27))
@@ -298,4 +312,4 @@ def test_sizes_that_cannot_be_are_refused():
         FlowConfig(hidden=30, encoder_heads=4)
     with pytest.raises(UserError, match="steps"):
         FlowConfig(steps=0)
-    assert Flow.from_config(small_flow().to_official()).config == SMALL
+    assert FlowConfig(**small_flow().to_official()) == SMALL

@@ -90,6 +90,47 @@ def test_bad_files_are_skipped_by_name(made, tmp_path, cache):
     assert skipped == {u.key for u in broken}
 
 
+@pytest.mark.parametrize("samples", [300, 1400])
+def test_audio_shorter_than_its_manifest_says_is_skipped(made, tmp_path, samples):
+    """25 ms stopped the loader, 60 ms gave an item without codes."""
+    short = read_manifest(tmp_path / "corpus/train.jsonl")[0]
+    io.write(short.audio, torch.zeros(samples), 24_000)
+    module = made()
+    module.setup("fit")
+    loader, skipped = iter(module.train_dataloader()), []
+    for _ in range(module.order.batches_per_epoch):
+        skipped += next(loader).skipped
+    assert [line.split("\t")[0] for line in skipped] == [short.key]
+    assert "shorter than a code" in skipped[0]
+
+
+def test_two_that_write_the_cache_at_once_do_not_meet(made, tmp_path):
+    """The name of the half-written file was made of the seed alone, which all ranks share."""
+    import multiprocessing
+
+    module = made()
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=module.setup, args=("fit",)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert [one.exitcode for one in both] == [0, 0]
+    assert not list((tmp_path / "cache/codes").glob("*.partial"))
+    first(module)
+
+
+def test_another_speaker_encoder_under_the_same_name_is_another_cache(tmp_path):
+    from lit_moss.codec.speaker import CampPlus, speaker_fingerprint
+
+    encoder, found = CampPlus.__new__(CampPlus), []
+    encoder.path = tmp_path / "campplus.onnx"
+    for content in (b"one", b"two"):
+        encoder.path.write_bytes(content)
+        found.append(speaker_fingerprint(encoder))
+    assert found[0] != found[1]
+
+
 def test_a_resume_on_other_codes_is_refused(made, tiny_encoder, tmp_path):
     module = made()
     module.setup("fit")

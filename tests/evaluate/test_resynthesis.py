@@ -98,6 +98,21 @@ def test_every_rung_of_every_clip_is_a_row_and_the_means_are_in_mlflow(conf, tmp
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"clips.json", "report.md"}
 
 
+def test_a_clip_that_cannot_be_read_is_left_out_by_name(conf, tmp_path, monkeypatch, corpus, capsys):
+    monkeypatch.chdir(tmp_path)
+    good = read_clips(corpus / "validation.jsonl")
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    for names, code in (((str(good[0].audio), "bad.wav"), 0), (("bad.wav",), 2)):
+        rows = [json.dumps({"audio_filepath": name, "duration": 1.0, "text": "x"}) for name in names]
+        (tmp_path / "clips.jsonl").write_text("\n".join(rows) + "\n")
+        keys = [f"clips={tmp_path / 'clips.jsonl'}", "rungs=[original]"]
+        assert main(["evaluate", "resynthesis", "-c", str(conf), "--set", *keys]) == code
+        assert "left out" in capsys.readouterr().err
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("resynthesis").experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+
+
 @pytest.mark.network
 @pytest.mark.slow
 def test_the_judges_hear_what_is_said(conf, tmp_path, monkeypatch):
@@ -121,6 +136,8 @@ def test_the_judges_hear_what_is_said(conf, tmp_path, monkeypatch):
         (["--set", "clips=none.jsonl"], "none.jsonl"),
         (["--set", "prompt=none.wav"], "none.wav"),
         (["--set", "prompt=list"], "has no prompt"),
+        (["--set", "limit=0"], "expected one or more"),
+        (["--set", "rungs=[]"], "expected one or more"),
     ],
 )
 def test_what_cannot_be_is_one_line(conf, tmp_path, monkeypatch, capsys, words, message):

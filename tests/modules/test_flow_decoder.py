@@ -4,10 +4,10 @@ import pytest
 import torch
 import yaml
 from decoders import SMALL, made_up_codec
-from recording import assert_equal, checkpoints, curves, fit, recipe, seen
+from recording import assert_equal, checkpoints, curves, fit, fit_in_process, recipe, seen
 
 from lit_moss.decoders import open_decoder
-from lit_moss.modules.flow_decoder import start_embeddings
+from lit_moss.modules.flow_decoder import MeanByTime, start_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,42 @@ def test_sizes_that_do_not_fit_are_one_line(tmp_path, corpus, codec, capsys, cha
     fit(tmp_path, path, expected=2)
     said = capsys.readouterr().err.strip().splitlines()
     assert message in said[-1]
+
+
+@pytest.mark.slow
+def test_t2_two_ranks_validate_and_draw_apart(tmp_path, corpus, codec):
+    """Ranks that had seen other quarters of t waited for each other in different collectives."""
+    path = decoder_recipe(tmp_path, corpus, codec, 8, trainer__devices=2, trainer__strategy="ddp")
+    done = fit_in_process(tmp_path, path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [step for step, _ in curves(tmp_path)["val/loss"]] == [8]
+    states = checkpoints(tmp_path)["step-0000005.ckpt"]["random_states"]
+    assert not torch.equal(states[0]["torch"], states[1]["torch"])
+    assert (tmp_path / "ids.0").read_text() != (tmp_path / "ids.1").read_text()
+
+
+def test_means_by_time_of_two_ranks_are_those_of_one():
+    one, parts = MeanByTime(), [MeanByTime(), MeanByTime()]
+    t, loss, weight = torch.tensor([0.1, 0.9, 0.95, 1.0]), torch.tensor([1.0, 2, 4, 6]), torch.ones(4)
+    one.update(t, loss, weight)
+    parts[0].update(t[:1], loss[:1], weight[:1])
+    parts[1].update(t[1:], loss[1:], weight[1:])
+    merged = (parts[0].sums + parts[1].sums) / (parts[0].weights + parts[1].weights)
+    assert torch.equal(torch.nan_to_num(merged, 9), torch.nan_to_num(one.compute(), 9))
+    assert torch.nan_to_num(one.compute(), -1).tolist() == [1, -1, -1, 4]
+
+
+def test_sampling_under_autocast_keeps_times_and_states_in_float32():
+    from decoders import small_flow
+
+    flow, codes, seen = small_flow().requires_grad_(False), torch.arange(30)[None], []
+    exact = flow.sample(codes)
+    flow.decoder.estimator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = flow.sample(codes)
+        flow.stream().push(codes[0])
+    assert all(x.dtype == torch.float32 for inputs in seen for x in inputs[:4] + inputs[5:6])
+    assert (rounded - exact).abs().mean() < 0.05
 
 
 def test_embeddings_begin_with_the_codebooks_distances():
