@@ -92,6 +92,33 @@ def mel_cepstral_distance(a_T: Tensor, b_T: Tensor, coefficients: int = 13) -> f
     return float(10 / math.log(10) * (2 * (a_KF - b_KF).square().sum(dim=0)).sqrt().mean())
 
 
+def seam_ratio(wave_T: Tensor, seams: list[int], reach: int = 8, chunk: int = 9600) -> float | None:
+    """Roughness (squared second difference) at the seams of a stream by that inside its chunks.
+
+    1 is no difference; a click makes it large. Each seam is compared with sixteen places in the half chunks on
+    both sides of it, and the ratios are averaged as logarithms: clicks are heard where speech is quiet.
+
+    Args:
+        wave_T: Samples.
+        seams: Where one piece of the stream ends and the next begins.
+        reach: Samples on either side that are looked at.
+        chunk: Samples of a chunk.
+
+    Returns:
+        The ratio; None where there is no seam to look at.
+    """
+    rough_T = torch.diff(wave_T.double(), n=2).square() + 1e-12
+    shares = [sign * (0.1 + 0.05 * n) for n in range(8) for sign in (-1, 1)]
+    found = []
+    for seam in seams:
+        if chunk <= seam <= len(rough_T) - chunk:
+            at = rough_T[seam - reach : seam + reach].mean().log()
+            places = [seam + round(share * chunk) for share in shares]
+            inside = torch.stack([rough_T[p - reach : p + reach].mean().log() for p in places])
+            found.append(at - inside.mean())
+    return float(torch.stack(found).mean().exp()) if found else None
+
+
 @lru_cache(maxsize=4)
 def _cosines(coefficients: int, bands: int) -> Tensor:
     k, m = torch.arange(1, coefficients + 1)[:, None], torch.arange(bands)[None]

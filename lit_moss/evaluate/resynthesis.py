@@ -6,7 +6,8 @@
     stream          the same, code by code
 
 A row a clip and rung: word errors, speaker similarity to the original, DNSMOS, mel-cepstral distance,
-real-time factor (computing time by audio time), and for streams the computing time to the first sound. A
+real-time factor (computing time by audio time), for streams the computing time to the first sound and the
+roughness of their seams by that inside chunks (1 is none to be heard). A
 similarity by the encoder that conditions the decoder flatters it: name another where you have one.
 """
 
@@ -36,7 +37,7 @@ from lit_moss.evaluate.clips import Clip, read_clips
 from lit_moss.tracking import Tracker
 
 RUNGS = ("original", "vocoder", "codec", "stream")
-METRICS = ("wer", "similarity", "dnsmos", "mcd_db", "rtf", "first_sound_sec")
+METRICS = ("wer", "similarity", "dnsmos", "mcd_db", "rtf", "first_sound_sec", "seam_ratio")
 
 
 @dataclass
@@ -83,11 +84,13 @@ class Made:
         wave_T: At 24 kHz.
         seconds: Computing time.
         first_sec: Computing time to the first sound, for streams.
+        seams: Where the pieces of a stream meet.
     """
 
     wave_T: Tensor
     seconds: float
     first_sec: float | None = None
+    seams: list[int] = field(default_factory=list)
 
 
 def run(config: Config) -> dict[str, dict[str, float]]:
@@ -171,6 +174,7 @@ def judge(
             "clip": clip.id, "rung": rung, "seconds": round(len(wave_T) / rates.DECODER_RATE_HZ, 3),
             "errors": errors if recogniser else None, "words": words if recogniser else None,
             "similarity": None, "dnsmos": None, "mcd_db": None, "rtf": None, "first_sound_sec": None,
+            "seam_ratio": None,
             "said": clip.text, "heard": heard,
         }  # fmt: skip
         if original_S is not None and speaker is not None:
@@ -181,6 +185,7 @@ def judge(
             row["mcd_db"] = judges.mel_cepstral_distance(wave_T, made.wave_T)
             row["rtf"] = made.seconds * rates.DECODER_RATE_HZ / max(1, len(made.wave_T))
             row["first_sound_sec"] = made.first_sec
+            row["seam_ratio"] = judges.seam_ratio(made.wave_T, made.seams)
         if config.save_audio:
             (folder / "audio").mkdir(exist_ok=True)
             io.write(folder / "audio" / f"{clip.id}_{rung}.wav", made.wave_T, rates.DECODER_RATE_HZ)
@@ -199,7 +204,7 @@ def make(rung: str, wave_T: Tensor, codes_N: Tensor | None, codec: Codec, prompt
         return Made(made_T, time.perf_counter() - begun)
     if codes_N is None:
         raise UserError(f"rung {rung} needs codes: this codec has no tokenizer")
-    begun, first = time.perf_counter(), None
+    begun, first, seams = time.perf_counter(), None, []
     if rung == "codec":
         made_T = codec.decode(codes_N, prompt)
     else:
@@ -211,8 +216,11 @@ def make(rung: str, wave_T: Tensor, codes_N: Tensor | None, codec: Codec, prompt
                 first = time.perf_counter() - begun
         pieces.append(player.flush())
         made_T = torch.cat(pieces)
+        ends = torch.tensor([len(piece) for piece in pieces]).cumsum(dim=0)[:-1]
+        seams = [int(end) for end in ends.unique() if end]
         first = time.perf_counter() - begun if first is None else first
-    return Made(made_T, time.perf_counter() - begun, first)
+    seconds = time.perf_counter() - begun
+    return Made(made_T, seconds, first, seams)
 
 
 def _prompt(clip: Clip, wave_T: Tensor, codec: Codec, config: Config) -> Prompt:

@@ -51,7 +51,7 @@ def test_mel_cepstral_distance_of_a_louder_copy_is_0_and_grows_with_difference(s
 
 
 def test_means_weigh_errors_by_words():
-    row = {"similarity": None, "dnsmos": None, "mcd_db": None, "rtf": None, "first_sound_sec": None}
+    row = dict.fromkeys(("similarity", "dnsmos", "mcd_db", "rtf", "first_sound_sec", "seam_ratio"))
     rows = [row | {"rung": "codec", "errors": 1, "words": 2, "rtf": 0.5},
             row | {"rung": "codec", "errors": 0, "words": 8, "rtf": 1.5}]  # fmt: skip
     assert means(rows, ["codec"]) == {"codec": {"wer": 0.1, "rtf": 1.0}}
@@ -90,6 +90,7 @@ def test_every_rung_of_every_clip_is_a_row_and_the_means_are_in_mlflow(conf, tmp
     found = json.loads((folder / "result.json").read_text())
     assert found["codec"]["mcd_db"] > found["vocoder"]["mcd_db"] > 0
     assert found["stream"]["first_sound_sec"] > 0
+    assert 0 < found["stream"]["seam_ratio"] < 2
     assert len(list((folder / "audio").glob("*.wav"))) == 8
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("resynthesis").experiment_id])
