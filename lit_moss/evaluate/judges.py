@@ -95,8 +95,8 @@ def mel_cepstral_distance(a_T: Tensor, b_T: Tensor, coefficients: int = 13) -> f
 def seam_ratio(wave_T: Tensor, seams: list[int], reach: int = 8, chunk: int = 9600) -> float | None:
     """Roughness (squared second difference) at the seams of a stream by that inside its chunks.
 
-    1 is no difference; a click makes it large. Each seam is compared with sixteen places in the half chunks on
-    both sides of it, and the ratios are averaged as logarithms: clicks are heard where speech is quiet.
+    1 is no difference; a click makes it large. Each seam is compared with sixteen places in the half chunks
+    on both sides of it, and the ratios are averaged as logarithms: clicks are heard where speech is quiet.
 
     Args:
         wave_T: Samples.
