@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
@@ -58,6 +59,15 @@ def fit(folder, config, *more, expected=0):
         assert main(["fit", "-c", str(config), *more]) == expected
     finally:
         os.chdir(before)
+
+
+def kill_behind_a_checkpoint(process: subprocess.Popen, folder: Path) -> None:
+    """`kill -9` as soon as a run's folder holds a checkpoint."""
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/step-*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def fit_in_process(folder, config, *more, **environment):

@@ -1,8 +1,6 @@
 """Recipes changed by keys; runs begun, continued and left alone by a program."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ import pytest
 import torch
 import yaml
 from lm_recipe import lm_recipe
+from recording import kill_behind_a_checkpoint
 
 from lit_moss.errors import UserError
 from lit_moss.recipes import RunError, read_recipe, read_result, run_fit, set_key, write_json
@@ -99,11 +98,7 @@ def test_a_run_is_continued_after_a_kill_and_left_alone_when_done(tmp_path, monk
     )
     starter = subprocess.Popen([sys.executable, "-c", code])
     folder = tmp_path / "runs" / "study" / "a"
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("checkpoints/step-*.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(starter.pid, signal.SIGKILL)
-    starter.wait()
+    kill_behind_a_checkpoint(starter, folder)
     time.sleep(1.5)
     assert (read_result(folder) or {"step": 0})["step"] == 0  # the run has ended with its starter
     result = run_fit(config, folder)

@@ -1,15 +1,14 @@
 """`python -m lit_moss sweep` with real runs: killed, continued, pruned, and what MLflow holds of it."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from mlflow import MlflowClient
+from recording import kill_behind_a_checkpoint
 
 from lit_moss.recipes import read_recipe
 
@@ -49,12 +48,7 @@ def test_a_sweep_killed_in_a_run_goes_on_in_that_run(tmp_path, base):
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
     first = start(tmp_path)
-    killed_in = tmp_path / "runs" / "depths" / "trial-000-seed-1"
-    deadline = time.monotonic() + 120
-    while not list(killed_in.glob("checkpoints/step-*.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    kill_behind_a_checkpoint(first, tmp_path / "runs" / "depths" / "trial-000-seed-1")
     second = start(tmp_path)
     out, _ = second.communicate(timeout=240)
     assert second.returncode == 0, out
