@@ -27,7 +27,7 @@ from lit_moss.checkpoints import (
     newest_of_run,
 )
 from lit_moss.errors import UserError
-from lit_moss.recipes import PARENT_VARIABLE, end_with_parent, read_result, read_yaml, write_json
+from lit_moss.recipes import PARENT_VARIABLE, end_with_parent, hold, read_result, read_yaml, write_json
 from lit_moss.tracking import Tracker
 
 # Without it `${a.b}` is looked up below the subcommand and not found.
@@ -103,6 +103,7 @@ class MossCLI(LightningCLI):
     """`fit`, `validate`, `test`, `predict`; see `run`."""
 
     tracker: Tracker | None = None
+    _while_running = contextlib.ExitStack()  # the lock of the run's folder
 
     @classmethod
     def run(cls, args: list[str]) -> "MossCLI":
@@ -110,19 +111,20 @@ class MossCLI(LightningCLI):
         _quiet()
         if PARENT_VARIABLE in os.environ:
             end_with_parent()
-        return cls(
-            model_class=LightningModule,
-            datamodule_class=LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            # The resolved configuration goes into the run, not into the working folder.
-            save_config_callback=None,
-            seed_everything_default=1,
-            parser_class=_Parser,
-            parser_kwargs={"parser_mode": "omegaconf+"},
-            auto_configure_optimizers=False,
-            args=args,
-        )
+        with contextlib.ExitStack() as cls._while_running:
+            return cls(
+                model_class=LightningModule,
+                datamodule_class=LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                # The resolved configuration goes into the run, not into the working folder.
+                save_config_callback=None,
+                seed_everything_default=1,
+                parser_class=_Parser,
+                parser_kwargs={"parser_mode": "omegaconf+"},
+                auto_configure_optimizers=False,
+                args=args,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -243,11 +245,11 @@ class MossCLI(LightningCLI):
     def _record(self) -> None:
         if self.tracker is None:
             return
+        self._while_running.enter_context(hold(self.tracker.run_dir))
         config = self.config["fit"]
         text = self._parser("fit").dump(config, skip_none=False)
         resolved = {k: v for k, v in yaml.safe_load(text).items() if k not in ("config", "ckpt_path")}
         self.tracker.log_hyperparams(resolved)
-        self.tracker.run_dir.mkdir(parents=True, exist_ok=True)
         (self.tracker.run_dir / "config.yaml").write_text(text)
         self.tracker.log_text(text, "config.yaml")
         fingerprints = getattr(self.datamodule, "fingerprints", dict)()

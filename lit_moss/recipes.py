@@ -69,6 +69,29 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
+def hold(folder: Path) -> Any:
+    """Keeps every other process from training in a run's folder while the returned file is open.
+
+    A lock of the process: its own second call gets it too.
+
+    Raises:
+        UserError: if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "fit.lock").open("w")
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(
+                f"another process is training the run {folder}: wait until it ends, or stop it, or begin "
+                "another run without --ckpt_path"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+    return file
+
+
 def read_recipe(files: Sequence[str | Path]) -> dict[str, Any]:
     """YAMLs merged from left to right as `fit -c` does; `${…}` stays as it is.
 
