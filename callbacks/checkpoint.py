@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_moss.checkpoints import seal_folder
 
@@ -61,6 +62,21 @@ class Checkpoint(ModelCheckpoint):
             self._deferred = True
         else:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """SIGTERM, as a cluster sends it before it takes a machine away: the state as it is, no step lost.
+
+        Lightning raises it behind a whole step. Between two micro-batches nothing is written: the gradients
+        gathered so far would be lost without a word.
+        """
+        if (
+            isinstance(exception, SIGTERMException)
+            and not self._is_best
+            and self._every_n_train_steps
+            and trainer.global_step > self._last_global_step_saved
+            and not trainer.fit_loop._should_accumulate()
+        ):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._deferred:

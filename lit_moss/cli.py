@@ -38,7 +38,7 @@ VERBS = {
 def main(argv: Sequence[str]) -> int:
     """Runs one verb and returns the exit code.
 
-    0 means done, 2 the user's mistake (one line on stderr), 130 interrupted.
+    0 means done, 2 the user's mistake (one line on stderr), 130 interrupted, 143 stopped by SIGTERM.
     """
     try:
         return _dispatch(list(argv))
@@ -48,6 +48,12 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        # By name: lightning is imported by the verbs that train alone.
+        if type(error).__name__ != "SIGTERMException":
+            raise
+        print("stopped by SIGTERM, the state is saved: go on with --ckpt_path last", file=sys.stderr)
+        return 143
 
 
 def _dispatch(argv: list[str]) -> int:

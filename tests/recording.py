@@ -50,6 +50,17 @@ class KillAt(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class TermAt(Callback):
+    """Sends SIGTERM, as a cluster does before it takes a machine away, in a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def fit(folder, config, *more, expected=0):
     """`fit` in this process, with the folder as working folder."""
     before = Path.cwd()
