@@ -154,6 +154,23 @@ class Draws:
     prefix_B: Tensor
 
 
+@dataclass(frozen=True)
+class Velocities:
+    """What a loss is computed from.
+
+    Args:
+        found_BMT: The network's velocity, float32.
+        true_BMT: The path's.
+        mask_B1T: 1 at real frames.
+        mu_BMT: The encoder's output, before conditions are dropped, float32.
+    """
+
+    found_BMT: Tensor
+    true_BMT: Tensor
+    mask_B1T: Tensor
+    mu_BMT: Tensor
+
+
 @lru_cache(maxsize=1)
 def _noise_buffer() -> Tensor:
     generator = torch.Generator().manual_seed(0)
@@ -262,8 +279,8 @@ class Flow(nn.Module):
     def velocity(
         self, codes_BN: Tensor, lengths_B: Tensor, target_BMT: Tensor, speaker_BS: Tensor, draws: Draws,
         streaming: bool = False, zero_padding: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """The network's velocity, the true one, and which frames are real: (B, M, T), (B, M, T), (B, 1, T).
+    ) -> "Velocities":  # fmt: skip
+        """The network's velocity and the true one.
 
         Args:
             codes_BN: Codes.
@@ -292,7 +309,7 @@ class Flow(nn.Module):
             speaker_BM * keep_B[:, None], prompt_BMT * keep_B[:, None, None],
             self.seen(frames_B, frames, streaming),
         )  # fmt: skip
-        return found_BMT.float(), u_BMT, mask_B1T
+        return Velocities(found_BMT.float(), u_BMT, mask_B1T, mu_BMT.float())
 
     def loss(
         self, codes_BN: Tensor, lengths_B: Tensor, target_BMT: Tensor, speaker_BS: Tensor, draws: Draws,
@@ -300,7 +317,7 @@ class Flow(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Mean squared velocity error over real frames and bands: scalar. Arguments as in `velocity`."""
         found = self.velocity(codes_BN, lengths_B, target_BMT, speaker_BS, draws, streaming, zero_padding)
-        return flow_matching.loss(*found)
+        return flow_matching.loss(found.found_BMT, found.true_BMT, found.mask_B1T)
 
     # --- sampling -------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Training of the flow-matching decoder (arXiv:2510.00499, section 2.2): codes of a frozen tokenizer -> mel.
 
 loss = squared error of the velocity (`lit_moss.codec.flow_matching`), with prompts (half of the items are
-given their first frames) and dropped conditions (a fifth, for guidance).
+given their first frames) and dropped conditions (a fifth, for guidance); and, on request, that of the
+encoder's output against the mel.
 """
 
 import random
@@ -15,8 +16,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
 from lit_moss.audio import rates
+from lit_moss.codec import flow_matching
 from lit_moss.codec.flow import Flow, FlowConfig, Prompt
-from lit_moss.codec.flow_matching import squared_errors
 from lit_moss.codec.state_dicts import load_fitting, read_state_dict
 from lit_moss.data.decoder import DecoderBatch
 from lit_moss.errors import UserError
@@ -71,6 +72,9 @@ class FlowDecoder(LightningModule):
         start_from_data: Start the code embeddings from the tokenizer's codebook, so that codes that sound
             alike begin alike, and the velocity's bias from the mean mel: mels are natural logarithms around
             -6, and Adam moves a bias by its learning rate a step. Ignored with `init_from`.
+        prior_weight: Weight of the squared distance between the encoder's output and the mel, the prior loss
+            of Grad-TTS (arXiv:2105.06337) that Matcha-TTS keeps. 0 is the released recipe. With it the
+            encoder learns what codes sound like by regression, not through the noise of the flow alone.
         lr: Base learning rate.
         weight_decay: AdamW's decay, of matrices alone.
         streaming_share: Share of batches with chunk-causal masks; 1 is the released recipe, 0.5 trains for
@@ -84,6 +88,7 @@ class FlowDecoder(LightningModule):
         flow: FlowConfig | None = None,
         init_from: str | None = None,
         start_from_data: bool = True,
+        prior_weight: float = 0.0,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         streaming_share: float = 0.5,
@@ -101,11 +106,12 @@ class FlowDecoder(LightningModule):
         if init_from is not None:
             report = load_fitting(self.flow, read_state_dict(init_from), init_from)
             rank_zero_info(f"{init_from}: {report}")
+        self.prior_weight = prior_weight
         self.lr, self.weight_decay = lr, weight_decay
         self.streaming_share, self.max_prompt_share = streaming_share, max_prompt_share
         self.example_count = examples
         self.examples: list[Resynthesis] = []
-        self.val_loss, self.val_streaming = MeanMetric(), MeanMetric()
+        self.val_loss, self.val_streaming, self.val_prior = MeanMetric(), MeanMetric(), MeanMetric()
         self.val_by_time = MeanByTime()
         self.val_distance = MeanMetric()
 
@@ -131,7 +137,10 @@ class FlowDecoder(LightningModule):
         if self.start_from_data and self.init_from is None:
             start_embeddings(self.flow.input_embedding.weight, codebook_KD)
             with torch.no_grad():
-                cast(Tensor, self.flow.decoder.estimator.final_proj.bias).copy_(data.mean_mel())
+                mean_M = data.mean_mel()
+                cast(Tensor, self.flow.decoder.estimator.final_proj.bias).copy_(mean_M)
+                if self.prior_weight:
+                    self.flow.encoder_proj.bias.copy_(mean_M)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["decoder"] = {"flow": asdict(self.flow.config), **self._source}
@@ -166,13 +175,18 @@ class FlowDecoder(LightningModule):
         frames_B = rates.FRAMES_PER_CODE_DECODER * batch.lengths_B
         draws = self.flow.draw(batch.mel_BMT, frames_B, self.max_prompt_share)
         streaming = random.random() < self.streaming_share
-        loss = self.flow.loss(
+        found = self.flow.velocity(
             batch.codes_BN, batch.lengths_B, batch.mel_BMT, self.speakers(batch), draws, streaming,
             zero_padding=True,
         )  # fmt: skip
+        loss = flow_matching.loss(found.found_BMT, found.true_BMT, found.mask_B1T)
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
         self.log("step", float(self.global_step + 1), batch_size=len(batch))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        if self.prior_weight:
+            prior = flow_matching.loss(found.mu_BMT, batch.mel_BMT, found.mask_B1T)
+            self.log("train/prior", prior.detach(), batch_size=len(batch))
+            loss = loss + self.prior_weight * prior
         return loss
 
     # --- validation -----------------------------------------------------------------------------------------
@@ -195,10 +209,14 @@ class FlowDecoder(LightningModule):
                 batch.codes_BN, batch.lengths_B, batch.mel_BMT, self.speakers(batch), draws, streaming,
                 zero_padding=True,
             )  # fmt: skip
-            means_B = squared_errors(*found) / (frames_B * rates.DECODER_MEL_BINS)
+            values = frames_B * rates.DECODER_MEL_BINS
+            mask_B1T = found.mask_B1T
+            means_B = flow_matching.squared_errors(found.found_BMT, found.true_BMT, mask_B1T) / values
             metric.update(means_B, frames_B.float())
             if not streaming:
                 self.val_by_time.update(draws.t_B11.flatten(), means_B, frames_B.float())
+                priors_B = flow_matching.squared_errors(found.mu_BMT, batch.mel_BMT, mask_B1T) / values
+                self.val_prior.update(priors_B, frames_B.float())
         if len(self.examples) < self.example_count:
             self.examples.append(self.resynthesis(batch, 0))
             self.val_distance.update(mel_distance(self.examples[-1]))
@@ -215,6 +233,8 @@ class FlowDecoder(LightningModule):
         self.log("step", float(self.global_step))
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True)
         self.log(f"{stage}/loss_streaming", self.val_streaming)
+        if self.prior_weight:
+            self.log(f"{stage}/prior", self.val_prior)
         for n, mean in enumerate(self.val_by_time.compute()):  # the same on every rank
             if mean.isfinite():
                 self.log(f"{stage}/loss_t{n + 1}of{TIME_BINS}", mean)

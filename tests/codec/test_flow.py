@@ -165,7 +165,7 @@ def test_padding_changes_nothing(flow, streaming):
     lengths, speaker = torch.tensor(n), torch.randn(2, 8)
     drawn = draws(target, lengths)
     found = flow.velocity(both, lengths, target, speaker, drawn, streaming, zero_padding=True)
-    whole = flow_matching.squared_errors(*found)
+    whole = flow_matching.squared_errors(found.found_BMT, found.true_BMT, found.mask_B1T)
     for i, k in enumerate(n):
         alone = Draws(
             drawn.t_B11[i : i + 1], drawn.z_BMT[i : i + 1, :, : 4 * k], drawn.keep_B[i : i + 1],
@@ -175,7 +175,8 @@ def test_padding_changes_nothing(flow, streaming):
             both[i : i + 1, :k], lengths[i : i + 1], target[i : i + 1, :, : 4 * k], speaker[i : i + 1], alone,
             streaming, zero_padding=True,
         )  # fmt: skip
-        assert torch.allclose(whole[i], flow_matching.squared_errors(*found)[0], rtol=1e-5)
+        errors = flow_matching.squared_errors(found.found_BMT, found.true_BMT, found.mask_B1T)
+        assert torch.allclose(whole[i], errors[0], rtol=1e-5)
     made = flow.sample(both, lengths, streaming=streaming)
     for i, k in enumerate(n):
         assert torch.allclose(

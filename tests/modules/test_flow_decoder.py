@@ -76,6 +76,19 @@ def test_it_learns_and_reports(whole):
 
 
 @pytest.mark.slow
+def test_the_prior_loss_teaches_the_encoder_the_mel(tmp_path, corpus, codec):
+    path = decoder_recipe(tmp_path, corpus, codec, 20)
+    content = yaml.safe_load(path.read_text())
+    content["model"]["init_args"]["prior_weight"] = 1.0
+    path.write_text(yaml.safe_dump(content))
+    fit(tmp_path, path)
+    found = curves(tmp_path)
+    priors = [value for _, value in found["train/prior"]]
+    assert sum(priors[-5:]) < 0.9 * sum(priors[:5])
+    assert [step for step, _ in found["val/prior"]] == [8, 16]
+
+
+@pytest.mark.slow
 def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole):
     file = next(whole.glob("runs/tiny/*/checkpoints/step-0000020.ckpt"))
     codec = open_decoder(str(file))
