@@ -122,7 +122,7 @@ EMBEDDED = {
         summary="Resemblyzer's speaker encoder, three LSTM layers, 256 values",
         licence="Apache-2.0",
         wheels=(
-            Wheel("Resemblyzer==0.1.4", "8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f"),
+            Wheel("resemblyzer==0.1.4", "8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f"),
         ),
         members={"pretrained.pt": ("resemblyzer/pretrained.pt",)},
     ),

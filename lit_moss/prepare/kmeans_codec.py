@@ -10,13 +10,13 @@ import hashlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from lit_moss import assets
-from lit_moss.codec import SpeechTokenizer
-from lit_moss.codec.quantizer import kmeans
 from lit_moss.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_moss.codec import SpeechTokenizer
 
 KMEANS = "embedded:whisper-tiny-kmeans"
 CODES = 1024
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.out}: {args.codes} codes, fingerprint {codec_fingerprint(str(args.out))}")
 
 
-def open_codec(name: str) -> SpeechTokenizer:
+def open_codec(name: str) -> "SpeechTokenizer":
     """Speech tokenizer by any name a user may give; the caller's random numbers are left alone.
 
     Args:
@@ -54,6 +54,10 @@ def open_codec(name: str) -> SpeechTokenizer:
     """
     # Building a network draws random numbers, but a run whose documents lie in the cache must train as one
     # that made them.
+    import torch
+
+    from lit_moss.codec import SpeechTokenizer
+
     with torch.random.fork_rng():
         return SpeechTokenizer.from_pretrained(codec_path(name))
 
@@ -113,21 +117,23 @@ def kmeans_codec() -> Path:
     return folder
 
 
-@torch.no_grad()
-def make_kmeans_codec(manifest: Path, size: int = CODES) -> SpeechTokenizer:
+def make_kmeans_codec(manifest: Path, size: int = CODES) -> "SpeechTokenizer":
     """Whisper-tiny's encoder with a codebook of `size` k-means centres of a manifest's speech.
 
     Raises:
         UserError: if the manifest has fewer frames (80 ms) than codes.
     """
+    import torch
     from tqdm import tqdm
 
     from lit_moss.audio import io, rates
+    from lit_moss.codec import SpeechTokenizer
     from lit_moss.codec.pretrained import load_encoder
+    from lit_moss.codec.quantizer import kmeans
     from lit_moss.data.augment import pad_to_codes
     from lit_moss.data.manifest import read_manifest
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.no_grad():
         encoder, _ = load_encoder(_ENCODER)
         if size != encoder.config.quantize_vocab_size:
             encoder, _ = load_encoder(_ENCODER, replace(encoder.config, quantize_vocab_size=size))
@@ -147,8 +153,8 @@ def make_kmeans_codec(manifest: Path, size: int = CODES) -> SpeechTokenizer:
             raise UserError(f"{manifest} has {len(frames_SD)} frames, expected {size} for as many codes")
         torch.manual_seed(_SEED)
         centres_KD, count_K = kmeans(frames_SD, size)
-    count_K = count_K.clamp(min=1e-2)
-    encoder.codebook.weight.copy_(centres_KD)
-    encoder.ema_count.copy_(count_K)
-    encoder.ema_weight.copy_(centres_KD * count_K[:, None])
+        count_K = count_K.clamp(min=1e-2)
+        encoder.codebook.weight.copy_(centres_KD)
+        encoder.ema_count.copy_(count_K)
+        encoder.ema_weight.copy_(centres_KD * count_K[:, None])
     return tokenizer

@@ -36,7 +36,7 @@ def test_the_float64_copy_does_not_draw_from_the_callers_random_numbers(tiny_enc
 
 
 def test_a_codebook_of_one_code_is_refused_at_once():
-    with pytest.raises(ValueError, match="2 or more"):
+    with pytest.raises(UserError, match="2 or more"):
         EncoderConfig(quantize_vocab_size=1)
 
 
