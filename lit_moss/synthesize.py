@@ -57,10 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Makes all files; one that exists is an error before anything is computed."""
-    import torch
-
     from lit_moss.audio import rates
     from lit_moss.decoders import open_decoder
+    from lit_moss.devices import moved
 
     lines = read_lines(args.codes)
     if args.batch_codes < 1:
@@ -69,14 +68,7 @@ def main(args: argparse.Namespace) -> None:
     existing = [path for path in targets if path.exists()]
     if existing and not args.force:
         raise UserError(f"{existing[0]} exists: give another --out, or --force to overwrite")
-    codec = open_decoder(args.codec)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    try:
-        codec.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {device!r} cannot be used ({str(error).splitlines()[0]}): auto, cpu or cuda"
-        ) from error
+    codec = moved(open_decoder(args.codec), args.device)
     _check_codes(lines, codec.codes)
     prompt = _prompt(codec, args.prompt)
     try:

@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Tokenizes all files; memory is bounded by one batch and the longest file."""
-    import torch
     from tqdm import tqdm
 
+    from lit_moss.devices import moved
     from lit_moss.prepare.kmeans_codec import open_codec
 
     if args.out.exists() and not args.force:
@@ -49,14 +49,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.batch_sec > 0:
         raise UserError(f"--batch-sec is {args.batch_sec}, expected seconds above 0")
     todo = list(_utterances(args.audio))
-    tokenizer = open_codec(args.codec)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    try:
-        tokenizer.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {device!r} cannot be used ({str(error).splitlines()[0]}): auto, cpu or cuda"
-        ) from error
+    tokenizer = moved(open_codec(args.codec), args.device)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_name(args.out.name + ".partial")
     audio_sec, codes, bad, begun = 0.0, 0, [], time.monotonic()

@@ -93,29 +93,41 @@ def _frame_noise(n: int) -> Tensor:
     return torch.randn(HOP, HARMONICS, generator=torch.Generator().manual_seed(n))
 
 
-class HiFTStream:
+class _Window:
+    """A vocoder over a moving window of mel frames."""
+
+    _lookahead_frames: int
+
+    def __init__(self) -> None:
+        self._mel: Tensor | None = None  # the window
+
+    @torch.no_grad()
+    def push(self, mel_1MT: Tensor) -> Tensor:
+        self._mel = mel_1MT if self._mel is None else torch.cat([self._mel, mel_1MT], dim=-1)
+        return self._advance(self._mel, self._lookahead_frames)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        return torch.zeros(1, 0) if self._mel is None else self._advance(self._mel, 0)
+
+    def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
+        """Samples of the window's frames but the last `wait`, those given out already left out."""
+        raise NotImplementedError
+
+
+class HiFTStream(_Window):
     """HiFT over a moving window: context before it, look-ahead behind it, the phase carried along."""
 
     def __init__(self, vocoder: HiFTVocoder) -> None:
+        super().__init__()
         self._vocoder, self._hift = vocoder, vocoder.hift
-        self._mel: Tensor | None = None  # frames from `_first` on
+        self._lookahead_frames = vocoder.lookahead_frames
         self._first = 0
         self._done = 0  # frames whose samples were given out
         self._cycles: dict[int, Tensor] = {}  # phase at the end of some frame
 
-    @torch.no_grad()
-    def push(self, mel_1MT: Tensor) -> Tensor:
-        return self._advance(mel_1MT, self._vocoder.lookahead_frames)
-
-    @torch.no_grad()
-    def flush(self) -> Tensor:
-        if self._mel is None:
-            return torch.zeros(1, 0)
-        return self._advance(self._mel[:, :, :0], 0)
-
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
-        mel = mel_1MT if self._mel is None else torch.cat([self._mel, mel_1MT], dim=-1)
-        self._mel = mel
+        mel = mel_1MT
         until = self._first + mel.shape[-1] - wait
         if until <= self._done:
             return mel.new_zeros(1, 0)
@@ -187,7 +199,7 @@ class GriffinLim:
         return GriffinLimStream(self)
 
 
-class GriffinLimStream:
+class GriffinLimStream(_Window):
     """Griffin-Lim on a moving window that begins with samples already given out, which stay fixed.
 
     What is held back is fitted again with its new neighbours, from the phases it had; over the first two
@@ -195,29 +207,18 @@ class GriffinLimStream:
     """
 
     def __init__(self, vocoder: GriffinLim) -> None:
-        self._vocoder = vocoder
-        self._mel: Tensor | None = None  # context, held-back and new frames
+        super().__init__()  # the window: context, held-back and new frames
+        self._vocoder, self._lookahead_frames = vocoder, vocoder.lookahead_frames
         self._known = torch.zeros(1, 0)  # samples of the context
         self._held = torch.zeros(1, 0)  # estimate of the frames held back
         self._done = 0
 
-    @torch.no_grad()
-    def push(self, mel_1MT: Tensor) -> Tensor:
-        return self._advance(mel_1MT, self._vocoder.lookahead_frames)
-
-    @torch.no_grad()
-    def flush(self) -> Tensor:
-        if self._mel is None:
-            return torch.zeros(1, 0)
-        return self._advance(self._mel[:, :, :0], 0)
-
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
-        mel = mel_1MT if self._mel is None else torch.cat([self._mel, mel_1MT], dim=-1)
-        self._mel = mel
+        mel = mel_1MT
         known, held = self._known.to(mel), self._held.to(mel)
         context = known.shape[1] // HOP
         until = mel.shape[-1] - wait
-        if until <= context or (not mel_1MT.shape[-1] and wait):
+        if until <= context:
             return mel.new_zeros(1, 0)
         magnitude = linear_magnitude(mel.float())
         start = torch.cat([known, held], dim=1)

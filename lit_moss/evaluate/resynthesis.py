@@ -31,6 +31,7 @@ from lit_moss.codec.flow import Prompt
 from lit_moss.codec.speaker import SpeakerEncoder, open_speaker
 from lit_moss.data.decoder import trimmed
 from lit_moss.decoders import open_decoder
+from lit_moss.devices import moved
 from lit_moss.errors import UserError
 from lit_moss.evaluate import judges
 from lit_moss.evaluate.clips import Clip, read_clips
@@ -105,8 +106,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     if not config.rungs or (config.limit is not None and config.limit < 1):
         raise UserError(f"rungs is {config.rungs} and limit {config.limit}, expected one or more of each")
     clips = read_clips(config.clips, config.limit)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    codec = open_decoder(config.codec).to(device)
+    codec = moved(open_decoder(config.codec), config.device)
     recogniser = judges.Recogniser(config.judge) if config.judge else None
     speaker = open_speaker(config.speaker)
     folder = Path(config.run_root) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
