@@ -35,7 +35,11 @@ class Recogniser:
             raise UserError(f"the ASR judge needs faster-whisper: {EXTRA}") from error
         where = str(resolve(name)) if name.startswith(SCHEME) else name.removeprefix("whisper-")
         try:
-            self._model: Any = WhisperModel(where, device="auto", compute_type="default")
+            # Left to itself it takes all cores, and torch's threads of this process with them: 1 became 2,
+            # and a training in the same process summed in another order.
+            self._model: Any = WhisperModel(
+                where, device="auto", compute_type="default", cpu_threads=torch.get_num_threads()
+            )
         except Exception as error:
             raise UserError(
                 f"judge {name!r} cannot be opened ({str(error).splitlines()[0]}): expected "
