@@ -32,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", type=Path, help="speech whose frames the codes shall stand for")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder, released layout")
     parser.add_argument("--codes", type=int, default=CODES, help=f"codebook entries (default {CODES})")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="cut Whisper-tiny's encoder behind its layer N of 4 (default 4). Lower layers know more of the "
+        "sound, higher ones more of the words: for a decoder to resynthesise, take 1 or 2",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite existing output")
 
 
@@ -41,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--codes is {args.codes}, expected 2 or more")
     if (args.out / "model.safetensors").exists() and not args.force:
         raise UserError(f"{args.out} holds a tokenizer: give another --out, or --force to overwrite it")
-    make_kmeans_codec(args.manifest, args.codes).save_pretrained(args.out)
+    make_kmeans_codec(args.manifest, args.codes, args.layers).save_pretrained(args.out)
     print(f"{args.out}: {args.codes} codes, fingerprint {codec_fingerprint(str(args.out))}")
 
 
@@ -117,11 +124,16 @@ def kmeans_codec() -> Path:
     return folder
 
 
-def make_kmeans_codec(manifest: Path, size: int = CODES) -> "SpeechTokenizer":
+def make_kmeans_codec(manifest: Path, size: int = CODES, layers: int | None = None) -> "SpeechTokenizer":
     """Whisper-tiny's encoder with a codebook of `size` k-means centres of a manifest's speech.
 
+    Args:
+        manifest: Speech manifest.
+        size: Codes.
+        layers: The encoder is cut behind this layer; None keeps all.
+
     Raises:
-        UserError: if the manifest has fewer frames (80 ms) than codes.
+        UserError: if the manifest has fewer frames (80 ms) than codes, or the encoder fewer layers.
     """
     import torch
     from tqdm import tqdm
@@ -135,8 +147,13 @@ def make_kmeans_codec(manifest: Path, size: int = CODES) -> "SpeechTokenizer":
 
     with torch.random.fork_rng(), torch.no_grad():
         encoder, _ = load_encoder(_ENCODER)
-        if size != encoder.config.quantize_vocab_size:
-            encoder, _ = load_encoder(_ENCODER, replace(encoder.config, quantize_vocab_size=size))
+        whole = encoder.config.quantize_position
+        layers = whole if layers is None else layers
+        if not 1 <= layers <= whole:
+            raise UserError(f"--layers is {layers}, expected 1 to {whole}")
+        wanted = replace(encoder.config, quantize_vocab_size=size, quantize_position=layers)
+        if wanted != encoder.config:
+            encoder, _ = load_encoder(_ENCODER, wanted)
         tokenizer = SpeechTokenizer(encoder)
         # By length: batches full of speech and not of padding.
         utterances = sorted(read_manifest(manifest), key=lambda u: u.duration_sec or 0.0)

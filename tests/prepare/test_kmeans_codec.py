@@ -100,3 +100,10 @@ def test_prepare_codec_makes_one_for_speech_of_ones_own(corpus, speech, tmp_path
     assert "--force" in capsys.readouterr().err
     assert main([*words[:-1], "1"]) == 2
     assert "--codes is 1" in capsys.readouterr().err
+    lower = [*words[:3], "--out", str(tmp_path / "lower"), "--codes", "32", "--layers"]
+    assert main([*lower, "5"]) == 2
+    assert "--layers is 5, expected 1 to 4" in capsys.readouterr().err
+    assert main([*lower, "2"]) == 0
+    opened = open_codec(str(tmp_path / "lower"))
+    assert (opened.config.quantize_position, len(opened.encoder.layers)) == (2, 2)
+    assert int(opened.encode(speech[0], 16_000).max()) < 32
