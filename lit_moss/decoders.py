@@ -46,7 +46,12 @@ def codec_of_checkpoint(path: Path) -> Codec:
         flow.load_state_dict(weights)
     except (TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is of another version ({str(error).splitlines()[0]}): train anew") from error
-    frozen = Frozen(made["codec"], made["speaker"])
+    try:
+        frozen = Frozen(made["codec"], made["speaker"])
+    except UserError as error:
+        raise UserError(
+            f"{path} was trained on codes of {made['codec']!r}, which cannot be opened from here ({error})"
+        ) from error
     if frozen.fingerprint != made["fingerprint"]:
         raise UserError(
             f"{path} was trained on codes of {made['codec']} as it was then (fingerprint "

@@ -114,6 +114,9 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
     try:
         with pytest.raises(UserError, match="put that tokenizer back"):
             open_decoder(str(whole / "runs/tiny"))
+        file.unlink()
+        with pytest.raises(UserError, match="was trained on codes of .* cannot be opened from here"):
+            open_decoder(str(whole / "runs/tiny"))
     finally:
         file.write_bytes(kept)
 
