@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_moss.checkpoints import seal_folder
@@ -66,7 +66,8 @@ class Checkpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """SIGTERM, as a cluster sends it before it takes a machine away: the state as it is, no step lost.
 
-        Lightning raises it behind a whole step. Between two micro-batches nothing is written: the gradients
+        Lightning raises it behind a whole step, or between two batches of a validation, during which averaged
+        weights stand in for the current ones. Between two micro-batches nothing is written: the gradients
         gathered so far would be lost without a word.
         """
         if (
@@ -76,7 +77,14 @@ class Checkpoint(ModelCheckpoint):
             and trainer.global_step > self._last_global_step_saved
             and not trainer.fit_loop._should_accumulate()
         ):
+            averaging = [
+                c for c in trainer.callbacks if trainer.validating and isinstance(c, WeightAveraging)
+            ]
+            for callback in averaging:
+                callback.on_validation_epoch_end(trainer, pl_module)
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            for callback in averaging:
+                callback.on_validation_epoch_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._deferred:

@@ -61,7 +61,10 @@ class ExactResume(Callback):
                 "data order goes on exactly, random states start anew"
             )
             first = int(self._restored[0]["torch"].long().sum())
-            torch.manual_seed(first + trainer.global_step * 1009 + trainer.global_rank)
+            seed = first + trainer.global_step * 1009 + trainer.global_rank
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
         self._restored = None
 
     def on_train_batch_end(

@@ -69,7 +69,7 @@ def _wait(device: torch.device) -> None:
 
 @torch.no_grad()
 def first_sound(codec: Codec, device: torch.device, repeats: int) -> dict[str, float]:
-    """Computing time from the first code to the first samples, and of a chunk in the middle."""
+    """Computing time from the first code to the first samples, and of a chunk with its whole history."""
     chunk, first, later = codec.flow.config.chunk_codes, [], []
     for _ in range(repeats + 1):
         player = codec.stream()
@@ -77,11 +77,12 @@ def first_sound(codec: Codec, device: torch.device, repeats: int) -> dict[str, f
         begun = time.perf_counter()
         player.push([1] * (chunk + LOOKAHEAD_CODES))
         first.append(time.perf_counter() - begun)
-        for _ in range(3):
-            begun = time.perf_counter()
-            player.push([2] * chunk)  # samples are on the CPU afterwards: nothing left to wait for
-            later.append(time.perf_counter() - begun)
-    later_sec = sorted(later[3:])[len(later[3:]) // 2]
+    player.push([2] * (HISTORY_CHUNKS * chunk))
+    for _ in range(max(3, repeats)):
+        begun = time.perf_counter()
+        player.push([2] * chunk)  # samples are on the CPU afterwards: nothing left to wait for
+        later.append(time.perf_counter() - begun)
+    later_sec = sorted(later)[len(later) // 2]
     return {
         "first_sound_sec": sorted(first[1:])[repeats // 2],
         "chunk_sec": later_sec,

@@ -3,8 +3,8 @@
     python -m experiments.stream_history CODEC MANIFEST [--seconds 40] [--talks 4] [--chunks 5 25]
 
 Utterances are joined into talks of `--seconds`. Each is made from its codes with streaming masks and a
-history of `--chunks` chunks (0.4 s) or all; also as a whole, with full attention. Printed, over the frames behind the
-longest bound: mean absolute difference from the truth, and from the mel with all history, in dB.
+history of `--chunks` chunks (0.4 s) or all; also as a whole, with full attention. Printed, over the frames
+behind the longest bound: mean absolute difference from the truth, and from the mel with all history, in dB.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lit_moss.audio import io, rates
 from lit_moss.audio.features import decoder_mel, resample
+from lit_moss.codec.codec import trimmed
 from lit_moss.codec.flow import Prompt
-from lit_moss.data.decoder import trimmed
 from lit_moss.data.manifest import read_manifest
 from lit_moss.decoders import open_decoder
 from lit_moss.modules.flow_decoder import DECIBELS
@@ -27,7 +27,8 @@ def talks(manifest: Path, seconds: float, count: int) -> list[Tensor]:
     """Waves at 24 kHz of utterances one behind the other, `seconds` each."""
     waves, joined = [], []
     for utterance in read_manifest(manifest):
-        joined.append(io.read(utterance.audio, rates.DECODER_RATE_HZ))
+        span = (utterance.offset_sec, utterance.duration_sec)
+        joined.append(io.read(utterance.audio, rates.DECODER_RATE_HZ, *span))
         if sum(map(len, joined)) >= seconds * rates.DECODER_RATE_HZ:
             waves.append(torch.cat(joined)[: int(seconds * rates.DECODER_RATE_HZ)])
             joined = []

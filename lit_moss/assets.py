@@ -185,8 +185,10 @@ def _from_hub(repo: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # Only data: a repository's code and pickles stay where they are.
-        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        # Only data: a repository's code stays where it is, and of a codec's flow/*.pt plain tensors alone are
+        # read.
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "flow/*.pt", "flow/*.onnx"]
+        return Path(snapshot_download(repo, allow_patterns=wanted))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

@@ -57,4 +57,4 @@ def codec_of_checkpoint(path: Path) -> Codec:
             f"{path} was trained on codes of {made['codec']} as it was then (fingerprint "
             f"{made['fingerprint']}, now {frozen.fingerprint}): put that tokenizer back"
         )
-    return Codec(frozen.tokenizer, flow, None, frozen.speaker)
+    return Codec(frozen.tokenizer, flow, None, frozen.speaker, made.get("voice"))

@@ -46,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--codec", required=True, help="decoder run (runs/NAME), checkpoint, folder in the released layout"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the sound files")
-    parser.add_argument("--prompt", metavar="FILE", help="speech whose voice is taken, at most 10 s of it")
+    parser.add_argument(
+        "--prompt",
+        metavar="FILE",
+        help="speech whose voice is taken, at most 10 s of it (default: the mean voice of the training)",
+    )
     parser.add_argument("--stream", action="store_true", help="write each file chunk by chunk")
     parser.add_argument(
         "--batch-codes", type=int, default=750, help="codes computed at once, padding included (default 750)"
@@ -137,11 +141,11 @@ def _check_codes(lines: list[Line], vocabulary: int) -> None:
             )
 
 
-def _prompt(codec: "Codec", file: str | None) -> "Prompt | None":
+def _prompt(codec: "Codec", file: str | None) -> "Prompt":
     from lit_moss.audio import io, rates
 
     if file is None:
-        return None
+        return codec.no_prompt()
     try:
         wave = io.read(file, rates.DECODER_RATE_HZ)
     except io.UnreadableAudio as error:

@@ -40,12 +40,12 @@ def small_prompt(codes=7, seed=0) -> Prompt:
     )
 
 
-def made_up_codec(folder, codes=64):
+def made_up_codec(folder, codes=64, seed=0):
     """A tokenizer with random weights, whose codebook is drawn from its own frames."""
     from lit_moss.codec import SpeechTokenizer
     from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     encoder = CausalEncoder(
         EncoderConfig(
             num_mel_bins=80, d_model=64, encoder_attention_heads=2, encoder_ffn_dim=128, quantize_position=2,

@@ -61,6 +61,17 @@ class TermAt(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class TermInValidation(Callback):
+    """The same behind the first batch of the validation at a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if trainer.global_step == self.step and not batch_idx:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def fit(folder, config, *more, expected=0):
     """`fit` in this process, with the folder as working folder."""
     before = Path.cwd()

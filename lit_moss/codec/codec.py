@@ -37,6 +37,8 @@ class Codec:
         flow: Codes -> mel.
         vocoder: Mel -> wave.
         speaker: Wave -> speaker vector, None for none.
+        voice: Speaker vector (S,) of what is made without a prompt; None takes zeros, which a trained flow
+            has not seen.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Codec:
         flow: Flow,
         vocoder: Vocoder | None = None,
         speaker: SpeakerEncoder | None = None,
+        voice: Tensor | None = None,
     ) -> None:
         self.tokenizer, self.flow = tokenizer, flow.eval()
         self.vocoder: Vocoder = vocoder or GriffinLim()
@@ -53,7 +56,7 @@ class Codec:
                 f"the speaker encoder gives {speaker.dim} values, the flow was built for "
                 f"{flow.config.speaker_dim}: give the encoder it was trained with"
             )
-        self.speaker = speaker
+        self.speaker, self.voice = speaker, voice
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Codec":
@@ -88,7 +91,8 @@ class Codec:
             vocoder = HiFTVocoder(load_hift(path / "flow" / "hift.pt"))
         speaker_file = path / "flow" / "campplus.onnx"
         speaker = open_speaker(str(speaker_file) if speaker_file.is_file() else config.get("speaker"))
-        return cls(tokenizer, flow, vocoder, speaker)
+        voice = torch.tensor(config["voice"]) if config.get("voice") else None
+        return cls(tokenizer, flow, vocoder, speaker, voice)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the official layout, and `flow/config.json` with what shapes do not tell."""
@@ -102,7 +106,8 @@ class Codec:
         if isinstance(self.speaker, CampPlus):
             shutil.copyfile(self.speaker.path, folder / "flow" / "campplus.onnx")
         speaker = self.speaker.name if isinstance(self.speaker, VoiceEncoder) else None
-        config = {"flow": self.flow.to_official(), "speaker": speaker}
+        voice = None if self.voice is None else self.voice.tolist()
+        config = {"flow": self.flow.to_official(), "speaker": speaker, "voice": voice}
         (folder / "flow" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def to(self, device: str | torch.device) -> "Codec":
@@ -148,9 +153,8 @@ class Codec:
             )
         wave24_T = resample(wave_T.float(), sample_rate_hz, rates.DECODER_RATE_HZ)
         codes_N = self._needed().encode(wave_T, sample_rate_hz)
-        mel_MT = decoder_mel(wave24_T[None])[0]
-        codes = min(mel_MT.shape[-1] // rates.FRAMES_PER_CODE_DECODER, len(codes_N))
-        codes -= codes % self.flow.config.chunk_codes
+        codes_N, mel_MT = trimmed(codes_N, decoder_mel(wave24_T[None])[0])
+        codes = len(codes_N) - len(codes_N) % self.flow.config.chunk_codes
         vector = None
         if self.speaker is not None:
             vector = self.speaker(resample(wave24_T, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ))
@@ -170,8 +174,8 @@ class Codec:
 
         Args:
             codes: int64 (n,).
-            prompt: Voice to speak in, see `prompt`.
-            streaming: Chunk-causal masks: the numbers of `stream`. Without, each frame sees the whole.
+            prompt: Voice to speak in, see `prompt`; None takes the training's mean voice, if it is known.
+            streaming: Chunk-causal masks: the mel of `stream`. Without, each frame sees the whole.
             left_chunks: History of these masks in chunks of 0.4 s, None for all, as in `stream`.
 
         Returns:
@@ -187,12 +191,18 @@ class Codec:
             player = self.stream(prompt, left_chunks)
             pieces = [player.push(piece) for piece in codes_N.split(100)]
             return torch.cat([*pieces, player.flush()])
-        mel_BMT = self.flow.sample(codes_N[None], prompt=prompt, streaming=streaming, left_chunks=left_chunks)
+        mel_BMT = self.flow.sample(
+            codes_N[None], prompt=prompt or self.no_prompt(), streaming=streaming, left_chunks=left_chunks
+        )
         return self.vocoder(mel_BMT)[0].float().cpu()
 
     def stream(self, prompt: Prompt | None = None, left_chunks: int | None = HISTORY_CHUNKS) -> "Player":
         """A stream of one utterance; `left_chunks` bounds its history, see `FlowStream`."""
-        return Player(self, prompt, left_chunks)
+        return Player(self, prompt or self.no_prompt(), left_chunks)
+
+    def no_prompt(self) -> Prompt:
+        """Nothing to continue, in the mean voice of the training."""
+        return Prompt.none(self.voice)
 
     def _checked(self, codes: Tensor | Sequence[int]) -> Tensor:
         codes_N = torch.as_tensor(codes)
@@ -209,6 +219,12 @@ class Codec:
         return codes_N
 
 
+def trimmed(codes_N: Tensor, mel_MT: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and mel of the same time: frames = 4 min(floor(frames / 4), codes)."""
+    codes = min(mel_MT.shape[-1] // rates.FRAMES_PER_CODE_DECODER, len(codes_N))
+    return codes_N[:codes], mel_MT[:, : rates.FRAMES_PER_CODE_DECODER * codes]
+
+
 class Player:
     """Codes as they come -> samples at 24 kHz, 1920 a code in all.
 
@@ -216,7 +232,7 @@ class Player:
     is no whole number of chunks, some codes sooner or later.)
     """
 
-    def __init__(self, codec: Codec, prompt: Prompt | None, left_chunks: int | None) -> None:
+    def __init__(self, codec: Codec, prompt: Prompt, left_chunks: int | None) -> None:
         self._codec = codec
         self._flow, self._vocoder = codec.flow.stream(prompt, left_chunks), codec.vocoder.stream()
 

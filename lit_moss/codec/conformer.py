@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_moss.audio import rates
-from lit_moss.codec.stream_cache import StreamCache, chunk_mask, length_mask
+from lit_moss.codec.stream_cache import StreamCache, length_mask, seen_keys
 
 UP_LAYERS = 4
 LOOKAHEAD_CODES = 3
@@ -234,12 +234,12 @@ class UpsampleConformerEncoder(nn.Module):
         ratio = rates.FRAMES_PER_CODE_DECODER
         chunk = self.chunk_codes if streaming else None
         offsets = Offsets.within(x_BND.shape[1], x_BND)
-        seen = _seen(lengths_B, x_BND.shape[1], chunk, left_chunks, kept_codes)
+        seen = seen_keys(lengths_B, x_BND.shape[1], chunk, left_chunks, kept_codes)
         for layer in self.encoders:
             x_BND = layer(x_BND, offsets, seen, None)
         x_BTD = self.up_embed(self.up_layer(x_BND, None))
         offsets = Offsets.within(x_BTD.shape[1], x_BTD)
-        seen = _seen(
+        seen = seen_keys(
             lengths_B * ratio, x_BTD.shape[1], chunk and chunk * ratio, left_chunks, kept_codes * ratio
         )
         for layer in self.up_encoders:
@@ -273,11 +273,3 @@ class UpsampleConformerEncoder(nn.Module):
         for layer in self.up_encoders:
             x_BTD = layer(x_BTD, offsets, cache.seen, cache)
         return self.after_norm(x_BTD)
-
-
-def _seen(lengths_B: Tensor, longest: int, chunk: int | None, left_chunks: int | None, kept: int) -> Tensor:
-    """Keys that each query sees: bool (B, 1, T, T), or (B, 1, 1, T) without chunks."""
-    seen = length_mask(lengths_B, longest)[:, None, None]
-    if chunk is not None:
-        seen = seen & chunk_mask(longest, chunk, lengths_B.device, left_chunks, kept)
-    return seen

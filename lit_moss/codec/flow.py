@@ -23,7 +23,7 @@ from lit_moss.audio import rates
 from lit_moss.codec import flow_matching
 from lit_moss.codec.conformer import LOOKAHEAD_CODES, UpsampleConformerEncoder
 from lit_moss.codec.state_dicts import LoadReport, load_fitting, read_state_dict
-from lit_moss.codec.stream_cache import StreamCache, chunk_mask, length_mask
+from lit_moss.codec.stream_cache import StreamCache, length_mask, seen_keys
 from lit_moss.codec.unet import CausalUNet
 from lit_moss.errors import UserError
 
@@ -77,19 +77,26 @@ class FlowConfig:
     steps: int = 10
 
     def __post_init__(self) -> None:
-        if self.hidden % self.encoder_heads:
-            raise UserError(f"hidden {self.hidden} is no multiple of encoder_heads {self.encoder_heads}")
         for name in (
             "vocab_size",
+            "hidden",
             "speaker_dim",
+            "encoder_heads",
             "encoder_layers",
             "channels",
+            "heads",
+            "head_width",
             "blocks",
             "chunk_codes",
             "steps",
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.hidden % self.encoder_heads or self.hidden % 2:
+            raise UserError(
+                f"hidden {self.hidden} is no multiple of encoder_heads {self.encoder_heads}, or odd: "
+                "sines and cosines come in pairs"
+            )
 
     @classmethod
     def from_official(cls, config: dict[str, Any]) -> "FlowConfig":
@@ -244,11 +251,8 @@ class Flow(nn.Module):
         self, lengths_B: Tensor, frames: int, streaming: bool, left_chunks: int | None = None, kept: int = 0
     ) -> Tensor:
         """Frames that each frame of the velocity network sees: bool (B, 1, T or 1, T)."""
-        seen = length_mask(lengths_B, frames)[:, None, None]
-        if streaming:
-            chunk = self.config.chunk_codes * RATIO
-            seen = seen & chunk_mask(frames, chunk, lengths_B.device, left_chunks, kept)
-        return seen
+        chunk = self.config.chunk_codes * RATIO if streaming else None
+        return seen_keys(lengths_B, frames, chunk, left_chunks, kept)
 
     # --- training -------------------------------------------------------------------------------------------
 

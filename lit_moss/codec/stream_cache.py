@@ -40,6 +40,16 @@ def length_mask(lengths_B: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths_B.device)[None] < lengths_B[:, None]
 
 
+def seen_keys(
+    lengths_B: Tensor, longest: int, chunk: int | None, left_chunks: int | None, kept: int
+) -> Tensor:
+    """Keys that each query sees: bool (B, 1, T, T), or (B, 1, 1, T) without chunks."""
+    seen = length_mask(lengths_B, longest)[:, None, None]
+    if chunk is not None:
+        seen = seen & chunk_mask(longest, chunk, lengths_B.device, left_chunks, kept)
+    return seen
+
+
 class StreamCache:
     """Convolution tails, keys and values of all layers of one rate, for one stream.
 

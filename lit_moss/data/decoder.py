@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from lit_moss.assets import cache_dir
 from lit_moss.audio import io, rates
 from lit_moss.audio.features import decoder_mel, resample
+from lit_moss.codec.codec import trimmed
 from lit_moss.codec.encoder import fingerprint
 from lit_moss.codec.speaker import SpeakerEncoder, open_speaker, speaker_fingerprint
 from lit_moss.codec.tokenizer import SpeechTokenizer
@@ -139,15 +141,16 @@ class DecoderDataModule(SpeechDataModule):
         coded = self.frozen.table(utterances) if self.cache else None
         return _DecoderSet(utterances, self.frozen, coded)
 
-    def mean_mel(self, utterances: int = 48) -> Tensor:
-        """Mean log-mel of some training utterances, evenly spread: (80,)."""
+    def means(self, utterances: int = 48) -> tuple[Tensor, Tensor]:
+        """Mean log-mel (80,) and mean speaker vector (S,) of some training utterances, evenly spread."""
         assert isinstance(self._train_set, _DecoderSet)
         size = len(self._train_set.utterances)
         found = [self._train_set[(n, 0, 0)] for n in range(0, size, max(1, size // utterances))]
-        mels = [item[2] for item in found if len(item) == 4]
-        if not mels:
+        read = [item for item in found if len(item) == 4]
+        if not read:
             raise UserError("none of the audio to start from could be read")
-        return torch.cat(mels, dim=1).mean(dim=1)
+        mel_M = torch.cat([item[2] for item in read], dim=1).mean(dim=1)
+        return mel_M, torch.stack([item[3] for item in read]).mean(dim=0)
 
     @staticmethod
     def _collate(items: list[Any]) -> DecoderBatch:
@@ -158,10 +161,10 @@ class DecoderDataModule(SpeechDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         saved, ours = state_dict["fingerprints"].get("codec"), self.frozen.fingerprint
-        if self.order is not None and saved != ours:
+        if saved != ours:
             raise UserError(
                 f"the checkpoint was trained on codes of {saved}, data.codec {self.codec} (with speaker "
-                f"vectors {self.speaker}) is {ours}: resume with the same, or start a new run"
+                f"vectors {self.speaker}) is {ours}: take the same, or start a new run"
             )
         super().load_state_dict(state_dict)
 
@@ -198,8 +201,10 @@ class Frozen:
         for first in range(0, len(utterances), PART):
             part = utterances[first : first + PART]
             path = cache_dir() / "codes" / f"{self.fingerprint}-{_stamp(part)}.parquet"
-            if not path.is_file():
-                self._write(path, part)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):  # of all ranks one computes, the others wait for it
+                if not path.is_file():
+                    self._write(path, part)
             rows = pq.read_table(path).to_pydict()
             found += [
                 None if codes is None else Coded(torch.tensor(codes, dtype=torch.int32), torch.tensor(vector))
@@ -210,7 +215,8 @@ class Frozen:
     def _write(self, path: Path, utterances: list[Utterance]) -> None:
         rank_zero_info(f"codes of {len(utterances)} utterances, once: into {path.parent}")
         found: list[Coded | None] = []
-        self.tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
+        local_rank = os.environ.get("LOCAL_RANK", "0")
+        self.tokenizer.to(f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
         for first in tqdm(range(0, len(utterances), 16), unit="x16", disable=None, desc="codes"):
             waves = [_read(u) for u in utterances[first : first + 16]]
             coded = iter(self([w for w in waves if w is not None]))
@@ -223,7 +229,6 @@ class Frozen:
             "codes": pa.array(codes, pa.list_(pa.int32())),
             "speaker": pa.array(vectors, pa.list_(pa.float32())),
         })  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Ranks and other runs may write the same at the same time: each its own file, the last rename stays.
         partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
         pq.write_table(table, partial)
@@ -251,12 +256,6 @@ class _DecoderSet(_SpeechSet):
         if coded is None:
             (coded,) = self._frozen([resample(wave24, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)])
         return u, *trimmed(coded.codes_N, decoder_mel(wave24[None])[0]), coded.speaker_S
-
-
-def trimmed(codes_N: Tensor, mel_MT: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and mel of the same time: frames = 4 min(floor(frames / 4), codes)."""
-    codes = min(mel_MT.shape[-1] // RATIO, len(codes_N))
-    return codes_N[:codes], mel_MT[:, : RATIO * codes]
 
 
 def collate(items: list[Any]) -> DecoderBatch:

@@ -5,7 +5,9 @@
 (github.com/BytedanceSpeech/seed-tts-eval). Without a fifth column the recording is `wavs/UTTERANCE.wav`.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 from lit_moss.data.manifest import read_manifest
@@ -48,12 +50,24 @@ def read_clips(name: str | Path, limit: int | None = None) -> list[Clip]:
         ]
     if not clips:
         raise UserError(f"{name} holds no clips")
-    return clips[:limit]
+    return _unique(clips[:limit])
+
+
+def _unique(clips: list[Clip]) -> list[Clip]:
+    """The same with names that files can have, each once: two speakers may both have a 001.wav."""
+    names: set[str] = set()
+    found = []
+    for clip in clips:
+        plain = re.sub(r"[/\\\0]", "_", clip.id)
+        name = next(n for n in chain([plain], (f"{plain}-{k}" for k in count(2))) if n not in names)
+        names.add(name)
+        found.append(replace(clip, id=name))
+    return found
 
 
 def _seed_tts_eval(path: Path) -> list[Clip]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): expected a Seed-TTS-Eval list") from error
     found = []

@@ -5,6 +5,7 @@ All take waves (T,) in [-1, 1]. The recogniser and DNSMOS come with the extra `e
 
 import math
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,19 +27,22 @@ class Recogniser:
     Args:
         name: `embedded:whisper-base`, `embedded:whisper-tiny`, a CTranslate2 folder, or a name such as
             `whisper-large-v3` (fetched by faster-whisper from the hub).
+        device: auto, cpu or cuda.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str = "auto") -> None:
         try:
             from faster_whisper import WhisperModel
         except ImportError as error:
             raise UserError(f"the ASR judge needs faster-whisper: {EXTRA}") from error
-        where = str(resolve(name)) if name.startswith(SCHEME) else name.removeprefix("whisper-")
+        where = name if Path(name).exists() else name.removeprefix("whisper-")
+        if name.startswith(SCHEME):
+            where = str(resolve(name))
         try:
             # Left to itself it takes all cores, and torch's threads of this process with them: 1 became 2,
             # and a training in the same process summed in another order.
             self._model: Any = WhisperModel(
-                where, device="auto", compute_type="default", cpu_threads=torch.get_num_threads()
+                where, device=device, compute_type="default", cpu_threads=torch.get_num_threads()
             )
         except Exception as error:
             raise UserError(
@@ -86,13 +90,23 @@ def dnsmos(wave_T: Tensor) -> float:
 def mel_cepstral_distance(a_T: Tensor, b_T: Tensor, coefficients: int = 13) -> float:
     """Mean over frames of 10/ln(10) sqrt(2 sum_k (a_k - b_k)^2) in dB, cepstra 1 to 13, of equal time.
 
-    Cepstra are the cosine transform of the 80-band log-mel at 24 kHz; what is longer is cut off. Frames stand
-    beside each other as they are, without warping: resynthesis keeps time.
+    What is longer is cut off. Frames stand beside each other as they are, without warping: resynthesis keeps
+    time.
     """
     frames = min(len(a_T), len(b_T)) // rates.DECODER_HOP_SAMPLES
     cut = frames * rates.DECODER_HOP_SAMPLES
-    basis_KM = _cosines(coefficients, rates.DECODER_MEL_BINS)
-    a_KF, b_KF = (basis_KM @ decoder_mel(x[None, :cut].float())[0] for x in (a_T, b_T))
+    a_MF, b_MF = (decoder_mel(x[None, :cut].float())[0] for x in (a_T, b_T))
+    return cepstral_distance(a_MF, b_MF, coefficients)
+
+
+def cepstral_distance(a_MF: Tensor, b_MF: Tensor, coefficients: int = 13) -> float:
+    """The same of two log-mels (natural logarithm, bands, frames).
+
+    With ln S = a_0 + sum_k a_k cos(pi k (m + 1/2) / M) the distance of a frame is the root mean square
+    difference in dB of the two smoothed spectra, loudness aside (Kubichek 1993).
+    """
+    basis_KM = _cosines(coefficients, len(a_MF))
+    a_KF, b_KF = basis_KM @ a_MF, basis_KM @ b_MF
     return float(10 / math.log(10) * (2 * (a_KF - b_KF).square().sum(dim=0)).sqrt().mean())
 
 
@@ -126,4 +140,4 @@ def seam_ratio(wave_T: Tensor, seams: list[int], reach: int = 8, chunk: int = 96
 @lru_cache(maxsize=4)
 def _cosines(coefficients: int, bands: int) -> Tensor:
     k, m = torch.arange(1, coefficients + 1)[:, None], torch.arange(bands)[None]
-    return math.sqrt(2 / bands) * torch.cos(math.pi * k * (m + 0.5) / bands)
+    return 2 / bands * torch.cos(math.pi * k * (m + 0.5) / bands)

@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,9 @@ from tqdm import tqdm
 
 from lit_moss.audio import io, rates
 from lit_moss.audio.features import decoder_mel, resample
-from lit_moss.codec.codec import Codec
+from lit_moss.codec.codec import Codec, trimmed
 from lit_moss.codec.flow import Prompt
 from lit_moss.codec.speaker import SpeakerEncoder, open_speaker
-from lit_moss.data.decoder import trimmed
 from lit_moss.decoders import open_decoder
 from lit_moss.devices import moved
 from lit_moss.errors import UserError
@@ -37,6 +37,7 @@ from lit_moss.evaluate import judges
 from lit_moss.evaluate.clips import Clip, read_clips
 from lit_moss.tracking import Tracker
 
+LANGUAGES = ("en", "zh")
 RUNGS = ("original", "vocoder", "codec", "stream")
 METRICS = ("wer", "similarity", "dnsmos", "mcd_db", "rtf", "first_sound_sec", "seam_ratio")
 
@@ -105,12 +106,13 @@ def run(config: Config) -> dict[str, dict[str, float]]:
             raise UserError(f"rungs has {rung!r}, expected some of {', '.join(RUNGS)}")
     if not config.rungs or (config.limit is not None and config.limit < 1):
         raise UserError(f"rungs is {config.rungs} and limit {config.limit}, expected one or more of each")
+    if config.language not in LANGUAGES:
+        raise UserError(f"language is {config.language!r}, expected one of {', '.join(LANGUAGES)}")
     clips = read_clips(config.clips, config.limit)
     codec = moved(open_decoder(config.codec), config.device)
-    recogniser = judges.Recogniser(config.judge) if config.judge else None
+    recogniser = judges.Recogniser(config.judge, config.device) if config.judge else None
     speaker = open_speaker(config.speaker)
-    folder = Path(config.run_root) / config.name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = new_folder(Path(config.run_root) / config.name)
     tracker = Tracker(config.name, folder.name, config.run_root, system_metrics=False)
     tracker.log_hyperparams(vars(config))
     rows: list[dict[str, Any]] = []
@@ -143,6 +145,18 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     print(text)
     print(f"{folder}: report.md, clips.csv, result.json")
     return found
+
+
+def new_folder(parent: Path) -> Path:
+    """A folder below `parent`, named by the time; two begun in the same second get one each."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
+        try:
+            (parent / name).mkdir(parents=True)
+            return parent / name
+        except FileExistsError:
+            continue
+    raise AssertionError
 
 
 def judge(
@@ -185,7 +199,8 @@ def judge(
             row["mcd_db"] = judges.mel_cepstral_distance(wave_T, made.wave_T)
             row["rtf"] = made.seconds * rates.DECODER_RATE_HZ / max(1, len(made.wave_T))
             row["first_sound_sec"] = made.first_sec
-            row["seam_ratio"] = judges.seam_ratio(made.wave_T, made.seams)
+            chunk = codec.flow.config.chunk_codes * rates.DECODER_SAMPLES_PER_CODE
+            row["seam_ratio"] = judges.seam_ratio(made.wave_T, made.seams, chunk=chunk)
         if config.save_audio:
             (folder / "audio").mkdir(exist_ok=True)
             io.write(folder / "audio" / f"{clip.id}_{rung}.wav", made.wave_T, rates.DECODER_RATE_HZ)
@@ -200,7 +215,8 @@ def make(rung: str, wave_T: Tensor, codes_N: Tensor | None, codec: Codec, prompt
         return Made(wave_T, 0.0)
     if rung == "vocoder":
         begun = time.perf_counter()
-        made_T = codec.vocoder(decoder_mel(wave_T[None]))[0].float().cpu()
+        device = codec.flow.input_embedding.weight.device
+        made_T = codec.vocoder(decoder_mel(wave_T[None].to(device)))[0].float().cpu()
         return Made(made_T, time.perf_counter() - begun)
     if codes_N is None:
         raise UserError(f"rung {rung} needs codes: this codec has no tokenizer")

@@ -42,11 +42,12 @@ def read_config(kind: type, file: Path, keys: list[str]) -> Any:
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     content = read_yaml(file)
     known = [f.name for f in fields(kind)]
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), content, OmegaConf.from_dotlist(keys))
         return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{file}: {str(error).splitlines()[0]}; known keys: {', '.join(known)}") from error

@@ -18,7 +18,6 @@ from torchmetrics import MeanMetric, Metric
 from lit_moss.audio import rates
 from lit_moss.codec import flow_matching
 from lit_moss.codec.flow import Flow, FlowConfig, Prompt
-from lit_moss.codec.state_dicts import load_fitting, read_state_dict
 from lit_moss.data.decoder import DecoderBatch
 from lit_moss.errors import UserError
 
@@ -104,7 +103,7 @@ class FlowDecoder(LightningModule):
         self.flow = Flow(flow or FlowConfig())
         self.init_from, self.start_from_data = init_from, start_from_data
         if init_from is not None:
-            report = load_fitting(self.flow, read_state_dict(init_from), init_from)
+            report = self.flow.load_official(init_from)
             rank_zero_info(f"{init_from}: {report}")
         self.prior_weight = prior_weight
         self.lr, self.weight_decay = lr, weight_decay
@@ -118,8 +117,6 @@ class FlowDecoder(LightningModule):
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        if stage != "fit":
-            return
         data: Any = cast(Any, self.trainer).datamodule
         frozen, config = data.frozen, self.flow.config
         codebook_KD = frozen.tokenizer.encoder.codebook.weight.detach()
@@ -133,11 +130,16 @@ class FlowDecoder(LightningModule):
                 f"data.speaker {data.speaker} gives {frozen.speaker_dim} values, model.flow.speaker_dim is "
                 f"{config.speaker_dim}: set them equal"
             )
-        self._source = {"codec": str(data.codec), "speaker": data.speaker, "fingerprint": frozen.fingerprint}
+        if stage != "fit":
+            return
+        mean_M, voice_S = data.means()
+        self._source = {
+            "codec": str(data.codec), "speaker": data.speaker, "fingerprint": frozen.fingerprint,
+            "voice": voice_S if len(voice_S) else None,
+        }  # fmt: skip
         if self.start_from_data and self.init_from is None:
             start_embeddings(self.flow.input_embedding.weight, codebook_KD)
             with torch.no_grad():
-                mean_M = data.mean_mel()
                 cast(Tensor, self.flow.decoder.estimator.final_proj.bias).copy_(mean_M)
                 if self.prior_weight:
                     self.flow.encoder_proj.bias.copy_(mean_M)
@@ -222,9 +224,16 @@ class FlowDecoder(LightningModule):
             self.val_distance.update(mel_distance(self.examples[-1]))
 
     def resynthesis(self, batch: DecoderBatch, item: int) -> Resynthesis:
-        """An item made again from its codes and its speaker vector, without a prompt."""
+        """An item made again from its codes and its speaker vector, without a prompt.
+
+        With full masks if these were trained, else chunk by chunk.
+        """
         codes_N = batch.codes_BN[item, : batch.lengths_B[item]]
-        made_MT = self.flow.sample(codes_N[None], prompt=Prompt.none(self.speakers(batch)[item]))[0]
+        made_MT = self.flow.sample(
+            codes_N[None],
+            prompt=Prompt.none(self.speakers(batch)[item]),
+            streaming=self.streaming_share == 1.0,
+        )[0]
         truth_MT = batch.mel_BMT[item, :, : made_MT.shape[-1]]
         return Resynthesis(batch.ids[item], truth_MT.float().cpu(), made_MT.float().cpu())
 

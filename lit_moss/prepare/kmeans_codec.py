@@ -7,6 +7,7 @@ your own, `fit -c conf/codec_encoder.yaml` a better one.
 
 import argparse
 import hashlib
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ _ENCODER = "embedded:whisper-tiny"
 _VERSION = 2  # of the making: another one, another folder
 _SEED = 1
 _BATCH = 16
+_LONGEST_SEC = 30.0
 _hashes: dict[tuple[str, int, int], str] = {}
 
 
@@ -160,14 +162,24 @@ def make_kmeans_codec(manifest: Path, size: int = CODES, layers: int | None = No
         frames = []
         starts = range(0, len(utterances), _BATCH)
         for start in tqdm(starts, desc="codebook by k-means", unit="batch", disable=None):
-            waves = [io.read(u.audio, rates.TOKENIZER_RATE_HZ) for u in utterances[start : start + _BATCH]]
+            waves = []
+            for u in utterances[start : start + _BATCH]:
+                try:
+                    # The network takes 30 s at once; of longer ones the beginning will do.
+                    span = (u.offset_sec, min(u.duration_sec or _LONGEST_SEC, _LONGEST_SEC))
+                    waves.append(io.read(u.audio, rates.TOKENIZER_RATE_HZ, *span))
+                except io.UnreadableAudio as error:
+                    tqdm.write(f"left out: {error}", file=sys.stderr)
+            if not waves:
+                continue
             wave_BT, samples_B = pad_to_codes(waves)
             pooled_BND = tokenizer.frames(encoder, wave_BT)
             counts = [rates.codes_of_samples(int(n)) for n in samples_B]
             frames += [pooled_BND[b, :n] for b, n in enumerate(counts)]
+        count = sum(map(len, frames))
+        if count < size:
+            raise UserError(f"{manifest} has {count} frames, expected {size} for as many codes")
         frames_SD = torch.cat(frames)
-        if len(frames_SD) < size:
-            raise UserError(f"{manifest} has {len(frames_SD)} frames, expected {size} for as many codes")
         torch.manual_seed(_SEED)
         centres_KD, count_K = kmeans(frames_SD, size)
         count_K = count_K.clamp(min=1e-2)

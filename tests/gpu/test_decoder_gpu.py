@@ -21,7 +21,7 @@ def test_mel_is_the_cpus():
 
 
 @pytest.mark.parametrize("kind", ["hift", "griffin-lim"])
-def test_a_stream_is_the_whole(kind):
+def test_a_stream_is_as_long_as_the_whole_and_with_hift_the_same(kind):
     vocoder = (
         HiFTVocoder(small_hift(), lookahead_frames=HiFT.REACH_FRAMES) if kind == "hift" else GriffinLim(5)
     )

@@ -6,6 +6,8 @@ import yaml
 from decoders import SMALL, made_up_codec
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process, recipe, seen
 
+from lit_moss.cli import main
+from lit_moss.codec.flow import Prompt
 from lit_moss.decoders import open_decoder
 from lit_moss.modules.flow_decoder import MeanByTime, start_embeddings
 
@@ -60,6 +62,31 @@ def test_t1_resume_equals_uninterrupted_run(tmp_path, corpus, codec, whole):
 
 
 @pytest.mark.slow
+def test_sigterm_in_a_validation_saves_the_current_weights_as_current(tmp_path, corpus, codec, whole):
+    """Averaged weights stand in for the current ones until a validation ends: they were saved exchanged."""
+    term = [{"class_path": "recording.TermInValidation", "init_args": {"step": 8}}]
+    path = decoder_recipe(tmp_path, corpus, codec, 20, **{"trainer__callbacks+": term})
+    content = yaml.safe_load(path.read_text())
+    content["data"]["init_args"]["validation_batch_sec"] = 1.0  # a clip a batch
+    path.write_text(yaml.safe_dump(content))
+    done = fit_in_process(tmp_path, path)
+    assert done.returncode == 143, done.stderr[-2000:]
+    assert "step-0000008.ckpt" in checkpoints(tmp_path)
+    fit(tmp_path, decoder_recipe(tmp_path, corpus, codec, 20), "--ckpt_path", "last")
+    ours, theirs = checkpoints(tmp_path)["step-0000020.ckpt"], checkpoints(whole)["step-0000020.ckpt"]
+    for part in ("state_dict", "current_model_state", "optimizer_states"):
+        assert_equal(ours[part], theirs[part], part)
+
+
+@pytest.mark.slow
+def test_validation_with_another_tokenizer_is_refused(whole, corpus, tmp_path, tmp_path_factory, capsys):
+    path = decoder_recipe(tmp_path, corpus, made_up_codec(tmp_path_factory.mktemp("other"), seed=1), 20)
+    checkpoint = next(whole.glob("runs/tiny/*/checkpoints/step-0000020.ckpt"))
+    assert main(["validate", "-c", str(path), "--ckpt_path", str(checkpoint)]) == 2
+    assert "was trained on codes of" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_it_learns_and_reports(whole):
     found = curves(whole)
     losses = [value for _, value in found["train/loss"]]
@@ -89,7 +116,7 @@ def test_the_prior_loss_teaches_the_encoder_the_mel(tmp_path, corpus, codec):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole):
+def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole, tmp_path):
     file = next(whole.glob("runs/tiny/*/checkpoints/step-0000020.ckpt"))
     codec = open_decoder(str(file))
     saved = torch.load(file, weights_only=True)
@@ -98,6 +125,15 @@ def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole):
     assert not torch.equal(saved["current_model_state"]["flow.encoder_proj.weight"], averaged)
     codes = codec.encode(torch.randn(16_000), 16_000)
     assert codec.decode(codes).shape == (1920 * len(codes),)
+    # A run with speaker vectors keeps their mean: what is made without a prompt speaks with it.
+    saved["decoder"]["voice"] = torch.randn(SMALL.speaker_dim)
+    torch.save(saved, tmp_path / "voice.ckpt")
+    voiced = open_decoder(str(tmp_path / "voice.ckpt"))
+    assert torch.equal(voiced.voice, saved["decoder"]["voice"])
+    assert not torch.equal(voiced.decode(codes), codec.decode(codes))
+    assert torch.equal(voiced.decode(codes), codec.decode(codes, Prompt.none(voiced.voice)))
+    voiced.save_pretrained(tmp_path / "folder")
+    assert torch.equal(open_decoder(str(tmp_path / "folder")).voice, voiced.voice)
     assert open_decoder(str(whole / "runs/tiny")).flow.config.vocab_size == 64
 
 
@@ -115,7 +151,7 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
         with pytest.raises(UserError, match="put that tokenizer back"):
             open_decoder(str(whole / "runs/tiny"))
         file.unlink()
-        with pytest.raises(UserError, match="was trained on codes of .* cannot be opened from here"):
+        with pytest.raises(UserError, match=r"was trained on codes of .* cannot be opened from here"):
             open_decoder(str(whole / "runs/tiny"))
     finally:
         file.write_bytes(kept)
@@ -126,6 +162,7 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
     [
         ({"vocab_size": 32}, "has 64 codes, model.flow.vocab_size is 32"),
         ({"hidden": 33}, "no multiple of encoder_heads"),
+        ({"encoder_heads": 0}, "encoder_heads is 0, expected 1 or more"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(tmp_path, corpus, codec, capsys, change, message):

@@ -1,6 +1,7 @@
 """The tokenizer made on the spot: the same each time, in the released layout, without a trace in a run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,18 @@ def test_fewer_frames_than_codes_is_an_error(corpus, tmp_path):
     write_manifest(tmp_path / "one.jsonl", read_manifest(corpus / "train.jsonl")[:1])
     with pytest.raises(UserError, match="expected 1024"):
         make_kmeans_codec(tmp_path / "one.jsonl")
+
+
+@pytest.mark.network
+def test_parts_of_files_are_read_as_parts_and_unreadable_ones_left_out(corpus, tmp_path, capsys):
+    """Each part was read as the whole file, and an unreadable one was a traceback."""
+    one = read_manifest(corpus / "train.jsonl")[0]
+    parts = [replace(one, offset_sec=start, duration_sec=0.48) for start in (0.0, 0.5)]
+    gone = replace(one, audio=tmp_path / "gone.wav")
+    write_manifest(tmp_path / "parts.jsonl", [*parts, gone])
+    with pytest.raises(UserError, match="has 12 frames, expected 13"):
+        make_kmeans_codec(tmp_path / "parts.jsonl", size=13)
+    assert "left out" in capsys.readouterr().err
 
 
 @pytest.mark.slow
