@@ -31,10 +31,12 @@ class Line:
     Args:
         name: Of its file, without ending.
         codes: Its codes.
+        codec: Fingerprint of their tokenizer, "" if unknown.
     """
 
     name: str
     codes: list[int]
+    codec: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     if existing and not args.force:
         raise UserError(f"{existing[0]} exists: give another --out, or --force to overwrite")
     codec = moved(open_decoder(args.codec), args.device)
-    _check_codes(lines, codec.codes)
+    _check_codes(lines, codec)
     prompt = _prompt(codec, args.prompt)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ def read_lines(path: Path) -> list[Line]:
         name = _file_name(content, number)
         free = next(n for n in chain([name], (f"{name}-{k}" for k in count(2))) if n not in names)
         names.add(free)
-        found.append(Line(free, codes))
+        found.append(Line(free, codes, str(content.get("codec") or "")))
     if not found:
         raise UserError(f"{path} holds no line: expected JSON lines with codes")
     return found
@@ -131,8 +133,17 @@ def _file_name(content: dict[str, Any], number: int) -> str:
     return Path(str(path)).stem if path else f"{number:05d}"
 
 
-def _check_codes(lines: list[Line], vocabulary: int) -> None:
+def _check_codes(lines: list[Line], codec: "Codec") -> None:
+    from lit_moss.codec.encoder import fingerprint
+
+    vocabulary = codec.codes
+    own = fingerprint(codec.tokenizer.encoder) if codec.tokenizer is not None else ""
     for line in lines:
+        if line.codec and own and line.codec != own:
+            raise UserError(
+                f"{line.name} has codes of tokenizer {line.codec}, this decoder was trained on those of "
+                f"{own}: tokenize with the decoder's"
+            )
         bad = [code for code in line.codes if not 0 <= code < vocabulary]
         if bad:
             raise UserError(
@@ -175,7 +186,8 @@ def decode_batches(
     from lit_moss.audio import rates
     from lit_moss.codec.codec import LONGEST_AT_ONCE
 
-    before = 0 if prompt is None else len(prompt.codes_N)
+    prompt = prompt or codec.no_prompt()
+    before = len(prompt.codes_N)
     groups: list[list[Line]] = []
     for line in sorted(lines, key=lambda one: len(one.codes)):
         if not groups or (len(groups[-1]) + 1) * (before + len(line.codes)) > budget:

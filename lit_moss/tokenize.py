@@ -39,6 +39,7 @@ def main(args: argparse.Namespace) -> None:
     """Tokenizes all files; memory is bounded by one batch and the longest file."""
     from tqdm import tqdm
 
+    from lit_moss.codec.encoder import fingerprint
     from lit_moss.devices import moved
     from lit_moss.prepare.kmeans_codec import open_codec
 
@@ -50,6 +51,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--batch-sec is {args.batch_sec}, expected seconds above 0")
     todo = list(_utterances(args.audio))
     tokenizer = moved(open_codec(args.codec), args.device)
+    mark = fingerprint(tokenizer.encoder)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_name(args.out.name + ".partial")
     audio_sec, codes, bad, begun = 0.0, 0, [], time.monotonic()
@@ -63,6 +65,7 @@ def main(args: argparse.Namespace) -> None:
                     "audio_filepath": str(utterance.audio),
                     "codes": found,
                     "duration": round(second, 4),
+                    "codec": mark,
                 }
                 if utterance.offset_sec:
                     line["offset"] = utterance.offset_sec
