@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("benchmark", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}")
     parser.add_argument("-c", "--config", required=True, type=Path, help="its YAML")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="keys",
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="keys",
         help="keys of the YAML: --set limit=20 codec=runs/flow_decoder",
     )  # fmt: skip
 

@@ -74,7 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, help="interleaved: of the choices (1)")
     parser.add_argument(
-        "--pairs", nargs="+", metavar="USER-REPLY", help="sft: of speech-speech, speech-text, … (all four)"
+        "--pairs",
+        nargs="+",
+        action="extend",
+        metavar="USER-REPLY",
+        help="sft: of speech-speech, speech-text, … (all four)",
     )
     parser.add_argument("--train-on", choices=["assistant", "all"], help="sft: whose turns count (assistant)")
 

@@ -150,6 +150,8 @@ def test_the_judges_hear_what_is_said(conf, tmp_path, monkeypatch):
         (["--set", "prompt=none.wav"], "none.wav"),
         (["--set", "prompt=list"], "has no prompt"),
         (["--set", "limit=0"], "expected one or more"),
+        # The last --set alone counted.
+        (["--set", "limit=0", "--set", "dnsmos=false"], "limit 0, expected one or more"),
         (["--set", "device=moon"], "'moon' cannot be used"),
         (["--set", "rungs=[]"], "expected one or more"),
         (["--set", "language=chinese"], "expected one of en, zh"),
