@@ -16,7 +16,7 @@ quickstart-tokenizer: $(VENV)/ready ## sets up, trains the speech tokenizer on t
 		--codec runs/quickstart --out codes.jsonl --force
 
 test: $(VENV)/ready-dev ## sets up, then all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/ready-dev ## lint, format, types
 	$(BIN)/ruff check .

@@ -263,9 +263,7 @@ def test_activation_checkpointing_changes_nothing(pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("pair", "stage1"), [("qwen3", False), ("qwen3", True), ("llama", False)], indirect=["pair"]
-)
+@pytest.mark.parametrize(("pair", "stage1"), [("qwen3", True), ("llama", False)], indirect=["pair"])
 def test_compiled_layers_agree(pair, stage1):
     """Stage 1 in bf16 takes the frozen projections' own path; a compilation takes 10 to 30 s."""
     torch.compiler.reset()

@@ -94,6 +94,7 @@ def test_two_workers_prune_a_hopeless_trial(tmp_path, base):
     assert "| 2 | 1e-09 | – | pruned |" in out
 
 
+@pytest.mark.slow
 def test_a_bad_recipe_fails_its_trial_with_its_own_line(tmp_path, base):
     sweep = {
         "study": "bad",
