@@ -57,6 +57,9 @@ class FlowConfig:
         unconditioned_share: Share of items trained without condition, for guidance.
         guidance: Weight w of classifier-free guidance; 0 turns it off and halves the work.
         steps: Solver steps.
+        start: Time at which the solver starts, at that point of the path from the noise to the encoder's output
+            instead of at the noise: shallow sampling as in DiffSinger (arXiv:2105.02446). 0 is the released
+            sampler; above 0 the encoder must have learnt the mel (`FlowDecoder.prior_weight`).
     """
 
     vocab_size: int = 20480
@@ -75,6 +78,7 @@ class FlowConfig:
     unconditioned_share: float = 0.2
     guidance: float = 0.7
     steps: int = 10
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -92,6 +96,8 @@ class FlowConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if not 0.0 <= self.start < 1.0:
+            raise UserError(f"start is {self.start}, expected 0 or more and below 1")
         if self.hidden % self.encoder_heads or self.hidden % 2:
             raise UserError(
                 f"hidden {self.hidden} is no multiple of encoder_heads {self.encoder_heads}, or odd: "
@@ -423,7 +429,10 @@ class Flow(nn.Module):
             )  # fmt: skip
             return flow_matching.guided(v[:batch], v[batch:], guidance) if double else v
 
-        return flow_matching.euler(velocity, x_BMT, flow_matching.schedule(steps))
+        start = self.config.start
+        if start:
+            x_BMT, _ = flow_matching.path(mu_BMT, x_BMT, x_BMT.new_full((1, 1, 1), start))
+        return flow_matching.euler(velocity, x_BMT, flow_matching.schedule(steps, start))
 
     # --- files ----------------------------------------------------------------------------------------------
 

@@ -40,9 +40,10 @@ def squared_errors(velocity_BMT: Tensor, target_BMT: Tensor, mask_B1T: Tensor) -
     return ((velocity_BMT - target_BMT) * mask_B1T).square().sum(dim=(1, 2))
 
 
-def schedule(steps: int) -> list[float]:
-    """Times of the solver, from 0 to 1: steps + 1 of them."""
-    span = torch.linspace(0, 1, steps + 1)
+def schedule(steps: int, start: float = 0.0) -> list[float]:
+    """Times of the solver, from `start` to 1: steps + 1 of them."""
+    first = math.acos(1.0 - start) / (0.5 * math.pi)
+    span = torch.linspace(first, 1, steps + 1)
     return cosine_time(span).tolist()
 
 

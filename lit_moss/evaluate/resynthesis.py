@@ -15,7 +15,7 @@ import csv
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,9 @@ class Config:
         speaker: Speaker encoder of the similarity.
         dnsmos: Whether to judge by DNSMOS (some 2 s a clip and rung).
         language: en or zh.
+        steps: Solver steps; empty takes the decoder's own, as for `start` and `guidance`.
+        start: Time at which the solver starts, see `FlowConfig`.
+        guidance: Weight of classifier-free guidance.
         limit: First so many clips, all if empty.
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
@@ -71,6 +74,9 @@ class Config:
     speaker: str | None = "embedded:resemblyzer"
     dnsmos: bool = True
     language: str = "en"
+    steps: int | None = None
+    start: float | None = None
+    guidance: float | None = None
     limit: int | None = None
     device: str = "auto"
     name: str = "resynthesis"
@@ -110,6 +116,8 @@ def run(config: Config) -> dict[str, dict[str, float]]:
         raise UserError(f"language is {config.language!r}, expected one of {', '.join(LANGUAGES)}")
     clips = read_clips(config.clips, config.limit)
     codec = moved(open_decoder(config.codec), config.device)
+    sampler = {name: getattr(config, name) for name in ("steps", "start", "guidance")}
+    codec.flow.config = replace(codec.flow.config, **{k: v for k, v in sampler.items() if v is not None})
     recogniser = judges.Recogniser(config.judge, config.device) if config.judge else None
     speaker = open_speaker(config.speaker)
     folder = new_folder(Path(config.run_root) / config.name)
