@@ -57,9 +57,9 @@ class FlowConfig:
         unconditioned_share: Share of items trained without condition, for guidance.
         guidance: Weight w of classifier-free guidance; 0 turns it off and halves the work.
         steps: Solver steps.
-        start: Time at which the solver starts, at that point of the path from the noise to the encoder's output
-            instead of at the noise: shallow sampling as in DiffSinger (arXiv:2105.02446). 0 is the released
-            sampler; above 0 the encoder must have learnt the mel (`FlowDecoder.prior_weight`).
+        start: Time at which the solver starts, on the way from noise to the encoder's output instead of at
+            the noise: shallow sampling as in DiffSinger (arXiv:2105.02446). 0 is the released sampler; above
+            0 the encoder must have learnt the mel (`FlowDecoder.prior_weight`).
     """
 
     vocab_size: int = 20480

@@ -103,8 +103,8 @@ class FlowDecoder(LightningModule):
         self.flow = Flow(flow or FlowConfig())
         if self.flow.config.start and not prior_weight:
             raise UserError(
-                f"model.flow.start is {self.flow.config.start} and model.prior_weight 0: where sampling starts "
-                "from the encoder's output, it has to learn the mel; give a weight, for example 1.0"
+                f"model.flow.start is {self.flow.config.start} and model.prior_weight 0: where sampling "
+                "starts near the encoder's output, that has to learn the mel; give a weight, for example 1.0"
             )
         self.init_from, self.start_from_data = init_from, start_from_data
         if init_from is not None:

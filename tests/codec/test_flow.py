@@ -67,6 +67,25 @@ def test_the_solver_ends_at_the_target_when_given_the_true_velocity_of_the_path(
     assert torch.allclose(found, x1 + flow_matching.SIGMA * z, atol=1e-5)
 
 
+def test_from_a_later_start_the_solver_ends_at_the_target_too():
+    x1, z = torch.randn(1, 80, 9), torch.randn(1, 80, 9)
+    at, u = flow_matching.path(x1, z, torch.full((1, 1, 1), 0.8))
+    times = flow_matching.schedule(3, 0.8)
+    assert (times[0], times[-1]) == (pytest.approx(0.8), pytest.approx(1.0))
+    found = flow_matching.euler(lambda x, i, t: u, at, times)
+    assert torch.allclose(found, x1 + flow_matching.SIGMA * z, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [0.5, 0.9999])
+def test_a_stream_with_a_later_start_is_the_whole_and_comes_near_the_encoders_output(start):
+    flow, row = small_flow(start=start, steps=3), codes(17)
+    whole = flow.sample(row, streaming=True)
+    assert torch.allclose(streamed(flow, row[0], None, None, 4), whole, atol=2e-5)
+    mu_BTM = flow.encode(row, torch.tensor([17]), True, True)
+    near = (whole - mu_BTM.transpose(1, 2)).abs().max() < 1e-2
+    assert bool(near) == (start > 0.9)
+
+
 def test_schedule_is_one_minus_the_cosine():
     times = flow_matching.schedule(10)
     assert times[0] == 0.0

@@ -163,6 +163,8 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
         ({"vocab_size": 32}, "has 64 codes, model.flow.vocab_size is 32"),
         ({"hidden": 33}, "no multiple of encoder_heads"),
         ({"encoder_heads": 0}, "encoder_heads is 0, expected 1 or more"),
+        ({"start": 0.8}, "model.prior_weight 0"),
+        ({"start": 1.0}, "below 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(tmp_path, corpus, codec, capsys, change, message):
