@@ -18,8 +18,8 @@ class Checkpoint(ModelCheckpoint):
     `best.ckpt`.
 
     Args:
-        every_n_steps: Optimizer steps between two states, for resuming; the run's last step is one more. 0
-            writes none of them.
+        every_n_steps: Optimizer steps between two states, for resuming; 0 writes none of them. A run's last
+            step is saved if it is a multiple.
         keep: How many of the newest states stay.
         monitor: Metric whose best state is kept as `best.ckpt`, looked at after each validation; None writes
             none.
@@ -62,14 +62,7 @@ class Checkpoint(ModelCheckpoint):
         if not self._is_best and fetcher is not None and loop._should_check_val_fx(fetcher):
             self._deferred = True
         else:
-            self._save_if_due(trainer, pl_module, batch_idx)
-
-    def _save_if_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
-        """Every n steps, and at the run's last: after it averaged weights overwrite the current ones."""
-        super().on_train_batch_end(trainer, pl_module, None, None, batch_idx)
-        ended = trainer.global_step == trainer.max_steps != self._last_global_step_saved
-        if ended and not self._is_best and self._every_n_train_steps:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """SIGTERM, as a cluster sends it before it takes a machine away: the state as it is, no step lost.
@@ -97,5 +90,5 @@ class Checkpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._deferred:
             self._deferred = False
-            self._save_if_due(trainer, pl_module, trainer.fit_loop.batch_idx)
+            super().on_train_batch_end(trainer, pl_module, None, None, trainer.fit_loop.batch_idx)
         super().on_validation_end(trainer, pl_module)
