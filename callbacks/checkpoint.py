@@ -1,7 +1,7 @@
 """When checkpoints are written."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
@@ -78,9 +78,8 @@ class Checkpoint(ModelCheckpoint):
             and trainer.global_step > self._last_global_step_saved
             and not trainer.fit_loop._should_accumulate()
         ):
-            averaging = [
-                c for c in trainer.callbacks if trainer.validating and isinstance(c, WeightAveraging)
-            ]
+            callbacks = cast(Any, trainer).callbacks if trainer.validating else []
+            averaging = [c for c in callbacks if isinstance(c, WeightAveraging)]
             for callback in averaging:
                 callback.on_validation_epoch_end(trainer, pl_module)
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
