@@ -9,6 +9,7 @@ behind it (HiFT: 18, Griffin-Lim: those whose windows overlap).
 Shapes: B batch, T frames, L samples, F frequencies (961).
 """
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import Protocol
 
@@ -93,7 +94,7 @@ def _frame_noise(n: int) -> Tensor:
     return torch.randn(HOP, HARMONICS, generator=torch.Generator().manual_seed(n))
 
 
-class _Window:
+class _Window(ABC):
     """A vocoder over a moving window of mel frames."""
 
     _lookahead_frames: int
@@ -110,9 +111,9 @@ class _Window:
     def flush(self) -> Tensor:
         return torch.zeros(1, 0) if self._mel is None else self._advance(self._mel, 0)
 
+    @abstractmethod
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
         """Samples of the window's frames but the last `wait`, those given out already left out."""
-        raise NotImplementedError
 
 
 class HiFTStream(_Window):
