@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+import lit_moss  # noqa: F401  before torch: it sets how long waiting OpenMP threads spin
+
+# isort: split
 import pytest
 import torch
 
