@@ -3,11 +3,12 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -27,7 +28,15 @@ from lit_moss.checkpoints import (
     newest_of_run,
 )
 from lit_moss.errors import UserError
-from lit_moss.recipes import PARENT_VARIABLE, end_with_parent, hold, read_result, read_yaml, write_json
+from lit_moss.recipes import (
+    METRICS_VARIABLE,
+    PARENT_VARIABLE,
+    end_with_parent,
+    hold,
+    read_result,
+    read_yaml,
+    write_json,
+)
 from lit_moss.tracking import Tracker
 
 # Without it `${a.b}` is looked up below the subcommand and not found.
@@ -76,6 +85,14 @@ class _Result(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.write(trainer)
+        if trainer.sanity_checking:
+            return
+        # A sweep's objective that no validation gives is found here, not after the whole run.
+        missing = [m for m in json.loads(os.environ.get(METRICS_VARIABLE, "[]"))
+                   if m not in trainer.callback_metrics]  # fmt: skip
+        if missing:
+            known = ", ".join(sorted(key for key in trainer.callback_metrics if "/" in key))
+            raise UserError(f"no metric {missing[0]} in a validation, expected one of {known}")
 
     @staticmethod
     @rank_zero_only
@@ -85,8 +102,9 @@ class _Result(Callback):
             return
         folder = trainer.logger.run_dir
         metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
+        before = read_result(folder) or {}
         if not any("/" in key for key in metrics):
-            metrics = (read_result(folder) or {"metrics": {}})["metrics"]
+            metrics = before.get("metrics", {})
         finished = trainer.global_step >= trainer.max_steps
         early = (
             "pruned" if any(getattr(c, "pruned", False) for c in cast(Any, trainer).callbacks) else "early"
@@ -96,7 +114,19 @@ class _Result(Callback):
             "stopped": early if ended and not finished else None,
             "run_id": trainer.logger.run_id,
             "metrics": metrics,
+            # Of all validations; one repeated after a resume gives the same values again.
+            "lowest": _extremes(min, before.get("lowest", {}), metrics),
+            "highest": _extremes(max, before.get("highest", {}), metrics),
         })  # fmt: skip
+
+
+def _extremes(pick: Callable[[float, float], float], *each: dict[str, float]) -> dict[str, float]:
+    """Metric -> its lowest or highest finite value in any of the dictionaries."""
+    found: dict[str, float] = {}
+    for key, value in (item for metrics in each for item in metrics.items()):
+        if math.isfinite(value):
+            found[key] = pick(found.get(key, value), value)
+    return found
 
 
 class MossCLI(LightningCLI):

@@ -28,6 +28,7 @@ except ImportError:  # Windows
 
 TAGS_VARIABLE = "LIT_MOSS_RUN_TAGS"  # JSON: MLflow tags of the run that is started
 PARENT_VARIABLE = "LIT_MOSS_PARENT"  # the process that a run ends with
+METRICS_VARIABLE = "LIT_MOSS_METRICS"  # JSON: metrics that every validation of the run must give
 
 
 class RunError(Exception):
@@ -151,7 +152,8 @@ def _index(place: list[Any], name: str, here: str, key: str) -> int:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a run has come to: step (0 while it runs), stopped (pruned, early or null), run_id, metrics."""
+    """What a run has come to: step (0 while it runs), stopped (pruned, early or null), run_id, metrics (of
+    the last validation), and their lowest and highest values over all validations."""
     try:
         return json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):

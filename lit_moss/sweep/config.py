@@ -31,6 +31,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "trials": (int, type(None)),
     "seeds": (list,),
     "seed": (int,),
+    "validation": (str,),
     "storage": (str,),
     "heartbeat_sec": (int,),
     "retries": (int,),
@@ -48,7 +49,9 @@ class Sweep:
         set: Keys changed in every trial (see `lit_moss.recipes.set_key`).
         search: Key -> `{choices: [...]}`, `{choices: {name: value, ...}}`, or `{low, high}` with `step` or
             `log: true`; whole numbers where both ends are.
-        objectives: Metric of a run's last validation -> minimize or maximize.
+        objectives: Metric of a run's validations -> minimize or maximize.
+        validation: Which of them counts: the `last`, or the `best` (with one objective only: two may be best
+            at different steps, which is no model that exists).
         trials: How many; None is the whole grid.
         seeds: `seed_everything` of a trial's runs; a trial's value is the mean over them.
         seed: Of the sampler.
@@ -72,6 +75,7 @@ class Sweep:
     seed: int = 1
     sampler: Any = "optuna.samplers.TPESampler"
     pruner: Any = None
+    validation: str = "last"
     storage: str = "sqlite:///sweeps.db"
     heartbeat_sec: int = 20
     retries: int = 3
@@ -88,6 +92,13 @@ class Sweep:
         wrong = sorted({d for d in self.objectives.values() if d not in ("minimize", "maximize")})
         if wrong or not self.objectives:
             raise UserError(f"objectives have {wrong or 'no metric'}, expected METRIC: minimize or maximize")
+        if self.validation not in ("last", "best"):
+            raise UserError(f"validation is {self.validation!r}, expected last or best")
+        if self.validation == "best" and len(self.objectives) > 1:
+            raise UserError(
+                f"validation: best with {len(self.objectives)} objectives, whose best steps may differ: "
+                "expected one objective, or validation: last"
+            )
         if len(self.objectives) > 1 and self.pruner:
             raise UserError(
                 f"pruner with {len(self.objectives)} objectives: Optuna prunes by one alone, take it out"
@@ -125,6 +136,8 @@ class Sweep:
     def fingerprint(self) -> str:
         """Of what makes trials comparable; how many, where and by whom may change."""
         asked = [self.search, self.objectives, self.seeds, self.sampler, self.seed, self.recipe({}, 0)]
+        if self.validation != "last":  # absent from the fingerprints of studies begun before it existed
+            asked.append(self.validation)
         return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:16]
 
     def make_sampler(self, slot: int) -> BaseSampler:

@@ -7,6 +7,7 @@ A slot is open until one of its trials is complete, pruned, or has failed by its
 
 import contextlib
 import copy
+import json
 import math
 import os
 import socket
@@ -29,7 +30,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from lit_moss.errors import UserError
-from lit_moss.recipes import RunError, run_fit
+from lit_moss.recipes import METRICS_VARIABLE, RunError, read_result, run_fit
 from lit_moss.sweep.config import Sweep
 
 DONE, ALIVE, FAILED, DEAD = range(4)
@@ -56,7 +57,7 @@ def open_study(sweep: Sweep) -> optuna.Study:
     if not any(trial.values for trial in study.get_trials(deepcopy=False)):
         study.set_user_attr("fingerprint", sweep.fingerprint())  # nothing to compare with yet
     names = study.metric_names
-    if names is None:
+    if names is None or not any(trial.values for trial in study.get_trials(deepcopy=False)):
         study.set_metric_names(list(sweep.objectives))
     elif names != list(sweep.objectives):
         raise UserError(f"study {sweep.study!r} in {place} has objectives {names}: give it another name")
@@ -314,11 +315,15 @@ class Objective:
         if sweep.pruner:
             config["trainer"].setdefault("callbacks", []).append(self._pruning(trial, config, seed))
         tags = {"mlflow.parentRunId": self.parent, "sweep.trial": str(slot), "sweep.seed": str(seed)}
+        if devices := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            tags["sweep.devices"] = devices
         folder = Path(sweep.run_root).absolute() / sweep.study / f"trial-{slot:03d}-seed-{seed}"
         try:
             os.environ[STORAGE_VARIABLE] = sweep.storage  # in no file: it may hold a password
+            os.environ[METRICS_VARIABLE] = json.dumps(list(sweep.objectives))
             result = run_fit(config, folder, tags, self.threads)
         except RunError as error:
+            self._check_metrics(trial, read_result(folder), str(error))
             if error.killed:  # by the system, for memory most often: to be queued again as after a death
                 print(f"trial {slot + 1}/{sweep.trials} was killed: {error}", file=sys.stderr, flush=True)
                 raise
@@ -327,12 +332,26 @@ class Objective:
             self._fail(trial, slot, RunError(str(error)))
         if result.get("stopped") == "pruned":
             raise optuna.TrialPruned(f"pruned at step {result['step']}")
-        missing = [metric for metric in sweep.objectives if metric not in result["metrics"]]
-        if missing:
-            known = ", ".join(k for k in result["metrics"] if "/" in k)
-            error = RunError(f"no metric {missing[0]} at the end of {folder}, expected one of {known}")
-            self._fail(trial, slot, error)
-        trial.set_user_attr(f"seed {seed}", {m: result["metrics"][m] for m in sweep.objectives})
+        self._check_metrics(trial, result, f"see {folder}")
+        values = result["metrics"]
+        if sweep.validation == "best":
+            direction = next(iter(sweep.objectives.values()))
+            values = values | result["lowest" if direction == "minimize" else "highest"]
+        trial.set_user_attr(f"seed {seed}", {m: values[m] for m in sweep.objectives})
+
+    def _check_metrics(self, trial: optuna.Trial, result: dict[str, Any] | None, where: str) -> None:
+        """Stops the study at an objective that no validation gives: every trial would run for nothing.
+
+        The trial is queued again by the next start, for its parameters are not at fault.
+        """
+        known = [key for key in (result or {}).get("metrics", {}) if "/" in key]
+        missing = [metric for metric in self.sweep.objectives if metric not in known]
+        if known and missing:
+            trial.set_user_attr(INTERRUPTED, True)
+            raise UserError(
+                f"objectives: no metric {missing[0]!r}, expected one of {', '.join(known)}: correct the name "
+                f"and repeat the command ({where})"
+            )
 
     def _fail(self, trial: optuna.Trial, slot: int, error: RunError) -> NoReturn:
         trial.set_user_attr(ERROR, str(error))

@@ -12,9 +12,12 @@ import argparse
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from lit_moss.errors import UserError
+
+DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,12 +91,35 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _workers(count: int) -> None:
-    """The same command in `count` processes, each taking trials."""
+    """The same command in `count` processes, each taking trials on its own share of the GPUs."""
     from lit_moss.recipes import PARENT_VARIABLE
 
     words = [w for w in sys.argv[1:] if w != "--retry-failed"]
-    environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
     command = [sys.executable, "-m", "lit_moss", *words]
-    workers = [subprocess.Popen(command, env=environment) for _ in range(count)]
-    for worker in workers:
-        worker.wait()
+    workers = []
+    for share in shares_of_devices(count, visible_devices()):
+        environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
+        if share:
+            environment[DEVICES_VARIABLE] = ",".join(share)
+        workers.append(subprocess.Popen(command, env=environment))
+    codes = [worker.wait() for worker in workers]
+    if 2 in codes:
+        raise UserError("a worker stopped at a mistake in the study, see its line above; repeat the command")
+
+
+def visible_devices() -> list[str]:
+    """The GPUs that this process may use, by CUDA_VISIBLE_DEVICES where it is set."""
+    named = os.environ.get(DEVICES_VARIABLE)
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def shares_of_devices(workers: int, devices: list[str]) -> list[list[str]]:
+    """The GPUs of each worker: equal shares; one GPU for several workers where there are fewer GPUs."""
+    if len(devices) < workers:
+        return [[devices[i % len(devices)]] if devices else [] for i in range(workers)]
+    ends = [i * len(devices) // workers for i in range(workers + 1)]
+    return [devices[a:b] for a, b in pairwise(ends)]

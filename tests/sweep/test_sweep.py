@@ -10,7 +10,8 @@ import yaml
 from mlflow import MlflowClient
 from recording import kill_behind_a_checkpoint
 
-from lit_moss.recipes import read_recipe
+from lit_moss.recipes import read_recipe, read_result
+from lit_moss.sweep.verb import shares_of_devices
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,8 +28,8 @@ def base(tmp_path) -> Path:
     return path
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+def start(folder: Path, *words: str, **variables: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-m", "lit_moss", "sweep", "-c", "sweep.yaml", *words]
     return subprocess.Popen(
@@ -87,11 +88,60 @@ def test_two_workers_prune_a_hopeless_trial(tmp_path, base):
         "heartbeat_sec": 5,
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
-    done = start(tmp_path, "--workers", "2")
+    done = start(tmp_path, "--workers", "2", CUDA_VISIBLE_DEVICES="3,5")
     out, _ = done.communicate(timeout=240)
     assert done.returncode == 0, out
     assert "3 of 3 trials (2 complete, 1 pruned)" in out
     assert "| 2 | 1e-09 | – | pruned |" in out
+    runs = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
+    devices = {run.data.tags.get("sweep.devices") for run in runs if "sweep.trial" in run.data.tags}
+    assert devices == {"3", "5"}  # one GPU a worker: all trials were on the first before
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices", "shares"),
+    [
+        (2, ["0", "1", "2", "3"], [["0", "1"], ["2", "3"]]),
+        (3, ["4", "6", "7", "9"], [["4"], ["6"], ["7", "9"]]),
+        (3, ["GPU-a", "GPU-b"], [["GPU-a"], ["GPU-b"], ["GPU-a"]]),
+        (2, [], [[], []]),
+    ],
+)
+def test_workers_share_the_visible_devices(workers, devices, shares):
+    assert shares_of_devices(workers, devices) == shares
+
+
+@pytest.mark.slow
+def test_a_misspelt_objective_stops_the_study_at_the_first_validation(tmp_path, base):
+    """And the corrected name continues it; `validation: best` takes the best of the run's validations."""
+    config = read_recipe([base])
+    config["trainer"] |= {"max_steps": 6, "val_check_interval": 2}
+    base.write_text(yaml.safe_dump(config))
+    sweep = {
+        "study": "misspelt",
+        "base": [str(base)],
+        "search": {"model.init_args.lr": {"choices": [1.0e-2, 3.0e-3]}},
+        "objectives": {"val/speech_pl": "maximize"},
+        "validation": "best",
+        "sampler": "grid",
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+    out, _ = (done := start(tmp_path)).communicate(timeout=240)
+    assert done.returncode == 2
+    assert "no metric 'val/speech_pl', expected one of" in out.splitlines()[-1]
+    assert "val/speech_ppl" in out.splitlines()[-1]
+    assert "trial 2/2" not in out
+    folder = tmp_path / "runs" / "misspelt" / "trial-000-seed-1"
+    assert read_result(folder)["step"] == 0  # stopped at its first validation, not run to its end
+
+    sweep["objectives"] = {"val/speech_ppl": "maximize"}  # at its best in the first validation
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+    out, _ = (done := start(tmp_path)).communicate(timeout=240)
+    assert done.returncode == 0, out
+    result = read_result(folder)
+    assert result["step"] == 6
+    assert result["highest"]["val/speech_ppl"] > result["metrics"]["val/speech_ppl"]
+    assert f"| {result['highest']['val/speech_ppl']:.4g} | complete |" in out
 
 
 @pytest.mark.slow
