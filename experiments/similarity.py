@@ -5,14 +5,16 @@
 RUN is a run's folder, or one that `save_pretrained` wrote. A sample is a few neighbouring utterances of the
 manifest, as text and as speech; what is aligned are the words where the manifest tells their times, else the
 utterances. The control is the same split of the same backbone without any training. Where the curve of the
-trained model starts to fall, the model asks for tails; how sure that is, is told by drawing the samples anew
-(bootstrap). Writes similarity.md and pictures into runs/studies/similarity-RUN/study and its MLflow run.
+trained model starts to fall, the model asks for tails; how certain that is, redrawn sets of samples say
+(bootstrap). Beside the paper's score stands a centred one: the mean of layer and modality is removed and row
+0 left out, since raw cosines of unrelated texts are high already and cannot show whether modalities fuse.
+Writes similarity.md and pictures into runs/studies/similarity-RUN/study and its MLflow run.
 """
 
 import argparse
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.llm.similarity import (
     Alignment,
+    LayerMeans,
     Pair,
     align,
     cosine_matrix,
@@ -32,6 +35,7 @@ from lit_moss.llm.similarity import (
     hidden_states,
     proposed_depth,
     similarity_score,
+    without_first_row,
 )
 from lit_moss.tracking import study_run
 
@@ -97,13 +101,33 @@ def _sample(members: Sequence[tuple[Any, list[int]]], lm: SplitLM, tokenizer: An
 
 
 @torch.no_grad()
-def measure(lm: SplitLM, given: Sequence[Sample]) -> list[Alignment]:
-    """Alignments of every sample, on all layers."""
-    with torch.autocast("cpu", torch.bfloat16):
-        return [
-            align(hidden_states(lm, s.text, "text"), hidden_states(lm, s.speech, "speech"), s.pairs)
-            for s in given
-        ]
+def measure(lm: SplitLM, given: Sequence[Sample]) -> tuple[list[Alignment], list[Alignment]]:
+    """Alignments of every sample on all layers: the paper's, and the centred ones without row 0."""
+
+    def states() -> Iterator[tuple[Sample, Tensor, Tensor]]:
+        # Twice through the model rather than all states kept: 40 samples at 8B would be 12 GB.
+        for s in given:
+            yield s, _states(lm, s.text, "text"), _states(lm, s.speech, "speech")
+
+    text_mean, speech_mean = LayerMeans(), LayerMeans()
+    raw, centred = [], []
+    for s, text_KnE, speech_KmE in states():
+        text_mean.add(text_KnE)
+        speech_mean.add(speech_KmE)
+        raw.append(align(text_KnE, speech_KmE, s.pairs))
+    for s, text_KnE, speech_KmE in states():
+        pairs = without_first_row(s.pairs)
+        if pairs:
+            text_KnE, speech_KmE = text_mean.remove(text_KnE), speech_mean.remove(speech_KmE)
+            centred.append(align(text_KnE, speech_KmE, pairs, first_row=1))
+    return raw, centred
+
+
+def _states(lm: SplitLM, rows_L: Tensor, modality: str) -> Tensor:
+    """Hidden states on the model's device, by bfloat16 products."""
+    device = next(lm.parameters()).device
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        return hidden_states(lm, rows_L.to(device), modality)
 
 
 def bootstrap(found: Sequence[Alignment]) -> tuple[Counter, Tensor]:
@@ -133,11 +157,10 @@ def curves_picture(curves: dict[str, tuple[Tensor, Tensor]], trunk: int) -> Any:
 def heatmaps_picture(lm: SplitLM, sample: Sample, layers: Sequence[int]) -> Any:
     """Cosine matrices of one sample at some layers, with the warping path."""
     plt = _plt()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        text, speech = hidden_states(lm, sample.text, "text"), hidden_states(lm, sample.speech, "speech")
+    text, speech = _states(lm, sample.text, "text"), _states(lm, sample.speech, "speech")
     figure, axes = plt.subplots(1, len(layers), figsize=(3.6 * len(layers), 3.2), squeeze=False)
     for axis, layer in zip(axes[0], layers, strict=True):
-        matrix = cosine_matrix(text[layer], speech[layer, 1:-1])
+        matrix = cosine_matrix(text[layer], speech[layer, 1:-1]).cpu()
         shown = axis.imshow(matrix, aspect="auto", origin="lower", cmap="viridis")
         axis.plot(*zip(*[(v, u) for u, v in dtw_path(matrix)], strict=True), ".", color="gold", markersize=2)
         axis.set(title=f"layer {layer}", xlabel="speech row (80 ms)", ylabel="text row")
@@ -211,7 +234,10 @@ def _run(args: argparse.Namespace) -> str:
     if not all(0 <= i < layers for i in chosen):
         raise UserError(f"--layers is {chosen}, expected 0 to {layers - 1}")
     given = samples(args.speech, codec, lm, load_tokenizer(backbone), args.samples, args.utterances)
-    found = {"trained": measure(lm, given), "untrained": measure(twin, given)}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found: dict[str, list[Alignment]] = {}
+    for name, model in (("trained", lm), ("untrained", twin)):
+        found[name], found[f"{name}, centred"] = measure(model.to(device), given)
     curves, lines = {}, []
     for name, alignments in found.items():
         depths, band = bootstrap(alignments)
@@ -230,7 +256,8 @@ def _run(args: argparse.Namespace) -> str:
         + "\n"
     )
     pictures = {
-        "similarity.png": curves_picture(curves, trunk),
+        "similarity.png": curves_picture({k: v for k, v in curves.items() if "centred" not in k}, trunk),
+        "similarity_centred.png": curves_picture({k: v for k, v in curves.items() if "centred" in k}, trunk),
         "heatmaps_trained.png": heatmaps_picture(lm, given[0], chosen),
         "heatmaps_untrained.png": heatmaps_picture(twin, given[0], chosen),
     }

@@ -118,3 +118,43 @@ def test_hidden_states_of_text_are_the_backbones_and_speech_follows_its_tail(tmp
     speech = sim.hidden_states(lm, rows, "speech")
     assert torch.equal(speech[: 5 - layers], ours[: 5 - layers])
     assert layers == 0 or not torch.equal(speech[5 - layers], ours[5 - layers])
+
+
+def test_centred_similarity_finds_what_a_common_direction_hides():
+    """All states share one large direction, as those of a language model do, and row 0 is a sink."""
+    g = torch.Generator().manual_seed(1)
+    content = torch.randn(1, 12, 16, generator=g)
+    common = torch.zeros(16)
+    common[0] = 10.0
+    text = content + common
+    speech = content.repeat_interleave(2, dim=1) - common  # the same content, another direction
+    text[:, 0] = speech[:, 0] = 500.0
+    pairs = [(slice(3 * i, 3 * i + 3), slice(6 * i, 6 * i + 6)) for i in range(4)]
+    raw = sim.align(text, speech, pairs)
+    assert raw.dtw_KJ[0, 1:].mean() < 0  # aligned or not, only the common direction is seen
+    means = sim.LayerMeans(), sim.LayerMeans()
+    for mean, states in zip(means, (text, speech), strict=True):
+        mean.add(states)
+    centred = sim.align(
+        means[0].remove(text), means[1].remove(speech), sim.without_first_row(pairs), first_row=1
+    )
+    assert centred.dtw_KJ.min() > 0.8
+    assert centred.background_KJ.abs().max() < 0.3
+    assert float(sim.similarity_score([centred])) > 0.7 > 0.5 + abs(float(centred.background_KJ.mean()))
+
+
+def test_the_first_row_is_in_no_pair_and_no_background():
+    pairs = [(slice(0, 1), slice(1, 3)), (slice(1, 3), slice(0, 4)), (slice(3, 4), slice(4, 6))]
+    assert sim.without_first_row(pairs) == [(slice(1, 3), slice(1, 4)), (slice(3, 4), slice(4, 6))]
+    g = torch.Generator().manual_seed(0)
+    text, speech = torch.randn(2, 4, 5, generator=g), torch.randn(2, 6, 5, generator=g)
+    other = text.clone()
+    other[:, 0] = 1e4
+    pairs = sim.without_first_row(pairs)
+    one, two = (sim.align(states, speech, pairs, first_row=1) for states in (text, other))
+    assert torch.equal(one.dtw_KJ, two.dtw_KJ)
+    assert torch.equal(one.background_KJ, two.background_KJ)
+    means = sim.LayerMeans(), sim.LayerMeans()
+    for mean, states in zip(means, (text, other), strict=True):
+        mean.add(states)
+    assert torch.equal(means[0].remove(text)[:, 1:], means[1].remove(text)[:, 1:])

@@ -1,0 +1,28 @@
+"""The similarity study of a real (tiny) run: both scores, by layer, in its report and in MLflow."""
+
+from lm_recipe import CODES, lm_recipe
+from mlflow import MlflowClient
+from recording import fit
+
+from experiments import similarity
+from lit_moss.codec.tokenizer import SpeechTokenizer
+
+
+def test_the_report_holds_the_papers_and_the_centred_score(
+    tmp_path, monkeypatch, capsys, corpus, tiny_encoder
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    SpeechTokenizer(tiny_encoder(quantize_vocab_size=CODES)).save_pretrained("codec")
+    fit(tmp_path, lm_recipe(tmp_path / "recipe", 5))
+    run = next(tmp_path.glob("runs/tiny/*/run.json")).parent
+    words = [str(run), "--speech", str(corpus / "train.jsonl"), "--codec", "codec", "--samples", "2"]
+    assert similarity.main(words) == 0
+    report = capsys.readouterr().out
+    assert "| layer | trained | trained, centred | untrained | untrained, centred |" in report
+    assert report.count("\n| ") >= 1 + 5  # the header, a layer a line: four in the trunk and tail
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name(f"similarity-{run.name}")
+    stored = {a.path for r in client.search_runs([experiment.experiment_id])
+              for a in client.list_artifacts(r.info.run_id)}  # fmt: skip
+    assert {"similarity.md", "similarity.png", "similarity_centred.png"} <= stored
