@@ -5,10 +5,10 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import launch
 import mlflow
 import numpy as np
 import torch
@@ -94,18 +94,7 @@ def kill_behind_a_checkpoint(process: subprocess.Popen, folder: Path) -> None:
 
 def fit_in_process(folder, config, *more, **environment):
     """`fit` in a process of its own, which may be killed."""
-    env = {k: v for k, v in os.environ.items() if k != "LIT_MOSS_RUN"}
-    # As many threads as here (conftest sets one): sums in another order differ in the last bit.
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **environment}
-    return subprocess.run(
-        [sys.executable, "-m", "lit_moss", "fit", "-c", str(config), *more],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-    )
+    return launch.run(folder, "fit", "-c", str(config), *more, **environment)
 
 
 def recipe(folder: Path, corpus: Path, steps: int, **changes) -> Path:

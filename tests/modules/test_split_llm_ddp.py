@@ -1,17 +1,12 @@
 """T2: two gloo ranks, two loader workers each; resumed runs equal whole ones, freezing holds, ranks agree."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import launch
 import pytest
 import torch
 import yaml
 from lm_recipe import lm_recipe
 from recording import assert_equal, checkpoints, curves, seen
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 # Layer-wise unfreezing under DDP and the sharded strategies: tests/callbacks/test_sharded.py.
 STAGES = {
@@ -25,12 +20,7 @@ def two_ranks(folder, steps, *more, **options):
     config["trainer"] |= {"devices": 2, "strategy": "ddp"}
     config["data"]["init_args"]["workers"] = 2
     path.write_text(yaml.safe_dump(config))
-    env = {k: v for k, v in os.environ.items() if k != "LIT_MOSS_RUN"}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_moss", "fit", "-c", str(path), *more],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    done = launch.run(folder, "fit", "-c", str(path), *more, ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
