@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_moss.checkpoints import seal_folder
+from lit_moss.checkpoints import LAST, STEP, seal_folder
 
 
 class Checkpoint(ModelCheckpoint):
@@ -17,9 +17,11 @@ class Checkpoint(ModelCheckpoint):
     on a resume, skip that validation and leave a gap in the curves. And names are plain: `step-0000400.ckpt`,
     `best.ckpt`.
 
+    A run that ends between two states leaves its end in `last.ckpt`, from which `--ckpt_path last` goes on.
+    The next stage (`model.init_from`) still starts from the last of the states written every n steps.
+
     Args:
-        every_n_steps: Optimizer steps between two states, for resuming; 0 writes none of them. A run's last
-            step is saved if it is a multiple.
+        every_n_steps: Optimizer steps between two states, for resuming; 0 writes none of them, nor the end.
         keep: How many of the newest states stay.
         monitor: Metric whose best state is kept as `best.ckpt`, looked at after each validation; None writes
             none.
@@ -49,8 +51,51 @@ class Checkpoint(ModelCheckpoint):
         if folder.is_dir():  # shards: all ranks have to be done
             trainer.strategy.barrier()
             if trainer.is_global_zero:
+                (folder / STEP).write_text(f"{trainer.global_step}\n")
                 seal_folder(folder)
             trainer.strategy.barrier()
+        if not self._is_best and folder.name != LAST:  # a resumed run has passed its earlier end
+            trainer.strategy.remove_checkpoint(folder.with_name(LAST))
+
+    def _save_end(self, trainer: Trainer) -> None:
+        """The state in which a run ends, whatever ends it: its length, an early stop, a limit of time.
+
+        Here rather than in `on_train_end`, by when averaged weights have overwritten the current ones.
+        """
+        ends = trainer.should_stop or trainer.global_step >= trainer.max_steps >= 0
+        if (
+            ends
+            and not self._is_best
+            and self._every_n_train_steps
+            and trainer.global_step > self._last_global_step_saved
+        ):
+            self._save_checkpoint(trainer, str(Path(cast(str, self.dirpath)) / LAST))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning forgets scores and files when the folder's path has changed, and then overwrites a better
+        `best.ckpt`: files that came along with a moved or copied run are known by their place in it."""
+        old, new = state_dict.get("dirpath"), self.dirpath
+        if old and new and old != new:
+            here = {path: str(Path(new) / Path(path).name) for path in state_dict["best_k_models"]}
+            scores = {
+                here[path]: score
+                for path, score in state_dict["best_k_models"].items()
+                if Path(here[path]).exists()
+            }
+            worst, best = (max, min) if self.mode == "min" else (min, max)
+            kept = worst(scores, key=scores.__getitem__) if scores else ""
+            first = best(scores, key=scores.__getitem__) if scores else ""
+            full = len(scores) == self.save_top_k
+            state_dict = state_dict | {
+                "dirpath": new,
+                "best_k_models": scores,
+                "best_model_path": first,
+                "best_model_score": scores.get(first),
+                "kth_best_model_path": kept if full else "",
+                "kth_value": scores[kept] if full else self.kth_value,
+                "last_model_path": "",
+            }
+        super().load_state_dict(state_dict)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,6 +108,7 @@ class Checkpoint(ModelCheckpoint):
             self._deferred = True
         else:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self._save_end(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """SIGTERM, as a cluster sends it before it takes a machine away: the state as it is, no step lost.
@@ -90,4 +136,5 @@ class Checkpoint(ModelCheckpoint):
         if self._deferred:
             self._deferred = False
             super().on_train_batch_end(trainer, pl_module, None, None, trainer.fit_loop.batch_idx)
+            self._save_end(trainer)
         super().on_validation_end(trainer, pl_module)

@@ -10,9 +10,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from callbacks.learning_rate import set_rates
 from lit_moss.tracking import Tracker
+
+# What a configuration says of a group of parameters; the rate itself, `lr`, follows from it by the step.
+_SETTINGS = ("base_lr", "weight_decay", "betas", "eps")
 
 
 class ExactResume(Callback):
@@ -22,10 +26,20 @@ class ExactResume(Callback):
     is set up. With another number of ranks the data order goes on where it was (it is a function, see
     `BatchOrder`), but random states cannot be dealt out anew: each rank is then seeded from the first one's
     state, and a warning says so.
+
+    Rates, decay and betas are those of the configuration that a run is resumed with: the optimizer's state
+    brings the old ones along, and would let them go on while the record shows the new ones.
     """
 
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] | None = None
+        self._settings: list[dict[str, Any]] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The optimizer's state is restored after this hook.
+        self._settings = [
+            {key: group[key] for key in (*_SETTINGS, "lr") if key in group} for group in _groups(trainer)
+        ]
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -39,7 +53,8 @@ class ExactResume(Callback):
             # This step's own metrics are logged after the callbacks have run: a kill in between would lose
             # them, for a resume begins at the next step. The tracker drops the second copy.
             connector = trainer._logger_connector
-            if trainer.training and connector.should_update_logs:
+            in_a_step = connector._first_loop_iter is not None
+            if trainer.training and in_a_step and connector.should_update_logs:
                 connector.log_metrics(connector.metrics["log"])
             logger.flush()
         checkpoint["random_states"] = states
@@ -53,6 +68,7 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is None:
             return
+        self._apply_settings(trainer)
         if len(self._restored) == trainer.world_size:
             _set_random_state(self._restored[trainer.global_rank])
         else:
@@ -67,12 +83,32 @@ class ExactResume(Callback):
             np.random.seed(seed % 2**32)
         self._restored = None
 
+    def _apply_settings(self, trainer: Trainer) -> None:
+        changed: dict[str, None] = {}
+        for group, settings in zip(_groups(trainer), self._settings, strict=True):
+            # A rate without `base_lr` is the optimizer's own, unless a scheduler of Lightning's moves it.
+            own_rate = "base_lr" not in settings and not trainer.lr_scheduler_configs
+            for key in (*_SETTINGS, "lr") if own_rate else _SETTINGS:
+                if key in settings and key in group and group[key] != settings[key]:
+                    part = str(group.get("name", "")).removesuffix(".no_decay")
+                    name = key.replace("base_lr", "lr")
+                    changed[f"{name} of {part or 'all'} {group[key]} -> {settings[key]}"] = None
+                    group[key] = settings[key]
+        if changed:
+            set_rates(trainer)
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            rank_zero_info(f"resumed with other settings: {', '.join(list(changed)[:4])}{more}")
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         datamodule: Any = getattr(trainer, "datamodule", None)
         if datamodule is not None and hasattr(datamodule, "next_batch"):
             datamodule.next_batch += trainer.world_size
+
+
+def _groups(trainer: Trainer) -> list[dict[str, Any]]:
+    return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
 
 
 def _random_state() -> dict[str, Any]:

@@ -1,22 +1,87 @@
 """Learning rates as a function of the global step."""
 
+import contextlib
 from fnmatch import fnmatchcase
 from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_moss.errors import UserError
 from lit_moss.schedule import rate_factor
 
 
-class LearningRateSchedule(Callback):
+class Schedule(Callback):
+    """What sets rates by the step: its length, `total_steps`, is part of a run's checkpoints.
+
+    A run resumed with a greater `trainer.max_steps` keeps the length that it began with, so its rate stays
+    at the lowest. Stretching the course is a decision: `total_steps` is then given, and the rate jumps.
+    """
+
+    total_steps: int | None
+    _total = 0
+    _begun_with: int | None = None
+
+    def rate(self, step: int, group: dict[str, Any]) -> float:
+        """Rate of a parameter group at a step."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total_steps": self._total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._begun_with = state_dict["total_steps"] or None
+
+    def _set_length(self, trainer: Trainer) -> None:
+        self._total = self.total_steps or self._begun_with or trainer.max_steps
+        if self._total <= 0:
+            raise UserError(
+                f"{type(self).__name__} needs the run's length: set trainer.max_steps, or its total_steps"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._begun_with is None:  # not resumed
+            return
+        if self.total_steps is None:  # where states are restored after `on_fit_start` (DeepSpeed), only now
+            self._total = self._begun_with
+        name, step, last = type(self).__name__, trainer.global_step, trainer.max_steps
+        group = max(trainer.optimizers[0].param_groups, key=lambda group: group.get("base_lr", 0.0))
+        if self._total != self._begun_with:
+            now, before = self.rate(step, group), None
+            with contextlib.suppress(UserError):  # other options may have changed with it
+                before = self._rate_of(self._begun_with, step, group)
+            if before not in (None, now):
+                rank_zero_warn(
+                    f"{name}: total_steps is {self._total}, the run began with {self._begun_with}: at step "
+                    f"{step} the rate jumps from {before:.3g} to {now:.3g}"
+                )
+        elif self.total_steps is None and last > self._total:
+            lowest, stretched = (self._rate_of(total, self._total, group) for total in (self._total, last))
+            if lowest != stretched:
+                rank_zero_warn(
+                    f"{name}: the run began with a course of {self._total} steps and now goes on to {last}: "
+                    f"from step {self._total} on the rate stays at {lowest:.3g}. To stretch the course, "
+                    f"which makes the rate jump, give {name} total_steps: {last}"
+                )
+
+    def _rate_of(self, total: int, step: int, group: dict[str, Any]) -> float:
+        """Rate at a step if the course had another length."""
+        own, self._total = self._total, total
+        try:
+            return self.rate(step, group)
+        finally:
+            self._total = own
+
+
+class LearningRateSchedule(Schedule):
     """Sets every parameter group's rate before each step.
 
     The rate is the group's own base rate times a factor: linear warm-up, then the kind's course.
 
     Args:
         warmup_steps: Optimizer steps of the linear rise.
-        total_steps: Step at which the floor is reached; None takes `trainer.max_steps`.
+        total_steps: Step at which the floor is reached; None takes `trainer.max_steps`, and in a resumed run
+            the length that it began with.
         floor: Rate at the end, as a share of the base rate.
         kind: `cosine`, `linear` or `constant` after the warm-up.
         groups: Pattern of parts -> further factor, e.g. {"audio_*": 2.0, "trunk": 0.5}; `trunk` stands for
@@ -40,13 +105,7 @@ class LearningRateSchedule(Callback):
         self.kind, self.groups = kind, dict(groups or {})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total = self.total_steps or trainer.max_steps
-        if total <= 0:
-            raise UserError(
-                "the learning rate needs the run's length: set trainer.max_steps, or total_steps of "
-                "LearningRateSchedule"
-            )
-        self._total = total
+        self._set_length(trainer)
         groups = trainer.optimizers[0].param_groups
         for pattern in self.groups:
             if not any(_fits(group, pattern) for group in groups):

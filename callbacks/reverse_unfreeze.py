@@ -2,15 +2,15 @@
 
 from typing import Any, Literal, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.freezing import Parts, all_names, drop_gradients, parts_of, put_into_force, trained_names
-from callbacks.learning_rate import LearningRateSchedule, set_rates
+from callbacks.learning_rate import LearningRateSchedule, Schedule, set_rates
 from lit_moss.errors import UserError
 from lit_moss.schedule import layerwise_lr, rate_factor
 
 
-class ReverseUnfreeze(Callback):
+class ReverseUnfreeze(Schedule):
     """Appendix D of arXiv:2510.00499: layer i of N rests until step (N - 1 - i) k, then warms up and decays.
 
     It sets the rates of all groups, so no `LearningRateSchedule` stands beside it. Other parts (embeddings,
@@ -20,7 +20,7 @@ class ReverseUnfreeze(Callback):
         k: Steps between two layers.
         w: Steps of a layer's warm-up.
         total_steps: T, the step at which all layers have reached their lowest rate; None takes
-            `trainer.max_steps`.
+            `trainer.max_steps`, and in a resumed run the length that it began with.
         eta_max: Peak rate of the trunk's layers; None takes the model's `lr`.
         floor: r, lowest rate as a share of the peak.
         others: Course of the other parts: `cosine` from the peak to the floor at T, or `constant`.
@@ -43,17 +43,13 @@ class ReverseUnfreeze(Callback):
             raise UserError(f"ReverseUnfreeze got eta_max {eta_max}, expected 0 or more")
         self.k, self.w, self.total_steps, self.floor, self.others = k, w, total_steps, floor, others
         self.eta_max = eta_max
-        self._layers = self._total = 0
+        self._layers = 0
         self._trained: set[str] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if any(isinstance(c, LearningRateSchedule) for c in cast(Any, trainer).callbacks):
             raise UserError("ReverseUnfreeze and LearningRateSchedule both set rates: keep one of them")
-        self._total = self.total_steps or trainer.max_steps
-        if self._total <= 0:
-            raise UserError(
-                "ReverseUnfreeze needs the run's length: set trainer.max_steps, or its total_steps"
-            )
+        self._set_length(trainer)
         self._layers = _layers(parts_of(pl_module))
         if not self._layers:
             raise UserError("ReverseUnfreeze has no trunk layers to unfreeze: the split leaves none")
@@ -81,6 +77,7 @@ class ReverseUnfreeze(Callback):
         return layerwise_lr(step, layer, self._layers, self.k, self.w, self._total, peak, self.floor)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._trained = None
 
     def on_train_batch_start(

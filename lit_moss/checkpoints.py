@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import struct
 import sys
 import zipfile
@@ -26,6 +27,8 @@ from lit_moss.errors import UserError
 
 SEAL = 64  # hex digits of a sha256
 WHOLE = "whole.json"
+STEP = "step.txt"  # in a folder of shards: optimizer steps done
+LAST = "last.ckpt"  # state in which a run ended, where that is not one of those written every n steps
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -164,12 +167,18 @@ def _gather(folder: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in found.items()}
 
 
-def newest_checkpoint(folder: Path, which: str) -> Path | tuple[Path, str | None]:
+def newest_checkpoint(folder: Path, which: str, end: bool = True) -> Path | tuple[Path, str | None]:
     """Newest (`last`) or `best` whole checkpoint of the newest run below `folder`.
 
     A damaged file is passed over with a line that says so. A run that was killed before its first checkpoint
     is returned as (run folder, MLflow run id): it starts again from step 0 and goes on in the same MLflow
     run.
+
+    Args:
+        folder: RUN_ROOT/NAME.
+        which: `last` or `best`.
+        end: Whether `last` may be the state in which a run ended, `last.ckpt`, beside those written every n
+            steps.
 
     Raises:
         UserError: if there is no run, or none of its checkpoints is whole.
@@ -180,14 +189,13 @@ def newest_checkpoint(folder: Path, which: str) -> Path | tuple[Path, str | None
         raise UserError(
             f"no run in {folder} to take `{which}` from: expected one made by `fit` of the same name"
         )
-    return newest_of_run(runs[-1], which)
+    return newest_of_run(runs[-1], which, end)
 
 
-def newest_of_run(run: Path, which: str) -> Path | tuple[Path, str | None]:
+def newest_of_run(run: Path, which: str, end: bool = True) -> Path | tuple[Path, str | None]:
     """The same within one run's folder."""
-    found = sorted(
-        (run / "checkpoints").glob("best.ckpt" if which == "best" else "step-*.ckpt"), reverse=True
-    )
+    found = [run / "checkpoints" / "best.ckpt"] if which == "best" else _states(run, end)
+    found = [path for path in found if path.exists()]
     for path in found:
         if is_whole(path, sealed=True):
             return path
@@ -195,4 +203,58 @@ def newest_of_run(run: Path, which: str) -> Path | tuple[Path, str | None]:
     if found or which == "best":
         raise UserError(f"{run} has no whole checkpoint for `{which}`: give --ckpt_path FILE")
     print(f"{run} has no checkpoint yet: starting it again from step 0", file=sys.stderr)
-    return run, json.loads((run / "run.json").read_text())["mlflow_run_id"]
+    return run, read_note(run)["mlflow_run_id"]
+
+
+def _states(run: Path, end: bool = True) -> list[Path]:
+    """Checkpoints to resume from, newest first."""
+    states = sorted((run / "checkpoints").glob("step-*.ckpt"), reverse=True)
+    last = run / "checkpoints" / LAST
+    # A next stage starts from a state written every n steps, unless there is none.
+    if not last.exists() or (states and not end):
+        return states
+    # A kill between a later save and its removal leaves an old one. A damaged one stays first, to be named.
+    if states and 0 <= step_of(last) < step_of(states[0]):
+        return states
+    return [last, *states]
+
+
+def newest_step(run: Path) -> int:
+    """Optimizer steps done at the newest whole state of a run; -1 if there is none."""
+    return next((step_of(path) for path in _states(run) if is_whole(path, sealed=True)), -1)
+
+
+def step_of(path: Path) -> int:
+    """Optimizer steps done at a checkpoint: by its name, else by its content; -1 if neither says."""
+    if path.name.startswith("step-") and path.stem.removeprefix("step-").isdigit():
+        return int(path.stem.removeprefix("step-"))
+    try:
+        if path.is_dir():
+            return int((path / STEP).read_text())
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception:  # a damaged archive raises whatever its damage leads to
+        return -1
+
+
+def read_note(run: Path) -> dict[str, Any]:
+    """`run.json` of a run's folder: its `mlflow_run_id`."""
+    return json.loads((run / "run.json").read_text())
+
+
+def begin_fork(checkpoint: Path, run: Path) -> None:
+    """Puts the state that a fork starts from into its folder: the fork can be resumed before its first own
+    checkpoint, and when the run that it left has removed that state."""
+    step = step_of(checkpoint)
+    target = run / "checkpoints" / f"step-{max(step, 0):07d}.ckpt"
+    partial = target.with_name(target.name + ".partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if checkpoint.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(checkpoint, partial)
+    else:
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(checkpoint, partial)  # no copy: files are replaced whole, never written in place
+        except OSError:
+            shutil.copyfile(checkpoint, partial)
+    partial.replace(target)

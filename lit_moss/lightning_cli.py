@@ -18,16 +18,23 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
+from callbacks.exact_resume import ExactResume
 from lit_moss.checkpoints import (
     AtomicCheckpointIO,
+    begin_fork,
     is_whole,
     load_checkpoint,
     newest_checkpoint,
     newest_of_run,
+    newest_step,
+    read_note,
+    step_of,
 )
 from lit_moss.errors import UserError
+from lit_moss.mlflow_access import mlflow_errors
 from lit_moss.recipes import (
     METRICS_VARIABLE,
     PARENT_VARIABLE,
@@ -61,6 +68,14 @@ def _quiet() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: not any(word in record.getMessage() for word in _ADVERTS))
+
+
+# Keys that a resumed run does not follow: its folder, weights, random numbers and place in the data are the
+# checkpoint's.
+_ONLY_AT_START = (
+    "name", "run_root", "run_name", "seed_everything", "model.init_args.init_from",
+    "model.init_args.start_from_data", "model.init_args.init_codes", "data.init_args.first_batch",
+)  # fmt: skip
 
 
 class _Parser(LightningArgumentParser):
@@ -101,8 +116,10 @@ class _Result(Callback):
         if not isinstance(trainer.logger, Tracker) or trainer.sanity_checking:
             return
         folder = trainer.logger.run_dir
-        metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
         before = read_result(folder) or {}
+        metrics = {
+            key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if key != "step"
+        }
         if not any("/" in key for key in metrics):
             metrics = before.get("metrics", {})
         finished = trainer.global_step >= trainer.max_steps
@@ -133,6 +150,7 @@ class MossCLI(LightningCLI):
     """`fit`, `validate`, `test`, `predict`; see `run`."""
 
     tracker: Tracker | None = None
+    _forks = False
     _while_running = contextlib.ExitStack()  # the lock of the run's folder
 
     @classmethod
@@ -198,7 +216,10 @@ class MossCLI(LightningCLI):
             if config.get("max_steps", -1) < 0:
                 raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
             kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
-            kwargs["callbacks"] = [*_as_list(config.get("callbacks")), _Result()]
+            callbacks = _as_list(config.get("callbacks"))
+            if not any(isinstance(callback, ExactResume) for callback in callbacks):
+                callbacks.append(ExactResume())  # without it the data would start again at the first batch
+            kwargs["callbacks"] = [*callbacks, _Result()]
             if config.get("logger") in (None, True):
                 self.tracker = self._make_tracker()
                 kwargs["logger"] = self.tracker
@@ -210,17 +231,17 @@ class MossCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _make_tracker(self) -> Tracker:
-        resumed = self._resumed_run()
-        if resumed is not None:
-            folder, run_id = resumed
-            return Tracker(folder.parent.name, folder.name, str(folder.parent.parent), run_id)
-        if int(os.environ.get("LOCAL_RANK", 0)) and RUN_DIR_VARIABLE in os.environ:
-            return Tracker(self._run_name, os.environ[RUN_DIR_VARIABLE], str(self._run_root))
         asked = self.config["fit"].get("run_name")
-        version = asked or time.strftime("%Y-%m-%d_%H-%M-%S")
-        folder = self._run_root / self._run_name / version
+        folder, run_id = self._resumed_run()
         if asked and Path(asked).name != asked:
             raise UserError(f"--run_name is {asked!r}, expected a plain name: it is one folder below --name")
+        if folder is not None and asked in (None, folder.name):
+            return Tracker(folder.parent.name, folder.name, str(folder.parent.parent), run_id)
+        tags = {"forked_from": _origin(self._ckpt)} if isinstance(self._ckpt, Path) else None
+        if int(os.environ.get("LOCAL_RANK", 0)) and RUN_DIR_VARIABLE in os.environ:
+            return Tracker(self._run_name, os.environ[RUN_DIR_VARIABLE], str(self._run_root), tags=tags)
+        version = asked or time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder = self._run_root / self._run_name / version
         if rank_zero_only.rank == 0 and asked and (folder / "run.json").exists():
             raise UserError(
                 f"there is a run {folder} already: give another --run_name, or continue it with "
@@ -234,18 +255,30 @@ class MossCLI(LightningCLI):
                 except FileExistsError:
                     folder = folder.with_name(f"{version}-{again}")
             os.environ[RUN_DIR_VARIABLE] = folder.name  # processes of other ranks inherit it
-        return Tracker(self._run_name, folder.name, str(self._run_root))
+        self._forks = isinstance(self._ckpt, Path)
+        return Tracker(self._run_name, folder.name, str(self._run_root), tags=tags)
 
-    def _resumed_run(self) -> tuple[Path, str | None] | None:
-        """Folder and MLflow run that a resumed run continues; None for a new one."""
-        if isinstance(self._ckpt, Path):
+    def _resumed_run(self) -> tuple[Path | None, str | None]:
+        """Folder and MLflow run that a resumed run continues; no folder for a run of its own: a new one, or a
+        fork, which starts from an older state than its run has come to."""
+        if self._ckpt is None:
+            return None, None
+        if isinstance(self._ckpt, tuple):
+            folder = self._ckpt[0]
+        else:
             folder = self._ckpt.absolute().parent.parent
-            if self._ckpt.parent.name != "checkpoints":
-                return None
-            if self._ckpt.is_dir():  # shards: the run's own record tells
-                return folder, json.loads((folder / "run.json").read_text())["mlflow_run_id"]
-            return folder, load_checkpoint(self._ckpt, mmap=True).get("mlflow_run_id")
-        return self._ckpt
+            if self._ckpt.parent.name != "checkpoints" or not (folder / "run.json").is_file():
+                return None, None
+            reached = newest_step(folder)
+            if reached < 0:  # a run that keeps its best state alone
+                reached = (read_result(folder) or {"step": 0})["step"]
+            if step_of(self._ckpt) < reached:
+                rank_zero_info(
+                    f"{self._ckpt} is of step {step_of(self._ckpt)}, its run has reached {reached}: this is "
+                    f"a fork, a run of its own; to continue that run give --ckpt_path {folder}"
+                )
+                return None, None
+        return folder, read_note(folder)["mlflow_run_id"]
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -271,19 +304,33 @@ class MossCLI(LightningCLI):
     def after_fit(self) -> None:
         _Result.write(self.trainer, ended=True)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            raise
+        except (Exception, KeyboardInterrupt, SystemExit):
+            begun = step_of(self._ckpt) if isinstance(self._ckpt, Path) else 0
+            if self.tracker is not None and self.trainer.global_step <= max(begun, 0):
+                self.tracker.abandon()
+            raise
+
     @rank_zero_only
     def _record(self) -> None:
         if self.tracker is None:
             return
         self._while_running.enter_context(hold(self.tracker.run_dir))
+        if self._forks and isinstance(self._ckpt, Path):
+            begin_fork(self._ckpt, self.tracker.run_dir)
         config = self.config["fit"]
         text = self._parser("fit").dump(config, skip_none=False)
         resolved = {k: v for k, v in yaml.safe_load(text).items() if k not in ("config", "ckpt_path")}
-        self.tracker.log_hyperparams(resolved)
+        fingerprints = getattr(self.datamodule, "fingerprints", dict)()
+        with mlflow_errors():
+            self.tracker.log_hyperparams(resolved, _ONLY_AT_START if isinstance(self._ckpt, Path) else ())
+            self.tracker.set_tags({f"fingerprint.{what}": value for what, value in fingerprints.items()})
         (self.tracker.run_dir / "config.yaml").write_text(text)
         self.tracker.log_text(text, "config.yaml")
-        fingerprints = getattr(self.datamodule, "fingerprints", dict)()
-        self.tracker.set_tags({f"fingerprint.{what}": value for what, value in fingerprints.items()})
         rank_zero_info(f"run {self.tracker.run_dir}, MLflow experiment {self.tracker.name!r}")
 
 
@@ -306,6 +353,16 @@ def _one_line_errors() -> Iterator[None]:
         if isinstance(cause, UserError):
             raise cause from None
         raise
+
+
+def _origin(checkpoint: Path) -> str:
+    """What a fork started from, for its record."""
+    run = checkpoint.absolute().parent.parent
+    if (run / "run.json").is_file():
+        run_id = read_note(run)["mlflow_run_id"]
+    else:
+        run_id = None if checkpoint.is_dir() else load_checkpoint(checkpoint, mmap=True).get("mlflow_run_id")
+    return f"run {run_id}, step {step_of(checkpoint)}, {checkpoint.absolute()}"
 
 
 def _check_yaml_files(args: Sequence[str]) -> None:

@@ -14,13 +14,12 @@ import logging
 import os
 import platform
 import queue
-import re
 import subprocess
 import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -31,17 +30,21 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from typing_extensions import override
 
+from lit_moss.checkpoints import newest_step, read_note
 from lit_moss.errors import UserError
-from lit_moss.recipes import TAGS_VARIABLE
+from lit_moss.mlflow_access import (
+    find_run,
+    mlflow_errors,
+    mlflow_name,
+    open_client,
+    tracking_uri,
+    whole_maps,
+    without_password,
+)
+from lit_moss.recipes import TAGS_VARIABLE, write_json
 
-DEFAULT_DATABASE = "mlflow.db"  # what `mlflow ui` opens when it is called without arguments
+_FOLDER = "run_folder"  # tag: where the run was trained last
 _VERSIONS = ("lit-moss", "torch", "torchaudio", "lightning", "mlflow", "numpy")
-
-
-def tracking_uri() -> str:
-    """$MLFLOW_TRACKING_URI, else `mlflow.db` in the working folder."""
-    # Absolute: MLflow keeps one connection an address, also after the working folder has changed.
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
 
 
 class Tracker(Logger):
@@ -51,7 +54,9 @@ class Tracker(Logger):
         name: MLflow experiment.
         version: Name of the run; its files lie in `save_dir/name/version`.
         save_dir: Root folder of all runs' files.
-        run_id: MLflow run to continue; None makes a new one.
+        run_id: MLflow run to continue; None makes a new one. One that the database does not hold (a run
+            folder from another machine, a deleted run) goes on in a new one.
+        tags: Further tags of a new MLflow run.
         system_metrics: Whether load and memory of the machine are recorded.
         flush_sec: Longest time a metric waits before it is sent.
         give_up_sec: How long the end of a run waits for a tracking server that does not answer. What could
@@ -67,8 +72,10 @@ class Tracker(Logger):
         system_metrics: bool = True,
         flush_sec: float = 2.0,
         give_up_sec: float = 120.0,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self._tags, self._wrote_note = dict(tags or {}), False
         self._name, self._version, self._save_dir = name, version, save_dir
         self._run_id, self._give_up_sec = run_id, give_up_sec
         self._client: Any = None
@@ -106,32 +113,79 @@ class Tracker(Logger):
     def experiment(self) -> Any:
         """The `MlflowClient`, with the run in place."""
         if self._client is None:
-            # A dead server must not hold a call for MLflow's default of seven retries with growing pauses.
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            from mlflow import MlflowClient
-
-            client = MlflowClient(tracking_uri())
-            run_id = self._run_id
-            if run_id is None:
-                run_id = self._run_id = self._create(client)
-            else:
-                client.update_run(run_id, status="RUNNING")
-                self._last_step = _last_steps(client, run_id)
+            with mlflow_errors():
+                client = open_client()
+                run_id = self._run_id = self._continued(client) or self._create(client)
             self._client = client
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            note = self.run_dir / "run.json"
-            if not note.exists():  # its time of writing tells which run is the newest
-                partial = note.with_suffix(".partial")
-                partial.write_text(json.dumps({"mlflow_run_id": self._run_id}) + "\n")
-                partial.replace(note)
+            self._write_note()
             self._sender.start(lambda batch: client.log_batch(run_id, metrics=batch))
             if self._with_system_metrics:
                 self._system_metrics = _start_system_metrics(self._run_id)
         return self._client
 
+    def _write_note(self) -> None:
+        """`run.json`: makes the folder a run, and its time of writing says which run is the newest."""
+        path = self.run_dir / "run.json"
+        note = {"mlflow_run_id": self._run_id}
+        old = path.stat() if path.exists() else None
+        if old is not None and json.loads(path.read_text()) == note:
+            return
+        write_json(path, note)
+        if old is not None:
+            os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+        self._wrote_note = old is None
+
+    @rank_zero_only
+    def abandon(self) -> None:
+        """For a start that failed before its first step: closes the MLflow run, and makes the folder no run,
+        so that `last` does not take it."""
+        self.finalize("failed")
+        if self._wrote_note:
+            (self.run_dir / "run.json").unlink(missing_ok=True)
+
+    def _continued(self, client: Any) -> str | None:
+        """The run to continue, set running; None if there is none."""
+        if self._run_id is None:
+            return None
+        run = find_run(client, self._run_id)
+        if run is None:
+            print(
+                f"MLflow at {without_password(tracking_uri())} has no run {self._run_id}, or it was deleted: "
+                "the record goes on in a new MLflow run",
+                file=sys.stderr,
+            )
+            self._tags = {"continues_run": self._run_id} | self._tags
+            return None
+        other = Path(run.data.tags.get(_FOLDER, self.run_dir))
+        if self._is_behind(other):
+            print(
+                f"{other} has gone on with the run that {self.run_dir} is a copy of: this one is recorded "
+                "in a new MLflow run",
+                file=sys.stderr,
+            )
+            self._tags = {"forked_from": f"run {self._run_id}, {other}"} | self._tags
+            return None
+        client.set_tag(self._run_id, _FOLDER, str(self.run_dir.resolve()))
+        client.update_run(self._run_id, status="RUNNING")
+        self._last_step = _last_steps(client, self._run_id)
+        return self._run_id
+
+    def _is_behind(self, other: Path) -> bool:
+        """Whether another folder, a copy of this one or its original, holds the same run at a later step."""
+        try:
+            same = read_note(other)["mlflow_run_id"] == self._run_id and not other.samefile(self.run_dir)
+        except (OSError, ValueError, KeyError):
+            return False
+        return same and newest_step(other) > newest_step(self.run_dir)
+
     def _create(self, client: Any) -> str:
         found = client.get_experiment_by_name(self._name)
+        if found and found.lifecycle_stage != "active":
+            raise UserError(
+                f"the MLflow experiment {self._name!r} was deleted: bring it back with `mlflow experiments "
+                f"restore --experiment-id {found.experiment_id}`, or begin a run with another --name"
+            )
         experiment_id = (
             found.experiment_id
             if found
@@ -139,25 +193,39 @@ class Tracker(Logger):
                 self._name, tags={"mlflow.experimentKind": "custom_model_development"}
             )
         )
-        tags = _provenance() | json.loads(os.environ.get(TAGS_VARIABLE, "{}"))
+        tags = _provenance() | json.loads(os.environ.get(TAGS_VARIABLE, "{}")) | self._tags
+        tags[_FOLDER] = str(self.run_dir.resolve())
         return client.create_run(experiment_id, run_name=self._version, tags=tags).info.run_id
 
     @override
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, only_at_start: Collection[str] = (), **kwargs: Any
+    ) -> None:
         """Parameters of the run, nested keys joined by dots.
 
-        One already logged keeps its first value (MLflow's rule).
+        One already logged keeps its first value (MLflow's rule); what it is changed to is a tag.
+
+        Args:
+            params: The resolved configuration.
+            only_at_start: Names of those that a run goes on without: another value is not recorded.
         """
         from mlflow.entities import Param
 
         client = self.experiment
         known = client.get_run(self._run_id).data.params
-        flat = {k.replace("/", "."): str(v)[:6000] for k, v in _flatten_dict(_convert_params(params)).items()}
+        flat = {
+            mlflow_name(k.replace("/", ".")): str(v)[:6000]
+            for k, v in _flatten_dict(_convert_params(whole_maps(params))).items()
+        }
         new = [Param(key, value) for key, value in flat.items() if key not in known]
         for start in range(0, len(new), 100):  # MLflow takes 100 a call
             client.log_batch(self._run_id, params=new[start : start + 100])
         changed = {k: (known[k], v) for k, v in flat.items() if k in known and known[k] != v}
+        for key in changed.keys() & set(only_at_start):
+            old, new_ = changed.pop(key)
+            if "." in key or key == "seed_everything":
+                rank_zero_warn(f"{key} {old} -> {new_} has no effect on a resumed run; it is not recorded")
         if changed:
             self.set_tags({f"resumed_with.{k}": f"{old} -> {new_}" for k, (old, new_) in changed.items()})
 
@@ -172,9 +240,10 @@ class Tracker(Logger):
         self.experiment  # noqa: B018 - makes the run, which tells the steps already logged
         now_ms = int(time.time() * 1000)
         for key, value in metrics.items():
-            if key != "epoch" and step > self._last_step.get(key, -1):
-                self._last_step[key] = step
-                self._sender.put(Metric(key, float(value), now_ms, step))
+            name = mlflow_name(key)
+            if key != "epoch" and step > self._last_step.get(name, -1):
+                self._last_step[name] = step
+                self._sender.put(Metric(name, float(value), now_ms, step))
 
     @rank_zero_only
     def flush(self, wait_sec: float = 5.0) -> bool:
@@ -274,14 +343,16 @@ def study_run(name: str, root: Path, run_id: str | None = None) -> Tracker:
     note = root / "studies" / name / "study" / "run.json"
     if run_id is None and note.exists():
         run_id = json.loads(note.read_text())["mlflow_run_id"]
+    if run_id is not None:
+        with mlflow_errors():
+            there = find_run(open_client(), run_id)
+        if there is None:
+            raise UserError(
+                f"MLflow at {without_password(tracking_uri())} has no run {run_id} of study {name!r}: set "
+                "MLFLOW_TRACKING_URI to the server that the study was begun with"
+            )
     tracker = Tracker(name, "study", str(root / "studies"), run_id, system_metrics=False)
-    try:
-        tracker.experiment  # noqa: B018 - makes the run
-    except Exception as error:
-        raise UserError(
-            f"MLflow at {tracking_uri()} has no run {run_id} of study {name!r}: set MLFLOW_TRACKING_URI to "
-            f"the server that the study was begun with ({str(error).splitlines()[0]})"
-        ) from error
+    tracker.experiment  # noqa: B018 - makes the run
     return tracker
 
 
@@ -393,7 +464,7 @@ def _provenance() -> dict[str, str]:
     """Tags that tell what code, versions and machine a run had."""
     tags = {
         "mlflow.source.name": "lit_moss",
-        "command": re.sub(r"(://[^:@/ ]*):[^@/ ]*@", r"\1:***@", " ".join(sys.argv[1:])),  # of a database
+        "command": without_password(" ".join(sys.argv[1:])),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import launch
 import mlflow
@@ -207,6 +208,19 @@ def curves(folder: Path, name: str = "tiny") -> dict[str, list[tuple[int, float]
         for key in run.data.metrics
         if not key.startswith("system/") and not key.endswith("_per_sec")
     }
+
+
+def mlflow_runs(folder: Path, name: str = "tiny") -> dict[str, Any]:
+    """MLflow run id -> run, of all runs of that name in a folder."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name(name)
+    return {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def losses(folder: Path, run_id: str) -> list[tuple[int, float]]:
+    """Training loss of one MLflow run by step."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return sorted((m.step, m.value) for m in client.get_metric_history(run_id, "train/loss"))
 
 
 def seen(folder: Path, ranks: int = 1) -> list[tuple[int, list[str]]]:

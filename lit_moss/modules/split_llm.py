@@ -168,9 +168,9 @@ class SplitLLM(LightningModule):
     def _load_stage(lm: SplitLM, source: str) -> None:
         """Weights of an earlier stage's checkpoint; what it left out as frozen is the backbone's already."""
         if (Path(source) / "run.json").is_file():
-            source = str(newest_of_run(Path(source), "last"))
+            source = str(newest_of_run(Path(source), "last", end=False))
         elif any(Path(source).glob("*/run.json")):
-            source = str(newest_checkpoint(Path(source), "last"))
+            source = str(newest_checkpoint(Path(source), "last", end=False))
         if not Path(source).exists():
             raise UserError(
                 f"model.init_from: no {source}, expected a checkpoint or a folder with config.json"
@@ -241,6 +241,8 @@ class SplitLLM(LightningModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
+        # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
+        self.log("step", float(self.global_step + 1))
         self.log("train/loss", loss.total.detach(), prog_bar=True)
         for name, value in _means(loss).items():
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
@@ -280,6 +282,7 @@ class SplitLLM(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
+            self.log("step", float(self.global_step))
             self.log_dict(self._results())  # the same on every rank: reduced already
 
     def _results(self) -> dict[str, float]:
@@ -301,7 +304,9 @@ class SplitLLM(LightningModule):
             items = getattr(cast(Any, self.trainer).datamodule, "cloze_items", list)()
             self._heldout = HeldOut(items, self.lm.format)
         with self.trainer.precision_plugin.val_step_context():
-            return found | {f"heldout/{k}": v for k, v in self._heldout.measure(self.lm, self.device).items()}
+            found |= {f"heldout/{k}": v for k, v in self._heldout.measure(self.lm, self.device).items()}
+        # As `self.log` keeps them, also before training, where the logger is called past it.
+        return {key: float(torch.tensor(value, dtype=torch.float32)) for key, value in found.items()}
 
     # --- replies --------------------------------------------------------------------------------------------
 

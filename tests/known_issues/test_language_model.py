@@ -153,6 +153,8 @@ def test_predict_of_a_run_without_a_checkpoint_is_one_line(tmp_path, capsys):
 
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 2))
+    for path in folder.glob("runs/tiny/*/checkpoints/*"):
+        path.unlink()  # as if it had been killed before its first
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -1,0 +1,94 @@
+"""MLflow as a store that can be away, and its rules for names."""
+
+import contextlib
+import hashlib
+import os
+import posixpath
+import re
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_moss.errors import UserError
+
+DEFAULT_DATABASE = "mlflow.db"  # what `mlflow ui` opens when it is called without arguments
+# What MLflow accepts in names of parameters, metrics and tags (mlflow.utils.validation), without `/`.
+_NAME = re.compile(r"[\w.\- :]+", re.ASCII)
+_LONGEST_NAME = 250
+
+
+def tracking_uri() -> str:
+    """$MLFLOW_TRACKING_URI, else `mlflow.db` in the working folder."""
+    # Absolute: MLflow keeps one connection an address, also after the working folder has changed.
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
+
+
+@contextlib.contextmanager
+def mlflow_errors() -> Iterator[None]:
+    """What MLflow cannot do when a run starts (no server, no database, its rules) as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))[:300]
+        raise UserError(
+            f"MLflow at {without_password(tracking_uri())} cannot record this run "
+            f"({without_password(reason)}): start its server, set MLFLOW_TRACKING_URI to one that answers, "
+            "or unset it to use mlflow.db here"
+        ) from error
+
+
+def without_password(text: str) -> str:
+    """A text whose addresses `scheme://user:password@host` do not show the password."""
+    return re.sub(r"(://[^:@/ ]*):[^@/ ]*@", r"\1:***@", text)
+
+
+def open_client() -> Any:
+    """An `MlflowClient` that does not wait for minutes for what is not there."""
+    # By default seven retries of a call with growing pauses, and ten of opening a database: over 3 minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    from mlflow import MlflowClient
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = min(utils.MAX_RETRY_COUNT, 5)
+    return MlflowClient(tracking_uri())
+
+
+def find_run(client: Any, run_id: str) -> Any:
+    """The store's run of that id; None if it has none, or it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def mlflow_name(name: str) -> str:
+    """A name as MLflow takes it: as it is, else with its characters replaced and a hash that tells it from
+    others."""
+    parts = name.split("/")
+    is_path = posixpath.normpath(name) == name and name != "." and not name.startswith("..")
+    if all(map(_NAME.fullmatch, parts)) and is_path and len(name) <= _LONGEST_NAME:
+        return name
+    plain = re.sub(r"[^\w./\- :]", "_", posixpath.normpath(name), flags=re.ASCII).strip("./") or "_"
+    return f"{plain[: _LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def whole_maps(params: Any) -> Any:
+    """A mapping with keys that cannot be part of a name, such as patterns, becomes one value: its text."""
+    if isinstance(params, Namespace):
+        params = vars(params)
+    if isinstance(params, Mapping):
+        if not all(_NAME.fullmatch(str(key)) for key in params):
+            return str(dict(params))
+        return {key: whole_maps(value) for key, value in params.items()}
+    if isinstance(params, list) and params and all(isinstance(item, Mapping | Namespace) for item in params):
+        return [whole_maps(item) for item in params]
+    return params

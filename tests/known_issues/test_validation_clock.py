@@ -1,0 +1,34 @@
+"""Validation metrics of the language model stood one step before what the terminal said.
+
+The value before training had another precision than later ones, so that a constant seemed to move.
+"""
+
+import json
+import re
+
+import numpy as np
+from lm_recipe import lm_recipe
+from recording import curves, fit
+
+
+def test_one_clock_and_one_precision(tmp_path, capfd):
+    folder = tmp_path / "run"
+    fit(folder, lm_recipe(folder, 16))
+    terminal = [int(n) for n in re.findall(r"validation at step (\d+)", capfd.readouterr().err)]
+    found = curves(folder)
+    assert terminal == [8, 16]
+    assert [step for step, _ in found["val/loss"]] == [0, *terminal]
+    assert [step for step, _ in found["train/loss"]] == list(range(1, 17))
+    for name, points in found.items():
+        if name.startswith(("val/", "heldout/")):
+            assert all(float(np.float32(value)) == value for _, value in points), name
+    (result,) = folder.glob("runs/tiny/*/result.json")
+    assert "step" not in json.loads(result.read_text())["metrics"]
+
+
+def test_accumulated_micro_batches_count_as_one_step(tmp_path):
+    folder = tmp_path / "run"
+    fit(folder, lm_recipe(folder, 8), "--trainer.accumulate_grad_batches", "2")
+    found = curves(folder)
+    assert [step for step, _ in found["train/loss"]] == list(range(1, 9))
+    assert [step for step, _ in found["val/loss"]] == [0, 4, 8]  # every eight micro-batches
