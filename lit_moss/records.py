@@ -40,6 +40,7 @@ def file_name(text: str) -> str:
 
 def unique_name(name: str, used: set[str]) -> str:
     """The name, or with the first free suffix `-2`, `-3` …; it is then used."""
+    name = printable(name)
     free = next(n for n in chain([name], (f"{name}-{k}" for k in count(2))) if n not in used)
     used.add(free)
     return free

@@ -123,14 +123,14 @@ def _check_codes(lines: list[Line], codec: "Codec") -> None:
         where = f"{line.where}: " if line.where else ""
         if line.codec and own and line.codec != own:
             raise UserError(
-                f"{where}{line.name} has codes of tokenizer {line.codec}, this decoder was trained on those of "
-                f"{own}: tokenize with the decoder's"
+                f"{where}{line.name} has codes of tokenizer {line.codec}, this decoder was trained on those "
+                f"of {own}: tokenize with the decoder's"
             )
         bad = [code for code in line.codes if not 0 <= code < vocabulary]
         if bad:
             raise UserError(
-                f"{where}{line.name} has code {bad[0]}, this decoder takes 0 to {vocabulary - 1}: codes of another "
-                "tokenizer, or the language model's end mark"
+                f"{where}{line.name} has code {bad[0]}, this decoder takes 0 to {vocabulary - 1}: codes of "
+                "another tokenizer, or the language model's end mark"
             )
 
 

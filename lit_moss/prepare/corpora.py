@@ -54,13 +54,13 @@ def _clean(text: str | None) -> str | None:
     return None if text is None else " ".join(text.split()) or None
 
 
-def _files(folder: str | Path) -> tuple[list[Path], list[Path]]:
+def sound_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
     """Sound files and others at any depth, sorted; hidden ones (macOS leaves `._a.wav`) are left out."""
     from lit_moss.audio.io import EXTENSIONS
 
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: expected a folder of sound files, check SOURCE")
-    found = sorted(path for path in Path(folder).resolve().rglob("[!.]*") if path.is_file())
+    found = sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file())
     sounds = [path for path in found if path.suffix.lower() in EXTENSIONS]
     return sounds, [path for path in found if path.suffix.lower() not in EXTENSIONS]
 
@@ -97,7 +97,7 @@ def _ljspeech(args: argparse.Namespace) -> Iterator[Utterance]:
         lacks = "wavs" if table.is_file() else "metadata.csv"
         raise UserError(f"no {lacks} in {args.source}: expected {expected}, check SOURCE and --from")
     sounds: dict[str, list[Path]] = {}
-    files, others = _files(wavs)
+    files, others = sound_files(wavs.resolve())
     for path in files:
         sounds.setdefault(path.stem, []).append(path)
     missing = []
@@ -120,7 +120,7 @@ def _ljspeech(args: argparse.Namespace) -> Iterator[Utterance]:
 def _librispeech(args: argparse.Namespace) -> Iterator[Utterance]:
     """LibriSpeech: SPEAKER-CHAPTER-UTTERANCE.flac, its text from SPEAKER-CHAPTER.trans.txt beside."""
     folder = _download_librispeech(args) if args.download else args.source
-    sounds, others = _files(folder)
+    sounds, others = sound_files(Path(folder).resolve())
     named = [path for path in sounds if re.fullmatch(r"\d+-\d+-\d+", path.stem)]
     if not named:
         got = f"{counted(len(sounds), 'sound file')} in {folder}, none named SPEAKER-CHAPTER-UTTERANCE.flac"
@@ -158,7 +158,7 @@ def _brief(error: Exception) -> str:
 
 def _any_folder(args: argparse.Namespace) -> Iterator[Utterance]:
     """Every sound file below a folder; text from the same-named .txt (.TXT), or else .lab."""
-    sounds, others = _files(args.source)
+    sounds, others = sound_files(Path(args.source).resolve())
     texts = {(path.with_suffix(""), path.suffix.lower()): path for path in others}
     used: set[Path] = set()
     for path in sounds:
