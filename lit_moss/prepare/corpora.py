@@ -69,9 +69,10 @@ def print_left_out(files: Iterable[Path]) -> None:
     """Says how many files are read neither as sound nor as text, by ending: no .m4a is lost silently."""
     from lit_moss.audio.io import EXTENSIONS
 
-    endings = Counter(printable(path.suffix) or "without ending" for path in files)
+    endings = Counter(printable(path.suffix).lower() or "without ending" for path in files)
     if endings:
-        counts = ", ".join(f"{number} {ending}" for ending, number in endings.most_common())
+        ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+        counts = ", ".join(f"{number} {ending}" for ending, number in ordered)
         total = counted(sum(endings.values()), "file")
         hint = f"sound is read from {' '.join(EXTENSIONS)}: convert it"
         print(f"left out {total} of other kinds: {counts}; {hint}")
