@@ -79,7 +79,7 @@ class Codec:
         tensors = read_state_dict(path / "flow" / "flow.pt")
         written = path / "flow" / "config.json"
         try:
-            config = json.loads(written.read_text(encoding="utf-8-sig")) if written.is_file() else {}
+            config = json.loads(written.read_text()) if written.is_file() else {}
             flow = Flow(FlowConfig(**config["flow"]) if "flow" in config else flow_sizes(tensors))
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
             raise UserError(f"{written} is damaged ({error}): get it again, or remove it") from error

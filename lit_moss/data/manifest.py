@@ -103,9 +103,11 @@ def check_words(record: Record) -> None:
         UserError: if it is another thing.
     """
     words = record.content.get("words")
+    if words is None:
+        return
     for word in words if isinstance(words, list) else [words]:
-        spoken = isinstance(word, list) and len(word) == 3 and isinstance(word[0], str)
-        if words is not None and not (spoken and all(is_number(t) and t >= 0 for t in word[1:])):
+        whole = isinstance(word, list) and len(word) == 3
+        if not whole or not isinstance(word[0], str) or not all(is_number(t) and t >= 0 for t in word[1:]):
             raise record.error("words", "a list of [word, start, end] in seconds, 0 or more")
 
 

@@ -114,7 +114,7 @@ class SplitConfig:
             UserError: if it is missing, no JSON, or not a split model's.
         """
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8-sig")), str(path))
+            return cls.from_dict(json.loads(path.read_text()), str(path))
         except FileNotFoundError as error:
             raise UserError(f"no {path}: expected a folder that `save_pretrained` wrote") from error
         except json.JSONDecodeError as error:

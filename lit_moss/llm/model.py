@@ -285,7 +285,7 @@ class SplitLM(nn.Module):
             lm = cls.from_config(config)
         index = path / INDEX
         files = (
-            sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))
+            sorted(set(json.loads(index.read_text())["weight_map"].values()))
             if index.is_file()
             else [WEIGHTS]
         )

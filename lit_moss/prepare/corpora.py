@@ -224,8 +224,9 @@ def _load_dataset(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
 
 def _check_types(columns: dict[str, str], features: Any) -> None:
     """Text is strings, a speaker strings or whole numbers; `str()` of lists or floats is no transcript."""
-    allowed = {"text": ("string", "large_string", "string_view")}
-    allowed["speaker"] = (*allowed["text"], *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
+    strings = {"string", "large_string", "string_view"}
+    integers = {f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)}
+    allowed = {"text": strings, "speaker": strings | integers}
     for key in columns.keys() & allowed.keys():
         kind = str(getattr(features[columns[key]], "dtype", type(features[columns[key]]).__name__))
         if kind not in allowed[key]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from lit_moss.errors import UserError
 from lit_moss.prepare import sources as src
 from lit_moss.prepare.cloze import ClozeItem, make_cloze
-from lit_moss.records import unique_name
+from lit_moss.records import file_name, unique_name
 
 if TYPE_CHECKING:
     from lit_moss.data.conversation import Modality, Turn
@@ -149,7 +149,7 @@ def make_documents(
         # The recordings' stamps are not among the inputs that documents carry: a copied corpus changes them.
         named_by = json.dumps([inputs, [recordings_stamp(u) for u in spoken.values()]], sort_keys=True)
         name = hashlib.sha256(named_by.encode()).hexdigest()[:16]
-        out = assets.cache_dir() / "documents" / f"{kind}-{paths[0].stem}-{name}"
+        out = assets.cache_dir() / "documents" / f"{kind}-{file_name(paths[0].stem)}-{name}"
         if out.exists():
             return out
     size = open_codec(codec).config.quantize_vocab_size if codec else 1024

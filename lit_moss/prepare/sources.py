@@ -175,7 +175,8 @@ def _messages(record: Record) -> list[dict[str, Any]]:
         if message.choice("role", ROLES) is None:
             raise message.error("role", f"one of {', '.join(ROLES)}")
         content, audio = message.text("content"), message.path("audio_filepath")
-        message.seconds("offset"), message.seconds("duration")
+        for key in ("offset", "duration"):
+            message.seconds(key)
         if not content and not audio:
             raise message.error("content", "a text, or an audio_filepath beside it")
     if not any(message.content["role"] == "assistant" for message in messages):
