@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_moss.audio import rates
 from lit_moss.codec.vocoder import GriffinLim
+from lit_moss.records import file_name, unique_name
 from lit_moss.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -33,14 +34,16 @@ class DecoderReport(Callback):
             return
         tracker.log_figure(mels(examples), f"pictures/mel_{step:07d}.png")
         vocoder = GriffinLim()
-        for example in examples:
+        used: set[str] = set()  # files of several folders may share an id
+        names = [unique_name(file_name(example.id), used) for example in examples]
+        for name, example in zip(names, examples, strict=True):
             wave_T = vocoder(example.made_MT[None])[0]
-            tracker.log_audio(wave_T, rates.DECODER_RATE_HZ, f"audio/{example.id}_{step:07d}.wav")
+            tracker.log_audio(wave_T, rates.DECODER_RATE_HZ, f"audio/{name}_{step:07d}.wav")
         if not getattr(self, "_truth", False):
             self._truth = True
-            for example in examples:
+            for name, example in zip(names, examples, strict=True):
                 wave_T = vocoder(example.truth_MT[None])[0]
-                tracker.log_audio(wave_T, rates.DECODER_RATE_HZ, f"audio/{example.id}_truth.wav")
+                tracker.log_audio(wave_T, rates.DECODER_RATE_HZ, f"audio/{name}_truth.wav")
 
 
 def mels(examples: "list[Resynthesis]"):  # noqa: ANN201 - matplotlib figure

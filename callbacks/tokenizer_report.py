@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_moss.audio import rates
 from lit_moss.codec.encoder import fingerprint
+from lit_moss.records import file_name, unique_name
 from lit_moss.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ class TokenizerReport(Callback):
             tracker.log_figure(codebook_use(model.val_use_K.cpu()), f"pictures/codebook_{step:07d}.png")
         if not getattr(self, "_heard", False):
             self._heard = True
+            names: set[str] = set()  # files of several folders may share an id
             for e in examples:
-                tracker.log_audio(e.wave_T, rates.TOKENIZER_RATE_HZ, f"audio/{e.id}.wav")
+                name = unique_name(file_name(e.id), names)
+                tracker.log_audio(e.wave_T, rates.TOKENIZER_RATE_HZ, f"audio/{name}.wav")
 
 
 def spectrogram_with_codes(example):  # noqa: ANN001, ANN201 - matplotlib figure

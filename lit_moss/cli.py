@@ -5,6 +5,7 @@ Nothing heavy is imported before the verb is known: `--help` answers in a fracti
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,9 @@ def main(argv: Sequence[str]) -> int:
 
     0 means done, 2 the user's mistake (one line on stderr), 130 interrupted, 143 stopped by SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files that are not UTF-8 can be printed
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _dispatch(list(argv))
     except UserError as error:

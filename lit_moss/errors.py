@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Bad input. The message says what was got, what was expected, and what to do about it."""
+
+    def __init__(self, message: str) -> None:
+        # A file's name may hold bytes that are not UTF-8; terminals, MLflow and logs take none of them.
+        super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -51,7 +51,7 @@ def read_yaml(name: str | Path) -> dict[str, Any]:
         UserError: for one that is missing, no YAML, or no mapping.
     """
     try:
-        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(name).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(
             f"no configuration {name} ({error.strerror}): expected a YAML file, see conf/"

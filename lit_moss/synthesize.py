@@ -6,16 +6,14 @@ the time to the first sound is told.
 """
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lit_moss.errors import UserError
+from lit_moss.records import Record, file_name, json_lines, unique_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,11 +30,13 @@ class Line:
         name: Of its file, without ending.
         codes: Its codes.
         codec: Fingerprint of their tokenizer, "" if unknown.
+        where: File and line it was read from, "" if none.
     """
 
     name: str
     codes: list[int]
     codec: str = ""
+    where: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,39 +98,20 @@ def read_lines(path: Path) -> list[Line]:
     Raises:
         UserError: with the number of the line, for one that is no utterance.
     """
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): expected JSON lines with codes") from error
     found: list[Line] = []
     names: set[str] = set()
-    for number, row in enumerate(text.split("\n"), start=1):  # not splitlines: a text may hold U+2028
-        if not row.strip():
-            continue
-        try:
-            content: Any = json.loads(row)
-            codes = content["codes"]
-            if not isinstance(codes, list) or not all(type(c) is int for c in codes):
-                raise TypeError
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{path} line {number}: {row[:60]!r}, expected {{"codes": [whole numbers], "id": "name"}}'
-            ) from error
-        name = _file_name(content, number)
-        free = next(n for n in chain([name], (f"{name}-{k}" for k in count(2))) if n not in names)
-        names.add(free)
-        found.append(Line(free, codes, str(content.get("codec") or "")))
+    for record in json_lines(path, '{"codes": [whole numbers], "id": "name"}'):
+        codes, name = record.whole_numbers("codes"), _file_name(record)
+        found.append(Line(unique_name(name, names), codes, record.text("codec") or "", record.where))
     if not found:
         raise UserError(f"{path} holds no line: expected JSON lines with codes")
     return found
 
 
-def _file_name(content: dict[str, Any], number: int) -> str:
+def _file_name(record: Record) -> str:
     """The id with what a file's name cannot hold replaced, else the sound file's name, else the line."""
-    if content.get("id"):
-        return str(content["id"]).replace("/", "_").replace("\\", "_").replace("\0", "_")
-    path = content.get("audio_filepath")
-    return Path(str(path)).stem if path else f"{number:05d}"
+    path = record.path("audio_filepath")
+    return file_name(record.name("id") or (Path(path).stem if path else "")) or f"{record.number:05d}"
 
 
 def _check_codes(lines: list[Line], codec: "Codec") -> None:
@@ -139,16 +120,17 @@ def _check_codes(lines: list[Line], codec: "Codec") -> None:
     vocabulary = codec.codes
     own = fingerprint(codec.tokenizer.encoder) if codec.tokenizer is not None else ""
     for line in lines:
+        where = f"{line.where}: " if line.where else ""
         if line.codec and own and line.codec != own:
             raise UserError(
-                f"{line.name} has codes of tokenizer {line.codec}, this decoder was trained on those of "
-                f"{own}: tokenize with the decoder's"
+                f"{where}{line.name} has codes of tokenizer {line.codec}, this decoder was trained on those "
+                f"of {own}: tokenize with the decoder's"
             )
         bad = [code for code in line.codes if not 0 <= code < vocabulary]
         if bad:
             raise UserError(
-                f"{line.name} has code {bad[0]}, this decoder takes 0 to {vocabulary - 1}: codes of another "
-                "tokenizer, or the language model's end mark"
+                f"{where}{line.name} has code {bad[0]}, this decoder takes 0 to {vocabulary - 1}: codes of "
+                "another tokenizer, or the language model's end mark"
             )
 
 

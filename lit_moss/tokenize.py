@@ -86,15 +86,17 @@ def main(args: argparse.Namespace) -> None:
 def _utterances(names: list[str]) -> Iterator["Utterance"]:
     from lit_moss.audio.io import EXTENSIONS
     from lit_moss.data.manifest import Utterance, read_manifest
+    from lit_moss.prepare.corpora import print_left_out, sound_files
 
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            found, others = sound_files(path)
+            print_left_out(others)
             if not found:
                 raise UserError(f"{name} holds no sound files ({', '.join(EXTENSIONS)})")
             yield from (Utterance(p) for p in found)
-        elif path.suffix == ".jsonl":
+        elif path.suffix.lower() == ".jsonl":
             yield from read_manifest(path)
         elif path.exists():
             yield Utterance(path)

@@ -3,8 +3,10 @@
 Any rate and channel count, whole files and parts of them.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_moss.audio.features import resample
+from lit_moss.records import printable
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 for a stream whose header does not tell its length
@@ -19,6 +22,9 @@ _UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 for a stream whose header do
 
 class UnreadableAudio(Exception):  # noqa: N818
     """A sound file that cannot be used; the message names the file and says why."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def info(path: str | Path) -> AudioInfo:
         UnreadableAudio: if the file is missing, empty, no sound file, or does not tell its length.
     """
     try:
-        header = soundfile.info(str(path))
+        header = soundfile.info(_native(path))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise UnreadableAudio(f"{path}: {_why(path, error)}") from error
     _check_length_known(path, header.frames)
@@ -69,7 +75,7 @@ def read(
             are not finite.
     """
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(_native(path)) as file:
             start = round(offset_sec * file.samplerate)
             count = -1 if duration_sec is None else round(duration_sec * file.samplerate)
             if count < 0:
@@ -97,7 +103,12 @@ def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
     """Writes (T,) samples in [-1, 1]; the format follows the extension, 16 bits where it knows bits."""
     # soundfile knows no format of this name: Opus travels in Ogg.
     container, subtype = ("OGG", "OPUS") if Path(path).suffix.lower() == ".opus" else (None, None)
-    soundfile.write(str(path), wave.detach().cpu().numpy(), rate_hz, format=container, subtype=subtype)
+    soundfile.write(_native(path), wave.detach().cpu().numpy(), rate_hz, format=container, subtype=subtype)
+
+
+def _native(path: str | Path) -> Any:
+    """The name as bytes, which soundfile takes as it is: names need not be UTF-8."""
+    return os.fsencode(path)
 
 
 def _check_length_known(path: str | Path, frames: int) -> None:

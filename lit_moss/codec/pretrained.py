@@ -75,7 +75,7 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig]:
 
 def _read_whole(folder: Path) -> tuple[dict[str, Tensor], EncoderConfig]:
     config_file = folder / "config.json"
-    config = json.loads(config_file.read_text()) if config_file.exists() else {}
+    config = json.loads(config_file.read_text(encoding="utf-8-sig")) if config_file.exists() else {}
     if (folder / "model.bin").exists():
         tensors = _from_ctranslate2(read_ctranslate2(folder / "model.bin"))
     elif files := sorted(folder.glob("*.safetensors")):

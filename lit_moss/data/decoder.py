@@ -141,6 +141,9 @@ class DecoderDataModule(SpeechDataModule):
         coded = self.frozen.table(utterances) if self.cache else None
         return _DecoderSet(utterances, self.frozen, coded)
 
+    def _with_texts(self, manifest: Path, utterances: list[Utterance]) -> list[Utterance]:
+        return utterances  # transcripts are not used
+
     def means(self, utterances: int = 48) -> tuple[Tensor, Tensor]:
         """Mean log-mel (80,) and mean speaker vector (S,) of some training utterances, evenly spread."""
         assert isinstance(self._train_set, _DecoderSet)

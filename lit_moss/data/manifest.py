@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_moss.errors import UserError
+from lit_moss.records import Record, is_number, json_lines, printable
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,16 @@ class Utterance:
 
     @property
     def id(self) -> str:
-        """Stable name of the utterance: file stem, and the offset where it is not 0."""
-        return self.audio.stem + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
+        """Stable name of the utterance: file stem, and the offset where it is not 0.
+
+        A name to show, not a key: files of different folders may share it.
+        """
+        return printable(self.audio.stem) + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
 
     @property
     def key(self) -> str:
-        """What tells this utterance from every other: its file, and its offset."""
-        return f"{self.audio}" + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
+        """Unique key of the utterance: its file, and its offset."""
+        return printable(self.audio) + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
 
 
 _KEYS = {
@@ -63,45 +67,48 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     """Utterances of a manifest, in its order.
 
     Raises:
-        UserError: if the file is missing or empty, or a line is no JSON object with an `audio_filepath`; the
-            message names the line.
+        UserError: if the file is missing or empty, a line is not a JSON object with an `audio_filepath`, or a
+            field has another type; the message names line and field.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no manifest {path}: expected a JSON-lines file, as `prepare manifest` writes it")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines(): U+2028 may stand in a text
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is no text: expected a manifest of JSON lines, is it a sound file?"
-        ) from error
-    utterances = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            utterances.append(_parse(line, path, number))
+    utterances = [_parse(record, path) for record in json_lines(path, "an object with an audio_filepath")]
     if not utterances:
         raise UserError(f"{path} has no lines: expected one JSON object an utterance")
     return utterances
 
 
-def _parse(line: str, path: Path, number: int) -> Utterance:
-    where = f"{path}, line {number}"
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: no JSON ({error.msg}): expected one object a line") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("audio_filepath"), str):
-        raise UserError(f"{where}: got {line[:60]!r}, expected an object with an audio_filepath")
-    audio = path.parent.absolute() / entry.pop("audio_filepath")
-    known = {ours: entry.pop(theirs) for theirs, ours in _KEYS.items() if entry.get(theirs) is not None}
-    for key in ("offset_sec", "duration_sec"):
-        value = known.get(key, 0.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise UserError(f"{where}: {key.removesuffix('_sec')} is {value!r}, expected seconds, 0 or more")
-    for key in ("text", "speaker", "lang"):
-        if not isinstance(known.get(key, ""), str):
-            raise UserError(f"{where}: {key} is {known[key]!r}, expected a string")
-    return Utterance(audio=audio, extra={k: v for k, v in entry.items() if k not in _KEYS}, **known)
+def _parse(record: Record, path: Path) -> Utterance:
+    audio = record.path("audio_filepath")
+    if audio is None:
+        raise record.error("audio_filepath", "the path of a sound file")
+    check_words(record)
+    record.name("document")
+    return Utterance(
+        audio=path.parent.absolute() / audio,
+        offset_sec=record.seconds("offset") or 0.0,
+        duration_sec=record.seconds("duration"),
+        text=record.text("text"),
+        speaker=record.text("speaker"),
+        lang=record.text("lang"),
+        extra={k: v for k, v in record.content.items() if k not in _KEYS and k != "audio_filepath"},
+    )
+
+
+def check_words(record: Record) -> None:
+    """`words` is a list of [word, start, end].
+
+    Raises:
+        UserError: if it is another thing.
+    """
+    words = record.content.get("words")
+    if words is None:
+        return
+    for word in words if isinstance(words, list) else [words]:
+        whole = isinstance(word, list) and len(word) == 3
+        if not whole or not isinstance(word[0], str) or not all(is_number(t) and t >= 0 for t in word[1:]):
+            raise record.error("words", "a list of [word, start, end] in seconds, 0 or more")
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
@@ -114,7 +121,8 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
     base = path.parent.absolute()
     partial = path.with_name(path.name + ".partial")
     count = 0
-    with partial.open("w", encoding="utf-8") as file:
+    # Bytes of a file's name that are not UTF-8 become JSON's own escapes, such as \\udce9.
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for u in utterances:
             inside = u.audio.is_relative_to(base)
             entry: dict[str, Any] = {"audio_filepath": str(u.audio.relative_to(base) if inside else u.audio)}

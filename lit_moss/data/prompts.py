@@ -1,19 +1,21 @@
 """Prompts for `predict`: text or audio in, text or codes out, in any of the four modality pairs.
 
 A line of a prompts file: {"id": "…", "text": "…"} or {"id": "…", "audio_filepath": "…"}, optionally "reply"
-(text or speech) and "system" (a system prompt in place of the default one). Paths are relative to the file.
+(text or speech), "system" (a system prompt in place of the default one), and "offset" and "duration" of the
+recording in seconds. Paths are relative to the file.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from lightning.pytorch import LightningDataModule
 
 from lit_moss.data.conversation import Modality, Renderer, Turn
 from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat, audio_vocab_for
+from lit_moss.records import json_lines, printable
 
 
 @dataclass  # not frozen: Lightning's moving of batches takes no frozen ones
@@ -89,31 +91,29 @@ class PromptDataModule(LightningDataModule):
         return _Batches([found[i : i + self.batch_size] for i in range(0, len(found), self.batch_size)])
 
     def _read(self, path: Path) -> Iterator[Prompt]:
-        from lit_moss.prepare.sources import json_lines
-
         if not path.is_file():
             raise UserError(f"no prompts {path}: expected JSON lines with text or audio_filepath")
         renderer = Renderer(self.tokenizer, self.format)
-        for number, entry in json_lines(path):
-            reply = entry.get("reply", self.reply)
-            given = [k for k in ("text", "audio_filepath") if entry.get(k)]
-            if len(given) != 1 or reply not in ("text", "speech"):
-                raise UserError(
-                    f"{path}, line {number}: got {sorted(entry)}, expected text or audio_filepath, and "
-                    "reply text or speech"
-                )
-            if given == ["text"]:
-                turn, user = Turn("user", entry["text"]), "text"
+        for record in json_lines(path, "an object with text or audio_filepath"):
+            name, system = record.name("id") or f"{path.stem}-{record.number}", record.text("system")
+            text, audio = record.text("text"), record.path("audio_filepath")
+            span = (record.seconds("offset") or 0.0, record.seconds("duration"))
+            reply = cast(Modality, record.choice("reply", ("text", "speech")) or self.reply)
+            if bool(text) == bool(audio):
+                got = sorted(printable(key) for key in record.content)
+                raise UserError(f"{record.where}: got {got}, expected either text or audio_filepath")
+            if text:
+                turn, user = Turn("user", text), "text"
             else:
-                turn, user = Turn("user", codes=self._encode(path.parent / entry["audio_filepath"])), "speech"
-            rows = renderer.prompt([turn], user, reply, system=entry.get("system"))
-            yield Prompt(str(entry.get("id", f"{path.stem}-{number}")), rows, reply)
+                turn, user = Turn("user", codes=self._encode(path.parent / str(audio), *span)), "speech"
+            rows = renderer.prompt([turn], user, reply, system=system)
+            yield Prompt(name, rows, reply)
 
-    def _encode(self, path: Path) -> list[int]:
+    def _encode(self, path: Path, offset_sec: float, duration_sec: float | None) -> list[int]:
         from lit_moss.audio import io, rates
 
         try:
-            wave = io.read(path, rates.TOKENIZER_RATE_HZ)
+            wave = io.read(path, rates.TOKENIZER_RATE_HZ, offset_sec, duration_sec)
         except io.UnreadableAudio as error:
             raise UserError(str(error)) from error
         return self._codec.encode(wave, rates.TOKENIZER_RATE_HZ).tolist()

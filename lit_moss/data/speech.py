@@ -21,7 +21,7 @@ from lit_moss.audio import io, rates
 from lit_moss.data import augment
 from lit_moss.data.manifest import Utterance, fingerprint, read_manifest
 from lit_moss.data.order import BatchOrder, OrderedBatchSampler, SampleKey
-from lit_moss.data.text import normalise
+from lit_moss.data.text import DEFAULT_CHARSET, Charset, normalise, report_losses
 from lit_moss.errors import UserError
 
 
@@ -85,6 +85,9 @@ class SpeechDataModule(LightningDataModule):
             augmentation (not within 260 steps on LJ Speech with all of it on, in 100 with frequency masks
             alone).
         max_bad_share: Share of unreadable utterances above which a run stops.
+        charset: Letters that transcripts keep: latin_chinese (a-z without accents, digits, Chinese), or auto
+            (those of every script that the manifests use), see `lit_moss.data.text`.
+        max_lost_share: Share of a manifest's letters that `charset` may drop, 0 to 1; above it the run stops.
     """
 
     def __init__(
@@ -108,6 +111,8 @@ class SpeechDataModule(LightningDataModule):
         shift: bool = False,
         augment_from_batch: int = 0,
         max_bad_share: float = 0.01,
+        charset: Charset = DEFAULT_CHARSET,
+        max_lost_share: float = 0.01,
     ) -> None:
         super().__init__()
         self.train, self.validation = list(train or []), list(validation or [])
@@ -133,6 +138,8 @@ class SpeechDataModule(LightningDataModule):
         self.max_sec, self.min_sec = max_sec, min_sec
         self.seed, self.buckets, self.workers = seed, buckets, workers
         self.speeds, self.max_bad_share = speeds, max_bad_share
+        self.charset: Charset = charset
+        self.max_lost_share = max_lost_share
         masks = {
             "bins": mel_bins,
             "freq_masks": freq_masks,
@@ -201,7 +208,7 @@ class SpeechDataModule(LightningDataModule):
         """Utterances within the limits, with durations; the others are reported by name."""
         kept, kept_weights, dropped = [], [], []
         for manifest, weight in zip(manifests, weights, strict=True):
-            for utterance in read_manifest(manifest):
+            for utterance in self._with_texts(manifest, read_manifest(manifest)):
                 if utterance.duration_sec is None:
                     try:
                         seconds = io.info(utterance.audio).duration_sec - utterance.offset_sec
@@ -225,6 +232,19 @@ class SpeechDataModule(LightningDataModule):
                 f"{', '.join(map(str, manifests))}: no utterance of {self.min_sec} to {self.max_sec} s"
             )
         return kept, kept_weights
+
+    def _with_texts(self, manifest: Path, utterances: list[Utterance]) -> list[Utterance]:
+        """The same with normalised transcripts, "" where there is none; says which letters they lose.
+
+        Raises:
+            UserError: if that is more than `max_lost_share`.
+        """
+        texts = [u.text or "" for u in utterances]
+        if note := report_losses(texts, manifest, self.charset, self.max_lost_share):
+            rank_zero_info(note)
+        return [
+            replace(u, text=normalise(text, self.charset)) for u, text in zip(utterances, texts, strict=True)
+        ]
 
     @property
     def utterances(self) -> int:
@@ -256,7 +276,7 @@ class SpeechDataModule(LightningDataModule):
         """Normalised transcripts of the training utterances, for the vocabulary."""
         if self._train_set is None:
             raise RuntimeError("call setup('fit') first")
-        return [normalise(u.text or "") for u in self._train_set.utterances]
+        return [u.text or "" for u in self._train_set.utterances]
 
     # --- loaders --------------------------------------------------------------------------------------------
 
@@ -389,7 +409,7 @@ def _collate(items: list[tuple[Utterance, Tensor | str, Any, Any]]) -> SpeechBat
         wave_BT=wave_BT,
         samples_B=samples_B,
         ids=[u.id for u, *_ in good],
-        texts=[normalise(u.text or "") for u, *_ in good],
+        texts=[u.text or "" for u, *_ in good],
         freq_masks=[freq for *_, freq, _ in good],
         time_masks=[spans for *_, spans in good],
         skipped=[f"{u.key}\t{reason}" for u, reason, *_ in items if isinstance(reason, str)],

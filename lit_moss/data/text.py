@@ -1,4 +1,6 @@
-"""Text normalisation for CTC and for scoring. The rules, in order:
+"""Text normalisation for CTC and for scoring, in one of two character sets.
+
+`latin_chinese`, the default; the rules, in order:
 
 1. Unicode NFKC: full-width letters, ligatures and compatibility signs become plain ones.
 2. Lower case.
@@ -7,10 +9,24 @@
 4. Kept: a-z, digits, the apostrophe inside a word, and Chinese characters (CJK ideographs).
 5. Everything else - punctuation, symbols, other scripts - becomes a space; spaces are collapsed.
 6. Spaces beside a Chinese character are dropped: Chinese is written without them.
+
+`auto`, for every other script: NFKC, lower case, typographic apostrophes as above; every letter, mark and
+digit is kept with its accents, so the characters of a vocabulary are those that its manifests use.
+Apostrophes inside a word stay, invisible format characters go, everything else becomes a space; spaces beside
+Chinese characters and kana are dropped.
 """
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from lit_moss.errors import UserError
+
+Charset = Literal["latin_chinese", "auto"]
+DEFAULT_CHARSET: Charset = "latin_chinese"
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _APOSTROPHES = str.maketrans({c: "'" for c in "\u2018\u2019\u02bc\u00b4\u0060"})
@@ -34,10 +50,74 @@ _LONE_APOSTROPHE = re.compile(r"(?<![a-z0-9])'+|'+(?![a-z0-9])")
 _SPACE_AT_HAN = re.compile(f"(?<=[{_HAN}]) | (?=[{_HAN}])")
 
 
-def normalise(text: str) -> str:
+_UNSPACED = _HAN + "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"  # and kana, for `auto`
+_SPACE_AT_UNSPACED = re.compile(f"(?<=[{_UNSPACED}]) | (?=[{_UNSPACED}])")
+_LONE_APOSTROPHE_AUTO = re.compile(r"(?<!\w)'+|'+(?!\w)")
+
+
+def normalise(text: str, charset: Charset = DEFAULT_CHARSET) -> str:
     """Normalised text by the rules above; may be empty."""
+    if charset == "auto":
+        return _keep_all_letters(text)
+    text = _OTHER.sub(" ", _LONE_APOSTROPHE.sub(" ", _plain(text)))
+    return _SPACE_AT_HAN.sub("", " ".join(text.split()))
+
+
+def _plain(text: str) -> str:
+    """Rules 1 to 3."""
     # Apostrophe look-alikes first: NFKC would turn an acute accent into a space and a combining mark.
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower().translate(_LETTERS)
-    text = _ACCENTS.sub("", unicodedata.normalize("NFD", text))
-    text = _OTHER.sub(" ", _LONE_APOSTROPHE.sub(" ", text))
-    return _SPACE_AT_HAN.sub("", " ".join(text.split()))
+    return _ACCENTS.sub("", unicodedata.normalize("NFD", text))
+
+
+def _keep_all_letters(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
+    text = unicodedata.normalize("NFKC", text)  # lower case of a few letters is not composed
+    kinds = ((c, unicodedata.category(c)) for c in text)
+    text = "".join(c if kind[0] in "LMN" or c == "'" else " " for c, kind in kinds if kind != "Cf")
+    text = _LONE_APOSTROPHE_AUTO.sub(" ", text)
+    return _SPACE_AT_UNSPACED.sub("", " ".join(text.split()))
+
+
+def lost_letters(text: str, charset: Charset = DEFAULT_CHARSET) -> str:
+    """Letters and digits that `normalise` drops: those of other scripts than Latin and Chinese."""
+    if charset == "auto" or text.isascii():
+        return ""
+    composed = unicodedata.normalize("NFC", _OTHER.sub(lambda found: found[0], _plain(text)))
+    return "".join(c for c in composed if unicodedata.category(c)[0] in "LN" and _OTHER.match(c))
+
+
+def report_losses(
+    texts: Iterable[str], manifest: str | Path, charset: Charset = DEFAULT_CHARSET, max_share: float = 0.01
+) -> str | None:
+    """One line about letters and accents that a manifest's transcripts lose by normalisation, None if none.
+
+    Args:
+        texts: Transcripts as they were written.
+        manifest: Its name, for the line.
+        charset: See the module.
+        max_share: Share of lost letters, 0 to 1, above which the manifest is refused.
+
+    Raises:
+        UserError: above `max_share`.
+    """
+    lost: Counter[str] = Counter()
+    kept = folded = 0
+    for text in texts:
+        lost.update(lost_letters(text, charset))
+        kept += sum(map(str.isalnum, normalise(text, charset)))
+        if charset != "auto" and not text.isascii():
+            composed = unicodedata.normalize("NFC", text)
+            folded += sum(bool(_ACCENTS.search(unicodedata.normalize("NFD", c))) for c in composed)
+    count, total = lost.total(), lost.total() + kept
+    if not count:
+        return f"{manifest}: charset {charset} drops {folded} accents of the transcripts" if folded else None
+    often = ", ".join(f"{letter} {number}" for letter, number in lost.most_common(5))
+    got = f"{manifest}: charset {charset} drops {count} of {total} letters of the transcripts "
+    got += f"({count / total:.2%}), most often {often}" + (f", and {folded} accents" if folded else "")
+    if count > max_share * total:
+        raise UserError(
+            f"{got}; expected at most {max_share:.2%} (data.max_lost_share): set data.charset to auto, which "
+            "keeps the letters of every script, or raise the share"
+        )
+    return got

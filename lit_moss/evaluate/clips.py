@@ -5,13 +5,12 @@
 (github.com/BytedanceSpeech/seed-tts-eval). Without a fifth column the recording is `wavs/UTTERANCE.wav`.
 """
 
-import re
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 
 from lit_moss.data.manifest import read_manifest
 from lit_moss.errors import UserError
+from lit_moss.records import file_name, text_lines, unique_name
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def read_clips(name: str | Path, limit: int | None = None) -> list[Clip]:
         UserError: naming the line that is neither.
     """
     path = Path(name)
-    if path.suffix == ".lst":
+    if path.suffix.lower() == ".lst":
         clips = _seed_tts_eval(path)
     else:
         clips = [
@@ -58,20 +57,13 @@ def _unique(clips: list[Clip]) -> list[Clip]:
     names: set[str] = set()
     found = []
     for clip in clips:
-        plain = re.sub(r"[/\\\0]", "_", clip.id)
-        name = next(n for n in chain([plain], (f"{plain}-{k}" for k in count(2))) if n not in names)
-        names.add(name)
-        found.append(replace(clip, id=name))
+        found.append(replace(clip, id=unique_name(file_name(clip.id), names)))
     return found
 
 
 def _seed_tts_eval(path: Path) -> list[Clip]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): expected a Seed-TTS-Eval list") from error
     found = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in text_lines(path, "a Seed-TTS-Eval list"):
         if not line.strip():
             continue
         parts = line.split("|")

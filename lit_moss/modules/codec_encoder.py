@@ -25,6 +25,7 @@ from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 from lit_moss.codec.pretrained import load_encoder
 from lit_moss.data.augment import apply_spec_masks
 from lit_moss.data.speech import SpeechBatch
+from lit_moss.data.text import DEFAULT_CHARSET, Charset
 from lit_moss.errors import UserError
 
 
@@ -101,6 +102,7 @@ class CodecEncoder(LightningModule):
             raise UserError(f"model.head_width is {head_width}, expected a multiple of 64")
         self.encoder, ready = self._build_encoder(init_from, encoder, codebook_size)
         self.vocabulary: ctc.CharVocabulary | None = None
+        self.charset: Charset | None = None  # of the data's transcripts, None until they are known
         self.head: ctc.CTCHead | None = None
         self.head_sizes = {
             "width": head_width,
@@ -144,6 +146,7 @@ class CodecEncoder(LightningModule):
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        self.charset = getattr(cast(Any, self.trainer).datamodule, "charset", self.charset)
         if self.vocabulary is None and stage == "fit":
             self.vocabulary = ctc.CharVocabulary.from_texts(cast(Any, self.trainer).datamodule.train_texts())
             if len(self.vocabulary) == 2:
@@ -163,10 +166,18 @@ class CodecEncoder(LightningModule):
         checkpoint["codec"] = {
             "config": self.encoder.config.to_official(),
             "codebook_ready": bool(self.codebook_ready),
+            "charset": self.charset or DEFAULT_CHARSET,
             "characters": self.vocabulary.characters if self.vocabulary else "",
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        charset = checkpoint["codec"].get("charset", DEFAULT_CHARSET)
+        if self.charset not in (None, charset):
+            raise UserError(
+                f"the checkpoint was trained with data.charset {charset}, this run has {self.charset}: "
+                f"set it to {charset}, or start a new run"
+            )
+        self.charset = charset
         saved = checkpoint["codec"]["characters"]
         if self.vocabulary is not None and self.vocabulary.characters != saved:
             raise UserError(

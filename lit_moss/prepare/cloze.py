@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from lit_moss.prepare import sources as src
 
-_VERSION = 4  # of the rules below: other rules, other items
+_VERSION = 5  # of the rules below: other rules, other items
 _CONTEXT_SENTENCES = 2
 _CANDIDATES = 16
 _LEAST_ROWS = 5  # of a sentence
-_Key = tuple[int, str, int]  # source, what a sentence belongs to, its place in there
+_Key = tuple[int, Any, int]  # source, what a sentence belongs to, its place in there
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,13 @@ def _utterances(path: Path) -> list[Any]:
     return read_manifest(path) if src.entry_kind(path) == "speech" else []
 
 
-def _key(u: Any, number: int) -> tuple[str, int]:
+def _key(u: Any, number: int) -> tuple[Any, int]:
     """What an utterance belongs to, and its place there: the number that ends its name, if one does."""
     place = u.audio.stem.rpartition("-")[2]
-    return src.document_key(u), int(place) if place.isdecimal() and not u.offset_sec else number
+    return src.belongs_to(u), int(place) if place.isdecimal() and not u.offset_sec else number
 
 
-def _sentences(path: Path, utterances: Sequence[Any]) -> list[tuple[tuple[str, int], str]]:
+def _sentences(path: Path, utterances: Sequence[Any]) -> list[tuple[tuple[Any, int], str]]:
     """What each sentence of a source belongs to, its place, the sentence."""
     if utterances:
         return [(_key(u, i), (u.text or "").strip()) for i, u in enumerate(utterances)]

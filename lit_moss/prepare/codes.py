@@ -30,11 +30,16 @@ class Codes:
 
     Args:
         of: Codes of each one, [] for one that cannot be read.
-        bad: Those: name -> reason.
+        bad: Why, of each of those: `path: reason`.
     """
 
     of: list[list[int]]
-    bad: dict[str, str]
+    bad: list[str]
+
+    @property
+    def unread(self) -> list[int]:
+        """Which ones cannot be read; readable speech of any length has at least one code."""
+        return [i for i, own in enumerate(self.of) if not own]
 
 
 def recordings_stamp(utterances: Sequence["Utterance"]) -> str:
@@ -68,13 +73,11 @@ def encode_utterances(utterances: Sequence["Utterance"], codec: str, codec_id: s
     if kept.exists():
         with np.load(kept, allow_pickle=False) as file:
             pieces = np.split(file["codes"], np.cumsum(file["lengths"])[:-1]) if len(file["lengths"]) else []
-            return Codes([piece.tolist() for piece in pieces], json.loads(str(file["bad"])))
-    found = _encode(utterances, codec)
-    if len(found.bad) > max(1, _MAX_BAD_SHARE * len(utterances)):
-        raise UserError(
-            f"{len(found.bad)} of {len(utterances)} recordings cannot be read, more than "
-            f"{_MAX_BAD_SHARE:.0%}: {'; '.join(list(found.bad.values())[:3])}"
-        )
+            bad = json.loads(str(file["bad"]))
+            if isinstance(bad, dict):  # by name, as earlier versions wrote it
+                bad = list(bad.values())
+            return _checked(Codes([piece.tolist() for piece in pieces], bad))
+    found = _checked(_encode(utterances, codec))
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
         made = Path(scratch) / "codes.npz"
@@ -83,6 +86,17 @@ def encode_utterances(utterances: Sequence["Utterance"], codec: str, codec_id: s
         np.savez_compressed(made, codes=flat, lengths=lengths, bad=json.dumps(found.bad))
         made.replace(kept)
     return found
+
+
+def _checked(codes: Codes) -> Codes:
+    # Counted by their places: files of several folders may share a name.
+    unread, total = len(codes.unread), len(codes.of)
+    if unread > max(1, _MAX_BAD_SHARE * total):
+        raise UserError(
+            f"{unread} of {total} recordings cannot be read, more than {_MAX_BAD_SHARE:.0%}: "
+            f"{'; '.join(codes.bad[:3])}"
+        )
+    return codes
 
 
 def _encode(utterances: Sequence["Utterance"], codec: str) -> Codes:
@@ -94,7 +108,7 @@ def _encode(utterances: Sequence["Utterance"], codec: str) -> Codes:
 
     tokenizer = open_codec(codec).to("cuda" if torch.cuda.is_available() else "cpu")
     found: list[list[int]] = [[] for _ in utterances]
-    bad: dict[str, str] = {}
+    bad: list[str] = []
     waiting: list[tuple[int, Any]] = []
 
     def encode_waiting() -> None:
@@ -110,12 +124,12 @@ def _encode(utterances: Sequence["Utterance"], codec: str) -> Codes:
         try:
             wave = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec)
         except io.UnreadableAudio as error:
-            bad[u.id] = str(error)
+            bad.append(str(error))
             continue
         waiting.append((i, wave))
         if sum(len(wave) for _, wave in waiting) >= _WAITING_SEC * rates.TOKENIZER_RATE_HZ:
             encode_waiting()
     encode_waiting()
     if bad:
-        print(f"{len(bad)} of {len(utterances)} left out: {'; '.join(bad.values())}", file=sys.stderr)
+        print(f"{len(bad)} of {len(utterances)} left out: {'; '.join(bad)}", file=sys.stderr)
     return Codes(found, bad)

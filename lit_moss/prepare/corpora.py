@@ -7,17 +7,18 @@ its line of JSON.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from lit_moss.errors import UserError
+from lit_moss.records import Record, file_name, json_lines, printable, text_lines, unique_name
 
 if TYPE_CHECKING:
     from lit_moss.data.manifest import Utterance
@@ -43,50 +44,76 @@ def audio_folder(args: argparse.Namespace) -> Path:
     return args.out.with_name(f"{args.out.stem}_audio")
 
 
-def _utterance(audio: Path, text: Any = None, speaker: Any = None, **known: Any) -> Utterance:
+def _utterance(audio: Path, text: str | None = None, speaker: str | None = None, **known: Any) -> Utterance:
     from lit_moss.data.manifest import Utterance
 
     return Utterance(audio, text=_clean(text), speaker=_clean(speaker), **known)
 
 
-def _clean(text: Any) -> str | None:
-    return None if text is None else " ".join(str(text).split()) or None
+def _clean(text: str | None) -> str | None:
+    return None if text is None else " ".join(text.split()) or None
 
 
-def _sound_files(folder: str | Path) -> list[Path]:
-    """Sound files at any depth, sorted; hidden ones (macOS leaves `._a.wav`) are none."""
+def sound_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """Sound files and others at any depth, sorted; hidden ones (macOS leaves `._a.wav`) are left out."""
     from lit_moss.audio.io import EXTENSIONS
 
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: expected a folder of sound files, check SOURCE")
-    found = (path for path in Path(folder).resolve().rglob("[!.]*") if path.suffix.lower() in EXTENSIONS)
-    return sorted(path for path in found if path.is_file())
+    found = sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file())
+    sounds = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    return sounds, [path for path in found if path.suffix.lower() not in EXTENSIONS]
+
+
+def print_left_out(files: Iterable[Path]) -> None:
+    """Says how many files are read neither as sound nor as text, by ending: no .m4a is lost silently."""
+    from lit_moss.audio.io import EXTENSIONS
+
+    endings = Counter(printable(path.suffix).lower() or "without ending" for path in files)
+    if endings:
+        ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+        counts = ", ".join(f"{number} {ending}" for ending, number in ordered)
+        total = counted(sum(endings.values()), "file")
+        hint = f"sound is read from {' '.join(EXTENSIONS)}: convert it"
+        print(f"left out {total} of other kinds: {counts}; {hint}")
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The file of that name in the same folder, whatever its case: metadata.csv, METADATA.CSV."""
+    if path.is_dir() and not (path / name).exists():
+        found = [other for other in path.iterdir() if other.name.lower() == name.lower()]
+        return min(found, default=path / name)
+    return path / name
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}, expected text in UTF-8: convert it") from error
+    return [line for _, line in text_lines(path, "text in UTF-8")]
 
 
 def _ljspeech(args: argparse.Namespace) -> Iterator[Utterance]:
     """LJ Speech: metadata.csv (id|text|normalised text) and wavs/ID.wav, or any other sound format."""
-    table, wavs = Path(args.source, "metadata.csv"), Path(args.source, "wavs")
+    table, wavs = _beside(Path(args.source), "metadata.csv"), Path(args.source, "wavs")
     if not table.is_file() or not wavs.is_dir():
         expected = "LJ Speech's folder, which holds metadata.csv and wavs/ID.wav"
         lacks = "wavs" if table.is_file() else "metadata.csv"
         raise UserError(f"no {lacks} in {args.source}: expected {expected}, check SOURCE and --from")
-    sounds = {path.stem: path for path in _sound_files(wavs)}
+    sounds: dict[str, list[Path]] = {}
+    files, others = sound_files(wavs.resolve())
+    for path in files:
+        sounds.setdefault(path.stem, []).append(path)
     missing = []
     for number, line in enumerate(_lines(table), start=1):
         name, *texts = (field.strip() for field in line.split("|"))
         if name and not texts:
             raise UserError(f"{table}, line {number}: got {line[:60]!r}, expected id|text|normalised text")
+        if len(sounds.get(name, ())) > 1:
+            got = f"{table}, line {number}: {name} names {' and '.join(map(str, sounds[name][:2]))}"
+            raise UserError(f"{got}, expected one sound file: remove or rename the other")
         if name in sounds:
-            yield _utterance(sounds[name], next(filter(None, texts[1::-1]), None), "ljspeech", lang="en")
+            yield _utterance(sounds[name][0], next(filter(None, texts[1::-1]), None), "ljspeech", lang="en")
         elif name:
             missing.append(name)
+    print_left_out(others)
     if missing:
         print(f"left out {counted(len(missing), 'row')} without a sound file: {first_few(missing)}")
 
@@ -94,7 +121,7 @@ def _ljspeech(args: argparse.Namespace) -> Iterator[Utterance]:
 def _librispeech(args: argparse.Namespace) -> Iterator[Utterance]:
     """LibriSpeech: SPEAKER-CHAPTER-UTTERANCE.flac, its text from SPEAKER-CHAPTER.trans.txt beside."""
     folder = _download_librispeech(args) if args.download else args.source
-    sounds = _sound_files(folder)
+    sounds, others = sound_files(Path(folder).resolve())
     named = [path for path in sounds if re.fullmatch(r"\d+-\d+-\d+", path.stem)]
     if not named:
         got = f"{counted(len(sounds), 'sound file')} in {folder}, none named SPEAKER-CHAPTER-UTTERANCE.flac"
@@ -102,8 +129,9 @@ def _librispeech(args: argparse.Namespace) -> Iterator[Utterance]:
     transcripts = cache(_transcripts)
     for path in named:
         speaker, chapter, _ = path.stem.split("-")
-        text = transcripts(path.with_name(f"{speaker}-{chapter}.trans.txt")).get(path.stem)
+        text = transcripts(_beside(path.parent, f"{speaker}-{chapter}.trans.txt")).get(path.stem)
         yield _utterance(path, text, speaker, lang="en")
+    print_left_out(path for path in others if path.suffix.lower() != ".txt")
     if len(named) < len(sounds):
         print(f"left out {len(sounds) - len(named)} of {len(sounds)} files for names unlike LibriSpeech's")
 
@@ -130,11 +158,17 @@ def _brief(error: Exception) -> str:
 
 
 def _any_folder(args: argparse.Namespace) -> Iterator[Utterance]:
-    """Every sound file below a folder; text from the same-named .txt, or else .lab."""
-    for path in _sound_files(args.source):
-        found = [text for text in (path.with_suffix(".txt"), path.with_suffix(".lab")) if text.is_file()]
-        speaker = path.parent.name if args.speaker_from_parent else None
-        yield _utterance(path, " ".join(_lines(found[0])) if found else None, speaker)
+    """Every sound file below a folder; text from the same-named .txt (.TXT), or else .lab."""
+    sounds, others = sound_files(Path(args.source).resolve())
+    texts = {(path.with_suffix(""), path.suffix.lower()): path for path in others}
+    used: set[Path] = set()
+    for path in sounds:
+        both = (texts.get((path.with_suffix(""), ending)) for ending in (".txt", ".lab"))
+        found = next(filter(None, both), None)
+        used |= {found} if found else set()
+        speaker = printable(path.parent.name) if args.speaker_from_parent else None
+        yield _utterance(path, " ".join(_lines(found)) if found else None, speaker)
+    print_left_out(path for path in others if path not in used)
 
 
 def _hugging_face(args: argparse.Namespace) -> Iterator[Utterance]:
@@ -149,12 +183,14 @@ def _hugging_face(args: argparse.Namespace) -> Iterator[Utterance]:
         if content is None and Path(origin).is_file():
             content = Path(origin).read_bytes()
         # The corpus's own name where it has one: the id decides about validation.
-        stem = f"{origin.stem}-{index:07d}" if origin.stem in used else origin.stem
-        used.add(stem)
+        stem = file_name(origin.stem)
+        stem = unique_name(f"{stem}-{index:07d}" if stem in used else stem, used)
         audio = folder / (stem + _EXTENSION_OF.get((content or b"")[:4], origin.suffix or ".mp3"))
         if content is not None:  # without, the file is missing and counted as unreadable
             audio.write_bytes(content)
-        text, speaker = (row[columns[key]] if key in columns else None for key in ("text", "speaker"))
+        fields = Record({name: row[name] for name in columns.values()}, f"{args.source}, row {index}")
+        text = fields.text(columns["text"]) if "text" in columns else None
+        speaker = fields.name(columns["speaker"]) if "speaker" in columns else None
         yield _utterance(audio, text, speaker)
 
 
@@ -177,6 +213,7 @@ def _load_dataset(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
     if split not in splits:
         raise UserError(f"no split {split!r} in {args.source}: give --split, one of {', '.join(splits)}")
     columns = _columns(args, splits[split].column_names)
+    _check_types(columns, splits[split].features)
     dataset = splits[split].select_columns(list(dict.fromkeys(columns.values())))
     try:
         return dataset.cast_column(columns["audio"], datasets.Audio(decode=False)), columns
@@ -185,10 +222,25 @@ def _load_dataset(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
         raise UserError(f"{got}: name another by --audio-column") from error
 
 
+def _check_types(columns: dict[str, str], features: Any) -> None:
+    """Text is strings, a speaker strings or whole numbers; `str()` of lists or floats is no transcript."""
+    strings = {"string", "large_string", "string_view"}
+    integers = {f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)}
+    allowed = {"text": strings, "speaker": strings | integers}
+    for key in columns.keys() & allowed.keys():
+        kind = str(getattr(features[columns[key]], "dtype", type(features[columns[key]]).__name__))
+        if kind not in allowed[key]:
+            got = f"column {columns[key]!r} holds {kind} ({features[columns[key]]!r:.80})"
+            wanted = "strings" + ("" if key == "text" else " or whole numbers")
+            hint = " (--text-column none takes none)" if key == "text" else ""
+            raise UserError(f"{got}, expected {wanted}: name another by --{key}-column{hint}")
+
+
 def _columns(args: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
-    text = args.text_column or ("text" if "text" in names else None)
+    unwanted = args.text_column == "none" and "none" not in names
+    text = None if unwanted else args.text_column or ("text" if "text" in names else None)
     wanted = {"audio": args.audio_column or "audio", "text": text, "speaker": args.speaker_column}
-    if text is None:
+    if text is None and not unwanted:
         print(f"no column 'text' among {', '.join(names)}, so no transcripts: --text-column names one")
     for key, name in wanted.items():
         if name and name not in names:
@@ -199,43 +251,36 @@ def _columns(args: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
 def _lhotse(args: argparse.Namespace) -> Iterator[Utterance]:
     """A lhotse manifest in JSON lines, gzipped or not: cuts, or supervisions with their recordings."""
     path, recordings = Path(args.source), None
-    for where, cut in _json_lines(path):
-        if "recording_id" in cut:  # a supervision is the cut that holds it alone
+    for record in json_lines(path, "an object of lhotse's"):
+        cut = record.content
+        if (name := record.name("recording_id")) is not None:  # a supervision is the cut that holds it alone
             recordings = recordings or _recordings(path)
-            if cut["recording_id"] not in recordings:
-                raise UserError(
-                    f"{where}: expected recording {cut['recording_id']!r} in the recordings: add it"
-                )
-            recording = recordings[cut["recording_id"]]
-            cut = cut | {"type": "MonoCut", "recording": recording, "supervisions": [cut]}
+            if name not in recordings:
+                raise UserError(f"{record.where}: expected recording {name!r} in the recordings: add it")
+            cut = cut | {"type": "MonoCut", "recording": recordings[name], "supervisions": [cut]}
         try:
-            yield _utterance_of_cut(cut, path.parent)
+            yield _utterance_of_cut(replace(record, content=cut), path.parent)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             expected = "expected a MonoCut of one file's first channel with at most one supervision"
             hint = "save_audios() and trim_to_supervisions() of lhotse make such cuts"
-            raise UserError(f"{where}: got {_brief(error)}; {expected}: {hint}") from error
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}, line {number}", dict(json.loads(line))
-    except (OSError, EOFError, TypeError, ValueError, zlib.error) as error:
-        got = f"{path}, after line {number}: {_brief(error)}"
-        raise UserError(f"{got}; expected lhotse's JSON lines: check SOURCE and --from") from error
+            raise UserError(f"{record.where}: got {_brief(error)}; {expected}: {hint}") from error
 
 
 def _recordings(supervisions: Path) -> dict[str, dict[str, Any]]:
     path = supervisions.with_name(supervisions.name.replace("supervisions", "recordings"))
     if not path.is_file():
         raise UserError(f"no {path}: expected the recordings there, named as lhotse does: rename them")
-    return {entry["id"]: entry for _, entry in _json_lines(path) if "sources" in entry}
+    found = {}
+    for record in json_lines(path, "a recording of lhotse's"):
+        if "sources" in record.content:
+            if (name := record.name("id")) is None:
+                raise record.error("id", "the recording's name")
+            found[name] = record.content
+    return found
 
 
-def _utterance_of_cut(cut: dict[str, Any], folder: Path) -> Utterance:
+def _utterance_of_cut(record: Record, folder: Path) -> Utterance:
+    cut = record.content
     if cut.get("type") != "MonoCut":
         raise ValueError(cut.get("type") or f"an entry of {', '.join(cut)}")
     recording, spoken, channel = cut["recording"], cut.get("supervisions") or [{}], cut.get("channel", 0)
@@ -244,13 +289,20 @@ def _utterance_of_cut(cut: dict[str, Any], folder: Path) -> Utterance:
     if kinds != ["file"] or len(spoken) > 1 or channel not in (first, [first]) or recording.get("transforms"):
         changed = "transformed " if recording.get("transforms") else ""
         raise ValueError(f"{changed}sources {kinds}, channel {channel}, {len(spoken)} supervisions")
+    source = Record(recording["sources"][0], record.where, prefix="recording.sources[0].")
+    (said,) = Record({"supervisions": spoken}, record.where).objects("supervisions")
+    if (name := source.path("source")) is None:
+        raise source.error("source", "the path of a sound file")
+    start_sec, duration_sec = record.seconds("start"), record.seconds("duration")
+    if start_sec is None or duration_sec is None:
+        raise record.error("start" if start_sec is None else "duration", "seconds, a number from 0 on")
     # Relative to the working folder, as lhotse takes it, or else to the manifest: corpora move.
-    audio = Path(recording["sources"][0]["source"])
+    audio = Path(name)
     audio = (audio if audio.exists() else folder / audio).absolute()
-    lang = (spoken[0].get("language") or "").lower().partition("-")[0]
+    lang = (said.text("language") or "").lower().partition("-")[0]
     lang = _LANG_OF.get(lang, lang if len(lang) == 2 else None)
-    times = {"offset_sec": float(cut["start"]), "duration_sec": float(cut["duration"])}
-    return _utterance(audio, spoken[0].get("text"), spoken[0].get("speaker"), lang=lang, **times)
+    times = {"offset_sec": float(start_sec), "duration_sec": float(duration_sec)}
+    return _utterance(audio, said.text("text"), said.name("speaker"), lang=lang, **times)
 
 
 SOURCES: dict[str, Callable[[argparse.Namespace], Iterator[Utterance]]] = {

@@ -8,8 +8,9 @@ empty line ends a document), .csv (`id|text|normalised`) and .jsonl with a `text
 `messages`.
 
 Utterances that belong together follow each other in a document: the manifest's key `document`, else the name
-before the last dash (LJ001-0001, 103-1240-0000), else the speaker. Where an utterance has `words` ([word,
-start, end] in seconds) it is cut into chunks of 3 to 6 s; else it is one chunk.
+before the last dash (LJ001-0001, 103-1240-0000), else the speaker, else the name; names count within one
+folder. Where an utterance has `words` ([word, start, end] in seconds) it is cut into chunks of 3 to 6 s; else
+it is one chunk.
 
 A manifest given for `sft` stands in for conversations until there are any: the user says a sentence and the
 assistant, told so by the system prompt, repeats it.
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from lit_moss.errors import UserError
 from lit_moss.prepare import sources as src
 from lit_moss.prepare.cloze import ClozeItem, make_cloze
+from lit_moss.records import file_name, unique_name
 
 if TYPE_CHECKING:
     from lit_moss.data.conversation import Modality, Turn
@@ -45,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "text": {},
     "sft": {"pairs": ["speech-speech", "speech-text", "text-speech", "text-text"], "train_on": "assistant"},
 }
-_VERSION = 3  # of the rules below: other rules, other documents
+_VERSION = 4  # of the rules below: other rules, other documents
 _MAX_BAD_SHARE = 0.01
 _STAND_IN = "Repeat what the user says."
 
@@ -147,7 +149,7 @@ def make_documents(
         # The recordings' stamps are not among the inputs that documents carry: a copied corpus changes them.
         named_by = json.dumps([inputs, [recordings_stamp(u) for u in spoken.values()]], sort_keys=True)
         name = hashlib.sha256(named_by.encode()).hexdigest()[:16]
-        out = assets.cache_dir() / "documents" / f"{kind}-{paths[0].stem}-{name}"
+        out = assets.cache_dir() / "documents" / f"{kind}-{file_name(paths[0].stem)}-{name}"
         if out.exists():
             return out
     size = open_codec(codec).config.quantize_vocab_size if codec else 1024
@@ -235,6 +237,7 @@ class _Maker:
         self.skipped: list[str] = []  # utterances that were left out
         self.without_pair = 0
         self._heard: dict[Path, list[tuple[Utterance, list[int]]]] = {}
+        self._names: set[str] = set()  # of documents; also what their random choices are drawn by
 
     def listen(
         self, path: Path, utterances: Sequence["Utterance"], codec: str | None, codec_id: str | None
@@ -245,7 +248,7 @@ class _Maker:
         if not utterances or not codec or not codec_id:
             return
         codes: Codes = encode_utterances(utterances, codec, codec_id)
-        self.skipped += list(codes.bad)
+        self.skipped += [utterances[i].id for i in codes.unread]
         heard = list(zip(utterances, codes.of, strict=True))
         if self.kind == "interleaved":
             told = [bool((u.text or "").strip() or u.extra.get("words")) for u, _ in heard]
@@ -270,7 +273,8 @@ class _Maker:
 
     def _groups(self, path: Path) -> Iterator[tuple[str, list[tuple["Utterance", list[int]]]]]:
         heard = ((u, own, _seconds(len(own))) for u, own in self._heard[path] if own)
-        yield from src.group(heard, self.options["document_sec"])
+        for name, members in src.group(heard, self.options["document_sec"]):
+            yield unique_name(name, self._names), members
 
     def _interleaved(self, path: Path) -> Iterator[_Document]:
         from lit_moss.data.interleave import choose_modalities, document_rng, interleave
@@ -339,13 +343,14 @@ class _Maker:
         for name, text in src.read_texts(path):
             rows = text_document(text_ids(self.tokenizer, self.form, text), self.form)
             if len(rows) > 1:
-                yield _Document(name, rows)
+                yield _Document(unique_name(name, self._names), rows)
 
     def _sft(self, path: Path) -> Iterator[_Document]:
         from lit_moss.data.conversation import PAIRS, Renderer
 
         renderer = Renderer(self.tokenizer, self.form)
-        for name, turns in self._conversations(path):
+        for given, turns in self._conversations(path):
+            name = unique_name(given, self._names)
             for pair in self.options["pairs"]:
                 user, reply = PAIRS[pair]
                 wanted: dict[str, Modality] = {"user": user, "assistant": reply}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from lit_moss.errors import UserError
 from lit_moss.prepare.corpora import SOURCES, audio_folder, counted, first_few
+from lit_moss.records import printable
 
 if TYPE_CHECKING:
     from lit_moss.audio.io import AudioInfo
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", help="hf: split of the dataset; default train")
     add("--subset", help="hf: configuration of a dataset that has several")
     add("--audio-column", help="hf: column of the sound; default audio")
-    add("--text-column", help="hf: column of the transcript; default text, where there is one")
+    add("--text-column", help="hf: column of the transcript, none for none; default text, if any")
     add("--speaker-column", help="hf: column of the speaker's name; default none")
 
 
@@ -199,10 +201,17 @@ def _split(groups: list[list[Utterance]], args: argparse.Namespace) -> list[tupl
     share = args.validation_share or 0.1
     training: list[Utterance] = []
     validation: list[Utterance] = []
+    files: dict[str, set[Path]] = {}
+    for group in groups:
+        files.setdefault(group[0].id, set()).add(group[0].audio)
     for group in groups:
         # By the id alone: a file that is added moves no other from one part to the other. By the first one's:
-        # pieces of one utterance stay together.
-        fraction = int.from_bytes(hashlib.sha256(group[0].id.encode()).digest()[:8]) / 2**64
+        # pieces of one utterance stay together. Files of several folders that share an id are told apart by
+        # their path below the corpus; otherwise all of them would fall into the same part.
+        name = group[0].id
+        if len(files[name]) > 1:
+            name = f"{os.path.relpath(group[0].audio.parent, Path(args.source).resolve())}/{name}"
+        fraction = int.from_bytes(hashlib.sha256(printable(name).encode()).digest()[:8]) / 2**64
         (validation if fraction < share else training).extend(group)
     if not training or not validation:
         got = f"{len(training)} for training, {len(validation)} for validation"

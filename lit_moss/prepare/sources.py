@@ -1,12 +1,12 @@
 """What language data is made of: manifests, text, conversations; and what of it belongs together."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lit_moss.errors import UserError
+from lit_moss.records import Record, json_lines, printable, read_text, text_lines
 
 if TYPE_CHECKING:
     from lit_moss.data.manifest import Utterance
@@ -38,39 +38,17 @@ def entry_kind(path: Path) -> str:
     Raises:
         UserError: if the first line is none of them.
     """
-    if path.suffix in (".txt", ".csv"):
+    if path.suffix.lower() in (".txt", ".csv"):
         return "text"
-    for number, entry in json_lines(path):
+    expected = "audio_filepath (manifest), messages (conversations) or text"
+    for record in json_lines(path, f"an object with {expected}"):
         for key, kind in (("messages", "messages"), ("audio_filepath", "speech"), ("text", "text")):
-            if key in entry:
+            if key in record.content:
                 return kind
         raise UserError(
-            f"{path}, line {number}: keys {', '.join(entry) or 'none'}, expected audio_filepath (manifest), "
-            "messages (conversations) or text"
+            f"{record.where}: keys {', '.join(map(printable, record.content)) or 'none'}, expected {expected}"
         )
     raise UserError(f"{path} has no lines: expected one JSON object each")
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of the line, object) of a JSON-lines file.
-
-    Raises:
-        UserError: if a line is no JSON object; it names the line.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}, line {number}: no JSON ({error.msg})") from error
-                if not isinstance(entry, dict):
-                    raise UserError(f"{path}, line {number}: got {line[:60]!r}, expected a JSON object")
-                yield number, entry
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text: expected JSON lines, is it a sound file?") from error
 
 
 # --- what belongs together ----------------------------------------------------------------------------------
@@ -78,10 +56,17 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def document_key(u: "Utterance") -> str:
     """What an utterance belongs to: its `document`, else its name before the last dash, else its speaker."""
-    if "document" in u.extra:
+    if u.extra.get("document") is not None:
         return str(u.extra["document"])
-    head, dash, _ = u.audio.stem.rpartition("-")
-    return head if dash else u.speaker or u.audio.stem
+    stem = printable(u.audio.stem)
+    head, dash, _ = stem.rpartition("-")
+    return head if dash else u.speaker or stem
+
+
+def belongs_to(u: "Utterance") -> tuple[str, str]:
+    """(folder, `document_key`); the folder is "" where the key is not taken from the file's name."""
+    named = u.extra.get("document") is not None or ("-" not in u.audio.stem and u.speaker)
+    return "" if named else printable(u.audio.parent), document_key(u)
 
 
 def group(
@@ -94,17 +79,17 @@ def group(
         document_sec: Most seconds; one utterance alone may be longer.
     """
     held: list[tuple[Utterance, _T]] = []
-    held_sec, key = 0.0, ""
+    held_sec, key = 0.0, ("", "")
     for u, value, seconds in members:
-        own = document_key(u)
+        own = belongs_to(u)
         if held and (own != key or held_sec + seconds > document_sec):
-            yield f"{key}:{held[0][0].id}", held
+            yield f"{key[1]}:{held[0][0].id}", held
             held, held_sec = [], 0.0
         key = own
         held.append((u, value))
         held_sec += seconds
     if held:
-        yield f"{key}:{held[0][0].id}", held
+        yield f"{key[1]}:{held[0][0].id}", held
 
 
 # --- text ---------------------------------------------------------------------------------------------------
@@ -119,11 +104,11 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
     from lit_moss.data.interleave import join_words
     from lit_moss.data.manifest import read_manifest
 
-    if path.suffix == ".txt":
-        for i, text in enumerate(re.split(r"\n\s*\n", read_text(path))):
+    if path.suffix.lower() == ".txt":
+        for i, text in enumerate(re.split(r"\n\s*\n", read_text(path, "a text file"))):
             if text.strip():
                 yield f"{path.stem}-{i}", text.strip()
-    elif path.suffix == ".csv":
+    elif path.suffix.lower() == ".csv":
         for name, sentences in _csv_chapters(path).items():
             for i in range(0, len(sentences), _CSV_SENTENCES):
                 yield f"{name}-{i}", " ".join(sentences[i : i + _CSV_SENTENCES])
@@ -132,24 +117,17 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
         for name, members in group((m for m in told if m[1]), 60.0):
             yield name, join_words([text for _, text in members])
     else:
-        for number, entry in json_lines(path):
-            if not isinstance(entry.get("text"), str):
-                raise UserError(f"{path}, line {number}: no text, expected an object with a text in it")
-            if entry["text"].strip():
-                yield f"{path.stem}-{number}", entry["text"]
-
-
-def read_text(path: Path) -> str:
-    """A text file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start})") from error
+        for record in json_lines(path, "an object with a text"):
+            text = record.text("text")
+            if text is None:
+                raise record.error("text", "a string")
+            if text.strip():
+                yield f"{path.stem}-{record.number}", text
 
 
 def read_sentences(path: Path) -> list[tuple[str, str]]:
     """(what it belongs to, sentence) of a text source without speech, in order."""
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return [(name, s) for name, sentences in _csv_chapters(path).items() for s in sentences]
     found = []
     for name, text in read_texts(path):
@@ -160,7 +138,7 @@ def read_sentences(path: Path) -> list[tuple[str, str]]:
 def _csv_chapters(path: Path) -> dict[str, list[str]]:
     """LJ Speech's `id|text|normalised` -> chapter: its sentences, normalised where they are given so."""
     found: dict[str, list[str]] = {}
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in text_lines(path, "LJ Speech's metadata: id|text|normalised"):
         name, *texts = (part.strip() for part in line.split("|"))
         if not name and not texts:
             continue
@@ -181,30 +159,29 @@ def read_conversations(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     A message has a text (`content`), a recording (with `offset` and `duration`, if need be), or both.
 
     Raises:
-        UserError: if a line is none; it names the line.
+        UserError: if a line is not one; it names line and field.
     """
+    return [
+        (f"{path.stem}-{record.number}", _messages(record))
+        for record in json_lines(path, "an object with messages")
+    ]
+
+
+def _messages(record: Record) -> list[dict[str, Any]]:
     from lit_moss.data.conversation import ROLES
 
-    found = []
-    for number, entry in json_lines(path):
-        messages = entry.get("messages")
-        if not _is_conversation(messages, ROLES):
-            raise UserError(
-                f'{path}, line {number}: expected {{"messages": [{{"role": …, "content": …}}, …]}}, roles '
-                f"{', '.join(ROLES)}, a content or an audio_filepath in each, and an assistant's turn"
-            )
-        found.append((f"{path.stem}-{number}", messages))
-    return found
-
-
-def _is_conversation(messages: Any, roles: Sequence[str]) -> bool:
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        return False
-    for m in messages:
-        said = [m.get("content"), m.get("audio_filepath")]
-        if m.get("role") not in roles or not any(said) or not all(isinstance(s, str | None) for s in said):
-            return False
-    return any(m["role"] == "assistant" for m in messages)
+    messages = record.objects("messages")
+    for message in messages:
+        if message.choice("role", ROLES) is None:
+            raise message.error("role", f"one of {', '.join(ROLES)}")
+        content, audio = message.text("content"), message.path("audio_filepath")
+        for key in ("offset", "duration"):
+            message.seconds(key)
+        if not content and not audio:
+            raise message.error("content", "a text, or an audio_filepath beside it")
+    if not any(message.content["role"] == "assistant" for message in messages):
+        raise record.error("messages", "at least one of the role assistant")
+    return [message.content for message in messages]
 
 
 def spoken_messages(path: Path, messages: Sequence[dict[str, Any]]) -> list["Utterance"]:

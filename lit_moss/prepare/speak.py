@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from lit_moss.errors import UserError
+from lit_moss.records import text_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,17 +45,12 @@ def main(args: argparse.Namespace) -> None:
 
 def read_sentences(path: Path) -> list[tuple[str, str]]:
     """Name and text of every sentence of a text file or LJ Speech's metadata."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): expected a text file") from error
     found = []
-    for number, line in enumerate(lines):
-        fields = line.split("|") if path.suffix == ".csv" else [f"{path.stem}-{number:06d}", line]
-        if path.suffix == ".csv" and line.strip() and len(fields) < 2:
-            raise UserError(
-                f"{path}, line {number + 1}: no `|`, expected id|text as LJ Speech's metadata.csv"
-            )
+    table = path.suffix.lower() == ".csv"
+    for number, line in text_lines(path, "a text file"):
+        fields = line.split("|") if table else [f"{path.stem}-{number - 1:06d}", line]
+        if table and line.strip() and len(fields) < 2:
+            raise UserError(f"{path}, line {number}: no `|`, expected id|text as LJ Speech's metadata.csv")
         if fields[-1].strip():
             found.append((fields[0].strip(), fields[-1].strip()))
     names = [name for name, _ in found]

@@ -237,7 +237,7 @@ def test_conversations_from_a_file(manifest, backbone, codec, tmp_path, capsys):
 def test_a_line_that_is_no_conversation_is_named(backbone, codec, tmp_path, line):
     good = {"messages": [{"role": "assistant", "content": "x"}]}
     (tmp_path / "chat.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(line) + "\n")
-    with pytest.raises(UserError, match=r"chat.jsonl, line 2: expected"):
+    with pytest.raises(UserError, match=r"chat.jsonl, line 2: messages.* is .*, expected "):
         make("sft", tmp_path / "chat.jsonl", backbone, codec)
 
 
@@ -263,7 +263,7 @@ def test_texts_of_every_format(tmp_path, manifest):
         ("a.jsonl", "no json\n", "line 1: no JSON"),
         ("a.jsonl", "[1]\n", "line 1: got"),
         ("a.jsonl", '{"words": 1}\n', "line 1: keys words, expected"),
-        ("a.jsonl", '{"text": "a"}\n{"text": 1}\n', "line 2: no text"),
+        ("a.jsonl", '{"text": "a"}\n{"text": 1}\n', "line 2: text is 1, expected a string"),
         ("a.jsonl", "", "has no lines"),
         ("a.csv", "only text\n", "line 1: got 'only text', expected id"),
         ("a.txt", "", "no document came out"),
