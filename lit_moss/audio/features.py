@@ -48,8 +48,9 @@ class Resampler:
     MOST_WEIGHTS = 2**22
 
     def __init__(self, from_hz: int, to_hz: int) -> None:
-        if not all(isinstance(hz, int) and hz > 0 for hz in (from_hz, to_hz)):
-            raise ValueError(f"resampling from {from_hz!r} to {to_hz!r} Hz, expected whole numbers above 0")
+        if not all(hz > 0 and hz == int(hz) for hz in (from_hz, to_hz)):
+            raise ValueError(f"resampling from {from_hz} to {to_hz} Hz, expected whole numbers above 0")
+        from_hz, to_hz = int(from_hz), int(to_hz)
         common = math.gcd(from_hz, to_hz)
         # `made` samples out for each `period` samples in.
         self._period, self._made = from_hz // common, to_hz // common

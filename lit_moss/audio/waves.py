@@ -27,7 +27,7 @@ def check_wave(wave: Any) -> Tensor:
     if wave.ndim not in (1, 2) or not _is_float(wave):
         hint = f": divide {kind} by its full scale" if "int" in kind else ""
         raise ValueError(f"got {kind} of shape {shape}, {EXPECTED}{hint}")
-    if wave.ndim == 2 and (shape[0] == 0 or shape[0] > max(1, shape[1])):
+    if wave.ndim == 2 and (not shape[0] or 0 < shape[1] < shape[0]):
         raise ValueError(f"got {shape}: {shape[0]} channels of {shape[1]} samples, {EXPECTED}: transpose it")
     first = wave if wave.ndim == 1 else wave[0]
     # A copy of an array: torch takes neither negative strides nor memory that must not be written.
@@ -47,10 +47,10 @@ def level_fault(wave_T: Tensor) -> str:
     peak = max(-low, high)
     if not (low > float("-inf") and high < float("inf")):
         return "samples that are not finite"
-    if peak > LOUDEST:
-        return f"samples up to {peak:g}"
     if peak > 1 and torch.equal(wave_T, wave_T.round()):
-        return f"whole numbers up to {peak:g}: integers, not yet divided by their full scale"
+        return f"whole numbers up to {peak:g} (integers that were not divided by their full scale)"
+    if peak > LOUDEST:
+        return f"samples up to {peak:g} (not divided by their full scale)"
     return ""
 
 
