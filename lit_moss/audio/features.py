@@ -5,6 +5,7 @@ Shapes: B batch, T samples, M mel bins, F frames.
 Numbers match the released codec (its feature extractors), see `experiments/check_contract.py`.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -14,12 +15,119 @@ from torch import Tensor
 
 from lit_moss.audio import rates
 
+_ZEROS, _ROLLOFF = 6, 0.99  # zero crossings on either side of the kernel; its edge as a share of the band
+
 
 def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """Windowed-sinc resampling (Hann, width 6, roll-off 0.99): (..., T) -> (..., ceil(T * to / from))."""
+    """Windowed-sinc resampling (Hann, width 6, roll-off 0.99): (..., T) -> (..., ceil(T * to / from)).
+
+    A long wave is resampled block by block, see `Resampler`; the samples are those of all at once.
+
+    Raises:
+        ValueError: if a rate is no whole number of Hz above 0.
+    """
     if from_hz == to_hz:
         return wave
-    return AF.resample(wave, from_hz, to_hz, lowpass_filter_width=6, rolloff=0.99)
+    resampler = Resampler(from_hz, to_hz)
+    return torch.cat([resampler.push(wave), resampler.flush()], dim=-1)
+
+
+class Resampler:
+    """`resample` of a recording that comes block by block, in memory that its length does not change.
+
+    The samples are those of the whole at once, to the bit (measured at 14 pairs of rates with torch 2.11):
+    blocks begin at whole periods of the two rates, with the width of the kernel around them. None is shorter
+    than `BLOCK_SAMPLES`, since torch's convolution adds up small inputs (20,480 elements) in another order.
+    """
+
+    # 11 s at 48 kHz. A recording of less than two blocks is resampled at once.
+    BLOCK_SAMPLES = 2**19
+    # Weights of torchaudio's kernel: a window of a whole period for each sample of a period. 22.05 to 16 kHz
+    # has 150,000; 44,101 Hz to 16 kHz 700 million (2.8 GB and two minutes), of which all but 36 in a row of
+    # 44,135 are zero. Beyond this limit only the others are computed.
+    MOST_WEIGHTS = 2**22
+
+    def __init__(self, from_hz: int, to_hz: int) -> None:
+        if not all(hz > 0 and hz == int(hz) for hz in (from_hz, to_hz)):
+            raise ValueError(f"resampling from {from_hz} to {to_hz} Hz, expected whole numbers above 0")
+        from_hz, to_hz = int(from_hz), int(to_hz)
+        common = math.gcd(from_hz, to_hz)
+        # `made` samples out for each `period` samples in.
+        self._period, self._made = from_hz // common, to_hz // common
+        self._block = -(-self.BLOCK_SAMPLES // self._period) * self._period
+        self._width = math.ceil(_ZEROS * self._period / (min(self._period, self._made) * _ROLLOFF))
+        self._sparse = self._made * (self._period + 2 * self._width) > self.MOST_WEIGHTS
+        # Input that a block's first and last outputs need beyond it, in whole periods.
+        self._around = -(-self._width // self._period) * self._period
+        self._held: Tensor | None = None  # the input from sample `_held_from` on
+        self._held_from = self._next = 0  # `_next` is the first sample of the next block
+
+    def push(self, wave: Tensor) -> Tensor:
+        """Next samples (..., T), any number -> resampled ones (..., n), as far as they are known."""
+        if self._period == self._made:
+            return wave
+        held = wave if self._held is None else torch.cat([self._held, wave], dim=-1)
+        made = []
+        while self._held_from + held.shape[-1] - self._next >= 2 * self._block:
+            begin = self._next - self._held_from
+            piece = self._at_once(held[..., : begin + self._block + self._around])
+            made.append(piece[..., self._outputs(begin) : self._outputs(begin + self._block)])
+            self._next += self._block
+            dropped = self._next - self._around - self._held_from
+            held, self._held_from = held[..., dropped:], self._held_from + dropped
+        self._held = held.clone() if made else held  # a view would keep all that was pushed in memory
+        return torch.cat(made, dim=-1) if made else wave.new_zeros(*wave.shape[:-1], 0)
+
+    def flush(self) -> Tensor:
+        """Ends the recording: the samples left (..., n)."""
+        held, self._held = self._held, None
+        if held is None:
+            return torch.zeros(0)
+        if not self._next:
+            return self._at_once(held)
+        begin = self._outputs(self._next - self._held_from)
+        left = self._length(self._held_from + held.shape[-1]) - self._outputs(self._next)
+        # Zeros behind the end, as there are behind the whole; without them torchaudio would round the length.
+        padded = torch.nn.functional.pad(held, (0, self._around + self._period))
+        return self._at_once(padded)[..., begin : begin + left]
+
+    def _outputs(self, samples: int) -> int:
+        return samples // self._period * self._made
+
+    def _length(self, samples: int) -> int:
+        exact = -(-samples * self._made // self._period)
+        if self._sparse:
+            return exact
+        # torchaudio rounds to float32 first, which is now and then one sample short.
+        return min(exact, int(torch.ceil(torch.as_tensor(self._made * samples / self._period))))
+
+    def _at_once(self, wave: Tensor) -> Tensor:
+        if not wave.shape[-1]:
+            return wave
+        if self._sparse:
+            return _sparse_resample(wave, self._period, self._made, self._width)
+        return AF.resample(wave, self._period, self._made, lowpass_filter_width=_ZEROS, rolloff=_ROLLOFF)
+
+
+def _sparse_resample(wave: Tensor, period: int, made: int, width: int) -> Tensor:
+    """The same kernel, of which only what is not zero is computed: within 1e-6 of torchaudio's samples.
+
+    Output n stands at input position p = n period / made, and is the sum over inputs i with |i - p| < width
+    of s sinc(s (i - p)) cos^2(pi s (i - p) / 12) x_i, where s = 0.99 min(1, made / period).
+    """
+    length = -(-wave.shape[-1] * made // period)
+    scale = min(period, made) * _ROLLOFF / period
+    padded = torch.nn.functional.pad(wave, (width, width + 1))
+    taps_K = torch.arange(-width, width + 2, device=wave.device)
+    pieces = []
+    for outputs_N in torch.arange(length, device=wave.device).split(max(1, 2**20 // len(taps_K))):
+        position_N, beyond_N = outputs_N * period // made, outputs_N * period % made
+        t_NK = (taps_K - beyond_N[:, None].double() / made) * scale
+        t_NK = t_NK.clamp(-_ZEROS, _ZEROS)
+        weight_NK = scale * torch.sinc(t_NK) * torch.cos(math.pi * t_NK / _ZEROS / 2).square()
+        windows_NK = padded[..., position_N[:, None] + taps_K + width]
+        pieces.append((windows_NK * weight_NK.to(wave.dtype)).sum(dim=-1))
+    return torch.cat(pieces, dim=-1)
 
 
 @lru_cache(maxsize=16)

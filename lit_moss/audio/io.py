@@ -1,10 +1,16 @@
 """Reading and writing sound files by soundfile: wav, flac, ogg, mp3, opus.
 
-Any rate and channel count, whole files and parts of them.
+Any rate and channel count, whole files and parts of them. Every reader of this project comes through here, so
+what is damaged is found here: containers that state another length than they have (see `containers`), streams
+that decode to less than they promise, parts beyond the end of their file, samples that are not audio.
 """
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +19,16 @@ import soundfile
 import torch
 from torch import Tensor
 
-from lit_moss.audio.features import resample
+from lit_moss.audio import containers, waves
+from lit_moss.audio.features import Resampler
 from lit_moss.records import printable
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+# Changes with what counts as damaged: codes that were computed under other rules are computed again.
+RULES = 2
+END_SLACK_SEC = 0.1  # a part may end this much after its file: corpora round their times
+BLOCK_FRAMES = 2**19  # samples of each channel that are decoded at once
+RATES_HZ = (1_000, 1_000_000)  # a header outside is damaged
 _UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 for a stream whose header does not tell its length
 
 
@@ -51,64 +63,188 @@ def info(path: str | Path) -> AudioInfo:
     """Length, rate and channels, without decoding.
 
     Raises:
-        UnreadableAudio: if the file is missing, empty, no sound file, or does not tell its length.
+        UnreadableAudio: if the file is missing, empty, no sound file, damaged as far as can be seen without
+            decoding it, or does not tell its length.
     """
-    try:
-        header = soundfile.info(_native(path))
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise UnreadableAudio(f"{path}: {_why(path, error)}") from error
-    _check_length_known(path, header.frames)
-    if header.frames == 0:
-        raise UnreadableAudio(f"{path}: no samples")
-    return AudioInfo(header.frames, header.samplerate, header.channels)
+    with _opened(path) as file:
+        _check_length_known(path, file.frames)
+        if file.frames == 0:
+            raise UnreadableAudio(f"{path}: no samples")
+        return AudioInfo(file.frames, file.samplerate, file.channels)
+
+
+def span_sec(path: str | Path, file: AudioInfo, offset_sec: float, duration_sec: float | None) -> float:
+    """Seconds of a part of a file, which may end `END_SLACK_SEC` after it.
+
+    Raises:
+        UnreadableAudio: if the part is empty, or not inside the file.
+    """
+    left_sec = file.duration_sec - offset_sec
+    wanted_sec = left_sec if duration_sec is None else duration_sec
+    if not (offset_sec >= 0 and left_sec > 0 and 0 < wanted_sec <= left_sec + END_SLACK_SEC):
+        part = (
+            f"from {offset_sec:.2f} s on"
+            if duration_sec is None
+            else f"of {wanted_sec:.2f} s at {offset_sec:.2f} s"
+        )
+        raise UnreadableAudio(f"{path}: a cut {part} is not inside its {file.duration_sec:.2f} s")
+    return min(wanted_sec, left_sec)
 
 
 def read(
-    path: str | Path, rate_hz: int, offset_sec: float = 0.0, duration_sec: float | None = None
+    path: str | Path,
+    rate_hz: int,
+    offset_sec: float = 0.0,
+    duration_sec: float | None = None,
+    longest_sec: float | None = None,
 ) -> Tensor:
     """Samples of the first channel, resampled: float32 (T,) in [-1, 1].
 
-    The first channel alone, as the released tokenizer takes it. `duration_sec` None reads to the end.
+    The first channel alone, as the released tokenizer takes it; where it is silent and another is not, a line
+    on stderr says so. The file is decoded and resampled in blocks, so that memory holds no more than the
+    result. Its samples are those of the whole decoded at once, to the bit; of an MP3 longer than a block
+    within 6e-8 (libsndfile's decoder rounds otherwise after a seek, and soundfile seeks after each block).
+
+    Args:
+        path: Sound file.
+        rate_hz: Rate of the result.
+        offset_sec: Start inside the file.
+        duration_sec: Length; None reads to the end.
+        longest_sec: At most this much of it.
 
     Raises:
-        UnreadableAudio: if the file is missing, empty, damaged, ends before `offset_sec`, or has samples that
-            are not finite.
+        UnreadableAudio: if the file is missing, empty or damaged, the part is not inside it (`span_sec`), or
+            its samples are not finite or far beyond [-1, 1].
     """
-    try:
-        with soundfile.SoundFile(_native(path)) as file:
-            start = round(offset_sec * file.samplerate)
-            count = -1 if duration_sec is None else round(duration_sec * file.samplerate)
-            if count < 0:
-                _check_length_known(path, file.frames)
-            if start:
-                file.seek(min(start, file.frames))
-            samples = file.read(count, dtype="float32", always_2d=True)[:, 0]
-            from_hz = file.samplerate
-            # A damaged stream ends early without an error; a header tells how long it should have been.
-            expected = max(0, file.frames - start) if count < 0 else min(count, max(0, file.frames - start))
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise UnreadableAudio(f"{path}: {_why(path, error)}") from error
-    if not len(samples):
+    with _opened(path) as file:
+        start, wanted, least = _span(path, file, offset_sec, duration_sec)
+        if longest_sec is not None:
+            wanted = min(wanted, round(longest_sec * file.samplerate))
+        if start:
+            file.seek(start)
+        resampler, pieces, got = Resampler(file.samplerate, rate_hz), [], 0
+        peaks = np.zeros(file.channels, np.float32)
+        while got < wanted:
+            block = file.read(min(BLOCK_FRAMES, wanted - got), dtype="float32", always_2d=True)
+            if not len(block):
+                break
+            got += len(block)
+            wave_T = torch.from_numpy(np.ascontiguousarray(block[:, 0]))
+            reason = waves.level_fault(wave_T)
+            if reason:
+                raise UnreadableAudio(f"{path}: {reason}")
+            if file.channels > 1:
+                peaks = np.maximum(peaks, np.abs(block).max(axis=0))
+            pieces.append(resampler.push(wave_T))
+        pieces.append(resampler.flush())
+        pieces = [piece for piece in pieces if len(piece)] or pieces[:1]
+    if not got:
         raise UnreadableAudio(f"{path}: no samples at {offset_sec:.3f} s")
-    if len(samples) < expected:
-        raise UnreadableAudio(
-            f"{path}: {len(samples)} samples decoded of {expected} that the header promises"
-        )
-    if not np.isfinite(samples).all():
-        raise UnreadableAudio(f"{path}: samples that are not finite")
-    return resample(torch.from_numpy(np.ascontiguousarray(samples)), from_hz, rate_hz)
+    # A damaged stream ends early without an error; a header tells how long it should have been.
+    if got < min(wanted, least):
+        raise UnreadableAudio(f"{path}: {got} samples decoded of {wanted} that the header promises")
+    _note_silence(path, peaks)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
-    """Writes (T,) samples in [-1, 1]; the format follows the extension, 16 bits where it knows bits."""
+    """Writes (T,) samples in [-1, 1]; the format follows the extension, 16 bits where it knows bits.
+
+    Raises:
+        ValueError: if it is no float tensor (T,).
+    """
+    wave = torch.as_tensor(wave)
+    if wave.ndim != 1 or not wave.dtype.is_floating_point:
+        raise ValueError(f"got {wave.dtype} of shape {tuple(wave.shape)}, expected float samples (T,)")
     # soundfile knows no format of this name: Opus travels in Ogg.
     container, subtype = ("OGG", "OPUS") if Path(path).suffix.lower() == ".opus" else (None, None)
-    soundfile.write(_native(path), wave.detach().cpu().numpy(), rate_hz, format=container, subtype=subtype)
+    soundfile.write(_name(path), wave.detach().cpu().numpy(), rate_hz, format=container, subtype=subtype)
 
 
-def _native(path: str | Path) -> Any:
-    """The name as bytes, which soundfile takes as it is: names need not be UTF-8."""
+@contextmanager
+def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    """The file, found whole by its container; errors of libsndfile come as `UnreadableAudio`."""
+    try:
+        status = os.stat(path)
+        container = _inspected(str(path), status.st_size, status.st_mtime_ns)
+        if container.damage:
+            raise UnreadableAudio(f"{path}: {container.damage}")
+        with ExitStack() as stack:
+            source: Any = _name(path)
+            if container.patches:
+                source = stack.enter_context(containers.PatchedFile(path, container.patches))
+            yield _plausible(path, stack.enter_context(soundfile.SoundFile(source)))
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise UnreadableAudio(f"{path}: {_why(path, error)}") from error
+
+
+def _name(path: str | Path) -> Any:
+    """As bytes: names that are not UTF-8 are names, too. (soundfile takes them; its types do not say so.)"""
     return os.fsencode(path)
+
+
+# Parts of one long file are read one after the other.
+@lru_cache(maxsize=1024)
+def _inspected(path: str, size: int, modified_ns: int) -> containers.Container:
+    container = containers.inspect(path)
+    if not container.damage and not container.patches:
+        with soundfile.SoundFile(_name(path)) as file:
+            if file.format == "FLAC" and 0 < file.frames < _UNKNOWN_FRAMES and not _has_last_sample(file):
+                return containers.Container("cut off: its last samples cannot be decoded")
+    return container
+
+
+def _has_last_sample(file: soundfile.SoundFile) -> bool:
+    """Looks for it by libFLAC's binary search; a FLAC file states its length, but not where it ends."""
+    try:
+        file.seek(file.frames - 1)
+        return len(file.read(1)) == 1
+    except soundfile.SoundFileError:
+        return False
+
+
+def _plausible(path: str | Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
+    low, high = RATES_HZ
+    if not low <= file.samplerate <= high:
+        raise UnreadableAudio(f"{path}: a sampling rate of {file.samplerate} Hz, expected {low} to {high:,}")
+    return file
+
+
+def _span(
+    path: str | Path, file: soundfile.SoundFile, offset_sec: float, duration_sec: float | None
+) -> tuple[int, int, int]:
+    """First sample, samples wanted, and samples without which the part is not whole."""
+    rate_hz = file.samplerate
+    start = round(offset_sec * rate_hz)
+    if duration_sec is None or file.frames < _UNKNOWN_FRAMES:
+        _check_length_known(path, file.frames)
+        if not file.frames:
+            raise UnreadableAudio(f"{path}: no samples")
+        span_sec(path, AudioInfo(file.frames, rate_hz, file.channels), offset_sec, duration_sec)
+        left = max(0, file.frames - start)
+        wanted = left if duration_sec is None else min(round(duration_sec * rate_hz), left)
+        return start, wanted, wanted
+    wanted = round(duration_sec * rate_hz)
+    return start, wanted, wanted - round(END_SLACK_SEC * rate_hz)
+
+
+_folders_noted: set[Path] = set()
+
+
+def _note_silence(path: str | Path, peaks: np.ndarray) -> None:
+    """Says it where the first channel is silent and another is not: once a folder, ten times at most."""
+    folder = Path(path).parent
+    if len(peaks) < 2 or peaks[0] > 1e-4 or peaks[1:].max() < 1e-3:  # -80 and -60 dB of full scale
+        return
+    if folder not in _folders_noted and len(_folders_noted) < 10:
+        _folders_noted.add(folder)
+        other = int(peaks[1:].argmax()) + 2
+        print(
+            f"{path}: its first channel is silent, channel {other} is not; only the first is read: mix the "
+            "channels, or put the speech into the first (said once a folder)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _check_length_known(path: str | Path, frames: int) -> None:

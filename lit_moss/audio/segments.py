@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from lit_moss.audio.waves import check_wave
+
 
 def cut_at_pauses(
     wave_T: Tensor, rate_hz: int, longest_sec: float, pause_sec: float = 0.2
@@ -13,8 +15,9 @@ def cut_at_pauses(
     the last half before the limit.
 
     Raises:
-        ValueError: if the limit is less than two samples.
+        ValueError: if the limit is less than two samples, or on what is no recording, see `check_wave`.
     """
+    wave_T = check_wave(wave_T)
     limit = int(longest_sec * rate_hz)
     if limit < 2:
         raise ValueError(f"longest_sec {longest_sec} is less than two samples at {rate_hz} Hz")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lit_moss.assets import resolve
 from lit_moss.audio import rates
 from lit_moss.audio.features import decoder_mel, resample
+from lit_moss.audio.waves import check_wave
 from lit_moss.codec.flow import HISTORY_CHUNKS, Flow, FlowConfig, Prompt
 from lit_moss.codec.hift import HiFT, HiFTConfig
 from lit_moss.codec.speaker import CampPlus, SpeakerEncoder, VoiceEncoder, open_speaker
@@ -145,13 +146,14 @@ class Codec:
 
         Raises:
             UserError: if there is less than 0.1 s of it.
+            ValueError: on what is no recording, see `check_wave`.
         """
-        wave_T = wave_T[: round(max_sec * sample_rate_hz)]
+        wave_T = check_wave(wave_T)[: round(max_sec * sample_rate_hz)]
         if len(wave_T) < 0.1 * sample_rate_hz:
             raise UserError(
                 f"a prompt of {len(wave_T) / sample_rate_hz:.2f} s, expected some seconds of speech"
             )
-        wave24_T = resample(wave_T.float(), sample_rate_hz, rates.DECODER_RATE_HZ)
+        wave24_T = resample(wave_T, sample_rate_hz, rates.DECODER_RATE_HZ)
         codes_N = self._needed().encode(wave_T, sample_rate_hz)
         codes_N, mel_MT = trimmed(codes_N, decoder_mel(wave24_T[None])[0])
         codes = len(codes_N) - len(codes_N) % self.flow.config.chunk_codes

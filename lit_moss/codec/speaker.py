@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_moss.assets import resolve, sha256_of
 from lit_moss.audio import rates
 from lit_moss.audio.features import kaldi_fbank, mel_filters
+from lit_moss.audio.waves import check_wave
 from lit_moss.errors import UserError
 
 EMBEDDED = "embedded:resemblyzer"
@@ -101,7 +102,7 @@ def _mel40(wave_T: Tensor) -> Tensor:
 
 
 def _long_enough(wave_T: Tensor, samples: int) -> Tensor:
-    wave_T = wave_T.detach().float().cpu()
+    wave_T = check_wave(wave_T)
     return nn.functional.pad(wave_T, (0, max(0, samples - len(wave_T))))
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from lit_moss.assets import resolve
 from lit_moss.audio import rates
 from lit_moss.audio.features import CausalLogMel, resample, whisper_log_mel
+from lit_moss.audio.waves import check_wave
 from lit_moss.codec import quantizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig, EncoderState
 from lit_moss.codec.pretrained import load_encoder
@@ -129,6 +131,7 @@ class SpeechTokenizer:
 
         Args:
             wave: Samples (T,) in [-1, 1], or a list of such; also (C, T), of which channel 0 is taken.
+                Tensors or numpy arrays.
             sample_rate_hz: Rate of all of them.
             batch_sec: Audio computed at once, padding included; bounds the memory.
 
@@ -136,13 +139,14 @@ class SpeechTokenizer:
             int64 (n,) with n = ceil(samples at 16 kHz / 1280), or a list of them.
 
         Raises:
-            ValueError: on samples that are not finite, or of another shape.
+            ValueError: on what is no recording, see `check_wave`.
         """
-        waves = [wave] if isinstance(wave, Tensor) else list(wave)
+        alone = isinstance(wave, Tensor | np.ndarray)
+        waves = [wave] if alone else list(wave)
         limit = rates.segment_samples(self.config.max_source_positions)
         pieces: list[tuple[int, Tensor]] = []
         for i, one in enumerate(waves):
-            mono = resample(_mono(one), sample_rate_hz, rates.TOKENIZER_RATE_HZ)
+            mono = resample(check_wave(one), sample_rate_hz, rates.TOKENIZER_RATE_HZ)
             pieces += [(i, segment) for segment in mono.split(limit)] if len(mono) else []
         codes: list[Tensor | None] = [None] * len(pieces)
         for group in _batches(
@@ -158,7 +162,7 @@ class SpeechTokenizer:
             else torch.zeros(0, dtype=torch.long)
             for i in range(len(waves))
         ]
-        return joined[0] if isinstance(wave, Tensor) else joined
+        return joined[0] if alone else joined
 
     def _encode_batch(self, segments: list[Tensor]) -> list[Tensor]:
         lengths = [rates.codes_of_samples(len(s)) for s in segments]
@@ -250,10 +254,14 @@ class TokenizerStream:
 
     @torch.no_grad()
     def push(self, samples: Tensor) -> Tensor:
-        """Next samples (T,) at 16 kHz, any number -> new codes, int64 (n,)."""
+        """Next samples (T,) at 16 kHz, any number -> new codes, int64 (n,).
+
+        Raises:
+            ValueError: on what is no recording, see `check_wave`.
+        """
         if self._closed:
             raise RuntimeError("this stream was flushed: make a new one")
-        self._waiting = torch.cat([self._waiting, _mono(samples)])
+        self._waiting = torch.cat([self._waiting, check_wave(samples)])
         found = []
         while len(self._waiting) >= rates.SAMPLES_PER_CODE:
             take = min(
@@ -290,20 +298,6 @@ class TokenizerStream:
         if self._done == self._limit:
             self._new_segment()
         return codes_BN[0].cpu()
-
-
-def _mono(wave: Tensor) -> Tensor:
-    wave = torch.as_tensor(wave)
-    if wave.ndim == 2:
-        wave = wave[0]
-    if wave.ndim != 1 or not wave.dtype.is_floating_point:
-        raise ValueError(
-            f"got {wave.dtype} of shape {tuple(wave.shape)}, expected float samples (T,) in [-1, 1]"
-        )
-    wave = wave.detach().float().cpu()
-    if not wave.isfinite().all():
-        raise ValueError("samples that are not finite: clean the recording")
-    return wave
 
 
 def _batches(lengths: list[int], budget: int) -> list[list[int]]:

@@ -211,7 +211,8 @@ class SpeechDataModule(LightningDataModule):
             for utterance in self._with_texts(manifest, read_manifest(manifest)):
                 if utterance.duration_sec is None:
                     try:
-                        seconds = io.info(utterance.audio).duration_sec - utterance.offset_sec
+                        header = io.info(utterance.audio)
+                        seconds = io.span_sec(utterance.audio, header, utterance.offset_sec, None)
                     except io.UnreadableAudio as error:
                         self.skipped[utterance.key] = str(error)
                         continue

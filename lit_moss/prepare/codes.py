@@ -67,8 +67,9 @@ def encode_utterances(utterances: Sequence["Utterance"], codec: str, codec_id: s
         UserError: if more than 1 % (and more than one) cannot be read.
     """
     from lit_moss import assets
+    from lit_moss.audio.io import RULES
 
-    name = hashlib.sha256(f"{codec_id} {recordings_stamp(utterances)}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{codec_id} {RULES} {recordings_stamp(utterances)}".encode()).hexdigest()[:16]
     kept = assets.cache_dir() / "codes" / f"{name}.npz"
     if kept.exists():
         with np.load(kept, allow_pickle=False) as file:

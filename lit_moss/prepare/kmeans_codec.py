@@ -166,7 +166,7 @@ def make_kmeans_codec(manifest: Path, size: int = CODES, layers: int | None = No
             for u in utterances[start : start + _BATCH]:
                 try:
                     # The network takes 30 s at once; of longer ones the beginning will do.
-                    span = (u.offset_sec, min(u.duration_sec or _LONGEST_SEC, _LONGEST_SEC))
+                    span = (u.offset_sec, u.duration_sec, _LONGEST_SEC)
                     waves.append(io.read(u.audio, rates.TOKENIZER_RATE_HZ, *span))
                 except io.UnreadableAudio as error:
                     tqdm.write(f"left out: {error}", file=sys.stderr)

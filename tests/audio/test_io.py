@@ -73,7 +73,7 @@ def test_read_resamples_to_the_asked_rate(tmp_path, rate_hz):
 @pytest.mark.parametrize(
     ("offset_sec", "duration_sec", "part"),
     [(0.0, 0.25, slice(0, 4000)), (0.1, 0.2, slice(1600, 4800)), (0.3, None, slice(4800, 8000)),
-     (0.4, 5.0, slice(6400, 8000))],
+     (0.4, 0.19, slice(6400, 8000))],
 )  # fmt: skip
 @pytest.mark.parametrize("ext", [".wav", ".flac"])
 def test_parts_of_files_are_the_samples_of_the_whole(tmp_path, ext, offset_sec, duration_sec, part):

@@ -1,0 +1,289 @@
+"""What a sound file's container states about its length, compared with what the file holds.
+
+libsndfile reads a file that was cut off as far as it goes, and of streams written one after the other only
+the first, both without an error: half of the sound would then be paired with the whole transcript.
+
+| container | what is compared |
+|---|---|
+| WAV, RF64, W64, AIFF, CAF, AU, NIST | the size stated for the samples, with the bytes that follow |
+| OGG (Vorbis, Opus) | the last page is whole and marked as the last; no page is missing; one stream |
+| MP3 | the last frame is whole; as many frames as the Xing, Info or VBRI header states |
+| FLAC | one stream; the number of samples is compared by decoding, see `io` |
+
+A program that writes to a pipe cannot state a size. It leaves 0 or the largest number there is, and the sound
+then goes to the end of the file; where libsndfile does not see this by itself, `patches` state the size.
+"""
+
+import io
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from lit_moss.audio import mp3
+
+# 2^31 - 1 and 2^32 - 1, 2^31 (arecord), 0x7FFFF000 and 0x7F000000 (sox), their counterparts in 64 bits. Some
+# writers take the sizes of the headers off.
+_PIPE_SIZES = (0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
+_PIPE_SLACK = 128
+_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # ends every GUID of W64 but the first
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file's container.
+
+    Args:
+        damage: Why the file must not be used; empty where nothing is wrong.
+        patches: (offset, bytes) to be read in place of the file's own: sizes that a pipe could not state.
+    """
+
+    damage: str = ""
+    patches: tuple[tuple[int, bytes], ...] = ()
+
+
+def inspect(path: str | Path) -> Container:
+    """Compares what the container states with what the file holds, without decoding.
+
+    A container that is not known here, or has no samples, is left to libsndfile.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return Container()
+        length, magic = status.st_size, file.read(12)
+        for start, layout in _LAYOUTS.items():
+            if magic.startswith(start):
+                return _chunked(file, length, layout, start)
+        if magic[:4] in (b".snd", b"dns."):
+            return _au(file, length, magic[:4])
+        if magic.startswith(b"NIST_1A"):
+            return _nist(file, length)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return Container(_of_frames(data))
+
+
+class PatchedFile(io.RawIOBase):
+    """A file for reading, with some bytes replaced."""
+
+    def __init__(self, path: str | Path, patches: tuple[tuple[int, bytes], ...]) -> None:
+        self._file, self._patches = open(path, "rb"), patches  # noqa: SIM115 - closed by `close`
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        """Fills the buffer as far as the file goes; the number of bytes."""
+        begin = self._file.tell()
+        content = bytearray(self._file.read(len(buffer)))
+        for at, new in self._patches:
+            low, high = max(at, begin), min(at + len(new), begin + len(content))
+            if low < high:
+                content[low - begin : high - begin] = new[low - at : high - at]
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        super().close()
+
+
+# --- containers that state the size of their samples --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a container's chunks are written.
+
+    Args:
+        head: Bytes before the first chunk.
+        id_bytes: Bytes of a chunk's name.
+        size: Number that follows the name.
+        data: Name of the chunk of samples.
+        counted: Bytes of its own header that a chunk's size includes.
+        lead: Bytes of the chunk of samples before the first sample.
+        align: A chunk starts at a multiple of so many bytes.
+        size_at: Where the whole's size stands, None where nothing depends on it.
+    """
+
+    head: int
+    id_bytes: int
+    size: struct.Struct
+    data: bytes
+    counted: int = 0
+    lead: int = 0
+    align: int = 2
+    size_at: int | None = None
+
+
+_RIFF = _Layout(12, 4, struct.Struct("<I"), b"data")
+_W64 = _Layout(40, 16, struct.Struct("<Q"), b"data" + _W64_TAIL, counted=24, align=8, size_at=16)
+_LAYOUTS = {
+    b"RIFF": _RIFF,
+    b"RF64": _RIFF,
+    b"BW64": _RIFF,
+    b"RIFX": _Layout(12, 4, struct.Struct(">I"), b"data"),
+    b"FORM": _Layout(12, 4, struct.Struct(">I"), b"SSND", lead=8),
+    b"riff\x2e\x91\xcf\x11": _W64,
+    b"caff": _Layout(8, 4, struct.Struct(">q"), b"data", lead=4, align=1),
+}
+
+
+def _chunked(file: BinaryIO, length: int, layout: _Layout, magic: bytes) -> Container:
+    header = layout.id_bytes + layout.size.size
+    at, ds64, found = layout.head, None, False
+    while 0 <= at <= length - header:
+        file.seek(at)
+        name, written = _split(file.read(header), layout)
+        body, stated = at + header, written - layout.counted
+        if name == b"ds64":
+            riff_bytes, data_bytes = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))
+            ds64 = (body, riff_bytes, data_bytes)
+        if name == layout.data:
+            found = True
+            if ds64 is not None:
+                stated = ds64[2]
+            stated, begin = stated - layout.lead, body + layout.lead
+            available = length - begin
+            if stated <= 0 and (available <= 0 or _chunks_to_the_end(file, begin, length, layout)):
+                return Container()  # no samples
+            if stated <= 0 or (stated > available and _of_a_pipe(stated)):
+                return Container(patches=_sized(layout, at, length, available, ds64 and ds64[0]))
+            if stated > available:
+                return Container(_cut_off(stated, available))
+            stated += layout.lead
+        end = body + max(0, stated)
+        at = -(-end // layout.align) * layout.align
+        if found and end < length:
+            file.seek(end)
+            if magic in file.read(layout.align - 1 + len(magic)):
+                return Container(_SEVERAL)
+    return Container()
+
+
+def _split(head: bytes, layout: _Layout) -> tuple[bytes, int]:
+    return head[: layout.id_bytes], layout.size.unpack_from(head, layout.id_bytes)[0]
+
+
+def _chunks_to_the_end(file: BinaryIO, at: int, length: int, layout: _Layout) -> bool:
+    """Whether other chunks, and nothing else, stand from here to the end of the file."""
+    header = layout.id_bytes + layout.size.size
+    while at + header <= length:
+        file.seek(at)
+        name, written = _split(file.read(header), layout)
+        if written < layout.counted or not name[:4].isascii() or not name[:4].decode().isprintable():
+            return False
+        end = at + header + written - layout.counted
+        at = -(-end // layout.align) * layout.align
+    return at - layout.align < length <= at
+
+
+def _sized(
+    layout: _Layout, at: int, length: int, available: int, ds64_at: int | None
+) -> tuple[tuple[int, bytes], ...]:
+    if ds64_at is not None:
+        return ((ds64_at, struct.pack("<QQ", length - 8, available)),)
+    size = available + layout.lead + layout.counted
+    if size >= 256**layout.size.size:  # libsndfile goes to the end of the file by itself
+        return ()
+    whole = () if layout.size_at is None else ((layout.size_at, layout.size.pack(length)),)
+    return (*whole, (at + layout.id_bytes, layout.size.pack(size)))
+
+
+def _au(file: BinaryIO, length: int, magic: bytes) -> Container:
+    number = struct.Struct(">I" if magic == b".snd" else "<I")
+    file.seek(4)
+    begin, stated = (number.unpack(file.read(4).ljust(4, b"\0"))[0] for _ in range(2))
+    available = length - begin
+    if available <= 0:
+        return Container()
+    if not stated or (stated > available and _of_a_pipe(stated)):
+        return Container(patches=((8, number.pack(available)),) if available < 2**32 else ())
+    file.seek(begin + min(stated, available))
+    if file.read(4) == magic:
+        return Container(_SEVERAL)
+    return Container(_cut_off(stated, available) if stated > available else "")
+
+
+def _nist(file: BinaryIO, length: int) -> Container:
+    """NIST SPHERE: lines of `name -type value` in a header whose second line is its size."""
+    file.seek(0)
+    lines = file.read(4096).split(b"\n")
+    try:
+        begin = int(lines[1])
+        fields = {parts[0]: parts[2] for parts in (line.split(None, 2) for line in lines) if len(parts) == 3}
+        numbers = (b"sample_count", b"channel_count", b"sample_n_bytes")
+        samples, channels, width = (int(fields[name]) for name in numbers)
+    except (ValueError, IndexError, KeyError):
+        return Container()
+    if not fields.get(b"sample_coding", b"pcm").startswith((b"pcm", b"ulaw", b"alaw")):
+        return Container()
+    stated, available = samples * channels * width, length - begin
+    return Container(_cut_off(stated, available) if stated > available else "")
+
+
+def _of_a_pipe(stated: int) -> bool:
+    return any(abs(stated - size) <= _PIPE_SLACK for size in _PIPE_SIZES)
+
+
+def _cut_off(stated: int, available: int) -> str:
+    return f"cut off: its header states {stated:,} bytes of samples, the file holds {max(0, available):,}"
+
+
+_SEVERAL = (
+    "several recordings one after the other, of which only the first would be read: split or re-encode it"
+)
+
+# --- containers of pages and frames -------------------------------------------------------------------------
+
+
+def _of_frames(data: mmap.mmap) -> str:
+    begin = mp3.end_of_id3(data, 0)
+    starts: dict[bytes, Callable[[mmap.mmap, int], str]] = {b"OggS": _ogg, b"fLaC": _flac}
+    found = starts.get(data[begin : begin + 4])
+    return found(data, begin) if found is not None else mp3.damage(data, begin, _SEVERAL)
+
+
+def _flac(data: mmap.mmap, begin: int) -> str:
+    # The marker with the head of the metadata block that must follow it: 8 bytes, never met by chance.
+    again = (data.find(b"fLaC" + last + b"\x00\x00\x22", begin + 4) for last in (b"\x00", b"\x80"))
+    return _SEVERAL if any(at >= 0 for at in again) else ""
+
+
+def _ogg(data: mmap.mmap, begin: int) -> str:
+    """Walks the pages (RFC 3533): "OggS", version, flags, granule, serial, number, checksum, lengths."""
+    at, pages, unfinished, in_body = begin, dict[int, int](), set[int](), False
+    while (at := data.find(b"OggS", at)) >= 0:
+        head = data[at : at + 27]
+        lengths = data[at + 27 : at + 27 + head[26]] if len(head) == 27 else b""
+        end = at + 27 + len(lengths) + sum(lengths)
+        if len(head) < 27 or len(lengths) < head[26] or end > len(data):
+            return "cut off within a page of its Ogg stream"
+        flags = head[5]
+        serial, number = struct.unpack_from("<II", head, 14)
+        if flags & 2:  # first page of a stream; those of streams side by side all come at the start
+            if in_body:
+                return _SEVERAL
+            unfinished.add(serial)
+        else:
+            in_body = True
+            if number != pages.get(serial, number - 1) + 1:
+                return f"page {pages[serial] + 1} of its Ogg stream is missing"
+        pages[serial] = number
+        if flags & 4:
+            unfinished.discard(serial)
+        at = end
+    return "cut off: the last page of its Ogg stream is missing" if unfinished else ""

@@ -1,0 +1,58 @@
+"""What a public function takes for a recording, checked in one place."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Floats of lossy codecs and mixes exceed 1 a little; 24 dB over full scale is another unit.
+LOUDEST = 16.0
+EXPECTED = "expected float samples (T,) in [-1, 1], or (C, T) of which channel 0 is taken"
+
+
+def check_wave(wave: Any) -> Tensor:
+    """Samples of the first channel: float32 (T,) in [-1, 1], on the CPU, no gradient. T may be 0.
+
+    Args:
+        wave: Tensor or numpy array of floats, (T,) or (C, T).
+
+    Raises:
+        ValueError: if it is no array of floats, has another shape (channels last: more channels than
+            samples), holds integers, or samples that are not finite or far beyond [-1, 1].
+    """
+    if not isinstance(wave, Tensor | np.ndarray):
+        raise ValueError(f"got {type(wave).__name__}, {EXPECTED}: a tensor or a numpy array")
+    shape, kind = tuple(wave.shape), str(wave.dtype).removeprefix("torch.")
+    if wave.ndim not in (1, 2) or not _is_float(wave):
+        hint = f": divide {kind} by its full scale" if "int" in kind else ""
+        raise ValueError(f"got {kind} of shape {shape}, {EXPECTED}{hint}")
+    if wave.ndim == 2 and (not shape[0] or 0 < shape[1] < shape[0]):
+        raise ValueError(f"got {shape}: {shape[0]} channels of {shape[1]} samples, {EXPECTED}: transpose it")
+    first = wave if wave.ndim == 1 else wave[0]
+    # A copy of an array: torch takes neither negative strides nor memory that must not be written.
+    first_T = torch.from_numpy(np.array(first, np.float32)) if isinstance(first, np.ndarray) else first
+    first_T = first_T.detach().float().cpu()
+    reason = level_fault(first_T)
+    if reason:
+        raise ValueError(f"{reason}, {EXPECTED}")
+    return first_T
+
+
+def level_fault(wave_T: Tensor) -> str:
+    """Why samples cannot be those of a recording in [-1, 1]; empty where they can."""
+    if not len(wave_T):
+        return ""
+    low, high = (float(x) for x in wave_T.aminmax())
+    peak = max(-low, high)
+    if not (low > float("-inf") and high < float("inf")):
+        return "samples that are not finite"
+    if peak > 1 and torch.equal(wave_T, wave_T.round()):
+        return f"whole numbers up to {peak:g} (integers that were not divided by their full scale)"
+    if peak > LOUDEST:
+        return f"samples up to {peak:g} (not divided by their full scale)"
+    return ""
+
+
+def _is_float(wave: Tensor | np.ndarray) -> bool:
+    return wave.dtype.is_floating_point if isinstance(wave, Tensor) else wave.dtype.kind == "f"
