@@ -117,8 +117,11 @@ class _Result(Callback):
             return
         folder = trainer.logger.run_dir
         before = read_result(folder) or {}
+        # JSON has no NaN and no infinity: null stands for both.
         metrics = {
-            key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if key != "step"
+            key: float(value) if math.isfinite(value) else None
+            for key, value in sorted(trainer.callback_metrics.items())
+            if key != "step"
         }
         if not any("/" in key for key in metrics):
             metrics = before.get("metrics", {})
@@ -137,12 +140,15 @@ class _Result(Callback):
         })  # fmt: skip
 
 
-def _extremes(pick: Callable[[float, float], float], *each: dict[str, float]) -> dict[str, float]:
+def _extremes(
+    pick: Callable[[float, float], float], *each: dict[str, float | None]
+) -> dict[str, float | None]:
     """Metric -> its lowest or highest finite value in any of the dictionaries."""
-    found: dict[str, float] = {}
+    found: dict[str, float | None] = {}
     for key, value in (item for metrics in each for item in metrics.items()):
-        if math.isfinite(value):
-            found[key] = pick(found.get(key, value), value)
+        if value is not None:
+            before = found.get(key)
+            found[key] = value if before is None else pick(before, value)
     return found
 
 
@@ -219,7 +225,7 @@ class MossCLI(LightningCLI):
             callbacks = _as_list(config.get("callbacks"))
             if not any(isinstance(callback, ExactResume) for callback in callbacks):
                 callbacks.append(ExactResume())  # without it the data would start again at the first batch
-            kwargs["callbacks"] = [*callbacks, _Result()]
+            kwargs["callbacks"] = [*_with_guard(callbacks), _Result()]
             if config.get("logger") in (None, True):
                 self.tracker = self._make_tracker()
                 kwargs["logger"] = self.tracker
@@ -378,6 +384,14 @@ def _check_yaml_files(args: Sequence[str]) -> None:
         if name is None:
             continue
         read_yaml(name)
+
+
+def _with_guard(callbacks: list[Any]) -> list[Any]:
+    """Steps that are not finite are skipped in every run; recipes need not list it."""
+    from callbacks import NonFiniteSteps
+
+    listed = any(isinstance(c, NonFiniteSteps) for c in callbacks)
+    return callbacks if listed else [*callbacks, NonFiniteSteps()]
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -11,6 +11,7 @@ Shapes: B batch, N codes, T frames (= 4 N), M mel bands (80), D encoder width, S
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -265,7 +266,7 @@ class Flow(nn.Module):
     def draw(
         self,
         target_BMT: Tensor,
-        frames_B: Tensor,
+        frames_B: Tensor | Sequence[int],
         max_prefix: float = 0.3,
         prefixes: random.Random | None = None,
         generator: torch.Generator | None = None,
@@ -277,14 +278,15 @@ class Flow(nn.Module):
         noise, dropped conditions by torch's; `prefixes` and `generator` stand in for the global ones.
         """
         chance, prefix = prefixes or random, []
-        for frames in frames_B.tolist():
+        # Given as plain numbers, a GPU is not waited for.
+        for frames in frames_B.tolist() if isinstance(frames_B, Tensor) else frames_B:
             none = chance.random() < 0.5
             prefix.append(0 if none else chance.randint(0, int(max_prefix * frames)))
         like = {"device": target_BMT.device, "dtype": target_BMT.dtype, "generator": generator}
         t_B11 = flow_matching.cosine_time(torch.rand(len(target_BMT), 1, 1, **like))
         z_BMT = torch.randn(target_BMT.shape, **like)
         keep_B = torch.rand(len(target_BMT), **like) > self.config.unconditioned_share
-        return Draws(t_B11, z_BMT, keep_B, torch.tensor(prefix, device=target_BMT.device))
+        return Draws(t_B11, z_BMT, keep_B, torch.tensor(prefix).to(target_BMT.device, non_blocking=True))
 
     def velocity(
         self, codes_BN: Tensor, lengths_B: Tensor, target_BMT: Tensor, speaker_BS: Tensor, draws: Draws,

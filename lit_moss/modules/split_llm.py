@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 import yaml
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -27,6 +26,8 @@ from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.heldout import HeldOut
 from lit_moss.llm.model import SplitLM, SplitLoss
 from lit_moss.llm.rows import RowFormat
+from lit_moss.modules.steps import StepModule
+from lit_moss.modules.window import Window
 
 # Part -> prefix of its parameters' names inside the model.
 PARTS = {
@@ -43,7 +44,7 @@ PARTS = {
 _SUMS = ("text_nll", "text_count", "text_correct", "speech_nll", "speech_count", "speech_correct")
 
 
-class SplitLLM(LightningModule):
+class SplitLLM(StepModule):
     """The split language model as a LightningModule.
 
     Args:
@@ -116,6 +117,7 @@ class SplitLLM(LightningModule):
         self.max_new_tokens, self.greedy = max_new_tokens, greedy
         self.lm: SplitLM
         self._sums: dict[str, Tensor] = {}
+        self._window = Window()
         self._heldout: HeldOut | None = None
 
     # --- set-up ---------------------------------------------------------------------------------------------
@@ -229,9 +231,7 @@ class SplitLLM(LightningModule):
                             "weight_decay": self.weight_decay if matrices else 0.0,
                         }
                     )
-        return torch.optim.AdamW(
-            groups, lr=self.lr, betas=self.betas, fused=self.device.type == "cuda" or None
-        )
+        return self.adamw(groups, lr=self.lr, betas=self.betas)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -243,12 +243,20 @@ class SplitLLM(LightningModule):
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
         self.log("step", float(self.global_step + 1))
-        self.log("train/loss", loss.total.detach(), prog_bar=True)
-        for name, value in _means(loss).items():
+        counts = _counts(batch, loss)
+        trained = sum(n for kind, n in counts.items() if self.weights[kind])
+        self.count_targets(trained)
+        if trained:
+            self.log("train/loss", loss.total.detach(), prog_bar=True)
+        for name, value in _means(loss, counts).items():
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
-        return every_target_once(loss.total, loss.text_count + loss.speech_count)
+        step = self._window.targets(self.trainer, batch_idx)
+        if step is None:
+            return every_target_once(loss.total, loss.text_count + loss.speech_count)
+        return loss.total * (sum(counts.values()) * step.parts / max(1, step.targets))
 
     def on_train_start(self) -> None:
+        self._window = Window()
         trainer = self.trainer
         if not self.first_validation or trainer.global_step:
             return
@@ -401,8 +409,11 @@ def model_of_run(run: Path) -> SplitLM:
 
 def every_target_once(mean: Tensor, count: Tensor) -> Tensor:
     """A rank's mean loss over its own targets, scaled so that the average over ranks, which is what
-    gradients become, is the mean over the targets of all; accumulated micro-batches count alike, whatever
-    their targets."""
+    gradients become, is the mean over the targets of all.
+
+    For data without a known order of targets, see `Window`: accumulated micro-batches count alike here,
+    whatever their targets.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return mean
     own = count.float()
@@ -451,12 +462,21 @@ def _check_frozen(frozen: dict[str, Any] | None, own: dict[str, Tensor], source:
         )
 
 
-def _means(loss: SplitLoss) -> dict[str, Tensor]:
+def _counts(batch: TokenBatch, loss: SplitLoss) -> dict[str, int]:
+    """Targets of each head; a batch that does not say makes the host ask the device."""
+    text, speech = batch.text_targets, batch.speech_targets
+    return {
+        "text": int(loss.text_count) if text is None else text,
+        "speech": int(loss.speech_count) if speech is None else speech,
+    }
+
+
+def _means(loss: SplitLoss, counts: dict[str, int]) -> dict[str, Tensor]:
     found = {"text_targets": loss.text_count.float(), "speech_targets": loss.speech_count.float()}
     for name, mean, count, correct in (
         ("text", loss.text, loss.text_count, loss.text_correct),
         ("speech", loss.speech, loss.speech_count, loss.speech_correct),
     ):
-        if count:
+        if counts[name]:
             found |= {f"{name}_loss": mean, f"{name}_ppl": mean.exp(), f"{name}_accuracy": correct / count}
     return found

@@ -337,6 +337,9 @@ class Objective:
         if sweep.validation == "best":
             direction = next(iter(sweep.objectives.values()))
             values = values | result["lowest" if direction == "minimize" else "highest"]
+        for metric in sweep.objectives:
+            if values[metric] is None:
+                self._fail(trial, slot, RunError(f"{metric} is not a finite number at the end of {folder}"))
         trial.set_user_attr(f"seed {seed}", {m: values[m] for m in sweep.objectives})
 
     def _check_metrics(self, trial: optuna.Trial, result: dict[str, Any] | None, where: str) -> None:
