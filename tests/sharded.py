@@ -1,6 +1,11 @@
-"""DeepSpeed without CUDA, for tests over gloo."""
+"""Two ranks over gloo: DeepSpeed without CUDA, and processes that start side by side."""
 
 import contextlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -14,7 +19,10 @@ class OnCPU(DeepSpeedStrategy):
 
     def setup_distributed(self):  # as Lightning's, without the index of a GPU
         import deepspeed.ops
+        import deepspeed.runtime.bf16_optimizer as bf16
 
+        # It collects garbage once a parameter group to report memory use: 25 s for 30 groups.
+        bf16.see_memory_usage = lambda *_, **__: None
         # Minutes of C++ that gloo does not need.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.set_world_ranks()
@@ -29,3 +37,48 @@ class OnCPU(DeepSpeedStrategy):
     def model_sharded_context(self):
         self._init_config_if_needed()
         yield
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def start_ranks(ranks, folder, *command):
+    """`python COMMAND` once a rank, as a cluster starts them: all at once, not one after the other by Lightning."""
+    left_out = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LIT_MOSS_RUN")
+    env = {k: v for k, v in os.environ.items() if k not in left_out}
+    env |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(ranks):
+        if ranks > 1:
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0",
+                    "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}  # fmt: skip
+        errors = (folder / f"errors.{rank}").open("w")
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *command],
+                cwd=folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )  # fmt: skip
+        )
+    return started
+
+
+def wait_for(started, folder, timeout=400):
+    """Waits for all ranks; a failed one is shown, and the others, which would wait for it, are ended."""
+    try:
+        for rank, process in enumerate(started):
+            assert process.wait(timeout) == 0, (folder / f"errors.{rank}").read_text()[-4000:]
+    finally:
+        for process in started:
+            process.kill()
