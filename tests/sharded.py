@@ -5,9 +5,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
+import yaml
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 
@@ -42,8 +44,15 @@ class OnCPU(DeepSpeedStrategy):
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def settings(file):
+    """The strategy of a file in conf/trainer, on the CPU over gloo."""
+    found = yaml.safe_load((ROOT / f"conf/trainer/{file}.yaml").read_text())["trainer"]["strategy"]
+    path = found["class_path"].replace("lightning.pytorch.strategies.DeepSpeedStrategy", "sharded.OnCPU")
+    return {"class_path": path, "init_args": {"process_group_backend": "gloo", **found.get("init_args", {})}}
+
+
 def start_ranks(ranks, folder, *command):
-    """`python COMMAND` once a rank, as a cluster starts them: all at once, not one after the other by Lightning."""
+    """`python COMMAND` once a rank, all at once as on a cluster; Lightning starts one after the other."""
     left_out = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LIT_MOSS_RUN")
     env = {k: v for k, v in os.environ.items() if k not in left_out}
     env |= {
@@ -69,16 +78,24 @@ def start_ranks(ranks, folder, *command):
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-            )  # fmt: skip
+            )
         )
     return started
 
 
 def wait_for(started, folder, timeout=400):
     """Waits for all ranks; a failed one is shown, and the others, which would wait for it, are ended."""
+    deadline = time.monotonic() + timeout
     try:
+        while any(process.poll() is None for process in started) and time.monotonic() < deadline:
+            if any(process.poll() for process in started):
+                break
+            time.sleep(0.1)
         for rank, process in enumerate(started):
-            assert process.wait(timeout) == 0, (folder / f"errors.{rank}").read_text()[-4000:]
+            if process.poll() is not None:
+                assert not process.poll(), (folder / f"errors.{rank}").read_text()[-4000:]
+        assert all(process.poll() == 0 for process in started), f"no end within {timeout} s"
     finally:
         for process in started:
             process.kill()
+            process.wait()

@@ -49,8 +49,10 @@ class FSDP2(ModelParallelStrategy):
 
 
 def is_kind_of(strategy: Any, *words: str) -> bool:
-    """Whether the name of a strategy's class, or of one it is derived from, has one of these words; DeepSpeed's
-    own cannot be imported where it is not installed."""
+    """Whether the name of a strategy's class, or of one it is derived from, has one of these words.
+
+    By name: DeepSpeed's own cannot be used where it is not installed.
+    """
     names = " ".join(kind.__name__ for kind in type(strategy).__mro__)
     return any(word in names for word in words)
 

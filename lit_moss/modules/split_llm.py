@@ -65,7 +65,8 @@ class SplitLLM(LightningModule):
         frozen_dtype: bfloat16 keeps the matrices that no stage of the run trains in bfloat16, which in stage
             1 saves 16 GB of an 8B backbone; needs `trainer.precision: bf16-mixed`. Exact for a backbone
             stored in bfloat16, as released Qwen3 and MOSS-Speech weights are: the same losses and text
-            logits, to the bit. Another is rounded once, before its hash is taken.
+            logits, to the bit. Others, and rows added to its tables, are rounded once, before their hash is
+            taken.
         save_frozen: False leaves weights that no stage trains out of the checkpoints; their hash stays, and
             they come from `backbone` again. Not with FSDP2 and DeepSpeed.
         first_validation: Validate before the first step too, so that curves start at step 0.
