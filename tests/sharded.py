@@ -1,6 +1,5 @@
 """Two ranks over gloo: DeepSpeed without CUDA, and processes that start side by side."""
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -33,12 +32,6 @@ class OnCPU(DeepSpeedStrategy):
     @property
     def root_device(self):
         return torch.device("cpu", 0)
-
-    # Built whole on every rank, sharded afterwards: the model's code cannot fill sharded tables.
-    @contextlib.contextmanager
-    def model_sharded_context(self):
-        self._init_config_if_needed()
-        yield
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_moss.assets import cache_dir, sha256_of
@@ -64,7 +64,11 @@ def locked(name: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock")
-        lock.acquire()
+        try:
+            lock.acquire(timeout=5)
+        except Timeout:
+            rank_zero_info(f"waiting for another process that makes the same ({lock.lock_file})")
+            lock.acquire()
     except OSError as error:
         raise UserError(
             f"the cache {cache_dir()} cannot be written ({error.strerror or error}): give another by "

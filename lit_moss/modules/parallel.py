@@ -71,8 +71,8 @@ def check_strategy(trainer: Trainer, save_frozen: bool) -> None:
     strategy = trainer.strategy
     if not save_frozen and saves_shards(strategy):
         raise UserError(
-            f"model.save_frozen is false, but {type(strategy).__name__} writes shards of all weights: set it "
-            "to true, or use DDP (conf/trainer/ddp.yaml)"
+            f"model.save_frozen is false, but {type(strategy).__name__} writes shards of all weights: give "
+            "--model.init_args.save_frozen true, or use DDP (conf/trainer/ddp.yaml)"
         )
     mesh = getattr(trainer.lightning_module, "device_mesh", None)
     if mesh is not None and mesh["tensor_parallel"].size() > 1:

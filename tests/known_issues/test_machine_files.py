@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from lm_recipe import backbone_folder, lm_recipe
-from recording import checkpoints, curves, fit
+from recording import ROOT, checkpoints, curves, fit
 from safetensors.torch import load_file, save_file
 
 from lit_moss.errors import UserError
@@ -35,6 +35,17 @@ def test_frozen_weights_cannot_be_left_out_of_shards(kind):
         check_strategy(run, save_frozen=False)
     check_strategy(run, save_frozen=True)
     check_strategy(trainer("ddp"), save_frozen=False)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_deepspeed_in_a_recipe_sums_in_float32_and_leaves_nothing_out(path):
+    config = yaml.safe_load(path.read_text()) or {}
+    strategy = (config.get("trainer") or {}).get("strategy")
+    assert not str(strategy).startswith("deepspeed"), "a name alone accumulates in bfloat16"
+    if isinstance(strategy, dict) and "DeepSpeed" in strategy["class_path"]:
+        assert strategy["init_args"]["config"]["data_types"]["grad_accum_dtype"] == "fp32"
+        assert strategy["init_args"]["config"]["train_micro_batch_size_per_gpu"]
+        assert config.get("model", {}).get("init_args", {}).get("save_frozen", True)
 
 
 def test_tensor_parallelism_is_refused():
