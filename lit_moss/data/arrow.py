@@ -67,7 +67,7 @@ def locked(name: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=5)
         except Timeout:
-            rank_zero_info(f"waiting for another process that makes the same ({lock.lock_file})")
+            rank_zero_info(f"waiting for another process that is doing this work ({lock.lock_file})")
             lock.acquire()
     except OSError as error:
         raise UserError(
@@ -90,7 +90,7 @@ def damaged_shards(folder: Path, shards: Shards) -> dict[str, str]:
             found = _read_json(kept)  # by the process that held the lock
             if found is None:
                 rank_zero_info(f"{folder}: checking {len(shards)} shards, once on this machine")
-                with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing leaves the GIL
+                with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases the GIL
                     reasons = pool.map(lambda s: _damage(folder / s[0], s[2]), shards)
                     found = {s[0]: why for s, why in zip(shards, reasons, strict=True) if why is not None}
                 with _whole(kept) as partial:

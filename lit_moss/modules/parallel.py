@@ -1,7 +1,7 @@
 """How the split language model is spread over devices: DDP, FSDP2, DeepSpeed. Files: conf/trainer.
 
 built on the CPU, whole    the same weights on every device, no second copy of the tables on it
-frozen matrices cast       on request, before anything is sharded
+frozen matrices rounded    on request, before anything is sharded
 sharded                    FSDP2 by `shard`; DDP and DeepSpeed by Lightning's strategies
 """
 
@@ -106,9 +106,9 @@ def whole_on_cpu(strategy: Any) -> Iterator[None]:
 def cast_frozen(lm: SplitLM, trained: set[str], dtype: torch.dtype, keep_dtype: bool = False) -> None:
     """Rounds the matrices that never train to `dtype`; exact where the backbone is stored in it.
 
-    Norms and biases keep their dtype: they are no memory, and autocast casts matrices alone, so that the
-    logits are those of the unrounded dtype, to the bit. The table of a model without a split stays as well:
-    its rows are the residual stream's dtype.
+    Norms and biases keep their dtype: they take little memory, and autocast casts only matrices, so the
+    logits of an exactly stored backbone do not change by a bit. The table of a model without a split keeps
+    its dtype as well, because the residual stream takes it over.
 
     Args:
         lm: The whole model.
