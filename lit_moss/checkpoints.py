@@ -137,7 +137,8 @@ def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     if not is_whole(path):
         raise UserError(f"{path} is damaged or no checkpoint: take another, or --ckpt_path last")
     if path.is_dir():
-        return {"state_dict": _gather(path)}
+        with torch.device("cpu"):  # also where a strategy builds its model on a GPU
+            return {"state_dict": _gather(path)}
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:

@@ -14,6 +14,8 @@ SHARED = ROOT.parent / "shared"
 # Downloads and the synthesised corpus are made once and kept; everything else a test writes goes to its
 # tmp_path.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed prints to stdout what it has not found
 # Threads that wait for each other on tiny tensors spin: on two busy cores a test of 5 s took over 100 s with
 # two.
 torch.set_num_threads(1)

@@ -11,7 +11,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_moss.assets import cache_dir, sha256_of
+from lit_moss.assets import sha256_of
+from lit_moss.data.arrow import SCHEMA, arrow_copy, damaged_shards
 from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat
 
 META = "meta.json"
 KINDS = ("interleaved", "unsupervised", "text", "sft")
-_SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "rows": pa.list_(pa.int32()),
-        "loss_mask": pa.list_(pa.bool_()),
-        "kind": pa.string(),
-        "lang": pa.string(),
-        "speech_sec": pa.float32(),
-    }
-)
 
 
 class DocumentWriter:
@@ -58,7 +48,7 @@ class DocumentWriter:
         self.folder, self.meta, self.shard_rows = Path(folder), dict(meta), shard_rows
         form = RowFormat(**self.meta["format"])
         self._vocab = form.text_vocab_size + form.audio_vocab_size
-        self._columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+        self._columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         self._shards: list[dict[str, Any]] = []
         self._digest = hashlib.sha256()
         self._held_rows = self.documents = self.rows = 0
@@ -124,13 +114,13 @@ class DocumentWriter:
     def _close_shard(self) -> None:
         if not self._held_rows:
             return
-        schema = _SCHEMA.with_metadata({"lit_moss": json.dumps(self.meta)})
+        schema = SCHEMA.with_metadata({"lit_moss": json.dumps(self.meta)})
         path = self._partial / f"{len(self._shards):05d}.parquet"
         pq.write_table(pa.table(self._columns, schema=schema), path, compression="zstd")
         self._shards.append(
             {"name": path.name, "documents": len(self._columns["id"]), "sha256": sha256_of(path)}
         )
-        self._columns = {name: [] for name in _SCHEMA.names}
+        self._columns = {name: [] for name in SCHEMA.names}
         self._held_rows = 0
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -162,7 +152,8 @@ class DocumentWriter:
 class DocumentSet:
     """A folder of token documents, read at random.
 
-    Every shard's sha256 is checked first. A damaged one is left out and named.
+    Every shard's sha256 is checked first, once on a machine (see `arrow`). A damaged one is left out and
+    named.
 
     Args:
         folder: The folder.
@@ -172,6 +163,7 @@ class DocumentSet:
         meta: What made them, and counts.
         format: Their `RowFormat`.
         lengths: Rows of each document, int64 (documents,).
+        speech_sec: Seconds of speech of all documents together.
         skipped: Damaged shards: name -> how many documents, and why.
         skipped_documents: Documents in them.
     """
@@ -193,13 +185,11 @@ class DocumentSet:
             ) from error
         self.skipped: dict[str, str] = {}
         self.skipped_documents = 0
-        good = []
-        for name, documents, sha256 in shards:
-            reason = _damage(self.folder / name, sha256)
-            if reason is None:
-                good.append(str(self.folder / name))
-            else:
-                self.skipped[name] = f"{documents} documents, {reason}"
+        damaged = damaged_shards(self.folder, shards)
+        good = [shard for shard in shards if shard[0] not in damaged]
+        for name, documents, _ in shards:
+            if name in damaged:
+                self.skipped[name] = f"{documents} documents, {damaged[name]}"
                 self.skipped_documents += documents
         if self.skipped:
             names = "; ".join(f"{name}: {reason}" for name, reason in list(self.skipped.items())[:5])
@@ -209,9 +199,8 @@ class DocumentSet:
                     f"{text}, more than {max_bad_share:.0%}: make them again, or raise data.max_bad_share"
                 )
             rank_zero_warn(f"{text}: left out")
-        self._table = _open(good)
-        column = self._table.data.column("rows")
-        self.lengths = np.concatenate([np.asarray(c.value_lengths()) for c in column.chunks]).astype(np.int64)
+        copy = arrow_copy(self.folder, good)
+        self._table, self.lengths, self.speech_sec = copy.table, copy.lengths, copy.speech_sec
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -250,11 +239,6 @@ class DocumentSet:
         """Name of document i."""
         return self._table[i]["id"][0].as_py()
 
-    @cached_property
-    def speech_sec(self) -> float:
-        """Seconds of speech of all documents together."""
-        return float(np.sum(self._table.data.column("speech_sec").to_numpy(), dtype=np.float64))
-
     @property
     def fingerprint(self) -> str:
         """16 hex digits of what can be read and of what its rows mean; the folder's place does not matter."""
@@ -270,30 +254,3 @@ def read_documents(folder: str | Path, max_bad_share: float = 0.01) -> DocumentS
         UserError: if it holds none, or more than `max_bad_share` of them are damaged.
     """
     return DocumentSet(folder, max_bad_share)
-
-
-def _damage(path: Path, sha256: str) -> str | None:
-    """What is wrong with a shard, or None."""
-    try:
-        if not path.stat().st_size:
-            return "the file is empty"
-        # Parquet's reader checks no page unless asked: a flipped byte may pass as another row.
-        return None if sha256_of(path) == sha256 else "its sha256 is not the written one"
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _open(shards: list[str]) -> Any:
-    import datasets  # a second to import
-
-    before = datasets.utils.logging.get_verbosity()
-    bars = datasets.are_progress_bars_disabled()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    try:
-        found = datasets.Dataset.from_parquet(shards, cache_dir=str(cache_dir() / "arrow"))  # pyright: ignore
-        return found.with_format("arrow")  # pyright: ignore
-    finally:
-        datasets.utils.logging.set_verbosity(before)
-        if not bars:
-            datasets.enable_progress_bars()

@@ -118,6 +118,10 @@ class OrderedBatchSampler:
     end.
     """
 
+    batch_size = (
+        1  # for DeepSpeed's own log: `--trainer.strategy deepspeed_stage_2` reads it from the sampler
+    )
+
     def __init__(self, order: HasKeys, first: int, rank: int, ranks: int) -> None:
         self.order, self.first, self.rank, self.ranks = order, first, rank, ranks
 

@@ -17,11 +17,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lit_moss.assets import cache_dir
 from lit_moss.audio import rates
+from lit_moss.data.arrow import locked
 from lit_moss.data.documents import META, DocumentSet, read_documents
 from lit_moss.data.order import OrderedBatchSampler
 from lit_moss.data.packing import VERSION, PackOrder, Packs, pack
@@ -161,7 +163,7 @@ class TokenDataModule(LightningDataModule):
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def documents(self, entry: str, part: Literal["train", "validation"]) -> Path:
-        """Folder of an entry's token documents, made now if need be."""
+        """Folder of an entry's token documents, made now if need be, by one rank of a node."""
         if (Path(entry) / META).is_file():
             return Path(entry)
         if Path(entry).is_dir():
@@ -171,9 +173,9 @@ class TokenDataModule(LightningDataModule):
         if (entry, part) not in self._folders:
             from lit_moss.prepare.documents import make_documents
 
-            self._folders[entry, part] = make_documents(
-                self.kind, [entry], part, self.backbone, self.codec, options=self.options()
-            )
+            inputs = (self.kind, [entry], part, self.backbone, self.codec)
+            with locked(f"documents {inputs} {self.options()}"):
+                self._folders[entry, part] = make_documents(*inputs, options=self.options())
         return self._folders[entry, part]
 
     def prepare_data(self) -> None:
@@ -212,6 +214,7 @@ class TokenDataModule(LightningDataModule):
         self.left_out = sum(s.left_out for s in self.sources + self._validation)
         _check_alike(self.sources + self._validation)
 
+    @rank_zero_only
     def _tell(self) -> None:
         assert self.order is not None
         for source, share in zip(self.sources, self.order.shares, strict=True):
@@ -276,7 +279,9 @@ class TokenDataModule(LightningDataModule):
         manifests = [e for e in self.heldout if not (Path(e) / META).is_file()]  # rows have no sentences
         if not manifests:
             return []
-        return make_cloze(manifests, "validation", self.backbone, self.codec, self.heldout_items)
+        inputs = (manifests, "validation", self.backbone, self.codec, self.heldout_items)
+        with locked(f"cloze {inputs}"):
+            return make_cloze(*inputs)
 
     def targets_of(self, batches: range) -> int:
         """Targets of these micro-batches of the order, counted over all ranks; without loading them."""
@@ -354,15 +359,21 @@ class Source:
     ) -> None:
         self.folder = folder
         self.documents: DocumentSet = read_documents(folder, max_bad_share)
-        kept = folder / "packs" / f"{context}-{min_fill:g}-{self.documents.fingerprint}-v{VERSION}.npz"
-        found = Packs.load(kept)
-        if found is None:
-            found = self._pack(context, min_fill)
-            with contextlib.suppress(OSError):  # a folder that cannot be written is packed at each start
-                found.save(kept)
-        self.packs = found
-        self.left_out = len(self.documents) - len(np.unique(found.document))
+        name = f"{context}-{min_fill:g}-{self.documents.fingerprint}-v{VERSION}.npz"
+        self.packs = _kept_packs(folder, name) or self._make_packs(name, context, min_fill)
+        self.left_out = len(self.documents) - len(np.unique(self.packs.document))
         self._check_left_out(context)
+
+    def _make_packs(self, name: str, context: int, min_fill: float) -> Packs:
+        with locked(f"{self.folder.absolute()} {name}"):  # one rank of a node packs
+            found = _kept_packs(self.folder, name)
+            if found is None:
+                found = self._pack(context, min_fill)
+                for parent in (self.folder, cache_dir()):  # documents may lie where nothing can be written
+                    with contextlib.suppress(OSError):
+                        found.save(parent / "packs" / name)
+                        break
+            return found
 
     def _pack(self, context: int, min_fill: float) -> Packs:
         """A conversation is cut only where the user asks for a fill rate: an answer without its question
@@ -391,6 +402,11 @@ class Source:
     def fingerprint(self) -> str:
         """Of documents and packs."""
         return f"{self.documents.fingerprint}-{self.packs.fingerprint}"
+
+
+def _kept_packs(folder: Path, name: str) -> Packs | None:
+    found = (Packs.load(parent / "packs" / name) for parent in (folder, cache_dir()))
+    return next((packs for packs in found if packs is not None), None)
 
 
 def _check_alike(sources: Sequence[Source]) -> None:

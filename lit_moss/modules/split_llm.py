@@ -5,10 +5,7 @@ What is trained when is not decided here but by callbacks (staged freezing, laye
 the rates. Groups of the optimizer are named by the parts they hold, so that those callbacks find them.
 """
 
-import contextlib
 import hashlib
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,6 +23,7 @@ from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.heldout import HeldOut
 from lit_moss.llm.model import SplitLM, SplitLoss
 from lit_moss.llm.rows import RowFormat
+from lit_moss.modules.parallel import cast_frozen, check_strategy, shard, whole_on_cpu, whole_shape
 from lit_moss.modules.steps import StepModule
 from lit_moss.modules.window import Window
 
@@ -65,8 +63,13 @@ class SplitLLM(StepModule):
         activation_checkpointing: Recompute layers in the backward; less memory, a third more time.
         compile: torch.compile of every layer.
         dtype: Of the weights: float32 (with `trainer.precision: bf16-mixed`) or bfloat16 (with bf16-true).
+        frozen_dtype: bfloat16 keeps the matrices that no stage of the run trains in bfloat16, which in stage
+            1 saves 16 GB of an 8B backbone; needs `trainer.precision: bf16-mixed`. Exact for a backbone
+            stored in bfloat16, as released Qwen3 and MOSS-Speech weights are: the same losses and text
+            logits, to the bit. Others, and rows added to its tables, are rounded once, before their hash is
+            taken.
         save_frozen: False leaves weights that no stage trains out of the checkpoints; their hash stays, and
-            they come from `backbone` again.
+            they come from `backbone` again. Not with FSDP2 and DeepSpeed.
         first_validation: Validate before the first step too, so that curves start at step 0.
         max_new_tokens: Most rows of a reply in `predict`.
         greedy: Most likely rows in `predict`, rather than the released demo's sampling.
@@ -88,6 +91,7 @@ class SplitLLM(StepModule):
         activation_checkpointing: bool = False,
         compile: bool = False,
         dtype: Literal["float32", "bfloat16"] = "float32",
+        frozen_dtype: Literal["bfloat16"] | None = None,
         save_frozen: bool = True,
         first_validation: bool = True,
         max_new_tokens: int = 500,
@@ -113,12 +117,14 @@ class SplitLLM(StepModule):
             compile,
         )
         self.weights_dtype = getattr(torch, dtype)
+        self.frozen_dtype = None if frozen_dtype is None else getattr(torch, frozen_dtype)
         self.save_frozen, self.first_validation = save_frozen, first_validation
         self.max_new_tokens, self.greedy = max_new_tokens, greedy
         self.lm: SplitLM
         self._sums: dict[str, Tensor] = {}
         self._window = Window()
         self._heldout: HeldOut | None = None
+        self._frozen: dict[str, Any] | None = None  # record of the frozen weights, once it is known
 
     # --- set-up ---------------------------------------------------------------------------------------------
 
@@ -126,20 +132,28 @@ class SplitLLM(StepModule):
         """Builds the model once its row format is known, that is after the data has been set up."""
         if hasattr(self, "lm"):
             return
-        with _whole_tensors(self.trainer.strategy):
+        check_strategy(self.trainer, self.save_frozen)
+        with whole_on_cpu(self.trainer.strategy):
             self.lm = self._build(cast(Any, self.trainer).datamodule.format).train()
         # Before a strategy wraps the model: what never trains is no business of reducers and shards.
         trained = self.ever_trained()
         for name, parameter in self.lm.named_parameters():
             parameter.requires_grad_(name in trained)
+        self._cast_frozen(trained)
         mesh = getattr(self, "device_mesh", None)
         if mesh is not None:  # Lightning's ModelParallelStrategy leaves the sharding (FSDP2) to the module
-            from torch.distributed.fsdp import fully_shard
+            shard(self.lm, mesh["data_parallel"], str(self.trainer.precision))
 
-            for block in self.lm.blocks():
-                for layer in block.layers:
-                    fully_shard(layer, mesh=mesh["data_parallel"])
-            fully_shard(self.lm, mesh=mesh["data_parallel"])
+    def _cast_frozen(self, trained: set[str]) -> None:
+        if self.frozen_dtype is None or self.frozen_dtype == self.weights_dtype:
+            return
+        autocast = self.trainer.precision == "bf16-mixed"
+        if not autocast and self.trainer.state.fn == "fit":
+            raise UserError(
+                f"model.frozen_dtype is bfloat16 with trainer.precision {self.trainer.precision}: expected "
+                "bf16-mixed, which multiplies weights of both dtypes"
+            )
+        cast_frozen(self.lm, trained, self.frozen_dtype, keep_dtype=not autocast)
 
     def _build(self, form: RowFormat) -> SplitLM:
         folder = Path(self.init_from) if self.init_from else None
@@ -177,7 +191,7 @@ class SplitLLM(StepModule):
             raise UserError(
                 f"model.init_from: no {source}, expected a checkpoint or a folder with config.json"
             )
-        checkpoint = load_checkpoint(Path(source))
+        checkpoint = load_checkpoint(Path(source), mmap=True)
         found = {k.removeprefix("lm."): v for k, v in checkpoint["state_dict"].items() if k.startswith("lm.")}
         own = lm.state_dict()
         wrong = [k for k, v in found.items() if k not in own or own[k].shape != v.shape]
@@ -219,7 +233,7 @@ class SplitLLM(StepModule):
         groups = []
         for part, named in self.parts().items():
             for matrices in (True, False):
-                chosen = [p for n, p in named if (len(_shape(p)) > 1) == matrices and n in trained]
+                chosen = [p for n, p in named if (len(whole_shape(p)) > 1) == matrices and n in trained]
                 if chosen:
                     lr = self.lr * self.lr_factors.get(part.split(".")[0], 1.0)
                     groups.append(
@@ -348,19 +362,12 @@ class SplitLLM(StepModule):
         state = checkpoint.get("state_dict")
         if self.save_frozen or not state:
             return
-        if any(
-            kind in type(self.trainer.strategy).__name__ for kind in ("ModelParallel", "FSDP", "DeepSpeed")
-        ):
-            return  # they save shards of their own choosing
         trained = {f"lm.{name}" for name in self.ever_trained()}
-        left_out = {k.removeprefix("lm."): v for k, v in state.items() if k not in trained}
-        for name in left_out:
-            del state[f"lm.{name}"]
-        checkpoint["frozen"] = {
-            "backbone": self.backbone,
-            "sha256": sha256_of_tensors(left_out),
-            "names": sorted(left_out),
-        }
+        left_out = {k.removeprefix("lm."): state.pop(k) for k in list(state) if k not in trained}
+        if self._frozen is None and self.trainer.is_global_zero:  # the only rank that writes
+            # Once a run: they never change, and at 8B 16 GB take longer to hash than the rest to write.
+            self._frozen = {"backbone": self.backbone, **hash_record(left_out)}
+        checkpoint["frozen"] = self._frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_made_by(checkpoint.get("made_by") or {})
@@ -422,39 +429,33 @@ def every_target_once(mean: Tensor, count: Tensor) -> Tensor:
     return mean * (own * dist.get_world_size() / every.clamp_min(1))
 
 
-@contextlib.contextmanager
-def _whole_tensors(strategy: Any) -> Iterator[None]:
-    """Weights are read and copied whole: inside ZeRO-3's own context tables would be empty shards."""
-    if "deepspeed" not in type(strategy).__name__.lower():
-        yield
-        return
-    zero: Any = importlib.import_module("deepspeed.runtime.zero.partition_parameters")  # an extra
-    zero.shutdown_init_context()
-    try:
-        yield
-    finally:
-        zero.restore_init_context()
-
-
-def _shape(parameter: torch.nn.Parameter) -> Any:
-    """Shape of the whole parameter; a shard of ZeRO-3 is flat."""
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
 def sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
     """Hex digest of names and contents, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def hash_record(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint says of weights that it leaves out: `names`, their `dtypes`, and the `sha256`."""
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
+    return {"sha256": sha256_of_tensors(tensors), "names": sorted(tensors), "dtypes": dtypes}
 
 
 def _check_frozen(frozen: dict[str, Any] | None, own: dict[str, Tensor], source: str) -> None:
     if frozen is None:
         return
-    here = sha256_of_tensors({name: own[name] for name in frozen["names"] if name in own})
+    # In the dtypes they were trained with: another stage may keep the same backbone in another one.
+    dtypes = frozen.get("dtypes", {})
+    same = {
+        name: own[name].to(getattr(torch, dtypes[name])) if name in dtypes else own[name]
+        for name in frozen["names"]
+        if name in own
+    }
+    here = sha256_of_tensors(same)
     if here != frozen["sha256"]:
         raise UserError(
             f"{source} was trained on top of {frozen['backbone']!r} with frozen weights "

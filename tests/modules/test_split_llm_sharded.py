@@ -1,81 +1,99 @@
-"""Sharded strategies through the command line: a resume inside a stage, the next stage from shards."""
+"""DDP, FSDP2 and DeepSpeed through the command line, with the settings of conf/trainer: two gloo ranks, a
+resume inside a stage (T2), the next stage from shards.
+
+Run as a script this file is several runs in the same two ranks, since processes take longer to start than to
+train: `test_split_llm_sharded.py FOLDER [STRATEGY/RUN STEPS [--ckpt_path last]] ...`, as one argument each.
+"""
 
 import os
-import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from lm_recipe import lm_recipe
-from recording import assert_equal, curves, seen
+from recording import assert_equal, checkpoints, curves, seen
+from sharded import ROOT, settings, start_ranks, wait_for
 
 from lit_moss.checkpoints import is_whole, load_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = [{"policy": "stage1", "until_step": 7}, {"policy": "full"}]
-STRATEGIES = {
-    "fsdp2": {
-        "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
-        "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "process_group_backend": "gloo"},
-    },
-    "zero2": {
-        "class_path": "sharded.OnCPU",
-        "init_args": {"stage": 2, "process_group_backend": "gloo", "logging_batch_size_per_gpu": 2},
-    },
-}
+STRATEGIES = ["ddp", "fsdp2", *(["deepspeed_2"] if find_spec("deepspeed") else [])]
+TIMED = ("train/tflops", "train/memory_gib")
 
 
-def fit(folder, steps, strategy, *more):
-    config = lm_recipe(folder, steps, stages=STAGES)
-    content = yaml.safe_load(config.read_text())
-    content["trainer"] |= {"devices": 2, "strategy": STRATEGIES[strategy], "use_distributed_sampler": False}
-    content["trainer"]["callbacks"] = [
-        c for c in content["trainer"]["callbacks"] if not c["class_path"].endswith("DrawNumbers")
-    ]
-    for c in content["trainer"]["callbacks"]:
-        if c["class_path"] == "callbacks.Checkpoint":
-            c["init_args"]["every_n_steps"] = 10
-    config.write_text(yaml.safe_dump(content))
-    left_out = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LIT_MOSS_RUN")
-    env = {k: v for k, v in os.environ.items() if k not in left_out}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-            "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_moss", "fit", "-c", str(config), *more],
-        cwd=folder, env=env, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return sorted(folder.glob("runs/tiny/*/checkpoints/*.ckpt"))
+def recipe(folder, steps, strategy):
+    path = lm_recipe(folder, steps, stages=STAGES)
+    config = yaml.safe_load(path.read_text())
+    config["trainer"] |= {"devices": 2, "strategy": settings(strategy)}
+    if strategy == "ddp":
+        config["data"]["init_args"]["workers"] = 2
+    else:  # shards are kept at 10 and 20 alone; numbers drawn by ranks are DDP's case
+        kept = [c for c in config["trainer"]["callbacks"] if not c["class_path"].endswith("DrawNumbers")]
+        for c in kept:
+            if c["class_path"] == "callbacks.Checkpoint":
+                c["init_args"]["every_n_steps"] = 10
+        config["trainer"]["callbacks"] = kept
+    path.write_text(yaml.safe_dump(config))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_resume_from_shards_and_a_next_stage_from_them(tmp_path, strategy):
-    if strategy.startswith("zero"):
-        pytest.importorskip("deepspeed")
-    whole = fit(tmp_path / "whole", 20, strategy)[-1]
-    fit(tmp_path / "parts", 10, strategy)
-    parts = fit(tmp_path / "parts", 20, strategy, "--ckpt_path", "last")[-1]
+def test_t2_resume_on_two_ranks_and_a_next_stage_from_them(tmp_path):
+    for strategy in STRATEGIES:
+        for run in ("whole", "parts"):
+            recipe(tmp_path / strategy / run, 20, strategy)
+    # One process starts the other, as Lightning does on one machine.
+    runs = [f"{s}/{run} {steps}" for s in STRATEGIES for run, steps in (("whole", 20), ("parts", 10))]
+    wait_for(start_ranks(1, tmp_path, __file__, str(tmp_path), *runs), tmp_path)
+    # Processes that begin by resuming, started side by side as on a cluster.
+    runs = [f"{s}/parts 20 --ckpt_path last" for s in STRATEGIES]
+    wait_for(start_ranks(2, tmp_path, __file__, str(tmp_path), *runs), tmp_path)
+    for strategy in STRATEGIES:
+        folder = tmp_path / strategy
+        ours, theirs = (
+            {k: v for k, v in curves(folder / name).items() if k not in TIMED} for name in ("parts", "whole")
+        )
+        assert ours == theirs, strategy
+        assert seen(folder / "parts", 2) == seen(folder / "whole", 2), strategy
+    equal_to_the_bit(tmp_path / "ddp")
+    for strategy in STRATEGIES[1:]:
+        weights_of_shards(tmp_path / strategy)
+
+
+def equal_to_the_bit(folder):
+    states = checkpoints(folder / "whole")
+    ours, theirs = checkpoints(folder / "parts")["step-0000020.ckpt"], states["step-0000020.ckpt"]
+    for part in ("state_dict", "optimizer_states", "random_states", "global_step"):
+        assert_equal(ours[part], theirs[part], part)
+    # The trunk begins at step 7.
+    from lit_moss.llm import SplitLM
+
+    key = "model.shared_block.layers.0.mlp.up_proj.weight"
+    start = SplitLM.from_backbone(folder / "backbone", 1, 128).state_dict()[key]
+    assert torch.equal(states["step-0000005.ckpt"]["state_dict"][f"lm.{key}"], start)
+    assert not torch.equal(states["step-0000015.ckpt"]["state_dict"][f"lm.{key}"], start)
+
+
+def weights_of_shards(folder):
+    parts, whole = (
+        sorted(folder.glob(f"{run}/runs/tiny/*/checkpoints/*.ckpt"))[-1] for run in ("parts", "whole")
+    )
     assert parts.is_dir()
     assert parts.name == whole.name == "step-0000020.ckpt"
     ours, theirs = (load_checkpoint(p)["state_dict"] for p in (parts, whole))
     assert_equal(ours, theirs, "weights")
-    timed = ("train/tflops", "train/memory_gib")
-    ours, theirs = (curves(tmp_path / name) for name in ("parts", "whole"))
-    assert {k: v for k, v in ours.items() if k not in timed} == {
-        k: v for k, v in theirs.items() if k not in timed
-    }
-    assert seen(tmp_path / "parts", 2) == seen(tmp_path / "whole", 2)
 
     # One process takes the weights over.
+    from lit_moss.data.documents import read_documents
     from lit_moss.llm import SplitLM
     from lit_moss.modules import SplitLLM
 
-    lm = SplitLM.from_backbone(tmp_path / "backbone", 1, 128, row_format=_format(tmp_path))
+    form = read_documents(folder / "interleaved-train").format
+    lm = SplitLM.from_backbone(folder / "backbone", 1, 128, row_format=form)
     SplitLLM._load_stage(lm, str(parts))
-    wanted = {k.removeprefix("lm."): v for k, v in load_checkpoint(parts)["state_dict"].items()}
+    wanted = {k.removeprefix("lm."): v for k, v in ours.items()}
     assert all(torch.equal(v, wanted[k]) for k, v in lm.state_dict().items())
 
     # A folder that lost bytes is not taken.
@@ -84,7 +102,17 @@ def test_resume_from_shards_and_a_next_stage_from_them(tmp_path, strategy):
     assert not is_whole(parts)
 
 
-def _format(folder):
-    from lit_moss.data.documents import read_documents
+if __name__ == "__main__":
+    from lit_moss.cli import main
 
-    return read_documents(folder / "interleaved-train").format
+    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    top = Path(sys.argv[1])
+    for number, words in enumerate(sys.argv[2:]):
+        name, steps, *more = words.split()
+        os.chdir(top / name)
+        if number:  # of the run before; the first one's is what Lightning hands to the other rank
+            os.environ.pop("LIT_MOSS_RUN", None)
+            more = more or ["--run_name", "same on both ranks"]
+        code = main(["fit", "-c", "conf.yaml", "--trainer.max_steps", steps, *more])
+        if code:
+            sys.exit(code)

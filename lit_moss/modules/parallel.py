@@ -1,0 +1,154 @@
+"""How the split language model is spread over devices: DDP, FSDP2, DeepSpeed. Files: conf/trainer.
+
+built on the CPU, whole    the same weights on every device, no second copy of the tables on it
+frozen matrices rounded    on request, before anything is sharded
+sharded                    FSDP2 by `shard`; DDP and DeepSpeed by Lightning's strategies
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from typing_extensions import override
+
+from lit_moss.errors import UserError
+from lit_moss.llm.model import SplitLM
+
+
+class FSDP2(ModelParallelStrategy):
+    """Fully sharded data parallelism (FSDP2) over all devices of all nodes.
+
+    Lightning's `ModelParallelStrategy` takes a node's devices for tensor parallelism unless both sizes are
+    given; here every device has data of its own, whatever their number.
+
+    Args:
+        save_distributed_checkpoint: Every rank writes its shard into the checkpoint's folder. False: rank 0
+            gathers all weights and moments and writes one file.
+        process_group_backend: nccl, gloo; None: the device's own.
+    """
+
+    def __init__(
+        self, save_distributed_checkpoint: bool = True, process_group_backend: str | None = None
+    ) -> None:
+        super().__init__(
+            data_parallel_size=1,  # see `setup_environment`
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+        )
+
+    @override
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def is_kind_of(strategy: Any, *words: str) -> bool:
+    """Whether the name of a strategy's class, or of one it is derived from, has one of these words.
+
+    By name: DeepSpeed's own cannot be used where it is not installed.
+    """
+    names = " ".join(kind.__name__ for kind in type(strategy).__mro__)
+    return any(word in names for word in words)
+
+
+def saves_shards(strategy: Any) -> bool:
+    """Whether a strategy writes checkpoints of its own, as a rule folders of shards."""
+    return is_kind_of(strategy, "ModelParallel", "FSDP", "DeepSpeed")
+
+
+def check_strategy(trainer: Trainer, save_frozen: bool) -> None:
+    """Refuses what would be ignored or wrong, before a large model is read.
+
+    Raises:
+        UserError: for tensor parallelism, or `save_frozen: false` with sharded checkpoints.
+    """
+    strategy = trainer.strategy
+    if not save_frozen and saves_shards(strategy):
+        raise UserError(
+            f"model.save_frozen is false, but {type(strategy).__name__} writes shards of all weights: give "
+            "--model.init_args.save_frozen true, or use DDP (conf/trainer/ddp.yaml)"
+        )
+    mesh = getattr(trainer.lightning_module, "device_mesh", None)
+    if mesh is not None and mesh["tensor_parallel"].size() > 1:
+        # The layers are not split, and ranks of one tensor-parallel group have data of their own: their
+        # gradients would never meet.
+        raise UserError(
+            f"trainer.strategy has tensor_parallel_size {mesh['tensor_parallel'].size()}, expected 1: use "
+            "lit_moss.modules.parallel.FSDP2 (conf/trainer/fsdp2.yaml)"
+        )
+
+
+@contextlib.contextmanager
+def whole_on_cpu(strategy: Any) -> Iterator[None]:
+    """Builds a model from whole tensors in the CPU's memory; its strategy moves or shards it afterwards.
+
+    On the device a backbone's table, its resized copy and a checkpoint's would exist at the same time, and
+    transformers asks for `accelerate` there. Inside ZeRO-3's own context tables would be empty shards.
+    """
+    with torch.device("cpu"):
+        if not is_kind_of(strategy, "DeepSpeed"):
+            yield
+            return
+        zero: Any = importlib.import_module("deepspeed.runtime.zero.partition_parameters")  # an extra
+        zero.shutdown_init_context()
+        try:
+            yield
+        finally:
+            zero.restore_init_context()
+
+
+def cast_frozen(lm: SplitLM, trained: set[str], dtype: torch.dtype, keep_dtype: bool = False) -> None:
+    """Rounds the matrices that never train to `dtype`; exact where the backbone is stored in it.
+
+    Norms and biases keep their dtype: they take little memory, and autocast casts only matrices, so the
+    logits of an exactly stored backbone do not change by a bit. The table of a model without a split keeps
+    its dtype as well, because the residual stream takes it over.
+
+    Args:
+        lm: The whole model.
+        trained: Names of the parameters that some stage trains.
+        dtype: bfloat16, say.
+        keep_dtype: Round the values only.
+    """
+    for name, parameter in lm.named_parameters():
+        table = lm.config.joint and name.startswith("model.embed_tokens.")
+        if name not in trained and parameter.dim() > 1 and not table:
+            rounded = parameter.data.to(dtype)
+            parameter.data = rounded.to(parameter.dtype) if keep_dtype else rounded
+
+
+def shard(lm: SplitLM, mesh: Any, precision: str) -> None:
+    """FSDP2: each layer, table and head is gathered when it is called and freed afterwards.
+
+    Args:
+        lm: The whole model.
+        mesh: Device mesh of the ranks that share it.
+        precision: `trainer.precision`. bf16-mixed: float32 shards are gathered, used and their gradients
+            computed in bfloat16 (half the traffic and memory), and summed in float32.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    half = {"bf16-mixed": torch.bfloat16}.get(precision)
+    reduced = None if precision == "32-true" else torch.float32
+    # Inputs stay as they are, and tables give float32: the residual stream is float32, as under autocast.
+    policy = MixedPrecisionPolicy(half, reduced, cast_forward_inputs=False)
+    tables = MixedPrecisionPolicy(half, reduced, None if half is None else torch.float32, False)
+    audio = () if lm.config.joint else (lm.model.audio_embed,)
+    for table in (lm.model.embed_tokens, *audio):
+        fully_shard(table, mesh=mesh, mp_policy=tables)
+    heads = (lm.text_lm_head,) if lm.config.joint else (lm.text_lm_head, lm.audio_lm_head)
+    layers = (layer for block in lm.blocks() for layer in block.layers)
+    for module in (*layers, *heads):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(lm, mesh=mesh, mp_policy=policy)
+
+
+def whole_shape(parameter: nn.Parameter) -> Any:
+    """Shape of the whole parameter; a shard of ZeRO-3 is flat."""
+    return getattr(parameter, "ds_shape", parameter.shape)
