@@ -129,7 +129,7 @@ def is_whole(path: Path, sealed: bool = False) -> bool:
 
 
 def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """A Lightning checkpoint as data; of a folder of shards the gathered `state_dict` alone.
+    """A Lightning checkpoint as data; of a folder of shards the gathered weights and the model's settings.
 
     Raises:
         UserError: if it is damaged, holds code, or is no Lightning checkpoint.
@@ -138,7 +138,7 @@ def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or no checkpoint: take another, or --ckpt_path last")
     if path.is_dir():
         with torch.device("cpu"):  # also where a strategy builds its model on a GPU
-            return {"state_dict": _gather(path)}
+            return {"state_dict": _gather(path), **_settings(path)}
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
@@ -166,6 +166,18 @@ def _gather(folder: Path) -> dict[str, torch.Tensor]:
     }
     load_shards(found, storage_reader=reader, no_dist=True)
     return {name.removeprefix(prefix): value for name, value in found.items()}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What our modules write beside the weights, out of the file in which a strategy keeps it."""
+    own: dict[str, Any] = {}
+    if (folder / "checkpoint").is_dir():
+        # Pickled by DeepSpeed; `_gather` has opened it already.
+        for file in sorted((folder / "checkpoint").glob("*mp_rank_00_model_states.pt"))[:1]:
+            own = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
+    elif (folder / "meta.pt").is_file():
+        own = torch.load(folder / "meta.pt", map_location="cpu", weights_only=True, mmap=True)
+    return {key: own[key] for key in ("split_config", "made_by", "frozen") if key in own}
 
 
 def newest_checkpoint(folder: Path, which: str, end: bool = True) -> Path | tuple[Path, str | None]:

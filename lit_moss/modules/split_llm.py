@@ -191,7 +191,10 @@ class SplitLLM(StepModule):
             raise UserError(
                 f"model.init_from: no {source}, expected a checkpoint or a folder with config.json"
             )
-        checkpoint = load_checkpoint(Path(source), mmap=True)
+        SplitLLM._take_over(lm, load_checkpoint(Path(source), mmap=True), source)
+
+    @staticmethod
+    def _take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str) -> None:
         found = {k.removeprefix("lm."): v for k, v in checkpoint["state_dict"].items() if k.startswith("lm.")}
         own = lm.state_dict()
         wrong = [k for k, v in found.items() if k not in own or own[k].shape != v.shape]
@@ -399,9 +402,10 @@ def model_of_run(run: Path) -> SplitLM:
         UserError: if there is no whole checkpoint, or its backbone is another than the run's.
     """
     found = newest_of_run(run, "last")
-    if not isinstance(found, Path) or found.is_dir():
-        raise UserError(f"{run} has no checkpoint in one file: train further, or give another run")
-    config = SplitConfig.from_dict(load_checkpoint(found, mmap=True)["split_config"], str(found))
+    if not isinstance(found, Path):
+        raise UserError(f"{run} has no checkpoint yet: train further, or give another run")
+    checkpoint = load_checkpoint(found, mmap=True)
+    config = SplitConfig.from_dict(checkpoint["split_config"], str(found))
     backbone = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["backbone"]
     lm = SplitLM.from_backbone(
         backbone,
@@ -410,7 +414,7 @@ def model_of_run(run: Path) -> SplitLM:
         config.joint,
         row_format=config.format,
     )
-    SplitLLM._load_stage(lm, str(found))
+    SplitLLM._take_over(lm, checkpoint, str(found))
     return lm.eval()
 
 
