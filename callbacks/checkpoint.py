@@ -77,7 +77,11 @@ class Checkpoint(ModelCheckpoint):
             and self._every_n_train_steps
             and trainer.global_step > self._last_global_step_saved
         ):
-            self._save_checkpoint(trainer, str(Path(cast(str, self.dirpath)) / LAST))
+            last = Path(cast(str, self.dirpath)) / LAST
+            if trainer.is_global_zero and last.is_dir():  # an earlier end; shards are not replaced as a whole
+                trainer.strategy.remove_checkpoint(last)
+            trainer.strategy.barrier()
+            self._save_checkpoint(trainer, str(last))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning forgets scores and files when the folder's path has changed, and then overwrites a better

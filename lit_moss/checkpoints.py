@@ -260,14 +260,19 @@ def begin_fork(checkpoint: Path, run: Path) -> None:
     step = step_of(checkpoint)
     target = run / "checkpoints" / f"step-{max(step, 0):07d}.ckpt"
     partial = target.with_name(target.name + ".partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if checkpoint.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(checkpoint, partial)
-    else:
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(checkpoint, partial)  # no copy: files are replaced whole, never written in place
-        except OSError:
-            shutil.copyfile(checkpoint, partial)
-    partial.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if checkpoint.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(checkpoint, partial)
+        else:
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(checkpoint, partial)  # no copy: files are replaced whole, never written in place
+            except OSError:
+                shutil.copyfile(checkpoint, partial)
+        partial.replace(target)
+    except OSError as error:
+        raise UserError(
+            f"{checkpoint} could not be copied to {target} ({error.strerror or error}): make room or rights"
+        ) from error
