@@ -117,7 +117,7 @@ def _mel40(wave_T: Tensor) -> Tensor:
 
 def _finite(vector_S: Tensor, name: str) -> Tensor:
     if not bool(vector_S.isfinite().all()):
-        raise UserError(f"{name} gives a speaker vector that is not finite: its weights, or the wave, are damaged")
+        raise UserError(f"{name} gives numbers that are not finite: its weights are damaged, or the wave is")
     return vector_S
 
 
