@@ -253,7 +253,7 @@ def _written_sizes(written: Any, shapes: FlowConfig, path: Path) -> FlowConfig:
         raise UserError(f"{path}: flow is a {type(written).__name__}, expected settings by name")
     unknown = sorted(set(map(str, written)) - {f.name for f in fields(FlowConfig)})
     if unknown:
-        raise UserError(f"{path}: flow has {unknown[0]!r}, expected settings of FlowConfig: get it again")
+        raise UserError(f"{path} is damaged: flow has {unknown[0]!r}, expected settings of FlowConfig")
     try:
         found = FlowConfig(**written)
     except UserError as error:

@@ -184,7 +184,7 @@ class SpeechTokenizer:
                 [c for (owner, _), c in zip(pieces, codes, strict=True) if owner == i and c is not None]
             )
             if any(owner == i for owner, _ in pieces)
-            else torch.zeros(0, dtype=torch.long)
+            else torch.zeros(0, dtype=torch.long, device="cpu")
             for i in range(len(waves))
         ]
         return joined[0] if isinstance(wave, Tensor) else joined
