@@ -115,8 +115,11 @@ class EncoderConfig:
                 f"config.json has {'; '.join(found)}: its codes would be computed wrongly; it serves as "
                 "weights to start a training from (`init_from`)"
             )
-        sizes = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
-        return cls(**({"log_mel": unstated_log_mel} | sizes))
+        stated: dict[str, Any] = {
+            f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None
+        }
+        stated.setdefault("log_mel", unstated_log_mel)
+        return cls(**stated)
 
     def to_official(self) -> dict[str, Any]:
         """The released `config.json` layout."""

@@ -81,3 +81,21 @@ def test_a_second_segment_starts_afresh(tiny_encoder, speech):
     stream = tokenizer.stream()
     codes = torch.cat([*(stream.push(x) for x in wave.split(3 * CODE)), stream.flush()])
     assert torch.equal(codes, tokenizer.encode(wave, 16_000))
+
+
+def test_without_float64_on_the_device_the_copy_is_on_the_cpu(tiny_encoder, speech, monkeypatch):
+    """As on MPS, which refuses float64."""
+    from lit_moss.codec import tokenizer as module
+
+    expected = SpeechTokenizer(tiny_encoder()).encode(speech[0], 16_000)
+    zeros = torch.zeros
+
+    def refusing(*args, **kwargs):
+        if kwargs.get("dtype") == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return zeros(*args, **kwargs)
+
+    monkeypatch.setattr(module.torch, "zeros", refusing)
+    tokenizer = SpeechTokenizer(tiny_encoder())
+    assert torch.equal(tokenizer.encode(speech[0], 16_000), expected)
+    assert tokenizer.double.codebook.weight.device.type == "cpu"
