@@ -97,6 +97,8 @@ class TokenDataModule(LightningDataModule):
             `embedded:smollm2-135m`.
         codec: Speech tokenizer that makes the codes: checkpoint, run folder, folder,
             `embedded:whisper-tiny-kmeans`.
+        log_mel: Features of the codec, `causal` or `whisper`; None takes what it states, see
+            `SpeechTokenizer.from_pretrained`.
         heldout: Manifests whose sentences serve as held-out items for perplexity and cloze, in text and
             speech; `validation`'s, if not given.
         heldout_items: Most items of each modality; 0 makes none.
@@ -120,6 +122,7 @@ class TokenDataModule(LightningDataModule):
         validation: list[str] | None = None,
         backbone: str = "embedded:smollm2-135m",
         codec: str | None = None,
+        log_mel: Literal["causal", "whisper"] | None = None,
         heldout: list[str] | None = None,
         heldout_items: int = 64,
         context: int = 2048,
@@ -138,7 +141,7 @@ class TokenDataModule(LightningDataModule):
                 f"{validation_batch_size}: expected 2 rows and 1 sequence at least"
             )
         self.train, self.validation = list(train or []), list(validation or [])
-        self.backbone, self.codec = backbone, codec
+        self.backbone, self.codec, self.log_mel = backbone, codec, log_mel
         self.heldout = list(heldout if heldout is not None else self.validation)
         self.heldout_items = heldout_items
         self.context, self.batch_size, self.validation_batch_size = context, batch_size, validation_batch_size
@@ -175,7 +178,9 @@ class TokenDataModule(LightningDataModule):
 
             inputs = (self.kind, [entry], part, self.backbone, self.codec)
             with locked(f"documents {inputs} {self.options()}"):
-                self._folders[entry, part] = make_documents(*inputs, options=self.options())
+                self._folders[entry, part] = make_documents(
+                    *inputs, options=self.options(), log_mel=self.log_mel
+                )
         return self._folders[entry, part]
 
     def prepare_data(self) -> None:
@@ -281,7 +286,7 @@ class TokenDataModule(LightningDataModule):
             return []
         inputs = (manifests, "validation", self.backbone, self.codec, self.heldout_items)
         with locked(f"cloze {inputs}"):
-            return make_cloze(*inputs)
+            return make_cloze(*inputs, log_mel=self.log_mel)
 
     def targets_of(self, batches: range) -> int:
         """Targets of these micro-batches of the order, counted over all ranks; without loading them."""

@@ -55,13 +55,16 @@ def recordings_stamp(utterances: Sequence["Utterance"]) -> str:
     return digest.hexdigest()[:16]
 
 
-def encode_utterances(utterances: Sequence["Utterance"], codec: str, codec_id: str) -> Codes:
+def encode_utterances(
+    utterances: Sequence["Utterance"], codec: str, codec_id: str, log_mel: str | None = None
+) -> Codes:
     """Codes of every utterance, from the cache or made now.
 
     Args:
         utterances: What to encode.
         codec: Name of the tokenizer, see `open_codec`.
         codec_id: Its fingerprint.
+        log_mel: Its features, see `open_codec`.
 
     Raises:
         UserError: if more than 1 % (and more than one) cannot be read.
@@ -78,7 +81,7 @@ def encode_utterances(utterances: Sequence["Utterance"], codec: str, codec_id: s
             if isinstance(bad, dict):  # by name, as earlier versions wrote it
                 bad = list(bad.values())
             return _checked(Codes([piece.tolist() for piece in pieces], bad))
-    found = _checked(_encode(utterances, codec))
+    found = _checked(_encode(utterances, codec, log_mel))
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
         made = Path(scratch) / "codes.npz"
@@ -100,14 +103,14 @@ def _checked(codes: Codes) -> Codes:
     return codes
 
 
-def _encode(utterances: Sequence["Utterance"], codec: str) -> Codes:
+def _encode(utterances: Sequence["Utterance"], codec: str, log_mel: str | None) -> Codes:
     import torch
     from tqdm import tqdm
 
     from lit_moss.audio import io, rates
     from lit_moss.prepare.kmeans_codec import open_codec
 
-    tokenizer = open_codec(codec).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = open_codec(codec, log_mel).to("cuda" if torch.cuda.is_available() else "cpu")
     found: list[list[int]] = [[] for _ in utterances]
     bad: list[str] = []
     waiting: list[tuple[int, Any]] = []
