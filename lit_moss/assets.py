@@ -8,6 +8,7 @@ stands in for another.
 
 import hashlib
 import html
+import json
 import os
 import re
 import shutil
@@ -187,14 +188,25 @@ def _from_hub(repo: str) -> Path:
     try:
         # Only data: a repository's code stays where it is, and of a codec's flow/*.pt plain tensors alone are
         # read.
-        wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "flow/*.pt", "flow/*.onnx"]
-        return Path(snapshot_download(repo, allow_patterns=wanted))
+        small = ["*.json", "*.txt", "*.model", "flow/*.pt", "flow/*.onnx"]
+        folder = Path(snapshot_download(repo, allow_patterns=small))
+        # Only the weights that are read: repositories keep others beside them, in other precisions, of other
+        # frameworks (whisper-large-v3: 6 GB of float32), of adapters.
+        return Path(snapshot_download(repo, allow_patterns=[*small, *_weights_of(folder)]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{repo!r} is no path here and could not be fetched from the Hugging Face hub ({reason}): "
             "check the name and the connection, or give a local folder"
         ) from error
+
+
+def _weights_of(folder: Path) -> list[str]:
+    """Names of the safetensors that the model of a folder is read from."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"]
+    return ["model.safetensors", *sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
 def _embedded(name: str) -> Path:

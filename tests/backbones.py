@@ -1,7 +1,7 @@
 """Small random backbones of three kinds, as configs and as folders."""
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 SIZES = {
     "hidden_size": 64,
@@ -48,3 +48,20 @@ def mixed_rows(lm, batch: int, length: int, seed: int = 0):
     text = torch.randint(0, V - 2, (batch, length), generator=g)
     speech = torch.randint(V, V + A, (batch, length), generator=g)
     return torch.where(torch.rand(batch, length, generator=g) < 0.5, text, speech)
+
+
+def other_config(kind: str, **changes):
+    """A small config of any kind that transformers has; options that it lacks are left out."""
+    of_kind = CONFIG_MAPPING[kind]
+    known = of_kind().to_dict()
+    experts = {
+        "num_experts": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    }
+    sizes = (
+        SIZES | {"num_hidden_layers": 3, "head_dim": 16, "bos_token_id": 1, "sliding_window": None} | experts
+    )
+    fields = {k: v for k, v in sizes.items() if k in known} | changes
+    return of_kind(**fields)

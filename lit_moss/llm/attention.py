@@ -49,17 +49,24 @@ class Segments:
     kind: str
 
     @classmethod
-    def of(cls, document_ids_BL: Tensor, kind: Kind = "auto", dtype: torch.dtype | None = None) -> "Segments":
-        """Reads the borders off (B, L) document numbers: a document ends where the number changes."""
+    def of(
+        cls,
+        document_ids_BL: Tensor,
+        kind: Kind = "auto",
+        dtype: torch.dtype | None = None,
+        borders: list[list[int]] | None = None,
+    ) -> "Segments":
+        """Reads the borders off (B, L) document numbers, unless they are given: a document ends where the
+        number changes. Without them the host waits for the device."""
         B, L = document_ids_BL.shape
         if kind == "auto":
             half = dtype in (torch.float16, torch.bfloat16)
             kind = "segments" if not document_ids_BL.is_cuda else "varlen" if half else "mask"
-        new_BL = torch.ones_like(document_ids_BL, dtype=torch.bool)
-        new_BL[:, 1:] = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
+        new_BL = starts(document_ids_BL)
         index_L = torch.arange(L, device=document_ids_BL.device)
         start_BL = torch.where(new_BL, index_L, 0).cummax(dim=1).values
-        borders = [[*row.nonzero().flatten().tolist(), L] for row in new_BL.cpu()]
+        if borders is None:
+            borders = [[*row.nonzero().flatten().tolist(), L] for row in new_BL.cpu()]
         longest = max(stop - start for row in borders for start, stop in pairwise(row))
         same_BLL = offsets = None
         if kind == "mask":
@@ -69,6 +76,13 @@ class Segments:
             flat = [b * L + start for b, row in enumerate(borders) for start in row[:-1]]
             offsets = torch.tensor([*flat, B * L], dtype=torch.int32, device=document_ids_BL.device)
         return cls(borders, index_L - start_BL, same_BLL, offsets, longest, kind)
+
+
+def starts(document_ids_BL: Tensor) -> Tensor:
+    """bool (B, L): first rows of documents."""
+    new_BL = torch.ones_like(document_ids_BL, dtype=torch.bool)
+    new_BL[:, 1:] = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
+    return new_BL
 
 
 def attend(
@@ -187,7 +201,9 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
     from torch.nn.attention.varlen import varlen_attn
 
     B, H, L, D = q.shape
-    flat = [_repeat(x, H).transpose(1, 2).reshape(B * L, H, D) for x in (q, k, v)]
+    # The kernel reads grouped keys and values as they are: a copy for each query head would take 4 times the
+    # memory in Qwen3-8B, in the backward too.
+    flat = [x.transpose(1, 2).reshape(B * L, -1, D) for x in (q, k, v)]
     offsets, longest = segments.offsets, segments.longest
     assert offsets is not None
     attend_flat = cast(Any, varlen_attn)

@@ -17,6 +17,7 @@ import torch
 
 from lit_moss import assets
 from lit_moss.errors import UserError
+from lit_moss.llm.folder import refuse_pointer
 from lit_moss.llm.rows import RowFormat, default_eosp
 
 SMOLLM2 = "embedded:smollm2-135m"
@@ -67,6 +68,8 @@ def load_tokenizer(name: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(name) if Path(name).is_dir() else resolve_backbone(str(name))
+    for file in folder.glob("tokenizer*"):
+        refuse_pointer(file)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:

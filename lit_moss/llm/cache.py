@@ -21,8 +21,11 @@ class KVCache:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: object) -> tuple[Tensor, Tensor]:
-        """Writes new rows (B, H_kv, n, D) behind the old ones; returns all of them as views."""
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Writes new rows (B, H_kv, n, D) behind the old ones; returns all of them as views. What else
+        transformers' layers hand over (`kwargs`, since 5.24) is for caches of other kinds."""
         stop = self.length + keys.shape[2]
         for store, new in ((self._keys, keys), (self._values, values)):
             old = store.get(layer_idx)

@@ -1,6 +1,5 @@
 """The split model's configuration: the released `config.json`, with the backbone's kind beside it."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from lit_moss.errors import UserError
+from lit_moss.llm.folder import first_line, read_json
 from lit_moss.llm.rows import RowFormat
 
 MODEL_TYPE = "moss_speech"
@@ -49,6 +49,16 @@ class SplitConfig:
     def num_shared_layers(self) -> int:
         """Layers of the trunk."""
         return self.backbone.num_hidden_layers - self.num_modality_layers
+
+    @property
+    def max_context(self) -> int | None:
+        """Rows that the backbone's positions reach, stretched rotations included; None without a limit."""
+        most = getattr(self.backbone, "max_position_embeddings", None)
+        rope = getattr(self.backbone, "rope_parameters", None) or {}
+        factor, trained = rope.get("factor"), rope.get("original_max_position_embeddings")
+        if most is None or factor is None:
+            return most
+        return max(most, int(factor * (trained or most)))
 
     def __getattr__(self, name: str) -> Any:
         # The released names: vocab_size, audio_vocab_size, sosp_token_id, …
@@ -96,7 +106,12 @@ class SplitConfig:
         joint, pad = fields.pop("joint", False), fields.pop("audio_pad_token_id", 512)
         for key in ("architectures", "channels", "auto_map", "transformers_version", "quantization_config"):
             fields.pop(key, None)
-        backbone = AutoConfig.for_model(kind, **fields)
+        try:
+            backbone = AutoConfig.for_model(kind, **fields)
+        except Exception as error:
+            raise UserError(
+                f"{source} is not accepted by transformers as a {kind!r} ({first_line(error)})"
+            ) from error
         if shared is not None and shared + layers != backbone.num_hidden_layers:
             raise UserError(f"{source}: {shared} shared and {layers} modality layers are not "
                             f"{backbone.num_hidden_layers}")  # fmt: skip
@@ -113,12 +128,7 @@ class SplitConfig:
         Raises:
             UserError: if it is missing, no JSON, or not a split model's.
         """
-        try:
-            return cls.from_dict(json.loads(path.read_text()), str(path))
-        except FileNotFoundError as error:
-            raise UserError(f"no {path}: expected a folder that `save_pretrained` wrote") from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is no JSON: {error.msg}") from error
+        return cls.from_dict(read_json(path), str(path))
 
     def with_format(self, form: RowFormat) -> "SplitConfig":
         """The same model with other ids."""

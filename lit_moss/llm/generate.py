@@ -4,9 +4,18 @@ A row's mode is text or speech and says which head's sample counts; the other he
 would be ignored. A tail that is not heard is not run either: the trunk's output rows wait, and the tail
 catches up on all of them at once when its mode begins. Its cache then holds what it would have held, so
 results are the same.
-Shapes: B sequences, L rows of the prompt, V ids of a head.
+
+Which tails are heard, and whether all sequences have ended, is decided on the host. On an accelerator it
+fetches the new rows after 1, 2, 4, 8, then every 16 of them, in one transfer: asking for each row would leave
+the device idle in between. Rows made past a change of mode that the host had not foreseen are made again, at
+most 15 for each change; a streamed reply comes in such groups. On the CPU every row is looked at. The rows
+are the same either way.
+Shapes: B sequences, L rows of the prompt, N new rows, V ids of a head.
 """
 
+import hashlib
+import inspect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,9 +27,12 @@ from lit_moss.errors import UserError
 from lit_moss.llm.cache import KVCache, causal_mask
 from lit_moss.llm.decode import head_row, one_row
 from lit_moss.llm.layers import DecoderLayer
+from lit_moss.llm.rows import to_grid
 
 if TYPE_CHECKING:
     from lit_moss.llm.model import Block, SplitLM
+
+_NEVER = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -71,14 +83,17 @@ def generate(
             lengths.
         modality: "speech" appends sosp to prompts that do not end in speech or sosp yet; "text" refuses a
             prompt that would go on in speech; None leaves it to the prompt.
-        max_new_tokens: Most rows to make.
+        max_new_tokens: Most rows to make; fewer where the backbone's positions end.
         min_new_tokens: No eosp before that many rows.
         stream: Return an iterator: of ints for one prompt, of lists with None for ended sequences for
-            several.
+            several. On an accelerator rows come in groups of up to 16.
         greedy: Most likely rows; same as `GREEDY` for both channels.
         text: Sampling of the text channel.
         speech: Sampling of the audio channel.
-        generator: Source of randomness; torch's own if not given.
+        generator: Source of randomness, on any device; torch's own on the CPU if not given. Each sequence has
+            random numbers of its own, which follow from the generator's state and the prompt: a reply does
+            not depend on the others in the batch, nor on its place among them. Equal prompts get different
+            numbers.
         prompt_chunk: Rows of the prompt a forward takes; all if not given. The result does not depend on it.
 
     Returns:
@@ -95,7 +110,12 @@ def generate(
     channels = {"text": text or Sampling(), "speech": speech or Sampling()}
     if greedy:
         channels = {name: GREEDY for name in channels}
-    decoder = _Decoder(lm, prompts, channels, generator, min_new_tokens, prompt_chunk)
+    decoder = _Decoder(lm, prompts, channels, min_new_tokens, prompt_chunk)
+    lm.check_context(max(map(len, prompts)))
+    if lm.config.max_context is not None:
+        max_new_tokens = min(max_new_tokens, lm.config.max_context)
+    if any(c.temperature > 0 for c in channels.values()):
+        decoder.draws_BN = _draws(prompts, max_new_tokens, generator).to(decoder.device)
     steps = decoder.steps(max_new_tokens)
     if stream:
         return (step[0] for step in steps) if single else steps
@@ -112,7 +132,8 @@ def _prompts(lm: "SplitLM", rows: Any, modality: str | None) -> tuple[list[list[
         rows = rows.tolist()
     rows = list(rows)
     single = not rows or not isinstance(rows[0], list | tuple | Tensor)
-    prompts = [[int(r) for r in one] for one in ([rows] if single else rows)]
+    many = [rows] if single else rows
+    prompts = [[int(r) for r in (one.tolist() if isinstance(one, Tensor) else one)] for one in many]
     f = lm.format
     if modality not in (None, "text", "speech"):
         raise UserError(f"modality is {modality!r}, expected 'text', 'speech' or None")
@@ -135,6 +156,26 @@ def _prompts(lm: "SplitLM", rows: Any, modality: str | None) -> tuple[list[list[
     return prompts, single
 
 
+def unseen_rows(device: torch.device) -> int:
+    """Most new rows that are made before the host looks at them."""
+    return 1 if device.type == "cpu" else 16
+
+
+def _draws(prompts: Sequence[list[int]], count: int, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers (B, N) in [0, 1), on the CPU: one a sequence and step."""
+    device = "cpu" if generator is None else generator.device
+    base = int(torch.randint(2**62, (), generator=generator, device=device))
+    times: Counter[tuple[int, ...]] = Counter()
+    rows = []
+    for prompt in prompts:
+        key = tuple(prompt)
+        digest = hashlib.sha256(f"{base} {times[key]} {prompt}".encode()).digest()
+        times[key] += 1
+        own = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        rows.append(torch.rand(count, generator=own, device="cpu", dtype=torch.float32))
+    return torch.stack(rows)
+
+
 @dataclass
 class _Tail:
     """One tail with its cache, and the trunk's rows that it has not run on yet."""
@@ -142,6 +183,13 @@ class _Tail:
     block: "Block"
     cache: KVCache = field(default_factory=KVCache)
     waiting: list[Tensor] = field(default_factory=list)
+
+    def truncate(self, rows: int) -> None:
+        """Forgets all rows of the sequence after the first `rows`."""
+        self.cache.length = min(self.cache.length, rows)
+        left = rows - self.cache.length
+        whole = self.waiting
+        self.waiting = [torch.cat(whole, dim=1)[:, :left]] if left else []
 
 
 class _Decoder:
@@ -152,74 +200,120 @@ class _Decoder:
         lm: "SplitLM",
         prompts: Sequence[list[int]],
         channels: dict[str, Sampling],
-        generator: torch.Generator | None,
-        min_new_tokens: int,
-        prompt_chunk: int | None,
+        min_new_tokens: int = 0,
+        prompt_chunk: int | None = None,
     ) -> None:
-        self.lm, self.channels, self.generator = lm, channels, generator
+        self.lm, self.prompts, self.channels = lm, prompts, channels
         self.min_new, self.chunk = min_new_tokens, prompt_chunk
-        f, model = lm.format, lm.model
-        self.device = model.text_norm.weight.device
-        self.fast = all(isinstance(layer, DecoderLayer) for block in lm.blocks() for layer in block.layers)
+        self.draws_BN: Tensor | None = None
+        model = lm.model
+        self.device = lm.text_lm_head.weight.device
+        layers = [layer for block in lm.blocks() for layer in block.layers]
+        self.fast = all(isinstance(layer, DecoderLayer) for layer in layers)
+        # transformers 5.24 renamed the argument of its layers.
+        names = inspect.signature(layers[0].forward).parameters
+        self.cache_name = "cache" if "cache" in names else "past_key_values"
         longest = max(map(len, prompts))
-        pad_B = torch.tensor([longest - len(p) for p in prompts], device=self.device)
-        self.pad_B = pad_B if int(pad_B.max()) else None
-        self.offsets_B = pad_B
-        self.prompt_BL = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=self.device)
+        padding = [longest - len(p) for p in prompts]
+        self.offsets_B = torch.tensor(padding, device=self.device)
+        self.pad_B = self.offsets_B if any(padding) else None
+        filled = [[0] * n + p for n, p in zip(padding, prompts, strict=True)]
+        self.prompt_BL = torch.tensor(filled, device=self.device)
         self.trunk = KVCache(longest + 64)
         self.tails = {"text": _Tail(model.text_block)}
         if not lm.config.joint:
             self.tails["speech"] = _Tail(model.audio_block)
-        self.stops = lm.stop_ids
-        self.speaking = [p[-1] >= f.text_vocab_size for p in prompts]
-        self.last = [p[-1] for p in prompts]
-        self.alive = [True] * len(prompts)
-        self.seen = self._history(prompts)
+        self.first = self._history()
 
-    def _history(self, prompts: Sequence[list[int]]) -> dict[str, Tensor] | None:
-        """(B, V) per channel: ids that stand in it, fillers of the grid included, for the
-        repetition penalty."""
+    # --- what stands in each channel, for the repetition penalty --------------------------------------------
+
+    def _history(self) -> dict[str, Tensor] | None:
+        """Channel -> (B, V): the new row at which an id came first, -1 for the prompt. Fillers of the grid
+        count. Not a bool, so that rows can be taken back."""
         if all(c.repetition_penalty == 1.0 for c in self.channels.values()):
             return None
         f = self.lm.format
-        seen = {
-            "text": torch.zeros(len(prompts), f.text_vocab_size, dtype=torch.bool, device=self.device),
-            "speech": torch.zeros(len(prompts), f.audio_vocab_size, dtype=torch.bool, device=self.device),
-        }
-        self.seen = seen
-        for b, prompt in enumerate(prompts):
-            for row in set(prompt):
-                self._note(b, row)
-        return seen
-
-    def _note(self, b: int, row: int) -> None:
-        if self.seen is None:
-            return
-        f = self.lm.format
-        speech = row >= f.text_vocab_size
+        sizes = {"text": f.text_vocab_size, "speech": f.audio_vocab_size}
         if self.lm.config.joint:  # one vocabulary has no fillers
-            seen, first = (self.seen["speech"], f.text_vocab_size) if speech else (self.seen["text"], 0)
-            seen[b, row - first] = True
+            sizes = {"text": f.text_vocab_size + f.audio_vocab_size}
+        first = {}
+        for name, size in sizes.items():
+            first_BV = torch.full((len(self.prompts), size), _NEVER, dtype=torch.int32, device="cpu")
+            for b, prompt in enumerate(self.prompts):
+                first_BV[b, self._ids(torch.tensor(prompt, device="cpu"))[name]] = -1
+            first[name] = first_BV.to(self.device)
+        return first
+
+    def _ids(self, rows: Tensor) -> dict[str, Tensor]:
+        """Channel -> ids of rows in it."""
+        if self.lm.config.joint:
+            return {"text": rows}
+        text, speech = to_grid(rows, self.lm.format).unbind(-1)
+        return {"text": text, "speech": speech}
+
+    def _note(self, rows_B: Tensor, made: int) -> None:
+        if self.first is None:
             return
-        self.seen["text"][b, f.modality_pad_token_id if speech else row] = True
-        self.seen["speech"][b, row - f.text_vocab_size if speech else f.audio_pad_token_id] = True
+        for name, ids_B in self._ids(rows_B).items():
+            first_BV, ids_B1 = self.first[name], ids_B[:, None]
+            first_BV.scatter_(1, ids_B1, first_BV.gather(1, ids_B1).clamp_max(made))
+
+    # --- steps ----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def steps(self, count: int) -> Iterator[list[int | None]]:
         """One list of B rows a step, None for sequences that have ended."""
-        if count == 0:
-            return
-        new_BL = self.prompt_BL
-        for made in range(count):
-            # In the weights' own precision: autocast would cast all of them anew for each row.
-            with torch.autocast(self.device.type, enabled=False):
-                self._forward(new_BL)
-                rows = self._next(made)
-            yield rows
-            if not any(self.alive):
-                return
-            new = [0 if row is None else row for row in rows]  # an ended sequence is fed anything
-            new_BL = torch.tensor(new, device=self.device)[:, None]
+        rows_BN = torch.zeros(len(self.prompts), count, dtype=torch.long, device=self.device)
+        last = [p[-1] for p in self.prompts]
+        alive = [True] * len(last)
+        most = unseen_rows(self.device)
+        done, ahead = 0, 1
+        reach = self.lm.config.max_context or _NEVER  # of positions; the row after the last one is never fed
+        room = [min(count, reach - len(p) + 1) for p in self.prompts]
+        count = max(room)
+        while done < count:
+            heard = self._modes(last, alive)
+            stop = min(done + ahead, count)
+            for made in range(done, stop):
+                new_BL = rows_BN[:, made - 1 : made] if made else self.prompt_BL
+                # In the weights' own precision: autocast would cast all of them anew for each row.
+                with torch.autocast(self.device.type, enabled=False):
+                    self._forward(new_BL)
+                    rows_BN[:, made] = self._next(new_BL[:, -1], made, heard)
+            ahead = min(2 * ahead, most)
+            for rows in zip(*rows_BN[:, done:stop].tolist(), strict=True):
+                if not self._modes(last, alive) <= heard:
+                    self._take_back(done)
+                    ahead = 1  # a reply often ends at once after its speech
+                    break
+                done += 1
+                yield [row if goes_on else None for row, goes_on in zip(rows, alive, strict=True)]
+                last = list(rows)
+                alive = [
+                    a and row not in self.lm.stop_ids and done < most_rows
+                    for row, a, most_rows in zip(rows, alive, room, strict=True)
+                ]
+                if not any(alive):
+                    return
+
+    def _modes(self, last: list[int], alive: list[bool]) -> set[str]:
+        """Modes of the rows after the last ones."""
+        f = self.lm.format
+        speaks = [
+            row == f.sosp_token_id or (row >= f.text_vocab_size and row != f.eosp_row)
+            for row, a in zip(last, alive, strict=True)
+            if a
+        ]
+        return {"speech" if s else "text" for s in speaks} if not self.lm.config.joint else {"text"}
+
+    def _take_back(self, made: int) -> None:
+        """Forgets all new rows but the first `made`, which is at least one; the last of them is fed again."""
+        rows = self.prompt_BL.shape[1] + made - 1
+        self.trunk.length = rows
+        for tail in self.tails.values():
+            tail.truncate(rows)
+        for first_BV in (self.first or {}).values():
+            first_BV.masked_fill_(first_BV >= made, _NEVER)
 
     def _forward(self, rows_BL: Tensor) -> None:
         """Trunk over new rows; its outputs wait for the tails."""
@@ -237,7 +331,7 @@ class _Decoder:
         if rows == 1 and self.fast:
             h_BLD = one_row(block.layers, cache, h_BLD, rope, mask)
         else:
-            h_BLD = block(h_BLD, rope, attention_mask=mask, past_key_values=cache, use_cache=True)
+            h_BLD = block(h_BLD, rope, attention_mask=mask, use_cache=True, **{self.cache_name: cache})
         cache.advance(rows)
         return h_BLD
 
@@ -252,60 +346,58 @@ class _Decoder:
             h = self._run(tail.block, tail.cache, piece)
         return h[:, -1]
 
-    def _next(self, made: int) -> list[int | None]:
-        f, lm = self.lm.format, self.lm
-        if lm.config.joint:
-            return self._next_joint(made)
-        for b, row in enumerate(self.last):
-            if row == f.sosp_token_id:
-                self.speaking[b] = True
-            elif row == f.eosp_row:
-                self.speaking[b] = False
-        chosen: dict[str, list[int]] = {}
-        for mode in ("text", "speech"):
-            if not any(a and s == (mode == "speech") for a, s in zip(self.alive, self.speaking, strict=True)):
-                continue
-            hidden_BD = self._tail_output(mode)
-            if mode == "text":
-                logits = head_row(lm.model.text_norm(hidden_BD), lm.text_lm_head).float()
-            else:
-                logits = head_row(lm.model.audio_norm(hidden_BD), lm.audio_lm_head).float()
-                logits[:, f.eosp_token_id + (0 if made < self.min_new else 1) :] = -torch.inf
-            seen = None if self.seen is None else self.seen[mode]
-            chosen[mode] = sample(logits, self.channels[mode], seen, self.generator).tolist()
-        rows: list[int | None] = []
-        for b, speaks in enumerate(self.speaking):
-            if not self.alive[b]:
-                rows.append(None)
-                continue
-            row = chosen["speech"][b] + f.text_vocab_size if speaks else chosen["text"][b]
-            self._note(b, row)
-            self.last[b], self.alive[b] = row, speaks or row not in self.stops
-            rows.append(row)
-        return rows
+    def text_logits(self) -> Tensor:
+        """Text logits (B, V) after the rows fed so far, float32; without a split of both vocabularies."""
+        model = self.lm.model
+        return head_row(model.text_norm(self._tail_output("text")), self.lm.text_lm_head).float()
 
-    def _next_joint(self, made: int) -> list[int | None]:
-        """Without a split one softmax chooses the modality row by row; both are sampled by the text channel's
-        values."""
+    def _next(self, last_B: Tensor, made: int, heard: set[str]) -> Tensor:
+        """The next rows (B,); those of sequences in a mode that is not heard mean nothing."""
         lm, f = self.lm, self.lm.format
-        logits = head_row(lm.model.text_norm(self._tail_output("text")), lm.text_lm_head).float()
-        logits[:, f.eosp_row + (0 if made < self.min_new else 1) :] = -torch.inf
-        seen = None if self.seen is None else torch.cat([self.seen["text"], self.seen["speech"]], dim=1)
-        chosen = sample(logits, self.channels["text"], seen, self.generator).tolist()
-        rows: list[int | None] = []
-        for b, row in enumerate(chosen):
-            rows.append(row if self.alive[b] else None)
-            if self.alive[b]:
-                self._note(b, row)
-                self.last[b], self.alive[b] = row, row not in self.stops
-        return rows
+        first_barred = f.eosp_token_id + (0 if made < self.min_new else 1)
+        chosen: dict[str, Tensor] = {}
+        if "text" in heard:
+            logits = self.text_logits()
+            logits[:, f.modality_pad_token_id] = -torch.inf  # such a row would read as speech
+            if lm.config.joint:  # one softmax chooses the modality too, by the text channel's values
+                logits[:, f.text_vocab_size + first_barred :] = -torch.inf
+            chosen["text"] = self._choose("text", logits, made)
+        if "speech" in heard:
+            hidden_BD = self._tail_output("speech")
+            logits = head_row(lm.model.audio_norm(hidden_BD), lm.audio_lm_head).float()
+            logits[:, first_barred:] = -torch.inf
+            chosen["speech"] = self._choose("speech", logits, made) + f.text_vocab_size
+        if len(chosen) == 2:
+            starts_B = (last_B == f.sosp_token_id) | ((last_B >= f.text_vocab_size) & (last_B != f.eosp_row))
+            rows_B = torch.where(starts_B, chosen["speech"], chosen["text"])
+        else:
+            (rows_B,) = chosen.values()
+        self._note(rows_B, made)
+        return rows_B
+
+    def _choose(self, channel: str, logits_BV: Tensor, made: int) -> Tensor:
+        seen_BV = None if self.first is None else self.first[channel] < made
+        draws_B = None if self.draws_BN is None else self.draws_BN[:, made]
+        return sample(logits_BV, self.channels[channel], seen_BV, draws_B=draws_B)
 
 
 def sample(
-    logits_BV: Tensor, how: Sampling, seen_BV: Tensor | None, generator: torch.Generator | None
+    logits_BV: Tensor,
+    how: Sampling,
+    seen_BV: Tensor | None,
+    generator: torch.Generator | None = None,
+    draws_B: Tensor | None = None,
 ) -> Tensor:
     """One id a sequence (B,): repetition penalty, temperature, top-k, top-p, then a draw; or the first
-    maximum."""
+    maximum.
+
+    Args:
+        logits_BV: float32.
+        how: What to draw from.
+        seen_BV: True for ids that the penalty falls on.
+        generator: Source of the draws where they are not given, on any device.
+        draws_B: Uniform numbers in [0, 1).
+    """
     if how.repetition_penalty != 1.0 and seen_BV is not None:
         penalised = torch.where(
             logits_BV < 0, logits_BV * how.repetition_penalty, logits_BV / how.repetition_penalty
@@ -313,11 +405,30 @@ def sample(
         logits_BV = torch.where(seen_BV, penalised, logits_BV)
     if how.temperature == 0:
         return logits_BV.argmax(dim=-1)
+    if draws_B is None:
+        device = logits_BV.device if generator is None else generator.device
+        draws_B = torch.rand(len(logits_BV), generator=generator, device=device).to(logits_BV.device)
     logits_BV = logits_BV / how.temperature
     k = min(how.top_k or logits_BV.shape[1], logits_BV.shape[1])
     top, ids = logits_BV.topk(k, dim=-1)  # sorted, so that top-p is a running sum
     probabilities = top.softmax(-1)
     # The id that crosses top_p still counts.
-    probabilities = probabilities.masked_fill(probabilities.cumsum(-1) - probabilities >= how.top_p, 0.0)
-    drawn = torch.multinomial(probabilities, 1, generator=generator)
-    return ids.gather(1, drawn)[:, 0]
+    sums = probabilities.cumsum(-1)
+    kept = (sums - probabilities < how.top_p) & (probabilities > 0)
+    sums = (probabilities * kept).cumsum(-1)
+    # The first id whose sum lies above the draw; torch.multinomial has one generator for all sequences.
+    drawn = (sums <= draws_B[:, None] * sums[:, -1:]).sum(-1)
+    drawn = torch.minimum(drawn, kept.sum(-1) - 1)  # rounding
+    return ids.gather(1, drawn[:, None])[:, 0]
+
+
+def cached_logits(lm: "SplitLM", prompts: Sequence[list[int]], rows_BN: Tensor) -> Tensor:
+    """Text logits (B, N + 1, V) after prompts and after each of the rows (B, N) that follow, by the caches of
+    generation."""
+    decoder = _Decoder(lm, prompts, {"text": GREEDY, "speech": GREEDY})
+    decoder._forward(decoder.prompt_BL)
+    found = [decoder.text_logits()]
+    for new_BL in rows_BN.split(1, dim=1):
+        decoder._forward(new_BL)
+        found.append(decoder.text_logits())
+    return torch.stack(found, dim=1)

@@ -44,10 +44,6 @@ def head_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> HeadLo
     if torch.is_autocast_enabled(hidden_ND.device.type):
         dtype = torch.get_autocast_dtype(hidden_ND.device.type)
         hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-    if hidden_ND.is_cuda and torch.is_grad_enabled():
-        fused = _liger(hidden_ND, weight_VD, targets_N)
-        if fused is not None:
-            return fused
     nll, nll_N, correct = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
     return HeadLoss(nll, nll_N, correct)
 
@@ -98,15 +94,3 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if d_weight is None else d_weight.mul_(factor).to(ctx.dtype),
             None,
         )
-
-
-def _liger(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> HeadLoss | None:
-    """liger-kernel's fused head where it is installed; it tells neither row-wise losses nor hits."""
-    try:
-        from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
-            LigerFusedLinearCrossEntropyLoss,
-        )
-    except ImportError:
-        return None
-    nll = LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight_VD, hidden_ND, targets_N)
-    return HeadLoss(nll, nll.detach().new_empty(0), nll.detach().new_full((), float("nan")))

@@ -9,11 +9,13 @@ the next row. Names are the released checkpoint's, layers those of `layers.py`.
 Shapes: B sequences, L rows, N target rows, D width, V ids of a head.
 """
 
+import contextlib
 import copy
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,17 +23,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lit_moss.errors import UserError
 from lit_moss.llm import attention
-from lit_moss.llm.attention import Segments
+from lit_moss.llm.attention import Segments, starts
+from lit_moss.llm.check import check_backbone
 from lit_moss.llm.config import SplitConfig
+from lit_moss.llm.folder import load_backbone, open_tensors, read_config, weight_files
 from lit_moss.llm.layers import own_layer, own_norm
 from lit_moss.llm.losses import Head, HeadLoss
 from lit_moss.llm.rows import RowFormat, default_eosp
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 Modality = Literal["text", "speech"]
 
 
@@ -59,7 +62,7 @@ class SplitLoss:
         speech: The same of the speech targets.
         text_count: Text targets, int64 ().
         speech_count: Speech targets, int64 ().
-        text_correct: Text targets that were the first choice; nan where a fused kernel does not tell.
+        text_correct: Text targets that were the first choice, int64 ().
         speech_correct: The same of the speech targets.
         nll_BL: -log p of every target row, at the row itself, 0 elsewhere; no gradient; (B, L).
     """
@@ -199,10 +202,25 @@ class SplitLM(nn.Module):
             UserError: if the layers are not standard decoder layers, or sizes do not fit.
         """
         dtype = dtype or torch.float32
+        with _on_cpu() as device:
+            lm = cls._from_backbone(source, num_modality_layers, audio_vocab_size, joint, dtype, row_format)
+        return lm.to(dtype) if device is None else lm.to(device, dtype)
+
+    @classmethod
+    def _from_backbone(
+        cls,
+        source: str | Path | PretrainedConfig,
+        num_modality_layers: int,
+        audio_vocab_size: int,
+        joint: bool,
+        dtype: torch.dtype,
+        row_format: RowFormat | None,
+    ) -> "SplitLM":
         folder = None
         if isinstance(source, PretrainedConfig):
             config = copy.deepcopy(source)
             form = row_format or _format_of_config(config, audio_vocab_size)
+            check_backbone(config)
             backbone = AutoModelForCausalLM.from_config(config, dtype=dtype)
         else:
             folder = Path(source)
@@ -210,7 +228,7 @@ class SplitLM(nn.Module):
                 from lit_moss.llm.backbone import resolve_backbone
 
                 folder = resolve_backbone(str(source))
-            config = AutoConfig.from_pretrained(folder)
+            config = read_config(folder)
             if row_format is not None:
                 form = row_format
             elif (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
@@ -220,10 +238,8 @@ class SplitLM(nn.Module):
                 form = format_of(load_tokenizer(folder), audio_vocab_size)
             else:
                 form = _format_of_config(config, audio_vocab_size)
-            backbone = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=dtype, use_safetensors=True
-            )
-        _check_layers(backbone, config)
+            check_backbone(config)
+            backbone = load_backbone(folder, config, dtype)
         backbone.eval()
         inner: Any = backbone
         V = form.text_vocab_size
@@ -237,7 +253,7 @@ class SplitLM(nn.Module):
         lm = cls(backbone, SplitConfig(config, form, num_modality_layers, joint))
         lm._tokenizer_folder = folder
         lm._init_speech()
-        return lm.to(dtype)
+        return lm
 
     @torch.no_grad()
     def _init_speech(self) -> None:
@@ -262,8 +278,8 @@ class SplitLM(nn.Module):
         form = config.format
         backbone_config.vocab_size = form.text_vocab_size + form.audio_vocab_size * config.joint
         backbone_config.tie_word_embeddings = False
+        check_backbone(backbone_config)
         backbone = AutoModelForCausalLM.from_config(backbone_config, dtype=dtype or torch.float32)
-        _check_layers(backbone, backbone_config)
         backbone_config.vocab_size = form.text_vocab_size
         lm = cls(backbone, SplitConfig(backbone_config, form, config.num_modality_layers, config.joint))
         return lm.to(dtype or torch.float32)
@@ -275,38 +291,38 @@ class SplitLM(nn.Module):
         Raises:
             UserError: if files are missing, or names and shapes do not fit the config.
         """
-        from safetensors.torch import load_file
-
         from lit_moss import assets
 
         path = assets.resolve(str(folder))
         config = SplitConfig.from_json(path / "config.json")
+        with _on_cpu() as device:
+            lm = cls._from_folder(path, config, dtype)
+        return (lm if device is None else lm.to(device)).eval()
+
+    @classmethod
+    def _from_folder(cls, path: Path, config: SplitConfig, dtype: torch.dtype | None) -> "SplitLM":
         with torch.device("meta"):
             lm = cls.from_config(config)
-        index = path / INDEX
-        files = (
-            sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            if index.is_file()
-            else [WEIGHTS]
-        )
-        state: dict[str, Tensor] = {}
-        for file in files:
-            if not (path / file).is_file():
-                raise UserError(f"no {path / file}: expected safetensors, as `save_pretrained` writes them")
-            state |= load_file(path / file)
+        state = open_tensors(weight_files(path))
         own = lm.state_dict()
-        wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [
-            k for k in state if k not in own
-        ]
+        wrong = [f"{name} is missing" for name in own if name not in state]
+        wrong += [f"{name} is not the model's" for name in state if name not in own]
+        for name in own.keys() & state.keys():
+            got, expected = tuple(state[name].get_shape()), tuple(own[name].shape)
+            if got != expected:
+                wrong.append(f"{name} is {got}, expected {expected}")
         if wrong:
-            raise UserError(f"{path}: {len(wrong)} tensors do not fit its config.json, first {wrong[0]!r}")
-        lm.load_state_dict({k: v.to(dtype) if dtype else v for k, v in state.items()}, assign=True)
+            raise UserError(
+                f"{path}: {len(wrong)} tensors do not fit its config.json, first: {wrong[0]}; give a folder "
+                "that `save_pretrained` wrote whole"
+            )
+        lm.load_state_dict({k: v[:].to(dtype) if dtype else v[:] for k, v in state.items()}, assign=True)
         # Its frequencies are no weights and were made on the meta device.
         rotary: Any = lm.model.rotary_emb.inner
         lm.model.rotary_emb = Rotary(type(rotary)(config=lm.config.backbone))
         lm._tokenizer_folder = path
         lm._end_ids_from(path)
-        return lm.eval()
+        return lm
 
     def _end_ids_from(self, folder: Path) -> None:
         """A released config names neither <|im_start|> nor <|im_end|>; its tokenizer does."""
@@ -401,10 +417,16 @@ class SplitLM(nn.Module):
             with_loss: Return a `SplitLoss` rather than a `SplitOutput`. Here and not in a method of its own,
                 because sharded strategies gather weights when a module is called.
         """
+        if document_ids is not None:
+            document_ids = document_ids.to(rows.device)
+        if loss_mask is not None:
+            loss_mask = loss_mask.to(rows.device)
+        layout = Layout.of(rows, self.format.text_vocab_size, document_ids, loss_mask, with_loss)
+        self.check_context(layout.longest)
         segments = None
         if document_ids is not None:
             dtype = self._compute_dtype(rows.device)
-            segments = Segments.of(document_ids, self.attention, dtype)
+            segments = Segments.of(document_ids, self.attention, dtype, layout.borders)
         h_BLD = self.embed(rows)
         positions = (
             torch.arange(rows.shape[1], device=rows.device)[None]
@@ -415,7 +437,7 @@ class SplitLM(nn.Module):
         kwargs = {"segments": segments, "rope": rope}
         h_BLD = self.model.shared_block(h_BLD, **kwargs)
         if with_loss:
-            return self._loss(h_BLD, rows, document_ids, loss_mask, kwargs)
+            return self._loss(h_BLD, rows, layout, kwargs)
         text = self.text_lm_head(self.model.text_norm(self.model.text_block(h_BLD, **kwargs)))
         if self.config.joint:
             V = self.format.text_vocab_size
@@ -432,19 +454,27 @@ class SplitLM(nn.Module):
     def _compute_dtype(self, device: torch.device) -> torch.dtype:
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
-        return self.model.text_norm.weight.dtype
+        return self.text_lm_head.weight.dtype
 
-    def _loss(
-        self, h_BLD: Tensor, rows: Tensor, document_ids: Tensor | None, loss_mask: Tensor | None, kwargs: Any
-    ) -> SplitLoss:
+    def check_context(self, rows: int) -> None:
+        """Refuses more rows than the backbone has positions for.
+
+        Raises:
+            UserError: if a document or context is longer.
+        """
+        most = self.config.max_context
+        if most is not None and rows > most:
+            raise UserError(
+                f"a document or context of {rows} rows, but this {self.config.backbone.model_type} backbone "
+                f"has positions for {most} (max_position_embeddings): shorten it, or give another backbone"
+            )
+
+    def _loss(self, h_BLD: Tensor, rows: Tensor, layout: "Layout", kwargs: Any) -> SplitLoss:
         V = self.format.text_vocab_size
-        target_BL = targets(rows, document_ids, loss_mask)
         found: dict[str, tuple[HeadLoss, Tensor]] = {}
         nll_BL = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
-        tails = {"text": target_BL & (rows < V), "speech": target_BL & (rows >= V)}
         tail_BLD = None
-        for modality, here_BL in tails.items():
-            at = here_BL.flatten().nonzero()[:, 0]
+        for modality, at in (("text", layout.text_N), ("speech", layout.speech_N)):
             # An idle tail still runs where ranks must do the same: in training every parameter needs a
             # gradient on each of them (DDP), in validation each gathers what it calls (FSDP, ZeRO-3).
             if not self.training and not len(at) and not _sharded():
@@ -488,6 +518,70 @@ class SplitLM(nn.Module):
         from lit_moss.llm.generate import generate
 
         return generate(self, rows, modality, **options)
+
+
+@contextlib.contextmanager
+def _on_cpu() -> Iterator[torch.device | None]:
+    """Weights are read and drawn on the CPU whatever the device of the context, such as Lightning's: the same
+    numbers everywhere. Gives the device to move them to, None where there is none."""
+    device = torch.get_default_device()
+    if device.type in ("cpu", "meta"):
+        yield None
+        return
+    with torch.device("cpu"):
+        yield device
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where documents and targets are in a batch. What the host must know for that takes one transfer from
+    the rows' device, before the first layer; none follows in a training step.
+
+    Args:
+        borders: For each sequence the starts of its documents and its length, as in `Segments`; None for one
+            document a sequence.
+        longest: Rows of the longest document; filler does not count.
+        text_N: Places of text targets in the flattened rows, on their device.
+        speech_N: The same of speech targets.
+    """
+
+    borders: list[list[int]] | None
+    longest: int
+    text_N: Tensor
+    speech_N: Tensor
+
+    @classmethod
+    def of(
+        cls, rows: Tensor, V: int, document_ids: Tensor | None, loss_mask: Tensor | None, with_loss: bool
+    ) -> "Layout":
+        """Arguments as of `SplitLM.forward`; V text ids."""
+        none = torch.empty(0, dtype=torch.long, device=rows.device)
+        if document_ids is None and not with_loss:
+            return cls(None, rows.shape[1], none, none)
+        flags_BL = torch.zeros_like(rows, dtype=torch.uint8)
+        if document_ids is not None:
+            flags_BL += starts(document_ids) + 2 * (document_ids < 0).byte()
+        if with_loss:
+            flags_BL += targets(rows, document_ids, loss_mask) * torch.where(rows < V, 4, 8).byte()
+        flags_BL = flags_BL.cpu()
+        borders, longest = None, rows.shape[1]
+        if document_ids is not None:
+            L = rows.shape[1]
+            borders = [[*one.nonzero()[:, 0].tolist(), L] for one in flags_BL & 1]
+            filler_BL = (flags_BL & 2).bool()
+            sizes = [
+                stop - start
+                for b, row in enumerate(borders)
+                for start, stop in pairwise(row)
+                if not filler_BL[b, start]
+            ]
+            longest = max(sizes, default=0)
+        if not with_loss:
+            return cls(borders, longest, none, none)
+        text_N, speech_N = (
+            (flags_BL & flag).flatten().nonzero()[:, 0].to(rows.device, non_blocking=True) for flag in (4, 8)
+        )
+        return cls(borders, longest, text_N, speech_N)
 
 
 def targets(rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor | None = None) -> Tensor:
@@ -534,28 +628,3 @@ def _format_of_config(config: PretrainedConfig, audio_vocab_size: int) -> RowFor
         audio_pad_token_id=512 if audio_vocab_size > 512 else 0,
         end_id=eos[-1] if isinstance(eos, list) else eos,
     )
-
-
-def _check_layers(backbone: nn.Module, config: PretrainedConfig) -> None:
-    """Standard parts: what the split cuts and joins must be all there is."""
-    inner = getattr(backbone, "model", None)
-    parts = ("embed_tokens", "layers", "norm", "rotary_emb")
-    if inner is None or not all(hasattr(inner, p) for p in parts) or not hasattr(backbone, "lm_head"):
-        raise UserError(
-            f"{config.model_type} cannot be split: expected a decoder with {', '.join(parts)} and lm_head, "
-            "such as Qwen3, Qwen2 or Llama"
-        )
-    scales = ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
-    scaled = [name for name in scales if getattr(config, name, 1.0) not in (None, 1.0)]
-    if scaled:
-        raise UserError(
-            f"{config.model_type} scales its parts ({', '.join(scaled)}): expected a decoder without, such "
-            "as Qwen3, Qwen2 or Llama"
-        )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None):
-        kinds = {"sliding_attention"}  # Mistral says it so
-    if kinds != {"full_attention"}:
-        raise UserError(
-            f"{config.model_type} with layers of {sorted(kinds)}: only full attention can be packed here"
-        )

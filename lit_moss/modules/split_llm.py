@@ -157,6 +157,7 @@ class SplitLLM(LightningModule):
                 f"{form.audio_vocab_size} and {lm.format.audio_vocab_size}): make the documents with this "
                 "model's tokenizer and codec"
             )
+        lm.check_context(getattr(cast(Any, self.trainer).datamodule, "context", 0))
         lm.text_weight, lm.speech_weight = self.weights["text"], self.weights["speech"]
         lm.attention = cast(Any, self.attention)
         lm.checkpoint_activations(self.activation_checkpointing)

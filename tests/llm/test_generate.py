@@ -40,6 +40,7 @@ def by_the_rules(lm, prompt, count, min_new=0, penalty=1.0):
         with torch.no_grad():
             out = lm(torch.tensor([rows]))
         text, audio = out.text_logits[0, -1].clone(), out.speech_logits[0, -1].clone()
+        text[f.modality_pad_token_id] = -torch.inf
         audio[f.eosp_token_id + 1 :] = -torch.inf
         if n < min_new:
             audio[f.eosp_token_id] = -torch.inf
