@@ -12,6 +12,7 @@ H heads, K codebook entries.
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -21,7 +22,28 @@ from torch import Tensor, nn
 
 from lit_moss.audio import rates
 from lit_moss.codec import quantizer
+from lit_moss.codec.settings import check_settings
 from lit_moss.errors import UserError
+
+# Keys of a released `config.json` that change the numbers -> the value this network computes. Attention that is
+# not causal is GLM-4-Voice's tokenizer, whose frames see whole blocks.
+_OURS: dict[str, Any] = {
+    "pooling_kernel_size": rates.HIDDEN_PER_CODE,
+    "pooling_type": "avg",
+    "activation_function": "gelu",
+    "encoder_causal_attention": True,
+    "encoder_causal_convolution": True,
+    "scale_embedding": False,
+    "layer_norm_eps": 1e-5,
+}
+# The same for `preprocessor_config.json`.
+_OUR_FEATURES: dict[str, Any] = {
+    "sampling_rate": rates.TOKENIZER_RATE_HZ,
+    "n_fft": rates.WHISPER_FFT_SAMPLES,
+    "hop_length": rates.WHISPER_HOP_SAMPLES,
+    "do_normalize": False,
+    "dither": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +80,9 @@ class EncoderConfig:
     log_mel: str = "causal"
 
     def __post_init__(self) -> None:
+        check_settings(self, at_least={"quantize_loss_scale": 0.0, "quantize_commit_coefficient": 0.0})
+        if not 0.0 <= self.quantize_ema_decay < 1.0:
+            raise UserError(f"quantize_ema_decay is {self.quantize_ema_decay}, expected 0 or more and below 1")
         if self.d_model % self.encoder_attention_heads:
             raise UserError(f"d_model {self.d_model} is no multiple of {self.encoder_attention_heads} heads")
         if self.quantize_vocab_size < 2:
@@ -66,19 +91,30 @@ class EncoderConfig:
             raise UserError(f"log_mel is {self.log_mel!r}, expected 'causal' or 'whisper'")
 
     @classmethod
-    def from_official(cls, config: dict[str, Any]) -> "EncoderConfig":
+    def from_official(
+        cls, config: Mapping[str, Any], unstated_log_mel: str = "causal", strict: bool = True
+    ) -> "EncoderConfig":
         """From a released `config.json`.
 
-        Keys we have no use for are ignored, departures we cannot run are errors.
+        Keys we have no use for are ignored.
+
+        Args:
+            config: The file's content.
+            unstated_log_mel: `log_mel` where the file has no such key, which is ours: `whisper` to encode as
+                released tokenizers do, `causal` to train one that streams.
+            strict: Refuse settings under which the released network computes other numbers than ours. Weights
+                to start a training from may have any.
+
+        Raises:
+            UserError: on such a setting, a missing size, or a value of a wrong type.
         """
-        for key, ours in (("pooling_kernel_size", rates.HIDDEN_PER_CODE), ("pooling_type", "avg")):
-            if config.get(key, ours) != ours:
-                raise ValueError(f"config.json has {key}={config[key]!r}, only {ours!r} is supported")
-        if config.get("pooling_position", config["quantize_position"]) != config["quantize_position"]:
-            raise ValueError(
-                "config.json has pooling_position and quantize_position apart, expected them equal"
+        if strict and (found := departures(config)):
+            raise UserError(
+                f"config.json has {'; '.join(found)}: codes would differ from the released ones (as weights to "
+                "start a training from, `init_from`, it can be used)"
             )
-        return cls(**{f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None})
+        sizes = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
+        return cls(**({"log_mel": unstated_log_mel} | sizes))
 
     def to_official(self) -> dict[str, Any]:
         """The released `config.json` layout."""
@@ -97,10 +133,36 @@ class EncoderConfig:
         }
 
 
+def departures(config: Mapping[str, Any], features: Mapping[str, Any] | None = None) -> list[str]:
+    """Settings of a released tokenizer under which it computes other codes than our network, one text each.
+
+    Args:
+        config: Content of `config.json`.
+        features: Content of `preprocessor_config.json`.
+    """
+    found = [
+        f"{key}={content[key]!r}, only {ours!r} is supported"
+        for content, table in ((config, _OURS), (features or {}, _OUR_FEATURES))
+        for key, ours in table.items()
+        if content.get(key) is not None and content[key] != ours
+    ]
+    quantize_at = config.get("quantize_position")
+    if config.get("pooling_position", quantize_at) != quantize_at:
+        found.append(
+            f"pooling_position={config['pooling_position']!r} and quantize_position={quantize_at!r}, expected "
+            "them equal"
+        )
+    bins, mel_bins = (features or {}).get("feature_size"), config.get("num_mel_bins")
+    if bins is not None and mel_bins is not None and bins != mel_bins:
+        found.append(f"feature_size={bins!r}, expected num_mel_bins, {mel_bins!r}")
+    return found
+
+
 def sinusoids(length: int, width: int) -> Tensor:
     """Whisper's position table: (length, width), sines in the first half of a row, cosines in the second."""
-    inverse = torch.exp(-torch.arange(width // 2) * (math.log(10_000.0) / (width // 2 - 1)))
-    angles = torch.arange(length)[:, None] * inverse
+    half = torch.arange(width // 2, dtype=torch.float32)
+    inverse = torch.exp(-half * (math.log(10_000.0) / (width // 2 - 1)))
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * inverse
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -116,20 +178,44 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(
-        self, x_BLD: Tensor, past: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The output and the longer `past`: keys and values (B, H, P, D/H) of the P frames before."""
+        self, x_BLD: Tensor, past: "KeysValues | None" = None
+    ) -> tuple[Tensor, "KeysValues | None"]:
+        """The output and `past`, which has grown by these frames."""
         q, k, v = (
             proj(x_BLD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         mask = None
-        if past is not None and past[0].shape[2]:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        if past is not None:
+            k, v = past.append(k, v)
             new, every = q.shape[2], k.shape[2]
-            mask = torch.ones(new, every, dtype=torch.bool, device=q.device).tril(every - new)
+            if new < every:
+                mask = torch.ones(new, every, dtype=torch.bool, device=q.device).tril(every - new)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), (k, v)
+        return self.out_proj(out.transpose(1, 2).flatten(2)), past
+
+
+class KeysValues:
+    """Keys and values of one layer's frames so far, in buffers of fixed size.
+
+    A step writes its own frames in place: joining them to the past would copy all of it, at 30 s more than the
+    step computes.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self.longest, self.frames = longest, 0
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def append(self, k_BHLd: Tensor, v_BHLd: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all frames with these behind them: (B, H, P, d) each."""
+        if self._held is None:
+            batch, heads, _, width = k_BHLd.shape
+            shape = (batch, heads, self.longest, width)
+            self._held = (k_BHLd.new_empty(shape), v_BHLd.new_empty(shape))
+        first, self.frames = self.frames, self.frames + k_BHLd.shape[2]
+        for held, new in zip(self._held, (k_BHLd, v_BHLd), strict=True):
+            held[:, :, first : self.frames] = new
+        return self._held[0][:, :, : self.frames], self._held[1][:, :, : self.frames]
 
 
 class EncoderLayer(nn.Module):
@@ -144,11 +230,11 @@ class EncoderLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width)
 
     def forward(
-        self, x_BLD: Tensor, past: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        attended, present = self.self_attn(self.self_attn_layer_norm(x_BLD), past)
+        self, x_BLD: Tensor, past: KeysValues | None = None
+    ) -> tuple[Tensor, KeysValues | None]:
+        attended, past = self.self_attn(self.self_attn_layer_norm(x_BLD), past)
         x_BLD = x_BLD + attended
-        return x_BLD + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x_BLD)))), present
+        return x_BLD + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x_BLD)))), past
 
 
 @dataclass
@@ -157,8 +243,15 @@ class EncoderState:
 
     conv1_tail: Tensor | None = None  # (B, M, 2) last mel frames
     conv2_tail: Tensor | None = None  # (B, D, 2) last outputs of conv1, after GELU
-    past: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # per layer: keys, values (B, H, P, D/H)
+    past: list[KeysValues] = field(default_factory=list)  # of each layer
     frames: int = 0  # hidden frames so far = the next position
+
+    def restart(self) -> None:
+        """Empty again, as at the start of a segment; buffers stay."""
+        self.conv1_tail = self.conv2_tail = None
+        self.frames = 0
+        for layer in self.past:
+            layer.frames = 0
 
 
 class CausalEncoder(nn.Module):
@@ -194,7 +287,12 @@ class CausalEncoder(nn.Module):
 
         With `state`, F is even, the chunk continues the stream and updates it.
         """
-        state = EncoderState() if state is None else state
+        past: list[KeysValues | None] = [None] * len(self.layers)
+        if state is None:
+            state = EncoderState()
+        else:
+            state.past = state.past or [KeysValues(self.config.max_source_positions) for _ in self.layers]
+            past = list(state.past)
         if mel_BMF.shape[-1] % 2:
             mel_BMF = F.pad(mel_BMF, (0, 1))
         x_BDF, state.conv1_tail = _causal_conv(self.conv1, mel_BMF, state.conv1_tail)
@@ -206,11 +304,8 @@ class CausalEncoder(nn.Module):
                 f"{until} hidden frames, at most {self.config.max_source_positions}: cut into segments"
             )
         x_BLD = x_BLD + self.embed_positions.weight[state.frames : until]
-        past: list[tuple[Tensor, Tensor] | None] = list(state.past) or [None] * len(self.layers)
-        state.past = []
         for layer, before in zip(self.layers, past, strict=True):
-            x_BLD, present = layer(x_BLD, before)
-            state.past.append(present)
+            x_BLD, _ = layer(x_BLD, before)
         state.frames = until
         return x_BLD
 

@@ -1,5 +1,6 @@
 """Files of plain tensors (`flow.pt`, `hift.pt`) -> modules, tensor by tensor. No code in them is ever run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,27 @@ def _present_name(name: str) -> str:
     return f"{head}.{OLD_WEIGHT_NORM[last]}" if last in OLD_WEIGHT_NORM else name
 
 
+def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Refuses damaged weights here, where their name is known: computed with, they give silence or noise.
+
+    Raises:
+        UserError: if a number is NaN or infinite, or a tensor is of whole numbers (quantized weights).
+    """
+    for key, value in tensors.items():
+        if not value.is_floating_point():
+            raise UserError(f"{name} has {key} as {value.dtype}, expected float weights: get it unquantized")
+        if not bool(value.isfinite().all()):
+            bad = int((~value.isfinite()).sum())
+            raise UserError(
+                f"{name} is damaged: {bad} of {value.numel()} numbers of {key} are not finite; get it again"
+            )
+
+
 def load_fitting(module: nn.Module, tensors: dict[str, Tensor], name: str) -> LoadReport:
     """Copies every tensor whose name and shape fit; the others are reported.
 
     Raises:
-        UserError: if none fits.
+        UserError: if none fits, or a number in one that does is not finite.
     """
     loaded, kept, reshaped = [], [], []
     with torch.no_grad():
@@ -93,6 +110,7 @@ def load_fitting(module: nn.Module, tensors: dict[str, Tensor], name: str) -> Lo
             elif tensors[key].shape != value.shape:
                 reshaped.append(f"{key}: {tuple(tensors[key].shape)}, ours {tuple(value.shape)}")
             else:
+                check_finite({key: tensors[key]}, name)
                 value.copy_(tensors[key])
                 loaded.append(key)
     report = LoadReport(tuple(loaded), tuple(kept), tuple(reshaped))

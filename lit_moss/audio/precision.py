@@ -1,0 +1,90 @@
+"""Products in full float32 for a while, whatever the program allows elsewhere.
+
+TF32 (which cuDNN's convolutions use unless forbidden), `torch.set_float32_matmul_precision("high")`, bfloat16
+products of oneDNN and autocast keep 8 to 11 bits of each factor. Deciding between two codes takes all 24.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+# The flags belong to the process, not to a thread: of overlapping users the first saves, the last restores.
+_lock = threading.Lock()
+_users = 0
+_saved: list[tuple[Any, str, Any]] = []
+
+
+def _flags() -> list[Any]:
+    """One object for each backend and kind of product, with an attribute `fp32_precision`."""
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    return [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+
+
+class _Matmul:
+    """torch's older setting as an attribute."""
+
+    @property
+    def precision(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        torch.set_float32_matmul_precision(value)
+
+
+def _set_full() -> None:
+    # All are read before any is written: the older settings write the newer ones.
+    wanted: list[tuple[Any, str, Any]] = [
+        (_Matmul(), "precision", "highest"),
+        (torch.backends.cudnn, "allow_tf32", False),
+        *((flag, "fp32_precision", "ieee") for flag in _flags()),
+    ]
+    for owner, name, _ in wanted:
+        # torch refuses to read an older setting that contradicts a newer one: then the newer one counts.
+        try:
+            _saved.append((owner, name, getattr(owner, name)))
+        except RuntimeError:
+            continue
+    readable = [(owner, name) for owner, name, _ in _saved]
+    for owner, name, full in wanted:
+        if (owner, name) in readable:
+            setattr(owner, name, full)
+
+
+def _restore() -> None:
+    for owner, name, value in _saved:
+        if name == "fp32_precision":
+            # "none" follows the backend's general setting, and reads as that: what was inherited stays so.
+            owner.fp32_precision = "none"
+            if owner.fp32_precision == value:
+                continue
+        setattr(owner, name, value)
+    _saved.clear()
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 products in float32, and no autocast; settings are as before afterwards.
+
+    Args:
+        device: Where the tensors are: autocast is switched off for it, and for the CPU.
+    """
+    global _users
+    with ExitStack() as stack:
+        for kind in {device.type, "cpu"}:
+            if torch.amp.is_autocast_available(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        with _lock:
+            if _users == 0:
+                _set_full()
+            _users += 1
+        try:
+            yield
+        finally:
+            with _lock:
+                _users -= 1
+                if _users == 0:
+                    _restore()
