@@ -4,6 +4,7 @@ from callbacks.checkpoint import Checkpoint
 from callbacks.decoder_report import DecoderReport
 from callbacks.exact_resume import ExactResume
 from callbacks.learning_rate import LearningRateSchedule
+from callbacks.non_finite_steps import NonFiniteSteps
 from callbacks.progress import Progress
 from callbacks.reverse_unfreeze import ReverseUnfreeze
 from callbacks.schedule_picture import SchedulePicture
@@ -17,6 +18,7 @@ __all__ = [
     "DecoderReport",
     "ExactResume",
     "LearningRateSchedule",
+    "NonFiniteSteps",
     "Progress",
     "ReverseUnfreeze",
     "SchedulePicture",

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from lit_moss.checkpoints import seal_folder
 
@@ -42,6 +44,12 @@ class Checkpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._is_best, self._deferred = best, False
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """A score that is not finite is never the best, not even the first one."""
+        if self._is_best and current is not None and not torch.isfinite(current):
+            return False
+        return super().check_monitor_top_k(trainer, current)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)

@@ -4,6 +4,7 @@ import sys
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
@@ -67,27 +68,34 @@ class Progress(ProgressBar):
         self._audio_sec += batch.audio_sec * trainer.world_size
         seconds = self._train_sec + time.monotonic() - self._since
         speed = self._audio_sec / max(seconds, 1e-9)
-        pl_module.log("train/audio_sec_per_sec", speed, rank_zero_only=True)
+        # Filled in on the device: `log` of a float copies it there and waits.
+        pl_module.log(
+            "train/audio_sec_per_sec", torch.full((), speed, device=pl_module.device), rank_zero_only=True
+        )
         if not self._enabled:
             return
-        shown = {
-            k: f"{v:.4g}" if isinstance(v, float) else v
-            for k, v in self.get_metrics(trainer, pl_module).items()
-        }
-        shown = {k.removeprefix("train/"): v for k, v in shown.items() if k != "v_num"}
-        shown["audio s/s"] = f"{speed:.1f}"
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
-            self._bar.set_postfix(shown, refresh=False)
+            if trainer._logger_connector.should_update_logs:
+                self._bar.set_postfix(self._shown(trainer, pl_module, speed), refresh=False)
         elif (
             time.monotonic() - self._last_line > self.every_n_sec or trainer.global_step == trainer.max_steps
         ):
             self._last_line = time.monotonic()
             done = trainer.global_step - self._start_step
             left_sec = seconds / max(done, 1) * max(0, trainer.max_steps - trainer.global_step)
-            parts = ", ".join(f"{k} {v}" for k, v in shown.items())
+            parts = ", ".join(f"{k} {v}" for k, v in self._shown(trainer, pl_module, speed).items())
             print(f"step {trainer.global_step}/{trainer.max_steps}: {parts}, {left_sec / 60:.1f} min left",
                   file=sys.stderr, flush=True)  # fmt: skip
+
+    def _shown(self, trainer: Trainer, pl_module: LightningModule, speed: float) -> dict[str, Any]:
+        """Metrics of the bar; reading them waits for the device, so not at every step."""
+        shown = {
+            k.removeprefix("train/"): f"{v:.4g}" if isinstance(v, float) else v
+            for k, v in self.get_metrics(trainer, pl_module).items()
+            if k != "v_num"
+        }
+        return shown | {"audio s/s": f"{speed:.1f}"}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar is not None:

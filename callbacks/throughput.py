@@ -48,7 +48,8 @@ class Throughput(Callback):
         speech = batch.speech_rows
         self._speech += speech
         self._text += batch.real_rows - speech
-        targets = int(batch.loss_mask_BL.sum())
+        counts = batch.text_targets, batch.speech_targets  # the host's: asking the device would wait for it
+        targets = int(batch.loss_mask_BL.sum()) if None in counts else sum(counts)
         share = speech / max(1, batch.real_rows)
         self._flops += step_flops(
             lm, batch.document_lengths(), int(targets * (1 - share)), int(targets * share)

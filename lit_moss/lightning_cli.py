@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -84,7 +85,11 @@ class _Result(Callback):
         if not isinstance(trainer.logger, Tracker) or trainer.sanity_checking:
             return
         folder = trainer.logger.run_dir
-        metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
+        # JSON has no NaN and no infinity: null stands for both.
+        metrics = {
+            key: float(value) if math.isfinite(value) else None
+            for key, value in sorted(trainer.callback_metrics.items())
+        }
         if not any("/" in key for key in metrics):
             metrics = (read_result(folder) or {"metrics": {}})["metrics"]
         finished = trainer.global_step >= trainer.max_steps
@@ -168,7 +173,7 @@ class MossCLI(LightningCLI):
             if config.get("max_steps", -1) < 0:
                 raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
             kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
-            kwargs["callbacks"] = [*_as_list(config.get("callbacks")), _Result()]
+            kwargs["callbacks"] = [*_with_guard(_as_list(config.get("callbacks"))), _Result()]
             if config.get("logger") in (None, True):
                 self.tracker = self._make_tracker()
                 kwargs["logger"] = self.tracker
@@ -291,6 +296,14 @@ def _check_yaml_files(args: Sequence[str]) -> None:
         if name is None:
             continue
         read_yaml(name)
+
+
+def _with_guard(callbacks: list[Any]) -> list[Any]:
+    """Steps that are not finite are skipped in every run; recipes need not list it."""
+    from callbacks import NonFiniteSteps
+
+    listed = any(isinstance(c, NonFiniteSteps) for c in callbacks)
+    return callbacks if listed else [*callbacks, NonFiniteSteps()]
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,24 +65,40 @@ def greedy(log_probs_BLV: Tensor, frames_B: Tensor) -> list[list[int]]:
 
 
 def ctc_loss(
-    log_probs_BLV: Tensor, frames_B: Tensor, labels: Sequence[Sequence[int]]
+    log_probs_BLV: Tensor, frames_B: Tensor | Sequence[int], labels: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
     """Mean over the batch of -log p(labels) / len(labels), and which items fit: () and bool (B,).
 
     An item whose labels do not fit its frames has probability 0 and an infinite loss: it is left out of the
     mean (arXiv: Graves et al. 2006, equation 6 sums over an empty set of paths) and reported as False. An
     empty label list counts as a length of one.
+
+    Args:
+        log_probs_BLV: Log-probabilities.
+        frames_B: Frames of each item; given as plain numbers, a GPU is not waited for.
+        labels: Ids of each item.
     """
-    needed_B = torch.tensor([frames_needed(ids) for ids in labels], device=frames_B.device)
-    fits_B = needed_B <= frames_B
-    if not fits_B.any():
+    device = log_probs_BLV.device
+    frames = frames_B.tolist() if isinstance(frames_B, Tensor) else list(frames_B)
+    fitting = fitting_items(frames, labels)
+    fits_B = torch.zeros(len(labels), dtype=torch.bool)
+    fits_B[fitting] = True
+    fits_B = fits_B.to(device, non_blocking=True)
+    if not fitting:
         return log_probs_BLV.sum() * 0.0, fits_B
-    lengths_B = torch.tensor([len(ids) for ids in labels], device=frames_B.device)
-    flat = torch.tensor([i for ids in labels for i in ids], dtype=torch.long, device=log_probs_BLV.device)
+    lengths = [len(ids) for ids in labels]
+    flat = torch.tensor([i for ids in labels for i in ids], dtype=torch.long)
     loss_B = F.ctc_loss(
-        log_probs_BLV.float().transpose(0, 1), flat, frames_B, lengths_B, BLANK, "none", zero_infinity=True
-    )
-    return (loss_B / lengths_B.clamp(min=1))[fits_B].mean(), fits_B
+        log_probs_BLV.float().transpose(0, 1), flat.to(device, non_blocking=True), cast(Any, tuple(frames)),
+        cast(Any, tuple(lengths)), BLANK, "none", zero_infinity=True,
+    )  # fmt: skip
+    loss_B = loss_B / torch.tensor(lengths).clamp(min=1).to(device, non_blocking=True)
+    return loss_B[torch.tensor(fitting).to(device, non_blocking=True)].mean(), fits_B
+
+
+def fitting_items(frames: Sequence[int], labels: Sequence[Sequence[int]]) -> list[int]:
+    """Items whose labels fit their frames."""
+    return [i for i, (n, ids) in enumerate(zip(frames, labels, strict=True)) if frames_needed(ids) <= n]
 
 
 class CTCHead(nn.Module):

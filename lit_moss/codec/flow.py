@@ -284,7 +284,7 @@ class Flow(nn.Module):
         t_B11 = flow_matching.cosine_time(torch.rand(len(target_BMT), 1, 1, **like))
         z_BMT = torch.randn(target_BMT.shape, **like)
         keep_B = torch.rand(len(target_BMT), **like) > self.config.unconditioned_share
-        return Draws(t_B11, z_BMT, keep_B, torch.tensor(prefix, device=target_BMT.device))
+        return Draws(t_B11, z_BMT, keep_B, torch.tensor(prefix).to(target_BMT.device, non_blocking=True))
 
     def velocity(
         self, codes_BN: Tensor, lengths_B: Tensor, target_BMT: Tensor, speaker_BS: Tensor, draws: Draws,

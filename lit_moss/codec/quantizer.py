@@ -49,6 +49,14 @@ def perplexity(count_K: Tensor) -> Tensor:
     return torch.exp(torch.special.entr(share_K).sum())
 
 
+def sum_over_ranks(*values: float) -> list[float]:
+    """Each number summed over the ranks."""
+    if not _distributed():
+        return list(values)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return _all_sum(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
@@ -70,6 +78,8 @@ def _gather(x_SD: Tensor) -> Tensor:
         .long()
         .to(x_SD.device)
     ).tolist()
+    if not sum(sizes):
+        return x_SD
     parts = [x_SD.new_empty(max(sizes), x_SD.shape[1]) for _ in sizes]
     dist.all_gather(parts, F.pad(x_SD, (0, 0, 0, max(sizes) - len(x_SD))))
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
@@ -92,21 +102,35 @@ def ema_update(
     x_SD: Tensor,
     codes_S: Tensor,
     decay: float,
+    skip: Tensor | None = None,
 ) -> None:
     """One step of the moving averages n and m, in place; codebook = m / n with Laplace smoothing of n.
 
     n <- decay n + (1 - decay) count;  m <- decay m + (1 - decay) sum of assigned vectors
     n^ = (n + 1e-5) / (sum n + K 1e-5) sum n
+
+    A rank without vectors passes none: it adds zeros to the sums of the others. Where `skip` is True (bool
+    (), on the device) nothing changes; the host need not know.
     """
     size = len(codebook_KD)
     x_SD = x_SD.to(ema_weight_KD.dtype)
-    count_K = _all_sum(torch.bincount(codes_S, minlength=size).to(ema_count_K.dtype))
+    count_K = _all_sum(counts(codes_S, size).to(ema_count_K.dtype))
     sums_KD = _all_sum(torch.zeros_like(ema_weight_KD).index_add_(0, codes_S, x_SD))
-    ema_count_K.mul_(decay).add_(count_K, alpha=1 - decay)
-    total = ema_count_K.sum()
-    ema_count_K.copy_((ema_count_K + 1e-5) / (total + size * 1e-5) * total)
-    ema_weight_KD.mul_(decay).add_(sums_KD, alpha=1 - decay)
-    codebook_KD.copy_(ema_weight_KD / ema_count_K[:, None])
+    new_count_K = (ema_count_K * decay).add_(count_K, alpha=1 - decay)
+    total = new_count_K.sum()
+    new_count_K = (new_count_K + 1e-5) / (total + size * 1e-5) * total
+    new_weight_KD = (ema_weight_KD * decay).add_(sums_KD, alpha=1 - decay)
+    for old, new in (
+        (codebook_KD, new_weight_KD / new_count_K[:, None]),
+        (ema_count_K, new_count_K),
+        (ema_weight_KD, new_weight_KD),
+    ):
+        old.copy_(new if skip is None else torch.where(skip, old, new))
+
+
+def counts(codes_S: Tensor, size: int) -> Tensor:
+    """How often each code occurs, int64 (K,); `torch.bincount` on a GPU asks for the largest code first."""
+    return codes_S.new_zeros(size).index_add_(0, codes_S, torch.ones_like(codes_S))
 
 
 @torch.no_grad()
@@ -115,12 +139,14 @@ def restart_dead(
 ) -> int:
     """Codes whose average count fell below `threshold` become random vectors of `x` with count 1.
 
-    Returns how many.
+    Returns how many. Without a vector on any rank none restarts.
     """
     dead_K = ema_count_K < threshold
     n = int(dead_K.sum())
+    pool_SD = _gather(x_SD.to(codebook_KD.dtype)) if n else x_SD
+    n = n if len(pool_SD) else 0
     if n:
-        rows = _pick(_gather(x_SD.to(codebook_KD.dtype)), n)
+        rows = _pick(pool_SD, n)
         codebook_KD[dead_K] = rows
         ema_weight_KD[dead_K] = rows
         ema_count_K[dead_K] = 1.0
@@ -138,7 +164,7 @@ def kmeans(x_SD: Tensor, size: int, iterations: int = 20) -> tuple[Tensor, Tenso
     count_K = x_SD.new_ones(size)
     for i in range(iterations):
         codes_S = nearest(x_SD, centres_KD)
-        count_K = torch.bincount(codes_S, minlength=size).to(x_SD.dtype)
+        count_K = counts(codes_S, size).to(x_SD.dtype)
         sums_KD = torch.zeros_like(centres_KD).index_add_(0, codes_S, x_SD)
         centres_KD = torch.where(count_K[:, None] > 0, sums_KD / count_K[:, None].clamp(min=1), centres_KD)
         empty_K = count_K == 0

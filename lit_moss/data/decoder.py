@@ -53,6 +53,7 @@ class DecoderBatch:
         speaker_BS: Speaker vectors, float32 (B, S); zeros where there is no encoder.
         ids: Names of the utterances.
         skipped: Utterances that could not be read: `path: reason`.
+        lengths: `lengths_B` as plain numbers, taken from it if not given: asking a GPU would wait for it.
     """
 
     codes_BN: Tensor
@@ -61,6 +62,11 @@ class DecoderBatch:
     speaker_BS: Tensor
     ids: list[str]
     skipped: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            self.lengths = self.lengths_B.tolist()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,7 +74,7 @@ class DecoderBatch:
     @property
     def audio_sec(self) -> float:
         """Seconds of audio, padding not counted."""
-        return float(self.lengths_B.sum()) * rates.SECONDS_PER_CODE
+        return sum(self.lengths) * rates.SECONDS_PER_CODE
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,27 @@ class DocumentSet:
         found = self._table[i]["loss_mask"].chunk(0).flatten().to_numpy(zero_copy_only=False)
         return found.astype(bool) if len(found) else np.ones(int(self.lengths[i]), dtype=bool)
 
+    def count_targets(self, document: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Targets of pieces of documents, int64 (pieces,): what their loss masks count of rows start + 1 to
+        stop; a piece's first row is never a target.
+
+        Reads each shard's masks once, whatever the number and order of the pieces.
+        """
+        found = stop - start - 1
+        order = np.argsort(document, kind="stable")
+        ordered, first = document[order], 0
+        for chunk in self._table.data.column("loss_mask").chunks:
+            lengths = np.asarray(chunk.value_lengths(), dtype=np.int64)
+            here = order[slice(*np.searchsorted(ordered, [first, first + len(lengths)]))]
+            here = here[lengths[document[here] - first] > 0]  # an empty mask counts every row
+            if len(here):
+                flags = chunk.flatten().to_numpy(zero_copy_only=False)
+                before = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
+                begin = (np.cumsum(lengths) - lengths)[document[here] - first]
+                found[here] = before[begin + stop[here]] - before[begin + start[here] + 1]
+            first += len(lengths)
+        return found
+
     def id(self, i: int) -> str:
         """Name of document i."""
         return self._table[i]["id"][0].as_py()

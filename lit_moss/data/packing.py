@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-VERSION = 1  # of the rules of `pack`: other rules, other packs
+VERSION = 2  # of the rules of `pack`: other rules, other packs
 SHORTEST_CUT = 32  # rows; below it a piece is hardly more than its first row
 
 
@@ -40,6 +41,8 @@ class Packs:
         document: Document of each piece, int64 (pieces,).
         start: First row of the piece in its document, int64 (pieces,).
         stop: One behind its last row, int64 (pieces,).
+        targets: Rows of each pack that are predicted, int64 (packs,); follows from the documents and the
+            other arrays.
     """
 
     context: int
@@ -47,6 +50,7 @@ class Packs:
     document: np.ndarray
     start: np.ndarray
     stop: np.ndarray
+    targets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -76,7 +80,7 @@ class Packs:
         try:
             with os.fdopen(handle, "wb") as file:
                 np.savez(file, context=np.int64(self.context), offsets=self.offsets, document=self.document,
-                         start=self.start, stop=self.stop)  # fmt: skip
+                         start=self.start, stop=self.stop, targets=self.targets)  # fmt: skip
             os.chmod(partial, 0o644)  # mkstemp's is for the owner alone
             os.replace(partial, path)
         except BaseException:
@@ -88,15 +92,26 @@ class Packs:
         """What `save` wrote; None if it is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as found:
-                return cls(
-                    int(found["context"]), *(found[k] for k in ("offsets", "document", "start", "stop"))
-                )
+                names = ("offsets", "document", "start", "stop", "targets")
+                return cls(int(found["context"]), *(found[name] for name in names))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
 
-def pack(lengths: np.ndarray, context: int, min_fill: float = 0.0) -> Packs:
+# (document, start, stop) of pieces -> targets of each.
+Count = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def pack(
+    lengths: np.ndarray,
+    context: int,
+    min_fill: float = 0.0,
+    count: Count | None = None,
+    whole: bool = False,
+) -> Packs:
     """Best-fit packing, longest first, ties by the document's number: the same for the same input.
+
+    No pack is without a target: a step on it would have a loss of 0 and still decay the weights.
 
     Args:
         lengths: Rows of each document; those of one row, which predict nothing, are left out.
@@ -104,21 +119,36 @@ def pack(lengths: np.ndarray, context: int, min_fill: float = 0.0) -> Packs:
         min_fill: Fill rate below which sequences are broken up again, the emptiest first, and their documents
             cut to fit into the others: as few documents as it takes. 0 cuts none but those longer than the
             context. Where documents fill little more than a few sequences it may be out of reach.
+        count: Targets of pieces, where documents have loss masks; None: every row but a piece's first. Pieces
+            without any are left out.
+        whole: Leave out documents longer than the context instead of cutting them.
     """
     if context < 2:
         raise ValueError(f"context is {context} rows, expected 2 or more")
-    pieces = _pieces(np.asarray(lengths, dtype=np.int64), context)
-    size = pieces[2] - pieces[1]
-    members = _best_fit(size, np.lexsort((pieces[1], pieces[0], -size)), context)
+    lengths, count = np.asarray(lengths, dtype=np.int64), count or _all_but_the_first
+    pieces = _pieces(lengths, context)
+    keep = count(*pieces) > 0
+    if whole:
+        keep &= lengths[pieces[0]] <= context
+    document, start, stop = (x[keep] for x in pieces)
+    pieces, size = (document, start, stop), stop - start
+    members = _best_fit(size, np.lexsort((start, document, -size)), context)
     filled = np.array([size[m].sum() for m in members], dtype=np.int64)
     total = int(filled.sum())
     enough = max(-(-total // context), int(total / (min_fill * context))) if min_fill else len(members)
     if enough < len(members):
         pieces, members = _cut_to_fit(pieces, members, filled, context, len(members) - enough)
+    targets = count(*pieces)
+    members = [m for m in members if targets[m].any()]  # cutting may have left a prompt alone
     flat = np.array([p for pack_ in members for p in pack_], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum([len(m) for m in members])]).astype(np.int64)
     document, start, stop = (x[flat] for x in pieces)
-    return Packs(context, offsets, document, start, stop)
+    of_pack = np.array([targets[m].sum() for m in members], dtype=np.int64)
+    return Packs(context, offsets, document, start, stop, of_pack)
+
+
+def _all_but_the_first(document: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    return stop - start - 1
 
 
 def _best_fit(size: np.ndarray, order: np.ndarray, context: int) -> list[list[int]]:

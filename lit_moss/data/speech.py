@@ -37,6 +37,7 @@ class SpeechBatch:
         freq_masks: SpecAugment spans of mel bins per item; empty lists in validation.
         time_masks: The same of mel frames.
         skipped: Utterances that could not be read: `path: reason`.
+        samples: `samples_B` as plain numbers, taken from it if not given: asking a GPU would wait for it.
     """
 
     wave_BT: Tensor
@@ -46,6 +47,11 @@ class SpeechBatch:
     freq_masks: list[list[tuple[int, int]]] = field(default_factory=list)
     time_masks: list[list[tuple[int, int]]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.samples:
+            self.samples = self.samples_B.tolist()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,7 +59,7 @@ class SpeechBatch:
     @property
     def audio_sec(self) -> float:
         """Seconds of audio, padding not counted."""
-        return float(self.samples_B.sum()) / rates.TOKENIZER_RATE_HZ
+        return sum(self.samples) / rates.TOKENIZER_RATE_HZ
 
 
 class SpeechDataModule(LightningDataModule):

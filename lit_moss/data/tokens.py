@@ -40,6 +40,8 @@ class TokenBatch:
         ids: Names of the documents, sequence by sequence; `name+n` is the piece of a long one from row n on.
         speech_rows: Codes and eosps among the rows.
         lengths: Rows of every document; counted if not given. Plain numbers: asking a GPU would wait for it.
+        text_targets: Rows of text that count as targets, a plain number likewise; None where nobody counted.
+        speech_targets: The same of speech.
     """
 
     rows_BL: Tensor
@@ -48,6 +50,8 @@ class TokenBatch:
     ids: list[str]
     speech_rows: int
     lengths: list[int] = field(default_factory=list)
+    text_targets: int | None = None
+    speech_targets: int | None = None
 
     def __post_init__(self) -> None:
         if not self.lengths:
@@ -143,6 +147,7 @@ class TokenDataModule(LightningDataModule):
             raise UserError(f"data.first_batch is {first_batch}, expected 0 or more")
         self.next_batch = first_batch  # micro-batches consumed by all ranks together; part of the checkpoint
         self.skipped: dict[str, str] = {}
+        self.left_out = 0  # documents longer than the context, or without a target
         self.sources: list[Source] = []
         self.epochs: list[float] = []
         self.order: PackOrder | None = None
@@ -204,6 +209,7 @@ class TokenDataModule(LightningDataModule):
             self._tell()
         for source in self.sources + self._validation:
             self.skipped |= {f"{source.folder / k}": f"{k}: {v}" for k, v in source.documents.skipped.items()}
+        self.left_out = sum(s.left_out for s in self.sources + self._validation)
         _check_alike(self.sources + self._validation)
 
     def _tell(self) -> None:
@@ -271,6 +277,12 @@ class TokenDataModule(LightningDataModule):
         if not manifests:
             return []
         return make_cloze(manifests, "validation", self.backbone, self.codec, self.heldout_items)
+
+    def targets_of(self, batches: range) -> int:
+        """Targets of these micro-batches of the order, counted over all ranks; without loading them."""
+        assert self.order is not None
+        keys = (key for n in batches for key in _Batches(self.order, self.batch_size).keys(n))
+        return sum(int(self.sources[source].packs.targets[pack_]) for source, pack_ in keys)
 
     # --- loaders --------------------------------------------------------------------------------------------
 
@@ -345,10 +357,35 @@ class Source:
         kept = folder / "packs" / f"{context}-{min_fill:g}-{self.documents.fingerprint}-v{VERSION}.npz"
         found = Packs.load(kept)
         if found is None:
-            found = pack(self.documents.lengths, context, min_fill)
+            found = self._pack(context, min_fill)
             with contextlib.suppress(OSError):  # a folder that cannot be written is packed at each start
                 found.save(kept)
         self.packs = found
+        self.left_out = len(self.documents) - len(np.unique(found.document))
+        self._check_left_out(context)
+
+    def _pack(self, context: int, min_fill: float) -> Packs:
+        """A conversation is cut only where the user asks for a fill rate: an answer without its question
+        teaches little, and a question without its answer nothing."""
+        whole = self.documents.meta["kind"] == "sft" and not min_fill
+        return pack(self.documents.lengths, context, min_fill, self.documents.count_targets, whole)
+
+    def _check_left_out(self, context: int) -> None:
+        documents, packs = self.documents, self.packs
+        if not self.left_out:
+            return
+        missing = np.setdiff1d(np.arange(len(documents)), packs.document)
+        longer = int((documents.lengths[missing] > context).sum())
+        names = ", ".join(documents.id(i) for i in missing[:5].tolist())
+        text = (
+            f"{self.folder.name}: {self.left_out} of {len(documents)} documents of kind "
+            f"{documents.meta['kind']} left out, {longer} of them longer than the context of {context} rows "
+            f"(the longest has {int(documents.lengths[missing].max())}), {self.left_out - longer} without a "
+            f"target: {names}{', …' if self.left_out > 5 else ''}"
+        )
+        if not len(packs):
+            raise UserError(f"{text}; nothing is left: raise data.context, or give shorter documents")
+        rank_zero_info(text)
 
     @property
     def fingerprint(self) -> str:
@@ -425,6 +462,8 @@ class _Collate:
                 names.append(name)
                 lengths.append(len(rows))
                 at += len(rows)
-        speech = int(((rows_BL >= self.form.text_vocab_size) & (ids_BL >= 0)).sum())
+        speech_BL = rows_BL >= self.form.text_vocab_size
+        speech = int((speech_BL & (ids_BL >= 0)).sum())
+        targets = int((mask_BL & ~speech_BL).sum()), int((mask_BL & speech_BL).sum())
         tensors = (torch.from_numpy(rows_BL), torch.from_numpy(ids_BL), torch.from_numpy(mask_BL))
-        return TokenBatch(*tensors, names, speech, lengths)
+        return TokenBatch(*tensors, names, speech, lengths, *targets)

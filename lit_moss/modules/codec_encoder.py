@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
@@ -26,6 +25,7 @@ from lit_moss.codec.pretrained import load_encoder
 from lit_moss.data.augment import apply_spec_masks
 from lit_moss.data.speech import SpeechBatch
 from lit_moss.errors import UserError
+from lit_moss.modules.steps import HostCopy, StepModule
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Example:
     hypothesis: str
 
 
-class CodecEncoder(LightningModule):
+class CodecEncoder(StepModule):
     """Speech tokenizer with its training head.
 
     Args:
@@ -121,6 +121,9 @@ class CodecEncoder(LightningModule):
         size = self.encoder.config.quantize_vocab_size
         self.register_buffer("val_use_K", torch.zeros(size, dtype=torch.long), persistent=False)
         self.register_buffer("train_use_K", torch.zeros(size, dtype=torch.long), persistent=True)
+        # What the host knows of `codebook_ready` and `updates` without asking the device at each step.
+        self._ready, self._updates = HostCopy(), HostCopy()
+        self._frames: list[tuple[Tensor, Tensor]] = []  # (S, D) and their codes, since the last step
 
     @staticmethod
     def _build_encoder(
@@ -188,7 +191,7 @@ class CodecEncoder(LightningModule):
                 groups.append(
                     {"name": name + suffix, "params": params, "lr": lr, "base_lr": lr, "weight_decay": decay}
                 )
-        return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        return self.adamw(groups, betas=(0.9, 0.98))
 
     # --- the model ------------------------------------------------------------------------------------------
 
@@ -209,7 +212,7 @@ class CodecEncoder(LightningModule):
     @property
     def quantizing(self) -> bool:
         """Whether the codebook is in place; a function of the run's state alone."""
-        return bool(self.codebook_ready)
+        return bool(self._ready.get(self.codebook_ready))
 
     # --- training -------------------------------------------------------------------------------------------
 
@@ -219,7 +222,11 @@ class CodecEncoder(LightningModule):
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         assert self.head is not None and self.vocabulary is not None
-        if not len(batch):  # every file of it was unreadable: a step without a gradient
+        labels = [self.vocabulary.encode(text) for text in batch.texts]
+        codes = [rates.codes_of_samples(n) for n in batch.samples]
+        frames = [n * rates.HIDDEN_PER_CODE for n in codes]
+        self.count_targets(len(ctc.fitting_items(frames, labels)))
+        if not len(batch):  # every file of it was unreadable: this rank adds zeros to the gradients
             return sum(
                 (p.sum() * 0.0 for p in self.parameters() if p.requires_grad),
                 torch.zeros((), device=self.device),
@@ -228,23 +235,26 @@ class CodecEncoder(LightningModule):
         commitment = pooled_BND.new_zeros(())
         config = self.encoder.config
         if self.quantizing:
-            x_SD = pooled_BND[valid_BN]
+            # By places the host knows: a mask would make it wait for the device to count.
+            N = pooled_BND.shape[1]
+            at_S = torch.cat([torch.arange(b * N, b * N + n) for b, n in enumerate(codes)])
+            x_SD = pooled_BND.flatten(0, 1)[at_S.to(self.device, non_blocking=True)]
             codes_S = quantizer.nearest(x_SD, self.encoder.codebook.weight)
             quantized_SD = self.encoder.codebook(codes_S)
             commitment = quantizer.commitment_loss(x_SD, quantized_SD)
             pooled_BND = pooled_BND.masked_scatter(
                 valid_BN[..., None], quantizer.straight_through(x_SD, quantized_SD)
             )
-            self._learn_codebook(x_SD.detach(), codes_S)
-        labels = [self.vocabulary.encode(text) for text in batch.texts]
-        frames_B = valid_BN.sum(dim=1) * rates.HIDDEN_PER_CODE
-        code_loss, fits_B = ctc.ctc_loss(self.head(pooled_BND), frames_B, labels)
-        frame_loss, _ = ctc.ctc_loss(self.head.from_frames(hidden_BLD), frames_B, labels)
+            self._frames.append((x_SD.detach(), codes_S))
+        code_loss, fits_B = ctc.ctc_loss(self.head(pooled_BND), frames, labels)
+        frame_loss, _ = ctc.ctc_loss(self.head.from_frames(hidden_BLD), frames, labels)
         weight = config.quantize_commit_coefficient * config.quantize_loss_scale
         loss = code_loss + self.frame_loss_weight * frame_loss + weight * commitment
+        if not ctc.fitting_items(frames, labels):
+            return loss
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first optimizer
         # step.
-        self.log("step", float(self.global_step + 1), batch_size=len(batch))
+        self.log("step", self.on_device(self.global_step + 1), batch_size=len(batch))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self.log_dict(
             {
@@ -257,14 +267,33 @@ class CodecEncoder(LightningModule):
         )
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The codebook takes its step with the parameters, or is skipped with them.
+
+        One update for all frames of the step, of every rank and every accumulated micro-batch.
+        """
+        frames, self._frames = self._frames, []
+        if self.quantizing and self.skip_step is not True:
+            empty = self.encoder.codebook.weight.new_zeros(0, self.encoder.config.d_model)
+            # A rank whose files were all unreadable takes part with zeros: the others wait for it.
+            x_SD = torch.cat([empty, *(x for x, _ in frames)])
+            codes_S = torch.cat([x_SD.new_zeros(0, dtype=torch.long), *(codes for _, codes in frames)])
+            self._learn_codebook(x_SD, codes_S)
+
     def _learn_codebook(self, x_SD: Tensor, codes_S: Tensor) -> None:
-        encoder = self.encoder
+        encoder, skip = self.encoder, self.skip_step if isinstance(self.skip_step, Tensor) else None
         state = (encoder.codebook.weight, encoder.ema_count, encoder.ema_weight)
         decay, every = encoder.config.quantize_ema_decay, encoder.config.quantize_restart_interval
-        quantizer.ema_update(*state, x_SD, codes_S, decay)
-        self.updates += 1
-        self.train_use_K += torch.bincount(codes_S, minlength=len(self.train_use_K))
-        if int(self.updates) % every == 0:
+        # Counts skipped steps too where the host does not know of them, until a restart may be due.
+        updates = self._updates.get(self.updates) + 1
+        quantizer.ema_update(*state, x_SD, codes_S, decay, skip)
+        self.updates += 1 if skip is None else (~skip).long()
+        use_K = quantizer.counts(codes_S, len(self.train_use_K))
+        self.train_use_K += use_K if skip is None else use_K * ~skip
+        due = updates % every == 0
+        taken = int(self.updates) if due else updates
+        self._updates.set(self.updates, taken)
+        if due and taken == updates:
             restarted = quantizer.restart_dead(*state, x_SD, threshold=self.restart_share * decay**every)
             if self.logger is not None:
                 # Past `self.log`, which would repeat the value at every step until the next one.
@@ -286,17 +315,22 @@ class CodecEncoder(LightningModule):
                     _, pooled_BND, valid_BN = self.pooled_frames(self.log_mel(batch), batch.samples_B)
                 found.append(pooled_BND[valid_BN])
         self.encoder.train()
-        if not found:
+        frames, batches = quantizer.sum_over_ranks(sum(map(len, found)), len(found))
+        if not batches:
             raise UserError("none of the audio for the codebook's k-means start could be read")
-        centres_KD, count_K = quantizer.kmeans(torch.cat(found), len(self.encoder.codebook.weight))
-        # Counts as if the averages had long run on batches of this size.
-        share_K = (count_K / count_K.sum() * len(torch.cat(found)) / len(found)).clamp(min=1e-2)
+        # A rank without frames takes part: the others gather.
+        x_SD = torch.cat([self.encoder.codebook.weight.new_zeros(0, self.encoder.config.d_model), *found])
+        centres_KD, count_K = quantizer.kmeans(x_SD, len(self.encoder.codebook.weight))
+        # Counts as if the averages had long run on steps of this size.
+        share_K = count_K / count_K.sum() * frames / batches
+        share_K = (share_K * (self.trainer.world_size * self.trainer.accumulate_grad_batches)).clamp(min=1e-2)
         self.encoder.codebook.weight.copy_(centres_KD)
         self.encoder.ema_count.copy_(share_K)
         self.encoder.ema_weight.copy_(centres_KD * share_K[:, None])
         self.codebook_ready.fill_(True)
+        self._ready.set(self.codebook_ready, True)
         rank_zero_info(f"step {self.global_step}: codebook of {len(centres_KD)} started by k-means on "
-                       f"{sum(map(len, found))} frames")  # fmt: skip
+                       f"{frames:.0f} frames")  # fmt: skip
 
     # --- validation -----------------------------------------------------------------------------------------
 
@@ -378,3 +412,4 @@ class CodecEncoder(LightningModule):
             {"id": name, "codes": codes[valid].tolist(), "text": self.vocabulary.decode(path)}
             for name, codes, valid, path in zip(batch.ids, codes_BN, valid_BN, paths, strict=True)
         ]
+

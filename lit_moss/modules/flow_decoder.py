@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
@@ -20,6 +19,7 @@ from lit_moss.codec import flow_matching
 from lit_moss.codec.flow import Flow, FlowConfig, Prompt
 from lit_moss.data.decoder import DecoderBatch
 from lit_moss.errors import UserError
+from lit_moss.modules.steps import StepModule
 
 # 20 log10(e): natural logarithms of magnitudes -> decibels.
 DECIBELS = 8.685889638065037
@@ -61,7 +61,7 @@ class MeanByTime(Metric):
         return self.sums / self.weights
 
 
-class FlowDecoder(LightningModule):
+class FlowDecoder(StepModule):
     """The decoder in training.
 
     Args:
@@ -159,7 +159,7 @@ class FlowDecoder(LightningModule):
             groups.append(
                 {"name": name, "params": params, "lr": self.lr, "base_lr": self.lr, "weight_decay": decay}
             )
-        return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        return self.adamw(groups, betas=(0.9, 0.98))
 
     def speakers(self, batch: DecoderBatch) -> Tensor:
         """Speaker vectors; zeros where no encoder made any."""
@@ -177,9 +177,11 @@ class FlowDecoder(LightningModule):
             random.seed(seed)
 
     def training_step(self, batch: DecoderBatch, batch_idx: int) -> Tensor:
-        if not len(batch):  # every file of it was unreadable: a step without a gradient
+        self.count_targets(len(batch))
+        if not len(batch):  # every file of it was unreadable: this rank adds zeros to the gradients
             return sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=self.device))
-        frames_B = rates.FRAMES_PER_CODE_DECODER * batch.lengths_B
+        # On the CPU: the length of a prompt is drawn there, for each item by its frames.
+        frames_B = rates.FRAMES_PER_CODE_DECODER * torch.tensor(batch.lengths)
         draws = self.flow.draw(batch.mel_BMT, frames_B, self.max_prompt_share)
         streaming = random.random() < self.streaming_share
         found = self.flow.velocity(
@@ -188,7 +190,7 @@ class FlowDecoder(LightningModule):
         )  # fmt: skip
         loss = flow_matching.loss(found.found_BMT, found.true_BMT, found.mask_B1T)
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
-        self.log("step", float(self.global_step + 1), batch_size=len(batch))
+        self.log("step", self.on_device(self.global_step + 1), batch_size=len(batch))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         if self.prior_weight:
             prior = flow_matching.loss(found.mu_BMT, batch.mel_BMT, found.mask_B1T)

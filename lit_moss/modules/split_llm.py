@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 import yaml
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -27,6 +26,8 @@ from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.heldout import HeldOut
 from lit_moss.llm.model import SplitLM, SplitLoss
 from lit_moss.llm.rows import RowFormat
+from lit_moss.modules.steps import StepModule
+from lit_moss.modules.window import Window
 
 # Part -> prefix of its parameters' names inside the model.
 PARTS = {
@@ -43,7 +44,7 @@ PARTS = {
 _SUMS = ("text_nll", "text_count", "text_correct", "speech_nll", "speech_count", "speech_correct")
 
 
-class SplitLLM(LightningModule):
+class SplitLLM(StepModule):
     """The split language model as a LightningModule.
 
     Args:
@@ -116,6 +117,7 @@ class SplitLLM(LightningModule):
         self.max_new_tokens, self.greedy = max_new_tokens, greedy
         self.lm: SplitLM
         self._sums: dict[str, Tensor] = {}
+        self._window = Window()
         self._heldout: HeldOut | None = None
 
     # --- set-up ---------------------------------------------------------------------------------------------
@@ -230,9 +232,7 @@ class SplitLLM(LightningModule):
                             "weight_decay": self.weight_decay if matrices else 0.0,
                         }
                     )
-        return torch.optim.AdamW(
-            groups, lr=self.lr, betas=self.betas, fused=self.device.type == "cuda" or None
-        )
+        return self.adamw(groups, lr=self.lr, betas=self.betas)
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -242,12 +242,22 @@ class SplitLLM(LightningModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
-        self.log("train/loss", loss.total.detach(), prog_bar=True)
-        for name, value in _means(loss).items():
+        counts = {"text": batch.text_targets, "speech": batch.speech_targets}
+        if None in counts.values():  # a batch of someone else's making: the device has to be asked
+            counts = {"text": int(loss.text_count), "speech": int(loss.speech_count)}
+        trained = sum(cast(int, n) for kind, n in counts.items() if self.weights[kind])
+        self.count_targets(trained)
+        if trained:
+            self.log("train/loss", loss.total.detach(), prog_bar=True)
+        for name, value in _means(loss, counts).items():
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
-        return every_target_once(loss.total, loss.text_count + loss.speech_count)
+        every = self._window.targets(self.trainer, batch_idx)
+        if every is None or None in (batch.text_targets, batch.speech_targets):
+            return every_target_once(loss.total, loss.text_count + loss.speech_count)
+        return loss.total * (sum(cast(int, n) for n in counts.values()) * every.parts / max(1, every.targets))
 
     def on_train_start(self) -> None:
+        self._window = Window()
         trainer = self.trainer
         if not self.first_validation or trainer.global_step:
             return
@@ -397,8 +407,11 @@ def model_of_run(run: Path) -> SplitLM:
 
 def every_target_once(mean: Tensor, count: Tensor) -> Tensor:
     """A rank's mean loss over its own targets, scaled so that the average over ranks, which is what
-    gradients become, is the mean over the targets of all; accumulated micro-batches count alike, whatever
-    their targets."""
+    gradients become, is the mean over the targets of all.
+
+    For data without a known order of targets, see `Window`: accumulated micro-batches count alike here,
+    whatever their targets.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return mean
     own = count.float()
@@ -447,12 +460,12 @@ def _check_frozen(frozen: dict[str, Any] | None, own: dict[str, Tensor], source:
         )
 
 
-def _means(loss: SplitLoss) -> dict[str, Tensor]:
+def _means(loss: SplitLoss, counts: dict[str, int | None]) -> dict[str, Tensor]:
     found = {"text_targets": loss.text_count.float(), "speech_targets": loss.speech_count.float()}
     for name, mean, count, correct in (
         ("text", loss.text, loss.text_count, loss.text_correct),
         ("speech", loss.speech, loss.speech_count, loss.speech_correct),
     ):
-        if count:
+        if counts[name]:
             found |= {f"{name}_loss": mean, f"{name}_ppl": mean.exp(), f"{name}_accuracy": correct / count}
     return found

@@ -332,6 +332,9 @@ class Objective:
             known = ", ".join(k for k in result["metrics"] if "/" in k)
             error = RunError(f"no metric {missing[0]} at the end of {folder}, expected one of {known}")
             self._fail(trial, slot, error)
+        for metric in sweep.objectives:
+            if result["metrics"][metric] is None:
+                self._fail(trial, slot, RunError(f"{metric} is not a finite number at the end of {folder}"))
         trial.set_user_attr(f"seed {seed}", {m: result["metrics"][m] for m in sweep.objectives})
 
     def _fail(self, trial: optuna.Trial, slot: int, error: RunError) -> NoReturn:

@@ -1,0 +1,245 @@
+"""A step whose loss or gradients are not finite changes nothing; a run of them ends the training."""
+
+import sys
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lit_moss.errors import UserError
+from lit_moss.modules.steps import StepModule, total_norm
+
+
+class NonFiniteSteps(Callback):
+    """Skips optimizer steps with a NaN or infinite loss or gradient, and steps without a target.
+
+    A skipped step leaves parameters, moments, averaged weights and the tokenizer's codebook as they are, to
+    the bit, on every rank. It still counts as a step of the run: rates and data are functions of the step's
+    number. `train/skipped_steps` counts those that were not finite; `stop_after` of them in a row end the run
+    in one line. A checkpoint with weights that are not finite is refused before it is written.
+
+    Where the decision is made:
+
+      fused AdamW     on the device, by the flag that gradient scalers use; the host reads the counts where
+                      metrics are logged, at validations and at checkpoints. After the last of `stop_after`
+                      steps in a row all later ones are skipped, so nothing is lost until the host reads it
+      other AdamW     on the host: gradients are dropped, and AdamW leaves a parameter without gradient alone.
+                      On a CPU that costs nothing, elsewhere one transfer a step
+      DeepSpeed       its own check of the gradients' norm skips the step; here its steps are only counted
+
+    float16's gradient scaler starts with scales that are too large on purpose: an infinite gradient under a
+    finite loss is skipped and counted, but does not count towards `stop_after` while the scale is above 1.
+
+    Args:
+        stop_after: Steps in a row that end the run.
+    """
+
+    def __init__(self, stop_after: int = 3) -> None:
+        if stop_after < 1:
+            raise UserError(f"NonFiniteSteps got stop_after {stop_after}, expected 1 or more")
+        self.stop_after = stop_after
+        self.skipped = self.empty = 0  # as far as the host knows
+        self._in_row = 0
+        self._counts: Tensor | None = None  # skipped, in a row, empty; int64 (3,), on the device
+        self._loss_bad: Tensor | None = None  # of any micro-batch since the last step
+        self._pending: tuple[Tensor, Tensor] | None = None  # DeepSpeed: counted once it has looked itself
+        self._last: tuple[Any, list[str]] = None, []  # loss, names of the documents or utterances
+
+    # --- one step -------------------------------------------------------------------------------------------
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        bad = ~torch.isfinite(loss.detach()).all()
+        self._loss_bad = bad if self._loss_bad is None else self._loss_bad | bad
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return  # DeepSpeed comes here with every micro-batch
+        module = cast(StepModule, pl_module)
+        device, deepspeed = module.device, _deepspeed(trainer)
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # Also infinite where finite gradients overflow their own norm: Adam squares them.
+        norm = None if deepspeed or not params else total_norm(params)
+        loss_bad = torch.zeros((), dtype=torch.bool, device=device)
+        loss_bad = loss_bad if self._loss_bad is None else self._loss_bad
+        gradient_bad = torch.zeros_like(loss_bad)
+        if norm is not None:
+            gradient_bad = ~torch.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        targets = module.step_targets
+        some = torch.full((), targets is None or targets > 0, device=device)
+        flags = torch.stack([loss_bad, gradient_bad, some]).to(torch.int32)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        loss_bad, gradient_bad, some = flags.bool().unbind()
+        module.gradient_norm, module.step_targets, self._loss_bad = norm, None, None
+        if deepspeed:
+            self._pending = loss_bad, ~some
+            return
+        module.skip_step = skip = self._count(loss_bad, gradient_bad, ~some, _scale(trainer))
+        if optimizer.param_groups and all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = skip.to(torch.float32)
+            return
+        module.skip_step = bool(skip)
+        if module.skip_step:
+            module.gradient_norm = None
+            for p in params:
+                p.grad = None
+
+    def _count(self, loss_bad: Tensor, gradient_bad: Tensor, empty: Tensor, scale: Tensor | None) -> Tensor:
+        """Whether the step is skipped, bool (); the counts follow, on the device."""
+        if self._counts is None:
+            self._counts = torch.tensor([self.skipped, self._in_row, self.empty]).to(
+                loss_bad.device, non_blocking=True
+            )
+        skipped, in_row, without = self._counts.unbind()
+        stopped = in_row >= self.stop_after
+        bad = loss_bad | gradient_bad
+        counts = bad if scale is None else loss_bad | (gradient_bad & (scale <= 1))
+        # A step without targets, or one that only looks for a scale, neither adds to the row nor ends it.
+        row = torch.where(counts, in_row + 1, torch.where(bad | empty, in_row, 0))
+        self._counts = torch.stack(
+            [skipped + bad.long(), torch.where(stopped, in_row, row), without + (empty & ~bad).long()]
+        )
+        return bad | empty | stopped
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return
+        if self._pending is not None:
+            (loss_bad, empty), self._pending, zero = self._pending, None, cast(Any, trainer.optimizers[0])
+            overflow = torch.full_like(loss_bad, bool(getattr(zero, "overflow", False)))
+            scale = torch.full((), float(getattr(zero, "loss_scale", 1.0)), device=loss_bad.device)
+            self._count(loss_bad, overflow, empty, scale)
+        if self._counts is None:
+            return
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        self._last = loss, getattr(batch, "ids", [])
+        pl_module.log("train/skipped_steps", self._counts[0].float())
+        if trainer._logger_connector.should_update_logs or self._counts.device.type == "cpu":
+            self._read(trainer)
+
+    # --- what the host reads --------------------------------------------------------------------------------
+
+    def _read(self, trainer: Trainer) -> None:
+        """Takes over the device's counts, says what is new, and stops."""
+        if self._counts is None:
+            return
+        before = self.skipped, self.empty
+        self.skipped, self._in_row, self.empty = self._counts.tolist()
+        if (self.skipped, self.empty) == before and self._in_row < self.stop_after:
+            return
+        step, (loss, names) = trainer.global_step, self._last
+        where = f"loss {float('nan' if loss is None else loss):.4g}, batch {', '.join(names[:3])}"
+        if trainer.is_global_zero:
+            what = "without a target" if self.skipped == before[0] else "with a loss or gradient not finite"
+            text = f"step {step}: skipped, a step {what} ({where}); weights stay as they were, "
+            text += f"{self.skipped} not finite and {self.empty} empty so far"
+            print(text, file=sys.stderr, flush=True)
+            if self.empty != before[1] and trainer.logger is not None:
+                trainer.logger.log_metrics({"train/empty_steps": float(self.empty)}, step=step)
+        if self._in_row >= self.stop_after:
+            raise UserError(
+                f"step {step}: loss or gradients were not finite (NaN or infinite) {self.stop_after} steps "
+                f"in a row ({where}), expected finite ones; the weights are those before these steps. Lower "
+                "the learning rate or look at the data, then resume with --ckpt_path last"
+            )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._read(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._read(trainer)
+
+    # --- averaged weights -----------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        cast(StepModule, pl_module).skip_step = False
+        self._counts = self._loss_bad = None
+        for callback in cast(Any, trainer).callbacks:
+            model = getattr(callback, "_average_model", None)
+            if isinstance(callback, WeightAveraging) and model is not None:
+                model.update_parameters = partial(_average, model, type(model).update_parameters)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._counts is not None:
+            self.skipped, self._in_row, self.empty = self._counts.tolist()
+        return {"skipped": self.skipped, "in_row": self._in_row, "empty": self.empty}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped, self._in_row, self.empty = (state_dict[k] for k in ("skipped", "in_row", "empty"))
+
+    @torch.no_grad()
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        named: dict[str, Any] = dict(pl_module.named_parameters())
+        if not _deepspeed(trainer):
+            named |= dict(pl_module.named_buffers())
+        wrong = _not_finite(named | (checkpoint.get("state_dict") or {}))
+        bad = torch.full((), bool(wrong), device=pl_module.device, dtype=torch.int32)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(bad, dist.ReduceOp.MAX)  # with shards only one rank may see it
+        if bool(bad):
+            raise UserError(
+                f"step {trainer.global_step}: the weights are not finite ({wrong or 'on another rank'}), so no "
+                "checkpoint is written; earlier ones are whole. Lower the learning rate, then resume with "
+                "--ckpt_path last"
+            )
+
+
+def _deepspeed(trainer: Trainer) -> bool:
+    return any("deepspeed" in c.__name__.lower() for c in type(trainer.strategy).__mro__)
+
+
+def _scale(trainer: Trainer) -> Tensor | None:
+    """float16's factor on the loss, where there is one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return getattr(scaler, "_scale", None)
+
+
+def _not_finite(named: dict[str, Any]) -> str:
+    """Name of the first tensor that is not finite, or nothing; reads the device once."""
+    local = {k: v.to_local() if isinstance(v, DTensor) else v for k, v in named.items()}
+    local = {k: v.detach() for k, v in local.items()
+             if isinstance(v, Tensor) and v.is_floating_point() and v.numel() and not v.is_meta}  # fmt: skip
+    if not local:
+        return ""
+    device = next(iter(local.values())).device
+    norms = [torch.linalg.vector_norm(v, float("inf")).to(device, torch.float32) for v in local.values()]
+    wrong = (~torch.isfinite(torch.stack(norms))).nonzero().flatten().tolist()
+    return list(local)[wrong[0]] if wrong else ""
+
+
+def _average(average: Any, update: Any, module: LightningModule) -> None:
+    """`AveragedModel.update_parameters` that skips with the step."""
+    skip = cast(StepModule, module).skip_step
+    if isinstance(skip, bool):
+        if not skip:
+            update(average, module)
+    elif average.avg_fn is None or not average.use_buffers:
+        kept = [t.clone() for t in (*average.parameters(), *average.buffers())]
+        update(average, module)
+        for now, before in zip((*average.parameters(), *average.buffers()), kept, strict=True):
+            now.detach().copy_(torch.where(skip, before, now.detach()))
+    else:  # torch's own asks the device at each step whether it is the first
+        first = average.n_averaged == 0
+        pairs = zip(
+            (*average.module.parameters(), *average.module.buffers()),
+            (*module.parameters(), *module.buffers()),
+            strict=True,
+        )
+        for mean, value in pairs:
+            mean, value = mean.detach(), value.detach().to(mean.device)
+            new = torch.where(first, value, average.avg_fn(mean, value, average.n_averaged))
+            mean.copy_(torch.where(skip, mean, new.to(mean.dtype)))
+        average.n_averaged += (~skip).to(average.n_averaged.dtype)
