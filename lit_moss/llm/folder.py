@@ -166,10 +166,11 @@ def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) ->
         contexts = initialization.no_init_weights(), initialization.no_tie_weights(), torch.device("meta")
         with contexts[0], contexts[1], contexts[2]:
             model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        conversions: Any = get_model_conversion_mapping(model)
         loading = LoadStateDictConfig(
             dtype=dtype,
             dtype_plan=model._get_dtype_plan(dtype),
-            weight_mapping=get_model_conversion_mapping(model),
+            weight_mapping=conversions,
             ignore_mismatched_sizes=True,  # ours to refuse
         )
         info, _ = convert_and_load_state_dict_in_model(model=model, state_dict=tensors, load_config=loading)

@@ -15,7 +15,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,11 +26,12 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lit_moss.errors import UserError
 from lit_moss.llm import attention
-from lit_moss.llm.attention import Segments, starts
+from lit_moss.llm.attention import Segments
 from lit_moss.llm.check import check_backbone
 from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.folder import load_backbone, open_tensors, read_config, weight_files
 from lit_moss.llm.layers import own_layer, own_norm
+from lit_moss.llm.layout import Layout
 from lit_moss.llm.losses import Head, HeadLoss
 from lit_moss.llm.rows import RowFormat, default_eosp
 
@@ -469,7 +469,7 @@ class SplitLM(nn.Module):
                 f"has positions for {most} (max_position_embeddings): shorten it, or give another backbone"
             )
 
-    def _loss(self, h_BLD: Tensor, rows: Tensor, layout: "Layout", kwargs: Any) -> SplitLoss:
+    def _loss(self, h_BLD: Tensor, rows: Tensor, layout: Layout, kwargs: Any) -> SplitLoss:
         V = self.format.text_vocab_size
         found: dict[str, tuple[HeadLoss, Tensor]] = {}
         nll_BL = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
@@ -492,7 +492,7 @@ class SplitLM(nn.Module):
                 nll_BL.view(-1)[at] = loss.nll_N
             found[modality] = loss, at
         (text, at_text), (speech, at_speech) = found["text"], found["speech"]
-        text_count, speech_count = at_text.new_tensor(len(at_text)), at_text.new_tensor(len(at_speech))
+        text_count, speech_count = (at_text.new_full((), len(at)) for at in (at_text, at_speech))
         weighed = self.text_weight * text.nll + self.speech_weight * speech.nll
         return SplitLoss(
             total=weighed / max(1, len(at_text) + len(at_speech)),
@@ -530,71 +530,6 @@ def _on_cpu() -> Iterator[torch.device | None]:
         return
     with torch.device("cpu"):
         yield device
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where documents and targets are in a batch. What the host must know for that takes one transfer from
-    the rows' device, before the first layer; none follows in a training step.
-
-    Args:
-        borders: For each sequence the starts of its documents and its length, as in `Segments`; None for one
-            document a sequence.
-        longest: Rows of the longest document; filler does not count.
-        text_N: Places of text targets in the flattened rows, on their device.
-        speech_N: The same of speech targets.
-    """
-
-    borders: list[list[int]] | None
-    longest: int
-    text_N: Tensor
-    speech_N: Tensor
-
-    @classmethod
-    def of(
-        cls, rows: Tensor, V: int, document_ids: Tensor | None, loss_mask: Tensor | None, with_loss: bool
-    ) -> "Layout":
-        """Arguments as of `SplitLM.forward`; V text ids."""
-        none = torch.empty(0, dtype=torch.long, device=rows.device)
-        if document_ids is None and not with_loss:
-            return cls(None, rows.shape[1], none, none)
-        flags_BL = torch.zeros_like(rows, dtype=torch.uint8)
-        if document_ids is not None:
-            flags_BL += starts(document_ids) + 2 * (document_ids < 0).byte()
-        if with_loss:
-            flags_BL += targets(rows, document_ids, loss_mask) * torch.where(rows < V, 4, 8).byte()
-        flags_BL = flags_BL.cpu()
-        borders, longest = None, rows.shape[1]
-        if document_ids is not None:
-            L = rows.shape[1]
-            borders = [[*one.nonzero()[:, 0].tolist(), L] for one in flags_BL & 1]
-            filler_BL = (flags_BL & 2).bool()
-            sizes = [
-                stop - start
-                for b, row in enumerate(borders)
-                for start, stop in pairwise(row)
-                if not filler_BL[b, start]
-            ]
-            longest = max(sizes, default=0)
-        if not with_loss:
-            return cls(borders, longest, none, none)
-        text_N, speech_N = (
-            (flags_BL & flag).flatten().nonzero()[:, 0].to(rows.device, non_blocking=True) for flag in (4, 8)
-        )
-        return cls(borders, longest, text_N, speech_N)
-
-
-def targets(rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor | None = None) -> Tensor:
-    """bool (B, L): rows that are predicted from the row before, in the same document and counted by
-    the mask."""
-    target = torch.ones_like(rows, dtype=torch.bool)
-    target[:, 0] = False
-    if document_ids is not None:
-        target[:, 1:] &= document_ids[:, 1:] == document_ids[:, :-1]
-        target &= document_ids >= 0
-    if loss_mask is not None:
-        target &= loss_mask.bool()
-    return target
 
 
 def _sharded() -> bool:

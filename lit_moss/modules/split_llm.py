@@ -319,8 +319,13 @@ class SplitLLM(StepModule):
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
         """Replies to prompts: the text, or the codes."""
         form, tokenizer = self.lm.format, cast(Any, self.trainer).datamodule.tokenizer
+        # The seed anew for each batch: a reply follows from the seed and its prompt, not from how prompts are
+        # batched.
         replies = self.lm.generate(
-            [p.rows for p in batch], max_new_tokens=self.max_new_tokens, greedy=self.greedy
+            [p.rows for p in batch],
+            max_new_tokens=self.max_new_tokens,
+            greedy=self.greedy,
+            generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
         found = []
         for prompt, rows in zip(batch, replies, strict=True):

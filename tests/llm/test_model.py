@@ -9,7 +9,7 @@ from backbones import backbone_of, config_of, folder_of, mixed_rows
 
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
-from lit_moss.llm.model import targets
+from lit_moss.llm.layout import targets
 
 KINDS = ("qwen3", "qwen2", "llama")
 
