@@ -50,6 +50,7 @@ def main() -> int:
     )
     parser.add_argument("folder", type=Path, help="folder of sound files")
     parser.add_argument("--codec", default="embedded:whisper-tiny-kmeans", help="checkpoint or folder")
+    parser.add_argument("--log-mel", help="causal for a released tokenizer, whose own features cannot stream")
     parser.add_argument("--official", action="store_true", help="random weights at the released size instead")
     parser.add_argument("--minutes", type=float, default=10.0, help="speech pushed (default 10)")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's choice)")
@@ -59,7 +60,9 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     wave = joined(args.folder, 60.0 * args.minutes)
-    tokenizer = official() if args.official else SpeechTokenizer.from_pretrained(args.codec)
+    tokenizer = official() if args.official else SpeechTokenizer.from_pretrained(
+        args.codec, log_mel=args.log_mel
+    )
     tokenizer.exact = not args.no_exact
     tokenizer.to(args.device)
     warm = tokenizer.stream()  # allocators and thread pools; not the stream that is measured

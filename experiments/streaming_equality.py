@@ -26,8 +26,9 @@ def main() -> int:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--codec", required=True, help="checkpoint or folder")
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2, 4, 10], help="codes a push")
+    parser.add_argument("--log-mel", help="causal for a released tokenizer, whose own features cannot stream")
     args = parser.parse_args()
-    tokenizer = SpeechTokenizer.from_pretrained(args.codec)
+    tokenizer = SpeechTokenizer.from_pretrained(args.codec, log_mel=args.log_mel)
     utterances = read_manifest(args.manifest)
     waves = [io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec) for u in utterances]
     offline = tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ)

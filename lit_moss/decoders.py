@@ -7,15 +7,21 @@ import torch
 from lit_moss.checkpoints import load_checkpoint, newest_checkpoint
 from lit_moss.codec.codec import Codec
 from lit_moss.codec.flow import Flow, FlowConfig
+from lit_moss.codec.state_dicts import check_finite
 from lit_moss.data.decoder import Frozen
 from lit_moss.errors import UserError
 
 
-def open_decoder(name: str) -> Codec:
+def open_decoder(name: str, log_mel: str | None = None) -> Codec:
     """Codec of `conf/flow_decoder.yaml`'s run (runs/NAME: the best of the newest), a .ckpt file, or a folder.
 
     A run's checkpoint names the tokenizer and the speaker encoder that it was trained with; they are opened
     too, and must still be the same.
+
+    Args:
+        name: See above.
+        log_mel: Features of its tokenizer; None takes those of the training, or what a folder states, see
+            `SpeechTokenizer.from_pretrained`.
 
     Raises:
         UserError: if there is no decoder, or its tokenizer has changed.
@@ -24,14 +30,17 @@ def open_decoder(name: str) -> Codec:
         found = newest_checkpoint(Path(name), "best")
         if not isinstance(found, Path):
             raise UserError(f"{name} has no checkpoint yet: expected a finished run of the decoder")
-        return codec_of_checkpoint(found)
+        return codec_of_checkpoint(found, log_mel)
     if Path(name).is_file():
-        return codec_of_checkpoint(Path(name))
-    return Codec.from_pretrained(name)
+        return codec_of_checkpoint(Path(name), log_mel)
+    return Codec.from_pretrained(name, log_mel)
 
 
-def codec_of_checkpoint(path: Path) -> Codec:
-    """Codec of a Lightning checkpoint of `FlowDecoder`; its averaged weights, data only."""
+def codec_of_checkpoint(path: Path, log_mel: str | None = None) -> Codec:
+    """Codec of a Lightning checkpoint of `FlowDecoder`; its averaged weights, data only.
+
+    `log_mel` as in `open_decoder`.
+    """
     checkpoint = load_checkpoint(path, mmap=True)
     if "decoder" not in checkpoint:
         raise UserError(
@@ -43,11 +52,12 @@ def codec_of_checkpoint(path: Path) -> Codec:
     try:
         with torch.random.fork_rng():
             flow = Flow(FlowConfig(**made["flow"]))
+        check_finite(weights, str(path))
         flow.load_state_dict(weights)
     except (TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is of another version ({str(error).splitlines()[0]}): train anew") from error
     try:
-        frozen = Frozen(made["codec"], made["speaker"])
+        frozen = Frozen(made["codec"], made["speaker"], log_mel or made.get("log_mel"))
     except UserError as error:
         raise UserError(
             f"{path} was trained on codes of {made['codec']!r}, which cannot be opened from here ({error})"
@@ -55,6 +65,7 @@ def codec_of_checkpoint(path: Path) -> Codec:
     if frozen.fingerprint != made["fingerprint"]:
         raise UserError(
             f"{path} was trained on codes of {made['codec']} as it was then (fingerprint "
-            f"{made['fingerprint']}, now {frozen.fingerprint}): put that tokenizer back"
+            f"{made['fingerprint']}, now {frozen.fingerprint} with log_mel {frozen.tokenizer.config.log_mel}): put that tokenizer back, or "
+            "give its log_mel (--log-mel)"
         )
     return Codec(frozen.tokenizer, flow, None, frozen.speaker, made.get("voice"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_moss.errors import UserError
+from lit_moss.prepare.kmeans_codec import add_log_mel_argument
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec", required=True, help="decoder run (runs/NAME), checkpoint, folder in the released layout"
     )
+    add_log_mel_argument(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the sound files")
     parser.add_argument(
         "--prompt",
@@ -74,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     existing = [path for path in targets if path.exists()]
     if existing and not args.force:
         raise UserError(f"{existing[0]} exists: give another --out, or --force to overwrite")
-    codec = moved(open_decoder(args.codec), args.device)
+    codec = moved(open_decoder(args.codec, args.log_mel), args.device)
     _check_codes(lines, codec)
     prompt = _prompt(codec, args.prompt)
     try:

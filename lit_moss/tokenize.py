@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_moss.errors import UserError
+from lit_moss.prepare.kmeans_codec import add_log_mel_argument
 
 if TYPE_CHECKING:
     from lit_moss.codec import SpeechTokenizer
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec", required=True, help="checkpoint, folder or hub id; runs/NAME is the best of its newest run"
     )
+    add_log_mel_argument(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="JSONL", help="file to write")
     parser.add_argument(
         "--batch-sec", type=float, default=240.0, help="seconds of audio computed at once (default 240)"
@@ -50,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.batch_sec > 0:
         raise UserError(f"--batch-sec is {args.batch_sec}, expected seconds above 0")
     todo = list(_utterances(args.audio))
-    tokenizer = moved(open_codec(args.codec), args.device)
+    tokenizer = moved(open_codec(args.codec, args.log_mel), args.device)
     mark = fingerprint(tokenizer.encoder)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_name(args.out.name + ".partial")

@@ -5,6 +5,7 @@ Shapes: B batch, T samples, M mel bins, F frames.
 Numbers match the released codec (its feature extractors), see `experiments/check_contract.py`.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -13,13 +14,15 @@ import torchaudio.functional as AF
 from torch import Tensor
 
 from lit_moss.audio import rates
+from lit_moss.audio.precision import full_precision
 
 
 def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """Windowed-sinc resampling (Hann, width 6, roll-off 0.99): (..., T) -> (..., ceil(T * to / from))."""
     if from_hz == to_hz:
         return wave
-    return AF.resample(wave, from_hz, to_hz, lowpass_filter_width=6, rolloff=0.99)
+    with full_precision(wave.device):
+        return AF.resample(wave, from_hz, to_hz, lowpass_filter_width=6, rolloff=0.99)
 
 
 @lru_cache(maxsize=16)
@@ -28,17 +31,18 @@ def mel_filters(
 ) -> Tensor:
     """Slaney-scale, Slaney-normalised triangles from 0 to 8000 Hz: (fft/2 + 1, M).
 
-    Built in float64 by the closed form: torchaudio's float32 path is 3e-7 off the released filters.
+    Built in float64 by the closed form: torchaudio's float32 path is 3e-7 off the released filters. On the CPU,
+    for not every device has float64.
     """
     f_step_hz, knee_hz = 200.0 / 3, 1000.0
-    knee_mel, log_step = knee_hz / f_step_hz, torch.log(torch.tensor(6.4, dtype=torch.float64)).item() / 27
+    knee_mel, log_step = knee_hz / f_step_hz, math.log(6.4) / 27
 
     def to_hz(mel: Tensor) -> Tensor:
         return torch.where(mel < knee_mel, mel * f_step_hz, knee_hz * torch.exp(log_step * (mel - knee_mel)))
 
-    top_mel = knee_mel + torch.log(torch.tensor(8000.0 / knee_hz, dtype=torch.float64)).item() / log_step
-    edges = to_hz(torch.linspace(0.0, top_mel, bins + 2, dtype=torch.float64))
-    freqs = torch.linspace(0.0, rate_hz / 2, fft_samples // 2 + 1, dtype=torch.float64)
+    top_mel = knee_mel + math.log(8000.0 / knee_hz) / log_step
+    edges = to_hz(torch.linspace(0.0, top_mel, bins + 2, dtype=torch.float64, device="cpu"))
+    freqs = torch.linspace(0.0, rate_hz / 2, fft_samples // 2 + 1, dtype=torch.float64, device="cpu")
     lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
     rising = (freqs[:, None] - lower) / (centre - lower)
     falling = (upper - freqs[:, None]) / (upper - centre)
@@ -65,12 +69,14 @@ def _triangles(
     bins: int, n_fft: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Tensor, Tensor], ...]:
     """The k-th bin under each triangle and its weight, for k = 0, 1, ...: pairs of (M,), (M,)."""
-    filters = mel_filters(bins, n_fft, rates.TOKENIZER_RATE_HZ, dtype, device)
+    # The widest triangle decides how many pairs there are: found on the CPU, nothing waits for a device.
+    filters = mel_filters(bins, n_fft, rates.TOKENIZER_RATE_HZ, dtype, torch.device("cpu"))
     under = filters > 0
-    steps = torch.arange(int(under.sum(dim=0).max()), device=device)[:, None]
+    steps = torch.arange(int(under.sum(dim=0).max()), device="cpu")[:, None]
     # Past the end of a triangle narrower than the widest one, its own filter is zero.
     spectrum_bins = (under.int().argmax(dim=0) + steps).clamp(max=n_fft // 2)
-    return tuple(zip(spectrum_bins, filters.gather(0, spectrum_bins), strict=True))
+    weights = filters.gather(0, spectrum_bins)
+    return tuple(zip(spectrum_bins.to(device), weights.to(device), strict=True))
 
 
 def whisper_log_mel(wave_BT: Tensor, bins: int) -> Tensor:
@@ -135,7 +141,8 @@ def decoder_mel(wave_BT: Tensor) -> Tensor:
     filters = mel_filters(
         rates.DECODER_MEL_BINS, n_fft, rates.DECODER_RATE_HZ, magnitude.dtype, magnitude.device
     )
-    return (filters.T @ magnitude).clamp(min=1e-5).log()
+    with full_precision(magnitude.device):
+        return (filters.T @ magnitude).clamp(min=1e-5).log()
 
 
 def kaldi_fbank(wave_T: Tensor, mean_subtract: bool = False) -> Tensor:
@@ -143,7 +150,8 @@ def kaldi_fbank(wave_T: Tensor, mean_subtract: bool = False) -> Tensor:
 
     No dither, whole frames only.
     """
-    fbank = torchaudio.compliance.kaldi.fbank(
-        wave_T[None], num_mel_bins=80, sample_frequency=rates.TOKENIZER_RATE_HZ, dither=0.0
-    )
+    with full_precision(wave_T.device):
+        fbank = torchaudio.compliance.kaldi.fbank(
+            wave_T[None], num_mel_bins=80, sample_frequency=rates.TOKENIZER_RATE_HZ, dither=0.0
+        )
     return fbank - fbank.mean(dim=0, keepdim=True) if mean_subtract else fbank

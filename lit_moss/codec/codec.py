@@ -7,9 +7,12 @@ player = codec.stream(prompt); player.push(codes); player.flush()               
 """
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,7 @@ from lit_moss.audio import rates
 from lit_moss.audio.features import decoder_mel, resample
 from lit_moss.codec.flow import HISTORY_CHUNKS, Flow, FlowConfig, Prompt
 from lit_moss.codec.hift import HiFT, HiFTConfig
+from lit_moss.codec.settings import read_settings
 from lit_moss.codec.speaker import CampPlus, SpeakerEncoder, VoiceEncoder, open_speaker
 from lit_moss.codec.state_dicts import load_fitting, read_state_dict
 from lit_moss.codec.tokenizer import SpeechTokenizer
@@ -56,18 +60,25 @@ class Codec:
                 f"the speaker encoder gives {speaker.dim} values, the flow was built for "
                 f"{flow.config.speaker_dim}: give the encoder it was trained with"
             )
+        if voice is not None and (fault := flow.speaker_fault(voice)):
+            raise UserError(f"voice: {fault}")
         self.speaker, self.voice = speaker, voice
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Codec":
+    def from_pretrained(cls, folder: str | Path, log_mel: str | None = None) -> "Codec":
         """Codec of a folder in the official layout.
 
         `model.safetensors` with `config.json` (tokenizer), `flow/flow.pt`, and, where they are there,
         `flow/hift.pt` (else Griffin-Lim), `flow/campplus.onnx` or the encoder that `flow/config.json` names.
         Sizes come from the tensors' shapes, and from `flow/config.json` where ours wrote it.
 
+        Args:
+            folder: See above.
+            log_mel: Features of the tokenizer, see `SpeechTokenizer.from_pretrained`.
+
         Raises:
-            UserError: if a part is missing, damaged, or is more than plain tensors.
+            UserError: if a part is missing, damaged (numbers that are not finite included), or is more than
+                plain tensors.
         """
         path = resolve(str(folder))
         if not (path / "flow" / "flow.pt").is_file():
@@ -75,14 +86,16 @@ class Codec:
                 f"{folder} has no flow/flow.pt: expected a codec in the official layout (model.safetensors, "
                 "config.json, flow/flow.pt, flow/hift.pt)"
             )
-        tokenizer = SpeechTokenizer.from_pretrained(path) if (path / "model.safetensors").is_file() else None
+        tokenizer = None
+        if (path / "model.safetensors").is_file():
+            tokenizer = SpeechTokenizer.from_pretrained(path, log_mel=log_mel)
         tensors = read_state_dict(path / "flow" / "flow.pt")
         written = path / "flow" / "config.json"
-        try:
-            config = json.loads(written.read_text()) if written.is_file() else {}
-            flow = Flow(FlowConfig(**config["flow"]) if "flow" in config else flow_sizes(tensors))
-        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
-            raise UserError(f"{written} is damaged ({error}): get it again, or remove it") from error
+        config = read_settings(written)
+        sizes = flow_sizes(tensors)
+        if "flow" in config:
+            sizes = _written_sizes(config["flow"], sizes, written)
+        flow = Flow(sizes)
         report = load_fitting(flow, tensors, str(path / "flow" / "flow.pt"))
         if report.kept or report.reshaped:
             raise UserError(f"{path / 'flow' / 'flow.pt'} does not fit its own sizes: {report}")
@@ -91,7 +104,7 @@ class Codec:
             vocoder = HiFTVocoder(load_hift(path / "flow" / "hift.pt"))
         speaker_file = path / "flow" / "campplus.onnx"
         speaker = open_speaker(str(speaker_file) if speaker_file.is_file() else config.get("speaker"))
-        voice = torch.tensor(config["voice"]) if config.get("voice") else None
+        voice = _voice(config.get("voice"), flow.config.speaker_dim, written)
         return cls(tokenizer, flow, vocoder, speaker, voice)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -186,7 +199,7 @@ class Codec:
         """
         codes_N = self._checked(codes)
         if not len(codes_N):
-            return torch.zeros(0)
+            return torch.zeros(0, device="cpu")
         if len(codes_N) > LONGEST_AT_ONCE:
             player = self.stream(prompt, left_chunks)
             pieces = [player.push(piece) for piece in codes_N.split(100)]
@@ -194,7 +207,7 @@ class Codec:
         mel_BMT = self.flow.sample(
             codes_N[None], prompt=prompt or self.no_prompt(), streaming=streaming, left_chunks=left_chunks
         )
-        return self.vocoder(mel_BMT)[0].float().cpu()
+        return audible(self.vocoder(mel_BMT)[0])
 
     def stream(self, prompt: Prompt | None = None, left_chunks: int | None = HISTORY_CHUNKS) -> "Player":
         """A stream of one utterance; `left_chunks` bounds its history, see `FlowStream`."""
@@ -219,6 +232,54 @@ class Codec:
         return codes_N
 
 
+def audible(wave_T: Tensor) -> Tensor:
+    """Samples on the CPU, float32.
+
+    Raises:
+        UserError: if one is not finite.
+    """
+    wave_T = wave_T.float().cpu()
+    if not bool(wave_T.isfinite().all()):
+        raise UserError(
+            "the decoder gives samples that are not finite: the weights of the flow or of the vocoder, or the "
+            "prompt, are damaged"
+        )
+    return wave_T
+
+
+def _written_sizes(written: Any, shapes: FlowConfig, path: Path) -> FlowConfig:
+    """`flow` of `flow/config.json`; sizes that the shapes of `flow.pt` tell have to be theirs."""
+    if not isinstance(written, dict):
+        raise UserError(f"{path}: flow is a {type(written).__name__}, expected settings by name")
+    unknown = sorted(set(map(str, written)) - {f.name for f in fields(FlowConfig)})
+    if unknown:
+        raise UserError(f"{path}: flow has {unknown[0]!r}, expected settings of FlowConfig: get it again")
+    try:
+        found = FlowConfig(**written)
+    except UserError as error:
+        raise UserError(f"{path}: flow.{error}") from error
+    told = ("vocab_size", "hidden", "speaker_dim", "encoder_heads", "encoder_inner", "encoder_layers",
+            "channels", "blocks", "mid_stages")  # fmt: skip
+    pairs = [(name, getattr(found, name), getattr(shapes, name)) for name in told]
+    pairs.append(("heads * head_width", found.heads * found.head_width, shapes.heads * shapes.head_width))
+    for name, ours, theirs in pairs:
+        if ours != theirs:
+            raise UserError(f"{path}: flow.{name} is {ours}, flow.pt was made with {theirs}: get both again")
+    return found
+
+
+def _voice(found: Any, width: int, path: Path) -> Tensor | None:
+    if found is None or found == []:
+        return None
+    numbers = isinstance(found, list) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in found
+    )
+    if not numbers or len(found) != width:
+        got = f"a list of {len(found)}" if isinstance(found, list) else repr(found)[:40]
+        raise UserError(f"{path}: voice is {got}, expected {width} finite numbers (speaker_dim) or null")
+    return torch.tensor(found, dtype=torch.float32, device="cpu")
+
+
 def trimmed(codes_N: Tensor, mel_MT: Tensor) -> tuple[Tensor, Tensor]:
     """Codes and mel of the same time: frames = 4 min(floor(frames / 4), codes)."""
     codes = min(mel_MT.shape[-1] // rates.FRAMES_PER_CODE_DECODER, len(codes_N))
@@ -241,15 +302,15 @@ class Player:
         """Next codes, int64 (n,), any number -> new samples, float32 (l,)."""
         mel_1MT = self._flow.push(self._codec._checked(codes))
         if not mel_1MT.shape[-1]:
-            return torch.zeros(0)
-        return self._vocoder.push(mel_1MT)[0].float().cpu()
+            return torch.zeros(0, device="cpu")
+        return audible(self._vocoder.push(mel_1MT)[0])
 
     @torch.no_grad()
     def flush(self) -> Tensor:
         """Ends the utterance: the samples left, float32 (l,)."""
         rest = self._flow.flush()
-        first = self._vocoder.push(rest)[0].float().cpu() if rest.shape[-1] else torch.zeros(0)
-        return torch.cat([first, self._vocoder.flush()[0].float().cpu()])
+        pieces = [self._vocoder.push(rest)] if rest.shape[-1] else []
+        return audible(torch.cat([*pieces, self._vocoder.flush()], dim=1)[0])
 
 
 def flow_sizes(tensors: dict[str, Tensor]) -> FlowConfig:
@@ -277,6 +338,8 @@ def flow_sizes(tensors: dict[str, Tensor]) -> FlowConfig:
         )  # fmt: skip
     except KeyError as error:
         raise UserError(f"no flow decoder: it holds no tensor {error}") from error
+    except (ValueError, IndexError) as error:
+        raise UserError(f"no flow decoder: a tensor has another number of axes ({error})") from error
 
 
 def load_hift(path: str | Path) -> HiFT:
@@ -289,7 +352,7 @@ def load_hift(path: str | Path) -> HiFT:
     try:
         channels = tensors["conv_pre.bias"].shape[0]
         pitch = tensors["f0_predictor.classifier.weight"].shape[1]
-    except KeyError as error:
+    except (KeyError, IndexError) as error:
         raise UserError(f"{path} is no HiFT vocoder: it holds no tensor {error}") from error
     hift = HiFT(HiFTConfig(channels, pitch))
     report = load_fitting(hift, tensors, str(path))

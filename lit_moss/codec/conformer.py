@@ -44,15 +44,15 @@ class Offsets:
     def within(cls, frames: int, like: Tensor) -> "Offsets":
         """Of `frames` frames among themselves: distances T-1 down to -(T-1)."""
         i = torch.arange(frames, device=like.device)
-        return cls(
-            _sinusoids(torch.arange(frames - 1, -frames, -1), like), frames - 1 - (i[:, None] - i[None])
-        )
+        distances = torch.arange(frames - 1, -frames, -1, device="cpu")
+        return cls(_sinusoids(distances, like), frames - 1 - (i[:, None] - i[None]))
 
 
 def _sinusoids(offsets_U: Tensor, like: Tensor) -> Tensor:
     """pe(r)[2m] = sin(r w_m), pe(r)[2m+1] = cos(r w_m), w_m = exp(-2m ln(10000) / D): (U, D)."""
     width = like.shape[-1]
-    frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * -(math.log(10_000.0) / width))
+    even = torch.arange(0, width, 2, dtype=torch.float32, device=offsets_U.device)
+    frequency = torch.exp(even * -(math.log(10_000.0) / width))
     angles = offsets_U.float()[:, None] * frequency
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like)
 

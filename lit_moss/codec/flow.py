@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lit_moss.audio import rates
 from lit_moss.codec import flow_matching
 from lit_moss.codec.conformer import LOOKAHEAD_CODES, UpsampleConformerEncoder
+from lit_moss.codec.settings import check_settings
 from lit_moss.codec.state_dicts import LoadReport, load_fitting, read_state_dict
 from lit_moss.codec.stream_cache import StreamCache, length_mask, seen_keys
 from lit_moss.codec.unet import CausalUNet
@@ -81,21 +82,10 @@ class FlowConfig:
     start: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden",
-            "speaker_dim",
-            "encoder_heads",
-            "encoder_layers",
-            "channels",
-            "heads",
-            "head_width",
-            "blocks",
-            "chunk_codes",
-            "steps",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        check_settings(self, at_least={"guidance": 0.0, "mid_stages": 0})
+        for name in ("dropout", "unconditioned_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected a share from 0 to 1")
         if not 0.0 <= self.start < 1.0:
             raise UserError(f"start is {self.start}, expected 0 or more and below 1")
         if self.hidden % self.encoder_heads or self.hidden % 2:
@@ -147,7 +137,8 @@ class Prompt:
     @classmethod
     def none(cls, speaker_S: Tensor | None = None) -> "Prompt":
         """No speech to continue, perhaps a speaker vector."""
-        return cls(torch.zeros(0, dtype=torch.long), torch.zeros(rates.DECODER_MEL_BINS, 0), speaker_S)
+        codes_N = torch.zeros(0, dtype=torch.long, device="cpu")
+        return cls(codes_N, torch.zeros(rates.DECODER_MEL_BINS, 0, device="cpu"), speaker_S)
 
 
 @dataclass(frozen=True)
@@ -184,18 +175,27 @@ class Velocities:
     mu_BMT: Tensor
 
 
-@lru_cache(maxsize=1)
-def _noise_buffer() -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, rates.DECODER_MEL_BINS, NOISE_FRAMES, generator=generator)
+@lru_cache(maxsize=4)
+def _noise_buffer(device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return _noise_buffer(torch.device("cpu")).to(device)
+    generator = torch.Generator("cpu").manual_seed(0)  # the same numbers on every device
+    shape = (1, rates.DECODER_MEL_BINS, NOISE_FRAMES)
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
 
 
-def fixed_noise(first: int, frames: int) -> Tensor:
+def fixed_noise(first: int, frames: int, device: torch.device | None = None) -> Tensor:
     """The sampler's starting noise for frames `first` on, counted from the prompt's first: (1, M, frames).
 
     The same for every call, so that a stream continues what it began. It repeats after 15,000 frames (5 min).
+    A device other than the CPU keeps the whole of it (5 MB): a chunk then copies nothing there.
     """
-    return _noise_buffer()[:, :, torch.arange(first, first + frames) % NOISE_FRAMES]
+    buffer, found = _noise_buffer(device or torch.device("cpu")), []
+    while frames > 0:
+        start = first % NOISE_FRAMES
+        found.append(buffer[:, :, start : start + frames])
+        first, frames = first + found[-1].shape[-1], frames - found[-1].shape[-1]
+    return torch.cat(found, dim=-1) if found else buffer[:, :, :0]
 
 
 class CFM(nn.Module):
@@ -280,11 +280,15 @@ class Flow(nn.Module):
         for frames in frames_B.tolist():
             none = chance.random() < 0.5
             prefix.append(0 if none else chance.randint(0, int(max_prefix * frames)))
-        like = {"device": target_BMT.device, "dtype": target_BMT.dtype, "generator": generator}
+        # A generator draws on its own device alone: one of the CPU serves every device.
+        device = target_BMT.device if generator is None else generator.device
+        like = {"device": device, "dtype": target_BMT.dtype, "generator": generator}
         t_B11 = flow_matching.cosine_time(torch.rand(len(target_BMT), 1, 1, **like))
         z_BMT = torch.randn(target_BMT.shape, **like)
         keep_B = torch.rand(len(target_BMT), **like) > self.config.unconditioned_share
-        return Draws(t_B11, z_BMT, keep_B, torch.tensor(prefix).to(target_BMT.device, non_blocking=True))
+        prefix_B = torch.tensor(prefix, dtype=torch.long, device="cpu")
+        drawn = (t_B11, z_BMT, keep_B, prefix_B)
+        return Draws(*(x.to(target_BMT.device, non_blocking=True) for x in drawn))
 
     def velocity(
         self, codes_BN: Tensor, lengths_B: Tensor, target_BMT: Tensor, speaker_BS: Tensor, draws: Draws,
@@ -353,7 +357,7 @@ class Flow(nn.Module):
         prompt = Prompt.none() if prompt is None else prompt
         device, batch = self.input_embedding.weight.device, len(codes_BN)
         if lengths_B is None:
-            lengths_B = torch.full((batch,), codes_BN.shape[1])
+            lengths_B = torch.full((batch,), codes_BN.shape[1], device=device)
         before = len(prompt.codes_N)
         codes_BN = torch.cat([prompt.codes_N.expand(batch, -1).to(codes_BN), codes_BN], dim=1).to(device)
         lengths_B = lengths_B.to(device) + before
@@ -370,7 +374,7 @@ class Flow(nn.Module):
         prompt_BMT = torch.zeros_like(mu_BMT)
         prompt_BMT[:, :, : RATIO * before] = prompt.mel_MT.to(mu_BMT)
         seen = self.seen(frames_B, frames, streaming, left_chunks, RATIO * before)
-        x = fixed_noise(0, frames) if noise is None else noise[:, :, :frames]
+        x = fixed_noise(0, frames, device) if noise is None else noise[:, :, :frames]
         mask_B1T = length_mask(frames_B, frames)[:, None].to(mu_BMT)
         speaker_BM = self.speaker_of(prompt).expand(batch, -1)
         mel_BMT = self.solve(
@@ -390,13 +394,19 @@ class Flow(nn.Module):
         weight = self.spk_embed_affine_layer.weight
         vector = prompt.speaker_S
         if vector is None:
-            vector = torch.zeros(self.config.speaker_dim)
-        if tuple(vector.shape) != (self.config.speaker_dim,):
-            raise ValueError(
-                f"the speaker vector is {tuple(vector.shape)}, this decoder was built for "
-                f"({self.config.speaker_dim},)"
-            )
+            return self.speaker(weight.new_zeros(1, self.config.speaker_dim))
+        if fault := self.speaker_fault(vector):
+            raise ValueError(fault)
         return self.speaker(vector[None].to(weight))
+
+    def speaker_fault(self, vector_S: Any) -> str | None:
+        """Why this is no speaker vector for this decoder; None if it is one."""
+        got = type(vector_S).__name__
+        if isinstance(vector_S, Tensor):
+            if vector_S.is_floating_point() and vector_S.shape == (self.config.speaker_dim,):
+                return None
+            got = f"{vector_S.dtype} of shape {tuple(vector_S.shape)}"
+        return f"the speaker vector is {got}, this decoder was built for ({self.config.speaker_dim},) floats"
 
     def solve(
         self, x_BMT: Tensor, mask_B1T: Tensor, mu_BMT: Tensor, speaker_BM: Tensor, prompt_BMT: Tensor,

@@ -43,7 +43,8 @@ def squared_errors(velocity_BMT: Tensor, target_BMT: Tensor, mask_B1T: Tensor) -
 def schedule(steps: int, start: float = 0.0) -> list[float]:
     """Times of the solver, from `start` to 1: steps + 1 of them."""
     first = math.acos(1.0 - start) / (0.5 * math.pi)
-    span = torch.linspace(first, 1, steps + 1)
+    # On the CPU whatever the default device: the solver needs plain numbers, and a copy back would wait.
+    span = torch.linspace(first, 1, steps + 1, dtype=torch.float32, device="cpu")
     return cosine_time(span).tolist()
 
 

@@ -24,6 +24,7 @@ from lit_moss.codec.state_dicts import LoadReport, load_fitting, read_state_dict
 HOP = rates.DECODER_HOP_SAMPLES
 HARMONICS = 9
 SINE, NOISE, VOICED_HZ = 0.1, 0.003, 10.0
+CYCLE = 2**32  # of the phase, a whole number; 480 CYCLE a frame fill int64 after a day of speech
 FFT, FFT_HOP = 16, 4
 UP_RATES, UP_KERNELS = (8, 5, 3), (16, 11, 7)
 KERNELS, DILATIONS, SOURCE_KERNELS = (3, 7, 11), (1, 3, 5), (7, 7, 11)
@@ -107,11 +108,16 @@ class Source:
 
     Args:
         wave_B1L: Samples.
-        cycles_BTK: Phase in cycles at each frame's end, float64.
+        phase_BTK: Phase in the middle of each frame, int64, in 2^-32 of a cycle.
     """
 
     wave_B1L: Tensor
-    cycles_BTK: Tensor
+    phase_BTK: Tensor
+
+    @property
+    def cycles_BTK(self) -> Tensor:
+        """The same in cycles, float32."""
+        return self.phase_BTK.float() / CYCLE
 
 
 class HiFT(nn.Module):
@@ -144,35 +150,44 @@ class HiFT(nn.Module):
         self.f0_predictor = PitchPredictor(config.pitch_channels)
 
     def source(
-        self, pitch_BT: Tensor, noise_BLK: Tensor | None = None, cycles_BK: Tensor | None = None
+        self, pitch_BT: Tensor, noise_BLK: Tensor | None = None, phase_BK: Tensor | None = None
     ) -> Source:
         """Sines at nine harmonics where speech is voiced, noise where it is not, mixed to one signal.
 
-        The phase of harmonic k grows by 480 frac(k f0 / 24000) cycles a frame and runs linearly between the
-        middles of frames. In float64: at a minute of speech float32 would be off by a radian.
+        The phase of harmonic k grows by frac(k f0 / 24000) cycles a sample and runs linearly between the middles
+        of frames. In whole numbers, for which sums are exact however long the speech and however it is cut
+        into chunks: at a minute of speech float32 would be off by a radian, and some devices have no float64.
 
         Args:
             pitch_BT: f0 in Hz.
             noise_BLK: Standard normal draws (B, 480 T, 9); None is silence in their place.
-            cycles_BK: Phase at the end of the frames before, None at the start.
+            phase_BK: Phase in the middle of the frame before (see `Source`), None at the start.
         """
         harmonics_K = torch.arange(1, HARMONICS + 1, device=pitch_BT.device)
         rate_BTK = (pitch_BT[..., None] * harmonics_K / rates.DECODER_RATE_HZ) % 1
-        cycles_BTK = HOP * rate_BTK.double().cumsum(dim=1)
-        if cycles_BK is not None:
-            cycles_BTK = cycles_BTK + cycles_BK[:, None]
-        # Edges are clamped; in a stream the frame before is known instead.
-        first = cycles_BTK[:, :1] if cycles_BK is None else cycles_BK[:, None]
-        known_BTK = torch.cat([first, cycles_BTK, cycles_BTK[:, -1:]], dim=1)
-        upsampled = F.interpolate(known_BTK.transpose(1, 2), scale_factor=float(HOP), mode="linear")
-        phase_BLK = upsampled[:, :, HOP:-HOP].transpose(1, 2)
-        sine_BLK = SINE * torch.sin(2 * math.pi * (phase_BLK % 1)).to(pitch_BT.dtype)
+        step_BTK = (rate_BTK * CYCLE).round().long()  # of each sample
+        phase_BTK = HOP * step_BTK.cumsum(dim=1)
+        # A segment from the middle of a frame to that of the next. At the edges the phase stands still; in a
+        # stream the frame before is known instead.
+        slope_BTK = torch.cat([step_BTK, torch.zeros_like(step_BTK[:, :1])], dim=1)
+        if phase_BK is None:
+            start_B1K = phase_BTK[:, :1]
+            slope_BTK[:, 0] = 0
+        else:
+            start_B1K = phase_BK[:, None]
+            phase_BTK = phase_BTK + start_B1K
+        halves_P1 = torch.arange(1, 2 * HOP, 2, device=pitch_BT.device)[:, None]  # samples lie between ticks
+        segment_BTPK = torch.cat([start_B1K, phase_BTK], dim=1)[:, :, None] + (
+            slope_BTK[:, :, None] * halves_P1 // 2
+        )
+        phase_BLK = segment_BTPK.flatten(1, 2)[:, HOP // 2 : -(HOP // 2)] % CYCLE
+        sine_BLK = SINE * torch.sin(2 * math.pi / CYCLE * phase_BLK.to(pitch_BT.dtype))
         voiced_BL1 = (pitch_BT > VOICED_HZ).to(pitch_BT.dtype).repeat_interleave(HOP, dim=1)[..., None]
         signal_BLK = sine_BLK * voiced_BL1
         if noise_BLK is not None:
             signal_BLK = signal_BLK + noise_BLK * (voiced_BL1 * NOISE + (1 - voiced_BL1) * SINE / 3)
         wave_B1L = torch.tanh(self.m_source.l_linear(signal_BLK)).transpose(1, 2)
-        return Source(wave_B1L, cycles_BTK)
+        return Source(wave_B1L, phase_BTK)
 
     def decode(self, mel_BMT: Tensor, source_B1L: Tensor) -> Tensor:
         """Mel and excitation -> waveform (B, 480 T)."""

@@ -5,6 +5,7 @@ Everything is read as plain arrays (safetensors, or CTranslate2's flat binary). 
 
 import mmap
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +44,10 @@ def load_encoder(
     tensors, found = _read(folder, trained, unstated_log_mel)
     config = config or found
     layers = _layers(tensors)
-    if config.quantize_position > layers:
-        raise UserError(
-            f"{name} does not fit the configured sizes: it has {layers} layers, expected at least "
-            f"{config.quantize_position} (quantize_position): change `config:` or `init_from:`"
-        )
     with torch.device("meta"):  # shapes alone: sizes of a damaged file must not take all memory
-        own = CausalEncoder(config).state_dict()
+        own = CausalEncoder(
+            replace(config, quantize_position=min(config.quantize_position, layers + 1))
+        ).state_dict()
     reshaped = [
         f"{key}: {tuple(tensors[key].shape)}, ours {tuple(value.shape)}"
         for key, value in own.items()

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lit_moss.assets import resolve, sha256_of
 from lit_moss.audio import rates
 from lit_moss.audio.features import kaldi_fbank, mel_filters
+from lit_moss.audio.precision import full_precision
+from lit_moss.codec.state_dicts import check_finite
 from lit_moss.errors import UserError
 
 EMBEDDED = "embedded:resemblyzer"
@@ -48,7 +50,10 @@ class CampPlus:
     def __call__(self, wave_T: Tensor) -> Tensor:
         fbank = kaldi_fbank(_long_enough(wave_T, 400), mean_subtract=True)
         (found,) = self._session.run(None, {self._input: fbank[None].numpy()})
-        return torch.from_numpy(found).flatten()
+        vector_S = torch.from_numpy(found).flatten().float()
+        if len(vector_S) != self.dim:
+            raise UserError(f"{self.path} gives {len(vector_S)} values, expected CAM++ with {self.dim}")
+        return _finite(vector_S, str(self.path))
 
 
 class VoiceEncoder(nn.Module):
@@ -71,15 +76,25 @@ class VoiceEncoder(nn.Module):
         """From the embedded part, or a folder that holds its `pretrained.pt`."""
         path = resolve(name) / "pretrained.pt"
         try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+            tensors = dict(torch.load(path, map_location="cpu", weights_only=True)["model_state"])
         except Exception as error:
             raise UserError(f"{path} is no file of plain tensors ({type(error).__name__})") from error
+        wanted = {k: v for k, v in tensors.items() if k.startswith(("lstm.", "linear."))}
+        check_finite(wanted, str(path))
         encoder = cls()
-        encoder.load_state_dict({k: v for k, v in tensors.items() if k.startswith(("lstm", "linear"))})
+        try:
+            encoder.load_state_dict(wanted)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{path} is no speaker encoder of {cls.name} ({reason})") from error
         return encoder.eval()
 
     @torch.no_grad()
     def forward(self, wave_T: Tensor) -> Tensor:
+        with full_precision(torch.device("cpu")):
+            return _finite(self._vector(wave_T), self.name)
+
+    def _vector(self, wave_T: Tensor) -> Tensor:
         wave_T = _long_enough(wave_T, rates.WHISPER_HOP_SAMPLES * self.WINDOW_FRAMES)
         # To -30 dB of full scale, louder only: what the network was trained on.
         gain = 10 ** (-30 / 20) / wave_T.square().mean().sqrt().clamp(min=1e-5)
@@ -94,10 +109,16 @@ class VoiceEncoder(nn.Module):
 def _mel40(wave_T: Tensor) -> Tensor:
     """Power mel of 40 Slaney bands, not logarithmic: (F, 40)."""
     n_fft, hop = rates.WHISPER_FFT_SAMPLES, rates.WHISPER_HOP_SAMPLES
-    window = torch.hann_window(n_fft)
+    window = torch.hann_window(n_fft, device=wave_T.device)
     spectrum = torch.stft(wave_T, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
     filters = mel_filters(40, n_fft, rates.TOKENIZER_RATE_HZ, torch.float32, torch.device("cpu"))
     return spectrum.abs().square().T @ filters
+
+
+def _finite(vector_S: Tensor, name: str) -> Tensor:
+    if not bool(vector_S.isfinite().all()):
+        raise UserError(f"{name} gives a speaker vector that is not finite: its weights, or the wave, are damaged")
+    return vector_S
 
 
 def _long_enough(wave_T: Tensor, samples: int) -> Tensor:

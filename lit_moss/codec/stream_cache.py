@@ -68,10 +68,11 @@ class StreamCache:
         self.frames = 0  # frames of the steps before this one
         self._tails: dict[nn.Module, Tensor] = {}
         self._past: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        self._positions = torch.full((0,), -1)
-        self._slots = torch.zeros(0, dtype=torch.long)
+        # On the CPU, where sizes are decided from them: nothing waits for the device.
+        self._positions = torch.full((0,), -1, device="cpu")
+        self._slots = torch.zeros(0, dtype=torch.long, device="cpu")
         self._used = 0
-        self.positions = torch.zeros(0, dtype=torch.long)  # frame numbers of this step
+        self.positions = torch.zeros(0, dtype=torch.long, device="cpu")  # frame numbers of this step
         self.seen: Tensor | None = None  # slots that this step sees: bool (1, S), None for all
 
     def begin(self, frames: int, device: torch.device) -> None:
@@ -80,7 +81,7 @@ class StreamCache:
             raise ValueError(f"a step of {frames} frames, expected 1 to {self.chunk}")
         if self.frames % self.chunk:
             raise ValueError("a step after a part of a chunk: that one was the stream's last")
-        new = torch.arange(self.frames, self.frames + frames)
+        new = torch.arange(self.frames, self.frames + frames, device="cpu")
         if self.left_chunks is None:
             slots = new
         else:
@@ -91,7 +92,7 @@ class StreamCache:
             size = max(self._used, 2 * len(self._positions))
             if self.left_chunks is not None:
                 size = min(size, self.kept + (self.left_chunks + 1) * self.chunk)
-            self._positions = torch.cat([self._positions, torch.full((size - len(self._positions),), -1)])
+            self._positions = torch.cat([self._positions, torch.full((size - len(self._positions),), -1, device="cpu")])
         self._positions[slots] = new
         self._slots = slots.to(device)
         self.positions = new

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lit_moss.audio import rates
 from lit_moss.audio.features import mel_filters
-from lit_moss.codec.hift import HARMONICS, HiFT, PitchPredictor
+from lit_moss.audio.precision import full_precision
+from lit_moss.codec.hift import CYCLE, HARMONICS, HiFT, PitchPredictor
 
 HOP = rates.DECODER_HOP_SAMPLES
 FFT = rates.DECODER_FFT_SAMPLES
@@ -82,16 +83,19 @@ class HiFTVocoder:
         """Noise of the excitation for frames `first` on, a function of the frame: (1, 480 frames, 9)."""
         if not self.noise:
             return None
-        found = [_frame_noise(n % 1500) for n in range(first, first + frames)]
+        found = [_frame_noise(n % 1500, like.device) for n in range(first, first + frames)]
         return torch.cat(found)[None].to(like)
 
     def stream(self) -> "HiFTStream":
         return HiFTStream(self)
 
 
-@lru_cache(maxsize=1500)
-def _frame_noise(n: int) -> Tensor:
-    return torch.randn(HOP, HARMONICS, generator=torch.Generator().manual_seed(n))
+@lru_cache(maxsize=3000)  # of two devices, 26 MB each
+def _frame_noise(n: int, device: torch.device) -> Tensor:
+    """Drawn on the CPU, so that it is the same everywhere; it stays where it was used, copied there once."""
+    generator = torch.Generator("cpu").manual_seed(n)
+    drawn = torch.randn(HOP, HARMONICS, generator=generator, device="cpu", dtype=torch.float32)
+    return drawn.to(device)
 
 
 class _Window(ABC):
@@ -109,7 +113,7 @@ class _Window(ABC):
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        return torch.zeros(1, 0) if self._mel is None else self._advance(self._mel, 0)
+        return torch.zeros(1, 0, device="cpu") if self._mel is None else self._advance(self._mel, 0)
 
     @abstractmethod
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
@@ -125,7 +129,7 @@ class HiFTStream(_Window):
         self._lookahead_frames = vocoder.lookahead_frames
         self._first = 0
         self._done = 0  # frames whose samples were given out
-        self._cycles: dict[int, Tensor] = {}  # phase at the end of some frame
+        self._phase: dict[int, Tensor] = {}  # phase in the middle of some frame
 
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
         mel = mel_1MT
@@ -138,7 +142,7 @@ class HiFTStream(_Window):
         pitch = self._hift.f0_predictor(mel)[:, skip:]
         frames = pitch.shape[1]
         source = self._hift.source(
-            pitch, self._vocoder.draws(start, frames, mel), self._cycles.get(start - 1)
+            pitch, self._vocoder.draws(start, frames, mel), self._phase.get(start - 1)
         )
         wave = self._hift.decode(mel[:, :, skip:], source.wave_B1L)
         given = wave[:, (self._done - start) * HOP : (until - start) * HOP]
@@ -146,7 +150,7 @@ class HiFTStream(_Window):
         # The next window begins `reach` frames before what is still to come, the pitch's some frames earlier.
         start_next = max(0, until - reach)
         if start_next:
-            self._cycles = {start_next - 1: source.cycles_BTK[:, start_next - 1 - start] % 1}
+            self._phase = {start_next - 1: source.phase_BTK[:, start_next - 1 - start] % CYCLE}
         first_next = max(0, start_next - pitch_reach)
         self._mel, self._first = mel[:, :, first_next - self._first :], first_next
         return given
@@ -210,8 +214,8 @@ class GriffinLimStream(_Window):
     def __init__(self, vocoder: GriffinLim) -> None:
         super().__init__()  # the window: context, held-back and new frames
         self._vocoder, self._lookahead_frames = vocoder, vocoder.lookahead_frames
-        self._known = torch.zeros(1, 0)  # samples of the context
-        self._held = torch.zeros(1, 0)  # estimate of the frames held back
+        self._known = torch.zeros(1, 0, device="cpu")  # samples of the context
+        self._held = torch.zeros(1, 0, device="cpu")  # estimate of the frames held back
         self._done = 0
 
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
@@ -249,32 +253,36 @@ def linear_magnitude(mel_BMT: Tensor, updates: int = 50) -> Tensor:
         rates.DECODER_MEL_BINS, FFT, rates.DECODER_RATE_HZ, mel_BMT.dtype, mel_BMT.device
     )
     target_BMT = mel_BMT.exp()
-    magnitude = (_inverse_filters(mel_BMT.dtype, mel_BMT.device) @ target_BMT).clamp(min=1e-8)
-    wanted = filters_FM @ target_BMT
-    for _ in range(updates):
-        magnitude = magnitude * wanted / (filters_FM @ (filters_FM.T @ magnitude) + 1e-10)
+    with full_precision(mel_BMT.device):
+        magnitude = (_inverse_filters(mel_BMT.dtype, mel_BMT.device) @ target_BMT).clamp(min=1e-8)
+        wanted = filters_FM @ target_BMT
+        for _ in range(updates):
+            magnitude = magnitude * wanted / (filters_FM @ (filters_FM.T @ magnitude) + 1e-10)
     return magnitude
 
 
 @lru_cache(maxsize=4)
 def _inverse_filters(dtype: torch.dtype, device: torch.device) -> Tensor:
-    filters = mel_filters(rates.DECODER_MEL_BINS, FFT, rates.DECODER_RATE_HZ, torch.float64, device)
-    return torch.linalg.pinv(filters.T).to(dtype)
+    # On the CPU, for not every device has float64 or a pseudo-inverse.
+    cpu = torch.device("cpu")
+    filters = mel_filters(rates.DECODER_MEL_BINS, FFT, rates.DECODER_RATE_HZ, torch.float64, cpu)
+    return torch.linalg.pinv(filters.T).to(device=device, dtype=dtype)
 
 
 def _random_start(magnitude_BFT: Tensor, first: int) -> Tensor:
     """Samples with these magnitudes and random phases, a function of the frame number: (B, 480 T)."""
-    angles = torch.stack(
-        [_frame_angles((first + n) % 1500) for n in range(magnitude_BFT.shape[-1])], dim=-1
-    ) if magnitude_BFT.shape[-1] else torch.zeros(magnitude_BFT.shape[1], 0)  # fmt: skip
     if not magnitude_BFT.shape[-1]:
         return magnitude_BFT.new_zeros(len(magnitude_BFT), 0)
+    frames = range(first, first + magnitude_BFT.shape[-1])
+    angles = torch.stack([_frame_angles(n % 1500, magnitude_BFT.device) for n in frames], dim=-1)
     return _istft(torch.polar(magnitude_BFT, angles.to(magnitude_BFT).expand_as(magnitude_BFT).contiguous()))
 
 
-@lru_cache(maxsize=1500)
-def _frame_angles(n: int) -> Tensor:
-    return 2 * torch.pi * torch.rand(FFT // 2 + 1, generator=torch.Generator().manual_seed(n))
+@lru_cache(maxsize=3000)  # of two devices, 6 MB each
+def _frame_angles(n: int, device: torch.device) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(n)
+    drawn = torch.rand(FFT // 2 + 1, generator=generator, device="cpu", dtype=torch.float32)
+    return (2 * torch.pi * drawn).to(device)
 
 
 def _stft(wave_BL: Tensor) -> Tensor:

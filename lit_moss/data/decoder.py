@@ -99,6 +99,8 @@ class DecoderDataModule(SpeechDataModule):
         weights: How often an epoch holds each manifest of `train`; all once if empty.
         codec: The frozen tokenizer: `embedded:whisper-tiny-kmeans`, a checkpoint or runs/NAME, a folder, a
             hub id.
+        log_mel: Its features, `causal` or `whisper`; None takes what it states, see
+            `SpeechTokenizer.from_pretrained`.
         speaker: Speaker encoder: `embedded:resemblyzer`, a CAM++ .onnx file, or none.
         cache: Keep codes and speaker vectors on disk; otherwise they are computed as they are needed, in the
             loader's processes.
@@ -118,6 +120,7 @@ class DecoderDataModule(SpeechDataModule):
         validation: list[str] | None = None,
         weights: list[float] | None = None,
         codec: str = "embedded:whisper-tiny-kmeans",
+        log_mel: Literal["causal", "whisper"] | None = None,
         speaker: str | None = None,
         cache: bool = True,
         batch_sec: float = 40.0,
@@ -133,14 +136,14 @@ class DecoderDataModule(SpeechDataModule):
             train, validation, weights, batch_sec, validation_batch_sec, max_sec, min_sec, seed, buckets,
             workers, freq_masks=0, max_bad_share=max_bad_share,
         )  # fmt: skip
-        self.codec, self.speaker, self.cache = codec, speaker, cache
+        self.codec, self.log_mel, self.speaker, self.cache = codec, log_mel, speaker, cache
         self._frozen: Frozen | None = None
 
     @property
     def frozen(self) -> "Frozen":
         """Tokenizer and speaker encoder, opened on first use."""
         if self._frozen is None:
-            self._frozen = Frozen(self.codec, self.speaker)
+            self._frozen = Frozen(self.codec, self.speaker, self.log_mel)
         return self._frozen
 
     def _make_set(self, utterances: list[Utterance], augmentation: Any) -> "_DecoderSet":
@@ -170,7 +173,8 @@ class DecoderDataModule(SpeechDataModule):
         if saved != ours:
             raise UserError(
                 f"the checkpoint was trained on codes of {saved}, data.codec {self.codec} (with speaker "
-                f"vectors {self.speaker}) is {ours}: take the same, or start a new run"
+                f"vectors {self.speaker}, log_mel {self.frozen.tokenizer.config.log_mel}) is {ours}: take the "
+                "same, or start a new run"
             )
         super().load_state_dict(state_dict)
 
@@ -178,10 +182,10 @@ class DecoderDataModule(SpeechDataModule):
 class Frozen:
     """Tokenizer and speaker encoder of a run."""
 
-    def __init__(self, codec: str, speaker: str | None) -> None:
+    def __init__(self, codec: str, speaker: str | None, log_mel: str | None = None) -> None:
         from lit_moss.prepare.kmeans_codec import open_codec
 
-        self.tokenizer: SpeechTokenizer = open_codec(codec)
+        self.tokenizer: SpeechTokenizer = open_codec(codec, log_mel)
         with torch.random.fork_rng():
             self.speaker: SpeakerEncoder | None = open_speaker(speaker)
         named = f"{fingerprint(self.tokenizer.encoder)}-{speaker_fingerprint(self.speaker)}"

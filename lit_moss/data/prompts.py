@@ -39,6 +39,8 @@ class PromptDataModule(LightningDataModule):
         backbone: Whose tokenizer.
         codec: Speech tokenizer: its codebook's size belongs to the rows, and it encodes prompts that are
             audio.
+        log_mel: Features of the codec, `causal` or `whisper`; None takes what it states, see
+            `SpeechTokenizer.from_pretrained`.
         reply: Modality of replies where a line names none.
         batch_size: Prompts answered together.
     """
@@ -48,11 +50,13 @@ class PromptDataModule(LightningDataModule):
         prompts: list[str] | None = None,
         backbone: str = "embedded:smollm2-135m",
         codec: str = "embedded:whisper-tiny-kmeans",
+        log_mel: Literal["causal", "whisper"] | None = None,
         reply: Literal["text", "speech"] = "speech",
         batch_size: int = 8,
     ) -> None:
         super().__init__()
         self.prompts, self.backbone, self.codec = list(prompts or []), backbone, codec
+        self.log_mel = log_mel
         self.reply: Modality = reply
         self.batch_size = batch_size
         self.tokenizer: Any = None
@@ -70,7 +74,10 @@ class PromptDataModule(LightningDataModule):
         from lit_moss.llm.backbone import tokenizer_fingerprint
         from lit_moss.prepare.kmeans_codec import codec_fingerprint
 
-        return {"tokenizer": tokenizer_fingerprint(self.tokenizer), "codec": codec_fingerprint(self.codec)}
+        return {
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "codec": codec_fingerprint(self.codec, self.log_mel),
+        }
 
     def setup(self, stage: str) -> None:
         from lit_moss.llm.backbone import load_tokenizer, row_format
@@ -80,7 +87,7 @@ class PromptDataModule(LightningDataModule):
             return
         if not self.prompts:
             raise UserError("data.prompts is empty: expected files of JSON lines with text or audio_filepath")
-        self.tokenizer, self._codec = load_tokenizer(self.backbone), open_codec(self.codec)
+        self.tokenizer, self._codec = load_tokenizer(self.backbone), open_codec(self.codec, self.log_mel)
         size = self._codec.config.quantize_vocab_size
         self._format = row_format(self.tokenizer, audio_vocab_for(size), eosp=size)
 

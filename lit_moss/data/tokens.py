@@ -95,6 +95,8 @@ class TokenDataModule(LightningDataModule):
             `embedded:smollm2-135m`.
         codec: Speech tokenizer that makes the codes: checkpoint, run folder, folder,
             `embedded:whisper-tiny-kmeans`.
+        log_mel: Features of the codec, `causal` or `whisper`; None takes what it states, see
+            `SpeechTokenizer.from_pretrained`.
         heldout: Manifests whose sentences serve as held-out items for perplexity and cloze, in text and
             speech; `validation`'s, if not given.
         heldout_items: Most items of each modality; 0 makes none.
@@ -118,6 +120,7 @@ class TokenDataModule(LightningDataModule):
         validation: list[str] | None = None,
         backbone: str = "embedded:smollm2-135m",
         codec: str | None = None,
+        log_mel: Literal["causal", "whisper"] | None = None,
         heldout: list[str] | None = None,
         heldout_items: int = 64,
         context: int = 2048,
@@ -136,7 +139,7 @@ class TokenDataModule(LightningDataModule):
                 f"{validation_batch_size}: expected 2 rows and 1 sequence at least"
             )
         self.train, self.validation = list(train or []), list(validation or [])
-        self.backbone, self.codec = backbone, codec
+        self.backbone, self.codec, self.log_mel = backbone, codec, log_mel
         self.heldout = list(heldout if heldout is not None else self.validation)
         self.heldout_items = heldout_items
         self.context, self.batch_size, self.validation_batch_size = context, batch_size, validation_batch_size
@@ -172,8 +175,9 @@ class TokenDataModule(LightningDataModule):
             from lit_moss.prepare.documents import make_documents
 
             self._folders[entry, part] = make_documents(
-                self.kind, [entry], part, self.backbone, self.codec, options=self.options()
-            )
+                self.kind, [entry], part, self.backbone, self.codec, options=self.options(),
+                log_mel=self.log_mel,
+            )  # fmt: skip
         return self._folders[entry, part]
 
     def prepare_data(self) -> None:
@@ -276,7 +280,9 @@ class TokenDataModule(LightningDataModule):
         manifests = [e for e in self.heldout if not (Path(e) / META).is_file()]  # rows have no sentences
         if not manifests:
             return []
-        return make_cloze(manifests, "validation", self.backbone, self.codec, self.heldout_items)
+        return make_cloze(
+            manifests, "validation", self.backbone, self.codec, self.heldout_items, log_mel=self.log_mel
+        )
 
     def targets_of(self, batches: range) -> int:
         """Targets of these micro-batches of the order, counted over all ranks; without loading them."""

@@ -48,6 +48,7 @@ class Config:
 
     Args:
         codec: Decoder: runs/NAME, a checkpoint, a folder in the released layout.
+        log_mel: Features of its speech tokenizer, causal or whisper; empty takes what it states.
         clips: A manifest, or a Seed-TTS-Eval list.
         rungs: Which of original, vocoder, codec, stream.
         prompt: `list` takes each clip's own from the list, `none` gives the clip's speaker vector alone, else
@@ -67,6 +68,7 @@ class Config:
     """
 
     codec: str = MISSING
+    log_mel: str | None = None
     clips: str = MISSING
     rungs: list[str] = field(default_factory=lambda: list(RUNGS))
     prompt: str = "none"
@@ -115,7 +117,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     if config.language not in LANGUAGES:
         raise UserError(f"language is {config.language!r}, expected one of {', '.join(LANGUAGES)}")
     clips = read_clips(config.clips, config.limit)
-    codec = moved(open_decoder(config.codec), config.device)
+    codec = moved(open_decoder(config.codec, config.log_mel), config.device)
     sampler = {name: getattr(config, name) for name in ("steps", "start", "guidance")}
     codec.flow.config = replace(codec.flow.config, **{k: v for k, v in sampler.items() if v is not None})
     recogniser = judges.Recogniser(config.judge, config.device) if config.judge else None

@@ -9,7 +9,7 @@ moving averages.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from lit_moss.audio import rates
-from lit_moss.audio.features import CausalLogMel
+from lit_moss.audio.features import CausalLogMel, whisper_log_mel
 from lit_moss.codec import ctc, quantizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 from lit_moss.codec.pretrained import load_encoder
@@ -57,6 +57,8 @@ class CodecEncoder(StepModule):
             random.
         encoder: Sizes; None takes those of `init_from`.
         codebook_size: Codebook entries; None takes what `encoder` or the source says.
+        log_mel: Features: `causal` (streams) or `whisper` (whole recordings only); None takes what `encoder` or
+            the source says, and causal where it says nothing.
         head_layers: Causal transformer layers of the CTC head.
         head_width: Width of the head; a multiple of 64, which is the width of its attention heads.
         head_dropout: Dropout on the head's input.
@@ -95,11 +97,14 @@ class CodecEncoder(StepModule):
         frame_loss_weight: float = 1.0,
         restart_share: float = 0.1,
         examples: int = 6,
+        log_mel: Literal["causal", "whisper"] | None = None,
     ) -> None:
         super().__init__()
         if head_width % 64:
             raise UserError(f"model.head_width is {head_width}, expected a multiple of 64")
         self.encoder, ready = self._build_encoder(init_from, encoder, codebook_size)
+        if log_mel is not None:
+            self.encoder.config = replace(self.encoder.config, log_mel=log_mel)
         self.vocabulary: ctc.CharVocabulary | None = None
         self.head: ctc.CTCHead | None = None
         self.head_sizes = {
@@ -198,7 +203,8 @@ class CodecEncoder(StepModule):
     def log_mel(self, batch: SpeechBatch) -> Tensor:
         """Features of a batch, masked by SpecAugment where the batch says so: (B, M, T/160), float32."""
         with torch.no_grad(), torch.autocast(batch.wave_BT.device.type, enabled=False):
-            mel_BMF = CausalLogMel(self.encoder.config.num_mel_bins)(batch.wave_BT)
+            bins, whole = self.encoder.config.num_mel_bins, self.encoder.config.log_mel == "whisper"
+            mel_BMF = whisper_log_mel(batch.wave_BT, bins) if whole else CausalLogMel(bins)(batch.wave_BT)
             return apply_spec_masks(mel_BMF, batch.freq_masks, batch.time_masks)
 
     def pooled_frames(self, mel_BMF: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

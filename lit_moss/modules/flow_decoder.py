@@ -139,7 +139,8 @@ class FlowDecoder(StepModule):
             return
         mean_M, voice_S = data.means()
         self._source = {
-            "codec": str(data.codec), "speaker": data.speaker, "fingerprint": frozen.fingerprint,
+            "codec": str(data.codec), "log_mel": data.log_mel, "speaker": data.speaker,
+            "fingerprint": frozen.fingerprint,
             "voice": voice_S if len(voice_S) else None,
         }  # fmt: skip
         if self.start_from_data and self.init_from is None:

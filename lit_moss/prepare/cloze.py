@@ -36,7 +36,8 @@ class ClozeItem:
 
 
 def make_cloze(
-    sources: Sequence[str], part: str, backbone: str, codec: str | None, items: int = 64, seed: int = 1
+    sources: Sequence[str], part: str, backbone: str, codec: str | None, items: int = 64, seed: int = 1,
+    log_mel: str | None = None,
 ) -> list[ClozeItem]:
     """Held-out items, after spoken StoryCloze; made once, then taken from the cache.
 
@@ -56,6 +57,7 @@ def make_cloze(
         codec: Speech tokenizer; None makes text items alone.
         items: Most items of each modality.
         seed: Seed of what is drawn.
+        log_mel: Features of the codec, see `open_codec`.
     """
     from lit_moss import assets
     from lit_moss.data.interleave import join_words, space_between, text_ids
@@ -66,7 +68,7 @@ def make_cloze(
 
     tokenizer = load_tokenizer(backbone)
     paths = [src.locate(s, part) for s in sources]
-    codec_id = codec_fingerprint(codec) if codec else None
+    codec_id = codec_fingerprint(codec, log_mel) if codec else None
     spoken = {path: _utterances(path) for path in paths}
     stamps = [recordings_stamp(u) for u in spoken.values()] if codec else []
     hashes = [assets.sha256_of(path) for path in paths]
@@ -75,7 +77,7 @@ def make_cloze(
     kept = assets.cache_dir() / "documents" / f"cloze-{digest}.json"
     if kept.exists():
         return [ClozeItem(**item) for item in json.loads(kept.read_text())]
-    size = open_codec(codec).config.quantize_vocab_size if codec else 1024
+    size = open_codec(codec, log_mel).config.quantize_vocab_size if codec else 1024
     form = row_format(tokenizer, audio_vocab_for(size), eosp=size)
 
     keys: list[_Key] = []
@@ -93,7 +95,7 @@ def make_cloze(
         keys, heard = [], []
         for number, utterances in enumerate(spoken.values()):
             keys += [(number, *_key(u, i)) for i, u in enumerate(utterances)]
-            heard += encode_utterances(utterances, codec, codec_id).of if utterances else []
+            heard += encode_utterances(utterances, codec, codec_id, log_mel).of if utterances else []
         rows = [form.speech(codes) for codes in heard]
         for first, i, other in draw_items(keys, list(map(len, heard)), items, seed):
             context = form.speech([c for codes in heard[first:i] for c in codes])[:-1]

@@ -50,13 +50,16 @@ def recordings_stamp(utterances: Sequence["Utterance"]) -> str:
     return digest.hexdigest()[:16]
 
 
-def encode_utterances(utterances: Sequence["Utterance"], codec: str, codec_id: str) -> Codes:
+def encode_utterances(
+    utterances: Sequence["Utterance"], codec: str, codec_id: str, log_mel: str | None = None
+) -> Codes:
     """Codes of every utterance, from the cache or made now.
 
     Args:
         utterances: What to encode.
         codec: Name of the tokenizer, see `open_codec`.
         codec_id: Its fingerprint.
+        log_mel: Its features, see `open_codec`.
 
     Raises:
         UserError: if more than 1 % (and more than one) cannot be read.
@@ -69,7 +72,7 @@ def encode_utterances(utterances: Sequence["Utterance"], codec: str, codec_id: s
         with np.load(kept, allow_pickle=False) as file:
             pieces = np.split(file["codes"], np.cumsum(file["lengths"])[:-1]) if len(file["lengths"]) else []
             return Codes([piece.tolist() for piece in pieces], json.loads(str(file["bad"])))
-    found = _encode(utterances, codec)
+    found = _encode(utterances, codec, log_mel)
     if len(found.bad) > max(1, _MAX_BAD_SHARE * len(utterances)):
         raise UserError(
             f"{len(found.bad)} of {len(utterances)} recordings cannot be read, more than "
@@ -85,14 +88,14 @@ def encode_utterances(utterances: Sequence["Utterance"], codec: str, codec_id: s
     return found
 
 
-def _encode(utterances: Sequence["Utterance"], codec: str) -> Codes:
+def _encode(utterances: Sequence["Utterance"], codec: str, log_mel: str | None) -> Codes:
     import torch
     from tqdm import tqdm
 
     from lit_moss.audio import io, rates
     from lit_moss.prepare.kmeans_codec import open_codec
 
-    tokenizer = open_codec(codec).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = open_codec(codec, log_mel).to("cuda" if torch.cuda.is_available() else "cpu")
     found: list[list[int]] = [[] for _ in utterances]
     bad: dict[str, str] = {}
     waiting: list[tuple[int, Any]] = []

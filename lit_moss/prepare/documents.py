@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from lit_moss.errors import UserError
 from lit_moss.prepare import sources as src
 from lit_moss.prepare.cloze import ClozeItem, make_cloze
+from lit_moss.prepare.kmeans_codec import add_log_mel_argument
 
 if TYPE_CHECKING:
     from lit_moss.data.conversation import Modality, Turn
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--codec",
         help="speech tokenizer: checkpoint, run folder, folder, hub id, embedded:whisper-tiny-kmeans",
     )
+    add_log_mel_argument(parser)
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="whose tokenizer makes the text rows")
     parser.add_argument("--out", type=Path, help="folder to make; without it, one of the cache")
     parser.add_argument(
@@ -88,8 +90,9 @@ def main(args: argparse.Namespace) -> None:
     names = {name for options in OPTIONS.values() for name in options}
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     folder = make_documents(
-        args.kind, args.sources, args.part, args.backbone, args.codec, args.out, dict(sorted(options.items()))
-    )
+        args.kind, args.sources, args.part, args.backbone, args.codec, args.out, dict(sorted(options.items())),
+        args.log_mel,
+    )  # fmt: skip
     meta = json.loads((folder / "meta.json").read_text())
     print(f"{folder}: {meta['documents']} documents, {meta['rows']} rows of kind {meta['kind']}")
 
@@ -102,6 +105,7 @@ def make_documents(
     codec: str | None,
     out: Path | None = None,
     options: dict[str, Any] | None = None,
+    log_mel: str | None = None,
 ) -> Path:
     """Folder of token documents; made once for the same inputs, then taken from the cache.
 
@@ -113,6 +117,7 @@ def make_documents(
         codec: Speech tokenizer; needed wherever there is speech.
         out: Folder to make; must not exist. None: a folder of the cache, named by a hash of all inputs.
         options: Of the kind, see `OPTIONS`.
+        log_mel: Features of the codec, see `open_codec`.
 
     Raises:
         UserError: if a source is missing, empty or of another kind, an option is wrong, or there is no codec.
@@ -139,7 +144,7 @@ def make_documents(
         "kind": kind,
         "options": options,
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "codec": codec_fingerprint(codec) if codec else None,
+        "codec": codec_fingerprint(codec, log_mel) if codec else None,
         "sources": [assets.sha256_of(p)[:16] for p in paths],
     }
     cached = out is None
@@ -150,11 +155,11 @@ def make_documents(
         out = assets.cache_dir() / "documents" / f"{kind}-{paths[0].stem}-{name}"
         if out.exists():
             return out
-    size = open_codec(codec).config.quantize_vocab_size if codec else 1024
+    size = open_codec(codec, log_mel).config.quantize_vocab_size if codec else 1024
     form = row_format(tokenizer, audio_vocab_for(size), eosp=size)
     maker = _Maker(kind, tokenizer, form, options)
     for path, utterances in spoken.items():
-        maker.listen(path, utterances, codec, inputs["codec"])
+        maker.listen(path, utterances, codec, inputs["codec"], log_mel)
     meta = inputs | {
         "format": form.to_dict(),
         "format_fingerprint": form.fingerprint,
@@ -237,14 +242,15 @@ class _Maker:
         self._heard: dict[Path, list[tuple[Utterance, list[int]]]] = {}
 
     def listen(
-        self, path: Path, utterances: Sequence["Utterance"], codec: str | None, codec_id: str | None
-    ) -> None:
+        self, path: Path, utterances: Sequence["Utterance"], codec: str | None, codec_id: str | None,
+        log_mel: str | None,
+    ) -> None:  # fmt: skip
         """Codes of a source's recordings, known before the first document is written."""
         from lit_moss.prepare.codes import encode_utterances
 
         if not utterances or not codec or not codec_id:
             return
-        codes: Codes = encode_utterances(utterances, codec, codec_id)
+        codes: Codes = encode_utterances(utterances, codec, codec_id, log_mel)
         self.skipped += list(codes.bad)
         heard = list(zip(utterances, codes.of, strict=True))
         if self.kind == "interleaved":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KMEANS = "embedded:whisper-tiny-kmeans"
 CODES = 1024
+LOG_MELS = ("causal", "whisper")
 _ENCODER = "embedded:whisper-tiny"
 _VERSION = 2  # of the making: another one, another folder
 _SEED = 1
@@ -54,12 +55,23 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.out}: {args.codes} codes, fingerprint {codec_fingerprint(str(args.out))}")
 
 
-def open_codec(name: str) -> "SpeechTokenizer":
+def add_log_mel_argument(parser: argparse.ArgumentParser) -> None:
+    """`--log-mel` of verbs that open a speech tokenizer."""
+    parser.add_argument(
+        "--log-mel",
+        choices=LOG_MELS,
+        help="features of the speech tokenizer: whisper (released tokenizers; needs whole recordings) or causal "
+        "(streams); default: what its config.json says, whisper where it says nothing",
+    )
+
+
+def open_codec(name: str, log_mel: str | None = None) -> "SpeechTokenizer":
     """Speech tokenizer by any name a user may give; the caller's random numbers are left alone.
 
     Args:
         name: `embedded:whisper-tiny-kmeans`, a checkpoint, a folder of a name's runs (the best of the
             newest), a folder in the released layout, or a hub id.
+        log_mel: See `SpeechTokenizer.from_pretrained`.
     """
     # Building a network draws random numbers, but a run whose documents lie in the cache must train as one
     # that made them.
@@ -68,7 +80,7 @@ def open_codec(name: str) -> "SpeechTokenizer":
     from lit_moss.codec import SpeechTokenizer
 
     with torch.random.fork_rng():
-        return SpeechTokenizer.from_pretrained(codec_path(name))
+        return SpeechTokenizer.from_pretrained(codec_path(name), log_mel=log_mel)
 
 
 def codec_path(name: str) -> Path | str:
@@ -85,13 +97,35 @@ def codec_path(name: str) -> Path | str:
     return name
 
 
-def codec_fingerprint(name: str) -> str:
-    """16 hex digits of a tokenizer's weights and settings: which codes these are."""
+def codec_fingerprint(name: str, log_mel: str | None = None) -> str:
+    """16 hex digits of a tokenizer's weights and settings: which codes these are.
+
+    `log_mel` as for `open_codec`. It counts where it is not what the tokenizer's own files state.
+    """
+    if log_mel is not None and log_mel not in LOG_MELS:
+        raise UserError(f"log_mel is {log_mel!r}, expected {' or '.join(LOG_MELS)}")
     path = assets.resolve(str(codec_path(name)))
     files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")])
     if not files:
         raise UserError(f"{name} holds no *.safetensors: expected a speech tokenizer")
-    return hashlib.sha256("".join(map(_sha256_once, files)).encode()).hexdigest()[:16]
+    hashed = "".join(map(_sha256_once, files))
+    stated = _stated_log_mel(path)
+    taken = log_mel or stated or "whisper"
+    if taken != stated:
+        hashed += f" log_mel {taken}"
+    return hashlib.sha256(hashed.encode()).hexdigest()[:16]
+
+
+def _stated_log_mel(path: Path) -> str | None:
+    """`log_mel` in a folder's config.json or in a checkpoint; None where it is not stated."""
+    if path.is_dir():
+        from lit_moss.codec.settings import read_settings
+
+        return read_settings(path / "config.json").get("log_mel")
+    from lit_moss.checkpoints import load_checkpoint
+
+    codec = load_checkpoint(path, mmap=True).get("codec")
+    return codec["config"].get("log_mel") if codec else None
 
 
 def _sha256_once(file: Path) -> str:
