@@ -122,7 +122,7 @@ class NonFiniteSteps(Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         self._last = loss, getattr(batch, "ids", [])
         pl_module.log("train/skipped_steps", self._counts[0].float())
-        if trainer._logger_connector.should_update_logs or self._counts.device.type == "cpu":
+        if trainer._logger_connector.should_update_logs or cheap_to_read(self._counts.device):
             self._read(trainer)
 
     # --- what the host reads --------------------------------------------------------------------------------
@@ -191,10 +191,15 @@ class NonFiniteSteps(Callback):
             dist.all_reduce(bad, dist.ReduceOp.MAX)  # with shards only one rank may see it
         if bool(bad):
             raise UserError(
-                f"step {trainer.global_step}: the weights are not finite ({wrong or 'on another rank'}), so no "
-                "checkpoint is written; earlier ones are whole. Lower the learning rate, then resume with "
+                f"step {trainer.global_step}: the weights are not finite ({wrong or 'on another rank'}), so "
+                "no checkpoint is written; earlier ones are whole. Lower the learning rate, then resume with "
                 "--ckpt_path last"
             )
+
+
+def cheap_to_read(device: torch.device) -> bool:
+    """Whether the host reads values without waiting for a queue of work."""
+    return device.type == "cpu"
 
 
 def _deepspeed(trainer: Trainer) -> bool:

@@ -1,6 +1,8 @@
 """A small random decoder for tests."""
 
 import torch
+import yaml
+from recording import recipe
 
 from lit_moss.codec.flow import Flow, FlowConfig, Prompt
 from lit_moss.codec.hift import HiFT, HiFTConfig
@@ -79,3 +81,28 @@ def made_up_manifest(folder, clips=24):
         lines.append(json.dumps({"audio_filepath": f"{n:02d}.wav", "duration": len(t) / 24_000}))
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "train.jsonl"
+
+
+def decoder_recipe(folder, corpus, codec, steps, **changes):
+    """The tiny recipe of the other stages with this stage's model and data."""
+    sizes = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__} | {"vocab_size": 64}
+    path = recipe(
+        folder, corpus, steps,
+        model={"class_path": "lit_moss.modules.FlowDecoder",
+               "init_args": {"flow": sizes, "examples": 2, "lr": 3e-3}},
+        data={"class_path": "lit_moss.data.DecoderDataModule",
+              "init_args": {"train": [str(corpus / "train.jsonl")], "codec": str(codec),
+                            "validation": [str(corpus / "validation.jsonl")], "workers": 0,
+                            "batch_sec": 12, "max_sec": 10}},
+        **changes,
+    )  # fmt: skip
+    content = yaml.safe_load(path.read_text())
+    callbacks = [c for c in content["trainer"]["callbacks"] if "val/cer" not in str(c)]
+    callbacks += [
+        {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}},
+        {"class_path": "callbacks.DecoderReport"},
+        {"class_path": "callbacks.Checkpoint", "init_args": {"monitor": "val/loss"}},
+    ]
+    content["trainer"]["callbacks"] = callbacks
+    path.write_text(yaml.safe_dump(content))
+    return path

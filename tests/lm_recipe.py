@@ -62,6 +62,19 @@ def documents_folder(
     return path
 
 
+def conversations(path, backbone, lengths, masks=None, kind="sft"):
+    """Documents whose last 5 rows are the reply, unless `masks` says otherwise."""
+    tokenizer = load_tokenizer(backbone)
+    form = row_format(tokenizer, 128, eosp=32)
+    meta = {"kind": kind, "options": {}, "tokenizer": tokenizer_fingerprint(tokenizer), "codec": "made up",
+            "format": form.to_dict(), "version": 1, "sources": ["0"]}  # fmt: skip
+    with DocumentWriter(path, meta, shard_rows=300) as writer:
+        for i, n in enumerate(lengths):
+            mask = [j >= n - 5 for j in range(n)] if masks is None else masks[i]
+            writer.add(f"talk-{i}", [4 + (i + j) % 200 for j in range(n)], mask, kind)
+    return path
+
+
 MODULES = {
     "interleaved": "InterleavedDataModule",
     "unsupervised": "UnsupervisedDataModule",

@@ -48,7 +48,9 @@ class Moved(Callback):
         self.path, self._before = path, None
 
     def _state(self, trainer, pl_module):
-        averages = [c._average_model.state_dict() for c in trainer.callbacks if isinstance(c, WeightAveraging)]
+        averages = [
+            c._average_model.state_dict() for c in trainer.callbacks if isinstance(c, WeightAveraging)
+        ]
         parameters = {k for k, p in pl_module.named_parameters() if p.requires_grad}
         state = pl_module.state_dict()
         return deepcopy(
@@ -71,6 +73,31 @@ class Moved(Callback):
         moved = sorted(k for k in now if not same(now[k], self._before[k]))
         with Path(f"{self.path}.{trainer.global_rank}").open("a") as file:
             file.write(json.dumps([self._step, moved]) + "\n")
+
+
+class KeepGradients(Callback):
+    """Saves the gradients of every optimizer step, before they are clipped: step -> name -> gradient."""
+
+    def __init__(self, path: str):
+        self.path, self._found = path, {}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self._found[trainer.global_step] = {
+            name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None
+        }
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save(self._found, f"{self.path}.{trainer.global_rank}")
+
+
+class KeepState(Callback):
+    """Saves the module's state of this rank at the end."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save(pl_module.state_dict(), f"{self.path}.{trainer.global_rank}")
 
 
 class BreakWeights(Callback):

@@ -11,6 +11,7 @@ Shapes: B batch, N codes, T frames (= 4 N), M mel bands (80), D encoder width, S
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -265,7 +266,7 @@ class Flow(nn.Module):
     def draw(
         self,
         target_BMT: Tensor,
-        frames_B: Tensor,
+        frames_B: Tensor | Sequence[int],
         max_prefix: float = 0.3,
         prefixes: random.Random | None = None,
         generator: torch.Generator | None = None,
@@ -277,7 +278,8 @@ class Flow(nn.Module):
         noise, dropped conditions by torch's; `prefixes` and `generator` stand in for the global ones.
         """
         chance, prefix = prefixes or random, []
-        for frames in frames_B.tolist():
+        # Given as plain numbers, a GPU is not waited for.
+        for frames in frames_B.tolist() if isinstance(frames_B, Tensor) else frames_B:
             none = chance.random() < 0.5
             prefix.append(0 if none else chance.randint(0, int(max_prefix * frames)))
         # A generator draws on its own device alone: one of the CPU serves every device.

@@ -418,4 +418,3 @@ class CodecEncoder(StepModule):
             {"id": name, "codes": codes[valid].tolist(), "text": self.vocabulary.decode(path)}
             for name, codes, valid, path in zip(batch.ids, codes_BN, valid_BN, paths, strict=True)
         ]
-

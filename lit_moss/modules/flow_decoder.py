@@ -181,9 +181,8 @@ class FlowDecoder(StepModule):
         self.count_targets(len(batch))
         if not len(batch):  # every file of it was unreadable: this rank adds zeros to the gradients
             return sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=self.device))
-        # On the CPU: the length of a prompt is drawn there, for each item by its frames.
-        frames_B = rates.FRAMES_PER_CODE_DECODER * torch.tensor(batch.lengths)
-        draws = self.flow.draw(batch.mel_BMT, frames_B, self.max_prompt_share)
+        frames = [rates.FRAMES_PER_CODE_DECODER * n for n in batch.lengths]
+        draws = self.flow.draw(batch.mel_BMT, frames, self.max_prompt_share)
         streaming = random.random() < self.streaming_share
         found = self.flow.velocity(
             batch.codes_BN, batch.lengths_B, batch.mel_BMT, self.speakers(batch), draws, streaming,

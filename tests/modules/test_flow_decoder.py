@@ -3,8 +3,8 @@
 import pytest
 import torch
 import yaml
-from decoders import SMALL, made_up_codec
-from recording import assert_equal, checkpoints, curves, fit, fit_in_process, recipe, seen
+from decoders import SMALL, decoder_recipe, made_up_codec
+from recording import assert_equal, checkpoints, curves, fit, fit_in_process, seen
 
 from lit_moss.cli import main
 from lit_moss.codec.flow import Prompt
@@ -15,31 +15,6 @@ from lit_moss.modules.flow_decoder import MeanByTime, start_embeddings
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory):
     return made_up_codec(tmp_path_factory.mktemp("codec"))
-
-
-def decoder_recipe(folder, corpus, codec, steps, **changes):
-    """The tiny recipe of the other stages with this stage's model and data."""
-    sizes = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__} | {"vocab_size": 64}
-    path = recipe(
-        folder, corpus, steps,
-        model={"class_path": "lit_moss.modules.FlowDecoder",
-               "init_args": {"flow": sizes, "examples": 2, "lr": 3e-3}},
-        data={"class_path": "lit_moss.data.DecoderDataModule",
-              "init_args": {"train": [str(corpus / "train.jsonl")], "codec": str(codec),
-                            "validation": [str(corpus / "validation.jsonl")], "workers": 0,
-                            "batch_sec": 12, "max_sec": 10}},
-        **changes,
-    )  # fmt: skip
-    content = yaml.safe_load(path.read_text())
-    callbacks = [c for c in content["trainer"]["callbacks"] if "val/cer" not in str(c)]
-    callbacks += [
-        {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}},
-        {"class_path": "callbacks.DecoderReport"},
-        {"class_path": "callbacks.Checkpoint", "init_args": {"monitor": "val/loss"}},
-    ]
-    content["trainer"]["callbacks"] = callbacks
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 @pytest.fixture(scope="module")
