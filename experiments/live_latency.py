@@ -1,11 +1,11 @@
 """How long a live stream of the speech tokenizer takes for each 80 ms of speech.
 
-    python -m experiments.live_latency FOLDER --codec embedded:whisper-tiny-kmeans [--minutes 10] [--threads 1]
+    python -m experiments.live_latency FOLDER [--codec embedded:whisper-tiny-kmeans] [--threads 1]
     python -m experiments.live_latency FOLDER --official --minutes 1
 
-FOLDER holds sound files, which are joined in the order of their names (and repeated) to the wanted length. The
-stream is fed 1280 samples at a time. Prints median, 99th percentile and maximum of a push in ms, the share of
-real time, the same of CPU time, and how many streamed codes differ from those of the whole recording.
+FOLDER holds sound files, which are joined in the order of their names (and repeated) to the wanted length.
+The stream is fed 1280 samples at a time. Prints median, 99th percentile and maximum of a push in ms, of wall
+and of CPU time, and how many streamed codes differ from those of the whole recording.
 """
 
 import argparse
@@ -60,8 +60,8 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     wave = joined(args.folder, 60.0 * args.minutes)
-    tokenizer = official() if args.official else SpeechTokenizer.from_pretrained(
-        args.codec, log_mel=args.log_mel
+    tokenizer = (
+        official() if args.official else SpeechTokenizer.from_pretrained(args.codec, log_mel=args.log_mel)
     )
     tokenizer.exact = not args.no_exact
     tokenizer.to(args.device)
@@ -87,7 +87,7 @@ def main() -> int:
         f"{cpu_ms.max():.1f} ms (for a machine that does other work too)"
     )
     print(
-        f"exact={tokenizer.exact} threads={torch.get_num_threads()} {args.device}: {len(ms)} pushes of 80 ms, "
+        f"exact={tokenizer.exact} threads={torch.get_num_threads()} {args.device}: {len(ms)} pushes, "
         f"median {ms.median():.1f} ms, p99 {ms.quantile(0.99):.1f} ms, maximum {ms.max():.1f} ms, "
         f"{ms.sum() / (60_000 * args.minutes):.3f} of real time; opening {1000 * opening:.0f} ms; "
         f"{differ} of {len(whole)} codes differ from offline"

@@ -65,7 +65,7 @@ def codec_of_checkpoint(path: Path, log_mel: str | None = None) -> Codec:
     if frozen.fingerprint != made["fingerprint"]:
         raise UserError(
             f"{path} was trained on codes of {made['codec']} as it was then (fingerprint "
-            f"{made['fingerprint']}, now {frozen.fingerprint} with log_mel {frozen.tokenizer.config.log_mel}): put that tokenizer back, or "
-            "give its log_mel (--log-mel)"
+            f"{made['fingerprint']}, now {frozen.fingerprint} with log_mel "
+            f"{frozen.tokenizer.config.log_mel}): put that tokenizer back, or give its log_mel (--log-mel)"
         )
     return Codec(frozen.tokenizer, flow, None, frozen.speaker, made.get("voice"))

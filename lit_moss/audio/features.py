@@ -31,8 +31,8 @@ def mel_filters(
 ) -> Tensor:
     """Slaney-scale, Slaney-normalised triangles from 0 to 8000 Hz: (fft/2 + 1, M).
 
-    Built in float64 by the closed form: torchaudio's float32 path is 3e-7 off the released filters. On the CPU,
-    for not every device has float64.
+    Built in float64 by the closed form: torchaudio's float32 path is 3e-7 off the released filters. On the
+    CPU, for not every device has float64.
     """
     f_step_hz, knee_hz = 200.0 / 3, 1000.0
     knee_mel, log_step = knee_hz / f_step_hz, math.log(6.4) / 27

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch.amp.autocast_mode import is_autocast_available
 
 # The flags belong to the process, not to a thread: of overlapping users the first saves, the last restores.
 _lock = threading.Lock()
@@ -75,7 +76,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     global _users
     with ExitStack() as stack:
         for kind in {device.type, "cpu"}:
-            if torch.amp.is_autocast_available(kind):
+            if is_autocast_available(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         with _lock:
             if _users == 0:

@@ -218,7 +218,7 @@ class Codec:
         return Prompt.none(self.voice)
 
     def _checked(self, codes: Tensor | Sequence[int]) -> Tensor:
-        codes_N = torch.as_tensor(codes)
+        codes_N = codes if isinstance(codes, Tensor) else torch.as_tensor(codes, device="cpu")
         if codes_N.ndim != 1 or (len(codes_N) and codes_N.dtype.is_floating_point):
             raise ValueError(
                 f"got {codes_N.dtype} of shape {tuple(codes_N.shape)}, expected codes int64 (n,)"
@@ -241,8 +241,8 @@ def audible(wave_T: Tensor) -> Tensor:
     wave_T = wave_T.float().cpu()
     if not bool(wave_T.isfinite().all()):
         raise UserError(
-            "the decoder gives samples that are not finite: the weights of the flow or of the vocoder, or the "
-            "prompt, are damaged"
+            "the decoder gives samples that are not finite: the weights of the flow or of the vocoder are "
+            "damaged, or the prompt is"
         )
     return wave_T
 
@@ -253,7 +253,7 @@ def _written_sizes(written: Any, shapes: FlowConfig, path: Path) -> FlowConfig:
         raise UserError(f"{path}: flow is a {type(written).__name__}, expected settings by name")
     unknown = sorted(set(map(str, written)) - {f.name for f in fields(FlowConfig)})
     if unknown:
-        raise UserError(f"{path}: flow has {unknown[0]!r}, expected settings of FlowConfig: get it again")
+        raise UserError(f"{path} is damaged: flow has {unknown[0]!r}, expected settings of FlowConfig")
     try:
         found = FlowConfig(**written)
     except UserError as error:

@@ -25,8 +25,8 @@ from lit_moss.codec import quantizer
 from lit_moss.codec.settings import check_settings
 from lit_moss.errors import UserError
 
-# Keys of a released `config.json` that change the numbers -> the value this network computes. Attention that is
-# not causal is GLM-4-Voice's tokenizer, whose frames see whole blocks.
+# Keys of a released `config.json` that change the numbers -> the value this network computes. Attention that
+# is not causal is GLM-4-Voice's tokenizer, whose frames see whole blocks.
 _OURS: dict[str, Any] = {
     "pooling_kernel_size": rates.HIDDEN_PER_CODE,
     "pooling_type": "avg",
@@ -82,7 +82,9 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         check_settings(self, at_least={"quantize_loss_scale": 0.0, "quantize_commit_coefficient": 0.0})
         if not 0.0 <= self.quantize_ema_decay < 1.0:
-            raise UserError(f"quantize_ema_decay is {self.quantize_ema_decay}, expected 0 or more and below 1")
+            raise UserError(
+                f"quantize_ema_decay is {self.quantize_ema_decay}, expected 0 or more and below 1"
+            )
         if self.d_model % self.encoder_attention_heads:
             raise UserError(f"d_model {self.d_model} is no multiple of {self.encoder_attention_heads} heads")
         if self.quantize_vocab_size < 2:
@@ -110,11 +112,14 @@ class EncoderConfig:
         """
         if strict and (found := departures(config)):
             raise UserError(
-                f"config.json has {'; '.join(found)}: codes would differ from the released ones (as weights to "
-                "start a training from, `init_from`, it can be used)"
+                f"config.json has {'; '.join(found)}: its codes would be computed wrongly; it serves as "
+                "weights to start a training from (`init_from`)"
             )
-        sizes = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
-        return cls(**({"log_mel": unstated_log_mel} | sizes))
+        stated: dict[str, Any] = {
+            f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None
+        }
+        stated.setdefault("log_mel", unstated_log_mel)
+        return cls(**stated)
 
     def to_official(self) -> dict[str, Any]:
         """The released `config.json` layout."""
@@ -149,8 +154,8 @@ def departures(config: Mapping[str, Any], features: Mapping[str, Any] | None = N
     quantize_at = config.get("quantize_position")
     if config.get("pooling_position", quantize_at) != quantize_at:
         found.append(
-            f"pooling_position={config['pooling_position']!r} and quantize_position={quantize_at!r}, expected "
-            "them equal"
+            f"pooling_position={config['pooling_position']!r} and quantize_position={quantize_at!r}, "
+            "expected them equal"
         )
     bins, mel_bins = (features or {}).get("feature_size"), config.get("num_mel_bins")
     if bins is not None and mel_bins is not None and bins != mel_bins:
@@ -177,9 +182,7 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(
-        self, x_BLD: Tensor, past: "KeysValues | None" = None
-    ) -> tuple[Tensor, "KeysValues | None"]:
+    def forward(self, x_BLD: Tensor, past: "KeysValues | None" = None) -> tuple[Tensor, "KeysValues | None"]:
         """The output and `past`, which has grown by these frames."""
         q, k, v = (
             proj(x_BLD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -198,8 +201,7 @@ class SelfAttention(nn.Module):
 class KeysValues:
     """Keys and values of one layer's frames so far, in buffers of fixed size.
 
-    A step writes its own frames in place: joining them to the past would copy all of it, at 30 s more than the
-    step computes.
+    A step writes its own frames in place: joining them to the past would copy all of it.
     """
 
     def __init__(self, longest: int) -> None:
@@ -229,9 +231,7 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(ffn_width, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(
-        self, x_BLD: Tensor, past: KeysValues | None = None
-    ) -> tuple[Tensor, KeysValues | None]:
+    def forward(self, x_BLD: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues | None]:
         attended, past = self.self_attn(self.self_attn_layer_norm(x_BLD), past)
         x_BLD = x_BLD + attended
         return x_BLD + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x_BLD)))), past

@@ -98,6 +98,6 @@ class FlowStream:
         prompt_1MT[:, :, : given.shape[-1]] = given
         self._codes += len(codes_N)
         return flow.solve(
-            fixed_noise(first, frames, mu_1MT.device).to(mu_1MT), mu_1MT.new_ones(1, 1, frames), mu_1MT, self._speaker_BM,
-            prompt_1MT, None, flow.config.guidance, flow.config.steps, self._solver,
+            fixed_noise(first, frames, mu_1MT.device).to(mu_1MT), mu_1MT.new_ones(1, 1, frames), mu_1MT,
+            self._speaker_BM, prompt_1MT, None, flow.config.guidance, flow.config.steps, self._solver,
         )  # fmt: skip

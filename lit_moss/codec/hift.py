@@ -115,7 +115,7 @@ class Source:
     phase_BTK: Tensor
 
     @property
-    def cycles_BTK(self) -> Tensor:
+    def cycles_BTK(self) -> Tensor:  # noqa: N802 - as the field
         """The same in cycles, float32."""
         return self.phase_BTK.float() / CYCLE
 
@@ -154,9 +154,9 @@ class HiFT(nn.Module):
     ) -> Source:
         """Sines at nine harmonics where speech is voiced, noise where it is not, mixed to one signal.
 
-        The phase of harmonic k grows by frac(k f0 / 24000) cycles a sample and runs linearly between the middles
-        of frames. In whole numbers, for which sums are exact however long the speech and however it is cut
-        into chunks: at a minute of speech float32 would be off by a radian, and some devices have no float64.
+        The phase of harmonic k grows by frac(k f0 / 24000) cycles a sample and runs linearly between the
+        middles of frames. In whole numbers, whose sums are exact however long the speech is and however it is
+        cut into chunks: at a minute float32 would be off by a radian, and some devices have no float64.
 
         Args:
             pitch_BT: f0 in Hz.

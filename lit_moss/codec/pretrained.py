@@ -83,9 +83,7 @@ def load_encoder(
     return encoder, LoadReport(tuple(loaded), kept, tuple(reshaped))
 
 
-def _read(
-    folder: Path, trained: bool, unstated_log_mel: str
-) -> tuple[dict[str, Tensor], EncoderConfig]:
+def _read(folder: Path, trained: bool, unstated_log_mel: str) -> tuple[dict[str, Tensor], EncoderConfig]:
     """Tensors under our names, and the sizes; whatever is damaged is one line that names the folder."""
     try:
         tensors = _read_tensors(folder)
@@ -120,9 +118,7 @@ def _layers(tensors: dict[str, Tensor]) -> int:
     return 1 + max((int(key.split(".")[1]) for key in tensors if key.startswith("layers.")), default=-1)
 
 
-def _sizes(
-    tensors: dict[str, Tensor], folder: Path, trained: bool, unstated_log_mel: str
-) -> EncoderConfig:
+def _sizes(tensors: dict[str, Tensor], folder: Path, trained: bool, unstated_log_mel: str) -> EncoderConfig:
     """Sizes of `config.json`, or as far as shapes tell them.
 
     Heads are 64 wide in every Whisper, so their number follows where it is not written.
@@ -131,8 +127,8 @@ def _sizes(
     features = read_settings(folder / "preprocessor_config.json")
     if trained and (found := departures(config, features)):
         raise UserError(
-            f"{folder} has {'; '.join(found)}: its codes would be computed wrongly. It serves as weights to start "
-            "a training from (`init_from`), not to encode with"
+            f"{folder} has {'; '.join(found)}: its codes would be computed wrongly; it serves as weights to "
+            "start a training from (`init_from`)"
         )
     if "quantize_position" in config:
         try:

@@ -92,7 +92,9 @@ class StreamCache:
             size = max(self._used, 2 * len(self._positions))
             if self.left_chunks is not None:
                 size = min(size, self.kept + (self.left_chunks + 1) * self.chunk)
-            self._positions = torch.cat([self._positions, torch.full((size - len(self._positions),), -1, device="cpu")])
+            self._positions = torch.cat(
+                [self._positions, torch.full((size - len(self._positions),), -1, device="cpu")]
+            )
         self._positions[slots] = new
         self._slots = slots.to(device, non_blocking=True)
         self.positions = new

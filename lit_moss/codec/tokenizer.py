@@ -3,9 +3,9 @@
 Offline and streamed codes are the same codes, 100 % of them. Causality alone does not give that: a code is an
 argmin, and float32 sums taken in another order differ in the last bits, which flips about one code in 10^4
 where two codebook rows are nearly equally far. So all codes are those of float64 (`SpeechTokenizer.exact`).
-Offline, float32 decides where its rounding cannot change the nearest code, and float64 the others (4 in 1000).
-A stream computes in float64 alone, so that every push costs the same: to look back only at a near-tie took up
-to 30 s of speech in one push.
+Offline, float32 decides where its rounding cannot change the nearest code, and float64 the others (4 in
+1000). A stream computes in float64 alone, so that every push costs the same: to look back at a near-tie took
+up to 30 s of speech in one push.
 
 Shapes: B batch, T samples at 16 kHz, M mel bins, N codes, D width, K codebook entries.
 """
@@ -48,9 +48,10 @@ class SpeechTokenizer:
 
     Args:
         encoder: The network; moved by `.to(device)`, kept in float32.
-        exact: Codes as float64 gives them, so that streamed and offline codes never differ. It keeps a copy of
-            the network of twice its size (2.6 GB at the released one), made on first use, and a stream does twice
-            the work. Off, about one code in 10^4 differs between streams and the whole (1 of 36,294 measured).
+        exact: Codes as float64 gives them, so that streamed and offline codes never differ. It keeps a copy
+            of the network of twice its size (2.6 GB at the released one), made on first use, and a stream
+            moves twice the numbers. Off, about one code in 10^4 differs between streams and the whole (1 of
+            36,294 measured).
     """
 
     def __init__(self, encoder: CausalEncoder, exact: bool = True) -> None:
@@ -183,7 +184,7 @@ class SpeechTokenizer:
                 [c for (owner, _), c in zip(pieces, codes, strict=True) if owner == i and c is not None]
             )
             if any(owner == i for owner, _ in pieces)
-            else torch.zeros(0, dtype=torch.long)
+            else torch.zeros(0, dtype=torch.long, device="cpu")
             for i in range(len(waves))
         ]
         return joined[0] if isinstance(wave, Tensor) else joined
@@ -217,9 +218,11 @@ class SpeechTokenizer:
             if self.config.log_mel == "causal":
                 mel_BMF = CausalLogMel(bins)(wave_BT)
             else:
-                own = [n * rates.SAMPLES_PER_CODE for n in codes or [wave_BT.shape[1] // rates.SAMPLES_PER_CODE]]
-                own = own if codes else own * len(wave_BT)
-                mels = [whisper_log_mel(wave_T[None, :n], bins)[0] for wave_T, n in zip(wave_BT, own, strict=True)]
+                own = codes or [wave_BT.shape[1] // rates.SAMPLES_PER_CODE] * len(wave_BT)
+                mels = [
+                    whisper_log_mel(wave_T[None, : n * rates.SAMPLES_PER_CODE], bins)[0]
+                    for wave_T, n in zip(wave_BT, own, strict=True)
+                ]
                 longest = wave_BT.shape[1] // rates.WHISPER_HOP_SAMPLES
                 mel_BMF = torch.stack([F.pad(mel, (0, longest - mel.shape[-1])) for mel in mels])
             return encoder.pool(encoder(mel_BMF))
@@ -241,7 +244,8 @@ class SpeechTokenizer:
                 squared = two.values.clamp(min=0.0)
                 norm = x.norm(dim=1)
                 margin = two.values[:, 1] - two.values[:, 0]
-                reach = 2.0 * AMBIGUOUS * norm * squared.sqrt().sum(dim=1) + ROUNDING * (norm + longest).square()
+                moved = 2.0 * AMBIGUOUS * norm * squared.sqrt().sum(dim=1)
+                reach = moved + ROUNDING * (norm + longest).square()
                 finite = reach.isfinite()
                 ambiguous_S.append(((margin <= reach) & finite).long())
                 codes_S.append(torch.where(finite, two.indices[:, 0], -1))
@@ -260,9 +264,9 @@ class SpeechTokenizer:
         """
         if self.config.log_mel != "causal":
             raise UserError(
-                "this tokenizer's log_mel is 'whisper' (the rule of folders that state none), which needs whole "
-                "segments: a stream takes log_mel 'causal', whose codes differ (15 % with released features). Open "
-                "it with log_mel='causal' (SpeechTokenizer.from_pretrained, or --log-mel causal)"
+                "this tokenizer's log_mel is 'whisper' (also where its config.json states none), which needs "
+                "whole segments: to stream, open it with log_mel='causal' (SpeechTokenizer.from_pretrained, "
+                "or --log-mel causal). Some 15 % of its codes are then others"
             )
         return TokenizerStream(self)
 
@@ -270,9 +274,9 @@ class SpeechTokenizer:
 class TokenizerStream:
     """Samples at 16 kHz as they come -> each code as soon as its 80 ms are complete.
 
-    Every 30 s a new segment begins with a fresh state, as offline. Log-mel by `CausalLogMel`. Memory is bounded
-    by one segment: keys and values of the attention. For `exact` all is float64, so a push never looks back;
-    it transfers once to the host, its codes.
+    Every 30 s a new segment begins with a fresh state, as offline. Log-mel by `CausalLogMel`. Memory is
+    bounded by one segment: keys and values of the attention. For `exact` all is float64, so a push never
+    looks back; it transfers once to the host, its codes.
     """
 
     def __init__(self, tokenizer: SpeechTokenizer) -> None:
@@ -336,7 +340,7 @@ def known(codes: Tensor) -> Tensor:
     """
     if len(codes) and int(codes.min()) < 0:
         raise UserError(
-            "the speech tokenizer computes numbers that are not finite: its weights are damaged, get them again"
+            "the speech tokenizer computes numbers that are not finite: its weights are damaged, get it again"
         )
     return codes
 
@@ -354,7 +358,8 @@ def _float64_device(device: torch.device) -> torch.device:
 
 
 def _mono(wave: Tensor) -> Tensor:
-    wave = torch.as_tensor(wave)
+    # as_tensor would move a tensor to the default device of `with torch.device(…)`.
+    wave = wave if isinstance(wave, Tensor) else torch.as_tensor(wave, device="cpu")
     if wave.ndim == 2:
         wave = wave[0]
     if wave.ndim != 1 or not wave.dtype.is_floating_point:

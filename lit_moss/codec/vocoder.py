@@ -141,9 +141,7 @@ class HiFTStream(_Window):
         skip = start - self._first
         pitch = self._hift.f0_predictor(mel)[:, skip:]
         frames = pitch.shape[1]
-        source = self._hift.source(
-            pitch, self._vocoder.draws(start, frames, mel), self._phase.get(start - 1)
-        )
+        source = self._hift.source(pitch, self._vocoder.draws(start, frames, mel), self._phase.get(start - 1))
         wave = self._hift.decode(mel[:, :, skip:], source.wave_B1L)
         given = wave[:, (self._done - start) * HOP : (until - start) * HOP]
         self._done = until

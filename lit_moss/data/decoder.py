@@ -13,7 +13,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -173,8 +173,8 @@ class DecoderDataModule(SpeechDataModule):
         if saved != ours:
             raise UserError(
                 f"the checkpoint was trained on codes of {saved}, data.codec {self.codec} (with speaker "
-                f"vectors {self.speaker}, log_mel {self.frozen.tokenizer.config.log_mel}) is {ours}: take the "
-                "same, or start a new run"
+                f"vectors {self.speaker}, log_mel {self.frozen.tokenizer.config.log_mel}) is {ours}: take "
+                "the same, or start a new run"
             )
         super().load_state_dict(state_dict)
 

@@ -101,8 +101,8 @@ class SFTDataModule(TokenDataModule):
 class MixtureDataModule(TokenDataModule):
     """Several data modules in one run, by epochs of their tokens: stage 2's speech 1.0 and text 0.1.
 
-    Context, batch sizes, seed, first batch, workers, backbone, codec and log_mel are the mixture's own, not a part's.
-    Only `min_fill` is each part's.
+    Context, batch sizes, seed, first batch, workers, backbone, codec and log_mel are the mixture's own, not a
+    part's. Only `min_fill` is each part's.
 
     Args:
         parts: The data modules.

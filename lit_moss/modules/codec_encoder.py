@@ -57,8 +57,8 @@ class CodecEncoder(StepModule):
             random.
         encoder: Sizes; None takes those of `init_from`.
         codebook_size: Codebook entries; None takes what `encoder` or the source says.
-        log_mel: Features: `causal` (streams) or `whisper` (whole recordings only); None takes what `encoder` or
-            the source says, and causal where it says nothing.
+        log_mel: Features: `causal` (streams) or `whisper` (whole recordings only); None takes what `encoder`
+            or the source says, and causal where it says nothing.
         head_layers: Causal transformer layers of the CTC head.
         head_width: Width of the head; a multiple of 64, which is the width of its attention heads.
         head_dropout: Dropout on the head's input.

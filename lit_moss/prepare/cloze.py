@@ -36,7 +36,12 @@ class ClozeItem:
 
 
 def make_cloze(
-    sources: Sequence[str], part: str, backbone: str, codec: str | None, items: int = 64, seed: int = 1,
+    sources: Sequence[str],
+    part: str,
+    backbone: str,
+    codec: str | None,
+    items: int = 64,
+    seed: int = 1,
     log_mel: str | None = None,
 ) -> list[ClozeItem]:
     """Held-out items, after spoken StoryCloze; made once, then taken from the cache.

@@ -90,8 +90,8 @@ def main(args: argparse.Namespace) -> None:
     names = {name for options in OPTIONS.values() for name in options}
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     folder = make_documents(
-        args.kind, args.sources, args.part, args.backbone, args.codec, args.out, dict(sorted(options.items())),
-        args.log_mel,
+        args.kind, args.sources, args.part, args.backbone, args.codec, args.out,
+        dict(sorted(options.items())), args.log_mel,
     )  # fmt: skip
     meta = json.loads((folder / "meta.json").read_text())
     print(f"{folder}: {meta['documents']} documents, {meta['rows']} rows of kind {meta['kind']}")

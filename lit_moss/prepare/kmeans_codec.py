@@ -60,8 +60,8 @@ def add_log_mel_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-mel",
         choices=LOG_MELS,
-        help="features of the speech tokenizer: whisper (released tokenizers; needs whole recordings) or causal "
-        "(streams); default: what its config.json says, whisper where it says nothing",
+        help="features of the speech tokenizer: whisper (released ones; whole recordings only) or causal "
+        "(streams too); default: what its config.json says, whisper where it says nothing",
     )
 
 

@@ -1,4 +1,4 @@
-"""A near-tie in a live stream computed everything since the last one again in float64: up to 30 s in one push.
+"""A near-tie in a live stream computed all since the last one again in float64: up to 30 s in one push.
 
 Pushes of 80 ms took 12 ms in the median and 1.8 s at worst (Whisper-tiny, 10 minutes of LibriSpeech).
 """
@@ -76,8 +76,26 @@ def test_the_float64_copy_is_made_before_the_first_push_and_holds_no_averages(ti
 
 
 def test_a_second_segment_starts_afresh(tiny_encoder, speech):
-    tokenizer = SpeechTokenizer(tiny_encoder(max_source_positions=64))  # segments of 16 codes
-    wave = torch.cat(speech)[: 60 * CODE]
+    tokenizer = SpeechTokenizer(tiny_encoder(max_source_positions=256))  # segments of 64 codes
+    wave = torch.cat(speech)[: 150 * CODE]
     stream = tokenizer.stream()
     codes = torch.cat([*(stream.push(x) for x in wave.split(3 * CODE)), stream.flush()])
     assert torch.equal(codes, tokenizer.encode(wave, 16_000))
+
+
+def test_without_float64_on_the_device_the_copy_is_on_the_cpu(tiny_encoder, speech, monkeypatch):
+    """As on MPS, which refuses float64."""
+    from lit_moss.codec import tokenizer as module
+
+    expected = SpeechTokenizer(tiny_encoder()).encode(speech[0], 16_000)
+    zeros = torch.zeros
+
+    def refusing(*args, **kwargs):
+        if kwargs.get("dtype") == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return zeros(*args, **kwargs)
+
+    monkeypatch.setattr(module.torch, "zeros", refusing)
+    tokenizer = SpeechTokenizer(tiny_encoder())
+    assert torch.equal(tokenizer.encode(speech[0], 16_000), expected)
+    assert tokenizer.double.codebook.weight.device.type == "cpu"

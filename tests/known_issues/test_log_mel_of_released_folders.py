@@ -1,7 +1,7 @@
 """A released tokenizer folder states no log-mel, and the causal one was taken without a word.
 
-14.8 % of the codes (k-means codec, 14 clips) differed from those of Whisper's log-mel, which such tokenizers were
-trained on. In training `log_mel: whisper` was saved but not used.
+14.8 % of the codes (k-means codec, 14 clips) differed from those of Whisper's log-mel, which such tokenizers
+were trained on. In training `log_mel: whisper` was saved but not used.
 """
 
 import json

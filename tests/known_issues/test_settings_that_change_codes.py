@@ -1,7 +1,7 @@
 """Settings of a tokenizer's files under which the released network computes other codes were accepted.
 
-GLM-4-Voice's tokenizer (`encoder_causal_attention: false`) was encoded with as if it were causal. Wrong types in a
-codec folder's JSON were tracebacks, and weights with NaN gave codes and silence.
+GLM-4-Voice's tokenizer (`encoder_causal_attention: false`) was encoded with as if it were causal. Wrong types
+in a codec folder's JSON were tracebacks, and weights with NaN gave codes and silence.
 """
 
 import json
