@@ -66,9 +66,9 @@ class SkippedData(Callback):
         datamodule = cast(Any, trainer).datamodule
         skipped, total = _skipped(trainer), datamodule.utterances
         if trainer.logger is not None and not trainer.sanity_checking and trainer.global_step:
-            found = {"data/skipped": len(skipped)}
+            found = {"data/skipped": float(len(skipped))}
             if hasattr(datamodule, "left_out"):  # documents that do not fit the context, known from the start
-                found["data/left_out"] = datamodule.left_out
+                found["data/left_out"] = float(datamodule.left_out)
             trainer.logger.log_metrics(found, step=trainer.global_step)
         # One bad file in a small corpus is no pattern, whatever share it makes.
         if len(skipped) > max(1, datamodule.max_bad_share * total):

@@ -30,6 +30,8 @@ class Poison(Callback):
             return loss * float("nan") if self._now and self.what == "loss" else loss
 
         pl_module.training_step = spoilt
+        if self.what != "gradient":
+            return
         last = [p for group in trainer.optimizers[0].param_groups for p in group["params"]][-1]
         last.register_hook(
             lambda g: torch.full_like(g, float("inf")) if self._now and self.what == "gradient" else g

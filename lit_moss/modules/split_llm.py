@@ -242,19 +242,17 @@ class SplitLLM(StepModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
-        counts = {"text": batch.text_targets, "speech": batch.speech_targets}
-        if None in counts.values():  # a batch of someone else's making: the device has to be asked
-            counts = {"text": int(loss.text_count), "speech": int(loss.speech_count)}
-        trained = sum(cast(int, n) for kind, n in counts.items() if self.weights[kind])
+        counts = _counts(batch, loss)
+        trained = sum(n for kind, n in counts.items() if self.weights[kind])
         self.count_targets(trained)
         if trained:
             self.log("train/loss", loss.total.detach(), prog_bar=True)
         for name, value in _means(loss, counts).items():
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
-        every = self._window.targets(self.trainer, batch_idx)
-        if every is None or None in (batch.text_targets, batch.speech_targets):
+        step = self._window.targets(self.trainer, batch_idx)
+        if step is None:
             return every_target_once(loss.total, loss.text_count + loss.speech_count)
-        return loss.total * (sum(cast(int, n) for n in counts.values()) * every.parts / max(1, every.targets))
+        return loss.total * (sum(counts.values()) * step.parts / max(1, step.targets))
 
     def on_train_start(self) -> None:
         self._window = Window()
@@ -465,7 +463,16 @@ def _check_frozen(frozen: dict[str, Any] | None, own: dict[str, Tensor], source:
         )
 
 
-def _means(loss: SplitLoss, counts: dict[str, int | None]) -> dict[str, Tensor]:
+def _counts(batch: TokenBatch, loss: SplitLoss) -> dict[str, int]:
+    """Targets of each head; a batch that does not say makes the host ask the device."""
+    text, speech = batch.text_targets, batch.speech_targets
+    return {
+        "text": int(loss.text_count) if text is None else text,
+        "speech": int(loss.speech_count) if speech is None else speech,
+    }
+
+
+def _means(loss: SplitLoss, counts: dict[str, int]) -> dict[str, Tensor]:
     found = {"text_targets": loss.text_count.float(), "speech_targets": loss.speech_count.float()}
     for name, mean, count, correct in (
         ("text", loss.text, loss.text_count, loss.text_correct),

@@ -79,6 +79,8 @@ def test_the_codebook_follows_its_frames_only_once_it_is_started(module, batch):
     assert torch.equal(module.encoder.codebook.weight, before)
     module.codebook_ready.fill_(True)
     step(module, batch)
+    assert torch.equal(module.encoder.codebook.weight, before)  # until the optimizer steps too
+    module.on_before_optimizer_step(module.configure_optimizers())
     assert not torch.equal(module.encoder.codebook.weight, before)
     assert int(module.updates) == 1
 
