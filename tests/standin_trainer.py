@@ -109,7 +109,8 @@ def fit_on(device: str, config: Path, *more: str, **trainer: Any) -> Run:
     """
     content = yaml.safe_load(config.read_text())
     content["trainer"] |= {"log_every_n_steps": 1000} | trainer
-    content["trainer"]["callbacks"].append({"class_path": "standin_trainer.Waits"})
+    callbacks = [c for c in content["trainer"]["callbacks"] if "recording." not in c["class_path"]]
+    content["trainer"]["callbacks"] = [*callbacks, {"class_path": "standin_trainer.Waits"}]
     content["trainer"]["accelerator"] = {"cuda": "gpu"}.get(device, device)
     if device == NAME:
         content["trainer"]["strategy"] = {"class_path": "standin_trainer.OnStandIn"}

@@ -2,6 +2,7 @@
 CPU's, and the host waits for the device no more often than is written down here."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -152,45 +153,46 @@ def stages(folder, corpus, steps):
     )
 
 
-# Recipe -> (most waits of a step for the device, most blocking copies to it), steps of a checkpoint aside.
-LIMITS = {
-    tokenizer: (20, 9),
-    decoder: (6, 6),
-    stages: (10, 9),
-}
-STEPS = 7  # validated after 4, saved after 5: steps 3 and 4
+# Recipe -> most waits of a training step for the device: whether the gradients are finite, one of Lightning for
+# each number beside the progress bar, and the language model's for where documents and targets are.
+LIMITS = {tokenizer: 2, decoder: 2, stages: 4}
+STEPS, COUNTED = 7, (1, 5)  # k-means before step 2, a validation after 3, a checkpoint after 4
 
 
-@pytest.fixture(scope="module", params=LIMITS, ids=lambda make: make.__name__)
-def trained(request, tmp_path_factory, corpus):
-    """The recipe, its run on the stand-in, its run on the CPU."""
-    on_standin, on_cpu = (
-        fit_on(device, request.param(tmp_path_factory.mktemp(device) / "run", corpus, STEPS))
-        for device in ("standin", "cpu")
-    )
-    return request.param, on_standin, on_cpu
+@pytest.fixture(scope="module")
+def run_on(tmp_path_factory, corpus):
+    """A recipe's run on a device; each is made once."""
+
+    @cache
+    def run(device, make):
+        return fit_on(device, make(tmp_path_factory.mktemp(device) / "run", corpus, STEPS))
+
+    return run
 
 
-def test_training_computes_the_cpus_losses(trained):
-    _, on_standin, on_cpu = trained
+@pytest.mark.slow
+@pytest.mark.parametrize("make", LIMITS)
+def test_training_computes_the_cpus_losses(run_on, make):
+    on_standin, on_cpu = run_on("standin", make), run_on("cpu", make)
     assert len(on_standin.losses) == STEPS
     assert on_standin.losses == pytest.approx(on_cpu.losses, rel=2e-3)
 
 
-def test_a_training_step_seldom_waits_for_the_device(trained):
-    make, on_standin, _ = trained
-    to_host, to_device = LIMITS[make]
-    for step in (1, 2, 5, 6):
+@pytest.mark.slow
+@pytest.mark.parametrize("make", LIMITS)
+def test_a_training_step_seldom_waits_for_the_device(run_on, make):
+    on_standin = run_on("standin", make)
+    for step in COUNTED:
         waits = on_standin.waits[step]
-        assert len(waits.to_host) <= to_host, f"step {step}{waits}"
-        assert len(waits.to_device) <= to_device, f"step {step}{waits}"
+        assert len(waits.to_host) <= LIMITS[make], f"step {step}{waits}"
+        assert not waits.to_device, f"step {step}{waits}"
 
 
-def test_a_resumed_run_on_the_device_is_the_uninterrupted_one(tmp_path, corpus):
-    whole = fit_on("standin", stages(tmp_path / "whole", corpus, 8))
+@pytest.mark.slow
+def test_a_resumed_run_on_the_device_is_the_uninterrupted_one(run_on, tmp_path, corpus):
     fit_on("standin", stages(tmp_path / "parts", corpus, 5))
-    rest = fit_on("standin", stages(tmp_path / "parts", corpus, 8), "--ckpt_path", "last")
-    assert rest.losses == whole.losses[5:]
+    rest = fit_on("standin", stages(tmp_path / "parts", corpus, STEPS), "--ckpt_path", "last")
+    assert rest.losses == run_on("standin", stages).losses[5:]
 
 
 # --- the language model -------------------------------------------------------------------------------------
@@ -227,7 +229,7 @@ def test_losses_and_gradients_are_the_cpus(lm, kind, modality):
         torch.testing.assert_close(measured(DEVICE), on_cpu, rtol=1e-3, atol=1e-5)
 
 
-def test_a_generated_row_is_one_wait_a_channel(lm):
+def test_generated_rows_seldom_wait_for_the_device(lm):
     greedy = lm.generate(PROMPTS, max_new_tokens=12, greedy=True)
     with standin() as waits:
         model = copy.deepcopy(lm).to(DEVICE)
@@ -239,8 +241,8 @@ def test_a_generated_row_is_one_wait_a_channel(lm):
         assert found == greedy
         assert max(map(len, found)) == 12
         per_row = [(b - a) / 8 for a, b in zip(*counts, strict=True)]
-        assert per_row[0] <= 2, str(waits)  # text and speech, as both are spoken in this batch
-        assert per_row[1] <= 1, str(waits)
+        assert per_row[0] <= 0.25, str(waits)  # several rows are looked at together
+        assert not per_row[1], str(waits)
 
 
 @pytest.mark.parametrize("options", [{}, {"prompt_chunk": 2}, {"min_new_tokens": 3}])
@@ -281,14 +283,14 @@ def test_codes_are_the_cpus_whole_and_live(tiny_encoder, speech, exact):
         assert all(torch.equal(a, b) for a, b in zip(speaker.encode(waves, 16_000), on_cpu, strict=True))
         waits.clear()
         speaker.encode(waves[0], 16_000)
-        assert len(waits.to_host) <= 1 + exact, str(waits)  # the codes; which of them are near-ties
+        assert len(waits.to_host) <= 1, str(waits)  # the codes
         assert len(waits.to_device) <= 1, str(waits)
         stream, found = speaker.stream(), []
         for i, piece in enumerate(waves[0].split(1280)):
             waits.clear()
             found.append(stream.push(piece))
             if i > 2:
-                assert len(waits.to_host) <= 1 + exact, str(waits)
+                assert len(waits.to_host) <= 1, str(waits)
                 assert len(waits.to_device) <= 1, str(waits)
         found.append(stream.flush())
     assert torch.equal(torch.cat(found), on_cpu[0])
@@ -312,8 +314,8 @@ def test_decoder_streams_on_the_device(kind):
             waits.clear()
             found.append(player.push(chunk))
             if i > 3:  # one chunk of 0.4 s
-                assert len(waits.to_host) <= 2, str(waits)
-                assert len(waits.to_device) <= 12, str(waits)
+                assert len(waits.to_host) <= 2, str(waits)  # the samples; torch.istft looks at its window
+                assert len(waits.to_device) <= 2, str(waits)
         found.append(player.flush())
     streamed = torch.cat(found)
     assert streamed.shape == whole.shape == on_cpu.shape

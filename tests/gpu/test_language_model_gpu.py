@@ -108,7 +108,7 @@ def test_sampled_replies_follow_their_generator(lm, generator_device):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_a_row_waits_for_the_device_at_most_once_a_channel_and_for_its_upload(lm):
+def test_rows_do_not_each_wait_for_the_device(lm):
     model = copy.deepcopy(lm).to(DEVICE)
     model.generate(PROMPTS, max_new_tokens=4, greedy=True)  # kernels and libraries are loaded
 
@@ -122,7 +122,7 @@ def test_a_row_waits_for_the_device_at_most_once_a_channel_and_for_its_upload(lm
             torch.cuda.set_sync_debug_mode("default")
         return sum("synchronizing" in str(w.message) for w in found)
 
-    assert (waits(12) - waits(4)) / 8 <= 3
+    assert waits(12) - waits(4) <= 4  # several rows are looked at together
 
 
 @pytest.mark.parametrize("stage", STAGES)
