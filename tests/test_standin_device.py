@@ -17,6 +17,7 @@ from standin_trainer import fit_on
 from lit_moss.codec import Codec, SpeechTokenizer, ctc
 from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder
 from lit_moss.llm import SplitLM
+from lit_moss.llm.attention import Segments
 from lit_moss.llm.generate import Sampling
 from lit_moss.llm.rows import RowFormat
 
@@ -153,8 +154,8 @@ def stages(folder, corpus, steps):
     )
 
 
-# Recipe -> most waits of a training step for the device: whether the gradients are finite, one of Lightning for
-# each number beside the progress bar, and the language model's for where documents and targets are.
+# Recipe -> most waits of a training step for the device: whether the gradients are finite, one of Lightning's
+# for each number beside the progress bar, and the language model's for where documents and targets are.
 LIMITS = {tokenizer: 2, decoder: 2, stages: 4}
 STEPS, COUNTED = 7, (1, 5)  # k-means before step 2, a validation after 3, a checkpoint after 4
 
@@ -227,6 +228,20 @@ def test_losses_and_gradients_are_the_cpus(lm, kind, modality):
     on_cpu = measured("cpu")
     with standin():
         torch.testing.assert_close(measured(DEVICE), on_cpu, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["segments", "mask", "varlen"])
+def test_documents_of_known_borders_are_described_without_waiting(kind):
+    ids = torch.arange(40).expand(2, -1) // 17
+    wanted = Segments.of(ids, kind)
+    with standin() as waits:
+        there = ids.to(DEVICE)
+        waits.clear()
+        found = Segments.of(there, kind, borders=wanted.borders)
+        assert not waits, str(waits)
+        for name in ("positions_BL", "same_BLL", "offsets"):
+            ours, theirs = getattr(found, name), getattr(wanted, name)
+            assert ours is theirs is None or torch.equal(ours.cpu(), theirs), name
 
 
 def test_generated_rows_seldom_wait_for_the_device(lm):
