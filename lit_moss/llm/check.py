@@ -65,7 +65,7 @@ def check_parts(backbone: nn.Module, config: PretrainedConfig) -> None:
 
 
 def check_backbone(config: PretrainedConfig) -> None:
-    """Parts, and what they compute on a small random copy; some 50 ms, once a process and config.
+    """Parts, and what they compute on a small random copy; 0.1 s, once a process and config.
 
     Raises:
         UserError: if splitting or packing the backbone would compute something else than it does.

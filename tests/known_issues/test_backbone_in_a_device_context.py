@@ -38,14 +38,15 @@ def test_a_backbone_is_read_without_accelerate(tmp_path, kind, on_cuda, monkeypa
 
 
 BLOCKED = """
-import importlib.abc, sys
+import sys
+from importlib.machinery import PathFinder
 
-class Blocked(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "accelerate":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Hidden(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] == "accelerate" else PathFinder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocked())
+sys.meta_path = [Hidden if finder is PathFinder else finder for finder in sys.meta_path]
 import importlib.metadata as metadata
 version = metadata.version
 
