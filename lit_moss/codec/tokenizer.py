@@ -118,7 +118,7 @@ class SpeechTokenizer:
         if self._double is None:
             with torch.device("meta"):  # no memory, and no draw from the caller's random numbers
                 double = CausalEncoder(self.config)
-            # Averages that only training needs, a third of the codec's memory in small networks.
+            # Averages that only training needs.
             del double.ema_count, double.ema_weight
             device = _float64_device(self.device)
             tensors = {
@@ -191,7 +191,8 @@ class SpeechTokenizer:
 
     def _encode_batch(self, segments: list[Tensor]) -> list[Tensor]:
         lengths = [rates.codes_of_samples(len(s)) for s in segments]
-        wave_BT = torch.zeros(len(segments), max(lengths) * rates.SAMPLES_PER_CODE, device="cpu")
+        samples = max(lengths) * rates.SAMPLES_PER_CODE
+        wave_BT = torch.zeros(len(segments), samples, dtype=torch.float32, device="cpu")
         for row, segment in zip(wave_BT, segments, strict=True):
             row[: len(segment)] = segment
         found = self._decide(self.frames(self.encoder, wave_BT.to(self.device), lengths)).cpu()
