@@ -38,7 +38,7 @@ class Offsets:
     def between(cls, queries: Tensor, keys: Tensor, like: Tensor) -> "Offsets":
         """Of any positions; device, dtype and width of `like` (…, D)."""
         distinct, index = torch.unique(queries[:, None] - keys[None], return_inverse=True)
-        return cls(_sinusoids(distinct, like), index.to(like.device))
+        return cls(_sinusoids(distinct, like), index.to(like.device, non_blocking=True))
 
     @classmethod
     def within(cls, frames: int, like: Tensor) -> "Offsets":
@@ -54,7 +54,7 @@ def _sinusoids(offsets_U: Tensor, like: Tensor) -> Tensor:
     even = torch.arange(0, width, 2, dtype=torch.float32, device=offsets_U.device)
     frequency = torch.exp(even * -(math.log(10_000.0) / width))
     angles = offsets_U.float()[:, None] * frequency
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like, non_blocking=True)
 
 
 class RelativeAttention(nn.Module):

@@ -289,8 +289,8 @@ class Flow(nn.Module):
         z_BMT = torch.randn(target_BMT.shape, **like)
         keep_B = torch.rand(len(target_BMT), **like) > self.config.unconditioned_share
         prefix_B = torch.tensor(prefix, dtype=torch.long, device="cpu")
-        each = (t_B11, z_BMT, keep_B, prefix_B)
-        return Draws(*(x.to(target_BMT.device, non_blocking=True) for x in each))
+        drawn = (t_B11, z_BMT, keep_B, prefix_B)
+        return Draws(*(x.to(target_BMT.device, non_blocking=True) for x in drawn))
 
     def velocity(
         self, codes_BN: Tensor, lengths_B: Tensor, target_BMT: Tensor, speaker_BS: Tensor, draws: Draws,

@@ -49,7 +49,7 @@ class FlowStream:
         """Next codes, int64 (n,), any number -> new frames (1, M, t)."""
         if self._closed:
             raise RuntimeError("this stream was flushed: make a new one")
-        self._waiting = torch.cat([self._waiting, codes_N.to(self._waiting)])
+        self._waiting = torch.cat([self._waiting, codes_N.to(self._waiting, non_blocking=True)])
         return self._advance(last=False)
 
     @torch.no_grad()

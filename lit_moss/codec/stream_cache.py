@@ -96,12 +96,12 @@ class StreamCache:
                 [self._positions, torch.full((size - len(self._positions),), -1, device="cpu")]
             )
         self._positions[slots] = new
-        self._slots = slots.to(device)
+        self._slots = slots.to(device, non_blocking=True)
         self.positions = new
         oldest = self.frames - (self.left_chunks or 0) * self.chunk
         known = self._positions[: self._used]
         visible = (known >= 0) & ((known >= oldest) | (known < self.kept) | (self.left_chunks is None))
-        self.seen = None if bool(visible.all()) else visible[None].to(device)
+        self.seen = None if bool(visible.all()) else visible[None].to(device, non_blocking=True)
         self.frames += frames
 
     @property

@@ -74,7 +74,8 @@ class Segments:
             same_BLL = (number_BL[:, :, None] == number_BL[:, None, :]) & (index_L[:, None] >= index_L)
         if kind == "varlen":
             flat = [b * L + start for b, row in enumerate(borders) for start in row[:-1]]
-            offsets = torch.tensor([*flat, B * L], dtype=torch.int32, device=document_ids_BL.device)
+            offsets = torch.tensor([*flat, B * L], dtype=torch.int32, device="cpu")
+            offsets = offsets.to(document_ids_BL.device, non_blocking=True)
         return cls(borders, index_L - start_BL, same_BLL, offsets, longest, kind)
 
 
