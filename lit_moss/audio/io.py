@@ -59,8 +59,12 @@ class AudioInfo:
         return self.frames / self.rate_hz
 
 
-def info(path: str | Path) -> AudioInfo:
+def info(path: str | Path, probe: bool = True) -> AudioInfo:
     """Length, rate and channels, without decoding.
+
+    Args:
+        path: Sound file.
+        probe: Look for the last sample of a FLAC file, whose container does not state where it ends.
 
     Raises:
         UnreadableAudio: if the file is missing, empty, no sound file, damaged as far as can be seen without
@@ -70,6 +74,8 @@ def info(path: str | Path) -> AudioInfo:
         _check_length_known(path, file.frames)
         if file.frames == 0:
             raise UnreadableAudio(f"{path}: no samples")
+        if probe:
+            _probe(path, file)
         return AudioInfo(file.frames, file.samplerate, file.channels)
 
 
@@ -118,6 +124,8 @@ def read(
     """
     with _opened(path) as file:
         start, wanted, least = _span(path, file, offset_sec, duration_sec)
+        if wanted < file.frames:  # of the whole, the samples decoded are counted
+            _probe(path, file)
         if longest_sec is not None:
             wanted = min(wanted, round(longest_sec * file.samplerate))
         if start:
@@ -186,21 +194,25 @@ def _name(path: str | Path) -> Any:
 # Parts of one long file are read one after the other.
 @lru_cache(maxsize=1024)
 def _inspected(path: str, size: int, modified_ns: int) -> containers.Container:
-    container = containers.inspect(path)
-    if not container.damage and not container.patches:
-        with soundfile.SoundFile(_name(path)) as file:
-            if file.format == "FLAC" and 0 < file.frames < _UNKNOWN_FRAMES and not _has_last_sample(file):
-                return containers.Container("cut off: its last samples cannot be decoded")
-    return container
+    return containers.inspect(path)
 
 
-def _has_last_sample(file: soundfile.SoundFile) -> bool:
-    """Looks for it by libFLAC's binary search; a FLAC file states its length, but not where it ends."""
-    try:
-        file.seek(file.frames - 1)
-        return len(file.read(1)) == 1
-    except soundfile.SoundFileError:
-        return False
+def _probe(path: str | Path, file: soundfile.SoundFile) -> None:
+    if file.format == "FLAC" and 0 < file.frames < _UNKNOWN_FRAMES:
+        status = os.stat(path)
+        if not _has_last_sample(str(path), status.st_size, status.st_mtime_ns):
+            raise UnreadableAudio(f"{path}: cut off: its last samples cannot be decoded")
+
+
+@lru_cache(maxsize=1024)
+def _has_last_sample(path: str, size: int, modified_ns: int) -> bool:
+    """Looks for it by libFLAC's binary search."""
+    with soundfile.SoundFile(_name(path)) as file:
+        try:
+            file.seek(file.frames - 1)
+            return len(file.read(1)) == 1
+        except soundfile.SoundFileError:
+            return False
 
 
 def _plausible(path: str | Path, file: soundfile.SoundFile) -> soundfile.SoundFile:

@@ -262,7 +262,7 @@ class _DecoderSet(_SpeechSet):
         try:
             wave24 = io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec)
         except io.UnreadableAudio as error:
-            return u, str(error)
+            return u, _too_short(u) or str(error)
         if len(wave24) < SHORTEST_SAMPLES:
             return u, f"{u.audio}: {len(wave24) / rates.DECODER_RATE_HZ:.3f} s, shorter than a code"
         coded = self._coded[key[0]] if self._coded is not None else None
@@ -289,6 +289,16 @@ def collate(items: list[Any]) -> DecoderBatch:
         ids=[u.id for u, *_ in good],
         skipped=[f"{item[0].key}\t{item[1]}" for item in items if len(item) == 2],
     )
+
+
+def _too_short(utterance: Utterance) -> str:
+    """What is wrong with a file that is shorter than a code, whatever its manifest says; else empty."""
+    try:
+        seconds = io.info(utterance.audio, probe=False).duration_sec
+    except io.UnreadableAudio:
+        return ""
+    short = seconds < SHORTEST_SAMPLES / rates.DECODER_RATE_HZ
+    return f"{utterance.audio}: {seconds:.3f} s, shorter than a code" if short else ""
 
 
 def _read(utterance: Utterance) -> Tensor | None:

@@ -217,7 +217,7 @@ class SpeechDataModule(LightningDataModule):
             for utterance in self._with_texts(manifest, read_manifest(manifest)):
                 if utterance.duration_sec is None:
                     try:
-                        header = io.info(utterance.audio)
+                        header = io.info(utterance.audio, probe=False)
                         seconds = io.span_sec(utterance.audio, header, utterance.offset_sec, None)
                     except io.UnreadableAudio as error:
                         self.skipped[utterance.key] = str(error)
