@@ -82,8 +82,13 @@ def check_backbone(config: PretrainedConfig) -> None:
         torch.no_grad(),
     ):
         torch.manual_seed(0)
-        with torch.device("meta"):
-            empty: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+        try:
+            with torch.device("meta"):
+                empty: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+        except Exception as error:
+            _refuse(
+                config.model_type, f"cannot be made by transformers from its config ({first_line(error)})"
+            )
         check_parts(empty, config)
         _check_rotation(empty.model.rotary_emb, config)
         _check_computation(config)
@@ -152,6 +157,8 @@ def _check_rotation(rotary: nn.Module, config: PretrainedConfig) -> None:
         beside = type(rotary)(config=config)(x, position_ids=torch.tensor([[0, 1, 2, 3, far]]))
     except Exception as error:
         _refuse(config.model_type, f"rotates by more than positions ({first_line(error)})")
+    if not isinstance(near, tuple):
+        _refuse(config.model_type, "rotates by something else than cosines and sines")
     if not all(torch.equal(a, b[:, :4]) for a, b in zip(near, beside, strict=True)):
         kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
         _refuse(
