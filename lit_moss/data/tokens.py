@@ -170,9 +170,14 @@ class TokenDataModule(LightningDataModule):
             from lit_moss.prepare.documents import make_documents
 
             self._folders[entry, part] = make_documents(
-                self.kind, [entry], part, self.backbone, self.codec, options=self.options(),
-                log_mel=self.log_mel,
-            )  # fmt: skip
+                self.kind,
+                [entry],
+                part,
+                self.backbone,
+                self.codec,
+                options=self.options(),
+                **self._features(),
+            )
         return self._folders[entry, part]
 
     def prepare_data(self) -> None:
@@ -275,8 +280,11 @@ class TokenDataModule(LightningDataModule):
         if not manifests:
             return []
         return make_cloze(
-            manifests, "validation", self.backbone, self.codec, self.heldout_items, log_mel=self.log_mel
+            manifests, "validation", self.backbone, self.codec, self.heldout_items, **self._features()
         )
+
+    def _features(self) -> dict[str, Any]:
+        return {} if self.log_mel is None else {"log_mel": self.log_mel}
 
     # --- loaders --------------------------------------------------------------------------------------------
 
