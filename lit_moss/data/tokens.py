@@ -179,7 +179,7 @@ class TokenDataModule(LightningDataModule):
             inputs = (self.kind, [entry], part, self.backbone, self.codec)
             with locked(f"documents {inputs} {self.options()}"):
                 self._folders[entry, part] = make_documents(
-                    *inputs, options=self.options(), log_mel=self.log_mel
+                    *inputs, options=self.options(), **self._features()
                 )
         return self._folders[entry, part]
 
@@ -286,13 +286,16 @@ class TokenDataModule(LightningDataModule):
             return []
         inputs = (manifests, "validation", self.backbone, self.codec, self.heldout_items)
         with locked(f"cloze {inputs}"):
-            return make_cloze(*inputs, log_mel=self.log_mel)
+            return make_cloze(*inputs, **self._features())
 
     def targets_of(self, batches: range) -> int:
         """Targets of these micro-batches of the order, counted over all ranks; without loading them."""
         assert self.order is not None
         keys = (key for n in batches for key in _Batches(self.order, self.batch_size).keys(n))
         return sum(int(self.sources[source].packs.targets[pack_]) for source, pack_ in keys)
+
+    def _features(self) -> dict[str, Any]:
+        return {} if self.log_mel is None else {"log_mel": self.log_mel}
 
     # --- loaders --------------------------------------------------------------------------------------------
 
