@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from database import give_database
+
 ROOT = Path(__file__).resolve().parents[1]
 _NUMBER = itertools.count()
 # Of a run that starts these tests, or that a test left behind.
@@ -88,6 +90,8 @@ def start(folder: Path, *words: str, ranks: int = 1, **variables: str) -> Starte
         if words[0] == "fit" and not {"--ckpt_path", "--run_name"} & {*words}:
             words = (*words, "--run_name", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{next(_NUMBER)}")
     _start_server()
+    if "MLFLOW_TRACKING_URI" not in environment:
+        give_database(Path(folder))
     processes = []
     for rank, own in enumerate(each):
         arguments = ([*words], str(folder), environment | own, str(output), rank)
