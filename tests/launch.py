@@ -13,6 +13,7 @@ import itertools
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from database import give_database
 ROOT = Path(__file__).resolve().parents[1]
 _NUMBER = itertools.count()
 # Of a run that starts these tests, or that a test left behind.
-_OTHERS = ("LIT_MOSS_RUN", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+OTHERS = ("LIT_MOSS_RUN", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
@@ -48,14 +49,20 @@ class Started:
         return self.processes[0].pid
 
     def wait(self, timeout_sec: float = 300) -> subprocess.CompletedProcess:
-        """Exit code and output of rank 0 once all ranks have ended; a code that is not 0 of any rank wins."""
+        """Exit code and output of rank 0 once all ranks have ended; a code that is not 0 of any rank wins.
+
+        Where one has failed the others have 20 s: they may wait for it for ever.
+        """
         deadline = time.monotonic() + timeout_sec
-        for process in self.processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+        while any(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
+            if any(p.exitcode for p in self.processes):
+                deadline = min(deadline, time.monotonic() + 20)
+            time.sleep(0.02)
         late = [p for p in self.processes if p.exitcode is None]
         for process in late:
             process.kill()
             process.join()
+        late = [] if any(p.exitcode for p in self.processes if p not in late) else late
         out, err = ((self._output / name).read_text(errors="replace") for name in ("out.0", "err.0"))
         if late:
             raise subprocess.TimeoutExpired("lit_moss", timeout_sec, out, err)
@@ -75,7 +82,20 @@ def start(folder: Path, *words: str, ranks: int = 1, **variables: str) -> Starte
         ranks: Processes on this machine; the recipe's `trainer.devices` must agree.
         variables: Added to the environment.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in _OTHERS} | ENVIRONMENT | variables
+    if "MLFLOW_TRACKING_URI" not in {**os.environ, **variables}:
+        give_database(Path(folder))
+    if ranks > 1 and words[0] == "fit" and not {"--ckpt_path", "--run_name"} & {*words}:
+        words = (*words, "--run_name", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{next(_NUMBER)}")
+    return _start(folder, ["lit_moss", *words], ranks, variables)
+
+
+def start_script(folder: Path, script: str, *words: str, ranks: int = 1) -> Started:
+    """Begins `python SCRIPT WORDS` in `folder`, likewise."""
+    return _start(folder, [script, *words], ranks, {})
+
+
+def _start(folder: Path, command: list[str], ranks: int, variables: dict[str, str]) -> Started:
+    environment = {k: v for k, v in os.environ.items() if k not in OTHERS} | ENVIRONMENT | variables
     output = Path(tempfile.mkdtemp(prefix="lit_moss_launch_"))
     each = [{}]
     if ranks > 1:
@@ -87,14 +107,10 @@ def start(folder: Path, *words: str, ranks: int = 1, **variables: str) -> Starte
              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             for rank in range(ranks)
         ]  # fmt: skip
-        if words[0] == "fit" and not {"--ckpt_path", "--run_name"} & {*words}:
-            words = (*words, "--run_name", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{next(_NUMBER)}")
     _start_server()
-    if "MLFLOW_TRACKING_URI" not in environment:
-        give_database(Path(folder))
     processes = []
     for rank, own in enumerate(each):
-        arguments = ([*words], str(folder), environment | own, str(output), rank)
+        arguments = (command, str(folder), environment | own, str(output), rank)
         process = _context.Process(target=_run, args=arguments)
         process.start()
         processes.append(process)
@@ -119,8 +135,8 @@ def _start_server() -> None:
                 os.environ[key] = value
 
 
-def _run(words: list[str], folder: str, environment: dict[str, str], output: str, rank: int) -> None:
-    """In the forked process: what `python -m lit_moss` does."""
+def _run(command: list[str], folder: str, environment: dict[str, str], output: str, rank: int) -> None:
+    """In the forked process: what `python -m lit_moss`, or `python SCRIPT`, does."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -128,12 +144,16 @@ def _run(words: list[str], folder: str, environment: dict[str, str], output: str
     files += [os.open(f"{output}/{name}.{rank}", os.O_WRONLY | os.O_CREAT) for name in ("out", "err")]
     for number, file in enumerate(files):
         os.dup2(file, number)
-    sys.argv = ["lit_moss", *words]
+    sys.argv = command
 
     from lit_moss.cli import main
 
+    code = 0
     try:
-        code = main(words)
+        if command[0] == "lit_moss":
+            code = main(command[1:])
+        else:
+            runpy.run_path(command[0], run_name="__main__")
     finally:
         for file in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):

@@ -1,12 +1,11 @@
 """Two ranks over gloo: DeepSpeed without CUDA, and processes that start side by side."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import launch
 import torch
 import yaml
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -44,51 +43,27 @@ def settings(file):
     return {"class_path": path, "init_args": {"process_group_backend": "gloo", **found.get("init_args", {})}}
 
 
-def start_ranks(ranks, folder, *command):
-    """`python COMMAND` once a rank, all at once as on a cluster; Lightning starts one after the other."""
-    left_out = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LIT_MOSS_RUN")
-    env = {k: v for k, v in os.environ.items() if k not in left_out}
-    env |= {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
+def start_ranks(ranks, folder, script, *words):
+    """`python SCRIPT WORDS` once a rank, all at once as on a cluster; of one, Lightning starts the other."""
+    if ranks > 1:
+        return launch.start_script(folder, script, *words, ranks=ranks)
+    env = {
+        k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LIT_MOSS_RUN")
     }
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(ranks):
-        if ranks > 1:
-            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0",
-                    "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}  # fmt: skip
-        errors = (folder / f"errors.{rank}").open("w")
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *command],
-                cwd=folder,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-            )
-        )
-    return started
+    env |= launch.ENVIRONMENT
+    with (folder / "errors").open("w") as errors:
+        return subprocess.Popen([sys.executable, script, *words], cwd=folder, env=env, stderr=errors,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
 
 
-def wait_for(started, folder, timeout=400):
+def wait_for(started, folder, timeout_sec=400):
     """Waits for all ranks; a failed one is shown, and the others, which would wait for it, are ended."""
-    deadline = time.monotonic() + timeout
+    if isinstance(started, launch.Started):
+        done = started.wait(timeout_sec)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return
     try:
-        while any(process.poll() is None for process in started) and time.monotonic() < deadline:
-            if any(process.poll() for process in started):
-                break
-            time.sleep(0.1)
-        for rank, process in enumerate(started):
-            if process.poll() is not None:
-                assert not process.poll(), (folder / f"errors.{rank}").read_text()[-4000:]
-        assert all(process.poll() == 0 for process in started), f"no end within {timeout} s"
+        assert not started.wait(timeout_sec), (folder / "errors").read_text()[-4000:]
     finally:
-        for process in started:
-            process.kill()
-            process.wait()
+        started.kill()
+        started.wait()
