@@ -16,6 +16,9 @@ class SkippedData(Callback):
     is the datamodule's `max_bad_share`.
     """
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer)  # what could not be read when the data was set up, alike on all ranks
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -35,6 +35,7 @@ def printable(text: str | Path) -> str:
 def file_name(text: str) -> str:
     """A name that a file can have: no separators, at most 200 bytes, which leaves room for an ending."""
     plain = printable(text).translate(dict.fromkeys(map(ord, "/\\\0\n\r"), "_"))
+    plain = plain if plain.strip(".") else "_" * len(plain)  # `.` and `..` are folders
     return plain.encode("utf-8")[:200].decode("utf-8", "ignore")
 
 
@@ -59,7 +60,10 @@ def text_lines(path: str | Path, expected: str) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         for number, line in enumerate(_byte_lines(path), start=1):
-            text = line.decode("utf-8").removeprefix(BYTE_ORDER_MARK)
+            text = line.decode("utf-8").lstrip(BYTE_ORDER_MARK)
+            if "\0" in text:
+                got = f"{path}, line {number}: holds zero bytes, as UTF-16 does"
+                raise UserError(f"{got}, expected {expected}: convert it to UTF-8")
             yield number, text.removesuffix("\n").removesuffix("\r")
     except FileNotFoundError as error:
         raise UserError(f"no file {path}: expected {expected}") from error

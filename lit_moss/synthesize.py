@@ -104,6 +104,8 @@ def read_lines(path: Path) -> list[Line]:
     names: set[str] = set()
     for record in json_lines(path, '{"codes": [whole numbers], "id": "name"}'):
         codes, name = record.whole_numbers("codes"), _file_name(record)
+        for key in ("offset", "duration"):  # as `tokenize` writes them
+            record.seconds(key)
         found.append(Line(unique_name(name, names), codes, record.text("codec") or "", record.where))
     if not found:
         raise UserError(f"{path} holds no line: expected JSON lines with codes")

@@ -47,6 +47,10 @@ class ChainedFile:
         self._ends = np.cumsum([part.frames for part in self._parts]).tolist()
         self.frames = self._ends[-1]
 
+    def seekable(self) -> bool:
+        """As of any file."""
+        return True
+
     def seek(self, frame: int) -> int:
         """Frame to be read next."""
         self._next = frame

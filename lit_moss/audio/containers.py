@@ -7,7 +7,7 @@ the first, both without an error: half of the sound would then be paired with th
 |---|---|
 | WAV, RF64, W64, AIFF, CAF, AU, NIST | the size stated for the samples, with the bytes that follow |
 | OGG (Vorbis, Opus) | the last page of each stream is whole and marked as the last; no page is missing |
-| MP3 | the last frame is whole; as many frames as the Xing, Info or VBRI header states |
+| MP3 | the last frame is whole, none is broken; as many as the Xing, Info or VBRI header states |
 | FLAC | one stream; the number of samples is compared by decoding, see `io` |
 
 A program that writes to a pipe cannot state a size. It leaves 0 or the largest number there is, and the sound
@@ -20,7 +20,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,11 +41,20 @@ class Container:
         damage: Why the file must not be used; empty where nothing is wrong.
         patches: (offset, bytes) to be read in place of the file's own: sizes that a pipe could not state.
         streams: (first byte, bytes) of each of several streams one after the other; empty for one.
+        begin: Bytes at the start to be left out: tags that libsndfile cannot read, or cannot seek behind.
+        head: Bytes to be read before the others: a header that an MP3 lacks.
     """
 
     damage: str = ""
     patches: tuple[tuple[int, bytes], ...] = ()
     streams: tuple[tuple[int, int], ...] = ()
+    begin: int = 0
+    head: bytes = b""
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether the file can be read as it is."""
+        return not (self.patches or self.begin or self.head)
 
 
 def inspect(path: str | Path) -> Container:
@@ -73,29 +82,35 @@ def inspect(path: str | Path) -> Container:
 
 
 class PatchedFile(io.RawIOBase):
-    """A file for reading, with some bytes replaced."""
+    """A file for reading, as its `Container` says that it is to be read."""
 
-    def __init__(self, path: str | Path, patches: tuple[tuple[int, bytes], ...]) -> None:
-        self._file, self._patches = open(path, "rb"), patches  # noqa: SIM115 - closed by `close`
+    def __init__(self, path: str | Path, container: Container) -> None:
+        self._file, self._at = open(path, "rb"), 0  # noqa: SIM115 - closed by `close`
+        self._patches, self._head, self._begin = container.patches, container.head, container.begin
+        self._length = len(self._head) + os.fstat(self._file.fileno()).st_size - self._begin
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
         """Fills the buffer as far as the file goes; the number of bytes."""
-        begin = self._file.tell()
-        content = bytearray(self._file.read(len(buffer)))
+        content = bytearray(self._head[self._at : self._at + len(buffer)])
+        begin = max(0, self._at - len(self._head)) + self._begin
+        self._file.seek(begin)
+        content += self._file.read(len(buffer) - len(content))
         for at, new in self._patches:
             low, high = max(at, begin), min(at + len(new), begin + len(content))
             if low < high:
                 content[low - begin : high - begin] = new[low - at : high - at]
         buffer[: len(content)] = content
+        self._at += len(content)
         return len(content)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """As of any file."""
-        return self._file.seek(offset, whence)
+        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence])
+        return self._at
 
     def tell(self) -> int:
         """As of any file."""
-        return self._file.tell()
+        return self._at
 
     def close(self) -> None:
         """Closes the file."""
@@ -290,7 +305,10 @@ def _of_frames(data: mmap.mmap) -> Container:
     begin = mp3.end_of_id3(data, 0)
     starts: dict[bytes, Callable[[mmap.mmap, int], Container]] = {b"OggS": _ogg, b"fLaC": _flac}
     found = starts.get(data[begin : begin + 4])
-    return found(data, begin) if found is not None else Container(mp3.damage(data, begin, _SEVERAL))
+    if found is not None:
+        return replace(found(data, begin), begin=begin)
+    damage, begin, head = mp3.inspect(data, begin, _SEVERAL)
+    return Container(damage, begin=begin, head=head)
 
 
 def _flac(data: mmap.mmap, begin: int) -> Container:

@@ -5,6 +5,7 @@ what is damaged is found here: containers that state another length than they ha
 that decode to less than they promise, parts beyond the end of their file, samples that are not audio.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -131,7 +132,7 @@ def read(
         if longest_sec is not None:
             wanted = min(wanted, round(longest_sec * file.samplerate))
         if start:
-            file.seek(start)
+            _skip(file, start)
         resampler, pieces, got = Resampler(file.samplerate, rate_hz), [], 0
         peaks = np.zeros(file.channels, np.float32)
         while got < wanted:
@@ -184,8 +185,8 @@ def _opened(path: str | Path) -> Iterator[Opened]:
                 yield _plausible(path, stack.enter_context(ChainedFile(path, container.streams)))
                 return
             source: Any = _name(path)
-            if container.patches:
-                source = stack.enter_context(containers.PatchedFile(path, container.patches))
+            if not container.as_it_is:
+                source = stack.enter_context(containers.PatchedFile(path, container))
             yield _plausible(path, stack.enter_context(soundfile.SoundFile(source)))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise UnreadableAudio(f"{path}: {_why(path, error)}") from error
@@ -202,6 +203,15 @@ def _inspected(path: str, size: int, modified_ns: int) -> containers.Container:
     return containers.inspect(path)
 
 
+def _skip(file: Opened, frames: int) -> None:
+    """Goes to a sample; by decoding what is before it where libsndfile cannot seek (GSM 6.10, G.72x)."""
+    if file.seekable():
+        file.seek(frames)
+        return
+    while frames and (got := len(file.read(min(BLOCK_FRAMES, frames), dtype="float32"))):
+        frames -= got
+
+
 def _probe(path: str | Path, file: Opened) -> None:
     if file.format == "FLAC" and 0 < file.frames < _UNKNOWN_FRAMES:
         status = os.stat(path)
@@ -212,7 +222,7 @@ def _probe(path: str | Path, file: Opened) -> None:
 @lru_cache(maxsize=1024)
 def _has_last_sample(path: str, size: int, modified_ns: int) -> bool:
     """Looks for it by libFLAC's binary search."""
-    with soundfile.SoundFile(_name(path)) as file:
+    with _opened(path) as file:
         try:
             file.seek(file.frames - 1)
             return len(file.read(1)) == 1
@@ -232,6 +242,8 @@ def _span(
 ) -> tuple[int, int, int]:
     """First sample, samples wanted, and samples without which the part is not whole."""
     rate_hz = file.samplerate
+    if not math.isfinite((offset_sec + (duration_sec or 0.0)) * rate_hz):
+        raise UnreadableAudio(f"{path}: a cut at {offset_sec:g} s is not inside it")
     start = round(offset_sec * rate_hz)
     if duration_sec is None or file.frames < _UNKNOWN_FRAMES:
         _check_length_known(path, file.frames)
@@ -270,9 +282,8 @@ def _check_length_known(path: str | Path, frames: int) -> None:
 
 
 def _why(path: str | Path, error: Exception) -> str:
-    path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # False for a name too long for a file system, where Path raises
         return "no such file"
-    if path.is_file() and path.stat().st_size == 0:
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
         return "empty file"
     return f"no readable sound ({str(error).split(': ', 1)[-1].strip()})"

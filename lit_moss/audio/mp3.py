@@ -17,15 +17,23 @@ _KBITS = {
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _NO_KIND = (0, 0, 0)
+# A tag with nothing in it: libsndfile finds an MP3 that is no file of its own by it.
+_ID3 = b"ID3\x03\x00\x00\x00\x00\x00\x0aTIT2" + bytes(6)
 
 
-def damage(data: mmap.mmap, begin: int, several: str) -> str:
-    """What is wrong with the frames from `begin` on; empty where nothing is, or where it is no MP3.
+def inspect(data: mmap.mmap, begin: int, several: str) -> tuple[str, int, bytes]:
+    """What is wrong with the frames from `begin` on, and what libsndfile should read.
+
+    libsndfile guesses the length of a file without a Xing or Info header from its first frames, and reads no
+    further: of a variable bit rate it may leave out most. Such a file gets a header with the frames counted.
 
     Args:
         data: The file.
         begin: Where its first frame is expected, behind an ID3 tag.
         several: What to answer where several recordings stand one after the other.
+
+    Returns:
+        Damage, empty where nothing is wrong or it is no MP3; byte at which to begin; header to put before it.
     """
     while data[begin : begin + 1] == b"\0":
         begin += 1
@@ -33,27 +41,47 @@ def damage(data: mmap.mmap, begin: int, several: str) -> str:
     stated: tuple[int, int] | None = None
     kind = _frame(data, begin)[1]
     if kind == _NO_KIND:
-        return ""
+        return "", 0, b""
     while at < len(data):
         size, own = _frame(data, at)
         if not size:
             after = end_of_id3(data, at)
-            at = after if after > at else _next_frame(data, at, kind)
+            after = after if after > at else _next_frame(data, at, kind)
+            if after < len(data) and not data[at : at + 8].startswith(
+                (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")
+            ):
+                return f"broken at byte {at:,}: no MP3 frame begins there", 0, b""
+            at = after
             continue
         if own != kind:
-            return several
+            return several, 0, b""
         if at + size > len(data):
-            return "cut off within its last MP3 frame"
+            return "cut off within its last MP3 frame", 0, b""
         header = _stated(data, at)
         if header is not None:
             if frames or stated is not None:
-                return several
+                return several, 0, b""
             stated, sound_begin = header, at
         else:
             frames += 1
         at += size
         sound_end = at
-    return _compared(stated, frames, sound_end - sound_begin, several) if stated is not None else ""
+    if stated is not None and (damage := _compared(stated, frames, sound_end - sound_begin, several)):
+        return damage, 0, b""
+    counted = stated is not None and stated[0] and not _is_vbri(data, begin)
+    head = b"" if counted or not frames else _counting_frame(data[begin : begin + 4], frames)
+    return ("", begin, _ID3 + head) if head else ("", 0, b"")
+
+
+def _counting_frame(head: bytes, frames: int) -> bytes:
+    """A frame without sound whose Xing header states the frames that follow; empty where none is possible."""
+    for bits in range(1, 15):
+        own = bytes([head[0], head[1] | 1, bits << 4 | head[2] & 0b1100, head[3]])
+        size, (version, layer, _) = _frame(own, 0)
+        if layer == 3 and size >= 64:
+            side = (17 if head[3] >> 6 == 3 else 32) if version == 3 else (9 if head[3] >> 6 == 3 else 17)
+            return (own + bytes(side) + b"Xing" + struct.pack(">II", 1, frames)).ljust(size, b"\0")
+    return b""
 
 
 def _compared(stated: tuple[int, int], frames: int, size: int, several: str) -> str:
@@ -73,7 +101,7 @@ def end_of_id3(data: mmap.mmap, at: int) -> int:
     return at
 
 
-def _frame(data: mmap.mmap, at: int) -> tuple[int, tuple[int, int, int]]:
+def _frame(data: mmap.mmap | bytes, at: int) -> tuple[int, tuple[int, int, int]]:
     """Bytes of the frame that begins here, and (version, layer, rate in Hz); zeros where none begins."""
     head = data[at : at + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
@@ -109,7 +137,12 @@ def _stated(data: mmap.mmap, at: int) -> tuple[int, int] | None:
         numbers = [n for (n,) in struct.iter_unpack(">I", data[place + 8 : place + 16].ljust(8, b"\0"))]
         frames = numbers.pop(0) if flags & 1 else 0
         return frames, numbers[0] if flags & 2 else 0
-    if data[at + 36 : at + 40] == b"VBRI":
+    if _is_vbri(data, at):
         size, frames = struct.unpack(">II", data[at + 46 : at + 54].ljust(8, b"\0"))
         return frames, size
     return None
+
+
+def _is_vbri(data: mmap.mmap, at: int) -> bool:
+    """Whether the frame holds Fraunhofer's header, which libsndfile does not read."""
+    return data[at + 36 : at + 40] == b"VBRI"

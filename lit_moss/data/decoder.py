@@ -312,7 +312,8 @@ def _stamp(utterances: list[Utterance]) -> str:
     """What decides their codes besides the tokenizer: which files, of which state, which parts of them."""
     digest = hashlib.sha256()
     for u in utterances:
-        state = u.audio.stat() if u.audio.exists() else None
+        # `os.path`: of a name that no file can have, Path raises.
+        state = u.audio.stat() if os.path.exists(u.audio) else None
         seen = (str(u.audio), u.offset_sec, u.duration_sec, state and (state.st_size, state.st_mtime_ns))
         digest.update(repr(seen).encode())
     return digest.hexdigest()[:16]

@@ -156,6 +156,7 @@ class SpeechDataModule(LightningDataModule):
         self.augmentation = _Augmentation(seed, speeds, masks, shift, augment_from_batch)
         self.next_batch = 0  # batches consumed by all ranks together; part of the checkpoint
         self.skipped: dict[str, str] = {}  # utterance's key -> reason, over the whole run
+        self._unread = 0  # of them, those in neither set: their length was to be read from the file
         self._train_set: _SpeechSet | None = None
         self._validation_set: _SpeechSet | None = None
         self.order: BatchOrder | None = None
@@ -220,6 +221,7 @@ class SpeechDataModule(LightningDataModule):
                         header = io.info(utterance.audio, probe=False)
                         seconds = io.span_sec(utterance.audio, header, utterance.offset_sec, None)
                     except io.UnreadableAudio as error:
+                        self._unread += utterance.key not in self.skipped
                         self.skipped[utterance.key] = str(error)
                         continue
                     utterance = replace(utterance, duration_sec=seconds)
@@ -237,6 +239,11 @@ class SpeechDataModule(LightningDataModule):
         if not kept:
             raise UserError(
                 f"{', '.join(map(str, manifests))}: no utterance of {self.min_sec} to {self.max_sec} s"
+                + (
+                    f", {len(self.skipped)} cannot be read: {next(iter(self.skipped.values()))}"
+                    if self.skipped
+                    else ""
+                )
             )
         return kept, kept_weights
 
@@ -256,7 +263,7 @@ class SpeechDataModule(LightningDataModule):
     @property
     def utterances(self) -> int:
         """Utterances of training and validation together."""
-        return sum(
+        return self._unread + sum(
             len(part.utterances) for part in (self._train_set, self._validation_set) if part is not None
         )
 

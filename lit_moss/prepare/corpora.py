@@ -7,6 +7,7 @@ its line of JSON.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import tarfile
 import zlib
@@ -180,7 +181,7 @@ def _hugging_face(args: argparse.Namespace) -> Iterator[Utterance]:
     for index, row in enumerate(dataset):
         sound = row[columns["audio"]] or {}
         content, origin = sound.get("bytes"), PurePath(sound.get("path") or f"{index:07d}")
-        if content is None and Path(origin).is_file():
+        if content is None and os.path.isfile(origin):
             content = Path(origin).read_bytes()
         # The corpus's own name where it has one: the id decides about validation.
         stem = file_name(origin.stem)
@@ -298,7 +299,7 @@ def _utterance_of_cut(record: Record, folder: Path) -> Utterance:
         raise record.error("start" if start_sec is None else "duration", "seconds, a number from 0 on")
     # Relative to the working folder, as lhotse takes it, or else to the manifest: corpora move.
     audio = Path(name)
-    audio = (audio if audio.exists() else folder / audio).absolute()
+    audio = (audio if os.path.exists(audio) else folder / audio).absolute()
     lang = (said.text("language") or "").lower().partition("-")[0]
     lang = _LANG_OF.get(lang, lang if len(lang) == 2 else None)
     times = {"offset_sec": float(start_sec), "duration_sec": float(duration_sec)}

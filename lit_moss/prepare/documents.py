@@ -319,7 +319,7 @@ class _Maker:
         try:
             words = [(str(w), float(a), float(b)) for w, a, b in u.extra["words"]]
             spans = chunk_words(words, len(codes), rng)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{u.id}: words are no list of [word, start, end] in seconds, in order ({error}): align "
                 "them again"

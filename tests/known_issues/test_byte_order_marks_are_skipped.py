@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from lit_moss.data.manifest import read_manifest
+from lit_moss.errors import UserError
 from lit_moss.evaluate.clips import read_clips
 from lit_moss.prepare import speak
 from lit_moss.prepare.sources import entry_kind, read_conversations, read_sentences, read_texts
@@ -111,3 +112,17 @@ def test_the_yaml_of_a_run(tmp_path, capsys):
         main(["fit", "-c", "conf/codec_encoder.yaml", "-c", str(tmp_path / "run.yaml"), "--print_config"])
     assert ended.value.code == 0
     assert "name: marked" in capsys.readouterr().out
+
+
+def test_several_marks_at_once(tmp_path):
+    (tmp_path / "a.csv").write_text(f"{MARK}{MARK}LJ001-0001|a|one\n", encoding="utf-8")
+    assert [name for name, _ in read_sentences(tmp_path / "a.csv")] == ["LJ001"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
+def test_utf16_without_a_mark_is_named(tmp_path, name, encoding):
+    """Its bytes are UTF-8, too: a zero byte before or after each letter went into the text."""
+    (tmp_path / name).write_bytes('x-1|{"text": "one"}\n'.encode(encoding))
+    with pytest.raises(UserError, match=f"{name}, line 1: .*zero bytes, as UTF-16.*expected .*convert it"):
+        list(read_texts(tmp_path / name))

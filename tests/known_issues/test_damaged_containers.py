@@ -246,3 +246,82 @@ def test_prepare_manifest_counts_them(folder, tmp_path, capsys):
     assert len(out.read_text().splitlines()) == 4
     assert main([*command, "--force"]) == 2
     assert "8 of 12" in capsys.readouterr().err
+
+
+def bare_mp3(samples: np.ndarray, **how) -> bytes:
+    """An MP3 without its first frame, which states how many follow."""
+    buffer = stdlib_io.BytesIO()
+    soundfile.write(buffer, samples, 44_100, "MPEG_LAYER_III", format="MP3", **how)
+    data = buffer.getvalue()
+    return data[data.find(data[:2], 4) :] if b"Xing" in data[:80] or b"Info" in data[:80] else data
+
+
+LOUD, SILENT = 0.3 * np.random.default_rng(0).normal(size=44_100 * 4), np.zeros(44_100 * 4)
+TAG = b"ID3\x04\x00\x00\x00\x00\x20\x00" + bytes(4096)
+
+
+@pytest.mark.parametrize("loud_first", [True, False])
+@pytest.mark.parametrize("tag", [b"", TAG], ids=["plain", "tagged"])
+def test_an_mp3_that_states_no_length_is_read_whole(tmp_path, loud_first, tag):
+    """libsndfile guesses by the first frames: 1.7 s of 8 were read, or all refused as too short."""
+    samples = np.concatenate([LOUD, SILENT] if loud_first else [SILENT, LOUD])
+    data = tag + bare_mp3(samples, bitrate_mode="VARIABLE", compression_level=0.5)
+    path = kept(tmp_path, "a.mp3", data)
+    read = io.read(path, 44_100)
+    assert io.info(path).frames == len(read)
+    assert 0 <= len(read) - len(samples) < 3 * 1152
+    loud = (read[:176_400], read[-176_400:])[:: 1 if loud_first else -1]
+    assert loud[0].square().mean() > 100 * loud[1].square().mean()
+    torch.testing.assert_close(io.read(path, 44_100, 5.0, 1.0), read[220_500:264_600], rtol=0, atol=1e-5)
+    with pytest.raises(io.UnreadableAudio, match="not inside its"):
+        io.read(path, 44_100, 0.0, 9.0)
+
+
+def test_an_mp3_of_constant_bit_rate_that_states_no_length_is_read_whole(tmp_path):
+    for level in (0.1, 0.9):
+        data = bare_mp3(LOUD, bitrate_mode="CONSTANT", compression_level=level)
+        assert 0 <= len(io.read(kept(tmp_path, "a.mp3", data), 44_100)) - len(LOUD) < 3 * 1152
+        twice = kept(tmp_path, "twice.mp3", data + data)
+        assert len(io.read(twice, 44_100)) >= 2 * len(LOUD)
+
+
+def test_an_mp3_broken_in_the_middle_is_named(tmp_path):
+    data = bare_mp3(LOUD)
+    for middle in (bytes(500), b"\x55" * 3000):
+        path = kept(tmp_path, "a.mp3", data[: len(data) // 2] + middle + data[len(data) // 2 :])
+        with pytest.raises(io.UnreadableAudio, match=r"a\.mp3: broken at byte"):
+            io.info(path)
+
+
+def test_flac_behind_a_tag_can_be_read_in_parts(tmp_path):
+    """libsndfile cannot seek in it, so that it was taken for cut off."""
+    path = kept(tmp_path, "a.flac", TAG + content("flac") + b"TAG" + bytes(125))
+    whole = io.read(kept(tmp_path, "b.flac", content("flac")), RATE_HZ)
+    assert io.info(path).frames == len(whole)
+    assert torch.equal(io.read(path, RATE_HZ), whole)
+    assert torch.equal(io.read(path, RATE_HZ, 0.5, 0.25), whole[8000:12_000])
+    data = TAG + content("flac")
+    with pytest.raises(io.UnreadableAudio, match=r"cut\.flac"):
+        io.info(kept(tmp_path, "cut.flac", data[: len(data) * 2 // 3]))
+
+
+def test_parts_of_files_in_which_libsndfile_cannot_seek(tmp_path):
+    buffer = stdlib_io.BytesIO()
+    soundfile.write(buffer, sound(), RATE_HZ, "GSM610", format="WAV")
+    path = kept(tmp_path, "gsm.wav", buffer.getvalue())
+    assert torch.equal(io.read(path, RATE_HZ, 0.5, 0.25), io.read(path, RATE_HZ)[8000:12_000])
+
+
+@pytest.mark.parametrize("offset", [1e308, 1e300])
+def test_times_that_no_number_of_samples_holds(tmp_path, offset):
+    path = kept(tmp_path, "a.wav", content("wav"))
+    for span in ((offset, None), (offset, 1.0), (0.0, offset)):
+        with pytest.raises(io.UnreadableAudio, match=r"a\.wav: a cut .* inside"):
+            io.read(path, RATE_HZ, *span)
+
+
+@pytest.mark.parametrize("name", ["x/" * 3000 + "a.wav", "y" * 300 + ".wav"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    """`Path.exists` raises on them."""
+    with pytest.raises(io.UnreadableAudio, match="no such file"):
+        io.read(tmp_path / name, RATE_HZ)

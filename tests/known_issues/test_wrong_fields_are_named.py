@@ -56,6 +56,7 @@ CASES = [
     *[("codes", {"codes": [1], "id": i}, "id") for i in (1.5, True, NAN, ["a"], {})],
     *[("codes", {"codes": [1], "codec": c}, "codec") for c in (1, True, ["a"])],
     *[("codes", {"codes": [1], "audio_filepath": a}, "audio_filepath") for a in (1, True, ["a"])],
+    *[("codes", {"codes": [1], key: t}, key) for key in PLACES for t in TIMES],
     *[("text", {"text": s}, "text") for s in (*STRINGS, None)],
 ]  # fmt: skip
 
@@ -168,11 +169,11 @@ def test_ids_of_zero_and_null_name_files(folder):
 
     sound = {"audio_filepath": "x/y.wav"}
     rows = [{"id": 0}, {"id": 7}, {"id": None}, {"id": "0"}, {"id": ""}, sound | {"id": None},
-            sound | {"id": 0}, {"id": "a/b\n"}, {"id": "é" * 300}]  # fmt: skip
+            sound | {"id": 0}, {"id": "a/b\n"}, {"id": "é" * 300}, {"id": ".."}]  # fmt: skip
     lines = "\n".join(json.dumps(row | {"codes": [1, 2]}) for row in rows)
     (folder / "codes.jsonl").write_text(lines)
     names = [line.name for line in read_lines(folder / "codes.jsonl")]
-    assert names == ["0", "7", "00003", "0-2", "00005", "y", "0-3", "a_b_", "é" * 100]
+    assert names == ["0", "7", "00003", "0-2", "00005", "y", "0-3", "a_b_", "é" * 100, "__"]
     words = ["synthesize", str(folder / "codes.jsonl"), "--codec", str(codec_with_decoder(folder))]
     assert main([*words, "--out", str(folder / "out"), "--device", "cpu"]) == 0
     assert {path.stem for path in (folder / "out").iterdir()} == set(names)
@@ -220,3 +221,23 @@ def test_fields_of_lhotse_cuts_are_named(folder, capsys, changes, field):
     words = ["prepare", "manifest", "--from", "lhotse", str(folder / "cuts.jsonl")]
     assert main([*words, "--out", str(folder / "out.jsonl")]) == 2
     assert f"{folder / 'cuts.jsonl'}, line 1: {field} is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[["a", 0, 1], ["b", 1e308, 1e308]], [["a", 1, 0.5]]])
+def test_times_of_words_that_cannot_be(folder, capsys, words):
+    line = {"audio_filepath": "a.wav", "text": "a b", "words": words}
+    (folder / "m.jsonl").write_text(json.dumps(line) + "\n")
+    words = ["prepare", "tokenize", str(folder / "m.jsonl"), "--kind", "interleaved"]
+    words += ["--codec", str(folder / "codec"), "--backbone", str(folder / "backbone")]
+    assert main([*words, "--out", str(folder / "docs")]) == 2
+    assert "a: words are no list of [word, start, end] in seconds" in one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["x/" * 3000 + "a.wav", "y" * 300 + ".wav"])
+def test_a_path_that_no_file_can_have_is_left_out_by_name(folder, capsys, name):
+    (folder / "m.jsonl").write_text(json.dumps({"audio_filepath": name}) + "\n")
+    words = ["tokenize", str(folder / "m.jsonl"), "--codec", str(folder / "codec"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--out", str(folder / "codes.jsonl")])
+    assert ended.value.code == 1
+    assert "no such file" in one_line(capsys)
