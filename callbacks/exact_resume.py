@@ -68,7 +68,7 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is None:
             return
-        self._apply_settings(trainer)
+        self.apply_settings(trainer)
         if len(self._restored) == trainer.world_size:
             _set_random_state(self._restored[trainer.global_rank])
         else:
@@ -83,7 +83,8 @@ class ExactResume(Callback):
             np.random.seed(seed % 2**32)
         self._restored = None
 
-    def _apply_settings(self, trainer: Trainer) -> None:
+    def apply_settings(self, trainer: Trainer) -> None:
+        """Gives the groups of a resumed run what the configuration says; a second call finds nothing to do."""
         changed: dict[str, None] = {}
         for group, settings in zip(_groups(trainer), self._settings, strict=True):
             # A rate without `base_lr` is the optimizer's own, unless a scheduler of Lightning's moves it.

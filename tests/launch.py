@@ -9,7 +9,6 @@ SLURM set.
 
 import atexit
 import contextlib
-import itertools
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_NUMBER = itertools.count()
 # Of a run that starts these tests, or that a test left behind.
 _OTHERS = ("LIT_MOSS_RUN", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 ENVIRONMENT = {
@@ -85,8 +83,6 @@ def start(folder: Path, *words: str, ranks: int = 1, **variables: str) -> Starte
              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             for rank in range(ranks)
         ]  # fmt: skip
-        if words[0] == "fit" and not {"--ckpt_path", "--run_name"} & {*words}:
-            words = (*words, "--run_name", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{next(_NUMBER)}")
     _start_server()
     processes = []
     for rank, own in enumerate(each):
