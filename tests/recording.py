@@ -94,8 +94,9 @@ def kill_behind_a_checkpoint(process: subprocess.Popen, folder: Path) -> None:
 
 
 def fit_in_process(folder, config, *more, **environment):
-    """`fit` in a process of its own, which may be killed."""
-    return launch.run(folder, "fit", "-c", str(config), *more, **environment)
+    """`fit` in processes of its own, one a rank, which may be killed."""
+    ranks = yaml.safe_load(Path(config).read_text())["trainer"].get("devices", 1)
+    return launch.run(folder, "fit", "-c", str(config), *more, ranks=ranks, **environment)
 
 
 def recipe(folder: Path, corpus: Path, steps: int, **changes) -> Path:

@@ -6,7 +6,7 @@ the first, both without an error: half of the sound would then be paired with th
 | container | what is compared |
 |---|---|
 | WAV, RF64, W64, AIFF, CAF, AU, NIST | the size stated for the samples, with the bytes that follow |
-| OGG (Vorbis, Opus) | the last page is whole and marked as the last; no page is missing; one stream |
+| OGG (Vorbis, Opus) | the last page of each stream is whole and marked as the last; no page is missing |
 | MP3 | the last frame is whole; as many frames as the Xing, Info or VBRI header states |
 | FLAC | one stream; the number of samples is compared by decoding, see `io` |
 
@@ -40,10 +40,12 @@ class Container:
     Args:
         damage: Why the file must not be used; empty where nothing is wrong.
         patches: (offset, bytes) to be read in place of the file's own: sizes that a pipe could not state.
+        streams: (first byte, bytes) of each of several streams one after the other; empty for one.
     """
 
     damage: str = ""
     patches: tuple[tuple[int, bytes], ...] = ()
+    streams: tuple[tuple[int, int], ...] = ()
 
 
 def inspect(path: str | Path) -> Container:
@@ -67,7 +69,7 @@ def inspect(path: str | Path) -> Container:
         if magic.startswith(b"NIST_1A"):
             return _nist(file, length)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return Container(_of_frames(data))
+            return _of_frames(data)
 
 
 class PatchedFile(io.RawIOBase):
@@ -94,6 +96,40 @@ class PatchedFile(io.RawIOBase):
     def tell(self) -> int:
         """As of any file."""
         return self._file.tell()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        super().close()
+
+
+class PartOfFile(io.RawIOBase):
+    """Some bytes of a file, for reading as a file of their own.
+
+    Args:
+        path: The file.
+        begin: First byte.
+        length: Number of bytes.
+    """
+
+    def __init__(self, path: str | Path, begin: int, length: int) -> None:
+        self._file, self._begin, self._length = open(path, "rb"), begin, length  # noqa: SIM115
+        self._file.seek(begin)
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        """Fills the buffer as far as the part goes; the number of bytes."""
+        content = self._file.read(max(0, min(len(buffer), self._length - self.tell())))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._length}[whence]
+        return self._file.seek(self._begin + max(0, base + offset)) - self._begin
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._file.tell() - self._begin
 
     def close(self) -> None:
         """Closes the file."""
@@ -250,40 +286,48 @@ _SEVERAL = (
 # --- containers of pages and frames -------------------------------------------------------------------------
 
 
-def _of_frames(data: mmap.mmap) -> str:
+def _of_frames(data: mmap.mmap) -> Container:
     begin = mp3.end_of_id3(data, 0)
-    starts: dict[bytes, Callable[[mmap.mmap, int], str]] = {b"OggS": _ogg, b"fLaC": _flac}
+    starts: dict[bytes, Callable[[mmap.mmap, int], Container]] = {b"OggS": _ogg, b"fLaC": _flac}
     found = starts.get(data[begin : begin + 4])
-    return found(data, begin) if found is not None else mp3.damage(data, begin, _SEVERAL)
+    return found(data, begin) if found is not None else Container(mp3.damage(data, begin, _SEVERAL))
 
 
-def _flac(data: mmap.mmap, begin: int) -> str:
+def _flac(data: mmap.mmap, begin: int) -> Container:
     # The marker with the head of the metadata block that must follow it: 8 bytes, never met by chance.
     again = (data.find(b"fLaC" + last + b"\x00\x00\x22", begin + 4) for last in (b"\x00", b"\x80"))
-    return _SEVERAL if any(at >= 0 for at in again) else ""
+    return Container(_SEVERAL if any(at >= 0 for at in again) else "")
 
 
-def _ogg(data: mmap.mmap, begin: int) -> str:
+def _ogg(data: mmap.mmap, begin: int) -> Container:
     """Walks the pages (RFC 3533): "OggS", version, flags, granule, serial, number, checksum, lengths."""
-    at, pages, unfinished, in_body = begin, dict[int, int](), set[int](), False
+    lost = "cut off: the last page of its Ogg stream is missing"
+    at, pages, unfinished, in_body, begins = begin, dict[int, int](), set[int](), False, [begin]
     while (at := data.find(b"OggS", at)) >= 0:
         head = data[at : at + 27]
         lengths = data[at + 27 : at + 27 + head[26]] if len(head) == 27 else b""
         end = at + 27 + len(lengths) + sum(lengths)
         if len(head) < 27 or len(lengths) < head[26] or end > len(data):
-            return "cut off within a page of its Ogg stream"
+            return Container("cut off within a page of its Ogg stream")
         flags = head[5]
         serial, number = struct.unpack_from("<II", head, 14)
         if flags & 2:  # first page of a stream; those of streams side by side all come at the start
             if in_body:
-                return _SEVERAL
+                if unfinished:
+                    return Container(lost)
+                pages, in_body = {}, False
+                begins.append(at)
             unfinished.add(serial)
         else:
             in_body = True
             if number != pages.get(serial, number - 1) + 1:
-                return f"page {pages[serial] + 1} of its Ogg stream is missing"
+                return Container(f"page {pages[serial] + 1} of its Ogg stream is missing")
         pages[serial] = number
         if flags & 4:
             unfinished.discard(serial)
         at = end
-    return "cut off: the last page of its Ogg stream is missing" if unfinished else ""
+    if unfinished:
+        return Container(lost)
+    ends = [*begins[1:], len(data)]
+    streams = tuple((start, end - start) for start, end in zip(begins, ends, strict=True))
+    return Container(streams=streams if len(streams) > 1 else ())

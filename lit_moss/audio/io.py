@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lit_moss.audio import containers, waves
+from lit_moss.audio.chained import ChainedFile
 from lit_moss.audio.features import Resampler
 from lit_moss.records import printable
 
@@ -29,6 +30,7 @@ RULES = 2
 END_SLACK_SEC = 0.1  # a part may end this much after its file: corpora round their times
 BLOCK_FRAMES = 2**19  # samples of each channel that are decoded at once
 RATES_HZ = (1_000, 1_000_000)  # a header outside is damaged
+Opened = soundfile.SoundFile | ChainedFile
 _UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 for a stream whose header does not tell its length
 
 
@@ -170,7 +172,7 @@ def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
+def _opened(path: str | Path) -> Iterator[Opened]:
     """The file, found whole by its container; errors of libsndfile come as `UnreadableAudio`."""
     try:
         status = os.stat(path)
@@ -178,6 +180,9 @@ def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
         if container.damage:
             raise UnreadableAudio(f"{path}: {container.damage}")
         with ExitStack() as stack:
+            if container.streams:
+                yield _plausible(path, stack.enter_context(ChainedFile(path, container.streams)))
+                return
             source: Any = _name(path)
             if container.patches:
                 source = stack.enter_context(containers.PatchedFile(path, container.patches))
@@ -197,7 +202,7 @@ def _inspected(path: str, size: int, modified_ns: int) -> containers.Container:
     return containers.inspect(path)
 
 
-def _probe(path: str | Path, file: soundfile.SoundFile) -> None:
+def _probe(path: str | Path, file: Opened) -> None:
     if file.format == "FLAC" and 0 < file.frames < _UNKNOWN_FRAMES:
         status = os.stat(path)
         if not _has_last_sample(str(path), status.st_size, status.st_mtime_ns):
@@ -215,7 +220,7 @@ def _has_last_sample(path: str, size: int, modified_ns: int) -> bool:
             return False
 
 
-def _plausible(path: str | Path, file: soundfile.SoundFile) -> soundfile.SoundFile:
+def _plausible(path: str | Path, file: Opened) -> Opened:
     low, high = RATES_HZ
     if not low <= file.samplerate <= high:
         raise UnreadableAudio(f"{path}: a sampling rate of {file.samplerate} Hz, expected {low} to {high:,}")
@@ -223,7 +228,7 @@ def _plausible(path: str | Path, file: soundfile.SoundFile) -> soundfile.SoundFi
 
 
 def _span(
-    path: str | Path, file: soundfile.SoundFile, offset_sec: float, duration_sec: float | None
+    path: str | Path, file: Opened, offset_sec: float, duration_sec: float | None
 ) -> tuple[int, int, int]:
     """First sample, samples wanted, and samples without which the part is not whole."""
     rate_hz = file.samplerate

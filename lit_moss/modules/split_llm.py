@@ -260,7 +260,7 @@ class SplitLLM(StepModule):
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
-        self.log("step", float(self.global_step + 1))
+        self.log("step", self.on_device(self.global_step + 1))
         counts = _counts(batch, loss)
         trained = sum(n for kind, n in counts.items() if self.weights[kind])
         self.count_targets(trained)

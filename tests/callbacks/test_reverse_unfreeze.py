@@ -27,7 +27,7 @@ def run_of(*callbacks, lm=None, tails=1, max_steps=T):
     module.lm = lm
     trainer = SimpleNamespace(
         callbacks=callbacks, max_steps=max_steps, global_step=0, world_size=1, strategy=object(),
-        logger=None, is_global_zero=True,
+        logger=None, is_global_zero=True, precision_plugin=object(),
     )  # fmt: skip
     module._trainer = trainer
     trainer.optimizers = [module.configure_optimizers()]

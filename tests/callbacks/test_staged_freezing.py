@@ -31,7 +31,7 @@ def run_of(*callbacks, lm=None, joint=False):
     module.lm = lm
     trainer = SimpleNamespace(
         callbacks=callbacks, max_steps=8, global_step=0, world_size=1, strategy=object(),
-        logger=None, is_global_zero=True,
+        logger=None, is_global_zero=True, precision_plugin=object(),
     )  # fmt: skip
     module._trainer = trainer
     trained = module.ever_trained()

@@ -150,10 +150,10 @@ def test_evaluation_leaves_them_out_by_name(manifest, tmp_path, capsys, monkeypa
     assert names_of(capsys.readouterr().err) == ["after", "late", "long"]
 
 
-@pytest.mark.parametrize("name", ["trunc.wav", "twice.ogg"])
-def test_public_cases_of_sound_files(name):
-    with pytest.raises(io.UnreadableAudio, match=name):
-        io.read(case(name), RATE_HZ)
+def test_public_cases_of_sound_files():
+    with pytest.raises(io.UnreadableAudio, match=r"trunc\.wav"):
+        io.read(case("trunc.wav"), RATE_HZ)
+    assert len(io.read(case("twice.ogg"), RATE_HZ)) == 2 * 30_393  # both streams
 
 
 def test_public_case_of_a_part_beyond_the_end():
