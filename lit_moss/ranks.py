@@ -61,6 +61,6 @@ def agree(trainer: Trainer, module: LightningModule, own: Choice) -> Choice:
     if chosen is own and environment is not None and environment.creates_processes_externally:
         strategy.connect(module)
         strategy.setup_environment()
-        chosen = Choice(*strategy.broadcast(tuple(own)))
+        chosen = strategy.broadcast(own)
     os.environ[RUN_VARIABLE] = json.dumps(chosen)
     return chosen
