@@ -165,6 +165,7 @@ def run_fit(
     folder: Path,
     tags: Mapping[str, str] | None = None,
     threads: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Brings a run to its end and returns its result.
 
@@ -176,6 +177,7 @@ def run_fit(
         folder: RUN_ROOT/NAME/RUN_NAME.
         tags: MLflow tags of the run.
         threads: OMP_NUM_THREADS of the run; left as it is if None.
+        variables: Added to the environment of the run, and written nowhere.
 
     Raises:
         UserError: if the folder's run was begun with another YAML (only `trainer.max_steps` may grow).
@@ -186,12 +188,13 @@ def run_fit(
     with (folder / "lock").open("w") as lock:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        return _run_fit(dict(config), folder, dict(tags or {}), threads)
+        environment = os.environ | {TAGS_VARIABLE: json.dumps(dict(tags or {}))} | dict(variables or {})
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        return _run_fit(dict(config), folder, environment)
 
 
-def _run_fit(
-    config: dict[str, Any], folder: Path, tags: dict[str, str], threads: int | None
-) -> dict[str, Any]:
+def _run_fit(config: dict[str, Any], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
     recipe = folder / "fit.yaml"
     if recipe.exists():
         _check_same(yaml.safe_load(recipe.read_text()), config, folder)
@@ -203,9 +206,7 @@ def _run_fit(
                "--run_root", str(folder.parent.parent), "--run_name", folder.name]  # fmt: skip
     if (folder / "run.json").exists():
         command += ["--ckpt_path", str(folder)]
-    environment = os.environ | {PARENT_VARIABLE: str(os.getpid()), TAGS_VARIABLE: json.dumps(tags)}
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
+    environment = environment | {PARENT_VARIABLE: str(os.getpid())}
     log = folder / "log.txt"
     with log.open("a") as out:
         code = subprocess.run(

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from database import give_database
+
 ROOT = Path(__file__).resolve().parents[1]
 # Of a run that starts these tests, or that a test left behind.
 _OTHERS = ("LIT_MOSS_RUN", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -84,6 +86,8 @@ def start(folder: Path, *words: str, ranks: int = 1, **variables: str) -> Starte
             for rank in range(ranks)
         ]  # fmt: skip
     _start_server()
+    if "MLFLOW_TRACKING_URI" not in environment:
+        give_database(Path(folder))
     processes = []
     for rank, own in enumerate(each):
         arguments = ([*words], str(folder), environment | own, str(output), rank)

@@ -14,6 +14,7 @@ import mlflow
 import numpy as np
 import torch
 import yaml
+from database import give_database
 from lightning.pytorch import Callback
 
 from lit_moss.cli import main
@@ -76,6 +77,7 @@ class TermInValidation(Callback):
 def fit(folder, config, *more, expected=0):
     """`fit` in this process, with the folder as working folder."""
     before = Path.cwd()
+    give_database(Path(folder))
     os.chdir(folder)
     os.environ.pop("LIT_MOSS_RUN", None)
     try:

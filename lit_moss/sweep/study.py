@@ -319,9 +319,10 @@ class Objective:
             tags["sweep.devices"] = devices
         folder = Path(sweep.run_root).absolute() / sweep.study / f"trial-{slot:03d}-seed-{seed}"
         try:
-            os.environ[STORAGE_VARIABLE] = sweep.storage  # in no file: it may hold a password
-            os.environ[METRICS_VARIABLE] = json.dumps(list(sweep.objectives))
-            result = run_fit(config, folder, tags, self.threads)
+            result = run_fit(config, folder, tags, self.threads, {
+                STORAGE_VARIABLE: sweep.storage,  # in no file: it may hold a password
+                METRICS_VARIABLE: json.dumps(list(sweep.objectives)),
+            })  # fmt: skip
         except RunError as error:
             if "no metric" in str(error):  # rather than killed before a validation that gives it
                 self._check_metrics(trial, read_result(folder), str(error))
