@@ -49,8 +49,10 @@ class Checkpoint(ModelCheckpoint):
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """A score that is not finite is never the best, not even the first one."""
-        if self._is_best and current is not None and not torch.isfinite(current):
-            return False
+        if self._is_best:
+            finite = current is not None and bool(torch.isfinite(current))
+            if not trainer.strategy.reduce_boolean_decision(finite):  # a score may be each rank's own
+                return False
         return super().check_monitor_top_k(trainer, current)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:

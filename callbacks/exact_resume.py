@@ -4,6 +4,7 @@ The same to the bit, that is.
 """
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from callbacks.learning_rate import set_rates
+from lit_moss.errors import UserError
 from lit_moss.tracking import Tracker
 
 # What a configuration says of a group of parameters; the rate itself, `lr`, follows from it by the step.
@@ -34,9 +36,18 @@ class ExactResume(Callback):
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] | None = None
         self._settings: list[dict[str, Any]] = []
+        self._saved: list[tuple[str, int]] = []  # name and number of parameters of the checkpoint's groups
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The optimizer's state is restored after this hook.
+        own = _names(_groups(trainer))
+        if self._saved and self._saved != own:
+            here, there = ({n.removesuffix(".no_decay"): 0 for n, _ in names} for names in (own, self._saved))
+            raise UserError(
+                f"the checkpoint's optimizer has moments for {', '.join(there)}, this run trains "
+                f"{', '.join(here)}: resume with the same freezing and sizes, or start a new run from it "
+                "(model.init_args.init_from)"
+            )
         self._settings = [
             {key: group[key] for key in (*_SETTINGS, "lr") if key in group} for group in _groups(trainer)
         ]
@@ -64,11 +75,14 @@ class ExactResume(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._restored = checkpoint.get("random_states")
+        # Sharded strategies keep the optimizer's state elsewhere.
+        self._saved = [entry for state in checkpoint.get("optimizer_states") or () if isinstance(state, dict)
+                       for entry in _names(state.get("param_groups", ()))]  # fmt: skip
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._restored is None:
             return
-        self._apply_settings(trainer)
+        self.apply_settings(trainer)
         if len(self._restored) == trainer.world_size:
             _set_random_state(self._restored[trainer.global_rank])
         else:
@@ -83,7 +97,8 @@ class ExactResume(Callback):
             np.random.seed(seed % 2**32)
         self._restored = None
 
-    def _apply_settings(self, trainer: Trainer) -> None:
+    def apply_settings(self, trainer: Trainer) -> None:
+        """Gives the groups of a resumed run what the configuration says; a second call changes nothing."""
         changed: dict[str, None] = {}
         for group, settings in zip(_groups(trainer), self._settings, strict=True):
             # A rate without `base_lr` is the optimizer's own, unless a scheduler of Lightning's moves it.
@@ -109,6 +124,10 @@ class ExactResume(Callback):
 
 def _groups(trainer: Trainer) -> list[dict[str, Any]]:
     return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+
+
+def _names(groups: Iterable[dict[str, Any]]) -> list[tuple[str, int]]:
+    return [(str(group.get("name", i)), len(group["params"])) for i, group in enumerate(groups)]
 
 
 def _random_state() -> dict[str, Any]:

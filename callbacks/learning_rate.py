@@ -42,6 +42,9 @@ class Schedule(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._begun_with is None:  # not resumed
             return
+        for callback in cast(Any, trainer).callbacks:  # a changed base rate, whose turn may come after this
+            if hasattr(callback, "apply_settings"):
+                callback.apply_settings(trainer)
         if self.total_steps is None:  # where states are restored after `on_fit_start` (DeepSpeed), only now
             self._total = self._begun_with
         name, step, last = type(self).__name__, trainer.global_step, trainer.max_steps

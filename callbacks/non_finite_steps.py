@@ -177,6 +177,8 @@ class NonFiniteSteps(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self._in_row, self.empty = (state_dict[k] for k in ("skipped", "in_row", "empty"))
+        if self._in_row >= self.stop_after:  # saved before the host had read it; what is resumed may go on
+            self._in_row = 0
 
     @torch.no_grad()
     def on_save_checkpoint(

@@ -254,9 +254,9 @@ def read_note(run: Path) -> dict[str, Any]:
     return json.loads((run / "run.json").read_text())
 
 
-def begin_fork(checkpoint: Path, run: Path) -> None:
+def begin_fork(checkpoint: Path, run: Path) -> Path:
     """Puts the state that a fork starts from into its folder: the fork can be resumed before its first own
-    checkpoint, and when the run that it left has removed that state."""
+    checkpoint, and when the run that it left has removed that state. Returns its place."""
     step = step_of(checkpoint)
     target = run / "checkpoints" / f"step-{max(step, 0):07d}.ckpt"
     partial = target.with_name(target.name + ".partial")
@@ -276,3 +276,4 @@ def begin_fork(checkpoint: Path, run: Path) -> None:
         raise UserError(
             f"{checkpoint} could not be copied to {target} ({error.strerror or error}): make room or rights"
         ) from error
+    return target

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.exact_resume import ExactResume
+from lit_moss import ranks
 from lit_moss.checkpoints import (
     AtomicCheckpointIO,
     begin_fork,
@@ -48,7 +49,6 @@ from lit_moss.tracking import Tracker
 
 # Without it `${a.b}` is looked up below the subcommand and not found.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-RUN_DIR_VARIABLE = "LIT_MOSS_RUN"
 _ADVERTS = ("litlogger", "litmodels", "TPU available")
 _NOISE = (
     r".*does not have many workers.*",
@@ -96,17 +96,27 @@ class _Result(Callback):
 
     Written at each validation too, before its checkpoint: a run killed behind its last checkpoint validates
     no more when it is continued.
+
+    Args:
+        begun: Called on rank 0 once nothing is left that could refuse the run.
     """
+
+    def __init__(self, begun: Callable[[], None]) -> None:
+        self._begun = begun
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._begun()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.write(trainer)
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
         # A sweep's objective that no validation gives is found here, not after the whole run.
-        missing = [m for m in json.loads(os.environ.get(METRICS_VARIABLE, "[]"))
-                   if m not in trainer.callback_metrics]  # fmt: skip
+        given = {*trainer.callback_metrics, *getattr(pl_module, "later_metrics", ())}
+        missing = [m for m in json.loads(os.environ.get(METRICS_VARIABLE, "[]")) if m not in given]
         if missing:
-            known = ", ".join(sorted(key for key in trainer.callback_metrics if "/" in key))
+            known = ", ".join(sorted(key for key in given if "/" in key))
             raise UserError(f"no metric {missing[0]} in a validation, expected one of {known}")
 
     @staticmethod
@@ -157,6 +167,7 @@ class MossCLI(LightningCLI):
 
     tracker: Tracker | None = None
     _forks = False
+    _forked: Path | None = None  # the state that a fork starts from, in its own folder
     _while_running = contextlib.ExitStack()  # the lock of the run's folder
 
     @classmethod
@@ -204,9 +215,11 @@ class MossCLI(LightningCLI):
         config = self.config[cast(str, self.subcommand)]
         # Absolute: `ModelCheckpoint` forgets its best score when the same folder comes spelt otherwise.
         self._run_root, self._run_name = Path(config["run_root"]).absolute(), config["name"]
-        self._ckpt = _find_checkpoint(
-            config.get("ckpt_path"), self._run_root / self._run_name, self.subcommand
-        )
+        asked = config.get("ckpt_path")
+        if self.subcommand == "fit":
+            chosen = ranks.inherited()
+            asked = chosen.checkpoint if chosen else None if ranks.waits_for_choice() else asked
+        self._ckpt = _find_checkpoint(asked, self._run_root / self._run_name, self.subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -225,7 +238,7 @@ class MossCLI(LightningCLI):
             callbacks = _as_list(config.get("callbacks"))
             if not any(isinstance(callback, ExactResume) for callback in callbacks):
                 callbacks.append(ExactResume())  # without it the data would start again at the first batch
-            kwargs["callbacks"] = [*_with_guard(callbacks), _Result()]
+            kwargs["callbacks"] = [*_with_guard(callbacks), _Result(self._record_settings)]
             if config.get("logger") in (None, True):
                 self.tracker = self._make_tracker()
                 kwargs["logger"] = self.tracker
@@ -238,29 +251,27 @@ class MossCLI(LightningCLI):
 
     def _make_tracker(self) -> Tracker:
         asked = self.config["fit"].get("run_name")
+        if not ranks.is_rank_zero():
+            return Tracker(self._run_name, asked or "-", str(self._run_root))  # see `_agree`
         folder, run_id = self._resumed_run()
         if asked and Path(asked).name != asked:
             raise UserError(f"--run_name is {asked!r}, expected a plain name: it is one folder below --name")
         if folder is not None and asked in (None, folder.name):
             return Tracker(folder.parent.name, folder.name, str(folder.parent.parent), run_id)
         tags = {"forked_from": _origin(self._ckpt)} if isinstance(self._ckpt, Path) else None
-        if int(os.environ.get("LOCAL_RANK", 0)) and RUN_DIR_VARIABLE in os.environ:
-            return Tracker(self._run_name, os.environ[RUN_DIR_VARIABLE], str(self._run_root), tags=tags)
         version = asked or time.strftime("%Y-%m-%d_%H-%M-%S")
         folder = self._run_root / self._run_name / version
-        if rank_zero_only.rank == 0 and asked and (folder / "run.json").exists():
+        if asked and (folder / "run.json").exists():
             raise UserError(
                 f"there is a run {folder} already: give another --run_name, or continue it with "
                 f"--ckpt_path {folder}"
             )
-        if rank_zero_only.rank == 0:
-            for again in range(2, 1000):  # two runs begun in the same second
-                try:
-                    folder.mkdir(parents=True, exist_ok=bool(asked))
-                    break
-                except FileExistsError:
-                    folder = folder.with_name(f"{version}-{again}")
-            os.environ[RUN_DIR_VARIABLE] = folder.name  # processes of other ranks inherit it
+        for again in range(2, 1000):  # two runs begun in the same second
+            try:
+                folder.mkdir(parents=True, exist_ok=bool(asked))
+                break
+            except FileExistsError:
+                folder = folder.with_name(f"{version}-{again}")
         self._forks = isinstance(self._ckpt, Path)
         return Tracker(self._run_name, folder.name, str(self._run_root), tags=tags)
 
@@ -301,11 +312,23 @@ class MossCLI(LightningCLI):
                 file.write(json.dumps(item, ensure_ascii=False) + "\n")
         print(f"{out}: {sum(map(len, batches))} items")
 
+    def _agree(self) -> None:
+        """Takes over folder and checkpoint of rank 0."""
+        ckpt = str(self._ckpt) if isinstance(self._ckpt, Path) else None
+        place = self.tracker.place if self.tracker is not None else (str(self._run_root), self._run_name, "-")
+        chosen = ranks.agree(self.trainer, self.model, ranks.Choice(*place, ckpt))
+        if ranks.is_rank_zero():
+            return
+        self._ckpt = Path(chosen.checkpoint) if chosen.checkpoint else None
+        if self.tracker is not None:
+            self.tracker.place = chosen[:3]
+
     def before_fit(self) -> None:
+        self._agree()
         # Data first: a start that fails on it must not leave a run behind that `last` would then take.
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
-        self._record()
+        self._begin()
 
     def after_fit(self) -> None:
         _Result.write(self.trainer, ended=True)
@@ -319,25 +342,39 @@ class MossCLI(LightningCLI):
             begun = step_of(self._ckpt) if isinstance(self._ckpt, Path) else 0
             if self.tracker is not None and self.trainer.global_step <= max(begun, 0):
                 self.tracker.abandon()
+                if self._forked is not None:  # the next fork of that name may start from another state
+                    self.trainer.strategy.remove_checkpoint(self._forked)
             raise
 
     @rank_zero_only
-    def _record(self) -> None:
+    def _begin(self) -> None:
+        """Makes the folder and the MLflow run this process's, or refuses."""
         if self.tracker is None:
             return
         self._while_running.enter_context(hold(self.tracker.run_dir))
         if self._forks and isinstance(self._ckpt, Path):
-            begin_fork(self._ckpt, self.tracker.run_dir)
-        config = self.config["fit"]
-        text = self._parser("fit").dump(config, skip_none=False)
-        resolved = {k: v for k, v in yaml.safe_load(text).items() if k not in ("config", "ckpt_path")}
+            self._forked = begin_fork(self._ckpt, self.tracker.run_dir)
+        begun = max(0, step_of(self._ckpt)) if isinstance(self._ckpt, Path) else 0
+        self.tracker.resume_from(begun, self._settings()[1], _ONLY_AT_START)
+        self.tracker.experiment  # noqa: B018 - makes the run
+        rank_zero_info(f"run {self.tracker.run_dir}, MLflow experiment {self.tracker.name!r}")
+
+    def _settings(self) -> tuple[str, dict[str, Any]]:
+        """The resolved configuration: its YAML, and what is recorded of it."""
+        text = self._parser("fit").dump(self.config["fit"], skip_none=False)
+        return text, {k: v for k, v in yaml.safe_load(text).items() if k not in ("config", "ckpt_path")}
+
+    def _record_settings(self) -> None:
+        """Not before the run has begun: a checkpoint may refuse other data, and the record keeps what was."""
+        if self.tracker is None:
+            return
+        text, resolved = self._settings()
         fingerprints = getattr(self.datamodule, "fingerprints", dict)()
         with mlflow_errors():
             self.tracker.log_hyperparams(resolved, _ONLY_AT_START if isinstance(self._ckpt, Path) else ())
             self.tracker.set_tags({f"fingerprint.{what}": value for what, value in fingerprints.items()})
         (self.tracker.run_dir / "config.yaml").write_text(text)
         self.tracker.log_text(text, "config.yaml")
-        rank_zero_info(f"run {self.tracker.run_dir}, MLflow experiment {self.tracker.name!r}")
 
 
 @contextlib.contextmanager
@@ -387,11 +424,12 @@ def _check_yaml_files(args: Sequence[str]) -> None:
 
 
 def _with_guard(callbacks: list[Any]) -> list[Any]:
-    """Steps that are not finite are skipped in every run; recipes need not list it."""
+    """Steps that are not finite are skipped in every run; recipes need not list it. It comes last: the others
+    drop gradients of frozen parameters, which must not count."""
     from callbacks import NonFiniteSteps
 
-    listed = any(isinstance(c, NonFiniteSteps) for c in callbacks)
-    return callbacks if listed else [*callbacks, NonFiniteSteps()]
+    listed = [c for c in callbacks if isinstance(c, NonFiniteSteps)]
+    return [*(c for c in callbacks if c not in listed), *(listed or [NonFiniteSteps()])]
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -4,9 +4,13 @@ import contextlib
 import hashlib
 import os
 import posixpath
+import queue
 import re
+import sys
+import threading
+import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +96,84 @@ def whole_maps(params: Any) -> Any:
     if isinstance(params, list) and params and all(isinstance(item, Mapping | Namespace) for item in params):
         return [whole_maps(item) for item in params]
     return params
+
+
+class Sender:
+    """A queue of metrics and the thread that sends them in batches, trying again until it succeeds."""
+
+    BATCH = 500  # MLflow takes 1000 metrics a call
+
+    def __init__(self, flush_sec: float) -> None:
+        self._flush_sec = flush_sec
+        self._queue: queue.Queue[Any] = queue.Queue()
+        self._batch: list[Any] = []
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._abandon = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, send: Callable[[list[Any]], object]) -> None:
+        self._stop.clear()
+        self._abandon.clear()
+        self._thread = threading.Thread(target=self._run, args=(send,), daemon=True, name="metrics")
+        self._thread.start()
+
+    def put(self, metric: Any) -> None:
+        self._queue.put(metric)
+
+    def flush(self, wait_sec: float) -> bool:
+        end = time.monotonic() + wait_sec
+        self._wake.set()
+        while self._pending and time.monotonic() < end:
+            time.sleep(0.01)
+        return not self._pending
+
+    @property
+    def _pending(self) -> bool:
+        return not self._queue.empty() or bool(self._batch)
+
+    def _run(self, send: Callable[[list[Any]], object]) -> None:
+        warned, pause_sec = False, 1.0
+        while not self._abandon.is_set():
+            self._fill()
+            if not self._batch:
+                if self._stop.is_set():
+                    return
+                self._wake.wait(self._flush_sec)
+                self._wake.clear()
+                continue
+            try:
+                send(self._batch)
+            except Exception as error:
+                if not warned:
+                    print(
+                        f"MLflow does not answer ({type(error).__name__}); training goes on, "
+                        "the record follows later",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    warned = True
+                self._abandon.wait(pause_sec)
+                pause_sec = min(2 * pause_sec, 15.0)
+                continue
+            self._batch, warned, pause_sec = [], False, 1.0
+
+    def _fill(self) -> None:
+        while len(self._batch) < self.BATCH:
+            try:
+                self._batch.append(self._queue.get_nowait())
+            except queue.Empty:
+                return
+
+    def stop(self, wait_sec: float) -> list[Any]:
+        """Ends the thread once all is sent, or after `wait_sec`; returns what is left."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(wait_sec)
+            self._abandon.set()
+            self._thread.join(30.0)
+        while not self._queue.empty():
+            self._batch.append(self._queue.get_nowait())
+        unsent, self._batch = self._batch, []
+        return unsent

@@ -13,10 +13,8 @@ import json
 import logging
 import os
 import platform
-import queue
 import subprocess
 import sys
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
@@ -24,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch.loggers.logger import Logger
@@ -33,6 +32,7 @@ from typing_extensions import override
 from lit_moss.checkpoints import newest_step, read_note
 from lit_moss.errors import UserError
 from lit_moss.mlflow_access import (
+    Sender,
     find_run,
     mlflow_errors,
     mlflow_name,
@@ -75,12 +75,14 @@ class Tracker(Logger):
         tags: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self._tags, self._wrote_note = dict(tags or {}), False
+        self._tags = dict(tags or {})
+        self._note_before: Any = None  # what `run.json` held if this tracker has written it
+        self._from_step, self._settings = 0, cast(dict[str, str], {})
         self._name, self._version, self._save_dir = name, version, save_dir
         self._run_id, self._give_up_sec = run_id, give_up_sec
         self._client: Any = None
         self._last_step: dict[str, int] = {}
-        self._sender = _Sender(flush_sec)
+        self._sender = Sender(flush_sec)
         self._with_system_metrics, self._system_metrics = system_metrics, cast(Any, None)
 
     @property
@@ -97,6 +99,15 @@ class Tracker(Logger):
     @override
     def save_dir(self) -> str:
         return self._save_dir
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Root of all runs' files, name of the runs, name of this one."""
+        return self._save_dir, self._name, self._version
+
+    @place.setter
+    def place(self, place: tuple[str, str, str]) -> None:
+        self._save_dir, self._name, self._version = place
 
     @property
     def run_dir(self) -> Path:
@@ -124,25 +135,37 @@ class Tracker(Logger):
                 self._system_metrics = _start_system_metrics(self._run_id)
         return self._client
 
+    def resume_from(self, step: int, params: Mapping[str, Any], only_at_start: Collection[str]) -> None:
+        """Says, before the MLflow run is opened, from which optimizer step it goes on and with what settings.
+
+        If they are not those of the record, and that holds later steps already, the run gets a new one.
+        """
+        self._from_step = step
+        self._settings = {k: v for k, v in _flat(params).items()
+                          if k.startswith("model.init_args.") and k not in only_at_start}  # fmt: skip
+
     def _write_note(self) -> None:
         """`run.json`: makes the folder a run, and its time of writing says which run is the newest."""
         path = self.run_dir / "run.json"
-        note = {"mlflow_run_id": self._run_id}
         old = path.stat() if path.exists() else None
-        if old is not None and json.loads(path.read_text()) == note:
+        before = {} if old is None else json.loads(path.read_text())
+        if before.get("mlflow_run_id") == self._run_id:
             return
-        write_json(path, note)
+        self._note_before = before
+        write_json(path, {"mlflow_run_id": self._run_id})
         if old is not None:
             os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
-        self._wrote_note = old is None
 
     @rank_zero_only
     def abandon(self) -> None:
-        """For a start that failed before its first step: closes the MLflow run, and makes the folder no run,
-        so that `last` does not take it."""
+        """For a start that failed before its first step: closes the MLflow run, and leaves the folder as it
+        was: a new one is no run then, so that `last` does not take it."""
         self.finalize("failed")
-        if self._wrote_note:
+        if self._note_before == {}:
             (self.run_dir / "run.json").unlink(missing_ok=True)
+        elif self._note_before:
+            self._run_id = self._note_before["mlflow_run_id"]
+            self._write_note()
 
     def _continued(self, client: Any) -> str | None:
         """The run to continue, set running; None if there is none."""
@@ -166,10 +189,32 @@ class Tracker(Logger):
             )
             self._tags = {"forked_from": f"run {self._run_id}, {other}"} | self._tags
             return None
+        last_step = _last_steps(client, self._run_id)
+        if self._leaves(last_step):
+            print(
+                f"MLflow's run {self._run_id} holds steps after {self._from_step}, taken with other "
+                "settings: what follows is recorded in a new MLflow run",
+                file=sys.stderr,
+            )
+            if run.info.status == "RUNNING":  # killed
+                client.update_run(self._run_id, status="KILLED")
+            self._tags = {"forked_from": f"run {self._run_id}, step {self._from_step}"} | self._tags
+            return None
         client.set_tag(self._run_id, _FOLDER, str(self.run_dir.resolve()))
         client.update_run(self._run_id, status="RUNNING")
-        self._last_step = _last_steps(client, self._run_id)
+        self._last_step = last_step
         return self._run_id
+
+    def _leaves(self, last_step: Mapping[str, int]) -> bool:
+        """Whether steps already recorded are taken again in another way: after a kill, with another rate."""
+        before = self.run_dir / "config.yaml"
+        if not before.is_file() or all(
+            step <= self._from_step for name, step in last_step.items() if not name.startswith("system/")
+        ):
+            return False
+        known = _flat(yaml.safe_load(before.read_text()))
+        both = ((known[k], v) for k, v in self._settings.items() if k in known)
+        return any(old != new and os.sep not in old + new for old, new in both)  # folders may have moved
 
     def _is_behind(self, other: Path) -> bool:
         """Whether another folder, a copy of this one or its original, holds the same run at a later step."""
@@ -204,7 +249,7 @@ class Tracker(Logger):
     ) -> None:
         """Parameters of the run, nested keys joined by dots.
 
-        One already logged keeps its first value (MLflow's rule); what it is changed to is a tag.
+        One already logged keeps its first value (MLflow's rule); its changes are a tag, `old -> new`.
 
         Args:
             params: The resolved configuration.
@@ -213,15 +258,14 @@ class Tracker(Logger):
         from mlflow.entities import Param
 
         client = self.experiment
-        known = client.get_run(self._run_id).data.params
-        flat = {
-            mlflow_name(k.replace("/", ".")): str(v)[:6000]
-            for k, v in _flatten_dict(_convert_params(whole_maps(params))).items()
-        }
+        data = client.get_run(self._run_id).data
+        known = data.params
+        flat = _flat(params)
         new = [Param(key, value) for key, value in flat.items() if key not in known]
         for start in range(0, len(new), 100):  # MLflow takes 100 a call
             client.log_batch(self._run_id, params=new[start : start + 100])
-        changed = {k: (known[k], v) for k, v in flat.items() if k in known and known[k] != v}
+        earlier = {k: data.tags.get(mlflow_name(f"resumed_with.{k}"), known[k]) for k in flat if k in known}
+        changed = {k: (old, flat[k]) for k, old in earlier.items() if old.rpartition(" -> ")[2] != flat[k]}
         for key in changed.keys() & set(only_at_start):
             old, new_ = changed.pop(key)
             if "." in key or key == "seed_everything":
@@ -257,7 +301,7 @@ class Tracker(Logger):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the run; later values replace earlier ones."""
         for key, value in tags.items():
-            self.experiment.set_tag(self._run_id, key, str(value)[:5000])
+            self.experiment.set_tag(self._run_id, mlflow_name(key), str(value)[:5000])
 
     @rank_zero_only
     def log_text(self, text: str, name: str) -> None:
@@ -356,85 +400,12 @@ def study_run(name: str, root: Path, run_id: str | None = None) -> Tracker:
     return tracker
 
 
-class _Sender:
-    """A queue of metrics and the thread that sends them in batches, trying again until it succeeds."""
-
-    BATCH = 500  # MLflow takes 1000 metrics a call
-
-    def __init__(self, flush_sec: float) -> None:
-        self._flush_sec = flush_sec
-        self._queue: queue.Queue[Any] = queue.Queue()
-        self._batch: list[Any] = []
-        self._stop = threading.Event()
-        self._wake = threading.Event()
-        self._abandon = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self, send: Callable[[list[Any]], object]) -> None:
-        self._stop.clear()
-        self._abandon.clear()
-        self._thread = threading.Thread(target=self._run, args=(send,), daemon=True, name="metrics")
-        self._thread.start()
-
-    def put(self, metric: Any) -> None:
-        self._queue.put(metric)
-
-    def flush(self, wait_sec: float) -> bool:
-        end = time.monotonic() + wait_sec
-        self._wake.set()
-        while self._pending and time.monotonic() < end:
-            time.sleep(0.01)
-        return not self._pending
-
-    @property
-    def _pending(self) -> bool:
-        return not self._queue.empty() or bool(self._batch)
-
-    def _run(self, send: Callable[[list[Any]], object]) -> None:
-        warned, pause_sec = False, 1.0
-        while not self._abandon.is_set():
-            self._fill()
-            if not self._batch:
-                if self._stop.is_set():
-                    return
-                self._wake.wait(self._flush_sec)
-                self._wake.clear()
-                continue
-            try:
-                send(self._batch)
-            except Exception as error:
-                if not warned:
-                    print(
-                        f"MLflow does not answer ({type(error).__name__}); training goes on, "
-                        "the record follows later",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    warned = True
-                self._abandon.wait(pause_sec)
-                pause_sec = min(2 * pause_sec, 15.0)
-                continue
-            self._batch, warned, pause_sec = [], False, 1.0
-
-    def _fill(self) -> None:
-        while len(self._batch) < self.BATCH:
-            try:
-                self._batch.append(self._queue.get_nowait())
-            except queue.Empty:
-                return
-
-    def stop(self, wait_sec: float) -> list[Any]:
-        """Ends the thread once all is sent, or after `wait_sec`; returns what is left."""
-        self._stop.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(wait_sec)
-            self._abandon.set()
-            self._thread.join(30.0)
-        while not self._queue.empty():
-            self._batch.append(self._queue.get_nowait())
-        unsent, self._batch = self._batch, []
-        return unsent
+def _flat(params: Any) -> dict[str, str]:
+    """Name -> value of parameters as MLflow keeps them."""
+    return {
+        mlflow_name(k.replace("/", ".")): str(v)[:6000]
+        for k, v in _flatten_dict(_convert_params(whole_maps(params))).items()
+    }
 
 
 def _last_steps(client: Any, run_id: str) -> dict[str, int]:

@@ -9,7 +9,6 @@ SLURM set.
 
 import atexit
 import contextlib
-import itertools
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -25,7 +24,6 @@ from typing import Any
 from database import give_database
 
 ROOT = Path(__file__).resolve().parents[1]
-_NUMBER = itertools.count()
 # Of a run that starts these tests, or that a test left behind.
 OTHERS = ("LIT_MOSS_RUN", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 ENVIRONMENT = {

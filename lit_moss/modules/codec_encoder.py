@@ -231,6 +231,12 @@ class CodecEncoder(StepModule):
         """Whether the codebook is in place; a function of the run's state alone."""
         return bool(self._ready.get(self.codebook_ready))
 
+    @property
+    def later_metrics(self) -> list[str]:
+        """What a validation gives once the codebook is in place."""
+        later = ("codebook_used", "codebook_perplexity", "bit_rate")
+        return [] if self.quantizing else [f"val/{name}" for name in later]
+
     # --- training -------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: SpeechBatch, batch_idx: int) -> None:

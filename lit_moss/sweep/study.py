@@ -324,7 +324,8 @@ class Objective:
                 METRICS_VARIABLE: json.dumps(list(sweep.objectives)),
             })  # fmt: skip
         except RunError as error:
-            self._check_metrics(trial, read_result(folder), str(error))
+            if "no metric" in str(error):  # rather than killed before a validation that gives it
+                self._check_metrics(trial, read_result(folder), str(error))
             if error.killed:  # by the system, for memory most often: to be queued again as after a death
                 print(f"trial {slot + 1}/{sweep.trials} was killed: {error}", file=sys.stderr, flush=True)
                 raise

@@ -144,3 +144,29 @@ def test_the_same_settings_say_nothing(tmp_path, capfd):
     fit(folder, lm_recipe(folder, 5, stages=[{"policy": "full"}]))
     fit(folder, lm_recipe(folder, 6, stages=[{"policy": "full"}]), "--ckpt_path", "last")
     assert "other settings" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("stages", [[{"policy": "full"}], [{"train": ["audio_head"]}]])
+def test_other_parts_are_refused_in_one_line_and_not_recorded(tmp_path, capfd, stages):
+    """It was a traceback of torch: a different number of parameter groups."""
+    folder = tmp_path / "run"
+    fit(folder, lm_recipe(folder, 5))
+    fit(folder, lm_recipe(folder, 7, stages=stages), "--ckpt_path", "last", expected=2)
+    line = capfd.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: the checkpoint's optimizer has moments for audio_embedding, ")
+    (run,) = mlflow_runs(folder).values()
+    assert not [key for key in run.data.tags if key.startswith("resumed_with")]
+    fit(folder, lm_recipe(folder, 7), "--ckpt_path", "last")
+
+
+def test_refused_data_are_not_recorded(tmp_path):
+    folder = tmp_path / "run"
+    fit(folder, lm_recipe(folder, 5))
+    (before,) = mlflow_runs(folder).values()
+    fit(folder, lm_recipe(folder, 7), "--ckpt_path", "last", "--data.init_args.batch_size", "3", expected=2)
+    (after,) = mlflow_runs(folder).values()
+    for tags in (before.data.tags, after.data.tags):
+        tags.pop("run_folder")
+    assert after.data.tags == before.data.tags
+    (config,) = folder.glob("runs/tiny/*/config.yaml")
+    assert yaml.safe_load(config.read_text())["data"]["init_args"]["batch_size"] == 2

@@ -239,3 +239,13 @@ def test_averages_on_the_device_equal_torchs_and_skip():
         if step not in (0, 3):
             theirs.update_parameters(module)
         assert_equal(ours.state_dict(), theirs.state_dict())
+
+
+def test_a_state_saved_before_the_host_had_read_the_row_can_be_resumed():
+    guard = NonFiniteSteps()
+    guard.load_state_dict({"skipped": 3, "in_row": 3, "empty": 0})
+    torch.manual_seed(0)
+    module = Tiny([5])
+    trainer_of(6, guard).fit(module, points())
+    assert not any(torch.equal(module.seen[i], module.seen[i - 1]) for i in range(1, 5))
+    assert guard.skipped == 4
