@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from lightning.pytorch.trainer.states import TrainerFn
 from lm_recipe import backbone_folder, lm_recipe
 from recording import ROOT, checkpoints, curves, fit
 from safetensors.torch import load_file, save_file
@@ -17,8 +18,8 @@ from lit_moss.modules import split_llm
 from lit_moss.modules.parallel import FSDP2, check_strategy
 
 
-def trainer(strategy):
-    return pl.Trainer(devices=1, strategy=strategy, logger=False)
+def trainer(strategy, **options):
+    return pl.Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=False, **options)
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "deepspeed"])
@@ -172,6 +173,24 @@ def test_the_next_stage_takes_them_from_the_same_backbone_in_another_dtype(runs)
 def test_a_resume_takes_them_from_the_backbone(runs):
     fit(runs / "left out", recipe(runs / "left out", 12, frozen_dtype="bfloat16", save_frozen=False),
         "--ckpt_path", "last")  # fmt: skip
+
+
+def test_replies_of_a_run_with_frozen_bfloat16(runs):
+    """Replies are made without autocast, which multiplied weights of both dtypes in training."""
+    for name in ("bfloat16", "left out"):
+        config = yaml.safe_load((runs / name / "conf.yaml").read_text())
+        module = split_llm.SplitLLM(**config["model"]["init_args"])
+        run = trainer("auto", precision="bf16-mixed")
+        run.state.fn = TrainerFn.PREDICTING
+        form = SplitLM.from_backbone(runs / "backbone", 1, 128).format
+        run.datamodule = SimpleNamespace(format=form)  # pyright: ignore
+        module.trainer = run
+        module.configure_model()
+        checkpoint = dict(newest(runs / name))
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert module.lm.eval().generate([5, 6, 7], "speech", max_new_tokens=4, greedy=True)
 
 
 def test_another_backbone_is_refused(runs, tmp_path, capsys):
