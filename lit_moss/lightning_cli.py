@@ -18,7 +18,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.exact_resume import ExactResume
@@ -352,6 +352,8 @@ def _one_line_errors() -> Iterator[None]:
         raise
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration cannot be resolved: {_one_line(str(error))}") from error
+    except MisconfigurationException as error:  # such as a machine without the accelerator that is asked for
+        raise UserError(f"the trainer cannot be made: {_one_line(str(error))}") from error
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):

@@ -199,6 +199,10 @@ def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) ->
         _refuse_misfits(folder, model, info)
         info.unexpected_keys.clear()  # no report of what is beside the model
         model._finalize_model_loading(model, loading, info)
+        for parameter in model.parameters():
+            # A fused projection that was cut apart: pieces of one tensor cannot be saved.
+            if parameter.untyped_storage().nbytes() > parameter.nbytes:
+                parameter.data = parameter.data.clone()
     return model
 
 
