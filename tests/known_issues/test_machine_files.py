@@ -16,6 +16,7 @@ from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.modules import split_llm
 from lit_moss.modules.parallel import FSDP2, check_strategy
+from lit_moss.recipes import read_recipe
 
 
 def trainer(strategy, **options):
@@ -47,6 +48,26 @@ def test_deepspeed_in_a_recipe_sums_in_float32_and_leaves_nothing_out(path):
         assert strategy["init_args"]["config"]["data_types"]["grad_accum_dtype"] == "fp32"
         assert strategy["init_args"]["config"]["train_micro_batch_size_per_gpu"]
         assert config.get("model", {}).get("init_args", {}).get("save_frozen", True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/paper").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_machine_file_names_its_strategy(path):
+    """Laid over a recipe for DeepSpeed, one that names none would keep DeepSpeed's, also on a CPU."""
+    for file in sorted((ROOT / "conf/trainer").glob("*.yaml")):
+        assert read_recipe([path, file])["trainer"]["strategy"] == read_recipe([file])["trainer"]["strategy"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with GPUs")
+@pytest.mark.parametrize("file", ["ddp", "fsdp2", "gpu"])
+def test_a_machine_without_the_devices_asked_for_is_one_line(tmp_path, capsys, file):
+    fit(
+        tmp_path / "run",
+        lm_recipe(tmp_path / "run", 1),
+        "-c",
+        str(ROOT / f"conf/trainer/{file}.yaml"),
+        expected=2,
+    )
+    assert "No supported gpu backend" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_tensor_parallelism_is_refused():
