@@ -52,9 +52,15 @@ class Sample:
 
 
 def samples(
-    manifest: str, codec: str, lm: SplitLM, tokenizer: Any, count: int, utterances: int
+    manifest: str,
+    codec: str,
+    lm: SplitLM,
+    tokenizer: Any,
+    count: int,
+    utterances: int,
+    log_mel: str | None = None,
 ) -> list[Sample]:
-    """Samples of `utterances` neighbours each.
+    """Samples of `utterances` neighbours each; `log_mel`: features of the codec, see `open_codec`.
 
     Raises:
         UserError: if the manifest gives none.
@@ -65,7 +71,7 @@ def samples(
     from lit_moss.prepare.sources import document_key
 
     told = [u for u in read_manifest(Path(manifest)) if u.text]
-    heard = encode_utterances(told, codec, codec_fingerprint(codec)).of
+    heard = encode_utterances(told, codec, codec_fingerprint(codec, log_mel), log_mel).of
     groups: list[list[tuple[Any, list[int]]]] = []
     for u, codes in zip(told, heard, strict=True):
         if not codes:  # cannot be read
@@ -74,7 +80,7 @@ def samples(
             groups.append([])
         groups[-1].append((u, codes))
     found = [_sample(g, lm, tokenizer) for g in groups if len(g) == utterances][:count]
-    found = [s for s in found if len(s.pairs) > 1]  # one alone has no background
+    found = [s for s in found if len(without_first_row(s.pairs)) > 1]  # one alone has no background
     if not found:
         raise UserError(f"{manifest} has no {utterances} neighbouring utterances with text: give another one")
     return found
@@ -116,10 +122,8 @@ def measure(lm: SplitLM, given: Sequence[Sample]) -> tuple[list[Alignment], list
         speech_mean.add(speech_KmE)
         raw.append(align(text_KnE, speech_KmE, s.pairs))
     for s, text_KnE, speech_KmE in states():
-        pairs = without_first_row(s.pairs)
-        if pairs:
-            text_KnE, speech_KmE = text_mean.remove(text_KnE), speech_mean.remove(speech_KmE)
-            centred.append(align(text_KnE, speech_KmE, pairs, first_row=1))
+        text_KnE, speech_KmE = text_mean.remove(text_KnE), speech_mean.remove(speech_KmE)
+        centred.append(align(text_KnE, speech_KmE, without_first_row(s.pairs), first_row=1))
     return raw, centred
 
 
@@ -178,8 +182,10 @@ def _plt() -> Any:
     return plt
 
 
-def load(source: Path, backbone: str | None, codec: str | None) -> tuple[SplitLM, SplitLM, str, str]:
-    """The model, its untrained twin, backbone and codec; the latter two as given, else the run's own.
+def load(
+    source: Path, backbone: str | None, codec: str | None, log_mel: str | None = None
+) -> tuple[SplitLM, SplitLM, str, str, str | None]:
+    """The model, its untrained twin, backbone, codec and its features; these as given, else the run's own.
 
     Raises:
         UserError: where a saved model's folder names neither.
@@ -191,6 +197,7 @@ def load(source: Path, backbone: str | None, codec: str | None) -> tuple[SplitLM
         lm = model_of_run(source)
         backbone = backbone or config["model"]["init_args"]["backbone"]
         codec = codec or config["data"]["init_args"].get("codec")
+        log_mel = log_mel or config["data"]["init_args"].get("log_mel")
     else:
         lm = SplitLM.from_pretrained(source)
     if not backbone or not codec:
@@ -200,11 +207,13 @@ def load(source: Path, backbone: str | None, codec: str | None) -> tuple[SplitLM
     twin = SplitLM.from_backbone(
         backbone, own.num_modality_layers, own.audio_vocab_size, own.joint, row_format=lm.format
     )
-    return lm, twin.eval(), backbone, codec
+    return lm, twin.eval(), backbone, codec, log_mel
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the curve and the proposed depth; 2 for what the user can mend."""
+    from lit_moss.prepare.kmeans_codec import add_log_mel_argument
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -212,6 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--speech", required=True, help="manifest with text")
     parser.add_argument("--codec", help="the run's own, if not given")
     parser.add_argument("--backbone", help="of the control; the run's own, if not given")
+    add_log_mel_argument(parser)
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--utterances", type=int, default=4, help="of a sample")
     parser.add_argument("--layers", type=int, nargs="+", help="of the heat maps")
@@ -228,16 +238,20 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> str:
     from lit_moss.llm.backbone import load_tokenizer
 
-    lm, twin, backbone, codec = load(args.run, args.backbone, args.codec)
+    lm, twin, backbone, codec, log_mel = load(args.run, args.backbone, args.codec, args.log_mel)
     layers, trunk = lm.config.num_hidden_layers, lm.config.num_shared_layers
     chosen = args.layers or sorted({0, layers // 3, 2 * layers // 3, layers - 1})
     if not all(0 <= i < layers for i in chosen):
         raise UserError(f"--layers is {chosen}, expected 0 to {layers - 1}")
-    given = samples(args.speech, codec, lm, load_tokenizer(backbone), args.samples, args.utterances)
+    tokenizer = load_tokenizer(backbone)
+    given = samples(args.speech, codec, lm, tokenizer, args.samples, args.utterances, log_mel)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, list[Alignment]] = {}
+    heatmaps: dict[str, Any] = {}
     for name, model in (("trained", lm), ("untrained", twin)):
         found[name], found[f"{name}, centred"] = measure(model.to(device), given)
+        heatmaps[f"heatmaps_{name}.png"] = heatmaps_picture(model, given[0], chosen)
+        model.to("cpu")  # one at a time: at 8B each has 38 GB
     curves, lines = {}, []
     for name, alignments in found.items():
         depths, band = bootstrap(alignments)
@@ -258,8 +272,7 @@ def _run(args: argparse.Namespace) -> str:
     pictures = {
         "similarity.png": curves_picture({k: v for k, v in curves.items() if "centred" not in k}, trunk),
         "similarity_centred.png": curves_picture({k: v for k, v in curves.items() if "centred" in k}, trunk),
-        "heatmaps_trained.png": heatmaps_picture(lm, given[0], chosen),
-        "heatmaps_untrained.png": heatmaps_picture(twin, given[0], chosen),
+        **heatmaps,
     }
     for name, figure in pictures.items():
         figure.savefig(study.run_dir / name, dpi=110)

@@ -86,6 +86,8 @@ def recipe(kind: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.backbone:
         changes["model.init_args.backbone"] = args.backbone
+    if args.log_mel:
+        changes["data.init_args.log_mel"] = args.log_mel
     if kind.startswith("stage2"):
         changes["model.init_args.init_from"] = str(args.root / args.name / f"stage1-seed-{seed}")
     if kind == "stage2_layerwise":
@@ -138,14 +140,16 @@ def measure_before(config: dict[str, Any]) -> dict[str, float]:
 
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     tokenizer = load_tokenizer(model["backbone"])
-    size = open_codec(data["codec"]).config.quantize_vocab_size
+    log_mel = data.get("log_mel")
+    size = open_codec(data["codec"], log_mel).config.quantize_vocab_size
     form = row_format(tokenizer, audio_vocab_for(size), eosp=size)
     torch.manual_seed(config["seed_everything"])
     lm = SplitLM.from_backbone(
         model["backbone"], model["num_modality_layers"], form.audio_vocab_size, row_format=form
     ).eval()
     held_out = data["parts"][0]["init_args"]["validation"]
-    items = make_cloze(held_out, "validation", model["backbone"], data["codec"], data["heldout_items"])
+    count = data["heldout_items"]
+    items = make_cloze(held_out, "validation", model["backbone"], data["codec"], count, log_mel=log_mel)
     with torch.autocast("cpu", torch.bfloat16):
         found = {f"heldout/{k}": v for k, v in HeldOut(items, form).measure(lm, "cpu").items()}
     return found | {"other_text_ppl": other_text_ppl(lm, tokenizer)}
@@ -190,12 +194,15 @@ def picture(before: dict[str, float], found: dict[str, list[dict[str, float]]]) 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs what is missing, prints the table; 2 for what the user can mend, 1 if a run failed."""
+    from lit_moss.prepare.kmeans_codec import add_log_mel_argument
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--speech", type=Path, required=True, help="folder with the speech manifests")
     parser.add_argument("--text", type=Path, required=True, help="text of the mixed-in tenth of an epoch")
     parser.add_argument("--codec", default="embedded:whisper-tiny-kmeans")
+    add_log_mel_argument(parser)
     parser.add_argument("--backbone", help="in place of the recipes' own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, nargs=2, default=[60, 40], help="of stage 1 and stage 2")

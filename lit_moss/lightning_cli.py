@@ -14,6 +14,7 @@ from typing import Any, NoReturn, cast
 
 import yaml
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -389,6 +390,8 @@ def _one_line_errors() -> Iterator[None]:
         raise
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration cannot be resolved: {_one_line(str(error))}") from error
+    except MisconfigurationException as error:  # such as a machine without the accelerator that is asked for
+        raise UserError(f"the trainer cannot be made: {_one_line(str(error))}") from error
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):

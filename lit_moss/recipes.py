@@ -100,12 +100,22 @@ def read_recipe(files: Sequence[str | Path]) -> dict[str, Any]:
         UserError: for one that is missing or no YAML.
     """
     try:
-        merged = OmegaConf.merge(*map(read_yaml, files))
+        merged = OmegaConf.create()
+        for content in map(read_yaml, files):
+            _leave_strategy(merged, OmegaConf.create(content))
+            merged = OmegaConf.merge(merged, content)
     except OmegaConfBaseException as error:
         raise UserError(f"{', '.join(map(str, files))} do not merge: {error}") from error
     found = OmegaConf.to_container(merged, resolve=False)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
+
+
+def _leave_strategy(merged: Any, content: Any) -> None:
+    """Options of one strategy are not another's: DeepSpeed's `config` would stay beside FSDP2."""
+    here, new = (OmegaConf.select(c, "trainer.strategy.class_path") for c in (merged, content))
+    if here and new and here != new:
+        merged.trainer.strategy = None
 
 
 def set_key(config: dict[str, Any], key: str, value: Any) -> None:

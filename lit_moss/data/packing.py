@@ -43,6 +43,8 @@ class Packs:
         stop: One behind its last row, int64 (pieces,).
         targets: Rows of each pack that are predicted, int64 (packs,); follows from the documents and the
             other arrays.
+        left_out: Documents of which no pack holds a piece, int64; kept with the packs, because to find them
+            every piece is read.
     """
 
     context: int
@@ -51,6 +53,7 @@ class Packs:
     start: np.ndarray
     stop: np.ndarray
     targets: np.ndarray
+    left_out: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -80,7 +83,8 @@ class Packs:
         try:
             with os.fdopen(handle, "wb") as file:
                 np.savez(file, context=np.int64(self.context), offsets=self.offsets, document=self.document,
-                         start=self.start, stop=self.stop, targets=self.targets)  # fmt: skip
+                         start=self.start, stop=self.stop, targets=self.targets,
+                         left_out=self.left_out)  # fmt: skip
             os.chmod(partial, 0o644)  # mkstemp's is for the owner alone
             os.replace(partial, path)
         except BaseException:
@@ -92,7 +96,7 @@ class Packs:
         """What `save` wrote; None if it is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as found:
-                names = ("offsets", "document", "start", "stop", "targets")
+                names = ("offsets", "document", "start", "stop", "targets", "left_out")
                 return cls(int(found["context"]), *(found[name] for name in names))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
@@ -144,7 +148,8 @@ def pack(
     offsets = np.concatenate([[0], np.cumsum([len(m) for m in members])]).astype(np.int64)
     document, start, stop = (x[flat] for x in pieces)
     of_pack = np.array([targets[m].sum() for m in members], dtype=np.int64)
-    return Packs(context, offsets, document, start, stop, of_pack)
+    left_out = np.setdiff1d(np.arange(len(lengths)), document)
+    return Packs(context, offsets, document, start, stop, of_pack, left_out)
 
 
 def _all_but_the_first(document: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:

@@ -369,7 +369,7 @@ class Source:
         self.documents: DocumentSet = read_documents(folder, max_bad_share)
         name = f"{context}-{min_fill:g}-{self.documents.fingerprint}-v{VERSION}.npz"
         self.packs = _kept_packs(folder, name) or self._make_packs(name, context, min_fill)
-        self.left_out = len(self.documents) - len(np.unique(self.packs.document))
+        self.left_out = len(self.packs.left_out)
         self._check_left_out(context)
 
     def _make_packs(self, name: str, context: int, min_fill: float) -> Packs:
@@ -393,7 +393,7 @@ class Source:
         documents, packs = self.documents, self.packs
         if not self.left_out:
             return
-        missing = np.setdiff1d(np.arange(len(documents)), packs.document)
+        missing = packs.left_out
         longer = int((documents.lengths[missing] > context).sum())
         names = ", ".join(documents.id(i) for i in missing[:5].tolist())
         text = (

@@ -120,13 +120,14 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
         k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
         out = F.scaled_dot_product_attention(q, k, v, segments.same_BLL[:, None], scale=scale)
         return out.transpose(1, 2)
-    if segments.kind == "varlen":
-        return _varlen(q, k, v, scale, segments)
     device = q.device.type
-    if device != "cpu":
+    if device != "cpu" and segments.kind != "varlen":
         return _one_by_one(q, k, v, scale, segments)
+    # Autocast does not know these kernels, and transformers' layers rotate queries and keys in float32.
     if torch.is_autocast_enabled(device):
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    if segments.kind == "varlen":
+        return _varlen(q, k, v, scale, segments)
     return cast(Any, _Documents).apply(q, k, v, scale, segments.borders)
 
 

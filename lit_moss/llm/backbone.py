@@ -17,7 +17,7 @@ import torch
 
 from lit_moss import assets
 from lit_moss.errors import UserError
-from lit_moss.llm.folder import refuse_pointer
+from lit_moss.llm.folder import first_line, refuse_pointer
 from lit_moss.llm.rows import RowFormat, default_eosp
 
 SMOLLM2 = "embedded:smollm2-135m"
@@ -72,8 +72,14 @@ def load_tokenizer(name: str | Path) -> Any:
         refuse_pointer(file)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name} holds no tokenizer: expected tokenizer.json beside config.json") from error
+    except Exception as error:  # a damaged file raises whatever its damage leads to
+        for file in folder.iterdir():
+            if file.is_file():
+                refuse_pointer(file)
+        raise UserError(
+            f"{name} holds no tokenizer that can be read ({first_line(error)}): expected a whole "
+            "tokenizer.json beside config.json"
+        ) from error
     vocabulary = tokenizer.get_vocab()
     for names in (SOSP_NAMES, MODALITY_PAD_NAMES):
         if not any(n in vocabulary for n in names):

@@ -104,6 +104,14 @@ class SplitConfig:
             raise UserError(f"{source} has no {error.args[0]}") from error
         optional = {ours: fields.pop(theirs, None) for ours, theirs in _OPTIONAL_IDS.items()}
         joint, pad = fields.pop("joint", False), fields.pop("audio_pad_token_id", 512)
+        _check_whole(source, {"num_modality_layers": layers, "vocab_size": vocab, **ids})
+        others = {"num_shared_layers": shared, "audio_pad_token_id": pad}
+        others |= {theirs: optional[ours] for ours, theirs in _OPTIONAL_IDS.items()}
+        _check_whole(source, {name: value for name, value in others.items() if value is not None})
+        for name, size in (("sosp_token_id", vocab), ("modality_pad_token_id", vocab),
+                           ("eosp_token_id", ids["audio_vocab_size"])):  # fmt: skip
+            if ids[name] >= size:
+                raise UserError(f"{source}: {name} is {ids[name]}, expected an id below {size}")
         for key in ("architectures", "channels", "auto_map", "transformers_version", "quantization_config"):
             fields.pop(key, None)
         try:
@@ -116,8 +124,7 @@ class SplitConfig:
             raise UserError(f"{source}: {shared} shared and {layers} modality layers are not "
                             f"{backbone.num_hidden_layers}")  # fmt: skip
         if optional["end_id"] is None:
-            eos = backbone.eos_token_id
-            optional["end_id"] = eos[-1] if isinstance(eos, list) else eos
+            optional["end_id"] = last_id(backbone.eos_token_id)
         form = RowFormat(text_vocab_size=vocab, audio_pad_token_id=pad, **ids, **optional)
         return cls(backbone, form, layers, joint)
 
@@ -133,3 +140,16 @@ class SplitConfig:
     def with_format(self, form: RowFormat) -> "SplitConfig":
         """The same model with other ids."""
         return replace(self, format=form)
+
+
+def last_id(eos: int | list[int] | None) -> int | None:
+    """The id that ends a document, of one or several that end a text."""
+    if isinstance(eos, list):
+        return eos[-1] if eos else None
+    return eos
+
+
+def _check_whole(source: str, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if type(value) is not int or value < 0:
+            raise UserError(f"{source}: {name} is {value!r}, expected a whole number, 0 or more")

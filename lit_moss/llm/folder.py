@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from lit_moss.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _POINTER = b"version https://git-lfs"
 _OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
@@ -61,7 +62,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     """
     file = folder / "config.json"
     fields = read_json(file)
-    if "quantization_config" in fields:
+    if fields.get("quantization_config"):
         raise UserError(
             f"{file} describes quantized weights: expected a backbone in float32, bfloat16 or float16"
         )
@@ -140,6 +141,26 @@ def open_tensors(files: Iterable[Path]) -> dict[str, Any]:
     return found
 
 
+def refuse_other_dtypes(folder: Path, tensors: dict[str, Any], own: dict[str, torch.Tensor]) -> None:
+    """Whole numbers and 8-bit floats mean nothing without the scales that a quantization puts beside them.
+
+    Args:
+        folder: For the message.
+        tensors: Of `open_tensors`.
+        own: The model's, also on the meta device.
+
+    Raises:
+        UserError: if a tensor that the model has as floats is stored otherwise.
+    """
+    for name in sorted(own.keys() & tensors.keys()):
+        dtype = tensors[name].get_dtype()
+        if own[name].is_floating_point() and dtype not in _FLOATS:
+            raise UserError(
+                f"{folder}: {name} is stored as {dtype}, expected float32, bfloat16 or float16: give the "
+                "model before its quantization"
+            )
+
+
 def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> nn.Module:
     """A backbone with a folder's weights, on the CPU.
 
@@ -166,6 +187,7 @@ def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) ->
         contexts = initialization.no_init_weights(), initialization.no_tie_weights(), torch.device("meta")
         with contexts[0], contexts[1], contexts[2]:
             model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        refuse_other_dtypes(folder, tensors, model.state_dict())
         conversions: Any = get_model_conversion_mapping(model)
         loading = LoadStateDictConfig(
             dtype=dtype,
@@ -177,7 +199,36 @@ def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) ->
         _refuse_misfits(folder, model, info)
         info.unexpected_keys.clear()  # no report of what is beside the model
         model._finalize_model_loading(model, loading, info)
+        for parameter in model.parameters():
+            # A fused projection that was cut apart: pieces of one tensor cannot be saved.
+            if parameter.untyped_storage().nbytes() > parameter.nbytes:
+                parameter.data = parameter.data.clone()
     return model
+
+
+def fill_buffers(model: nn.Module, config: PretrainedConfig) -> None:
+    """Computes the buffers that no file holds and that are still on the meta device, such as Gemma's scale of
+    embeddings, as transformers does for a model that it reads.
+
+    Raises:
+        UserError: if transformers gives a buffer no value.
+    """
+    with torch.device("meta"):
+        owner: Any = AutoModelForCausalLM.from_config(config)
+    for module in model.modules():
+        lost = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in lost:
+            module._buffers[name] = torch.full_like(module.get_buffer(name), float("nan"), device="cpu")
+        if lost:
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = True  # pyright: ignore - read already
+            owner._init_weights(module)
+        for name in lost:
+            if not bool(module.get_buffer(name).isfinite().all()):
+                raise UserError(
+                    f"{config.model_type} has a buffer {name} whose value is in no file: give another "
+                    "backbone"
+                )
 
 
 def _refuse_misfits(folder: Path, model: Any, info: Any) -> None:

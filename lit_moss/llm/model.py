@@ -28,8 +28,15 @@ from lit_moss.errors import UserError
 from lit_moss.llm import attention
 from lit_moss.llm.attention import Segments
 from lit_moss.llm.check import check_backbone
-from lit_moss.llm.config import SplitConfig
-from lit_moss.llm.folder import load_backbone, open_tensors, read_config, weight_files
+from lit_moss.llm.config import SplitConfig, last_id
+from lit_moss.llm.folder import (
+    fill_buffers,
+    load_backbone,
+    open_tensors,
+    read_config,
+    refuse_other_dtypes,
+    weight_files,
+)
 from lit_moss.llm.layers import own_layer, own_norm
 from lit_moss.llm.layout import Layout
 from lit_moss.llm.losses import Head, HeadLoss
@@ -219,8 +226,8 @@ class SplitLM(nn.Module):
         folder = None
         if isinstance(source, PretrainedConfig):
             config = copy.deepcopy(source)
-            form = row_format or _format_of_config(config, audio_vocab_size)
             check_backbone(config)
+            form = row_format or _format_of_config(config, audio_vocab_size)
             backbone = AutoModelForCausalLM.from_config(config, dtype=dtype)
         else:
             folder = Path(source)
@@ -229,6 +236,7 @@ class SplitLM(nn.Module):
 
                 folder = resolve_backbone(str(source))
             config = read_config(folder)
+            check_backbone(config)
             if row_format is not None:
                 form = row_format
             elif (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
@@ -238,7 +246,6 @@ class SplitLM(nn.Module):
                 form = format_of(load_tokenizer(folder), audio_vocab_size)
             else:
                 form = _format_of_config(config, audio_vocab_size)
-            check_backbone(config)
             backbone = load_backbone(folder, config, dtype)
         backbone.eval()
         inner: Any = backbone
@@ -305,6 +312,7 @@ class SplitLM(nn.Module):
             lm = cls.from_config(config)
         state = open_tensors(weight_files(path))
         own = lm.state_dict()
+        refuse_other_dtypes(path, state, own)
         wrong = [f"{name} is missing" for name in own if name not in state]
         wrong += [f"{name} is not the model's" for name in state if name not in own]
         for name in own.keys() & state.keys():
@@ -316,10 +324,11 @@ class SplitLM(nn.Module):
                 f"{path}: {len(wrong)} tensors do not fit its config.json, first: {wrong[0]}; give a folder "
                 "that `save_pretrained` wrote whole"
             )
-        lm.load_state_dict({k: v[:].to(dtype) if dtype else v[:] for k, v in state.items()}, assign=True)
+        lm.load_state_dict({k: v[...].to(dtype) if dtype else v[...] for k, v in state.items()}, assign=True)
         # Its frequencies are no weights and were made on the meta device.
         rotary: Any = lm.model.rotary_emb.inner
         lm.model.rotary_emb = Rotary(type(rotary)(config=lm.config.backbone))
+        fill_buffers(lm, lm.config.backbone)
         lm._tokenizer_folder = path
         lm._end_ids_from(path)
         return lm
@@ -552,7 +561,7 @@ def _resize(table_VD: Tensor, size: int) -> Tensor:
 
 def _format_of_config(config: PretrainedConfig, audio_vocab_size: int) -> RowFormat:
     vocab = config.vocab_size
-    eos = config.eos_token_id
+    eos = getattr(config, "eos_token_id", None)
     eosp = getattr(config, "eosp_token_id", None)
     return RowFormat(
         text_vocab_size=vocab,
@@ -561,5 +570,5 @@ def _format_of_config(config: PretrainedConfig, audio_vocab_size: int) -> RowFor
         eosp_token_id=default_eosp(audio_vocab_size) if eosp is None else eosp,
         modality_pad_token_id=getattr(config, "modality_pad_token_id", vocab - 1),
         audio_pad_token_id=512 if audio_vocab_size > 512 else 0,
-        end_id=eos[-1] if isinstance(eos, list) else eos,
+        end_id=last_id(eos),
     )

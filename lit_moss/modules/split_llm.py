@@ -153,7 +153,9 @@ class SplitLLM(StepModule):
                 f"model.frozen_dtype is bfloat16 with trainer.precision {self.trainer.precision}: expected "
                 "bf16-mixed, which multiplies weights of both dtypes"
             )
-        cast_frozen(self.lm, trained, self.frozen_dtype, keep_dtype=not autocast)
+        # Replies are made without autocast, in one dtype.
+        keep_dtype = not autocast or self.trainer.state.fn == "predict"
+        cast_frozen(self.lm, trained, self.frozen_dtype, keep_dtype)
 
     def _build(self, form: RowFormat) -> SplitLM:
         folder = Path(self.init_from) if self.init_from else None

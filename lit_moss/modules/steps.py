@@ -54,16 +54,19 @@ class StepModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's clipping by norm, with the norm that is known already.
+        """Lightning's clipping, by norm with the norm that is known already.
 
         Not through its mixed-precision plugin, which refuses to clip for any fused AdamW, also in bfloat16
         where there is no scaler.
         """
         sharded = "deepspeed" in type(self.trainer.strategy).__name__.lower()
-        if sharded or gradient_clip_algorithm == "value" or not gradient_clip_val:
+        if sharded or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(params, float(gradient_clip_val))
+            return
         norm = self.gradient_norm if self.gradient_norm is not None else total_norm(params)
         if params:
             torch.nn.utils.clip_grads_with_norm_(params, float(gradient_clip_val), norm)

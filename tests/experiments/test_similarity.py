@@ -1,11 +1,16 @@
 """The similarity study of a real (tiny) run: both scores, by layer, in its report and in MLflow."""
 
+import torch
+import yaml
 from lm_recipe import CODES, lm_recipe
 from mlflow import MlflowClient
 from recording import fit
 
 from experiments import similarity
+from lit_moss.audio.io import read
 from lit_moss.codec.tokenizer import SpeechTokenizer
+from lit_moss.data.manifest import read_manifest
+from lit_moss.llm.backbone import load_tokenizer
 
 
 def test_the_report_holds_the_papers_and_the_centred_score(
@@ -26,3 +31,21 @@ def test_the_report_holds_the_papers_and_the_centred_score(
     stored = {a.path for r in client.search_runs([experiment.experiment_id])
               for a in client.list_artifacts(r.info.run_id)}  # fmt: skip
     assert {"similarity.md", "similarity.png", "similarity_centred.png"} <= stored
+    # Another run of the same folder, whose codes were made by Whisper's features.
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["init_args"]["log_mel"] = "whisper"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    lm, _, backbone, codec, log_mel = similarity.load(run, None, "codec")
+    assert log_mel == "whisper"
+    manifest, tokenizer = str(corpus / "train.jsonl"), load_tokenizer(backbone)
+    found = {
+        kind: similarity.samples(manifest, codec, lm, tokenizer, 1, 2, kind)[0].speech
+        for kind in (log_mel, "causal")
+    }
+    first = [u for u in read_manifest(corpus / "train.jsonl") if u.text][:2]
+    tokenizer = SpeechTokenizer.from_pretrained("codec", log_mel="whisper")
+    codes = [
+        c for u in first for c in tokenizer.encode(read(u.audio, 16000, u.offset_sec, u.duration_sec), 16000)
+    ]
+    assert found["whisper"].tolist() == lm.format.speech([int(c) for c in codes])
+    assert not torch.equal(found["whisper"], found["causal"])

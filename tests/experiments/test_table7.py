@@ -18,6 +18,7 @@ def arguments(tmp_path, **changes) -> argparse.Namespace:
     given = {
         "steps": [6, 4],
         "codec": "embedded:whisper-tiny-kmeans",
+        "log_mel": None,
         "items": 8,
         "speech": tmp_path,
         "text": tmp_path / "t.txt",

@@ -8,6 +8,8 @@ import pytest
 import torch
 import transformers.modeling_utils
 from backbones import folder_of
+from lm_recipe import lm_recipe
+from recording import fit
 
 from lit_moss.llm import SplitLM
 
@@ -35,6 +37,13 @@ def test_a_backbone_is_read_without_accelerate(tmp_path, kind, on_cuda, monkeypa
         wanted = model(rows, use_cache=False).logits
         assert torch.equal(lm(rows).text_logits, wanted)
         assert torch.equal(again(rows).text_logits, wanted)
+
+
+def test_a_run_and_a_next_stage_read_it_without_accelerate(tmp_path, on_cuda, monkeypatch):
+    monkeypatch.setattr(transformers.integrations.accelerate, "is_accelerate_available", lambda: False)
+    fit(tmp_path / "run", lm_recipe(tmp_path / "run", 5, save_frozen=False))
+    (run,) = (tmp_path / "run/runs/tiny").iterdir()
+    fit(tmp_path / "next", lm_recipe(tmp_path / "next", 5, stages=[{"policy": "full"}], init_from=str(run)))
 
 
 BLOCKED = """

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from backbones import folder_of, other_config
+from lm_recipe import tokenizer_of_bytes
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -70,6 +71,12 @@ def config_with(**changes):
     return change
 
 
+def tokenizer(folder, change):
+    tokenizer_of_bytes().save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    file.write_bytes(change(file.read_bytes()))
+
+
 NORM = "model.layers.2.post_attention_layernorm.weight"
 CASES = {
     "a tensor": (lambda f: rewrite(f, without("model.norm.weight", NORM)), f"lacks 2 of .*, first {NORM}"),
@@ -108,6 +115,21 @@ CASES = {
     "config no json": (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), "holds a list"),
     "unknown kind": (config_with(model_type="nothing"), "'nothing'. is not accepted"),
+    "whole numbers": (
+        lambda f: rewrite(f, lambda t: {k: v.to(torch.int8) for k, v in t.items()}),
+        "lm_head.weight is stored as I8, expected float32",
+    ),
+    "one of whole numbers": (
+        lambda f: rewrite(f, lambda t: t | {"model.norm.weight": torch.ones(64, dtype=torch.int64)}),
+        "model.norm.weight is stored as I64",
+    ),
+    "8-bit floats": (
+        lambda f: rewrite(f, lambda t: {k: v.to(torch.float8_e4m3fn) for k, v in t.items()}),
+        "is stored as F8_E4M3",
+    ),
+    "of several modalities": (config_with(model_type="qwen2_vl"), "qwen2_vl cannot be made"),
+    "tokenizer cut": (lambda f: tokenizer(f, lambda b: b[: len(b) // 2]), "no tokenizer that can be read"),
+    "tokenizer of other content": (lambda f: tokenizer(f, lambda b: b"{}"), "no tokenizer that can be read"),
     "quantized": (config_with(quantization_config={"quant_method": "gptq", "bits": 4}), "quantized"),
 }
 
@@ -137,6 +159,14 @@ MODEL_CASES = {
     "bin alone": (only_bin, "found pytorch_model.bin"),
     "cut": (cut, "damaged"),
     "other kind": (config_with(backbone_model_type="nothing"), "'nothing'"),
+    "whole numbers": (
+        lambda f: rewrite(f, lambda t: t | {"model.text_norm.weight": torch.ones(64, dtype=torch.int64)}),
+        "model.text_norm.weight is stored as I64",
+    ),
+    "an id as text": (config_with(sosp_token_id="x"), "sosp_token_id is 'x', expected a whole number"),
+    "an id beyond": (config_with(eosp_token_id=40), "eosp_token_id is 40, expected an id below 40"),
+    "no size": (config_with(audio_vocab_size=None), "audio_vocab_size is None"),
+    "layers as text": (config_with(num_modality_layers="2"), "num_modality_layers is '2'"),
 }
 
 
@@ -151,7 +181,22 @@ def test_a_damaged_split_model_is_one_line(tmp_path, case):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "phi3", "gemma"])
+@pytest.mark.parametrize(
+    "changes", [{"eos_token_id": []}, {"eos_token_id": None}, {"quantization_config": None}]
+)
+def test_settings_that_say_nothing_change_nothing(tmp_path, changes):
+    folder, model = folder_of(tmp_path, "llama")
+    config_with(**changes)(folder)
+    rows = torch.arange(5, 40)[None]
+    lm = SplitLM.from_backbone(folder, 2, 40).eval()
+    lm.save_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        wanted = model(rows, use_cache=False).logits
+        assert torch.equal(lm(rows).text_logits, wanted)
+        assert torch.equal(SplitLM.from_pretrained(tmp_path / "saved")(rows).text_logits, wanted)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "phi3", "gemma", "apertus", "sarvam_moe"])
 @pytest.mark.parametrize("shards", ["60KB", "5GB"])
 def test_whole_folders_of_kinds_with_other_names_on_disk_are_read(tmp_path, kind, shards):
     torch.manual_seed(0)
@@ -159,8 +204,11 @@ def test_whole_folders_of_kinds_with_other_names_on_disk_are_read(tmp_path, kind
     model.save_pretrained(tmp_path, max_shard_size=shards)
     rows = torch.arange(5, 40)[None]
     lm = SplitLM.from_backbone(tmp_path, 2, 40).eval()
+    lm.save_pretrained(tmp_path / "saved")  # neither views of one tensor nor numbers without dimension fail
     with torch.no_grad():
-        assert torch.equal(lm(rows).text_logits, model(rows, use_cache=False).logits)
+        wanted = lm(rows).text_logits
+        assert torch.equal(wanted, model(rows, use_cache=False).logits)
+        torch.testing.assert_close(SplitLM.from_pretrained(tmp_path / "saved")(rows).text_logits, wanted)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from lightning.pytorch.trainer.states import TrainerFn
 from lm_recipe import backbone_folder, lm_recipe
 from recording import ROOT, checkpoints, curves, fit
 from safetensors.torch import load_file, save_file
@@ -15,10 +16,11 @@ from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.modules import split_llm
 from lit_moss.modules.parallel import FSDP2, check_strategy
+from lit_moss.recipes import read_recipe
 
 
-def trainer(strategy):
-    return pl.Trainer(devices=1, strategy=strategy, logger=False)
+def trainer(strategy, **options):
+    return pl.Trainer(accelerator="cpu", devices=1, strategy=strategy, logger=False, **options)
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "deepspeed"])
@@ -46,6 +48,26 @@ def test_deepspeed_in_a_recipe_sums_in_float32_and_leaves_nothing_out(path):
         assert strategy["init_args"]["config"]["data_types"]["grad_accum_dtype"] == "fp32"
         assert strategy["init_args"]["config"]["train_micro_batch_size_per_gpu"]
         assert config.get("model", {}).get("init_args", {}).get("save_frozen", True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/paper").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_machine_file_names_its_strategy(path):
+    """Laid over a recipe for DeepSpeed, one that names none would keep DeepSpeed's, also on a CPU."""
+    for file in sorted((ROOT / "conf/trainer").glob("*.yaml")):
+        assert read_recipe([path, file])["trainer"]["strategy"] == read_recipe([file])["trainer"]["strategy"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with GPUs")
+@pytest.mark.parametrize("file", ["ddp", "fsdp2", "gpu"])
+def test_a_machine_without_the_devices_asked_for_is_one_line(tmp_path, capsys, file):
+    fit(
+        tmp_path / "run",
+        lm_recipe(tmp_path / "run", 1),
+        "-c",
+        str(ROOT / f"conf/trainer/{file}.yaml"),
+        expected=2,
+    )
+    assert "No supported gpu backend" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_tensor_parallelism_is_refused():
@@ -172,6 +194,24 @@ def test_the_next_stage_takes_them_from_the_same_backbone_in_another_dtype(runs)
 def test_a_resume_takes_them_from_the_backbone(runs):
     fit(runs / "left out", recipe(runs / "left out", 12, frozen_dtype="bfloat16", save_frozen=False),
         "--ckpt_path", "last")  # fmt: skip
+
+
+def test_replies_of_a_run_with_frozen_bfloat16(runs):
+    """Replies are made without autocast, which multiplied weights of both dtypes in training."""
+    for name in ("bfloat16", "left out"):
+        config = yaml.safe_load((runs / name / "conf.yaml").read_text())
+        module = split_llm.SplitLLM(**config["model"]["init_args"])
+        run = trainer("auto", precision="bf16-mixed")
+        run.state.fn = TrainerFn.PREDICTING
+        form = SplitLM.from_backbone(runs / "backbone", 1, 128).format
+        run.datamodule = SimpleNamespace(format=form)  # pyright: ignore
+        module.trainer = run
+        module.configure_model()
+        checkpoint = dict(newest(runs / name))
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert module.lm.eval().generate([5, 6, 7], "speech", max_new_tokens=4, greedy=True)
 
 
 def test_another_backbone_is_refused(runs, tmp_path, capsys):

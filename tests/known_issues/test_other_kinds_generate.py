@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from backbones import other_config
 from transformers import AutoModelForCausalLM
 
@@ -56,6 +57,43 @@ def test_greedy_rows_are_the_most_likely_ones_alone_and_in_a_batch(lm):
         assert made
         assert follows(lm, prompt, made)
         assert made == lm.generate(prompt, max_new_tokens=7, greedy=True)
+
+
+def test_a_saved_model_is_read_again(lm, tmp_path):
+    """Gemma's scale of embeddings is in no file, and stayed on the meta device."""
+    lm.save_pretrained(tmp_path)
+    again = SplitLM.from_pretrained(tmp_path)
+    assert not any(t.is_meta for t in (*again.parameters(), *again.buffers()))
+    rows = torch.tensor([[5, 9, 60, *lm.format.speech([3, 9]), 7]])
+    with torch.no_grad():
+        wanted, found = lm(rows), again(rows)
+    torch.testing.assert_close(found.text_logits, wanted.text_logits)
+    torch.testing.assert_close(found.speech_logits, wanted.speech_logits)
+
+
+def test_varlen_attention_gets_half_precision_under_autocast(lm, monkeypatch):
+    """transformers' layers rotate queries and keys in float32 there, which the kernel does not take."""
+    from torch.nn.attention import varlen
+
+    def on_cpu(q, k, v, offsets, *_, scale, window_size):
+        assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+        assert window_size == (-1, 0)
+        sizes = offsets.diff().tolist()
+        parts = zip(*(x.transpose(0, 1).split(sizes, dim=1) for x in (q, k, v)), strict=True)
+        done = [
+            F.scaled_dot_product_attention(*one, is_causal=True, scale=scale, enable_gqa=True)
+            for one in parts
+        ]
+        return torch.cat(done, dim=1).transpose(0, 1)
+
+    monkeypatch.setattr(varlen, "varlen_attn", on_cpu)
+    rows, ids = torch.arange(5, 35)[None], torch.arange(30)[None] // 10
+    monkeypatch.setattr(lm, "attention", "varlen")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = lm(rows, document_ids=ids).text_logits
+        lm.attention = "mask"
+        wanted = lm(rows, document_ids=ids).text_logits
+    assert (found - wanted).abs().mean() < 0.05 * wanted.std()
 
 
 @pytest.mark.parametrize("kind", ["gemma", "olmo", "phi3", "mixtral"])

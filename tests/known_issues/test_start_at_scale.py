@@ -84,6 +84,26 @@ def test_ranks_that_start_together_share_the_work_and_later_starts_have_none(fol
     assert work() == once
 
 
+def test_documents_that_are_left_out_are_counted_once(folder, monkeypatch):
+    def left_out():
+        data = InterleavedDataModule(train=[str(folder)], context=64, heldout_items=0)
+        data.setup("fit")
+        return data.left_out
+
+    with DocumentWriter(folder.parent / "masked", META) as writer:
+        for i in range(9):
+            writer.add(f"m{i}", [1, 2, 3], [False, False, i > 3])
+    folder = folder.parent / "masked"
+    assert left_out() == 4
+
+    def refused(*_, **__):
+        raise AssertionError("every piece is read")
+
+    monkeypatch.setattr(np, "setdiff1d", refused)
+    monkeypatch.setattr(np, "unique", refused)
+    assert left_out() == 4
+
+
 def test_a_copied_folder_is_checked_and_not_copied_to_arrow_again(folder, work, tmp_path):
     before = read_documents(folder)
     shutil.copytree(folder, tmp_path / "moved")
