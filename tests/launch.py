@@ -82,8 +82,6 @@ def start(folder: Path, *words: str, ranks: int = 1, **variables: str) -> Starte
     """
     if "MLFLOW_TRACKING_URI" not in {**os.environ, **variables}:
         give_database(Path(folder))
-    if ranks > 1 and words[0] == "fit" and not {"--ckpt_path", "--run_name"} & {*words}:
-        words = (*words, "--run_name", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{next(_NUMBER)}")
     return _start(folder, ["lit_moss", *words], ranks, variables)
 
 
