@@ -17,7 +17,7 @@ class SkippedData(Callback):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check(trainer)  # what could not be read when the data was set up, alike on all ranks
+        self._refuse_too_many(trainer)  # of what could not be read at setup, alike on all ranks
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -67,12 +67,18 @@ class SkippedData(Callback):
 
     def _check(self, trainer: Trainer) -> None:
         datamodule = cast(Any, trainer).datamodule
-        skipped, total = _skipped(trainer), datamodule.utterances
+        skipped = _skipped(trainer)
         if trainer.logger is not None and not trainer.sanity_checking and trainer.global_step:
             found = {"data/skipped": float(len(skipped))}
             if hasattr(datamodule, "left_out"):  # documents that do not fit the context, known from the start
                 found["data/left_out"] = float(datamodule.left_out)
             trainer.logger.log_metrics(found, step=trainer.global_step)
+        self._refuse_too_many(trainer)
+
+    @staticmethod
+    def _refuse_too_many(trainer: Trainer) -> None:
+        datamodule = cast(Any, trainer).datamodule
+        skipped, total = _skipped(trainer), datamodule.utterances
         # One bad file in a small corpus is no pattern, whatever share it makes.
         if len(skipped) > max(1, datamodule.max_bad_share * total):
             names = "; ".join(list(skipped.values())[:5])

@@ -37,7 +37,7 @@ def test_a_fork_of_the_best_state_on_two_ranks(tmp_path, started):
         if started == "by a cluster":
             done = launch.run(folder, *words, ranks=2)
         else:  # Lightning starts rank 1 by the command of rank 0
-            variables = {k: v for k, v in os.environ.items() if k not in launch._OTHERS} | launch.ENVIRONMENT
+            variables = {k: v for k, v in os.environ.items() if k not in launch.OTHERS} | launch.ENVIRONMENT
             done = subprocess.run([sys.executable, "-m", "lit_moss", *words], cwd=folder, env=variables,
                                   capture_output=True, text=True, timeout=200)  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
