@@ -32,7 +32,7 @@ def recipe_of_two(folder, steps, *extra):
 def test_a_fork_of_the_best_state_on_two_ranks(tmp_path, started):
     folder = tmp_path / "run"
 
-    def go(steps, *more):
+    def go(steps, *more, started="by a cluster"):
         words = ["fit", "-c", str(recipe_of_two(folder, steps)), *more]
         if started == "by a cluster":
             done = launch.run(folder, *words, ranks=2)
@@ -46,7 +46,7 @@ def test_a_fork_of_the_best_state_on_two_ranks(tmp_path, started):
     (run,) = (folder / "runs" / "tiny").iterdir()  # one folder, whoever made it
     best = load_checkpoint(run / "checkpoints" / "best.ckpt")["global_step"]
     assert best < 5
-    go(7, "--ckpt_path", "best")
+    go(7, "--ckpt_path", "best", started=started)
     (fork,) = [p for p in run.parent.iterdir() if p != run]
     assert (fork / "checkpoints" / f"step-{best:07d}.ckpt").exists()
     assert len(mlflow_runs(folder)) == 2
