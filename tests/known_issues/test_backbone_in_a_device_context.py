@@ -39,6 +39,7 @@ def test_a_backbone_is_read_without_accelerate(tmp_path, kind, on_cuda, monkeypa
         assert torch.equal(again(rows).text_logits, wanted)
 
 
+@pytest.mark.slow
 def test_a_run_and_a_next_stage_read_it_without_accelerate(tmp_path, on_cuda, monkeypatch):
     monkeypatch.setattr(transformers.integrations.accelerate, "is_accelerate_available", lambda: False)
     fit(tmp_path / "run", lm_recipe(tmp_path / "run", 5, save_frozen=False))
@@ -81,6 +82,7 @@ assert "accelerate" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_the_same_weights_where_accelerate_is_not_installed(tmp_path):
     folder, _ = folder_of(tmp_path, "llama")
     done = subprocess.run(

@@ -42,6 +42,7 @@ def test_a_config_that_is_no_object_is_one_line(folder, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"flow": []}, {"flow": "a"}, {"flow": None}, {"flow": SIZES | {"hidden": "16"}},

@@ -40,6 +40,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(io, "BLOCK_FRAMES", 50_001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("from_hz", "to_hz"), PAIRS)
 def test_blocks_give_the_samples_of_the_whole(small_blocks, from_hz, to_hz):
     for samples in (2**17 + 1, 3 * 2**16 - 1, 5 * 2**16 + 12_345):
@@ -124,6 +125,7 @@ print(len(wave), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_long_file_is_that_of_its_result(tmp_path):
     """Four minutes of stereo at 48 kHz: 92 MB as floats, 15 MB at 16 kHz. All at once took over 400 MB."""
     with soundfile.SoundFile(tmp_path / "long.wav", "w", 48_000, 2) as file:

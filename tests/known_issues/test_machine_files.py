@@ -156,6 +156,7 @@ def newest(folder):
     return checkpoints(folder)["step-0000010.ckpt"]
 
 
+@pytest.mark.slow
 def test_frozen_bfloat16_changes_no_bit_of_the_training(runs):
     timed = ("train/tflops", "train/memory_gib")
     kept = {name: {k: v for k, v in curves(runs / name).items() if k not in timed}
@@ -183,6 +184,7 @@ def test_text_logits_are_the_backbones(runs):
         assert torch.equal(start(rows).text_logits, found(rows).text_logits)
 
 
+@pytest.mark.slow
 def test_the_next_stage_takes_them_from_the_same_backbone_in_another_dtype(runs):
     (source,) = (runs / "left out/runs/tiny").iterdir()
     fit(

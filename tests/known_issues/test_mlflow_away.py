@@ -81,6 +81,7 @@ def test_every_name_becomes_one_that_mlflow_takes(pattern):
 # A start that fails.
 
 
+@pytest.mark.slow
 def test_a_failed_start_leaves_no_run_that_last_takes(run, tmp_path, capfd):
     folder = tmp_path / "run"
     wrong = {"class_path": "callbacks.LearningRateSchedule", "init_args": {"groups": {"tail": 2.0}}}
@@ -101,6 +102,7 @@ def client_of(folder: Path) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["database", "run", "run for good"])
 def test_a_run_without_its_record_goes_on_in_a_new_one(run, tmp_path, capfd, gone):
     folder, old = tmp_path / "run", read_note(run)["mlflow_run_id"]
@@ -134,6 +136,7 @@ def test_a_deleted_experiment_is_one_line(run, tmp_path, capfd):
     assert newest_checkpoint(run.parent, "last").parent.parent == run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["nobody listens", "no such scheme", "no database", "folder"])
 def test_a_store_that_is_not_there_is_one_line(run, tmp_path, capfd, monkeypatch, address):
     with socket.socket() as s:

@@ -77,6 +77,7 @@ def test_which_process_is_rank_zero(monkeypatch, variables, first):
     assert ranks.is_rank_zero() == first
 
 
+@pytest.mark.slow
 def test_a_fork_that_cannot_start_leaves_no_state_behind(tmp_path, capsys):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 10))

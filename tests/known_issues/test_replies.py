@@ -74,6 +74,7 @@ def test_without_a_generator_torchs_own_seed_decides(lm):
     assert drawn[0] != drawn[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"greedy": True}, {"text": HOT, "speech": HOT}])
 @pytest.mark.parametrize("unseen", [3, 16, 64])
 def test_rows_are_the_same_however_rarely_the_host_looks(lm, monkeypatch, unseen, options):
