@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from lit_moss.checkpoints import LAST, STEP, seal_folder
+from lit_moss.runs.checkpoints import LAST, STEP, seal_folder
 
 
 class Checkpoint(ModelCheckpoint):

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from callbacks.learning_rate import set_rates
 from lit_moss.errors import UserError
-from lit_moss.tracking import Tracker
+from lit_moss.runs.tracking import Tracker
 
 # What a configuration says of a group of parameters; the rate itself, `lr`, follows from it by the step.
 _SETTINGS = ("base_lr", "weight_decay", "betas", "eps")

@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from optuna.pruners import BasePruner
 from optuna_integration import PyTorchLightningPruningCallback
 
+from lit_moss.runs.tracking import Tracker
 from lit_moss.sweep.study import STORAGE_VARIABLE, open_storage
-from lit_moss.tracking import Tracker
 
 
 class PruneTrial(PyTorchLightningPruningCallback):

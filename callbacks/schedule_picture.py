@@ -5,7 +5,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.freezing import parts_of, trained_names
-from lit_moss.tracking import Tracker
+from lit_moss.runs.tracking import Tracker
 
 
 class SchedulePicture(Callback):

@@ -17,7 +17,7 @@ from callbacks.freezing import (
 )
 from callbacks.learning_rate import set_rates
 from lit_moss.errors import UserError
-from lit_moss.tracking import Tracker
+from lit_moss.runs.tracking import Tracker
 
 # Policy -> what it trains; the paper's section 3.1.2 and its ablation (table 7).
 POLICIES = {

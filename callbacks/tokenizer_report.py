@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_moss.audio import rates
 from lit_moss.codec.encoder import fingerprint
 from lit_moss.records import file_name, unique_name
-from lit_moss.tracking import Tracker
+from lit_moss.runs.tracking import Tracker
 
 if TYPE_CHECKING:
     from lit_moss.modules import CodecEncoder

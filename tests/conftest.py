@@ -46,7 +46,7 @@ def contract() -> Path:
 @pytest.fixture(scope="session")
 def corpus() -> Path:
     """Folder with train.jsonl (22 utterances) and validation.jsonl (2) of synthesised speech."""
-    from lit_moss.prepare.everyday import everyday_corpus
+    from lit_moss.corpora.everyday import everyday_corpus
 
     return everyday_corpus(limit=24)
 
@@ -55,7 +55,7 @@ def corpus() -> Path:
 def speech(corpus) -> list[torch.Tensor]:
     """Eight waves at 16 kHz."""
     from lit_moss.audio import io
-    from lit_moss.data.manifest import read_manifest
+    from lit_moss.corpora.manifest import read_manifest
 
     return [io.read(u.audio, 16_000) for u in read_manifest(corpus / "train.jsonl")[:8]]
 

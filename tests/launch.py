@@ -142,7 +142,7 @@ def _run(command: list[str], folder: str, environment: dict[str, str], output: s
         os.dup2(file, number)
     sys.argv = command
 
-    from lit_moss.cli import main
+    from lit_moss.cli.main import main
 
     code = 0
     try:

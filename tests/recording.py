@@ -17,7 +17,7 @@ import yaml
 from database import give_database
 from lightning.pytorch import Callback
 
-from lit_moss.cli import main
+from lit_moss.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_moss import cli
+from lit_moss.cli.main import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
@@ -49,7 +49,7 @@ def test_every_sweep_makes_recipes_that_parse(path, at_root, tmp_path, capsys):
 def test_every_benchmarks_yaml_has_known_keys(path):
     from importlib import import_module
 
-    from lit_moss.evaluate.verb import BENCHMARKS, read_config
+    from lit_moss.cli.evaluate import BENCHMARKS, read_config
 
     read_config(import_module(BENCHMARKS[path.stem]).Config, path, [])
 
@@ -184,9 +184,9 @@ def test_the_wheel_carries_the_packages_and_conf(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in (
-        "lit_moss/cli.py",
+        "lit_moss/cli/main.py",
         "callbacks/exact_resume.py",
-        "experiments/check_contract.py",
+        "experiments/contract/check.py",
         "conf/quickstart.yaml",
         "conf/paper/codec_encoder.yaml",
         "lit_moss/prepare/sentences_en.txt",

@@ -2,7 +2,7 @@
 
 Plain torch and torchaudio, any float dtype.
 Shapes: B batch, T samples, M mel bins, F frames.
-Numbers match the released codec (its feature extractors), see `experiments/check_contract.py`.
+Numbers match the released codec (its feature extractors), see `experiments/contract/check.py`.
 """
 
 import math

@@ -42,7 +42,7 @@ ROUNDING = 2e-6  # of float32 sums of squares, as a share of the largest term; 2
 TIE = 1e-12  # the same of float64: equal rows, whose products may differ in the last bit, are one tie
 # Tokenizers that are made on first use -> the function that gives their folder. It stands above this package,
 # so it is looked up by name.
-MADE = {"embedded:whisper-tiny-kmeans": "lit_moss.prepare.kmeans_codec:kmeans_codec"}
+MADE = {"embedded:whisper-tiny-kmeans": "lit_moss.hub.kmeans:kmeans_codec"}
 
 
 class SpeechTokenizer:

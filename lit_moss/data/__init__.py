@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lit_moss.data.speech import SpeechBatch, SpeechDataModule
+from lit_moss.data.speech_data import SpeechBatch, SpeechDataModule
 
 if TYPE_CHECKING:
-    from lit_moss.data.decoder import DecoderBatch, DecoderDataModule
+    from lit_moss.data.decoder_data import DecoderBatch, DecoderDataModule
     from lit_moss.data.kinds import (
         InterleavedDataModule,
         MixtureDataModule,
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         UnsupervisedDataModule,
     )
     from lit_moss.data.prompts import PromptDataModule
-    from lit_moss.data.tokens import TokenBatch, TokenDataModule
+    from lit_moss.data.token_data import TokenBatch, TokenDataModule
 
 __all__ = [
     "DecoderBatch",
@@ -37,9 +37,10 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name.startswith("Decoder"):
-        from lit_moss.data import decoder
+        from lit_moss.data import decoder_data as decoder
 
         return getattr(decoder, name)
-    from lit_moss.data import kinds, prompts, tokens
+    from lit_moss.data import kinds, prompts
+    from lit_moss.data import token_data as tokens
 
     return next(getattr(module, name) for module in (kinds, prompts, tokens) if hasattr(module, name))

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from lit_moss.data.conversation import PAIRS
-from lit_moss.data.tokens import Source, TokenDataModule
+from lit_moss.data.token_data import Source, TokenDataModule
 from lit_moss.errors import UserError
 
 

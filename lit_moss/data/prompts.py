@@ -73,8 +73,8 @@ class PromptDataModule(LightningDataModule):
 
     def fingerprints(self) -> dict[str, str]:
         """Which tokenizers make the rows; compared with those of the checkpoint's documents."""
+        from lit_moss.hub.kmeans import codec_fingerprint
         from lit_moss.llm.backbone import tokenizer_fingerprint
-        from lit_moss.prepare.kmeans_codec import codec_fingerprint
 
         return {
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
@@ -82,8 +82,8 @@ class PromptDataModule(LightningDataModule):
         }
 
     def setup(self, stage: str) -> None:
+        from lit_moss.hub.kmeans import open_codec
         from lit_moss.llm.backbone import load_tokenizer, row_format
-        from lit_moss.prepare.kmeans_codec import open_codec
 
         if self._format is not None:
             return

@@ -8,7 +8,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lit_moss.data.manifest import read_manifest
+from lit_moss.corpora.manifest import read_manifest
 from lit_moss.errors import UserError
 from lit_moss.records import file_name, text_lines, unique_name
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_moss.assets import SCHEME, resolve
 from lit_moss.audio import rates
 from lit_moss.audio.features import decoder_mel
-from lit_moss.data.text import normalise
+from lit_moss.data.transcripts import normalise
 from lit_moss.errors import UserError
 
 EXTRA = "pip install 'lit-moss[evaluate]'"

@@ -30,12 +30,12 @@ from lit_moss.audio.features import decoder_mel, resample
 from lit_moss.codec.codec import Codec, trimmed
 from lit_moss.codec.flow import Prompt
 from lit_moss.codec.speaker import SpeakerEncoder, open_speaker
-from lit_moss.decoders import open_decoder
 from lit_moss.devices import moved
 from lit_moss.errors import UserError
 from lit_moss.evaluate import judges
 from lit_moss.evaluate.clips import Clip, read_clips
-from lit_moss.tracking import Tracker
+from lit_moss.hub.codec import open_decoder
+from lit_moss.runs.tracking import Tracker
 
 LANGUAGES = ("en", "zh")
 RUNGS = ("original", "vocoder", "codec", "stream")

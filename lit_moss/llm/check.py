@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from lit_moss.errors import UserError
-from lit_moss.llm.folder import first_line
+from lit_moss.llm.released import first_line
 
 _PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 _LENGTHS = (7, 12)  # rows of the two documents; windows shrink to 4

@@ -2,7 +2,7 @@
 
 transformers' layers spend a third of a small model's decoding on CPU in bookkeeping between the products.
 This is the arithmetic of `layers.DecoderLayer`, read off the same modules' weights. Measured:
-`python -m experiments.generation_speed`.
+`python -m experiments.benches.generation_speed`.
 Shapes: B sequences, H heads, H_kv key-value heads, n cached rows, D width, E width of a head.
 """
 

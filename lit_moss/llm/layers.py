@@ -3,7 +3,7 @@ bits as transformers' modules, less kept and less copied in training.
 
 Autograd keeps every intermediate of a norm, a rotation and a gated MLP, in float32 where autocast promotes,
 and casts the same rows once a projection. Here each of them keeps its input alone. What that is worth:
-`python -m experiments.step_cost` (numbers in experiments/LOG.md).
+`python -m experiments.benches.step_cost` (numbers in experiments/LOG.md).
 Layers of other kinds stay transformers' own, see `own_layer`.
 Shapes: B sequences, L rows, D width, H heads, H_kv key-value heads, E width of a head.
 """

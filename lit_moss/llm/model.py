@@ -29,7 +29,10 @@ from lit_moss.llm import attention
 from lit_moss.llm.attention import Segments
 from lit_moss.llm.check import check_backbone
 from lit_moss.llm.config import SplitConfig, last_id
-from lit_moss.llm.folder import (
+from lit_moss.llm.layers import own_layer, own_norm
+from lit_moss.llm.layout import Layout
+from lit_moss.llm.losses import Head, HeadLoss
+from lit_moss.llm.released import (
     fill_buffers,
     load_backbone,
     open_tensors,
@@ -37,9 +40,6 @@ from lit_moss.llm.folder import (
     refuse_other_dtypes,
     weight_files,
 )
-from lit_moss.llm.layers import own_layer, own_norm
-from lit_moss.llm.layout import Layout
-from lit_moss.llm.losses import Head, HeadLoss
 from lit_moss.llm.rows import RowFormat, default_eosp
 
 Modality = Literal["text", "speech"]

@@ -15,9 +15,8 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_moss.checkpoints import load_checkpoint, newest_checkpoint, newest_of_run
 from lit_moss.data.prompts import Prompt
-from lit_moss.data.tokens import TokenBatch
+from lit_moss.data.token_data import TokenBatch
 from lit_moss.errors import UserError
 from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.heldout import HeldOut
@@ -26,6 +25,7 @@ from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.parallel import cast_frozen, check_strategy, shard, whole_on_cpu, whole_shape
 from lit_moss.modules.steps import StepModule
 from lit_moss.modules.window import Window
+from lit_moss.runs.checkpoints import load_checkpoint, newest_checkpoint, newest_of_run
 
 # Part -> prefix of its parameters' names inside the model.
 PARTS = {

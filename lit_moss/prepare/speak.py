@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         UserError: if there is nothing to say, or less than is to be held out.
     """
-    from lit_moss.prepare.everyday import hibari, speak_all
+    from lit_moss.corpora.everyday import hibari, speak_all
 
     named = read_sentences(args.text)[: args.first]
     if args.validation < 1:

@@ -20,7 +20,7 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 
 from lit_moss.errors import UserError
-from lit_moss.recipes import read_recipe, set_key
+from lit_moss.runs.recipes import read_recipe, set_key
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "study": (str,),
@@ -46,7 +46,7 @@ class Sweep:
     Args:
         study: Its name, also the runs' and their MLflow experiment's.
         base: YAMLs of a run, merged from left to right.
-        set: Keys changed in every trial (see `lit_moss.recipes.set_key`).
+        set: Keys changed in every trial (see `lit_moss.runs.recipes.set_key`).
         search: Key -> `{choices: [...]}`, `{choices: {name: value, ...}}`, or `{low, high}` with `step` or
             `log: true`; whole numbers where both ends are.
         objectives: Metric of a run's validations -> minimize or maximize.

@@ -9,9 +9,9 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from lit_moss.runs.tracking import Tracker
 from lit_moss.sweep.config import Sweep
 from lit_moss.sweep.study import ERROR, by_slot, deaths, is_given_up
-from lit_moss.tracking import Tracker
 
 
 def write_report(study: optuna.Study, sweep: Sweep, tracker: Tracker) -> Path:

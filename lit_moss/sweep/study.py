@@ -30,7 +30,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from lit_moss.errors import UserError
-from lit_moss.recipes import METRICS_VARIABLE, RunError, read_result, run_fit
+from lit_moss.runs.recipes import METRICS_VARIABLE, RunError, read_result, run_fit
 from lit_moss.sweep.config import Sweep
 
 DONE, ALIVE, FAILED, DEAD = range(4)

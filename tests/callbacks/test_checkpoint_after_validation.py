@@ -5,7 +5,7 @@ import os
 import pytest
 from recording import checkpoints, curves, recipe
 
-from lit_moss.cli import main
+from lit_moss.cli.main import main
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,8 @@ import shutil
 import pytest
 from recording import curves, recipe
 
-from lit_moss.cli import main
-from lit_moss.data.manifest import read_manifest, write_manifest
+from lit_moss.cli.main import main
+from lit_moss.corpora.manifest import read_manifest, write_manifest
 
 pytestmark = pytest.mark.slow
 

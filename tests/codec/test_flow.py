@@ -253,7 +253,7 @@ def test_the_stream_is_the_whole(flow, n, prompt, left_chunks):
 
 
 def test_the_stream_equals_the_released_scheme_before_its_last_chunk(flow):
-    from experiments.released_streaming import mel_chunks
+    from experiments.contract.released_streaming import mel_chunks
 
     row, prompt = codes(31), small_prompt(6)
     released = list(mel_chunks(flow, row, prompt))

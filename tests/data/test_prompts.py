@@ -10,12 +10,12 @@ import torch
 import yaml
 from lm_recipe import CODES, backbone_folder, lm_recipe
 
-from lit_moss.cli import main
+from lit_moss.cli.main import main
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.data.prompts import PromptDataModule
 from lit_moss.errors import UserError
+from lit_moss.hub.kmeans import codec_fingerprint
 from lit_moss.llm import SplitLM
-from lit_moss.prepare.kmeans_codec import codec_fingerprint
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from decoders import small_flow
 
-from lit_moss.cli import main
+from lit_moss.cli.main import main
 from lit_moss.codec import Codec, SpeechTokenizer
 from lit_moss.errors import UserError
 from lit_moss.evaluate import judges

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments import check_contract
+from experiments.contract import check as check_contract
 from lit_moss.codec.encoder import EncoderState
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.code_baselines import BACKOFF, perplexities
+from experiments.studies.code_baselines import BACKOFF, perplexities
 
 
 def test_unseen_codes_are_uniform_and_a_cycle_is_learnt():

@@ -3,7 +3,7 @@
 import mlflow
 import pytest
 
-from experiments import compare
+from experiments.studies import compare
 
 
 @pytest.fixture

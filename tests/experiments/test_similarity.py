@@ -6,10 +6,10 @@ from lm_recipe import CODES, lm_recipe
 from mlflow import MlflowClient
 from recording import fit
 
-from experiments import similarity
+from experiments.studies import similarity
 from lit_moss.audio.io import read
 from lit_moss.codec.tokenizer import SpeechTokenizer
-from lit_moss.data.manifest import read_manifest
+from lit_moss.corpora.manifest import read_manifest
 from lit_moss.llm.backbone import load_tokenizer
 
 

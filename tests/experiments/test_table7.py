@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import table7
-from lit_moss import cli
+from experiments.studies import table7
+from lit_moss.cli.main import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +59,7 @@ def test_the_table_tells_mean_and_deviation():
 
 def test_missing_speech_is_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.table7", "--speech", str(tmp_path), "--text", "none.txt"],
+        [sys.executable, "-m", "experiments.studies.table7", "--speech", str(tmp_path), "--text", "none.txt"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from lit_moss.data.manifest import read_manifest
+from lit_moss.cli.synthesize import read_lines
+from lit_moss.corpora.manifest import read_manifest
+from lit_moss.data.sources import entry_kind, read_conversations, read_sentences, read_texts
 from lit_moss.errors import UserError
 from lit_moss.evaluate.clips import read_clips
 from lit_moss.prepare import speak
-from lit_moss.prepare.sources import entry_kind, read_conversations, read_sentences, read_texts
-from lit_moss.recipes import read_yaml
-from lit_moss.synthesize import read_lines
+from lit_moss.runs.recipes import read_yaml
 
 MARK = "\ufeff"
 
@@ -71,7 +71,7 @@ def test_standard_input(monkeypatch):
 
 @pytest.mark.parametrize("name", ["cuts.jsonl", "cuts.jsonl.gz"])
 def test_lhotse_and_ljspeech_and_transcripts(write, tmp_path, name):
-    from lit_moss.cli import main
+    from lit_moss.cli.main import main
 
     (tmp_path / "wavs").mkdir()
     for path in ("wavs/x-1.wav", "wavs/1-2-3.flac"):
@@ -105,7 +105,7 @@ def test_configurations(tmp_path, tiny_encoder):
 
 
 def test_the_yaml_of_a_run(tmp_path, capsys):
-    from lit_moss.cli import main
+    from lit_moss.cli.main import main
 
     (tmp_path / "run.yaml").write_text(MARK + "name: marked\ntrainer:\n  max_steps: 3\n", encoding="utf-8")
     with pytest.raises(SystemExit) as ended:

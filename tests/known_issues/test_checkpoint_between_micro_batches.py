@@ -6,7 +6,7 @@ It came between two micro-batches, without the gradient gathered so far, and log
 import pytest
 from recording import curves, recipe
 
-from lit_moss.cli import main
+from lit_moss.cli.main import main
 
 pytestmark = pytest.mark.slow
 

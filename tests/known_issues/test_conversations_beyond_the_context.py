@@ -14,10 +14,10 @@ from lm_recipe import backbone_folder, conversations, lm_recipe
 from poison import moved
 from recording import curves, fit, recipe
 
+from lit_moss.corpora.manifest import read_manifest, write_manifest
 from lit_moss.data.documents import DocumentSet
-from lit_moss.data.manifest import read_manifest, write_manifest
 from lit_moss.data.packing import pack
-from lit_moss.data.tokens import Source
+from lit_moss.data.token_data import Source
 from lit_moss.errors import UserError
 
 CONTEXT = 96

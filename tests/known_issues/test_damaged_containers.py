@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from lit_moss.audio import containers, io
-from lit_moss.cli import main
+from lit_moss.cli.main import main
 from lit_moss.codec import SpeechTokenizer
 
 RATE_HZ = 16_000

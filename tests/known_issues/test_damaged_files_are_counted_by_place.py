@@ -10,13 +10,13 @@ import soundfile
 from decoders import made_up_codec
 from lm_recipe import backbone_folder
 
-from lit_moss.cli import main
+from lit_moss.cli.main import main
+from lit_moss.corpora.manifest import read_manifest, write_manifest
 from lit_moss.data.documents import read_documents
-from lit_moss.data.manifest import read_manifest, write_manifest
+from lit_moss.data.make_documents import make_documents
+from lit_moss.data.sources import group
 from lit_moss.errors import UserError
-from lit_moss.prepare.codes import Codes, encode_utterances
-from lit_moss.prepare.documents import make_documents
-from lit_moss.prepare.sources import group
+from lit_moss.hub.code_cache import Codes, encode_utterances
 
 
 def corpus(folder: Path, damaged: int, **entry) -> Path:
@@ -102,7 +102,7 @@ def test_a_validation_share_of_files_of_one_name_is_drawn(tmp_path, capsys):
 
 def test_ids_of_one_name_get_files_of_their_own(tmp_path):
     """`u`, `u` and one that is called `u-2`: three files."""
-    from lit_moss.synthesize import read_lines
+    from lit_moss.cli.synthesize import read_lines
 
     rows = [{"id": "u-2", "codes": [1]}, {"id": "u", "codes": [2]}, {"id": "u", "codes": [3]}]
     (tmp_path / "codes.jsonl").write_text("\n".join(map(json.dumps, rows)))

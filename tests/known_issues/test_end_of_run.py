@@ -4,7 +4,7 @@ import pytest
 from lm_recipe import lm_recipe
 from recording import assert_equal, checkpoints, curves, fit, recipe, seen
 
-from lit_moss.checkpoints import newest_checkpoint
+from lit_moss.runs.checkpoints import newest_checkpoint
 
 EARLY = [{
     "class_path": "lightning.pytorch.callbacks.EarlyStopping",

@@ -9,7 +9,7 @@ import pytest
 from lm_recipe import lm_recipe
 from recording import assert_equal, fit, losses, mlflow_runs
 
-from lit_moss.checkpoints import load_checkpoint, newest_checkpoint, read_note
+from lit_moss.runs.checkpoints import load_checkpoint, newest_checkpoint, read_note
 
 LOWER = ("--model.init_args.lr", "0.001")
 

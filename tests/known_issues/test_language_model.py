@@ -133,7 +133,7 @@ def test_predict_with_another_speech_tokenizer_is_refused(tmp_path, capsys):
     (checkpoint,) = folder.glob("runs/tiny/*/checkpoints/*.ckpt")
     before = Path.cwd()
     os.chdir(folder)
-    from lit_moss.cli import main
+    from lit_moss.cli.main import main
 
     try:
         sources = ["--data.init_args.validation", f"[{other}]", "--data.init_args.train", "[]"]
@@ -149,7 +149,7 @@ def test_predict_of_a_run_without_a_checkpoint_is_one_line(tmp_path, capsys):
     """It was an AssertionError."""
     from recording import fit
 
-    from lit_moss.cli import main
+    from lit_moss.cli.main import main
 
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 2))

@@ -16,7 +16,7 @@ from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.modules import split_llm
 from lit_moss.modules.parallel import FSDP2, check_strategy
-from lit_moss.recipes import read_recipe
+from lit_moss.runs.recipes import read_recipe
 
 
 def trainer(strategy, **options):
@@ -107,7 +107,7 @@ def test_weights_are_read_on_the_cpu_whatever_device_the_strategy_builds_on(tmp_
 def test_shards_are_gathered_on_the_cpu_too(tmp_path):
     from torch.distributed.checkpoint import save
 
-    from lit_moss.checkpoints import load_checkpoint, seal_folder
+    from lit_moss.runs.checkpoints import load_checkpoint, seal_folder
 
     save({"state_dict": {"lm.a": torch.arange(6.0)}}, checkpoint_id=tmp_path / "a.ckpt", no_dist=True)
     seal_folder(tmp_path / "a.ckpt")

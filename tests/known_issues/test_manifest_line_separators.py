@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lit_moss.data.manifest import Utterance, read_manifest, write_manifest
+from lit_moss.corpora.manifest import Utterance, read_manifest, write_manifest
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import yaml
 from lm_recipe import lm_recipe
 from recording import fit, losses, mlflow_runs
 
-from lit_moss.checkpoints import newest_checkpoint, read_note
-from lit_moss.mlflow_access import mlflow_name, whole_maps
+from lit_moss.runs.checkpoints import newest_checkpoint, read_note
+from lit_moss.runs.mlflow_access import mlflow_name, whole_maps
 
 PATTERNS = {"audio_*": 2.0, "tr?nk": 1.0, "[t]runk": 0.5, "audio_?ead": 1.0, "audio_(*": 1.0}
 

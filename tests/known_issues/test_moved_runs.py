@@ -7,7 +7,7 @@ import yaml
 from lm_recipe import lm_recipe
 from recording import fit, losses, mlflow_runs
 
-from lit_moss.checkpoints import load_checkpoint, read_note
+from lit_moss.runs.checkpoints import load_checkpoint, read_note
 
 BEST = {"class_path": "callbacks.Checkpoint", "init_args": {"monitor": "val/loss"}}
 STEPS = {"class_path": "callbacks.Checkpoint", "init_args": {"every_n_steps": 4, "keep": 1}}

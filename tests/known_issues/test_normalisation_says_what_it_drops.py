@@ -8,9 +8,9 @@ import soundfile
 import torch
 from recording import checkpoints, fit, recipe
 
-from lit_moss.cli import main
-from lit_moss.data.speech import SpeechDataModule
-from lit_moss.data.text import lost_letters, normalise, report_losses
+from lit_moss.cli.main import main
+from lit_moss.data.speech_data import SpeechDataModule
+from lit_moss.data.transcripts import lost_letters, normalise, report_losses
 from lit_moss.errors import UserError
 
 JAPANESE = ["これはテストです。", "東京タワーへ、行きます", "がぎぐげご"]

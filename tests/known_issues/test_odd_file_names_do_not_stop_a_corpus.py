@@ -11,9 +11,9 @@ from decoders import made_up_codec
 from lm_recipe import backbone_folder
 
 from lit_moss.audio import io
-from lit_moss.cli import main
+from lit_moss.cli.main import main
+from lit_moss.corpora.manifest import read_manifest, write_manifest
 from lit_moss.data.documents import read_documents
-from lit_moss.data.manifest import read_manifest, write_manifest
 
 ODD = "caf\udce9.wav"  # Latin-1 bytes of `café.wav`, as Python names them
 
@@ -113,8 +113,8 @@ def test_a_folder_of_other_kinds_alone_says_so(tmp_path, capsys):
 
 
 def test_endings_count_in_any_case(tmp_path):
+    from lit_moss.data.sources import entry_kind, read_sentences
     from lit_moss.evaluate.clips import read_clips
-    from lit_moss.prepare.sources import entry_kind, read_sentences
 
     (tmp_path / "A.TXT").write_text("One. Two.")
     assert entry_kind(tmp_path / "A.TXT") == "text"

@@ -17,14 +17,14 @@ from decoders import small_flow
 
 from callbacks import SkippedData
 from lit_moss.audio import io
-from lit_moss.cli import main
+from lit_moss.cli.main import main
 from lit_moss.codec import Codec, SpeechTokenizer
+from lit_moss.corpora.manifest import read_manifest
 from lit_moss.data import SpeechDataModule
-from lit_moss.data.decoder import DecoderDataModule
-from lit_moss.data.manifest import read_manifest
+from lit_moss.data.decoder_data import DecoderDataModule
 from lit_moss.errors import UserError
-from lit_moss.prepare.codes import encode_utterances
-from lit_moss.prepare.kmeans_codec import make_kmeans_codec
+from lit_moss.hub.code_cache import encode_utterances
+from lit_moss.hub.kmeans import make_kmeans_codec
 
 RATE_HZ = 16_000
 SECONDS = 2.0

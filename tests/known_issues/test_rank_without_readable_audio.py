@@ -10,8 +10,8 @@ import pytest
 import torch
 from recording import fit_in_process, recipe
 
+from lit_moss.corpora.manifest import read_manifest, write_manifest
 from lit_moss.data import SpeechDataModule
-from lit_moss.data.manifest import read_manifest, write_manifest
 
 pytestmark = pytest.mark.slow
 STEPS, FROM = 10, 2  # the codebook starts before step FROM

@@ -13,8 +13,8 @@ import yaml
 from lm_recipe import lm_recipe
 from recording import fit, mlflow_runs
 
-from lit_moss import ranks
-from lit_moss.checkpoints import load_checkpoint, read_note
+from lit_moss.runs import ranks
+from lit_moss.runs.checkpoints import load_checkpoint, read_note
 
 BEST = {"class_path": "callbacks.Checkpoint", "init_args": {"monitor": "val/speech_accuracy", "mode": "max"}}
 

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from lit_moss.data import InterleavedDataModule, arrow, tokens
+from lit_moss.data import InterleavedDataModule, arrow
+from lit_moss.data import token_data as tokens
 from lit_moss.data.documents import DocumentWriter, read_documents
 from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat

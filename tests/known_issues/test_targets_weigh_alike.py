@@ -11,7 +11,7 @@ from lm_recipe import backbone_folder, conversations, lm_recipe
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process
 
 from lit_moss.data import SFTDataModule
-from lit_moss.data.tokens import _Batches
+from lit_moss.data.token_data import _Batches
 
 pytestmark = pytest.mark.slow
 STEPS = 4

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from lit_moss.cli import main
-from lit_moss.data.manifest import read_manifest
+from lit_moss.cli.main import main
+from lit_moss.corpora.manifest import read_manifest
 
 datasets = pytest.importorskip("datasets")
 

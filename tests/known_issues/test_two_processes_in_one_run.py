@@ -7,7 +7,7 @@ import sys
 from recording import ROOT, checkpoints, fit, recipe
 
 HOLD = """
-import sys; from pathlib import Path; from lit_moss.recipes import hold
+import sys; from pathlib import Path; from lit_moss.runs.recipes import hold
 held = hold(Path(sys.argv[1])); print("held", flush=True); sys.stdin.read()
 """
 

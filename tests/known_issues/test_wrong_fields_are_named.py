@@ -8,7 +8,7 @@ import soundfile
 from decoders import made_up_codec, small_flow
 from lm_recipe import backbone_folder
 
-from lit_moss.cli import main
+from lit_moss.cli.main import main
 from lit_moss.errors import UserError
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -63,10 +63,10 @@ CASES = [
 
 def read(kind, path):
     """Reads a file as the verb for its kind does."""
-    from lit_moss.data.manifest import read_manifest
+    from lit_moss.cli.synthesize import read_lines
+    from lit_moss.corpora.manifest import read_manifest
     from lit_moss.data.prompts import PromptDataModule
-    from lit_moss.prepare.sources import read_conversations, read_texts
-    from lit_moss.synthesize import read_lines
+    from lit_moss.data.sources import read_conversations, read_texts
 
     if kind == "prompt":
         data = PromptDataModule([str(path)], str(backbone_folder(path.parent / "b")), "none")
@@ -165,7 +165,7 @@ def codec_with_decoder(folder):
 
 def test_ids_of_zero_and_null_name_files(folder):
     """0 was taken for no id, and a prompt's null became `None`."""
-    from lit_moss.synthesize import read_lines
+    from lit_moss.cli.synthesize import read_lines
 
     sound = {"audio_filepath": "x/y.wav"}
     rows = [{"id": 0}, {"id": 7}, {"id": None}, {"id": "0"}, {"id": ""}, sound | {"id": None},

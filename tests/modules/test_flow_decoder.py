@@ -6,9 +6,9 @@ import yaml
 from decoders import SMALL, decoder_recipe, made_up_codec
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process, seen
 
-from lit_moss.cli import main
+from lit_moss.cli.main import main
 from lit_moss.codec.flow import Prompt
-from lit_moss.decoders import open_decoder
+from lit_moss.hub.codec import open_decoder
 from lit_moss.modules.flow_decoder import MeanByTime, start_embeddings
 
 

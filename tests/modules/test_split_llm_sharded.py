@@ -17,7 +17,7 @@ from lm_recipe import lm_recipe
 from recording import assert_equal, checkpoints, curves, seen
 from sharded import ROOT, settings, start_ranks, wait_for
 
-from lit_moss.checkpoints import is_whole, load_checkpoint
+from lit_moss.runs.checkpoints import is_whole, load_checkpoint
 
 STAGES = [{"policy": "stage1", "until_step": 7}, {"policy": "full"}]
 STRATEGIES = ["ddp", "fsdp2", *(["deepspeed_2"] if find_spec("deepspeed") else [])]
@@ -109,7 +109,7 @@ def weights_of_shards(folder):
 
 
 if __name__ == "__main__":
-    from lit_moss.cli import main
+    from lit_moss.cli.main import main
 
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     top = Path(sys.argv[1])

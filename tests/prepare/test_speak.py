@@ -3,8 +3,8 @@
 import pytest
 import soundfile
 
-from lit_moss.cli import main
-from lit_moss.data.manifest import read_manifest
+from lit_moss.cli.main import main
+from lit_moss.corpora.manifest import read_manifest
 
 
 def test_sentences_become_sounds_and_manifests_and_are_not_spoken_twice(tmp_path, capsys):

@@ -11,9 +11,9 @@ from database import give_database
 from mlflow import MlflowClient
 from recording import kill_behind_a_checkpoint
 
-from lit_moss.cli import main
-from lit_moss.recipes import read_recipe, read_result
-from lit_moss.sweep.verb import shares_of_devices
+from lit_moss.cli.main import main
+from lit_moss.cli.sweep import shares_of_devices
+from lit_moss.runs.recipes import read_recipe, read_result
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,84 @@
+"""What a stream loses by a bounded history: mels of long talks with some, and with all that came before.
+
+    python -m experiments.benches.stream_history CODEC MANIFEST [--seconds 40] [--talks 4] [--chunks 5 25]
+
+Utterances are joined into talks of `--seconds`. Each is made from its codes with streaming masks and a
+history of `--chunks` chunks (0.4 s) or all; also as a whole, with full attention. Printed, over the frames
+behind the longest bound: mean absolute difference from the truth, and from the mel with all history, in dB.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_moss.audio import io, rates
+from lit_moss.audio.features import decoder_mel, resample
+from lit_moss.codec.codec import trimmed
+from lit_moss.codec.flow import Prompt
+from lit_moss.corpora.manifest import read_manifest
+from lit_moss.hub.codec import open_decoder
+from lit_moss.modules.flow_decoder import DECIBELS
+
+
+def talks(manifest: Path, seconds: float, count: int) -> list[Tensor]:
+    """Waves at 24 kHz of utterances one behind the other, `seconds` each."""
+    waves, joined = [], []
+    for utterance in read_manifest(manifest):
+        span = (utterance.offset_sec, utterance.duration_sec)
+        joined.append(io.read(utterance.audio, rates.DECODER_RATE_HZ, *span))
+        if sum(map(len, joined)) >= seconds * rates.DECODER_RATE_HZ:
+            waves.append(torch.cat(joined)[: int(seconds * rates.DECODER_RATE_HZ)])
+            joined = []
+        if len(waves) == count:
+            break
+    return waves
+
+
+@torch.no_grad()
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("codec")
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--talks", type=int, default=4)
+    parser.add_argument("--chunks", type=int, nargs="+", default=[5, 25])
+    args = parser.parse_args()
+    codec = open_decoder(args.codec)
+    chunk_frames = codec.flow.config.chunk_codes * rates.FRAMES_PER_CODE_DECODER
+    behind = (max(args.chunks) + 1) * chunk_frames
+    names = ["whole, full attention", "all", *map(str, args.chunks)]
+    truth, moved = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    waves = talks(args.manifest, args.seconds, args.talks)
+    if not waves or len(waves[0]) <= behind * rates.DECODER_HOP_SAMPLES:
+        sys.exit(
+            f"{args.manifest} is too short for a talk of {args.seconds} s beyond {max(args.chunks)} chunks"
+        )
+    for wave_T in waves:
+        codes = codec.encode(wave_T, rates.DECODER_RATE_HZ)
+        assert isinstance(codes, Tensor)
+        codes_N, mel_MT = trimmed(codes, decoder_mel(wave_T[None])[0])
+        wave_16k_T = resample(wave_T, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)
+        prompt = Prompt.none(codec.speaker(wave_16k_T) if codec.speaker is not None else None)
+        made: dict[str, Tensor] = {}
+        for name in names:
+            streaming, left = name != names[0], int(name) if name.isdigit() else None
+            made[name] = codec.flow.sample(
+                codes_N[None], prompt=prompt, streaming=streaming, left_chunks=left
+            )[0]
+        for name in names:
+            truth[name] += float((made[name] - mel_MT)[:, behind:].abs().mean()) / len(waves)
+            moved[name] += float((made[name] - made["all"])[:, behind:].abs().mean()) / len(waves)
+    print(f"{'history, chunks':24} {'dB from truth':>14} {'dB from all':>12}")
+    for name in names:
+        print(f"{name:24} {DECIBELS * truth[name]:14.3f} {DECIBELS * moved[name]:12.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

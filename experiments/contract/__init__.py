@@ -1,0 +1,1 @@
+"""Comparison with recorded tensors of the released codec."""

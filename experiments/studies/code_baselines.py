@@ -1,0 +1,63 @@
+"""What held-out codes cost a model of counts: perplexity of a unigram and an interpolated bigram of codes.
+
+    python -m experiments.studies.code_baselines TRAIN_DOCUMENTS… --heldout DOCUMENTS
+
+A language model whose speech perplexity is not below the unigram's has learnt nothing of speech. Both count
+over the training documents (add-one; the bigram falls back on the unigram as if it had been seen 20 times);
+eosp counts as a code, as it does for the language model.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from lit_moss.data.documents import read_documents
+
+BACKOFF = 20.0
+
+
+def stretches(folder: Path) -> tuple[list[np.ndarray], int]:
+    """Codes and eosp of every document, in order, and how many ids there are."""
+    documents = read_documents(folder)
+    form = documents.format
+    found = []
+    for i in range(len(documents)):
+        rows = np.asarray(documents.rows(i), dtype=np.int64)
+        found.append(rows[(rows >= form.text_vocab_size) & (rows <= form.eosp_row)] - form.text_vocab_size)
+    return found, form.eosp_token_id + 1
+
+
+def perplexities(train: list[np.ndarray], heldout: list[np.ndarray], ids: int) -> tuple[float, float]:
+    """Unigram's and bigram's, on the held-out codes."""
+    single, pairs = np.ones(ids), np.zeros((ids, ids), dtype=np.float32)
+    for codes in train:
+        np.add.at(single, codes, 1)
+        np.add.at(pairs, (codes[:-1], codes[1:]), 1)
+    p_single = single / single.sum()
+    unigram = np.concatenate([p_single[codes] for codes in heldout])
+    bigram = []
+    for codes in heldout:
+        before, here = codes[:-1], codes[1:]
+        seen = pairs[before, here] + BACKOFF * p_single[here]
+        bigram.append(seen / (pairs[before].sum(1) + BACKOFF))
+    return float(np.exp(-np.log(unigram).mean())), float(np.exp(-np.log(np.concatenate(bigram)).mean()))
+
+
+def main() -> None:
+    """Prints one line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("train", type=Path, nargs="+")
+    parser.add_argument("--heldout", type=Path, required=True)
+    args = parser.parse_args()
+    train = [codes for folder in args.train for codes in stretches(folder)[0]]
+    heldout, ids = stretches(args.heldout)
+    unigram, bigram = perplexities(train, heldout, ids)
+    sizes = f"{sum(map(len, train))} codes to count, {sum(map(len, heldout))} held out"
+    print(f"{sizes}: unigram {unigram:.1f}, bigram {bigram:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Where text and speech part: layer-wise similarity (paper, appendix C, figures 2 and 4), and a split depth.
+
+    python -m experiments.studies.similarity RUN --speech MANIFEST [--codec C] [--samples 40] …
+
+RUN is a run's folder, or one that `save_pretrained` wrote. A sample is a few neighbouring utterances of the
+manifest, as text and as speech; what is aligned are the words where the manifest tells their times, else the
+utterances. The control is the same split of the same backbone without any training. Where the curve of the
+trained model starts to fall, the model asks for tails; how certain that is, redrawn sets of samples say
+(bootstrap). Beside the paper's score stands a centred one: the mean of layer and modality is removed and row
+0 left out, since raw cosines of unrelated texts are high already and cannot show whether modalities fuse.
+Writes similarity.md and pictures into runs/studies/similarity-RUN/study and its MLflow run.
+"""
+
+import argparse
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from lit_moss.errors import UserError
+from lit_moss.llm import SplitLM
+from lit_moss.llm.similarity import (
+    Alignment,
+    LayerMeans,
+    Pair,
+    align,
+    cosine_matrix,
+    dtw_path,
+    hidden_states,
+    proposed_depth,
+    similarity_score,
+    without_first_row,
+)
+from lit_moss.runs.tracking import study_run
+
+DRAWS = 500
+
+
+@dataclass
+class Sample:
+    """Rows of the same content in both modalities, and which of them belong together."""
+
+    text: Tensor
+    speech: Tensor
+    pairs: list[Pair]
+
+
+def samples(
+    manifest: str,
+    codec: str,
+    lm: SplitLM,
+    tokenizer: Any,
+    count: int,
+    utterances: int,
+    log_mel: str | None = None,
+) -> list[Sample]:
+    """Samples of `utterances` neighbours each; `log_mel`: features of the codec, see `open_codec`.
+
+    Raises:
+        UserError: if the manifest gives none.
+    """
+    from lit_moss.corpora.manifest import read_manifest
+    from lit_moss.data.sources import document_key
+    from lit_moss.hub.code_cache import encode_utterances
+    from lit_moss.hub.kmeans import codec_fingerprint
+
+    told = [u for u in read_manifest(Path(manifest)) if u.text]
+    heard = encode_utterances(told, codec, codec_fingerprint(codec, log_mel), log_mel).of
+    groups: list[list[tuple[Any, list[int]]]] = []
+    for u, codes in zip(told, heard, strict=True):
+        if not codes:  # cannot be read
+            continue
+        if not groups or len(groups[-1]) == utterances or document_key(groups[-1][0][0]) != document_key(u):
+            groups.append([])
+        groups[-1].append((u, codes))
+    found = [_sample(g, lm, tokenizer) for g in groups if len(g) == utterances][:count]
+    found = [s for s in found if len(without_first_row(s.pairs)) > 1]  # one alone has no background
+    if not found:
+        raise UserError(f"{manifest} has no {utterances} neighbouring utterances with text: give another one")
+    return found
+
+
+def _sample(members: Sequence[tuple[Any, list[int]]], lm: SplitLM, tokenizer: Any) -> Sample:
+    text: list[int] = []
+    speech: list[int] = []
+    pairs: list[Pair] = []
+    for u, codes in members:
+        words = u.extra.get("words") or [[u.text.strip(), 0.0, len(codes) * 0.08]]
+        for word, start_sec, end_sec in words:
+            ids = tokenizer(" " + word if text else word, add_special_tokens=False)["input_ids"]
+            first, stop = (
+                round(start_sec / 0.08),
+                min(len(codes), max(round(start_sec / 0.08) + 1, round(end_sec / 0.08))),
+            )
+            if ids and first < stop:
+                at = 1 + len(speech)  # behind sosp
+                pairs.append((slice(len(text), len(text) + len(ids)), slice(at + first, at + stop)))
+            text += ids
+        speech += codes
+    return Sample(torch.tensor(text), torch.tensor(lm.format.speech(speech)), pairs)
+
+
+@torch.no_grad()
+def measure(lm: SplitLM, given: Sequence[Sample]) -> tuple[list[Alignment], list[Alignment]]:
+    """Alignments of every sample on all layers: the paper's, and the centred ones without row 0."""
+
+    def states() -> Iterator[tuple[Sample, Tensor, Tensor]]:
+        # Twice through the model rather than all states kept: 40 samples at 8B would be 12 GB.
+        for s in given:
+            yield s, _states(lm, s.text, "text"), _states(lm, s.speech, "speech")
+
+    text_mean, speech_mean = LayerMeans(), LayerMeans()
+    raw, centred = [], []
+    for s, text_KnE, speech_KmE in states():
+        text_mean.add(text_KnE)
+        speech_mean.add(speech_KmE)
+        raw.append(align(text_KnE, speech_KmE, s.pairs))
+    for s, text_KnE, speech_KmE in states():
+        text_KnE, speech_KmE = text_mean.remove(text_KnE), speech_mean.remove(speech_KmE)
+        centred.append(align(text_KnE, speech_KmE, without_first_row(s.pairs), first_row=1))
+    return raw, centred
+
+
+def _states(lm: SplitLM, rows_L: Tensor, modality: str) -> Tensor:
+    """Hidden states on the model's device, by bfloat16 products."""
+    device = next(lm.parameters()).device
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        return hidden_states(lm, rows_L.to(device), modality)
+
+
+def bootstrap(found: Sequence[Alignment]) -> tuple[Counter, Tensor]:
+    """Proposed depths of DRAWS redrawn sets of samples, and the 10th and 90th percentile of their scores."""
+    rng = random.Random(1)
+    scores = torch.stack([similarity_score(rng.choices(found, k=len(found))) for _ in range(DRAWS)])
+    depths = Counter(proposed_depth(score) for score in scores)
+    return depths, torch.quantile(scores, torch.tensor([0.1, 0.9], dtype=scores.dtype), dim=0)
+
+
+def curves_picture(curves: dict[str, tuple[Tensor, Tensor]], trunk: int) -> Any:
+    """Score by layer, with the band between the percentiles."""
+    plt = _plt()
+    figure, axis = plt.subplots(figsize=(6.4, 3.8))
+    for name, (score, band) in curves.items():
+        axis.plot(score, marker="o", markersize=3, label=name)
+        axis.fill_between(range(len(score)), band[0], band[1], alpha=0.2)
+    axis.axvline(trunk - 0.5, color="0.5", linestyle=":")
+    axis.annotate("tails", (trunk - 0.4, axis.get_ylim()[0]), fontsize="small", va="bottom")
+    axis.set(xlabel="layer", ylabel="similarity score (mean over pairs)")
+    axis.legend()
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    return figure
+
+
+def heatmaps_picture(lm: SplitLM, sample: Sample, layers: Sequence[int]) -> Any:
+    """Cosine matrices of one sample at some layers, with the warping path."""
+    plt = _plt()
+    text, speech = _states(lm, sample.text, "text"), _states(lm, sample.speech, "speech")
+    figure, axes = plt.subplots(1, len(layers), figsize=(3.6 * len(layers), 3.2), squeeze=False)
+    for axis, layer in zip(axes[0], layers, strict=True):
+        matrix = cosine_matrix(text[layer], speech[layer, 1:-1]).cpu()
+        shown = axis.imshow(matrix, aspect="auto", origin="lower", cmap="viridis")
+        axis.plot(*zip(*[(v, u) for u, v in dtw_path(matrix)], strict=True), ".", color="gold", markersize=2)
+        axis.set(title=f"layer {layer}", xlabel="speech row (80 ms)", ylabel="text row")
+        figure.colorbar(shown, ax=axis, shrink=0.8)
+    figure.tight_layout()
+    return figure
+
+
+def _plt() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def load(
+    source: Path, backbone: str | None, codec: str | None, log_mel: str | None = None
+) -> tuple[SplitLM, SplitLM, str, str, str | None]:
+    """The model, its untrained twin, backbone, codec and its features; these as given, else the run's own.
+
+    Raises:
+        UserError: where a saved model's folder names neither.
+    """
+    from lit_moss.modules.split_llm import model_of_run
+
+    if (source / "run.json").is_file():
+        config = yaml.safe_load((source / "config.yaml").read_text())
+        lm = model_of_run(source)
+        backbone = backbone or config["model"]["init_args"]["backbone"]
+        codec = codec or config["data"]["init_args"].get("codec")
+        log_mel = log_mel or config["data"]["init_args"].get("log_mel")
+    else:
+        lm = SplitLM.from_pretrained(source)
+    if not backbone or not codec:
+        raise UserError(f"{source} names no backbone and codec: give --backbone and --codec")
+    own = lm.config
+    torch.manual_seed(0)
+    twin = SplitLM.from_backbone(
+        backbone, own.num_modality_layers, own.audio_vocab_size, own.joint, row_format=lm.format
+    )
+    return lm, twin.eval(), backbone, codec, log_mel
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the curve and the proposed depth; 2 for what the user can mend."""
+    from lit_moss.hub.kmeans import add_log_mel_argument
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a run's folder, or a saved model's")
+    parser.add_argument("--speech", required=True, help="manifest with text")
+    parser.add_argument("--codec", help="the run's own, if not given")
+    parser.add_argument("--backbone", help="of the control; the run's own, if not given")
+    add_log_mel_argument(parser)
+    parser.add_argument("--samples", type=int, default=40)
+    parser.add_argument("--utterances", type=int, default=4, help="of a sample")
+    parser.add_argument("--layers", type=int, nargs="+", help="of the heat maps")
+    parser.add_argument("--root", type=Path, default=Path("runs"))
+    args = parser.parse_args(arguments)
+    try:
+        print(_run(args))
+    except UserError as error:
+        print(f"error: {error}")
+        return 2
+    return 0
+
+
+def _run(args: argparse.Namespace) -> str:
+    from lit_moss.llm.backbone import load_tokenizer
+
+    lm, twin, backbone, codec, log_mel = load(args.run, args.backbone, args.codec, args.log_mel)
+    layers, trunk = lm.config.num_hidden_layers, lm.config.num_shared_layers
+    chosen = args.layers or sorted({0, layers // 3, 2 * layers // 3, layers - 1})
+    if not all(0 <= i < layers for i in chosen):
+        raise UserError(f"--layers is {chosen}, expected 0 to {layers - 1}")
+    tokenizer = load_tokenizer(backbone)
+    given = samples(args.speech, codec, lm, tokenizer, args.samples, args.utterances, log_mel)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found: dict[str, list[Alignment]] = {}
+    heatmaps: dict[str, Any] = {}
+    for name, model in (("trained", lm), ("untrained", twin)):
+        found[name], found[f"{name}, centred"] = measure(model.to(device), given)
+        heatmaps[f"heatmaps_{name}.png"] = heatmaps_picture(model, given[0], chosen)
+        model.to("cpu")  # one at a time: at 8B each has 38 GB
+    curves, lines = {}, []
+    for name, alignments in found.items():
+        depths, band = bootstrap(alignments)
+        curves[name] = (similarity_score(alignments), band)
+        depth = proposed_depth(curves[name][0])
+        lines.append(
+            f"{name}: {depth} layers for each tail, in {depths[depth] / DRAWS:.0%} of {DRAWS} redrawn sets "
+            f"(10th to 90th percentile {_percentile(depths, 0.1)} to {_percentile(depths, 0.9)})"
+        )
+    lines += ["", "| layer | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    lines += [f"| {i} | " + " | ".join(f"{curves[n][0][i]:.4f}" for n in found) + " |" for i in range(layers)]
+    study = study_run(f"similarity-{args.run.resolve().name}", args.root.absolute())
+    text = (
+        f"{args.run}, {len(given)} samples, {sum(len(s.pairs) for s in given)} pairs\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+    pictures = {
+        "similarity.png": curves_picture({k: v for k, v in curves.items() if "centred" not in k}, trunk),
+        "similarity_centred.png": curves_picture({k: v for k, v in curves.items() if "centred" in k}, trunk),
+        **heatmaps,
+    }
+    for name, figure in pictures.items():
+        figure.savefig(study.run_dir / name, dpi=110)
+        study.log_figure(figure, name)
+    (study.run_dir / "similarity.md").write_text(text)
+    study.log_text(text, "similarity.md")
+    study.log_metrics({"proposed_depth": proposed_depth(curves["trained"][0])}, 0)
+    study.finalize("success")
+    return text + f"{study.run_dir}/similarity.md"
+
+
+def _percentile(depths: Counter, share: float) -> int:
+    every = sorted(depths.elements())
+    return every[min(len(every) - 1, int(share * len(every)))]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,136 @@
+"""Command line: the table of verbs, and the wiring of LightningCLI for the four that train and evaluate.
+
+Nothing heavy is imported before the verb is known: `--help` answers in a fraction of a second.
+"""
+
+import argparse
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lit_moss import __version__
+from lit_moss.errors import UserError
+
+TRAINER_VERBS = {
+    "fit": "train by a YAML: fit -c conf/codec_encoder.yaml [--ckpt_path last]",
+    "validate": "one pass over the validation data: validate -c … --ckpt_path best",
+    "test": "one pass over the test data",
+    "predict": "codes and transcripts of the validation data, or replies to prompts",
+}
+# verb -> (module with add_arguments(parser) and main(args), one line of help)
+VERBS = {
+    "prepare": ("lit_moss.cli.prepare", "raw audio and text -> manifests"),
+    "tokenize": ("lit_moss.cli.tokenize", "audio files -> codes as JSON lines"),
+    "synthesize": ("lit_moss.cli.synthesize", "codes as JSON lines -> sound files"),
+    "evaluate": (
+        "lit_moss.cli.evaluate",
+        "benchmarks: evaluate resynthesis -c conf/evaluate/resynthesis.yaml",
+    ),
+    "sweep": (
+        "lit_moss.cli.sweep",
+        "many settings of a run, by Optuna: sweep -c conf/sweep/split_depth.yaml",
+    ),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one verb and returns the exit code.
+
+    0 means done, 2 the user's mistake (one line on stderr), 130 interrupted, 143 stopped by SIGTERM.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files that are not UTF-8 can be printed
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _dispatch(list(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as error:
+        # By name: lightning is imported by the verbs that train alone.
+        if type(error).__name__ != "SIGTERMException":
+            raise
+        print("stopped by SIGTERM, the state is saved: go on with --ckpt_path last", file=sys.stderr)
+        return 143
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"lit_moss {__version__}")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb in TRAINER_VERBS:
+        if rest and rest[0] in ("-h", "--help"):
+            print(_trainer_help(verb))
+            return 0
+        run_lightning([verb, *("--help" if word == "--help-all" else word for word in rest)])
+        return 0
+    if verb not in VERBS:
+        raise UserError(f"no verb {verb!r}, expected one of {', '.join([*TRAINER_VERBS, *VERBS])}")
+    module = importlib.import_module(VERBS[verb][0])
+    parser = argparse.ArgumentParser(prog=f"python -m lit_moss {verb}", description=module.__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    module.add_arguments(parser)
+    module.main(parser.parse_args(rest))
+    return 0
+
+
+def _overview() -> str:
+    lines = ["usage: python -m lit_moss VERB [options]", ""]
+    for verb, text in (TRAINER_VERBS | {verb: text for verb, (_, text) in VERBS.items()}).items():
+        lines.append(f"  {verb:<10} {text}")
+    return "\n".join([*lines, "", "python -m lit_moss VERB --help tells the options of a verb"])
+
+
+def _trainer_help(verb: str) -> str:
+    return f"""usage: python -m lit_moss {verb} -c CONF.yaml [-c MORE.yaml …] [--KEY VALUE …]
+
+{TRAINER_VERBS[verb]}
+
+  -c, --config FILE      a run's YAML; several are merged from left to right
+  --KEY VALUE            any key of the YAML by its dotted name: --trainer.max_steps 100 --model.head_lr 2e-3
+  --ckpt_path PATH       a checkpoint, a run's folder, or `last`, `best` of this name's newest run
+  --name NAME            name of the runs' folder and MLflow experiment
+  --run_name NAME        folder of this run below it; the time, if not given
+  --print_config         the whole resolved configuration, then exit
+  --help-all             every key with its meaning (needs a -c only for the classes it names)
+
+Metrics, pictures and sounds go to MLflow ($MLFLOW_TRACKING_URI, else mlflow.db here): look at them with
+`mlflow ui`."""
+
+
+def _check_callbacks() -> None:
+    """A `callbacks` package of another distribution can shadow ours in an editable install."""
+    import callbacks
+    import lit_moss
+
+    ours = os.path.dirname(os.path.dirname(os.path.abspath(lit_moss.__file__)))
+    found = os.path.dirname(os.path.dirname(os.path.abspath(callbacks.__file__ or "")))
+    if found != ours:
+        raise UserError(
+            f"`callbacks` is imported from {found}, expected {ours}: another package of that name shadows "
+            "ours; remove it or run from the project's folder"
+        )
+
+
+def run_lightning(args: list[str]) -> Any:
+    """LightningCLI with our defaults; returns the CLI object after the verb has run.
+
+    Raises:
+        UserError: for what a user can mend.
+        SystemExit: with code 2, after one line on stderr, for a configuration that does not parse.
+    """
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    _check_callbacks()
+    from lit_moss.cli.fit import MossCLI
+
+    return MossCLI.run(args)

@@ -1,0 +1,1 @@
+"""Manifests, readers of public corpora, and the embedded corpus."""

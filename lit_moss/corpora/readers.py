@@ -1,0 +1,315 @@
+"""Kinds of corpora: each is one function of `SOURCES` that yields utterances, their lengths still unmeasured.
+
+Transcripts keep their words, but white space becomes single spaces: a line separator inside a text would tear
+its line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from lit_moss.errors import UserError
+from lit_moss.records import Record, file_name, json_lines, printable, text_lines, unique_name
+
+if TYPE_CHECKING:
+    from lit_moss.corpora.manifest import Utterance
+
+NAMED = 5  # files that a message names
+_EXTENSION_OF = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}  # by the first four bytes
+_LANG_OF = {"english": "en", "chinese": "zh", "mandarin": "zh"}
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def first_few(messages: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
+    more = len(messages) - NAMED
+    return "; ".join(messages[:NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def audio_folder(args: argparse.Namespace) -> Path:
+    """Where sound goes that a corpus holds in tables: beside the manifest."""
+    return args.out.with_name(f"{args.out.stem}_audio")
+
+
+def _utterance(audio: Path, text: str | None = None, speaker: str | None = None, **known: Any) -> Utterance:
+    from lit_moss.corpora.manifest import Utterance
+
+    return Utterance(audio, text=_clean(text), speaker=_clean(speaker), **known)
+
+
+def _clean(text: str | None) -> str | None:
+    return None if text is None else " ".join(text.split()) or None
+
+
+def sound_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """Sound files and others at any depth, sorted; hidden ones (macOS leaves `._a.wav`) are left out."""
+    from lit_moss.audio.io import EXTENSIONS
+
+    if not Path(folder).is_dir():
+        raise UserError(f"no folder {folder}: expected a folder of sound files, check SOURCE")
+    found = sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file())
+    sounds = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    return sounds, [path for path in found if path.suffix.lower() not in EXTENSIONS]
+
+
+def print_left_out(files: Iterable[Path]) -> None:
+    """Says how many files are read neither as sound nor as text, by ending: no .m4a is lost silently."""
+    from lit_moss.audio.io import EXTENSIONS
+
+    endings = Counter(printable(path.suffix).lower() or "without ending" for path in files)
+    if endings:
+        ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+        counts = ", ".join(f"{number} {ending}" for ending, number in ordered)
+        total = counted(sum(endings.values()), "file")
+        hint = f"sound is read from {' '.join(EXTENSIONS)}: convert it"
+        print(f"left out {total} of other kinds: {counts}; {hint}")
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The file of that name in the same folder, whatever its case: metadata.csv, METADATA.CSV."""
+    if path.is_dir() and not (path / name).exists():
+        found = [other for other in path.iterdir() if other.name.lower() == name.lower()]
+        return min(found, default=path / name)
+    return path / name
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for _, line in text_lines(path, "text in UTF-8")]
+
+
+def _ljspeech(args: argparse.Namespace) -> Iterator[Utterance]:
+    """LJ Speech: metadata.csv (id|text|normalised text) and wavs/ID.wav, or any other sound format."""
+    table, wavs = _beside(Path(args.source), "metadata.csv"), Path(args.source, "wavs")
+    if not table.is_file() or not wavs.is_dir():
+        expected = "LJ Speech's folder, which holds metadata.csv and wavs/ID.wav"
+        lacks = "wavs" if table.is_file() else "metadata.csv"
+        raise UserError(f"no {lacks} in {args.source}: expected {expected}, check SOURCE and --from")
+    sounds: dict[str, list[Path]] = {}
+    files, others = sound_files(wavs.resolve())
+    for path in files:
+        sounds.setdefault(path.stem, []).append(path)
+    missing = []
+    for number, line in enumerate(_lines(table), start=1):
+        name, *texts = (field.strip() for field in line.split("|"))
+        if name and not texts:
+            raise UserError(f"{table}, line {number}: got {line[:60]!r}, expected id|text|normalised text")
+        if len(sounds.get(name, ())) > 1:
+            got = f"{table}, line {number}: {name} names {' and '.join(map(str, sounds[name][:2]))}"
+            raise UserError(f"{got}, expected one sound file: remove or rename the other")
+        if name in sounds:
+            yield _utterance(sounds[name][0], next(filter(None, texts[1::-1]), None), "ljspeech", lang="en")
+        elif name:
+            missing.append(name)
+    print_left_out(others)
+    if missing:
+        print(f"left out {counted(len(missing), 'row')} without a sound file: {first_few(missing)}")
+
+
+def _librispeech(args: argparse.Namespace) -> Iterator[Utterance]:
+    """LibriSpeech: SPEAKER-CHAPTER-UTTERANCE.flac, its text from SPEAKER-CHAPTER.trans.txt beside."""
+    folder = _download_librispeech(args) if args.download else args.source
+    sounds, others = sound_files(Path(folder).resolve())
+    named = [path for path in sounds if re.fullmatch(r"\d+-\d+-\d+", path.stem)]
+    if not named:
+        got = f"{counted(len(sounds), 'sound file')} in {folder}, none named SPEAKER-CHAPTER-UTTERANCE.flac"
+        raise UserError(f"{got} as expected: check SOURCE and --from, or fetch it by --download dev-clean")
+    transcripts = cache(_transcripts)
+    for path in named:
+        speaker, chapter, _ = path.stem.split("-")
+        text = transcripts(_beside(path.parent, f"{speaker}-{chapter}.trans.txt")).get(path.stem)
+        yield _utterance(path, text, speaker, lang="en")
+    print_left_out(path for path in others if path.suffix.lower() != ".txt")
+    if len(named) < len(sounds):
+        print(f"left out {len(sounds) - len(named)} of {len(sounds)} files for names unlike LibriSpeech's")
+
+
+def _transcripts(path: Path) -> dict[str, str]:
+    parts = (line.partition(" ") for line in _lines(path)) if path.exists() else ()
+    return {name: text for name, _, text in parts}
+
+
+def _download_librispeech(args: argparse.Namespace) -> Path:
+    from torchaudio.datasets import LIBRISPEECH
+
+    try:
+        Path(args.source).mkdir(parents=True, exist_ok=True)
+        LIBRISPEECH(args.source, url=args.download, download=True)
+    except (OSError, EOFError, RuntimeError, ValueError, tarfile.TarError, zlib.error) as error:
+        why = f"LibriSpeech {args.download} could not be fetched ({_brief(error)})"
+        raise UserError(f"{why}: check the name and the way to openslr.org, or unpack it yourself") from error
+    return Path(args.source, "LibriSpeech", args.download)
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _any_folder(args: argparse.Namespace) -> Iterator[Utterance]:
+    """Every sound file below a folder; text from the same-named .txt (.TXT), or else .lab."""
+    sounds, others = sound_files(Path(args.source).resolve())
+    texts = {(path.with_suffix(""), path.suffix.lower()): path for path in others}
+    used: set[Path] = set()
+    for path in sounds:
+        both = (texts.get((path.with_suffix(""), ending)) for ending in (".txt", ".lab"))
+        found = next(filter(None, both), None)
+        used |= {found} if found else set()
+        speaker = printable(path.parent.name) if args.speaker_from_parent else None
+        yield _utterance(path, " ".join(_lines(found)) if found else None, speaker)
+    print_left_out(path for path in others if path not in used)
+
+
+def _hugging_face(args: argparse.Namespace) -> Iterator[Utterance]:
+    """A dataset of the hub or of `save_to_disk`; its sound goes unchanged beside the manifest."""
+    dataset, columns = _load_dataset(args)
+    folder = audio_folder(args).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    used: set[str] = set()
+    for index, row in enumerate(dataset):
+        sound = row[columns["audio"]] or {}
+        content, origin = sound.get("bytes"), PurePath(sound.get("path") or f"{index:07d}")
+        if content is None and os.path.isfile(origin):
+            content = Path(origin).read_bytes()
+        # The corpus's own name where it has one: the id decides about validation.
+        stem = file_name(origin.stem)
+        stem = unique_name(f"{stem}-{index:07d}" if stem in used else stem, used)
+        audio = folder / (stem + _EXTENSION_OF.get((content or b"")[:4], origin.suffix or ".mp3"))
+        if content is not None:  # without, the file is missing and counted as unreadable
+            audio.write_bytes(content)
+        fields = Record({name: row[name] for name in columns.values()}, f"{args.source}, row {index}")
+        text = fields.text(columns["text"]) if "text" in columns else None
+        speaker = fields.name(columns["speaker"]) if "speaker" in columns else None
+        yield _utterance(audio, text, speaker)
+
+
+def _load_dataset(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
+    """The split, with sound undecoded: torchcodec is not needed; and its columns of audio, text, speaker."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    split = args.split or "train"
+    failures = (OSError, ValueError, RuntimeError, DatasetsError)
+    try:
+        if any(Path(args.source, name).exists() for name in ("state.json", "dataset_dict.json")):
+            found = datasets.load_from_disk(args.source)
+            splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
+        else:
+            splits = {split: datasets.load_dataset(args.source, args.subset, split=split)}
+    except failures as error:
+        why = f"dataset {args.source} could not be loaded ({_brief(error)})"
+        raise UserError(f"{why}: check its name, --subset and --split") from error
+    if split not in splits:
+        raise UserError(f"no split {split!r} in {args.source}: give --split, one of {', '.join(splits)}")
+    columns = _columns(args, splits[split].column_names)
+    _check_types(columns, splits[split].features)
+    dataset = splits[split].select_columns(list(dict.fromkeys(columns.values())))
+    try:
+        return dataset.cast_column(columns["audio"], datasets.Audio(decode=False)), columns
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"column {columns['audio']!r} holds no sound ({_brief(error)})"
+        raise UserError(f"{got}: name another by --audio-column") from error
+
+
+def _check_types(columns: dict[str, str], features: Any) -> None:
+    """Text is strings, a speaker strings or whole numbers; `str()` of lists or floats is no transcript."""
+    strings = {"string", "large_string", "string_view"}
+    integers = {f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)}
+    allowed = {"text": strings, "speaker": strings | integers}
+    for key in columns.keys() & allowed.keys():
+        kind = str(getattr(features[columns[key]], "dtype", type(features[columns[key]]).__name__))
+        if kind not in allowed[key]:
+            got = f"column {columns[key]!r} holds {kind} ({features[columns[key]]!r:.80})"
+            wanted = "strings" + ("" if key == "text" else " or whole numbers")
+            hint = " (--text-column none takes none)" if key == "text" else ""
+            raise UserError(f"{got}, expected {wanted}: name another by --{key}-column{hint}")
+
+
+def _columns(args: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
+    unwanted = args.text_column == "none" and "none" not in names
+    text = None if unwanted else args.text_column or ("text" if "text" in names else None)
+    wanted = {"audio": args.audio_column or "audio", "text": text, "speaker": args.speaker_column}
+    if text is None and not unwanted:
+        print(f"no column 'text' among {', '.join(names)}, so no transcripts: --text-column names one")
+    for key, name in wanted.items():
+        if name and name not in names:
+            raise UserError(f"no column {name!r}: give --{key}-column, one of {', '.join(names)}")
+    return {key: name for key, name in wanted.items() if name}
+
+
+def _lhotse(args: argparse.Namespace) -> Iterator[Utterance]:
+    """A lhotse manifest in JSON lines, gzipped or not: cuts, or supervisions with their recordings."""
+    path, recordings = Path(args.source), None
+    for record in json_lines(path, "an object of lhotse's"):
+        cut = record.content
+        if (name := record.name("recording_id")) is not None:  # a supervision is the cut that holds it alone
+            recordings = recordings or _recordings(path)
+            if name not in recordings:
+                raise UserError(f"{record.where}: expected recording {name!r} in the recordings: add it")
+            cut = cut | {"type": "MonoCut", "recording": recordings[name], "supervisions": [cut]}
+        try:
+            yield _utterance_of_cut(replace(record, content=cut), path.parent)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            expected = "expected a MonoCut of one file's first channel with at most one supervision"
+            hint = "save_audios() and trim_to_supervisions() of lhotse make such cuts"
+            raise UserError(f"{record.where}: got {_brief(error)}; {expected}: {hint}") from error
+
+
+def _recordings(supervisions: Path) -> dict[str, dict[str, Any]]:
+    path = supervisions.with_name(supervisions.name.replace("supervisions", "recordings"))
+    if not path.is_file():
+        raise UserError(f"no {path}: expected the recordings there, named as lhotse does: rename them")
+    found = {}
+    for record in json_lines(path, "a recording of lhotse's"):
+        if "sources" in record.content:
+            if (name := record.name("id")) is None:
+                raise record.error("id", "the recording's name")
+            found[name] = record.content
+    return found
+
+
+def _utterance_of_cut(record: Record, folder: Path) -> Utterance:
+    cut = record.content
+    if cut.get("type") != "MonoCut":
+        raise ValueError(cut.get("type") or f"an entry of {', '.join(cut)}")
+    recording, spoken, channel = cut["recording"], cut.get("supervisions") or [{}], cut.get("channel", 0)
+    kinds = [source["type"] for source in recording["sources"]]
+    first = recording["sources"][0]["channels"][0]  # the one that `lit_moss.audio.io.read` takes
+    if kinds != ["file"] or len(spoken) > 1 or channel not in (first, [first]) or recording.get("transforms"):
+        changed = "transformed " if recording.get("transforms") else ""
+        raise ValueError(f"{changed}sources {kinds}, channel {channel}, {len(spoken)} supervisions")
+    source = Record(recording["sources"][0], record.where, prefix="recording.sources[0].")
+    (said,) = Record({"supervisions": spoken}, record.where).objects("supervisions")
+    if (name := source.path("source")) is None:
+        raise source.error("source", "the path of a sound file")
+    start_sec, duration_sec = record.seconds("start"), record.seconds("duration")
+    if start_sec is None or duration_sec is None:
+        raise record.error("start" if start_sec is None else "duration", "seconds, a number from 0 on")
+    # Relative to the working folder, as lhotse takes it, or else to the manifest: corpora move.
+    audio = Path(name)
+    audio = (audio if os.path.exists(audio) else folder / audio).absolute()
+    lang = (said.text("language") or "").lower().partition("-")[0]
+    lang = _LANG_OF.get(lang, lang if len(lang) == 2 else None)
+    times = {"offset_sec": float(start_sec), "duration_sec": float(duration_sec)}
+    return _utterance(audio, said.text("text"), said.name("speaker"), lang=lang, **times)
+
+
+SOURCES: dict[str, Callable[[argparse.Namespace], Iterator[Utterance]]] = {
+    "ljspeech": _ljspeech,
+    "librispeech": _librispeech,
+    "folder": _any_folder,
+    "hf": _hugging_face,
+    "lhotse": _lhotse,
+}
