@@ -13,7 +13,7 @@ quickstart: $(VENV)/ready ## sets up, trains stage 1 of a split SmolLM2-135M on 
 quickstart-tokenizer: $(VENV)/ready ## sets up, trains the speech tokenizer on the same corpus, writes codes of one file
 	$(BIN)/python -m lit_moss fit -c conf/quickstart.yaml
 	$(BIN)/python -m lit_moss tokenize "$$($(BIN)/python -m lit_moss prepare everyday)/audio/everyday-0009.flac" \
-		--codec runs/quickstart --out codes.jsonl --force
+		--speech-tokenizer runs/quickstart --out codes.jsonl --force
 
 test: $(VENV)/ready-dev ## sets up, then all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -25,8 +25,8 @@ class TokenizerReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker):
-            codec = fingerprint(cast("CodecEncoder", pl_module).encoder)
-            trainer.logger.set_tags({"fingerprint.codec": codec})
+            speech_tokenizer = fingerprint(cast("CodecEncoder", pl_module).encoder)
+            trainer.logger.set_tags({"fingerprint.speech_tokenizer": speech_tokenizer})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         tracker = trainer.logger

@@ -91,7 +91,7 @@ def decoder_recipe(folder, corpus, codec, steps, **changes):
         model={"class_path": "lit_moss.modules.FlowDecoder",
                "init_args": {"flow": sizes, "examples": 2, "lr": 3e-3}},
         data={"class_path": "lit_moss.data.DecoderDataModule",
-              "init_args": {"train": [str(corpus / "train.jsonl")], "codec": str(codec),
+              "init_args": {"train": [str(corpus / "train.jsonl")], "speech_tokenizer": str(codec),
                             "validation": [str(corpus / "validation.jsonl")], "workers": 0,
                             "batch_sec": 12, "max_sec": 10}},
         **changes,

@@ -9,7 +9,7 @@ from backbones import config_of
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lit_moss.data.documents import DocumentWriter
-from lit_moss.llm.backbone import load_tokenizer, row_format, tokenizer_fingerprint
+from lit_moss.llm.backbone import load_text_tokenizer, row_format, text_tokenizer_fingerprint
 
 CODES = 32
 
@@ -37,15 +37,15 @@ def backbone_folder(path: Path, kind: str = "llama") -> Path:
 
 
 def documents_folder(
-    path: Path, backbone: Path, kind: str, count: int = 40, seed: int = 0, codec: str = "made up"
+    path: Path, backbone: Path, kind: str, count: int = 40, seed: int = 0, speech_tokenizer: str = "made up"
 ) -> Path:
     """Documents whose codes follow each other by a rule, so that there is something to learn."""
     if path.exists():
         return path
-    tokenizer = load_tokenizer(backbone)
+    tokenizer = load_text_tokenizer(backbone)
     form = row_format(tokenizer, 128, eosp=CODES)
     rng = np.random.default_rng(seed)
-    meta = {"kind": kind, "options": {}, "tokenizer": tokenizer_fingerprint(tokenizer), "codec": codec,
+    meta = {"kind": kind, "options": {}, "text_tokenizer": text_tokenizer_fingerprint(tokenizer), "speech_tokenizer": speech_tokenizer,
             "format": form.to_dict(), "version": 1, "sources": [str(seed)]}  # fmt: skip
     with DocumentWriter(path, meta) as writer:
         for i in range(count):
@@ -64,9 +64,9 @@ def documents_folder(
 
 def conversations(path, backbone, lengths, masks=None, kind="sft"):
     """Documents whose last 5 rows are the reply, unless `masks` says otherwise."""
-    tokenizer = load_tokenizer(backbone)
+    tokenizer = load_text_tokenizer(backbone)
     form = row_format(tokenizer, 128, eosp=32)
-    meta = {"kind": kind, "options": {}, "tokenizer": tokenizer_fingerprint(tokenizer), "codec": "made up",
+    meta = {"kind": kind, "options": {}, "text_tokenizer": text_tokenizer_fingerprint(tokenizer), "speech_tokenizer": "made up",
             "format": form.to_dict(), "version": 1, "sources": ["0"]}  # fmt: skip
     with DocumentWriter(path, meta, shard_rows=300) as writer:
         for i, n in enumerate(lengths):
@@ -91,14 +91,14 @@ def lm_recipe(
     kind="interleaved",
     rates=None,
     extra=(),
-    codec="made up",
+    speech_tokenizer="made up",
     **model,
 ) -> Path:
     """A YAML of a tiny run in `folder`; backbone and documents beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     shared = folder.parent
     backbone = backbone_folder(shared / "backbone")
-    train = documents_folder(shared / f"{kind}-train", backbone, kind, codec=codec)
+    train = documents_folder(shared / f"{kind}-train", backbone, kind, speech_tokenizer=speech_tokenizer)
     validation = documents_folder(shared / f"{kind}-validation", backbone, kind, 6, 1, codec)
     config = {
         "name": "tiny",

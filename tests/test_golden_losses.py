@@ -39,7 +39,7 @@ def tiny(recipe: str, folder: Path) -> Path:
     model["backbone"] = str(backbone)
     if "num_modality_layers" in model:
         model["num_modality_layers"] = 1
-    data |= {"codec": None, "context": 96, "heldout_items": 0}
+    data |= {"speech_tokenizer": None, "context": 96, "heldout_items": 0}
     for part in data.get("parts", [config["data"]]):
         kind = part["class_path"].rsplit(".", 1)[1].removesuffix("DataModule").lower()
         for seed, name in enumerate(("train", "validation")):
@@ -87,7 +87,7 @@ def test_losses_of_the_small_decoder_recipe_are_the_recorded_ones(tmp_path, monk
     config["model"]["init_args"] |= {"flow": sizes, "examples": 0}
     manifest = str(made_up_manifest(tmp_path / "sounds"))
     config["data"]["init_args"] |= {
-        "codec": str(made_up_codec(tmp_path / "codec")),
+        "speech_tokenizer": str(made_up_codec(tmp_path / "codec")),
         "speaker": None,
         "train": [manifest],
         "validation": [manifest],

@@ -126,7 +126,7 @@ def decoder(folder, corpus, steps):
                "init_args": {"flow": sizes, "examples": 1, "lr": 3e-3, "prior_weight": 1.0}},
         data={"class_path": "lit_moss.data.DecoderDataModule",
               "init_args": {"train": [str(corpus / "train.jsonl")],
-                            "codec": str(made_up_codec(folder.parent / "codec")),
+                            "speech_tokenizer": str(made_up_codec(folder.parent / "codec")),
                             "validation": [str(corpus / "validation.jsonl")], "workers": 0,
                             "batch_sec": 12, "max_sec": 10}},
         trainer__val_check_interval=4,

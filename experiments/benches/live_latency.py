@@ -1,6 +1,6 @@
 """How long a live stream of the speech tokenizer takes for each 80 ms of speech.
 
-    python -m experiments.benches.live_latency FOLDER [--codec embedded:whisper-tiny-kmeans] [--threads 1]
+    python -m experiments.benches.live_latency FOLDER [--speech-tokenizer embedded:whisper-tiny-kmeans] [--threads 1]
     python -m experiments.benches.live_latency FOLDER --official --minutes 1
 
 FOLDER holds sound files, which are joined in the order of their names (and repeated) to the wanted length.
@@ -49,7 +49,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="folder of sound files")
-    parser.add_argument("--codec", default="embedded:whisper-tiny-kmeans", help="checkpoint or folder")
+    parser.add_argument(
+        "--speech-tokenizer", default="embedded:whisper-tiny-kmeans", help="checkpoint or folder"
+    )
     parser.add_argument("--log-mel", help="causal for a released tokenizer, whose own features cannot stream")
     parser.add_argument("--official", action="store_true", help="random weights at the released size instead")
     parser.add_argument("--minutes", type=float, default=10.0, help="speech pushed (default 10)")
@@ -61,7 +63,9 @@ def main() -> int:
         torch.set_num_threads(args.threads)
     wave = joined(args.folder, 60.0 * args.minutes)
     tokenizer = (
-        official() if args.official else SpeechTokenizer.from_pretrained(args.codec, log_mel=args.log_mel)
+        official()
+        if args.official
+        else SpeechTokenizer.from_pretrained(args.speech_tokenizer, log_mel=args.log_mel)
     )
     tokenizer.exact = not args.no_exact
     tokenizer.to(args.device)

@@ -19,7 +19,7 @@ from lit_moss.audio.features import decoder_mel, resample
 from lit_moss.codec.codec import trimmed
 from lit_moss.codec.flow import Prompt
 from lit_moss.corpora.manifest import read_manifest
-from lit_moss.hub.codec import open_decoder
+from lit_moss.hub.codec import open_codec
 from lit_moss.modules.flow_decoder import DECIBELS
 
 
@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--talks", type=int, default=4)
     parser.add_argument("--chunks", type=int, nargs="+", default=[5, 25])
     args = parser.parse_args()
-    codec = open_decoder(args.codec)
+    codec = open_codec(args.codec)
     chunk_frames = codec.flow.config.chunk_codes * rates.FRAMES_PER_CODE_DECODER
     behind = (max(args.chunks) + 1) * chunk_frames
     names = ["whole, full attention", "all", *map(str, args.chunks)]

@@ -1,6 +1,6 @@
 """Are streamed codes the offline codes?
 
-    python -m experiments.benches.streaming_equality MANIFEST --codec CKPT [--chunks 1 2 4 10]
+    python -m experiments.benches.streaming_equality MANIFEST --speech-tokenizer CKPT [--chunks 1 2 4 10]
 
 Encodes every utterance as a whole, in batches, and then pushed in chunks of so many codes; prints how many
 codes differ, with and without the float64 look at near-ties, and how many codes that look has changed.
@@ -24,11 +24,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("manifest", type=Path)
-    parser.add_argument("--codec", required=True, help="checkpoint or folder")
+    parser.add_argument("--speech-tokenizer", required=True, help="checkpoint or folder")
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2, 4, 10], help="codes a push")
     parser.add_argument("--log-mel", help="causal for a released tokenizer, whose own features cannot stream")
     args = parser.parse_args()
-    tokenizer = SpeechTokenizer.from_pretrained(args.codec, log_mel=args.log_mel)
+    tokenizer = SpeechTokenizer.from_pretrained(args.speech_tokenizer, log_mel=args.log_mel)
     utterances = read_manifest(args.manifest)
     waves = [io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec) for u in utterances]
     offline = tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ)

@@ -1,6 +1,6 @@
 """Audio seconds per second and memory of the tokenizer.
 
-    python -m experiments.benches.throughput [--codec …] [--seconds 120]
+    python -m experiments.benches.throughput [--speech-tokenizer …] [--seconds 120]
 
 Measures, in one process and one after the other: a training step (forward, backward, optimizer) in float32
 and in bfloat16 autocast, `SpeechTokenizer.encode` with and without the float64 look at near-ties, and a
@@ -63,15 +63,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--codec", help="checkpoint or folder; default: Whisper-tiny's encoder with a random codebook"
+        "--speech-tokenizer",
+        help="checkpoint or folder; default: Whisper-tiny's encoder with a random codebook",
     )
     parser.add_argument(
         "--seconds", type=float, default=120.0, help="seconds of audio a measurement (default 120)"
     )
     args = parser.parse_args()
     torch.manual_seed(0)
-    if args.codec:
-        tokenizer = SpeechTokenizer.from_pretrained(args.codec)
+    if args.speech_tokenizer:
+        tokenizer = SpeechTokenizer.from_pretrained(args.speech_tokenizer)
     else:
         encoder, _ = load_encoder("embedded:whisper-tiny")
         noise = encoder.pool(encoder(torch.randn(1, encoder.config.num_mel_bins, 2048))).detach()[0]

@@ -43,7 +43,7 @@ def rows_of(folders: list[Path], shares: list[float]) -> tuple[list[np.ndarray],
         for d, share in zip(sets, shares, strict=True)
         for i in range(max(1, round(len(d) * share)))
     ]
-    return rows, next((d.format for d in sets if d.meta.get("codec")), sets[0].format)
+    return rows, next((d.format for d in sets if d.meta.get("speech_tokenizer")), sets[0].format)
 
 
 def ours(items: list[np.ndarray], form: RowFormat, backbone: str, rows: int, steps: int) -> float:

@@ -1,6 +1,6 @@
 """Where text and speech part: layer-wise similarity (paper, appendix C, figures 2 and 4), and a split depth.
 
-    python -m experiments.studies.similarity RUN --speech MANIFEST [--codec C] [--samples 40] …
+    python -m experiments.studies.similarity RUN --speech MANIFEST [--speech-tokenizer C] [--samples 40] …
 
 RUN is a run's folder, or one that `save_pretrained` wrote. A sample is a few neighbouring utterances of the
 manifest, as text and as speech; what is aligned are the words where the manifest tells their times, else the
@@ -53,14 +53,14 @@ class Sample:
 
 def samples(
     manifest: str,
-    codec: str,
+    speech_tokenizer: str,
     lm: SplitLM,
     tokenizer: Any,
     count: int,
     utterances: int,
     log_mel: str | None = None,
 ) -> list[Sample]:
-    """Samples of `utterances` neighbours each; `log_mel`: features of the codec, see `open_codec`.
+    """Samples of `utterances` neighbours each; `log_mel`: features of the speech tokenizer, see `open_tokenizer`.
 
     Raises:
         UserError: if the manifest gives none.
@@ -68,10 +68,12 @@ def samples(
     from lit_moss.corpora.manifest import read_manifest
     from lit_moss.data.sources import document_key
     from lit_moss.hub.code_cache import encode_utterances
-    from lit_moss.hub.kmeans import codec_fingerprint
+    from lit_moss.hub.kmeans import speech_tokenizer_fingerprint
 
     told = [u for u in read_manifest(Path(manifest)) if u.text]
-    heard = encode_utterances(told, codec, codec_fingerprint(codec, log_mel), log_mel).of
+    heard = encode_utterances(
+        told, speech_tokenizer, speech_tokenizer_fingerprint(speech_tokenizer, log_mel), log_mel
+    ).of
     groups: list[list[tuple[Any, list[int]]]] = []
     for u, codes in zip(told, heard, strict=True):
         if not codes:  # cannot be read
@@ -183,9 +185,9 @@ def _plt() -> Any:
 
 
 def load(
-    source: Path, backbone: str | None, codec: str | None, log_mel: str | None = None
+    source: Path, backbone: str | None, speech_tokenizer: str | None, log_mel: str | None = None
 ) -> tuple[SplitLM, SplitLM, str, str, str | None]:
-    """The model, its untrained twin, backbone, codec and its features; these as given, else the run's own.
+    """The model, its untrained twin, backbone, speech tokenizer and its features; these as given, else the run's own.
 
     Raises:
         UserError: where a saved model's folder names neither.
@@ -196,18 +198,18 @@ def load(
         config = yaml.safe_load((source / "config.yaml").read_text())
         lm = model_of_run(source)
         backbone = backbone or config["model"]["init_args"]["backbone"]
-        codec = codec or config["data"]["init_args"].get("codec")
+        speech_tokenizer = speech_tokenizer or config["data"]["init_args"].get("speech_tokenizer")
         log_mel = log_mel or config["data"]["init_args"].get("log_mel")
     else:
         lm = SplitLM.from_pretrained(source)
-    if not backbone or not codec:
-        raise UserError(f"{source} names no backbone and codec: give --backbone and --codec")
+    if not backbone or not speech_tokenizer:
+        raise UserError(f"{source} names no backbone and codec: give --backbone and --speech-tokenizer")
     own = lm.config
     torch.manual_seed(0)
     twin = SplitLM.from_backbone(
         backbone, own.num_modality_layers, own.audio_vocab_size, own.joint, row_format=lm.format
     )
-    return lm, twin.eval(), backbone, codec, log_mel
+    return lm, twin.eval(), backbone, speech_tokenizer, log_mel
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -219,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="a run's folder, or a saved model's")
     parser.add_argument("--speech", required=True, help="manifest with text")
-    parser.add_argument("--codec", help="the run's own, if not given")
+    parser.add_argument("--speech-tokenizer", help="the run's own, if not given")
     parser.add_argument("--backbone", help="of the control; the run's own, if not given")
     add_log_mel_argument(parser)
     parser.add_argument("--samples", type=int, default=40)
@@ -236,15 +238,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> str:
-    from lit_moss.llm.backbone import load_tokenizer
+    from lit_moss.llm.backbone import load_text_tokenizer
 
-    lm, twin, backbone, codec, log_mel = load(args.run, args.backbone, args.codec, args.log_mel)
+    lm, twin, backbone, speech_tokenizer, log_mel = load(
+        args.run, args.backbone, args.speech_tokenizer, args.log_mel
+    )
     layers, trunk = lm.config.num_hidden_layers, lm.config.num_shared_layers
     chosen = args.layers or sorted({0, layers // 3, 2 * layers // 3, layers - 1})
     if not all(0 <= i < layers for i in chosen):
         raise UserError(f"--layers is {chosen}, expected 0 to {layers - 1}")
-    tokenizer = load_tokenizer(backbone)
-    given = samples(args.speech, codec, lm, tokenizer, args.samples, args.utterances, log_mel)
+    tokenizer = load_text_tokenizer(backbone)
+    given = samples(args.speech, speech_tokenizer, lm, tokenizer, args.samples, args.utterances, log_mel)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, list[Alignment]] = {}
     heatmaps: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """The ablation of the paper's table 7: does freezing keep the text, does the split help?
 
-    python -m experiments.studies.table7 --speech FOLDER --text TEXT.txt [--codec C] [--seeds 1 2 3] …
+    python -m experiments.studies.table7 --speech FOLDER --text TEXT.txt [--speech-tokenizer C] [--seeds 1 2 3] …
 
 Five recipes from the same backbone, on the same rows in the same order, as many rows each: FP-Full, FP-Shared
 and FP-Layerwise train stage 1 and go on with their stage 2; NF and NF-NoSplit train everything from the
@@ -59,7 +59,7 @@ def recipe(kind: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         "class_path": "lit_moss.data.MixtureDataModule",
         "init_args": {
             "backbone": "${model.init_args.backbone}",
-            "codec": args.codec,
+            "speech_tokenizer": args.speech_tokenizer,
             "context": 1024,
             "batch_size": 1,
             "seed": "${seed_everything}",
@@ -120,11 +120,11 @@ def measure(folder: Path) -> dict[str, float]:
     result = json.loads((folder / "result.json").read_text())
     kept = folder / f"other_text-{result['step']}.json"
     if not kept.exists():
-        from lit_moss.llm.backbone import load_tokenizer
+        from lit_moss.llm.backbone import load_text_tokenizer
         from lit_moss.modules.split_llm import model_of_run
 
         init = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
-        value = other_text_ppl(model_of_run(folder), load_tokenizer(init["backbone"]))
+        value = other_text_ppl(model_of_run(folder), load_text_tokenizer(init["backbone"]))
         write_json(kept, {"other_text_ppl": value})
     return result["metrics"] | json.loads(kept.read_text())
 
@@ -132,16 +132,16 @@ def measure(folder: Path) -> dict[str, float]:
 def measure_before(config: dict[str, Any]) -> dict[str, float]:
     """The same of the split model before any training."""
     from lit_moss.data.make_documents import make_cloze
-    from lit_moss.hub.kmeans import open_codec
+    from lit_moss.hub.kmeans import open_tokenizer
     from lit_moss.llm import SplitLM
-    from lit_moss.llm.backbone import load_tokenizer, row_format
+    from lit_moss.llm.backbone import load_text_tokenizer, row_format
     from lit_moss.llm.heldout import HeldOut
     from lit_moss.llm.rows import audio_vocab_for
 
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    tokenizer = load_tokenizer(model["backbone"])
+    tokenizer = load_text_tokenizer(model["backbone"])
     log_mel = data.get("log_mel")
-    size = open_codec(data["codec"], log_mel).config.quantize_vocab_size
+    size = open_tokenizer(data["speech_tokenizer"], log_mel).config.quantize_vocab_size
     form = row_format(tokenizer, audio_vocab_for(size), eosp=size)
     torch.manual_seed(config["seed_everything"])
     lm = SplitLM.from_backbone(
@@ -149,7 +149,9 @@ def measure_before(config: dict[str, Any]) -> dict[str, float]:
     ).eval()
     held_out = data["parts"][0]["init_args"]["validation"]
     count = data["heldout_items"]
-    items = make_cloze(held_out, "validation", model["backbone"], data["codec"], count, log_mel=log_mel)
+    items = make_cloze(
+        held_out, "validation", model["backbone"], data["speech_tokenizer"], count, log_mel=log_mel
+    )
     with torch.autocast("cpu", torch.bfloat16):
         found = {f"heldout/{k}": v for k, v in HeldOut(items, form).measure(lm, "cpu").items()}
     return found | {"other_text_ppl": other_text_ppl(lm, tokenizer)}
@@ -201,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--speech", type=Path, required=True, help="folder with the speech manifests")
     parser.add_argument("--text", type=Path, required=True, help="text of the mixed-in tenth of an epoch")
-    parser.add_argument("--codec", default="embedded:whisper-tiny-kmeans")
+    parser.add_argument("--speech-tokenizer", default="embedded:whisper-tiny-kmeans")
     add_log_mel_argument(parser)
     parser.add_argument("--backbone", help="in place of the recipes' own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

@@ -1,16 +1,16 @@
 """Raw audio and text -> what training reads. Stages:
 
-manifest   a corpus -> a speech manifest (JSON lines)
-tokenize   manifests and text -> token documents for the language model
-speak      text -> a spoken corpus, by the embedded voice
-codec      a speech tokenizer without training: k-means on a manifest's speech
-everyday   the embedded corpus, made now rather than at first use
+manifest           a corpus -> a speech manifest (JSON lines)
+documents          manifests and text -> token documents for the language model
+speak              text -> a spoken corpus, by the embedded voice
+kmeans-tokenizer   a speech tokenizer without training: k-means on a manifest's speech
+everyday           the embedded corpus, made now rather than at first use
 """
 
 import argparse
 
 from lit_moss.data import make_documents as documents
-from lit_moss.hub import kmeans as kmeans_codec
+from lit_moss.hub import kmeans
 from lit_moss.prepare import make_manifest as manifest
 from lit_moss.prepare import speak
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     manifest.add_arguments(one)
     one.set_defaults(run=manifest.main)
-    three = stages.add_parser("tokenize", help="data -> token documents", description=documents.__doc__,
+    three = stages.add_parser("documents", help="data -> token documents", description=documents.__doc__,
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     documents.add_arguments(three)
     three.set_defaults(run=documents.main)
@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     speak.add_arguments(four)
     four.set_defaults(run=speak.main)
-    five = stages.add_parser("codec", help="a tokenizer by k-means", description=kmeans_codec.__doc__,
+    five = stages.add_parser("kmeans-tokenizer", help="a tokenizer by k-means", description=kmeans.__doc__,
                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    kmeans_codec.add_arguments(five)
-    five.set_defaults(run=kmeans_codec.main)
+    kmeans.add_arguments(five)
+    five.set_defaults(run=kmeans.main)
     two = stages.add_parser("everyday", help="the embedded corpus, made now rather than at first use")
     two.add_argument("--voices", action="store_true", help="twelve voices of Kokoro instead of one (slow)")
     two.set_defaults(run=_everyday)

@@ -30,13 +30,13 @@ class Line:
     Args:
         name: Of its file, without ending.
         codes: Its codes.
-        codec: Fingerprint of their tokenizer, "" if unknown.
+        speech_tokenizer: Fingerprint of their speech tokenizer, "" if unknown.
         where: File and line it was read from, "" if none.
     """
 
     name: str
     codes: list[int]
-    codec: str = ""
+    speech_tokenizer: str = ""
     where: str = ""
 
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_log_mel_argument(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the sound files")
     parser.add_argument(
-        "--prompt",
+        "--voice-prompt",
         metavar="FILE",
         help="speech whose voice is taken, at most 10 s of it (default: the mean voice of the training)",
     )
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     """Makes all files; one that exists is an error before anything is computed."""
     from lit_moss.audio import rates
     from lit_moss.devices import moved
-    from lit_moss.hub.codec import open_decoder
+    from lit_moss.hub.codec import open_codec
 
     lines = read_lines(args.codes)
     if args.batch_codes < 1:
@@ -76,9 +76,9 @@ def main(args: argparse.Namespace) -> None:
     existing = [path for path in targets if path.exists()]
     if existing and not args.force:
         raise UserError(f"{existing[0]} exists: give another --out, or --force to overwrite")
-    codec = moved(open_decoder(args.codec, args.log_mel), args.device)
+    codec = moved(open_codec(args.codec, args.log_mel), args.device)
     _check_codes(lines, codec)
-    prompt = _prompt(codec, args.prompt)
+    prompt = _prompt(codec, args.voice_prompt)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,7 +106,9 @@ def read_lines(path: Path) -> list[Line]:
         codes, name = record.whole_numbers("codes"), _file_name(record)
         for key in ("offset", "duration"):  # as `tokenize` writes them
             record.seconds(key)
-        found.append(Line(unique_name(name, names), codes, record.text("codec") or "", record.where))
+        found.append(
+            Line(unique_name(name, names), codes, record.text("speech_tokenizer") or "", record.where)
+        )
     if not found:
         raise UserError(f"{path} holds no line: expected JSON lines with codes")
     return found
@@ -125,9 +127,9 @@ def _check_codes(lines: list[Line], codec: "Codec") -> None:
     own = fingerprint(codec.tokenizer.encoder) if codec.tokenizer is not None else ""
     for line in lines:
         where = f"{line.where}: " if line.where else ""
-        if line.codec and own and line.codec != own:
+        if line.speech_tokenizer and own and line.speech_tokenizer != own:
             raise UserError(
-                f"{where}{line.name} has codes of tokenizer {line.codec}, this decoder was trained on those "
+                f"{where}{line.name} has codes of tokenizer {line.speech_tokenizer}, this decoder was trained on those "
                 f"of {own}: tokenize with the decoder's"
             )
         bad = [code for code in line.codes if not 0 <= code < vocabulary]
@@ -146,7 +148,7 @@ def _prompt(codec: "Codec", file: str | None) -> "Prompt":
     try:
         wave = io.read(file, rates.DECODER_RATE_HZ)
     except io.UnreadableAudio as error:
-        raise UserError(f"--prompt {error}: expected a sound file of some seconds of speech") from error
+        raise UserError(f"--voice-prompt {error}: expected a sound file of some seconds of speech") from error
     return codec.prompt(wave, rates.DECODER_RATE_HZ)
 
 

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "audio", nargs="+", metavar="AUDIO", help="sound files, folders of them, or manifests (.jsonl)"
     )
     parser.add_argument(
-        "--codec", required=True, help="checkpoint, folder or hub id; runs/NAME is the best of its newest run"
+        "--speech-tokenizer",
+        required=True,
+        help="checkpoint, folder or hub id; runs/NAME is the best of its newest run",
     )
     add_log_mel_argument(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="JSONL", help="file to write")
@@ -43,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
 
     from lit_moss.codec.encoder import fingerprint
     from lit_moss.devices import moved
-    from lit_moss.hub.kmeans import open_codec
+    from lit_moss.hub.kmeans import open_tokenizer
 
     if args.out.exists() and not args.force:
         raise UserError(f"{args.out} exists: give another --out, or --force to overwrite it")
@@ -52,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.batch_sec > 0:
         raise UserError(f"--batch-sec is {args.batch_sec}, expected seconds above 0")
     todo = list(_utterances(args.audio))
-    tokenizer = moved(open_codec(args.codec, args.log_mel), args.device)
+    tokenizer = moved(open_tokenizer(args.speech_tokenizer, args.log_mel), args.device)
     mark = fingerprint(tokenizer.encoder)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     partial = args.out.with_name(args.out.name + ".partial")
@@ -67,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
                     "audio_filepath": str(utterance.audio),
                     "codes": found,
                     "duration": round(second, 4),
-                    "codec": mark,
+                    "speech_tokenizer": mark,
                 }
                 if utterance.offset_sec:
                     line["offset"] = utterance.offset_sec

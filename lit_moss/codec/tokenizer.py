@@ -42,7 +42,7 @@ ROUNDING = 2e-6  # of float32 sums of squares, as a share of the largest term; 2
 TIE = 1e-12  # the same of float64: equal rows, whose products may differ in the last bit, are one tie
 # Tokenizers that are made on first use -> the function that gives their folder. It stands above this package,
 # so it is looked up by name.
-MADE = {"embedded:whisper-tiny-kmeans": "lit_moss.hub.kmeans:kmeans_codec"}
+MADE = {"embedded:whisper-tiny-kmeans": "lit_moss.hub.kmeans:kmeans_tokenizer"}
 
 
 class SpeechTokenizer:
@@ -385,17 +385,17 @@ def _from_checkpoint(path: Path) -> CausalEncoder:
             f"{path} is no readable checkpoint ({type(error).__name__}): expected a .ckpt file of "
             "a tokenizer run, or a folder"
         ) from error
-    if "codec" not in checkpoint:
+    if "speech_tokenizer" not in checkpoint:
         raise UserError(
             f"{path} is no checkpoint of a tokenizer run: expected one made by conf/codec_encoder.yaml"
         )
-    if not checkpoint["codec"]["codebook_ready"]:
+    if not checkpoint["speech_tokenizer"]["codebook_ready"]:
         raise UserError(
             f"{path} was written before quantization began and has no codebook yet: take a later one"
         )
     prefix = "encoder."
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     check_finite(weights, str(path))
-    encoder = CausalEncoder(EncoderConfig.from_official(checkpoint["codec"]["config"]))
+    encoder = CausalEncoder(EncoderConfig.from_official(checkpoint["speech_tokenizer"]["config"]))
     encoder.load_state_dict(weights)
     return encoder

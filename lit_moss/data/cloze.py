@@ -39,7 +39,7 @@ def make_cloze(
     sources: Sequence[str],
     part: str,
     backbone: str,
-    codec: str | None,
+    speech_tokenizer: str | None,
     items: int = 64,
     seed: int = 1,
     log_mel: str | None = None,
@@ -59,30 +59,40 @@ def make_cloze(
         sources: Manifests, embedded corpora, text files (text items only); conversations give none.
         part: Part of embedded corpora, `train` or `validation`.
         backbone: Whose tokenizer.
-        codec: Speech tokenizer; None makes text items alone.
+        speech_tokenizer: Speech tokenizer; None makes text items alone.
         items: Most items of each modality.
         seed: Seed of what is drawn.
-        log_mel: Features of the codec, see `open_codec`.
+        log_mel: Features of the speech tokenizer, see `open_tokenizer`.
     """
     from lit_moss import assets
     from lit_moss.data.interleave import join_words, space_between, text_ids
     from lit_moss.hub.code_cache import encode_utterances, recordings_stamp
-    from lit_moss.hub.kmeans import codec_fingerprint, open_codec
-    from lit_moss.llm.backbone import load_tokenizer, row_format, tokenizer_fingerprint
+    from lit_moss.hub.kmeans import open_tokenizer, speech_tokenizer_fingerprint
+    from lit_moss.llm.backbone import load_text_tokenizer, row_format, text_tokenizer_fingerprint
     from lit_moss.llm.rows import audio_vocab_for
 
-    tokenizer = load_tokenizer(backbone)
+    tokenizer = load_text_tokenizer(backbone)
     paths = [src.locate(s, part) for s in sources]
-    codec_id = codec_fingerprint(codec, log_mel) if codec else None
+    speech_tokenizer_id = (
+        speech_tokenizer_fingerprint(speech_tokenizer, log_mel) if speech_tokenizer else None
+    )
     spoken = {path: _utterances(path) for path in paths}
-    stamps = [recordings_stamp(u) for u in spoken.values()] if codec else []
+    stamps = [recordings_stamp(u) for u in spoken.values()] if speech_tokenizer else []
     hashes = [assets.sha256_of(path) for path in paths]
-    inputs = [_VERSION, items, seed, tokenizer_fingerprint(tokenizer), codec_id, stamps, hashes]
+    inputs = [
+        _VERSION,
+        items,
+        seed,
+        text_tokenizer_fingerprint(tokenizer),
+        speech_tokenizer_id,
+        stamps,
+        hashes,
+    ]
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
     kept = assets.cache_dir() / "documents" / f"cloze-{digest}.json"
     if kept.exists():
         return [ClozeItem(**item) for item in json.loads(kept.read_text())]
-    size = open_codec(codec, log_mel).config.quantize_vocab_size if codec else 1024
+    size = open_tokenizer(speech_tokenizer, log_mel).config.quantize_vocab_size if speech_tokenizer else 1024
     form = row_format(tokenizer, audio_vocab_for(size), eosp=size)
 
     keys: list[_Key] = []
@@ -96,11 +106,15 @@ def make_cloze(
         ClozeItem("text", text_ids(tokenizer, form, join_words(told[first:i])), ids[i], ids[other])
         for first, i, other in draw_items(keys, list(map(len, ids)), items, seed)
     ]
-    if codec and codec_id:
+    if speech_tokenizer and speech_tokenizer_id:
         keys, heard = [], []
         for number, utterances in enumerate(spoken.values()):
             keys += [(number, *_key(u, i)) for i, u in enumerate(utterances)]
-            heard += encode_utterances(utterances, codec, codec_id, log_mel).of if utterances else []
+            heard += (
+                encode_utterances(utterances, speech_tokenizer, speech_tokenizer_id, log_mel).of
+                if utterances
+                else []
+            )
         rows = [form.speech(codes) for codes in heard]
         for first, i, other in draw_items(keys, list(map(len, heard)), items, seed):
             context = form.speech([c for codes in heard[first:i] for c in codes])[:-1]

@@ -54,7 +54,7 @@ class Renderer:
     """Turns to rows by one tokenizer.
 
     Args:
-        tokenizer: Of `lit_moss.llm.backbone.load_tokenizer`.
+        tokenizer: Of `lit_moss.llm.backbone.load_text_tokenizer`.
         form: Its row format.
     """
 

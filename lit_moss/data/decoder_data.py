@@ -97,7 +97,7 @@ class DecoderDataModule(SpeechDataModule):
         train: Manifests to learn from: paths, or `embedded:everyday-en`; transcripts are not needed.
         validation: Manifests to validate on.
         weights: How often an epoch holds each manifest of `train`; all once if empty.
-        codec: The frozen tokenizer: `embedded:whisper-tiny-kmeans`, a checkpoint or runs/NAME, a folder, a
+        speech_tokenizer: The frozen tokenizer: `embedded:whisper-tiny-kmeans`, a checkpoint or runs/NAME, a folder, a
             hub id.
         log_mel: Its features, `causal` or `whisper`; None takes what it states, see
             `SpeechTokenizer.from_pretrained`.
@@ -119,7 +119,7 @@ class DecoderDataModule(SpeechDataModule):
         train: list[str] | None = None,
         validation: list[str] | None = None,
         weights: list[float] | None = None,
-        codec: str = "embedded:whisper-tiny-kmeans",
+        speech_tokenizer: str = "embedded:whisper-tiny-kmeans",
         log_mel: Literal["causal", "whisper"] | None = None,
         speaker: str | None = None,
         cache: bool = True,
@@ -136,14 +136,19 @@ class DecoderDataModule(SpeechDataModule):
             train, validation, weights, batch_sec, validation_batch_sec, max_sec, min_sec, seed, buckets,
             workers, freq_masks=0, max_bad_share=max_bad_share,
         )  # fmt: skip
-        self.codec, self.log_mel, self.speaker, self.cache = codec, log_mel, speaker, cache
+        self.speech_tokenizer, self.log_mel, self.speaker, self.cache = (
+            speech_tokenizer,
+            log_mel,
+            speaker,
+            cache,
+        )
         self._frozen: Frozen | None = None
 
     @property
     def frozen(self) -> "Frozen":
         """Tokenizer and speaker encoder, opened on first use."""
         if self._frozen is None:
-            self._frozen = Frozen(self.codec, self.speaker, self.log_mel)
+            self._frozen = Frozen(self.speech_tokenizer, self.speaker, self.log_mel)
         return self._frozen
 
     def _make_set(self, utterances: list[Utterance], augmentation: Any) -> "_DecoderSet":
@@ -169,13 +174,13 @@ class DecoderDataModule(SpeechDataModule):
         return collate(items)
 
     def fingerprints(self) -> dict[str, str]:
-        return super().fingerprints() | {"codec": self.frozen.fingerprint}
+        return super().fingerprints() | {"speech_tokenizer": self.frozen.fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        saved, ours = state_dict["fingerprints"].get("codec"), self.frozen.fingerprint
+        saved, ours = state_dict["fingerprints"].get("speech_tokenizer"), self.frozen.fingerprint
         if saved != ours:
             raise UserError(
-                f"the checkpoint was trained on codes of {saved}, data.codec {self.codec} (with speaker "
+                f"the checkpoint was trained on codes of {saved}, data.speech_tokenizer {self.speech_tokenizer} (with speaker "
                 f"vectors {self.speaker}, log_mel {self.frozen.tokenizer.config.log_mel}) is {ours}: take "
                 "the same, or start a new run"
             )
@@ -185,10 +190,10 @@ class DecoderDataModule(SpeechDataModule):
 class Frozen:
     """Tokenizer and speaker encoder of a run."""
 
-    def __init__(self, codec: str, speaker: str | None, log_mel: str | None = None) -> None:
-        from lit_moss.hub.kmeans import open_codec
+    def __init__(self, speech_tokenizer: str, speaker: str | None, log_mel: str | None = None) -> None:
+        from lit_moss.hub.kmeans import open_tokenizer
 
-        self.tokenizer: SpeechTokenizer = open_codec(codec, log_mel)
+        self.tokenizer: SpeechTokenizer = open_tokenizer(speech_tokenizer, log_mel)
         with torch.random.fork_rng():
             self.speaker: SpeakerEncoder | None = open_speaker(speaker)
         named = f"{fingerprint(self.tokenizer.encoder)}-{speaker_fingerprint(self.speaker)}"

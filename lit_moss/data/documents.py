@@ -35,7 +35,7 @@ class DocumentWriter:
 
     Args:
         folder: The folder to make; it must not exist.
-        meta: What made the documents: `kind`, `options`, `tokenizer` and `codec` (fingerprints; no codec:
+        meta: What made the documents: `kind`, `options`, `text_tokenizer` and `speech_tokenizer` (fingerprints; no codec:
             None), `format` (a RowFormat's `to_dict`).
         shard_rows: Rows after which a shard is closed.
 
@@ -177,7 +177,7 @@ class DocumentSet:
             total, self._content = self.meta["documents"], self.meta["content"]
         except OSError as error:
             raise UserError(
-                f"{folder} holds no token documents (no {META}): make them with `prepare tokenize`"
+                f"{folder} holds no token documents (no {META}): make them with `prepare documents`"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
@@ -242,7 +242,7 @@ class DocumentSet:
     @property
     def fingerprint(self) -> str:
         """16 hex digits of what can be read and of what its rows mean; the folder's place does not matter."""
-        makers = [str(self.meta.get(key)) for key in ("tokenizer", "codec")]
+        makers = [str(self.meta.get(key)) for key in ("text_tokenizer", "speech_tokenizer")]
         text = json.dumps([self._content, self.format.fingerprint, *makers, *sorted(self.skipped)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -112,7 +112,7 @@ def text_ids(tokenizer: Any, form: RowFormat, text: str) -> list[int]:
     """Ids of plain text. What reads like a special token in it stays text: it opens no turn and no speech.
 
     Args:
-        tokenizer: Of `lit_moss.llm.backbone.load_tokenizer`.
+        tokenizer: Of `lit_moss.llm.backbone.load_text_tokenizer`.
         form: Its row format.
         text: Any text.
     """

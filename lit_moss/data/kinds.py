@@ -101,7 +101,7 @@ class SFTDataModule(TokenDataModule):
 class MixtureDataModule(TokenDataModule):
     """Several data modules in one run, by epochs of their tokens: stage 2's speech 1.0 and text 0.1.
 
-    Context, batch sizes, seed, first batch, workers, backbone, codec and log_mel are the mixture's own, not a
+    Context, batch sizes, seed, first batch, workers, backbone, speech tokenizer and log_mel are the mixture's own, not a
     part's. Only `min_fill` is each part's.
 
     Args:
@@ -128,7 +128,11 @@ class MixtureDataModule(TokenDataModule):
             raise UserError("data.parts holds a mixture: name its parts and epochs in the outer one")
         for part in self.parts:
             part.context, part.max_bad_share = self.context, self.max_bad_share
-            part.backbone, part.codec, part.log_mel = self.backbone, self.codec, self.log_mel
+            part.backbone, part.speech_tokenizer, part.log_mel = (
+                self.backbone,
+                self.speech_tokenizer,
+                self.log_mel,
+            )
         self.heldout = self.heldout or [e for part in self.parts for e in part.heldout]
 
     def prepare_data(self) -> None:

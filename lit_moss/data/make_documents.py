@@ -1,6 +1,6 @@
 """Manifests and text -> token documents.
 
-    prepare tokenize train.jsonl --kind interleaved --codec runs/codec_encoder --out data/interleaved
+    prepare documents train.jsonl --kind interleaved --speech-tokenizer runs/codec_encoder --out data/interleaved
 
 Kinds: `interleaved` (text and speech by turns), `unsupervised` (speech alone), `text`, `sft` (conversations
 in four modality pairs). Sources: manifests (JSON lines), `embedded:everyday-en`; for `text` also .txt (an
@@ -54,11 +54,11 @@ _STAND_IN = "Repeat what the user says."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `prepare tokenize`."""
+    """Options of `prepare documents`."""
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="manifests, text, embedded:everyday-en")
     parser.add_argument("--kind", required=True, choices=list(OPTIONS))
     parser.add_argument(
-        "--codec",
+        "--speech-tokenizer",
         help="speech tokenizer: checkpoint, run folder, folder, hub id, embedded:whisper-tiny-kmeans",
     )
     add_log_mel_argument(parser)
@@ -88,11 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Runs `prepare tokenize`."""
+    """Runs `prepare documents`."""
     names = {name for options in OPTIONS.values() for name in options}
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     folder = make_documents(
-        args.kind, args.sources, args.part, args.backbone, args.codec, args.out,
+        args.kind, args.sources, args.part, args.backbone, args.speech_tokenizer, args.out,
         dict(sorted(options.items())), args.log_mel,
     )  # fmt: skip
     meta = json.loads((folder / "meta.json").read_text())
@@ -104,7 +104,7 @@ def make_documents(
     sources: Sequence[str],
     part: str,
     backbone: str,
-    codec: str | None,
+    speech_tokenizer: str | None,
     out: Path | None = None,
     options: dict[str, Any] | None = None,
     log_mel: str | None = None,
@@ -116,37 +116,39 @@ def make_documents(
         sources: See the module.
         part: Part of embedded corpora, `train` or `validation`.
         backbone: Whose tokenizer.
-        codec: Speech tokenizer; needed wherever there is speech.
+        speech_tokenizer: Speech tokenizer; needed wherever there is speech.
         out: Folder to make; must not exist. None: a folder of the cache, named by a hash of all inputs.
         options: Of the kind, see `OPTIONS`.
-        log_mel: Features of the codec, see `open_codec`.
+        log_mel: Features of the speech tokenizer, see `open_tokenizer`.
 
     Raises:
-        UserError: if a source is missing, empty or of another kind, an option is wrong, or there is no codec.
+        UserError: if a source is missing, empty or of another kind, an option is wrong, or there is no speech tokenizer.
     """
     from lit_moss import assets
     from lit_moss.data.documents import DocumentWriter
     from lit_moss.hub.code_cache import recordings_stamp
-    from lit_moss.hub.kmeans import codec_fingerprint, open_codec
-    from lit_moss.llm.backbone import load_tokenizer, row_format, tokenizer_fingerprint
+    from lit_moss.hub.kmeans import open_tokenizer, speech_tokenizer_fingerprint
+    from lit_moss.llm.backbone import load_text_tokenizer, row_format, text_tokenizer_fingerprint
     from lit_moss.llm.rows import audio_vocab_for
 
     options = _checked(kind, options or {})
-    if codec is None and kind != "text":
+    if speech_tokenizer is None and kind != "text":
         raise UserError(
-            f"documents of kind {kind} hold speech: give a codec, e.g. embedded:whisper-tiny-kmeans"
+            f"documents of kind {kind} hold speech: give a speech tokenizer, e.g. embedded:whisper-tiny-kmeans"
         )
     if out is not None and out.exists():
         raise UserError(f"{out} exists: documents are never rewritten, give another folder or remove it")
     paths = [src.locate(s, part) for s in sources]
     spoken = {path: _recordings(kind, path) for path in paths}
-    tokenizer = load_tokenizer(backbone)
+    tokenizer = load_text_tokenizer(backbone)
     inputs = {
         "version": _VERSION,
         "kind": kind,
         "options": options,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "codec": codec_fingerprint(codec, log_mel) if codec else None,
+        "text_tokenizer": text_tokenizer_fingerprint(tokenizer),
+        "speech_tokenizer": speech_tokenizer_fingerprint(speech_tokenizer, log_mel)
+        if speech_tokenizer
+        else None,
         "sources": [assets.sha256_of(p)[:16] for p in paths],
     }
     cached = out is None
@@ -157,11 +159,11 @@ def make_documents(
         out = assets.cache_dir() / "documents" / f"{kind}-{file_name(paths[0].stem)}-{name}"
         if out.exists():
             return out
-    size = open_codec(codec, log_mel).config.quantize_vocab_size if codec else 1024
+    size = open_tokenizer(speech_tokenizer, log_mel).config.quantize_vocab_size if speech_tokenizer else 1024
     form = row_format(tokenizer, audio_vocab_for(size), eosp=size)
     maker = _Maker(kind, tokenizer, form, options)
     for path, utterances in spoken.items():
-        maker.listen(path, utterances, codec, inputs["codec"], log_mel)
+        maker.listen(path, utterances, speech_tokenizer, inputs["speech_tokenizer"], log_mel)
     meta = inputs | {
         "format": form.to_dict(),
         "format_fingerprint": form.fingerprint,
@@ -245,15 +247,15 @@ class _Maker:
         self._names: set[str] = set()  # of documents; also what their random choices are drawn by
 
     def listen(
-        self, path: Path, utterances: Sequence["Utterance"], codec: str | None, codec_id: str | None,
+        self, path: Path, utterances: Sequence["Utterance"], speech_tokenizer: str | None, speech_tokenizer_id: str | None,
         log_mel: str | None,
     ) -> None:  # fmt: skip
         """Codes of a source's recordings, known before the first document is written."""
         from lit_moss.hub.code_cache import encode_utterances
 
-        if not utterances or not codec or not codec_id:
+        if not utterances or not speech_tokenizer or not speech_tokenizer_id:
             return
-        codes: Codes = encode_utterances(utterances, codec, codec_id, log_mel)
+        codes: Codes = encode_utterances(utterances, speech_tokenizer, speech_tokenizer_id, log_mel)
         self.skipped += [utterances[i].id for i in codes.unread]
         heard = list(zip(utterances, codes.of, strict=True))
         if self.kind == "interleaved":

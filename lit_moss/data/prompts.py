@@ -39,9 +39,9 @@ class PromptDataModule(LightningDataModule):
     Args:
         prompts: Files of prompts, JSON lines.
         backbone: Whose tokenizer.
-        codec: Speech tokenizer: its codebook's size belongs to the rows, and it encodes prompts that are
+        speech_tokenizer: Speech tokenizer: its codebook's size belongs to the rows, and it encodes prompts that are
             audio.
-        log_mel: Features of the codec, `causal` or `whisper`; None takes what it states, see
+        log_mel: Features of the speech tokenizer, `causal` or `whisper`; None takes what it states, see
             `SpeechTokenizer.from_pretrained`.
         reply: Modality of replies where a line names none.
         batch_size: Prompts answered together.
@@ -51,13 +51,13 @@ class PromptDataModule(LightningDataModule):
         self,
         prompts: list[str] | None = None,
         backbone: str = "embedded:smollm2-135m",
-        codec: str = "embedded:whisper-tiny-kmeans",
+        speech_tokenizer: str = "embedded:whisper-tiny-kmeans",
         log_mel: Literal["causal", "whisper"] | None = None,
         reply: Literal["text", "speech"] = "speech",
         batch_size: int = 8,
     ) -> None:
         super().__init__()
-        self.prompts, self.backbone, self.codec = list(prompts or []), backbone, codec
+        self.prompts, self.backbone, self.speech_tokenizer = list(prompts or []), backbone, speech_tokenizer
         self.log_mel = log_mel
         self.reply: Modality = reply
         self.batch_size = batch_size
@@ -73,23 +73,26 @@ class PromptDataModule(LightningDataModule):
 
     def fingerprints(self) -> dict[str, str]:
         """Which tokenizers make the rows; compared with those of the checkpoint's documents."""
-        from lit_moss.hub.kmeans import codec_fingerprint
-        from lit_moss.llm.backbone import tokenizer_fingerprint
+        from lit_moss.hub.kmeans import speech_tokenizer_fingerprint
+        from lit_moss.llm.backbone import text_tokenizer_fingerprint
 
         return {
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "codec": codec_fingerprint(self.codec, self.log_mel),
+            "text_tokenizer": text_tokenizer_fingerprint(self.tokenizer),
+            "speech_tokenizer": speech_tokenizer_fingerprint(self.speech_tokenizer, self.log_mel),
         }
 
     def setup(self, stage: str) -> None:
-        from lit_moss.hub.kmeans import open_codec
-        from lit_moss.llm.backbone import load_tokenizer, row_format
+        from lit_moss.hub.kmeans import open_tokenizer
+        from lit_moss.llm.backbone import load_text_tokenizer, row_format
 
         if self._format is not None:
             return
         if not self.prompts:
             raise UserError("data.prompts is empty: expected files of JSON lines with text or audio_filepath")
-        self.tokenizer, self._codec = load_tokenizer(self.backbone), open_codec(self.codec, self.log_mel)
+        self.tokenizer, self._codec = (
+            load_text_tokenizer(self.backbone),
+            open_tokenizer(self.speech_tokenizer, self.log_mel),
+        )
         size = self._codec.config.quantize_vocab_size
         self._format = row_format(self.tokenizer, audio_vocab_for(size), eosp=size)
 

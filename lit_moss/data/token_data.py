@@ -86,7 +86,7 @@ class TokenBatch:
 class TokenDataModule(LightningDataModule):
     """Packed token documents of one kind.
 
-    An entry of `train` or `validation` is a folder of token documents (see `prepare tokenize`), or what they
+    An entry of `train` or `validation` is a folder of token documents (see `prepare documents`), or what they
     are made of: a manifest, a text file, `embedded:everyday-en`. Those are made into documents once, and kept
     in the cache.
 
@@ -95,9 +95,9 @@ class TokenDataModule(LightningDataModule):
         validation: What to validate on.
         backbone: Whose tokenizer made, or makes, the text rows: folder, Hugging Face id,
             `embedded:smollm2-135m`.
-        codec: Speech tokenizer that makes the codes: checkpoint, run folder, folder,
+        speech_tokenizer: Speech tokenizer that makes the codes: checkpoint, run folder, folder,
             `embedded:whisper-tiny-kmeans`.
-        log_mel: Features of the codec, `causal` or `whisper`; None takes what it states, see
+        log_mel: Features of the speech tokenizer, `causal` or `whisper`; None takes what it states, see
             `SpeechTokenizer.from_pretrained`.
         heldout: Manifests whose sentences serve as held-out items for perplexity and cloze, in text and
             speech; `validation`'s, if not given.
@@ -121,7 +121,7 @@ class TokenDataModule(LightningDataModule):
         train: list[str] | None = None,
         validation: list[str] | None = None,
         backbone: str = "embedded:smollm2-135m",
-        codec: str | None = None,
+        speech_tokenizer: str | None = None,
         log_mel: Literal["causal", "whisper"] | None = None,
         heldout: list[str] | None = None,
         heldout_items: int = 64,
@@ -141,7 +141,7 @@ class TokenDataModule(LightningDataModule):
                 f"{validation_batch_size}: expected 2 rows and 1 sequence at least"
             )
         self.train, self.validation = list(train or []), list(validation or [])
-        self.backbone, self.codec, self.log_mel = backbone, codec, log_mel
+        self.backbone, self.speech_tokenizer, self.log_mel = backbone, speech_tokenizer, log_mel
         self.heldout = list(heldout if heldout is not None else self.validation)
         self.heldout_items = heldout_items
         self.context, self.batch_size, self.validation_batch_size = context, batch_size, validation_batch_size
@@ -160,7 +160,7 @@ class TokenDataModule(LightningDataModule):
         self._folders: dict[tuple[str, str], Path] = {}  # documents made or found, by entry and part
 
     def options(self) -> dict[str, Any]:
-        """What the documents of this kind are made by, beside sources, backbone and codec."""
+        """What the documents of this kind are made by, beside sources, backbone and speech tokenizer."""
         return {}
 
     # --- set-up ---------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class TokenDataModule(LightningDataModule):
         if (entry, part) not in self._folders:
             from lit_moss.data.make_documents import make_documents
 
-            inputs = (self.kind, [entry], part, self.backbone, self.codec)
+            inputs = (self.kind, [entry], part, self.backbone, self.speech_tokenizer)
             with locked(f"documents {inputs} {self.options()}"):
                 self._folders[entry, part] = make_documents(
                     *inputs, options=self.options(), **self._features()
@@ -246,8 +246,8 @@ class TokenDataModule(LightningDataModule):
         """Ids of the documents' rows."""
         found = self.sources + self._validation
         found = [
-            s for s in found if s.documents.meta.get("codec")
-        ] or found  # text alone may not know the codec
+            s for s in found if s.documents.meta.get("speech_tokenizer")
+        ] or found  # text alone may not know the speech tokenizer
         if not found:
             raise UserError("data.train and data.validation are empty: expected token documents or manifests")
         return found[0].documents.format
@@ -263,7 +263,7 @@ class TokenDataModule(LightningDataModule):
         both = self.sources + self._validation
         if both:
             found["format"] = self.format.fingerprint
-            for key in ("tokenizer", "codec"):
+            for key in ("text_tokenizer", "speech_tokenizer"):
                 found[key] = next(
                     (str(m[key]) for m in (s.documents.meta for s in both) if m.get(key)), "none"
                 )
@@ -284,7 +284,7 @@ class TokenDataModule(LightningDataModule):
         manifests = [e for e in self.heldout if not (Path(e) / META).is_file()]  # rows have no sentences
         if not manifests:
             return []
-        inputs = (manifests, "validation", self.backbone, self.codec, self.heldout_items)
+        inputs = (manifests, "validation", self.backbone, self.speech_tokenizer, self.heldout_items)
         with locked(f"cloze {inputs}"):
             return make_cloze(*inputs, **self._features())
 
@@ -418,14 +418,14 @@ def _kept_packs(folder: Path, name: str) -> Packs | None:
 
 
 def _check_alike(sources: Sequence[Source]) -> None:
-    """All sources must mean the same by a row; text made without a codec knows nothing of audio ids."""
-    for key in ("tokenizer", "codec", "format"):
+    """All sources must mean the same by a row; text made without a speech tokenizer knows nothing of audio ids."""
+    for key in ("text_tokenizer", "speech_tokenizer", "format"):
         seen: dict[str, str] = {}
         for source in sources:
             meta = source.documents.meta
             value = (
                 source.documents.format.fingerprint
-                if key == "format" and meta.get("codec")
+                if key == "format" and meta.get("speech_tokenizer")
                 else meta.get(key)
             )
             if isinstance(value, str):

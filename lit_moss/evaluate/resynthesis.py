@@ -34,7 +34,7 @@ from lit_moss.devices import moved
 from lit_moss.errors import UserError
 from lit_moss.evaluate import judges
 from lit_moss.evaluate.clips import Clip, read_clips
-from lit_moss.hub.codec import open_decoder
+from lit_moss.hub.codec import open_codec
 from lit_moss.runs.tracking import Tracker
 
 LANGUAGES = ("en", "zh")
@@ -117,7 +117,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     if config.language not in LANGUAGES:
         raise UserError(f"language is {config.language!r}, expected one of {', '.join(LANGUAGES)}")
     clips = read_clips(config.clips, config.limit)
-    codec = moved(open_decoder(config.codec, config.log_mel), config.device)
+    codec = moved(open_codec(config.codec, config.log_mel), config.device)
     sampler = {name: getattr(config, name) for name in ("steps", "start", "guidance")}
     codec.flow.config = replace(codec.flow.config, **{k: v for k, v in sampler.items() if v is not None})
     recogniser = judges.Recogniser(config.judge, config.device) if config.judge else None

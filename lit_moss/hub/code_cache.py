@@ -1,6 +1,6 @@
 """Codes of recordings, made once: every kind of document takes them from the same place in the cache.
 
-A file `codes/HASH.npz` holds the codes of one list of utterances by one codec. HASH is of the codec's weights
+A file `codes/HASH.npz` holds the codes of one list of utterances by one speech tokenizer. HASH is of the codec's weights
 and of each recording's path, place, size and time of change.
 """
 
@@ -56,15 +56,18 @@ def recordings_stamp(utterances: Sequence["Utterance"]) -> str:
 
 
 def encode_utterances(
-    utterances: Sequence["Utterance"], codec: str, codec_id: str, log_mel: str | None = None
+    utterances: Sequence["Utterance"],
+    speech_tokenizer: str,
+    speech_tokenizer_id: str,
+    log_mel: str | None = None,
 ) -> Codes:
     """Codes of every utterance, from the cache or made now.
 
     Args:
         utterances: What to encode.
-        codec: Name of the tokenizer, see `open_codec`.
-        codec_id: Its fingerprint.
-        log_mel: Its features, see `open_codec`.
+        speech_tokenizer: Name of the tokenizer, see `open_tokenizer`.
+        speech_tokenizer_id: Its fingerprint.
+        log_mel: Its features, see `open_tokenizer`.
 
     Raises:
         UserError: if more than 1 % (and more than one) cannot be read.
@@ -72,7 +75,9 @@ def encode_utterances(
     from lit_moss import assets
     from lit_moss.audio.io import RULES
 
-    name = hashlib.sha256(f"{codec_id} {RULES} {recordings_stamp(utterances)}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(
+        f"{speech_tokenizer_id} {RULES} {recordings_stamp(utterances)}".encode()
+    ).hexdigest()[:16]
     kept = assets.cache_dir() / "codes" / f"{name}.npz"
     if kept.exists():
         with np.load(kept, allow_pickle=False) as file:
@@ -81,7 +86,7 @@ def encode_utterances(
             if isinstance(bad, dict):  # by name, as earlier versions wrote it
                 bad = list(bad.values())
             return _checked(Codes([piece.tolist() for piece in pieces], bad))
-    found = _checked(_encode(utterances, codec, log_mel))
+    found = _checked(_encode(utterances, speech_tokenizer, log_mel))
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
         made = Path(scratch) / "codes.npz"
@@ -103,14 +108,14 @@ def _checked(codes: Codes) -> Codes:
     return codes
 
 
-def _encode(utterances: Sequence["Utterance"], codec: str, log_mel: str | None) -> Codes:
+def _encode(utterances: Sequence["Utterance"], speech_tokenizer: str, log_mel: str | None) -> Codes:
     import torch
     from tqdm import tqdm
 
     from lit_moss.audio import io, rates
-    from lit_moss.hub.kmeans import open_codec
+    from lit_moss.hub.kmeans import open_tokenizer
 
-    tokenizer = open_codec(codec, log_mel).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = open_tokenizer(speech_tokenizer, log_mel).to("cuda" if torch.cuda.is_available() else "cpu")
     found: list[list[int]] = [[] for _ in utterances]
     bad: list[str] = []
     waiting: list[tuple[int, Any]] = []

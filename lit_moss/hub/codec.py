@@ -12,7 +12,7 @@ from lit_moss.errors import UserError
 from lit_moss.runs.checkpoints import load_checkpoint, newest_checkpoint
 
 
-def open_decoder(name: str, log_mel: str | None = None) -> Codec:
+def open_codec(name: str, log_mel: str | None = None) -> Codec:
     """Codec of `conf/flow_decoder.yaml`'s run (runs/NAME: the best of the newest), a .ckpt file, or a folder.
 
     A run's checkpoint names the tokenizer and the speaker encoder that it was trained with; they are opened
@@ -39,7 +39,7 @@ def open_decoder(name: str, log_mel: str | None = None) -> Codec:
 def codec_of_checkpoint(path: Path, log_mel: str | None = None) -> Codec:
     """Codec of a Lightning checkpoint of `FlowDecoder`; its averaged weights, data only.
 
-    `log_mel` as in `open_decoder`.
+    `log_mel` as in `open_codec`.
     """
     checkpoint = load_checkpoint(path, mmap=True)
     if "decoder" not in checkpoint:
@@ -57,14 +57,14 @@ def codec_of_checkpoint(path: Path, log_mel: str | None = None) -> Codec:
     except (TypeError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is of another version ({str(error).splitlines()[0]}): train anew") from error
     try:
-        frozen = Frozen(made["codec"], made["speaker"], log_mel or made.get("log_mel"))
+        frozen = Frozen(made["speech_tokenizer"], made["speaker"], log_mel or made.get("log_mel"))
     except UserError as error:
         raise UserError(
-            f"{path} was trained on codes of {made['codec']!r}, which cannot be opened from here ({error})"
+            f"{path} was trained on codes of {made['speech_tokenizer']!r}, which cannot be opened from here ({error})"
         ) from error
     if frozen.fingerprint != made["fingerprint"]:
         raise UserError(
-            f"{path} was trained on codes of {made['codec']} as it was then (fingerprint "
+            f"{path} was trained on codes of {made['speech_tokenizer']} as it was then (fingerprint "
             f"{made['fingerprint']}, now {frozen.fingerprint} with log_mel "
             f"{frozen.tokenizer.config.log_mel}): put that tokenizer back, or give its log_mel (--log-mel)"
         )

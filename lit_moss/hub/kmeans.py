@@ -1,7 +1,7 @@
 """A speech tokenizer made on the spot, so that a language model can be tried before a tokenizer was trained.
 
 `embedded:whisper-tiny-kmeans`: Whisper-tiny's encoder run causally, and a codebook of 1024 k-means centres of
-its pooled frames over the embedded corpus. No training; some 20 s. `prepare codec` makes one for speech of
+its pooled frames over the embedded corpus. No training; some 20 s. `prepare kmeans-tokenizer` makes one for speech of
 your own, `fit -c conf/codec_encoder.yaml` a better one.
 """
 
@@ -31,7 +31,7 @@ _hashes: dict[tuple[str, int, int], str] = {}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `prepare codec`."""
+    """Options of `prepare kmeans-tokenizer`."""
     parser.add_argument("manifest", type=Path, help="speech whose frames the codes shall stand for")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder, released layout")
     parser.add_argument("--codes", type=int, default=CODES, help=f"codebook entries (default {CODES})")
@@ -51,8 +51,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--codes is {args.codes}, expected 2 or more")
     if (args.out / "model.safetensors").exists() and not args.force:
         raise UserError(f"{args.out} holds a tokenizer: give another --out, or --force to overwrite it")
-    make_kmeans_codec(args.manifest, args.codes, args.layers).save_pretrained(args.out)
-    print(f"{args.out}: {args.codes} codes, fingerprint {codec_fingerprint(str(args.out))}")
+    make_kmeans_tokenizer(args.manifest, args.codes, args.layers).save_pretrained(args.out)
+    print(f"{args.out}: {args.codes} codes, fingerprint {speech_tokenizer_fingerprint(str(args.out))}")
 
 
 def add_log_mel_argument(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def add_log_mel_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_codec(name: str, log_mel: str | None = None) -> "SpeechTokenizer":
+def open_tokenizer(name: str, log_mel: str | None = None) -> "SpeechTokenizer":
     """Speech tokenizer by any name a user may give; the caller's random numbers are left alone.
 
     Args:
@@ -80,13 +80,13 @@ def open_codec(name: str, log_mel: str | None = None) -> "SpeechTokenizer":
     from lit_moss.codec import SpeechTokenizer
 
     with torch.random.fork_rng():
-        return SpeechTokenizer.from_pretrained(codec_path(name), log_mel=log_mel)
+        return SpeechTokenizer.from_pretrained(tokenizer_path(name), log_mel=log_mel)
 
 
-def codec_path(name: str) -> Path | str:
+def tokenizer_path(name: str) -> Path | str:
     """Where the tokenizer lies; made or fetched if need be."""
     if name == KMEANS:
-        return kmeans_codec()
+        return kmeans_tokenizer()
     if any(Path(name).glob("*/run.json")):
         from lit_moss.runs.checkpoints import newest_checkpoint
 
@@ -97,14 +97,14 @@ def codec_path(name: str) -> Path | str:
     return name
 
 
-def codec_fingerprint(name: str, log_mel: str | None = None) -> str:
+def speech_tokenizer_fingerprint(name: str, log_mel: str | None = None) -> str:
     """16 hex digits of a tokenizer's weights and settings: which codes these are.
 
-    `log_mel` as for `open_codec`. It counts where it is not what the tokenizer's own files state.
+    `log_mel` as for `open_tokenizer`. It counts where it is not what the tokenizer's own files state.
     """
     if log_mel is not None and log_mel not in LOG_MELS:
         raise UserError(f"log_mel is {log_mel!r}, expected {' or '.join(LOG_MELS)}")
-    path = assets.resolve(str(codec_path(name)))
+    path = assets.resolve(str(tokenizer_path(name)))
     files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")])
     if not files:
         raise UserError(f"{name} holds no *.safetensors: expected a speech tokenizer")
@@ -124,8 +124,8 @@ def _stated_log_mel(path: Path) -> str | None:
         return read_settings(path / "config.json").get("log_mel")
     from lit_moss.runs.checkpoints import load_checkpoint
 
-    codec = load_checkpoint(path, mmap=True).get("codec")
-    return codec["config"].get("log_mel") if codec else None
+    speech_tokenizer = load_checkpoint(path, mmap=True).get("speech_tokenizer")
+    return speech_tokenizer["config"].get("log_mel") if speech_tokenizer else None
 
 
 def _sha256_once(file: Path) -> str:
@@ -137,18 +137,18 @@ def _sha256_once(file: Path) -> str:
     return _hashes[key]
 
 
-def kmeans_codec() -> Path:
+def kmeans_tokenizer() -> Path:
     """Folder of the on-the-spot tokenizer, in the released layout; made once, the same each time."""
     from lit_moss.corpora.everyday import everyday_corpus
 
     corpus = everyday_corpus()
     made_of = f"{assets.resolve(_ENCODER).name} {corpus.name} {CODES} {_VERSION}"
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
-    folder = assets.cache_dir() / "codecs" / f"whisper-tiny-kmeans-{digest}"
+    folder = assets.cache_dir() / "speech_tokenizers" / f"whisper-tiny-kmeans-{digest}"
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_kmeans_codec(corpus / "train.jsonl")
+    tokenizer = make_kmeans_tokenizer(corpus / "train.jsonl")
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch) / "made"
         tokenizer.save_pretrained(made)
@@ -160,7 +160,7 @@ def kmeans_codec() -> Path:
     return folder
 
 
-def make_kmeans_codec(manifest: Path, size: int = CODES, layers: int | None = None) -> "SpeechTokenizer":
+def make_kmeans_tokenizer(manifest: Path, size: int = CODES, layers: int | None = None) -> "SpeechTokenizer":
     """Whisper-tiny's encoder with a codebook of `size` k-means centres of a manifest's speech.
 
     Args:

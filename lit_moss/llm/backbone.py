@@ -59,7 +59,7 @@ def resolve_backbone(name: str) -> Path:
     return folder
 
 
-def load_tokenizer(name: str | Path) -> Any:
+def load_text_tokenizer(name: str | Path) -> Any:
     """Fast tokenizer of a backbone or split model, with sosp and modality_pad in its vocabulary.
 
     Raises:
@@ -90,7 +90,7 @@ def load_tokenizer(name: str | Path) -> Any:
 def row_format(
     tokenizer: Any, audio_vocab_size: int, text_vocab_size: int | None = None, eosp: int | None = None
 ) -> RowFormat:
-    """All ids of rows, from a tokenizer of `load_tokenizer`.
+    """All ids of rows, from a tokenizer of `load_text_tokenizer`.
 
     Args:
         tokenizer: The tokenizer.
@@ -117,7 +117,7 @@ def row_format(
     sosp, pad = one_of(*SOSP_NAMES), one_of(*MODALITY_PAD_NAMES)
     if sosp is None or pad is None:
         raise UserError(
-            f"the tokenizer has no {SOSP_NAMES[0]} or {MODALITY_PAD_NAMES[0]}: open it by load_tokenizer"
+            f"the tokenizer has no {SOSP_NAMES[0]} or {MODALITY_PAD_NAMES[0]}: open it by load_text_tokenizer"
         )
     end = one_of("<|endoftext|>")
     end = tokenizer.eos_token_id if end is None else end
@@ -138,7 +138,7 @@ def row_format(
     )
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
+def text_tokenizer_fingerprint(tokenizer: Any) -> str:
     """16 hex digits of vocabulary, merges and rules; the same in every process."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["truncation"] = content["padding"] = None  # calls leave them behind

@@ -240,10 +240,10 @@ class SplitLM(nn.Module):
             if row_format is not None:
                 form = row_format
             elif (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file():
-                from lit_moss.llm.backbone import load_tokenizer
+                from lit_moss.llm.backbone import load_text_tokenizer
                 from lit_moss.llm.backbone import row_format as format_of
 
-                form = format_of(load_tokenizer(folder), audio_vocab_size)
+                form = format_of(load_text_tokenizer(folder), audio_vocab_size)
             else:
                 form = _format_of_config(config, audio_vocab_size)
             backbone = load_backbone(folder, config, dtype)
@@ -337,10 +337,10 @@ class SplitLM(nn.Module):
         """A released config names neither <|im_start|> nor <|im_end|>; its tokenizer does."""
         if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
             return
-        from lit_moss.llm.backbone import load_tokenizer, row_format
+        from lit_moss.llm.backbone import load_text_tokenizer, row_format
 
         theirs = row_format(
-            load_tokenizer(folder), self.format.audio_vocab_size, eosp=self.format.eosp_token_id
+            load_text_tokenizer(folder), self.format.audio_vocab_size, eosp=self.format.eosp_token_id
         )
         found = {
             name: getattr(theirs, name)

@@ -171,7 +171,7 @@ class CodecEncoder(StepModule):
             self.head = ctc.CTCHead(self.encoder.config.d_model, len(vocabulary), **self.head_sizes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["codec"] = {
+        checkpoint["speech_tokenizer"] = {
             "config": self.encoder.config.to_official(),
             "codebook_ready": bool(self.codebook_ready),
             "charset": self.charset or DEFAULT_CHARSET,
@@ -179,14 +179,14 @@ class CodecEncoder(StepModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        charset = checkpoint["codec"].get("charset", DEFAULT_CHARSET)
+        charset = checkpoint["speech_tokenizer"].get("charset", DEFAULT_CHARSET)
         if self.charset not in (None, charset):
             raise UserError(
                 f"the checkpoint was trained with data.charset {charset}, this run has {self.charset}: "
                 f"set it to {charset}, or start a new run"
             )
         self.charset = charset
-        saved = checkpoint["codec"]["characters"]
+        saved = checkpoint["speech_tokenizer"]["characters"]
         if self.vocabulary is not None and self.vocabulary.characters != saved:
             raise UserError(
                 f"the checkpoint's characters are {saved!r}, the training manifests' are "

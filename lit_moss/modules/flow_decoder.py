@@ -127,7 +127,7 @@ class FlowDecoder(StepModule):
         codebook_KD = frozen.tokenizer.encoder.codebook.weight.detach()
         if len(codebook_KD) > config.vocab_size:
             raise UserError(
-                f"data.codec {data.codec} has {len(codebook_KD)} codes, model.flow.vocab_size is "
+                f"data.speech_tokenizer {data.speech_tokenizer} has {len(codebook_KD)} codes, model.flow.vocab_size is "
                 f"{config.vocab_size}: raise it"
             )
         if frozen.speaker_dim not in (0, config.speaker_dim):
@@ -139,7 +139,7 @@ class FlowDecoder(StepModule):
             return
         mean_M, voice_S = data.means()
         self._source = {
-            "codec": str(data.codec), "log_mel": data.log_mel, "speaker": data.speaker,
+            "speech_tokenizer": str(data.speech_tokenizer), "log_mel": data.log_mel, "speaker": data.speaker,
             "fingerprint": frozen.fingerprint,
             "voice": voice_S if len(voice_S) else None,
         }  # fmt: skip

@@ -369,7 +369,7 @@ class SplitLLM(StepModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["split_config"] = self.lm.config.to_dict()
         made_by = getattr(getattr(self.trainer, "datamodule", None), "fingerprints", dict)()
-        checkpoint["made_by"] = {key: made_by.get(key) for key in ("tokenizer", "codec")}
+        checkpoint["made_by"] = {key: made_by.get(key) for key in ("text_tokenizer", "speech_tokenizer")}
         state = checkpoint.get("state_dict")
         if self.save_frozen or not state:
             return
@@ -396,7 +396,7 @@ class SplitLLM(StepModule):
             if value and here.get(key) not in (None, "none", value):
                 raise UserError(
                     f"the checkpoint was trained on rows of the {key} {value}, here it is {here[key]}: give "
-                    f"the {key} of the training (data.init_args.{'codec' if key == 'codec' else 'backbone'})"
+                    f"the {key} of the training (data.init_args.{key if key == 'speech_tokenizer' else 'backbone'})"
                 )
 
 

@@ -51,7 +51,7 @@ def python(*args):
         ([], [*TRAINER_VERBS, *VERBS]),
         (["--help"], [*TRAINER_VERBS, *VERBS]),
         (["fit", "--help"], ["--config", "--ckpt_path", "--print_config", "--name"]),
-        (["tokenize", "--help"], ["AUDIO", "--codec", "--out", "--batch-sec", "--device"]),
+        (["tokenize", "--help"], ["AUDIO", "--speech-tokenizer", "--out", "--batch-sec", "--device"]),
         (["prepare", "--help"], ["manifest", "everyday"]),
         (["prepare", "manifest", "--help"], ["--from", "--out", "--validation-share", "--max-sec"]),
     ],
@@ -206,7 +206,7 @@ def test_a_failed_start_leaves_no_run_behind(capsys, tmp_path, corpus):
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (["tokenize", "gone.wav", "--codec", "gone", "--out", "a.jsonl"], "gone.wav"),
+        (["tokenize", "gone.wav", "--speech-tokenizer", "gone", "--out", "a.jsonl"], "gone.wav"),
         (["prepare", "manifest", "--from", "folder", "gone", "--out", "a.jsonl"], "gone"),
         (["prepare", "manifest", "--from", "folder", ".", "--out", "a.jsonl", "--lang", "English"], "--lang"),
     ],

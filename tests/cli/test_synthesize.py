@@ -54,11 +54,11 @@ def test_files_of_1920_samples_a_code(lines, codec, tmp_path, capsys, more):
 def test_codes_of_another_tokenizer_are_refused(codec, speech, tmp_path, capsys):
     """Codes of any tokenizer below the vocabulary were taken, and became noise without a word."""
     io.write(tmp_path / "a.wav", speech[0], 16_000)
-    words = ["tokenize", str(tmp_path / "a.wav"), "--codec", str(codec), "--out", str(tmp_path / "a.jsonl")]
+    words = ["tokenize", str(tmp_path / "a.wav"), "--speech-tokenizer", str(codec), "--out", str(tmp_path / "a.jsonl")]
     assert main(words) == 0
     assert synthesize(tmp_path / "a.jsonl", codec, tmp_path / "out") == 0
     row = json.loads((tmp_path / "a.jsonl").read_text())
-    (tmp_path / "b.jsonl").write_text(json.dumps(row | {"codec": "0" * 16}) + "\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps(row | {"speech_tokenizer": "0" * 16}) + "\n")
     assert synthesize(tmp_path / "b.jsonl", codec, tmp_path / "none") == 2
     assert "tokenize with the decoder's" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

@@ -178,7 +178,7 @@ def test_a_folder_without_a_codebook_is_refused(tokenizer, tmp_path):
 def checkpoint(encoder, path, ready=True):
     state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
     codec = {"config": encoder.config.to_official(), "codebook_ready": ready}
-    torch.save({"codec": codec, "state_dict": state | {"head.proj.weight": torch.zeros(2)}}, path)
+    torch.save({"speech_tokenizer": codec, "state_dict": state | {"head.proj.weight": torch.zeros(2)}}, path)
     return path
 
 
@@ -214,7 +214,7 @@ class Payload:
 def test_a_malicious_pickle_as_checkpoint_is_refused_and_does_not_run(tmp_path, save):
     """T12."""
     proof = tmp_path / "it-ran"
-    save({"codec": Payload(proof), "state_dict": {}}, tmp_path / "a.ckpt")
+    save({"speech_tokenizer": Payload(proof), "state_dict": {}}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="no readable checkpoint"):
         SpeechTokenizer.from_pretrained(tmp_path / "a.ckpt")
     assert not proof.exists()

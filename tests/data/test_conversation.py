@@ -9,7 +9,7 @@ import torch
 
 from lit_moss.data.conversation import PAIRS, SYSTEM, Renderer, Turn
 from lit_moss.errors import UserError
-from lit_moss.llm.backbone import load_tokenizer, row_format
+from lit_moss.llm.backbone import load_text_tokenizer, row_format
 from lit_moss.llm.rows import from_grid, to_grid
 
 pytestmark = pytest.mark.network
@@ -21,7 +21,7 @@ MORE = [Turn("user", "Thanks!", [7]), Turn("assistant", "Sure.", [8, 8])]
 
 @pytest.fixture(scope="module")
 def renderer():
-    tokenizer = load_tokenizer("embedded:smollm2-135m")
+    tokenizer = load_text_tokenizer("embedded:smollm2-135m")
     return Renderer(tokenizer, row_format(tokenizer, 128, eosp=16))
 
 

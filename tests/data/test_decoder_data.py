@@ -28,7 +28,7 @@ def made(corpus, codec, tmp_path, monkeypatch):
 
     def make(**changes):
         options = {"train": [str(local / "train.jsonl")], "validation": [str(local / "validation.jsonl")],
-                   "codec": str(codec), "batch_sec": 12, "max_sec": 10, "workers": 0}  # fmt: skip
+                   "speech_tokenizer": str(codec), "batch_sec": 12, "max_sec": 10, "workers": 0}  # fmt: skip
         return DecoderDataModule(**(options | changes))
 
     return make
@@ -136,7 +136,7 @@ def test_a_resume_on_other_codes_is_refused(made, tiny_encoder, tmp_path):
     module.setup("fit")
     state = module.state_dict()
     SpeechTokenizer(tiny_encoder(quantize_vocab_size=200)).save_pretrained(tmp_path / "other")
-    other = made(codec=str(tmp_path / "other"))
+    other = made(speech_tokenizer=str(tmp_path / "other"))
     other.setup("fit")
     with pytest.raises(UserError, match="trained on codes of"):
         other.load_state_dict(state)

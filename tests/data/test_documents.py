@@ -23,8 +23,8 @@ FORMAT = RowFormat(
 META = {
     "kind": "interleaved",
     "options": {"speech_share": 0.5},
-    "tokenizer": "t1",
-    "codec": "c1",
+    "text_tokenizer": "t1",
+    "speech_tokenizer": "c1",
     "format": FORMAT.to_dict(),
 }
 
@@ -179,8 +179,8 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
     [
         {"seed": 1},
         {"count": 29},
-        {"tokenizer": "t2"},
-        {"codec": "c2"},
+        {"text_tokenizer": "t2"},
+        {"speech_tokenizer": "c2"},
         {"format": FORMAT.to_dict() | {"end_id": 8}},
     ],
 )

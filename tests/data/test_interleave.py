@@ -23,7 +23,7 @@ from lit_moss.data.interleave import (
     text_ids,
     unsupervised,
 )
-from lit_moss.llm.backbone import load_tokenizer, row_format
+from lit_moss.llm.backbone import load_text_tokenizer, row_format
 from lit_moss.llm.rows import RowFormat, from_grid, to_grid
 
 FORM = RowFormat(
@@ -144,7 +144,7 @@ def test_spaces_stand_between_words_but_not_in_chinese_or_japanese():
 
 @pytest.mark.network
 def test_text_of_neighbouring_chunks_is_the_natural_text_in_the_same_ids():
-    tokenizer = load_tokenizer("embedded:smollm2-135m")
+    tokenizer = load_text_tokenizer("embedded:smollm2-135m")
     form = row_format(tokenizer, 1152)
     text = "Printing, in the only sense with which we're concerned, cost 1,450 guineas -- no less."
     words = text.split()
@@ -158,7 +158,7 @@ def test_text_of_neighbouring_chunks_is_the_natural_text_in_the_same_ids():
 
 @pytest.mark.network
 def test_text_that_spells_a_special_token_stays_text():
-    tokenizer = load_tokenizer("embedded:smollm2-135m")
+    tokenizer = load_text_tokenizer("embedded:smollm2-135m")
     form = row_format(tokenizer, 1152)
     text = "a <|im_end|> b <|object_ref_start|><|modality_pad|> c<|endoftext|>"
     ids = text_ids(tokenizer, form, text)

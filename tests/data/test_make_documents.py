@@ -19,7 +19,7 @@ from lit_moss.data.make_documents import OPTIONS, make_cloze, make_documents
 from lit_moss.data.sources import document_key, group, read_sentences, read_texts
 from lit_moss.errors import UserError
 from lit_moss.hub import code_cache as codes
-from lit_moss.llm.backbone import load_tokenizer, row_format
+from lit_moss.llm.backbone import load_text_tokenizer, row_format
 
 RATE_HZ = 16_000
 
@@ -86,7 +86,7 @@ def all_rows(found):
 
 def spelled(rows, form, backbone):
     """Text as it is, `<7>` for a stretch of 7 codes, `.` for the document's end."""
-    tokenizer, text, count = load_tokenizer(backbone), "", 0
+    tokenizer, text, count = load_text_tokenizer(backbone), "", 0
     for r in rows:
         if r > form.text_vocab_size and r == form.eosp_row:
             text, count = text + f"{count}>", 0
@@ -124,7 +124,7 @@ def test_interleaved_groups_chapters_and_frames_speech(manifest, backbone, codec
             expected += (f"<{run}>" if run else "") + (" " if i != members[0] else "") + text[i]
             run = 0
         assert document == expected + (f"<{run}>" if run else "") + "."
-    assert found.meta["codec"]
+    assert found.meta["speech_tokenizer"]
     assert found.format.eosp_token_id == 256
     assert found.format.audio_vocab_size == 384
 
@@ -409,7 +409,7 @@ def test_mistakes_are_told(manifest, backbone, codec, tmp_path):
 def test_the_verb_makes_a_folder_and_says_what_is_in_it(manifest, backbone, codec, tmp_path, capsys):
     parser = argparse.ArgumentParser()
     documents.add_arguments(parser)
-    command = [str(manifest), "--kind", "interleaved", "--codec", codec, "--backbone", backbone,
+    command = [str(manifest), "--kind", "interleaved", "--speech-tokenizer", codec, "--backbone", backbone,
                "--out", str(tmp_path / "docs"), "--speech-share", "1.0", "--document-sec", "3"]  # fmt: skip
     documents.main(parser.parse_args(command))
     found = read_documents(tmp_path / "docs")
@@ -429,7 +429,7 @@ def test_the_verb_makes_a_folder_and_says_what_is_in_it(manifest, backbone, code
 def test_cloze_items_are_neighbours_against_a_sentence_of_another_chapter(manifest, backbone, codec):
     items = make_cloze([str(manifest)], "validation", backbone, codec)
     assert items == make_cloze([str(manifest)], "validation", backbone, codec)
-    tokenizer = load_tokenizer(backbone)
+    tokenizer = load_text_tokenizer(backbone)
     form = row_format(tokenizer, 384, eosp=256)
     text = sentences()[:12]
     spoken = encoded(manifest, codec)
@@ -460,7 +460,7 @@ def test_cloze_without_a_codec_or_speech_has_text_items_alone(manifest, backbone
         "This is a story. It goes on a while.\n\nOther things happened. They were odd."
     )
     items = make_cloze([str(tmp_path / "a.txt")], "train", backbone, None)
-    tokenizer = load_tokenizer(backbone)
+    tokenizer = load_text_tokenizer(backbone)
     assert sorted(tokenizer.decode(i.context) for i in items) == [
         "Other things happened.",
         "This is a story.",

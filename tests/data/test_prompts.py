@@ -14,7 +14,7 @@ from lit_moss.cli.main import main
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.data.prompts import PromptDataModule
 from lit_moss.errors import UserError
-from lit_moss.hub.kmeans import codec_fingerprint
+from lit_moss.hub.kmeans import speech_tokenizer_fingerprint
 from lit_moss.llm import SplitLM
 
 
@@ -69,9 +69,9 @@ def test_prompts_are_rows_up_to_the_reply(tmp_path, codec, speech):
 @pytest.mark.slow
 def test_predict_answers_all_four_pairs(tmp_path, codec, speech):
     folder = tmp_path / "run"
-    made_by = codec_fingerprint(str(codec))
+    made_by = speech_tokenizer_fingerprint(str(codec))
     options = {"max_new_tokens": 12, "greedy": True}
-    config = lm_recipe(folder, 5, stages=[{"policy": "full"}], codec=made_by, **options)
+    config = lm_recipe(folder, 5, stages=[{"policy": "full"}], speech_tokenizer=made_by, **options)
     run(folder, "fit", "-c", config)
     predict = tmp_path / "predict.yaml"
     prompts = prompts_file(tmp_path, speech, FOUR)
@@ -82,7 +82,7 @@ def test_predict_answers_all_four_pairs(tmp_path, codec, speech):
                     "class_path": "lit_moss.data.PromptDataModule",
                     "init_args": {
                         "backbone": str(folder.parent / "backbone"),
-                        "codec": str(codec),
+                        "speech_tokenizer": str(codec),
                         "prompts": [str(prompts)],
                     },
                 }

@@ -32,7 +32,7 @@ FORMAT = RowFormat(
     audio_pad_token_id=0,
     end_id=7,
 )
-META = {"kind": "interleaved", "options": {}, "tokenizer": "t1", "codec": "c1", "format": FORMAT.to_dict()}
+META = {"kind": "interleaved", "options": {}, "text_tokenizer": "t1", "speech_tokenizer": "c1", "format": FORMAT.to_dict()}
 
 
 @pytest.fixture(autouse=True)
@@ -61,11 +61,11 @@ def speech(tmp_path):
 
 @pytest.fixture
 def text(tmp_path):
-    return write(tmp_path / "text", random_documents("t", 90, 1, top=V), kind="text", codec=None)
+    return write(tmp_path / "text", random_documents("t", 90, 1, top=V), kind="text", speech_tokenizer=None)
 
 
 def ready(kind=InterleavedDataModule, **options):
-    options = {"context": 64, "batch_size": 2, "heldout_items": 0, "codec": "c"} | options
+    options = {"context": 64, "batch_size": 2, "heldout_items": 0, "speech_tokenizer": "c"} | options
     data = kind(**options)
     data.prepare_data()
     data.setup("fit")
@@ -338,9 +338,9 @@ def test_a_state_of_other_documents_is_refused(tmp_path, speech):
 def test_fingerprints_are_strings_of_all_that_matters(speech, text):
     parts = [TextDataModule(train=[text]), InterleavedDataModule(train=[speech], validation=[speech])]
     found = ready(MixtureDataModule, parts=parts).fingerprints()
-    assert found.keys() == {"data", "order", "validation", "codec", "tokenizer", "format"}
+    assert found.keys() == {"data", "order", "validation", "speech_tokenizer", "text_tokenizer", "format"}
     assert all(isinstance(value, str) for value in found.values())
-    assert (found["codec"], found["tokenizer"]) == ("c1", "t1")
+    assert (found["speech_tokenizer"], found["text_tokenizer"]) == ("c1", "t1")
     assert found["format"] == FORMAT.fingerprint
 
 
@@ -353,8 +353,8 @@ def test_the_state_is_of_plain_types(speech):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"tokenizer": "t2"}, "tokenizers: .* has t1, .* has t2"),
-        ({"codec": "c2"}, "codecs: .* has c1, .* has c2"),
+        ({"text_tokenizer": "t2"}, "tokenizers: .* has t1, .* has t2"),
+        ({"speech_tokenizer": "c2"}, "codecs: .* has c1, .* has c2"),
         ({"format": FORMAT.to_dict() | {"end_id": 8}}, "formats"),
     ],
 )
@@ -368,7 +368,7 @@ def test_sources_that_mean_another_thing_by_a_row_are_refused(tmp_path, speech, 
 
 def test_text_without_a_codec_goes_with_any(tmp_path, speech):
     form = FORMAT.to_dict() | {"audio_vocab_size": 1152, "eosp_token_id": 1024}
-    text = write(tmp_path / "text", random_documents("t", 30, 1, top=V), kind="text", codec=None, format=form)
+    text = write(tmp_path / "text", random_documents("t", 30, 1, top=V), kind="text", speech_tokenizer=None, format=form)
     data = ready(
         MixtureDataModule, parts=[TextDataModule(train=[text]), InterleavedDataModule(train=[speech])]
     )
@@ -447,7 +447,7 @@ def made(tmp_path, monkeypatch):
 
 def test_what_is_no_folder_is_made_into_documents_once(made):
     data = InterleavedDataModule(
-        train=["a.jsonl"], validation=["embedded:x"], backbone="b", codec="c", context=64, heldout_items=0,
+        train=["a.jsonl"], validation=["embedded:x"], backbone="b", speech_tokenizer="c", context=64, heldout_items=0,
         speech_share=0.7, document_seed=3, seed=9,
     )  # fmt: skip
     for _ in range(2):  # the command line prepares first, the trainer again
@@ -479,7 +479,7 @@ def test_each_kind_says_what_its_documents_are_made_by(made, kind, options, want
 
 def test_a_mixtures_parts_take_its_backbone_and_codec(made):
     parts = [UnsupervisedDataModule(train=["a.jsonl"]), TextDataModule(train=["b.txt"])]
-    ready(MixtureDataModule, parts=parts, backbone="b", codec="c")
+    ready(MixtureDataModule, parts=parts, backbone="b", speech_tokenizer="c")
     assert [(call[0], call[3], call[4]) for call in made] == [("unsupervised", "b", "c"), ("text", "b", "c")]
 
 

@@ -10,7 +10,7 @@ from experiments.studies import similarity
 from lit_moss.audio.io import read
 from lit_moss.codec.tokenizer import SpeechTokenizer
 from lit_moss.corpora.manifest import read_manifest
-from lit_moss.llm.backbone import load_tokenizer
+from lit_moss.llm.backbone import load_text_tokenizer
 
 
 def test_the_report_holds_the_papers_and_the_centred_score(
@@ -21,7 +21,7 @@ def test_the_report_holds_the_papers_and_the_centred_score(
     SpeechTokenizer(tiny_encoder(quantize_vocab_size=CODES)).save_pretrained("codec")
     fit(tmp_path, lm_recipe(tmp_path / "recipe", 5))
     run = next(tmp_path.glob("runs/tiny/*/run.json")).parent
-    words = [str(run), "--speech", str(corpus / "train.jsonl"), "--codec", "codec", "--samples", "2"]
+    words = [str(run), "--speech", str(corpus / "train.jsonl"), "--speech-tokenizer", "codec", "--samples", "2"]
     assert similarity.main(words) == 0
     report = capsys.readouterr().out
     assert "| layer | trained | trained, centred | untrained | untrained, centred |" in report
@@ -37,7 +37,7 @@ def test_the_report_holds_the_papers_and_the_centred_score(
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     lm, _, backbone, codec, log_mel = similarity.load(run, None, "codec")
     assert log_mel == "whisper"
-    manifest, tokenizer = str(corpus / "train.jsonl"), load_tokenizer(backbone)
+    manifest, tokenizer = str(corpus / "train.jsonl"), load_text_tokenizer(backbone)
     found = {
         kind: similarity.samples(manifest, codec, lm, tokenizer, 1, 2, kind)[0].speech
         for kind in (log_mel, "causal")

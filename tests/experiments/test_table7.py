@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def arguments(tmp_path, **changes) -> argparse.Namespace:
     given = {
         "steps": [6, 4],
-        "codec": "embedded:whisper-tiny-kmeans",
+        "speech_tokenizer": "embedded:whisper-tiny-kmeans",
         "log_mel": None,
         "items": 8,
         "speech": tmp_path,

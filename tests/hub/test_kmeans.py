@@ -11,11 +11,11 @@ from lit_moss.corpora.manifest import read_manifest, write_manifest
 from lit_moss.errors import UserError
 from lit_moss.hub.kmeans import (
     KMEANS,
-    codec_fingerprint,
-    codec_path,
-    kmeans_codec,
-    make_kmeans_codec,
-    open_codec,
+    kmeans_tokenizer,
+    make_kmeans_tokenizer,
+    open_tokenizer,
+    speech_tokenizer_fingerprint,
+    tokenizer_path,
 )
 
 
@@ -28,7 +28,7 @@ def folder(tmp_path, tiny_encoder):
 @pytest.mark.network
 def test_made_twice_it_is_the_same_and_leaves_random_numbers_alone(corpus, speech):
     state = torch.get_rng_state()
-    one, two = (make_kmeans_codec(corpus / "train.jsonl", size=64) for _ in range(2))
+    one, two = (make_kmeans_tokenizer(corpus / "train.jsonl", size=64) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one.encoder.codebook.weight, two.encoder.codebook.weight)
     codes = torch.cat(one.encode(speech, 16_000))
@@ -42,7 +42,7 @@ def test_made_twice_it_is_the_same_and_leaves_random_numbers_alone(corpus, speec
 
 @pytest.mark.network
 def test_it_streams_the_codes_it_gives_offline(corpus, speech):
-    tok = make_kmeans_codec(corpus / "train.jsonl", size=64)
+    tok = make_kmeans_tokenizer(corpus / "train.jsonl", size=64)
     stream = tok.stream()
     pushed = [stream.push(piece) for piece in speech[0].split(3000)] + [stream.flush()]
     assert torch.equal(torch.cat(pushed), tok.encode(speech[0], 16_000))
@@ -52,7 +52,7 @@ def test_it_streams_the_codes_it_gives_offline(corpus, speech):
 def test_fewer_frames_than_codes_is_an_error(corpus, tmp_path):
     write_manifest(tmp_path / "one.jsonl", read_manifest(corpus / "train.jsonl")[:1])
     with pytest.raises(UserError, match="expected 1024"):
-        make_kmeans_codec(tmp_path / "one.jsonl")
+        make_kmeans_tokenizer(tmp_path / "one.jsonl")
 
 
 @pytest.mark.network
@@ -63,52 +63,52 @@ def test_parts_of_files_are_read_as_parts_and_unreadable_ones_left_out(corpus, t
     gone = replace(one, audio=tmp_path / "gone.wav")
     write_manifest(tmp_path / "parts.jsonl", [*parts, gone])
     with pytest.raises(UserError, match="has 12 frames, expected 13"):
-        make_kmeans_codec(tmp_path / "parts.jsonl", size=13)
+        make_kmeans_tokenizer(tmp_path / "parts.jsonl", size=13)
     assert "left out" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.network
 def test_its_name_opens_it_everywhere(speech):
-    made = kmeans_codec()
+    made = kmeans_tokenizer()
     config = json.loads((made / "config.json").read_text())
     assert config["quantize_vocab_size"] == 1024
-    by_name, by_folder = SpeechTokenizer.from_pretrained(KMEANS), open_codec(str(made))
+    by_name, by_folder = SpeechTokenizer.from_pretrained(KMEANS), open_tokenizer(str(made))
     assert torch.equal(by_name.encode(speech[0], 16_000), by_folder.encode(speech[0], 16_000))
-    assert codec_path(KMEANS) == kmeans_codec() == made
-    assert codec_fingerprint(KMEANS) == codec_fingerprint(str(made))
+    assert tokenizer_path(KMEANS) == kmeans_tokenizer() == made
+    assert speech_tokenizer_fingerprint(KMEANS) == speech_tokenizer_fingerprint(str(made))
     assert [p.name for p in made.parent.iterdir() if p.name.startswith("tmp")] == []
 
 
 def test_opening_a_codec_leaves_random_numbers_alone(folder):
     state = torch.get_rng_state()
-    open_codec(str(folder))
+    open_tokenizer(str(folder))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_fingerprint_is_of_weights_and_settings(folder, tmp_path, tiny_encoder):
-    first = codec_fingerprint(str(folder))
-    assert first == codec_fingerprint(str(folder))
+    first = speech_tokenizer_fingerprint(str(folder))
+    assert first == speech_tokenizer_fingerprint(str(folder))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"log_mel": "whisper"}))
-    settings = codec_fingerprint(str(folder))
+    settings = speech_tokenizer_fingerprint(str(folder))
     encoder = tiny_encoder()
     encoder.codebook.weight.add_(1.0)
     SpeechTokenizer(encoder).save_pretrained(folder)
-    assert len({first, settings, codec_fingerprint(str(folder))}) == 3
+    assert len({first, settings, speech_tokenizer_fingerprint(str(folder))}) == 3
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="expected a speech tokenizer"):
-        codec_fingerprint(str(tmp_path / "empty"))
+        speech_tokenizer_fingerprint(str(tmp_path / "empty"))
 
 
 @pytest.mark.network
 def test_prepare_codec_makes_one_for_speech_of_ones_own(corpus, speech, tmp_path, capsys):
     from lit_moss.cli.main import main
 
-    words = ["prepare", "codec", str(corpus / "train.jsonl"), "--out", str(tmp_path / "own"), "--codes", "32"]
+    words = ["prepare", "kmeans-tokenizer", str(corpus / "train.jsonl"), "--out", str(tmp_path / "own"), "--codes", "32"]
     assert main(words) == 0
-    assert codec_fingerprint(str(tmp_path / "own")) in capsys.readouterr().out
-    assert int(open_codec(str(tmp_path / "own")).encode(speech[0], 16_000).max()) < 32
+    assert speech_tokenizer_fingerprint(str(tmp_path / "own")) in capsys.readouterr().out
+    assert int(open_tokenizer(str(tmp_path / "own")).encode(speech[0], 16_000).max()) < 32
     assert main(words) == 2
     assert "--force" in capsys.readouterr().err
     assert main([*words[:-1], "1"]) == 2
@@ -117,6 +117,6 @@ def test_prepare_codec_makes_one_for_speech_of_ones_own(corpus, speech, tmp_path
     assert main([*lower, "5"]) == 2
     assert "--layers is 5, expected 1 to 4" in capsys.readouterr().err
     assert main([*lower, "2"]) == 0
-    opened = open_codec(str(tmp_path / "lower"))
+    opened = open_tokenizer(str(tmp_path / "lower"))
     assert (opened.config.quantize_position, len(opened.encoder.layers)) == (2, 2)
     assert int(opened.encode(speech[0], 16_000).max()) < 32

@@ -112,7 +112,7 @@ def test_decoder(tmp_path, monkeypatch):
         },
         "data": {
             "class_path": "lit_moss.data.DecoderDataModule",
-            "init_args": {"train": [manifest], "validation": [manifest], "codec": codec, "speaker": None,
+            "init_args": {"train": [manifest], "validation": [manifest], "speech_tokenizer": codec, "speaker": None,
                           "workers": 0, "batch_sec": 20},
         },
         "trainer": {

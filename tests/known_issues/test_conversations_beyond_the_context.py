@@ -152,7 +152,7 @@ def test_the_public_case(tmp_path, request):
     from lit_moss.data import SFTDataModule
 
     backbone = backbone_folder(tmp_path / "backbone")
-    data = SFTDataModule(train=[str(case)], backbone=str(backbone), codec="embedded:whisper-tiny-kmeans",
+    data = SFTDataModule(train=[str(case)], backbone=str(backbone), speech_tokenizer="embedded:whisper-tiny-kmeans",
                          pairs=["text-text"], context=CONTEXT, heldout=[])  # fmt: skip
     data.prepare_data()
     with pytest.raises(UserError, match="left out"):

@@ -224,7 +224,7 @@ def test_tokenize_leaves_them_out_by_name(folder, tmp_path, tiny_encoder, capsys
             [
                 "tokenize",
                 str(folder),
-                "--codec",
+                "--speech-tokenizer",
                 str(tmp_path / "codec"),
                 "--out",
                 str(out),

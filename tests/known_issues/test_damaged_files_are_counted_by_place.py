@@ -43,7 +43,7 @@ def cache(tmp_path, monkeypatch):
 def test_the_limit_holds_for_files_of_one_name(tmp_path, capsys, kind):
     manifest, codec = corpus(tmp_path, damaged=6), made_up_codec(tmp_path / "codec")
     backbone = backbone_folder(tmp_path / "backbone")
-    words = ["prepare", "tokenize", str(manifest), "--kind", kind, "--codec", str(codec)]
+    words = ["prepare", "documents", str(manifest), "--kind", kind, "--speech-tokenizer", str(codec)]
     assert main([*words, "--backbone", str(backbone), "--out", str(tmp_path / "docs")]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "6 of 10 recordings cannot be read, more than 1%" in said
@@ -138,7 +138,7 @@ def test_a_case_of_the_public_collection(tmp_path, capsys):
         str(tmp_path / "dup.jsonl"),
         "--kind",
         "interleaved",
-        "--codec",
+        "--speech-tokenizer",
         str(codec),
     ]
     assert main([*words, "--backbone", str(backbone), "--out", str(tmp_path / "docs")]) == 2

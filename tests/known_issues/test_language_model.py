@@ -129,7 +129,7 @@ def test_predict_with_another_speech_tokenizer_is_refused(tmp_path, capsys):
     fit(folder, lm_recipe(folder, 5))
     other = documents_folder(tmp_path / "other", tmp_path / "backbone", "interleaved")
     meta = json.loads((other / "meta.json").read_text())
-    (other / "meta.json").write_text(json.dumps(meta | {"codec": "another one"}))
+    (other / "meta.json").write_text(json.dumps(meta | {"speech_tokenizer": "another one"}))
     (checkpoint,) = folder.glob("runs/tiny/*/checkpoints/*.ckpt")
     before = Path.cwd()
     os.chdir(folder)

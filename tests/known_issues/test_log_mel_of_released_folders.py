@@ -12,7 +12,7 @@ import torch
 from lit_moss.audio.features import CausalLogMel, whisper_log_mel
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.errors import UserError
-from lit_moss.hub.kmeans import codec_fingerprint, open_codec
+from lit_moss.hub.kmeans import open_tokenizer, speech_tokenizer_fingerprint
 
 CODE = 1280
 
@@ -50,13 +50,17 @@ def test_such_a_folder_streams_on_request_alone(released, speech):
 
 def test_a_fingerprint_tells_the_features_apart(released, tiny_encoder, tmp_path):
     ours = saved(SpeechTokenizer(tiny_encoder()), tmp_path / "ours")
-    assert codec_fingerprint(str(ours)) == codec_fingerprint(str(ours), "causal")
-    assert codec_fingerprint(str(ours)) != codec_fingerprint(str(ours), "whisper")
-    assert codec_fingerprint(str(released)) == codec_fingerprint(str(released), "whisper")
-    assert codec_fingerprint(str(released)) != codec_fingerprint(str(released), "causal")
+    assert speech_tokenizer_fingerprint(str(ours)) == speech_tokenizer_fingerprint(str(ours), "causal")
+    assert speech_tokenizer_fingerprint(str(ours)) != speech_tokenizer_fingerprint(str(ours), "whisper")
+    assert speech_tokenizer_fingerprint(str(released)) == speech_tokenizer_fingerprint(
+        str(released), "whisper"
+    )
+    assert speech_tokenizer_fingerprint(str(released)) != speech_tokenizer_fingerprint(
+        str(released), "causal"
+    )
     with pytest.raises(UserError, match="log_mel is 'both'"):
-        codec_fingerprint(str(released), "both")
-    assert open_codec(str(released), "causal").config.log_mel == "causal"
+        speech_tokenizer_fingerprint(str(released), "both")
+    assert open_tokenizer(str(released), "causal").config.log_mel == "causal"
 
 
 def test_codes_do_not_depend_on_what_is_encoded_together(tiny_encoder, speech):
@@ -91,7 +95,7 @@ def test_verbs_take_log_mel(released, speech, tmp_path):
     codes = {}
     for log_mel in ("causal", "whisper"):
         out = tmp_path / f"{log_mel}.jsonl"
-        arguments = ["tokenize", str(tmp_path / "a.wav"), "--codec", str(released), "--out", str(out)]
+        arguments = ["tokenize", str(tmp_path / "a.wav"), "--speech-tokenizer", str(released), "--out", str(out)]
         main([*arguments, "--log-mel", log_mel])
         codes[log_mel] = json.loads(out.read_text())["codes"]
     expected = SpeechTokenizer.from_pretrained(released, log_mel="causal").encode(speech[0], 16_000)

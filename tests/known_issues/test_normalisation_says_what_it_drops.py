@@ -99,7 +99,7 @@ def test_a_tokenizer_learns_other_scripts_with_a_charset_of_their_own(tmp_path, 
     assert not list(tmp_path.glob("runs/tiny/*/checkpoints/*"))
 
     fit(tmp_path, config, "--data.init_args.charset", "auto")
-    saved = max(checkpoints(tmp_path).items())[1]["codec"]
+    saved = max(checkpoints(tmp_path).items())[1]["speech_tokenizer"]
     assert saved["charset"] == "auto"
     assert set(saved["characters"]) == set("".join(normalise(text, "auto") for text in texts))
     # Resumed, and validated, by the same set alone.
@@ -130,8 +130,8 @@ def test_checkpoints_without_a_charset_are_of_the_default():
                           quantize_position=2, quantize_vocab_size=16)  # fmt: skip
     torch.manual_seed(0)
     module = CodecEncoder(init_from=None, encoder=sizes, head_layers=1, head_width=64)
-    module.on_load_checkpoint({"codec": {"characters": "ab"}})
+    module.on_load_checkpoint({"speech_tokenizer": {"characters": "ab"}})
     assert module.charset == "latin_chinese"
     module.charset = "auto"
     with pytest.raises(UserError, match=r"trained with data\.charset latin_chinese, this run has auto"):
-        module.on_load_checkpoint({"codec": {"characters": "ab"}})
+        module.on_load_checkpoint({"speech_tokenizer": {"characters": "ab"}})

@@ -69,14 +69,14 @@ def test_it_goes_through_codes_and_documents(corpus, tmp_path):
         str(tmp_path / "m.jsonl"),
         "--kind",
         "unsupervised",
-        "--codec",
+        "--speech-tokenizer",
         str(codec),
     ]
     assert main([*words, "--backbone", str(backbone), "--out", str(tmp_path / "docs")]) == 0
     documents = read_documents(tmp_path / "docs")
     assert "caf\\udce9:caf\\udce9" in {documents.id(i) for i in range(len(documents))}
     out = tmp_path / "codes.jsonl"
-    assert main(["tokenize", str(corpus), "--codec", str(codec), "--out", str(out), "--device", "cpu"]) == 0
+    assert main(["tokenize", str(corpus), "--speech-tokenizer", str(codec), "--out", str(out), "--device", "cpu"]) == 0
     assert len(out.read_text(encoding="utf-8").splitlines()) == 3
 
 
@@ -98,7 +98,7 @@ def test_files_of_other_kinds_are_counted(tmp_path, capsys):
     )
     assert expected in said
     codec = made_up_codec(tmp_path / "codec")
-    words = ["tokenize", str(tmp_path / "in"), "--codec", str(codec), "--device", "cpu"]
+    words = ["tokenize", str(tmp_path / "in"), "--speech-tokenizer", str(codec), "--device", "cpu"]
     assert main([*words, "--out", str(tmp_path / "codes.jsonl")]) == 0
     assert "2 .m4a" in capsys.readouterr().out
 

@@ -24,7 +24,7 @@ from lit_moss.data import SpeechDataModule
 from lit_moss.data.decoder_data import DecoderDataModule
 from lit_moss.errors import UserError
 from lit_moss.hub.code_cache import encode_utterances
-from lit_moss.hub.kmeans import make_kmeans_codec
+from lit_moss.hub.kmeans import make_kmeans_tokenizer
 
 RATE_HZ = 16_000
 SECONDS = 2.0
@@ -96,7 +96,7 @@ def test_training_skips_them_by_name(manifest, codec, kind, monkeypatch):
     if kind == "speech":
         data = SpeechDataModule(train=[str(manifest)], workers=0)
     else:
-        data = DecoderDataModule(train=[str(manifest)], workers=0, codec=str(codec), cache=False)
+        data = DecoderDataModule(train=[str(manifest)], workers=0, speech_tokenizer=str(codec), cache=False)
     data.setup("fit")
     skipped, read = dict(data.skipped), []
     for _, batch in zip(range(data.order.batches_per_epoch), data.train_dataloader(), strict=False):
@@ -136,7 +136,7 @@ def test_what_setup_cannot_read_stops_a_run_that_never_validates(tmp_path):
 
 def test_tokenize_leaves_them_out_by_name(manifest, codec, tmp_path, capsys):
     out = tmp_path / "codes.jsonl"
-    command = ["tokenize", str(manifest), "--codec", str(codec), "--out", str(out), "--device", "cpu"]
+    command = ["tokenize", str(manifest), "--speech-tokenizer", str(codec), "--out", str(out), "--device", "cpu"]
     with pytest.raises(SystemExit) as stopped:
         main(command)
     assert stopped.value.code == 1
@@ -154,7 +154,7 @@ def test_codes_of_documents_stop_above_the_share(manifest, codec, monkeypatch):
 
 
 def test_a_codebook_is_made_of_the_others(manifest, capfd):
-    make_kmeans_codec(manifest, size=2, layers=1)
+    make_kmeans_tokenizer(manifest, size=2, layers=1)
     assert names_of(capfd.readouterr().err) == ["after", "late", "long"]
 
 

@@ -14,7 +14,7 @@ from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat
 
 FORMAT = RowFormat(100, 50, 98, 48, 99, 0, end_id=7)
-META = {"kind": "interleaved", "options": {}, "tokenizer": "t", "codec": "c", "format": FORMAT.to_dict()}
+META = {"kind": "interleaved", "options": {}, "text_tokenizer": "t", "speech_tokenizer": "c", "format": FORMAT.to_dict()}
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def fused(self, groups, **options):
 def test_no_question_between_logging_intervals(tmp_path, corpus, asked, monkeypatch, kind):
     monkeypatch.setattr("lit_moss.modules.steps.StepModule.adamw", fused)
     changes = {"trainer__log_every_n_steps": 100, "trainer__val_check_interval": 100}
-    if kind == "tokenizer":
+    if kind == "text_tokenizer":
         changes["model__init_args__encoder__quantize_restart_interval"] = 100
         path = recipe(tmp_path, corpus, 9, model__init_args__quantize_from_step=2, **changes)
     elif kind == "decoder":

@@ -97,7 +97,7 @@ def test_targets_of_the_order_are_those_of_the_loaded_batches(tmp_path):
     rng = np.random.default_rng(0)
     talks = conversations(tmp_path / "talks", backbone, rng.integers(7, 96, 60))
     data = SFTDataModule(
-        train=[str(talks)], backbone=str(backbone), codec="made up", context=96, batch_size=2
+        train=[str(talks)], backbone=str(backbone), speech_tokenizer="made up", context=96, batch_size=2
     )
     data.setup("fit")
     loader, order = data.train_dataloader(), data.order

@@ -54,7 +54,7 @@ CASES = [
     *[("codes", {"codes": c}, "codes") for c in (None, "1 2", 1, {"0": 1}, NAN, True)],
     *[("codes", {"codes": [1, c]}, "codes[1]") for c in (1.0, True, "1", None, -1, NAN, [1])],
     *[("codes", {"codes": [1], "id": i}, "id") for i in (1.5, True, NAN, ["a"], {})],
-    *[("codes", {"codes": [1], "codec": c}, "codec") for c in (1, True, ["a"])],
+    *[("codes", {"codes": [1], "speech_tokenizer": c}, "codec") for c in (1, True, ["a"])],
     *[("codes", {"codes": [1], "audio_filepath": a}, "audio_filepath") for a in (1, True, ["a"])],
     *[("codes", {"codes": [1], key: t}, key) for key in PLACES for t in TIMES],
     *[("text", {"text": s}, "text") for s in (*STRINGS, None)],
@@ -77,9 +77,9 @@ def read(kind, path):
 
 
 def _tokenizer(folder):
-    from lit_moss.llm.backbone import load_tokenizer, row_format
+    from lit_moss.llm.backbone import load_text_tokenizer, row_format
 
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_text_tokenizer(str(folder))
     return tokenizer, row_format(tokenizer, 128, eosp=64)
 
 
@@ -148,7 +148,7 @@ def test_a_duration_in_quotes_is_exit_code_2(folder, capsys):
         str(folder / "chat.jsonl"),
         "--kind",
         "sft",
-        "--codec",
+        "--speech-tokenizer",
         str(folder / "codec"),
     ]
     assert main([*words, "--backbone", str(folder / "backbone"), "--out", str(folder / "docs")]) == 2
@@ -227,8 +227,8 @@ def test_fields_of_lhotse_cuts_are_named(folder, capsys, changes, field):
 def test_times_of_words_that_cannot_be(folder, capsys, words):
     line = {"audio_filepath": "a.wav", "text": "a b", "words": words}
     (folder / "m.jsonl").write_text(json.dumps(line) + "\n")
-    words = ["prepare", "tokenize", str(folder / "m.jsonl"), "--kind", "interleaved"]
-    words += ["--codec", str(folder / "codec"), "--backbone", str(folder / "backbone")]
+    words = ["prepare", "documents", str(folder / "m.jsonl"), "--kind", "interleaved"]
+    words += ["--speech-tokenizer", str(folder / "codec"), "--backbone", str(folder / "backbone")]
     assert main([*words, "--out", str(folder / "docs")]) == 2
     assert "a: words are no list of [word, start, end] in seconds" in one_line(capsys)
 
@@ -236,7 +236,7 @@ def test_times_of_words_that_cannot_be(folder, capsys, words):
 @pytest.mark.parametrize("name", ["x/" * 3000 + "a.wav", "y" * 300 + ".wav"])
 def test_a_path_that_no_file_can_have_is_left_out_by_name(folder, capsys, name):
     (folder / "m.jsonl").write_text(json.dumps({"audio_filepath": name}) + "\n")
-    words = ["tokenize", str(folder / "m.jsonl"), "--codec", str(folder / "codec"), "--device", "cpu"]
+    words = ["tokenize", str(folder / "m.jsonl"), "--speech-tokenizer", str(folder / "codec"), "--device", "cpu"]
     with pytest.raises(SystemExit) as ended:
         main([*words, "--out", str(folder / "codes.jsonl")])
     assert ended.value.code == 1

@@ -16,10 +16,10 @@ from lit_moss.errors import UserError
 from lit_moss.llm.backbone import (
     SMOLLM2,
     convert_llama_gguf,
-    load_tokenizer,
+    load_text_tokenizer,
     resolve_backbone,
     row_format,
-    tokenizer_fingerprint,
+    text_tokenizer_fingerprint,
 )
 
 TEXTS = [
@@ -123,7 +123,7 @@ def test_a_gguf_becomes_the_model_that_it_was_written_from(tmp_path, tied):
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         assert torch.equal(made(ids).logits, model(ids).logits)
-    theirs = load_tokenizer(tmp_path / "made")
+    theirs = load_text_tokenizer(tmp_path / "made")
     for text in TEXTS:
         assert theirs.decode(theirs.encode(text)) == text
     assert [theirs.encode(s) for s in SPECIAL] == [[0], [1], [2]]
@@ -160,7 +160,7 @@ def test_another_architecture_is_refused(tmp_path):
 def test_missing_tokens_are_added_at_the_end(tmp_path):
     plain = tokenizer_of(*SPECIAL)
     plain.save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = load_text_tokenizer(tmp_path)
     size = len(plain)
     form = row_format(tokenizer, 1152)
     assert (form.sosp_token_id, form.modality_pad_token_id) == (size, size + 1)
@@ -173,7 +173,7 @@ def test_missing_tokens_are_added_at_the_end(tmp_path):
 def test_tokens_that_are_there_keep_their_ids_as_in_qwen3(tmp_path):
     names = (*SPECIAL, "<|object_ref_start|>", "<think>")
     tokenizer_of(*names).save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = load_text_tokenizer(tmp_path)
     form = row_format(tokenizer, 16_512)
     assert (form.sosp_token_id, form.modality_pad_token_id) == (3, 4)
     assert form.eosp_token_id == 16_384
@@ -182,12 +182,12 @@ def test_tokens_that_are_there_keep_their_ids_as_in_qwen3(tmp_path):
 
 def test_an_own_modality_pad_comes_before_think(tmp_path):
     tokenizer_of(*SPECIAL, "<think>", "<|modality_pad|>").save_pretrained(tmp_path)
-    assert row_format(load_tokenizer(tmp_path), 128).modality_pad_token_id == 4
+    assert row_format(load_text_tokenizer(tmp_path), 128).modality_pad_token_id == 4
 
 
 def test_sizes_and_ids_can_be_given_and_are_checked(tmp_path):
     tokenizer_of(*SPECIAL).save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = load_text_tokenizer(tmp_path)
     form = row_format(tokenizer, 256, text_vocab_size=1000, eosp=200)
     assert (form.text_vocab_size, form.eosp_token_id, form.audio_pad_token_id) == (1000, 200, 0)
     with pytest.raises(UserError, match="text_vocab_size 200 leaves out words"):
@@ -199,23 +199,23 @@ def test_sizes_and_ids_can_be_given_and_are_checked(tmp_path):
 def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path):
     tokenizer_of("<s>").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="could end a document"):
-        row_format(load_tokenizer(tmp_path), 128)
-    with pytest.raises(UserError, match="open it by load_tokenizer"):
+        row_format(load_text_tokenizer(tmp_path), 128)
+    with pytest.raises(UserError, match="open it by load_text_tokenizer"):
         row_format(tokenizer_of(*SPECIAL), 128)
 
 
 def test_the_fingerprint_is_that_of_the_tokenizer_and_nothing_else(tmp_path):
     tokenizer_of(*SPECIAL).save_pretrained(tmp_path / "a")
-    tokenizer = load_tokenizer(tmp_path / "a")
-    print_a = tokenizer_fingerprint(tokenizer)
+    tokenizer = load_text_tokenizer(tmp_path / "a")
+    print_a = text_tokenizer_fingerprint(tokenizer)
     tokenizer.pad_token = "<|endoftext|>"
     tokenizer(["hello", "a longer one"], padding=True, truncation=True, max_length=6)
-    assert tokenizer_fingerprint(tokenizer) == print_a
+    assert text_tokenizer_fingerprint(tokenizer) == print_a
     tokenizer.save_pretrained(tmp_path / "b")
-    assert tokenizer_fingerprint(load_tokenizer(tmp_path / "b")) == print_a
+    assert text_tokenizer_fingerprint(load_text_tokenizer(tmp_path / "b")) == print_a
     command = (
         "from lit_moss.llm.backbone import *; "
-        f"print(tokenizer_fingerprint(load_tokenizer({str(tmp_path / 'a')!r})))"
+        f"print(text_tokenizer_fingerprint(load_text_tokenizer({str(tmp_path / 'a')!r})))"
     )
     for seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": seed}
@@ -224,7 +224,7 @@ def test_the_fingerprint_is_that_of_the_tokenizer_and_nothing_else(tmp_path):
         )
         assert done.stdout.strip() == print_a, done.stderr
     tokenizer_of(*SPECIAL, words=("hello",)).save_pretrained(tmp_path / "c")
-    assert tokenizer_fingerprint(load_tokenizer(tmp_path / "c")) != print_a
+    assert text_tokenizer_fingerprint(load_text_tokenizer(tmp_path / "c")) != print_a
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     backbone_of("llama").config.save_pretrained(tmp_path)
     assert resolve_backbone(str(tmp_path)) == tmp_path
     with pytest.raises(UserError, match="holds no tokenizer"):
-        load_tokenizer(tmp_path)
+        load_text_tokenizer(tmp_path)
 
 
 # --- the real one -----------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def smollm2():
     folder = resolve_backbone(SMOLLM2)
-    return folder, load_tokenizer(folder)
+    return folder, load_text_tokenizer(folder)
 
 
 @pytest.mark.network

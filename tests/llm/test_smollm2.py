@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_moss.llm import SplitLM
-from lit_moss.llm.backbone import SMOLLM2, load_tokenizer, resolve_backbone
+from lit_moss.llm.backbone import SMOLLM2, load_text_tokenizer, resolve_backbone
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
@@ -17,7 +17,7 @@ def real():
     return (
         folder,
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
-        load_tokenizer(folder),
+        load_text_tokenizer(folder),
     )
 
 

@@ -8,7 +8,7 @@ from recording import assert_equal, checkpoints, curves, fit, fit_in_process, se
 
 from lit_moss.cli.main import main
 from lit_moss.codec.flow import Prompt
-from lit_moss.hub.codec import open_decoder
+from lit_moss.hub.codec import open_codec
 from lit_moss.modules.flow_decoder import MeanByTime, start_embeddings
 
 
@@ -93,7 +93,7 @@ def test_the_prior_loss_teaches_the_encoder_the_mel(tmp_path, corpus, codec):
 @pytest.mark.slow
 def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole, tmp_path):
     file = next(whole.glob("runs/tiny/*/checkpoints/step-0000020.ckpt"))
-    codec = open_decoder(str(file))
+    codec = open_codec(str(file))
     saved = torch.load(file, weights_only=True)
     averaged = saved["state_dict"]["flow.encoder_proj.weight"]
     assert torch.equal(codec.flow.encoder_proj.weight, averaged)
@@ -103,13 +103,13 @@ def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole, tmp_path):
     # A run with speaker vectors keeps their mean: what is made without a prompt speaks with it.
     saved["decoder"]["voice"] = torch.randn(SMALL.speaker_dim)
     torch.save(saved, tmp_path / "voice.ckpt")
-    voiced = open_decoder(str(tmp_path / "voice.ckpt"))
+    voiced = open_codec(str(tmp_path / "voice.ckpt"))
     assert torch.equal(voiced.voice, saved["decoder"]["voice"])
     assert not torch.equal(voiced.decode(codes), codec.decode(codes))
     assert torch.equal(voiced.decode(codes), codec.decode(codes, Prompt.none(voiced.voice)))
     voiced.save_pretrained(tmp_path / "folder")
-    assert torch.equal(open_decoder(str(tmp_path / "folder")).voice, voiced.voice)
-    assert open_decoder(str(whole / "runs/tiny")).flow.config.vocab_size == 64
+    assert torch.equal(open_codec(str(tmp_path / "folder")).voice, voiced.voice)
+    assert open_codec(str(whole / "runs/tiny")).flow.config.vocab_size == 64
 
 
 @pytest.mark.slow
@@ -124,10 +124,10 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
     save_file(tensors, file, metadata={"format": "pt"})
     try:
         with pytest.raises(UserError, match="put that tokenizer back"):
-            open_decoder(str(whole / "runs/tiny"))
+            open_codec(str(whole / "runs/tiny"))
         file.unlink()
         with pytest.raises(UserError, match=r"was trained on codes of .* cannot be opened from here"):
-            open_decoder(str(whole / "runs/tiny"))
+            open_codec(str(whole / "runs/tiny"))
     finally:
         file.write_bytes(kept)
 

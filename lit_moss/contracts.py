@@ -1,0 +1,242 @@
+"""What LightningModules, data modules and callbacks expect of one another, as Protocols.
+
+A module never asks which class its data is, but whether it offers what the module needs; the functions below
+ask once, in one place, and say in one line what is missing.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from lit_moss.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+    from lit_moss.llm.rows import RowFormat
+
+Parts = dict[str, list[tuple[str, torch.nn.Parameter]]]  # part of a model -> its named parameters
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """What callbacks read of any training batch.
+
+    Attributes:
+        ids: Names of its items.
+        audio_sec: Seconds of speech in it.
+        skipped: `key<TAB>reason` of each item that could not be read.
+    """
+
+    ids: list[str]
+
+    @property
+    def audio_sec(self) -> float: ...
+
+    @property
+    def skipped(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
+
+
+@runtime_checkable
+class OrderedData(Protocol):
+    """A data module whose order is a function of the seed and the batch's number.
+
+    Attributes:
+        next_batch: Micro-batches consumed by all ranks together; part of the checkpoint.
+        skipped: Key of each item that cannot be read -> reason.
+        max_bad_share: Share of such items above which a run stops.
+    """
+
+    next_batch: int
+    skipped: dict[str, str]
+    max_bad_share: float
+
+    @property
+    def utterances(self) -> int:
+        """Items of training and validation together."""
+        ...
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the data is and in which order it comes, for a run's record and for a resume."""
+        ...
+
+
+@runtime_checkable
+class SpeechData(OrderedData, Protocol):
+    """Data of utterances with transcripts, for the speech tokenizer."""
+
+    charset: Any
+
+    def train_texts(self) -> list[str]:
+        """Normalised transcripts of the training utterances."""
+        ...
+
+    def probe_loader(self, batches: int) -> "DataLoader":
+        """The next training batches of this rank, without augmentation."""
+        ...
+
+
+@runtime_checkable
+class TokenData(OrderedData, Protocol):
+    """Packed token documents, for the language model.
+
+    Attributes:
+        context: Rows of a sequence.
+        left_out: Documents longer than the context, or without a target.
+    """
+
+    context: int
+    left_out: int
+
+    @property
+    def format(self) -> "RowFormat": ...
+
+    def cloze_items(self) -> list[Any]:
+        """Held-out items for perplexity and cloze."""
+        ...
+
+    def targets_of(self, batches: range) -> int:
+        """Targets of these micro-batches of the order, counted over all ranks."""
+        ...
+
+
+@runtime_checkable
+class PartedModule(Protocol):
+    """A LightningModule whose parts can be frozen by name."""
+
+    def parts(self) -> Parts:
+        """Part (trunk layers one by one) -> its named parameters."""
+        ...
+
+
+@runtime_checkable
+class FreezingRule(Protocol):
+    """A callback that decides what trains; pure functions of the step. Several rules intersect."""
+
+    def trained(self, parts: Parts, step: int) -> set[str]:
+        """Names of the parameters that may train at a step."""
+        ...
+
+    def ever_trained(self, parts: Parts) -> set[str]:
+        """Names of the parameters that train at some step of the run."""
+        ...
+
+
+@runtime_checkable
+class RateSchedule(Protocol):
+    """A callback that sets learning rates; the first one of a run counts."""
+
+    def rate(self, step: int, group: dict[str, Any]) -> float:
+        """Rate of a parameter group at a step."""
+        ...
+
+
+@runtime_checkable
+class StoppingCallback(Protocol):
+    """A callback that may end a run early.
+
+    Attributes:
+        pruned: Whether it has.
+    """
+
+    pruned: bool
+
+
+Kind = TypeVar("Kind")
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """All callbacks of a trainer (an attribute that Lightning sets without declaring it)."""
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def freezing_rules(trainer: Trainer) -> list[FreezingRule]:
+    """Callbacks that decide what trains."""
+    return [c for c in callbacks_of(trainer) if isinstance(c, FreezingRule)]
+
+
+def rate_schedule(trainer: Trainer) -> RateSchedule | None:
+    """The callback that sets learning rates; None if there is none."""
+    return next((c for c in callbacks_of(trainer) if isinstance(c, RateSchedule)), None)
+
+
+def ever_trained(trainer: Trainer, parts: Parts) -> set[str]:
+    """Names of the parameters that the rules of all callbacks together let train at all."""
+    names = all_names(parts)
+    for rule in freezing_rules(trainer):
+        names &= rule.ever_trained(parts)
+    return names
+
+
+def all_names(parts: Parts) -> set[str]:
+    """Names of all parameters."""
+    return {name for named in parts.values() for name, _ in named}
+
+
+def parts_of(module: object) -> Parts:
+    """Parts of a module.
+
+    Raises:
+        UserError: if it has none.
+    """
+    if not isinstance(module, PartedModule):
+        raise UserError(
+            f"{type(module).__name__} has no parts to freeze: StagedFreezing and ReverseUnfreeze are for SplitLLM"
+        )
+    return module.parts()
+
+
+def datamodule_of(trainer: Trainer) -> object | None:
+    """The trainer's data module; None if it was given none (an attribute that Lightning does not declare)."""
+    return trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def ordered_data(trainer: Trainer) -> OrderedData | None:
+    """The data module, where it keeps an exact order; None where not."""
+    data = datamodule_of(trainer)
+    return data if isinstance(data, OrderedData) else None
+
+
+def speech_data(trainer: Trainer) -> SpeechData:
+    """The data module of a speech tokenizer's run.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, SpeechData):
+        raise _wrong_data(data, "SpeechDataModule")
+    return data
+
+
+def token_data(trainer: Trainer) -> TokenData:
+    """The data module of a language model's run.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, TokenData):
+        raise _wrong_data(
+            data, "InterleavedDataModule, SFTDataModule or another data module of token documents"
+        )
+    return data
+
+
+def _wrong_data(data: object, expected: str) -> UserError:
+    return UserError(f"data is {type(data).__name__}, this model expects {expected}")
+
+
+def fingerprints_of(trainer: Trainer) -> dict[str, str]:
+    """Fingerprints of the data; {} where it has none."""
+    data = ordered_data(trainer)
+    return {} if data is None else data.fingerprints()
+
+
+def total_parameters(named: Iterable[tuple[str, torch.nn.Parameter]]) -> int:
+    """Parameters in all; ZeRO-3 leaves an empty tensor in a parameter's place and its count beside it."""
+    return sum(int(getattr(p, "ds_numel", p.numel())) for _, p in named)
