@@ -73,7 +73,7 @@ class PromptDataModule(LightningDataModule):
 
     def fingerprints(self) -> dict[str, str]:
         """Which tokenizers make the rows; compared with those of the checkpoint's documents."""
-        from lit_moss.hub.kmeans import speech_tokenizer_fingerprint
+        from lit_moss.hub import speech_tokenizer_fingerprint
         from lit_moss.llm.backbone import text_tokenizer_fingerprint
 
         return {
@@ -82,7 +82,7 @@ class PromptDataModule(LightningDataModule):
         }
 
     def setup(self, stage: str) -> None:
-        from lit_moss.hub.kmeans import open_tokenizer
+        from lit_moss.hub import open_tokenizer
         from lit_moss.llm.backbone import load_text_tokenizer, row_format
 
         if self._format is not None:

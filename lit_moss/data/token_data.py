@@ -279,7 +279,7 @@ class TokenDataModule(LightningDataModule):
         """Held-out items of both modalities, made once."""
         if not self.heldout or not self.heldout_items:
             return []
-        from lit_moss.data.make_documents import make_cloze
+        from lit_moss.data.cloze import make_cloze
 
         manifests = [e for e in self.heldout if not (Path(e) / META).is_file()]  # rows have no sentences
         if not manifests:
