@@ -1,7 +1,9 @@
-"""Benchmarks of trained models; each writes a table with a row per clip, and the means, here and to MLflow.
+"""Benchmarks of trained models.
 
-python -m lit_moss evaluate NAME -c conf/evaluate/NAME.yaml [--KEY VALUE …]
-python -m lit_moss evaluate NAME --help      the keys of a benchmark
+Each writes a table with a row per clip, and the means, to a folder and to MLflow.
+
+    python -m lit_moss evaluate NAME -c conf/evaluate/NAME.yaml [--KEY VALUE …]
+    python -m lit_moss evaluate NAME --help      the keys of a benchmark
 """
 
 import importlib
@@ -27,13 +29,10 @@ def main(words: Sequence[str]) -> None:
         return
     name, *options = words
     if name not in BENCHMARKS:
-        raise UserError(
-            f"no benchmark {name!r}, expected one of {', '.join(BENCHMARKS)}: evaluate NAME -c FILE"
-        )
+        raise UserError(f"no benchmark {name!r}, expected one of {', '.join(BENCHMARKS)}")
     from lit_moss.cli.yaml_options import OptionsParser
 
     module = importlib.import_module(BENCHMARKS[name])
-    config, _ = OptionsParser(module.Config, f"python -m lit_moss evaluate {name}", module.__doc__).read(
-        options
-    )
+    parser = OptionsParser(module.Config, f"python -m lit_moss evaluate {name}", module.__doc__)
+    config, _ = parser.read(options)
     module.run(config)

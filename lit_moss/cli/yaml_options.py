@@ -8,6 +8,7 @@
 What is no key of the YAML but a mode of the command is a flag, written with a hyphen: `--retry-failed`.
 """
 
+import argparse
 import json
 import re
 import types
@@ -17,12 +18,16 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_moss.errors import UserError
 from lit_moss.runs.recipes import read_recipe
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves the lines of the description as they are."""
 
 
 class OptionsParser(ArgumentParser):
@@ -39,7 +44,8 @@ class OptionsParser(ArgumentParser):
         self, options: type, command: str, description: str | None = None, interpolate: bool = True
     ) -> None:
         assert is_dataclass(options)
-        super().__init__(prog=command, description=description)
+        usage = f"{command} -c FILE [--KEY VALUE …]"
+        super().__init__(prog=command, usage=usage, description=description, formatter_class=_Formatter)
         self._options, self._interpolate = options, interpolate
         self._types = get_type_hints(options)
         self.add_argument(
