@@ -64,7 +64,7 @@ class Schedule(Callback):
             if lowest != stretched:
                 rank_zero_warn(
                     f"{name}: the run began with a schedule of {self._total} steps and now continues to "
-                    f"{last}: from step {self._total} on the rate stays at {lowest:.3g}. To stretch the schedule, "
+                    f"{last}: from step {self._total} on the rate stays at {lowest:.3g}. To stretch it, "
                     f"which makes the rate jump, give {name} total_steps: {last}"
                 )
 

@@ -169,7 +169,8 @@ class NonFiniteSteps(Callback):
         for callback in callbacks_of(trainer):
             model = callback._average_model if isinstance(callback, WeightAveraging) else None
             if model is not None:
-                model.update_parameters = partial(_average, model, type(model).update_parameters)
+                average: Any = model
+                average.update_parameters = partial(_average, model, type(model).update_parameters)
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 

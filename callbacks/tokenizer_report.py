@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TokenizerReport(Callback):
-    """Logs to MLflow a table of transcripts, log-mels with their codes, the use of each code, and the audio."""
+    """Logs to MLflow transcripts, log-mels with their codes, how often each code is used, and the audio."""
 
     def __init__(self) -> None:
         self._audio_is_logged = False
