@@ -159,8 +159,8 @@ def _takes(class_path: str, name: str) -> bool:
     """
     module, _, kind = class_path.rpartition(".")
     try:
-        cls = vars(importlib.import_module(module))[kind]
-    except (ImportError, KeyError, ValueError):
+        cls = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError, ValueError):
         return False
     for base in inspect.getmro(cls) if isinstance(cls, type) else ():
         if "__init__" in vars(base):
