@@ -54,8 +54,8 @@ def main(words: Sequence[str]) -> None:
     sweep, flags = read_sweep(words)
     if flags.workers < 1:
         raise UserError(f"--workers is {flags.workers}, expected 1 or more")
-    from lit_moss.runs.recipes import PARENT_VARIABLE, end_with_parent
-    from lit_moss.runs.tracking import study_run
+    from lit_moss.runs.launch import PARENT_VARIABLE, end_with_parent
+    from lit_moss.runs.study_run import study_run
     from lit_moss.sweep.report import write_report
     from lit_moss.sweep.study import Objective, bury_and_requeue, is_finished, open_study, work
 
@@ -100,7 +100,7 @@ def _check_complete(study: "Study", sweep: "Sweep", report: Path) -> None:
 
 def _run_workers(count: int, words: Sequence[str]) -> None:
     """The same command in `count` processes, each running trials on its own share of the GPUs."""
-    from lit_moss.runs.recipes import PARENT_VARIABLE
+    from lit_moss.runs.launch import PARENT_VARIABLE
 
     command = [sys.executable, "-m", "lit_moss", "sweep", *(word for word in words if word != RETRY_FLAG)]
     workers = []
