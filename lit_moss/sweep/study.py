@@ -33,11 +33,11 @@ from lit_moss.errors import UserError
 from lit_moss.runs.folder import Result, RunFolder
 from lit_moss.runs.launch import METRICS_VARIABLE, RunError, run_fit
 from lit_moss.sweep.config import Sweep
+from lit_moss.sweep.trial import STORAGE_VARIABLE, PrunedTrial
 
 DONE, ALIVE, FAILED, DEAD = range(4)
 # User attributes of a trial.
 ERROR, WORKER, DOUBLE, INTERRUPTED = "error", "worker", "double", "interrupted"
-STORAGE_VARIABLE = "LIT_MOSS_STORAGE"
 
 
 def open_study(sweep: Sweep) -> optuna.Study:
@@ -313,17 +313,12 @@ class Objective:
     def _run(self, trial: optuna.Trial, slot: int, params: dict[str, Any], seed: int) -> None:
         sweep = self.sweep
         config = sweep.recipe(params, seed)
-        if sweep.pruner:
-            config["trainer"].setdefault("callbacks", []).append(self._pruning(trial, config, seed))
         tags = {"mlflow.parentRunId": self.parent, "sweep.trial": str(slot), "sweep.seed": str(seed)}
         if devices := os.environ.get("CUDA_VISIBLE_DEVICES"):
             tags["sweep.devices"] = devices
         folder = Path(sweep.run_root).absolute() / sweep.study / f"trial-{slot:03d}-seed-{seed}"
         try:
-            result = run_fit(config, folder, tags, self.threads, {
-                STORAGE_VARIABLE: sweep.storage,  # in no file: it may hold a password
-                METRICS_VARIABLE: json.dumps(list(sweep.objectives)),
-            })  # fmt: skip
+            result = run_fit(config, folder, tags, self.threads, self._variables(trial, config, seed))
         except RunError as error:
             if "no metric" in str(error):  # rather than killed before a validation that gives it
                 self._check_metrics(trial, RunFolder(folder).result(), str(error))
@@ -364,20 +359,24 @@ class Objective:
         print(f"trial {slot + 1}/{self.sweep.trials} failed: {error}", file=sys.stderr, flush=True)
         raise error
 
-    def _pruning(self, trial: optuna.Trial, config: dict[str, Any], seed: int) -> dict[str, Any]:
+    def _variables(self, trial: optuna.Trial, config: dict[str, Any], seed: int) -> dict[str, str]:
+        """Environment of a run: what a recipe does not hold, since it belongs to the sweep."""
         sweep = self.sweep
-        return {
-            "class_path": "callbacks.prune_trial.PruneTrial",
-            "init_args": {
-                "study": sweep.study,
-                "trial": trial.number,
-                "monitor": next(iter(sweep.objectives)),
-                "pruner": sweep.pruner,
-                "heartbeat_sec": sweep.heartbeat_sec,
-                # A later seed's validations come behind the earlier seeds'.
-                "first_step": sweep.seeds.index(seed) * config["trainer"]["max_steps"],
-            },
+        variables = {
+            STORAGE_VARIABLE: sweep.storage,
+            METRICS_VARIABLE: json.dumps(list(sweep.objectives)),
         }
+        if sweep.pruner is None:
+            return variables
+        pruned_trial = PrunedTrial(
+            study=sweep.study,
+            trial=trial.number,
+            monitor=next(iter(sweep.objectives)),
+            pruner=sweep.pruner,
+            heartbeat_sec=sweep.heartbeat_sec,
+            first_step=sweep.seeds.index(seed) * config["trainer"]["max_steps"],
+        )
+        return variables | pruned_trial.variables()
 
 
 def _result(trial: optuna.Trial, seed: int) -> dict[str, float] | None:
