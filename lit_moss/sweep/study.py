@@ -33,7 +33,7 @@ from lit_moss.errors import UserError
 from lit_moss.runs.folder import Result, RunFolder
 from lit_moss.runs.launch import METRICS_VARIABLE, RunError, run_fit
 from lit_moss.sweep.config import Sweep
-from lit_moss.sweep.trial import STORAGE_VARIABLE, PrunedTrial
+from lit_moss.sweep.trial import STORAGE_VARIABLE, PrunableTrial
 
 DONE, ALIVE, FAILED, DEAD = range(4)
 # User attributes of a trial.
@@ -366,9 +366,9 @@ class Objective:
             STORAGE_VARIABLE: sweep.storage,
             METRICS_VARIABLE: json.dumps(list(sweep.objectives)),
         }
-        if sweep.pruner is None:
+        if not sweep.pruner:
             return variables
-        pruned_trial = PrunedTrial(
+        prunable_trial = PrunableTrial(
             study=sweep.study,
             trial=trial.number,
             monitor=next(iter(sweep.objectives)),
@@ -376,7 +376,7 @@ class Objective:
             heartbeat_sec=sweep.heartbeat_sec,
             first_step=sweep.seeds.index(seed) * config["trainer"]["max_steps"],
         )
-        return variables | pruned_trial.variables()
+        return variables | prunable_trial.variables()
 
 
 def _result(trial: optuna.Trial, seed: int) -> dict[str, float] | None:

@@ -8,12 +8,12 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-TRIAL_VARIABLE = "LIT_MOSS_TRIAL"  # JSON of a `PrunedTrial`
+TRIAL_VARIABLE = "LIT_MOSS_TRIAL"  # JSON of a `PrunableTrial`
 STORAGE_VARIABLE = "LIT_MOSS_STORAGE"  # database of the study; not in the JSON, since it may hold a password
 
 
 @dataclass(frozen=True)
-class PrunedTrial:
+class PrunableTrial:
     """A trial of a study with a pruner.
 
     Args:
@@ -37,7 +37,7 @@ class PrunedTrial:
         return {TRIAL_VARIABLE: json.dumps(asdict(self))}
 
     @classmethod
-    def from_environment(cls) -> "PrunedTrial | None":
+    def from_environment(cls) -> "PrunableTrial | None":
         """The trial that this process runs; None outside a sweep with a pruner."""
         text = os.environ.get(TRIAL_VARIABLE)
         return cls(**json.loads(text)) if text else None
