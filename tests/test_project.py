@@ -35,9 +35,9 @@ def test_every_yaml_parses_against_the_real_signatures(path, at_root, capsys):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf/sweep").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_sweep_makes_recipes_that_parse(path, at_root, tmp_path, capsys):
-    from lit_moss.sweep.config import read_sweep
+    from lit_moss.cli.sweep import read_sweep
 
-    sweep = read_sweep(str(path))
+    sweep, _ = read_sweep(["-c", str(path)])
     params = {key: next(iter(spec["choices"])) for key, spec in sweep.search.items()}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(sweep.recipe(params, sweep.seeds[0])))

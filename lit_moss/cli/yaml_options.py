@@ -72,11 +72,24 @@ class OptionsParser(ArgumentParser):
         values = self.parse_args(words)
         names = {field.name for field in fields(self._options)}
         flags = Namespace(**{key: value for key, value in vars(values).items() if key not in names})
-        return self._options(**{name: values[name] for name in names}), flags
+        chosen = {name: values[name] for name in names}
+        for name in content.keys() & self._with_mappings():
+            # jsonargparse reads texts in mappings again: a quoted "1" would become a number.
+            if not any(re.match(rf"--{name}(?:[.=]|$)", word) for word in words):
+                chosen[name] = content[name]
+        return self._options(**chosen), flags
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends parsing with one line that says what was given and what is expected."""
         raise UserError(self._explained(one_line(message))) from ex
+
+    def _with_mappings(self) -> set[str]:
+        """Keys whose value may be a mapping."""
+        return {
+            name
+            for name, kind in self._types.items()
+            if dict in (get_origin(kind), *(get_origin(option) for option in get_args(kind)))
+        }
 
     def _entries(self, words: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """Entries of mappings that are given one by one, and the other words."""

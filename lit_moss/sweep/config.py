@@ -53,7 +53,7 @@ class Sweep:
 
     study: str
     base: list[str]
-    search: dict[str, dict[str, Any]]
+    search: dict[str, Any]
     objectives: dict[str, str]
     set: dict[str, Any] = field(default_factory=dict)
     trials: int | None = None
@@ -68,6 +68,7 @@ class Sweep:
     run_root: str = "runs"
 
     def __post_init__(self) -> None:
+        self.set = self.set or {}  # `set:` without entries is null
         if not self.search:
             raise UserError("search is empty: expected keys and what to try for them")
         wrong = sorted({d for d in self.objectives.values() if d not in ("minimize", "maximize")})
