@@ -6,8 +6,9 @@ Five recipes from the same backbone, on the same rows in the same order, with eq
 FP-Shared and FP-Layerwise train stage 1 and continue with their stage 2; NF and NF-NoSplit train everything
 from the start. Learning rates are those of `conf/`; a warm-up is a tenth of its run.
 
-Clozes and perplexities are those of the held-out items (see `HeldOut`). "other text" is the perplexity of text
-that no recipe trains on and no book resembles: Python's language reference, which is part of every Python.
+Clozes and perplexities are those of the held-out items (see `HeldOut`). "other text" is the perplexity of
+text that no recipe trains on and no book resembles: Python's language reference, which is part of every
+Python.
 
 Repeat the command to continue where it stopped. Writes table7.md and table7.png into
 RUN_ROOT/studies/NAME/study, and into the study's MLflow run.
@@ -168,7 +169,7 @@ def other_text_ppl(lm: Any, tokenizer: Any) -> float:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Values of a finished run: those of its last validation, and the perplexity of other text, kept in a file."""
+    """Values of a finished run: its last validation's, and the perplexity of other text, kept in a file."""
     result = RunFolder(folder).result()
     assert result is not None, folder  # of a finished run
     kept = folder / f"other_text-{result['step']}.json"
