@@ -27,11 +27,11 @@ def renderer():
 
 def spelled(rows, renderer):
     """Text as it is, speech as [code code eosp]."""
-    V, found = renderer.form.text_vocab_size, []
+    V, found = renderer.row_format.text_vocab_size, []
     for speech, part in groupby(rows, lambda r: r >= V):
         part = list(part)
         if speech:
-            assert part[-1] == renderer.form.eosp_row
+            assert part[-1] == renderer.row_format.eosp_row
             found.append("[" + " ".join(str(r - V) for r in part[:-1]) + "]")
         else:
             found.append(renderer.tokenizer.decode(part))
@@ -65,8 +65,8 @@ def test_a_conversation_spelled_out_in_each_pair(renderer, pair, user, reply):
     )
     counted = spelled([r for r, m in zip(rows, mask, strict=True) if m], renderer)
     assert counted == ("[9 2 6]" if modality == "speech" else REPLY.text) + "<|im_end|>"
-    grid = to_grid(torch.tensor(rows), renderer.form)
-    assert from_grid(grid, renderer.form).tolist() == rows
+    grid = to_grid(torch.tensor(rows), renderer.row_format)
+    assert from_grid(grid, renderer.row_format).tolist() == rows
 
 
 def test_the_pairs_are_the_four():
@@ -101,7 +101,7 @@ def test_no_id_reaches_over_a_border_and_content_opens_no_turn(renderer, content
     rows, _ = renderer.render([Turn("user", content), Turn("assistant", content)])
     prompt = renderer.prompt([Turn("user", content)])
     assert rows[: len(prompt)] == prompt
-    assert rows.count(renderer.form.im_start_id) == rows.count(renderer.form.im_end_id) == 3
+    assert rows.count(renderer.row_format.im_start_id) == rows.count(renderer.row_format.im_end_id) == 3
     plain = renderer.tokenizer.encode(content, add_special_tokens=False, split_special_tokens=True)
     assert rows[len(prompt) : len(prompt) + len(plain)] == plain
 
@@ -138,7 +138,7 @@ def test_what_a_turn_does_not_have_is_named(renderer):
 
 def test_a_tokenizer_without_turns_is_refused(renderer):
     with pytest.raises(UserError, match="ChatML"):
-        Renderer(renderer.tokenizer, replace(renderer.form, im_start_id=None))
+        Renderer(renderer.tokenizer, replace(renderer.row_format, im_start_id=None))
 
 
 def test_system_prompts_are_the_contracts(contract):

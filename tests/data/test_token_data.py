@@ -32,7 +32,8 @@ FORMAT = RowFormat(
     audio_pad_token_id=0,
     end_id=7,
 )
-META = {"kind": "interleaved", "options": {}, "text_tokenizer": "t1", "speech_tokenizer": "c1", "format": FORMAT.to_dict()}
+TOKENIZERS = {"text_tokenizer": "t1", "speech_tokenizer": "c1"}
+META = {"kind": "interleaved", "options": {}, "format": FORMAT.to_dict()} | TOKENIZERS
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +89,7 @@ def test_a_stage_may_begin_where_another_has_stopped(speech):
     """`first_batch` 3 gives what a run has left that took 3, also under a resume of its own."""
     whole, second = ready(train=[speech]), ready(train=[speech], first_batch=3)
     assert_same(batches(whole, 8)[3:], batches(second, 5))
-    second.next_batch += 2  # as ExactResume counts
+    second.advance(2)
     resumed = ready(train=[speech], first_batch=3)
     resumed.load_state_dict(second.state_dict())
     assert_same(batches(whole, 8)[5:], batches(resumed, 3))
@@ -293,7 +294,7 @@ def test_validation_alone_needs_no_training_data(speech):
     data = InterleavedDataModule(validation=[speech], context=64, heldout_items=0)
     data.setup("validate")
     assert len(list(data.val_dataloader()))
-    data.load_state_dict({"next_batch": 3, "fingerprints": {}, "ranks": 1})
+    data.load_state_dict({"next_batch": 3, "skipped": {}, "fingerprints": {}, "ranks": 1})
     assert data.next_batch == 0
 
 
@@ -353,8 +354,8 @@ def test_the_state_is_of_plain_types(speech):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"text_tokenizer": "t2"}, "tokenizers: .* has t1, .* has t2"),
-        ({"speech_tokenizer": "c2"}, "codecs: .* has c1, .* has c2"),
+        ({"text_tokenizer": "t2"}, "text tokenizers: .* has t1, .* has t2"),
+        ({"speech_tokenizer": "c2"}, "speech tokenizers: .* has c1, .* has c2"),
         ({"format": FORMAT.to_dict() | {"end_id": 8}}, "formats"),
     ],
 )
@@ -367,8 +368,9 @@ def test_sources_that_mean_another_thing_by_a_row_are_refused(tmp_path, speech, 
 
 
 def test_text_without_a_codec_goes_with_any(tmp_path, speech):
-    form = FORMAT.to_dict() | {"audio_vocab_size": 1152, "eosp_token_id": 1024}
-    text = write(tmp_path / "text", random_documents("t", 30, 1, top=V), kind="text", speech_tokenizer=None, format=form)
+    row_format = FORMAT.to_dict() | {"audio_vocab_size": 1152, "eosp_token_id": 1024}
+    meta = {"kind": "text", "speech_tokenizer": None, "format": row_format}
+    text = write(tmp_path / "text", random_documents("t", 30, 1, top=V), **meta)
     data = ready(
         MixtureDataModule, parts=[TextDataModule(train=[text]), InterleavedDataModule(train=[speech])]
     )
@@ -393,7 +395,7 @@ def test_damaged_shards_are_named_in_skipped(tmp_path):
 def test_packs_lie_beside_the_shards_and_are_taken_again(tmp_path, speech, monkeypatch):
     first = ready(train=[speech])
     (kept,) = (tmp_path / "speech/packs").iterdir()
-    monkeypatch.setattr("lit_moss.data.token_data.pack", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr("lit_moss.data.packed_documents.pack", lambda *_: pytest.fail("packed again"))
     assert ready(train=[speech]).fingerprints() == first.fingerprints()
     monkeypatch.undo()
     kept.write_bytes(b"")
@@ -435,8 +437,8 @@ def made(tmp_path, monkeypatch):
 
     calls = []
 
-    def make(kind, sources, part, backbone, codec, out=None, options=None):
-        calls.append((kind, list(sources), part, backbone, codec, options))
+    def make(kind, sources, part, backbone, speech_tokenizer, out=None, options=None, log_mel=None):
+        calls.append((kind, list(sources), part, backbone, speech_tokenizer, options))
         folder = tmp_path / f"made{len(calls)}"
         write(folder, random_documents("m", 20, len(calls)), kind=kind)
         return folder
@@ -447,8 +449,8 @@ def made(tmp_path, monkeypatch):
 
 def test_what_is_no_folder_is_made_into_documents_once(made):
     data = InterleavedDataModule(
-        train=["a.jsonl"], validation=["embedded:x"], backbone="b", speech_tokenizer="c", context=64, heldout_items=0,
-        speech_share=0.7, document_seed=3, seed=9,
+        train=["a.jsonl"], validation=["embedded:x"], backbone="b", speech_tokenizer="c", context=64,
+        heldout_items=0, speech_share=0.7, document_seed=3, seed=9,
     )  # fmt: skip
     for _ in range(2):  # the command line prepares first, the trainer again
         data.prepare_data()
@@ -495,7 +497,7 @@ def test_a_mixtures_parts_take_its_backbone_and_codec(made):
         (MixtureDataModule, {"parts": []}, "0 parts"),
         (MixtureDataModule, {"parts": [TextDataModule()], "epochs": [1.0, 2.0]}, "1 parts"),
         (MixtureDataModule, {"parts": [TextDataModule()], "epochs": [0.0]}, "above 0"),
-        (MixtureDataModule, {"parts": [TextDataModule()], "train": ["x"]}, "stand in its parts"),
+        (MixtureDataModule, {"parts": [TextDataModule()], "train": ["x"]}, "belong into its parts"),
         (MixtureDataModule, {"parts": [MixtureDataModule([TextDataModule()])]}, "outer one"),
     ],
 )
