@@ -10,8 +10,8 @@ Shapes: B items, N codes, T mel frames (= 4 N), M mel bands, S values of a speak
 import hashlib
 import os
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,49 +32,15 @@ from lit_moss.codec.encoder import fingerprint
 from lit_moss.codec.speaker import SpeakerEncoder, open_speaker, speaker_fingerprint
 from lit_moss.codec.tokenizer import SpeechTokenizer
 from lit_moss.corpora.manifest import Utterance
+from lit_moss.data.batches import DecoderBatch
 from lit_moss.data.order import SampleKey
-from lit_moss.data.speech_data import SpeechDataModule, _SpeechSet
+from lit_moss.data.speech_data import SpeechDataModule, SpeechSet
 from lit_moss.errors import UserError
 
 RATIO = rates.FRAMES_PER_CODE_DECODER
 PART = 2000  # utterances of a file in the cache
 # One code; the mel's reflected edges need 720.
 SHORTEST_SAMPLES = rates.DECODER_SAMPLES_PER_CODE
-
-
-@dataclass
-class DecoderBatch:
-    """One batch of codes with their mel.
-
-    Args:
-        codes_BN: int64 (B, N), zero-padded.
-        lengths_B: Codes of each item, int64 (B,).
-        mel_BMT: Natural-log mel, float32 (B, 80, 4 N), zero-padded.
-        speaker_BS: Speaker vectors, float32 (B, S); zeros where there is no encoder.
-        ids: Names of the utterances.
-        skipped: Utterances that could not be read: `path: reason`.
-        lengths: `lengths_B` as plain numbers, taken from it if not given: asking a GPU would wait for it.
-    """
-
-    codes_BN: Tensor
-    lengths_B: Tensor
-    mel_BMT: Tensor
-    speaker_BS: Tensor
-    ids: list[str]
-    skipped: list[str] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not self.lengths:
-            self.lengths = self.lengths_B.tolist()
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def audio_sec(self) -> float:
-        """Seconds of audio, padding not counted."""
-        return sum(self.lengths) * rates.SECONDS_PER_CODE
 
 
 @dataclass(frozen=True)
@@ -169,9 +135,8 @@ class DecoderDataModule(SpeechDataModule):
         mel_M = torch.cat([item[2] for item in read], dim=1).mean(dim=1)
         return mel_M, torch.stack([item[3] for item in read]).mean(dim=0)
 
-    @staticmethod
-    def _collate(items: list[Any]) -> DecoderBatch:
-        return collate(items)
+    def collate_function(self) -> Callable[[list[Any]], Any]:
+        return collate
 
     def fingerprints(self) -> dict[str, str]:
         return super().fingerprints() | {"speech_tokenizer": self.frozen.fingerprint}
@@ -253,7 +218,7 @@ class Frozen:
         partial.replace(path)
 
 
-class _DecoderSet(_SpeechSet):
+class _DecoderSet(SpeechSet):
     """Utterances by sample key: codes, mel and speaker vector, or a reason."""
 
     def __init__(
