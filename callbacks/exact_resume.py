@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from callbacks.learning_rate import set_rates
+from lit_moss.contracts import ordered_data
 from lit_moss.errors import UserError
 from lit_moss.runs.tracking import Tracker
 
@@ -117,9 +118,9 @@ class ExactResume(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        if datamodule is not None and hasattr(datamodule, "next_batch"):
-            datamodule.next_batch += trainer.world_size
+        data = ordered_data(trainer)
+        if data is not None:
+            data.advance(trainer.world_size)
 
 
 def _groups(trainer: Trainer) -> list[dict[str, Any]]:

@@ -64,6 +64,10 @@ class OrderedData(Protocol):
         """What the data is and in which order it comes, for a run's record and for a resume."""
         ...
 
+    def advance(self, ranks: int) -> None:
+        """Counts one training micro-batch on each of `ranks` ranks as consumed."""
+        ...
+
 
 @runtime_checkable
 class SpeechData(OrderedData, Protocol):
