@@ -2,7 +2,7 @@
 
     order (seed) ── keys of batch n ── rank r of R takes n = next_batch + r, next_batch + r + R, …
                                                             │
-                     ExactResume calls advance(R) after every micro-batch; the checkpoint holds next_batch
+                     ExactResume calls advance(R) after every micro-batch; next_batch is in the checkpoint
 
 Neither the number of loader processes nor a resume changes which batch comes next. A subclass says what the
 items are and in which order they come; loaders, ranks and the state of a checkpoint are the same for all.
@@ -111,9 +111,9 @@ class OrderedDataModule(LightningDataModule, ABC):
 
     # --- resume ---------------------------------------------------------------------------------------------
 
-    def advance(self, ranks: int) -> None:
-        """Counts one training micro-batch on each of `ranks` ranks as consumed."""
-        self.next_batch += ranks
+    def advance(self, batches: int) -> None:
+        """Counts training micro-batches as consumed: each step of all ranks consumes one per rank."""
+        self.next_batch += batches
 
     def state_dict(self) -> dict[str, Any]:
         return {

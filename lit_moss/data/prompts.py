@@ -52,10 +52,7 @@ class PromptDataModule(LightningDataModule):
 
     Attributes:
         tokenizer: The text tokenizer; set by `setup`.
-        format: Format of the rows; set by `setup`.
     """
-
-    format: RowFormat
 
     def __init__(
         self,
@@ -73,6 +70,13 @@ class PromptDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.tokenizer: Any = None
         self._speech_tokenizer: SpeechTokenizer | None = None
+        self._format: RowFormat | None = None
+
+    @property
+    def format(self) -> RowFormat:
+        """Format of the rows; known after `setup`."""
+        assert self._format is not None, "call setup first"
+        return self._format
 
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of both tokenizers, to be compared with those of the checkpoint's documents."""
@@ -95,7 +99,7 @@ class PromptDataModule(LightningDataModule):
         self.tokenizer = load_text_tokenizer(self.backbone)
         self._speech_tokenizer = open_tokenizer(self.speech_tokenizer, self.log_mel)
         size = self._speech_tokenizer.config.quantize_vocab_size
-        self.format = row_format(self.tokenizer, audio_vocab_for(size), eosp=size)
+        self._format = row_format(self.tokenizer, audio_vocab_for(size), eosp=size)
 
     def predict_dataloader(self) -> PlainLoader:
         prompts = [prompt for name in self.prompts for prompt in self._read(Path(name))]

@@ -52,12 +52,10 @@ class TokenDataModule(OrderedDataModule):
             continues where the first one, with the same data and seed, stopped.
 
     Attributes:
-        format: Format of the documents' rows; set by `setup`.
         left_out: Documents longer than the context, or without a target; set by `setup`.
     """
 
     kind: str = "interleaved"
-    format: RowFormat
 
     def __init__(
         self,
@@ -97,6 +95,7 @@ class TokenDataModule(OrderedDataModule):
         self.epochs: list[float] = []  # how often a round of the order contains each source
         self.order: PackOrder | None = None
         self._validation: list[PackedDocuments] = []
+        self._format: RowFormat | None = None
         self._folders: dict[tuple[str, str], Path] = {}  # folders of documents by entry and part
 
     def connect(
@@ -179,7 +178,7 @@ class TokenDataModule(OrderedDataModule):
         check_same_tokenizers(every)
         # Documents made without a speech tokenizer do not know its number of codes.
         spoken = [s for s in every if s.documents.meta.get("speech_tokenizer")]
-        self.format = (spoken or every)[0].documents.format
+        self._format = (spoken or every)[0].documents.format
 
     @rank_zero_only
     def _log_contents(self, order: PackOrder) -> None:
@@ -196,6 +195,12 @@ class TokenDataModule(OrderedDataModule):
         )
 
     # --- what the data is -----------------------------------------------------------------------------------
+
+    @property
+    def format(self) -> RowFormat:
+        """Format of the documents' rows; known after `setup`."""
+        assert self._format is not None, "call setup first"
+        return self._format
 
     @property
     def fill_rate(self) -> float:

@@ -70,7 +70,7 @@ def read(kind, path):
 
     if kind == "prompt":
         data = PromptDataModule([str(path)], str(backbone_folder(path.parent / "b")), "none")
-        data.tokenizer, data.format = _tokenizer(path.parent / "b")
+        data.tokenizer, data._format = _tokenizer(path.parent / "b")
         return data.predict_dataloader()
     readers = {"manifest": read_manifest, "conversation": read_conversations, "codes": read_lines}
     return readers.get(kind, lambda p: list(read_texts(p)))(path)
