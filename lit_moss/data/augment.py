@@ -58,13 +58,3 @@ def apply_spec_masks(
 def change_speed(wave_T: Tensor, factor: float) -> Tensor:
     """Changes speed and pitch by `factor`, by resampling: (T,) -> (about T / factor,)."""
     return resample(wave_T, round(rates.TOKENIZER_RATE_HZ * factor), rates.TOKENIZER_RATE_HZ)
-
-
-def pad_to_codes(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Zero-pads to the longest, rounded up to whole codes: float (B, T), and samples int64 (B,)."""
-    samples_B = torch.tensor([len(wave) for wave in waves], dtype=torch.long)
-    longest = rates.codes_of_samples(int(samples_B.max())) * rates.SAMPLES_PER_CODE if len(waves) else 0
-    wave_BT = torch.zeros(len(waves), longest)
-    for row, wave in zip(wave_BT, waves, strict=True):
-        row[: len(wave)] = wave
-    return wave_BT, samples_B

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lit_moss.corpora.conversations import ROLES
 from lit_moss.data.interleave import text_ids
 from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat
 
 Modality = Literal["text", "speech"]
-ROLES = ("system", "user", "assistant")
 # Pair -> modality of the user's turns and of the replies.
 PAIRS: dict[str, tuple[Modality, Modality]] = {
     f"{user}-{reply}": (user, reply)

@@ -80,7 +80,7 @@ class PromptDataModule(LightningDataModule):
 
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of both tokenizers, to be compared with those of the checkpoint's documents."""
-        from lit_moss.hub.kmeans import speech_tokenizer_fingerprint
+        from lit_moss.hub import speech_tokenizer_fingerprint
         from lit_moss.llm.backbone import text_tokenizer_fingerprint
 
         return {
@@ -89,7 +89,7 @@ class PromptDataModule(LightningDataModule):
         }
 
     def setup(self, stage: str) -> None:
-        from lit_moss.hub.kmeans import open_tokenizer
+        from lit_moss.hub import open_tokenizer
         from lit_moss.llm.backbone import load_text_tokenizer, row_format
 
         if self._speech_tokenizer is not None:

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lit_moss.audio import rates
-from lit_moss.data.augment import apply_spec_masks, change_speed, pad_to_codes, spec_masks
+from lit_moss.audio.waves import pad_to_codes
+from lit_moss.data.augment import apply_spec_masks, change_speed, spec_masks
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -12,7 +12,7 @@ import torch
 from lit_moss.audio.features import CausalLogMel, whisper_log_mel
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.errors import UserError
-from lit_moss.hub.kmeans import open_tokenizer, speech_tokenizer_fingerprint
+from lit_moss.hub import open_tokenizer, speech_tokenizer_fingerprint
 
 CODE = 1280
 
