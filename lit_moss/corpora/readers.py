@@ -238,7 +238,9 @@ def _load_dataset(corpus: Corpus) -> tuple[Any, dict[str, str]]:
         why = f"dataset {corpus.source} could not be loaded ({_brief(error)})"
         raise UserError(f"{why}: check its name, --subset and --split") from error
     if split not in splits:
-        raise UserError(f"no split {split!r} in {corpus.source}: give --split, one of {', '.join(splits)}")
+        raise UserError(
+            f"no split {split!r} in {corpus.source}: give --split, one of {', '.join(map(str, splits))}"
+        )
     columns = _columns(corpus, splits[split].column_names)
     _check_types(columns, splits[split].features)
     dataset = splits[split].select_columns(list(dict.fromkeys(columns.values())))

@@ -99,7 +99,15 @@ def test_the_fingerprint_is_of_weights_and_settings(folder, tmp_path, tiny_encod
 def test_prepare_codec_makes_one_for_speech_of_ones_own(corpus, speech, tmp_path, capsys):
     from lit_moss.cli.main import main
 
-    words = ["prepare", "kmeans-tokenizer", str(corpus / "train.jsonl"), "--out", str(tmp_path / "own"), "--codes", "32"]
+    words = [
+        "prepare",
+        "kmeans-tokenizer",
+        str(corpus / "train.jsonl"),
+        "--out",
+        str(tmp_path / "own"),
+        "--codes",
+        "32",
+    ]
     assert main(words) == 0
     assert speech_tokenizer_fingerprint(str(tmp_path / "own")) in capsys.readouterr().out
     assert int(open_tokenizer(str(tmp_path / "own")).encode(speech[0], 16_000).max()) < 32
