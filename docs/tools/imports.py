@@ -73,7 +73,7 @@ def imports_of(root: Path = ROOT) -> list[Import]:
     modules = modules_of(root)
     first: dict[tuple[str, str, str], int] = {}
     for name, path in modules.items():
-        for target, kind, line in _references(path, name):
+        for target, kind, line in references(path, name):
             module = _module(target, modules)
             if module is not None and module != name:
                 first.setdefault((name, module, kind), line)
@@ -81,7 +81,7 @@ def imports_of(root: Path = ROOT) -> list[Import]:
 
 
 @lru_cache(maxsize=1000)
-def _references(path: Path, module: str) -> tuple[tuple[str, str, int], ...]:
+def references(path: Path, module: str) -> tuple[tuple[str, str, int], ...]:
     """(dotted name, kind, line) of whatever a file may import, ours or not."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     return tuple(_references_of(tree, module, path.name == "__init__.py"))
@@ -194,7 +194,7 @@ def outside_imports(root: Path = ROOT, below: bool = False) -> dict[str, set[str
     """
     own = {}
     for name, path in modules_of(root).items():
-        imported = (dotted for dotted, kind, _ in _references(path, name) if kind == "import")
+        imported = (dotted for dotted, kind, _ in references(path, name) if kind == "import")
         own[name] = {dotted.partition(".")[0] for dotted in imported} - set(TOP_LEVEL)
     if not below:
         return own
