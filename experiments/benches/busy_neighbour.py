@@ -20,6 +20,8 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_moss.data import TokenBatch
+
 SETTINGS: dict[str, dict[str, str]] = {
     # Empty: GNU OpenMP ignores it, and lit_moss takes it for a setting of the user's.
     "default": {"GOMP_SPINCOUNT": ""},
@@ -40,7 +42,7 @@ class StepTimes(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        rows = batch.real_rows if hasattr(batch, "real_rows") else len(batch.ids)
+        rows = batch.real_rows if isinstance(batch, TokenBatch) else len(batch.ids)
         self._done.append((rows, time.monotonic()))
         self.path.write_text(json.dumps(self._done))
 
