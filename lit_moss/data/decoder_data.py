@@ -7,8 +7,7 @@ the cache (see `lit_moss.hub.recordings`). Order, buckets, unreadable files and 
 Shapes: B items, N codes, T mel frames (= 4 N), M mel bands, S values of a speaker vector.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,49 +19,15 @@ from lit_moss.audio import io, rates
 from lit_moss.audio.features import decoder_mel, resample
 from lit_moss.codec.codec import trimmed
 from lit_moss.corpora.manifest import Utterance
+from lit_moss.data.batches import DecoderBatch
 from lit_moss.data.order import SampleKey
-from lit_moss.data.speech_data import SpeechDataModule, _SpeechSet
+from lit_moss.data.speech_data import SpeechDataModule, SpeechSet
 from lit_moss.errors import UserError
 from lit_moss.hub.speech_parts import CodedRecording, SpeechParts
 
 RATIO = rates.FRAMES_PER_CODE_DECODER
 # One code; the mel's reflected edges need 720 samples.
 SHORTEST_SAMPLES = rates.DECODER_SAMPLES_PER_CODE
-
-
-@dataclass
-class DecoderBatch:
-    """One batch of codes with their mel.
-
-    Args:
-        codes_BN: int64 (B, N), zero-padded.
-        lengths_B: Codes of each item, int64 (B,).
-        mel_BMT: Natural-log mel, float32 (B, 80, 4 N), zero-padded.
-        speaker_BS: Speaker vectors, float32 (B, S); zeros where there is no encoder.
-        ids: Names of the utterances.
-        skipped: Utterances that could not be read: `path: reason`.
-        lengths: `lengths_B` as plain numbers, taken from it if not given: asking a GPU would wait for it.
-    """
-
-    codes_BN: Tensor
-    lengths_B: Tensor
-    mel_BMT: Tensor
-    speaker_BS: Tensor
-    ids: list[str]
-    skipped: list[str] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not self.lengths:
-            self.lengths = self.lengths_B.tolist()
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def audio_sec(self) -> float:
-        """Seconds of audio, padding not counted."""
-        return sum(self.lengths) * rates.SECONDS_PER_CODE
 
 
 class DecoderDataModule(SpeechDataModule):
@@ -147,9 +112,8 @@ class DecoderDataModule(SpeechDataModule):
         mel_M = torch.cat([item[2] for item in readable], dim=1).mean(dim=1)
         return mel_M, torch.stack([item[3] for item in readable]).mean(dim=0)
 
-    @staticmethod
-    def _collate(items: list[Any]) -> DecoderBatch:
-        return collate(items)
+    def collate_function(self) -> Callable[[list[Any]], Any]:
+        return collate
 
     def fingerprints(self) -> dict[str, str]:
         return super().fingerprints() | self.frozen.fingerprints
@@ -167,7 +131,7 @@ class DecoderDataModule(SpeechDataModule):
         super().load_state_dict(state_dict)
 
 
-class _DecoderSet(_SpeechSet):
+class _DecoderSet(SpeechSet):
     """Utterances by sample key: codes, mel and speaker vector, or why there are none."""
 
     def __init__(

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, Metric
 from lit_moss.audio import rates
 from lit_moss.codec import flow_matching
 from lit_moss.codec.flow import Flow, FlowConfig, Prompt
-from lit_moss.data.decoder_data import DecoderBatch
+from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 
