@@ -10,6 +10,7 @@ import torch
 from decoders import made_up_codec
 from lm_recipe import backbone_folder
 
+from lit_moss.audio import io
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.corpora.manifest import read_manifest
 from lit_moss.data import DecoderDataModule
@@ -76,6 +77,17 @@ def test_documents_take_the_codes_of_the_decoders_data(manifest, tmp_path, encod
     assert sum(encoded) == 7
     documents(manifest, codec, tmp_path)
     assert sum(encoded) == 8  # the short one
+
+
+def test_codes_do_not_depend_on_what_is_encoded_with_them(manifest, tmp_path):
+    codec = str(made_up_codec(tmp_path / "codec"))
+    utterances, tokenizer = read_manifest(manifest), NamedTokenizer(codec)
+    found = encode_utterances(utterances, tokenizer)
+    one_by_one = [tokenizer.opened.encode(io.read(u.audio, RATE_HZ), RATE_HZ).tolist() for u in utterances]
+    assert found.codes == one_by_one
+    assert encode_utterances(utterances, tokenizer) == found  # from the cache
+    assert encode_utterances(utterances[::-1], tokenizer).codes == found.codes[::-1]
+    assert encode_utterances([], tokenizer).codes == []
 
 
 def test_other_features_are_other_codes(manifest, tmp_path, encoded):
