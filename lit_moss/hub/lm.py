@@ -43,12 +43,12 @@ def _backbone_of(path: Path, checkpoint: dict[str, Any]) -> str:
     """Name of the backbone, from the checkpoint's record of frozen weights or its run's configuration."""
     if frozen := checkpoint.get("frozen"):
         return frozen["backbone"]
-    import yaml
+    from lit_moss.runs.folder import RunFolder
 
-    config = path.absolute().parents[1] / "config.yaml"
-    if not config.is_file():
+    run = RunFolder.of_checkpoint(path)
+    if run is None or not run.config_file.is_file():
         raise UserError(
             f"{path} does not state its backbone and is not in its run's folder: give the run's folder, or "
             "put the file back into its checkpoints/"
         )
-    return yaml.safe_load(config.read_text())["model"]["init_args"]["backbone"]
+    return run.config()["model"]["init_args"]["backbone"]
