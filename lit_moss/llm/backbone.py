@@ -17,7 +17,7 @@ import torch
 
 from lit_moss import assets
 from lit_moss.errors import UserError
-from lit_moss.llm.released import first_line, refuse_pointer
+from lit_moss.llm.folders import first_line, refuse_pointer
 from lit_moss.llm.rows import RowFormat, default_eosp
 
 SMOLLM2 = "embedded:smollm2-135m"

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from lit_moss.errors import UserError
-from lit_moss.llm.released import first_line, read_json
+from lit_moss.llm.folders import first_line, read_json
 from lit_moss.llm.rows import RowFormat
 
 MODEL_TYPE = "moss_speech"
