@@ -21,7 +21,7 @@ _OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpa
 
 
 def refuse_pointer(file: Path) -> None:
-    """A file that `git clone` left as a Git-LFS pointer is text of three lines.
+    """Refuses a file that `git clone` left as a Git-LFS pointer, a text of three lines.
 
     Raises:
         UserError: if it is one.
@@ -37,7 +37,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Fields of a JSON file.
 
     Raises:
-        UserError: if it is missing, a Git-LFS pointer, or no JSON object.
+        UserError: if it is missing, a Git-LFS pointer, or not a JSON object.
     """
     if not file.is_file():
         raise UserError(f"no {file}: expected a folder of a Hugging Face model, with its {file.name}")
@@ -73,7 +73,7 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Safetensors of a model's folder, all of them there: one file, or those that an index names.
+    """Safetensors of a model's folder: one file, or those that an index names.
 
     Raises:
         UserError: if there are none, one is missing, or is a Git-LFS pointer.
@@ -113,33 +113,32 @@ def _no_weights(folder: Path) -> UserError:
             "`save_pretrained`) and give that folder"
         )
     others = sorted(f.name for f in folder.iterdir() if f.suffix in _OTHER_FORMATS)
-    found = (
-        f"found {', '.join(others[:3])}{' …' if len(others) > 3 else ''}" if others else "no weights at all"
-    )
+    more = " …" if len(others) > 3 else ""
+    weights = f"found {', '.join(others[:3])}{more}" if others else "no weights at all"
     return UserError(
-        f"{folder} has neither {WEIGHTS} nor {INDEX} ({found}): other formats are not read, and nothing is "
+        f"{folder} has neither {WEIGHTS} nor {INDEX} ({weights}): other formats are not read, and nothing is "
         "unpickled; save the model as safetensors (transformers' `save_pretrained`)"
     )
 
 
 def open_tensors(files: Iterable[Path]) -> dict[str, Any]:
-    """Name -> slice of every tensor; nothing is read before the slice is (`[:]`, `get_shape()`).
+    """Name -> slice of every tensor; values are read when the slice is indexed (`[...]`).
 
     Raises:
         UserError: if a file is damaged.
     """
-    found: dict[str, Any] = {}
+    slices: dict[str, Any] = {}
     for file in files:
         try:
             opened: Any = safe_open(file, framework="pt", device="cpu")
-            found |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            slices |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is damaged ({first_line(error)}): get it again") from error
-    return found
+    return slices
 
 
 def refuse_other_dtypes(folder: Path, tensors: dict[str, Any], own: dict[str, torch.Tensor]) -> None:
-    """Whole numbers and 8-bit floats mean nothing without the scales that a quantization puts beside them.
+    """Refuses integers and 8-bit floats, which mean nothing without the scales of their quantization.
 
     Args:
         folder: For the message.
@@ -147,7 +146,7 @@ def refuse_other_dtypes(folder: Path, tensors: dict[str, Any], own: dict[str, to
         own: The model's, also on the meta device.
 
     Raises:
-        UserError: if a tensor that the model has as floats is stored otherwise.
+        UserError: if a tensor of floats is stored in such a dtype.
     """
     for name in sorted(own.keys() & tensors.keys()):
         dtype = tensors[name].get_dtype()
@@ -159,6 +158,6 @@ def refuse_other_dtypes(folder: Path, tensors: dict[str, Any], own: dict[str, to
 
 
 def first_line(error: object) -> str:
-    """What an error says, in short."""
+    """The first line of an error's message, at most 200 characters."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__

@@ -15,8 +15,7 @@ Shapes: B sequences, L rows, N target rows, D width, V ids of a head.
 """
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,47 +32,8 @@ from lit_moss.llm.check import check_backbone
 from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.layers import own_layer, own_norm
 from lit_moss.llm.layout import Layout
-from lit_moss.llm.losses import Head, HeadLoss
+from lit_moss.llm.losses import Head, HeadLoss, SplitLoss, SplitOutput
 from lit_moss.llm.rows import RowFormat
-
-
-@dataclass
-class SplitOutput:
-    """Logits of the next row.
-
-    Args:
-        text_logits: (B, L, V_text).
-        speech_logits: (B, L, V_audio).
-    """
-
-    text_logits: Tensor
-    speech_logits: Tensor
-
-
-@dataclass
-class SplitLoss:
-    """Loss of a batch and its parts; every target counts once unless the weights say otherwise.
-
-    Args:
-        total: (w_text x sum over text targets + w_speech x sum over speech targets) / number of targets; ()
-            float32.
-        text: Mean over the text targets in nats, 0 where there are none; ().
-        speech: The same for the speech targets.
-        text_count: Text targets, int64 ().
-        speech_count: Speech targets, int64 ().
-        text_correct: Text targets that were the head's first choice, int64 ().
-        speech_correct: The same for the speech targets.
-        nll_BL: -log p of every target row, at the row itself, 0 elsewhere; no gradient; (B, L).
-    """
-
-    total: Tensor
-    text: Tensor
-    speech: Tensor
-    text_count: Tensor
-    speech_count: Tensor
-    text_correct: Tensor
-    speech_correct: Tensor
-    nll_BL: Tensor
 
 
 class SplitModel(nn.Module):
@@ -346,6 +306,10 @@ class SplitLM(nn.Module):
     ) -> SplitLoss:
         """Cross-entropy of the next row, each head over its own targets alone; arguments as of `forward`."""
         return self(rows, document_ids, loss_mask, with_loss=True)
+
+    def words(self, rows: Sequence[int]) -> list[int]:
+        """The text ids among rows, without those that end a generation."""
+        return [row for row in rows if row < self.format.text_vocab_size and row not in self.stop_ids]
 
     def generate(self, rows: Any, modality: Modality | None = None, **options: Any) -> Any:
         """New rows after a prompt, see `lit_moss.llm.generate.generate`."""

@@ -130,10 +130,10 @@ def _format_of_config(config: PretrainedConfig, audio_vocab_size: int) -> RowFor
 def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> nn.Module:
     """A backbone with a folder's weights, on the CPU.
 
-    transformers' `from_pretrained` takes a device context, such as Lightning's, for a device map, which needs
-    accelerate, and starts missing tensors at random. So the model is made on the meta device, and the tensors
-    are put into it by the functions that `from_pretrained` uses: they know which kinds keep them otherwise on
-    disk (experts one by one, fused projections).
+    transformers' `from_pretrained` treats a device context, such as Lightning's, as a device map, which needs
+    accelerate, and initialises missing tensors at random. So the model is made on the meta device, and the
+    tensors are put into it by the functions that `from_pretrained` uses: they convert kinds that are stored
+    differently on disk (experts one by one, fused projections).
 
     Args:
         folder: With safetensors.
@@ -159,22 +159,22 @@ def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) ->
             dtype=dtype,
             dtype_plan=model._get_dtype_plan(dtype),
             weight_mapping=conversions,
-            ignore_mismatched_sizes=True,  # ours to refuse
+            ignore_mismatched_sizes=True,  # refused below
         )
         info, _ = convert_and_load_state_dict_in_model(model=model, state_dict=tensors, load_config=loading)
         _refuse_misfits(folder, model, info)
-        info.unexpected_keys.clear()  # no report of what is beside the model
+        info.unexpected_keys.clear()  # no report of tensors outside the model
         model._finalize_model_loading(model, loading, info)
         for parameter in model.parameters():
-            # A fused projection that was cut apart: pieces of one tensor cannot be saved.
+            # Parts of a fused projection share one tensor, which cannot be saved.
             if parameter.untyped_storage().nbytes() > parameter.nbytes:
                 parameter.data = parameter.data.clone()
     return model
 
 
 def fill_buffers(model: nn.Module, config: PretrainedConfig) -> None:
-    """Computes the buffers that no file holds and that are still on the meta device, such as Gemma's scale of
-    embeddings, as transformers does for a model that it reads.
+    """Computes the buffers that are in no file and still on the meta device, such as Gemma's scale of
+    embeddings, as transformers does when it reads a model.
 
     Raises:
         UserError: if transformers gives a buffer no value.
@@ -239,17 +239,17 @@ def _refuse_misfits(folder: Path, model: Any, info: Any) -> None:
         )
 
 
-def _other_prefix(missing: set[str], found: set[str]) -> str:
-    """What stands before the names in the folder, e.g. PEFT's `base_model.model.`."""
+def _other_prefix(missing: set[str], unexpected: set[str]) -> str:
+    """The prefix of the names in the folder, e.g. PEFT's `base_model.model.`, in parentheses; "" without."""
     for name in sorted(missing):
-        for other in sorted(found):
+        for other in sorted(unexpected):
             if other.endswith("." + name):
                 return f" (found as {other})"
     return ""
 
 
 def _first(names: set[str]) -> str:
-    """The first in the order of a reader: layer 2 before layer 10."""
+    """The first in natural order: layer 2 before layer 10."""
     return min(names, key=lambda n: [(int(p), "") if p.isdigit() else (-1, p) for p in n.split(".")])
 
 

@@ -88,12 +88,11 @@ def weights_of_shards(folder):
     # One process takes the weights over.
     from lit_moss.data.documents import read_documents
     from lit_moss.llm import SplitLM
-    from lit_moss.modules import SplitLLM
-    from lit_moss.modules.split_llm import model_of_run
+    from lit_moss.modules.split_llm import load_stage, model_of_run
 
     form = read_documents(folder / "interleaved-train").format
     lm = SplitLM.from_backbone(folder / "backbone", 1, 128, row_format=form)
-    SplitLLM._load_stage(lm, str(parts))
+    load_stage(lm, str(parts))
     wanted = {k.removeprefix("lm."): v for k, v in ours.items()}
     assert all(torch.equal(v, wanted[k]) for k, v in lm.state_dict().items())
 
