@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
+from lit_moss.llm.branches import Modality
 from lit_moss.llm.similarity import (
     Alignment,
     LayerMeans,
@@ -129,7 +130,7 @@ def measure(lm: SplitLM, given: Sequence[Sample]) -> tuple[list[Alignment], list
     return raw, centred
 
 
-def _states(lm: SplitLM, rows_L: Tensor, modality: str) -> Tensor:
+def _states(lm: SplitLM, rows_L: Tensor, modality: Modality) -> Tensor:
     """Hidden states on the model's device, by bfloat16 products."""
     device = next(lm.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):

@@ -79,7 +79,7 @@ def recipe(kind: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         },
     }
     changes: dict[str, Any] = {
-        "model.init_args.first_validation": False,
+        "first_validation": False,
         "trainer.max_steps": steps,
         "trainer.val_check_interval": steps,
         "trainer.callbacks.Checkpoint.init_args.every_n_steps": steps,

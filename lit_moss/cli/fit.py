@@ -23,7 +23,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from callbacks.exact_resume import ExactResume
+from callbacks.first_validation import FirstValidation
 from lit_moss.errors import UserError
+from lit_moss.modules.steps import StepModule
 from lit_moss.runs import ranks
 from lit_moss.runs.checkpoints import (
     AtomicCheckpointIO,
@@ -76,6 +78,7 @@ def _quiet() -> None:
 _ONLY_AT_START = (
     "name", "run_root", "run_name", "seed_everything", "model.init_args.init_from",
     "model.init_args.start_from_data", "model.init_args.init_codes", "data.init_args.first_batch",
+    "first_validation",
 )  # fmt: skip
 
 
@@ -145,9 +148,10 @@ class _Result(Callback):
             "stopped": early if ended and not finished else None,
             "run_id": trainer.logger.run_id,
             "metrics": metrics,
-            # Of all validations; one repeated after a resume gives the same values again.
-            "lowest": _extremes(min, before.get("lowest", {}), metrics),
-            "highest": _extremes(max, before.get("highest", {}), metrics),
+            # Of all validations but one before the first step; one repeated after a resume gives the same
+            # values again.
+            "lowest": _extremes(min, before.get("lowest", {}), metrics if trainer.global_step else {}),
+            "highest": _extremes(max, before.get("highest", {}), metrics if trainer.global_step else {}),
         })  # fmt: skip
 
 
@@ -199,6 +203,12 @@ class MossCLI(LightningCLI):
         parser.add_argument("--run_root", type=str, default="runs", help="Folder of all runs' files.")
         parser.add_argument("--run_name", type=str | None, default=None,
                             help="Folder of this run below that name; the time, if not given.")  # fmt: skip
+        parser.add_argument(
+            "--first_validation",
+            type=bool,
+            default=True,
+            help="Validate a language model before its first step too, so that curves start at step 0.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         _check_yaml_files(args)
@@ -239,6 +249,9 @@ class MossCLI(LightningCLI):
             callbacks = _as_list(config.get("callbacks"))
             if not any(isinstance(callback, ExactResume) for callback in callbacks):
                 callbacks.append(ExactResume())  # without it the data would start again at the first batch
+            first = isinstance(self.model, StepModule) and self.model.validates_first
+            if first and self._get(self.config_init, "first_validation"):
+                callbacks.append(FirstValidation())
             kwargs["callbacks"] = [*_with_guard(callbacks), _Result(self._record_settings)]
             if config.get("logger") in (None, True):
                 self.tracker = self._make_tracker()
