@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-# Not typing's: up to Python 3.11 its isinstance evaluates properties, which may cost time or raise.
+# Its isinstance looks attributes up without computing properties, unlike `typing`'s before Python 3.12.
 from typing_extensions import Protocol, runtime_checkable
 
 from lit_moss.errors import UserError
@@ -61,6 +61,10 @@ class OrderedData(Protocol):
     @property
     def utterances(self) -> int:
         """Items of training and validation together."""
+        ...
+
+    def advance(self, batches: int) -> None:
+        """Counts micro-batches as consumed; called after each training batch, with the number of ranks."""
         ...
 
     def fingerprints(self) -> dict[str, str]:
@@ -160,6 +164,15 @@ class RateSchedule(Protocol):
 
     def rate(self, step: int, group: dict[str, Any]) -> float:
         """Rate of a parameter group at a step."""
+        ...
+
+
+@runtime_checkable
+class ResumeSettings(Protocol):
+    """A callback that gives a resumed run the settings of its configuration."""
+
+    def apply_settings(self, trainer: Trainer) -> None:
+        """Changes the optimizer's groups; a second call changes nothing."""
         ...
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lit_moss import contracts
 from lit_moss.contracts import TokenData
+from lit_moss.data.batches import TokenBatch
 from lit_moss.data.prompts import Prompt
-from lit_moss.data.token_data import TokenBatch
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM, stages
 from lit_moss.llm.heldout import HeldOut
