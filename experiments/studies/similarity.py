@@ -191,11 +191,11 @@ def load(
     Raises:
         UserError: where a saved model's folder names neither.
     """
-    from lit_moss.modules.split_llm import model_of_run
+    from lit_moss.hub.lm import open_lm
 
     if (source / "run.json").is_file():
         config = yaml.safe_load((source / "config.yaml").read_text())
-        lm = model_of_run(source)
+        lm = open_lm(source)
         backbone = backbone or config["model"]["init_args"]["backbone"]
         speech_tokenizer = speech_tokenizer or config["data"]["init_args"].get("speech_tokenizer")
         log_mel = log_mel or config["data"]["init_args"].get("log_mel")

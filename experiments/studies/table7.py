@@ -120,11 +120,11 @@ def measure(folder: Path) -> dict[str, float]:
     result = json.loads((folder / "result.json").read_text())
     kept = folder / f"other_text-{result['step']}.json"
     if not kept.exists():
+        from lit_moss.hub.lm import open_lm
         from lit_moss.llm.backbone import load_text_tokenizer
-        from lit_moss.modules.split_llm import model_of_run
 
         init = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
-        value = other_text_ppl(model_of_run(folder), load_text_tokenizer(init["backbone"]))
+        value = other_text_ppl(open_lm(folder), load_text_tokenizer(init["backbone"]))
         write_json(kept, {"other_text_ppl": value})
     return result["metrics"] | json.loads(kept.read_text())
 

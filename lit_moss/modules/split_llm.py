@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.parallel import check_strategy, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
 from lit_moss.modules.window import Window
-from lit_moss.runs.checkpoints import load_checkpoint, newest_checkpoint, newest_of_run
+from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -136,14 +135,9 @@ class SplitLLM(StepModule):
         if self.init_from and (Path(self.init_from) / "config.json").is_file():
             lm = SplitLM.from_pretrained(self.init_from, self.weights_dtype)
         else:
-            audio_vocab_size = row_format.audio_vocab_size
+            layers, size = self.num_modality_layers, row_format.audio_vocab_size
             lm = SplitLM.from_backbone(
-                self.backbone,
-                self.num_modality_layers,
-                audio_vocab_size,
-                self.joint,
-                self.weights_dtype,
-                row_format,
+                self.backbone, layers, size, self.joint, self.weights_dtype, row_format
             )
             if self.init_from:
                 load_stage(lm, self.init_from)
@@ -299,27 +293,8 @@ def load_stage(lm: SplitLM, source: str) -> None:
     Raises:
         UserError: if there is none, or it does not fit.
     """
-    if (Path(source) / "run.json").is_file():
-        source = str(newest_of_run(Path(source), "last", end=False))
-    elif any(Path(source).glob("*/run.json")):
-        source = str(newest_checkpoint(Path(source), "last", end=False))
-    if not Path(source).exists():
+    path = checkpoint_of(source, "last", end=False) or Path(source)
+    if not path.exists():
         raise UserError(f"model.init_from: no {source}, expected a checkpoint or a folder with config.json")
-    tensors = stages.take_over(lm, load_checkpoint(Path(source), mmap=True), source)
-    rank_zero_info(f"{source}: {tensors} tensors taken over")
-
-
-def model_of_run(run: Path) -> SplitLM:
-    """The model of a run's newest checkpoint, on the CPU, in eval mode.
-
-    Args:
-        run: The run's folder (RUN_ROOT/NAME/RUN_NAME).
-
-    Raises:
-        UserError: if there is no whole checkpoint, or its backbone is another than the run's.
-    """
-    newest = newest_of_run(run, "last")
-    if not isinstance(newest, Path):
-        raise UserError(f"{run} has no checkpoint yet: train further, or give another run")
-    backbone = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["backbone"]
-    return stages.model_of_checkpoint(load_checkpoint(newest, mmap=True), backbone, str(newest))
+    tensors = stages.take_over(lm, load_checkpoint(path, mmap=True), str(path))
+    rank_zero_info(f"{path}: {tensors} tensors loaded")
