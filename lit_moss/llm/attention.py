@@ -18,7 +18,7 @@ Shapes: B sequences, H heads, H_kv key-value heads, L rows, D width of a head.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +114,7 @@ def attend(
     """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return cast(Any, _outside_graphs)(query, key, value, kwargs["scaling"], segments), None
+    return _outside_graphs(query, key, value, kwargs["scaling"], segments), None
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -> Tensor:
@@ -131,7 +131,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     if segments.kind == "varlen":
         return _varlen(q, k, v, scale, segments)
-    return cast(Any, _Documents).apply(q, k, v, scale, segments.borders)
+    return _Documents.apply(q, k, v, scale, segments.borders)
 
 
 def _one_by_one(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -> Tensor:
@@ -199,7 +199,7 @@ def _places(borders: list[list[int]]) -> Iterator[tuple[slice, slice, slice]]:
 
 
 # Documents change with every batch: a graph of them would be compiled again each time.
-_outside_graphs = torch.compiler.disable(_packed)
+_outside_graphs: Any = torch.compiler.disable(_packed)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -> Tensor:
@@ -211,7 +211,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
     flat = [x.transpose(1, 2).reshape(B * L, -1, D) for x in (q, k, v)]
     offsets, longest = segments.offsets, segments.longest
     assert offsets is not None
-    attend_flat = cast(Any, varlen_attn)
+    attend_flat: Any = varlen_attn
     out = attend_flat(*flat, offsets, offsets, longest, longest, window_size=(-1, 0), scale=scale)
     return out.view(B, L, H, D)
 

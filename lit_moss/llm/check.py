@@ -30,8 +30,7 @@ _LENGTHS = (7, 12)  # rows of the two documents; windows shrink to 4
 _CACHED = 4
 _WORDS = 96
 _TOLERANCE = 1e-3  # of the logits' spread; equal kernels differ by 1e-6
-# Sizes of the copy, where a config has them: what only says how large something is, no option that changes
-# what is computed.
+# Sizes of the copy, where a config has them; only sizes, no options that change what is computed.
 _SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32, "ffn_hidden_size": 96, "num_experts": 4, "num_local_experts": 4,
@@ -43,7 +42,7 @@ _SIZES = {
 
 
 def check_parts(backbone: nn.Module, config: PretrainedConfig) -> None:
-    """Standard parts: what the split cuts and joins must be all there is.
+    """Checks that a backbone consists of the standard parts, which the split cuts and joins, and no others.
 
     Raises:
         UserError: if they are not.
@@ -63,7 +62,7 @@ def check_parts(backbone: nn.Module, config: PretrainedConfig) -> None:
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None):
-        kinds = {"sliding_attention"}  # Mistral says it so
+        kinds = {"sliding_attention"}  # as in configs of Mistral
     if kinds != {"full_attention"}:
         raise UserError(
             f"{config.model_type} with layers of {sorted(kinds)}: only full attention can be packed here"
@@ -147,7 +146,8 @@ def _compare(kind: str, what: str, logits: Iterable[Tensor], expected: Iterable[
         if not off <= _TOLERANCE * float(theirs.std()):
             _refuse(
                 kind,
-                f"computes otherwise than the split model: {what} (off by {off:.2g} in a small random copy)",
+                f"does not compute what the split model computes: {what} (off by {off:.2g} in a small random "
+                "copy)",
             )
 
 

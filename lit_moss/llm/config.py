@@ -41,8 +41,8 @@ class SplitConfig:
             )
         if self.joint and self.num_modality_layers:
             raise UserError(
-                f"joint (no split) with num_modality_layers {self.num_modality_layers}: a model without "
-                "tails has 0 of them"
+                f"joint (no split) with num_modality_layers {self.num_modality_layers}: expected 0, a model "
+                "without a split has no tails"
             )
 
     @property
@@ -85,7 +85,8 @@ class SplitConfig:
             "channels": 2,
             "tie_word_embeddings": False,
         }
-        fields |= {theirs: getattr(f, ours) for ours, theirs in _OPTIONAL_IDS.items()}
+        ids = f.to_dict()
+        fields |= {theirs: ids[ours] for ours, theirs in _OPTIONAL_IDS.items()}
         return fields | ({"joint": True} if self.joint else {})
 
     @classmethod

@@ -11,7 +11,7 @@ Layers of other kinds remain transformers' own, see `own_layer`.
 Shapes: B sequences, L rows, D width, H heads, H_kv key-value heads, E width of a head.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) -> (…, D)."""
         dtype = _autocast_dtype(x) if self.before_linear else None
-        return cast(Any, _RMSNorm).apply(x, self.weight, self.variance_epsilon, dtype)
+        return _RMSNorm.apply(x, self.weight, self.variance_epsilon, dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -120,7 +120,7 @@ class Linear(nn.Linear):
         dtype = _autocast_dtype(input)
         if dtype is None or self.weight.requires_grad or self.weight.dtype == dtype:
             return super().forward(input)
-        return cast(Any, _FrozenLinear).apply(input, self.weight, self.bias, dtype)
+        return _FrozenLinear.apply(input, self.weight, self.bias, dtype)
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -156,7 +156,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        return self.down_proj(cast(Any, _Gate).apply(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(_Gate.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class _Gate(torch.autograd.Function):
@@ -210,7 +210,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         dtype = _autocast_dtype(q)
         cos, sin = (x[:, :, None] for x in rope)
-        q, k = (cast(Any, _Rotation).apply(x, cos, sin, dtype).transpose(1, 2) for x in (q, k))
+        q, k = (_Rotation.apply(x, cos, sin, dtype).transpose(1, 2) for x in (q, k))
         v = v.transpose(1, 2)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
