@@ -88,7 +88,35 @@ class SpeechData(OrderedData, Protocol):
 
 
 @runtime_checkable
-class TokenData(OrderedData, Protocol):
+class FingerprintedData(Protocol):
+    """Data that can be told from other data."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the data is, for a run's record."""
+        ...
+
+
+@runtime_checkable
+class RowData(Protocol):
+    """Data whose items are rows: documents or prompts."""
+
+    @property
+    def format(self) -> "RowFormat": ...
+
+
+@runtime_checkable
+class PromptData(RowData, Protocol):
+    """Prompts for the language model.
+
+    Attributes:
+        tokenizer: The text tokenizer that turns replies back into text.
+    """
+
+    tokenizer: Any
+
+
+@runtime_checkable
+class TokenData(OrderedData, RowData, Protocol):
     """Packed token documents, for the language model.
 
     Attributes:
@@ -98,9 +126,6 @@ class TokenData(OrderedData, Protocol):
 
     context: int
     left_out: int
-
-    @property
-    def format(self) -> "RowFormat": ...
 
     def cloze_items(self) -> list[Any]:
         """Held-out items for perplexity and cloze."""
@@ -172,6 +197,9 @@ class LaterMetrics(Protocol):
 
     @property
     def later_metrics(self) -> list[str]: ...
+
+
+_TOKEN_DATA = "InterleavedDataModule, SFTDataModule or another data module of token documents"
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -252,9 +280,31 @@ def token_data(trainer: Trainer) -> TokenData:
     """
     data = datamodule_of(trainer)
     if not isinstance(data, TokenData):
-        raise _wrong_data(
-            data, "InterleavedDataModule, SFTDataModule or another data module of token documents"
-        )
+        raise _wrong_data(data, _TOKEN_DATA)
+    return data
+
+
+def row_data(trainer: Trainer) -> RowData:
+    """The data module of a language model's run, of documents or of prompts.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, RowData):
+        raise _wrong_data(data, _TOKEN_DATA)
+    return data
+
+
+def prompt_data(trainer: Trainer) -> PromptData:
+    """The data module of prompts that a language model replies to.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, PromptData):
+        raise _wrong_data(data, "PromptDataModule")
     return data
 
 
@@ -264,8 +314,8 @@ def _wrong_data(data: object, expected: str) -> UserError:
 
 def fingerprints_of(trainer: Trainer) -> dict[str, str]:
     """Fingerprints of the data; {} where it has none."""
-    data = ordered_data(trainer)
-    return {} if data is None else data.fingerprints()
+    data = datamodule_of(trainer)
+    return data.fingerprints() if isinstance(data, FingerprintedData) else {}
 
 
 def total_parameters(named: Iterable[tuple[str, torch.nn.Parameter]]) -> int:

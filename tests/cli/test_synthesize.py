@@ -54,7 +54,14 @@ def test_files_of_1920_samples_a_code(lines, codec, tmp_path, capsys, more):
 def test_codes_of_another_tokenizer_are_refused(codec, speech, tmp_path, capsys):
     """Codes of any tokenizer below the vocabulary were taken, and became noise without a word."""
     io.write(tmp_path / "a.wav", speech[0], 16_000)
-    words = ["tokenize", str(tmp_path / "a.wav"), "--speech-tokenizer", str(codec), "--out", str(tmp_path / "a.jsonl")]
+    words = [
+        "tokenize",
+        str(tmp_path / "a.wav"),
+        "--speech-tokenizer",
+        str(codec),
+        "--out",
+        str(tmp_path / "a.jsonl"),
+    ]
     assert main(words) == 0
     assert synthesize(tmp_path / "a.jsonl", codec, tmp_path / "out") == 0
     row = json.loads((tmp_path / "a.jsonl").read_text())
@@ -125,7 +132,9 @@ def test_what_is_no_list_of_codes_is_one_line_and_makes_nothing(codec, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", [["--voice-prompt", "none.wav"], ["--batch-codes", "0"], ["--device", "moon"]])
+@pytest.mark.parametrize(
+    "option", [["--voice-prompt", "none.wav"], ["--batch-codes", "0"], ["--device", "moon"]]
+)
 def test_options_that_cannot_be_are_one_line(lines, codec, tmp_path, capsys, option):
     assert synthesize(lines, codec, tmp_path / "out", *option) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

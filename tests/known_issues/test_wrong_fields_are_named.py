@@ -237,7 +237,14 @@ def test_times_of_words_that_cannot_be(folder, capsys, words):
 @pytest.mark.parametrize("name", ["x/" * 3000 + "a.wav", "y" * 300 + ".wav"])
 def test_a_path_that_no_file_can_have_is_left_out_by_name(folder, capsys, name):
     (folder / "m.jsonl").write_text(json.dumps({"audio_filepath": name}) + "\n")
-    words = ["tokenize", str(folder / "m.jsonl"), "--speech-tokenizer", str(folder / "codec"), "--device", "cpu"]
+    words = [
+        "tokenize",
+        str(folder / "m.jsonl"),
+        "--speech-tokenizer",
+        str(folder / "codec"),
+        "--device",
+        "cpu",
+    ]
     with pytest.raises(SystemExit) as ended:
         main([*words, "--out", str(folder / "codes.jsonl")])
     assert ended.value.code == 1
