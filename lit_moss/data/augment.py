@@ -1,7 +1,6 @@
 """Augmentation drawn from a generator handed in: the same numbers wherever and whenever a sample is made."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lit_moss.audio import rates
@@ -58,13 +57,3 @@ def apply_spec_masks(
 def change_speed(wave_T: Tensor, factor: float) -> Tensor:
     """Plays `factor` times as fast, pitch with it, by resampling: (T,) -> (about T / factor,)."""
     return resample(wave_T, round(rates.TOKENIZER_RATE_HZ * factor), rates.TOKENIZER_RATE_HZ)
-
-
-def pad_to_codes(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Zero-pads to the longest, rounded up to whole codes: float (B, T), and samples int64 (B,)."""
-    samples_B = torch.tensor([len(wave) for wave in waves], dtype=torch.long)
-    longest = rates.codes_of_samples(int(samples_B.max())) * rates.SAMPLES_PER_CODE if len(waves) else 0
-    wave_BT = torch.zeros(len(waves), longest)
-    for row, wave in zip(wave_BT, waves, strict=True):
-        row[: len(wave)] = wave
-    return wave_BT, samples_B

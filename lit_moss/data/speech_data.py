@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_moss.audio import io, rates
+from lit_moss.audio.waves import pad_to_codes
 from lit_moss.corpora.manifest import Utterance, fingerprint, read_manifest
 from lit_moss.data import augment
 from lit_moss.data.order import BatchOrder, OrderedBatchSampler, SampleKey
@@ -418,7 +419,7 @@ class _SpeechSet(Dataset):
 
 def _collate(items: list[tuple[Utterance, Tensor | str, Any, Any]]) -> SpeechBatch:
     good = [(u, wave, freq, spans) for u, wave, freq, spans in items if isinstance(wave, Tensor)]
-    wave_BT, samples_B = augment.pad_to_codes([wave for _, wave, _, _ in good])
+    wave_BT, samples_B = pad_to_codes([wave for _, wave, _, _ in good])
     return SpeechBatch(
         wave_BT=wave_BT,
         samples_B=samples_B,

@@ -175,11 +175,11 @@ def make_kmeans_tokenizer(manifest: Path, size: int = CODES, layers: int | None 
     from tqdm import tqdm
 
     from lit_moss.audio import io, rates
+    from lit_moss.audio.waves import pad_to_codes
     from lit_moss.codec import SpeechTokenizer
     from lit_moss.codec.pretrained import load_encoder
     from lit_moss.codec.quantizer import kmeans
     from lit_moss.corpora.manifest import read_manifest
-    from lit_moss.data.augment import pad_to_codes
 
     with torch.random.fork_rng(), torch.no_grad():
         encoder, _ = load_encoder(_ENCODER)
