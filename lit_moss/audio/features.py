@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_moss.audio import rates
 from lit_moss.audio.precision import full_precision
+from lit_moss.audio.streams import ClosedByFlush, run_stream
 
 _ZEROS, _ROLLOFF = 6, 0.99  # zero crossings on either side of the kernel; its edge as a share of the band
 
@@ -22,19 +23,18 @@ _ZEROS, _ROLLOFF = 6, 0.99  # zero crossings on either side of the kernel; its e
 def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """Windowed-sinc resampling (Hann, width 6, roll-off 0.99): (..., T) -> (..., ceil(T * to / from)).
 
-    A long wave is resampled block by block, see `Resampler`; the samples are those of all at once.
+    A long wave is resampled block by block, see `Resampler`; the samples do not depend on that.
 
     Raises:
-        ValueError: if a rate is no whole number of Hz above 0.
+        ValueError: if a rate is not a whole number of Hz above 0.
     """
     if from_hz == to_hz:
         return wave
-    resampler = Resampler(from_hz, to_hz)
-    return torch.cat([resampler.push(wave), resampler.flush()], dim=-1)
+    return run_stream(Resampler(from_hz, to_hz), [wave])
 
 
-class Resampler:
-    """`resample` of a recording that comes block by block, in memory that its length does not change.
+class Resampler(ClosedByFlush):
+    """`resample` as a `Stream`: a recording of any length in bounded memory.
 
     The samples are those of the whole at once, to the bit (measured at 14 pairs of rates with torch 2.11):
     blocks begin at whole periods of the two rates, with the width of the kernel around them. None is shorter
@@ -65,6 +65,7 @@ class Resampler:
 
     def push(self, wave: Tensor) -> Tensor:
         """Next samples (..., T), any number -> resampled ones (..., n), as far as they are known."""
+        self._check_open()
         if self._period == self._made:
             return wave
         held = wave if self._held is None else torch.cat([self._held, wave], dim=-1)
@@ -81,6 +82,7 @@ class Resampler:
 
     def flush(self) -> Tensor:
         """Ends the recording: the samples left (..., n)."""
+        self._close()
         held, self._held = self._held, None
         if held is None:
             return torch.zeros(0)
@@ -88,7 +90,7 @@ class Resampler:
             return self._at_once(held)
         begin = self._outputs(self._next - self._held_from)
         left = self._length(self._held_from + held.shape[-1]) - self._outputs(self._next)
-        # Zeros behind the end, as there are behind the whole; without them torchaudio would round the length.
+        # Zeros after the end, as for the whole at once; without them torchaudio would round the length.
         padded = torch.nn.functional.pad(held, (0, self._around + self._period))
         return self._at_once(padded)[..., begin : begin + left]
 
@@ -99,7 +101,7 @@ class Resampler:
         exact = -(-samples * self._made // self._period)
         if self._sparse:
             return exact
-        # torchaudio rounds to float32 first, which is now and then one sample short.
+        # torchaudio rounds to float32 first, which is sometimes one sample short.
         return min(exact, int(torch.ceil(torch.as_tensor(self._made * samples / self._period))))
 
     def _at_once(self, wave: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ class Resampler:
 
 
 def _sparse_resample(wave: Tensor, period: int, made: int, width: int) -> Tensor:
-    """The same kernel, of which only what is not zero is computed: within 1e-6 of torchaudio's samples.
+    """The same kernel without its zeros: within 1e-6 of torchaudio's samples.
 
     Output n stands at input position p = n period / made, and is the sum over inputs i with |i - p| < width
     of s sinc(s (i - p)) cos^2(pi s (i - p) / 12) x_i, where s = 0.99 min(1, made / period).
@@ -139,7 +141,7 @@ def mel_filters(
     """Slaney-scale, Slaney-normalised triangles from 0 to 8000 Hz: (fft/2 + 1, M).
 
     Built in float64 by the closed form: torchaudio's float32 path is 3e-7 off the released filters. On the
-    CPU, for not every device has float64.
+    CPU: not every device has float64.
     """
     f_step_hz, knee_hz = 200.0 / 3, 1000.0
     knee_mel, log_step = knee_hz / f_step_hz, math.log(6.4) / 27
@@ -190,7 +192,7 @@ def whisper_log_mel(wave_BT: Tensor, bins: int) -> Tensor:
     """The released tokenizer's log-mel of whole segments, Whisper's: (B, T) at 16 kHz -> (B, M, T/160).
 
     T is a multiple of 160. Centred windows with reflected edges, floor 8 decades below the loudest bin OF THE
-    WHOLE SEGMENT: neither is causal, so this rule serves offline use alone. Streaming uses `CausalLogMel`.
+    WHOLE SEGMENT: neither is causal, so this is for offline use only. Streaming uses `CausalLogMel`.
     """
     n_fft, hop = rates.WHISPER_FFT_SAMPLES, rates.WHISPER_HOP_SAMPLES
     padded = torch.nn.functional.pad(wave_BT[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]

@@ -45,6 +45,7 @@ def test_a_folder_gives_the_codec_back(codec, official):
     again.vocoder.lookahead_frames = HiFT.REACH_FRAMES
     assert torch.equal(again.decode(codes), codec.decode(codes))
     assert isinstance(again.vocoder, HiFTVocoder)
+    assert again.flow.config == codec.flow.config
 
 
 def test_sizes_come_from_the_shapes_where_no_config_of_ours_lies(tmp_path):

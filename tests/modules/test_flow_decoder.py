@@ -7,7 +7,7 @@ from decoders import SMALL, decoder_recipe, made_up_codec
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process, seen
 
 from lit_moss.cli.main import main
-from lit_moss.codec.flow import Prompt
+from lit_moss.codec.flow_network import Prompt
 from lit_moss.hub.codec import open_codec
 from lit_moss.modules.flow_decoder import MeanByTime, start_embeddings
 
@@ -136,7 +136,7 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
     ("change", "message"),
     [
         ({"vocab_size": 32}, "has 64 codes, model.flow.vocab_size is 32"),
-        ({"hidden": 33}, "no multiple of encoder_heads"),
+        ({"hidden": 33}, "expected an even multiple of encoder_heads"),
         ({"encoder_heads": 0}, "encoder_heads is 0, expected 1 or more"),
         ({"start": 0.8}, "model.prior_weight 0"),
         ({"start": 1.0}, "below 1"),
@@ -184,7 +184,9 @@ def test_sampling_under_autocast_keeps_times_and_states_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         rounded = flow.sample(codes)
         flow.stream().push(codes[0])
-    assert all(x.dtype == torch.float32 for inputs in seen for x in inputs[:4] + inputs[5:6])
+    for x_BMT, t_B, conditions, *_ in seen:
+        floats = (x_BMT, t_B, conditions.mask_B1T, conditions.mu_BMT, conditions.prompt_BMT)
+        assert all(x.dtype == torch.float32 for x in floats)
     assert (rounded - exact).abs().mean() < 0.05
 
 
