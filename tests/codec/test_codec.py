@@ -130,7 +130,7 @@ def test_long_codes_are_decoded_as_a_stream(codec):
     [([256], "expected 0 to 255"), ([-1], "expected 0 to"), ([0.5], "expected codes int64"),
      ([[1, 2]], "expected codes int64")],
 )  # fmt: skip
-def test_what_are_no_codes_is_told(codec, codes, message):
+def test_what_is_not_a_code_is_an_error(codec, codes, message):
     with pytest.raises(ValueError, match=message):
         codec.decode(torch.tensor(codes))
     with pytest.raises(ValueError, match=message):

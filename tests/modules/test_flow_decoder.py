@@ -1,4 +1,4 @@
-"""The decoder's stage: exact resume with averaged weights (T1), learning, validation, what it refuses."""
+"""The decoder's stage: exact resume with averaged weights, learning, validation, what it refuses."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def whole(tmp_path_factory, corpus, codec):
 
 
 @pytest.mark.slow
-def test_t1_resume_equals_uninterrupted_run(tmp_path, corpus, codec, whole):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, corpus, codec, whole):
     fit(tmp_path, decoder_recipe(tmp_path, corpus, codec, 10))
     fit(tmp_path, decoder_recipe(tmp_path, corpus, codec, 20), "--ckpt_path", "last")
     ours, theirs = checkpoints(tmp_path)["step-0000020.ckpt"], checkpoints(whole)["step-0000020.ckpt"]
@@ -153,7 +153,7 @@ def test_sizes_that_do_not_fit_are_one_line(tmp_path, corpus, codec, capsys, cha
 
 
 @pytest.mark.slow
-def test_t2_two_ranks_validate_and_draw_apart(tmp_path, corpus, codec):
+def test_two_ranks_validate_and_draw_different_numbers(tmp_path, corpus, codec):
     """Ranks that had seen other quarters of t waited for each other in different collectives."""
     path = decoder_recipe(tmp_path, corpus, codec, 8, trainer__devices=2, trainer__strategy="ddp")
     done = fit_in_process(tmp_path, path)
