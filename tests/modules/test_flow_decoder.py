@@ -8,6 +8,7 @@ from recording import assert_equal, checkpoints, curves, fit, fit_in_process, se
 
 from lit_moss.cli.main import main
 from lit_moss.codec.flow_network import Prompt
+from lit_moss.errors import UserError
 from lit_moss.hub.codec import open_codec
 from lit_moss.modules.flow_decoder import MeanByTime, start_embeddings
 
@@ -116,8 +117,6 @@ def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole, tmp_path):
 def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
-    from lit_moss.errors import UserError
-
     file, kept = codec / "model.safetensors", (codec / "model.safetensors").read_bytes()
     tensors = load_file(file)
     tensors["encoder.conv1.bias"] += 1
@@ -162,6 +161,16 @@ def test_two_ranks_validate_and_draw_different_numbers(tmp_path, corpus, codec):
     states = checkpoints(tmp_path)["step-0000005.ckpt"]["random_states"]
     assert not torch.equal(states[0]["torch"], states[1]["torch"])
     assert (tmp_path / "ids.0").read_text() != (tmp_path / "ids.1").read_text()
+
+
+def test_data_of_another_kind_is_refused():
+    from types import SimpleNamespace
+
+    from lit_moss.contracts import decoder_data
+    from lit_moss.data import SpeechDataModule
+
+    with pytest.raises(UserError, match="data is SpeechDataModule, this model expects DecoderDataModule"):
+        decoder_data(SimpleNamespace(datamodule=SpeechDataModule()))
 
 
 def test_means_by_time_of_two_ranks_are_those_of_one():
