@@ -93,11 +93,11 @@ class FrozenParts(Protocol):
 
     Attributes:
         tokenizer: The speech tokenizer.
-        fingerprint: Of tokenizer and speaker encoder together.
+        fingerprints: Of tokenizer and speaker encoder, by name.
     """
 
     tokenizer: "SpeechTokenizer"
-    fingerprint: str
+    fingerprints: dict[str, str]
 
     @property
     def speaker_dim(self) -> int:

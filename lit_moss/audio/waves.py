@@ -1,4 +1,4 @@
-"""Recordings as tensors: what public functions accept as one, checked in one place; batches of them."""
+"""Waves as tensors: what a public function accepts as a recording, and batches of them."""
 
 from typing import Any
 

@@ -56,11 +56,11 @@ class SpeechTokenizer:
     ) -> "SpeechTokenizer":
         """From a folder in the released layout, a hub id, or a checkpoint of a tokenizer run.
 
-        Names of runs and of the k-means tokenizer, which is made on first use, are opened by `lit_moss.hub`.
+        Names of runs are opened by `lit_moss.hub`.
 
         Args:
-            name: Folder with `config.json` and `model.safetensors`, `owner/name` of the hub, or a `.ckpt`
-                file.
+            name: Folder with `config.json` and `model.safetensors`, `owner/name` of the hub, a `.ckpt`
+                file, or `embedded:whisper-tiny-kmeans` (once `lit_moss.hub` is imported, which makes it).
             exact: See the class.
             log_mel: `causal` or `whisper`; None takes what `config.json` says, and `whisper` where it says
                 nothing, as in released folders: the features they were trained on, offline only (`stream`

@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_moss.codec import quantizer
 from lit_moss.codec.encoder import CausalEncoder
 from lit_moss.contracts import speech_data
-from lit_moss.data.speech_data import SpeechBatch
+from lit_moss.data.batches import SpeechBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import HostCopy, StepModule
 

@@ -20,7 +20,7 @@ from lit_moss.codec.flow_config import FlowConfig
 from lit_moss.codec.flow_network import Prompt
 from lit_moss.codec.flow_training import FlowBatch, draw, velocities
 from lit_moss.contracts import decoder_data
-from lit_moss.data.decoder_data import DecoderBatch
+from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 
@@ -145,7 +145,7 @@ class FlowDecoder(StepModule):
             "speech_tokenizer": str(data.speech_tokenizer),
             "log_mel": data.log_mel,
             "speaker": data.speaker,
-            "fingerprint": frozen.fingerprint,
+            "fingerprints": frozen.fingerprints,
             "voice": voice_S if len(voice_S) else None,
         }
         if self.start_from_data and self.init_from is None:
