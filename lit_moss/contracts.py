@@ -18,6 +18,7 @@ from lit_moss.errors import UserError
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+    from lit_moss.codec import SpeechTokenizer
     from lit_moss.llm.rows import RowFormat
 
 Parts = dict[str, list[tuple[str, torch.nn.Parameter]]]  # part of a model -> its named parameters
@@ -84,6 +85,47 @@ class SpeechData(OrderedData, Protocol):
 
     def probe_loader(self, batches: int) -> "DataLoader":
         """The next training batches of this rank, without augmentation."""
+        ...
+
+
+class FrozenParts(Protocol):
+    """Speech tokenizer and speaker encoder that a decoder's data come from.
+
+    Attributes:
+        tokenizer: The speech tokenizer.
+        fingerprints: Of tokenizer and speaker encoder, by name.
+    """
+
+    tokenizer: "SpeechTokenizer"
+    fingerprints: dict[str, str]
+
+    @property
+    def speaker_dim(self) -> int:
+        """Values of a speaker vector; 0 without a speaker encoder."""
+        ...
+
+
+@runtime_checkable
+class DecoderData(OrderedData, Protocol):
+    """Codes with their mel, for the flow decoder.
+
+    Attributes:
+        speech_tokenizer: Name of the tokenizer whose codes these are.
+        speaker: Name of the speaker encoder, or None.
+        log_mel: Features of the tokenizer, None for those that it states.
+    """
+
+    speech_tokenizer: str
+    speaker: str | None
+    log_mel: str | None
+
+    @property
+    def frozen(self) -> FrozenParts:
+        """Tokenizer and speaker encoder, opened."""
+        ...
+
+    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean log-mel (80,) and mean speaker vector (S,) of training utterances."""
         ...
 
 
@@ -269,6 +311,18 @@ def speech_data(trainer: Trainer) -> SpeechData:
     data = datamodule_of(trainer)
     if not isinstance(data, SpeechData):
         raise _wrong_data(data, "SpeechDataModule")
+    return data
+
+
+def decoder_data(trainer: Trainer) -> DecoderData:
+    """The data module of a flow decoder's run.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, DecoderData):
+        raise _wrong_data(data, "DecoderDataModule")
     return data
 
 
