@@ -60,7 +60,7 @@ def rate(recipe: str, steps: int, variables: dict[str, str], busy: int, folder: 
                "--run_root", str(folder / "runs"), "--trainer.max_steps", str(steps + 1),
                "--trainer.val_check_interval", "1000000"]  # fmt: skip
     if "_lm" in recipe:
-        command += ["--model.init_args.first_validation", "false"]
+        command += ["--first_validation", "false"]
     own = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {k: v for k, v in os.environ.items() if k not in own} | variables
     environment |= {"OMP_NUM_THREADS": str(os.cpu_count()), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db"}

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
+from lit_moss.llm.branches import Modality
 from lit_moss.llm.similarity import (
     Alignment,
     LayerMeans,
@@ -127,7 +128,7 @@ def measure(lm: SplitLM, given: Sequence[Sample]) -> tuple[list[Alignment], list
     return raw, centred
 
 
-def _states(lm: SplitLM, rows_L: Tensor, modality: str) -> Tensor:
+def _states(lm: SplitLM, rows_L: Tensor, modality: Modality) -> Tensor:
     """Hidden states on the model's device, by bfloat16 products."""
     device = next(lm.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
@@ -190,12 +191,12 @@ def load(
     Raises:
         UserError: where a saved model's folder names neither.
     """
-    from lit_moss.modules.split_llm import model_of_run
+    from lit_moss.hub.lm import open_lm
 
     run = RunFolder(source)
     if run.is_run():
         config = run.config()
-        lm = model_of_run(source)
+        lm = open_lm(source)
         backbone = backbone or config["model"]["init_args"]["backbone"]
         speech_tokenizer = speech_tokenizer or config["data"]["init_args"].get("speech_tokenizer")
         log_mel = log_mel or config["data"]["init_args"].get("log_mel")

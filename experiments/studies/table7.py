@@ -132,7 +132,7 @@ def recipe(kind: str, seed: int, options: Options) -> dict[str, Any]:
         },
     }
     changes: dict[str, Any] = {
-        "model.init_args.first_validation": False,
+        "first_validation": False,
         "trainer.max_steps": steps,
         "trainer.val_check_interval": steps,
         "trainer.callbacks.Checkpoint.init_args.every_n_steps": steps,
@@ -174,11 +174,11 @@ def measure(folder: Path) -> dict[str, float]:
     assert result is not None, folder  # of a finished run
     kept = folder / f"other_text-{result['step']}.json"
     if not kept.exists():
+        from lit_moss.hub.lm import open_lm
         from lit_moss.llm.backbone import load_text_tokenizer
-        from lit_moss.modules.split_llm import model_of_run
 
         init = RunFolder(folder).config()["model"]["init_args"]
-        value = other_text_ppl(model_of_run(folder), load_text_tokenizer(init["backbone"]))
+        value = other_text_ppl(open_lm(folder), load_text_tokenizer(init["backbone"]))
         write_json(kept, {"other_text_ppl": value})
     return result["metrics"] | json.loads(kept.read_text())
 

@@ -2,18 +2,11 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
 
-from torch import Tensor
-
-
-class _Stream(Protocol):
-    def push(self, piece: Any, /) -> Tensor: ...
-
-    def flush(self) -> Tensor: ...
+from lit_moss.audio.streams import Input, Output, Stream
 
 
-def timed_outputs(stream: _Stream, pieces: Iterable[Any]) -> Iterator[tuple[Tensor, float]]:
+def timed_outputs(stream: Stream[Input, Output], pieces: Iterable[Input]) -> Iterator[tuple[Output, float]]:
     """The output of each `push`, then that of `flush`, with the seconds that the call took.
 
     On a GPU the time covers the computation only where the stream returns tensors on the CPU, as a codec's

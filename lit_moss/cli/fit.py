@@ -15,12 +15,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks import FirstValidation
 from lit_moss.cli.choose_run import Start, find_start, open_run
 from lit_moss.cli.defaults import TRAINER_DEFAULTS, arranged, completed
 from lit_moss.cli.errors import OneLineParser, one_line_errors
 from lit_moss.cli.result_file import ResultFile
 from lit_moss.contracts import fingerprints_of
 from lit_moss.errors import UserError
+from lit_moss.modules.steps import StepModule
 from lit_moss.runs import ranks
 from lit_moss.runs.checkpoints import AtomicCheckpointIO, begin_fork, step_of
 from lit_moss.runs.folder import RunFolder
@@ -46,6 +48,7 @@ _NOISE = (
 _ONLY_AT_START = (
     "name", "run_root", "run_name", "seed_everything", "model.init_args.init_from",
     "model.init_args.start_from_data", "model.init_args.init_codes", "data.init_args.first_batch",
+    "first_validation",
 )  # fmt: skip
 
 
@@ -88,6 +91,12 @@ class MossCLI(LightningCLI):
         parser.add_argument("--run_root", type=str, default="runs", help="Folder of all runs' files.")
         parser.add_argument("--run_name", type=str | None, default=None,
                             help="Folder of this run below --name; by default the time.")  # fmt: skip
+        parser.add_argument(
+            "--first_validation",
+            type=bool,
+            default=True,
+            help="Validate a language model before its first step too, so that curves start at step 0.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with one_line_errors():
@@ -130,6 +139,12 @@ class MossCLI(LightningCLI):
             if config.get("max_steps", -1) < 0:
                 raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
             kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
+            if (
+                isinstance(self.model, StepModule)
+                and self.model.validates_first
+                and self._get(self.config_init, "first_validation")
+            ):
+                callbacks.append(FirstValidation())
             kwargs["callbacks"] = [*callbacks, *_pruning(), ResultFile(self._record_settings)]
             if config.get("logger") in (None, True):
                 self.tracker = self._make_tracker()

@@ -45,7 +45,9 @@ class OptionsParser(ArgumentParser):
     ) -> None:
         assert is_dataclass(options)
         usage = f"{command} -c FILE [--KEY VALUE …]"
-        super().__init__(prog=command, usage=usage, description=description, formatter_class=_Formatter)
+        super().__init__(
+            prog=command, usage=usage, description=description, formatter_class=_Formatter, allow_abbrev=False
+        )
         self._options, self._interpolate = options, interpolate
         self._types = get_type_hints(options)
         self.add_argument(

@@ -179,7 +179,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("content", ["text", "half", "one bit", "foreign", "malicious"])
-def test_t12_a_file_that_is_no_whole_checkpoint_of_ours_is_named_and_runs_nothing(
+def test_a_file_that_is_no_whole_checkpoint_of_ours_is_named_and_runs_nothing(
     capsys, tmp_path, corpus, content
 ):
     weights = torch.full((1000,), 1.25)
@@ -248,7 +248,7 @@ def test_a_later_list_of_callbacks_replaces_and_plus_appends(capsys, tmp_path, c
         "trainer: {callbacks+: [{class_path: callbacks.TokenizerReport}]}\n"
     )
     config = printed(capsys, "fit", "-c", a, "-c", "replace.yaml", "--print_config")
-    assert [c["class_path"] for c in config["trainer"]["callbacks"]][0] == "callbacks.Throughput"
+    assert config["trainer"]["callbacks"][0]["class_path"] == "callbacks.Throughput"
     assert len(config["trainer"]["callbacks"]) == 1 + 4  # those of every run
     config = printed(capsys, "fit", "-c", a, "-c", "append.yaml", "--print_config")
     assert [c["class_path"] for c in config["trainer"]["callbacks"]][8:] == [

@@ -40,7 +40,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
         run_fit(config, tmp_path)
 
 
-def test_two_of_a_class_are_told_apart(tmp_path):
+def test_two_elements_of_a_class_are_compared_by_place(tmp_path):
     config = read_recipe([ROOT / "conf" / "stage1.yaml"])
     config["data"]["init_args"]["parts"] *= 2
     config = json.loads(json.dumps(config))

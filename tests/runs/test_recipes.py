@@ -39,13 +39,13 @@ def test_a_key_that_leads_nowhere_is_one_line(key, said):
 
 def test_recipes_merge_from_left_to_right(tmp_path):
     (tmp_path / "more.yaml").write_text(
-        yaml.safe_dump({"model": {"init_args": {"lr": 5.0}}, "name": "other"})
+        yaml.safe_dump({"model": {"init_args": {"lr": 5.0}}, "name": "other", "run_name": "${name}"})
     )
     config = read_recipe([ROOT / "conf" / "stage1.yaml", tmp_path / "more.yaml"])
     assert config["name"] == "other"
     assert config["model"]["init_args"]["lr"] == 5.0
     assert config["model"]["init_args"]["backbone"] == "embedded:smollm2-135m"
-    assert config["data"]["init_args"]["backbone"] == "${model.init_args.backbone}"
+    assert config["run_name"] == "${name}"  # not resolved
 
 
 def test_a_recipe_is_looked_up_here_and_then_among_those_of_the_package(tmp_path, monkeypatch):

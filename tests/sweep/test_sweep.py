@@ -185,7 +185,10 @@ def test_a_bad_recipe_fails_its_trial_with_its_own_line(tmp_path, base, sweep_he
     ("words", "message"), [(["-c", "none.yaml"], "no configuration"), (["--workers", "0"], "--workers is 0")]
 )
 def test_mistakes_are_one_line(tmp_path, base, words, message, sweep_here):
-    (tmp_path / "sweep.yaml").write_text(f"study: s\nbase: ['{base}']\n")
+    (tmp_path / "sweep.yaml").write_text(
+        f"{{study: s, base: ['{base}'], search: {{model.init_args.lr: {{choices: [1.0]}}}}, sampler: grid, "
+        "objectives: {val/loss: minimize}}"
+    )
     code, out = sweep_here(*words)
     assert code == 2
     assert message in out.splitlines()[-1]
