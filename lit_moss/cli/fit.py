@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -29,6 +29,7 @@ from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import PARENT_VARIABLE, end_with_parent
 from lit_moss.runs.mlflow_access import mlflow_errors
 from lit_moss.runs.tracking import Tracker
+from lit_moss.sweep.trial import STORAGE_VARIABLE, PrunableTrial
 
 # Without it `${a.b}` is looked up below the subcommand and not found.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -138,13 +139,10 @@ class MossCLI(LightningCLI):
             if config.get("max_steps", -1) < 0:
                 raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
             kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
-            if (
-                isinstance(self.model, StepModule)
-                and self.model.validates_first
-                and self._get(self.config_init, "first_validation")
-            ):
+            first = isinstance(self.model, StepModule) and self.model.validates_first
+            if first and self._get(self.config_init, "first_validation"):
                 callbacks.append(FirstValidation())
-            kwargs["callbacks"] = [*callbacks, ResultFile(self._record_settings)]
+            kwargs["callbacks"] = [*callbacks, *_pruning(), ResultFile(self._record_settings)]
             if config.get("logger") in (None, True):
                 self.tracker = self._make_tracker()
                 kwargs["logger"] = self.tracker
@@ -242,6 +240,16 @@ class MossCLI(LightningCLI):
             self.tracker.set_tags({f"fingerprint.{what}": value for what, value in fingerprints.items()})
         self.tracker.folder.config_file.write_text(text)
         self.tracker.log_text(text, self.tracker.folder.config_file.name)
+
+
+def _pruning() -> list[Callback]:
+    """The callback that reports to a sweep's pruner; none outside of a sweep."""
+    trial = PrunableTrial.from_environment()
+    if trial is None:
+        return []
+    from callbacks.prune_trial import PruneTrial  # brings Optuna
+
+    return [PruneTrial(trial, os.environ[STORAGE_VARIABLE])]
 
 
 def _silence_libraries() -> None:
