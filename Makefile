@@ -24,7 +24,7 @@ check: $(VENV)/ready-dev docs ## lint, format, types, documentation
 	$(BIN)/pyright
 
 docs: $(VENV)/ready-docs ## the documentation, built strictly into site/
-	$(BIN)/python -m mkdocs build --strict --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
 gpu-test: $(VENV)/ready-dev ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests/gpu
