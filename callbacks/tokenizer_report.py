@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class TokenizerReport(Callback):
-    """Into MLflow: a table of transcripts, log-mels with their codes, the use of each code, and the audio."""
+    """Logs to MLflow transcripts, log-mels with their codes, how often each code is used, and the audio."""
+
+    def __init__(self) -> None:
+        self._audio_is_logged = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker):
@@ -40,16 +43,16 @@ class TokenizerReport(Callback):
             {
                 "step": [step] * len(examples),
                 "utterance": [e.id for e in examples],
-                "said": [e.text for e in examples],
-                "heard": [e.hypothesis for e in examples],
+                "reference": [e.text for e in examples],
+                "hypothesis": [e.hypothesis for e in examples],
             },
             "transcripts.json",
         )
         tracker.log_figure(spectrogram_with_codes(examples[-1]), f"pictures/spectrogram_{step:07d}.png")
         if model.quantizing:
             tracker.log_figure(codebook_use(model.val_use_K.cpu()), f"pictures/codebook_{step:07d}.png")
-        if not getattr(self, "_heard", False):
-            self._heard = True
+        if not self._audio_is_logged:
+            self._audio_is_logged = True
             names: set[str] = set()  # files of several folders may share an id
             for e in examples:
                 name = unique_name(file_name(e.id), names)
@@ -74,7 +77,10 @@ def spectrogram_with_codes(example):  # noqa: ANN001, ANN201 - matplotlib figure
     )
     top.set_ylabel("mel bin")
     top.set_title(
-        f"{example.id}\nsaid: {example.text}\nheard: {example.hypothesis}", loc="left", fontsize=9, wrap=True
+        f"{example.id}\nreference: {example.text}\nhypothesis: {example.hypothesis}",
+        loc="left",
+        fontsize=9,
+        wrap=True,
     )
     colours = colormaps["tab20"]
     for i, code in enumerate(codes):

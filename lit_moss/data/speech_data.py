@@ -339,6 +339,9 @@ class SpeechDataModule(LightningDataModule):
 
     # --- resume ---------------------------------------------------------------------------------------------
 
+    def advance(self, batches: int) -> None:
+        self.next_batch += batches
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "next_batch": self.next_batch,

@@ -336,6 +336,9 @@ class TokenDataModule(LightningDataModule):
 
     # --- resume ---------------------------------------------------------------------------------------------
 
+    def advance(self, batches: int) -> None:
+        self.next_batch += batches
+
     def state_dict(self) -> dict[str, Any]:
         return {"next_batch": self.next_batch, "fingerprints": self.fingerprints(), "ranks": self._rank()[1]}
 

@@ -395,7 +395,7 @@ def test_options_of_a_kind_are_checked(manifest, backbone, codec, kind, options,
 
 
 def test_mistakes_are_told(manifest, backbone, codec, tmp_path):
-    with pytest.raises(UserError, match="kind sft hold speech: give a codec"):
+    with pytest.raises(UserError, match="kind sft hold speech: give a speech tokenizer"):
         make("sft", manifest, backbone, None)
     with pytest.raises(UserError, match=r"no source gone\.jsonl"):
         make("text", "gone.jsonl", backbone, None)

@@ -354,7 +354,7 @@ def test_the_state_is_of_plain_types(speech):
     ("changes", "what"),
     [
         ({"text_tokenizer": "t2"}, "tokenizers: .* has t1, .* has t2"),
-        ({"speech_tokenizer": "c2"}, "codecs: .* has c1, .* has c2"),
+        ({"speech_tokenizer": "c2"}, "speech_tokenizers: .* has c1, .* has c2"),
         ({"format": FORMAT.to_dict() | {"end_id": 8}}, "formats"),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_case_of_the_public_collection(tmp_path, capsys):
     codec, backbone = made_up_codec(tmp_path / "codec"), backbone_folder(tmp_path / "backbone")
     words = [
         "prepare",
-        "tokenize",
+        "documents",
         str(tmp_path / "dup.jsonl"),
         "--kind",
         "interleaved",

@@ -65,7 +65,7 @@ def test_it_goes_through_codes_and_documents(corpus, tmp_path):
     codec, backbone = made_up_codec(tmp_path / "codec"), backbone_folder(tmp_path / "backbone")
     words = [
         "prepare",
-        "tokenize",
+        "documents",
         str(tmp_path / "m.jsonl"),
         "--kind",
         "unsupervised",

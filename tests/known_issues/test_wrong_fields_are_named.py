@@ -54,7 +54,7 @@ CASES = [
     *[("codes", {"codes": c}, "codes") for c in (None, "1 2", 1, {"0": 1}, NAN, True)],
     *[("codes", {"codes": [1, c]}, "codes[1]") for c in (1.0, True, "1", None, -1, NAN, [1])],
     *[("codes", {"codes": [1], "id": i}, "id") for i in (1.5, True, NAN, ["a"], {})],
-    *[("codes", {"codes": [1], "speech_tokenizer": c}, "codec") for c in (1, True, ["a"])],
+    *[("codes", {"codes": [1], "speech_tokenizer": c}, "speech_tokenizer") for c in (1, True, ["a"])],
     *[("codes", {"codes": [1], "audio_filepath": a}, "audio_filepath") for a in (1, True, ["a"])],
     *[("codes", {"codes": [1], key: t}, key) for key in PLACES for t in TIMES],
     *[("text", {"text": s}, "text") for s in (*STRINGS, None)],
@@ -144,7 +144,7 @@ def test_a_duration_in_quotes_is_exit_code_2(folder, capsys):
     (folder / "chat.jsonl").write_text(json.dumps(spoken(duration="1.0")) + "\n")
     words = [
         "prepare",
-        "tokenize",
+        "documents",
         str(folder / "chat.jsonl"),
         "--kind",
         "sft",
