@@ -116,7 +116,7 @@ def check_verb(words: list[str]) -> None:
     if not words or words[0].startswith("-") or words == ["."]:
         return
     verb, rest = words[0], words[1:]
-    if verb in cli.TRAINER_VERBS:
+    if verb in {*cli.TRAINER_VERBS, *cli.YAML_VERBS}:
         cli.main([verb, *rest, "--print_config"])
     else:
         module = importlib.import_module(cli.VERBS[verb][0])
@@ -256,6 +256,8 @@ class Reader:
             return ["-c", self.small(kind, words[0] == "fit"), *more]
         if words[:2] == ["prepare", "documents"]:
             return ["--backbone", self.backbone]
+        if words[0] == "evaluate":
+            return ["--limit", "1", "--rungs", "[original, codec]"]
         return []
 
     def run(self, command: str, page: str) -> None:
