@@ -1,11 +1,14 @@
 """Pictures, sounds and transcripts of a tokenizer run, after each validation."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_moss.audio import rates
-from lit_moss.codec.encoder import fingerprint
+from lit_moss.codec.encoder import CausalEncoder, fingerprint
+from lit_moss.errors import UserError
+from lit_moss.hub import speech_tokenizer_fingerprint
 from lit_moss.records import file_name, unique_name
 from lit_moss.runs.tracking import Tracker
 
@@ -27,8 +30,9 @@ class TokenizerReport(Callback):
             trainer.logger.log_hyperparams({"parameters": {name: n for name, n in counts.items() if n}})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(trainer.logger, Tracker):
-            speech_tokenizer = fingerprint(cast("CodecEncoder", pl_module).encoder)
+        if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
+            encoder = cast("CodecEncoder", pl_module).encoder
+            speech_tokenizer = _fingerprint(trainer.logger.run_dir, encoder)
             trainer.logger.set_tags({"fingerprint.speech_tokenizer": speech_tokenizer})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,6 +61,14 @@ class TokenizerReport(Callback):
             for e in examples:
                 name = unique_name(file_name(e.id), names)
                 tracker.log_audio(e.wave_T, rates.TOKENIZER_RATE_HZ, f"audio/{name}.wav")
+
+
+def _fingerprint(run: Path, encoder: CausalEncoder) -> str:
+    """Of the tokenizer that the run's name opens: the best checkpoint, else the weights at the end."""
+    try:
+        return speech_tokenizer_fingerprint(str(run.absolute() / "checkpoints" / "best.ckpt"))
+    except UserError:  # no validation, or none since the codebook was built
+        return fingerprint(encoder)
 
 
 def spectrogram_with_codes(example):  # noqa: ANN001, ANN201 - matplotlib figure

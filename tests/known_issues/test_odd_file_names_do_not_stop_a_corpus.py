@@ -113,7 +113,8 @@ def test_a_folder_of_other_kinds_alone_says_so(tmp_path, capsys):
 
 
 def test_endings_count_in_any_case(tmp_path):
-    from lit_moss.data.sources import entry_kind, read_sentences
+    from lit_moss.corpora.sources import entry_kind
+    from lit_moss.corpora.text import read_sentences
     from lit_moss.evaluate.clips import read_clips
 
     (tmp_path / "A.TXT").write_text("One. Two.")

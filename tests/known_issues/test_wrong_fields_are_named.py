@@ -64,9 +64,10 @@ CASES = [
 def read(kind, path):
     """Reads a file as the verb for its kind does."""
     from lit_moss.cli.synthesize import read_lines
+    from lit_moss.corpora.conversations import read_conversations
     from lit_moss.corpora.manifest import read_manifest
+    from lit_moss.corpora.text import read_texts
     from lit_moss.data.prompts import PromptDataModule
-    from lit_moss.data.sources import read_conversations, read_texts
 
     if kind == "prompt":
         data = PromptDataModule([str(path)], str(backbone_folder(path.parent / "b")), "none")
