@@ -2,7 +2,7 @@
 
 A page's fenced blocks, in order:
 
-    ```bash                         run, at a small size, in a folder of the page (the tutorial's pages share one)
+    ```bash                         run, at a small size, in a folder of the page (the tutorial has one)
     ```bash title="needs a GPU"     parsed alone: options, recipes and their keys, targets, extras
     ```yaml title="data/x.yaml"     written to that file; so is ```text with such a title
     ```python                       parsed; what it imports must exist
@@ -31,11 +31,20 @@ from lit_moss.cli import main as cli
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TUTORIAL = [page for page in PAGES if page.parent.name == "tutorial"]
-REASON = re.compile(r"needs |starts a server|job\.sh, needs ")  # how the title of a block begins that is not run
-FENCE = re.compile(r"^(?P<indent> *)```(?:\{ \.)?(?P<language>[\w-]*)(?P<rest>[^\n]*)\n(?P<body>.*?)^(?P=indent)```", re.M | re.S)
+# How the title of a block begins that is not run.
+REASON = re.compile(r"needs |starts a server|job\.sh, needs ")
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?:\{ \.)?(?P<language>[\w-]*)(?P<rest>[^\n]*)\n(?P<body>.*?)^(?P=indent)```",
+    re.MULTILINE | re.DOTALL,
+)
 COMMAND = re.compile(r"^(?:\w+=\S+ )*(?:make|python|mlflow|pip) ")
 # Lines that are left of what a page's commands make.
-KEPT = {"data/everyday/train.jsonl": 16, "data/everyday/validation.jsonl": 6, "data/text.txt": 60, "data/codes.jsonl": 2}
+KEPT = {
+    "data/everyday/train.jsonl": 16,
+    "data/everyday/validation.jsonl": 6,
+    "data/text.txt": 60,
+    "data/codes.jsonl": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -87,42 +96,46 @@ def not_run(page: Path) -> Iterator[str]:
 def test_commands_that_are_not_run_parse(page, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     for command in not_run(page):
+        code = 0
         try:
-            check(shlex.split(command, comments=True))
+            code = check(shlex.split(command, comments=True))
         except SystemExit as end:
-            assert end.code == 0, f"{command}\n{capsys.readouterr().err}"
+            code = end.code
         except Exception as error:
             raise AssertionError(f"{name_of(page)}: {command}") from error
+        printed = capsys.readouterr()
+        assert not code, f"{name_of(page)}: {command}\n{printed.err}"
 
 
-def check(words: list[str]) -> None:
-    """Raises, or exits with another code than 0, if a command cannot be meant so."""
+def check(words: list[str]) -> int:
+    """Exit code of a command's parser; raises if what the command names does not exist."""
     while words and re.fullmatch(r"\w+=.*", words[0]):  # variables
         words = words[1:]
     if words[0] == "make":
         target = words[1].replace(".venv", "$(VENV)")
         assert f"\n{target}:" in (ROOT / "Makefile").read_text(), f"no target {words[1]}"
     elif "lit_moss" in words:
-        check_verb([word.removeprefix("/app/") for word in words[words.index("lit_moss") + 1 :]])
+        return check_verb([word.removeprefix("/app/") for word in words[words.index("lit_moss") + 1 :]])
     elif words[:2] == ["python", "-m"]:
         importlib.import_module(words[2])
     elif words[0] == "pip":
         listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         extras = {extra for word in words for extra in re.findall(r"\[(.*)\]", word)}
         assert extras <= set(listed), extras
+    return 0
 
 
-def check_verb(words: list[str]) -> None:
+def check_verb(words: list[str]) -> int:
     if not words or words[0].startswith("-") or words == ["."]:
-        return
+        return 0
     verb, rest = words[0], words[1:]
     if verb in {*cli.TRAINER_VERBS, *cli.YAML_VERBS}:
-        cli.main([verb, *rest, "--print_config"])
-    else:
-        module = importlib.import_module(cli.VERBS[verb][0])
-        parser = argparse.ArgumentParser()
-        module.add_arguments(parser)
-        parser.parse_args(rest)
+        return cli.main([verb, *rest, "--print_config"])
+    module = importlib.import_module(cli.VERBS[verb][0])
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    parser.parse_args(rest)
+    return 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -143,7 +156,8 @@ def test_python_of_the_docs_imports_what_exists(page):
             if isinstance(node, ast.ImportFrom) and node.module:
                 module = importlib.import_module(node.module)
                 for alias in node.names:
-                    assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+                    if not hasattr(module, alias.name):
+                        importlib.import_module(f"{node.module}.{alias.name}")
             elif isinstance(node, ast.Import):
                 for alias in node.names:
                     importlib.import_module(alias.name)
@@ -250,9 +264,11 @@ class Reader:
             recipe = yaml.safe_load((self.folder / words[words.index("-c") + 1]).read_text())
             kind = recipe["model"]["class_path"].rpartition(".")[2]
             if words[0] == "predict":  # whose data are prompts
-                return ["--model.init_args.backbone", self.backbone, "--model.init_args.num_modality_layers", "1",
-                        "--model.init_args.max_new_tokens", "4", "--trainer.precision", "32-true"]  # fmt: skip
-            more = ["--trainer.max_steps", "16"] if "layerwise" in words[2] and self.steps else []  # all unfrozen
+                model = {"backbone": self.backbone, "num_modality_layers": "1", "max_new_tokens": "4"}
+                options = [w for key, value in model.items() for w in (f"--model.init_args.{key}", value)]
+                return [*options, "--trainer.precision", "32-true"]
+            # Layer-wise unfreezing refuses a run that ends before all layers train.
+            more = ["--trainer.max_steps", "16"] if "layerwise" in words[2] and self.steps else []
             return ["-c", self.small(kind, words[0] == "fit"), *more]
         if words[:2] == ["prepare", "documents"]:
             return ["--backbone", self.backbone]

@@ -1,6 +1,6 @@
-"""The notebook as a page of the site: `notebook.ipynb`, kept without outputs, becomes `notebook.md` while the site is built.
+"""The notebook as a page of the site: `notebook.ipynb` becomes `notebook.md` while the site is built.
 
-A hook of mkdocs (`hooks: [docs/tools/notebook_page.py]`).
+The notebook is kept without outputs. A hook of mkdocs (`hooks: [docs/tools/notebook_page.py]`).
 """
 
 import json
