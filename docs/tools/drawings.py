@@ -2,8 +2,9 @@
 
     python docs/tools/drawings.py
 
-Learning rates, packs and what is frozen come from the code itself, so a drawing cannot say something else than the program does.
-The same input gives the same bytes; tests/test_reference.py compares them with the files in the repository.
+Learning rates, packs and what is frozen come from the code itself, so a drawing cannot differ from
+the program. The same input gives the same bytes; tests/test_reference.py compares them with the files in the
+repository.
 """
 
 import html
@@ -32,7 +33,8 @@ class Drawing:
         """A rectangle with lines of text in its middle."""
         dash = ' stroke-dasharray="4 3"' if dashed else ""
         self.parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="4" fill="{fill}" stroke="{LINE}"{dash}/>'
+            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="4" fill="{fill}" '
+            f'stroke="{LINE}"{dash}/>'
         )
         lines = text.split("\n") if text else []
         for i, line in enumerate(lines):
@@ -53,7 +55,8 @@ class Drawing:
         path = " ".join(f"{x:g},{y:g}" for x, y in points)
         dash = ' stroke-dasharray="5 4"' if dashed else ""
         self.parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{LINE}" stroke-width="1.5" marker-end="url(#head)"{dash}/>'
+            f'<polyline points="{path}" fill="none" stroke="{LINE}" stroke-width="1.5" '
+            f'marker-end="url(#head)"{dash}/>'
         )
 
     def area(self, points: list[tuple[float, float]], fill: str) -> None:
@@ -69,7 +72,8 @@ class Drawing:
         """The file's content."""
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
-            f'width="{self.width}" height="{self.height}" font-family="Helvetica, Arial, sans-serif" role="img">\n'
+            f'width="{self.width}" height="{self.height}" font-family="Helvetica, Arial, sans-serif" '
+            'role="img">\n'
             f"<title>{html.escape(self.title)}</title>\n"
             '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
             f'orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="{LINE}"/></marker></defs>\n'
@@ -113,9 +117,13 @@ def speech_tokenizer() -> Drawing:
     """Waveform to codes, and the heads of its training."""
     drawing = Drawing(900, 238, "The speech tokenizer and its training")
     steps = [
-        ("waveform", "16 kHz", WHITE), ("causal log-mel", "100 frames/s", SPEECH), ("Whisper encoder,\ncausal", "50 frames/s", SPEECH),
-        ("mean of 4", "12.5 frames/s", SPEECH), ("nearest of K\ncodebook rows", "12.5 codes/s", SPEECH), ("codes", "80 ms each", WHITE),
-    ]  # fmt: skip
+        ("waveform", "16 kHz", WHITE),
+        ("causal log-mel", "100 frames/s", SPEECH),
+        ("Whisper encoder,\ncausal", "50 frames/s", SPEECH),
+        ("mean of 4", "12.5 frames/s", SPEECH),
+        ("nearest of K\ncodebook rows", "12.5 codes/s", SPEECH),
+        ("codes", "80 ms each", WHITE),
+    ]
     for i, (name, rate, fill) in enumerate(steps):
         x = 14 + i * 148
         drawing.box(x, 40, 122, 56, name, fill)
@@ -164,7 +172,8 @@ def split_lm() -> Drawing:
     drawing.text(
         94,
         236,
-        "N layers of the backbone, m = num_modality_layers. Every tail runs at every row; a head computes logits at its own targets alone.",
+        "N layers of the backbone, m = num_modality_layers. Every tail runs at every row; a head computes "
+        "logits at its own targets alone.",
         12,
         "start",
     )
@@ -175,10 +184,14 @@ def flow_decoder() -> Drawing:
     """Codes to a mel spectrogram and sound."""
     drawing = Drawing(900, 244, "The flow-matching decoder and the vocoder")
     steps = [
-        ("codes", "12.5/s", WHITE, 80), ("embedding", "", SPEECH, 96), ("encoder,\nx4", "50 frames/s", SPEECH, 96),
-        ("velocity network,\nEuler steps", "", SPEECH, 140), ("mel\n80 bands,\n50 frames/s", "", WHITE, 80),
-        ("vocoder: HiFT or\nGriffin-Lim", "", SHARED, 140), ("waveform", "24 kHz", WHITE, 90),
-    ]  # fmt: skip
+        ("codes", "12.5/s", WHITE, 80),
+        ("embedding", "", SPEECH, 96),
+        ("encoder,\nx4", "50 frames/s", SPEECH, 96),
+        ("velocity network,\nEuler steps", "", SPEECH, 140),
+        ("mel\n80 bands,\n50 frames/s", "", WHITE, 80),
+        ("vocoder: HiFT or\nGriffin-Lim", "", SHARED, 140),
+        ("waveform", "24 kHz", WHITE, 90),
+    ]
     x = 14
     for i, (name, rate, fill, width) in enumerate(steps):
         drawing.box(x, 92, width, 56, name, fill)
@@ -207,8 +220,10 @@ def stages() -> Drawing:
     from callbacks.staged_freezing import POLICIES
     from lit_moss.modules.split_llm import PARTS
 
-    recipes = {"stage1": "stage1", "stage2_full": "full", "stage2_shared": "shared", "stage2_layerwise": "layerwise",
-               "nf": "full", "nf_nosplit": "full", "sft": "full"}  # fmt: skip
+    recipes = {
+        "stage1": "stage1", "stage2_full": "full", "stage2_shared": "shared", "stage2_layerwise": "layerwise",
+        "nf": "full", "nf_nosplit": "full", "sft": "full",
+    }  # fmt: skip
     drawing = Drawing(890, 62 + 30 * len(PARTS) + 36, "What trains in which recipe")
     for column, recipe in enumerate(recipes):
         drawing.text(150 + column * 104 + 50, 30, recipe, 12, bold=True)
@@ -226,8 +241,8 @@ def stages() -> Drawing:
                 "none" if absent else "frozen" if not trains else "layer by layer" if gradual else "trains"
             )
             drawing.box(x, y, 100, 26, label, fill, 11, dashed=absent)
-    drawing.text(150, 42 + 30 * len(PARTS) + 26,
-                 "nf_nosplit has one vocabulary for words and codes, and all layers in the trunk.", 12, "start")  # fmt: skip
+    note = "nf_nosplit has one vocabulary for words and codes, and all layers in the trunk."
+    drawing.text(150, 42 + 30 * len(PARTS) + 26, note, 12, "start")
     return drawing
 
 
@@ -239,7 +254,8 @@ def unfreezing() -> Drawing:
     drawing.text(
         left,
         24,
-        f"Learning rate of each of N = {N} trunk layers, k = {k}, w = {w}, T = {T} steps, r = 0.1 (eta_max = full height)",
+        f"Learning rate of each of N = {N} trunk layers, k = {k}, w = {w}, T = {T} steps, r = 0.1 "
+        "(eta_max = full height)",
         12,
         "start",
     )
@@ -290,14 +306,16 @@ def packs() -> Drawing:
     drawing.text(
         146,
         168,
-        "A is longer than the context: its second piece begins with A5, the last row of the first one. A5 is seen there",
+        "A is longer than the context: its second piece begins with A5, the last row of the first one. "
+        "A5 is seen there",
         12,
         "start",
     )
     drawing.text(
         146,
         184,
-        "but not predicted, so every row of A but the first is a target once. Nothing is seen across the border of two pieces.",
+        "but not predicted, so every row of A but the first is a target once. Nothing is seen across the "
+        "border of two pieces.",
         12,
         "start",
     )

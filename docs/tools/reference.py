@@ -1,7 +1,7 @@
 """Pages of the configuration reference, made from signatures and docstrings while the site is built.
 
-A hook of mkdocs (`hooks: [docs/tools/reference.py]`): the pages are never written to disk, so they cannot be out of date.
-Needs the package, but neither a network nor a GPU. To look at the pages without a site:
+A hook of mkdocs (`hooks: [docs/tools/reference.py]`): the pages are never written to disk, so they cannot be
+out of date. Needs the package, but neither a network nor a GPU. To look at the pages without a site:
 
     python docs/tools/reference.py FOLDER
 """
@@ -22,12 +22,14 @@ from typing import Any
 import docstring_parser
 
 UNITS = {
-    "sec": "seconds", "hz": "Hz", "steps": "steps", "step": "step", "batches": "batches", "batch": "batch number",
-    "samples": "samples", "frames": "frames", "share": "share, 0 to 1", "bins": "mel bins", "tokens": "rows",
-    "codes": "codes", "tflops": "TFLOP/s",
+    "sec": "seconds", "hz": "Hz", "steps": "steps", "step": "step", "batches": "batches",
+    "batch": "batch number", "samples": "samples", "frames": "frames", "share": "share, 0 to 1",
+    "bins": "mel bins", "tokens": "rows", "codes": "codes", "tflops": "TFLOP/s",
 }  # fmt: skip
 # Parameters whose unit their names do not say.
-NAMED_UNITS = {"context": "rows", "k": "steps", "w": "steps", "floor": "share of the peak", "epochs": "epochs a round"}
+NAMED_UNITS = {
+    "context": "rows", "k": "steps", "w": "steps", "floor": "share of the peak", "epochs": "epochs a round",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def value_of(default: Any) -> str:
         return str(default).lower()
     if isinstance(default, list | tuple):
         return f"[{', '.join(map(value_of, default))}]"
-    return f"{default:g}" if isinstance(default, float) and default < 1e-2 else str(default)
+    return f"{default:g}" if isinstance(default, float) and 0 < default < 1e-2 else str(default)
 
 
 def unit_of(name: str) -> str:
@@ -139,14 +141,12 @@ def escaped(text: str) -> str:
 
 
 def table(keys: Sequence[Key], prefix: str = "") -> str:
-    """Markdown table of keys; a column without any entry is left out."""
-    with_unit = any(key.unit for key in keys)
-    head = ["key", "type", "default", *(["unit"] if with_unit else []), "meaning"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    """Markdown table of keys."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key in keys:
         default = f"`{key.default}`" if key.default else "required"
-        unit = [escaped(key.unit)] if with_unit else []
-        cells = [f"`{prefix}{key.name}`", escaped(key.kind), escaped(default), *unit, escaped(key.meaning)]
+        kind = f"{key.kind} ({key.unit})" if key.unit else key.kind
+        cells = [f"`{prefix}{key.name}`", escaped(kind), escaped(default), escaped(key.meaning)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -183,7 +183,8 @@ def verb_pages() -> Iterator[str]:
     for verb, text in command_line.TRAINER_VERBS.items():
         yield f"## {verb}"
         yield text[0].upper() + text[1:] + "."
-        yield f"```text\n{command_line._trainer_help(verb)}\n```" if verb == "fit" else "Options as for `fit`."
+        options = f"```text\n{command_line._trainer_help(verb)}\n```"
+        yield options if verb == "fit" else "Options as for `fit`."
     for verb, (path, text) in command_line.VERBS.items():
         module = importlib.import_module(path)
         parser = argparse.ArgumentParser(prog=f"python -m lit_moss {verb}")
@@ -228,44 +229,50 @@ def pages() -> dict[str, str]:
     from lit_moss.evaluate.resynthesis import Config
     from lit_moss.sweep.config import Sweep
 
-    def sections(package: str, base: type, prefix: str) -> Iterator[str]:
+    def sections(package: str, base: type) -> Iterator[str]:
         for path, cls in exported(package, base):
-            yield from section(cls, path, prefix)
+            yield from section(cls, path, "")
 
     made_from = "This page is generated from signatures and docstrings."
+    values = "Keys are those of `{0}.init_args`, on the command line `--{0}.init_args.KEY`. " + made_from
     return {
-        "models": page(
-            "Models", f"Values of `model:` in a recipe. {made_from}",
-            sections("lit_moss.modules", LightningModule, "model.init_args."),
-        ),
-        "data": page(
-            "Data", f"Values of `data:` in a recipe. {made_from}",
-            sections("lit_moss.data", LightningDataModule, "data.init_args."),
-        ),
+        "models": page("Models", values.format("model"), sections("lit_moss.modules", LightningModule)),
+        "data": page("Data", values.format("data"), sections("lit_moss.data", LightningDataModule)),
         "callbacks": page(
             "Callbacks",
-            "Entries of `trainer.callbacks`, as `class_path` and `init_args`. On the command line a key is "
-            f"reached as `--trainer.callbacks.NAME.init_args.KEY` in `set:` of a sweep. {made_from}",
-            sections("callbacks", Callback, "init_args."),
+            "Entries of `trainer.callbacks`; keys are those of `init_args`. A sweep reaches them as "
+            f"`trainer.callbacks.NAME.init_args.KEY`. {made_from}",
+            sections("callbacks", Callback),
         ),
         "verbs": page("Command line", f"`python -m lit_moss VERB`. {made_from}", verb_pages()),
         "studies": page(
-            "Sweeps and benchmarks", f"YAML files of `sweep` and `evaluate`. {made_from}",
+            "Sweeps and benchmarks",
+            f"Keys of the YAML files of `sweep` and `evaluate`. {made_from}",
             (text for cls in (Sweep, Config) for text in section(cls, "", "")),
         ),
-    }  # fmt: skip
+    }
 
 
 # --- mkdocs -------------------------------------------------------------------------------------------------
 
+PICTURES = "experiments/pictures"  # of results; pages refer to them as a reader of the repository would
+
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages to the site; called by mkdocs."""
+    """Adds the pages, and the pictures of results, to the site; called by mkdocs."""
     from mkdocs.structure.files import File
 
     for name, text in pages().items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
+    root = Path(config.config_file_path).parent
+    for picture in sorted((root / PICTURES).glob("*.png")):
+        files.append(File.generated(config, f"pictures/results/{picture.name}", abs_src_path=str(picture)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Where the pictures of results are in the site; called by mkdocs."""
+    return markdown.replace(f"../{PICTURES}/", "pictures/results/")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@
 
     original.flac             the sentence as the embedded voice spoke it
     mel_griffin_lim.flac      its mel spectrogram, then Griffin-Lim: what the vocoder alone loses
-    codes_mean_mel.flac       its codes, each replaced by the mean mel of that code over the training sentences,
-                              then Griffin-Lim: no network was trained for it
+    codes_mean_mel.flac       its codes, each replaced by the mean mel of that code over the training
+                              sentences, then Griffin-Lim: no network was trained for it
 
-With `--judge` it also prints the word error rate of each over all held-out sentences, by embedded:whisper-base (needs the extra
-`evaluate`), and the mean absolute mel distance in dB.
+With `--judge` it also prints the word error rate of each over all held-out sentences, by
+embedded:whisper-base (needs the extra `evaluate`), and the mean absolute mel distance in dB.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def mel_of(wave_T: Tensor, codes: int) -> Tensor:
 
 
 def mean_mels(tokenizer, utterances: list[Utterance]) -> Tensor:  # noqa: ANN001 - a SpeechTokenizer
-    """Mean mel of every code over these utterances, (K, 80, 4); the overall mean for a code that never occurs."""
+    """Mean mel of every code over these utterances, (K, 80, 4); the overall mean for codes without any."""
     size = tokenizer.config.quantize_vocab_size
     sum_K = torch.zeros(size, rates.DECODER_MEL_BINS, RATIO)
     count_K = torch.zeros(size)
@@ -109,7 +109,7 @@ def judge(tokenizer, table_K: Tensor, utterances: list[Utterance]) -> None:  # n
         distances.append((table_K[codes_N[: len(true_NMR)]] - true_NMR).abs().mean())
         for name, version_T in versions(tokenizer, table_K, wave_T).items():
             heard = recogniser(resample(version_T, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ))
-            wrong, words = word_errors(utterance.text, heard)
+            wrong, words = word_errors(utterance.text or "", heard)
             total = errors.setdefault(name, [0, 0])
             total[0], total[1] = total[0] + wrong, total[1] + words
     for name, (wrong, words) in errors.items():
