@@ -187,12 +187,15 @@ def verb_pages() -> Iterator[str]:
         yield options if verb == "fit" else "Options as for `fit`."
     for verb, (path, text) in command_line.VERBS.items():
         module = importlib.import_module(path)
-        parser = argparse.ArgumentParser(prog=f"python -m lit_moss {verb}")
-        module.add_arguments(parser)
         yield f"## {verb}"
         yield text[0].upper() + text[1:] + "."
         yield f"```text\n{(module.__doc__ or '').strip()}\n```"
-        yield from parser_tables(parser)
+        if "add_arguments" in vars(module):
+            parser = argparse.ArgumentParser(prog=f"python -m lit_moss {verb}")
+            module.add_arguments(parser)
+            yield from parser_tables(parser)
+        else:
+            yield "Its keys are listed in [Sweeps and benchmarks](studies.md)."
 
 
 def parser_tables(parser: argparse.ArgumentParser) -> Iterator[str]:
