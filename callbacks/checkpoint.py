@@ -1,7 +1,7 @@
 """When checkpoints are written."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -9,25 +9,26 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from lit_moss.contracts import callbacks_of
 from lit_moss.runs.checkpoints import LAST, STEP, seal_folder
 
 
 class Checkpoint(ModelCheckpoint):
-    """The newest states of a run, or its best: Lightning's `ModelCheckpoint` with two habits changed.
+    """Keeps the newest checkpoints of a run, or its best one: Lightning's `ModelCheckpoint` with two changes.
 
-    A state due at a step that is also validated is written after the validation: one written before it would,
-    on a resume, skip that validation and leave a gap in the curves. And names are plain: `step-0000400.ckpt`,
-    `best.ckpt`.
+    A checkpoint due at a step that is also validated is written after the validation; written before it, a
+    resume would skip that validation and leave a gap in the curves. File names are plain:
+    `step-0000400.ckpt`, `best.ckpt`.
 
-    A run that ends between two states leaves its end in `last.ckpt`, from which `--ckpt_path last` goes on.
-    The next stage (`model.init_from`) still starts from the last of the states written every n steps.
+    A run that ends between two checkpoints also writes `last.ckpt`, from which `--ckpt_path last` continues.
+    The next stage (`model.init_from`) still starts from the last checkpoint written every n steps.
 
     Args:
-        every_n_steps: Optimizer steps between two states, for resuming; 0 writes none of them, nor the end.
-        keep: How many of the newest states stay.
-        monitor: Metric whose best state is kept as `best.ckpt`, looked at after each validation; None writes
-            none.
-        mode: Whether `min` or `max` of it is best.
+        every_n_steps: Optimizer steps between two checkpoints, for resuming; 0 writes none, nor `last.ckpt`.
+        keep: Number of newest checkpoints to keep.
+        monitor: Metric whose best checkpoint is kept as `best.ckpt`, compared after each validation; None
+            writes none.
+        mode: Whether the `min` or `max` of it is best.
     """
 
     def __init__(
@@ -68,9 +69,9 @@ class Checkpoint(ModelCheckpoint):
             trainer.strategy.remove_checkpoint(folder.with_name(LAST))
 
     def _save_end(self, trainer: Trainer) -> None:
-        """The state in which a run ends, whatever ends it: its length, an early stop, a limit of time.
+        """Writes the state in which a run ends, whatever ends it: its length, an early stop, a time limit.
 
-        Here rather than in `on_train_end`, by when averaged weights have overwritten the current ones.
+        Not in `on_train_end`: by then averaged weights have overwritten the current ones.
         """
         ends = trainer.should_stop or trainer.global_step >= trainer.max_steps >= 0
         if (
@@ -79,15 +80,19 @@ class Checkpoint(ModelCheckpoint):
             and self._every_n_train_steps
             and trainer.global_step > self._last_global_step_saved
         ):
-            last = Path(cast(str, self.dirpath)) / LAST
+            assert self.dirpath is not None  # set when training starts
+            last = Path(self.dirpath) / LAST
             if trainer.is_global_zero and last.is_dir():  # an earlier end; shards are not replaced as a whole
                 trainer.strategy.remove_checkpoint(last)
             trainer.strategy.barrier()
             self._save_checkpoint(trainer, str(last))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning forgets scores and files when the folder's path has changed, and then overwrites a better
-        `best.ckpt`: files that came along with a moved or copied run are known by their place in it."""
+        """Finds the files of a moved or copied run by their names in its folder.
+
+        Lightning forgets scores and files when the folder's path has changed, and would then overwrite a
+        better `best.ckpt`.
+        """
         old, new = state_dict.get("dirpath"), self.dirpath
         if old and new and old != new:
             here = {path: str(Path(new) / Path(path).name) for path in state_dict["best_k_models"]}
@@ -115,7 +120,7 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.fit_loop._should_accumulate():
-            return  # between two micro-batches the gradients gathered so far would be lost
+            return  # a checkpoint between two micro-batches would lose the gradients accumulated so far
         loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
         if not self._is_best and fetcher is not None and loop._should_check_val_fx(fetcher):
@@ -125,11 +130,11 @@ class Checkpoint(ModelCheckpoint):
             self._save_end(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """SIGTERM, as a cluster sends it before it takes a machine away: the state as it is, no step lost.
+        """On SIGTERM, which clusters send before they stop a job, writes the current state: no step is lost.
 
-        Lightning raises it behind a whole step, or between two batches of a validation, during which averaged
-        weights stand in for the current ones. Between two micro-batches nothing is written: the gradients
-        gathered so far would be lost without a word.
+        Lightning raises it after a whole step, or between two batches of a validation, during which averaged
+        weights replace the current ones. Between two micro-batches nothing is written: the gradients
+        accumulated so far would be lost silently.
         """
         if (
             isinstance(exception, SIGTERMException)
@@ -138,7 +143,7 @@ class Checkpoint(ModelCheckpoint):
             and trainer.global_step > self._last_global_step_saved
             and not trainer.fit_loop._should_accumulate()
         ):
-            callbacks = cast(Any, trainer).callbacks if trainer.validating else []
+            callbacks = callbacks_of(trainer) if trainer.validating else []
             averaging = [c for c in callbacks if isinstance(c, WeightAveraging)]
             for callback in averaging:
                 callback.on_validation_epoch_end(trainer, pl_module)

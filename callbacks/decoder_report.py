@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class DecoderReport(Callback):
-    """Into MLflow: mels made from codes under the true ones, and how both sound through Griffin-Lim."""
+    """Logs to MLflow mels generated from codes below the true ones, and both as sound (Griffin-Lim)."""
+
+    def __init__(self) -> None:
+        self._truth_is_logged = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker):
@@ -39,15 +42,15 @@ class DecoderReport(Callback):
         for name, example in zip(names, examples, strict=True):
             wave_T = vocoder(example.made_MT[None])[0]
             tracker.log_audio(wave_T, rates.DECODER_RATE_HZ, f"audio/{name}_{step:07d}.wav")
-        if not getattr(self, "_truth", False):
-            self._truth = True
+        if not self._truth_is_logged:
+            self._truth_is_logged = True
             for name, example in zip(names, examples, strict=True):
                 wave_T = vocoder(example.truth_MT[None])[0]
                 tracker.log_audio(wave_T, rates.DECODER_RATE_HZ, f"audio/{name}_truth.wav")
 
 
 def mels(examples: "list[Resynthesis]"):  # noqa: ANN201 - matplotlib figure
-    """Truth above, made below, one column a clip."""
+    """The true mel above the generated one, one column a clip."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(examples), 5), layout="constrained")

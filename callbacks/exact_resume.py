@@ -1,7 +1,5 @@
-"""What a checkpoint must hold beyond Lightning's own content, so that a resumed run is the uninterrupted one.
-
-The same to the bit, that is.
-"""
+"""What a checkpoint must hold beyond Lightning's own content, so that a resumed run equals, to the bit, one
+that was never interrupted."""
 
 import random
 from collections.abc import Iterable
@@ -14,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from callbacks.learning_rate import set_rates
+from lit_moss.contracts import ordered_data
 from lit_moss.errors import UserError
 from lit_moss.runs.tracking import Tracker
 
@@ -24,13 +23,13 @@ _SETTINGS = ("base_lr", "weight_decay", "betas", "eps")
 class ExactResume(Callback):
     """Adds the random state of every rank, the batches consumed, and the MLflow run id to each checkpoint.
 
-    The random state is given back at the start of training, after everything that draws numbers while a run
-    is set up. With another number of ranks the data order goes on where it was (it is a function, see
-    `BatchOrder`), but random states cannot be dealt out anew: each rank is then seeded from the first one's
-    state, and a warning says so.
+    The random state is restored at the start of training, after everything that draws random numbers during
+    set-up. With another number of ranks the data order still continues exactly (it is a function, see
+    `BatchOrder`), but random states cannot be redistributed: each rank is then seeded from the first rank's
+    state, with a warning.
 
-    Rates, decay and betas are those of the configuration that a run is resumed with: the optimizer's state
-    brings the old ones along, and would let them go on while the record shows the new ones.
+    Learning rates, weight decay and betas follow the configuration that a run is resumed with. Without this
+    the restored optimizer state would keep the old values while MLflow records the new ones.
     """
 
     def __init__(self) -> None:
@@ -59,17 +58,17 @@ class ExactResume(Callback):
         if dist.is_available() and dist.is_initialized():
             states = [None] * trainer.world_size
             dist.all_gather_object(states, _random_state())
-        logger: Any = trainer.logger
-        if isinstance(logger, Tracker):
-            # This step's own metrics are logged after the callbacks have run: a kill in between would lose
-            # them, for a resume begins at the next step. The tracker drops the second copy.
+        tracker = trainer.logger if isinstance(trainer.logger, Tracker) else None
+        if tracker is not None:
+            # Lightning logs this step's metrics after the callbacks have run. A kill in between would lose
+            # them, because a resume begins at the next step. The tracker drops the second copy.
             connector = trainer._logger_connector
             in_a_step = connector._first_loop_iter is not None
             if trainer.training and in_a_step and connector.should_update_logs:
                 connector.log_metrics(connector.metrics["log"])
-            logger.flush()
+            tracker.flush()
         checkpoint["random_states"] = states
-        checkpoint["mlflow_run_id"] = getattr(logger, "run_id", None)
+        checkpoint["mlflow_run_id"] = None if tracker is None else tracker.run_id
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -88,7 +87,7 @@ class ExactResume(Callback):
         else:
             rank_zero_warn(
                 f"the checkpoint is of {len(self._restored)} ranks, this run has {trainer.world_size}: the "
-                "data order goes on exactly, random states start anew"
+                "data order continues exactly, the random state of each rank is seeded again"
             )
             first = int(self._restored[0]["torch"].long().sum())
             seed = first + trainer.global_step * 1009 + trainer.global_rank
@@ -98,7 +97,7 @@ class ExactResume(Callback):
         self._restored = None
 
     def apply_settings(self, trainer: Trainer) -> None:
-        """Gives the groups of a resumed run what the configuration says; a second call changes nothing."""
+        """Sets the groups of a resumed run to what the configuration says; a second call changes nothing."""
         changed: dict[str, None] = {}
         for group, settings in zip(_groups(trainer), self._settings, strict=True):
             # A rate without `base_lr` is the optimizer's own, unless a scheduler of Lightning's moves it.
@@ -117,9 +116,9 @@ class ExactResume(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        if datamodule is not None and hasattr(datamodule, "next_batch"):
-            datamodule.next_batch += trainer.world_size
+        data = ordered_data(trainer)
+        if data is not None:
+            data.advance(trainer.world_size)
 
 
 def _groups(trainer: Trainer) -> list[dict[str, Any]]:

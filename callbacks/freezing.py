@@ -1,106 +1,94 @@
-"""Which parameters train at a step: the rules of all callbacks together, and how they are put into force.
+"""Which parameters train at a step: the rules of all callbacks together, and how they are applied.
 
 A rule is a callback with `trained(parts, step)` and `ever_trained(parts)`, both pure functions that return
 parameters' names; several rules intersect. Parts come from the module (`parts()`: part -> named parameters).
 
-  one process   `requires_grad` follows the rules: a frozen matrix costs no gradient of its own
-  DDP, FSDP2    what trains later must be known to the reducer from the start, so only what never trains is
-                frozen for good; of the rest gradients are dropped before clipping and the optimizer see them
-  DeepSpeed     its optimizer owns flat pieces of whole groups: gradients of frozen parameters are made 0 as
-                they come, the group's rate is 0, and Adam counts its steps anew from the first one that
-                trains. Parts can be frozen for a while only as wholes
+  one process   `requires_grad` follows the rules: a frozen matrix gets no gradient
+  DDP, FSDP2    the reducer must know from the start what will train later, so only parameters that never
+                train have `requires_grad` off; gradients of the other frozen ones are dropped before clipping
+                and before the optimizer's step
+  DeepSpeed     its optimizer owns flat pieces of whole groups: gradients of frozen parameters are set to 0 as
+                they arrive, the group's learning rate is 0, and Adam's step counter is reset when the group
+                starts to train. A part can only be frozen temporarily as a whole
 
-In all three a frozen parameter moves by exactly 0, and what trains moves as in one process (tests/callbacks/
-test_sharded.py).
+In all three cases a frozen parameter does not change at all, and the others change as in one process
+(tests/callbacks/test_sharded.py).
 """
 
-from collections.abc import Iterable
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch.utils.weak import WeakIdKeyDictionary
 
+from lit_moss.contracts import all_names, freezing_rules, parts_of
 from lit_moss.errors import UserError
 
-Parts = dict[str, list[tuple[str, torch.nn.Parameter]]]
-
-
-def parts_of(module: LightningModule) -> Parts:
-    """Part -> its named parameters."""
-    if not hasattr(module, "parts"):
-        raise UserError(
-            f"{type(module).__name__} has no parts to freeze: StagedFreezing and ReverseUnfreeze are for "
-            "SplitLLM"
-        )
-    return cast(Any, module).parts()
-
-
-def rules(trainer: Trainer) -> list[Any]:
-    """Callbacks that decide what trains."""
-    return [c for c in cast(Any, trainer).callbacks if hasattr(c, "ever_trained")]
-
-
-def all_names(parts: Parts) -> set[str]:
-    """Names of all parameters."""
-    return {name for named in parts.values() for name, _ in named}
+# DeepSpeed: parameter with a hook on its gradient -> whether it is frozen now.
+_is_frozen = WeakIdKeyDictionary()
 
 
 def trained_names(trainer: Trainer, module: LightningModule, step: int) -> set[str]:
     """Names of the parameters that train at a step."""
     parts = parts_of(module)
-    found = all_names(parts)
-    for rule in rules(trainer):
-        found &= rule.trained(parts, step)
-    return found
+    names = all_names(parts)
+    for rule in freezing_rules(trainer):
+        names &= rule.trained(parts, step)
+    return names
 
 
-def put_into_force(trainer: Trainer, module: LightningModule, trained: set[str]) -> None:
-    """Freezes and thaws by the strategy's way; groups tell by `frozen` whether all of them rests."""
+def apply_freezing(trainer: Trainer, module: LightningModule, trained: set[str]) -> None:
+    """Freezes everything but `trained`, in the way of the strategy.
+
+    A group's `frozen` flag says whether every parameter in it is frozen.
+    """
     parts = parts_of(module)
     deepspeed = any("deepspeed" in c.__name__.lower() for c in type(trainer.strategy).__mro__)
     alone = trainer.world_size == 1 and not deepspeed
     for part, named in parts.items():
         if deepspeed:
-            _hold(part, named, trained)
+            _zero_frozen_gradients(part, named, trained)
         for name, p in named:
             if alone and p.requires_grad != (name in trained):
                 p.requires_grad_(name in trained)
                 p.grad = None
     step = trainer.global_step
     before = trained_names(trainer, module, step - 1) if step else set()
-    rested = {part for part in parts if not any(n in before for n, _ in parts[part])}
-    resting = {part for part in parts if not any(n in trained for n, _ in parts[part])}
+    frozen_before = {part for part in parts if not any(n in before for n, _ in parts[part])}
+    frozen = {part for part in parts if not any(n in trained for n, _ in parts[part])}
     for number, group in enumerate(trainer.optimizers[0].param_groups):
         part = group.get("name", "").removesuffix(".no_decay")
-        group["frozen"] = part in resting
-        if deepspeed and part in rested:
-            _count_anew(trainer.optimizers[0], number)
+        group["frozen"] = part in frozen
+        if deepspeed and part in frozen_before:
+            _reset_step_counter(trainer.optimizers[0], number)
 
 
-def _hold(part: str, named: list[tuple[str, torch.nn.Parameter]], trained: set[str]) -> None:
+def _zero_frozen_gradients(part: str, named: list[tuple[str, torch.nn.Parameter]], trained: set[str]) -> None:
     """DeepSpeed: gradients of frozen parameters become 0 before they are summed, clipped or used."""
-    held = [(name, p) for name, p in named if p.requires_grad]
-    if len({name in trained for name, _ in held}) > 1:
+    trainable = [(name, p) for name, p in named if p.requires_grad]
+    if len({name in trained for name, _ in trainable}) > 1:
         raise UserError(
-            f"under DeepSpeed {part} can only be frozen as a whole for a while, a pattern cuts through it: "
-            "name whole parts, or freeze its parameters in all stages"
+            f"under DeepSpeed {part} can only be frozen as a whole for some steps, a pattern selects some of "
+            "its parameters: name whole parts, or freeze its parameters in all stages"
         )
-    for name, p in held:
-        if not hasattr(p, "resting"):
-            p.register_hook(partial(_zero_if_resting, p))
-        cast(Any, p).resting = name not in trained
+    for name, p in trainable:
+        if p not in _is_frozen:
+            p.register_hook(_hook_of(p))
+        _is_frozen[p] = name not in trained
 
 
-def _zero_if_resting(p: Any, gradient: torch.Tensor) -> torch.Tensor | None:
-    return torch.zeros_like(gradient) if p.resting else None
+def _hook_of(p: torch.nn.Parameter) -> Any:
+    def zero_if_frozen(gradient: torch.Tensor) -> torch.Tensor | None:
+        return torch.zeros_like(gradient) if _is_frozen[p] else None
+
+    return zero_if_frozen
 
 
-def _count_anew(optimizer: Any, number: int) -> None:
-    """Adam's correction of young averages starts when a group starts to train, as without DeepSpeed."""
+def _reset_step_counter(optimizer: Any, number: int) -> None:
+    """Adam's bias correction starts when a group starts to train, as without DeepSpeed."""
     inner = optimizer.optimizer
     flat = inner.param_groups[number]["params"]  # ZeRO-1, 2
-    if hasattr(optimizer, "sub_group_to_group_id"):  # ZeRO-3
+    if "sub_group_to_group_id" in vars(optimizer):  # ZeRO-3
         pieces = optimizer.fp32_partitioned_groups_flat
         flat = [p for i, p in enumerate(pieces) if optimizer.sub_group_to_group_id[i] == number]
     for piece in flat:
@@ -110,16 +98,11 @@ def _count_anew(optimizer: Any, number: int) -> None:
 
 
 def drop_gradients(module: LightningModule, trained: set[str]) -> None:
-    """Before the optimizer's step.
+    """Called before the optimizer's step.
 
-    AdamW leaves a parameter without gradient alone, its moments and decay too.
+    AdamW does not change a parameter without gradient, nor its moments, and applies no decay to it.
     """
     for named in parts_of(module).values():
         for name, p in named:
             if name not in trained:
                 p.grad = None
-
-
-def total(named: Iterable[tuple[str, torch.nn.Parameter]]) -> int:
-    """Parameters in all; ZeRO-3 leaves an empty tensor in a parameter's place and its count beside it."""
-    return sum(getattr(p, "ds_numel", p.numel()) for _, p in named)

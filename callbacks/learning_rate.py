@@ -2,20 +2,21 @@
 
 import contextlib
 from fnmatch import fnmatchcase
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_moss.contracts import ResumeSettings, callbacks_of, rate_schedule
 from lit_moss.errors import UserError
 from lit_moss.schedule import rate_factor
 
 
 class Schedule(Callback):
-    """What sets rates by the step: its length, `total_steps`, is part of a run's checkpoints.
+    """Learning rates as a function of the step; the length, `total_steps`, is saved in checkpoints.
 
     A run resumed with a greater `trainer.max_steps` keeps the length that it began with, so its rate stays
-    at the lowest. Stretching the course is a decision: `total_steps` is then given, and the rate jumps.
+    at the lowest. To stretch the schedule, which makes the rate jump, give `total_steps`.
     """
 
     total_steps: int | None
@@ -42,8 +43,8 @@ class Schedule(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._begun_with is None:  # not resumed
             return
-        for callback in cast(Any, trainer).callbacks:  # a changed base rate, whose turn may come after this
-            if hasattr(callback, "apply_settings"):
+        for callback in callbacks_of(trainer):  # a changed base rate, which may be applied only after this
+            if isinstance(callback, ResumeSettings):
                 callback.apply_settings(trainer)
         if self.total_steps is None:  # where states are restored after `on_fit_start` (DeepSpeed), only now
             self._total = self._begun_with
@@ -62,13 +63,13 @@ class Schedule(Callback):
             lowest, stretched = (self._rate_of(total, self._total, group) for total in (self._total, last))
             if lowest != stretched:
                 rank_zero_warn(
-                    f"{name}: the run began with a course of {self._total} steps and now goes on to {last}: "
-                    f"from step {self._total} on the rate stays at {lowest:.3g}. To stretch the course, "
+                    f"{name}: the run began with a schedule of {self._total} steps and now continues to "
+                    f"{last}: from step {self._total} on the rate stays at {lowest:.3g}. To stretch it, "
                     f"which makes the rate jump, give {name} total_steps: {last}"
                 )
 
     def _rate_of(self, total: int, step: int, group: dict[str, Any]) -> float:
-        """Rate at a step if the course had another length."""
+        """Rate at a step if the schedule had another length."""
         own, self._total = self._total, total
         try:
             return self.rate(step, group)
@@ -79,7 +80,7 @@ class Schedule(Callback):
 class LearningRateSchedule(Schedule):
     """Sets every parameter group's rate before each step.
 
-    The rate is the group's own base rate times a factor: linear warm-up, then the kind's course.
+    The rate is the group's base rate times a factor: linear warm-up, then the curve of `kind`.
 
     Args:
         warmup_steps: Optimizer steps of the linear rise.
@@ -133,16 +134,16 @@ class LearningRateSchedule(Schedule):
 
 
 def set_rates(trainer: Trainer) -> None:
-    """Gives every group its rate: 0 while all of it is frozen, else the schedule's, else its base rate.
+    """Sets every group's rate: 0 while all of it is frozen, else the schedule's, else its base rate.
 
-    Whoever freezes or thaws calls it too, so that the order of the callbacks does not matter.
+    Callbacks that freeze or unfreeze call it too, so that the order of the callbacks does not matter.
     """
-    setter: Any = next((c for c in cast(Any, trainer).callbacks if hasattr(c, "rate")), None)
+    schedule = rate_schedule(trainer)
     for group in trainer.optimizers[0].param_groups:
         if group.get("frozen"):
             group["lr"] = 0.0
-        elif setter is not None:
-            group["lr"] = setter.rate(trainer.global_step, group)
+        elif schedule is not None:
+            group["lr"] = schedule.rate(trainer.global_step, group)
         elif "base_lr" in group:
             group["lr"] = group["base_lr"]
 

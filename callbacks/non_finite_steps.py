@@ -1,16 +1,18 @@
-"""A step whose loss or gradients are not finite changes nothing; a run of them ends the training."""
+"""A step whose loss or gradients are not finite changes nothing; several in a row end the training."""
 
 import sys
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lit_moss.contracts import Batch, callbacks_of
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule, total_norm
 
@@ -60,7 +62,7 @@ class NonFiniteSteps(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if trainer.fit_loop._should_accumulate():
             return  # DeepSpeed comes here with every micro-batch
-        module = cast(StepModule, pl_module)
+        module = _step_module(pl_module)
         device, deepspeed = module.device, _deepspeed(trainer)
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # Also infinite where finite gradients overflow their own norm: Adam squares them.
@@ -113,14 +115,15 @@ class NonFiniteSteps(Callback):
         if trainer.fit_loop._should_accumulate():
             return
         if self._pending is not None:
-            (loss_bad, empty), self._pending, zero = self._pending, None, cast(Any, trainer.optimizers[0])
+            (loss_bad, empty), self._pending = self._pending, None
+            zero: Any = trainer.optimizers[0]  # DeepSpeed's own; only its float16 optimizers have a scale
             overflow = torch.full_like(loss_bad, bool(getattr(zero, "overflow", False)))
             scale = torch.full((), float(getattr(zero, "loss_scale", 1.0)), device=loss_bad.device)
             self._count(loss_bad, overflow, empty, scale)
         if self._counts is None:
             return
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        self._last = loss, getattr(batch, "ids", [])
+        self._last = loss, batch.ids if isinstance(batch, Batch) else []
         pl_module.log("train/skipped_steps", self._counts[0].float())
         if trainer._logger_connector.should_update_logs or cheap_to_read(self._counts.device):
             self._read(trainer)
@@ -128,7 +131,7 @@ class NonFiniteSteps(Callback):
     # --- what the host reads --------------------------------------------------------------------------------
 
     def _read(self, trainer: Trainer) -> None:
-        """Takes over the device's counts, says what is new, and stops."""
+        """Reads the device's counts, reports new ones, and stops the run where `stop_after` is reached."""
         if self._counts is None:
             return
         before = self.skipped, self.empty
@@ -161,12 +164,13 @@ class NonFiniteSteps(Callback):
     # --- averaged weights -----------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        cast(StepModule, pl_module).skip_step = False
+        _step_module(pl_module).skip_step = False
         self._counts = self._loss_bad = None
-        for callback in cast(Any, trainer).callbacks:
-            model = getattr(callback, "_average_model", None)
-            if isinstance(callback, WeightAveraging) and model is not None:
-                model.update_parameters = partial(_average, model, type(model).update_parameters)
+        for callback in callbacks_of(trainer):
+            model = callback._average_model if isinstance(callback, WeightAveraging) else None
+            if model is not None:
+                average: Any = model
+                average.update_parameters = partial(_average, model, type(model).update_parameters)
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 
@@ -200,8 +204,16 @@ class NonFiniteSteps(Callback):
 
 
 def cheap_to_read(device: torch.device) -> bool:
-    """Whether the host reads values without waiting for a queue of work."""
+    """Whether reading a value does not make the host wait for queued work."""
     return device.type == "cpu"
+
+
+def _step_module(module: LightningModule) -> StepModule:
+    if not isinstance(module, StepModule):
+        raise UserError(
+            f"{type(module).__name__} is no StepModule: NonFiniteSteps needs a module of lit_moss.modules"
+        )
+    return module
 
 
 def _deepspeed(trainer: Trainer) -> bool:
@@ -210,8 +222,8 @@ def _deepspeed(trainer: Trainer) -> bool:
 
 def _scale(trainer: Trainer) -> Tensor | None:
     """float16's factor on the loss, where there is one."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return getattr(scaler, "_scale", None)
+    plugin = trainer.precision_plugin
+    return plugin.scaler._scale if isinstance(plugin, MixedPrecision) and plugin.scaler is not None else None
 
 
 def _not_finite(named: dict[str, Any]) -> str:
@@ -229,7 +241,7 @@ def _not_finite(named: dict[str, Any]) -> str:
 
 def _average(average: Any, update: Any, module: LightningModule) -> None:
     """`AveragedModel.update_parameters` that skips with the step."""
-    skip = cast(StepModule, module).skip_step
+    skip = _step_module(module).skip_step
     if isinstance(skip, bool):
         if not skip:
             update(average, module)

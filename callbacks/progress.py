@@ -1,4 +1,4 @@
-"""What is worth seeing while a run goes on: step, loss, validation, audio seconds per second, time left."""
+"""Progress of a run: step, loss, validation, audio seconds per second, time left."""
 
 import sys
 import time
@@ -9,12 +9,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from lit_moss.contracts import Batch
+
 
 class Progress(ProgressBar):
     """A bar on a terminal; elsewhere a line every `every_n_sec` seconds, so that logs stay readable.
 
-    Also logs `train/audio_sec_per_sec`: audio seconds of all ranks per second of wall time, validation left
-    out.
+    Also logs `train/audio_sec_per_sec`: audio seconds of all ranks per second of wall time, without
+    validation.
 
     Args:
         every_n_sec: Seconds between two lines where there is no terminal.
@@ -25,6 +27,8 @@ class Progress(ProgressBar):
         self.every_n_sec = every_n_sec
         self._enabled = True
         self._bar: tqdm | None = None
+        self._audio_sec = self._train_sec = 0.0
+        self._since: float | None = None  # None until training starts: a validation of its own is not timed
 
     def disable(self) -> None:
         """Called by Lightning on every rank but the first."""
@@ -43,9 +47,8 @@ class Progress(ProgressBar):
             self._bar = tqdm(total=total, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._train_sec = (
-            getattr(self, "_train_sec", 0.0) + time.monotonic() - getattr(self, "_since", time.monotonic())
-        )
+        if self._since is not None:
+            self._train_sec += time.monotonic() - self._since
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()
@@ -65,7 +68,9 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._audio_sec += batch.audio_sec * trainer.world_size
+        if isinstance(batch, Batch):
+            self._audio_sec += batch.audio_sec * trainer.world_size
+        assert self._since is not None  # set at the start of training
         seconds = self._train_sec + time.monotonic() - self._since
         speed = self._audio_sec / max(seconds, 1e-9)
         # Filled in on the device: `log` of a float copies it there and waits.

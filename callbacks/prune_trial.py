@@ -1,4 +1,4 @@
-"""Ends a sweep's run early where its trial does worse than the others; `lit_moss sweep` adds it."""
+"""Ends a run of a sweep early where its trial does worse than the others."""
 
 import os
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ class PruneTrial(PyTorchLightningPruningCallback):
         monitor: Metric to report.
         pruner: What decides.
         heartbeat_sec: As of the sweep.
-        first_step: Added to the optimizer step: a trial's later seeds come behind its earlier ones.
+        first_step: Added to the optimizer step: later seeds of a trial run after earlier ones.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class PruneTrial(PyTorchLightningPruningCallback):
         heartbeat_sec: int = 20,
         first_step: int = 0,
     ) -> None:
-        found = optuna.load_study(
+        loaded = optuna.load_study(
             study_name=study,
             storage=open_storage(os.environ[STORAGE_VARIABLE], heartbeat_sec),
             sampler=optuna.samplers.RandomSampler(),  # draws nothing here
             pruner=pruner,
         )
-        own = next(t for t in found.get_trials(deepcopy=False) if t.number == trial)
-        super().__init__(optuna.trial.Trial(found, own._trial_id), monitor)
+        own = next(t for t in loaded.get_trials(deepcopy=False) if t.number == trial)
+        super().__init__(optuna.trial.Trial(loaded, own._trial_id), monitor)
         self.first_step, self.pruned = first_step, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

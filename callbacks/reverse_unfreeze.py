@@ -1,19 +1,22 @@
 """Layer-wise unfreezing of the trunk in reverse order, with its own rate for every layer (FP-Layerwise)."""
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
-from callbacks.freezing import Parts, all_names, drop_gradients, parts_of, put_into_force, trained_names
+from callbacks.freezing import apply_freezing, drop_gradients, trained_names
 from callbacks.learning_rate import LearningRateSchedule, Schedule, set_rates
+from lit_moss.contracts import Parts, all_names, callbacks_of, parts_of
 from lit_moss.errors import UserError
 from lit_moss.schedule import layerwise_lr, rate_factor
 
 
 class ReverseUnfreeze(Schedule):
-    """Appendix D of arXiv:2510.00499: layer i of N rests until step (N - 1 - i) k, then warms up and decays.
+    """Layer i of N is frozen until step (N - 1 - i) k; then its learning rate warms up and decays.
 
-    It sets the rates of all groups, so no `LearningRateSchedule` stands beside it. Other parts (embeddings,
+    Source: appendix D of arXiv:2510.00499.
+
+    It sets the rates of all groups, so it takes the place of `LearningRateSchedule`. Other parts (embeddings,
     tails, norms, heads) start at their peak at step 0.
 
     Args:
@@ -23,7 +26,7 @@ class ReverseUnfreeze(Schedule):
             `trainer.max_steps`, and in a resumed run the length that it began with.
         eta_max: Peak rate of the trunk's layers; None takes the model's `lr`.
         floor: r, lowest rate as a share of the peak.
-        others: Course of the other parts: `cosine` from the peak to the floor at T, or `constant`.
+        others: Schedule of the other parts: `cosine` from the peak to the floor at T, or `constant`.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class ReverseUnfreeze(Schedule):
         self._trained: set[str] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if any(isinstance(c, LearningRateSchedule) for c in cast(Any, trainer).callbacks):
+        if any(isinstance(c, LearningRateSchedule) for c in callbacks_of(trainer)):
             raise UserError("ReverseUnfreeze and LearningRateSchedule both set rates: keep one of them")
         self._set_length(trainer)
         self._layers = _layers(parts_of(pl_module))
@@ -56,10 +59,10 @@ class ReverseUnfreeze(Schedule):
         self._rate(0, 0, 1.0)  # refuses a T that is too short
 
     def trained(self, parts: Parts, step: int) -> set[str]:
-        """Everything but the layers whose step has not come."""
+        """Everything but the layers that are still frozen at the step."""
         layers = _layers(parts)
-        resting = {f"trunk.{i}" for i in range(layers) if step < (layers - 1 - i) * self.k}
-        return all_names(parts) - {name for part in resting for name, _ in parts[part]}
+        frozen = {f"trunk.{i}" for i in range(layers) if step < (layers - 1 - i) * self.k}
+        return all_names(parts) - {name for part in frozen for name, _ in parts[part]}
 
     def ever_trained(self, parts: Parts) -> set[str]:
         """Everything."""
@@ -86,7 +89,7 @@ class ReverseUnfreeze(Schedule):
         trained = trained_names(trainer, pl_module, trainer.global_step)
         if trained != self._trained:
             self._trained = trained
-            put_into_force(trainer, pl_module, trained)
+            apply_freezing(trainer, pl_module, trained)
         set_rates(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:

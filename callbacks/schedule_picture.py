@@ -1,37 +1,38 @@
 """A picture of every group's learning rate over the whole run."""
 
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.freezing import parts_of, trained_names
+from callbacks.freezing import trained_names
+from lit_moss.contracts import PartedModule, RateSchedule, rate_schedule
 from lit_moss.runs.tracking import Tracker
 
 
 class SchedulePicture(Callback):
-    """Draws the rates ahead into MLflow: they are functions of the step, so nothing has to be waited for.
+    """Draws the rates of the whole run into MLflow at its start: they are functions of the step.
 
     Args:
-        points: Steps at which the curves are taken.
+        points: Number of steps at which the curves are evaluated.
     """
 
     def __init__(self, points: int = 200) -> None:
         self.points = points
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        setter: Any = next((c for c in cast(Any, trainer).callbacks if hasattr(c, "rate")), None)
-        if setter is None or not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
+        schedule = rate_schedule(trainer)
+        if schedule is None or not isinstance(trainer.logger, Tracker) or not trainer.is_global_zero:
             return
-        trainer.logger.log_figure(self.figure(trainer, pl_module, setter), "learning_rates.png")
+        trainer.logger.log_figure(self.figure(trainer, pl_module, schedule), "learning_rates.png")
 
-    def figure(self, trainer: Trainer, module: LightningModule, setter: Any) -> Any:
+    def figure(self, trainer: Trainer, module: LightningModule, schedule: RateSchedule) -> Any:
         """The figure: one line a group, trunk layers coloured from first to last."""
         import matplotlib
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        parts = parts_of(module) if hasattr(module, "parts") else {}
+        parts = module.parts() if isinstance(module, PartedModule) else {}
         last = trainer.max_steps if trainer.max_steps > 0 else max(1, trainer.global_step + self.points)
         steps = sorted({round(i * last / self.points) for i in range(self.points + 1)})
         free = {s: trained_names(trainer, module, s) for s in steps} if parts else {}
@@ -44,7 +45,7 @@ class SchedulePicture(Callback):
                 continue
             drawn.add(name)
             own = {n for n, _ in parts.get(name, ())}
-            rates = [0.0 if own and not own & free[s] else setter.rate(s, group) for s in steps]
+            rates = [0.0 if own and not own & free[s] else schedule.rate(s, group) for s in steps]
             trunk = name.startswith("trunk.")
             colour = plt.get_cmap("viridis")(int(name.split(".")[1]) / layers) if trunk else None
             label = None if trunk and 0 < int(name.split(".")[1]) < layers - 1 else name

@@ -1,19 +1,21 @@
-"""Bad files must not end a run, and must not pass unseen either."""
+"""Items that cannot be read do not end a run, but are counted, named and limited."""
 
 import sys
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_moss.contracts import Batch, TokenData, ordered_data
 from lit_moss.errors import UserError
+from lit_moss.runs.tracking import Tracker
 
 
 class SkippedData(Callback):
     """Counts and names utterances that could not be read, logs `data/skipped`, stops above a share.
 
-    Each utterance counts once. Ranks put their findings together at each validation and at the end; the share
-    is the datamodule's `max_bad_share`.
+    Each utterance counts once. Ranks exchange what they have skipped at each validation and at the end; the
+    share is the data module's `max_bad_share`. Other data than ours is left alone.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,15 +45,15 @@ class SkippedData(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._gather(trainer)
         skipped = _skipped(trainer)
-        logger = cast(Any, trainer.logger)
-        if skipped and trainer.is_global_zero and hasattr(logger, "log_table"):
-            logger.log_table({"utterance": list(skipped), "reason": list(skipped.values())}, "skipped.json")
+        tracker = trainer.logger
+        if skipped and trainer.is_global_zero and isinstance(tracker, Tracker):
+            tracker.log_table({"utterance": list(skipped), "reason": list(skipped.values())}, "skipped.json")
 
     def _note(self, trainer: Trainer, batch: Any) -> bool:
-        """Takes down what a batch skipped, each once; whether there was anything new."""
+        """Records what a batch skipped, each item once; returns whether there was anything new."""
         skipped = _skipped(trainer)
         before = len(skipped)
-        for line in batch.skipped:
+        for line in batch.skipped if isinstance(batch, Batch) else ():
             name, reason = line.split("\t", 1)
             if name not in skipped:
                 skipped[name] = reason
@@ -60,34 +62,37 @@ class SkippedData(Callback):
 
     def _gather(self, trainer: Trainer) -> None:
         if trainer.world_size > 1 and dist.is_initialized():
-            found: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(found, _skipped(trainer))
-            for one in found:
-                _skipped(trainer).update(one)
+            of_ranks: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(of_ranks, _skipped(trainer))
+            for skipped in of_ranks:
+                _skipped(trainer).update(skipped)
 
     def _check(self, trainer: Trainer) -> None:
-        datamodule = cast(Any, trainer).datamodule
-        skipped = _skipped(trainer)
-        if trainer.logger is not None and not trainer.sanity_checking and trainer.global_step:
-            found = {"data/skipped": float(len(skipped))}
-            if hasattr(datamodule, "left_out"):  # documents that do not fit the context, known from the start
-                found["data/left_out"] = float(datamodule.left_out)
-            trainer.logger.log_metrics(found, step=trainer.global_step)
+        data = ordered_data(trainer)
+        counts = not trainer.sanity_checking and trainer.global_step > 0
+        if data is not None and trainer.logger is not None and counts:
+            metrics = {"data/skipped": float(len(data.skipped))}
+            if isinstance(data, TokenData):  # documents that do not fit the context, known from the start
+                metrics["data/left_out"] = float(data.left_out)
+            trainer.logger.log_metrics(metrics, step=trainer.global_step)
         self._refuse_too_many(trainer)
 
     @staticmethod
     def _refuse_too_many(trainer: Trainer) -> None:
-        datamodule = cast(Any, trainer).datamodule
-        skipped, total = _skipped(trainer), datamodule.utterances
-        # One bad file in a small corpus is no pattern, whatever share it makes.
-        if len(skipped) > max(1, datamodule.max_bad_share * total):
+        data = ordered_data(trainer)
+        if data is None:
+            return
+        skipped, total = data.skipped, data.utterances
+        # A single bad file never stops a run, however small the corpus.
+        if len(skipped) > max(1, data.max_bad_share * total):
             names = "; ".join(list(skipped.values())[:5])
             raise UserError(
                 f"{len(skipped)} of {total} utterances cannot be read, more than data.max_bad_share "
-                f"{datamodule.max_bad_share:.0%}: {names}{' …' if len(skipped) > 5 else ''}; repair or "
+                f"{data.max_bad_share:.0%}: {names}{' …' if len(skipped) > 5 else ''}; repair or "
                 "remove them, or raise the share"
             )
 
 
 def _skipped(trainer: Trainer) -> dict[str, str]:
-    return cast(Any, trainer).datamodule.skipped
+    data = ordered_data(trainer)
+    return {} if data is None else data.skipped

@@ -6,16 +6,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.freezing import (
-    Parts,
-    all_names,
-    drop_gradients,
-    parts_of,
-    put_into_force,
-    total,
-    trained_names,
-)
+from callbacks.freezing import apply_freezing, drop_gradients, trained_names
 from callbacks.learning_rate import set_rates
+from lit_moss.contracts import Parts, all_names, parts_of, total_parameters
 from lit_moss.errors import UserError
 from lit_moss.runs.tracking import Tracker
 
@@ -24,21 +17,21 @@ POLICIES = {
     "stage1": ["audio_*"],
     "full": ["*"],
     "shared": ["trunk", "audio_*"],
-    "layerwise": ["*"],  # with callbacks.ReverseUnfreeze, which holds trunk layers back
+    "layerwise": ["*"],  # with callbacks.ReverseUnfreeze, which keeps trunk layers frozen
 }
 
 
 class StagedFreezing(Callback):
-    """Freezes and thaws parts of the model by the optimizer step, with a table of what trains.
+    """Freezes and unfreezes parts of the model by the optimizer step, and logs a table of what trains.
 
     Parts: text_embedding, trunk (trunk.0, trunk.1, …), text_tail, text_norm, text_head, audio_embedding,
     audio_tail, audio_norm, audio_head.
 
     Args:
-        stages: One after the other, each with `policy` (stage1, full, shared, layerwise) or `train` (a list
+        stages: In order, each with `policy` (stage1, full, shared, layerwise) or `train` (a list
             of patterns of parts or parameter names, `*` stands for anything), optionally `freeze` (patterns
-            taken out again), and `until_step` (the step at which the next one begins; the last has none). A
-            pattern without a match is an error.
+            to freeze among them), and `until_step` (the step at which the next one begins; the last has
+            none). A pattern without a match is an error.
     """
 
     def __init__(self, stages: list[dict[str, Any]]) -> None:
@@ -85,7 +78,7 @@ class StagedFreezing(Callback):
         if trained == self._trained:
             return
         self._trained = trained
-        put_into_force(trainer, module, trained)
+        apply_freezing(trainer, module, trained)
         set_rates(trainer)
         parts = parts_of(module)
         text = self.table(parts, trained, trainer.global_step)
@@ -95,7 +88,7 @@ class StagedFreezing(Callback):
             step = trainer.global_step
             if step and trained_names(trainer, module, step - 1) == trained:
                 return  # resumed inside a stage: its beginning is logged already
-            count = total((n, p) for named in parts.values() for n, p in named if n in trained)
+            count = total_parameters((n, p) for named in parts.values() for n, p in named if n in trained)
             trainer.logger.log_metrics({"train/trainable_parameters": float(count)}, step)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
@@ -106,7 +99,7 @@ class StagedFreezing(Callback):
         """Part, parameters, trainable ones; neighbouring trunk layers of the same state are one line."""
         lines: list[tuple[str, int, int]] = []
         for part, named in parts.items():
-            count, free = total(named), total((n, p) for n, p in named if n in trained)
+            count, free = total_parameters(named), total_parameters((n, p) for n, p in named if n in trained)
             head, _, layer = part.partition(".")
             last = lines[-1][0].split(" ")[0] if lines else ""
             if layer and lines and last == head and (lines[-1][2] > 0) == (free > 0):

@@ -1,11 +1,14 @@
 """Pictures, sounds and transcripts of a tokenizer run, after each validation."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_moss.audio import rates
-from lit_moss.codec.encoder import fingerprint
+from lit_moss.codec.encoder import CausalEncoder, fingerprint
+from lit_moss.errors import UserError
+from lit_moss.hub import speech_tokenizer_fingerprint
 from lit_moss.records import file_name, unique_name
 from lit_moss.runs.tracking import Tracker
 
@@ -14,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class TokenizerReport(Callback):
-    """Into MLflow: a table of transcripts, log-mels with their codes, the use of each code, and the audio."""
+    """Logs to MLflow transcripts, log-mels with their codes, how often each code is used, and the audio."""
+
+    def __init__(self) -> None:
+        self._audio_is_logged = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, Tracker):
@@ -24,8 +30,9 @@ class TokenizerReport(Callback):
             trainer.logger.log_hyperparams({"parameters": {name: n for name, n in counts.items() if n}})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(trainer.logger, Tracker):
-            speech_tokenizer = fingerprint(cast("CodecEncoder", pl_module).encoder)
+        if isinstance(trainer.logger, Tracker) and trainer.is_global_zero:
+            encoder = cast("CodecEncoder", pl_module).encoder
+            speech_tokenizer = _fingerprint(trainer.logger.run_dir, encoder)
             trainer.logger.set_tags({"fingerprint.speech_tokenizer": speech_tokenizer})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,20 +47,28 @@ class TokenizerReport(Callback):
             {
                 "step": [step] * len(examples),
                 "utterance": [e.id for e in examples],
-                "said": [e.text for e in examples],
-                "heard": [e.hypothesis for e in examples],
+                "reference": [e.text for e in examples],
+                "hypothesis": [e.hypothesis for e in examples],
             },
             "transcripts.json",
         )
         tracker.log_figure(spectrogram_with_codes(examples[-1]), f"pictures/spectrogram_{step:07d}.png")
         if model.quantizing:
             tracker.log_figure(codebook_use(model.val_use_K.cpu()), f"pictures/codebook_{step:07d}.png")
-        if not getattr(self, "_heard", False):
-            self._heard = True
+        if not self._audio_is_logged:
+            self._audio_is_logged = True
             names: set[str] = set()  # files of several folders may share an id
             for e in examples:
                 name = unique_name(file_name(e.id), names)
                 tracker.log_audio(e.wave_T, rates.TOKENIZER_RATE_HZ, f"audio/{name}.wav")
+
+
+def _fingerprint(run: Path, encoder: CausalEncoder) -> str:
+    """Of the tokenizer that the run's name opens: the best checkpoint, else the weights at the end."""
+    try:
+        return speech_tokenizer_fingerprint(str(run.absolute() / "checkpoints" / "best.ckpt"))
+    except UserError:  # no validation, or none since the codebook was built
+        return fingerprint(encoder)
 
 
 def spectrogram_with_codes(example):  # noqa: ANN001, ANN201 - matplotlib figure
@@ -74,7 +89,10 @@ def spectrogram_with_codes(example):  # noqa: ANN001, ANN201 - matplotlib figure
     )
     top.set_ylabel("mel bin")
     top.set_title(
-        f"{example.id}\nsaid: {example.text}\nheard: {example.hypothesis}", loc="left", fontsize=9, wrap=True
+        f"{example.id}\nreference: {example.text}\nhypothesis: {example.hypothesis}",
+        loc="left",
+        fontsize=9,
+        wrap=True,
     )
     colours = colormaps["tab20"]
     for i, code in enumerate(codes):

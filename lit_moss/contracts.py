@@ -5,10 +5,13 @@ ask once, in one place, and say in one line what is missing.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+
+# Its isinstance looks attributes up without computing properties, unlike `typing`'s before Python 3.12.
+from typing_extensions import Protocol, runtime_checkable
 
 from lit_moss.errors import UserError
 
@@ -58,6 +61,10 @@ class OrderedData(Protocol):
     @property
     def utterances(self) -> int:
         """Items of training and validation together."""
+        ...
+
+    def advance(self, batches: int) -> None:
+        """Counts micro-batches as consumed; called after each training batch, with the number of ranks."""
         ...
 
     def fingerprints(self) -> dict[str, str]:
@@ -136,6 +143,15 @@ class RateSchedule(Protocol):
 
 
 @runtime_checkable
+class ResumeSettings(Protocol):
+    """A callback that gives a resumed run the settings of its configuration."""
+
+    def apply_settings(self, trainer: Trainer) -> None:
+        """Changes the optimizer's groups; a second call changes nothing."""
+        ...
+
+
+@runtime_checkable
 class StoppingCallback(Protocol):
     """A callback that may end a run early.
 
@@ -144,9 +160,6 @@ class StoppingCallback(Protocol):
     """
 
     pruned: bool
-
-
-Kind = TypeVar("Kind")
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -185,7 +198,8 @@ def parts_of(module: object) -> Parts:
     """
     if not isinstance(module, PartedModule):
         raise UserError(
-            f"{type(module).__name__} has no parts to freeze: StagedFreezing and ReverseUnfreeze are for SplitLLM"
+            f"{type(module).__name__} has no parts to freeze: StagedFreezing and ReverseUnfreeze are for "
+            "SplitLLM"
         )
     return module.parts()
 

@@ -11,22 +11,28 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A new path on the same file system as `path`; what is still there at the end is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
+    try:
+        yield scratch / path.name
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file or a folder to; it replaces `path` at the end.
 
     If the block raises, what was written is removed and `path` stays as it was. A folder at `path` is removed
     before it is replaced: what a process has mapped from it stays readable.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
-    try:
-        partial = scratch / path.name
+    with scratch_beside(path) as partial:
         yield partial
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         os.replace(partial, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def lm_recipe(
     shared = folder.parent
     backbone = backbone_folder(shared / "backbone")
     train = documents_folder(shared / f"{kind}-train", backbone, kind, speech_tokenizer=speech_tokenizer)
-    validation = documents_folder(shared / f"{kind}-validation", backbone, kind, 6, 1, codec)
+    validation = documents_folder(shared / f"{kind}-validation", backbone, kind, 6, 1, speech_tokenizer)
     config = {
         "name": "tiny",
         "seed_everything": 7,

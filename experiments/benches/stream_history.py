@@ -19,7 +19,7 @@ from lit_moss.audio.features import decoder_mel, resample
 from lit_moss.codec.codec import trimmed
 from lit_moss.codec.flow import Prompt
 from lit_moss.corpora.manifest import read_manifest
-from lit_moss.hub.codec import open_codec
+from lit_moss.hub import open_codec
 from lit_moss.modules.flow_decoder import DECIBELS
 
 

@@ -66,14 +66,12 @@ def samples(
         UserError: if the manifest gives none.
     """
     from lit_moss.corpora.manifest import read_manifest
-    from lit_moss.data.sources import document_key
+    from lit_moss.data.grouping import document_key
+    from lit_moss.hub import NamedTokenizer
     from lit_moss.hub.code_cache import encode_utterances
-    from lit_moss.hub.kmeans import speech_tokenizer_fingerprint
 
     told = [u for u in read_manifest(Path(manifest)) if u.text]
-    heard = encode_utterances(
-        told, speech_tokenizer, speech_tokenizer_fingerprint(speech_tokenizer, log_mel), log_mel
-    ).of
+    heard = encode_utterances(told, NamedTokenizer(speech_tokenizer, log_mel)).codes
     groups: list[list[tuple[Any, list[int]]]] = []
     for u, codes in zip(told, heard, strict=True):
         if not codes:  # cannot be read
@@ -214,7 +212,7 @@ def load(
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the curve and the proposed depth; 2 for what the user can mend."""
-    from lit_moss.hub.kmeans import add_log_mel_argument
+    from lit_moss.cli.options import add_log_mel_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

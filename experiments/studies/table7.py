@@ -131,8 +131,8 @@ def measure(folder: Path) -> dict[str, float]:
 
 def measure_before(config: dict[str, Any]) -> dict[str, float]:
     """The same of the split model before any training."""
-    from lit_moss.data.make_documents import make_cloze
-    from lit_moss.hub.kmeans import open_tokenizer
+    from lit_moss.data.cloze import make_cloze
+    from lit_moss.hub import open_tokenizer
     from lit_moss.llm import SplitLM
     from lit_moss.llm.backbone import load_text_tokenizer, row_format
     from lit_moss.llm.heldout import HeldOut
@@ -196,7 +196,7 @@ def picture(before: dict[str, float], found: dict[str, list[dict[str, float]]]) 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs what is missing, prints the table; 2 for what the user can mend, 1 if a run failed."""
-    from lit_moss.hub.kmeans import add_log_mel_argument
+    from lit_moss.cli.options import add_log_mel_argument
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

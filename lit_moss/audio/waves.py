@@ -1,10 +1,12 @@
-"""What a public function takes for a recording, checked in one place."""
+"""Waves as tensors: what a public function accepts as a recording, and batches of them."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lit_moss.audio import rates
 
 # Floats of lossy codecs and mixes exceed 1 a little; 24 dB over full scale is another unit.
 LOUDEST = 16.0
@@ -56,3 +58,13 @@ def level_fault(wave_T: Tensor) -> str:
 
 def _is_float(wave: Tensor | np.ndarray) -> bool:
     return wave.dtype.is_floating_point if isinstance(wave, Tensor) else wave.dtype.kind == "f"
+
+
+def pad_to_codes(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Zero-pads to the longest, rounded up to whole codes: float (B, T), and samples int64 (B,)."""
+    samples_B = torch.tensor([len(wave) for wave in waves], dtype=torch.long)
+    longest = rates.codes_of_samples(int(samples_B.max())) * rates.SAMPLES_PER_CODE if len(waves) else 0
+    wave_BT = torch.zeros(len(waves), longest)
+    for row, wave in zip(wave_BT, waves, strict=True):
+        row[: len(wave)] = wave
+    return wave_BT, samples_B

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_moss.errors import UserError
-from lit_moss.hub.kmeans import add_log_mel_argument
+from lit_moss.cli.options import add_log_mel_argument
 from lit_moss.records import Record, file_name, json_lines, unique_name
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     """Makes all files; one that exists is an error before anything is computed."""
     from lit_moss.audio import rates
     from lit_moss.devices import moved
-    from lit_moss.hub.codec import open_codec
+    from lit_moss.hub import open_codec
 
     lines = read_lines(args.codes)
     if args.batch_codes < 1:

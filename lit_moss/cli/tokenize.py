@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_moss.cli.options import add_log_mel_argument
 from lit_moss.errors import UserError
-from lit_moss.hub.kmeans import add_log_mel_argument
 
 if TYPE_CHECKING:
     from lit_moss.codec import SpeechTokenizer
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
 
     from lit_moss.codec.encoder import fingerprint
     from lit_moss.devices import moved
-    from lit_moss.hub.kmeans import open_tokenizer
+    from lit_moss.hub import open_tokenizer
 
     if args.out.exists() and not args.force:
         raise UserError(f"{args.out} exists: give another --out, or --force to overwrite it")

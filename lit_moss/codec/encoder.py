@@ -11,9 +11,10 @@ H heads, K codebook entries.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -323,12 +324,27 @@ class CausalEncoder(nn.Module):
         return self.codebook(codes_BN) + self.embed_positions2.weight[: codes_BN.shape[1]]
 
 
+# Sizes and features that decide the codes; the other settings of `EncoderConfig` matter in training alone.
+_DECIDING = (
+    "num_mel_bins", "d_model", "encoder_attention_heads", "encoder_ffn_dim", "quantize_position",
+    "max_source_positions", "quantize_vocab_size", "log_mel",
+)  # fmt: skip
+_NOT_DECIDING = ("ema_", "embed_positions2.")  # averages of training; positions that only `dequantize` adds
+
+
+@torch.no_grad()
 def fingerprint(encoder: CausalEncoder) -> str:
-    """16 hex digits of what decides the codes: sizes, network and codebook."""
-    digest = hashlib.sha256(repr(encoder.config).encode())
+    """16 hex digits of all that decides the codes: sizes, features (`log_mel`), network and codebook.
+
+    The same for a tokenizer in training, for its checkpoint, and for the folder that `save_pretrained` writes
+    of it, on every device. Reads all weights: a second per gigabyte.
+    """
+    settings = {name: value for name, value in asdict(encoder.config).items() if name in _DECIDING}
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for name, value in sorted(encoder.state_dict().items()):
-        if not name.startswith("ema_"):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        if not name.startswith(_NOT_DECIDING):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()[:16]
 
 

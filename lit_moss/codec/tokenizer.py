@@ -11,7 +11,6 @@ Shapes: B batch, T samples at 16 kHz, M mel bins, N codes, D width, K codebook e
 """
 
 import json
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,9 +39,6 @@ from lit_moss.errors import UserError
 AMBIGUOUS = 4e-5
 ROUNDING = 2e-6  # of float32 sums of squares, as a share of the largest term; 2^-23 is 1.2e-7
 TIE = 1e-12  # the same of float64: equal rows, whose products may differ in the last bit, are one tie
-# Tokenizers that are made on first use -> the function that gives their folder. It stands above this package,
-# so it is looked up by name.
-MADE = {"embedded:whisper-tiny-kmeans": "lit_moss.hub.kmeans:kmeans_tokenizer"}
 
 
 class SpeechTokenizer:
@@ -73,7 +69,7 @@ class SpeechTokenizer:
 
         Args:
             name: Folder with `config.json` and `model.safetensors`, `owner/name` of the hub, a `.ckpt`
-                file, or `embedded:whisper-tiny-kmeans`.
+                file, or `embedded:whisper-tiny-kmeans` (once `lit_moss.hub` is imported, which makes it).
             exact: See the class.
             log_mel: `causal` or `whisper`; None takes what `config.json` says, and `whisper` where it says
                 nothing, as in released folders: the features they were trained on, offline only (`stream`
@@ -84,7 +80,7 @@ class SpeechTokenizer:
             UserError: if there are no weights, no codebook in them, numbers that are not finite, or settings
                 under which the released network computes other codes.
         """
-        path = pkgutil.resolve_name(MADE[str(name)])() if str(name) in MADE else resolve(str(name))
+        path = resolve(str(name))
         if path.is_file():
             encoder = _from_checkpoint(path)
         else:

@@ -1,19 +1,18 @@
-"""Kinds of corpora: each is one function of `SOURCES` that yields utterances, their lengths still unmeasured.
+"""Readers of public corpora: each is a function in `READERS` that yields utterances without measured lengths.
 
-Transcripts keep their words, but white space becomes single spaces: a line separator inside a text would tear
-its line of JSON.
+Transcripts keep their words, but white space becomes single spaces: a line separator inside a text would
+break its line of JSON.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -40,9 +39,34 @@ def first_few(messages: Sequence[str]) -> str:
     return "; ".join(messages[:NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def audio_folder(args: argparse.Namespace) -> Path:
-    """Where sound goes that a corpus holds in tables: beside the manifest."""
-    return args.out.with_name(f"{args.out.stem}_audio")
+@dataclass(frozen=True)
+class Corpus:
+    """Where a corpus is, and how its kind is to be read; each option belongs to one kind.
+
+    Args:
+        source: Folder, dataset or file.
+        kind: Name of its reader in `READERS`.
+        audio_folder: Where the sound of a corpus goes that keeps it in tables.
+        download: librispeech: first download this part, e.g. dev-clean, into the source.
+        speaker_from_parent: folder: the speaker is the name of a file's folder.
+        split: hf: split of the dataset; None for train.
+        subset: hf: configuration of a dataset that has several.
+        audio_column: hf: column of the sound; None for `audio`.
+        text_column: hf: column of the transcript, `none` for no transcripts; None for `text`, if there is
+            one.
+        speaker_column: hf: column of the speaker's name; None for no speakers.
+    """
+
+    source: str
+    kind: str
+    audio_folder: Path
+    download: str | None = None
+    speaker_from_parent: bool = False
+    split: str | None = None
+    subset: str | None = None
+    audio_column: str | None = None
+    text_column: str | None = None
+    speaker_column: str | None = None
 
 
 def _utterance(audio: Path, text: str | None = None, speaker: str | None = None, **known: Any) -> Utterance:
@@ -61,13 +85,13 @@ def sound_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
 
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}: expected a folder of sound files, check SOURCE")
-    found = sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file())
-    sounds = [path for path in found if path.suffix.lower() in EXTENSIONS]
-    return sounds, [path for path in found if path.suffix.lower() not in EXTENSIONS]
+    files = sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file())
+    sounds = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    return sounds, [path for path in files if path.suffix.lower() not in EXTENSIONS]
 
 
 def print_left_out(files: Iterable[Path]) -> None:
-    """Says how many files are read neither as sound nor as text, by ending: no .m4a is lost silently."""
+    """Prints how many files are read neither as sound nor as text, by ending: no .m4a is lost silently."""
     from lit_moss.audio.io import EXTENSIONS
 
     endings = Counter(printable(path.suffix).lower() or "without ending" for path in files)
@@ -80,10 +104,10 @@ def print_left_out(files: Iterable[Path]) -> None:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """The file of that name in the same folder, whatever its case: metadata.csv, METADATA.CSV."""
+    """The file of that name in the folder, in upper or lower case: metadata.csv, METADATA.CSV."""
     if path.is_dir() and not (path / name).exists():
-        found = [other for other in path.iterdir() if other.name.lower() == name.lower()]
-        return min(found, default=path / name)
+        matches = [other for other in path.iterdir() if other.name.lower() == name.lower()]
+        return min(matches, default=path / name)
     return path / name
 
 
@@ -91,13 +115,13 @@ def _lines(path: Path) -> list[str]:
     return [line for _, line in text_lines(path, "text in UTF-8")]
 
 
-def _ljspeech(args: argparse.Namespace) -> Iterator[Utterance]:
+def _ljspeech(corpus: Corpus) -> Iterator[Utterance]:
     """LJ Speech: metadata.csv (id|text|normalised text) and wavs/ID.wav, or any other sound format."""
-    table, wavs = _beside(Path(args.source), "metadata.csv"), Path(args.source, "wavs")
+    table, wavs = _beside(Path(corpus.source), "metadata.csv"), Path(corpus.source, "wavs")
     if not table.is_file() or not wavs.is_dir():
         expected = "LJ Speech's folder, which holds metadata.csv and wavs/ID.wav"
         lacks = "wavs" if table.is_file() else "metadata.csv"
-        raise UserError(f"no {lacks} in {args.source}: expected {expected}, check SOURCE and --from")
+        raise UserError(f"no {lacks} in {corpus.source}: expected {expected}, check SOURCE and --from")
     sounds: dict[str, list[Path]] = {}
     files, others = sound_files(wavs.resolve())
     for path in files:
@@ -119,9 +143,9 @@ def _ljspeech(args: argparse.Namespace) -> Iterator[Utterance]:
         print(f"left out {counted(len(missing), 'row')} without a sound file: {first_few(missing)}")
 
 
-def _librispeech(args: argparse.Namespace) -> Iterator[Utterance]:
-    """LibriSpeech: SPEAKER-CHAPTER-UTTERANCE.flac, its text from SPEAKER-CHAPTER.trans.txt beside."""
-    folder = _download_librispeech(args) if args.download else args.source
+def _librispeech(corpus: Corpus) -> Iterator[Utterance]:
+    """LibriSpeech: SPEAKER-CHAPTER-UTTERANCE.flac, its text in SPEAKER-CHAPTER.trans.txt beside it."""
+    folder = _download_librispeech(corpus.source, corpus.download) if corpus.download else corpus.source
     sounds, others = sound_files(Path(folder).resolve())
     named = [path for path in sounds if re.fullmatch(r"\d+-\d+-\d+", path.stem)]
     if not named:
@@ -142,40 +166,42 @@ def _transcripts(path: Path) -> dict[str, str]:
     return {name: text for name, _, text in parts}
 
 
-def _download_librispeech(args: argparse.Namespace) -> Path:
+def _download_librispeech(folder: str, part: str) -> Path:
     from torchaudio.datasets import LIBRISPEECH
 
     try:
-        Path(args.source).mkdir(parents=True, exist_ok=True)
-        LIBRISPEECH(args.source, url=args.download, download=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        LIBRISPEECH(folder, url=part, download=True)
     except (OSError, EOFError, RuntimeError, ValueError, tarfile.TarError, zlib.error) as error:
-        why = f"LibriSpeech {args.download} could not be fetched ({_brief(error)})"
-        raise UserError(f"{why}: check the name and the way to openslr.org, or unpack it yourself") from error
-    return Path(args.source, "LibriSpeech", args.download)
+        why = f"LibriSpeech {part} could not be fetched ({_brief(error)})"
+        raise UserError(
+            f"{why}: check the name and the connection to openslr.org, or unpack it yourself"
+        ) from error
+    return Path(folder, "LibriSpeech", part)
 
 
 def _brief(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _any_folder(args: argparse.Namespace) -> Iterator[Utterance]:
-    """Every sound file below a folder; text from the same-named .txt (.TXT), or else .lab."""
-    sounds, others = sound_files(Path(args.source).resolve())
+def _any_folder(corpus: Corpus) -> Iterator[Utterance]:
+    """Every sound file below a folder; its text from a .txt (.TXT) of the same name, or else a .lab."""
+    sounds, others = sound_files(Path(corpus.source).resolve())
     texts = {(path.with_suffix(""), path.suffix.lower()): path for path in others}
     used: set[Path] = set()
     for path in sounds:
-        both = (texts.get((path.with_suffix(""), ending)) for ending in (".txt", ".lab"))
-        found = next(filter(None, both), None)
-        used |= {found} if found else set()
-        speaker = printable(path.parent.name) if args.speaker_from_parent else None
-        yield _utterance(path, " ".join(_lines(found)) if found else None, speaker)
+        candidates = (texts.get((path.with_suffix(""), ending)) for ending in (".txt", ".lab"))
+        text = next(filter(None, candidates), None)
+        used |= {text} if text else set()
+        speaker = printable(path.parent.name) if corpus.speaker_from_parent else None
+        yield _utterance(path, " ".join(_lines(text)) if text else None, speaker)
     print_left_out(path for path in others if path not in used)
 
 
-def _hugging_face(args: argparse.Namespace) -> Iterator[Utterance]:
+def _hugging_face(corpus: Corpus) -> Iterator[Utterance]:
     """A dataset of the hub or of `save_to_disk`; its sound goes unchanged beside the manifest."""
-    dataset, columns = _load_dataset(args)
-    folder = audio_folder(args).resolve()
+    dataset, columns = _load_dataset(corpus)
+    folder = corpus.audio_folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     used: set[str] = set()
     for index, row in enumerate(dataset):
@@ -183,37 +209,39 @@ def _hugging_face(args: argparse.Namespace) -> Iterator[Utterance]:
         content, origin = sound.get("bytes"), PurePath(sound.get("path") or f"{index:07d}")
         if content is None and os.path.isfile(origin):
             content = Path(origin).read_bytes()
-        # The corpus's own name where it has one: the id decides about validation.
+        # The corpus's own name where it has one: the validation share is drawn by the id.
         stem = file_name(origin.stem)
         stem = unique_name(f"{stem}-{index:07d}" if stem in used else stem, used)
         audio = folder / (stem + _EXTENSION_OF.get((content or b"")[:4], origin.suffix or ".mp3"))
-        if content is not None:  # without, the file is missing and counted as unreadable
+        if content is not None:  # else the file is missing, and counted as unreadable
             audio.write_bytes(content)
-        fields = Record({name: row[name] for name in columns.values()}, f"{args.source}, row {index}")
+        fields = Record({name: row[name] for name in columns.values()}, f"{corpus.source}, row {index}")
         text = fields.text(columns["text"]) if "text" in columns else None
         speaker = fields.name(columns["speaker"]) if "speaker" in columns else None
         yield _utterance(audio, text, speaker)
 
 
-def _load_dataset(args: argparse.Namespace) -> tuple[Any, dict[str, str]]:
+def _load_dataset(corpus: Corpus) -> tuple[Any, dict[str, str]]:
     """The split, with sound undecoded: torchcodec is not needed; and its columns of audio, text, speaker."""
     import datasets
     from datasets.exceptions import DatasetsError
 
-    split = args.split or "train"
+    split = corpus.split or "train"
     failures = (OSError, ValueError, RuntimeError, DatasetsError)
     try:
-        if any(Path(args.source, name).exists() for name in ("state.json", "dataset_dict.json")):
-            found = datasets.load_from_disk(args.source)
-            splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
+        if any(Path(corpus.source, name).exists() for name in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(corpus.source)
+            splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
         else:
-            splits = {split: datasets.load_dataset(args.source, args.subset, split=split)}
+            splits = {split: datasets.load_dataset(corpus.source, corpus.subset, split=split)}
     except failures as error:
-        why = f"dataset {args.source} could not be loaded ({_brief(error)})"
+        why = f"dataset {corpus.source} could not be loaded ({_brief(error)})"
         raise UserError(f"{why}: check its name, --subset and --split") from error
     if split not in splits:
-        raise UserError(f"no split {split!r} in {args.source}: give --split, one of {', '.join(splits)}")
-    columns = _columns(args, splits[split].column_names)
+        raise UserError(
+            f"no split {split!r} in {corpus.source}: give --split, one of {', '.join(map(str, splits))}"
+        )
+    columns = _columns(corpus, splits[split].column_names)
     _check_types(columns, splits[split].features)
     dataset = splits[split].select_columns(list(dict.fromkeys(columns.values())))
     try:
@@ -237,10 +265,10 @@ def _check_types(columns: dict[str, str], features: Any) -> None:
             raise UserError(f"{got}, expected {wanted}: name another by --{key}-column{hint}")
 
 
-def _columns(args: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
-    unwanted = args.text_column == "none" and "none" not in names
-    text = None if unwanted else args.text_column or ("text" if "text" in names else None)
-    wanted = {"audio": args.audio_column or "audio", "text": text, "speaker": args.speaker_column}
+def _columns(corpus: Corpus, names: Sequence[str]) -> dict[str, str]:
+    unwanted = corpus.text_column == "none" and "none" not in names
+    text = None if unwanted else corpus.text_column or ("text" if "text" in names else None)
+    wanted = {"audio": corpus.audio_column or "audio", "text": text, "speaker": corpus.speaker_column}
     if text is None and not unwanted:
         print(f"no column 'text' among {', '.join(names)}, so no transcripts: --text-column names one")
     for key, name in wanted.items():
@@ -249,12 +277,12 @@ def _columns(args: argparse.Namespace, names: Sequence[str]) -> dict[str, str]:
     return {key: name for key, name in wanted.items() if name}
 
 
-def _lhotse(args: argparse.Namespace) -> Iterator[Utterance]:
+def _lhotse(corpus: Corpus) -> Iterator[Utterance]:
     """A lhotse manifest in JSON lines, gzipped or not: cuts, or supervisions with their recordings."""
-    path, recordings = Path(args.source), None
+    path, recordings = Path(corpus.source), None
     for record in json_lines(path, "an object of lhotse's"):
         cut = record.content
-        if (name := record.name("recording_id")) is not None:  # a supervision is the cut that holds it alone
+        if (name := record.name("recording_id")) is not None:  # a supervision: make the cut that holds it
             recordings = recordings or _recordings(path)
             if name not in recordings:
                 raise UserError(f"{record.where}: expected recording {name!r} in the recordings: add it")
@@ -271,13 +299,13 @@ def _recordings(supervisions: Path) -> dict[str, dict[str, Any]]:
     path = supervisions.with_name(supervisions.name.replace("supervisions", "recordings"))
     if not path.is_file():
         raise UserError(f"no {path}: expected the recordings there, named as lhotse does: rename them")
-    found = {}
+    recordings = {}
     for record in json_lines(path, "a recording of lhotse's"):
         if "sources" in record.content:
             if (name := record.name("id")) is None:
                 raise record.error("id", "the recording's name")
-            found[name] = record.content
-    return found
+            recordings[name] = record.content
+    return recordings
 
 
 def _utterance_of_cut(record: Record, folder: Path) -> Utterance:
@@ -291,22 +319,22 @@ def _utterance_of_cut(record: Record, folder: Path) -> Utterance:
         changed = "transformed " if recording.get("transforms") else ""
         raise ValueError(f"{changed}sources {kinds}, channel {channel}, {len(spoken)} supervisions")
     source = Record(recording["sources"][0], record.where, prefix="recording.sources[0].")
-    (said,) = Record({"supervisions": spoken}, record.where).objects("supervisions")
+    (supervision,) = Record({"supervisions": spoken}, record.where).objects("supervisions")
     if (name := source.path("source")) is None:
         raise source.error("source", "the path of a sound file")
     start_sec, duration_sec = record.seconds("start"), record.seconds("duration")
     if start_sec is None or duration_sec is None:
         raise record.error("start" if start_sec is None else "duration", "seconds, a number from 0 on")
-    # Relative to the working folder, as lhotse takes it, or else to the manifest: corpora move.
+    # Relative to the working folder, as in lhotse, or else to the manifest, for corpora that have been moved.
     audio = Path(name)
     audio = (audio if os.path.exists(audio) else folder / audio).absolute()
-    lang = (said.text("language") or "").lower().partition("-")[0]
+    lang = (supervision.text("language") or "").lower().partition("-")[0]
     lang = _LANG_OF.get(lang, lang if len(lang) == 2 else None)
     times = {"offset_sec": float(start_sec), "duration_sec": float(duration_sec)}
-    return _utterance(audio, said.text("text"), said.name("speaker"), lang=lang, **times)
+    return _utterance(audio, supervision.text("text"), supervision.name("speaker"), lang=lang, **times)
 
 
-SOURCES: dict[str, Callable[[argparse.Namespace], Iterator[Utterance]]] = {
+READERS: dict[str, Callable[[Corpus], Iterator[Utterance]]] = {
     "ljspeech": _ljspeech,
     "librispeech": _librispeech,
     "folder": _any_folder,

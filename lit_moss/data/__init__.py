@@ -1,11 +1,16 @@
-"""Manifests, token documents, packing, order, and the LightningDataModules."""
+"""Documents, packing, order, batches, and the LightningDataModules.
 
+A name is imported on first use: token data needs transformers, which the speech tokenizer does without, and
+packing and order need neither that nor Lightning.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lit_moss.data.speech_data import SpeechBatch, SpeechDataModule
-
 if TYPE_CHECKING:
-    from lit_moss.data.decoder_data import DecoderBatch, DecoderDataModule
+    from lit_moss.contracts import Batch, OrderedData, SpeechData, TokenData
+    from lit_moss.data.batches import DecoderBatch, SpeechBatch, TokenBatch
+    from lit_moss.data.decoder_data import DecoderDataModule
     from lit_moss.data.kinds import (
         InterleavedDataModule,
         MixtureDataModule,
@@ -13,14 +18,23 @@ if TYPE_CHECKING:
         TextDataModule,
         UnsupervisedDataModule,
     )
+    from lit_moss.data.ordered import OrderedDataModule
     from lit_moss.data.prompts import PromptDataModule
-    from lit_moss.data.token_data import TokenBatch, TokenDataModule
+    from lit_moss.data.speech_data import SpeechDataModule
+    from lit_moss.data.token_data import TokenDataModule
+
+    # What modules and callbacks expect of data and batches, checked by the type checker.
+    _batches: tuple[type[Batch], ...] = (DecoderBatch, SpeechBatch, TokenBatch)
+    _ordered: tuple[type[OrderedData], ...] = (SpeechDataModule, DecoderDataModule, MixtureDataModule)
+    _speech: type[SpeechData] = SpeechDataModule
+    _tokens: tuple[type[TokenData], ...] = (InterleavedDataModule, MixtureDataModule)
 
 __all__ = [
     "DecoderBatch",
     "DecoderDataModule",
     "InterleavedDataModule",
     "MixtureDataModule",
+    "OrderedDataModule",
     "PromptDataModule",
     "SFTDataModule",
     "SpeechBatch",
@@ -31,16 +45,25 @@ __all__ = [
     "UnsupervisedDataModule",
 ]
 
+_MODULES = {
+    "batches": ("DecoderBatch", "SpeechBatch", "TokenBatch"),
+    "decoder_data": ("DecoderDataModule",),
+    "kinds": (
+        "InterleavedDataModule",
+        "MixtureDataModule",
+        "SFTDataModule",
+        "TextDataModule",
+        "UnsupervisedDataModule",
+    ),
+    "ordered": ("OrderedDataModule",),
+    "prompts": ("PromptDataModule",),
+    "speech_data": ("SpeechDataModule",),
+    "token_data": ("TokenDataModule",),
+}
+_MODULE_OF_NAME = {name: module for module, names in _MODULES.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    """Token data on first use: it brings transformers, which the speech tokenizer does without."""
-    if name not in __all__:
+    if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name.startswith("Decoder"):
-        from lit_moss.data import decoder_data as decoder
-
-        return getattr(decoder, name)
-    from lit_moss.data import kinds, prompts
-    from lit_moss.data import token_data as tokens
-
-    return next(getattr(module, name) for module in (kinds, prompts, tokens) if hasattr(module, name))
+    return getattr(import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"), name)

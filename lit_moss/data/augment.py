@@ -1,4 +1,4 @@
-"""Augmentation drawn from a generator handed in: the same numbers wherever and whenever a sample is made."""
+"""Augmentation that draws from a given generator, so that a sample does not depend on who makes it."""
 
 import numpy as np
 import torch
@@ -20,13 +20,13 @@ def spec_masks(
     """SpecAugment (arXiv:1904.08779): (start, end) of masked bins and of masked frames.
 
     Args:
-        rng: Source of randomness.
+        rng: Random numbers.
         frames: Mel frames of the item.
         bins: Mel bins.
-        freq_masks: Number of frequency masks, each 0 to freq_bins wide.
-        freq_bins: See above.
-        time_masks: Number of time masks, each 0 to time_share of the item long.
-        time_share: See above.
+        freq_masks: Number of frequency masks.
+        freq_bins: Widest frequency mask in mel bins.
+        time_masks: Number of time masks.
+        time_share: Longest time mask as a share of the item.
     """
 
     def draw(count: int, widest: int, size: int) -> list[tuple[int, int]]:
@@ -43,7 +43,7 @@ def spec_masks(
 def apply_spec_masks(
     mel_BMF: Tensor, freq_B: list[list[tuple[int, int]]], time_B: list[list[tuple[int, int]]]
 ) -> Tensor:
-    """Masked spans (B, M, F) take 0, the middle of Whisper's normalised log-mel range; the input stays."""
+    """Sets masked spans to 0, the middle of Whisper's normalised log-mel range; returns a new (B, M, F)."""
     if not any(freq_B) and not any(time_B):
         return mel_BMF
     mel_BMF = mel_BMF.clone()
@@ -56,15 +56,5 @@ def apply_spec_masks(
 
 
 def change_speed(wave_T: Tensor, factor: float) -> Tensor:
-    """Plays `factor` times as fast, pitch with it, by resampling: (T,) -> (about T / factor,)."""
+    """Changes speed and pitch by `factor`, by resampling: (T,) -> (about T / factor,)."""
     return resample(wave_T, round(rates.TOKENIZER_RATE_HZ * factor), rates.TOKENIZER_RATE_HZ)
-
-
-def pad_to_codes(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Zero-pads to the longest, rounded up to whole codes: float (B, T), and samples int64 (B,)."""
-    samples_B = torch.tensor([len(wave) for wave in waves], dtype=torch.long)
-    longest = rates.codes_of_samples(int(samples_B.max())) * rates.SAMPLES_PER_CODE if len(waves) else 0
-    wave_BT = torch.zeros(len(waves), longest)
-    for row, wave in zip(wave_BT, waves, strict=True):
-        row[: len(wave)] = wave
-    return wave_BT, samples_B

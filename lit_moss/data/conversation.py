@@ -1,30 +1,30 @@
 """Conversations -> rows, in any pair of modalities, with the loss mask of supervised fine-tuning.
 
     <|im_start|> role \\n  content  <|im_end|> \\n         content: text, or one stretch of speech
-                           ^^^^^^^^^^^^^^^^^^             of the assistant: what counts
+                           ^^^^^^^^^^^^^^^^^^             of the assistant: the targets
 
-The reply's modality is decided by the prompt alone: the system prompt names it, and the prefix of a spoken
-reply ends with sosp. Each piece is turned into ids by itself, so that no id reaches over a border between
-them, and a prompt is exactly the beginning of what was trained.
+The prompt alone decides the reply's modality: the system prompt names it, and the prefix of a spoken reply
+ends with sosp. Every piece is tokenized separately, so that no id spans two pieces and a prompt is exactly
+the beginning of a training example.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lit_moss.corpora.conversations import ROLES
 from lit_moss.data.interleave import text_ids
 from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat
 
 Modality = Literal["text", "speech"]
-ROLES = ("system", "user", "assistant")
-# User's modality and reply's; the same content in each.
+# Pair -> modality of the user's turns and of the replies.
 PAIRS: dict[str, tuple[Modality, Modality]] = {
     f"{user}-{reply}": (user, reply)
     for user in reversed(get_args(Modality))
     for reply in reversed(get_args(Modality))
 }
-# The public demo's; facts of the released model.
+# System prompts of the public demo of the released model.
 SYSTEM: dict[Modality, str] = {
     "speech": "You are a helpful voice assistant. Answer the user's questions with spoken responses.",
     "text": "You are a helpful assistant. Answer the user's questions with text.",
@@ -37,8 +37,8 @@ class Turn:
 
     Args:
         role: system, user or assistant.
-        text: What is said; None if only heard.
-        codes: The same as speech; None if only written.
+        text: Its text; None if it exists as speech only.
+        codes: The same content as speech; None if it exists as text only.
     """
 
     role: str
@@ -51,21 +51,24 @@ class Turn:
 
 
 class Renderer:
-    """Turns to rows by one tokenizer.
+    """Turns -> rows.
 
     Args:
-        tokenizer: Of `lit_moss.llm.backbone.load_text_tokenizer`.
-        form: Its row format.
+        tokenizer: Text tokenizer, see `lit_moss.llm.backbone.load_text_tokenizer`.
+        row_format: Format of the rows.
+
+    Raises:
+        UserError: if the text tokenizer has no tokens for turns.
     """
 
-    def __init__(self, tokenizer: Any, form: RowFormat) -> None:
-        if form.im_start_id is None or form.im_end_id is None:
+    def __init__(self, tokenizer: Any, row_format: RowFormat) -> None:
+        if row_format.im_start_id is None or row_format.im_end_id is None:
             raise UserError(
-                "the tokenizer has no <|im_start|> and <|im_end|>, conversations need them: take a backbone "
-                "that was tuned to chat in ChatML (Qwen, SmolLM2-Instruct)"
+                "the text tokenizer has no <|im_start|> and <|im_end|>, which conversations need: take a "
+                "backbone that was tuned to chat in ChatML (Qwen, SmolLM2-Instruct)"
             )
-        self.tokenizer, self.form = tokenizer, form
-        self._im_start, self._im_end = form.im_start_id, form.im_end_id
+        self.tokenizer, self.row_format = tokenizer, row_format
+        self._im_start, self._im_end = row_format.im_start_id, row_format.im_end_id
 
     def render(
         self,
@@ -78,12 +81,14 @@ class Renderer:
         """Rows and loss mask of a conversation.
 
         Args:
-            turns: User and assistant by turns. A leading system turn's text comes behind the system prompt.
+            turns: Turns of user and assistant. The text of a leading system turn is appended to the system
+                prompt.
             user: Modality of the user's turns.
             reply: Modality of the assistant's turns.
-            train_on: `assistant`: its contents and the <|im_end|> behind them; sosp of a spoken reply belongs
-                to the prompt, and the line break behind <|im_end|> to nobody. `all`: every row but the first.
-            system: System prompt; None takes the reply modality's.
+            train_on: `assistant`: targets are the assistant's contents and the <|im_end|> after them, but
+                neither sosp of a spoken reply, which belongs to the prompt, nor the line break after
+                <|im_end|>. `all`: targets are all rows but the first.
+            system: System prompt; None takes the default one for the reply's modality.
 
         Raises:
             UserError: if a turn lacks the modality asked for.
@@ -91,21 +96,19 @@ class Renderer:
         rows: list[int] = []
         mask: list[bool] = []
 
-        def put(ids: Sequence[int], counts: bool) -> None:
+        def append(ids: Sequence[int], is_target: bool) -> None:
             rows.extend(ids)
-            mask.extend([counts or train_on == "all"] * len(ids))
+            mask.extend([is_target or train_on == "all"] * len(ids))
 
-        spoken_as: dict[str, Modality] = {"user": user, "assistant": reply}
+        modality_of_role: dict[str, Modality] = {"user": user, "assistant": reply}
         system = SYSTEM[reply] if system is None else system
         if turns and turns[0].role == "system":
             system, turns = f"{system} {turns[0].text or ''}".strip(), turns[1:]
         for turn in [Turn("system", system), *turns]:
-            modality = spoken_as.get(turn.role, "text")
-            own = turn.role == "assistant"
-            prefix, content = self._content(turn, modality)
-            put([*self._head(turn.role), *prefix], False)
-            put([*content, self._im_end], own)
-            put(self._ids("\n"), False)
+            prefix, content = self._content(turn, modality_of_role.get(turn.role, "text"))
+            append([*self._head(turn.role), *prefix], False)
+            append([*content, self._im_end], turn.role == "assistant")
+            append(self._ids("\n"), False)
         mask[0] = False
         return rows, mask
 
@@ -116,12 +119,13 @@ class Renderer:
         reply: Modality = "text",
         system: str | None = None,
     ) -> list[int]:
-        """Rows up to where the reply begins, sosp of a spoken one included: a prefix of `render`'s rows."""
+        """Rows up to where the reply starts, including its sosp if spoken: a prefix of `render`'s rows."""
         rows, _ = self.render(turns, user, reply, system=system)
-        return [*rows, *self._head("assistant"), *([self.form.sosp_token_id] if reply == "speech" else [])]
+        prefix = [self.row_format.sosp_token_id] if reply == "speech" else []
+        return [*rows, *self._head("assistant"), *prefix]
 
     def _ids(self, text: str) -> list[int]:
-        return text_ids(self.tokenizer, self.form, text)
+        return text_ids(self.tokenizer, self.row_format, text)
 
     def _head(self, role: str) -> list[int]:
         if role not in ROLES:
@@ -129,13 +133,13 @@ class Renderer:
         return [self._im_start, *self._ids(f"{role}\n")]
 
     def _content(self, turn: Turn, modality: Modality) -> tuple[list[int], list[int]]:
-        """What of a turn belongs to the prompt (sosp), and the rest."""
+        """Rows of a turn that belong to the prompt (sosp), and the rest."""
         if not turn.can_be(modality):
             raise UserError(
                 f"a turn of {turn.role} has no {modality} ({(turn.text or 'only speech')[:40]!r}): leave out "
-                f"the pairs that need it"
+                "the pairs that need it"
             )
         if modality == "speech":
-            rows = self.form.speech(turn.codes or [])
+            rows = self.row_format.speech(turn.codes or [])
             return rows[:1], rows[1:]
         return [], self._ids(turn.text or "")

@@ -1,16 +1,15 @@
 """Token documents on disk: Parquet shards of rows, and `meta.json` with the fingerprints of what made them.
 
 Columns: `id`, `rows` list<int32>, `loss_mask` list<bool> (empty: every row counts), `kind`, `lang`,
-`speech_sec`. What made them stands in every shard's schema too, so that a shard alone still tells what it is;
+`speech_sec`. What made them is also in every shard's schema, so that a single shard can be identified;
 `meta.json` adds counts and the sha256 of each shard. Training reads them through the `datasets` library's
-memory-mapped Arrow cache: at random, without decoding.
+memory-mapped Arrow cache: in random order, without decoding.
 """
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_moss.assets import sha256_of
 from lit_moss.data.arrow import SCHEMA, arrow_copy, damaged_shards
 from lit_moss.errors import UserError
+from lit_moss.files import scratch_beside
 from lit_moss.llm.rows import RowFormat
 
 META = "meta.json"
@@ -35,33 +35,32 @@ class DocumentWriter:
 
     Args:
         folder: The folder to make; it must not exist.
-        meta: What made the documents: `kind`, `options`, `text_tokenizer` and `speech_tokenizer` (fingerprints; no codec:
-            None), `format` (a RowFormat's `to_dict`).
+        meta: What made the documents: `kind`, `options`, `text_tokenizer` and `speech_tokenizer` (their
+            fingerprints; None without a speech tokenizer), `format` (a RowFormat's `to_dict`).
         shard_rows: Rows after which a shard is closed.
 
     Attributes:
-        documents: Added so far.
-        rows: Rows of them.
+        documents: Number of documents added so far.
+        rows: Their rows.
     """
 
     def __init__(self, folder: str | Path, meta: dict[str, Any], shard_rows: int = 2**22) -> None:
         self.folder, self.meta, self.shard_rows = Path(folder), dict(meta), shard_rows
-        form = RowFormat(**self.meta["format"])
-        self._vocab = form.text_vocab_size + form.audio_vocab_size
+        row_format = RowFormat(**self.meta["format"])
+        self._vocab_size = row_format.text_vocab_size + row_format.audio_vocab_size
+        self._scratch = ExitStack()
         self._columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         self._shards: list[dict[str, Any]] = []
         self._digest = hashlib.sha256()
-        self._held_rows = self.documents = self.rows = 0
+        self._open_rows = self.documents = self.rows = 0
 
     def __enter__(self) -> "DocumentWriter":
         if self.folder.exists():
             raise UserError(
                 f"{self.folder} exists: documents are never rewritten, give another folder or remove it"
             )
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: two runs that make the same documents must not write into each other's folder.
-        self._partial = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.partial-", dir=self.folder.parent))
-        self._partial.chmod(0o755)  # mkdtemp's is for the owner alone
+        self._partial = self._scratch.enter_context(scratch_beside(self.folder))
+        self._partial.mkdir()
         return self
 
     def add(
@@ -73,46 +72,43 @@ class DocumentWriter:
         lang: str | None = None,
         speech_sec: float = 0.0,
     ) -> None:
-        """Adds one document of at least two rows (one row alone has nothing to predict).
+        """Adds one document of at least two rows (a single row has nothing to predict).
 
         Args:
-            id: Its name.
+            id: Name of the document.
             rows: Text ids, or `text_vocab_size` + audio ids.
-            loss_mask: Which rows count as targets; None: all of them.
+            loss_mask: Which rows count as targets; None for all.
             kind: One of `KINDS`.
             lang: Language, e.g. "en".
-            speech_sec: Seconds of speech in it.
+            speech_sec: Seconds of speech in the document.
 
         Raises:
-            ValueError: if it is shorter, a row lies outside the vocabularies, or the mask has another length.
+            ValueError: if it is shorter, a row is outside the vocabularies, or the mask has another length.
         """
-        own = np.asarray(rows, dtype=np.int64)
-        if len(own) < 2 or own.min() < 0 or own.max() >= self._vocab or kind not in KINDS:
-            span = f" from {own.min()} to {own.max()}" if len(own) else ""
+        rows_L = np.asarray(rows, dtype=np.int64)
+        if len(rows_L) < 2 or rows_L.min() < 0 or rows_L.max() >= self._vocab_size or kind not in KINDS:
+            span = f" from {rows_L.min()} to {rows_L.max()}" if len(rows_L) else ""
             raise ValueError(
-                f"document {id} of kind {kind}: {len(own)} rows{span}, expected 2 or more from 0 to "
-                f"{self._vocab - 1}, and a kind of {', '.join(KINDS)}"
+                f"document {id} of kind {kind}: {len(rows_L)} rows{span}, expected 2 or more from 0 to "
+                f"{self._vocab_size - 1}, and a kind of {', '.join(KINDS)}"
             )
-        mask = np.asarray([] if loss_mask is None else loss_mask, dtype=bool)
-        if loss_mask is not None and len(mask) != len(own):
-            raise ValueError(f"document {id}: {len(own)} rows, a loss mask of {len(mask)}")
-        values = (id, own.astype(np.int32), mask, kind, lang, speech_sec)
+        mask_L = np.asarray([] if loss_mask is None else loss_mask, dtype=bool)
+        if loss_mask is not None and len(mask_L) != len(rows_L):
+            raise ValueError(f"document {id}: {len(rows_L)} rows, a loss mask of {len(mask_L)}")
+        values = (id, rows_L.astype(np.int32), mask_L, kind, lang, speech_sec)
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
-        for part in (
-            f"{id}\0{len(own)}\0{len(mask)}\0".encode(),
-            values[1].astype("<i4").tobytes(),
-            mask.tobytes(),
-        ):
-            self._digest.update(part)
-        self._held_rows += len(own)
+        self._digest.update(f"{id}\0{len(rows_L)}\0{len(mask_L)}\0".encode())
+        self._digest.update(rows_L.astype("<i4").tobytes())
+        self._digest.update(mask_L.tobytes())
+        self._open_rows += len(rows_L)
         self.documents += 1
-        self.rows += len(own)
-        if self._held_rows >= self.shard_rows:
+        self.rows += len(rows_L)
+        if self._open_rows >= self.shard_rows:
             self._close_shard()
 
     def _close_shard(self) -> None:
-        if not self._held_rows:
+        if not self._open_rows:
             return
         schema = SCHEMA.with_metadata({"lit_moss": json.dumps(self.meta)})
         path = self._partial / f"{len(self._shards):05d}.parquet"
@@ -121,20 +117,18 @@ class DocumentWriter:
             {"name": path.name, "documents": len(self._columns["id"]), "sha256": sha256_of(path)}
         )
         self._columns = {name: [] for name in SCHEMA.names}
-        self._held_rows = 0
+        self._open_rows = 0
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
+        with self._scratch:
             if kind is None:
                 self._finish()
-        finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
 
     def _finish(self) -> None:
         self._close_shard()
         if not self.documents:
             raise UserError(f"{self.folder}: no document came out of the sources")
-        # The content's hash, not the files': another version of Parquet's writer makes the same documents.
+        # Hash of the content, not of the files: they differ between versions of Parquet's writer.
         counts = {"documents": self.documents, "rows": self.rows, "content": self._digest.hexdigest()}
         meta = self.meta | counts | {"shards": self._shards}
         (self._partial / META).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
@@ -150,22 +144,22 @@ class DocumentWriter:
 
 
 class DocumentSet:
-    """A folder of token documents, read at random.
+    """A folder of token documents with random access.
 
-    Every shard's sha256 is checked first, once on a machine (see `arrow`). A damaged one is left out and
+    Every shard's sha256 is checked first, once on a machine (see `arrow`). Damaged shards are left out and
     named.
 
     Args:
         folder: The folder.
-        max_bad_share: Share of damaged documents above which it is refused.
+        max_bad_share: Share of damaged documents above which the folder is refused.
 
     Attributes:
-        meta: What made them, and counts.
+        meta: What made the documents, and counts.
         format: Their `RowFormat`.
         lengths: Rows of each document, int64 (documents,).
         speech_sec: Seconds of speech of all documents together.
-        skipped: Damaged shards: name -> how many documents, and why.
-        skipped_documents: Documents in them.
+        skipped: Name of each damaged shard -> how many documents it has, and what is wrong.
+        skipped_documents: Number of documents in damaged shards.
     """
 
     def __init__(self, folder: str | Path, max_bad_share: float = 0.01) -> None:
@@ -206,34 +200,40 @@ class DocumentSet:
         return len(self.lengths)
 
     def rows(self, i: int) -> np.ndarray:
-        """Rows of document i, int32; a read-only view of the mapped file."""
+        """Rows of document i, int32; a read-only view of the memory-mapped file."""
         return self._table[i]["rows"].chunk(0).flatten().to_numpy()
 
     def loss_mask(self, i: int) -> np.ndarray:
-        """bool of the same length: rows that count as targets."""
-        found = self._table[i]["loss_mask"].chunk(0).flatten().to_numpy(zero_copy_only=False)
-        return found.astype(bool) if len(found) else np.ones(int(self.lengths[i]), dtype=bool)
+        """Which rows of document i count as targets, bool of the same length."""
+        mask = self._table[i]["loss_mask"].chunk(0).flatten().to_numpy(zero_copy_only=False)
+        return mask.astype(bool) if len(mask) else np.ones(int(self.lengths[i]), dtype=bool)
 
     def count_targets(self, document: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """Targets of pieces of documents, int64 (pieces,): what their loss masks count of rows start + 1 to
-        stop; a piece's first row is never a target.
+        """Number of targets of pieces of documents, int64 (pieces,).
 
-        Reads each shard's masks once, whatever the number and order of the pieces.
+        Counts the loss mask from row start + 1 to stop, because a piece's first row is never a target. Reads
+        each shard's masks once, whatever the number and order of the pieces.
+
+        Args:
+            document: Document of each piece, int64 (pieces,).
+            start: First row of each piece, int64 (pieces,).
+            stop: One past the last row of each piece, int64 (pieces,).
         """
-        found = stop - start - 1
+        targets = stop - start - 1
         order = np.argsort(document, kind="stable")
         ordered, first = document[order], 0
         for chunk in self._table.data.column("loss_mask").chunks:
             lengths = np.asarray(chunk.value_lengths(), dtype=np.int64)
-            here = order[slice(*np.searchsorted(ordered, [first, first + len(lengths)]))]
-            here = here[lengths[document[here] - first] > 0]  # an empty mask counts every row
-            if len(here):
+            in_chunk = order[slice(*np.searchsorted(ordered, [first, first + len(lengths)]))]
+            in_chunk = in_chunk[lengths[document[in_chunk] - first] > 0]  # an empty mask counts every row
+            if len(in_chunk):
                 flags = chunk.flatten().to_numpy(zero_copy_only=False)
-                before = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
-                begin = (np.cumsum(lengths) - lengths)[document[here] - first]
-                found[here] = before[begin + stop[here]] - before[begin + start[here] + 1]
+                count_before = np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])
+                offset = (np.cumsum(lengths) - lengths)[document[in_chunk] - first]
+                begin, end = offset + start[in_chunk] + 1, offset + stop[in_chunk]
+                targets[in_chunk] = count_before[end] - count_before[begin]
             first += len(lengths)
-        return found
+        return targets
 
     def id(self, i: int) -> str:
         """Name of document i."""
@@ -241,7 +241,7 @@ class DocumentSet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of what can be read and of what its rows mean; the folder's place does not matter."""
+        """16 hex digits of the readable documents and of what their rows mean; independent of the path."""
         makers = [str(self.meta.get(key)) for key in ("text_tokenizer", "speech_tokenizer")]
         text = json.dumps([self._content, self.format.fingerprint, *makers, *sorted(self.skipped)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -251,6 +251,6 @@ def read_documents(folder: str | Path, max_bad_share: float = 0.01) -> DocumentS
     """Opens a folder of token documents.
 
     Raises:
-        UserError: if it holds none, or more than `max_bad_share` of them are damaged.
+        UserError: if it contains none, or more than `max_bad_share` of them are damaged.
     """
     return DocumentSet(folder, max_bad_share)

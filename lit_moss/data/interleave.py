@@ -2,10 +2,10 @@
 
     chunks       "in being"   "comparatively"   "modern."        each has text ids and codes
     modalities   text         speech            speech
-    rows         T T          sosp S S S ………… S S eosp end       neighbouring speech is one stretch
+    rows         T T          sosp S S S ………… S S eosp end       adjacent speech is one stretch
 
-A stretch of speech ends where the heard speech ends: an eosp between two neighbouring chunks would teach the
-audio head an end that nothing in the recording tells, at a border that was drawn at random.
+An eosp stands only where the speech ends: between two adjacent chunks it would teach the audio head to stop
+at a random cut that cannot be heard in the recording.
 Source: arXiv:2510.00499, section 3.1.1: random chunks of 3 to 6 s, each as audio or as its transcript.
 """
 
@@ -29,8 +29,8 @@ class Chunk:
     """A piece of a recording.
 
     Args:
-        text_ids: Its transcript's ids, with the space before it where it continues a text.
-        codes: Its codes.
+        text_ids: Text ids of its transcript, with a leading space if it continues a text.
+        codes: Codes of its audio.
     """
 
     text_ids: Sequence[int]
@@ -39,7 +39,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a chunk lies: words `first` to `stop`, codes `code_first` to `code_stop`, ends not included."""
+    """Where a chunk is: words `first` to `stop`, codes `code_first` to `code_stop`, ends excluded."""
 
     first: int
     stop: int
@@ -51,7 +51,7 @@ class Span:
 
 
 def document_rng(seed: int, name: str) -> np.random.Generator:
-    """Random numbers of one document: the same wherever, whenever and in whatever order it is made."""
+    """Random numbers of one document; they follow from seed and name alone."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return np.random.default_rng(list(digest[:16]))
 
@@ -62,10 +62,10 @@ def choose_modalities(
     """`text` or `speech` for each of `count` chunks.
 
     Args:
-        count: Chunks.
+        count: Number of chunks.
         rng: See `document_rng`.
         speech_share: Probability of speech.
-        alternate: Never two equal neighbours; only the first is drawn.
+        alternate: Modalities alternate; only the first one is random.
     """
     if alternate:
         first = int(rng.random() < speech_share)
@@ -73,8 +73,8 @@ def choose_modalities(
     return [("text", "speech")[int(x < speech_share)] for x in rng.random(count)]
 
 
-def interleave(chunks: Sequence[Chunk], modalities: Sequence[str], form: RowFormat) -> list[int]:
-    """Rows of one document, document end included."""
+def interleave(chunks: Sequence[Chunk], modalities: Sequence[str], row_format: RowFormat) -> list[int]:
+    """Rows of one document, including its end."""
     rows: list[int] = []
     codes: list[int] = []
     for chunk, modality in zip(chunks, modalities, strict=True):
@@ -82,62 +82,62 @@ def interleave(chunks: Sequence[Chunk], modalities: Sequence[str], form: RowForm
             codes += chunk.codes
             continue
         if codes:
-            rows += form.speech(codes)
+            rows += row_format.speech(codes)
             codes = []
         rows += chunk.text_ids
     if codes:
-        rows += form.speech(codes)
-    return ended(rows, form)
+        rows += row_format.speech(codes)
+    return ended(rows, row_format)
 
 
-def unsupervised(codes: Sequence[int], form: RowFormat) -> list[int]:
-    """Rows of a document of speech alone."""
-    return ended(form.speech(codes), form)
+def unsupervised(codes: Sequence[int], row_format: RowFormat) -> list[int]:
+    """Rows of a document of speech only."""
+    return ended(row_format.speech(codes), row_format)
 
 
-def text_document(text_ids: Sequence[int], form: RowFormat) -> list[int]:
-    """Rows of a document of text alone."""
-    return ended(text_ids, form)
+def text_document(text_ids: Sequence[int], row_format: RowFormat) -> list[int]:
+    """Rows of a document of text only."""
+    return ended(text_ids, row_format)
 
 
-def ended(rows: Sequence[int], form: RowFormat) -> list[int]:
-    """Rows with the document's end behind them, where the tokenizer has one."""
-    return [*rows, *([] if form.end_id is None else [form.end_id])]
+def ended(rows: Sequence[int], row_format: RowFormat) -> list[int]:
+    """Rows followed by the end of the document, if the text tokenizer has one."""
+    return [*rows, *([] if row_format.end_id is None else [row_format.end_id])]
 
 
 # --- text ---------------------------------------------------------------------------------------------------
 
 
-def text_ids(tokenizer: Any, form: RowFormat, text: str) -> list[int]:
-    """Ids of plain text. What reads like a special token in it stays text: it opens no turn and no speech.
+def text_ids(tokenizer: Any, row_format: RowFormat, text: str) -> list[int]:
+    """Ids of plain text. What looks like a special token in it stays text: it starts no turn and no speech.
 
     Args:
-        tokenizer: Of `lit_moss.llm.backbone.load_text_tokenizer`.
-        form: Its row format.
+        tokenizer: Text tokenizer, see `lit_moss.llm.backbone.load_text_tokenizer`.
+        row_format: Format of the rows.
         text: Any text.
     """
     ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    reserved = {form.sosp_token_id, form.modality_pad_token_id}
+    reserved = {row_format.sosp_token_id, row_format.modality_pad_token_id}
     if reserved.isdisjoint(ids):
         return ids
     # Qwen3's <think>, which serves as modality_pad, is an added token but not a special one.
-    split: list[int] = []
+    split_ids: list[int] = []
     for i in ids:
         word = tokenizer.convert_ids_to_tokens(i)
         parts = (word[:1], word[1:]) if i in reserved else ()
-        split += [x for p in parts for x in tokenizer.encode(p, add_special_tokens=False)] or [i]
-    return split
+        split_ids += [x for p in parts for x in tokenizer.encode(p, add_special_tokens=False)] or [i]
+    return split_ids
 
 
 def space_between(before: str, after: str) -> str:
-    """A space between two pieces of a text; nothing beside a script that is written without spaces."""
+    """Space between two pieces of text; empty next to a script that is written without spaces."""
     if not before or not after or _is_unspaced(before[-1]) or _is_unspaced(after[0]):
         return ""
     return " "
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Words as running text."""
+    """Words joined into a text."""
     text = ""
     for word in words:
         text += space_between(text, word) + word
@@ -158,63 +158,63 @@ def _is_unspaced(letter: str) -> bool:
 def chunk_words(
     words: Sequence[Word], codes: int, rng: np.random.Generator, min_sec: float = 3.0, max_sec: float = 6.0
 ) -> list[Span]:
-    """Cuts a recording between words into chunks of random length; no word and no code is lost or doubled.
+    """Cuts a recording between words into chunks of random length; every word and code is in one chunk.
 
-    A cut lies in the middle of the pause between two words, at the nearest border of two codes (80 ms). Of
-    the cuts that make a chunk of `min_sec` to `max_sec` and leave enough for another one, that nearest to a
-    uniformly drawn length is taken. Where there is none (a long pause, the last seconds) a chunk is longer;
+    A cut is in the middle of the pause between two words, at the nearest boundary of two codes (80 ms). Among
+    the cuts that give a chunk of `min_sec` to `max_sec` and leave enough for another one, the one nearest to
+    a uniformly drawn length is taken. If there is none (a long pause, the last seconds) the chunk is longer;
     it is shorter only if the recording is.
 
     Args:
         words: Words with their times, in order.
-        codes: Codes of the recording.
+        codes: Number of codes of the recording.
         rng: See `document_rng`.
-        min_sec: Shortest chunk.
-        max_sec: Longest chunk.
+        min_sec: Shortest chunk in seconds.
+        max_sec: Longest chunk in seconds.
 
     Raises:
         ValueError: if the times are not in order.
     """
-    border = _word_borders(words, codes)
+    boundary = _word_boundaries(words, codes)
     least = math.ceil(min_sec / rates.SECONDS_PER_CODE)
     most = max(least, math.floor(max_sec / rates.SECONDS_PER_CODE))
     spans: list[Span] = []
     first = 0
     while first < len(words):
-        wanted = rng.uniform(least, most)
-        stop = _next_cut(border, first, least, most, wanted)
-        spans.append(Span(first, stop, border[first], border[stop]))
+        target = rng.uniform(least, most)
+        stop = _next_cut(boundary, first, least, most, target)
+        spans.append(Span(first, stop, boundary[first], boundary[stop]))
         first = stop
     return spans
 
 
-def _next_cut(border: Sequence[int], first: int, least: int, most: int, wanted: float) -> int:
-    end = len(border) - 1
-    if border[end] - border[first] <= most:
+def _next_cut(boundary: Sequence[int], first: int, least: int, most: int, target: float) -> int:
+    end = len(boundary) - 1
+    if boundary[end] - boundary[first] <= most:
         return end
     fitting = []
     for stop in range(first + 1, end):
-        size = border[stop] - border[first]
-        if border[end] - border[stop] < least:
+        size = boundary[stop] - boundary[first]
+        if boundary[end] - boundary[stop] < least:
             break
         if size > most:
             return min(fitting)[1] if fitting else stop
         if size >= least:
-            fitting.append((abs(size - wanted), stop))
+            fitting.append((abs(size - target), stop))
     return min(fitting)[1] if fitting else end
 
 
-def _word_borders(words: Sequence[Word], codes: int) -> list[int]:
-    """Code border before each word and behind the last, from 0 to `codes`, never falling."""
-    before = 0.0
+def _word_boundaries(words: Sequence[Word], codes: int) -> list[int]:
+    """Code boundary before each word and after the last, from 0 to `codes`, never decreasing."""
+    previous_sec = 0.0
     for word, start_sec, end_sec in words:
-        if not before <= start_sec <= end_sec < math.inf:
+        if not previous_sec <= start_sec <= end_sec < math.inf:
             raise ValueError(
-                f"word {word!r} from {start_sec} to {end_sec} s after one that starts at {before} s"
+                f"word {word!r} from {start_sec} to {end_sec} s after one that starts at {previous_sec} s"
             )
-        before = start_sec
-    border = [0]
+        previous_sec = start_sec
+    boundary = [0]
     for (_, _, end_sec), (_, start_sec, _) in pairwise(words):
         middle = round((end_sec + start_sec) / 2 / rates.SECONDS_PER_CODE)
-        border.append(min(codes, max(border[-1], middle)))
-    return [*border, codes]
+        boundary.append(min(codes, max(boundary[-1], middle)))
+    return [*boundary, codes]

@@ -1,22 +1,23 @@
-"""Token data modules by kind: interleaved, speech alone, text alone, conversations, and their mixture."""
+"""Token data modules by kind: interleaved, speech only, text only, conversations, and their mixture."""
 
 from typing import Any, Literal
 
 from lit_moss.data.conversation import PAIRS
-from lit_moss.data.token_data import Source, TokenDataModule
+from lit_moss.data.packed_documents import PackedDocuments
+from lit_moss.data.token_data import TokenDataModule
 from lit_moss.errors import UserError
 
 
 class InterleavedDataModule(TokenDataModule):
-    """Text and speech by turns, chunk by chunk (paper, section on interleaved data).
+    """Alternating chunks of text and speech (arXiv:2510.00499, section 3.1.1).
 
     Args:
         speech_share: Probability that a chunk is speech.
-        alternate: Never two neighbours of the same modality.
+        alternate: Whether neighbouring chunks always differ in modality.
         document_sec: Longest document in seconds of speech.
-        document_seed: Seed of the choice of modalities. Apart from `seed`, so that runs of several seeds see
-            the same documents, above all in validation.
-        **kwargs: As of `TokenDataModule`.
+        document_seed: Seed of the choice of modalities. Independent of `seed`, so that runs with different
+            seeds see the same documents, above all in validation.
+        **kwargs: Arguments of `TokenDataModule`.
     """
 
     kind = "interleaved"
@@ -45,11 +46,11 @@ class InterleavedDataModule(TokenDataModule):
 
 
 class UnsupervisedDataModule(TokenDataModule):
-    """Speech alone: documents of one or more utterances without text.
+    """Speech only: documents of one or more utterances without text.
 
     Args:
         document_sec: Longest document in seconds of speech.
-        **kwargs: As of `TokenDataModule`.
+        **kwargs: Arguments of `TokenDataModule`.
     """
 
     kind = "unsupervised"
@@ -63,7 +64,7 @@ class UnsupervisedDataModule(TokenDataModule):
 
 
 class TextDataModule(TokenDataModule):
-    """Text alone, to keep what the backbone knows."""
+    """Text only, so that the model keeps what the backbone knows."""
 
     kind = "text"
 
@@ -72,11 +73,11 @@ class SFTDataModule(TokenDataModule):
     """Conversations in the four modality pairs.
 
     Args:
-        pairs: Which of them, user's modality and reply's: speech-speech, speech-text, text-speech, text-text.
-        train_on: Loss on the assistant's turns only, or on all.
-        min_fill: As of `TokenDataModule`. By default no conversation is cut: an answer without its question
+        pairs: Which pairs, the user's modality first: speech-speech, speech-text, text-speech, text-text.
+        train_on: Whether the assistant's turns are targets, or all turns.
+        min_fill: See `TokenDataModule`. By default no conversation is cut: an answer without its question
             teaches little.
-        **kwargs: As of `TokenDataModule`.
+        **kwargs: Arguments of `TokenDataModule`.
     """
 
     kind = "sft"
@@ -99,15 +100,15 @@ class SFTDataModule(TokenDataModule):
 
 
 class MixtureDataModule(TokenDataModule):
-    """Several data modules in one run, by epochs of their tokens: stage 2's speech 1.0 and text 0.1.
+    """Several data modules in one run, by epochs of their tokens; stage 2 takes speech 1.0 and text 0.1.
 
-    Context, batch sizes, seed, first batch, workers, backbone, speech tokenizer and log_mel are the mixture's own, not a
-    part's. Only `min_fill` is each part's.
+    Context, batch sizes, seed, first batch, workers, max_bad_share, backbone, speech tokenizer and log_mel
+    are the mixture's, whatever a part says. Sources, kind options and `min_fill` are each part's own.
 
     Args:
         parts: The data modules.
-        epochs: How much of each a round holds; 1.0 is all of it once.
-        **kwargs: As of `TokenDataModule`, without `train`; `validation` is the parts'.
+        epochs: How often a round contains each part; 1.0 is all of it once.
+        **kwargs: Arguments of `TokenDataModule` without `train` and `validation`, which are the parts'.
     """
 
     kind = "mixture"
@@ -117,7 +118,7 @@ class MixtureDataModule(TokenDataModule):
     ) -> None:
         super().__init__(**kwargs)
         if self.train or self.validation:
-            raise UserError("data.train and data.validation of a mixture stand in its parts")
+            raise UserError("data.train and data.validation of a mixture belong into its parts (data.parts)")
         self.parts = list(parts)
         self.part_epochs = list(epochs or [1.0] * len(self.parts))
         if not self.parts or len(self.parts) != len(self.part_epochs) or min(self.part_epochs) <= 0:
@@ -126,18 +127,13 @@ class MixtureDataModule(TokenDataModule):
             )
         if any(isinstance(part, MixtureDataModule) for part in self.parts):
             raise UserError("data.parts holds a mixture: name its parts and epochs in the outer one")
-        for part in self.parts:
-            part.context, part.max_bad_share = self.context, self.max_bad_share
-            part.backbone, part.speech_tokenizer, part.log_mel = (
-                self.backbone,
-                self.speech_tokenizer,
-                self.log_mel,
-            )
         self.heldout = self.heldout or [e for part in self.parts for e in part.heldout]
+        for part in self.parts:
+            part.connect(self.context, self.max_bad_share, self.backbone, self.speech_tokenizer, self.log_mel)
+            part.heldout = []  # the mixture makes the held-out items of all parts together
 
     def prepare_data(self) -> None:
         for part in self.parts:
-            part.heldout = []
             part.prepare_data()
         self.cloze_items()
 
@@ -148,11 +144,5 @@ class MixtureDataModule(TokenDataModule):
             self.sources += part.sources
             self.epochs += [epochs] * len(part.sources)
 
-    def setup(self, stage: str) -> None:
-        if not self._validation:
-            for part in self.parts:
-                self._validation += [
-                    Source(part.documents(e, "validation"), self.context, self.max_bad_share)
-                    for e in part.validation
-                ]
-        super().setup(stage)
+    def load_validation(self) -> list[PackedDocuments]:
+        return [documents for part in self.parts for documents in part.load_validation()]

@@ -1,7 +1,7 @@
 """Which samples make the n-th batch of a run: a pure function of (corpora, seed, n).
 
-Neither the number of workers, nor the number of ranks, nor where a run was interrupted has a say: ranks take
-batches n, n + 1, …, and a resume sets n. An epoch is a number, not a state: batch n belongs to epoch
+It does not depend on the number of workers or ranks, nor on where a run was interrupted: ranks take batches
+n, n + 1, …, and a resume sets n. An epoch is a number, not a state: batch n belongs to epoch
 n // batches_per_epoch.
 """
 
@@ -23,16 +23,16 @@ class BatchOrder:
 
     Utterances are sorted by length once and cut into buckets. In each epoch every bucket is shuffled and cut
     into batches of one fixed size (what fits the budget at the bucket's greatest length), and all batches are
-    shuffled. So every epoch has the same number of batches, and any batch costs the shuffles of one epoch at
-    most.
+    shuffled. So every epoch has the same number of batches, and finding any batch takes the shuffles of at
+    most one epoch.
 
     Args:
-        durations_sec: Length of each utterance.
-        batch_sec: Budget: batch size times the greatest length in it, padding included.
+        durations_sec: Length of each utterance in seconds.
+        batch_sec: Budget in seconds: batch size times the greatest length in it, padding included.
         seed: Seed of all shuffles.
-        weights: How often each utterance comes in an epoch; 1 for all by default. A fraction is a fresh
+        weights: How often an epoch contains each utterance; once each by default. A fraction draws a new
             random share of its bucket in each epoch.
-        buckets: Most length buckets; fewer where the corpus is small.
+        buckets: Largest number of length buckets; small corpora get fewer.
 
     Raises:
         ValueError: if there is nothing to order, or one utterance alone exceeds the budget.
@@ -75,7 +75,7 @@ class BatchOrder:
         return self._epoch(epoch)[place]
 
     def keys(self, n: int) -> list[SampleKey]:
-        """The same as sample keys."""
+        """Sample keys of batch n."""
         return [(index, n, place) for place, index in enumerate(self.batch(n))]
 
     def _make_epoch(self, epoch: int) -> list[list[int]]:
@@ -88,13 +88,13 @@ class BatchOrder:
 
 
 def _copies(weights: np.ndarray) -> int:
-    """Samples a bucket gives an epoch: whole copies, and the rounded sum of the fractions."""
+    """Samples of a bucket in an epoch: whole copies, and the rounded sum of the fractions."""
     whole = np.floor(weights)
     return int(whole.sum() + round(float((weights - whole).sum())))
 
 
 def _draw(members: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each member floor(weight) times, and a random choice of as many more as the fractions add up to."""
+    """Each member floor(weight) times, and random further ones, as many as the fractions add up to."""
     whole = np.floor(weights).astype(np.int64)
     fractions = weights - whole
     extra = _copies(weights) - int(whole.sum())
@@ -106,21 +106,21 @@ def _draw(members: np.ndarray, weights: np.ndarray, rng: np.random.Generator) ->
 
 
 class HasKeys(Protocol):
-    """An order of batches: the keys of batch n's samples, whatever a key is."""
+    """An order of batches."""
 
-    def keys(self, n: int) -> list[Any]: ...
+    def keys(self, n: int) -> list[Any]:
+        """Keys of the samples of batch n; what a key is depends on the data set."""
+        ...
 
 
 class OrderedBatchSampler:
     """Endless batch sampler of one rank: batches first + rank, first + rank + ranks, …
 
-    It has no length on purpose: a run is measured in steps, and Lightning must not restart it at an epoch's
-    end.
+    It has no length on purpose: a run is measured in steps, and Lightning must not restart it at the end of
+    an epoch.
     """
 
-    batch_size = (
-        1  # for DeepSpeed's own log: `--trainer.strategy deepspeed_stage_2` reads it from the sampler
-    )
+    batch_size = 1  # Lightning's DeepSpeed strategy reads it for DeepSpeed's log
 
     def __init__(self, order: HasKeys, first: int, rank: int, ranks: int) -> None:
         self.order, self.first, self.rank, self.ranks = order, first, rank, ranks

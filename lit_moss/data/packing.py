@@ -1,21 +1,19 @@
-"""Which documents fill which sequence, and which sequence comes n-th: both pure functions.
+"""Which documents fill which sequence, and which sequence is the n-th: both are pure functions.
 
 Packing is best fit, longest first: each document goes to the fullest sequence it still fits in.
 
     documents   [A A A A A A A] [B B B] [C C]        context 5
-    pieces      [A A A A A] [A A A] [B B B] [C C]    the fifth row of A stands in both pieces
+    pieces      [A A A A A] [A A A] [B B B] [C C]    the fifth row of A is in both pieces
     packs       A A A A A    A A A C C    B B B . .
 
-A document longer than the context is cut into pieces, and a piece is a document of its own to attention. Its
-first row is seen and not predicted, so a piece begins with the last row of the one before: every row is a
-target exactly once, as in one long document. Order: sequence n of a run follows from (seed, n) alone, see
+A document longer than the context is cut into pieces, and attention treats a piece as a separate document.
+Its first row is input and never a target, so a piece starts with the last row of the previous one: every row
+is a target exactly once, as in one long document. Sequence n of a run follows from (seed, n) alone, see
 `PackOrder`.
 """
 
 import hashlib
 import heapq
-import os
-import tempfile
 import zipfile
 from bisect import bisect_left, insort
 from collections import deque
@@ -27,8 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-VERSION = 2  # of the rules of `pack`: other rules, other packs
-SHORTEST_CUT = 32  # rows; below it a piece is hardly more than its first row
+from lit_moss.files import atomic_write
+
+VERSION = 2  # version of the rules of `pack`; part of the name of stored packs
+SHORTEST_CUT = 32  # rows; a shorter piece is hardly more than its first row
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,11 @@ class Packs:
         offsets: Pieces of pack i are offsets[i] to offsets[i + 1]; int64 (packs + 1,).
         document: Document of each piece, int64 (pieces,).
         start: First row of the piece in its document, int64 (pieces,).
-        stop: One behind its last row, int64 (pieces,).
-        targets: Rows of each pack that are predicted, int64 (packs,); follows from the documents and the
-            other arrays.
-        left_out: Documents of which no pack holds a piece, int64; kept with the packs, because to find them
-            every piece is read.
+        stop: One past its last row, int64 (pieces,).
+        targets: Number of rows of each pack that are predicted, int64 (packs,); follows from the documents
+            and the other arrays.
+        left_out: Documents of which no pack contains a piece, int64; stored with the packs, because finding
+            them means reading every piece.
     """
 
     context: int
@@ -60,13 +60,13 @@ class Packs:
 
     @property
     def fill_rate(self) -> float:
-        """Share of rows that are no filler."""
+        """Share of rows that are not filler."""
         return float((self.stop - self.start).sum()) / max(1, len(self) * self.context)
 
     def pieces(self, i: int) -> list[tuple[int, int, int]]:
         """(document, start, stop) of pack i, in its order."""
-        part = slice(self.offsets[i], self.offsets[i + 1])
-        return list(zip(*(x[part].tolist() for x in (self.document, self.start, self.stop)), strict=True))
+        span = slice(self.offsets[i], self.offsets[i + 1])
+        return list(zip(*(x[span].tolist() for x in (self.document, self.start, self.stop)), strict=True))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -78,58 +78,50 @@ class Packs:
 
     def save(self, path: Path) -> None:
         """Writes an .npz; it appears whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(suffix=".partial", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, context=np.int64(self.context), offsets=self.offsets, document=self.document,
-                         start=self.start, stop=self.stop, targets=self.targets,
-                         left_out=self.left_out)  # fmt: skip
-            os.chmod(partial, 0o644)  # mkstemp's is for the owner alone
-            os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        with atomic_write(path) as partial, partial.open("wb") as file:
+            np.savez(file, context=np.int64(self.context), offsets=self.offsets, document=self.document,
+                     start=self.start, stop=self.stop, targets=self.targets,
+                     left_out=self.left_out)  # fmt: skip
 
     @classmethod
     def load(cls, path: Path) -> "Packs | None":
         """What `save` wrote; None if it is missing or damaged."""
         try:
-            with np.load(path, allow_pickle=False) as found:
+            with np.load(path, allow_pickle=False) as arrays:
                 names = ("offsets", "document", "start", "stop", "targets", "left_out")
-                return cls(int(found["context"]), *(found[name] for name in names))
+                return cls(int(arrays["context"]), *(arrays[name] for name in names))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
 
-# (document, start, stop) of pieces -> targets of each.
-Count = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+# (document, start, stop) of pieces -> number of targets of each.
+CountTargets = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def pack(
     lengths: np.ndarray,
     context: int,
     min_fill: float = 0.0,
-    count: Count | None = None,
+    count: CountTargets | None = None,
     whole: bool = False,
 ) -> Packs:
-    """Best-fit packing, longest first, ties by the document's number: the same for the same input.
+    """Best-fit packing, longest first, ties by the document's number: equal inputs give equal packs.
 
-    No pack is without a target: a step on it would have a loss of 0 and still decay the weights.
+    Every pack has a target: a step on a pack without one would have a loss of 0 and still decay the weights.
 
     Args:
-        lengths: Rows of each document; those of one row, which predict nothing, are left out.
+        lengths: Rows of each document; documents of one row, which predict nothing, are left out.
         context: Rows of a sequence, 2 or more.
         min_fill: Fill rate below which sequences are broken up again, the emptiest first, and their documents
-            cut to fit into the others: as few documents as it takes. 0 cuts none but those longer than the
-            context. Where documents fill little more than a few sequences it may be out of reach.
-        count: Targets of pieces, where documents have loss masks; None: every row but a piece's first. Pieces
-            without any are left out.
+            cut to fit into the others: as few documents as necessary. 0 cuts only documents longer than the
+            context. With only a few sequences the rate may be unreachable.
+        count: Counts the targets of pieces, if documents have loss masks; None counts every row but a piece's
+            first. Pieces without a target are left out.
         whole: Leave out documents longer than the context instead of cutting them.
     """
     if context < 2:
         raise ValueError(f"context is {context} rows, expected 2 or more")
-    lengths, count = np.asarray(lengths, dtype=np.int64), count or _all_but_the_first
+    lengths, count = np.asarray(lengths, dtype=np.int64), count or _all_but_first_rows
     pieces = _pieces(lengths, context)
     keep = count(*pieces) > 0
     if whole:
@@ -147,18 +139,18 @@ def pack(
     flat = np.array([p for pack_ in members for p in pack_], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum([len(m) for m in members])]).astype(np.int64)
     document, start, stop = (x[flat] for x in pieces)
-    of_pack = np.array([targets[m].sum() for m in members], dtype=np.int64)
+    pack_targets = np.array([targets[m].sum() for m in members], dtype=np.int64)
     left_out = np.setdiff1d(np.arange(len(lengths)), document)
-    return Packs(context, offsets, document, start, stop, of_pack, left_out)
+    return Packs(context, offsets, document, start, stop, pack_targets, left_out)
 
 
-def _all_but_the_first(document: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+def _all_but_first_rows(document: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     return stop - start - 1
 
 
 def _best_fit(size: np.ndarray, order: np.ndarray, context: int) -> list[list[int]]:
     """Pieces of each pack."""
-    # Open packs by the room they have left: rooms sorted, for each room its packs, the oldest first.
+    # Open packs by their free rows (`rooms`, sorted); packs with equally many free rows, the oldest first.
     rooms: list[int] = []
     open_by_room: dict[int, deque[int]] = {}
     members: list[list[int]] = []
@@ -190,16 +182,17 @@ def _cut_to_fit(
     context: int,
     count: int,
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[list[int]]]:
-    """Breaks up the `count` emptiest packs; what fits nowhere in pieces of `SHORTEST_CUT` makes new ones."""
+    """Breaks up the `count` emptiest packs; pieces that then fit nowhere make new packs.
+
+    Nothing is cut to fewer than `SHORTEST_CUT` rows.
+    """
     emptiest = np.argsort(filled, kind="stable")[:count].tolist()
-    gone = set(emptiest)
-    packs = [m for i, m in enumerate(members) if i not in gone]
-    rooms = [
-        (-(context - int(filled[i])), n)
-        for n, i in enumerate(i for i in range(len(members)) if i not in gone)
-    ]
+    broken_up = set(emptiest)
+    remaining = [i for i in range(len(members)) if i not in broken_up]
+    packs = [members[i] for i in remaining]
+    rooms = [(-(context - int(filled[i])), n) for n, i in enumerate(remaining)]
     heapq.heapify(rooms)
-    # Whole pieces of packs that stay keep their numbers; new pieces are added behind.
+    # Pieces of packs that stay keep their numbers; new pieces are appended.
     document, start, stop = (x.tolist() for x in pieces)
     for piece in (p for i in emptiest for p in members[i]):
         first, last = start[piece], stop[piece]
@@ -216,12 +209,12 @@ def _cut_to_fit(
             start.append(first)
             stop.append(end)
             heapq.heappush(rooms, (-(room - (end - first)), which))
-            first = end if end == last else end - 1  # the next piece sees this one's last row
+            first = end if end == last else end - 1  # the next piece starts with this one's last row
     return (np.array(document), np.array(start), np.array(stop)), packs
 
 
 def _pieces(lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(document, start, stop) of all pieces; two that follow each other share one row."""
+    """(document, start, stop) of all pieces; consecutive pieces of a document share one row."""
     count = np.maximum(1, -(-(lengths - 1) // (context - 1)))
     document = np.repeat(np.arange(len(lengths)), count)
     place = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
@@ -234,15 +227,15 @@ def _pieces(lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, 
 class PackOrder:
     """Which pack of which source is the n-th of a run: a pure function of (sizes, epochs, seed, n).
 
-    A round holds epochs[i] times all packs of source i, shuffled together: speech 1.0 and text 0.1 give every
-    speech pack once and a tenth of the text; the next round takes the next tenth, and only when a source is
-    used up it is shuffled anew. Where the product is no whole number it is carried over: after r rounds
-    source i has given floor(r * epochs[i] * sizes[i]) packs, without drift. Packs are equally long, so shares
-    of packs are shares of tokens.
+    A round contains epochs[i] times all packs of source i, shuffled together: speech 1.0 and text 0.1 give
+    every speech pack once and a tenth of the text; the next round takes the next tenth, and a source is
+    reshuffled only when all of it has been used. Fractions of a pack are carried over: after r rounds source
+    i has given floor(r * epochs[i] * sizes[i]) packs, without drift. Packs are equally long, so shares of
+    packs are shares of tokens.
 
     Args:
         sizes: Packs of each source.
-        epochs: How often a round holds each source.
+        epochs: How often a round contains each source.
         seed: Seed of all shuffles.
     """
 
@@ -267,31 +260,32 @@ class PackOrder:
 
     def at(self, n: int) -> tuple[int, int]:
         """(source, pack) of sample n >= 0."""
-        number = int(n / sum(self._shares))  # its beginning is at most n: beginnings are rounded down
-        while self._begin(number + 1) <= n:
+        number = int(n / sum(self._shares))  # not too late: first samples of rounds are rounded down
+        while self._first_sample(number + 1) <= n:
             number += 1
-        source, pack_ = self._round(number)[n - self._begin(number)].tolist()
+        source, pack_ = self._round(number)[n - self._first_sample(number)].tolist()
         return source, pack_
 
     def _given(self, source: int, rounds: int) -> int:
+        """Packs that a source has given after this many rounds."""
         return int(rounds * self._shares[source])
 
-    def _begin(self, number: int) -> int:
+    def _first_sample(self, number: int) -> int:
         """First sample of a round."""
         return sum(self._given(source, number) for source in range(len(self.sizes)))
 
     def _make_round(self, number: int) -> np.ndarray:
-        """(packs, 2) of source and pack."""
+        """Source and pack of every sample of a round, (samples, 2)."""
         parts = []
         for source, size in enumerate(self.sizes):
             k = np.arange(self._given(source, number), self._given(source, number + 1))
             pack_ = np.empty_like(k)
             for cycle in np.unique(k // size).tolist():
-                here = k // size == cycle
-                pack_[here] = self._permutation(source, cycle)[k[here] % size]
+                in_cycle = k // size == cycle
+                pack_[in_cycle] = self._permutation(source, cycle)[k[in_cycle] % size]
             parts.append(np.stack([np.full_like(k, source), pack_], axis=1))
-        found = np.concatenate(parts)
-        return found[np.random.default_rng([self.seed, 1, number]).permutation(len(found))]
+        samples = np.concatenate(parts)
+        return samples[np.random.default_rng([self.seed, 1, number]).permutation(len(samples))]
 
     def _make_permutation(self, source: int, cycle: int) -> np.ndarray:
         return np.random.default_rng([self.seed, 2, source, cycle]).permutation(self.sizes[source])
@@ -300,3 +294,19 @@ class PackOrder:
     def fingerprint(self) -> str:
         """16 hex digits."""
         return hashlib.sha256(repr((self.sizes, self.epochs, self.seed)).encode()).hexdigest()[:16]
+
+
+class PackedBatches:
+    """Micro-batches of packs in their order, for `OrderedBatchSampler`.
+
+    Args:
+        order: Order of the packs.
+        size: Packs of a micro-batch.
+    """
+
+    def __init__(self, order: PackOrder, size: int) -> None:
+        self.order, self.size = order, size
+
+    def keys(self, n: int) -> list[tuple[int, int]]:
+        """(source, pack) of every sequence of micro-batch n."""
+        return [self.order.at(n * self.size + i) for i in range(self.size)]

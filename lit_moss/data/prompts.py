@@ -1,30 +1,34 @@
-"""Prompts for `predict`: text or audio in, text or codes out, in any of the four modality pairs.
+"""Text prompts for `predict`: text or audio in, text or codes out, in any of the four modality pairs.
 
 A line of a prompts file: {"id": "…", "text": "…"} or {"id": "…", "audio_filepath": "…"}, optionally "reply"
-(text or speech), "system" (a system prompt in place of the default one), and "offset" and "duration" of the
+(text or speech), "system" (a system prompt instead of the default one), and "offset" and "duration" of the
 recording in seconds. Paths are relative to the file.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
+from lit_moss.data.batches import PlainLoader
 from lit_moss.data.conversation import Modality, Renderer, Turn
 from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat, audio_vocab_for
 from lit_moss.records import json_lines, printable
 
+if TYPE_CHECKING:
+    from lit_moss.codec.tokenizer import SpeechTokenizer
 
-@dataclass  # not frozen: Lightning's moving of batches takes no frozen ones
+
+@dataclass  # not frozen: Lightning cannot move frozen dataclasses to a device
 class Prompt:
-    """One question.
+    """One prompt.
 
     Args:
-        id: Its name.
-        rows: Rows up to where the reply begins.
+        id: Name of the prompt.
+        rows: Rows up to where the reply starts.
         reply: Modality of the reply.
     """
 
@@ -34,17 +38,20 @@ class Prompt:
 
 
 class PromptDataModule(LightningDataModule):
-    """Prompts as rows, and what turns replies back into text.
+    """Prompts as rows, and the text tokenizer that decodes the replies.
 
     Args:
         prompts: Files of prompts, JSON lines.
-        backbone: Whose tokenizer.
-        speech_tokenizer: Speech tokenizer: its codebook's size belongs to the rows, and it encodes prompts that are
-            audio.
-        log_mel: Features of the speech tokenizer, `causal` or `whisper`; None takes what it states, see
-            `SpeechTokenizer.from_pretrained`.
-        reply: Modality of replies where a line names none.
-        batch_size: Prompts answered together.
+        backbone: Backbone whose text tokenizer is used.
+        speech_tokenizer: Speech tokenizer; the size of its codebook determines the rows, and it encodes
+            prompts that are audio.
+        log_mel: Features of the speech tokenizer, `causal` or `whisper`; None takes what the tokenizer's
+            folder states, see `SpeechTokenizer.from_pretrained`.
+        reply: Modality of replies to lines that name none.
+        batch_size: Number of prompts answered together.
+
+    Attributes:
+        tokenizer: The text tokenizer; set by `setup`.
     """
 
     def __init__(
@@ -62,18 +69,18 @@ class PromptDataModule(LightningDataModule):
         self.reply: Modality = reply
         self.batch_size = batch_size
         self.tokenizer: Any = None
-        self._codec: Any = None
+        self._speech_tokenizer: SpeechTokenizer | None = None
         self._format: RowFormat | None = None
 
     @property
     def format(self) -> RowFormat:
-        """Ids of the rows."""
-        assert self._format is not None
+        """Format of the rows; known after `setup`."""
+        assert self._format is not None, "call setup first"
         return self._format
 
     def fingerprints(self) -> dict[str, str]:
-        """Which tokenizers make the rows; compared with those of the checkpoint's documents."""
-        from lit_moss.hub.kmeans import speech_tokenizer_fingerprint
+        """Fingerprints of both tokenizers, to be compared with those of the checkpoint's documents."""
+        from lit_moss.hub import speech_tokenizer_fingerprint
         from lit_moss.llm.backbone import text_tokenizer_fingerprint
 
         return {
@@ -82,23 +89,22 @@ class PromptDataModule(LightningDataModule):
         }
 
     def setup(self, stage: str) -> None:
-        from lit_moss.hub.kmeans import open_tokenizer
+        from lit_moss.hub import open_tokenizer
         from lit_moss.llm.backbone import load_text_tokenizer, row_format
 
-        if self._format is not None:
+        if self._speech_tokenizer is not None:
             return
         if not self.prompts:
             raise UserError("data.prompts is empty: expected files of JSON lines with text or audio_filepath")
-        self.tokenizer, self._codec = (
-            load_text_tokenizer(self.backbone),
-            open_tokenizer(self.speech_tokenizer, self.log_mel),
-        )
-        size = self._codec.config.quantize_vocab_size
+        self.tokenizer = load_text_tokenizer(self.backbone)
+        self._speech_tokenizer = open_tokenizer(self.speech_tokenizer, self.log_mel)
+        size = self._speech_tokenizer.config.quantize_vocab_size
         self._format = row_format(self.tokenizer, audio_vocab_for(size), eosp=size)
 
-    def predict_dataloader(self) -> "_Batches":
-        found = [prompt for name in self.prompts for prompt in self._read(Path(name))]
-        return _Batches([found[i : i + self.batch_size] for i in range(0, len(found), self.batch_size)])
+    def predict_dataloader(self) -> PlainLoader:
+        prompts = [prompt for name in self.prompts for prompt in self._read(Path(name))]
+        size = self.batch_size
+        return PlainLoader([prompts[i : i + size] for i in range(0, len(prompts), size)])
 
     def _read(self, path: Path) -> Iterator[Prompt]:
         if not path.is_file():
@@ -108,7 +114,8 @@ class PromptDataModule(LightningDataModule):
             name, system = record.name("id") or f"{path.stem}-{record.number}", record.text("system")
             text, audio = record.text("text"), record.path("audio_filepath")
             span = (record.seconds("offset") or 0.0, record.seconds("duration"))
-            reply = cast(Modality, record.choice("reply", ("text", "speech")) or self.reply)
+            choice = record.choice("reply", ("text", "speech")) or self.reply
+            reply: Modality = "text" if choice == "text" else "speech"
             if bool(text) == bool(audio):
                 got = sorted(printable(key) for key in record.content)
                 raise UserError(f"{record.where}: got {got}, expected either text or audio_filepath")
@@ -126,17 +133,5 @@ class PromptDataModule(LightningDataModule):
             wave = io.read(path, rates.TOKENIZER_RATE_HZ, offset_sec, duration_sec)
         except io.UnreadableAudio as error:
             raise UserError(str(error)) from error
-        return self._codec.encode(wave, rates.TOKENIZER_RATE_HZ).tolist()
-
-
-class _Batches:
-    """A loader that Lightning does not rebuild."""
-
-    def __init__(self, batches: list[list[Prompt]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[Prompt]]:
-        return iter(self._batches)
-
-    def __len__(self) -> int:
-        return len(self._batches)
+        assert self._speech_tokenizer is not None, "call setup first"
+        return self._speech_tokenizer.encode(wave, rates.TOKENIZER_RATE_HZ).tolist()

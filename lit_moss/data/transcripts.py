@@ -1,4 +1,4 @@
-"""Text normalisation for CTC and for scoring, in one of two character sets.
+"""Text normalisation for CTC and for scoring, with one of two character sets.
 
 `latin_chinese`, the default; the rules, in order:
 
@@ -8,12 +8,12 @@
    hyphens go.
 4. Kept: a-z, digits, the apostrophe inside a word, and Chinese characters (CJK ideographs).
 5. Everything else - punctuation, symbols, other scripts - becomes a space; spaces are collapsed.
-6. Spaces beside a Chinese character are dropped: Chinese is written without them.
+6. Spaces next to a Chinese character are dropped: Chinese is written without them.
 
 `auto`, for every other script: NFKC, lower case, typographic apostrophes as above; every letter, mark and
-digit is kept with its accents, so the characters of a vocabulary are those that its manifests use.
-Apostrophes inside a word stay, invisible format characters go, everything else becomes a space; spaces beside
-Chinese characters and kana are dropped.
+digit is kept with its accents, so that a vocabulary has the characters that its manifests use. Apostrophes
+inside a word are kept, invisible format characters are removed, everything else becomes a space; spaces next
+to Chinese characters and kana are dropped.
 """
 
 import re
@@ -73,8 +73,8 @@ def _plain(text: str) -> str:
 def _keep_all_letters(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
     text = unicodedata.normalize("NFKC", text)  # lower case of a few letters is not composed
-    kinds = ((c, unicodedata.category(c)) for c in text)
-    text = "".join(c if kind[0] in "LMN" or c == "'" else " " for c, kind in kinds if kind != "Cf")
+    visible = ((c, unicodedata.category(c)) for c in text if unicodedata.category(c) != "Cf")
+    text = "".join(c if category[0] in "LMN" or c == "'" else " " for c, category in visible)
     text = _LONE_APOSTROPHE_AUTO.sub(" ", text)
     return _SPACE_AT_UNSPACED.sub("", " ".join(text.split()))
 
@@ -83,41 +83,42 @@ def lost_letters(text: str, charset: Charset = DEFAULT_CHARSET) -> str:
     """Letters and digits that `normalise` drops: those of other scripts than Latin and Chinese."""
     if charset == "auto" or text.isascii():
         return ""
-    composed = unicodedata.normalize("NFC", _OTHER.sub(lambda found: found[0], _plain(text)))
+    composed = unicodedata.normalize("NFC", _OTHER.sub(lambda match: match[0], _plain(text)))
     return "".join(c for c in composed if unicodedata.category(c)[0] in "LN" and _OTHER.match(c))
 
 
 def report_losses(
     texts: Iterable[str], manifest: str | Path, charset: Charset = DEFAULT_CHARSET, max_share: float = 0.01
 ) -> str | None:
-    """One line about letters and accents that a manifest's transcripts lose by normalisation, None if none.
+    """One line about letters and accents that normalisation drops from transcripts, None if none.
 
     Args:
-        texts: Transcripts as they were written.
-        manifest: Its name, for the line.
+        texts: Transcripts before normalisation.
+        manifest: Name of the manifest, for the line.
         charset: See the module.
-        max_share: Share of lost letters, 0 to 1, above which the manifest is refused.
+        max_share: Share of dropped letters, 0 to 1, above which the manifest is refused.
 
     Raises:
         UserError: above `max_share`.
     """
     lost: Counter[str] = Counter()
-    kept = folded = 0
+    kept = accents = 0
     for text in texts:
         lost.update(lost_letters(text, charset))
         kept += sum(map(str.isalnum, normalise(text, charset)))
         if charset != "auto" and not text.isascii():
             composed = unicodedata.normalize("NFC", text)
-            folded += sum(bool(_ACCENTS.search(unicodedata.normalize("NFD", c))) for c in composed)
+            accents += sum(bool(_ACCENTS.search(unicodedata.normalize("NFD", c))) for c in composed)
     count, total = lost.total(), lost.total() + kept
+    start = f"{manifest}: charset {charset} drops"
     if not count:
-        return f"{manifest}: charset {charset} drops {folded} accents of the transcripts" if folded else None
+        return f"{start} {accents} accents of the transcripts" if accents else None
     often = ", ".join(f"{letter} {number}" for letter, number in lost.most_common(5))
-    got = f"{manifest}: charset {charset} drops {count} of {total} letters of the transcripts "
-    got += f"({count / total:.2%}), most often {often}" + (f", and {folded} accents" if folded else "")
+    text = f"{start} {count} of {total} letters of the transcripts "
+    text += f"({count / total:.2%}), most often {often}" + (f", and {accents} accents" if accents else "")
     if count > max_share * total:
         raise UserError(
-            f"{got}; expected at most {max_share:.2%} (data.max_lost_share): set data.charset to auto, which "
-            "keeps the letters of every script, or raise the share"
+            f"{text}; expected at most {max_share:.2%} (data.max_lost_share): set data.charset to auto, "
+            "which keeps the letters of every script, or raise the share"
         )
-    return got
+    return text

@@ -34,7 +34,7 @@ from lit_moss.devices import moved
 from lit_moss.errors import UserError
 from lit_moss.evaluate import judges
 from lit_moss.evaluate.clips import Clip, read_clips
-from lit_moss.hub.codec import open_codec
+from lit_moss.hub import open_codec
 from lit_moss.runs.tracking import Tracker
 
 LANGUAGES = ("en", "zh")

@@ -1,71 +1,88 @@
-"""The whole codec by any name a user may give: a decoder's run or checkpoint, a folder, a hub id."""
+"""Codecs by name: a decoder's run or checkpoint, a folder, a hub id."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from lit_moss.codec.codec import Codec
-from lit_moss.codec.flow import Flow, FlowConfig
-from lit_moss.codec.state_dicts import check_finite
-from lit_moss.data.decoder_data import Frozen
 from lit_moss.errors import UserError
-from lit_moss.runs.checkpoints import load_checkpoint, newest_checkpoint
+
+if TYPE_CHECKING:
+    from lit_moss.codec import Codec
 
 
-def open_codec(name: str, log_mel: str | None = None) -> Codec:
-    """Codec of `conf/flow_decoder.yaml`'s run (runs/NAME: the best of the newest), a .ckpt file, or a folder.
+def open_codec(name: str, log_mel: str | None = None) -> "Codec":
+    """Codec of a run of `conf/flow_decoder.yaml`, a .ckpt file, or a folder in the released layout.
 
-    A run's checkpoint names the tokenizer and the speaker encoder that it was trained with; they are opened
+    A checkpoint names the speech tokenizer and the speaker encoder that it was trained with; they are opened
     too, and must still be the same.
 
     Args:
-        name: See above.
+        name: A run's folder or RUN_ROOT/NAME (the best checkpoint of the newest run), a checkpoint, a folder,
+            or a hub id.
         log_mel: Features of its tokenizer; None takes those of the training, or what a folder states, see
             `SpeechTokenizer.from_pretrained`.
 
     Raises:
         UserError: if there is no decoder, or its tokenizer has changed.
     """
-    if any(Path(name).glob("*/run.json")):
-        found = newest_checkpoint(Path(name), "best")
-        if not isinstance(found, Path):
-            raise UserError(f"{name} has no checkpoint yet: expected a finished run of the decoder")
-        return codec_of_checkpoint(found, log_mel)
-    if Path(name).is_file():
-        return codec_of_checkpoint(Path(name), log_mel)
+    from lit_moss.codec import Codec
+    from lit_moss.runs.checkpoints import checkpoint_of
+
+    checkpoint = checkpoint_of(name, "best")
+    if checkpoint is not None:
+        return codec_of_checkpoint(checkpoint, log_mel)
     return Codec.from_pretrained(name, log_mel)
 
 
-def codec_of_checkpoint(path: Path, log_mel: str | None = None) -> Codec:
-    """Codec of a Lightning checkpoint of `FlowDecoder`; its averaged weights, data only.
+def codec_of_checkpoint(path: Path, log_mel: str | None = None) -> "Codec":
+    """Codec of a Lightning checkpoint of `FlowDecoder`: its averaged weights, read as data only.
 
-    `log_mel` as in `open_codec`.
+    Args:
+        path: The checkpoint.
+        log_mel: See `open_codec`.
+
+    Raises:
+        UserError: if it is another model's, or its tokenizer has changed.
     """
+    import torch
+
+    from lit_moss.codec import Codec, Flow
+    from lit_moss.codec.flow import FlowConfig
+    from lit_moss.codec.state_dicts import check_finite
+    from lit_moss.hub.speech_parts import SpeechParts
+    from lit_moss.runs.checkpoints import load_checkpoint
+
     checkpoint = load_checkpoint(path, mmap=True)
     if "decoder" not in checkpoint:
         raise UserError(
             f"{path} is no checkpoint of a decoder run: expected one made by conf/flow_decoder.yaml"
         )
-    made = checkpoint["decoder"]
+    decoder = checkpoint["decoder"]
     prefix = "flow."
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     try:
+        trained_on = decoder["fingerprints"]
         with torch.random.fork_rng():
-            flow = Flow(FlowConfig(**made["flow"]))
+            flow = Flow(FlowConfig(**decoder["flow"]))
         check_finite(weights, str(path))
         flow.load_state_dict(weights)
     except (TypeError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} is of another version ({str(error).splitlines()[0]}): train anew") from error
+        raise UserError(
+            f"{path} was written by another version ({str(error).splitlines()[0]}): train the decoder again"
+        ) from error
+    name = decoder["speech_tokenizer"]
     try:
-        frozen = Frozen(made["speech_tokenizer"], made["speaker"], log_mel or made.get("log_mel"))
+        parts = SpeechParts(name, decoder["speaker"], log_mel or decoder.get("log_mel"))
     except UserError as error:
         raise UserError(
-            f"{path} was trained on codes of {made['speech_tokenizer']!r}, which cannot be opened from here ({error})"
+            f"{path} was trained on codes of {name!r}, which cannot be opened from here ({error})"
         ) from error
-    if frozen.fingerprint != made["fingerprint"]:
-        raise UserError(
-            f"{path} was trained on codes of {made['speech_tokenizer']} as it was then (fingerprint "
-            f"{made['fingerprint']}, now {frozen.fingerprint} with log_mel "
-            f"{frozen.tokenizer.config.log_mel}): put that tokenizer back, or give its log_mel (--log-mel)"
-        )
-    return Codec(frozen.tokenizer, flow, None, frozen.speaker, made.get("voice"))
+    names = {"speech_tokenizer": name, "speaker_encoder": decoder["speaker"]}
+    for key, now in parts.fingerprints.items():
+        part = key.replace("_", " ").removeprefix("speech ")
+        if now != trained_on[key]:
+            raise UserError(
+                f"{path} was trained with another {part} (fingerprint {trained_on[key]}): {names[key]} with "
+                f"log_mel {parts.tokenizer.config.log_mel} now has {now}: put that {part} back, or give the "
+                "log_mel of the training (--log-mel)"
+            )
+    return Codec(parts.tokenizer, flow, None, parts.speaker, decoder.get("voice"))

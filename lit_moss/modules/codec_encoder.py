@@ -23,7 +23,7 @@ from lit_moss.codec import ctc, quantizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 from lit_moss.codec.pretrained import load_encoder
 from lit_moss.data.augment import apply_spec_masks
-from lit_moss.data.speech_data import SpeechBatch
+from lit_moss.data.batches import SpeechBatch
 from lit_moss.data.transcripts import DEFAULT_CHARSET, Charset
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import HostCopy, StepModule

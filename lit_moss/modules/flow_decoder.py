@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, Metric
 from lit_moss.audio import rates
 from lit_moss.codec import flow_matching
 from lit_moss.codec.flow import Flow, FlowConfig, Prompt
-from lit_moss.data.decoder_data import DecoderBatch
+from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 
@@ -140,7 +140,7 @@ class FlowDecoder(StepModule):
         mean_M, voice_S = data.means()
         self._source = {
             "speech_tokenizer": str(data.speech_tokenizer), "log_mel": data.log_mel, "speaker": data.speaker,
-            "fingerprint": frozen.fingerprint,
+            "fingerprints": frozen.fingerprints,
             "voice": voice_S if len(voice_S) else None,
         }  # fmt: skip
         if self.start_from_data and self.init_from is None:

@@ -15,8 +15,8 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lit_moss.data.batches import TokenBatch
 from lit_moss.data.prompts import Prompt
-from lit_moss.data.token_data import TokenBatch
 from lit_moss.errors import UserError
 from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.heldout import HeldOut

@@ -219,6 +219,29 @@ def newest_of_run(run: Path, which: str, end: bool = True) -> Path | tuple[Path,
     return run, read_note(run)["mlflow_run_id"]
 
 
+def checkpoint_of(name: str | Path, which: str = "best", end: bool = True) -> Path | None:
+    """Checkpoint that a user's name stands for; None if it is the name of something else.
+
+    Args:
+        name: A checkpoint, the folder of a run, or RUN_ROOT/NAME, which stands for its newest run.
+        which: `last` or `best` of a run.
+        end: See `newest_checkpoint`.
+
+    Raises:
+        UserError: if a run has no whole checkpoint.
+    """
+    path = Path(name)
+    if (path / "run.json").is_file():
+        checkpoint = newest_of_run(path, which, end)
+    elif any(path.glob("*/run.json")):
+        checkpoint = newest_checkpoint(path, which, end)
+    else:
+        return path if path.is_file() or _is_whole_folder(path) else None
+    if not isinstance(checkpoint, Path):
+        raise UserError(f"{name} has no checkpoint yet: expected a run that has written one")
+    return checkpoint
+
+
 def _states(run: Path, end: bool = True) -> list[Path]:
     """Checkpoints to resume from, newest first."""
     states = sorted((run / "checkpoints").glob("step-*.ckpt"), reverse=True)

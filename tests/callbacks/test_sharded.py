@@ -92,7 +92,7 @@ if __name__ == "__main__":
     from torch.utils.data import DataLoader
 
     import callbacks
-    from lit_moss.data.token_data import TokenBatch
+    from lit_moss.data.batches import TokenBatch
     from lit_moss.llm.rows import RowFormat
     from lit_moss.modules import SplitLLM
 

@@ -8,7 +8,7 @@ import torch
 from backbones import config_of
 
 from callbacks import LearningRateSchedule, StagedFreezing
-from callbacks.freezing import put_into_force, trained_names
+from callbacks.freezing import apply_freezing, trained_names
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.modules import SplitLLM
@@ -259,4 +259,4 @@ def test_under_deepspeed_a_pattern_through_a_part_is_refused():
     trainer, module = run_of(StagedFreezing(stages))
     trainer.strategy = type("DeepSpeedStrategy", (), {})()
     with pytest.raises(UserError, match="audio_tail can only be frozen as a whole"):
-        put_into_force(trainer, module, trained_names(trainer, module, 0))
+        apply_freezing(trainer, module, trained_names(trainer, module, 0))

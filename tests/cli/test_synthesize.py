@@ -96,7 +96,7 @@ def test_names_are_kept_and_none_is_lost(tmp_path):
 def test_a_prompt_gives_another_voice(lines, codec, tmp_path, speech):
     io.write(tmp_path / "voice.wav", speech[0][:32_000], 16_000)
     assert synthesize(lines, codec, tmp_path / "plain") == 0
-    assert synthesize(lines, codec, tmp_path / "voiced", "--prompt", str(tmp_path / "voice.wav")) == 0
+    assert synthesize(lines, codec, tmp_path / "voiced", "--voice-prompt", str(tmp_path / "voice.wav")) == 0
     assert (tmp_path / "plain/one.wav").read_bytes() != (tmp_path / "voiced/one.wav").read_bytes()
 
 
@@ -125,7 +125,7 @@ def test_what_is_no_list_of_codes_is_one_line_and_makes_nothing(codec, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", [["--prompt", "none.wav"], ["--batch-codes", "0"], ["--device", "moon"]])
+@pytest.mark.parametrize("option", [["--voice-prompt", "none.wav"], ["--batch-codes", "0"], ["--device", "moon"]])
 def test_options_that_cannot_be_are_one_line(lines, codec, tmp_path, capsys, option):
     assert synthesize(lines, codec, tmp_path / "out", *option) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
@@ -133,7 +133,7 @@ def test_options_that_cannot_be_are_one_line(lines, codec, tmp_path, capsys, opt
 
 def test_a_prompt_of_no_length_and_a_file_for_a_folder_are_one_line(lines, codec, tmp_path, speech, capsys):
     io.write(tmp_path / "short.wav", speech[0][:300], 16_000)
-    assert synthesize(lines, codec, tmp_path / "out", "--prompt", str(tmp_path / "short.wav")) == 2
+    assert synthesize(lines, codec, tmp_path / "out", "--voice-prompt", str(tmp_path / "short.wav")) == 2
     assert synthesize(lines, codec, tmp_path / "short.wav") == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 2
 

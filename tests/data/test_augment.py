@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lit_moss.audio import rates
-from lit_moss.data.augment import apply_spec_masks, change_speed, pad_to_codes, spec_masks
+from lit_moss.audio.waves import pad_to_codes
+from lit_moss.data.augment import apply_spec_masks, change_speed, spec_masks
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -49,7 +50,7 @@ def test_no_masks_are_no_masks():
     assert spec_masks(np.random.default_rng(0), 100, 80, 0, 15, 0, 0.05) == ([], [])
 
 
-def test_apply_spec_masks_blanks_the_spans_of_each_item_in_a_copy():
+def test_apply_spec_masks_masks_the_spans_of_each_item_in_a_copy():
     mel_BMF = torch.rand(2, 8, 20) + 1.0
     before = mel_BMF.clone()
     masked = apply_spec_masks(mel_BMF, [[(1, 3)], []], [[(5, 5)], [(0, 4), (18, 20)]])

@@ -1,4 +1,4 @@
-"""Token documents: what is written is read, a folder appears whole or not at all, damage is named (T9)."""
+"""Token documents: what is written is read, a folder appears whole or not at all, damage is named."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def test_what_was_written_is_read(tmp_path):
     assert not found.skipped
 
 
-def test_meta_stands_beside_the_shards_and_in_each(tmp_path):
+def test_meta_is_beside_the_shards_and_in_each(tmp_path):
     folder = write(tmp_path / "docs")
     meta = json.loads((folder / "meta.json").read_text())
     assert {k: meta[k] for k in META} == META
@@ -109,7 +109,7 @@ def test_an_exception_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_folder_before_the_end(tmp_path):
+def test_the_folder_appears_at_the_end(tmp_path):
     with DocumentWriter(tmp_path / "docs", META, 5) as writer:
         writer.add("a", range(10))
         assert not (tmp_path / "docs").exists()
@@ -159,7 +159,7 @@ def test_no_documents_are_a_users_error(tmp_path):
         ([1, 2, 3], None, "speech", "a kind of interleaved, unsupervised, text, sft"),
     ],
 )
-def test_what_is_no_document_is_refused(tmp_path, rows, mask, kind, message):
+def test_invalid_documents_are_refused(tmp_path, rows, mask, kind, message):
     with pytest.raises(ValueError, match=message), DocumentWriter(tmp_path / "docs", META) as writer:
         writer.add("a", rows, mask, kind)
 
@@ -167,7 +167,7 @@ def test_what_is_no_document_is_refused(tmp_path, rows, mask, kind, message):
 # Fingerprints.
 
 
-def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_path(tmp_path):
     one = read_documents(write(tmp_path / "a"))
     assert read_documents(write(tmp_path / "b", shard_rows=50)).fingerprint == one.fingerprint
     shutil.copytree(tmp_path / "a", tmp_path / "moved")
@@ -184,12 +184,12 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
         {"format": FORMAT.to_dict() | {"end_id": 8}},
     ],
 )
-def test_the_fingerprint_names_all_that_the_rows_mean(tmp_path, changes):
+def test_the_fingerprint_depends_on_what_the_rows_mean(tmp_path, changes):
     one, other = read_documents(write(tmp_path / "a")), read_documents(write(tmp_path / "b", **changes))
     assert one.fingerprint != other.fingerprint
 
 
-# T9: bad data.
+# Damaged data.
 
 DAMAGES = {
     "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
@@ -202,7 +202,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_t9_a_damaged_shard_is_left_out_named_and_counted(tmp_path, damage):
+def test_a_damaged_shard_is_left_out_named_and_counted(tmp_path, damage):
     folder = write(tmp_path / "docs")
     shards = json.loads((folder / "meta.json").read_text())["shards"]
     whole = read_documents(folder)
@@ -218,14 +218,14 @@ def test_t9_a_damaged_shard_is_left_out_named_and_counted(tmp_path, damage):
     assert found.fingerprint != whole.fingerprint
 
 
-def test_t9_above_one_percent_the_run_stops_and_names_them(tmp_path):
+def test_more_than_one_percent_of_damage_is_refused_by_name(tmp_path):
     folder = write(tmp_path / "docs")
     (folder / "00002.parquet").write_bytes(b"")
     with pytest.raises(UserError, match=r"00002\.parquet: \d+ documents, the file is empty\), more than 1%"):
         read_documents(folder)
 
 
-def test_t9_one_shard_of_very_many_does_not_stop_it(tmp_path):
+def test_one_damaged_shard_of_many_is_tolerated(tmp_path):
     folder = tmp_path / "docs"
     with DocumentWriter(folder, META, shard_rows=20) as writer:
         for i in range(400):

@@ -1,4 +1,4 @@
-"""Interleaving as little string grammars: what chunks become, by the paper's section 3.1.1 and LM.md 2.
+"""Interleaving as little string grammars: what chunks become, by section 3.1.1 of arXiv:2510.00499.
 
 In them a small letter is a text id, a capital a code (A is code 0), `<` sosp, `>` eosp, `.` the end.
 """
@@ -105,7 +105,7 @@ def test_every_code_and_text_id_comes_exactly_once_in_one_of_the_two_modalities(
         assert rows.count(FORM.sosp_token_id) == rows.count(FORM.eosp_row) == stretches
 
 
-def test_the_choice_is_a_function_of_seed_and_document_alone():
+def test_the_choice_depends_only_on_seed_and_document():
     def drawn(seed, name):
         return choose_modalities(64, document_rng(seed, name))
 
@@ -117,7 +117,7 @@ def test_the_choice_is_a_function_of_seed_and_document_alone():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
-def test_bernoulli_has_its_share_and_no_memory(share):
+def test_random_modalities_have_their_share_and_are_independent(share):
     drawn = [m == SPEECH for i in range(400) for m in choose_modalities(25, document_rng(1, str(i)), share)]
     assert np.mean(drawn) == pytest.approx(share, abs=0.015)
     if share == 0.5:
@@ -125,7 +125,7 @@ def test_bernoulli_has_its_share_and_no_memory(share):
         assert all(count == pytest.approx(100, abs=35) for count in pairs.values())
 
 
-def test_alternate_never_has_two_equal_neighbours_and_begins_with_either():
+def test_alternating_modalities_start_with_either():
     drawn = [choose_modalities(7, document_rng(1, str(i)), alternate=True) for i in range(50)]
     assert all(a != b for one in drawn for a, b in pairwise(one))
     assert {one[0] for one in drawn} == {TEXT, SPEECH}
@@ -134,7 +134,7 @@ def test_alternate_never_has_two_equal_neighbours_and_begins_with_either():
 # --- text ---------------------------------------------------------------------------------------------------
 
 
-def test_spaces_stand_between_words_but_not_in_chinese_or_japanese():
+def test_spaces_are_between_words_but_not_in_chinese_or_japanese():
     assert join_words(["in", "being", "modern."]) == "in being modern."
     assert join_words(["我们", "今天", "，", "去"]) == "我们今天，去"
     assert join_words(["その", "本"]) == "その本"
@@ -226,7 +226,7 @@ def test_a_long_pause_makes_a_long_chunk_and_a_short_recording_a_short_one():
     assert (span.code_first, span.code_stop) == (0, 8)
 
 
-def test_words_behind_the_recordings_end_take_no_code_from_others():
+def test_words_after_the_end_of_the_recording_take_no_codes_from_others():
     words = [(f"w{i}", float(i), i + 0.9) for i in range(12)]
     spans = chunk_words(words, 62, document_rng(1, "a"))  # 4.96 s
     assert spans[0].code_first == 0

@@ -1,4 +1,4 @@
-"""`prepare tokenize`: manifests and text to token documents, with a small codec and a small tokenizer."""
+"""`prepare documents`: manifests and text to token documents, with a small codec and a small tokenizer."""
 
 import argparse
 import json
@@ -9,16 +9,18 @@ import pytest
 import soundfile
 import torch
 
+from lit_moss.cli.prepare import documents
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.corpora.everyday import sentences
 from lit_moss.corpora.manifest import Utterance, read_manifest, write_manifest
-from lit_moss.data import make_documents as documents
-from lit_moss.data.cloze import draw_items
+from lit_moss.corpora.text import read_sentences
+from lit_moss.data.cloze import draw_items, make_cloze
 from lit_moss.data.documents import read_documents
-from lit_moss.data.make_documents import OPTIONS, make_cloze, make_documents
-from lit_moss.data.sources import document_key, group, read_sentences, read_texts
+from lit_moss.data.grouping import document_key, group, text_documents
+from lit_moss.data.make_documents import OPTIONS, make_documents
 from lit_moss.errors import UserError
-from lit_moss.hub import code_cache as codes
+from lit_moss.hub import NamedTokenizer
+from lit_moss.hub.code_cache import encode_utterances
 from lit_moss.llm.backbone import load_text_tokenizer, row_format
 
 RATE_HZ = 16_000
@@ -247,13 +249,13 @@ def test_a_line_that_is_no_conversation_is_named(backbone, codec, tmp_path, line
 
 def test_texts_of_every_format(tmp_path, manifest):
     (tmp_path / "a.txt").write_text("One.\nStill one.\n \n\nTwo.\n")
-    assert list(read_texts(tmp_path / "a.txt")) == [("a-0", "One.\nStill one."), ("a-1", "Two.")]
+    assert list(text_documents(tmp_path / "a.txt")) == [("a-0", "One.\nStill one."), ("a-1", "Two.")]
     lines = ["LJ001-0001|Mr. A|Mister A.", "LJ001-0002|Plain.|", "LJ002-0001|B|B.", ""]
     (tmp_path / "b.csv").write_text("\n".join(lines))
-    assert list(read_texts(tmp_path / "b.csv")) == [("LJ001-0", "Mister A. Plain."), ("LJ002-0", "B.")]
+    assert list(text_documents(tmp_path / "b.csv")) == [("LJ001-0", "Mister A. Plain."), ("LJ002-0", "B.")]
     (tmp_path / "c.jsonl").write_text('{"text": "audio_filepath is a word here"}\n\n{"text": "x\\ny"}\n')
-    assert [t for _, t in read_texts(tmp_path / "c.jsonl")] == ["audio_filepath is a word here", "x\ny"]
-    assert [name for name, _ in read_texts(manifest)] == ["LJ001:LJ001-0001", "LJ002:LJ002-0008"]
+    assert [t for _, t in text_documents(tmp_path / "c.jsonl")] == ["audio_filepath is a word here", "x\ny"]
+    assert [name for name, _ in text_documents(manifest)] == ["LJ001:LJ001-0001", "LJ002:LJ002-0008"]
     assert read_sentences(tmp_path / "b.csv")[1] == ("LJ001", "Plain.")
     assert [s for _, s in read_sentences(tmp_path / "a.txt")] == ["One.", "Still one.", "Two."]
 
@@ -327,8 +329,10 @@ def test_codes_are_made_once_for_all_kinds_and_again_for_changed_sound(
     manifest, backbone, codec, monkeypatch
 ):
     calls = []
-    encode = codes._encode
-    monkeypatch.setattr(codes, "_encode", lambda *args: calls.append(len(args[0])) or encode(*args))
+    encode = SpeechTokenizer.encode
+    monkeypatch.setattr(
+        SpeechTokenizer, "encode", lambda self, *args: calls.append(len(args[0])) or encode(self, *args)
+    )
     first = all_rows(make("unsupervised", manifest, backbone, codec))
     make("interleaved", manifest, backbone, codec)
     make("sft", manifest, backbone, codec)
@@ -337,16 +341,16 @@ def test_codes_are_made_once_for_all_kinds_and_again_for_changed_sound(
     path = read_manifest(manifest)[0].audio
     soundfile.write(path, np.random.default_rng(9).normal(0, 0.2, RATE_HZ // 2), RATE_HZ)
     assert all_rows(make("unsupervised", manifest, backbone, codec)) != first
-    assert calls == [12, 12]
+    assert calls == [12, 1]
 
 
 def test_codes_do_not_depend_on_what_is_encoded_with_them(manifest, codec):
-    utterances = read_manifest(manifest)
-    found = codes.encode_utterances(utterances, codec, "x")
-    assert found.of == encoded(manifest, codec)
-    assert codes.encode_utterances(utterances, codec, "x") == found  # from the cache
-    assert codes.encode_utterances(utterances[::-1], codec, "x").of == found.of[::-1]
-    assert codes.encode_utterances([], codec, "x").of == []
+    utterances, tokenizer = read_manifest(manifest), NamedTokenizer(codec)
+    found = encode_utterances(utterances, tokenizer)
+    assert found.codes == encoded(manifest, codec)
+    assert encode_utterances(utterances, tokenizer) == found  # from the cache
+    assert encode_utterances(utterances[::-1], tokenizer).codes == found.codes[::-1]
+    assert encode_utterances([], tokenizer).codes == []
 
 
 def test_documents_are_made_once_and_named_by_all_inputs(manifest, backbone, codec, cache):
@@ -395,7 +399,7 @@ def test_options_of_a_kind_are_checked(manifest, backbone, codec, kind, options,
 
 
 def test_mistakes_are_told(manifest, backbone, codec, tmp_path):
-    with pytest.raises(UserError, match="kind sft hold speech: give a codec"):
+    with pytest.raises(UserError, match="kind sft hold speech: give a speech tokenizer"):
         make("sft", manifest, backbone, None)
     with pytest.raises(UserError, match=r"no source gone\.jsonl"):
         make("text", "gone.jsonl", backbone, None)

@@ -110,7 +110,7 @@ def test_batches_hold_similar_lengths():
         {"durations_sec": [2.0] * 80},
     ],
 )
-def test_the_fingerprint_names_all_that_the_order_depends_on(changes):
+def test_the_fingerprint_depends_on_all_that_the_order_depends_on(changes):
     options = {"durations_sec": np.linspace(1, 10, 80).tolist(), "batch_sec": 20.0, "seed": 1}
     assert BatchOrder(**options).fingerprint != BatchOrder(**(options | changes)).fingerprint
 
@@ -123,19 +123,19 @@ def test_the_fingerprint_names_all_that_the_order_depends_on(changes):
         ([1.0, 11.0], None, r"11\.0 s exceeds the budget of 10\.0 s"),
     ],
 )
-def test_what_cannot_be_ordered_is_refused(lengths, weights, message):
+def test_invalid_orders_are_refused(lengths, weights, message):
     with pytest.raises(ValueError, match=message):
         BatchOrder(lengths, 10.0, 0, weights)
 
 
-def test_a_sample_key_holds_index_batch_and_place():
+def test_a_sample_key_is_index_batch_and_place():
     order = BatchOrder(np.linspace(1, 10, 40).tolist(), 20.0, seed=1)
     for n in (0, 5, 3 * order.batches_per_epoch):
         assert order.keys(n) == [(index, n, place) for place, index in enumerate(order.batch(n))]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_t13_one_rank_two_ranks_and_back_see_every_sample_exactly_once(seed):
+def test_changing_numbers_of_ranks_see_every_sample_exactly_once(seed):
     lengths, budget, _ = corpus(seed)
     consumed, keys = 0, []
     parts = [(1, 5), (2, 4), (1, 3), (3, 2), (1, 400)]  # ranks, steps until the next interruption
@@ -151,7 +151,7 @@ def test_t13_one_rank_two_ranks_and_back_see_every_sample_exactly_once(seed):
     assert sorted(first) == list(range(len(lengths)))
 
 
-def test_ranks_of_one_step_share_nothing():
+def test_ranks_of_one_step_have_different_samples():
     order = BatchOrder([1.0] * 64, 4.0, seed=0)
     a, b = (list(islice(OrderedBatchSampler(order, 0, rank, 2), 8)) for rank in (0, 1))
     assert not {key[0] for batch in a for key in batch} & {key[0] for batch in b for key in batch}

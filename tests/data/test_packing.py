@@ -44,7 +44,7 @@ def test_small_cases_spelled_out(lengths, context, want):
     assert drawing(pack(np.array(lengths, dtype=np.int64), context)) == want
 
 
-def test_cutting_fills_what_whole_documents_leave():
+def test_cutting_fills_the_room_that_whole_documents_leave():
     lengths = np.array([150, 150, 150])
     assert [p.pieces(0) for p in [pack(lengths, 250)]] == [[(0, 0, 150)]]
     assert len(pack(lengths, 250)) == 3
@@ -89,7 +89,7 @@ def test_every_row_is_a_target_exactly_once(seed, min_fill):
 
 @pytest.mark.parametrize("min_fill", [0.0, 0.9, 0.97, 1.0])
 @pytest.mark.parametrize("seed", range(25))
-def test_packs_hold_what_fits_and_pieces_what_predicts(seed, min_fill):
+def test_packs_fit_the_context_and_pieces_have_two_rows_or_more(seed, min_fill):
     lengths, context = random_lengths(seed)
     packs = pack(lengths, context, min_fill)
     for i in range(len(packs)):
@@ -124,7 +124,7 @@ def test_without_cutting_no_document_that_fits_is_cut(seed):
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_cutting_never_makes_more_sequences_nor_crumbs(seed):
+def test_cutting_makes_neither_more_sequences_nor_tiny_pieces(seed):
     lengths, context = random_lengths(seed)
     plain, cut = pack(lengths, context), pack(lengths, context, 0.97)
     assert len(cut) <= len(plain)
@@ -313,6 +313,6 @@ def test_what_an_order_depends_on_is_in_its_fingerprint():
 
 
 @pytest.mark.parametrize(("sizes", "epochs"), [([], []), ([1], [1.0, 2.0]), ([0], [1.0]), ([3], [0.0])])
-def test_what_cannot_be_ordered_is_refused(sizes, epochs):
+def test_invalid_orders_are_refused(sizes, epochs):
     with pytest.raises(ValueError, match="expected as many of both"):
         PackOrder(sizes, epochs, 1)

@@ -14,7 +14,7 @@ from lit_moss.cli.main import main
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.data.prompts import PromptDataModule
 from lit_moss.errors import UserError
-from lit_moss.hub.kmeans import speech_tokenizer_fingerprint
+from lit_moss.hub import speech_tokenizer_fingerprint
 from lit_moss.llm import SplitLM
 
 

@@ -60,7 +60,7 @@ def test_workers_change_nothing(corpus, twelve, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("first", [1, 5, 11])
-def test_setting_next_batch_goes_on_where_it_was(corpus, twelve, first, workers):
+def test_setting_next_batch_continues_from_there(corpus, twelve, first, workers):
     data = module(corpus, workers=workers)
     data.next_batch = first
     assert_same(batches(data, 12 - first), twelve[first:])
@@ -81,7 +81,7 @@ def test_an_epoch_holds_every_utterance_once(corpus, twelve):
     assert sorted(seen) == sorted(u.id for u in read_manifest(corpus / "train.jsonl"))
 
 
-def test_loading_draws_no_number_of_the_training(corpus):
+def test_loading_does_not_draw_from_the_random_numbers_of_training(corpus):
     data = module(corpus, workers=1)
     before = torch.get_rng_state()
     batches(data, 2)
@@ -167,7 +167,7 @@ def test_the_probe_shows_the_next_batches_without_augmentation(corpus):
             assert samples == pytest.approx(files[name].duration_sec * rates.TOKENIZER_RATE_HZ, abs=2)
 
 
-# T9: bad files.
+# Bad files.
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def damaged(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_t9_bad_files_are_skipped_by_name_and_the_rest_is_intact(damaged, workers):
+def test_bad_files_are_skipped_by_name_and_the_others_are_intact(damaged, workers):
     manifest, good, bad = damaged
     options = {"validation": [], "speeds": [1.0], "batch_sec": 30.0, "workers": workers}
     data = module(manifest.parent, **options)
@@ -228,7 +228,7 @@ def test_t9_bad_files_are_skipped_by_name_and_the_rest_is_intact(damaged, worker
             assert torch.equal(batch.wave_BT[i, : batch.samples_B[i]], waves[name])
 
 
-def test_t9_a_batch_of_bad_files_alone_is_empty_and_names_them(damaged):
+def test_a_batch_of_only_bad_files_is_empty_and_names_them(damaged):
     manifest, _, _ = damaged
     lines = manifest.read_text().splitlines()
     manifest.write_text("".join(line + "\n" for line in lines if "zero" in line or "gone" in line))
@@ -240,7 +240,7 @@ def test_t9_a_batch_of_bad_files_alone_is_empty_and_names_them(damaged):
     assert len(batch.skipped) == 2
 
 
-def test_t9_without_durations_what_headers_tell_is_skipped_at_once(damaged):
+def test_without_durations_files_with_bad_headers_are_skipped_at_setup(damaged):
     manifest, good, _ = damaged
     entries = [json.loads(line) for line in manifest.read_text().splitlines()]
     manifest.write_text("".join(json.dumps({"audio_filepath": e["audio_filepath"]}) + "\n" for e in entries))
@@ -272,7 +272,7 @@ def test_nothing_inside_the_limits_is_an_error(corpus):
 # Resume.
 
 
-def test_state_restores_place_and_skipped(corpus, twelve):
+def test_the_state_restores_next_batch_and_skipped(corpus, twelve):
     data = module(corpus)
     data.next_batch, data.skipped = 7, {"x": "x.wav: empty file"}
     state = json.loads(json.dumps(data.state_dict()))  # plain types alone: a checkpoint is loaded as data
@@ -326,12 +326,12 @@ def test_a_resume_with_other_data_or_order_names_both_fingerprints(corpus, tmp_p
         ),
     ],
 )
-def test_options_that_cannot_be_are_named(corpus, changes, message):
+def test_invalid_options_are_named(corpus, changes, message):
     with pytest.raises(UserError, match=message):
         module(corpus, **changes)
 
 
-def test_weights_say_how_often_an_epoch_holds_a_manifest(corpus):
+def test_weights_are_how_often_an_epoch_contains_a_manifest(corpus):
     both = [str(corpus / "train.jsonl"), str(corpus / "validation.jsonl")]
     data = module(corpus, train=both, weights=[1.0, 2.0], speeds=[1.0])
     first, second = (len(read_manifest(path)) for path in both)

@@ -32,7 +32,8 @@ FORMAT = RowFormat(
     audio_pad_token_id=0,
     end_id=7,
 )
-META = {"kind": "interleaved", "options": {}, "text_tokenizer": "t1", "speech_tokenizer": "c1", "format": FORMAT.to_dict()}
+TOKENIZERS = {"text_tokenizer": "t1", "speech_tokenizer": "c1"}
+META = {"kind": "interleaved", "options": {}, "format": FORMAT.to_dict()} | TOKENIZERS
 
 
 @pytest.fixture(autouse=True)
@@ -84,11 +85,11 @@ def assert_same(a, b):
             assert torch.equal(getattr(x, name), getattr(y, name))
 
 
-def test_a_stage_may_begin_where_another_has_stopped(speech):
+def test_a_stage_may_start_where_another_stopped(speech):
     """`first_batch` 3 gives what a run has left that took 3, also under a resume of its own."""
     whole, second = ready(train=[speech]), ready(train=[speech], first_batch=3)
     assert_same(batches(whole, 8)[3:], batches(second, 5))
-    second.next_batch += 2  # as ExactResume counts
+    second.advance(2)
     resumed = ready(train=[speech], first_batch=3)
     resumed.load_state_dict(second.state_dict())
     assert_same(batches(whole, 8)[5:], batches(resumed, 3))
@@ -130,7 +131,7 @@ def strings(batch, b=0):
         ({"a": [1, 2, 3]}, 3, ("ttt", "000", "-xx")),
     ],
 )
-def test_a_pack_spelled_out(tmp_path, documents, context, want):
+def test_packs_spelled_out(tmp_path, documents, context, want):
     data = ready(train=[write(tmp_path / "d", documents)], context=context, batch_size=1)
     (batch,) = batches(data, 1)
     assert strings(batch) == want
@@ -140,7 +141,7 @@ def test_a_pack_spelled_out(tmp_path, documents, context, want):
     assert batch.loss_mask_BL.dtype == torch.bool
 
 
-def test_the_numbers_of_a_batch(tmp_path):
+def test_counts_of_a_batch(tmp_path):
     data = ready(
         train=[write(tmp_path / "d", {"a": [98, V + 1, V + 2, V + 48, 7], "b": [1, 2, 3]})],
         context=10,
@@ -186,19 +187,19 @@ def test_every_row_of_a_round_is_a_target_once_and_keeps_its_place(speech):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
-def test_t13_workers_change_nothing(speech, workers):
+def test_workers_change_nothing(speech, workers):
     assert_same(batches(ready(train=[speech], workers=workers), 25), batches(ready(train=[speech]), 25))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("first", [1, 7, 24])
-def test_setting_next_batch_goes_on_where_it_was(speech, first, workers):
+def test_setting_next_batch_continues_from_there(speech, first, workers):
     data = ready(train=[speech], workers=workers)
     data.next_batch = first
     assert_same(batches(data, 25 - first), batches(ready(train=[speech]), 25)[first:])
 
 
-def test_t13_one_rank_two_ranks_and_back(speech):
+def test_changing_numbers_of_ranks_continue_one_order(speech):
     whole, found, consumed = batches(ready(train=[speech]), 5 + 2 * 6 + 3 * 2 + 4), [], 0
     for ranks, steps in ((1, 5), (2, 6), (3, 2), (1, 4)):
         dealt = []
@@ -212,7 +213,7 @@ def test_t13_one_rank_two_ranks_and_back(speech):
     assert_same(found, whole)
 
 
-def test_loading_draws_no_number_of_the_training(speech):
+def test_loading_does_not_draw_from_the_random_numbers_of_training(speech):
     data = ready(train=[speech], workers=1)
     before = torch.get_rng_state()
     batches(data, 2)
@@ -240,7 +241,7 @@ def test_a_mixture_gives_each_source_its_share(speech, text):
         assert len({name[0] for name in batch.ids}) == 1
 
 
-def test_a_part_of_a_mixture_takes_its_context(speech, text):
+def test_a_part_takes_the_context_of_its_mixture(speech, text):
     parts = [InterleavedDataModule(train=[speech], context=16), TextDataModule(train=[text])]
     data = ready(MixtureDataModule, parts=parts, context=48)
     assert {s.packs.context for s in data.sources} == {48}
@@ -293,14 +294,14 @@ def test_validation_alone_needs_no_training_data(speech):
     data = InterleavedDataModule(validation=[speech], context=64, heldout_items=0)
     data.setup("validate")
     assert len(list(data.val_dataloader()))
-    data.load_state_dict({"next_batch": 3, "fingerprints": {}, "ranks": 1})
+    data.load_state_dict({"next_batch": 3, "skipped": {}, "fingerprints": {}, "ranks": 1})
     assert data.next_batch == 0
 
 
 # Resume and fingerprints.
 
 
-def test_a_state_goes_on_with_the_same_data(speech):
+def test_a_state_continues_with_the_same_data(speech):
     one = ready(train=[speech])
     one.next_batch = 17
     other = ready(train=[speech])
@@ -317,7 +318,7 @@ def test_a_state_goes_on_with_the_same_data(speech):
         ({"min_fill": 0.0}, None),
     ],
 )
-def test_a_state_of_other_data_is_refused_by_both_names(speech, options, what):
+def test_a_state_of_other_data_is_refused_with_both_fingerprints(speech, options, what):
     state = ready(train=[speech], context=64, min_fill=0.0).state_dict()
     other = ready(train=[speech], **({"min_fill": 0.0} | options))
     if what is None:
@@ -335,7 +336,7 @@ def test_a_state_of_other_documents_is_refused(tmp_path, speech):
         ready(train=[other]).load_state_dict(ready(train=[speech]).state_dict())
 
 
-def test_fingerprints_are_strings_of_all_that_matters(speech, text):
+def test_fingerprints_of_a_mixture(speech, text):
     parts = [TextDataModule(train=[text]), InterleavedDataModule(train=[speech], validation=[speech])]
     found = ready(MixtureDataModule, parts=parts).fingerprints()
     assert found.keys() == {"data", "order", "validation", "speech_tokenizer", "text_tokenizer", "format"}
@@ -344,7 +345,7 @@ def test_fingerprints_are_strings_of_all_that_matters(speech, text):
     assert found["format"] == FORMAT.fingerprint
 
 
-def test_the_state_is_of_plain_types(speech):
+def test_the_state_has_plain_types_only(speech):
     state = ready(train=[speech]).state_dict()
     torch.save(state, file := io.BytesIO())
     assert torch.load(io.BytesIO(file.getvalue()), weights_only=True) == state
@@ -353,12 +354,12 @@ def test_the_state_is_of_plain_types(speech):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"text_tokenizer": "t2"}, "tokenizers: .* has t1, .* has t2"),
-        ({"speech_tokenizer": "c2"}, "codecs: .* has c1, .* has c2"),
+        ({"text_tokenizer": "t2"}, "text tokenizers: .* has t1, .* has t2"),
+        ({"speech_tokenizer": "c2"}, "speech tokenizers: .* has c1, .* has c2"),
         ({"format": FORMAT.to_dict() | {"end_id": 8}}, "formats"),
     ],
 )
-def test_sources_that_mean_another_thing_by_a_row_are_refused(tmp_path, speech, changes, what):
+def test_sources_with_different_meanings_of_a_row_are_refused(tmp_path, speech, changes, what):
     other = write(tmp_path / "other", random_documents("o", 20, 5), **changes)
     with pytest.raises(UserError, match=what):
         ready(train=[speech, other])
@@ -366,9 +367,10 @@ def test_sources_that_mean_another_thing_by_a_row_are_refused(tmp_path, speech, 
         ready(train=[speech], validation=[other])
 
 
-def test_text_without_a_codec_goes_with_any(tmp_path, speech):
-    form = FORMAT.to_dict() | {"audio_vocab_size": 1152, "eosp_token_id": 1024}
-    text = write(tmp_path / "text", random_documents("t", 30, 1, top=V), kind="text", speech_tokenizer=None, format=form)
+def test_text_made_without_a_speech_tokenizer_fits_any(tmp_path, speech):
+    row_format = FORMAT.to_dict() | {"audio_vocab_size": 1152, "eosp_token_id": 1024}
+    meta = {"kind": "text", "speech_tokenizer": None, "format": row_format}
+    text = write(tmp_path / "text", random_documents("t", 30, 1, top=V), **meta)
     data = ready(
         MixtureDataModule, parts=[TextDataModule(train=[text]), InterleavedDataModule(train=[speech])]
     )
@@ -390,17 +392,17 @@ def test_damaged_shards_are_named_in_skipped(tmp_path):
     assert data.utterances == 396
 
 
-def test_packs_lie_beside_the_shards_and_are_taken_again(tmp_path, speech, monkeypatch):
+def test_packs_are_stored_beside_the_shards_and_reused(tmp_path, speech, monkeypatch):
     first = ready(train=[speech])
     (kept,) = (tmp_path / "speech/packs").iterdir()
-    monkeypatch.setattr("lit_moss.data.token_data.pack", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr("lit_moss.data.packed_documents.pack", lambda *_: pytest.fail("packed again"))
     assert ready(train=[speech]).fingerprints() == first.fingerprints()
     monkeypatch.undo()
     kept.write_bytes(b"")
     assert ready(train=[speech]).fingerprints() == first.fingerprints()
 
 
-def test_a_folder_that_cannot_be_written_is_packed_all_the_same(speech, monkeypatch):
+def test_documents_in_a_read_only_folder_are_packed(speech, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "read-only")
 
@@ -408,7 +410,7 @@ def test_a_folder_that_cannot_be_written_is_packed_all_the_same(speech, monkeypa
     assert batches(ready(train=[speech]), 1)
 
 
-def test_the_log_tells_what_there_is(speech, caplog):
+def test_setup_logs_documents_and_packs(speech, caplog):
     with caplog.at_level("INFO"):
         data = ready(train=[speech])
     said = "\n".join(record.message for record in caplog.records)
@@ -435,8 +437,8 @@ def made(tmp_path, monkeypatch):
 
     calls = []
 
-    def make(kind, sources, part, backbone, codec, out=None, options=None):
-        calls.append((kind, list(sources), part, backbone, codec, options))
+    def make(kind, sources, part, backbone, speech_tokenizer, out=None, options=None, log_mel=None):
+        calls.append((kind, list(sources), part, backbone, speech_tokenizer, options))
         folder = tmp_path / f"made{len(calls)}"
         write(folder, random_documents("m", 20, len(calls)), kind=kind)
         return folder
@@ -445,10 +447,10 @@ def made(tmp_path, monkeypatch):
     return calls
 
 
-def test_what_is_no_folder_is_made_into_documents_once(made):
+def test_manifests_are_made_into_documents_once(made):
     data = InterleavedDataModule(
-        train=["a.jsonl"], validation=["embedded:x"], backbone="b", speech_tokenizer="c", context=64, heldout_items=0,
-        speech_share=0.7, document_seed=3, seed=9,
+        train=["a.jsonl"], validation=["embedded:x"], backbone="b", speech_tokenizer="c", context=64,
+        heldout_items=0, speech_share=0.7, document_seed=3, seed=9,
     )  # fmt: skip
     for _ in range(2):  # the command line prepares first, the trainer again
         data.prepare_data()
@@ -472,12 +474,12 @@ def test_what_is_no_folder_is_made_into_documents_once(made):
         ),
     ],
 )
-def test_each_kind_says_what_its_documents_are_made_by(made, kind, options, want):
+def test_each_kind_passes_its_options_on(made, kind, options, want):
     ready(kind, train=["a.jsonl"], **options)
     assert [(call[0], call[5]) for call in made] == [want]
 
 
-def test_a_mixtures_parts_take_its_backbone_and_codec(made):
+def test_parts_take_backbone_and_speech_tokenizer_of_their_mixture(made):
     parts = [UnsupervisedDataModule(train=["a.jsonl"]), TextDataModule(train=["b.txt"])]
     ready(MixtureDataModule, parts=parts, backbone="b", speech_tokenizer="c")
     assert [(call[0], call[3], call[4]) for call in made] == [("unsupervised", "b", "c"), ("text", "b", "c")]
@@ -495,7 +497,7 @@ def test_a_mixtures_parts_take_its_backbone_and_codec(made):
         (MixtureDataModule, {"parts": []}, "0 parts"),
         (MixtureDataModule, {"parts": [TextDataModule()], "epochs": [1.0, 2.0]}, "1 parts"),
         (MixtureDataModule, {"parts": [TextDataModule()], "epochs": [0.0]}, "above 0"),
-        (MixtureDataModule, {"parts": [TextDataModule()], "train": ["x"]}, "stand in its parts"),
+        (MixtureDataModule, {"parts": [TextDataModule()], "train": ["x"]}, "belong into its parts"),
         (MixtureDataModule, {"parts": [MixtureDataModule([TextDataModule()])]}, "outer one"),
     ],
 )
@@ -504,6 +506,6 @@ def test_mistakes_are_named(kind, options, message):
         ready(kind, **options)
 
 
-def test_a_folder_that_is_neither_is_named(tmp_path):
+def test_a_folder_without_documents_is_named(tmp_path):
     with pytest.raises(UserError, match=r"is a folder without meta\.json"):
         ready(train=[str(tmp_path)])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from experiments.studies import table7
-from lit_moss.cli.main import main as cli
+from lit_moss.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,11 +10,12 @@ import pytest
 import soundfile
 
 from lit_moss.cli.synthesize import read_lines
+from lit_moss.corpora.conversations import read_conversations
 from lit_moss.corpora.manifest import read_manifest
-from lit_moss.data.sources import entry_kind, read_conversations, read_sentences, read_texts
+from lit_moss.corpora.sources import entry_kind
+from lit_moss.corpora.text import read_named_sentences, read_sentences, read_texts
 from lit_moss.errors import UserError
 from lit_moss.evaluate.clips import read_clips
-from lit_moss.prepare import speak
 from lit_moss.runs.recipes import read_yaml
 
 MARK = "\ufeff"
@@ -38,10 +39,10 @@ def test_every_reader_of_text(write):
     table = write("bom.csv", "LJ001-0001|a|a sentence one\nLJ001-0002|b|a sentence two\n")
     assert [name for name, _ in read_sentences(table)] == ["LJ001", "LJ001"]
     assert [name for name, _ in read_texts(table)] == ["LJ001-0"]
-    assert [name for name, _ in speak.read_sentences(table)] == ["LJ001-0001", "LJ001-0002"]
+    assert [name for name, _ in read_named_sentences(table)] == ["LJ001-0001", "LJ001-0002"]
     text = write("a.txt", "One.\nTwo.")
     assert list(read_texts(text)) == [("a-0", "One.\nTwo.")]
-    assert [s for _, s in speak.read_sentences(text)] == ["One.", "Two."]
+    assert [s for _, s in read_named_sentences(text)] == ["One.", "Two."]
     lines = write("a.jsonl", '{"text": "x"}\n{"text": "y"}\n')
     assert [t for _, t in read_texts(lines)] == ["x", "y"]
     clips = write("meta.lst", "a|p|p.wav|text\nb|p|p.wav|text\n")

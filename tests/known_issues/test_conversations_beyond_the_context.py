@@ -16,8 +16,8 @@ from recording import curves, fit, recipe
 
 from lit_moss.corpora.manifest import read_manifest, write_manifest
 from lit_moss.data.documents import DocumentSet
+from lit_moss.data.packed_documents import PackedDocuments
 from lit_moss.data.packing import pack
-from lit_moss.data.token_data import Source
 from lit_moss.errors import UserError
 
 CONTEXT = 96
@@ -26,15 +26,15 @@ CONTEXT = 96
 def test_they_are_left_out_whole_and_counted(tmp_path, capsys):
     backbone = backbone_folder(tmp_path / "backbone")
     folder = conversations(tmp_path / "talks", backbone, [40, 97, 96, 300, 20, 1000])
-    source = Source(folder, CONTEXT)
+    source = PackedDocuments(folder, CONTEXT)
     assert source.left_out == 3
     assert sorted(source.packs.document.tolist()) == [0, 2, 4]
     assert source.packs.targets.sum() == 15
-    again = Source(folder, CONTEXT)  # from the packs kept beside the documents
+    again = PackedDocuments(folder, CONTEXT)  # from the packs kept beside the documents
     assert (again.left_out, again.packs.fingerprint) == (3, source.packs.fingerprint)
     assert again.packs.targets.tolist() == source.packs.targets.tolist()
     # Who asks for full sequences gets them cut; what then holds no target is left out all the same.
-    cut = Source(folder, CONTEXT, min_fill=0.9)
+    cut = PackedDocuments(folder, CONTEXT, min_fill=0.9)
     assert cut.packs.targets.min() > 0
     assert cut.packs.targets.sum() == 30
 
@@ -42,7 +42,7 @@ def test_they_are_left_out_whole_and_counted(tmp_path, capsys):
 def test_documents_without_a_target_are_left_out(tmp_path):
     backbone = backbone_folder(tmp_path / "backbone")
     masks = [[False] * 30, [True] + [False] * 29, [False] * 29 + [True], None]
-    source = Source(conversations(tmp_path / "talks", backbone, [30] * 4, masks, "text"), CONTEXT)
+    source = PackedDocuments(conversations(tmp_path / "talks", backbone, [30] * 4, masks, "text"), CONTEXT)
     assert source.left_out == 2
     assert source.packs.targets.sum() == 1 + 29
 
@@ -51,7 +51,7 @@ def test_documents_without_a_target_are_left_out(tmp_path):
 def test_a_corpus_of_nothing_else_is_refused_in_one_line(tmp_path, lengths):
     folder = conversations(tmp_path / "talks", backbone_folder(tmp_path / "backbone"), lengths)
     with pytest.raises(UserError, match=r"longer than the context of 96 rows.*raise data.context") as error:
-        Source(folder, CONTEXT)
+        PackedDocuments(folder, CONTEXT)
     assert "\n" not in str(error.value)
 
 
@@ -61,7 +61,7 @@ def test_other_documents_are_packed_as_before(tmp_path):
     folder = conversations(
         tmp_path / "text", backbone_folder(tmp_path / "backbone"), lengths, [None] * 200, "text"
     )
-    assert Source(folder, CONTEXT).packs.fingerprint == pack(lengths, CONTEXT).fingerprint
+    assert PackedDocuments(folder, CONTEXT).packs.fingerprint == pack(lengths, CONTEXT).fingerprint
 
 
 def test_targets_of_pieces_are_the_loss_masks_own(tmp_path):
@@ -152,8 +152,8 @@ def test_the_public_case(tmp_path, request):
     from lit_moss.data import SFTDataModule
 
     backbone = backbone_folder(tmp_path / "backbone")
-    data = SFTDataModule(train=[str(case)], backbone=str(backbone), speech_tokenizer="embedded:whisper-tiny-kmeans",
-                         pairs=["text-text"], context=CONTEXT, heldout=[])  # fmt: skip
+    data = SFTDataModule(train=[str(case)], backbone=str(backbone), pairs=["text-text"], context=CONTEXT,
+                         speech_tokenizer="embedded:whisper-tiny-kmeans", heldout=[])  # fmt: skip
     data.prepare_data()
     with pytest.raises(UserError, match="left out"):
         data.setup("fit")

@@ -13,10 +13,11 @@ from lm_recipe import backbone_folder
 from lit_moss.cli.main import main
 from lit_moss.corpora.manifest import read_manifest, write_manifest
 from lit_moss.data.documents import read_documents
+from lit_moss.data.grouping import group
 from lit_moss.data.make_documents import make_documents
-from lit_moss.data.sources import group
 from lit_moss.errors import UserError
-from lit_moss.hub.code_cache import Codes, encode_utterances
+from lit_moss.hub import NamedTokenizer
+from lit_moss.hub.code_cache import EncodedUtterances, encode_utterances
 
 
 def corpus(folder: Path, damaged: int, **entry) -> Path:
@@ -51,18 +52,15 @@ def test_the_limit_holds_for_files_of_one_name(tmp_path, capsys, kind):
     assert not (tmp_path / "docs").exists()
 
 
-def test_codes_kept_by_earlier_versions_are_counted_too(tmp_path):
-    """They name the unreadable ones by file name, so that six were one."""
-    from lit_moss import assets
-
-    utterances, codec = read_manifest(corpus(tmp_path, damaged=1)), str(made_up_codec(tmp_path / "codec"))
-    assert encode_utterances(utterances, codec, "x").unread == [0]
-    (kept,) = (assets.cache_dir() / "codes").glob("*.npz")
-    lengths = np.array([0] * 6 + [3] * 4)
-    np.savez_compressed(kept, codes=np.zeros(12, np.int32), lengths=lengths, bad=json.dumps({"audio": "why"}))
-    with pytest.raises(UserError, match="6 of 10 recordings"):
-        encode_utterances(utterances, codec, "x")
-    assert Codes([[], [1], []], ["a", "b"]).unread == [0, 2]
+def test_unreadable_recordings_of_one_name_are_counted_from_the_cache_too(tmp_path):
+    """They were kept by file name, so that six were one."""
+    utterances = read_manifest(corpus(tmp_path, damaged=6))
+    tokenizer = NamedTokenizer(str(made_up_codec(tmp_path / "codec")))
+    for _ in range(2):  # computed, and from the cache
+        with pytest.raises(UserError, match="6 of 10 recordings"):
+            encode_utterances(utterances, tokenizer)
+    assert encode_utterances(utterances[5:], tokenizer).unread == [0]
+    assert EncodedUtterances([[], [1], []], ["a", "b"]).unread == [0, 2]
 
 
 def test_documents_of_files_of_one_name_are_ten_with_choices_of_their_own(tmp_path):
@@ -134,7 +132,7 @@ def test_a_case_of_the_public_collection(tmp_path, capsys):
     codec, backbone = made_up_codec(tmp_path / "codec"), backbone_folder(tmp_path / "backbone")
     words = [
         "prepare",
-        "tokenize",
+        "documents",
         str(tmp_path / "dup.jsonl"),
         "--kind",
         "interleaved",

@@ -12,7 +12,7 @@ import torch
 from lit_moss.audio.features import CausalLogMel, whisper_log_mel
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.errors import UserError
-from lit_moss.hub.kmeans import open_tokenizer, speech_tokenizer_fingerprint
+from lit_moss.hub import open_tokenizer, speech_tokenizer_fingerprint
 
 CODE = 1280
 
@@ -73,7 +73,7 @@ def test_codes_do_not_depend_on_what_is_encoded_together(tiny_encoder, speech):
 
 @pytest.mark.parametrize("log_mel", ["causal", "whisper"])
 def test_training_takes_the_features_that_are_saved(tiny_encoder, speech, log_mel):
-    from lit_moss.data.speech_data import SpeechBatch
+    from lit_moss.data.batches import SpeechBatch
     from lit_moss.modules.codec_encoder import CodecEncoder
 
     wave = speech[0][: 10 * CODE][None]

@@ -65,7 +65,7 @@ def test_it_goes_through_codes_and_documents(corpus, tmp_path):
     codec, backbone = made_up_codec(tmp_path / "codec"), backbone_folder(tmp_path / "backbone")
     words = [
         "prepare",
-        "tokenize",
+        "documents",
         str(tmp_path / "m.jsonl"),
         "--kind",
         "unsupervised",
@@ -113,7 +113,8 @@ def test_a_folder_of_other_kinds_alone_says_so(tmp_path, capsys):
 
 
 def test_endings_count_in_any_case(tmp_path):
-    from lit_moss.data.sources import entry_kind, read_sentences
+    from lit_moss.corpora.sources import entry_kind
+    from lit_moss.corpora.text import read_sentences
     from lit_moss.evaluate.clips import read_clips
 
     (tmp_path / "A.TXT").write_text("One. Two.")

@@ -23,6 +23,7 @@ from lit_moss.corpora.manifest import read_manifest
 from lit_moss.data import SpeechDataModule
 from lit_moss.data.decoder_data import DecoderDataModule
 from lit_moss.errors import UserError
+from lit_moss.hub import NamedTokenizer
 from lit_moss.hub.code_cache import encode_utterances
 from lit_moss.hub.kmeans import make_kmeans_tokenizer
 
@@ -149,7 +150,7 @@ def test_tokenize_leaves_them_out_by_name(manifest, codec, tmp_path, capsys):
 def test_codes_of_documents_stop_above_the_share(manifest, codec, monkeypatch):
     monkeypatch.setenv("LIT_MOSS_CACHE", str(manifest.parent / "cache"))
     with pytest.raises(UserError, match="3 of 6 recordings cannot be read") as stopped:
-        encode_utterances(read_manifest(manifest), str(codec), "any")
+        encode_utterances(read_manifest(manifest), NamedTokenizer(str(codec)))
     assert names_of(stopped.value) == ["after", "late", "long"]
 
 

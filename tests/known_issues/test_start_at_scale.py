@@ -7,14 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from lit_moss.data import InterleavedDataModule, arrow
-from lit_moss.data import token_data as tokens
+from lit_moss.data import InterleavedDataModule, arrow, packed_documents
 from lit_moss.data.documents import DocumentWriter, read_documents
 from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat
 
 FORMAT = RowFormat(100, 50, 98, 48, 99, 0, end_id=7)
-META = {"kind": "interleaved", "options": {}, "text_tokenizer": "t", "speech_tokenizer": "c", "format": FORMAT.to_dict()}
+TOKENIZERS = {"text_tokenizer": "t", "speech_tokenizer": "c"}
+META = {"kind": "interleaved", "options": {}, "format": FORMAT.to_dict()} | TOKENIZERS
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def work(tmp_path, monkeypatch):
 
     monkeypatch.setattr(arrow, "sha256_of", noted("hash", arrow.sha256_of))
     monkeypatch.setattr(arrow.pq, "ParquetFile", noted("read", arrow.pq.ParquetFile))
-    monkeypatch.setattr(tokens, "pack", noted("pack", tokens.pack))
+    monkeypatch.setattr(packed_documents, "pack", noted("pack", packed_documents.pack))
     return lambda: sorted(log.read_text().split()) if log.exists() else []
 
 
@@ -138,7 +138,7 @@ def test_a_repaired_shard_is_read_again(folder):
 def test_a_cache_that_cannot_be_written_is_one_line(folder, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LIT_MOSS_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="give another by LIT_MOSS_CACHE"):
+    with pytest.raises(UserError, match="set LIT_MOSS_CACHE to another folder"):
         read_documents(folder)
 
 

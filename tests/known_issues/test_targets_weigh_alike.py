@@ -11,7 +11,7 @@ from lm_recipe import backbone_folder, conversations, lm_recipe
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process
 
 from lit_moss.data import SFTDataModule
-from lit_moss.data.token_data import _Batches
+from lit_moss.data.packing import PackedBatches
 
 pytestmark = pytest.mark.slow
 STEPS = 4
@@ -106,4 +106,4 @@ def test_targets_of_the_order_are_those_of_the_loaded_batches(tmp_path):
         assert batch.text_targets + batch.speech_targets == int(batch.loss_mask_BL.sum())
         assert data.targets_of(range(n, n + 1)) == int(batch.loss_mask_BL.sum())
     assert data.targets_of(range(40)) == sum(int(b.loss_mask_BL.sum()) for b in batches)
-    assert _Batches(order, 2).keys(0)
+    assert PackedBatches(order, 2).keys(0)

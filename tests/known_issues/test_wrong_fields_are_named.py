@@ -54,7 +54,7 @@ CASES = [
     *[("codes", {"codes": c}, "codes") for c in (None, "1 2", 1, {"0": 1}, NAN, True)],
     *[("codes", {"codes": [1, c]}, "codes[1]") for c in (1.0, True, "1", None, -1, NAN, [1])],
     *[("codes", {"codes": [1], "id": i}, "id") for i in (1.5, True, NAN, ["a"], {})],
-    *[("codes", {"codes": [1], "speech_tokenizer": c}, "codec") for c in (1, True, ["a"])],
+    *[("codes", {"codes": [1], "speech_tokenizer": c}, "speech_tokenizer") for c in (1, True, ["a"])],
     *[("codes", {"codes": [1], "audio_filepath": a}, "audio_filepath") for a in (1, True, ["a"])],
     *[("codes", {"codes": [1], key: t}, key) for key in PLACES for t in TIMES],
     *[("text", {"text": s}, "text") for s in (*STRINGS, None)],
@@ -64,9 +64,10 @@ CASES = [
 def read(kind, path):
     """Reads a file as the verb for its kind does."""
     from lit_moss.cli.synthesize import read_lines
+    from lit_moss.corpora.conversations import read_conversations
     from lit_moss.corpora.manifest import read_manifest
+    from lit_moss.corpora.text import read_texts
     from lit_moss.data.prompts import PromptDataModule
-    from lit_moss.data.sources import read_conversations, read_texts
 
     if kind == "prompt":
         data = PromptDataModule([str(path)], str(backbone_folder(path.parent / "b")), "none")
@@ -144,7 +145,7 @@ def test_a_duration_in_quotes_is_exit_code_2(folder, capsys):
     (folder / "chat.jsonl").write_text(json.dumps(spoken(duration="1.0")) + "\n")
     words = [
         "prepare",
-        "tokenize",
+        "documents",
         str(folder / "chat.jsonl"),
         "--kind",
         "sft",

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from lit_moss.audio.waves import pad_to_codes
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.codec.encoder import EncoderConfig
-from lit_moss.data.augment import pad_to_codes
-from lit_moss.data.speech_data import SpeechBatch
+from lit_moss.data.batches import SpeechBatch
 from lit_moss.errors import UserError
 from lit_moss.modules import CodecEncoder
 

@@ -8,7 +8,7 @@ from recording import assert_equal, checkpoints, curves, fit, fit_in_process, se
 
 from lit_moss.cli.main import main
 from lit_moss.codec.flow import Prompt
-from lit_moss.hub.codec import open_codec
+from lit_moss.hub import open_codec
 from lit_moss.modules.flow_decoder import MeanByTime, start_embeddings
 
 

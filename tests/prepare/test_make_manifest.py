@@ -14,6 +14,7 @@ import soundfile
 import torch
 
 from lit_moss.audio import io
+from lit_moss.cli.prepare import manifest as stage
 from lit_moss.corpora.manifest import read_manifest
 from lit_moss.errors import UserError
 from lit_moss.prepare import make_manifest as manifest
@@ -30,9 +31,9 @@ def sound(path: Path, duration_sec: float = 0.5, channels: int = 1) -> Path:
 
 def prepare(kind: str, source: object, out: Path, *options: object) -> list:
     parser = argparse.ArgumentParser()
-    manifest.add_arguments(parser)
+    stage.add_arguments(parser)
     args = ["--from", kind, str(source), "--out", str(out), *map(str, options)]
-    manifest.main(parser.parse_args(args))
+    stage.main(parser.parse_args(args))
     return read_manifest(out)
 
 
@@ -440,7 +441,7 @@ def test_real_librispeech(shared_data, out, capsys):
 
 def test_the_options_load_nothing_heavy():
     heavy = "{'torch', 'numpy', 'soundfile', 'datasets', 'tqdm'} & set(sys.modules)"
-    code = f"import sys; import lit_moss.prepare.make_manifest; print({heavy} or 'light')"
+    code = f"import sys; import lit_moss.cli.prepare; print({heavy} or 'light')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "light"
 

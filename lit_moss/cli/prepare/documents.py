@@ -1,0 +1,78 @@
+"""Manifests and text -> token documents.
+
+    prepare documents train.jsonl --kind interleaved --speech-tokenizer runs/codec_encoder --out
+    data/interleaved
+
+Kinds: `interleaved` (text and speech by turns), `unsupervised` (speech alone), `text`, `sft` (conversations
+    in
+four modality pairs). Sources: manifests (JSON lines) and `embedded:everyday-en`; for `text` also .txt (an
+empty line ends a document), .csv (`id|text|normalised`) and .jsonl with a `text`; for `sft` .jsonl with
+`messages`.
+
+Utterances that belong together follow each other in a document: those with the same `document` in the
+manifest, else the same name before the last dash (LJ001-0001, 103-1240-0000), else the same speaker, else the
+same name; names count within one folder. An utterance with `words` ([word, start, end] in seconds) is cut
+into chunks of 3 to 6 s, others are one chunk.
+
+A manifest given for `sft` stands in for conversations: the user says a sentence, and the assistant repeats
+it, as the system prompt asks.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from lit_moss.cli.options import add_log_mel_argument
+
+# Options of some kinds only; what is not given takes the kind's default.
+_OPTIONS = ("speech_share", "alternate", "document_sec", "seed", "pairs", "train_on")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the stage."""
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="manifests, text, embedded:everyday-en")
+    add("--kind", required=True, choices=["interleaved", "unsupervised", "text", "sft"])
+    add(
+        "--speech-tokenizer",
+        help="speech tokenizer: checkpoint, run folder, folder, hub id, embedded:whisper-tiny-kmeans",
+    )
+    add_log_mel_argument(parser)
+    add(
+        "--backbone",
+        default="embedded:smollm2-135m",
+        help="model whose tokenizer makes the text rows (default embedded:smollm2-135m)",
+    )
+    add("--out", type=Path, help="folder to make; without it, one of the cache")
+    add("--part", choices=["train", "validation"], default="train", help="of embedded corpora (train)")
+    add("--speech-share", type=float, help="interleaved: probability that a chunk is speech (0.5)")
+    add("--alternate", action="store_true", default=None, help="interleaved: strictly by turns")
+    add("--document-sec", type=float, help="interleaved, unsupervised: most seconds of a document (60)")
+    add("--seed", type=int, help="interleaved: of the choices (1)")
+    add(
+        "--pairs",
+        nargs="+",
+        action="extend",
+        metavar="USER-REPLY",
+        help="sft: some of speech-speech, speech-text, text-speech, text-text (all four)",
+    )
+    add("--train-on", choices=["assistant", "all"], help="sft: whose turns count (assistant)")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Makes the documents and prints how many."""
+    from lit_moss.data.make_documents import make_documents
+
+    options = {name: value for name, value in sorted(vars(args).items()) if name in _OPTIONS}
+    folder = make_documents(
+        args.kind,
+        args.sources,
+        args.part,
+        args.backbone,
+        args.speech_tokenizer,
+        args.out,
+        {name: value for name, value in options.items() if value is not None},
+        args.log_mel,
+    )
+    meta = json.loads((folder / "meta.json").read_text())
+    print(f"{folder}: {meta['documents']} documents, {meta['rows']} rows of kind {meta['kind']}")

@@ -1,0 +1,28 @@
+"""Text -> a spoken corpus: sound files and manifests, by the voice that comes with the project (English).
+
+    python -m lit_moss prepare speak TEXT.txt|metadata.csv --out FOLDER [--first N] [--validation N]
+
+A text file has one sentence a line; a .csv is LJ Speech's metadata (`id|text|normalised text`), whose ids
+name the files. An interrupted call continues where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the stage."""
+    parser.add_argument("text", type=Path, help="sentences, one a line, or LJ Speech's metadata.csv")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
+    parser.add_argument("--first", type=int, help="only this many sentences, from the first")
+    parser.add_argument(
+        "--validation", type=int, default=50, help="sentences at the end that are held out (default 50)"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Speaks the file."""
+    from lit_moss.prepare.speak import speak
+
+    count = speak(args.text, args.out, args.first, args.validation)
+    print(f"{args.out}/train.jsonl, {args.out}/validation.jsonl: {count} utterances")

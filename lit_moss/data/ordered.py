@@ -1,0 +1,142 @@
+"""The base of all training data: batch n of a run is a function of the data, the seed and n.
+
+    order (seed) ── keys of batch n ── rank r of R takes n = next_batch + r, next_batch + r + R, …
+                                                            │
+                     ExactResume calls advance(R) after every micro-batch; next_batch is in the checkpoint
+
+Neither the number of loader processes nor a resume changes which batch comes next. A subclass says what the
+items are and in which order they come; loaders, ranks and the state of a checkpoint are the same for all.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from lit_moss.data.order import HasKeys, OrderedBatchSampler
+from lit_moss.errors import UserError
+
+
+class OrderedDataModule(LightningDataModule, ABC):
+    """Training data whose order is exact across loader processes, ranks and resumes.
+
+    Args:
+        seed: Seed of the order.
+        workers: Loader processes per rank; 0 loads in the training process.
+        max_bad_share: Share of unreadable items above which a run stops.
+        first_batch: Micro-batch of the order at which a new run starts.
+
+    Attributes:
+        next_batch: Micro-batches consumed by all ranks together; part of the checkpoint.
+        skipped: Key of each item that cannot be read -> reason.
+    """
+
+    def __init__(self, seed: int, workers: int, max_bad_share: float, first_batch: int = 0) -> None:
+        super().__init__()
+        self.seed, self.workers, self.max_bad_share = seed, workers, max_bad_share
+        self.next_batch = first_batch
+        self.skipped: dict[str, str] = {}
+
+    # --- what a subclass says about its items ---------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def utterances(self) -> int:
+        """Number of items (utterances or documents) of training and validation together."""
+
+    @abstractmethod
+    def fingerprints(self) -> dict[str, str]:
+        """What the data is, and in which order it comes; for a run's record and for a resume."""
+
+    @property
+    @abstractmethod
+    def training_batches(self) -> HasKeys | None:
+        """The order of the training batches; None before `setup("fit")`."""
+
+    @abstractmethod
+    def training_set(self) -> Dataset:
+        """Training items by key."""
+
+    @abstractmethod
+    def validation_set(self) -> Dataset:
+        """Validation items by key."""
+
+    @abstractmethod
+    def validation_batches(self) -> list[list[Any]]:
+        """Keys of all validation batches of all ranks; empty without validation data."""
+
+    @abstractmethod
+    def collate_function(self) -> Callable[[list[Any]], Any]:
+        """What turns a list of items into one batch; loader processes get a copy of it."""
+
+    # --- loaders --------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.training_batches is not None, "call setup('fit') first"
+        rank, ranks = self.rank_and_ranks()
+        sampler = OrderedBatchSampler(self.training_batches, self.next_batch, rank, ranks)
+        return self.loader(self.training_set(), sampler)
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        batches = self.validation_batches()
+        if not batches:
+            return []
+        rank, ranks = self.rank_and_ranks()
+        # The same number on every rank, because forwards communicate between ranks; the rest are empty.
+        batches += [[]] * (-len(batches) % ranks)
+        return self.loader(self.validation_set(), batches[rank::ranks])
+
+    def test_dataloader(self) -> DataLoader | list[Any]:
+        return self.val_dataloader()
+
+    def rank_and_ranks(self) -> tuple[int, int]:
+        """This process's rank and the number of ranks; (0, 1) without a trainer."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def loader(self, items: Dataset, batches: OrderedBatchSampler | Sequence[list[Any]]) -> DataLoader:
+        """Loader of the batches with these keys."""
+        return DataLoader(
+            items,
+            batch_sampler=batches,  # pyright: ignore[reportArgumentType] - any iterable of lists will do
+            num_workers=self.workers,
+            collate_fn=self.collate_function(),
+            # A worker that hangs becomes an error within a minute.
+            timeout=60 if self.workers else 0,
+            # Its own generator: creating an iterator must not draw from the random numbers of training.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    # --- resume ---------------------------------------------------------------------------------------------
+
+    def advance(self, batches: int) -> None:
+        """Counts training micro-batches as consumed: each step of all ranks consumes one per rank."""
+        self.next_batch += batches
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "next_batch": self.next_batch,
+            "skipped": dict(self.skipped),
+            "fingerprints": self.fingerprints(),
+            "ranks": self.rank_and_ranks()[1],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues the order of a checkpoint.
+
+        Raises:
+            UserError: if the checkpoint was trained on other data or in another order.
+        """
+        if self.training_batches is None:  # validation alone continues no order
+            return
+        saved, own = state_dict["fingerprints"], self.fingerprints()
+        for key in ("data", "order", "augmentation"):
+            if key in own and saved.get(key) != own[key]:
+                raise UserError(
+                    f"the checkpoint was trained on other {key} (fingerprint {saved.get(key)}, now "
+                    f"{own[key]}): resume with the same data and options, or start a new run"
+                )
+        self.next_batch = state_dict["next_batch"]
+        self.skipped = dict(state_dict["skipped"])

@@ -1,0 +1,179 @@
+"""A folder of token documents with its packs: opened, packed once on a machine, and collated into batches.
+
+    documents   [A A A A] [B B] [C C C C C] …
+    pack        A A A A C C C C C B B .        one sequence of `context` rows; `.` is filler
+    ids         0 0 0 0 1 1 1 1 1 2 2 -1       attention and positions restart with each number
+
+Shapes: B sequences, L = context rows.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import Dataset
+
+from lit_moss.assets import cache_dir
+from lit_moss.data.batches import TokenBatch
+from lit_moss.data.documents import DocumentSet, read_documents
+from lit_moss.data.once import cache_lock
+from lit_moss.data.packing import VERSION, Packs, pack
+from lit_moss.errors import UserError
+from lit_moss.llm.rows import RowFormat
+
+Piece = tuple[str, np.ndarray, np.ndarray]  # name, rows, loss mask
+
+
+class PackedDocuments:
+    """A folder of documents and its packs, which are stored beside the documents.
+
+    Args:
+        folder: The folder of documents.
+        context: Rows of a sequence.
+        max_bad_share: Share of damaged documents above which the folder is refused.
+        min_fill: Fill rate below which documents are cut, see `pack`.
+
+    Attributes:
+        documents: The documents.
+        packs: Which of them fill which sequence.
+        left_out: Number of documents that no pack contains.
+
+    Raises:
+        UserError: if the folder holds no documents, too many are damaged, or no pack is left.
+    """
+
+    def __init__(
+        self, folder: Path, context: int, max_bad_share: float = 0.01, min_fill: float = 0.0
+    ) -> None:
+        self.folder = folder
+        self.documents: DocumentSet = read_documents(folder, max_bad_share)
+        file_name = f"{context}-{min_fill:g}-{self.documents.fingerprint}-v{VERSION}.npz"
+        self.packs = _stored_packs(folder, file_name) or self._make_packs(file_name, context, min_fill)
+        self.left_out = len(self.packs.left_out)
+        self._report_left_out(context)
+
+    def _make_packs(self, file_name: str, context: int, min_fill: float) -> Packs:
+        with cache_lock(f"{self.folder.absolute()} {file_name}"):
+            packs = _stored_packs(self.folder, file_name)  # by the process that held the lock
+            if packs is None:
+                packs = self._pack(context, min_fill)
+                for parent in (self.folder, cache_dir()):  # documents may be in a read-only folder
+                    with contextlib.suppress(OSError):
+                        packs.save(parent / "packs" / file_name)
+                        break
+            return packs
+
+    def _pack(self, context: int, min_fill: float) -> Packs:
+        """Packs the documents; conversations are cut only where the user asks for a fill rate.
+
+        An answer without its question teaches little, and a question without its answer nothing.
+        """
+        whole = self.documents.meta["kind"] == "sft" and not min_fill
+        return pack(self.documents.lengths, context, min_fill, self.documents.count_targets, whole)
+
+    def _report_left_out(self, context: int) -> None:
+        documents, packs = self.documents, self.packs
+        if not self.left_out:
+            return
+        missing = packs.left_out
+        longer = int((documents.lengths[missing] > context).sum())
+        names = ", ".join(documents.id(i) for i in missing[:5].tolist())
+        text = (
+            f"{self.folder.name}: {self.left_out} of {len(documents)} documents of kind "
+            f"{documents.meta['kind']} left out, {longer} of them longer than the context of {context} rows "
+            f"(the longest has {int(documents.lengths[missing].max())}), {self.left_out - longer} without a "
+            f"target: {names}{', …' if self.left_out > 5 else ''}"
+        )
+        if not len(packs):
+            raise UserError(f"{text}; nothing is left: raise data.context, or give shorter documents")
+        rank_zero_info(text)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of documents and packs."""
+        return f"{self.documents.fingerprint}-{self.packs.fingerprint}"
+
+
+def _stored_packs(folder: Path, file_name: str) -> Packs | None:
+    stored = (Packs.load(parent / "packs" / file_name) for parent in (folder, cache_dir()))
+    return next((packs for packs in stored if packs is not None), None)
+
+
+def check_same_tokenizers(sources: Sequence[PackedDocuments]) -> None:
+    """Checks that a row means the same in all documents.
+
+    Text documents made without a speech tokenizer fit any, because they hold no audio ids.
+
+    Raises:
+        UserError: if text tokenizers, speech tokenizers or row formats differ.
+    """
+    for key in ("text_tokenizer", "speech_tokenizer", "format"):
+        folder_by_value: dict[str, str] = {}
+        for source in sources:
+            meta = source.documents.meta
+            value = (
+                source.documents.format.fingerprint
+                if key == "format" and meta.get("speech_tokenizer")
+                else meta.get(key)
+            )
+            if isinstance(value, str):
+                folder_by_value.setdefault(value, str(source.folder))
+        if len(folder_by_value) > 1:
+            (value, folder), (other_value, other_folder), *_ = folder_by_value.items()
+            raise UserError(
+                f"documents of different {key.replace('_', ' ')}s: {folder} has {value}, {other_folder} has "
+                f"{other_value}; make them with the same backbone and speech tokenizer"
+            )
+
+
+class PackSet(Dataset):
+    """Packs by (source, pack), each as its pieces in order."""
+
+    def __init__(self, sources: Sequence[PackedDocuments]) -> None:
+        self.sources = list(sources)
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Piece]:
+        source = self.sources[key[0]]
+        documents, pieces = source.documents, []
+        for document, start, stop in source.packs.pieces(key[1]):
+            name = documents.id(document) + (f"+{start}" if start else "")
+            rows, mask = documents.rows(document), documents.loss_mask(document)
+            pieces.append((name, rows[start:stop], mask[start:stop]))
+        return pieces
+
+
+class CollatePacks:
+    """Packs -> one `TokenBatch`; an empty list of packs becomes one sequence of filler.
+
+    Args:
+        context: Rows of a sequence.
+        row_format: Format of the rows.
+    """
+
+    def __init__(self, context: int, row_format: RowFormat) -> None:
+        self.context, self.row_format = context, row_format
+
+    def __call__(self, packs: list[list[Piece]]) -> TokenBatch:
+        B = max(1, len(packs))
+        rows_BL = np.full((B, self.context), self.row_format.end_id or 0, dtype=np.int64)
+        ids_BL = np.full((B, self.context), -1, dtype=np.int32)
+        mask_BL = np.zeros((B, self.context), dtype=bool)
+        names: list[str] = []
+        lengths: list[int] = []
+        for b, pieces in enumerate(packs):
+            start = 0
+            for number, (name, rows, mask) in enumerate(pieces):
+                span = slice(start, start + len(rows))
+                rows_BL[b, span], ids_BL[b, span], mask_BL[b, span] = rows, number, mask
+                mask_BL[b, start] = False  # no row of the document comes before it
+                names.append(name)
+                lengths.append(len(rows))
+                start += len(rows)
+        speech_BL = rows_BL >= self.row_format.text_vocab_size
+        speech_rows = int((speech_BL & (ids_BL >= 0)).sum())
+        targets = int((mask_BL & ~speech_BL).sum()), int((mask_BL & speech_BL).sum())
+        tensors = (torch.from_numpy(rows_BL), torch.from_numpy(ids_BL), torch.from_numpy(mask_BL))
+        return TokenBatch(*tensors, names, speech_rows, lengths, *targets)

@@ -1,0 +1,53 @@
+"""Language models by name: a run, a checkpoint, a folder in the released layout, a hub id."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_moss.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_moss.llm import SplitLM
+
+
+def open_lm(name: str | Path, which: str = "last") -> "SplitLM":
+    """Opens a language model on the CPU, in eval mode; the caller's random numbers do not change.
+
+    The backbone that a checkpoint was trained from is opened too, since checkpoints may leave out frozen weights.
+
+    Args:
+        name: A run's folder or RUN_ROOT/NAME (its newest run), a checkpoint of `SplitLLM`, a folder in the
+            released layout, or a hub id.
+        which: Checkpoint of a run: `last` is the newest one, or `best`.
+
+    Raises:
+        UserError: if there is no such model, or the backbone of a checkpoint has changed.
+    """
+    import torch
+
+    from lit_moss.llm import SplitLM
+    from lit_moss.llm.stages import model_of_checkpoint
+    from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
+
+    path = checkpoint_of(name, which)
+    if path is None:
+        return SplitLM.from_pretrained(name)
+    checkpoint = load_checkpoint(path, mmap=True)
+    if "split_config" not in checkpoint:
+        raise UserError(f"{path} is no checkpoint of a language model: expected one of a SplitLLM run")
+    with torch.random.fork_rng():
+        return model_of_checkpoint(checkpoint, _backbone_of(path, checkpoint), str(path))
+
+
+def _backbone_of(path: Path, checkpoint: dict[str, Any]) -> str:
+    """Name of the backbone, from the checkpoint's record of frozen weights or from its run's configuration."""
+    if frozen := checkpoint.get("frozen"):
+        return frozen["backbone"]
+    import yaml
+
+    config = path.absolute().parents[1] / "config.yaml"
+    if not config.is_file():
+        raise UserError(
+            f"{path} does not state its backbone and is not in its run's folder: give the run's folder, or put "
+            "the file back into its checkpoints/"
+        )
+    return yaml.safe_load(config.read_text())["model"]["init_args"]["backbone"]

@@ -1,0 +1,184 @@
+"""What is computed from recordings once and kept in the cache: codes by a tokenizer, vectors by a speaker
+encoder.
+
+A file `KIND/FINGERPRINT/STAMP.parquet` holds up to 2000 recordings; FINGERPRINT is of the network that
+computed the values, STAMP of the list of recordings. Columns: `key`, a hash of a recording's path, part, size
+and time of change; `values`, a list of numbers, null for one that cannot be read; `reason`, why not.
+
+A list that has no file yet takes from the other files of its folder what they hold, and computes the rest:
+documents and a decoder's data, which keep other utterances of the same manifest, share their codes.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lit_moss.assets import cache_dir
+from lit_moss.audio import io, rates
+from lit_moss.corpora.manifest import Utterance
+from lit_moss.errors import UserError
+from lit_moss.files import make_once
+
+PART = 2000  # recordings of a file: what a kill loses at most
+_BATCH_SEC = 240.0  # of speech read before it is computed; bounds the memory
+# Waves at 16 kHz -> the numbers of each, (n,).
+Compute = Callable[[list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the cache holds of one recording.
+
+    Args:
+        values: (n,), read-only; None for a recording that cannot be read.
+        reason: Why it cannot be read: `path: reason`; empty where it can.
+    """
+
+    values: np.ndarray | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RecordingCache:
+    """Values of recordings by one network.
+
+    Args:
+        kind: Name of the folder in the cache, and of the progress bar: `codes`.
+        fingerprint: Of the network and its settings.
+        value_type: Type of the numbers in the files.
+        network: A context that gives the function that computes them; entered where values are missing.
+    """
+
+    kind: str
+    fingerprint: str
+    value_type: pa.DataType
+    network: Callable[[], AbstractContextManager[Compute]]
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return cache_dir() / self.kind / self.fingerprint
+
+    def entries(self, utterances: Sequence[Utterance]) -> list[Entry]:
+        """One entry per utterance, from the cache or computed now.
+
+        Of several processes (ranks of a node, trials of a sweep) one computes a part, the others wait for it.
+
+        Raises:
+            UserError: if the cache cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the cache {cache_dir()} cannot be written ({error.strerror or error}): make room there, or "
+                "set LIT_MOSS_CACHE to another folder"
+            ) from error
+        entries: list[Entry] = []
+        for first in range(0, len(utterances), PART):
+            part = utterances[first : first + PART]
+            keys = [recording_key(u) for u in part]
+            path = self.folder / f"{_hash(keys)[:16]}.parquet"
+            make_once(
+                path, lambda file, part=part, keys=keys: self._write(file, part, keys), waiting=_say_waiting
+            )
+            entries += _read(path)
+        return entries
+
+    def _write(self, path: Path, utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
+        known = self._known(set(keys))
+        missing = [i for i, key in enumerate(keys) if key not in known]
+        if missing:
+            known |= {keys[i]: entry for i, entry in self._compute(utterances, missing)}
+        entries = [known[key] for key in keys]
+        columns = {
+            "key": pa.array(keys, pa.string()),
+            "values": pa.array([entry.values for entry in entries], pa.list_(self.value_type)),
+            "reason": pa.array([entry.reason for entry in entries], pa.string()),
+        }
+        pq.write_table(pa.table(columns), path)
+
+    def _known(self, keys: set[str]) -> dict[str, Entry]:
+        """Entries that other files of the folder hold already."""
+        known: dict[str, Entry] = {}
+        for path in sorted(self.folder.glob("*.parquet")):
+            held = pq.read_table(path, columns=["key"]).column("key").to_pylist()
+            if not keys.isdisjoint(held):
+                known |= {key: entry for key, entry in zip(held, _read(path), strict=True) if key in keys}
+        return known
+
+    def _compute(self, utterances: Sequence[Utterance], places: Sequence[int]) -> Iterator[tuple[int, Entry]]:
+        # Sorted by length, so that batches hold little padding.
+        ordered = sorted(places, key=lambda i: utterances[i].duration_sec or 0.0)
+        batch: dict[int, Tensor] = {}
+        reasons: list[str] = []
+        with self.network() as compute:
+            for i in tqdm(ordered, desc=self.kind, unit="recording", disable=None):
+                u = utterances[i]
+                try:
+                    batch[i] = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec)
+                except io.UnreadableAudio as error:
+                    reasons.append(str(error))
+                    yield i, Entry(None, str(error))
+                    continue
+                if sum(map(len, batch.values())) >= _BATCH_SEC * rates.TOKENIZER_RATE_HZ:
+                    yield from _computed(compute, batch)
+                    batch = {}
+            yield from _computed(compute, batch)
+        if reasons:
+            print(f"{len(reasons)} of {len(places)} left out: {'; '.join(reasons)}", file=sys.stderr)
+
+
+def _computed(compute: Compute, batch: dict[int, Tensor]) -> Iterator[tuple[int, Entry]]:
+    if batch:
+        for i, values in zip(batch, compute(list(batch.values())), strict=True):
+            yield i, Entry(values.numpy())
+
+
+def _read(path: Path) -> list[Entry]:
+    table = pq.read_table(path, columns=["values", "reason"])
+    entries = []
+    for values, reason in zip(table.column("values"), table.column("reason").to_pylist(), strict=True):
+        entries.append(Entry(values.values.to_numpy() if values.is_valid else None, reason))
+    return entries
+
+
+def _say_waiting(lock: Path) -> None:
+    print(f"waiting for another process that is doing this work ({lock})", file=sys.stderr)
+
+
+def recording_key(utterance: Utterance) -> str:
+    """32 hex digits of a recording's path, part, size and time of change, and of the rules that read it."""
+    # `os.path`: Path raises for a name that no file can have.
+    stat = utterance.audio.stat() if os.path.exists(utterance.audio) else None
+    state = None if stat is None else (stat.st_size, stat.st_mtime_ns)
+    return _hash([io.RULES, utterance.key, utterance.duration_sec, state])[:32]
+
+
+def recordings_stamp(utterances: Sequence[Utterance]) -> str:
+    """16 hex digits that change with any of the recordings, judged by the size and time of their files."""
+    return _hash([recording_key(u) for u in utterances])[:16]
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def local_device() -> torch.device:
+    """The GPU of this process's rank on its node, where there is one; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
