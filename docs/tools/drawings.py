@@ -218,7 +218,7 @@ def flow_decoder() -> Drawing:
 def stages() -> Drawing:
     """What each recipe trains; read off the policies of the callback."""
     from callbacks.staged_freezing import POLICIES
-    from lit_moss.modules.split_llm import PARTS
+    from lit_moss.llm.parts import PARTS
 
     recipes = {
         "stage1": "stage1", "stage2_full": "full", "stage2_shared": "shared", "stage2_layerwise": "layerwise",

@@ -25,7 +25,7 @@ from lit_moss.audio.features import decoder_mel, resample
 from lit_moss.codec.vocoder import GriffinLim
 from lit_moss.corpora.everyday import everyday_corpus
 from lit_moss.corpora.manifest import Utterance, read_manifest
-from lit_moss.hub.kmeans import open_tokenizer
+from lit_moss.hub import open_tokenizer
 
 SENTENCE = "everyday-0029"  # of the held-out part
 RATIO = rates.FRAMES_PER_CODE_DECODER
