@@ -4,9 +4,9 @@ import os
 
 __version__ = "0.1.0"
 
-# OpenMP threads that wait for work spin before they sleep, and a spinning thread takes the core that the
-# others wait for: one busy process beside a two-thread training cut it from 17 to 5 audio seconds a second;
+# OpenMP threads that wait for work spin before they sleep, and a spinning thread occupies the core that other
+# threads need: one busy process beside a two-thread training slowed it from 17 to 5 audio seconds a second;
 # with a short spin it kept 9. GNU OpenMP reads the variable when torch is imported, so it is set here, before
-# any module of ours imports torch, and processes that we start inherit it. A value set by the user stays.
+# any module of ours imports torch; processes that we start inherit it. A value set by the user is kept.
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"

@@ -162,6 +162,18 @@ class StoppingCallback(Protocol):
     pruned: bool
 
 
+@runtime_checkable
+class LaterMetrics(Protocol):
+    """A module with metrics that its first validations do not give yet.
+
+    Attributes:
+        later_metrics: Their names.
+    """
+
+    @property
+    def later_metrics(self) -> list[str]: ...
+
+
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """All callbacks of a trainer (an attribute that Lightning sets without declaring it)."""
     return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
@@ -183,6 +195,11 @@ def ever_trained(trainer: Trainer, parts: Parts) -> set[str]:
     for rule in freezing_rules(trainer):
         names &= rule.ever_trained(parts)
     return names
+
+
+def later_metrics(module: object) -> list[str]:
+    """Metrics of a module that its first validations do not give yet."""
+    return module.later_metrics if isinstance(module, LaterMetrics) else []
 
 
 def all_names(parts: Parts) -> set[str]:

@@ -1,11 +1,13 @@
 """Files and folders that appear whole or not at all, made once by one of several processes."""
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -33,6 +35,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file completely or not at all.
+
+    Raises:
+        ValueError: for NaN and infinities, which JSON does not have.
+    """
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    with atomic_write(path) as partial:
+        partial.write_text(text)
 
 
 @contextmanager

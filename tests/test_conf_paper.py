@@ -30,6 +30,7 @@ def test_rows_a_step_are_those_the_head_states_and_the_papers(path):
     assert rows == stated
     wanted = {"sft": 8 * 10240}.get(path.stem, 2.8e6 if "stage2" in path.stem else 2.2e6)
     assert abs(rows / wanted - 1) < 0.02
+    assert conf["name"] == f"paper_{path.stem}"  # else `last` would mix them with the small ones
     lr = conf["model"]["init_args"]["lr"]
     assert lr == {"sft": 1e-5}.get(path.stem, 6e-5 if "stage2" in path.stem else 4e-4)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_moss.errors import UserError
-from lit_moss.runs.tracking import tracking_uri
+from lit_moss.runs.mlflow_access import tracking_uri
 
 METRICS = ["heldout/speech_ppl", "heldout/text_ppl", "heldout/speech_cloze", "heldout/text_cloze"]
 Curve = list[tuple[int, float]]

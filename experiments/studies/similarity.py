@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from lit_moss.errors import UserError
@@ -37,7 +36,8 @@ from lit_moss.llm.similarity import (
     similarity_score,
     without_first_row,
 )
-from lit_moss.runs.tracking import study_run
+from lit_moss.runs.folder import RunFolder
+from lit_moss.runs.study_run import study_run
 
 DRAWS = 500
 
@@ -192,8 +192,9 @@ def load(
     """
     from lit_moss.modules.split_llm import model_of_run
 
-    if (source / "run.json").is_file():
-        config = yaml.safe_load((source / "config.yaml").read_text())
+    run = RunFolder(source)
+    if run.is_run():
+        config = run.config()
         lm = model_of_run(source)
         backbone = backbone or config["model"]["init_args"]["backbone"]
         speech_tokenizer = speech_tokenizer or config["data"]["init_args"].get("speech_tokenizer")

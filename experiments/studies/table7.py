@@ -24,11 +24,13 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-import yaml
 
 from lit_moss.errors import UserError
-from lit_moss.runs.recipes import RunError, read_recipe, run_fit, set_key, write_json
-from lit_moss.runs.tracking import study_run
+from lit_moss.files import write_json
+from lit_moss.runs.folder import RunFolder
+from lit_moss.runs.launch import RunError, run_fit
+from lit_moss.runs.recipes import read_recipe, set_key
+from lit_moss.runs.study_run import study_run
 
 # Recipe of the paper -> the YAMLs of its stages.
 RECIPES = {
@@ -117,13 +119,14 @@ def other_text_ppl(lm: Any, tokenizer: Any) -> float:
 
 def measure(folder: Path) -> dict[str, float]:
     """A finished run's values: of its last validation, and what that does not measure (kept beside them)."""
-    result = json.loads((folder / "result.json").read_text())
+    result = RunFolder(folder).result()
+    assert result is not None, folder  # of a finished run
     kept = folder / f"other_text-{result['step']}.json"
     if not kept.exists():
         from lit_moss.llm.backbone import load_text_tokenizer
         from lit_moss.modules.split_llm import model_of_run
 
-        init = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
+        init = RunFolder(folder).config()["model"]["init_args"]
         value = other_text_ppl(model_of_run(folder), load_text_tokenizer(init["backbone"]))
         write_json(kept, {"other_text_ppl": value})
     return result["metrics"] | json.loads(kept.read_text())

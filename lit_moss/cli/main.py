@@ -1,6 +1,6 @@
-"""Command line: the table of verbs, and the wiring of LightningCLI for the four that train and evaluate.
+"""Command line: the table of verbs, and how each of them is started.
 
-Nothing heavy is imported before the verb is known: `--help` answers in a fraction of a second.
+Nothing large is imported before the verb is known: `--help` answers in a fraction of a second.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from lit_moss import __version__
 from lit_moss.errors import UserError
 
 TRAINER_VERBS = {
-    "fit": "train by a YAML: fit -c conf/codec_encoder.yaml [--ckpt_path last]",
+    "fit": "train by a recipe: fit -c conf/codec_encoder.yaml [--ckpt_path last]",
     "validate": "one pass over the validation data: validate -c … --ckpt_path best",
     "test": "one pass over the test data",
     "predict": "codes and transcripts of the validation data, or replies to prompts",
@@ -53,10 +53,10 @@ def main(argv: Sequence[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except SystemExit as error:
-        # By name: lightning is imported by the verbs that train alone.
+        # By name: only the verbs that train import lightning.
         if type(error).__name__ != "SIGTERMException":
             raise
-        print("stopped by SIGTERM, the state is saved: go on with --ckpt_path last", file=sys.stderr)
+        print("stopped by SIGTERM, the state is saved: resume with --ckpt_path last", file=sys.stderr)
         return 143
 
 
@@ -88,7 +88,7 @@ def _overview() -> str:
     lines = ["usage: python -m lit_moss VERB [options]", ""]
     for verb, text in (TRAINER_VERBS | {verb: text for verb, (_, text) in VERBS.items()}).items():
         lines.append(f"  {verb:<10} {text}")
-    return "\n".join([*lines, "", "python -m lit_moss VERB --help tells the options of a verb"])
+    return "\n".join([*lines, "", "python -m lit_moss VERB --help shows the options of a verb"])
 
 
 def _trainer_help(verb: str) -> str:
@@ -96,16 +96,17 @@ def _trainer_help(verb: str) -> str:
 
 {TRAINER_VERBS[verb]}
 
-  -c, --config FILE      a run's YAML; several are merged from left to right
-  --KEY VALUE            any key of the YAML by its dotted name: --trainer.max_steps 100 --model.head_lr 2e-3
-  --ckpt_path PATH       a checkpoint, a run's folder, or `last`, `best` of this name's newest run
-  --name NAME            name of the runs' folder and MLflow experiment
-  --run_name NAME        folder of this run below it; the time, if not given
-  --print_config         the whole resolved configuration, then exit
-  --help-all             every key with its meaning (needs a -c only for the classes it names)
+  -c, --config FILE      recipe (YAML); several are merged from left to right. conf/… is also looked up among
+                         the recipes that come with lit_moss
+  --KEY VALUE            any key of the recipe by its dotted name: --trainer.max_steps 100 --model.lr 2e-3
+  --ckpt_path PATH       a checkpoint, a run's folder, or `last` or `best` of the newest run of this name
+  --name NAME            name of the runs' folder and of the MLflow experiment
+  --run_name NAME        folder of this run below it; by default the time
+  --print_config         print the whole resolved configuration and exit
+  --help-all             every key with its meaning
 
-Metrics, pictures and sounds go to MLflow ($MLFLOW_TRACKING_URI, else mlflow.db here): look at them with
-`mlflow ui`."""
+Metrics, pictures and sounds go to MLflow ($MLFLOW_TRACKING_URI, else mlflow.db here); `mlflow ui` shows
+them."""
 
 
 def _check_callbacks() -> None:
@@ -113,12 +114,12 @@ def _check_callbacks() -> None:
     import callbacks
     import lit_moss
 
-    ours = os.path.dirname(os.path.dirname(os.path.abspath(lit_moss.__file__)))
-    found = os.path.dirname(os.path.dirname(os.path.abspath(callbacks.__file__ or "")))
-    if found != ours:
+    expected = os.path.dirname(os.path.dirname(os.path.abspath(lit_moss.__file__)))
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(callbacks.__file__ or "")))
+    if folder != expected:
         raise UserError(
-            f"`callbacks` is imported from {found}, expected {ours}: another package of that name shadows "
-            "ours; remove it or run from the project's folder"
+            f"`callbacks` is imported from {folder}, expected {expected}: another package of that name "
+            "shadows ours; remove it or run from the project's folder"
         )
 
 
@@ -126,8 +127,7 @@ def run_lightning(args: list[str]) -> Any:
     """LightningCLI with our defaults; returns the CLI object after the verb has run.
 
     Raises:
-        UserError: for what a user can mend.
-        SystemExit: with code 2, after one line on stderr, for a configuration that does not parse.
+        UserError: for the user's mistakes.
     """
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     _check_callbacks()

@@ -38,8 +38,8 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         UserError: for what the user can mend, and where trials are left.
     """
-    from lit_moss.runs.recipes import PARENT_VARIABLE, end_with_parent
-    from lit_moss.runs.tracking import study_run
+    from lit_moss.runs.launch import PARENT_VARIABLE, end_with_parent
+    from lit_moss.runs.study_run import study_run
     from lit_moss.sweep.config import read_sweep
     from lit_moss.sweep.report import write_report
     from lit_moss.sweep.study import (
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _workers(count: int) -> None:
     """The same command in `count` processes, each taking trials on its own share of the GPUs."""
-    from lit_moss.runs.recipes import PARENT_VARIABLE
+    from lit_moss.runs.launch import PARENT_VARIABLE
 
     words = [w for w in sys.argv[1:] if w != "--retry-failed"]
     command = [sys.executable, "-m", "lit_moss", *words]

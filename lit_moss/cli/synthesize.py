@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_moss.errors import UserError
 from lit_moss.cli.options import add_log_mel_argument
+from lit_moss.errors import UserError
 from lit_moss.records import Record, file_name, json_lines, unique_name
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""Checkpoint files: written whole or not at all, read as data, found by name.
+"""Checkpoint files: written completely or not at all, read as data, found by name.
 
-Sharded strategies (FSDP2, DeepSpeed) write a folder, every rank its files. Such a folder is whole once it
-holds `WHOLE`, which names all its files with their sizes and is written last.
+Sharded strategies (FSDP2, DeepSpeed) write a folder, in which each rank writes its own files. Such a folder
+is complete once it holds `WHOLE`, which lists all its files with their sizes and is written last.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from typing_extensions import override
 
 from lit_moss.errors import UserError
+from lit_moss.files import atomic_write, write_json
+from lit_moss.runs.folder import RunFolder
 
 SEAL = 64  # hex digits of a sha256
 WHOLE = "whole.json"
@@ -32,7 +34,7 @@ LAST = "last.ckpt"  # state in which a run ended, where that is not one of those
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves beside the target, syncs, then renames: a kill at any moment leaves the old file or the new one.
+    """Saves to a file beside the target, syncs, then renames: a kill leaves the old file or the new one.
 
     Lightning's own save moves a file from the system's temporary folder, which on another file system is a
     copy, and has swallowed a PermissionError. Loads with `weights_only=True`: a checkpoint cannot run code.
@@ -53,7 +55,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
             raise UserError(
                 f"the checkpoint {target} could not be written ({reason}); earlier ones are whole. "
                 "Make room or rights, then resume with --ckpt_path last"
@@ -66,27 +68,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return load_checkpoint(Path(path))
 
 
-def _seal(file: BinaryIO) -> None:
-    """Puts the sha256 of all that was written into the archive's comment; every zip reader passes over it."""
+def _digest(file: BinaryIO, size: int) -> str:
+    """sha256 of the first `size` bytes, in hex digits."""
     file.seek(0)
     digest = hashlib.sha256()
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    left = size - 2  # the archive ends with the comment's length, two bytes
-    while left:
-        block = file.read(min(left, 1 << 20))
+    while size:
+        block = file.read(min(size, 1 << 20))
         digest.update(block)
-        left -= len(block)
-    file.seek(size - 2)
-    file.write(struct.pack("<H", SEAL) + digest.hexdigest().encode())
+        size -= len(block)
+    return digest.hexdigest()
+
+
+def _seal(file: BinaryIO) -> None:
+    """Appends the sha256 of the archive as its comment, which zip readers ignore."""
+    size = file.seek(0, os.SEEK_END) - 2  # the archive ends with the comment's length, two bytes
+    digest = _digest(file, size)
+    file.seek(size)
+    file.write(struct.pack("<H", SEAL) + digest.encode())
 
 
 def seal_folder(folder: Path) -> None:
-    """Says that a folder of shards is complete; call once all ranks have written."""
-    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
-    partial = folder / f"{WHOLE}.partial"
-    partial.write_text(json.dumps(sizes, indent=1))
-    partial.replace(folder / WHOLE)
+    """Marks a folder of shards as complete; call it once all ranks have written."""
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
+    write_json(folder / WHOLE, {str(f.relative_to(folder)): f.stat().st_size for f in files})
 
 
 def _is_whole_folder(folder: Path) -> bool:
@@ -98,12 +102,14 @@ def _is_whole_folder(folder: Path) -> bool:
 
 
 def is_whole(path: Path, sealed: bool = False) -> bool:
-    """Whether a checkpoint is as it was written: by its seal, or, without one, by its archive's checksums; a
-    folder by the sizes of its files.
+    """Whether a checkpoint is undamaged.
+
+    A file is checked by its seal, or without one by its archive's checksums; a folder by the sizes of its
+    files.
 
     Args:
         path: The file or folder.
-        sealed: A file without a seal, which none of our runs writes, counts as damaged.
+        sealed: Whether a file without a seal counts as damaged; all our runs write one.
     """
     if path.is_dir():
         return _is_whole_folder(path)
@@ -113,13 +119,7 @@ def is_whole(path: Path, sealed: bool = False) -> bool:
             file.seek(max(0, size - SEAL - 2))
             end = file.read()
             if end[:2] == struct.pack("<H", SEAL):
-                file.seek(0)
-                digest, left = hashlib.sha256(), size - SEAL - 2
-                while left:
-                    block = file.read(min(left, 1 << 20))
-                    digest.update(block)
-                    left -= len(block)
-                return digest.hexdigest().encode() == end[2:]
+                return _digest(file, size - SEAL - 2).encode() == end[2:]
         if sealed:
             return False
         with zipfile.ZipFile(path) as archive:
@@ -129,7 +129,7 @@ def is_whole(path: Path, sealed: bool = False) -> bool:
 
 
 def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """A Lightning checkpoint as data; of a folder of shards the gathered weights and the model's settings.
+    """A Lightning checkpoint as data; for a folder of shards, the gathered weights and the model's settings.
 
     Raises:
         UserError: if it is damaged, holds code, or is no Lightning checkpoint.
@@ -143,14 +143,14 @@ def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as data ({type(error).__name__}); what holds code is not opened: "
+            f"{path} cannot be read as data ({type(error).__name__}); files that hold code are not opened: "
             "expected a checkpoint written by `fit`"
         ) from error
     return checkpoint
 
 
 def _gather(folder: Path) -> dict[str, torch.Tensor]:
-    """Whole weights out of the shards of FSDP2 or DeepSpeed."""
+    """Full weights from the shards of FSDP2 or DeepSpeed."""
     if (folder / "checkpoint").is_dir():
         # DeepSpeed unpickles its own files: open only what your own runs wrote.
         zero: Any = importlib.import_module("deepspeed.utils.zero_to_fp32")  # an extra
@@ -159,33 +159,32 @@ def _gather(folder: Path) -> dict[str, torch.Tensor]:
     reader = FileSystemReader(folder)
     prefix = "state_dict."
     entries = reader.read_metadata().state_dict_metadata or {}
-    found: dict[str, Any] = {
+    weights: dict[str, Any] = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in entries.items()
         if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
-    load_shards(found, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(prefix): value for name, value in found.items()}
+    load_shards(weights, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What our modules write beside the weights, out of the file in which a strategy keeps it."""
-    own: dict[str, Any] = {}
+    """What our modules store beside the weights, from the file in which the strategy keeps it."""
+    stored: dict[str, Any] = {}
     if (folder / "checkpoint").is_dir():
         # Pickled by DeepSpeed; `_gather` has opened it already.
         for file in sorted((folder / "checkpoint").glob("*mp_rank_00_model_states.pt"))[:1]:
-            own = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
+            stored = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
     elif (folder / "meta.pt").is_file():
-        own = torch.load(folder / "meta.pt", map_location="cpu", weights_only=True, mmap=True)
-    return {key: own[key] for key in ("split_config", "made_by", "frozen") if key in own}
+        stored = torch.load(folder / "meta.pt", map_location="cpu", weights_only=True, mmap=True)
+    return {key: stored[key] for key in ("split_config", "made_by", "frozen") if key in stored}
 
 
 def newest_checkpoint(folder: Path, which: str, end: bool = True) -> Path | tuple[Path, str | None]:
     """Newest (`last`) or `best` whole checkpoint of the newest run below `folder`.
 
-    A damaged file is passed over with a line that says so. A run that was killed before its first checkpoint
-    is returned as (run folder, MLflow run id): it starts again from step 0 and goes on in the same MLflow
-    run.
+    A damaged file is skipped with a warning. A run that was killed before its first checkpoint is returned as
+    (run folder, MLflow run id): it starts again from step 0 and continues the same MLflow run.
 
     Args:
         folder: RUN_ROOT/NAME.
@@ -196,27 +195,27 @@ def newest_checkpoint(folder: Path, which: str, end: bool = True) -> Path | tupl
     Raises:
         UserError: if there is no run, or none of its checkpoints is whole.
     """
-    runs = sorted(folder.glob("*/run.json"), key=lambda file: (file.stat().st_mtime_ns, file.parent.name))
-    runs = [file.parent for file in runs]
+    runs = RunFolder.all_in(folder)
     if not runs:
         raise UserError(
             f"no run in {folder} to take `{which}` from: expected one made by `fit` of the same name"
         )
-    return newest_of_run(runs[-1], which, end)
+    return newest_of_run(runs[-1].path, which, end)
 
 
-def newest_of_run(run: Path, which: str, end: bool = True) -> Path | tuple[Path, str | None]:
+def newest_of_run(folder: Path, which: str, end: bool = True) -> Path | tuple[Path, str | None]:
     """The same within one run's folder."""
-    found = [run / "checkpoints" / "best.ckpt"] if which == "best" else _states(run, end)
-    found = [path for path in found if path.exists()]
-    for path in found:
+    run = RunFolder(folder)
+    paths = [run.checkpoints / "best.ckpt"] if which == "best" else _states(run, end)
+    paths = [path for path in paths if path.exists()]
+    for path in paths:
         if is_whole(path, sealed=True):
             return path
         print(f"{path} is damaged, taking the one before", file=sys.stderr)
-    if found or which == "best":
+    if paths or which == "best":
         raise UserError(f"{run} has no whole checkpoint for `{which}`: give --ckpt_path FILE")
     print(f"{run} has no checkpoint yet: starting it again from step 0", file=sys.stderr)
-    return run, read_note(run)["mlflow_run_id"]
+    return run.path, run.mlflow_run_id
 
 
 def checkpoint_of(name: str | Path, which: str = "best", end: bool = True) -> Path | None:
@@ -231,9 +230,9 @@ def checkpoint_of(name: str | Path, which: str = "best", end: bool = True) -> Pa
         UserError: if a run has no whole checkpoint.
     """
     path = Path(name)
-    if (path / "run.json").is_file():
+    if RunFolder(path).is_run():
         checkpoint = newest_of_run(path, which, end)
-    elif any(path.glob("*/run.json")):
+    elif RunFolder.all_in(path):
         checkpoint = newest_checkpoint(path, which, end)
     else:
         return path if path.is_file() or _is_whole_folder(path) else None
@@ -242,26 +241,27 @@ def checkpoint_of(name: str | Path, which: str = "best", end: bool = True) -> Pa
     return checkpoint
 
 
-def _states(run: Path, end: bool = True) -> list[Path]:
+def _states(run: RunFolder, end: bool = True) -> list[Path]:
     """Checkpoints to resume from, newest first."""
-    states = sorted((run / "checkpoints").glob("step-*.ckpt"), reverse=True)
-    last = run / "checkpoints" / LAST
-    # A next stage starts from a state written every n steps, unless there is none.
+    states = sorted(run.checkpoints.glob("step-*.ckpt"), reverse=True)
+    last = run.checkpoints / LAST
+    # The next stage starts from a state written every n steps, unless there is none.
     if not last.exists() or (states and not end):
         return states
-    # A kill between a later save and its removal leaves an old one. A damaged one stays first, to be named.
+    # A kill between a later save and the removal of `last.ckpt` leaves an outdated one. A damaged one stays
+    # first, to be named in the warning.
     if states and 0 <= step_of(last) < step_of(states[0]):
         return states
     return [last, *states]
 
 
-def newest_step(run: Path) -> int:
+def newest_step(run: RunFolder) -> int:
     """Optimizer steps done at the newest whole state of a run; -1 if there is none."""
     return next((step_of(path) for path in _states(run) if is_whole(path, sealed=True)), -1)
 
 
 def step_of(path: Path) -> int:
-    """Optimizer steps done at a checkpoint: by its name, else by its content; -1 if neither says."""
+    """Optimizer steps done at a checkpoint, from its name or its content; -1 if neither states it."""
     if path.name.startswith("step-") and path.stem.removeprefix("step-").isdigit():
         return int(path.stem.removeprefix("step-"))
     try:
@@ -272,29 +272,22 @@ def step_of(path: Path) -> int:
         return -1
 
 
-def read_note(run: Path) -> dict[str, Any]:
-    """`run.json` of a run's folder: its `mlflow_run_id`."""
-    return json.loads((run / "run.json").read_text())
+def begin_fork(checkpoint: Path, run: RunFolder) -> Path:
+    """Puts the state that a fork starts from into its folder, and returns its path there.
 
-
-def begin_fork(checkpoint: Path, run: Path) -> Path:
-    """Puts the state that a fork starts from into its folder: the fork can be resumed before its first own
-    checkpoint, and when the run that it left has removed that state. Returns its place."""
-    step = step_of(checkpoint)
-    target = run / "checkpoints" / f"step-{max(step, 0):07d}.ckpt"
-    partial = target.with_name(target.name + ".partial")
+    The fork can then be resumed before its first own checkpoint, and after the original run has removed that
+    state.
+    """
+    target = run.checkpoints / f"step-{max(step_of(checkpoint), 0):07d}.ckpt"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if checkpoint.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(checkpoint, partial)
-        else:
-            partial.unlink(missing_ok=True)
-            try:
-                os.link(checkpoint, partial)  # no copy: files are replaced whole, never written in place
-            except OSError:
-                shutil.copyfile(checkpoint, partial)
-        partial.replace(target)
+        with atomic_write(target) as partial:
+            if checkpoint.is_dir():
+                shutil.copytree(checkpoint, partial)
+            else:
+                try:
+                    os.link(checkpoint, partial)  # no copy: checkpoints are replaced, never written in place
+                except OSError:
+                    shutil.copyfile(checkpoint, partial)
     except OSError as error:
         raise UserError(
             f"{checkpoint} could not be copied to {target} ({error.strerror or error}): make room or rights"

@@ -1,4 +1,4 @@
-"""MLflow as a store that can be away, and its rules for names."""
+"""Access to MLflow, which may not answer, and its rules for names."""
 
 import contextlib
 import hashlib
@@ -13,6 +13,8 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 
 from lit_moss.errors import UserError
 
@@ -30,7 +32,7 @@ def tracking_uri() -> str:
 
 @contextlib.contextmanager
 def mlflow_errors() -> Iterator[None]:
-    """What MLflow cannot do when a run starts (no server, no database, its rules) as one line."""
+    """Turns what MLflow refuses when a run starts (no server, no database, its rules) into a UserError."""
     try:
         yield
     except UserError:
@@ -45,13 +47,13 @@ def mlflow_errors() -> Iterator[None]:
 
 
 def without_password(text: str) -> str:
-    """A text whose addresses `scheme://user:password@host` do not show the password."""
+    """The text with the passwords of addresses `scheme://user:password@host` replaced by `***`."""
     return re.sub(r"(://[^:@/ ]*):[^@/ ]*@", r"\1:***@", text)
 
 
 def open_client() -> Any:
-    """An `MlflowClient` that does not wait for minutes for what is not there."""
-    # By default seven retries of a call with growing pauses, and ten of opening a database: over 3 minutes.
+    """An `MlflowClient` that gives up after seconds, not minutes, where nothing answers."""
+    # Its defaults are seven retries of a call and ten of opening a database: over 3 minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
@@ -62,7 +64,7 @@ def open_client() -> Any:
 
 
 def find_run(client: Any, run_id: str) -> Any:
-    """The store's run of that id; None if it has none, or it was deleted."""
+    """The run of that id; None if there is none, or it was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -75,8 +77,7 @@ def find_run(client: Any, run_id: str) -> Any:
 
 
 def mlflow_name(name: str) -> str:
-    """A name as MLflow takes it: as it is, else with its characters replaced and a hash that tells it from
-    others."""
+    """A name that MLflow accepts: unchanged, or with characters replaced and a hash that keeps it unique."""
     parts = name.split("/")
     is_path = posixpath.normpath(name) == name and name != "." and not name.startswith("..")
     if all(map(_NAME.fullmatch, parts)) and is_path and len(name) <= _LONGEST_NAME:
@@ -86,7 +87,7 @@ def mlflow_name(name: str) -> str:
 
 
 def whole_maps(params: Any) -> Any:
-    """A mapping with keys that cannot be part of a name, such as patterns, becomes one value: its text."""
+    """Parameters in which a mapping with keys that MLflow refuses (patterns) is one value, its text."""
     if isinstance(params, Namespace):
         params = vars(params)
     if isinstance(params, Mapping):
@@ -98,8 +99,22 @@ def whole_maps(params: Any) -> Any:
     return params
 
 
+def flat_params(params: Any) -> dict[str, str]:
+    """Name -> value of nested parameters, as MLflow stores them."""
+    return {
+        mlflow_name(k.replace("/", ".")): str(v)[:6000]
+        for k, v in _flatten_dict(_convert_params(whole_maps(params))).items()
+    }
+
+
+def last_steps(client: Any, run_id: str) -> dict[str, int]:
+    """Metric -> latest step that the run has of it."""
+    # `data.metrics` has values only; these entities also have the step of each metric's latest point.
+    return {metric.key: metric.step for metric in client.get_run(run_id).data._metric_objs}
+
+
 class Sender:
-    """A queue of metrics and the thread that sends them in batches, trying again until it succeeds."""
+    """A queue of metrics and the thread that sends them in batches, retrying until it succeeds."""
 
     BATCH = 500  # MLflow takes 1000 metrics a call
 
@@ -147,8 +162,8 @@ class Sender:
             except Exception as error:
                 if not warned:
                     print(
-                        f"MLflow does not answer ({type(error).__name__}); training goes on, "
-                        "the record follows later",
+                        f"MLflow does not answer ({type(error).__name__}); training continues, "
+                        "metrics are sent later",
                         file=sys.stderr,
                         flush=True,
                     )
@@ -166,7 +181,7 @@ class Sender:
                 return
 
     def stop(self, wait_sec: float) -> list[Any]:
-        """Ends the thread once all is sent, or after `wait_sec`; returns what is left."""
+        """Ends the thread once all metrics are sent, or after `wait_sec`; returns those that are not."""
         self._stop.set()
         self._wake.set()
         if self._thread is not None:

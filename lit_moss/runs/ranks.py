@@ -1,7 +1,7 @@
-"""Rank 0 chooses a run's folder and checkpoint, all others take its choice.
+"""Rank 0 chooses the folder and checkpoint of a run; all other ranks use its choice.
 
-Were every rank to choose, a folder named by the time would differ, and `last` and `best` would mean another
-run as soon as rank 0 has begun a new one.
+If every rank chose for itself, folders named by the time would differ, and `last` and `best` would mean
+another run as soon as rank 0 has begun a new one.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 from typing import NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ParallelStrategy
 
 RUN_VARIABLE = "LIT_MOSS_RUN"  # JSON of a `Choice`, for the processes that this one starts
 
@@ -20,7 +21,7 @@ class Choice(NamedTuple):
         root: Folder of all runs' files.
         name: Folder of the runs of one name below it.
         version: Folder of this run below that.
-        checkpoint: Where the run starts from, if it is resumed.
+        checkpoint: Where the run starts from; None for a new one.
     """
 
     root: str
@@ -39,13 +40,13 @@ def is_rank_zero() -> bool:
 
 
 def inherited() -> Choice | None:
-    """The choice of the process that has started this one as another rank; None if none has."""
+    """The choice of the process that started this one as another rank; None if no process did."""
     text = os.environ.get(RUN_VARIABLE)
     return None if is_rank_zero() or not text else Choice(*json.loads(text))
 
 
 def waits_for_choice() -> bool:
-    """Whether `agree` will give this process, started by a cluster, rank 0's choice."""
+    """Whether this process was started by a cluster and will get rank 0's choice from `agree`."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
     return not is_rank_zero() and RUN_VARIABLE not in os.environ and any(os.environ.get(n) for n in names)
 
@@ -53,14 +54,14 @@ def waits_for_choice() -> bool:
 def agree(trainer: Trainer, module: LightningModule, own: Choice) -> Choice:
     """Rank 0's choice, on every rank; call before rank 0 writes anything.
 
-    Processes that Lightning starts itself find it in their environment. Those of a cluster (torchrun, SLURM)
-    meet here, earlier than Lightning would let them.
+    Processes that Lightning starts itself read it from their environment. Those of a cluster (torchrun,
+    SLURM) are connected here, earlier than Lightning does it.
     """
-    chosen, strategy = inherited() or own, trainer.strategy
-    environment = getattr(strategy, "cluster_environment", None)
-    if chosen is own and environment is not None and environment.creates_processes_externally:
+    choice, strategy = inherited() or own, trainer.strategy
+    environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
+    if choice is own and environment is not None and environment.creates_processes_externally:
         strategy.connect(module)
         strategy.setup_environment()
-        chosen = strategy.broadcast(own)
-    os.environ[RUN_VARIABLE] = json.dumps(chosen)
-    return chosen
+        choice = strategy.broadcast(own)
+    os.environ[RUN_VARIABLE] = json.dumps(choice)
+    return choice

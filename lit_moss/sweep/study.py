@@ -30,7 +30,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from lit_moss.errors import UserError
-from lit_moss.runs.recipes import METRICS_VARIABLE, RunError, read_result, run_fit
+from lit_moss.runs.folder import Result, RunFolder
+from lit_moss.runs.launch import METRICS_VARIABLE, RunError, run_fit
 from lit_moss.sweep.config import Sweep
 
 DONE, ALIVE, FAILED, DEAD = range(4)
@@ -325,7 +326,7 @@ class Objective:
             })  # fmt: skip
         except RunError as error:
             if "no metric" in str(error):  # rather than killed before a validation that gives it
-                self._check_metrics(trial, read_result(folder), str(error))
+                self._check_metrics(trial, RunFolder(folder).result(), str(error))
             if error.killed:  # by the system, for memory most often: to be queued again as after a death
                 print(f"trial {slot + 1}/{sweep.trials} was killed: {error}", file=sys.stderr, flush=True)
                 raise
@@ -344,12 +345,12 @@ class Objective:
                 self._fail(trial, slot, RunError(f"{metric} is not a finite number at the end of {folder}"))
         trial.set_user_attr(f"seed {seed}", {m: values[m] for m in sweep.objectives})
 
-    def _check_metrics(self, trial: optuna.Trial, result: dict[str, Any] | None, where: str) -> None:
+    def _check_metrics(self, trial: optuna.Trial, result: Result | None, where: str) -> None:
         """Stops the study at an objective that no validation gives: every trial would run for nothing.
 
         The trial is queued again by the next start, for its parameters are not at fault.
         """
-        known = [key for key in (result or {}).get("metrics", {}) if "/" in key]
+        known = [key for key in (result["metrics"] if result else {}) if "/" in key]
         missing = [metric for metric in self.sweep.objectives if metric not in known]
         if known and missing:
             trial.set_user_attr(INTERRUPTED, True)

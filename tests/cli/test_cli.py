@@ -179,7 +179,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("content", ["text", "half", "one bit", "foreign", "malicious"])
-def test_t12_a_file_that_is_no_whole_checkpoint_of_ours_is_named_and_runs_nothing(
+def test_a_file_that_is_no_whole_checkpoint_of_ours_is_named_and_runs_nothing(
     capsys, tmp_path, corpus, content
 ):
     weights = torch.full((1000,), 1.25)
@@ -234,7 +234,7 @@ def test_configurations_merge_from_left_to_right_and_words_come_last(capsys, tmp
     config = printed(capsys, "fit", "-c", a, "-c", "b.yaml", "--print_config")
     assert (config["trainer"]["max_steps"], config["trainer"]["log_every_n_steps"]) == (5, 7)
     assert (config["data"]["init_args"]["workers"], config["data"]["init_args"]["batch_sec"]) == (2, 12)
-    assert len(config["trainer"]["callbacks"]) == 8
+    assert len(config["trainer"]["callbacks"]) == 9  # NonFiniteSteps is added
     (tmp_path / "b.yaml").write_text("trainer: {max_steps: 5, log_every_n_steps: 7}\n")
     words = ["--trainer.log_every_n_steps", "9"]
     config = printed(capsys, "fit", "-c", "b.yaml", "-c", a, *words, "--print_config")
@@ -243,15 +243,17 @@ def test_configurations_merge_from_left_to_right_and_words_come_last(capsys, tmp
 
 def test_a_later_list_of_callbacks_replaces_and_plus_appends(capsys, tmp_path, corpus):
     a = recipe(tmp_path, corpus, 3)
-    (tmp_path / "replace.yaml").write_text("trainer: {callbacks: [{class_path: callbacks.Progress}]}\n")
+    (tmp_path / "replace.yaml").write_text("trainer: {callbacks: [{class_path: callbacks.Throughput}]}\n")
     (tmp_path / "append.yaml").write_text(
         "trainer: {callbacks+: [{class_path: callbacks.TokenizerReport}]}\n"
     )
     config = printed(capsys, "fit", "-c", a, "-c", "replace.yaml", "--print_config")
-    assert [c["class_path"] for c in config["trainer"]["callbacks"]] == ["callbacks.Progress"]
+    assert config["trainer"]["callbacks"][0]["class_path"] == "callbacks.Throughput"
+    assert len(config["trainer"]["callbacks"]) == 1 + 4  # those of every run
     config = printed(capsys, "fit", "-c", a, "-c", "append.yaml", "--print_config")
-    assert len(config["trainer"]["callbacks"]) == 9
-    assert config["trainer"]["callbacks"][-1]["class_path"] == "callbacks.TokenizerReport"
+    assert [c["class_path"] for c in config["trainer"]["callbacks"]][8:] == [
+        "callbacks.TokenizerReport", "callbacks.NonFiniteSteps",
+    ]  # fmt: skip
 
 
 def test_interpolation_takes_keys_and_the_environment(capsys, tmp_path, corpus, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 from lm_recipe import lm_recipe
 from recording import assert_equal, fit, losses, mlflow_runs
 
-from lit_moss.runs.checkpoints import load_checkpoint, newest_checkpoint, read_note
+from lit_moss.runs.checkpoints import load_checkpoint, newest_checkpoint
+from lit_moss.runs.folder import RunFolder
 
 LOWER = ("--model.init_args.lr", "0.001")
 
@@ -34,7 +35,7 @@ def run(ten, tmp_path):
 @pytest.mark.slow
 def test_an_older_checkpoint_begins_a_run_of_its_own(run, tmp_path, caplog):
     folder, config = tmp_path / "run", lm_recipe(tmp_path / "run", 10)
-    origin_id = read_note(run)["mlflow_run_id"]
+    origin_id = RunFolder(run).mlflow_run_id
     states = {p.name: p.read_bytes() for p in (run / "checkpoints").iterdir()}
     logged = losses(folder, origin_id)
     fit(folder, config, "--ckpt_path", str(run / "checkpoints" / "step-0000005.ckpt"), *LOWER)
@@ -46,12 +47,12 @@ def test_an_older_checkpoint_begins_a_run_of_its_own(run, tmp_path, caplog):
     last = newest_checkpoint(run.parent, "last")
     assert last == fork / "checkpoints" / "step-0000010.ckpt"
     theirs = load_checkpoint(run / "checkpoints" / "step-0000010.ckpt")
-    assert load_checkpoint(last)["mlflow_run_id"] == read_note(fork)["mlflow_run_id"] != origin_id
+    assert load_checkpoint(last)["mlflow_run_id"] == RunFolder(fork).mlflow_run_id != origin_id
     with pytest.raises(AssertionError):  # another rate
         assert_equal(load_checkpoint(last)["state_dict"], theirs["state_dict"])
 
     runs = mlflow_runs(folder)
-    new = runs[read_note(fork)["mlflow_run_id"]]
+    new = runs[RunFolder(fork).mlflow_run_id]
     assert len(runs) == 2
     assert origin_id in new.data.tags["forked_from"]
     assert "step 5" in new.data.tags["forked_from"]
@@ -85,7 +86,7 @@ def test_the_newest_state_by_its_path_goes_on_in_its_run(run, tmp_path):
     fit(folder, config, "--ckpt_path", str(run / "checkpoints" / "step-0000010.ckpt"))
     assert list(run.parent.iterdir()) == [run]
     assert len(mlflow_runs(folder)) == 1
-    assert [step for step, _ in losses(folder, read_note(run)["mlflow_run_id"])] == list(range(1, 13))
+    assert [step for step, _ in losses(folder, RunFolder(run).mlflow_run_id)] == list(range(1, 13))
 
 
 @pytest.mark.slow
@@ -98,6 +99,6 @@ def test_another_run_name_and_a_checkpoint_outside_of_a_run_are_forks_too(run, t
     forked = [r for r in runs.values() if "forked_from" in r.data.tags]
     assert len(runs) == 3
     assert len(forked) == 2
-    assert all(read_note(run)["mlflow_run_id"] in r.data.tags["forked_from"] for r in forked)
+    assert all(RunFolder(run).mlflow_run_id in r.data.tags["forked_from"] for r in forked)
     assert (run.parent / "other" / "checkpoints" / "last.ckpt").exists()
     assert (run.parent / "third" / "checkpoints" / "last.ckpt").exists()

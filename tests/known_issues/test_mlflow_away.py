@@ -14,7 +14,8 @@ import yaml
 from lm_recipe import lm_recipe
 from recording import fit, losses, mlflow_runs
 
-from lit_moss.runs.checkpoints import newest_checkpoint, read_note
+from lit_moss.runs.checkpoints import newest_checkpoint
+from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.mlflow_access import mlflow_name, whole_maps
 
 PATTERNS = {"audio_*": 2.0, "tr?nk": 1.0, "[t]runk": 0.5, "audio_?ead": 1.0, "audio_(*": 1.0}
@@ -105,7 +106,7 @@ def client_of(folder: Path) -> mlflow.MlflowClient:
 @pytest.mark.slow
 @pytest.mark.parametrize("gone", ["database", "run", "run for good"])
 def test_a_run_without_its_record_goes_on_in_a_new_one(run, tmp_path, capfd, gone):
-    folder, old = tmp_path / "run", read_note(run)["mlflow_run_id"]
+    folder, old = tmp_path / "run", RunFolder(run).mlflow_run_id
     note = (run / "run.json").stat().st_mtime_ns
     if gone == "database":
         (folder / "mlflow.db").unlink()
@@ -116,9 +117,9 @@ def test_a_run_without_its_record_goes_on_in_a_new_one(run, tmp_path, capfd, gon
             for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
                 database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (old,))
     fit(folder, lm_recipe(folder, 7), "--ckpt_path", "last")
-    assert f"has no run {old}, or it was deleted: the record goes on in a new" in capfd.readouterr().err
+    assert f"has no run {old}, or it was deleted: recording continues in a new" in capfd.readouterr().err
     (new,) = mlflow_runs(folder).values()
-    assert new.info.run_id == read_note(run)["mlflow_run_id"] != old
+    assert new.info.run_id == RunFolder(run).mlflow_run_id != old
     assert new.data.tags["continues_run"] == old
     assert new.data.params["model.init_args.lr"] == "0.003"
     assert (run / "run.json").stat().st_mtime_ns == note  # no newer a run than before

@@ -7,7 +7,8 @@ import yaml
 from lm_recipe import lm_recipe
 from recording import fit, losses, mlflow_runs
 
-from lit_moss.runs.checkpoints import load_checkpoint, read_note
+from lit_moss.runs.checkpoints import load_checkpoint
+from lit_moss.runs.folder import RunFolder
 
 BEST = {"class_path": "callbacks.Checkpoint", "init_args": {"monitor": "val/loss"}}
 STEPS = {"class_path": "callbacks.Checkpoint", "init_args": {"every_n_steps": 4, "keep": 1}}
@@ -72,7 +73,7 @@ def test_a_copy_and_its_original_that_both_go_on_have_a_record_each(tmp_path, ca
     fit(folder, config_of(folder, 8), "--ckpt_path", str(order[0]))
     fit(folder, config_of(folder, 8), "--ckpt_path", str(order[1]), *WORSE)
     assert "is recorded in a new MLflow run" in capfd.readouterr().err
-    runs, ids = mlflow_runs(folder), [read_note(p)["mlflow_run_id"] for p in order]
+    runs, ids = mlflow_runs(folder), [RunFolder(p).mlflow_run_id for p in order]
     assert set(runs) == set(ids)
     assert ids[0] in runs[ids[1]].data.tags["forked_from"]
     assert [[step for step, _ in losses(folder, i)] for i in ids] == [list(range(1, 9)), list(range(5, 9))]

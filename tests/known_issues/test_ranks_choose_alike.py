@@ -14,7 +14,8 @@ from lm_recipe import lm_recipe
 from recording import fit, mlflow_runs
 
 from lit_moss.runs import ranks
-from lit_moss.runs.checkpoints import load_checkpoint, read_note
+from lit_moss.runs.checkpoints import load_checkpoint
+from lit_moss.runs.folder import RunFolder
 
 BEST = {"class_path": "callbacks.Checkpoint", "init_args": {"monitor": "val/speech_accuracy", "mode": "max"}}
 
@@ -50,7 +51,7 @@ def test_a_fork_of_the_best_state_on_two_ranks(tmp_path, started):
     (fork,) = [p for p in run.parent.iterdir() if p != run]
     assert (fork / "checkpoints" / f"step-{best:07d}.ckpt").exists()
     assert len(mlflow_runs(folder)) == 2
-    tags = mlflow_runs(folder)[read_note(fork)["mlflow_run_id"]].data.tags
+    tags = mlflow_runs(folder)[RunFolder(fork).mlflow_run_id].data.tags
     assert f"step {best}" in tags["forked_from"]
     go(8, "--ckpt_path", "last")
     assert len(mlflow_runs(folder)) == 2

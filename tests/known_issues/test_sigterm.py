@@ -14,7 +14,7 @@ def test_sigterm_writes_the_state_and_the_next_run_loses_no_step(tmp_path, corpu
     path = recipe(stopped, corpus, 12, **changes, **{"trainer__callbacks+": term})
     done = fit_in_process(stopped, path)
     assert done.returncode == 143, done.stderr[-2000:]
-    assert "go on with --ckpt_path last" in done.stderr
+    assert "resume with --ckpt_path last" in done.stderr
     assert max(c["global_step"] for c in checkpoints(stopped).values()) == saved
     fit(stopped, recipe(stopped, corpus, 12, **changes), "--ckpt_path", "last")
     ours, theirs = checkpoints(stopped)["step-0000010.ckpt"], checkpoints(whole)["step-0000010.ckpt"]

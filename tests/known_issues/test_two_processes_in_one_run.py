@@ -1,5 +1,5 @@
-"""`--ckpt_path last` of a run that still went on put two processes into one folder, each deleting the other's
-checkpoints."""
+"""`--ckpt_path last` while that run was still training put two processes into one folder, each deleting the
+other's checkpoints."""
 
 import subprocess
 import sys
@@ -7,8 +7,8 @@ import sys
 from recording import ROOT, checkpoints, fit, recipe
 
 HOLD = """
-import sys; from pathlib import Path; from lit_moss.runs.recipes import hold
-held = hold(Path(sys.argv[1])); print("held", flush=True); sys.stdin.read()
+import sys; from pathlib import Path; from lit_moss.runs.folder import RunFolder
+held = RunFolder(Path(sys.argv[1])).hold(); print("held", flush=True); sys.stdin.read()
 """
 
 

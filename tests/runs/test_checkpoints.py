@@ -47,7 +47,7 @@ def test_last_is_the_highest_step_of_the_newest_run_and_best_its_best(tmp_path, 
     assert capsys.readouterr().err == ""
 
 
-def test_t5_a_save_that_was_killed_is_never_chosen(tmp_path):
+def test_a_save_that_was_killed_is_never_chosen(tmp_path):
     folder = run_folder(tmp_path, steps=[5])
     whole = (folder / "checkpoints" / "step-0000005.ckpt").read_bytes()
     (folder / "checkpoints" / "step-0000010.ckpt.partial").write_bytes(whole[:100])
@@ -55,7 +55,7 @@ def test_t5_a_save_that_was_killed_is_never_chosen(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "one bit", "end missing", "text"])
-def test_t6_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, damage):
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, damage):
     newest = run_folder(tmp_path, steps=[5, 10, 15]) / "checkpoints" / "step-0000015.ckpt"
     data = bytearray(newest.read_bytes())
     at = data.index(torch.full((50,), 15.0).numpy().tobytes())
@@ -75,7 +75,7 @@ def test_t6_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, 
     assert "damaged" in line
 
 
-def test_t6_one_flipped_bit_anywhere_is_harmless_or_found(tmp_path, capsys):
+def test_one_flipped_bit_anywhere_is_harmless_or_found(tmp_path, capsys):
     path = run_folder(tmp_path, steps=[5, 10]) / "checkpoints" / "step-0000010.ckpt"
     whole = path.read_bytes()
     rng = random.Random(0)
@@ -117,7 +117,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_as_the_same_run(t
 # Writing.
 
 
-def test_what_is_saved_is_loaded_and_nothing_else_is_left(tmp_path):
+def test_what_is_saved_is_loaded_and_no_other_file_is_left(tmp_path):
     io = AtomicCheckpointIO()
     path = tmp_path / "new" / "folder" / "a.ckpt"
     io.save_checkpoint(state(3), path)
@@ -206,7 +206,7 @@ def test_a_save_in_a_process_of_its_own_works(saves):
 
 
 @pytest.mark.parametrize("case", ["full disk", "read-only folder", "folder below a read-only one"])
-def test_t7_a_failed_save_is_told_and_the_earlier_file_stays_whole(saves, case):
+def test_a_failed_save_is_an_error_and_the_earlier_file_stays_whole(saves, case):
     folder, said = saves[case]
     assert said.startswith(f"UserError: the checkpoint {CASES[case][1]} could not be written")
     assert case == "full disk" or "Permission denied" in said
@@ -215,13 +215,13 @@ def test_t7_a_failed_save_is_told_and_the_earlier_file_stays_whole(saves, case):
     assert [p.name for p in folder.iterdir()] == ["a.ckpt"]
 
 
-def test_t5_killed_while_saving_the_old_file_stays_whole(saves):
+def test_killed_while_saving_the_old_file_stays_whole(saves):
     folder, said = saves["killed"]
     assert said == "killed"
     assert step_of(folder / "a.ckpt") == 7
 
 
-# T12: reading.
+# Reading.
 
 
 class Payload:
@@ -235,7 +235,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle"])
-def test_t12_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, kind):
+def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, kind):
     path, mark = tmp_path / "evil.ckpt", tmp_path / "mark"
     content = {"state_dict": {}, "callbacks": Payload(mark)}
     if kind == "torch":

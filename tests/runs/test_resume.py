@@ -1,4 +1,4 @@
-"""A resumed run is the uninterrupted one to the bit: T1, T4, T13 and T20 of the tokenizer stage."""
+"""A resumed run equals the uninterrupted one to the bit, for the speech tokenizer."""
 
 import pytest
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process, recipe, seen
@@ -29,14 +29,14 @@ def test_the_whole_run_covers_the_quantized_part(whole):
 
 
 @pytest.mark.parametrize("stop", [5, 10])
-def test_t1_resume_equals_uninterrupted_run(tmp_path, corpus, whole, stop):
+def test_resume_equals_uninterrupted_run(tmp_path, corpus, whole, stop):
     fit(tmp_path, recipe(tmp_path, corpus, stop))
     fit(tmp_path, recipe(tmp_path, corpus, 20), "--ckpt_path", "last")
     assert_same_run(tmp_path, whole)
     assert [s for s, _ in seen(tmp_path)] == list(range(1, 21))
 
 
-def test_t1_with_gradient_accumulation(tmp_path, corpus):
+def test_resume_equals_uninterrupted_run_with_gradient_accumulation(tmp_path, corpus):
     changes = {"trainer__accumulate_grad_batches": 2}
     for folder, stops in ((tmp_path / "whole", [20]), (tmp_path / "parts", [5, 20])):
         for stop in stops:
@@ -45,7 +45,7 @@ def test_t1_with_gradient_accumulation(tmp_path, corpus):
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-def test_t4_two_resumes_in_one_epoch_at_its_end_and_after_the_last_step(tmp_path, corpus, whole):
+def test_two_resumes_in_one_epoch_at_its_end_and_after_the_last_step(tmp_path, corpus, whole):
     # 5 and 10 lie inside epochs, 15 behind a validation at 8 and before the one at 16; 20 is the last step.
     for stop in (5, 10, 15, 20, 20):
         ckpt = ["--ckpt_path", "last"] if stop > 5 else []
@@ -66,7 +66,7 @@ def test_every_sample_once_per_epoch(whole, corpus):
     assert len(per_epoch) == 22
 
 
-def test_t5_killed_between_saves_continues_the_same_mlflow_run(tmp_path, corpus, whole):
+def test_killed_between_saves_continues_the_same_mlflow_run(tmp_path, corpus, whole):
     killed = recipe(tmp_path, corpus, 20, **{
         "trainer__callbacks+": [{"class_path": "recording.KillAt", "init_args": {"step": 12}}]})  # fmt: skip
     done = fit_in_process(tmp_path, killed)
@@ -87,7 +87,7 @@ def test_killed_before_the_first_save_starts_again_in_the_same_run(tmp_path, cor
     assert_same_run(tmp_path, whole)
 
 
-def test_t6_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, corpus, whole, capsys):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, corpus, whole, capsys):
     fit(tmp_path, recipe(tmp_path, corpus, 10))
     (newest,) = tmp_path.glob("runs/tiny/*/checkpoints/step-0000010.ckpt")
     data = bytearray(newest.read_bytes())
@@ -99,12 +99,12 @@ def test_t6_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, c
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_t13_workers_change_nothing(tmp_path, corpus, whole, workers):
+def test_workers_change_nothing(tmp_path, corpus, whole, workers):
     fit(tmp_path, recipe(tmp_path, corpus, 20, data__init_args__workers=workers))
     assert_same_run(tmp_path, whole)
 
 
-def test_t13_one_rank_two_ranks_and_back_see_every_sample_in_the_order(tmp_path, corpus, whole):
+def test_one_rank_two_ranks_and_back_see_every_sample_in_the_order(tmp_path, corpus, whole):
     two = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__val_check_interval": 100}
     one = {"trainer__val_check_interval": 100}
     fit(tmp_path, recipe(tmp_path, corpus, 5, **one))

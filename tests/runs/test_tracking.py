@@ -1,4 +1,4 @@
-"""T20: one MLflow run, no step twice, a tracking server that goes away does not stop training."""
+"""One MLflow run, no step twice; a tracking server that is away does not stop training."""
 
 import socket
 import subprocess

@@ -13,7 +13,8 @@ from recording import kill_behind_a_checkpoint
 
 from lit_moss.cli.main import main
 from lit_moss.cli.sweep import shares_of_devices
-from lit_moss.runs.recipes import read_recipe, read_result
+from lit_moss.runs.folder import RunFolder
+from lit_moss.runs.recipes import read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -147,13 +148,13 @@ def test_a_misspelt_objective_stops_the_study_at_the_first_validation(tmp_path, 
     assert "no metric 'val/speech_pl', expected one of" in out.splitlines()[-1]
     assert "val/speech_ppl" in out.splitlines()[-1]
     folder = tmp_path / "runs" / "misspelt" / "trial-000-seed-1"
-    assert read_result(folder)["step"] == 0  # stopped at its first validation, not run to its end
+    assert RunFolder(folder).result()["step"] == 0  # stopped at its first validation, not run to its end
 
     sweep["objectives"] = {"val/speech_ppl": "maximize"}  # at its best in the first validation
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
     code, out = sweep_here()
     assert code == 0, out
-    result = read_result(folder)
+    result = RunFolder(folder).result()
     assert result["step"] == 6
     assert result["highest"]["val/speech_ppl"] > result["metrics"]["val/speech_ppl"]
     assert f"| {result['highest']['val/speech_ppl']:.4g} | complete |" in out

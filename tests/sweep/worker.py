@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from lit_moss.runs.recipes import RunError
+from lit_moss.runs.launch import RunError
 from lit_moss.sweep.config import read_sweep
 from lit_moss.sweep.study import ERROR, begin, open_study, work
 

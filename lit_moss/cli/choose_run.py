@@ -1,0 +1,130 @@
+"""Which checkpoint `--ckpt_path` means, and whether a `fit` begins a run, resumes one, or is a fork."""
+
+import time
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_moss.errors import UserError
+from lit_moss.runs.checkpoints import (
+    is_whole,
+    load_checkpoint,
+    newest_checkpoint,
+    newest_of_run,
+    newest_step,
+    step_of,
+)
+from lit_moss.runs.folder import RunFolder
+from lit_moss.runs.tracking import Tracker
+
+# A checkpoint; or folder and MLflow id of a run that has none yet and starts again from step 0.
+Start = Path | tuple[Path, str | None]
+
+
+def find_start(asked: str | None, folder: Path, verb: str) -> Start | None:
+    """Where a verb starts from; None for a new run.
+
+    Args:
+        asked: `--ckpt_path`: a checkpoint, a run's folder, `last` or `best`.
+        folder: RUN_ROOT/NAME, in which `last` and `best` are looked up.
+        verb: `fit`, `validate`, `test` or `predict`.
+
+    Raises:
+        UserError: if there is no such checkpoint, or none is given to a verb that needs one.
+    """
+    if asked is None:
+        if verb != "fit":
+            raise UserError(f"{verb} needs --ckpt_path: a file, `last` or `best`")
+        return None
+    path = Path(asked)
+    if asked in ("last", "best"):
+        start = newest_checkpoint(folder, asked)
+    elif path.is_dir() and is_whole(path):
+        return path
+    elif RunFolder(path).is_run():
+        start = newest_of_run(path, "last")
+    elif not path.is_file():
+        raise UserError(f"no checkpoint {asked}: expected a .ckpt file, a run's folder, `last` or `best`")
+    elif "pytorch-lightning_version" not in load_checkpoint(path, mmap=True):
+        raise UserError(f"{asked} is no checkpoint of a run: expected one written by `fit`")
+    else:
+        return path
+    if verb != "fit" and not isinstance(start, Path):
+        raise UserError(f"{start[0]} has no checkpoint yet: {verb} needs one, train further first")
+    return start
+
+
+def open_run(start: Start | None, root: Path, name: str, asked: str | None) -> tuple[Tracker, bool]:
+    """The tracker of the run that a `fit` continues or begins, and whether that is a fork.
+
+    Args:
+        start: Where training starts from.
+        root: Folder of all runs' files.
+        name: Name of the runs' folder below it.
+        asked: `--run_name`; the time if None.
+
+    Raises:
+        UserError: if `asked` is not a plain name, or the name of another run.
+    """
+    resumed = _resumed_run(start)
+    if asked and Path(asked).name != asked:
+        raise UserError(f"--run_name is {asked!r}, expected a plain name: it is one folder below --name")
+    if resumed is not None and asked in (None, resumed.path.name):
+        path = resumed.path
+        return Tracker(path.parent.name, path.name, str(path.parent.parent), resumed.mlflow_run_id), False
+    folder = _new_folder(root / name, asked)
+    is_fork = isinstance(start, Path)
+    tags = {"forked_from": _origin(start)} if isinstance(start, Path) else None
+    return Tracker(name, folder.name, str(root), tags=tags), is_fork
+
+
+def _resumed_run(start: Start | None) -> RunFolder | None:
+    """The run that is continued; None for a new run and for a fork.
+
+    A fork starts from an older state than the newest of its run.
+    """
+    if start is None:
+        return None
+    if isinstance(start, tuple):
+        return RunFolder(start[0])
+    run = RunFolder.of_checkpoint(start)
+    if run is None:
+        return None
+    newest = newest_step(run)
+    if newest < 0:  # a run that keeps only its best state
+        result = run.result()
+        newest = result["step"] if result else 0
+    if step_of(start) < newest:
+        rank_zero_info(
+            f"{start} is of step {step_of(start)}, its run has reached {newest}: this is "
+            f"a fork, a run of its own; to continue that run give --ckpt_path {run}"
+        )
+        return None
+    return run
+
+
+def _new_folder(parent: Path, asked: str | None) -> Path:
+    name = asked or time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = parent / name
+    if asked and RunFolder(folder).is_run():
+        raise UserError(
+            f"there is a run {folder} already: give another --run_name, or continue it with "
+            f"--ckpt_path {folder}"
+        )
+    for number in range(2, 1000):  # two runs begun in the same second
+        try:
+            folder.mkdir(parents=True, exist_ok=bool(asked))
+            break
+        except FileExistsError:
+            folder = folder.with_name(f"{name}-{number}")
+    return folder
+
+
+def _origin(checkpoint: Path) -> str:
+    """What a fork started from, for its record."""
+    run = RunFolder.of_checkpoint(checkpoint)
+    if run is not None:
+        run_id = run.mlflow_run_id
+    else:
+        run_id = None if checkpoint.is_dir() else load_checkpoint(checkpoint, mmap=True).get("mlflow_run_id")
+    return f"run {run_id}, step {step_of(checkpoint)}, {checkpoint.absolute()}"

@@ -1,0 +1,172 @@
+"""What every run has without its recipe saying so: options of the trainer, links between keys, callbacks.
+
+All of it is in the resolved configuration (`--print_config`, `config.yaml` in the run's folder), and a recipe
+or the command line overrides any part of it.
+
+jsonargparse's own links (`link_arguments`) are not used: they overwrite a value that a recipe gives for the
+target, and `--print_config` and the saved configuration leave the target out. Here a missing value becomes an
+interpolation, `data.init_args.seed: ${seed_everything}`, in a last configuration after those of the user.
+"""
+
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from callbacks import ExactResume, NonFiniteSteps, Progress, SkippedData
+from lit_moss.runs.recipes import find_recipe, read_yaml
+
+TRAINER_DEFAULTS = {
+    "accelerator": "auto",
+    "devices": 1,
+    "precision": "bf16-mixed",
+    "log_every_n_steps": 10,
+    "gradient_clip_val": 1.0,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,  # `BatchOrder` distributes the batches over the ranks
+}
+# Target below `data.init_args` -> what it follows; only where the data class has that parameter.
+LINKS = {"seed": "seed_everything", "backbone": "model.init_args.backbone"}
+# In this order, after the recipe's own: NonFiniteSteps last, because the others drop gradients of frozen
+# parameters, which must not count.
+ALWAYS_ON: tuple[type[Callback], ...] = (ExactResume, Progress, SkippedData, NonFiniteSteps)
+ALWAYS_ON_OUTSIDE_FIT: tuple[type[Callback], ...] = (Progress, SkippedData)
+
+
+def completed(words: Sequence[str]) -> list[str]:
+    """A command line with its recipes found (see `find_recipe`) and completed by the links and callbacks.
+
+    Args:
+        words: Verb, `-c FILE`, `--KEY VALUE` …, as the user gave them.
+
+    Raises:
+        UserError: for a recipe that cannot be read.
+    """
+    words = [_with_shipped_files(word) for word in words]
+    if {"-h", "--help"} & {*words}:
+        return words
+    given = _Given(words)
+    linked = {
+        target: f"${{{source}}}"
+        for target, source in LINKS.items()
+        if target not in given.data_keys
+        and _takes(given.class_of["data"], target)
+        and (source != LINKS["backbone"] or _takes(given.class_of["model"], "backbone"))
+        and (source != LINKS["seed"] or given.seeded)
+    }
+    kinds = ALWAYS_ON if words[:1] == ["fit"] else ALWAYS_ON_OUTSIDE_FIT
+    missing = [kind.__name__ for kind in kinds if kind.__name__ not in given.callbacks]
+    more: dict[str, Any] = {}
+    if missing:
+        more["trainer"] = {"callbacks+": [{"class_path": f"callbacks.{name}"} for name in missing]}
+    if linked:
+        more["data"] = {"init_args": linked}
+    return [*words, "--config", json.dumps(more)] if more else words
+
+
+def arranged(callbacks: Sequence[Callback], verb: str) -> list[Callback]:
+    """The callbacks of a run: each of those that are always on once, NonFiniteSteps last.
+
+    The first one of a kind is kept, which is the recipe's own.
+    """
+    kept: list[Callback] = []
+    for callback in callbacks:
+        kind = next((kind for kind in ALWAYS_ON if isinstance(callback, kind)), None)
+        if kind is None or not any(isinstance(other, kind) for other in kept):
+            kept.append(callback)
+    if verb == "fit":
+        kept += [kind() for kind in ALWAYS_ON if not any(isinstance(other, kind) for other in kept)]
+    return sorted(kept, key=lambda callback: isinstance(callback, NonFiniteSteps))
+
+
+def _with_shipped_files(word: str) -> str:
+    """A word whose paths `conf/…` are those of files that come with lit_moss, where there are none here."""
+    return re.sub(r"(?<![^\s=\[,'\"])conf/[\w./-]+", lambda path: str(find_recipe(path[0])), word)
+
+
+class _Given:
+    """What the user's files and words say about keys that are completed.
+
+    Attributes:
+        class_of: `model` and `data` -> class path.
+        data_keys: Keys given below `data.init_args`.
+        callbacks: Names of the classes of the callbacks listed.
+        seeded: Whether `seed_everything` is a number, or not given and so the default.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.class_of = {"model": "", "data": ""}
+        self.data_keys: set[str] = set()
+        self.callbacks: set[str] = set()
+        self.seeded = True
+        for key, value in _options(words):
+            if key in ("c", "config"):
+                self._add_file(read_yaml(value))
+            else:
+                self._add_word(key, value)
+
+    def _add_file(self, content: Mapping[str, Any]) -> None:
+        for part in self.class_of:
+            options = content.get(part)
+            if isinstance(options, str):
+                self.class_of[part] = options
+            elif isinstance(options, Mapping):
+                self.class_of[part] = str(options.get("class_path") or self.class_of[part])
+        data = content.get("data")
+        if isinstance(data, Mapping) and isinstance(data.get("init_args"), Mapping):
+            self.data_keys |= {str(key) for key in data["init_args"]}
+        trainer = content.get("trainer")
+        if isinstance(trainer, Mapping):
+            for key in ("callbacks", "callbacks+"):
+                if key in trainer:
+                    self._add_callbacks(json.dumps(trainer[key], default=str), replace=key == "callbacks")
+        if "seed_everything" in content:
+            self.seeded = not isinstance(content["seed_everything"], bool)
+
+    def _add_word(self, key: str, value: str) -> None:
+        part = key.removesuffix(".class_path")
+        if part in self.class_of:
+            self.class_of[part] = value
+        elif key.startswith("data."):
+            self.data_keys.add(key.removeprefix("data.").removeprefix("init_args."))
+        elif key in ("trainer.callbacks", "trainer.callbacks+"):
+            self._add_callbacks(value, replace=key == "trainer.callbacks")
+        elif key == "seed_everything":
+            self.seeded = value.lower() not in ("true", "false")
+
+    def _add_callbacks(self, text: str, replace: bool) -> None:
+        names = {kind.__name__ for kind in ALWAYS_ON if re.search(rf"\b{kind.__name__}\b", text)}
+        self.callbacks = names if replace else self.callbacks | names
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(key, value) of the options of a command line, in their order."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == "-c" or word.startswith("--"):
+            key, is_joined, value = word.lstrip("-").partition("=")
+            yield key, value if is_joined else after
+
+
+def _takes(class_path: str, name: str) -> bool:
+    """Whether a class has a parameter of that name, its own or one that it hands on by `**kwargs`.
+
+    False for a class that cannot be imported: the parser names it later.
+    """
+    module, _, kind = class_path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    for base in inspect.getmro(cls) if isinstance(cls, type) else ():
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters
+            if name in parameters:
+                return True
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                return False
+    return False
