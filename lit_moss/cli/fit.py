@@ -139,11 +139,8 @@ class MossCLI(LightningCLI):
             if config.get("max_steps", -1) < 0:
                 raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
             kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
-            if (
-                isinstance(self.model, StepModule)
-                and self.model.validates_first
-                and self._get(self.config_init, "first_validation")
-            ):
+            first = isinstance(self.model, StepModule) and self.model.validates_first
+            if first and self._get(self.config_init, "first_validation"):
                 callbacks.append(FirstValidation())
             kwargs["callbacks"] = [*callbacks, *_pruning(), ResultFile(self._record_settings)]
             if config.get("logger") in (None, True):
