@@ -112,8 +112,8 @@ def test_decoder(tmp_path, monkeypatch):
         },
         "data": {
             "class_path": "lit_moss.data.DecoderDataModule",
-            "init_args": {"train": [manifest], "validation": [manifest], "speech_tokenizer": codec, "speaker": None,
-                          "workers": 0, "batch_sec": 20},
+            "init_args": {"train": [manifest], "validation": [manifest], "speech_tokenizer": codec,
+                          "speaker": None, "workers": 0, "batch_sec": 20},
         },
         "trainer": {
             "accelerator": "cpu", "devices": 1, "precision": "32-true", "max_steps": 2,
@@ -136,7 +136,7 @@ def test_what_only_counts_at_the_start_is_not_recorded(tmp_path, recwarn):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 5))
     (state,) = folder.glob("runs/tiny/*/checkpoints/step-0000005.ckpt")
-    words = ("--model.init_args.init_from", str(state), "--seed_everything", "8", "--data.init_args.seed", "7")
+    words = ("--model.init_args.init_from", str(state), "--seed_everything", "8", "--data.seed", "7")
     fit(folder, lm_recipe(folder, 6), "--ckpt_path", "last", *words)
     (run,) = mlflow_runs(folder).values()
     assert not [key for key in run.data.tags if "init_from" in key or "seed_everything" in key]
