@@ -1,8 +1,8 @@
-"""The text files that users write: one reader of text, one of JSON lines, and typed fields with clear errors.
+"""Text files that users write: a reader of text, one of JSON lines, and typed fields with clear errors.
 
-A UTF-8 byte order mark is skipped at the start of any line: editors write it before the first one, and `cat`
-carries it into the middle of a file. A line ends with a newline alone: U+2028 may stand in a text. A wrong
-field is reported in one line: file, line number, field, got, expected.
+A UTF-8 byte order mark is skipped at the start of any line: editors write one at the start of a file, and
+`cat` moves it into the middle of another. Only a newline ends a line: a text may contain U+2028. A wrong
+field is reported in one line: file, line number, field, what was found, what was expected.
 
     for record in json_lines("chat.jsonl", "an object with messages"):
         for message in record.objects("messages"):
@@ -11,6 +11,7 @@ field is reported in one line: file, line number, field, got, expected.
 """
 
 import gzip
+import io
 import json
 import os
 import sys
@@ -28,19 +29,19 @@ _SHOWN = 60  # characters of a value that a message quotes
 
 
 def printable(text: str | Path) -> str:
-    """The text with what UTF-8 cannot hold (bytes of a file's name that are not UTF-8) as `\\udce9`."""
+    """The text with what UTF-8 cannot encode (bytes of a file's name that are not UTF-8) as `\\udce9`."""
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def file_name(text: str) -> str:
-    """A name that a file can have: no separators, at most 200 bytes, which leaves room for an ending."""
+    """A name that a file can have: without separators, at most 200 bytes, to leave room for an ending."""
     plain = printable(text).translate(dict.fromkeys(map(ord, "/\\\0\n\r"), "_"))
     plain = plain if plain.strip(".") else "_" * len(plain)  # `.` and `..` are folders
     return plain.encode("utf-8")[:200].decode("utf-8", "ignore")
 
 
 def unique_name(name: str, used: set[str]) -> str:
-    """The name, or with the first free suffix `-2`, `-3` …; it is then used."""
+    """The name, or the name with the first free suffix `-2`, `-3` …; it is added to `used`."""
     name = printable(name)
     free = next(n for n in chain([name], (f"{name}-{k}" for k in count(2))) if n not in used)
     used.add(free)
@@ -71,7 +72,7 @@ def text_lines(path: str | Path, expected: str) -> Iterator[tuple[int, str]]:
         got = f"{path}, line {number}: not UTF-8 text (byte {error.object[error.start]:#04x})"
         raise UserError(f"{got}, expected {expected}: convert it to UTF-8, or is it a sound file?") from error
     except (OSError, EOFError, zlib.error) as error:
-        why = getattr(error, "strerror", None) or error
+        why = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(f"{path} cannot be read ({why}): expected {expected}") from error
 
 
@@ -83,15 +84,17 @@ def read_text(path: str | Path, expected: str) -> str:
 def _byte_lines(path: str | Path) -> Iterator[bytes]:
     path = Path(path)
     if str(path) == "-":
-        stdin: Any = getattr(sys.stdin, "buffer", None)
-        yield from stdin if stdin is not None else (line.encode() for line in sys.stdin)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            yield from sys.stdin.buffer
+        else:  # a StringIO has no bytes below it
+            yield from (line.encode() for line in sys.stdin)
         return
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         yield from file
 
 
 def json_lines(path: str | Path, expected: str) -> Iterator["Record"]:
-    """Objects of a JSON-lines file; empty lines are passed over.
+    """Objects of a JSON-lines file; empty lines are skipped.
 
     Args:
         path: The file, `-` for standard input.
@@ -117,7 +120,7 @@ def json_lines(path: str | Path, expected: str) -> Iterator["Record"]:
 
 @dataclass(frozen=True)
 class Record:
-    """A JSON object with typed access to its fields. A null field counts as missing.
+    """A JSON object with typed access to its fields. A field that is null counts as missing.
 
     Args:
         content: The object.
@@ -132,7 +135,7 @@ class Record:
     prefix: str = ""
 
     def error(self, key: str, expected: str) -> UserError:
-        """What to raise for a field that is not what it should be."""
+        """The error to raise for a field that is not as expected."""
         value = self.content.get(key)
         if value is None:
             got = "missing" if key not in self.content else "null"
@@ -199,7 +202,7 @@ class Record:
         return value
 
     def objects(self, key: str) -> list["Record"]:
-        """A list of objects, as records of their own."""
+        """A list of objects, each as a record."""
         value = self.content.get(key)
         if not isinstance(value, list):
             raise self.error(key, "a list of objects")
@@ -216,7 +219,7 @@ class Record:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number; `true` and `false` are none."""
+    """Whether the value is a finite number; `true` and `false` are not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:

@@ -1,16 +1,15 @@
-"""Corpora for a machine without any, spoken on first use by real neural voices from the package index.
+"""Embedded corpora: everyday sentences, spoken on first use by neural voices from the package index.
 
-`embedded:everyday-en` is one voice, `hibari-tts` (an ordinary dependency that carries its model; some 60
-times real time). `embedded:everyday-en-voices` has twelve, of Kokoro-82M (about twice real time: a quarter of
-an hour for all sentences). The sentences lie beside this file. A corpus is made once into the cache, the same
-to the sample each time, in a folder named by a hash of what was asked for.
+`embedded:everyday-en` has one voice, `hibari-tts` (a dependency that carries its model; some 60 times real
+time). `embedded:everyday-en-voices` has twelve, of Kokoro-82M (about twice real time: a quarter of an hour
+for all sentences). The sentences are in a file beside this one. A corpus is made once into the cache, in a
+folder named by a hash of its inputs; its samples are the same each time.
 """
 
 import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,21 +19,22 @@ import numpy as np
 
 from lit_moss.assets import KOKORO_VOICES, cache_dir, resolve
 from lit_moss.errors import UserError
+from lit_moss.files import atomic_write, make_once
 
 EVERYDAY, VOICES = "embedded:everyday-en", "embedded:everyday-en-voices"
 RATE_HZ = 24_000
 _SENTENCES = Path(__file__).with_name("sentences_en.txt")
 _VALIDATION_EVERY = 10  # every tenth sentence is held out
-_SPEEDS = (1.0, 0.9, 1.1)  # one voice has one colour; at least its pace varies
+_SPEEDS = (1.0, 0.9, 1.1)  # by turns: one voice does not vary in anything but its pace
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What speaks.
+    """A voice, or several by turns.
 
     Args:
-        speak: Text and number of the sentence -> samples at 24 kHz.
-        speaker: Number of the sentence -> name of who says it.
+        speak: Text and number of a sentence -> samples at 24 kHz.
+        speaker: Number of a sentence -> name of its speaker.
     """
 
     speak: Callable[[str, int], np.ndarray]
@@ -50,7 +50,7 @@ def everyday_corpus(limit: int | None = None, name: str = EVERYDAY) -> Path:
     """Folder with `train.jsonl`, `validation.jsonl` and the sound files; made on first use.
 
     Args:
-        limit: Only the first so many sentences; all if None.
+        limit: Only this many sentences, from the first; None for all.
         name: `EVERYDAY` or `VOICES`.
 
     Raises:
@@ -64,22 +64,15 @@ def everyday_corpus(limit: int | None = None, name: str = EVERYDAY) -> Path:
             "the embedded corpus needs the voice hibari-tts: pip install 'hibari-tts==0.2.1'"
         ) from error
     voices = KOKORO_VOICES if name == VOICES else ("heart",)
-    asked = json.dumps([version, voices, _SPEEDS, _VALIDATION_EVERY, texts])
+    inputs = json.dumps([version, voices, _SPEEDS, _VALIDATION_EVERY, texts])
     label = name.removeprefix("embedded:")
-    folder = cache_dir() / "corpora" / f"{label}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            made = Path(scratch) / "made"
-            held_out = range(_VALIDATION_EVERY - 1, len(texts), _VALIDATION_EVERY)
-            named = [(f"everyday-{i:04d}", text) for i, text in enumerate(texts)]
-            speak_all(named, made, _kokoro() if name == VOICES else hibari(), held_out)
-            try:
-                made.rename(folder)
-            except OSError:
-                if not folder.exists():  # otherwise another process was first, with the same content
-                    raise
-    return folder
+    folder = cache_dir() / "corpora" / f"{label}-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
+    named = [(f"everyday-{i:04d}", text) for i, text in enumerate(texts)]
+    held_out = range(_VALIDATION_EVERY - 1, len(texts), _VALIDATION_EVERY)
+    return make_once(
+        folder,
+        lambda made: speak_all(named, made, _kokoro() if name == VOICES else hibari(), held_out),
+    )
 
 
 def hibari() -> Voice:
@@ -93,7 +86,7 @@ def hibari() -> Voice:
 
 
 def _kokoro() -> Voice:
-    """Phonemes by hibari, sound of Kokoro: n tokens between two zeros, style row n of a voice's table."""
+    """Phonemes by hibari, sound by Kokoro: n tokens between two zeros, row n of the voice's style table."""
     import onnxruntime
     from hibari import Hibari
 
@@ -107,8 +100,8 @@ def _kokoro() -> Voice:
 
     def speak(text: str, i: int) -> np.ndarray:
         voice = KOKORO_VOICES[i % len(KOKORO_VOICES)]
-        said = phonemes.phonemize(text)
-        tokens = [vocabulary[p] for p in " ".join(said) if p in vocabulary]
+        spoken = " ".join(phonemes.phonemize(text))
+        tokens = [vocabulary[phoneme] for phoneme in spoken if phoneme in vocabulary]
         inputs = {"tokens": np.array([[0, *tokens, 0]], dtype=np.int64), "style": styles[voice][len(tokens)],
                   "speed": np.ones(1, dtype=np.float32)}  # fmt: skip
         return np.asarray(session.run(None, inputs)[0]).reshape(-1)
@@ -121,13 +114,13 @@ def speak_all(
 ) -> None:
     """Speaks sentences into `folder`: `audio/NAME.flac`, `train.jsonl`, `validation.jsonl`.
 
-    A sound file of the same text is kept: an interrupted call goes on where it was.
+    Sound files of the same text are kept, so that an interrupted call continues where it stopped.
 
     Args:
-        named: Name and text of each.
-        folder: Made if need be.
-        voice: Who speaks.
-        held_out: Numbers of the sentences of the validation manifest.
+        named: Name and text of each sentence.
+        folder: Made if it does not exist.
+        voice: Speaks them.
+        held_out: Numbers of the sentences that go into the validation manifest.
     """
     import soundfile
     from tqdm import tqdm
@@ -138,23 +131,24 @@ def speak_all(
     parts: dict[str, list[Utterance]] = {"train": [], "validation": []}
     for i, (name, text) in enumerate(tqdm(named, desc="speaking", unit="sentence", file=sys.stderr)):
         path = folder / "audio" / f"{name}.flac"
-        samples = _spoken(path, text)
+        samples = _samples_of(path, text)
         if not samples:
             wave = voice.speak(text, i)
             samples = len(wave)
-            partial = path.with_suffix(".partial")
-            with soundfile.SoundFile(partial, "w", RATE_HZ, 1, format="FLAC") as file:
+            with (
+                atomic_write(path) as partial,
+                soundfile.SoundFile(partial, "w", RATE_HZ, 1, format="FLAC") as file,
+            ):
                 file.comment = text
                 file.write(wave)
-            partial.replace(path)
         part = "validation" if i in held_out else "train"
         parts[part].append(Utterance(path, 0.0, round(samples / RATE_HZ, 4), text, voice.speaker(i), "en"))
     for part, utterances in parts.items():
         write_manifest(folder / f"{part}.jsonl", utterances)
 
 
-def _spoken(path: Path, text: str) -> int:
-    """Samples of a sound file that says this text (its comment tells); 0 if there is none."""
+def _samples_of(path: Path, text: str) -> int:
+    """Samples of a sound file whose comment is this text; 0 if there is none."""
     import soundfile
 
     if not path.exists():

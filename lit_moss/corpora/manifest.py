@@ -4,7 +4,7 @@
      "speaker": "ljs", "lang": "en"}
 
 `audio_filepath` is absolute or relative to the manifest's folder. `offset` and `duration` are seconds;
-without a `duration` the utterance runs to the end of its file. Keys we do not know are kept and written back.
+without a `duration` the utterance ends with its file. Unknown keys are kept and written back.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_moss.errors import UserError
+from lit_moss.files import atomic_write
 from lit_moss.records import Record, is_number, json_lines, printable
 
 
@@ -25,7 +26,7 @@ class Utterance:
     Args:
         audio: Sound file, absolute.
         offset_sec: Start inside the file.
-        duration_sec: Length; None runs to the end of the file.
+        duration_sec: Length; None for the rest of the file.
         text: Transcript as it was written; None if there is none.
         speaker: Speaker's name; None if unknown.
         lang: ISO 639-1 code; None if unknown.
@@ -54,13 +55,7 @@ class Utterance:
         return printable(self.audio) + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
 
 
-_KEYS = {
-    "offset": "offset_sec",
-    "duration": "duration_sec",
-    "text": "text",
-    "speaker": "speaker",
-    "lang": "lang",
-}
+_KEYS = ("audio_filepath", "offset", "duration", "text", "speaker", "lang")
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
@@ -92,15 +87,15 @@ def _parse(record: Record, path: Path) -> Utterance:
         text=record.text("text"),
         speaker=record.text("speaker"),
         lang=record.text("lang"),
-        extra={k: v for k, v in record.content.items() if k not in _KEYS and k != "audio_filepath"},
+        extra={key: value for key, value in record.content.items() if key not in _KEYS},
     )
 
 
 def check_words(record: Record) -> None:
-    """`words` is a list of [word, start, end].
+    """Checks that `words` is a list of [word, start, end].
 
     Raises:
-        UserError: if it is another thing.
+        UserError: if it is not.
     """
     words = record.content.get("words")
     if words is None:
@@ -112,31 +107,39 @@ def check_words(record: Record) -> None:
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
-    """Writes the utterances, paths relative to the manifest where they lie below it. Returns how many.
+    """Writes the utterances and returns how many; the file appears complete or not at all.
 
-    The file appears whole or not at all.
+    Paths below the manifest's folder are written relative to it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     base = path.parent.absolute()
-    partial = path.with_name(path.name + ".partial")
     count = 0
     # Bytes of a file's name that are not UTF-8 become JSON's own escapes, such as \\udce9.
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for u in utterances:
-            inside = u.audio.is_relative_to(base)
-            entry: dict[str, Any] = {"audio_filepath": str(u.audio.relative_to(base) if inside else u.audio)}
-            entry |= {
-                theirs: getattr(u, ours) for theirs, ours in _KEYS.items() if getattr(u, ours) is not None
-            }
-            file.write(json.dumps(entry | u.extra, ensure_ascii=False) + "\n")
+    with (
+        atomic_write(path) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        for utterance in utterances:
+            file.write(json.dumps(_line(utterance, base), ensure_ascii=False) + "\n")
             count += 1
-    partial.replace(path)
     return count
 
 
+def _line(u: Utterance, base: Path) -> dict[str, Any]:
+    audio = u.audio.relative_to(base) if u.audio.is_relative_to(base) else u.audio
+    fields = {
+        "audio_filepath": str(audio),
+        "offset": u.offset_sec,
+        "duration": u.duration_sec,
+        "text": u.text,
+        "speaker": u.speaker,
+        "lang": u.lang,
+    }
+    return {key: value for key, value in fields.items() if value is not None} | u.extra
+
+
 def fingerprint(manifests: Sequence[str | Path]) -> str:
-    """16 hex digits of the manifests' contents, in order: which data a run has seen."""
+    """16 hex digits of the manifests' contents, in order, to recognise the data of a run."""
     digest = hashlib.sha256()
     for path in manifests:
         digest.update(Path(path).read_bytes() + b"\0")

@@ -1,7 +1,6 @@
 """Augmentation that draws from a given generator, so that a sample does not depend on who makes it."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lit_moss.audio import rates

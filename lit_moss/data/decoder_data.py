@@ -30,8 +30,6 @@ RATIO = rates.FRAMES_PER_CODE_DECODER
 SHORTEST_SAMPLES = rates.DECODER_SAMPLES_PER_CODE
 
 
-
-
 class DecoderDataModule(SpeechDataModule):
     """Manifests -> `DecoderBatch`es.
 

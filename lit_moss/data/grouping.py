@@ -56,7 +56,7 @@ def group(
 
 
 def text_documents(path: Path) -> Iterator[tuple[str, str]]:
-    """(name, text) of each document of a text list, or of a manifest's transcripts grouped like its speech."""
+    """(name, text) of each document of a text list, or of a manifest's transcripts, grouped like speech."""
     if entry_kind(path) != "speech":
         yield from read_texts(path)
         return

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 def open_lm(name: str | Path, which: str = "last") -> "SplitLM":
     """Opens a language model on the CPU, in eval mode; the caller's random numbers do not change.
 
-    The backbone that a checkpoint was trained from is opened too, since checkpoints may leave out frozen weights.
+    The backbone that a checkpoint was trained from is opened too, since checkpoints may leave out frozen
+    weights.
 
     Args:
         name: A run's folder or RUN_ROOT/NAME (its newest run), a checkpoint of `SplitLLM`, a folder in the
@@ -39,7 +40,7 @@ def open_lm(name: str | Path, which: str = "last") -> "SplitLM":
 
 
 def _backbone_of(path: Path, checkpoint: dict[str, Any]) -> str:
-    """Name of the backbone, from the checkpoint's record of frozen weights or from its run's configuration."""
+    """Name of the backbone, from the checkpoint's record of frozen weights or its run's configuration."""
     if frozen := checkpoint.get("frozen"):
         return frozen["backbone"]
     from lit_moss.runs.folder import RunFolder
@@ -47,7 +48,7 @@ def _backbone_of(path: Path, checkpoint: dict[str, Any]) -> str:
     run = RunFolder.of_checkpoint(path)
     if run is None or not run.config_file.is_file():
         raise UserError(
-            f"{path} does not state its backbone and is not in its run's folder: give the run's folder, or put "
-            "the file back into its checkpoints/"
+            f"{path} does not state its backbone and is not in its run's folder: give the run's folder, or "
+            "put the file back into its checkpoints/"
         )
     return run.config()["model"]["init_args"]["backbone"]

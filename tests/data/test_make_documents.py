@@ -1,4 +1,4 @@
-"""`prepare documents`: manifests and text to token documents, with a small codec and a small tokenizer."""
+"""`prepare documents`: manifests and text to token documents, with small tokenizers of speech and text."""
 
 import argparse
 import json
@@ -13,14 +13,10 @@ from lit_moss.cli.prepare import documents
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.corpora.everyday import sentences
 from lit_moss.corpora.manifest import Utterance, read_manifest, write_manifest
-from lit_moss.corpora.text import read_sentences
-from lit_moss.data.cloze import draw_items, make_cloze
+from lit_moss.data.cloze import make_cloze
 from lit_moss.data.documents import read_documents
-from lit_moss.data.grouping import document_key, group, text_documents
 from lit_moss.data.make_documents import OPTIONS, make_documents
 from lit_moss.errors import UserError
-from lit_moss.hub import NamedTokenizer
-from lit_moss.hub.code_cache import encode_utterances
 from lit_moss.llm.backbone import load_text_tokenizer, row_format
 
 RATE_HZ = 16_000
@@ -46,9 +42,9 @@ def backbone(tmp_path_factory):
 
 
 @pytest.fixture
-def codec(tmp_path, tiny_encoder):
-    SpeechTokenizer(tiny_encoder()).save_pretrained(tmp_path / "codec")
-    return str(tmp_path / "codec")
+def speech_tokenizer(tmp_path, tiny_encoder):
+    SpeechTokenizer(tiny_encoder()).save_pretrained(tmp_path / "tokenizer")
+    return str(tmp_path / "tokenizer")
 
 
 @pytest.fixture(autouse=True)
@@ -78,8 +74,10 @@ def changed(manifest, change):
     return manifest
 
 
-def make(kind, manifest, backbone, codec, out=None, **options):
-    return read_documents(make_documents(kind, [str(manifest)], "train", backbone, codec, out, options))
+def make(kind, manifest, backbone, speech_tokenizer, out=None, **options):
+    return read_documents(
+        make_documents(kind, [str(manifest)], "train", backbone, speech_tokenizer, out, options)
+    )
 
 
 def all_rows(found):
@@ -99,21 +97,21 @@ def spelled(rows, form, backbone):
     return text
 
 
-def encoded(manifest, codec):
+def encoded(manifest, speech_tokenizer):
     """Codes of every utterance, one by one."""
     from lit_moss.audio import io
 
-    tok = SpeechTokenizer.from_pretrained(codec)
+    tok = SpeechTokenizer.from_pretrained(speech_tokenizer)
     return [tok.encode(io.read(u.audio, RATE_HZ), RATE_HZ).tolist() for u in read_manifest(manifest)]
 
 
 # --- kinds --------------------------------------------------------------------------------------------------
 
 
-def test_interleaved_groups_chapters_and_frames_speech(manifest, backbone, codec):
-    found = make("interleaved", manifest, backbone, codec)
+def test_interleaved_groups_chapters_and_frames_speech(manifest, backbone, speech_tokenizer):
+    found = make("interleaved", manifest, backbone, speech_tokenizer)
     assert [found.id(i) for i in range(len(found))] == ["LJ001:LJ001-0001", "LJ002:LJ002-0008"]
-    text, lengths = sentences()[:12], [len(c) for c in encoded(manifest, codec)]
+    text, lengths = sentences()[:12], [len(c) for c in encoded(manifest, speech_tokenizer)]
     rest = [spelled(rows, found.format, backbone) for rows in all_rows(found)]
     for document, members in zip(rest, (range(7), range(7, 12)), strict=True):
         # Read off which utterance came in which modality, and spell the document again from that.
@@ -132,19 +130,19 @@ def test_interleaved_groups_chapters_and_frames_speech(manifest, backbone, codec
 
 
 @pytest.mark.parametrize("kind", ["unsupervised", "interleaved"])
-def test_no_code_is_lost_or_doubled(manifest, backbone, codec, kind):
+def test_no_code_is_lost_or_doubled(manifest, backbone, speech_tokenizer, kind):
     options = {"speech_share": 1.0} if kind == "interleaved" else {}
-    found = make(kind, manifest, backbone, codec, **options)
+    found = make(kind, manifest, backbone, speech_tokenizer, **options)
     V, eosp = found.format.text_vocab_size, found.format.eosp_row
     codes_of = [r - V for rows in all_rows(found) for r in rows if r >= V and r != eosp]
-    expected = [c for one in encoded(manifest, codec) for c in one]
+    expected = [c for one in encoded(manifest, speech_tokenizer) for c in one]
     assert codes_of == expected
     assert found.speech_sec == pytest.approx(0.08 * len(expected))
     assert [spelled(r, found.format, backbone).count("<") for r in all_rows(found)] == [1, 1]
 
 
-def test_only_text_is_the_transcript(manifest, backbone, codec):
-    interleaved = make("interleaved", manifest, backbone, codec, speech_share=0.0)
+def test_only_text_is_the_transcript(manifest, backbone, speech_tokenizer):
+    interleaved = make("interleaved", manifest, backbone, speech_tokenizer, speech_share=0.0)
     text = make("text", manifest, backbone, None)
     expected = [" ".join(sentences()[:7]) + ".", " ".join(sentences()[7:12]) + "."]
     for found in (interleaved, text):
@@ -152,19 +150,19 @@ def test_only_text_is_the_transcript(manifest, backbone, codec):
         assert found.speech_sec == 0
 
 
-def test_documents_hold_no_more_seconds_than_asked_for(manifest, backbone, codec):
-    found = make("unsupervised", manifest, backbone, codec, document_sec=2.0)
+def test_documents_hold_no_more_seconds_than_asked_for(manifest, backbone, speech_tokenizer):
+    found = make("unsupervised", manifest, backbone, speech_tokenizer, document_sec=2.0)
     assert max(found.lengths) <= 25 + 3  # and sosp, eosp, end
     assert len(found) == 9
 
 
-def test_words_make_chunks_with_the_transcripts_spelling(manifest, backbone, codec, tmp_path):
+def test_words_make_chunks_with_the_transcripts_spelling(manifest, backbone, speech_tokenizer, tmp_path):
     path = tmp_path / "wavs" / "talk.flac"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 40 * RATE_HZ), RATE_HZ)
     words = [[f"w{i}", 0.5 * i, 0.5 * i + 0.4] for i in range(80)]
     text = " ".join(f"W{i}," for i in range(80))
     write_manifest(manifest, [Utterance(path, 0.0, 40.0, text, extra={"words": words})])
-    found = make("interleaved", manifest, backbone, codec, alternate=True)
+    found = make("interleaved", manifest, backbone, speech_tokenizer, alternate=True)
     document = spelled(all_rows(found)[0], found.format, backbone)
     stretches = [int(part.split(">")[0]) for part in document.split("<")[1:]]
     assert all(3 <= 0.08 * n <= 6 for n in stretches[:-1])
@@ -175,24 +173,24 @@ def test_words_make_chunks_with_the_transcripts_spelling(manifest, backbone, cod
     assert 20 < len(told) < 60
     assert set(told) <= set(text.split())
 
-    whole = make("interleaved", manifest, backbone, codec, speech_share=0.0)
+    whole = make("interleaved", manifest, backbone, speech_tokenizer, speech_share=0.0)
     assert spelled(all_rows(whole)[0], whole.format, backbone) == text + "."
     # A recording longer than a document is cut between chunks.
-    parts = make("interleaved", manifest, backbone, codec, speech_share=1.0, document_sec=15.0)
+    parts = make("interleaved", manifest, backbone, speech_tokenizer, speech_share=1.0, document_sec=15.0)
     assert [parts.id(i) for i in range(len(parts))][:2] == ["talk:talk", "talk:talk+1"]
     assert sum(parts.lengths) == 500 + 3 * len(parts)
     assert max(parts.lengths) <= 15 / 0.08 + 3
 
     changed(manifest, lambda _, u: replace(u, extra={"words": [["b", 2.0, 1.0]]}))
     with pytest.raises(UserError, match="talk: words are no list"):
-        make("interleaved", manifest, backbone, codec)
+        make("interleaved", manifest, backbone, speech_tokenizer)
 
 
-def test_a_manifest_stands_in_for_conversations(manifest, backbone, codec):
-    found = make("sft", manifest, backbone, codec)
+def test_a_manifest_stands_in_for_conversations(manifest, backbone, speech_tokenizer):
+    found = make("sft", manifest, backbone, speech_tokenizer)
     assert len(found) == 12 * 4
     assert found.id(1) == "LJ001-0001/speech-text"
-    n = len(encoded(manifest, codec)[0])
+    n = len(encoded(manifest, speech_tokenizer)[0])
     document = spelled(found.rows(1).tolist(), found.format, backbone)
     assert (
         f"<|im_start|>user\n<{n}><|im_end|>\n<|im_start|>assistant\n{sentences()[0]}<|im_end|>\n" in document
@@ -202,7 +200,7 @@ def test_a_manifest_stands_in_for_conversations(manifest, backbone, codec):
     assert counted == sentences()[0] + "<|im_end|>"
 
 
-def test_conversations_from_a_file(manifest, backbone, codec, tmp_path, capsys):
+def test_conversations_from_a_file(manifest, backbone, speech_tokenizer, tmp_path, capsys):
     first, second = (u.audio.relative_to(tmp_path) for u in read_manifest(manifest)[:2])
     lines = [
         {"messages": [{"role": "user", "content": "Hi.", "audio_filepath": str(first)},
@@ -213,14 +211,14 @@ def test_conversations_from_a_file(manifest, backbone, codec, tmp_path, capsys):
     ]  # fmt: skip
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = make("sft", path, backbone, codec)
+    found = make("sft", path, backbone, speech_tokenizer)
     assert [found.id(i) for i in range(len(found))] == [
         *(f"chat-1/{pair}" for pair in OPTIONS["sft"]["pairs"]),
         "chat-2/text-text",
         "chat-3/speech-text",
     ]
     assert "6 conversations lack a modality" in capsys.readouterr().err
-    lengths = [len(c) for c in encoded(manifest, codec)]
+    lengths = [len(c) for c in encoded(manifest, speech_tokenizer)]
     assert f"user\n<{lengths[0]}><|im_end|>" in spelled(found.rows(0).tolist(), found.format, backbone)
     assert f"assistant\n<{lengths[1]}><|im_end|>" in spelled(found.rows(0).tolist(), found.format, backbone)
     assert "user\n<1><|im_end|>" in spelled(found.rows(5).tolist(), found.format, backbone)
@@ -237,27 +235,14 @@ def test_conversations_from_a_file(manifest, backbone, codec, tmp_path, capsys):
         {"messages": "x"},
     ],
 )
-def test_a_line_that_is_no_conversation_is_named(backbone, codec, tmp_path, line):
+def test_a_line_that_is_no_conversation_is_named(backbone, speech_tokenizer, tmp_path, line):
     good = {"messages": [{"role": "assistant", "content": "x"}]}
     (tmp_path / "chat.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(line) + "\n")
     with pytest.raises(UserError, match=r"chat.jsonl, line 2: messages.* is .*, expected "):
-        make("sft", tmp_path / "chat.jsonl", backbone, codec)
+        make("sft", tmp_path / "chat.jsonl", backbone, speech_tokenizer)
 
 
 # --- sources ------------------------------------------------------------------------------------------------
-
-
-def test_texts_of_every_format(tmp_path, manifest):
-    (tmp_path / "a.txt").write_text("One.\nStill one.\n \n\nTwo.\n")
-    assert list(text_documents(tmp_path / "a.txt")) == [("a-0", "One.\nStill one."), ("a-1", "Two.")]
-    lines = ["LJ001-0001|Mr. A|Mister A.", "LJ001-0002|Plain.|", "LJ002-0001|B|B.", ""]
-    (tmp_path / "b.csv").write_text("\n".join(lines))
-    assert list(text_documents(tmp_path / "b.csv")) == [("LJ001-0", "Mister A. Plain."), ("LJ002-0", "B.")]
-    (tmp_path / "c.jsonl").write_text('{"text": "audio_filepath is a word here"}\n\n{"text": "x\\ny"}\n')
-    assert [t for _, t in text_documents(tmp_path / "c.jsonl")] == ["audio_filepath is a word here", "x\ny"]
-    assert [name for name, _ in text_documents(manifest)] == ["LJ001:LJ001-0001", "LJ002:LJ002-0008"]
-    assert read_sentences(tmp_path / "b.csv")[1] == ("LJ001", "Plain.")
-    assert [s for _, s in read_sentences(tmp_path / "a.txt")] == ["One.", "Still one.", "Two."]
 
 
 @pytest.mark.parametrize(
@@ -280,82 +265,53 @@ def test_text_that_is_none_is_refused_in_one_line(tmp_path, backbone, name, cont
     assert "\n" not in str(refused.value)
 
 
-def test_what_utterances_belong_to(tmp_path):
-    def key(stem, **known):
-        return document_key(Utterance(tmp_path / f"{stem}.flac", **known))
-
-    assert key("LJ001-0001") == "LJ001"
-    assert key("103-1240-0000", speaker="103") == "103-1240"
-    assert key("clip7", speaker="linda") == "linda"
-    assert key("clip7") == "clip7"
-    assert key("LJ001-0001", extra={"document": 5}) == "5"
-
-
-def test_groups_are_neighbours_of_one_key(tmp_path):
-    names = ["a-1", "a-2", "a-3", "b-1", "a-4"]
-    members = [(Utterance(tmp_path / f"{n}.wav"), n, 4.0) for n in names]
-    assert [(name, [v for _, v in held]) for name, held in group(members, 8.0)] == [
-        ("a:a-1", ["a-1", "a-2"]), ("a:a-3", ["a-3"]), ("b:b-1", ["b-1"]), ("a:a-4", ["a-4"])
-    ]  # fmt: skip
-    assert [len(held) for _, held in group(members, 1.0)] == [1] * 5
-
-
-def test_a_missing_transcript_is_counted_and_many_are_refused(manifest, backbone, codec):
+def test_a_missing_transcript_is_counted_and_many_are_refused(manifest, backbone, speech_tokenizer):
     changed(manifest, lambda i, u: replace(u, text=None if i == 3 else u.text))
-    found = make("interleaved", manifest, backbone, codec)
+    found = make("interleaved", manifest, backbone, speech_tokenizer)
     assert found.meta["skipped"] == ["LJ001-0004"]
     changed(manifest, lambda _, u: replace(u, text=None))
     with pytest.raises(UserError, match=r"12 of 12 utterances have no transcript, e\.g\. LJ001-0001"):
-        make("interleaved", manifest, backbone, codec)
-    assert len(make("unsupervised", manifest, backbone, codec)) == 2
+        make("interleaved", manifest, backbone, speech_tokenizer)
+    assert len(make("unsupervised", manifest, backbone, speech_tokenizer)) == 2
 
 
 # --- codes and the cache ------------------------------------------------------------------------------------
 
 
-def test_one_bad_recording_is_named_and_many_are_refused(manifest, backbone, codec, capsys):
+def test_one_bad_recording_is_named_and_many_are_refused(manifest, backbone, speech_tokenizer, capsys):
     paths = [u.audio for u in read_manifest(manifest)]
     paths[2].write_bytes(b"")
     for _ in range(2):  # made, and from the cache
-        found = make("unsupervised", manifest, backbone, codec, document_sec=60.0)
+        found = make("unsupervised", manifest, backbone, speech_tokenizer, document_sec=60.0)
         assert found.meta["skipped"] == ["LJ001-0003"]
     assert "1 of 12 left out" in capsys.readouterr().err
     paths[5].write_bytes(b"no sound")
     with pytest.raises(UserError, match="2 of 12 recordings cannot be read"):
-        make("unsupervised", manifest, backbone, codec)
+        make("unsupervised", manifest, backbone, speech_tokenizer)
 
 
 def test_codes_are_made_once_for_all_kinds_and_again_for_changed_sound(
-    manifest, backbone, codec, monkeypatch
+    manifest, backbone, speech_tokenizer, monkeypatch
 ):
     calls = []
     encode = SpeechTokenizer.encode
     monkeypatch.setattr(
         SpeechTokenizer, "encode", lambda self, *args: calls.append(len(args[0])) or encode(self, *args)
     )
-    first = all_rows(make("unsupervised", manifest, backbone, codec))
-    make("interleaved", manifest, backbone, codec)
-    make("sft", manifest, backbone, codec)
-    make_cloze([str(manifest)], "train", backbone, codec, items=4)
+    first = all_rows(make("unsupervised", manifest, backbone, speech_tokenizer))
+    make("interleaved", manifest, backbone, speech_tokenizer)
+    make("sft", manifest, backbone, speech_tokenizer)
+    make_cloze([str(manifest)], "train", backbone, speech_tokenizer, items=4)
     assert calls == [12]
     path = read_manifest(manifest)[0].audio
     soundfile.write(path, np.random.default_rng(9).normal(0, 0.2, RATE_HZ // 2), RATE_HZ)
-    assert all_rows(make("unsupervised", manifest, backbone, codec)) != first
+    assert all_rows(make("unsupervised", manifest, backbone, speech_tokenizer)) != first
     assert calls == [12, 1]
 
 
-def test_codes_do_not_depend_on_what_is_encoded_with_them(manifest, codec):
-    utterances, tokenizer = read_manifest(manifest), NamedTokenizer(codec)
-    found = encode_utterances(utterances, tokenizer)
-    assert found.codes == encoded(manifest, codec)
-    assert encode_utterances(utterances, tokenizer) == found  # from the cache
-    assert encode_utterances(utterances[::-1], tokenizer).codes == found.codes[::-1]
-    assert encode_utterances([], tokenizer).codes == []
-
-
-def test_documents_are_made_once_and_named_by_all_inputs(manifest, backbone, codec, cache):
+def test_documents_are_made_once_and_named_by_all_inputs(manifest, backbone, speech_tokenizer, cache):
     def folder(kind="interleaved", **options):
-        return make_documents(kind, [str(manifest)], "train", backbone, codec, None, options)
+        return make_documents(kind, [str(manifest)], "train", backbone, speech_tokenizer, None, options)
 
     first = folder()
     made = {p: p.stat().st_mtime_ns for p in first.iterdir()}
@@ -367,15 +323,17 @@ def test_documents_are_made_once_and_named_by_all_inputs(manifest, backbone, cod
     assert {p.name for p in (cache / "documents").iterdir()} == {p.name for p in [first, *others, folder()]}
 
 
-def test_the_same_twice_is_the_same_and_no_random_number_is_drawn(manifest, backbone, codec, tmp_path):
+def test_the_same_twice_is_the_same_and_no_random_number_is_drawn(
+    manifest, backbone, speech_tokenizer, tmp_path
+):
     states = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    one, two = (make("interleaved", manifest, backbone, codec, tmp_path / name) for name in "ab")
+    one, two = (make("interleaved", manifest, backbone, speech_tokenizer, tmp_path / name) for name in "ab")
     assert all_rows(one) == all_rows(two)
     assert one.fingerprint == two.fingerprint
-    make_cloze([str(manifest)], "train", backbone, codec)
+    make_cloze([str(manifest)], "train", backbone, speech_tokenizer)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1]
-    assert make("interleaved", manifest, backbone, codec, seed=2).fingerprint != one.fingerprint
+    assert make("interleaved", manifest, backbone, speech_tokenizer, seed=2).fingerprint != one.fingerprint
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------
@@ -393,12 +351,12 @@ def test_the_same_twice_is_the_same_and_no_random_number_is_drawn(manifest, back
         ("chunks", {}, "no kind 'chunks'"),
     ],
 )
-def test_options_of_a_kind_are_checked(manifest, backbone, codec, kind, options, message):
+def test_options_of_a_kind_are_checked(manifest, backbone, speech_tokenizer, kind, options, message):
     with pytest.raises(UserError, match=message):
-        make(kind, manifest, backbone, codec, **options)
+        make(kind, manifest, backbone, speech_tokenizer, **options)
 
 
-def test_mistakes_are_told(manifest, backbone, codec, tmp_path):
+def test_mistakes_are_told(manifest, backbone, speech_tokenizer, tmp_path):
     with pytest.raises(UserError, match="kind sft hold speech: give a speech tokenizer"):
         make("sft", manifest, backbone, None)
     with pytest.raises(UserError, match=r"no source gone\.jsonl"):
@@ -407,13 +365,16 @@ def test_mistakes_are_told(manifest, backbone, codec, tmp_path):
         make("text", manifest, backbone, None, tmp_path)
     (tmp_path / "a.txt").write_text("Text.")
     with pytest.raises(UserError, match="holds text, expected a manifest"):
-        make("unsupervised", tmp_path / "a.txt", backbone, codec)
+        make("unsupervised", tmp_path / "a.txt", backbone, speech_tokenizer)
 
 
-def test_the_verb_makes_a_folder_and_says_what_is_in_it(manifest, backbone, codec, tmp_path, capsys):
+def test_the_verb_makes_a_folder_and_says_what_is_in_it(
+    manifest, backbone, speech_tokenizer, tmp_path, capsys
+):
     parser = argparse.ArgumentParser()
     documents.add_arguments(parser)
-    command = [str(manifest), "--kind", "interleaved", "--speech-tokenizer", codec, "--backbone", backbone,
+    command = [str(manifest), "--kind", "interleaved",
+               "--speech-tokenizer", speech_tokenizer, "--backbone", backbone,
                "--out", str(tmp_path / "docs"), "--speech-share", "1.0", "--document-sec", "3"]  # fmt: skip
     documents.main(parser.parse_args(command))
     found = read_documents(tmp_path / "docs")
@@ -430,13 +391,15 @@ def test_the_verb_makes_a_folder_and_says_what_is_in_it(manifest, backbone, code
 # --- cloze --------------------------------------------------------------------------------------------------
 
 
-def test_cloze_items_are_neighbours_against_a_sentence_of_another_chapter(manifest, backbone, codec):
-    items = make_cloze([str(manifest)], "validation", backbone, codec)
-    assert items == make_cloze([str(manifest)], "validation", backbone, codec)
+def test_cloze_items_are_neighbours_against_a_sentence_of_another_chapter(
+    manifest, backbone, speech_tokenizer
+):
+    items = make_cloze([str(manifest)], "validation", backbone, speech_tokenizer)
+    assert items == make_cloze([str(manifest)], "validation", backbone, speech_tokenizer)
     tokenizer = load_text_tokenizer(backbone)
     form = row_format(tokenizer, 384, eosp=256)
     text = sentences()[:12]
-    spoken = encoded(manifest, codec)
+    spoken = encoded(manifest, speech_tokenizer)
     written = [i for i in items if i.modality == "text"]
     assert len(written) == 10  # each sentence but the first of its chapter
     for item in written:
@@ -472,19 +435,3 @@ def test_cloze_without_a_codec_or_speech_has_text_items_alone(manifest, backbone
     chat = tmp_path / "chat.jsonl"
     chat.write_text(json.dumps({"messages": [{"role": "assistant", "content": "x"}]}))
     assert make_cloze([str(chat)], "train", backbone, None) == []
-
-
-def test_drawn_items_follow_at_once_before_they_merely_follow():
-    keys = [(0, "a", n) for n in (1, 2, 5, 9, 10)] + [(0, "b", n) for n in (1, 3)]
-    found = draw_items(keys, [9] * 7, 3, seed=1)
-    assert {i for _, i, _ in found[:2]} == {1, 4}
-    assert {first for first, i, _ in found if i == 4} == {2}
-    assert len(found) == 3
-    assert all((other >= 5) == (i < 5) for _, i, other in found)
-    assert draw_items(keys, [9] * 7, 3, seed=1) == found
-    assert len(draw_items(keys, [9] * 7, 64, seed=1)) == 5
-    assert len(draw_items(keys, [9, 9, 4, 9, 9, 9, 9], 64, seed=1)) == 3  # a word or two is no sentence
-    assert draw_items(keys[:1], [9], 64, seed=1) == []
-    # One group alone: the other sentence is one that is neither near nor in the context.
-    for first, i, other in draw_items(keys[:5], [9] * 5, 64, seed=1):
-        assert not first <= other <= i + 1

@@ -10,6 +10,7 @@ import torch
 from decoders import made_up_codec
 from lm_recipe import backbone_folder
 
+from lit_moss.audio import io
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.corpora.manifest import read_manifest
 from lit_moss.data import DecoderDataModule
@@ -78,12 +79,23 @@ def test_documents_take_the_codes_of_the_decoders_data(manifest, tmp_path, encod
     assert sum(encoded) == 8  # the short one
 
 
-def test_other_features_are_other_codes(manifest, tmp_path, encoded):
+def test_codes_do_not_depend_on_what_is_encoded_with_them(manifest, tmp_path):
+    codec = str(made_up_codec(tmp_path / "codec"))
+    utterances, tokenizer = read_manifest(manifest), NamedTokenizer(codec)
+    found = encode_utterances(utterances, tokenizer)
+    one_by_one = [tokenizer.opened.encode(io.read(u.audio, RATE_HZ), RATE_HZ).tolist() for u in utterances]
+    assert found.codes == one_by_one
+    assert encode_utterances(utterances, tokenizer) == found  # from the cache
+    assert encode_utterances(utterances[::-1], tokenizer).codes == found.codes[::-1]
+    assert encode_utterances([], tokenizer).codes == []
+
+
+def test_other_features_are_encoded_again(manifest, tmp_path, encoded, cache):
     codec, utterances = str(made_up_codec(tmp_path / "codec")), read_manifest(manifest)
-    causal = encode_utterances(utterances, NamedTokenizer(codec))
-    whisper = encode_utterances(utterances, NamedTokenizer(codec, "whisper"))
+    for log_mel in (None, "causal", "whisper"):
+        encode_utterances(utterances, NamedTokenizer(codec, log_mel))
     assert sum(encoded) == 16
-    assert causal.codes != whisper.codes
+    assert len(list((cache / "codes").iterdir())) == 2
 
 
 def test_parts_are_kept_as_they_are_done(manifest, tmp_path, encoded, monkeypatch, cache):
@@ -105,7 +117,7 @@ def test_a_recording_that_cannot_be_read_keeps_its_reason(manifest, tmp_path, en
         assert found.unread == [3]
         assert "x-3.wav" in found.reasons[0]
     assert sum(encoded) == 7
-    soundfile.write(tmp_path / "x-3.wav", np.zeros(RATE_HZ), RATE_HZ)
+    soundfile.write(tmp_path / "x-3.wav", np.zeros(RATE_HZ + 3000), RATE_HZ)
     assert encode_utterances(utterances, NamedTokenizer(codec)).unread == []
     assert sum(encoded) == 8
 

@@ -95,8 +95,8 @@ def test_verbs_take_log_mel(released, speech, tmp_path):
     codes = {}
     for log_mel in ("causal", "whisper"):
         out = tmp_path / f"{log_mel}.jsonl"
-        arguments = ["tokenize", str(tmp_path / "a.wav"), "--speech-tokenizer", str(released), "--out", str(out)]
-        main([*arguments, "--log-mel", log_mel])
+        words = ["tokenize", str(tmp_path / "a.wav"), "--speech-tokenizer", str(released), "--out", str(out)]
+        main([*words, "--log-mel", log_mel])
         codes[log_mel] = json.loads(out.read_text())["codes"]
     expected = SpeechTokenizer.from_pretrained(released, log_mel="causal").encode(speech[0], 16_000)
     assert codes["causal"] == expected.tolist()

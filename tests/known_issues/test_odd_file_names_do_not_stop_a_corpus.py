@@ -76,7 +76,8 @@ def test_it_goes_through_codes_and_documents(corpus, tmp_path):
     documents = read_documents(tmp_path / "docs")
     assert "caf\\udce9:caf\\udce9" in {documents.id(i) for i in range(len(documents))}
     out = tmp_path / "codes.jsonl"
-    assert main(["tokenize", str(corpus), "--speech-tokenizer", str(codec), "--out", str(out), "--device", "cpu"]) == 0
+    words = ["tokenize", str(corpus), "--speech-tokenizer", str(codec), "--out", str(out)]
+    assert main([*words, "--device", "cpu"]) == 0
     assert len(out.read_text(encoding="utf-8").splitlines()) == 3
 
 

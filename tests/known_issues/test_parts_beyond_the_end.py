@@ -137,9 +137,9 @@ def test_what_setup_cannot_read_stops_a_run_that_never_validates(tmp_path):
 
 def test_tokenize_leaves_them_out_by_name(manifest, codec, tmp_path, capsys):
     out = tmp_path / "codes.jsonl"
-    command = ["tokenize", str(manifest), "--speech-tokenizer", str(codec), "--out", str(out), "--device", "cpu"]
+    command = ["tokenize", str(manifest), "--speech-tokenizer", str(codec), "--out", str(out)]
     with pytest.raises(SystemExit) as stopped:
-        main(command)
+        main([*command, "--device", "cpu"])
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert "3 left out" in error
