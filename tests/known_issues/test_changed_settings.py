@@ -136,7 +136,7 @@ def test_what_only_counts_at_the_start_is_not_recorded(tmp_path, recwarn):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 5))
     (state,) = folder.glob("runs/tiny/*/checkpoints/step-0000005.ckpt")
-    words = ("--model.init_args.init_from", str(state), "--seed_everything", "8")
+    words = ("--model.init_args.init_from", str(state), "--seed_everything", "8", "--data.seed", "7")
     fit(folder, lm_recipe(folder, 6), "--ckpt_path", "last", *words)
     (run,) = mlflow_runs(folder).values()
     assert not [key for key in run.data.tags if "init_from" in key or "seed_everything" in key]

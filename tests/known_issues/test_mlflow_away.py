@@ -133,7 +133,7 @@ def test_a_deleted_experiment_is_one_line(run, tmp_path, capfd):
     client.delete_experiment(client.get_experiment_by_name("tiny").experiment_id)
     for words in ((), ("--ckpt_path", "last")):
         fit(folder, lm_recipe(folder, 7), *words, expected=2)
-        assert "the MLflow experiment 'tiny' was deleted: bring it back with `mlflow exp" in said(capfd)
+        assert "the MLflow experiment 'tiny' was deleted: restore it with `mlflow exp" in said(capfd)
     assert newest_checkpoint(run.parent, "last").parent.parent == run
 
 
