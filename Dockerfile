@@ -1,4 +1,4 @@
-# docker build -t lit_moss . ; docker run --gpus all --shm-size 8g -v "$PWD":/data -w /data lit_moss fit -c /app/conf/quickstart.yaml
+# docker build -t lit_moss . ; docker run --gpus all --shm-size 8g -v "$PWD":/data -w /data lit_moss fit -c conf/quickstart.yaml
 FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04
 RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv git make && rm -rf /var/lib/apt/lists/*
 WORKDIR /app

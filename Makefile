@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart quickstart-tokenizer test check gpu-test
+.PHONY: quickstart quickstart-tokenizer test check docs gpu-test
 
 quickstart: $(VENV)/ready ## sets up, trains stage 1 of a split SmolLM2-135M on embedded real parts, answers two prompts
 	$(BIN)/python -m lit_moss fit -c conf/quickstart_lm.yaml
@@ -18,10 +18,13 @@ quickstart-tokenizer: $(VENV)/ready ## sets up, trains the speech tokenizer on t
 test: $(VENV)/ready-dev ## sets up, then all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-check: $(VENV)/ready-dev ## lint, format, types
+check: $(VENV)/ready-dev docs ## lint, format, types, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: $(VENV)/ready-docs ## the documentation, built strictly into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
 gpu-test: $(VENV)/ready-dev ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests/gpu
@@ -31,6 +34,10 @@ $(VENV)/ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV), some three minutes …"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/ready-docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready

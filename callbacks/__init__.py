@@ -3,6 +3,7 @@
 from callbacks.checkpoint import Checkpoint
 from callbacks.decoder_report import DecoderReport
 from callbacks.exact_resume import ExactResume
+from callbacks.first_validation import FirstValidation
 from callbacks.learning_rate import LearningRateSchedule
 from callbacks.non_finite_steps import NonFiniteSteps
 from callbacks.progress import Progress
@@ -17,6 +18,7 @@ __all__ = [
     "Checkpoint",
     "DecoderReport",
     "ExactResume",
+    "FirstValidation",
     "LearningRateSchedule",
     "NonFiniteSteps",
     "Progress",

@@ -1,6 +1,5 @@
-"""Ends a run of a sweep early where its trial does worse than the others."""
+"""Ends a run of a sweep early where its trial does worse than the others; the command line adds it."""
 
-import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,9 @@ from optuna.pruners import BasePruner
 from optuna_integration import PyTorchLightningPruningCallback
 
 from lit_moss.runs.tracking import Tracker
-from lit_moss.sweep.study import STORAGE_VARIABLE, open_storage
+from lit_moss.sweep.config import make
+from lit_moss.sweep.study import open_storage
+from lit_moss.sweep.trial import PrunableTrial
 
 
 class PruneTrial(PyTorchLightningPruningCallback):
@@ -20,32 +21,20 @@ class PruneTrial(PyTorchLightningPruningCallback):
     ends as a finished one does, with a checkpoint and a record, instead of by an exception.
 
     Args:
-        study: Its name.
-        trial: Number of the trial.
-        monitor: Metric to report.
-        pruner: What decides.
-        heartbeat_sec: As of the sweep.
-        first_step: Added to the optimizer step: later seeds of a trial run after earlier ones.
+        trial: The trial, its metric and the pruner.
+        storage: Database of the study.
     """
 
-    def __init__(
-        self,
-        study: str,
-        trial: int,
-        monitor: str,
-        pruner: BasePruner,
-        heartbeat_sec: int = 20,
-        first_step: int = 0,
-    ) -> None:
-        loaded = optuna.load_study(
-            study_name=study,
-            storage=open_storage(os.environ[STORAGE_VARIABLE], heartbeat_sec),
+    def __init__(self, trial: PrunableTrial, storage: str) -> None:
+        study = optuna.load_study(
+            study_name=trial.study,
+            storage=open_storage(storage, trial.heartbeat_sec),
             sampler=optuna.samplers.RandomSampler(),  # draws nothing here
-            pruner=pruner,
+            pruner=make(trial.pruner, BasePruner, "pruner"),
         )
-        own = next(t for t in loaded.get_trials(deepcopy=False) if t.number == trial)
-        super().__init__(optuna.trial.Trial(loaded, own._trial_id), monitor)
-        self.first_step, self.pruned = first_step, False
+        own = next(t for t in study.get_trials(deepcopy=False) if t.number == trial.trial)
+        super().__init__(optuna.trial.Trial(study, own._trial_id), trial.monitor)
+        self.first_step, self.pruned = trial.first_step, False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step: Any = SimpleNamespace(current_epoch=self.first_step + trainer.global_step)

@@ -69,8 +69,8 @@ class SkippedData(Callback):
 
     def _check(self, trainer: Trainer) -> None:
         data = ordered_data(trainer)
-        counts = not trainer.sanity_checking and trainer.global_step > 0
-        if data is not None and trainer.logger is not None and counts:
+        logged = trainer.logger is not None and not trainer.sanity_checking and trainer.global_step > 0
+        if data is not None and trainer.logger is not None and logged:
             metrics = {"data/skipped": float(len(data.skipped))}
             if isinstance(data, TokenData):  # documents that do not fit the context, known from the start
                 metrics["data/left_out"] = float(data.left_out)

@@ -18,6 +18,7 @@ from lit_moss.errors import UserError
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+    from lit_moss.codec import SpeechTokenizer
     from lit_moss.llm.rows import RowFormat
 
 Parts = dict[str, list[tuple[str, torch.nn.Parameter]]]  # part of a model -> its named parameters
@@ -87,8 +88,77 @@ class SpeechData(OrderedData, Protocol):
         ...
 
 
+class FrozenParts(Protocol):
+    """Speech tokenizer and speaker encoder that a decoder's data come from.
+
+    Attributes:
+        tokenizer: The speech tokenizer.
+        fingerprints: Of tokenizer and speaker encoder, by name.
+    """
+
+    tokenizer: "SpeechTokenizer"
+    fingerprints: dict[str, str]
+
+    @property
+    def speaker_dim(self) -> int:
+        """Values of a speaker vector; 0 without a speaker encoder."""
+        ...
+
+
 @runtime_checkable
-class TokenData(OrderedData, Protocol):
+class DecoderData(OrderedData, Protocol):
+    """Codes with their mel, for the flow decoder.
+
+    Attributes:
+        speech_tokenizer: Name of the tokenizer whose codes these are.
+        speaker: Name of the speaker encoder, or None.
+        log_mel: Features of the tokenizer, None for those that it states.
+    """
+
+    speech_tokenizer: str
+    speaker: str | None
+    log_mel: str | None
+
+    @property
+    def frozen(self) -> FrozenParts:
+        """Tokenizer and speaker encoder, opened."""
+        ...
+
+    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean log-mel (80,) and mean speaker vector (S,) of training utterances."""
+        ...
+
+
+@runtime_checkable
+class FingerprintedData(Protocol):
+    """Data that can be told from other data."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """What the data is, for a run's record."""
+        ...
+
+
+@runtime_checkable
+class RowData(Protocol):
+    """Data whose items are rows: documents or prompts."""
+
+    @property
+    def format(self) -> "RowFormat": ...
+
+
+@runtime_checkable
+class PromptData(RowData, Protocol):
+    """Prompts for the language model.
+
+    Attributes:
+        tokenizer: The text tokenizer that turns replies back into text.
+    """
+
+    tokenizer: Any
+
+
+@runtime_checkable
+class TokenData(OrderedData, RowData, Protocol):
     """Packed token documents, for the language model.
 
     Attributes:
@@ -98,9 +168,6 @@ class TokenData(OrderedData, Protocol):
 
     context: int
     left_out: int
-
-    @property
-    def format(self) -> "RowFormat": ...
 
     def cloze_items(self) -> list[Any]:
         """Held-out items for perplexity and cloze."""
@@ -174,6 +241,9 @@ class LaterMetrics(Protocol):
     def later_metrics(self) -> list[str]: ...
 
 
+_TOKEN_DATA = "InterleavedDataModule, SFTDataModule or another data module of token documents"
+
+
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """All callbacks of a trainer (an attribute that Lightning sets without declaring it)."""
     return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
@@ -244,6 +314,18 @@ def speech_data(trainer: Trainer) -> SpeechData:
     return data
 
 
+def decoder_data(trainer: Trainer) -> DecoderData:
+    """The data module of a flow decoder's run.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, DecoderData):
+        raise _wrong_data(data, "DecoderDataModule")
+    return data
+
+
 def token_data(trainer: Trainer) -> TokenData:
     """The data module of a language model's run.
 
@@ -252,9 +334,31 @@ def token_data(trainer: Trainer) -> TokenData:
     """
     data = datamodule_of(trainer)
     if not isinstance(data, TokenData):
-        raise _wrong_data(
-            data, "InterleavedDataModule, SFTDataModule or another data module of token documents"
-        )
+        raise _wrong_data(data, _TOKEN_DATA)
+    return data
+
+
+def row_data(trainer: Trainer) -> RowData:
+    """The data module of a language model's run, of documents or of prompts.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, RowData):
+        raise _wrong_data(data, _TOKEN_DATA)
+    return data
+
+
+def prompt_data(trainer: Trainer) -> PromptData:
+    """The data module of prompts that a language model replies to.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, PromptData):
+        raise _wrong_data(data, "PromptDataModule")
     return data
 
 
@@ -264,8 +368,8 @@ def _wrong_data(data: object, expected: str) -> UserError:
 
 def fingerprints_of(trainer: Trainer) -> dict[str, str]:
     """Fingerprints of the data; {} where it has none."""
-    data = ordered_data(trainer)
-    return {} if data is None else data.fingerprints()
+    data = datamodule_of(trainer)
+    return data.fingerprints() if isinstance(data, FingerprintedData) else {}
 
 
 def total_parameters(named: Iterable[tuple[str, torch.nn.Parameter]]) -> int:

@@ -1,14 +1,23 @@
-"""Where a verb computes: `--device auto`, `cpu`, `cuda`."""
+"""The device on which a verb computes: `--device auto`, `cpu`, `cuda`."""
 
-from typing import Any, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from lit_moss.errors import UserError
 
-Movable = TypeVar("Movable", bound=Any)  # anything with `to(device)` that returns itself
+
+class CanMove(Protocol):
+    """A part with tensors: a module, a tokenizer, a codec."""
+
+    def to(self, device: str, /) -> Self:
+        """Moves it; returns itself."""
+        ...
+
+
+Movable = TypeVar("Movable", bound=CanMove)
 
 
 def moved(part: Movable, name: str) -> Movable:
-    """`part` on the device of that name; `auto` is CUDA where there is any.
+    """Moves `part` to the device of that name; `auto` is CUDA if there is any.
 
     Raises:
         UserError: if there is no such device, or it cannot be used.

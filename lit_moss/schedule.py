@@ -44,7 +44,7 @@ def rate_factor(kind: str, step: int, warmup_steps: int, total_steps: int, floor
 def layerwise_lr(
     step: int, layer: int, N: int, k: int, w: int, T: int, eta_max: float, r: float = 0.1
 ) -> float:
-    """Rate of one layer while layers are unfrozen from the last to the first (arXiv:2510.00499, appendix D).
+    """Learning rate of a layer while layers are unfrozen last to first (arXiv:2510.00499, appendix D).
 
         d_i = (N - 1 - i) k,   D_i = T - d_i - w,   u = s - d_i,   eta_min = r eta_max
 
@@ -55,7 +55,7 @@ def layerwise_lr(
 
     Args:
         step: s, optimizer steps done.
-        layer: i, from 0; N - 1 is the last one and the first to learn.
+        layer: i, from 0; N - 1 is the last one and the first to be unfrozen.
         N: Layers to be unfrozen.
         k: Steps between two layers.
         w: Steps of warm-up.

@@ -45,8 +45,9 @@ def documents_folder(
     tokenizer = load_text_tokenizer(backbone)
     form = row_format(tokenizer, 128, eosp=CODES)
     rng = np.random.default_rng(seed)
-    meta = {"kind": kind, "options": {}, "text_tokenizer": text_tokenizer_fingerprint(tokenizer), "speech_tokenizer": speech_tokenizer,
-            "format": form.to_dict(), "version": 1, "sources": [str(seed)]}  # fmt: skip
+    meta = {"kind": kind, "options": {}, "text_tokenizer": text_tokenizer_fingerprint(tokenizer),
+            "speech_tokenizer": speech_tokenizer, "format": form.to_dict(), "version": 1,
+            "sources": [str(seed)]}  # fmt: skip
     with DocumentWriter(path, meta) as writer:
         for i in range(count):
             codes = [int(rng.integers(CODES))]
@@ -66,8 +67,9 @@ def conversations(path, backbone, lengths, masks=None, kind="sft"):
     """Documents whose last 5 rows are the reply, unless `masks` says otherwise."""
     tokenizer = load_text_tokenizer(backbone)
     form = row_format(tokenizer, 128, eosp=32)
-    meta = {"kind": kind, "options": {}, "text_tokenizer": text_tokenizer_fingerprint(tokenizer), "speech_tokenizer": "made up",
-            "format": form.to_dict(), "version": 1, "sources": ["0"]}  # fmt: skip
+    meta = {"kind": kind, "options": {}, "text_tokenizer": text_tokenizer_fingerprint(tokenizer),
+            "speech_tokenizer": "made up", "format": form.to_dict(), "version": 1,
+            "sources": ["0"]}  # fmt: skip
     with DocumentWriter(path, meta, shard_rows=300) as writer:
         for i, n in enumerate(lengths):
             mask = [j >= n - 5 for j in range(n)] if masks is None else masks[i]

@@ -1,4 +1,4 @@
-"""What one busy process beside a training costs it, by how long waiting OpenMP threads spin.
+"""What a busy process costs a training beside it, by how long waiting OpenMP threads spin.
 
     python -m experiments.benches.busy_neighbour [-c conf/quickstart_lm.yaml …] [--steps 6] [--busy 1]
 
@@ -21,9 +21,8 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 SETTINGS: dict[str, dict[str, str]] = {
-    "default": {
-        "GOMP_SPINCOUNT": ""
-    },  # empty: GNU OpenMP passes over it, and lit_moss takes it for the user's
+    # Empty: GNU OpenMP ignores it, and lit_moss takes it for a setting of the user's.
+    "default": {"GOMP_SPINCOUNT": ""},
     "GOMP_SPINCOUNT=30000": {"GOMP_SPINCOUNT": "30000"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
@@ -59,7 +58,7 @@ def rate(recipe: str, steps: int, variables: dict[str, str], busy: int, folder: 
                "--run_root", str(folder / "runs"), "--trainer.max_steps", str(steps + 1),
                "--trainer.val_check_interval", "1000000"]  # fmt: skip
     if "_lm" in recipe:
-        command += ["--model.init_args.first_validation", "false"]
+        command += ["--first_validation", "false"]
     own = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {k: v for k, v in os.environ.items() if k not in own} | variables
     environment |= {"OMP_NUM_THREADS": str(os.cpu_count()), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/m.db"}

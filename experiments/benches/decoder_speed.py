@@ -1,4 +1,4 @@
-"""How fast codes become sound: cost along a stream, stages of a chunk, time to the first sound.
+"""Speed of decoding codes to sound: cost along a stream, stages of a chunk, time to the first sound.
 
     python -m experiments.benches.decoder_speed [--size small official] [--seconds 120] [--out FOLDER]
 
@@ -23,6 +23,7 @@ from torch import nn
 
 from experiments.contract.released_streaming import mel_chunks
 from lit_moss.audio import rates
+from lit_moss.audio.stream_timing import timed_outputs
 from lit_moss.codec.codec import Codec
 from lit_moss.codec.conformer import LOOKAHEAD_CODES
 from lit_moss.codec.flow import HISTORY_CHUNKS, Flow, FlowConfig, Prompt
@@ -71,17 +72,17 @@ def _wait(device: torch.device) -> None:
 def first_sound(codec: Codec, device: torch.device, repeats: int) -> dict[str, float]:
     """Computing time from the first code to the first samples, and of a chunk with its whole history."""
     chunk, first, later = codec.flow.config.chunk_codes, [], []
-    for _ in range(repeats + 1):
+    pieces = [[1] * (chunk + LOOKAHEAD_CODES)]
+    history = [[2] * (HISTORY_CHUNKS * chunk)]
+    for repeat in range(repeats + 1):
         player = codec.stream()
         _wait(device)
-        begun = time.perf_counter()
-        player.push([1] * (chunk + LOOKAHEAD_CODES))
-        first.append(time.perf_counter() - begun)
-    player.push([2] * (HISTORY_CHUNKS * chunk))
-    for _ in range(max(3, repeats)):
-        begun = time.perf_counter()
-        player.push([2] * chunk)  # samples are on the CPU afterwards: nothing left to wait for
-        later.append(time.perf_counter() - begun)
+        if repeat == repeats:
+            pieces += history + [[2] * chunk] * max(3, repeats)
+        # Samples are on the CPU after each push: nothing is left to wait for.
+        seconds = [taken for _, taken in timed_outputs(player, pieces)]
+        first.append(seconds[0])
+        later = seconds[2:-1]  # without the history, and without `flush`
     later_sec = sorted(later)[len(later) // 2]
     return {
         "first_sound_sec": sorted(first[1:])[repeats // 2],
@@ -99,33 +100,33 @@ def stages(flow: Flow, hift: HiFT, device: torch.device, codes: int) -> dict[str
     for _ in range(2):
         with timed(modules, device) as spent:
             mel = flow.sample(ids, streaming=True)
-    found = {name: value / seconds for name, value in spent.items()}
+    factors = {name: value / seconds for name, value in spent.items()}
     for name, vocoder in (("HiFT", HiFTVocoder(hift)), ("Griffin-Lim", GriffinLim())):
         for _ in range(2):
             _wait(device)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             vocoder(mel)
             _wait(device)
-            found[name] = (time.perf_counter() - begun) / seconds
-    return found
+            factors[name] = (time.perf_counter() - start) / seconds
+    return factors
 
 
 @torch.no_grad()
 def along_a_stream(flow: Flow, seconds: float) -> list[tuple[float, float, float]]:
     """(position, computing time per second of audio, MiB of state), averaged over 2 s each."""
     chunk = flow.config.chunk_codes
-    stream, found, spent = flow.stream(), [], []
+    stream, points, spent = flow.stream(), [], []
     stream.push(torch.ones(chunk + LOOKAHEAD_CODES, dtype=torch.long))
     for n in range(1, int(seconds / (chunk * rates.SECONDS_PER_CODE))):
         _wait(stream.device)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         stream.push(torch.full((chunk,), n % 1000))
         _wait(stream.device)
-        spent.append(time.perf_counter() - begun)
+        spent.append(time.perf_counter() - start)
         if n % 5 == 0:
             sound = 5 * chunk * rates.SECONDS_PER_CODE
-            found.append((n * chunk * rates.SECONDS_PER_CODE, sum(spent[-5:]) / sound, stream.bytes / 2**20))
-    return found
+            points.append((n * chunk * rates.SECONDS_PER_CODE, sum(spent[-5:]) / sound, stream.bytes / 2**20))
+    return points
 
 
 def state_mib(flow: Flow) -> float:
@@ -144,14 +145,14 @@ def state_mib(flow: Flow) -> float:
 def released(flow: Flow, seconds: float) -> list[tuple[float, float]]:
     """(position, computing time per second of audio) of the released scheme, chunk by chunk."""
     codes = torch.ones(1, int(seconds / rates.SECONDS_PER_CODE), dtype=torch.long)
-    found, begun = [], time.perf_counter()
+    points, start = [], time.perf_counter()
     for mel, _, first, last in mel_chunks(flow, codes, Prompt.none()):
         _wait(mel.device)
         sound = mel.shape[-1] * rates.DECODER_HOP_SAMPLES / rates.DECODER_RATE_HZ
         if not last:
-            found.append((first * rates.SECONDS_PER_CODE + sound, (time.perf_counter() - begun) / sound))
-        begun = time.perf_counter()
-    return found
+            points.append((first * rates.SECONDS_PER_CODE + sound, (time.perf_counter() - start) / sound))
+        start = time.perf_counter()
+    return points
 
 
 def picture(ours: list[tuple[float, float, float]], theirs: list[tuple[float, float]], path: Path) -> None:
@@ -184,27 +185,27 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/decoder_speed"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    device, found = torch.device(args.device), {}
+    device, results = torch.device(args.device), {}
     for name in args.size:
         flow = Flow(sizes(name)).eval().to(device)
         hift = HiFT().eval().to(device)
         official = name == "official"
-        found[name] = stages(flow, hift, device, 50)
-        found[name]["state of a stream, MiB"] = state_mib(flow)
+        results[name] = stages(flow, hift, device, 50)
+        results[name]["state of a stream, MiB"] = state_mib(flow)
         for label, vocoder in (("HiFT", HiFTVocoder(hift)), ("Griffin-Lim", GriffinLim())):
             measured = first_sound(Codec(None, flow, vocoder), device, 1 if official else args.repeats)
-            found[name] |= {f"{label}: {key}": value for key, value in measured.items()}
+            results[name] |= {f"{label}: {key}": value for key, value in measured.items()}
         if not official:
             ours, theirs = along_a_stream(flow, args.seconds), released(flow, args.released_seconds)
-            found[name]["along a stream"] = ours
-            found[name]["released scheme"] = theirs
+            results[name]["along a stream"] = ours
+            results[name]["released scheme"] = theirs
             picture(ours, theirs, args.out / "stream_cost.png")
-        for key, value in found[name].items():
+        for key, value in results[name].items():
             if isinstance(value, float):
                 print(f"{name:<9} {key:<32} {value:.3f}")
-        for position, cost, mib in found[name].get("along a stream", [])[::10]:
+        for position, cost, mib in results[name].get("along a stream", [])[::10]:
             print(f"{name:<9} at {position:5.1f} s: {cost:.3f} s per second of audio, {mib:.0f} MiB")
-    (args.out / "result.json").write_text(json.dumps(found, indent=1) + "\n")
+    (args.out / "result.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"{args.out}: result.json")
     return 0
 

@@ -1,11 +1,10 @@
-"""Rows a second of generation at batch 1, against transformers' generate on the plain backbone, in turns
-in one process.
+"""Generated rows per second at batch size 1, beside transformers' generate on the plain backbone.
 
     python -m experiments.benches.generation_speed [--backbone embedded:smollm2-135m] [--tokens 64] …
 
-Both make the same number of tokens, greedily, from the same prompt of 32 ids; the best of the repeats counts.
-`text` is the text mode (the same layers and the same head as the backbone's), `speech` the speech mode
-(trunk, speech tail, speech head).
+Both generate the same number of tokens, greedily, from the same prompt of 32 ids, in turns in one process;
+the best of the repeats counts. `text` is the text mode (the same layers and the same head as the backbone's),
+`speech` the speech mode (trunk, speech tail, speech head).
 """
 
 import argparse
@@ -20,7 +19,7 @@ from lit_moss.llm.backbone import resolve_backbone
 
 
 def main() -> None:
-    """Prints one line a dtype and kind, with the ratio to transformers."""
+    """Prints a line for each dtype and kind, with the ratio to transformers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,6 @@
 """How long a live stream of the speech tokenizer takes for each 80 ms of speech.
 
-    python -m experiments.benches.live_latency FOLDER [--speech-tokenizer embedded:whisper-tiny-kmeans] [--threads 1]
+    python -m experiments.benches.live_latency FOLDER [--speech-tokenizer NAME] [--threads 1]
     python -m experiments.benches.live_latency FOLDER --official --minutes 1
 
 FOLDER holds sound files, which are joined in the order of their names (and repeated) to the wanted length.
@@ -72,15 +72,15 @@ def main() -> int:
     warm = tokenizer.stream()  # allocators and thread pools; not the stream that is measured
     for samples in wave[: 5 * rates.SAMPLES_PER_CODE].split(rates.SAMPLES_PER_CODE):
         warm.push(samples)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     stream = tokenizer.stream()
-    opening = time.perf_counter() - begun
+    opening = time.perf_counter() - start
     taken, cpu, codes = [], [], []
     for samples in tqdm(wave.split(rates.SAMPLES_PER_CODE), disable=None, leave=False):
-        begun, cpu_begun = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), time.process_time()
         codes.append(stream.push(samples))
-        cpu.append(1000.0 * (time.process_time() - cpu_begun))
-        taken.append(1000.0 * (time.perf_counter() - begun))
+        cpu.append(1000.0 * (time.process_time() - cpu_start))
+        taken.append(1000.0 * (time.perf_counter() - start))
     codes.append(stream.flush())
     streamed = torch.cat(codes)
     whole = tokenizer.encode(wave, rates.TOKENIZER_RATE_HZ)

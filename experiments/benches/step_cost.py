@@ -4,8 +4,8 @@
 
 Every measurement runs in a process of its own, the two kinds take turns. Memory is measured in further
 processes, where every tensor of weight is a mapping of its own (MAPPED), so that freed memory is gone and the
-peak of the resident set is that of the tensors; what Python and the libraries take before the model is made
-is taken off.
+peak of the resident set is that of the tensors; what Python and the libraries use before the model is built
+is subtracted.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MAPPED = {"MALLOC_MMAP_THRESHOLD_": "200000", "MALLOC_TRIM_THRESHOLD_": "1000000
 
 
 def measure(kind: str, backbone: str, rows: int, steps: int) -> dict[str, float]:
-    """Median seconds of a step of `rows` packed rows, and peak memory in GiB, after two steps to warm up."""
+    """Median seconds of a step with `rows` packed rows, and peak GiB of memory, after two warm-up steps."""
     from callbacks.throughput import memory_gib
 
     before = memory_gib()
@@ -65,7 +65,7 @@ def _run(options: list[str], environment: dict[str, str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints one line a kind and the ratios."""
+    """Prints a line for each kind, and the ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,13 +78,13 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one, args.backbone, args.rows, args.steps)))
         return
-    found: dict[str, list[dict[str, float]]] = {"stage1": [], "full": []}
+    measured: dict[str, list[dict[str, float]]] = {"stage1": [], "full": []}
     sizes = ["--backbone", args.backbone, "--rows", str(args.rows)]
     for _ in range(args.repeats):
-        for kind, results in found.items():
+        for kind, results in measured.items():
             results.append(_run([*sizes, "--one", kind, "--steps", str(args.steps)], {}))
-    memory = {kind: _run([*sizes, "--one", kind, "--steps", "1"], MAPPED)["gib"] for kind in found}
-    best = {kind: (min(r["sec"] for r in results), memory[kind]) for kind, results in found.items()}
+    memory = {kind: _run([*sizes, "--one", kind, "--steps", "1"], MAPPED)["gib"] for kind in measured}
+    best = {kind: (min(r["sec"] for r in results), memory[kind]) for kind, results in measured.items()}
     for kind, (sec, gib) in best.items():
         print(f"{kind:<7} {sec:.3f} s a step, {args.rows / sec:.0f} rows/s, peak {gib:.2f} GiB")
     (a_sec, a_gib), (b_sec, b_gib) = best["stage1"], best["full"]

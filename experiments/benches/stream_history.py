@@ -1,10 +1,11 @@
-"""What a stream loses by a bounded history: mels of long talks with some, and with all that came before.
+"""What a stream loses by a bounded history: mels of long talks with a bounded and with the whole history.
 
     python -m experiments.benches.stream_history CODEC MANIFEST [--seconds 40] [--talks 4] [--chunks 5 25]
 
-Utterances are joined into talks of `--seconds`. Each is made from its codes with streaming masks and a
-history of `--chunks` chunks (0.4 s) or all; also as a whole, with full attention. Printed, over the frames
-behind the longest bound: mean absolute difference from the truth, and from the mel with all history, in dB.
+Utterances are joined into talks of `--seconds`. The mel of each is computed from its codes with streaming
+masks and a history of `--chunks` chunks (0.4 s) or all; also as a whole, with full attention. Printed are,
+over the frames after the longest bound, the mean absolute differences from the recording's mel, and from the
+mel with the whole history, in dB.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from lit_moss.modules.flow_decoder import DECIBELS
 
 
 def talks(manifest: Path, seconds: float, count: int) -> list[Tensor]:
-    """Waves at 24 kHz of utterances one behind the other, `seconds` each."""
+    """Waves at 24 kHz of joined utterances, `seconds` each."""
     waves, joined = [], []
     for utterance in read_manifest(manifest):
         span = (utterance.offset_sec, utterance.duration_sec)
@@ -51,11 +52,11 @@ def main() -> int:
     args = parser.parse_args()
     codec = open_codec(args.codec)
     chunk_frames = codec.flow.config.chunk_codes * rates.FRAMES_PER_CODE_DECODER
-    behind = (max(args.chunks) + 1) * chunk_frames
+    first_frame = (max(args.chunks) + 1) * chunk_frames
     names = ["whole, full attention", "all", *map(str, args.chunks)]
-    truth, moved = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    error, change = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     waves = talks(args.manifest, args.seconds, args.talks)
-    if not waves or len(waves[0]) <= behind * rates.DECODER_HOP_SAMPLES:
+    if not waves or len(waves[0]) <= first_frame * rates.DECODER_HOP_SAMPLES:
         sys.exit(
             f"{args.manifest} is too short for a talk of {args.seconds} s beyond {max(args.chunks)} chunks"
         )
@@ -65,18 +66,18 @@ def main() -> int:
         codes_N, mel_MT = trimmed(codes, decoder_mel(wave_T[None])[0])
         wave_16k_T = resample(wave_T, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)
         prompt = Prompt.none(codec.speaker(wave_16k_T) if codec.speaker is not None else None)
-        made: dict[str, Tensor] = {}
+        mels: dict[str, Tensor] = {}
         for name in names:
             streaming, left = name != names[0], int(name) if name.isdigit() else None
-            made[name] = codec.flow.sample(
+            mels[name] = codec.flow.sample(
                 codes_N[None], prompt=prompt, streaming=streaming, left_chunks=left
             )[0]
         for name in names:
-            truth[name] += float((made[name] - mel_MT)[:, behind:].abs().mean()) / len(waves)
-            moved[name] += float((made[name] - made["all"])[:, behind:].abs().mean()) / len(waves)
+            error[name] += float((mels[name] - mel_MT)[:, first_frame:].abs().mean()) / len(waves)
+            change[name] += float((mels[name] - mels["all"])[:, first_frame:].abs().mean()) / len(waves)
     print(f"{'history, chunks':24} {'dB from truth':>14} {'dB from all':>12}")
     for name in names:
-        print(f"{name:24} {DECIBELS * truth[name]:14.3f} {DECIBELS * moved[name]:12.3f}")
+        print(f"{name:24} {DECIBELS * error[name]:14.3f} {DECIBELS * change[name]:12.3f}")
     return 0
 
 

@@ -45,8 +45,8 @@ def main() -> int:
             differ = 0
             for wave, codes in zip(tqdm(waves, disable=None, leave=False), reference, strict=True):
                 stream = tokenizer.stream()
-                found = [stream.push(part) for part in wave.split(chunk * rates.SAMPLES_PER_CODE)]
-                differ += int((torch.cat([*found, stream.flush()]) != codes).sum())
+                streamed = [stream.push(part) for part in wave.split(chunk * rates.SAMPLES_PER_CODE)]
+                differ += int((torch.cat([*streamed, stream.flush()]) != codes).sum())
             print(f"exact={exact!s:<5} {chunk:>2} codes a push: {differ} of {total} differ", flush=True)
             good &= not (exact and differ)
     return 0 if good else 1

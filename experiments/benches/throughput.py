@@ -4,8 +4,7 @@
 
 Measures, in one process and one after the other: a training step (forward, backward, optimizer) in float32
 and in bfloat16 autocast, `SpeechTokenizer.encode` with and without the float64 look at near-ties, and a
-stream pushed 80 ms at a time. Audio is noise shaped to speech's level: the time does not depend on what is
-said.
+stream pushed 80 ms at a time. Audio is noise at the level of speech: the time does not depend on the content.
 """
 
 import argparse
@@ -26,9 +25,9 @@ def timed(work: Callable[[], object], audio_sec: float, repeat: int = 3) -> floa
     work()
     taken = []
     for _ in range(repeat):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - start)
     return audio_sec / sorted(taken)[repeat // 2]
 
 

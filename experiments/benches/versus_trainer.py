@@ -2,9 +2,9 @@
 
     python -m experiments.benches.versus_trainer DOCUMENTS… [--shares 1 1 0.1] [--steps 6] [--repeats 2]
 
-DOCUMENTS are folders of token documents (`prepare tokenize`), of which the shares are taken. The Trainer gets
-what a user would give it: the backbone with codes added to its vocabulary, one document a sequence, drawn at
-random, batches padded to their longest, bf16; once more sorted by length (`train_sampling_strategy`).
+DOCUMENTS are folders of token documents (`prepare documents`), of which the shares are used. The Trainer gets
+what a user would give it: the backbone with codes added to its vocabulary, one document per sequence, drawn
+at random, batches padded to their longest, bf16; once more sorted by length (`train_sampling_strategy`).
 Ours: the split model with nothing frozen, the same documents packed. All see about the same number of rows a
 step; what counts is rows that are no padding. They take turns, each in a process of its own; the first steps
 warm up and do not count.
@@ -46,12 +46,12 @@ def rows_of(folders: list[Path], shares: list[float]) -> tuple[list[np.ndarray],
     return rows, next((d.format for d in sets if d.meta.get("speech_tokenizer")), sets[0].format)
 
 
-def ours(items: list[np.ndarray], form: RowFormat, backbone: str, rows: int, steps: int) -> float:
+def ours(items: list[np.ndarray], row_format: RowFormat, backbone: str, rows: int, steps: int) -> float:
     """Useful rows a second of packed training, nothing frozen."""
     packs = pack(np.array([len(i) for i in items]), rows, min_fill=0.97)
     order = PackOrder([len(packs)], [1.0], 1)
     torch.manual_seed(0)
-    lm = SplitLM.from_backbone(backbone, 4, form.audio_vocab_size, row_format=form).train()
+    lm = SplitLM.from_backbone(backbone, 4, row_format.audio_vocab_size, row_format=row_format).train()
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-5, fused=True)
     useful, seconds = 0, 0.0
     for step in range(WARM_UP + steps):
@@ -72,7 +72,7 @@ def ours(items: list[np.ndarray], form: RowFormat, backbone: str, rows: int, ste
 
 
 def theirs(
-    items: list[np.ndarray], form: RowFormat, backbone: str, rows: int, steps: int, by_length: bool
+    items: list[np.ndarray], row_format: RowFormat, backbone: str, rows: int, steps: int, by_length: bool
 ) -> float:
     """Useful rows a second of transformers.Trainer on padded batches."""
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -80,7 +80,7 @@ def theirs(
     from lit_moss.llm.backbone import resolve_backbone
 
     model: Any = AutoModelForCausalLM.from_pretrained(resolve_backbone(backbone), dtype=torch.float32)
-    model.resize_token_embeddings(form.text_vocab_size + form.audio_vocab_size)
+    model.resize_token_embeddings(row_format.text_vocab_size + row_format.audio_vocab_size)
     size = max(1, round(rows / float(np.mean([len(i) for i in items]))))
     data = [{"input_ids": i} for i in items]
 
@@ -141,8 +141,8 @@ def main() -> None:
     parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        items, form = rows_of(args.documents, args.shares or [1.0] * len(args.documents))
-        sizes = items, form, args.backbone, args.rows, args.steps
+        items, row_format = rows_of(args.documents, args.shares or [1.0] * len(args.documents))
+        sizes = items, row_format, args.backbone, args.rows, args.steps
         print(json.dumps(ours(*sizes) if args.one == "ours" else theirs(*sizes, args.one == "sorted")))
         return
     best = dict.fromkeys(KINDS, 0.0)

@@ -2,10 +2,10 @@
 
     python -m experiments.check_contract FOLDER
 
-FOLDER holds one folder a module (`encoder`, `features`, `flow`, `hift`, `streaming_decode`), each with
+FOLDER holds one folder for each module (`encoder`, `features`, `flow`, `hift`, `streaming_decode`), each with
 `config.json`, `io.safetensors` (recorded inputs and outputs) and, where the module has weights,
-`weights.safetensors`. One line a quantity: its largest
-difference and the tolerance. Exit code 0 if all are within, 1 if one is not, 2 if FOLDER cannot be used.
+`weights.safetensors`. Prints one line for each quantity: its largest difference and the tolerance. Exit code
+0 if all are within, 1 if one is not, 2 if FOLDER cannot be used.
 """
 
 import argparse
@@ -85,21 +85,21 @@ def _record(encoder: CausalEncoder) -> dict[str, Tensor]:
 
 def _check_stream(encoder: CausalEncoder, io: dict[str, Tensor]) -> Iterator[Line]:
     for item in range(len(io["input_features"])):
-        state, start, found = EncoderState(), 0, []
+        state, start, codes = EncoderState(), 0, []
         for chunk, frames in enumerate(io["stream_chunk_frames"].tolist()):
             mel = io["input_features"][item : item + 1, :, start : start + frames]
             start += frames
-            found.append(encoder.quantize(encoder.pool(encoder(mel, state))))
+            codes.append(encoder.quantize(encoder.pool(encoder(mel, state))))
             prefix = f"stream_b{item}_chunk{chunk}"
             for name, ours, tolerance in (
-                ("token_ids", found[-1], 0.0),
+                ("token_ids", codes[-1], 0.0),
                 ("conv1_cache", state.conv1_tail, ACTIVATION),
                 ("conv2_cache", state.conv2_tail, ACTIVATION),
             ):
                 if f"{prefix}_{name}" in io and ours is not None:
                     yield f"{prefix}_{name}", ours, io[f"{prefix}_{name}"], tolerance
         if f"stream_token_ids_b{item}" in io:
-            yield f"stream_token_ids_b{item}", torch.cat(found, dim=1)[0], io[f"stream_token_ids_b{item}"], 0
+            yield f"stream_token_ids_b{item}", torch.cat(codes, dim=1)[0], io[f"stream_token_ids_b{item}"], 0
 
 
 def check_features(folder: Path) -> Iterator[Line]:
@@ -146,10 +146,10 @@ def check_features(folder: Path) -> Iterator[Line]:
 
 
 def _check_fbank(io: dict[str, Tensor], waves: list[Tensor], resampled: Tensor) -> Iterator[Line]:
-    """The recording does not say which wave it is of: it is the nearest among those of its length."""
+    """The recording does not state its wave: it is taken as the nearest among those of its length."""
     recorded = io["kaldi_fbank80"]
-    found = [features.kaldi_fbank(wave) for wave in (resampled, *waves)]
-    fitting = [fbank for fbank in found if fbank.shape == recorded.shape]
+    computed = [features.kaldi_fbank(wave) for wave in (resampled, *waves)]
+    fitting = [fbank for fbank in computed if fbank.shape == recorded.shape]
     if not fitting:
         raise UserError(f"kaldi_fbank80 has {len(recorded)} frames, expected the length of a recorded wave")
     ours = min(fitting, key=lambda fbank: float((fbank - recorded).abs().max()))
@@ -173,7 +173,7 @@ CHECKS: dict[str, Callable[[Path], Iterator[Line]]] = {
 
 @torch.no_grad()
 def check(folder: Path) -> bool:
-    """Prints a line a quantity; True if all are within their tolerance.
+    """Prints one line for each quantity; True if all are within their tolerance.
 
     Raises:
         UserError: if the folder holds none of the modules, or one is incomplete.

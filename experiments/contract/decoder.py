@@ -2,21 +2,25 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from experiments.contract.released_streaming import released_stream
+from experiments.contract.released_streaming import released_sample, released_stream
 from lit_moss.audio import rates
 from lit_moss.codec import flow_matching
 from lit_moss.codec.conformer import LOOKAHEAD_CODES, Offsets
-from lit_moss.codec.flow import Draws, Flow, FlowConfig, Prompt
+from lit_moss.codec.flow import Flow
+from lit_moss.codec.flow_config import FlowConfig
+from lit_moss.codec.flow_network import Prompt
+from lit_moss.codec.flow_training import Draws, FlowBatch, velocities
 from lit_moss.codec.hift import HiFT, HiFTConfig
-from lit_moss.codec.stream_cache import chunk_mask
-from lit_moss.codec.unet import time_embedding
+from lit_moss.codec.stream_cache import Chunks, seen_keys
+from lit_moss.codec.unet import Conditions, time_embedding
 
 # Name, ours, recorded, tolerance (0 is equality).
 Line = tuple[str, Tensor, Tensor, float]
@@ -24,9 +28,57 @@ FLOW, F0_HZ, SOURCE, WAVE_GIVEN_SOURCE, WAVE = 2e-5, 1e-3, 1e-4, 1e-4, 2e-3
 RATIO = rates.FRAMES_PER_CODE_DECODER
 
 
+def released_config(config: dict[str, Any]) -> FlowConfig:
+    """Sizes in the released decoder's nested configuration (`encoder`, `estimator`, `cfm`).
+
+    Raises:
+        ValueError: if it is none that our network computes.
+    """
+    encoder, unet, cfm = config["encoder"], config["estimator"], config["cfm"]
+    if len(unet["channels"]) != 1:
+        raise ValueError(f"estimator.channels is {unet['channels']}, only one resolution is supported")
+    if (encoder["upsample_stride"], config["mel"]) != (RATIO, rates.DECODER_MEL_BINS):
+        raise ValueError("expected upsample_stride 4 and 80 mel bands")
+    return FlowConfig(
+        vocab_size=config["vocab_size"], hidden=config["hidden"], speaker_dim=config["spk_embed_dim"],
+        encoder_heads=encoder["attention_heads"], encoder_inner=encoder["linear_units"],
+        encoder_layers=encoder["num_blocks"], channels=unet["channels"][0], heads=unet["num_heads"],
+        head_width=unet["attention_head_dim"], blocks=unet["n_blocks"], mid_stages=unet["num_mid_blocks"],
+        chunk_codes=encoder["static_chunk_size"], dropout=encoder["dropout_rate"],
+        unconditioned_share=cfm["training_cfg_rate"], guidance=cfm["inference_cfg_rate"],
+    )  # fmt: skip
+
+
+@contextmanager
+def released_padding(flow: Flow) -> Iterator[None]:
+    """The look-ahead reads padding as the released training code does: as the embedding of nothing.
+
+    Our encoder sets padding to zero, so that an item's frames do not depend on its batch.
+    """
+    encoder, embedded = flow.encoder, []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        embedded.append(output)
+
+    def swap(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        x_BND = embedded[0]  # of the codes; those of the look-ahead, if there are any, come second
+        embedded.clear()
+        return x_BND, *inputs[1:]
+
+    handles = [
+        encoder.embed.register_forward_hook(keep),
+        encoder.pre_lookahead_layer.register_forward_pre_hook(swap),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def load_flow(folder: Path) -> Flow:
     """The recorded flow, in eval mode."""
-    flow = Flow(FlowConfig.from_official(json.loads((folder / "config.json").read_text()))).eval()
+    flow = Flow(released_config(json.loads((folder / "config.json").read_text()))).eval()
     flow.load_state_dict(load_file(folder / "weights.safetensors"))
     return flow
 
@@ -40,7 +92,7 @@ def load_recorded_hift(folder: Path) -> HiFT:
 
 
 class _Recorder:
-    """Outputs of modules by a name of ours, filled by hooks on the next forward."""
+    """Outputs of modules by their recorded names, kept by hooks in the next forward."""
 
     def __init__(self) -> None:
         self.seen: dict[str, Tensor] = {}
@@ -61,7 +113,7 @@ class _Recorder:
         self._handles.append(module.register_forward_hook(hook))
 
     def lines(self, io: dict[str, Tensor], prefix: str, tolerance: float) -> Iterator[Line]:
-        """One line each that was recorded; the hooks are gone afterwards."""
+        """One line for each recorded output; removes the hooks."""
         for name in sorted(self.seen):
             if prefix + name in io:
                 yield prefix + name, self.seen[name], io[prefix + name], tolerance
@@ -75,11 +127,11 @@ def check_flow(folder: Path) -> Iterator[Line]:
     codes, lengths = io["token"], io["token_len"]
     frames = RATIO * codes.shape[1]
     yield "token_embedding_masked", flow.embed(codes, lengths), io["token_embedding_masked"], FLOW
-    yield "spks", flow.speaker(io["spk_embedding"]), io["spks"], FLOW
+    yield "spks", flow.project_speaker(io["spk_embedding"]), io["spks"], FLOW
     chunk = flow.config.chunk_codes
     for name, size, length in (("enc", chunk, codes.shape[1]), ("up", chunk * RATIO, frames)):
         if f"mask.{name}_stream" in io:
-            seen = chunk_mask(length, size, codes.device)[None].expand(len(codes), -1, -1)
+            seen = Chunks(size).mask(length, codes.device)[None].expand(len(codes), -1, -1)
             valid = torch.arange(length)[None] < (lengths * (length // codes.shape[1]))[:, None]
             yield f"mask.{name}_stream", seen & valid[:, None], io[f"mask.{name}_stream"], 0
     if "enc_full.pos_emb" in io:
@@ -106,7 +158,9 @@ def _check_encoder(flow: Flow, io: dict[str, Tensor], masks: str) -> Iterator[Li
     for name, module in parts.items():
         recorder.keep(name, module)
     recorder.keep("up_layer_out", encoder.up_layer, lambda x: x.transpose(1, 2))
-    yield prefix + "mu", flow.encode(codes, lengths, masks == "stream"), io[prefix + "mu"], FLOW
+    chunks = flow.chunks() if masks == "stream" else None
+    with released_padding(flow):
+        yield prefix + "mu", flow.encode(codes, lengths, chunks), io[prefix + "mu"], FLOW
     yield from recorder.lines(io, prefix, FLOW)
     name = f"enc_context_{masks}.after_norm_out"
     if name in io:
@@ -114,7 +168,7 @@ def _check_encoder(flow: Flow, io: dict[str, Tensor], masks: str) -> Iterator[Li
         recorder.keep("after_norm_out", encoder.after_norm)
         n = io[name].shape[1] // RATIO
         item = codes[:1, : n + LOOKAHEAD_CODES]
-        flow.encode(item[:, :n], torch.tensor([n]), masks == "stream", ahead_BA=item[:, n:])
+        flow.encode(item[:, :n], torch.tensor([n]), chunks, ahead_BA=item[:, n:])
         yield from recorder.lines(io, f"enc_context_{masks}.", FLOW)
 
 
@@ -135,10 +189,10 @@ def _check_unet(flow: Flow, io: dict[str, Tensor], masks: str) -> Iterator[Line]
     recorder.keep("final_block", unet.final_block)
     recorder.keep("time_mlp", unet.time_mlp)
     frames_B = io["est.mask"].sum(dim=(1, 2)).long()
-    seen = flow.seen(frames_B, io["est.x"].shape[-1], masks == "stream")
-    velocity = unet(
-        io["est.x"], io["est.mask"], io["est.mu"], io["est.t"], io["spks"], io["est.cond"], seen
-    )  # fmt: skip
+    chunks = flow.chunks().times(RATIO) if masks == "stream" else None
+    seen = seen_keys(frames_B, io["est.x"].shape[-1], chunks)
+    conditions = Conditions(io["est.mask"], io["est.mu"], io["spks"], io["est.cond"], seen)
+    velocity = unet(io["est.x"], io["est.t"], conditions)
     yield prefix + "out", velocity, io[prefix + "out"], FLOW
     yield from recorder.lines(io, prefix, FLOW)
     if prefix + "sinusoidal" in io:
@@ -156,7 +210,9 @@ def _check_losses(flow: Flow, io: dict[str, Tensor]) -> Iterator[Line]:
         keep = io[f"{name}.cfg_uniform_draw"] > flow.config.unconditioned_share
         draws = Draws(t, io[f"{name}.z"], keep, io[f"{name}.cond_prefix_len"])
         flow.zero_grad()
-        loss = flow.loss(io["token"], io["token_len"], target, io["spk_embedding"], draws, streaming=True)
+        batch = FlowBatch(io["token"], io["token_len"], target, io["spk_embedding"])
+        with released_padding(flow):
+            loss = velocities(flow, batch, draws, streaming=True).loss()
         loss.backward()
         yield f"{name}.loss", loss.detach().view(1), io[f"{name}.loss"], FLOW
         for key in sorted(key for key in io if key.startswith(f"{name}.grad.")):
@@ -177,10 +233,10 @@ def _check_sampler(flow: Flow, io: dict[str, Tensor]) -> Iterator[Line]:
             name = f"infer_{masks}_{'final' if final else 'nonfinal'}"
             recorder = _Recorder()
             recorder.keep("velocity_step0_cond_uncond", flow.decoder.estimator)
-            mel = flow.sample(io["infer.token"], None, prompt, masks == "stream", final, noise=noise)
+            mel = released_sample(flow, io["infer.token"], prompt, noise, masks == "stream", final)
             yield f"{name}.mel", mel, io[f"{name}.mel"], FLOW
             yield from recorder.lines(io, f"{name}.", FLOW)
-    mel = flow.sample(io["infer.token"], noise=noise)
+    mel = released_sample(flow, io["infer.token"], Prompt.none(), noise)
     yield "infer_noprompt_zero_spk.mel", mel, io["infer_noprompt_zero_spk.mel"], FLOW
 
 
@@ -208,7 +264,7 @@ def check_hift(folder: Path) -> Iterator[Line]:
     for name, module in parts.items():
         recorder.keep(name, module)
     yield "wav given source", hift.decode(io["mel"], io["src.source"]), io["wav"], WAVE_GIVEN_SOURCE
-    # The contract names no tolerance for them; some are of a hundred in size.
+    # Inner activations; some are as large as 100.
     yield from recorder.lines(io, "dec.", 1e-4)
     yield "wav", hift(io["mel"], io["src.noise_draw_normal"])[0], io["wav"], WAVE
     if "cache.cache_source" in io:
@@ -226,7 +282,7 @@ def check_streaming_decode(folder: Path) -> Iterator[Line]:
     prompt = Prompt(
         given["infer.prompt_token"][0], given["infer.prompt_feat"][0].T, given["infer.spk_embedding"][0]
     )  # fmt: skip
-    mel = flow.sample(io["token"], prompt=prompt, noise=io["rand_noise"])
+    mel = released_sample(flow, io["token"], prompt, io["rand_noise"])
     yield "offline.mel", mel, io["offline.mel"], FLOW
     yield "offline.wav", hift(mel)[0], io["offline.wav"], WAVE
     chunks = list(released_stream(flow, hift, io["token"], prompt, io["rand_noise"]))

@@ -1,7 +1,7 @@
 """The released codec's streaming scheme, as the reference for ours: the whole prefix again for each chunk.
 
-Its cost grows with the square of the length. `lit_moss.codec.codec.Player` keeps what it needs of the past
-instead; `check_contract` and the tests compare the two.
+Its cost grows with the square of the length. `lit_moss.codec.codec.Player` keeps state instead;
+`check_contract` and the tests compare the two.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from lit_moss.audio import rates
 from lit_moss.codec.conformer import LOOKAHEAD_CODES
-from lit_moss.codec.flow import Flow, Prompt
+from lit_moss.codec.flow import Flow
+from lit_moss.codec.flow_network import Prompt
+from lit_moss.codec.flow_sampler import fixed_noise
 from lit_moss.codec.hift import HiFT
 
 CACHED_FRAMES = 8
@@ -26,7 +28,7 @@ class Chunk:
     Args:
         mel_1MT: New frames.
         codes_in: Codes given to the flow.
-        first_code: The first of which frames are kept.
+        first_code: First code whose frames are new.
         wave_1L: Samples emitted.
     """
 
@@ -34,6 +36,43 @@ class Chunk:
     codes_in: int
     first_code: int
     wave_1L: Tensor
+
+
+@torch.no_grad()
+def released_sample(
+    flow: Flow,
+    codes_1N: Tensor,
+    prompt: Prompt,
+    noise: Tensor | None = None,
+    streaming: bool = False,
+    final: bool = True,
+) -> Tensor:
+    """`Flow.sample` of one utterance as the released decoder calls it.
+
+    Args:
+        flow: The decoder.
+        codes_1N: Codes.
+        prompt: Speech to continue.
+        noise: Starting noise (1, M, at least T with the prompt); None is the fixed one.
+        streaming: Chunk-causal masks with the whole history.
+        final: False takes the last three codes as look-ahead only.
+
+    Returns:
+        Mel (1, M, 4 N), or (1, M, 4 (N - 3)).
+    """
+    before = len(prompt.codes_N)
+    codes_1N = torch.cat([prompt.codes_N[None].to(codes_1N), codes_1N], dim=1).to(flow.device)
+    ahead_1A = None
+    if not final:
+        codes_1N, ahead_1A = codes_1N[:, :-LOOKAHEAD_CODES], codes_1N[:, -LOOKAHEAD_CODES:]
+    lengths_1 = torch.tensor([codes_1N.shape[1]], device=flow.device)
+    chunks = flow.chunks(prompt_codes=before) if streaming else None
+    mu_1MT = flow.encode(codes_1N, lengths_1, chunks, ahead_1A).float().transpose(1, 2)
+    conditions = flow.conditions(mu_1MT, lengths_1, prompt, chunks)
+    frames = mu_1MT.shape[-1]
+    noise_1MT = fixed_noise(0, frames, flow.device) if noise is None else noise[:, :, :frames]
+    mel_1MT = flow.sampler.solve(flow.decoder.estimator, noise_1MT.to(mu_1MT), conditions)
+    return mel_1MT[:, :, RATIO * before :]
 
 
 def mel_chunks(
@@ -44,14 +83,14 @@ def mel_chunks(
     hop = chunk + -len(prompt.codes_N) % chunk
     while total - offset >= hop + LOOKAHEAD_CODES:
         codes = offset + hop + LOOKAHEAD_CODES
-        mel = flow.sample(codes_1N[:, :codes], prompt=prompt, streaming=True, finalize=False, noise=noise)
+        mel = released_sample(flow, codes_1N[:, :codes], prompt, noise, streaming=True, final=False)
         yield mel[:, :, offset * RATIO :], codes, offset, False
         offset += hop
         if total - offset < hop + LOOKAHEAD_CODES:  # the end test uses the hop of the step just done
             break
         hop = chunk
     # The last call runs without the streaming flag: full masks.
-    mel = flow.sample(codes_1N, prompt=prompt, noise=noise)
+    mel = released_sample(flow, codes_1N, prompt, noise)
     yield mel[:, :, offset * RATIO :], total, offset, True
 
 

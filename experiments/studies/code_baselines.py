@@ -1,10 +1,10 @@
-"""What held-out codes cost a model of counts: perplexity of a unigram and an interpolated bigram of codes.
+"""Perplexity of held-out codes under models of counts: a unigram and an interpolated bigram of codes.
 
     python -m experiments.studies.code_baselines TRAIN_DOCUMENTS… --heldout DOCUMENTS
 
-A language model whose speech perplexity is not below the unigram's has learnt nothing of speech. Both count
-over the training documents (add-one; the bigram falls back on the unigram as if it had been seen 20 times);
-eosp counts as a code, as it does for the language model.
+A language model whose speech perplexity is not below the unigram's has learnt nothing about speech. Both
+count over the training documents (add-one; the bigram falls back on the unigram as if it had been seen 20
+times); eosp counts as a code, as it does for the language model.
 """
 
 import argparse
@@ -18,18 +18,19 @@ BACKOFF = 20.0
 
 
 def stretches(folder: Path) -> tuple[list[np.ndarray], int]:
-    """Codes and eosp of every document, in order, and how many ids there are."""
+    """Codes and eosp of every document, in order, and the number of ids."""
     documents = read_documents(folder)
-    form = documents.format
-    found = []
+    row_format = documents.format
+    all_codes = []
     for i in range(len(documents)):
         rows = np.asarray(documents.rows(i), dtype=np.int64)
-        found.append(rows[(rows >= form.text_vocab_size) & (rows <= form.eosp_row)] - form.text_vocab_size)
-    return found, form.eosp_token_id + 1
+        is_code = (rows >= row_format.text_vocab_size) & (rows <= row_format.eosp_row)
+        all_codes.append(rows[is_code] - row_format.text_vocab_size)
+    return all_codes, row_format.eosp_token_id + 1
 
 
 def perplexities(train: list[np.ndarray], heldout: list[np.ndarray], ids: int) -> tuple[float, float]:
-    """Unigram's and bigram's, on the held-out codes."""
+    """Perplexities of the unigram and of the bigram on the held-out codes."""
     single, pairs = np.ones(ids), np.zeros((ids, ids), dtype=np.float32)
     for codes in train:
         np.add.at(single, codes, 1)

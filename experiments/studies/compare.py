@@ -1,4 +1,4 @@
-"""MLflow runs side by side: one Markdown table of last values, an overlay plot of each metric.
+"""MLflow runs side by side: a Markdown table of first and last values, and a plot of each metric.
 
     python -m experiments.studies.compare stage1 stage2_full RUN_ID… [--metrics heldout/speech_ppl …] …
 
@@ -17,49 +17,49 @@ METRICS = ["heldout/speech_ppl", "heldout/text_ppl", "heldout/speech_cloze", "he
 Curve = list[tuple[int, float]]
 
 
-def find_run(client: Any, asked: str) -> Any:
-    """A run by id, or the newest of the experiment of that name; a finished one, if there is any.
+def run_named(client: Any, name: str) -> Any:
+    """A run by its id, or the newest of an experiment by its name: the newest finished one, if there is any.
 
     Raises:
         UserError: if there is none.
     """
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(asked)
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.get_run(asked)
+            return client.get_run(name)
         except MlflowException as error:
             raise UserError(
-                f"no experiment and no run {asked!r}: expected a run's name or id, see `mlflow ui`"
+                f"no experiment and no run {name!r}: expected a run's name or id, see `mlflow ui`"
             ) from error
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
     if not runs:
-        raise UserError(f"experiment {asked!r} has no run yet")
+        raise UserError(f"experiment {name!r} has no run yet: wait for its first")
     return next((r for r in runs if r.info.status == "FINISHED"), runs[0])
 
 
 def curves(client: Any, run: Any, metrics: list[str]) -> dict[str, Curve]:
     """Each metric's points in the order of steps; the last value counts where a step was logged twice."""
-    found = {}
+    points_of = {}
     for metric in metrics:
         points = {m.step: m.value for m in client.get_metric_history(run.info.run_id, metric)}
-        found[metric] = sorted(points.items())
-    return found
+        points_of[metric] = sorted(points.items())
+    return points_of
 
 
 def table(named: dict[str, dict[str, Curve]], metrics: list[str]) -> str:
-    """Markdown; first and last value of each metric, and the last step."""
+    """Markdown with the first and last value of each metric, and the last step."""
     lines = ["| run | step | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 2) + "|"]
-    for name, found in named.items():
-        last = max((points[-1][0] for points in found.values() if points), default=0)
-        cells = [f"{p[0][1]:.4g} -> {p[-1][1]:.4g}" if p else "–" for p in (found[m] for m in metrics)]
+    for name, curves_of in named.items():
+        last = max((points[-1][0] for points in curves_of.values() if points), default=0)
+        cells = [f"{p[0][1]:.4g} -> {p[-1][1]:.4g}" if p else "–" for p in (curves_of[m] for m in metrics)]
         lines.append(f"| {name} | {last} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def picture(named: dict[str, dict[str, Curve]], metrics: list[str], path: Path) -> None:
-    """All runs in one plot a metric, side by side."""
+    """A plot for each metric, with the curves of all runs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -67,9 +67,9 @@ def picture(named: dict[str, dict[str, Curve]], metrics: list[str], path: Path) 
 
     figure, axes = plt.subplots(1, len(metrics), figsize=(4.5 * len(metrics), 3.4), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
-        for name, found in named.items():
-            if found[metric]:
-                axis.plot(*zip(*found[metric], strict=True), marker="o", markersize=3, label=name)
+        for name, curves_of in named.items():
+            if curves_of[metric]:
+                axis.plot(*zip(*curves_of[metric], strict=True), marker="o", markersize=3, label=name)
         if metric.endswith("_ppl"):
             axis.set_yscale("log")
         axis.set_title(metric)
@@ -83,7 +83,7 @@ def picture(named: dict[str, dict[str, Curve]], metrics: list[str], path: Path) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the table; 2 for a name that nothing is known of."""
+    """Prints the table; 2 for an unknown name."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     client = mlflow.MlflowClient(tracking_uri())
     try:
-        named = {asked: curves(client, find_run(client, asked), args.metrics) for asked in args.runs}
+        named = {name: curves(client, run_named(client, name), args.metrics) for name in args.runs}
     except UserError as error:
         print(f"error: {error}")
         return 2

@@ -3,7 +3,7 @@
     python -m experiments.studies.similarity RUN --speech MANIFEST [--speech-tokenizer C] [--samples 40] …
 
 RUN is a run's folder, or one that `save_pretrained` wrote. A sample is a few neighbouring utterances of the
-manifest, as text and as speech; what is aligned are the words where the manifest tells their times, else the
+manifest, as text and as speech. Words are aligned where the manifest gives their times, else whole
 utterances. The control is the same split of the same backbone without any training. Where the curve of the
 trained model starts to fall, the model asks for tails; how certain that is, redrawn sets of samples say
 (bootstrap). Beside the paper's score stands a centred one: the mean of layer and modality is removed and row
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
+from lit_moss.llm.branches import Modality
 from lit_moss.llm.similarity import (
     Alignment,
     LayerMeans,
@@ -60,7 +61,7 @@ def samples(
     utterances: int,
     log_mel: str | None = None,
 ) -> list[Sample]:
-    """Samples of `utterances` neighbours each; `log_mel`: features of the speech tokenizer, see `open_tokenizer`.
+    """Samples of `utterances` neighbours each; `log_mel` are features of the speech tokenizer.
 
     Raises:
         UserError: if the manifest gives none.
@@ -70,20 +71,20 @@ def samples(
     from lit_moss.hub import NamedTokenizer
     from lit_moss.hub.code_cache import encode_utterances
 
-    told = [u for u in read_manifest(Path(manifest)) if u.text]
-    heard = encode_utterances(told, NamedTokenizer(speech_tokenizer, log_mel)).codes
+    spoken = [u for u in read_manifest(Path(manifest)) if u.text]
+    codes_of = encode_utterances(spoken, NamedTokenizer(speech_tokenizer, log_mel)).codes
     groups: list[list[tuple[Any, list[int]]]] = []
-    for u, codes in zip(told, heard, strict=True):
+    for u, codes in zip(spoken, codes_of, strict=True):
         if not codes:  # cannot be read
             continue
         if not groups or len(groups[-1]) == utterances or document_key(groups[-1][0][0]) != document_key(u):
             groups.append([])
         groups[-1].append((u, codes))
-    found = [_sample(g, lm, tokenizer) for g in groups if len(g) == utterances][:count]
-    found = [s for s in found if len(without_first_row(s.pairs)) > 1]  # one alone has no background
-    if not found:
+    made = [_sample(g, lm, tokenizer) for g in groups if len(g) == utterances][:count]
+    usable = [s for s in made if len(without_first_row(s.pairs)) > 1]  # a single pair has no background
+    if not usable:
         raise UserError(f"{manifest} has no {utterances} neighbouring utterances with text: give another one")
-    return found
+    return usable
 
 
 def _sample(members: Sequence[tuple[Any, list[int]]], lm: SplitLM, tokenizer: Any) -> Sample:
@@ -99,7 +100,7 @@ def _sample(members: Sequence[tuple[Any, list[int]]], lm: SplitLM, tokenizer: An
                 min(len(codes), max(round(start_sec / 0.08) + 1, round(end_sec / 0.08))),
             )
             if ids and first < stop:
-                at = 1 + len(speech)  # behind sosp
+                at = 1 + len(speech)  # after sosp
                 pairs.append((slice(len(text), len(text) + len(ids)), slice(at + first, at + stop)))
             text += ids
         speech += codes
@@ -127,17 +128,17 @@ def measure(lm: SplitLM, given: Sequence[Sample]) -> tuple[list[Alignment], list
     return raw, centred
 
 
-def _states(lm: SplitLM, rows_L: Tensor, modality: str) -> Tensor:
+def _states(lm: SplitLM, rows_L: Tensor, modality: Modality) -> Tensor:
     """Hidden states on the model's device, by bfloat16 products."""
     device = next(lm.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         return hidden_states(lm, rows_L.to(device), modality)
 
 
-def bootstrap(found: Sequence[Alignment]) -> tuple[Counter, Tensor]:
+def bootstrap(alignments: Sequence[Alignment]) -> tuple[Counter, Tensor]:
     """Proposed depths of DRAWS redrawn sets of samples, and the 10th and 90th percentile of their scores."""
     rng = random.Random(1)
-    scores = torch.stack([similarity_score(rng.choices(found, k=len(found))) for _ in range(DRAWS)])
+    scores = torch.stack([similarity_score(rng.choices(alignments, k=len(alignments))) for _ in range(DRAWS)])
     depths = Counter(proposed_depth(score) for score in scores)
     return depths, torch.quantile(scores, torch.tensor([0.1, 0.9], dtype=scores.dtype), dim=0)
 
@@ -185,17 +186,17 @@ def _plt() -> Any:
 def load(
     source: Path, backbone: str | None, speech_tokenizer: str | None, log_mel: str | None = None
 ) -> tuple[SplitLM, SplitLM, str, str, str | None]:
-    """The model, its untrained twin, backbone, speech tokenizer and its features; these as given, else the run's own.
+    """The model, its untrained twin, backbone, speech tokenizer and its features: as given, else the run's.
 
     Raises:
         UserError: where a saved model's folder names neither.
     """
-    from lit_moss.modules.split_llm import model_of_run
+    from lit_moss.hub.lm import open_lm
 
     run = RunFolder(source)
     if run.is_run():
         config = run.config()
-        lm = model_of_run(source)
+        lm = open_lm(source)
         backbone = backbone or config["model"]["init_args"]["backbone"]
         speech_tokenizer = speech_tokenizer or config["data"]["init_args"].get("speech_tokenizer")
         log_mel = log_mel or config["data"]["init_args"].get("log_mel")
@@ -212,7 +213,7 @@ def load(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the curve and the proposed depth; 2 for what the user can mend."""
+    """Prints the curve and the proposed depth; 2 for what the user can correct."""
     from lit_moss.cli.options import add_log_mel_argument
 
     parser = argparse.ArgumentParser(
@@ -249,14 +250,14 @@ def _run(args: argparse.Namespace) -> str:
     tokenizer = load_text_tokenizer(backbone)
     given = samples(args.speech, speech_tokenizer, lm, tokenizer, args.samples, args.utterances, log_mel)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found: dict[str, list[Alignment]] = {}
+    alignments_of: dict[str, list[Alignment]] = {}
     heatmaps: dict[str, Any] = {}
     for name, model in (("trained", lm), ("untrained", twin)):
-        found[name], found[f"{name}, centred"] = measure(model.to(device), given)
+        alignments_of[name], alignments_of[f"{name}, centred"] = measure(model.to(device), given)
         heatmaps[f"heatmaps_{name}.png"] = heatmaps_picture(model, given[0], chosen)
         model.to("cpu")  # one at a time: at 8B each has 38 GB
     curves, lines = {}, []
-    for name, alignments in found.items():
+    for name, alignments in alignments_of.items():
         depths, band = bootstrap(alignments)
         curves[name] = (similarity_score(alignments), band)
         depth = proposed_depth(curves[name][0])
@@ -264,8 +265,11 @@ def _run(args: argparse.Namespace) -> str:
             f"{name}: {depth} layers for each tail, in {depths[depth] / DRAWS:.0%} of {DRAWS} redrawn sets "
             f"(10th to 90th percentile {_percentile(depths, 0.1)} to {_percentile(depths, 0.9)})"
         )
-    lines += ["", "| layer | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
-    lines += [f"| {i} | " + " | ".join(f"{curves[n][0][i]:.4f}" for n in found) + " |" for i in range(layers)]
+    lines += ["", "| layer | " + " | ".join(alignments_of) + " |", "|---" * (len(alignments_of) + 1) + "|"]
+    lines += [
+        f"| {i} | " + " | ".join(f"{score[i]:.4f}" for score, _ in curves.values()) + " |"
+        for i in range(layers)
+    ]
     study = study_run(f"similarity-{args.run.resolve().name}", args.root.absolute())
     text = (
         f"{args.run}, {len(given)} samples, {sum(len(s.pairs) for s in given)} pairs\n\n"

@@ -1,36 +1,39 @@
-"""The ablation of the paper's table 7: does freezing keep the text, does the split help?
+"""The ablation of the paper's table 7: does freezing preserve the text, does the split help?
 
-    python -m experiments.studies.table7 --speech FOLDER --text TEXT.txt [--speech-tokenizer C] [--seeds 1 2 3] …
+    python -m experiments.studies.table7 --speech FOLDER --text TEXT.txt [-c FILE] [--KEY VALUE …]
 
-Five recipes from the same backbone, on the same rows in the same order, as many rows each: FP-Full, FP-Shared
-and FP-Layerwise train stage 1 and go on with their stage 2; NF and NF-NoSplit train everything from the
-start. FOLDER holds `train.jsonl` and `validation.jsonl` (`prepare speak` makes one), TEXT is the text of
-which a tenth of an epoch is mixed in. Rates are those of `conf/`; warm-ups are a tenth of each run.
+Five recipes from the same backbone, on the same rows in the same order, with equally many rows each: FP-Full,
+FP-Shared and FP-Layerwise train stage 1 and continue with their stage 2; NF and NF-NoSplit train everything
+from the start. Learning rates are those of `conf/`; a warm-up is a tenth of its run.
 
 Clozes and perplexities are those of the held-out items (see `HeldOut`). "other text" is the perplexity of
-text that no recipe trains on and no book resembles: Python's own language reference, which every installation
-has.
+text that no recipe trains on and no book resembles: Python's language reference, which is part of every
+Python.
 
-Repeating the command continues where it stopped. Writes table7.md and table7.png into
-runs/studies/table7/study, and into the study's MLflow run.
+Repeat the command to continue where it stopped. Writes table7.md and table7.png into
+RUN_ROOT/studies/NAME/study, and into the study's MLflow run.
 """
 
-import argparse
 import hashlib
 import json
 import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from lit_moss.cli.yaml_options import OptionsParser
 from lit_moss.errors import UserError
 from lit_moss.files import write_json
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import RunError, run_fit
 from lit_moss.runs.recipes import read_recipe, set_key
 from lit_moss.runs.study_run import study_run
+from lit_moss.runs.tracking import Tracker
 
 # Recipe of the paper -> the YAMLs of its stages.
 RECIPES = {
@@ -51,50 +54,98 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 OTHER_TEXT_ROWS, OTHER_TEXT_CHUNK = 8192, 1024
 
 
-def recipe(kind: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """The YAML of one run."""
-    first, second = args.steps
-    steps = {"stage1": first, "nf": first + second, "nf_nosplit": first + second}.get(kind, second)
+@dataclass
+class Options:
+    """Options of the study.
+
+    Args:
+        speech: Folder with the manifests train.jsonl and validation.jsonl, as `prepare speak` makes it.
+        text: Text of which a tenth of an epoch is mixed in.
+        speech_tokenizer: Speech tokenizer of all recipes.
+        log_mel: Features of the speech tokenizer, causal or whisper; null takes what it states.
+        backbone: Backbone of all recipes; null takes their own.
+        seeds: One run of each recipe per seed.
+        stage1_steps: Steps of stage 1.
+        stage2_steps: Steps of stage 2; NF and NF-NoSplit train as many steps as both stages.
+        k: Steps between two layers of FP-Layerwise, appendix D.
+        items: Held-out items of each modality.
+        name: Name of the study.
+        run_root: Folder of all runs' files.
+    """
+
+    speech: str
+    text: str
+    speech_tokenizer: str = "embedded:whisper-tiny-kmeans"
+    log_mel: Literal["causal", "whisper"] | None = None
+    backbone: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    stage1_steps: int = 60
+    stage2_steps: int = 40
+    k: int = 1
+    items: int = 80
+    name: str = "table7"
+    run_root: str = "runs"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the study's runs."""
+        return Path(self.run_root).absolute() / self.name
+
+    def steps(self, kind: str) -> int:
+        """Steps of a run of `conf/KIND.yaml`."""
+        both = self.stage1_steps + self.stage2_steps
+        return {"stage1": self.stage1_steps, "nf": both, "nf_nosplit": both}.get(kind, self.stage2_steps)
+
+
+def recipe(kind: str, seed: int, options: Options) -> dict[str, Any]:
+    """The recipe of one run.
+
+    Args:
+        kind: Name of the file in conf/ that is changed.
+        seed: Seed of the run.
+        options: Options of the study.
+    """
+    steps = options.steps(kind)
     config = read_recipe([CONF / f"{kind}.yaml"])
     config["seed_everything"] = seed
     config["data"] = {
         "class_path": "lit_moss.data.MixtureDataModule",
         "init_args": {
             "backbone": "${model.init_args.backbone}",
-            "speech_tokenizer": args.speech_tokenizer,
+            "speech_tokenizer": options.speech_tokenizer,
             "context": 1024,
             "batch_size": 1,
             "seed": "${seed_everything}",
-            "first_batch": first if kind.startswith("stage2") else 0,
-            "heldout_items": args.items,
+            "first_batch": options.stage1_steps if kind.startswith("stage2") else 0,
+            "heldout_items": options.items,
             "epochs": [1.0, 0.1],
             "parts": [
                 {
                     "class_path": "lit_moss.data.InterleavedDataModule",
                     "init_args": {
-                        "train": [str(args.speech / "train.jsonl")],
-                        "validation": [str(args.speech / "validation.jsonl")],
+                        "train": [f"{options.speech}/train.jsonl"],
+                        "validation": [f"{options.speech}/validation.jsonl"],
                     },
                 },
-                {"class_path": "lit_moss.data.TextDataModule", "init_args": {"train": [str(args.text)]}},
+                {"class_path": "lit_moss.data.TextDataModule", "init_args": {"train": [options.text]}},
             ],
         },
     }
     changes: dict[str, Any] = {
-        "model.init_args.first_validation": False,
+        "first_validation": False,
         "trainer.max_steps": steps,
         "trainer.val_check_interval": steps,
         "trainer.callbacks.Checkpoint.init_args.every_n_steps": steps,
     }
-    if args.backbone:
-        changes["model.init_args.backbone"] = args.backbone
-    if args.log_mel:
-        changes["data.init_args.log_mel"] = args.log_mel
+    if options.backbone:
+        changes["model.init_args.backbone"] = options.backbone
+    if options.log_mel:
+        changes["data.init_args.log_mel"] = options.log_mel
     if kind.startswith("stage2"):
-        changes["model.init_args.init_from"] = str(args.root / args.name / f"stage1-seed-{seed}")
+        changes["model.init_args.init_from"] = str(options.runs / f"stage1-seed-{seed}")
     if kind == "stage2_layerwise":
-        # Appendix D asks T >= (N - 1) k + w; k = 1 is its fastest.
-        changes["trainer.callbacks.ReverseUnfreeze.init_args"] = {"k": args.k, "w": max(1, steps // 5)}
+        # Appendix D requires T >= (N - 1) k + w; k = 1 is its fastest.
+        changes["trainer.callbacks.ReverseUnfreeze.init_args"] = {"k": options.k, "w": max(1, steps // 5)}
     else:
         changes["trainer.callbacks.LearningRateSchedule.init_args.warmup_steps"] = max(1, steps // 10)
     for key, value in changes.items():
@@ -118,22 +169,22 @@ def other_text_ppl(lm: Any, tokenizer: Any) -> float:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """A finished run's values: of its last validation, and what that does not measure (kept beside them)."""
+    """Values of a finished run: its last validation's, and the perplexity of other text, kept in a file."""
     result = RunFolder(folder).result()
     assert result is not None, folder  # of a finished run
     kept = folder / f"other_text-{result['step']}.json"
     if not kept.exists():
+        from lit_moss.hub.lm import open_lm
         from lit_moss.llm.backbone import load_text_tokenizer
-        from lit_moss.modules.split_llm import model_of_run
 
         init = RunFolder(folder).config()["model"]["init_args"]
-        value = other_text_ppl(model_of_run(folder), load_text_tokenizer(init["backbone"]))
+        value = other_text_ppl(open_lm(folder), load_text_tokenizer(init["backbone"]))
         write_json(kept, {"other_text_ppl": value})
     return result["metrics"] | json.loads(kept.read_text())
 
 
 def measure_before(config: dict[str, Any]) -> dict[str, float]:
-    """The same of the split model before any training."""
+    """The values of `measure` of the split model before any training."""
     from lit_moss.data.cloze import make_cloze
     from lit_moss.hub import open_tokenizer
     from lit_moss.llm import SplitLM
@@ -156,15 +207,15 @@ def measure_before(config: dict[str, Any]) -> dict[str, float]:
         held_out, "validation", model["backbone"], data["speech_tokenizer"], count, log_mel=log_mel
     )
     with torch.autocast("cpu", torch.bfloat16):
-        found = {f"heldout/{k}": v for k, v in HeldOut(items, form).measure(lm, "cpu").items()}
-    return found | {"other_text_ppl": other_text_ppl(lm, tokenizer)}
+        metrics = {f"heldout/{k}": v for k, v in HeldOut(items, form).measure(lm, "cpu").items()}
+    return metrics | {"other_text_ppl": other_text_ppl(lm, tokenizer)}
 
 
-def table(before: dict[str, float], found: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: mean and standard deviation over seeds."""
+def table(before: dict[str, float], values_of: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: mean and standard deviation over seeds of each recipe."""
     lines = ["| recipe | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     lines.append("| before | – | " + " | ".join(f"{before[key]:.4g}" for key in COLUMNS.values()) + " |")
-    for name, values in found.items():
+    for name, values in values_of.items():
         cells = [_spread([v[key] for v in values]) for key in COLUMNS.values()]
         lines.append(f"| {name} | {len(values)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -174,8 +225,8 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
 
 
-def picture(before: dict[str, float], found: dict[str, list[dict[str, float]]]) -> Any:
-    """A panel a column: a point a seed, a bar for the mean and its deviation, a line for the value before."""
+def picture(before: dict[str, float], values_of: dict[str, list[dict[str, float]]]) -> Any:
+    """A panel for each column: points of seeds, a bar for mean and deviation, a line for the value before."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -183,7 +234,7 @@ def picture(before: dict[str, float], found: dict[str, list[dict[str, float]]]) 
 
     figure, axes = plt.subplots(1, len(COLUMNS), figsize=(3.1 * len(COLUMNS), 3.4))
     for axis, (title, key) in zip(axes, COLUMNS.items(), strict=True):
-        for i, values in enumerate(found.values()):
+        for i, values in enumerate(values_of.values()):
             points = [v[key] for v in values]
             axis.plot([i] * len(points), points, "o", color="0.6", markersize=4)
             deviation = stdev(points) if len(points) > 1 else 0.0
@@ -191,81 +242,69 @@ def picture(before: dict[str, float], found: dict[str, list[dict[str, float]]]) 
         if key != "heldout/speech_ppl":  # some thousand, before
             axis.axhline(before[key], color="0.4", linestyle=":", linewidth=1)
         axis.set_title(title)
-        axis.set_xticks(range(len(found)), list(found), rotation=60, fontsize="small")
+        axis.set_xticks(range(len(values_of)), list(values_of), rotation=60, fontsize="small")
         axis.grid(axis="y", alpha=0.3)
     figure.tight_layout()
     return figure
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs what is missing, prints the table; 2 for what the user can mend, 1 if a run failed."""
-    from lit_moss.cli.options import add_log_mel_argument
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--speech", type=Path, required=True, help="folder with the speech manifests")
-    parser.add_argument("--text", type=Path, required=True, help="text of the mixed-in tenth of an epoch")
-    parser.add_argument("--speech-tokenizer", default="embedded:whisper-tiny-kmeans")
-    add_log_mel_argument(parser)
-    parser.add_argument("--backbone", help="in place of the recipes' own")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, nargs=2, default=[60, 40], help="of stage 1 and stage 2")
-    parser.add_argument("--k", type=int, default=1, help="steps between two layers of FP-Layerwise")
-    parser.add_argument("--items", type=int, default=80, help="held-out items of each modality")
-    parser.add_argument("--name", default="table7")
-    parser.add_argument("--root", type=Path, default=Path("runs"))
-    args = parser.parse_args(arguments)
+def main(words: Sequence[str]) -> int:
+    """Runs what is missing and prints the table; 2 for what the user can correct, 1 if a run failed."""
     try:
-        return _run(args)
+        options, _ = OptionsParser(Options, "python -m experiments.studies.table7", __doc__).read(words)
+        print(_run(options))
     except UserError as error:
         print(f"error: {error}")
         return 2
     except RunError as error:
         print(f"error: {error}; repeat the command to continue")
         return 1
-
-
-def _run(args: argparse.Namespace) -> int:
-    for file in (args.speech / "train.jsonl", args.speech / "validation.jsonl", args.text):
-        if not file.is_file():
-            raise UserError(f"no {'text' if file == args.text else 'manifest'} {file}: see --help")
-    args.root = args.root.absolute()
-    study = study_run(args.name, args.root)
-    state = "interrupted"
-    try:
-        text = _study(args, study)
-        state = "success"
-    finally:
-        study.finalize(state)
-    print(text + f"{study.run_dir}/table7.md, table7.png")
     return 0
 
 
-def _study(args: argparse.Namespace, study: Any) -> str:
+def _run(options: Options) -> str:
+    manifests = [f"{options.speech}/{name}.jsonl" for name in ("train", "validation")]
+    for what, file in (("manifest", manifests[0]), ("manifest", manifests[1]), ("text", options.text)):
+        if not Path(file).is_file():
+            raise UserError(f"no {what} {file}: see --help for what --speech and --text are")
+    study = study_run(options.name, Path(options.run_root).absolute())
+    state = "interrupted"
+    try:
+        text = _study(options, study)
+        state = "success"
+    finally:
+        study.finalize(state)
+    return text + f"{study.run_dir}/table7.md, table7.png"
+
+
+def _study(options: Options, study: Tracker) -> str:
     parent = {"mlflow.parentRunId": str(study.run_id)}
-    found: dict[str, list[dict[str, float]]] = {}
-    for seed in args.seeds:
+    values: dict[str, list[dict[str, float]]] = {}
+    for seed in options.seeds:
         for name, stages in RECIPES.items():
             for kind in stages:
-                folder = args.root / args.name / f"{kind.replace('_', '-')}-seed-{seed}"
+                folder = options.runs / f"{kind.replace('_', '-')}-seed-{seed}"
                 print(f"seed {seed}, {name}: {folder.name}", flush=True)
-                run_fit(recipe(kind, seed, args), folder, parent | {"recipe": name, "seed": str(seed)})
-            found.setdefault(name, []).append(measure(folder))
-    start = recipe("stage1", args.seeds[0], args)
-    asked = hashlib.sha256(json.dumps([start["model"], start["data"]]).encode()).hexdigest()[:12]
-    before_file = study.run_dir / f"before-{asked}.json"
-    if not before_file.exists():
-        write_json(before_file, measure_before(start))
-    before = json.loads(before_file.read_text())
-    text = table(before, found)
+                run_fit(recipe(kind, seed, options), folder, parent | {"recipe": name, "seed": str(seed)})
+            values.setdefault(name, []).append(measure(folder))
+    before = _before(recipe("stage1", options.seeds[0], options), study.run_dir)
+    text = table(before, values)
     (study.run_dir / "table7.md").write_text(text)
-    figure = picture(before, found)
+    figure = picture(before, values)
     figure.savefig(study.run_dir / "table7.png", dpi=110)
     study.log_text(text, "table7.md")
     study.log_figure(figure, "table7.png")
     return text
 
 
+def _before(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """`measure_before`, kept in a file for each model and data."""
+    settings = json.dumps([config["model"], config["data"]])
+    file = folder / f"before-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.json"
+    if not file.exists():
+        write_json(file, measure_before(config))
+    return json.loads(file.read_text())
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
-"""Streams one after the other in one file (`cat a.ogg b.ogg`), read as one recording.
+"""Several streams in one file, one after another (`cat a.ogg b.ogg`), read as one recording.
 
-The Ogg format allows it, players play it, and libsndfile reads the first stream alone.
+The Ogg format allows it and players play it, but libsndfile reads only the first stream.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from lit_moss.audio.containers import PartOfFile
 
 
 class ChainedFile:
-    """The streams of a file behind the interface of `soundfile.SoundFile`, as far as it is used here.
+    """The streams of a file with the part of `soundfile.SoundFile`'s interface that is used here.
 
     Args:
         path: The file.
@@ -41,18 +41,18 @@ class ChainedFile:
         if len(kinds) > 1:
             self.close()
             raise soundfile.SoundFileError(
-                f"several recordings one after the other, of different rates or channels {sorted(kinds)}; "
+                f"several recordings one after another, of different rates or channels {sorted(kinds)}; "
                 "split or re-encode it"
             )
         self._ends = np.cumsum([part.frames for part in self._parts]).tolist()
         self.frames = self._ends[-1]
 
     def seekable(self) -> bool:
-        """As of any file."""
+        """Always true."""
         return True
 
     def seek(self, frame: int) -> int:
-        """Frame to be read next."""
+        """Sets the frame to be read next, and returns it."""
         self._next = frame
         return frame
 
@@ -65,7 +65,7 @@ class ChainedFile:
                 block = part.read(min(left, end - self._next), dtype=dtype, always_2d=True)
                 pieces.append(block)
                 self._next, left = self._next + len(block), left - len(block)
-                if self._next < end:  # damaged: it ends before it should
+                if self._next < end:  # damaged: it ends too early
                     break
         return np.concatenate(pieces) if pieces else np.zeros((0, self.channels), dtype)
 

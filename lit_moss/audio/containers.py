@@ -1,17 +1,17 @@
-"""What a sound file's container states about its length, compared with what the file holds.
+"""Compares the length that a sound file's container states with what the file holds.
 
-libsndfile reads a file that was cut off as far as it goes, and of streams written one after the other only
-the first, both without an error: half of the sound would then be paired with the whole transcript.
+libsndfile reads a truncated file as far as it goes, and only the first of several streams written one after
+another, both without an error: part of the sound would then be paired with the whole transcript.
 
 | container | what is compared |
 |---|---|
 | WAV, RF64, W64, AIFF, CAF, AU, NIST | the size stated for the samples, with the bytes that follow |
-| OGG (Vorbis, Opus) | the last page of each stream is whole and marked as the last; no page is missing |
-| MP3 | the last frame is whole, none is broken; as many as the Xing, Info or VBRI header states |
+| OGG (Vorbis, Opus) | the last page of each stream is complete and marked as the last; no page is missing |
+| MP3 | the last frame is complete, none is broken; as many as the Xing, Info or VBRI header states |
 | FLAC | one stream; the number of samples is compared by decoding, see `io` |
 
-A program that writes to a pipe cannot state a size. It leaves 0 or the largest number there is, and the sound
-then goes to the end of the file; where libsndfile does not see this by itself, `patches` state the size.
+A program that writes to a pipe cannot state a size. It writes 0 or the largest possible number, and the sound
+then goes to the end of the file; where libsndfile does not recognise this, `patches` state the size.
 """
 
 import io
@@ -27,7 +27,7 @@ from typing import BinaryIO
 from lit_moss.audio import mp3
 
 # 2^31 - 1 and 2^32 - 1, 2^31 (arecord), 0x7FFFF000 and 0x7F000000 (sox), their counterparts in 64 bits. Some
-# writers take the sizes of the headers off.
+# writers subtract the sizes of the headers.
 _PIPE_SIZES = (0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 _PIPE_SLACK = 128
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # ends every GUID of W64 but the first
@@ -40,9 +40,9 @@ class Container:
     Args:
         damage: Why the file must not be used; empty where nothing is wrong.
         patches: (offset, bytes) to be read in place of the file's own: sizes that a pipe could not state.
-        streams: (first byte, bytes) of each of several streams one after the other; empty for one.
-        begin: Bytes at the start to be left out: tags that libsndfile cannot read, or cannot seek behind.
-        head: Bytes to be read before the others: a header that an MP3 lacks.
+        streams: (first byte, bytes) of each of several streams; empty for a single one.
+        begin: Bytes to skip at the start: tags that libsndfile cannot read, or after which it cannot seek.
+        head: Bytes to be read before the file's own: a header that an MP3 lacks.
     """
 
     damage: str = ""
@@ -52,15 +52,15 @@ class Container:
     head: bytes = b""
 
     @property
-    def as_it_is(self) -> bool:
-        """Whether the file can be read as it is."""
+    def is_unchanged(self) -> bool:
+        """Whether the file can be read without changes."""
         return not (self.patches or self.begin or self.head)
 
 
 def inspect(path: str | Path) -> Container:
     """Compares what the container states with what the file holds, without decoding.
 
-    A container that is not known here, or has no samples, is left to libsndfile.
+    Containers that are unknown here, or have no samples, are left to libsndfile.
 
     Raises:
         OSError: if the file cannot be read.
@@ -82,7 +82,7 @@ def inspect(path: str | Path) -> Container:
 
 
 class PatchedFile(io.RawIOBase):
-    """A file for reading, as its `Container` says that it is to be read."""
+    """A file for reading, with the changes that its `Container` asks for."""
 
     def __init__(self, path: str | Path, container: Container) -> None:
         self._file, self._at = open(path, "rb"), 0  # noqa: SIM115 - closed by `close`
@@ -90,7 +90,7 @@ class PatchedFile(io.RawIOBase):
         self._length = len(self._head) + os.fstat(self._file.fileno()).st_size - self._begin
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Fills the buffer as far as the file goes; the number of bytes."""
+        """Fills the buffer as far as the file goes; returns the number of bytes."""
         content = bytearray(self._head[self._at : self._at + len(buffer)])
         begin = max(0, self._at - len(self._head)) + self._begin
         self._file.seek(begin)
@@ -104,12 +104,12 @@ class PatchedFile(io.RawIOBase):
         return len(content)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file."""
+        """See `io.IOBase.seek`."""
         self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence])
         return self._at
 
     def tell(self) -> int:
-        """As of any file."""
+        """See `io.IOBase.tell`."""
         return self._at
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class PatchedFile(io.RawIOBase):
 
 
 class PartOfFile(io.RawIOBase):
-    """Some bytes of a file, for reading as a file of their own.
+    """A range of bytes of a file, for reading as a file of its own.
 
     Args:
         path: The file.
@@ -132,18 +132,18 @@ class PartOfFile(io.RawIOBase):
         self._file.seek(begin)
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Fills the buffer as far as the part goes; the number of bytes."""
+        """Fills the buffer as far as the part goes; returns the number of bytes."""
         content = self._file.read(max(0, min(len(buffer), self._length - self.tell())))
         buffer[: len(content)] = content
         return len(content)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file."""
+        """See `io.IOBase.seek`."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._length}[whence]
         return self._file.seek(self._begin + max(0, base + offset)) - self._begin
 
     def tell(self) -> int:
-        """As of any file."""
+        """See `io.IOBase.tell`."""
         return self._file.tell() - self._begin
 
     def close(self) -> None:
@@ -166,8 +166,8 @@ class _Layout:
         data: Name of the chunk of samples.
         counted: Bytes of its own header that a chunk's size includes.
         lead: Bytes of the chunk of samples before the first sample.
-        align: A chunk starts at a multiple of so many bytes.
-        size_at: Where the whole's size stands, None where nothing depends on it.
+        align: A chunk starts at a multiple of this many bytes.
+        size_at: Offset of the size of the whole file, None where nothing depends on it.
     """
 
     head: int
@@ -195,7 +195,7 @@ _LAYOUTS = {
 
 def _chunked(file: BinaryIO, length: int, layout: _Layout, magic: bytes) -> Container:
     header = layout.id_bytes + layout.size.size
-    at, ds64, found = layout.head, None, False
+    at, ds64, seen_data = layout.head, None, False
     while 0 <= at <= length - header:
         file.seek(at)
         name, written = _split(file.read(header), layout)
@@ -204,7 +204,7 @@ def _chunked(file: BinaryIO, length: int, layout: _Layout, magic: bytes) -> Cont
             riff_bytes, data_bytes = struct.unpack("<QQ", file.read(16).ljust(16, b"\0"))
             ds64 = (body, riff_bytes, data_bytes)
         if name == layout.data:
-            found = True
+            seen_data = True
             if ds64 is not None:
                 stated = ds64[2]
             stated, begin = stated - layout.lead, body + layout.lead
@@ -218,7 +218,7 @@ def _chunked(file: BinaryIO, length: int, layout: _Layout, magic: bytes) -> Cont
             stated += layout.lead
         end = body + max(0, stated)
         at = -(-end // layout.align) * layout.align
-        if found and end < length:
+        if seen_data and end < length:
             file.seek(end)
             if magic in file.read(layout.align - 1 + len(magic)):
                 return Container(_SEVERAL)
@@ -230,7 +230,7 @@ def _split(head: bytes, layout: _Layout) -> tuple[bytes, int]:
 
 
 def _chunks_to_the_end(file: BinaryIO, at: int, length: int, layout: _Layout) -> bool:
-    """Whether other chunks, and nothing else, stand from here to the end of the file."""
+    """Whether the file holds other chunks and nothing else from here to its end."""
     header = layout.id_bytes + layout.size.size
     while at + header <= length:
         file.seek(at)
@@ -295,7 +295,7 @@ def _cut_off(stated: int, available: int) -> str:
 
 
 _SEVERAL = (
-    "several recordings one after the other, of which only the first would be read: split or re-encode it"
+    "several recordings one after another, of which only the first would be read: split or re-encode it"
 )
 
 # --- containers of pages and frames -------------------------------------------------------------------------
@@ -304,15 +304,15 @@ _SEVERAL = (
 def _of_frames(data: mmap.mmap) -> Container:
     begin = mp3.end_of_id3(data, 0)
     starts: dict[bytes, Callable[[mmap.mmap, int], Container]] = {b"OggS": _ogg, b"fLaC": _flac}
-    found = starts.get(data[begin : begin + 4])
-    if found is not None:
-        return replace(found(data, begin), begin=begin)
+    inspect_format = starts.get(data[begin : begin + 4])
+    if inspect_format is not None:
+        return replace(inspect_format(data, begin), begin=begin)
     damage, begin, head = mp3.inspect(data, begin, _SEVERAL)
     return Container(damage, begin=begin, head=head)
 
 
 def _flac(data: mmap.mmap, begin: int) -> Container:
-    # The marker with the head of the metadata block that must follow it: 8 bytes, never met by chance.
+    # The marker and the head of the metadata block that must follow it: 8 bytes that do not occur by chance.
     again = (data.find(b"fLaC" + last + b"\x00\x00\x22", begin + 4) for last in (b"\x00", b"\x80"))
     return Container(_SEVERAL if any(at >= 0 for at in again) else "")
 

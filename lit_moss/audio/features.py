@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_moss.audio import rates
 from lit_moss.audio.precision import full_precision
+from lit_moss.audio.streams import ClosedByFlush, run_stream
 
 _ZEROS, _ROLLOFF = 6, 0.99  # zero crossings on either side of the kernel; its edge as a share of the band
 
@@ -22,19 +23,18 @@ _ZEROS, _ROLLOFF = 6, 0.99  # zero crossings on either side of the kernel; its e
 def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """Windowed-sinc resampling (Hann, width 6, roll-off 0.99): (..., T) -> (..., ceil(T * to / from)).
 
-    A long wave is resampled block by block, see `Resampler`; the samples are those of all at once.
+    A long wave is resampled block by block, see `Resampler`; the samples do not depend on that.
 
     Raises:
-        ValueError: if a rate is no whole number of Hz above 0.
+        ValueError: if a rate is not a whole number of Hz above 0.
     """
     if from_hz == to_hz:
         return wave
-    resampler = Resampler(from_hz, to_hz)
-    return torch.cat([resampler.push(wave), resampler.flush()], dim=-1)
+    return run_stream(Resampler(from_hz, to_hz), [wave])
 
 
-class Resampler:
-    """`resample` of a recording that comes block by block, in memory that its length does not change.
+class Resampler(ClosedByFlush):
+    """`resample` as a `Stream`: a recording of any length in bounded memory.
 
     The samples are those of the whole at once, to the bit (measured at 14 pairs of rates with torch 2.11):
     blocks begin at whole periods of the two rates, with the width of the kernel around them. None is shorter
@@ -53,11 +53,11 @@ class Resampler:
             raise ValueError(f"resampling from {from_hz} to {to_hz} Hz, expected whole numbers above 0")
         from_hz, to_hz = int(from_hz), int(to_hz)
         common = math.gcd(from_hz, to_hz)
-        # `made` samples out for each `period` samples in.
-        self._period, self._made = from_hz // common, to_hz // common
+        # `_out` samples for each `_period` samples of the input.
+        self._period, self._out = from_hz // common, to_hz // common
         self._block = -(-self.BLOCK_SAMPLES // self._period) * self._period
-        self._width = math.ceil(_ZEROS * self._period / (min(self._period, self._made) * _ROLLOFF))
-        self._sparse = self._made * (self._period + 2 * self._width) > self.MOST_WEIGHTS
+        self._width = math.ceil(_ZEROS * self._period / (min(self._period, self._out) * _ROLLOFF))
+        self._sparse = self._out * (self._period + 2 * self._width) > self.MOST_WEIGHTS
         # Input that a block's first and last outputs need beyond it, in whole periods.
         self._around = -(-self._width // self._period) * self._period
         self._held: Tensor | None = None  # the input from sample `_held_from` on
@@ -65,66 +65,68 @@ class Resampler:
 
     def push(self, wave: Tensor) -> Tensor:
         """Next samples (..., T), any number -> resampled ones (..., n), as far as they are known."""
-        if self._period == self._made:
+        self._check_open()
+        if self._period == self._out:
             return wave
         held = wave if self._held is None else torch.cat([self._held, wave], dim=-1)
-        made = []
+        blocks = []
         while self._held_from + held.shape[-1] - self._next >= 2 * self._block:
             begin = self._next - self._held_from
             piece = self._at_once(held[..., : begin + self._block + self._around])
-            made.append(piece[..., self._outputs(begin) : self._outputs(begin + self._block)])
+            blocks.append(piece[..., self._outputs_before(begin) : self._outputs_before(begin + self._block)])
             self._next += self._block
             dropped = self._next - self._around - self._held_from
             held, self._held_from = held[..., dropped:], self._held_from + dropped
-        self._held = held.clone() if made else held  # a view would keep all that was pushed in memory
-        return torch.cat(made, dim=-1) if made else wave.new_zeros(*wave.shape[:-1], 0)
+        self._held = held.clone() if blocks else held  # a view would keep all that was pushed in memory
+        return torch.cat(blocks, dim=-1) if blocks else wave.new_zeros(*wave.shape[:-1], 0)
 
     def flush(self) -> Tensor:
         """Ends the recording: the samples left (..., n)."""
+        self._close()
         held, self._held = self._held, None
         if held is None:
             return torch.zeros(0)
         if not self._next:
             return self._at_once(held)
-        begin = self._outputs(self._next - self._held_from)
-        left = self._length(self._held_from + held.shape[-1]) - self._outputs(self._next)
-        # Zeros behind the end, as there are behind the whole; without them torchaudio would round the length.
+        begin = self._outputs_before(self._next - self._held_from)
+        left = self._length(self._held_from + held.shape[-1]) - self._outputs_before(self._next)
+        # Zeros after the end, as for the whole at once; without them torchaudio would round the length.
         padded = torch.nn.functional.pad(held, (0, self._around + self._period))
         return self._at_once(padded)[..., begin : begin + left]
 
-    def _outputs(self, samples: int) -> int:
-        return samples // self._period * self._made
+    def _outputs_before(self, samples: int) -> int:
+        return samples // self._period * self._out
 
     def _length(self, samples: int) -> int:
-        exact = -(-samples * self._made // self._period)
+        exact = -(-samples * self._out // self._period)
         if self._sparse:
             return exact
-        # torchaudio rounds to float32 first, which is now and then one sample short.
-        return min(exact, int(torch.ceil(torch.as_tensor(self._made * samples / self._period))))
+        # torchaudio rounds to float32 first, which is sometimes one sample short.
+        return min(exact, int(torch.ceil(torch.as_tensor(self._out * samples / self._period))))
 
     def _at_once(self, wave: Tensor) -> Tensor:
         if not wave.shape[-1]:
             return wave
         if self._sparse:
-            return _sparse_resample(wave, self._period, self._made, self._width)
+            return _sparse_resample(wave, self._period, self._out, self._width)
         with full_precision(wave.device):
-            return AF.resample(wave, self._period, self._made, lowpass_filter_width=_ZEROS, rolloff=_ROLLOFF)
+            return AF.resample(wave, self._period, self._out, lowpass_filter_width=_ZEROS, rolloff=_ROLLOFF)
 
 
-def _sparse_resample(wave: Tensor, period: int, made: int, width: int) -> Tensor:
-    """The same kernel, of which only what is not zero is computed: within 1e-6 of torchaudio's samples.
+def _sparse_resample(wave: Tensor, period: int, out: int, width: int) -> Tensor:
+    """The same kernel without its zeros: within 1e-6 of torchaudio's samples.
 
-    Output n stands at input position p = n period / made, and is the sum over inputs i with |i - p| < width
-    of s sinc(s (i - p)) cos^2(pi s (i - p) / 12) x_i, where s = 0.99 min(1, made / period).
+    Output n is at input position p = n period / out, and is the sum over inputs i with |i - p| < width
+    of s sinc(s (i - p)) cos^2(pi s (i - p) / 12) x_i, where s = 0.99 min(1, out / period).
     """
-    length = -(-wave.shape[-1] * made // period)
-    scale = min(period, made) * _ROLLOFF / period
+    length = -(-wave.shape[-1] * out // period)
+    scale = min(period, out) * _ROLLOFF / period
     padded = torch.nn.functional.pad(wave, (width, width + 1))
     taps_K = torch.arange(-width, width + 2, device=wave.device)
     pieces = []
     for outputs_N in torch.arange(length, device=wave.device).split(max(1, 2**20 // len(taps_K))):
-        position_N, beyond_N = outputs_N * period // made, outputs_N * period % made
-        t_NK = (taps_K - beyond_N[:, None].double() / made) * scale
+        position_N, beyond_N = outputs_N * period // out, outputs_N * period % out
+        t_NK = (taps_K - beyond_N[:, None].double() / out) * scale
         t_NK = t_NK.clamp(-_ZEROS, _ZEROS)
         weight_NK = scale * torch.sinc(t_NK) * torch.cos(math.pi * t_NK / _ZEROS / 2).square()
         windows_NK = padded[..., position_N[:, None] + taps_K + width]
@@ -139,7 +141,7 @@ def mel_filters(
     """Slaney-scale, Slaney-normalised triangles from 0 to 8000 Hz: (fft/2 + 1, M).
 
     Built in float64 by the closed form: torchaudio's float32 path is 3e-7 off the released filters. On the
-    CPU, for not every device has float64.
+    CPU: not every device has float64.
     """
     f_step_hz, knee_hz = 200.0 / 3, 1000.0
     knee_mel, log_step = knee_hz / f_step_hz, math.log(6.4) / 27
@@ -190,7 +192,7 @@ def whisper_log_mel(wave_BT: Tensor, bins: int) -> Tensor:
     """The released tokenizer's log-mel of whole segments, Whisper's: (B, T) at 16 kHz -> (B, M, T/160).
 
     T is a multiple of 160. Centred windows with reflected edges, floor 8 decades below the loudest bin OF THE
-    WHOLE SEGMENT: neither is causal, so this rule serves offline use alone. Streaming uses `CausalLogMel`.
+    WHOLE SEGMENT: neither is causal, so this is for offline use only. Streaming uses `CausalLogMel`.
     """
     n_fft, hop = rates.WHISPER_FFT_SAMPLES, rates.WHISPER_HOP_SAMPLES
     padded = torch.nn.functional.pad(wave_BT[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]

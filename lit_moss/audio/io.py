@@ -1,8 +1,8 @@
 """Reading and writing sound files by soundfile: wav, flac, ogg, mp3, opus.
 
-Any rate and channel count, whole files and parts of them. Every reader of this project comes through here, so
-what is damaged is found here: containers that state another length than they have (see `containers`), streams
-that decode to less than they promise, parts beyond the end of their file, samples that are not audio.
+Any rate and channel count, whole files and parts of them. All audio of this project is read here, so damage
+is found here: containers that state another length than they have (see `containers`), streams that decode to
+less than they state, parts beyond the end of their file, samples that are not audio.
 """
 
 import math
@@ -26,13 +26,13 @@ from lit_moss.audio.features import Resampler
 from lit_moss.records import printable
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-# Changes with what counts as damaged: codes that were computed under other rules are computed again.
+# Version of what counts as damaged: codes that were computed under another one are computed again.
 RULES = 2
 END_SLACK_SEC = 0.1  # a part may end this much after its file: corpora round their times
 BLOCK_FRAMES = 2**19  # samples of each channel that are decoded at once
-RATES_HZ = (1_000, 1_000_000)  # a header outside is damaged
+RATES_HZ = (1_000, 1_000_000)  # a header with a rate outside is damaged
 Opened = soundfile.SoundFile | ChainedFile
-_UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 for a stream whose header does not tell its length
+_UNKNOWN_FRAMES = 2**62  # libsndfile returns 2^63 - 1 for a stream whose header states no length
 
 
 class UnreadableAudio(Exception):  # noqa: N818
@@ -70,8 +70,8 @@ def info(path: str | Path, probe: bool = True) -> AudioInfo:
         probe: Look for the last sample of a FLAC file, whose container does not state where it ends.
 
     Raises:
-        UnreadableAudio: if the file is missing, empty, no sound file, damaged as far as can be seen without
-            decoding it, or does not tell its length.
+        UnreadableAudio: if the file is missing, empty, not a sound file, states no length, or is damaged as
+            far as can be seen without decoding it.
     """
     with _opened(path) as file:
         _check_length_known(path, file.frames)
@@ -109,8 +109,8 @@ def read(
 ) -> Tensor:
     """Samples of the first channel, resampled: float32 (T,) in [-1, 1].
 
-    The first channel alone, as the released tokenizer takes it; where it is silent and another is not, a line
-    on stderr says so. The file is decoded and resampled in blocks, so that memory holds no more than the
+    Only the first channel, as the released tokenizer does; where it is silent and another is not, a line on
+    stderr says so. The file is decoded and resampled in blocks, so that memory holds no more than the
     result. Its samples are those of the whole decoded at once, to the bit; of an MP3 longer than a block
     within 6e-8 (libsndfile's decoder rounds otherwise after a seek, and soundfile seeks after each block).
 
@@ -127,7 +127,7 @@ def read(
     """
     with _opened(path) as file:
         start, wanted, least = _span(path, file, offset_sec, duration_sec)
-        if wanted < file.frames:  # of the whole, the samples decoded are counted
+        if wanted < file.frames:  # of a whole file, the decoded samples are counted
             _probe(path, file)
         if longest_sec is not None:
             wanted = min(wanted, round(longest_sec * file.samplerate))
@@ -151,30 +151,30 @@ def read(
         pieces = [piece for piece in pieces if len(piece)] or pieces[:1]
     if not got:
         raise UnreadableAudio(f"{path}: no samples at {offset_sec:.3f} s")
-    # A damaged stream ends early without an error; a header tells how long it should have been.
+    # A damaged stream ends early without an error; its header states the length.
     if got < min(wanted, least):
-        raise UnreadableAudio(f"{path}: {got} samples decoded of {wanted} that the header promises")
+        raise UnreadableAudio(f"{path}: {got} samples decoded of {wanted} that the header states")
     _note_silence(path, peaks)
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
-    """Writes (T,) samples in [-1, 1]; the format follows the extension, 16 bits where it knows bits.
+    """Writes (T,) samples in [-1, 1]; the format follows the extension, 16 bits in formats of samples.
 
     Raises:
-        ValueError: if it is no float tensor (T,).
+        ValueError: if it is not a float tensor (T,).
     """
     wave = torch.as_tensor(wave)
     if wave.ndim != 1 or not wave.dtype.is_floating_point:
         raise ValueError(f"got {wave.dtype} of shape {tuple(wave.shape)}, expected float samples (T,)")
-    # soundfile knows no format of this name: Opus travels in Ogg.
+    # soundfile knows no format of this name: Opus is stored in Ogg.
     container, subtype = ("OGG", "OPUS") if Path(path).suffix.lower() == ".opus" else (None, None)
     soundfile.write(_name(path), wave.detach().cpu().numpy(), rate_hz, format=container, subtype=subtype)
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Opened]:
-    """The file, found whole by its container; errors of libsndfile come as `UnreadableAudio`."""
+    """The file, whose container shows no damage; errors of libsndfile become `UnreadableAudio`."""
     try:
         status = os.stat(path)
         container = _inspected(str(path), status.st_size, status.st_mtime_ns)
@@ -185,7 +185,7 @@ def _opened(path: str | Path) -> Iterator[Opened]:
                 yield _plausible(path, stack.enter_context(ChainedFile(path, container.streams)))
                 return
             source: Any = _name(path)
-            if not container.as_it_is:
+            if not container.is_unchanged:
                 source = stack.enter_context(containers.PatchedFile(path, container))
             yield _plausible(path, stack.enter_context(soundfile.SoundFile(source)))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
@@ -193,18 +193,18 @@ def _opened(path: str | Path) -> Iterator[Opened]:
 
 
 def _name(path: str | Path) -> Any:
-    """As bytes: names that are not UTF-8 are names, too. (soundfile takes them; its types do not say so.)"""
+    """As bytes: a file name need not be UTF-8. (soundfile takes bytes; its types do not say so.)"""
     return os.fsencode(path)
 
 
-# Parts of one long file are read one after the other.
+# Parts of one long file are read one after another.
 @lru_cache(maxsize=1024)
 def _inspected(path: str, size: int, modified_ns: int) -> containers.Container:
     return containers.inspect(path)
 
 
 def _skip(file: Opened, frames: int) -> None:
-    """Goes to a sample; by decoding what is before it where libsndfile cannot seek (GSM 6.10, G.72x)."""
+    """Goes to a sample; decodes everything before it where libsndfile cannot seek (GSM 6.10, G.72x)."""
     if file.seekable():
         file.seek(frames)
         return
@@ -221,7 +221,7 @@ def _probe(path: str | Path, file: Opened) -> None:
 
 @lru_cache(maxsize=1024)
 def _has_last_sample(path: str, size: int, modified_ns: int) -> bool:
-    """Looks for it by libFLAC's binary search."""
+    """Seeks to it, by libFLAC's binary search."""
     with _opened(path) as file:
         try:
             file.seek(file.frames - 1)
@@ -240,7 +240,7 @@ def _plausible(path: str | Path, file: Opened) -> Opened:
 def _span(
     path: str | Path, file: Opened, offset_sec: float, duration_sec: float | None
 ) -> tuple[int, int, int]:
-    """First sample, samples wanted, and samples without which the part is not whole."""
+    """First sample, samples wanted, and the fewest samples with which the part counts as complete."""
     rate_hz = file.samplerate
     if not math.isfinite((offset_sec + (duration_sec or 0.0)) * rate_hz):
         raise UnreadableAudio(f"{path}: a cut at {offset_sec:g} s is not inside it")
@@ -261,7 +261,7 @@ _folders_noted: set[Path] = set()
 
 
 def _note_silence(path: str | Path, peaks: np.ndarray) -> None:
-    """Says it where the first channel is silent and another is not: once a folder, ten times at most."""
+    """Warns of a silent first channel beside others that are not: once per folder, ten times at most."""
     folder = Path(path).parent
     if len(peaks) < 2 or peaks[0] > 1e-4 or peaks[1:].max() < 1e-3:  # -80 and -60 dB of full scale
         return
@@ -270,7 +270,7 @@ def _note_silence(path: str | Path, peaks: np.ndarray) -> None:
         other = int(peaks[1:].argmax()) + 2
         print(
             f"{path}: its first channel is silent, channel {other} is not; only the first is read: mix the "
-            "channels, or put the speech into the first (said once a folder)",
+            "channels, or put the speech into the first (shown once per folder)",
             file=sys.stderr,
             flush=True,
         )
@@ -278,7 +278,7 @@ def _note_silence(path: str | Path, peaks: np.ndarray) -> None:
 
 def _check_length_known(path: str | Path, frames: int) -> None:
     if frames >= _UNKNOWN_FRAMES:
-        raise UnreadableAudio(f"{path}: its header does not tell its length, write it anew")
+        raise UnreadableAudio(f"{path}: the header does not state a length; re-encode the file")
 
 
 def _why(path: str | Path, error: Exception) -> str:

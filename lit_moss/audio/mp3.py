@@ -1,4 +1,4 @@
-"""Frames of an MP3 file: whether they are as many as its first one states (Xing, Info, VBRI).
+"""Counts the frames of an MP3 file and compares them with its header (Xing, Info, VBRI).
 
 Sources: ISO/IEC 11172-3 and 13818-3 for the frame's head, id3.org for the tags, LAME for the Xing frame.
 """
@@ -17,23 +17,23 @@ _KBITS = {
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _NO_KIND = (0, 0, 0)
-# A tag with nothing in it: libsndfile finds an MP3 that is no file of its own by it.
+# An empty tag, by which libsndfile recognises an MP3 that does not come from a file.
 _ID3 = b"ID3\x03\x00\x00\x00\x00\x00\x0aTIT2" + bytes(6)
 
 
 def inspect(data: mmap.mmap, begin: int, several: str) -> tuple[str, int, bytes]:
-    """What is wrong with the frames from `begin` on, and what libsndfile should read.
+    """Damage of the frames from `begin` on, and the bytes that libsndfile should read.
 
     libsndfile guesses the length of a file without a Xing or Info header from its first frames, and reads no
     further: of a variable bit rate it may leave out most. Such a file gets a header with the frames counted.
 
     Args:
         data: The file.
-        begin: Where its first frame is expected, behind an ID3 tag.
-        several: What to answer where several recordings stand one after the other.
+        begin: Where its first frame is expected, after an ID3 tag.
+        several: The damage to report for several recordings one after another.
 
     Returns:
-        Damage, empty where nothing is wrong or it is no MP3; byte at which to begin; header to put before it.
+        Damage, empty if there is none or this is not an MP3; byte to begin at; header to put before it.
     """
     while data[begin : begin + 1] == b"\0":
         begin += 1
@@ -74,7 +74,7 @@ def inspect(data: mmap.mmap, begin: int, several: str) -> tuple[str, int, bytes]
 
 
 def _counting_frame(head: bytes, frames: int) -> bytes:
-    """A frame without sound whose Xing header states the frames that follow; empty where none is possible."""
+    """A frame without sound whose Xing header states the frames that follow; empty if none is possible."""
     for bits in range(1, 15):
         own = bytes([head[0], head[1] | 1, bits << 4 | head[2] & 0b1100, head[3]])
         size, (version, layer, _) = _frame(own, 0)
@@ -86,7 +86,7 @@ def _counting_frame(head: bytes, frames: int) -> bytes:
 
 def _compared(stated: tuple[int, int], frames: int, size: int, several: str) -> str:
     stated_frames, stated_bytes = stated
-    # Some encoders count the frame of the header itself; its bytes decide then.
+    # Some encoders count the frame of the header itself; then the bytes decide.
     if frames + 1 < stated_frames or (frames + 1 == stated_frames and size < stated_bytes):
         return f"cut off: its header states {stated_frames:,} MP3 frames, the file holds {frames:,}"
     return several if stated_frames and frames > stated_frames + 1 else ""
@@ -119,7 +119,7 @@ def _frame(data: mmap.mmap | bytes, at: int) -> tuple[int, tuple[int, int, int]]
 
 
 def _next_frame(data: mmap.mmap, at: int, kind: tuple[int, int, int]) -> int:
-    """Where two frames of this kind follow each other, from `at` + 1 on; else the end of the file."""
+    """First place after `at` where two frames of this kind follow each other; else the end of the file."""
     while (at := data.find(b"\xff", at + 1)) >= 0:
         size, own = _frame(data, at)
         if size and own == kind and _frame(data, at + size)[1] == kind:

@@ -1,4 +1,4 @@
-"""Products in full float32 for a while, whatever the program allows elsewhere.
+"""Products in full float32 within a block, whatever the program allows elsewhere.
 
 TF32 (which cuDNN's convolutions use unless forbidden), `torch.set_float32_matmul_precision("high")`, bfloat16
 products of oneDNN and autocast keep 8 to 11 bits of each factor. Deciding between two codes takes all 24.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.amp.autocast_mode import is_autocast_available
 
-# The flags belong to the process, not to a thread: of overlapping users the first saves, the last restores.
+# The flags are per process, not per thread: of overlapping users the first saves, the last restores.
 _lock = threading.Lock()
 _users = 0
 _saved: list[tuple[Any, str, Any]] = []
@@ -25,7 +25,7 @@ def _flags() -> list[Any]:
 
 
 class _Matmul:
-    """torch's older setting as an attribute."""
+    """torch's older setting, as an attribute."""
 
     @property
     def precision(self) -> str:
@@ -44,7 +44,7 @@ def _set_full() -> None:
         *((flag, "fp32_precision", "ieee") for flag in _flags()),
     ]
     for owner, name, _ in wanted:
-        # torch refuses to read an older setting that contradicts a newer one: then the newer one counts.
+        # torch refuses to read an older setting that contradicts a newer one, which then has priority.
         try:
             _saved.append((owner, name, getattr(owner, name)))
         except RuntimeError:
@@ -58,7 +58,7 @@ def _set_full() -> None:
 def _restore() -> None:
     for owner, name, value in _saved:
         if name == "fp32_precision":
-            # "none" follows the backend's general setting, and reads as that: what was inherited stays so.
+            # "none" follows the backend's general setting and reads as that: an inherited setting stays one.
             owner.fp32_precision = "none"
             if owner.fp32_precision == value:
                 continue
@@ -68,7 +68,7 @@ def _restore() -> None:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products in float32, and no autocast; settings are as before afterwards.
+    """Float32 products in float32, and no autocast; restores the settings afterwards.
 
     Args:
         device: Where the tensors are: autocast is switched off for it, and for the CPU.

@@ -1,4 +1,4 @@
-"""Every rate of the system, and every conversion between samples, frames and codes. Nothing else converts.
+"""Every rate of the system, and every conversion between samples, frames and codes.
 
     16 kHz samples --160--> 100 mel frames/s --2--> 50 hidden frames/s --4--> 12.5 codes/s     (tokenizer)
     12.5 codes/s --4--> 50 mel frames/s --480--> 24 kHz samples                               (decoder)
@@ -30,7 +30,7 @@ DECODER_SAMPLES_PER_CODE = DECODER_HOP_SAMPLES * FRAMES_PER_CODE_DECODER
 
 
 def codes_of_samples(samples: int) -> int:
-    """Number of codes of `samples` samples at 16 kHz; a begun code counts (ceil)."""
+    """Number of codes of `samples` samples at 16 kHz; a partial code counts (ceil)."""
     return -(-samples // SAMPLES_PER_CODE)
 
 

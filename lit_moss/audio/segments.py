@@ -1,4 +1,4 @@
-"""Cutting long audio at its quietest places, so that every piece fits a limit and no sample is lost."""
+"""Cuts long audio at its quietest places, so that every piece fits a limit and no sample is lost."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ def cut_at_pauses(
 ) -> list[tuple[int, int]]:
     """Pieces (start, end) in samples, none longer than `longest_sec`.
 
-    They cover the wave without gap or overlap. Each cut is put in the middle of the quietest `pause_sec` of
-    the last half before the limit.
+    They cover the wave without gap or overlap. Each cut is in the middle of the quietest `pause_sec` of the
+    last half before the limit.
 
     Raises:
-        ValueError: if the limit is less than two samples, or on what is no recording, see `check_wave`.
+        ValueError: if the limit is less than two samples, or the wave is not a recording, see `check_wave`.
     """
     wave_T = check_wave(wave_T)
     limit = int(longest_sec * rate_hz)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_moss.audio import rates
 
-# Floats of lossy codecs and mixes exceed 1 a little; 24 dB over full scale is another unit.
+# Lossy codecs and mixes exceed 1 a little; 24 dB over full scale means another unit.
 LOUDEST = 16.0
 EXPECTED = "expected float samples (T,) in [-1, 1], or (C, T) of which channel 0 is taken"
 
@@ -20,8 +20,8 @@ def check_wave(wave: Any) -> Tensor:
         wave: Tensor or numpy array of floats, (T,) or (C, T).
 
     Raises:
-        ValueError: if it is no array of floats, has another shape (channels last: more channels than
-            samples), holds integers, or samples that are not finite or far beyond [-1, 1].
+        ValueError: if it is not an array of floats, has another shape (channels last: more channels than
+            samples), or has samples that are not finite or far beyond [-1, 1].
     """
     if not isinstance(wave, Tensor | np.ndarray):
         raise ValueError(f"got {type(wave).__name__}, {EXPECTED}: a tensor or a numpy array")
@@ -32,7 +32,7 @@ def check_wave(wave: Any) -> Tensor:
     if wave.ndim == 2 and (not shape[0] or 0 < shape[1] < shape[0]):
         raise ValueError(f"got {shape}: {shape[0]} channels of {shape[1]} samples, {EXPECTED}: transpose it")
     first = wave if wave.ndim == 1 else wave[0]
-    # A copy of an array: torch takes neither negative strides nor memory that must not be written.
+    # A copy of an array: torch takes neither negative strides nor read-only memory.
     first_T = torch.from_numpy(np.array(first, np.float32)) if isinstance(first, np.ndarray) else first
     first_T = first_T.detach().float().cpu()
     reason = level_fault(first_T)
@@ -42,7 +42,7 @@ def check_wave(wave: Any) -> Tensor:
 
 
 def level_fault(wave_T: Tensor) -> str:
-    """Why samples cannot be those of a recording in [-1, 1]; empty where they can."""
+    """Why samples cannot be those of a recording in [-1, 1]; empty if they can."""
     if not len(wave_T):
         return ""
     low, high = (float(x) for x in wave_T.aminmax())

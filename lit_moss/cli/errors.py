@@ -1,7 +1,6 @@
 """Mistakes in a configuration as one line, in place of the parser's and Lightning's longer messages."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -9,6 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_moss.cli.yaml_options import one_line
 from lit_moss.errors import UserError
 
 
@@ -16,7 +16,7 @@ class OneLineParser(LightningArgumentParser):
     """Reports an error without the usage, which lists several hundred keys."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_one_line(message)) from ex
+        raise UserError(one_line(message)) from ex
 
 
 @contextlib.contextmanager
@@ -31,9 +31,9 @@ def one_line_errors() -> Iterator[None]:
     except UserError:
         raise
     except OmegaConfBaseException as error:
-        raise UserError(f"the configuration cannot be resolved: {_one_line(str(error))}") from error
+        raise UserError(f"the configuration cannot be resolved: {one_line(str(error))}") from error
     except MisconfigurationException as error:  # such as a machine without the accelerator that is asked for
-        raise UserError(f"the trainer cannot be made: {_one_line(str(error))}") from error
+        raise UserError(f"the trainer cannot be made: {one_line(str(error))}") from error
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
@@ -41,9 +41,3 @@ def one_line_errors() -> Iterator[None]:
         if isinstance(cause, UserError):
             raise cause from None
         raise
-
-
-def _one_line(message: str) -> str:
-    """A nested jsonargparse message without its indentation and list marks."""
-    lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip(" -")]
-    return re.sub(r"\s+", " ", ": ".join(line.rstrip(":") for line in lines))[:600]

@@ -10,23 +10,26 @@ from typing import Any
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks import FirstValidation
 from lit_moss.cli.choose_run import Start, find_start, open_run
 from lit_moss.cli.defaults import TRAINER_DEFAULTS, arranged, completed
 from lit_moss.cli.errors import OneLineParser, one_line_errors
 from lit_moss.cli.result_file import ResultFile
 from lit_moss.contracts import fingerprints_of
 from lit_moss.errors import UserError
+from lit_moss.modules.steps import StepModule
 from lit_moss.runs import ranks
 from lit_moss.runs.checkpoints import AtomicCheckpointIO, begin_fork, step_of
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import PARENT_VARIABLE, end_with_parent
 from lit_moss.runs.mlflow_access import mlflow_errors
 from lit_moss.runs.tracking import Tracker
+from lit_moss.sweep.trial import STORAGE_VARIABLE, PrunableTrial
 
 # Without it `${a.b}` is looked up below the subcommand and not found.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -45,6 +48,7 @@ _NOISE = (
 _ONLY_AT_START = (
     "name", "run_root", "run_name", "seed_everything", "model.init_args.init_from",
     "model.init_args.start_from_data", "model.init_args.init_codes", "data.init_args.first_batch",
+    "first_validation",
 )  # fmt: skip
 
 
@@ -87,6 +91,12 @@ class MossCLI(LightningCLI):
         parser.add_argument("--run_root", type=str, default="runs", help="Folder of all runs' files.")
         parser.add_argument("--run_name", type=str | None, default=None,
                             help="Folder of this run below --name; by default the time.")  # fmt: skip
+        parser.add_argument(
+            "--first_validation",
+            type=bool,
+            default=True,
+            help="Validate a language model before its first step too, so that curves start at step 0.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with one_line_errors():
@@ -129,7 +139,10 @@ class MossCLI(LightningCLI):
             if config.get("max_steps", -1) < 0:
                 raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
             kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
-            kwargs["callbacks"] = [*callbacks, ResultFile(self._record_settings)]
+            first = isinstance(self.model, StepModule) and self.model.validates_first
+            if first and self._get(self.config_init, "first_validation"):
+                callbacks.append(FirstValidation())
+            kwargs["callbacks"] = [*callbacks, *_pruning(), ResultFile(self._record_settings)]
             if config.get("logger") in (None, True):
                 self.tracker = self._make_tracker()
                 kwargs["logger"] = self.tracker
@@ -227,6 +240,16 @@ class MossCLI(LightningCLI):
             self.tracker.set_tags({f"fingerprint.{what}": value for what, value in fingerprints.items()})
         self.tracker.folder.config_file.write_text(text)
         self.tracker.log_text(text, self.tracker.folder.config_file.name)
+
+
+def _pruning() -> list[Callback]:
+    """The callback that reports to a sweep's pruner; none outside of a sweep."""
+    trial = PrunableTrial.from_environment()
+    if trial is None:
+        return []
+    from callbacks.prune_trial import PruneTrial  # brings Optuna
+
+    return [PruneTrial(trial, os.environ[STORAGE_VARIABLE])]
 
 
 def _silence_libraries() -> None:

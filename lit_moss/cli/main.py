@@ -34,6 +34,8 @@ VERBS = {
         "many settings of a run, by Optuna: sweep -c conf/sweep/split_depth.yaml",
     ),
 }
+# Those that read a YAML make their parser from the class that it describes: their modules have main(words).
+YAML_VERBS = ("evaluate", "sweep")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,6 +79,9 @@ def _dispatch(argv: list[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"no verb {verb!r}, expected one of {', '.join([*TRAINER_VERBS, *VERBS])}")
     module = importlib.import_module(VERBS[verb][0])
+    if verb in YAML_VERBS:
+        module.main(rest)
+        return 0
     parser = argparse.ArgumentParser(prog=f"python -m lit_moss {verb}", description=module.__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     module.add_arguments(parser)

@@ -65,6 +65,7 @@ class ResultFile(Callback):
         }
         if not any("/" in key for key in metrics):
             metrics = before.get("metrics", {})
+        judged = metrics if trainer.global_step else {}
         finished = trainer.global_step >= trainer.max_steps
         pruned = any(isinstance(c, StoppingCallback) and c.pruned for c in callbacks_of(trainer))
         folder.write_result(
@@ -73,9 +74,10 @@ class ResultFile(Callback):
                 "stopped": ("pruned" if pruned else "early") if ended and not finished else None,
                 "run_id": trainer.logger.run_id,
                 "metrics": metrics,
-                # Of all validations; one repeated after a resume gives the same values again.
-                "lowest": _extremes(min, before.get("lowest", {}), metrics),
-                "highest": _extremes(max, before.get("highest", {}), metrics),
+                # Of all validations but one before the first step; one repeated after a resume gives the same
+                # values again.
+                "lowest": _extremes(min, before.get("lowest", {}), judged),
+                "highest": _extremes(max, before.get("highest", {}), judged),
             }
         )
 

@@ -1,101 +1,108 @@
-"""Tries many settings of a run: an Optuna study, whose every trial is a `fit` tracked in MLflow.
+"""Tries many settings of a run: an Optuna study in which every trial is a `fit`, tracked in MLflow.
 
-    python -m lit_moss sweep -c conf/sweep/split_depth.yaml [--workers N]
+    python -m lit_moss sweep -c conf/sweep/split_depth.yaml [--KEY VALUE …] [--workers N]
 
-Repeat the command after a kill, and it goes on. The same command on another machine joins, where --storage
-and MLFLOW_TRACKING_URI are what both reach; with a --run_root that both see, it also continues the other's
-runs. At the end: report and pictures in RUN_ROOT/studies/STUDY/study and in the study's MLflow run.
-`optuna-dashboard STORAGE` shows the same live.
+Repeat the command after a kill to continue. The same command on another machine takes part in the study if
+both reach the `storage` and MLFLOW_TRACKING_URI; with a `run_root` that both see, it also continues the other
+machine's runs. At the end the report and pictures are in RUN_ROOT/studies/STUDY/study and in the study's
+MLflow run. `optuna-dashboard STORAGE` shows the study while it runs.
 """
 
-import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_moss.errors import UserError
 
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+    from optuna import Study
+
+    from lit_moss.sweep.config import Sweep
+
 DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
+RETRY_FLAG = "--retry-failed"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
-    parser.add_argument("-c", "--config", required=True, help="the sweep's YAML")
-    parser.add_argument("--workers", type=int, default=1, help="trials at the same time on this machine")
-    parser.add_argument("--trials", type=int, help="in place of the YAML's")
-    parser.add_argument("--study", help="in place of the YAML's")
-    parser.add_argument("--storage", help="in place of the YAML's: sqlite:///FILE or any database's URL")
-    parser.add_argument("--run_root", help="in place of the YAML's")
-    parser.add_argument("--retry-failed", action="store_true", help="trials that failed by themselves again")
-    parser.add_argument("--report", action="store_true", help="only write the report of what there is")
+def read_sweep(words: Sequence[str]) -> "tuple[Sweep, Namespace]":
+    """The sweep of `-c FILE` and `--KEY VALUE`, and the flags `workers`, `retry_failed` and `report`.
+
+    Raises:
+        UserError: one line for what is wrong.
+    """
+    from lit_moss.cli.yaml_options import OptionsParser
+    from lit_moss.sweep.config import Sweep
+
+    # `${seed_everything}` in `set` is for the runs to resolve.
+    parser = OptionsParser(Sweep, "python -m lit_moss sweep", __doc__, interpolate=False)
+    parser.add_argument("--workers", type=int, default=1, help="Trials at the same time on this machine.")
+    parser.add_argument(RETRY_FLAG, action="store_true", help="Also run trials again that failed.")
+    parser.add_argument("--report", action="store_true", help="Only write the report of the trials so far.")
+    return parser.read(words)
 
 
-def main(args: argparse.Namespace) -> None:
+def main(words: Sequence[str]) -> None:
     """Runs the sweep, or takes part in it.
 
     Raises:
-        UserError: for what the user can mend, and where trials are left.
+        UserError: for what the user can correct, and where trials are left.
     """
+    sweep, flags = read_sweep(words)
+    if flags.workers < 1:
+        raise UserError(f"--workers is {flags.workers}, expected 1 or more")
     from lit_moss.runs.launch import PARENT_VARIABLE, end_with_parent
     from lit_moss.runs.study_run import study_run
-    from lit_moss.sweep.config import read_sweep
     from lit_moss.sweep.report import write_report
-    from lit_moss.sweep.study import (
-        Objective,
-        bury_and_requeue,
-        by_slot,
-        is_finished,
-        is_given_up,
-        open_study,
-        work,
-    )
+    from lit_moss.sweep.study import Objective, bury_and_requeue, is_finished, open_study, work
 
-    if args.workers < 1:
-        raise UserError(f"--workers is {args.workers}, expected 1 or more")
-    sweep = read_sweep(
-        args.config, trials=args.trials, study=args.study, storage=args.storage, run_root=args.run_root
-    )
     study = open_study(sweep)
-    helper = PARENT_VARIABLE in os.environ  # started by `_workers`
+    helper = PARENT_VARIABLE in os.environ  # started by `_run_workers`
     if helper:
         end_with_parent()
     tracker = study_run(sweep.study, Path(sweep.run_root).absolute(), study.user_attrs.get("mlflow_run_id"))
     study.set_user_attr("mlflow_run_id", tracker.run_id)
     state = "interrupted"
     try:
-        if args.retry_failed and not helper:
+        if flags.retry_failed and not helper:
             bury_and_requeue(study, sweep, again=True)
-        if args.workers > 1 and not helper and not args.report:
-            _workers(args.workers)
-        elif not args.report:
-            threads = max(1, (os.cpu_count() or 1) // args.workers) if args.workers > 1 else None
+        if flags.workers > 1 and not helper and not flags.report:
+            _run_workers(flags.workers, words)
+        elif not flags.report:
+            threads = max(1, (os.cpu_count() or 1) // flags.workers) if flags.workers > 1 else None
             work(study, sweep, Objective(sweep, str(tracker.run_id), threads))
         if helper:
             return
         report = write_report(study, sweep, tracker)
         state = "success" if is_finished(study, sweep) else "interrupted"
     finally:
-        if not helper and not args.report:
+        if not helper and not flags.report:
             tracker.finalize(state)
     print(report.read_text() + str(report))
-    if args.report:
-        return
+    if not flags.report:
+        _check_complete(study, sweep, report)
+
+
+def _check_complete(study: "Study", sweep: "Sweep", report: Path) -> None:
+    """Raises a UserError that says what to do where trials are left, were killed, or none has a value."""
+    from lit_moss.sweep.study import by_slot, is_finished, is_given_up
+
     if not is_finished(study, sweep):
-        raise UserError("trials are left, their workers are gone: repeat the command")
+        raise UserError("trials are left, but their workers are gone: repeat the command")
     if any(is_given_up(members, sweep) for members in by_slot(study, sweep).values()):
-        raise UserError(f"trials were killed each time, see {report}; repeat with --retry-failed")
+        raise UserError(f"trials were killed each time, see {report}; repeat with {RETRY_FLAG}")
     if not any(trial.values for trial in study.get_trials(deepcopy=False)):
-        raise UserError(f"no trial has a value, see {report}; mend it and repeat with --retry-failed")
+        raise UserError(f"no trial has a value, see {report}; correct the sweep and repeat with {RETRY_FLAG}")
 
 
-def _workers(count: int) -> None:
-    """The same command in `count` processes, each taking trials on its own share of the GPUs."""
+def _run_workers(count: int, words: Sequence[str]) -> None:
+    """The same command in `count` processes, each running trials on its own share of the GPUs."""
     from lit_moss.runs.launch import PARENT_VARIABLE
 
-    words = [w for w in sys.argv[1:] if w != "--retry-failed"]
-    command = [sys.executable, "-m", "lit_moss", *words]
+    command = [sys.executable, "-m", "lit_moss", "sweep", *(word for word in words if word != RETRY_FLAG)]
     workers = []
     for share in shares_of_devices(count, visible_devices()):
         environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}

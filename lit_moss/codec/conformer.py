@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_moss.audio import rates
-from lit_moss.codec.stream_cache import StreamCache, length_mask, seen_keys
+from lit_moss.codec.stream_cache import Chunks, StreamCache, length_mask, seen_keys
 
 UP_LAYERS = 4
 LOOKAHEAD_CODES = 3
@@ -36,13 +36,13 @@ class Offsets:
 
     @classmethod
     def between(cls, queries: Tensor, keys: Tensor, like: Tensor) -> "Offsets":
-        """Of any positions; device, dtype and width of `like` (…, D)."""
+        """For any positions; device, dtype and width of `like` (…, D)."""
         distinct, index = torch.unique(queries[:, None] - keys[None], return_inverse=True)
         return cls(_sinusoids(distinct, like), index.to(like.device, non_blocking=True))
 
     @classmethod
     def within(cls, frames: int, like: Tensor) -> "Offsets":
-        """Of `frames` frames among themselves: distances T-1 down to -(T-1)."""
+        """For `frames` consecutive frames: distances T-1 down to -(T-1)."""
         i = torch.arange(frames, device=like.device)
         distances = torch.arange(frames - 1, -frames, -1, device="cpu")
         return cls(_sinusoids(distances, like), frames - 1 - (i[:, None] - i[None]))
@@ -106,7 +106,7 @@ class _FeedForward(nn.Module):
 
 
 class ConformerLayer(nn.Module):
-    """Pre-norm attention and feed-forward; of a conformer only the name is left."""
+    """Pre-norm attention and feed-forward. Named after the released code; it has no convolution."""
 
     def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
         super().__init__()
@@ -146,13 +146,13 @@ class PreLookahead(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 3)
 
     def forward(self, x_BND: Tensor, ahead_BAD: Tensor | None, cache: StreamCache | None) -> Tensor:
-        """`ahead_BAD` holds the next embedded codes, three or, at the end, fewer: zeros follow them."""
+        """`ahead_BAD` are the embeddings of the next three codes; fewer at the end, filled up with zeros."""
         y_BDN = x_BND.transpose(1, 2)
         if ahead_BAD is not None:
             y_BDN = torch.cat([y_BDN, ahead_BAD.transpose(1, 2)], dim=-1)
         y_BDN = F.pad(y_BDN, (0, x_BND.shape[1] + LOOKAHEAD_CODES - y_BDN.shape[-1]))
         y_BDN = F.leaky_relu(self.conv1(y_BDN), 0.01)
-        y_BDN = F.pad(y_BDN, (2, 0)) if cache is None else cache.before(self, y_BDN, 2)
+        y_BDN = F.pad(y_BDN, (2, 0)) if cache is None else cache.prepend(self, y_BDN, 2)
         return x_BND + self.conv2(y_BDN).transpose(1, 2)
 
 
@@ -166,7 +166,7 @@ class Upsample(nn.Module):
     def forward(self, x_BND: Tensor, cache: StreamCache | None) -> Tensor:
         left = 2 * rates.FRAMES_PER_CODE_DECODER
         y_BDT = x_BND.transpose(1, 2).repeat_interleave(rates.FRAMES_PER_CODE_DECODER, dim=-1)
-        y_BDT = F.pad(y_BDT, (left, 0)) if cache is None else cache.before(self, y_BDT, left)
+        y_BDT = F.pad(y_BDT, (left, 0)) if cache is None else cache.prepend(self, y_BDT, left)
         return self.conv(y_BDT).transpose(1, 2)
 
 
@@ -177,6 +177,11 @@ class EncoderCaches:
     codes: StreamCache
     frames: StreamCache
 
+    @classmethod
+    def empty(cls, chunks: Chunks) -> "EncoderCaches":
+        """State before the first step; `chunks` at code rate."""
+        return cls(StreamCache(chunks), StreamCache(chunks.times(rates.FRAMES_PER_CODE_DECODER)))
+
 
 class UpsampleConformerEncoder(nn.Module):
     """(B, N, D) at 12.5 Hz -> (B, 4 N, D) at 50 Hz.
@@ -186,15 +191,11 @@ class UpsampleConformerEncoder(nn.Module):
         heads: Attention heads.
         inner: Width of the feed-forward layers.
         layers: Layers before upsampling; four follow it.
-        chunk_codes: Codes of a chunk in streaming masks.
         dropout: Of attention, feed-forward and residual branches, in training.
     """
 
-    def __init__(
-        self, width: int, heads: int, inner: int, layers: int, chunk_codes: int, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, heads: int, inner: int, layers: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.chunk_codes = chunk_codes
         self.embed = Embed(width, dropout)
         self.after_norm = nn.LayerNorm(width)
         self.pre_lookahead_layer = PreLookahead(width)
@@ -209,55 +210,39 @@ class UpsampleConformerEncoder(nn.Module):
         self,
         x_BND: Tensor,
         lengths_B: Tensor,
-        streaming: bool = False,
+        chunks: Chunks | None = None,
         ahead_BAD: Tensor | None = None,
-        zero_padding: bool = False,
-        left_chunks: int | None = None,
-        kept_codes: int = 0,
     ) -> Tensor:
-        """Offline.
+        """Whole utterances. Padding reads as zeros, so that an item's frames are those of the item alone.
 
         Args:
             x_BND: Code embeddings.
             lengths_B: Codes of each item; the rest is padding.
-            streaming: Chunk-causal masks instead of full ones.
+            chunks: Chunk-causal attention, at code rate; None for full attention.
             ahead_BAD: Embeddings of the three codes that follow; None at the end.
-            zero_padding: The look-ahead reads zeros behind an item's end, as for an item alone. The released
-                training code lets it read the padding's own embedding instead.
-            left_chunks: History of streaming masks in chunks, None for all.
-            kept_codes: Codes at the start that stay in sight.
         """
         x_BND = self.embed(x_BND)
-        if zero_padding:
-            x_BND = x_BND * length_mask(lengths_B, x_BND.shape[1])[..., None]
+        x_BND = x_BND * length_mask(lengths_B, x_BND.shape[1])[..., None]
         x_BND = self.pre_lookahead_layer(x_BND, None if ahead_BAD is None else self.embed(ahead_BAD), None)
-        ratio = rates.FRAMES_PER_CODE_DECODER
-        chunk = self.chunk_codes if streaming else None
         offsets = Offsets.within(x_BND.shape[1], x_BND)
-        seen = seen_keys(lengths_B, x_BND.shape[1], chunk, left_chunks, kept_codes)
+        seen = seen_keys(lengths_B, x_BND.shape[1], chunks)
         for layer in self.encoders:
             x_BND = layer(x_BND, offsets, seen, None)
+        ratio = rates.FRAMES_PER_CODE_DECODER
         x_BTD = self.up_embed(self.up_layer(x_BND, None))
         offsets = Offsets.within(x_BTD.shape[1], x_BTD)
-        seen = seen_keys(
-            lengths_B * ratio, x_BTD.shape[1], chunk and chunk * ratio, left_chunks, kept_codes * ratio
-        )
+        seen = seen_keys(lengths_B * ratio, x_BTD.shape[1], chunks and chunks.times(ratio))
         for layer in self.up_encoders:
             x_BTD = layer(x_BTD, offsets, seen, None)
         return self.after_norm(x_BTD)
 
-    def caches(self, left_chunks: int | None, kept_codes: int) -> EncoderCaches:
-        """A fresh state for `step`."""
-        ratio = rates.FRAMES_PER_CODE_DECODER
-        return EncoderCaches(
-            StreamCache(self.chunk_codes, left_chunks, kept_codes),
-            StreamCache(self.chunk_codes * ratio, left_chunks, kept_codes * ratio),
-        )
-
     def step(self, x_BND: Tensor, ahead_BAD: Tensor, caches: EncoderCaches) -> Tensor:
-        """The next chunk of a stream: the numbers that `forward` with streaming masks gives for it.
+        """The next chunk of a stream: the numbers that `forward` with `chunks` gives for it.
 
-        `ahead_BAD` are the embeddings of the three codes that follow, fewer at the end.
+        Args:
+            x_BND: Code embeddings of the chunk.
+            ahead_BAD: Embeddings of the three codes that follow, fewer at the end.
+            caches: The stream's state.
         """
         x_BND = self.embed(x_BND)
         cache = caches.codes

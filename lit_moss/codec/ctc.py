@@ -10,10 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_moss.audio import rates
@@ -44,11 +42,11 @@ class CharVocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a normalised text."""
-        found = (self.characters.find(character) for character in text)
-        return [UNKNOWN if i < 0 else i + 2 for i in found]
+        places = (self.characters.find(character) for character in text)
+        return [UNKNOWN if place < 0 else place + 2 for place in places]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; blanks vanish, unknown shows as U+FFFD."""
+        """Text of ids, without blanks; unknown characters become U+FFFD."""
         return "".join(UNKNOWN_MARK if i == UNKNOWN else self.characters[i - 2] for i in ids if i != BLANK)
 
 
@@ -69,9 +67,9 @@ def ctc_loss(
 ) -> tuple[Tensor, Tensor]:
     """Mean over the batch of -log p(labels) / len(labels), and which items fit: () and bool (B,).
 
-    An item whose labels do not fit its frames has probability 0 and an infinite loss: it is left out of the
-    mean (arXiv: Graves et al. 2006, equation 6 sums over an empty set of paths) and reported as False. An
-    empty label list counts as a length of one.
+    An item whose labels do not fit its frames has probability 0 and an infinite loss (Graves et al. 2006:
+    equation 6 sums over an empty set of paths): it is left out of the mean and reported as False. An empty
+    label list counts as a length of one.
 
     Args:
         log_probs_BLV: Log-probabilities.
@@ -88,10 +86,9 @@ def ctc_loss(
         return log_probs_BLV.sum() * 0.0, fits_B
     lengths = [len(ids) for ids in labels]
     flat = torch.tensor([i for ids in labels for i in ids], dtype=torch.long)
-    loss_B = F.ctc_loss(
-        log_probs_BLV.float().transpose(0, 1), flat.to(device, non_blocking=True), cast(Any, tuple(frames)),
-        cast(Any, tuple(lengths)), BLANK, "none", zero_infinity=True,
-    )  # fmt: skip
+    log_probs_LBV, flat = log_probs_BLV.float().transpose(0, 1), flat.to(device, non_blocking=True)
+    # Lengths as plain numbers, which `F.ctc_loss` does not declare; 0: one loss for each item.
+    loss_B = torch.ctc_loss(log_probs_LBV, flat, frames, lengths, BLANK, 0, True)
     loss_B = loss_B / torch.tensor(lengths).clamp(min=1).to(device, non_blocking=True)
     return loss_B[torch.tensor(fitting).to(device, non_blocking=True)].mean(), fits_B
 
@@ -104,7 +101,7 @@ def fitting_items(frames: Sequence[int], labels: Sequence[Sequence[int]]) -> lis
 class CTCHead(nn.Module):
     """Codes' vectors -> characters: upsample x4, causal transformer layers, linear.
 
-    Causal too, so that a transcript can run along with the codes; CTC is free to emit a character a few
+    Causal too, so that a transcript can be streamed with the codes; CTC is free to emit a character a few
     frames late.
     """
 
@@ -125,7 +122,7 @@ class CTCHead(nn.Module):
         self.frame_proj = nn.Linear(code_width, vocabulary_size)
         longest = rates.MAX_SEGMENT_SAMPLES // rates.SAMPLES_PER_HIDDEN
         self.register_buffer("positions", sinusoids(longest, width), persistent=False)
-        # Branches that start at zero leave a linear head, which finds CTC's way off its plateau sooner.
+        # With branches that start at zero the head is linear at first, and leaves CTC's plateau sooner.
         for layer in stack:
             for linear in (layer.self_attn.out_proj, layer.fc2):
                 nn.init.zeros_(linear.weight)

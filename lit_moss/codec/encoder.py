@@ -87,7 +87,9 @@ class EncoderConfig:
                 f"quantize_ema_decay is {self.quantize_ema_decay}, expected 0 or more and below 1"
             )
         if self.d_model % self.encoder_attention_heads:
-            raise UserError(f"d_model {self.d_model} is no multiple of {self.encoder_attention_heads} heads")
+            raise UserError(
+                f"d_model {self.d_model} is not a multiple of {self.encoder_attention_heads} heads"
+            )
         if self.quantize_vocab_size < 2:
             raise UserError(f"quantize_vocab_size is {self.quantize_vocab_size}, expected 2 or more")
         if self.log_mel not in ("causal", "whisper"):
@@ -99,7 +101,7 @@ class EncoderConfig:
     ) -> "EncoderConfig":
         """From a released `config.json`.
 
-        Keys we have no use for are ignored.
+        Keys that do not change our network are ignored.
 
         Args:
             config: The file's content.
@@ -111,10 +113,10 @@ class EncoderConfig:
         Raises:
             UserError: on such a setting, a missing size, or a value of a wrong type.
         """
-        if strict and (found := departures(config)):
+        if strict and (differences := departures(config)):
             raise UserError(
-                f"config.json has {'; '.join(found)}: its codes would be computed wrongly; it serves as "
-                "weights to start a training from (`init_from`)"
+                f"config.json has {'; '.join(differences)}: its codes would be computed wrongly; it serves "
+                "as weights to start a training from (`init_from`)"
             )
         stated: dict[str, Any] = {
             f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None
@@ -124,7 +126,7 @@ class EncoderConfig:
 
     def to_official(self) -> dict[str, Any]:
         """The released `config.json` layout."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {
+        return asdict(self) | {
             "architectures": ["WhisperVQEncoder"],
             "model_type": "whisper",
             "activation_function": "gelu",
@@ -140,13 +142,13 @@ class EncoderConfig:
 
 
 def departures(config: Mapping[str, Any], features: Mapping[str, Any] | None = None) -> list[str]:
-    """Settings of a released tokenizer under which it computes other codes than our network, one text each.
+    """Settings under which a released tokenizer computes other codes than our network, one text each.
 
     Args:
         config: Content of `config.json`.
         features: Content of `preprocessor_config.json`.
     """
-    found = [
+    differences = [
         f"{key}={content[key]!r}, only {ours!r} is supported"
         for content, table in ((config, _OURS), (features or {}, _OUR_FEATURES))
         for key, ours in table.items()
@@ -154,14 +156,14 @@ def departures(config: Mapping[str, Any], features: Mapping[str, Any] | None = N
     ]
     quantize_at = config.get("quantize_position")
     if config.get("pooling_position", quantize_at) != quantize_at:
-        found.append(
+        differences.append(
             f"pooling_position={config['pooling_position']!r} and quantize_position={quantize_at!r}, "
             "expected them equal"
         )
     bins, mel_bins = (features or {}).get("feature_size"), config.get("num_mel_bins")
     if bins is not None and mel_bins is not None and bins != mel_bins:
-        found.append(f"feature_size={bins!r}, expected num_mel_bins, {mel_bins!r}")
-    return found
+        differences.append(f"feature_size={bins!r}, expected num_mel_bins, {mel_bins!r}")
+    return differences
 
 
 def sinusoids(length: int, width: int) -> Tensor:
@@ -202,7 +204,7 @@ class SelfAttention(nn.Module):
 class KeysValues:
     """Keys and values of one layer's frames so far, in buffers of fixed size.
 
-    A step writes its own frames in place: joining them to the past would copy all of it.
+    A step writes its own frames in place: concatenation would copy the whole past.
     """
 
     def __init__(self, longest: int) -> None:
@@ -210,7 +212,7 @@ class KeysValues:
         self._held: tuple[Tensor, Tensor] | None = None
 
     def append(self, k_BHLd: Tensor, v_BHLd: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all frames with these behind them: (B, H, P, d) each."""
+        """Appends these frames; keys and values of all: (B, H, P, d) each."""
         if self._held is None:
             batch, heads, _, width = k_BHLd.shape
             shape = (batch, heads, self.longest, width)
@@ -276,8 +278,7 @@ class CausalEncoder(nn.Module):
         self.embed_positions2 = nn.Embedding(config.max_source_positions // rates.HIDDEN_PER_CODE, width)
         self.register_buffer("ema_count", torch.ones(config.quantize_vocab_size))
         self.register_buffer("ema_weight", self.codebook.weight.detach().clone())
-        # Tables and codebook learn by other means than gradients: sinusoids never, the codebook by moving
-        # averages.
+        # No gradients: sinusoids are constant, and the codebook learns by moving averages.
         for table in (self.embed_positions, self.embed_positions2, self.codebook):
             table.weight.requires_grad_(False)
         for table in (self.embed_positions, self.embed_positions2):

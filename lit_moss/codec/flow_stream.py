@@ -1,4 +1,4 @@
-"""The flow as a stream: codes as they come -> mel, every chunk at the same cost.
+"""The flow decoder as a stream: codes as they come -> mel, at the same cost for every chunk.
 
 Shapes: N codes, A codes of look-ahead, T frames (= 4 N), M mel bands, D encoder width.
 """
@@ -9,67 +9,76 @@ import torch
 from torch import Tensor
 
 from lit_moss.audio import rates
-from lit_moss.codec.conformer import LOOKAHEAD_CODES
-from lit_moss.codec.flow import HISTORY_CHUNKS, RATIO, Flow, Prompt, fixed_noise
+from lit_moss.audio.streams import ClosedByFlush
+from lit_moss.codec.conformer import LOOKAHEAD_CODES, EncoderCaches
+from lit_moss.codec.flow_network import RATIO, FlowNetwork, Prompt
+from lit_moss.codec.flow_sampler import Sampler, fixed_noise
 from lit_moss.codec.stream_cache import StreamCache
+from lit_moss.codec.unet import Conditions
+
+# Default history of a stream: 10 s at 0.4 s a chunk.
+HISTORY_CHUNKS = 25
 
 
-class FlowStream:
-    """Codes as they come -> mel frames, a chunk at a time, each as soon as three codes behind it are known.
+class FlowStream(ClosedByFlush):
+    """A `Stream`: codes -> mel frames, a chunk at a time, once the three codes after the chunk are known.
 
     The released scheme computes the whole prefix again for each chunk; here keys, values and convolution
-    tails of the encoder and of all solver steps stay, so that a chunk costs the same wherever it lies. The
-    numbers are those of `Flow.sample(streaming=True)` with the same `left_chunks`.
+    tails of the encoder and of all solver steps are kept, so that every chunk costs the same.
+    The numbers are those of `Flow.sample(streaming=True)` with the same `left_chunks`.
 
     Args:
-        flow: The decoder, in eval mode.
+        network: The decoder, in eval mode.
+        sampler: Its solver.
         prompt: Speech to continue.
-        left_chunks: History in chunks (25 are 10 s); the prompt stays in sight besides. None keeps all: the
-            released masks, at a cost that grows with the stream.
+        left_chunks: History in chunks (25 are 10 s), besides which the prompt stays visible. None keeps all:
+            the released masks, at a cost that grows with the stream.
     """
 
     @torch.no_grad()
-    def __init__(self, flow: Flow, prompt: Prompt, left_chunks: int | None = HISTORY_CHUNKS) -> None:
-        self._flow, self.device = flow, flow.input_embedding.weight.device
-        kept = len(prompt.codes_N)
-        config = flow.config
-        chunk = config.chunk_codes * RATIO
-        self._encoder = flow.encoder.caches(left_chunks, kept)
-        self._solver = [StreamCache(chunk, left_chunks, RATIO * kept) for _ in range(config.steps)]
-        self._prompt_mel, self._speaker_BM = prompt.mel_MT[None].to(self.device), flow.speaker_of(prompt)
+    def __init__(
+        self,
+        network: FlowNetwork,
+        sampler: Sampler,
+        prompt: Prompt,
+        left_chunks: int | None = HISTORY_CHUNKS,
+    ) -> None:
+        self._network, self._sampler, self.device = network, sampler, network.device
+        prompt_codes = len(prompt.codes_N)
+        chunks = network.chunks(left_chunks, prompt_codes)
+        self._encoder_caches = EncoderCaches.empty(chunks)
+        self._solver_caches = [StreamCache(chunks.times(RATIO)) for _ in range(sampler.steps)]
+        self._prompt_mel = prompt.mel_MT[None].to(self.device)
+        self._speaker_BM = network.speaker_of(prompt)
         self._waiting = prompt.codes_N.to(self.device)
         self._codes = 0  # codes turned into frames, the prompt's included
-        self._hidden_frames = RATIO * kept  # frames of the prompt still to be cut off
-        self._closed = False
-        # Chunks that lie in the prompt with their look-ahead need no code: before the first one comes.
+        self._hidden_frames = RATIO * prompt_codes  # frames of the prompt still to be cut off
+        # Chunks of the prompt are computed before the first code, as far as their look-ahead is known.
         self._advance(last=False)
 
     @torch.no_grad()
     def push(self, codes_N: Tensor) -> Tensor:
         """Next codes, int64 (n,), any number -> new frames (1, M, t)."""
-        if self._closed:
-            raise RuntimeError("this stream was flushed: make a new one")
+        self._check_open()
         self._waiting = torch.cat([self._waiting, codes_N.to(self._waiting, non_blocking=True)])
         return self._advance(last=False)
 
     @torch.no_grad()
     def flush(self) -> Tensor:
         """Ends the utterance: the frames left, (1, M, t)."""
-        if self._closed:
-            raise RuntimeError("this stream was flushed: make a new one")
-        self._closed = True
+        self._close()
         return self._advance(last=True)
 
     @property
     def bytes(self) -> int:
         """Memory that the state holds."""
-        caches = [self._encoder.codes, self._encoder.frames, *self._solver]
+        caches = [self._encoder_caches.codes, self._encoder_caches.frames, *self._solver_caches]
         return sum(cache.bytes for cache in caches)
 
     def _advance(self, last: bool) -> Tensor:
-        found = [step[:, :, self._cut(step.shape[-1]) :] for step in self._steps(last)]
+        new = [mel_1MT[:, :, self._cut(mel_1MT.shape[-1]) :] for mel_1MT in self._steps(last)]
         empty = torch.zeros(1, rates.DECODER_MEL_BINS, 0, device=self.device)
-        return torch.cat([empty, *found], dim=-1)
+        return torch.cat([empty, *new], dim=-1)
 
     def _cut(self, frames: int) -> int:
         cut = min(frames, self._hidden_frames)
@@ -78,26 +87,22 @@ class FlowStream:
 
     @torch.no_grad()
     def _steps(self, last: bool) -> Iterator[Tensor]:
-        chunk = self._flow.config.chunk_codes
+        chunk = self._network.config.chunk_codes
         while len(self._waiting) >= (1 if last else chunk + LOOKAHEAD_CODES):
-            codes, rest = self._waiting[:chunk], self._waiting[chunk:]
-            ahead = rest[:LOOKAHEAD_CODES]
-            yield self._step(codes, ahead)
-            self._waiting = rest
+            codes_N, following = self._waiting[:chunk], self._waiting[chunk:]
+            yield self._step(codes_N, following[:LOOKAHEAD_CODES])
+            self._waiting = following
 
     def _step(self, codes_N: Tensor, ahead_A: Tensor) -> Tensor:
-        flow = self._flow
-        x_1ND, ahead_1AD = (
-            flow.input_embedding(codes.clamp(min=0))[None] for codes in (codes_N, ahead_A)
-        )  # fmt: skip
-        mu_1TD = flow.encoder.step(x_1ND, ahead_1AD, self._encoder)
-        mu_1MT = flow.encoder_proj(mu_1TD).float().transpose(1, 2)
+        network = self._network
+        x_1ND, ahead_1AD = (network.input_embedding(codes.clamp(min=0))[None] for codes in (codes_N, ahead_A))
+        mu_1TD = network.encoder.step(x_1ND, ahead_1AD, self._encoder_caches)
+        mu_1MT = network.encoder_proj(mu_1TD).float().transpose(1, 2)
         first, frames = RATIO * self._codes, mu_1MT.shape[-1]
         prompt_1MT = torch.zeros_like(mu_1MT)
         given = self._prompt_mel[:, :, first : first + frames]
         prompt_1MT[:, :, : given.shape[-1]] = given
         self._codes += len(codes_N)
-        return flow.solve(
-            fixed_noise(first, frames, mu_1MT.device).to(mu_1MT), mu_1MT.new_ones(1, 1, frames), mu_1MT,
-            self._speaker_BM, prompt_1MT, None, flow.config.guidance, flow.config.steps, self._solver,
-        )  # fmt: skip
+        conditions = Conditions(mu_1MT.new_ones(1, 1, frames), mu_1MT, self._speaker_BM, prompt_1MT)
+        noise_1MT = fixed_noise(first, frames, mu_1MT.device).to(mu_1MT)
+        return self._sampler.solve(network.decoder.estimator, noise_1MT, conditions, self._solver_caches)

@@ -20,11 +20,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from lit_moss.audio import rates
 from lit_moss.codec.state_dicts import LoadReport, load_fitting, read_state_dict
+from lit_moss.errors import UserError
 
 HOP = rates.DECODER_HOP_SAMPLES
 HARMONICS = 9
 SINE, NOISE, VOICED_HZ = 0.1, 0.003, 10.0
-CYCLE = 2**32  # of the phase, a whole number; 480 CYCLE a frame fill int64 after a day of speech
+CYCLE = 2**32  # of the phase, in integers; at 480 CYCLE a frame int64 overflows after a day of speech
 FFT, FFT_HOP = 16, 4
 UP_RATES, UP_KERNELS = (8, 5, 3), (16, 11, 7)
 KERNELS, DILATIONS, SOURCE_KERNELS = (3, 7, 11), (1, 3, 5), (7, 7, 11)
@@ -155,20 +156,20 @@ class HiFT(nn.Module):
         """Sines at nine harmonics where speech is voiced, noise where it is not, mixed to one signal.
 
         The phase of harmonic k grows by frac(k f0 / 24000) cycles a sample and runs linearly between the
-        middles of frames. In whole numbers, whose sums are exact however long the speech is and however it is
-        cut into chunks: at a minute float32 would be off by a radian, and some devices have no float64.
+        middles of frames. Computed in integers, whose sums are exact however long the speech is and however
+        it is cut into chunks: after a minute float32 would be off by a radian, and some devices lack float64.
 
         Args:
             pitch_BT: f0 in Hz.
-            noise_BLK: Standard normal draws (B, 480 T, 9); None is silence in their place.
+            noise_BLK: Standard normal draws (B, 480 T, 9); None replaces them by zeros.
             phase_BK: Phase in the middle of the frame before (see `Source`), None at the start.
         """
         harmonics_K = torch.arange(1, HARMONICS + 1, device=pitch_BT.device)
         rate_BTK = (pitch_BT[..., None] * harmonics_K / rates.DECODER_RATE_HZ) % 1
         step_BTK = (rate_BTK * CYCLE).round().long()  # of each sample
         phase_BTK = HOP * step_BTK.cumsum(dim=1)
-        # A segment from the middle of a frame to that of the next. At the edges the phase stands still; in a
-        # stream the frame before is known instead.
+        # A segment runs from the middle of a frame to that of the next. At the edges the phase is constant;
+        # in a stream the frame before is known instead.
         slope_BTK = torch.cat([step_BTK, torch.zeros_like(step_BTK[:, :1])], dim=1)
         if phase_BK is None:
             start_B1K = phase_BTK[:, :1]
@@ -176,7 +177,7 @@ class HiFT(nn.Module):
         else:
             start_B1K = phase_BK[:, None]
             phase_BTK = phase_BTK + start_B1K
-        halves_P1 = torch.arange(1, 2 * HOP, 2, device=pitch_BT.device)[:, None]  # samples lie between ticks
+        halves_P1 = torch.arange(1, 2 * HOP, 2, device=pitch_BT.device)[:, None]  # in half samples
         segment_BTPK = torch.cat([start_B1K, phase_BTK], dim=1)[:, :, None] + (
             slope_BTK[:, :, None] * halves_P1 // 2
         )
@@ -231,3 +232,22 @@ class HiFT(nn.Module):
             UserError: if it cannot be read as a plain state dict, or nothing of it fits.
         """
         return load_fitting(self, read_state_dict(path), str(path))
+
+
+def load_hift(path: str | Path) -> HiFT:
+    """HiFT of a `hift.pt`, sizes by its shapes.
+
+    Raises:
+        UserError: if it is not a complete HiFT.
+    """
+    tensors = read_state_dict(path)
+    try:
+        channels = tensors["conv_pre.bias"].shape[0]
+        pitch = tensors["f0_predictor.classifier.weight"].shape[1]
+    except (KeyError, IndexError) as error:
+        raise UserError(f"{path} is no HiFT vocoder: it holds no tensor {error}") from error
+    hift = HiFT(HiFTConfig(channels, pitch))
+    report = load_fitting(hift, tensors, str(path))
+    if report.kept or report.reshaped:
+        raise UserError(f"{path} does not fit its own sizes: {report}")
+    return hift

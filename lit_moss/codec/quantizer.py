@@ -24,19 +24,19 @@ def nearest(x_SD: Tensor, codebook_KD: Tensor, block: int = 4096) -> Tensor:
 
     In blocks, so memory stays at block x K distances.
     """
-    # Autocast would compute the product in bfloat16, whose 8 bits cannot tell neighbouring codes apart.
+    # Autocast would compute the product in bfloat16, whose 8 bits cannot distinguish neighbouring codes.
     with torch.autocast(x_SD.device.type, enabled=False):
         x_SD = x_SD.to(codebook_KD.dtype)
         return torch.cat([squared_distances(x, codebook_KD).argmin(dim=1) for x in x_SD.split(block)])
 
 
 def straight_through(x_SD: Tensor, quantized_SD: Tensor) -> Tensor:
-    """Value of `quantized`, gradient to `x` as if nothing had happened."""
+    """Value of `quantized`, whose gradient goes to `x` unchanged."""
     return x_SD + (quantized_SD - x_SD).detach()
 
 
 def commitment_loss(x_SD: Tensor, quantized_SD: Tensor) -> Tensor:
-    """Mean squared error that pulls the vectors to their codes, codes held still."""
+    """Mean squared error between vectors and their codes; no gradient to the codes."""
     return F.mse_loss(x_SD, quantized_SD.detach())
 
 

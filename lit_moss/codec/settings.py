@@ -1,13 +1,16 @@
-"""Configurations read from files: whether they are what they should be, in one line that names the key."""
+"""Checks of configurations read from files; an error is one line that names the key."""
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_moss.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
@@ -16,18 +19,19 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def check_settings(config: Any, at_least: Mapping[str, float]) -> None:
+def check_settings(config: "DataclassInstance", at_least: Mapping[str, float]) -> None:
     """Checks the fields of a dataclass of sizes, whose annotations are int, float or str.
 
     Args:
         config: The dataclass.
-        at_least: Smallest value of a field; an int that is not named here is a size, 1 or more.
+        at_least: Smallest value of a field; an int that is not named here is a size, at least 1.
 
     Raises:
-        UserError: on another type (true and "12" are no numbers), a value that is not finite, or too small.
+        UserError: if a value has another type (true and "12" are not numbers), is not finite, or too small.
     """
+    values = asdict(config)
     for field in fields(config):
-        value, annotation = getattr(config, field.name), field.type
+        value, annotation = values[field.name], field.type
         kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
         types, text = _KINDS[kind]
         if not isinstance(value, types) or isinstance(value, bool):
@@ -50,11 +54,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): get it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(
-            f"{path} holds a {type(found).__name__}, expected settings by name ({{…}}): get it again"
+            f"{path} holds a {type(content).__name__}, expected settings by name ({{…}}): get it again"
         )
-    return found
+    return content

@@ -1,4 +1,4 @@
-"""Speaker vectors behind one protocol: CAM++ (released codec), the embedded encoder, or none.
+"""Speaker encoders with a common interface: CAM++ (released codec), the embedded encoder, or none.
 
 encoder(wave (T,) at 16 kHz) -> (S,)
 """
@@ -50,8 +50,8 @@ class CampPlus:
 
     def __call__(self, wave_T: Tensor) -> Tensor:
         fbank = kaldi_fbank(_long_enough(wave_T, 400), mean_subtract=True)
-        (found,) = self._session.run(None, {self._input: fbank[None].numpy()})
-        vector_S = torch.from_numpy(found).flatten().float()
+        (vector,) = self._session.run(None, {self._input: fbank[None].numpy()})
+        vector_S = torch.from_numpy(vector).flatten().float()
         return _finite(vector_S, str(self.path))
 
 

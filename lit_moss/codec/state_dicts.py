@@ -49,7 +49,7 @@ def _some(names: tuple[str, ...], between: str) -> str:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a `.pt` or `.safetensors` file, under present-day names.
+    """Tensors of a `.pt` or `.safetensors` file; weight norm under its present names.
 
     Raises:
         UserError: if it is missing, damaged, or holds anything but tensors by name.
@@ -58,7 +58,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no file {path}: expected a state dict (.pt or .safetensors)")
     try:
-        found: Any = (
+        content: Any = (
             load_file(path)
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
@@ -70,9 +70,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"{path} is no file of plain tensors ({type(error).__name__}): refused; expected what "
             "torch.save(model.state_dict()) writes"
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path} holds no plain state dict: expected tensors by parameter name")
-    return {_present_name(name): value for name, value in found.items()}
+    return {_present_name(name): value for name, value in content.items()}
 
 
 def _present_name(name: str) -> str:
@@ -81,7 +81,7 @@ def _present_name(name: str) -> str:
 
 
 def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Refuses damaged weights here, where their name is known: computed with, they give silence or noise.
+    """Refuses damaged weights here, where their name is known: later they only give silence or noise.
 
     Raises:
         UserError: if a number is NaN or infinite, or a tensor is of whole numbers (quantized weights).
@@ -97,7 +97,7 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
 
 
 def load_fitting(module: nn.Module, tensors: dict[str, Tensor], name: str) -> LoadReport:
-    """Copies every tensor whose name and shape fit; the others are reported.
+    """Copies every tensor whose name and shape fit; reports the others.
 
     Raises:
         UserError: if none fits, or a number in one that does is not finite.

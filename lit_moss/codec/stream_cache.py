@@ -1,38 +1,53 @@
-"""Masks of chunked attention, and what a causal network carries from one chunk to the next.
+"""Masks of chunked attention, and the state that a causal network carries from one chunk to the next.
 
 Attention in the flow decoder is causal by chunks: a frame sees its whole chunk and what came before it.
 
     frame j is seen by frame i  <=>  j < (floor(i / c) + 1) c                       (chunk of c frames)
-                                and  j >= (floor(i / c) - left) c  or  j < kept     (where history is bounded)
+                                and  j >= (floor(i / c) - left) c  or  j < kept     (bounded history only)
 
-The second line is ours: without it a stream's cost and memory grow with its length. `kept` frames at the
-start (the prompt: the voice to speak in) stay in sight however long the stream.
+The second line is ours: without it a stream's cost and memory grow with its length. The first `kept` frames
+(the prompt: the voice to speak in) remain visible however long the stream.
 
 Shapes: B batch, H heads, T frames of a chunk, S slots of the cache, D width of a head, C channels.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 
-def chunk_mask(
-    frames: int, chunk: int, device: torch.device, left_chunks: int | None = None, kept: int = 0
-) -> Tensor:
-    """Which keys (columns) each query (row) sees: bool (T, T); see the head of this file.
+@dataclass(frozen=True)
+class Chunks:
+    """Chunk-causal attention at one rate; see the head of this file.
 
     Args:
-        frames: T.
-        chunk: Frames of a chunk.
-        device: Where to make it.
-        left_chunks: Chunks seen before a frame's own; None sees all.
+        size: Frames of a chunk.
+        left: Chunks visible before a frame's own; None for all.
         kept: Frames at the start that every frame sees.
     """
-    i = torch.arange(frames, device=device)[:, None]
-    j = torch.arange(frames, device=device)[None]
-    seen = j < (i // chunk + 1) * chunk
-    if left_chunks is not None:
-        seen &= (j >= (i // chunk - left_chunks) * chunk) | (j < kept)
-    return seen
+
+    size: int
+    left: int | None = None
+    kept: int = 0
+
+    def times(self, ratio: int) -> "Chunks":
+        """The same time span at a rate `ratio` times as high."""
+        return Chunks(self.size * ratio, self.left, self.kept * ratio)
+
+    @property
+    def ring_frames(self) -> int | None:
+        """Most frames that a stream holds besides the `kept` ones; None if there is no bound."""
+        return None if self.left is None else (self.left + 1) * self.size
+
+    def mask(self, frames: int, device: torch.device) -> Tensor:
+        """Which keys (columns) each query (row) sees: bool (T, T)."""
+        i = torch.arange(frames, device=device)[:, None]
+        j = torch.arange(frames, device=device)[None]
+        seen = j < (i // self.size + 1) * self.size
+        if self.left is not None:
+            seen &= (j >= (i // self.size - self.left) * self.size) | (j < self.kept)
+        return seen
 
 
 def length_mask(lengths_B: Tensor, longest: int) -> Tensor:
@@ -40,31 +55,28 @@ def length_mask(lengths_B: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths_B.device)[None] < lengths_B[:, None]
 
 
-def seen_keys(
-    lengths_B: Tensor, longest: int, chunk: int | None, left_chunks: int | None, kept: int
-) -> Tensor:
-    """Keys that each query sees: bool (B, 1, T, T), or (B, 1, 1, T) without chunks."""
+def seen_keys(lengths_B: Tensor, longest: int, chunks: Chunks | None) -> Tensor:
+    """Keys that each query sees: bool (B, 1, T, T), or (B, 1, 1, T) with full attention (no chunks)."""
     seen = length_mask(lengths_B, longest)[:, None, None]
-    if chunk is not None:
-        seen = seen & chunk_mask(longest, chunk, lengths_B.device, left_chunks, kept)
+    if chunks is not None:
+        seen = seen & chunks.mask(longest, lengths_B.device)
     return seen
 
 
 class StreamCache:
     """Convolution tails, keys and values of all layers of one rate, for one stream.
 
-    A step of a stream is one chunk: `begin(n)`, then the layers, each calling `before` or `keys_values` once.
-    Keys and values lie in ring buffers and are written in place, so a step copies one chunk, not the history:
-    for attention without positions the order of keys is free, and the others ask `slot_positions`.
+    A step of a stream is one chunk: `begin(n)`, then the layers, each of which calls `prepend` or
+    `keys_values` once. Keys and values lie in ring buffers and are written in place, so a step copies one
+    chunk, not the history: attention without positions does not depend on the order of keys, and layers with
+    positions read `slot_positions`.
 
     Args:
-        chunk: Frames of a chunk; every step but the last has as many.
-        left_chunks: Chunks of history, None for all (memory then grows with the stream).
-        kept: Frames at the start that stay.
+        chunks: Size of a chunk (every step but the last has as many frames) and history.
     """
 
-    def __init__(self, chunk: int, left_chunks: int | None = None, kept: int = 0) -> None:
-        self.chunk, self.left_chunks, self.kept = chunk, left_chunks, kept
+    def __init__(self, chunks: Chunks) -> None:
+        self.chunks = chunks
         self.frames = 0  # frames of the steps before this one
         self._tails: dict[nn.Module, Tensor] = {}
         self._past: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -77,40 +89,47 @@ class StreamCache:
 
     def begin(self, frames: int, device: torch.device) -> None:
         """Starts a step of `frames` frames, at most a chunk."""
-        if not 0 < frames <= self.chunk:
-            raise ValueError(f"a step of {frames} frames, expected 1 to {self.chunk}")
-        if self.frames % self.chunk:
-            raise ValueError("a step after a part of a chunk: that one was the stream's last")
+        size, left, kept = self.chunks.size, self.chunks.left, self.chunks.kept
+        if not 0 < frames <= size:
+            raise ValueError(f"a step of {frames} frames, expected 1 to {size}")
+        if self.frames % size:
+            raise ValueError("the step before was shorter than a chunk: only the last one of a stream may be")
         new = torch.arange(self.frames, self.frames + frames, device="cpu")
-        if self.left_chunks is None:
-            slots = new
-        else:
-            ring = (self.left_chunks + 1) * self.chunk
-            slots = torch.where(new < self.kept, new, self.kept + (new - self.kept) % ring)
-        self._used = max(self._used, int(slots.max()) + 1)
-        if self._used > len(self._positions):
-            size = max(self._used, 2 * len(self._positions))
-            if self.left_chunks is not None:
-                size = min(size, self.kept + (self.left_chunks + 1) * self.chunk)
-            self._positions = torch.cat(
-                [self._positions, torch.full((size - len(self._positions),), -1, device="cpu")]
-            )
+        slots = self._slots_of(new)
+        self._grow(int(slots.max()) + 1)
         self._positions[slots] = new
         self._slots = slots.to(device, non_blocking=True)
         self.positions = new
-        oldest = self.frames - (self.left_chunks or 0) * self.chunk
+        oldest = self.frames - (left or 0) * size
         known = self._positions[: self._used]
-        visible = (known >= 0) & ((known >= oldest) | (known < self.kept) | (self.left_chunks is None))
+        visible = (known >= 0) & ((known >= oldest) | (known < kept) | (left is None))
         self.seen = None if bool(visible.all()) else visible[None].to(device, non_blocking=True)
         self.frames += frames
+
+    def _slots_of(self, frames_T: Tensor) -> Tensor:
+        kept, ring = self.chunks.kept, self.chunks.ring_frames
+        if ring is None:
+            return frames_T
+        return torch.where(frames_T < kept, frames_T, kept + (frames_T - kept) % ring)
+
+    def _grow(self, used: int) -> None:
+        """Makes room for the first `used` slots, doubling up to the bound."""
+        self._used = max(self._used, used)
+        if self._used <= len(self._positions):
+            return
+        size, ring = max(self._used, 2 * len(self._positions)), self.chunks.ring_frames
+        if ring is not None:
+            size = min(size, self.chunks.kept + ring)
+        new = torch.full((size - len(self._positions),), -1, device="cpu")
+        self._positions = torch.cat([self._positions, new])
 
     @property
     def slot_positions(self) -> Tensor:
         """Frame number in each slot: int64 (S,)."""
         return self._positions[: self._used]
 
-    def before(self, module: nn.Module, x_BCT: Tensor, frames: int) -> Tensor:
-        """`x_BCT` behind the last `frames` frames that `module` was given (zeros at the start)."""
+    def prepend(self, module: nn.Module, x_BCT: Tensor, frames: int) -> Tensor:
+        """`x_BCT` after the last `frames` frames that `module` was given before (zeros at the start)."""
         tail = self._tails.get(module)
         if tail is None:
             tail = x_BCT.new_zeros(*x_BCT.shape[:2], frames)

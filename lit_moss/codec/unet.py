@@ -11,6 +11,7 @@ Shapes: B batch, M mel bands, T frames, C channels, E width of the time embeddin
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -19,6 +20,46 @@ from torch import Tensor, nn
 
 from lit_moss.audio import rates
 from lit_moss.codec.stream_cache import StreamCache
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the velocity depends on besides the point of the path and its time.
+
+    Args:
+        mask_B1T: 1 at real frames, 0 at padding.
+        mu_BMT: The encoder's output.
+        speaker_BM: Projected speaker vector.
+        prompt_BMT: Mel of the prompt, zero in frames to be generated.
+        seen: Keys that each query sees, bool (B, 1, T or 1, T); None for all. Ignored in a stream, whose
+            cache knows them.
+    """
+
+    mask_B1T: Tensor
+    mu_BMT: Tensor
+    speaker_BM: Tensor
+    prompt_BMT: Tensor
+    seen: Tensor | None = None
+
+    def where(self, keep_B: Tensor) -> "Conditions":
+        """Items at which `keep_B` is 0 lose encoder output, speaker and prompt: the unconditioned ones."""
+        return replace(
+            self,
+            mu_BMT=self.mu_BMT * keep_B[:, None, None],
+            speaker_BM=self.speaker_BM * keep_B[:, None],
+            prompt_BMT=self.prompt_BMT * keep_B[:, None, None],
+        )
+
+    def with_unconditioned(self) -> "Conditions":
+        """All items, then all of them unconditioned: a batch of 2 B."""
+        seen = self.seen
+        if seen is not None and len(seen) > 1:
+            seen = torch.cat([seen, seen])
+        mask_B1T = torch.cat([self.mask_B1T, self.mask_B1T])
+        mu_BMT, speaker_BM, prompt_BMT = (
+            torch.cat([x, torch.zeros_like(x)]) for x in (self.mu_BMT, self.speaker_BM, self.prompt_BMT)
+        )
+        return Conditions(mask_B1T, mu_BMT, speaker_BM, prompt_BMT, seen)
 
 
 def time_embedding(t_B: Tensor, width: int) -> Tensor:
@@ -36,7 +77,7 @@ class CausalConv(nn.Conv1d):
         super().__init__(channels_in, channels_out, 3)
 
     def forward(self, input: Tensor, cache: StreamCache | None = None) -> Tensor:
-        return super().forward(F.pad(input, (2, 0)) if cache is None else cache.before(self, input, 2))
+        return super().forward(F.pad(input, (2, 0)) if cache is None else cache.prepend(self, input, 2))
 
 
 class Block(nn.Module):
@@ -132,7 +173,7 @@ class _TimeMLP(nn.Module):
 
 
 class CausalUNet(nn.Module):
-    """Velocity of the flow at (x, t), given what the frames are to say.
+    """Velocity of the flow at (x, t) under its conditions.
 
     Args:
         channels: C.
@@ -166,31 +207,21 @@ class CausalUNet(nn.Module):
         self.final_proj = nn.Conv1d(channels, bands, 1)
 
     def forward(
-        self,
-        x_BMT: Tensor,
-        mask_B1T: Tensor,
-        mu_BMT: Tensor,
-        t_B: Tensor,
-        speaker_BM: Tensor,
-        prompt_BMT: Tensor,
-        seen: Tensor | None = None,
-        cache: StreamCache | None = None,
+        self, x_BMT: Tensor, t_B: Tensor, conditions: Conditions, cache: StreamCache | None = None
     ) -> Tensor:
         """Velocity (B, M, T).
 
         Args:
             x_BMT: Point of the path.
-            mask_B1T: 1 at real frames, 0 at padding.
-            mu_BMT: The encoder's output.
             t_B: Time, 0 to 1.
-            speaker_BM: Projected speaker vector.
-            prompt_BMT: Mel of the prompt, zero where the mel is to be made.
-            seen: Keys each query sees, bool (B, 1, T or 1, T); None for all.
+            conditions: See there.
             cache: State of a stream of which these frames are the next chunk.
         """
+        mask_B1T = conditions.mask_B1T
+        seen = conditions.seen if cache is None else cache.seen
         time_BE = self.time_mlp(time_embedding(t_B, self.width_in).to(x_BMT.dtype))
-        speaker_BMT = speaker_BM[:, :, None].expand(-1, -1, x_BMT.shape[-1])
-        h = torch.cat([x_BMT, mu_BMT, speaker_BMT, prompt_BMT], dim=1)
+        speaker_BMT = conditions.speaker_BM[:, :, None].expand(-1, -1, x_BMT.shape[-1])
+        h = torch.cat([x_BMT, conditions.mu_BMT, speaker_BMT, conditions.prompt_BMT], dim=1)
 
         def run(stage: nn.ModuleList, h_BCT: Tensor) -> Tensor:
             h_BTC = stage[0](h_BCT, mask_B1T, time_BE, cache).transpose(1, 2)

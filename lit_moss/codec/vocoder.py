@@ -1,10 +1,10 @@
-"""Mel -> waveform, behind one protocol: HiFT (released weights) and Griffin-Lim (none needed).
+"""Vocoders, mel -> waveform, with a common interface: HiFT (released weights), Griffin-Lim (none needed).
 
     vocoder(mel (B, 80, T)) -> (B, 480 T)                 whole utterances
     stream = vocoder.stream(); stream.push(mel (1, 80, t)) -> (1, l); stream.flush()
 
-A stream gives 480 samples a frame in all, some frames later than they come: a sample depends on mel frames
-behind it (HiFT: 18, Griffin-Lim: those whose windows overlap).
+A stream gives 480 samples a frame in all, some frames late: a sample depends on mel frames that follow it
+(HiFT: 18, Griffin-Lim: those whose windows overlap).
 
 Shapes: B batch, T frames, L samples, F frequencies (961).
 """
@@ -19,22 +19,11 @@ from torch import Tensor
 from lit_moss.audio import rates
 from lit_moss.audio.features import mel_filters
 from lit_moss.audio.precision import full_precision
+from lit_moss.audio.streams import ClosedByFlush, Stream
 from lit_moss.codec.hift import CYCLE, HARMONICS, HiFT, PitchPredictor
 
 HOP = rates.DECODER_HOP_SAMPLES
 FFT = rates.DECODER_FFT_SAMPLES
-
-
-class VocoderStream(Protocol):
-    """One utterance, frame by frame."""
-
-    def push(self, mel_1MT: Tensor) -> Tensor:
-        """Next frames, any number -> new samples (1, L)."""
-        ...
-
-    def flush(self) -> Tensor:
-        """The samples left, (1, L)."""
-        ...
 
 
 class Vocoder(Protocol):
@@ -42,8 +31,8 @@ class Vocoder(Protocol):
 
     def __call__(self, mel_BMT: Tensor) -> Tensor: ...
 
-    def stream(self) -> VocoderStream:
-        """A stream of one utterance."""
+    def stream(self) -> Stream[Tensor, Tensor]:
+        """A stream of one utterance: mel (1, 80, t) -> samples (1, l)."""
         ...
 
     def to(self, device: str | torch.device) -> "Vocoder":
@@ -55,14 +44,14 @@ class Vocoder(Protocol):
 
 
 class HiFTVocoder:
-    """HiFT with reproducible noise.
+    """HiFT as a `Vocoder`, with reproducible noise.
 
     Args:
         hift: The network.
         noise: False leaves out the noise of the excitation.
-        lookahead_frames: Frames that a stream waits for behind a sample. 18 make it equal to the whole, for
-            no sample sees further; 12 stay within 2e-3 of it (4e-4 with the recorded random weights) and
-            speak 0.12 s sooner; the released scheme holds back 8 and cross-fades.
+        lookahead_frames: Frames after a sample that a stream waits for. With 18 it equals the whole, as no
+            sample sees further; with 12 it is within 2e-3 of it (4e-4 with the recorded random weights) and
+            0.12 s earlier; the released scheme holds back 8 and cross-fades.
     """
 
     def __init__(self, hift: HiFT, noise: bool = True, lookahead_frames: int = 12) -> None:
@@ -80,26 +69,26 @@ class HiFTVocoder:
         return self.hift(mel_BMT, None if draws is None else draws.expand(len(mel_BMT), -1, -1))[0]
 
     def draws(self, first: int, frames: int, like: Tensor) -> Tensor | None:
-        """Noise of the excitation for frames `first` on, a function of the frame: (1, 480 frames, 9)."""
+        """Noise of the excitation from frame `first` on, a function of the frame: (1, 480 frames, 9)."""
         if not self.noise:
             return None
-        found = [_frame_noise(n % 1500, like.device) for n in range(first, first + frames)]
-        return torch.cat(found)[None].to(like)
+        noise = [_frame_noise(n % 1500, like.device) for n in range(first, first + frames)]
+        return torch.cat(noise)[None].to(like)
 
-    def stream(self) -> "HiFTStream":
+    def stream(self) -> Stream[Tensor, Tensor]:
         return HiFTStream(self)
 
 
 @lru_cache(maxsize=3000)  # of two devices, 26 MB each
 def _frame_noise(n: int, device: torch.device) -> Tensor:
-    """Drawn on the CPU, so that it is the same everywhere; it stays where it was used, copied there once."""
+    """Drawn on the CPU, so that it is the same everywhere; copied to each device once."""
     generator = torch.Generator("cpu").manual_seed(n)
     drawn = torch.randn(HOP, HARMONICS, generator=generator, device="cpu", dtype=torch.float32)
     return drawn.to(device)
 
 
-class _Window(ABC):
-    """A vocoder over a moving window of mel frames."""
+class _WindowStream(ClosedByFlush, ABC):
+    """A `Stream`: mel (1, 80, t) -> samples (1, l), by a vocoder over a moving window of mel frames."""
 
     _lookahead_frames: int
 
@@ -108,27 +97,31 @@ class _Window(ABC):
 
     @torch.no_grad()
     def push(self, mel_1MT: Tensor) -> Tensor:
+        """Next frames, any number -> new samples (1, l)."""
+        self._check_open()
         self._mel = mel_1MT if self._mel is None else torch.cat([self._mel, mel_1MT], dim=-1)
         return self._advance(self._mel, self._lookahead_frames)
 
     @torch.no_grad()
     def flush(self) -> Tensor:
+        """Ends the utterance: the samples left, (1, l)."""
+        self._close()
         return torch.zeros(1, 0, device="cpu") if self._mel is None else self._advance(self._mel, 0)
 
     @abstractmethod
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
-        """Samples of the window's frames but the last `wait`, those given out already left out."""
+        """New samples: of the window's frames without the last `wait` and without those returned before."""
 
 
-class HiFTStream(_Window):
-    """HiFT over a moving window: context before it, look-ahead behind it, the phase carried along."""
+class HiFTStream(_WindowStream):
+    """HiFT over a moving window, with context before it and look-ahead after it; the phase is continued."""
 
     def __init__(self, vocoder: HiFTVocoder) -> None:
         super().__init__()
         self._vocoder, self._hift = vocoder, vocoder.hift
         self._lookahead_frames = vocoder.lookahead_frames
         self._first = 0
-        self._done = 0  # frames whose samples were given out
+        self._done = 0  # frames whose samples were returned
         self._phase: dict[int, Tensor] = {}  # phase in the middle of some frame
 
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
@@ -143,15 +136,15 @@ class HiFTStream(_Window):
         frames = pitch.shape[1]
         source = self._hift.source(pitch, self._vocoder.draws(start, frames, mel), self._phase.get(start - 1))
         wave = self._hift.decode(mel[:, :, skip:], source.wave_B1L)
-        given = wave[:, (self._done - start) * HOP : (until - start) * HOP]
+        new = wave[:, (self._done - start) * HOP : (until - start) * HOP]
         self._done = until
-        # The next window begins `reach` frames before what is still to come, the pitch's some frames earlier.
+        # The next window begins `reach` frames before the next sample, the pitch's some frames earlier.
         start_next = max(0, until - reach)
         if start_next:
             self._phase = {start_next - 1: source.phase_BTK[:, start_next - 1 - start] % CYCLE}
         first_next = max(0, start_next - pitch_reach)
         self._mel, self._first = mel[:, :, first_next - self._first :], first_next
-        return given
+        return new
 
 
 # --- Griffin-Lim --------------------------------------------------------------------------------------------
@@ -183,9 +176,9 @@ class GriffinLim:
         return wave.clamp(-0.99, 0.99)
 
     def phases(self, magnitude_BFT: Tensor, start_BL: Tensor, known_BL: Tensor | None = None) -> Tensor:
-        """Waveform (B, 480 T) whose spectrum has these magnitudes, found from `start_BL`.
+        """Waveform (B, 480 T) whose spectrum has these magnitudes, by iterations from `start_BL`.
 
-        `known_BL` are samples at the beginning that stay as they are.
+        `known_BL` are samples at the beginning that are not changed.
         """
         previous = torch.zeros_like(magnitude_BFT, dtype=torch.complex64)
         wave_BL = start_BL
@@ -198,15 +191,15 @@ class GriffinLim:
             wave_BL = _istft(magnitude_BFT * angles / (angles.abs() + 1e-16))
         return wave_BL
 
-    def stream(self) -> "GriffinLimStream":
+    def stream(self) -> Stream[Tensor, Tensor]:
         return GriffinLimStream(self)
 
 
-class GriffinLimStream(_Window):
-    """Griffin-Lim on a moving window that begins with samples already given out, which stay fixed.
+class GriffinLimStream(_WindowStream):
+    """Griffin-Lim on a moving window that begins with samples already returned, which are not changed.
 
-    What is held back is fitted again with its new neighbours, from the phases it had; over the first two
-    frames of it the new samples fade in over the old.
+    Samples that were held back are fitted again together with the new frames, from the phases they had; over
+    the first two of their frames the new samples fade in over the old.
     """
 
     def __init__(self, vocoder: GriffinLim) -> None:
@@ -232,14 +225,14 @@ class GriffinLimStream(_Window):
         if fade:
             rise = torch.hann_window(2 * fade, device=mel.device)[:fade]
             new = torch.cat([new[:, :fade] * rise + held[:, :fade] * (1 - rise), new[:, fade:]], dim=1)
-        give = (until - context) * HOP
-        given, self._held = new[:, :give], new[:, give:]
-        past = torch.cat([known, given], dim=1)
+        count = (until - context) * HOP
+        returned, self._held = new[:, :count], new[:, count:]
+        past = torch.cat([known, returned], dim=1)
         keep = min(self._vocoder.CONTEXT_FRAMES, past.shape[1] // HOP)
         self._known = past[:, past.shape[1] - keep * HOP :]
         self._mel = mel[:, :, until - keep :]
         self._done += until - context
-        return given
+        return returned
 
 
 def linear_magnitude(mel_BMT: Tensor, updates: int = 50) -> Tensor:
@@ -261,7 +254,7 @@ def linear_magnitude(mel_BMT: Tensor, updates: int = 50) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _inverse_filters(dtype: torch.dtype, device: torch.device) -> Tensor:
-    # On the CPU, for not every device has float64 or a pseudo-inverse.
+    # On the CPU: not every device has float64 or a pseudo-inverse.
     cpu = torch.device("cpu")
     filters = mel_filters(rates.DECODER_MEL_BINS, FFT, rates.DECODER_RATE_HZ, torch.float64, cpu)
     return torch.linalg.pinv(filters.T).to(device=device, dtype=dtype)
@@ -284,7 +277,7 @@ def _frame_angles(n: int, device: torch.device) -> Tensor:
 
 
 def _stft(wave_BL: Tensor) -> Tensor:
-    """Frames as the mel has them: frame i is of samples [480 i - 720, 480 i + 1200), zeros outside."""
+    """Frames as in the mel: frame i covers samples [480 i - 720, 480 i + 1200), zeros outside."""
     pad = (FFT - HOP) // 2
     padded = torch.nn.functional.pad(wave_BL, (pad, pad))
     window = torch.hann_window(FFT, device=wave_BL.device)

@@ -15,15 +15,15 @@ from lit_moss.records import file_name, text_lines, unique_name
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording, and the voice to make it again in.
+    """One recording, and the voice in which to synthesize it.
 
     Args:
         id: Name.
         audio: Sound file.
-        text: What is said, "" if unknown.
-        prompt: Sound file of the voice, None for none.
+        text: Transcript, "" if unknown.
+        prompt: Sound file of the voice; None for none.
         offset_sec: Start inside the file.
-        duration_sec: Length, None to the end.
+        duration_sec: Length; None to the end of the file.
     """
 
     id: str
@@ -53,16 +53,13 @@ def read_clips(name: str | Path, limit: int | None = None) -> list[Clip]:
 
 
 def _unique(clips: list[Clip]) -> list[Clip]:
-    """The same with names that files can have, each once: two speakers may both have a 001.wav."""
+    """The clips with unique names that files can have: two speakers may both have a 001.wav."""
     names: set[str] = set()
-    found = []
-    for clip in clips:
-        found.append(replace(clip, id=unique_name(file_name(clip.id), names)))
-    return found
+    return [replace(clip, id=unique_name(file_name(clip.id), names)) for clip in clips]
 
 
 def _seed_tts_eval(path: Path) -> list[Clip]:
-    found = []
+    clips = []
     for number, line in text_lines(path, "a Seed-TTS-Eval list"):
         if not line.strip():
             continue
@@ -74,5 +71,5 @@ def _seed_tts_eval(path: Path) -> list[Clip]:
             )
         name, _, prompt, text = parts[:4]
         audio = parts[4] if len(parts) == 5 else f"wavs/{name}.wav"
-        found.append(Clip(name, path.parent / audio, text, path.parent / prompt if prompt else None))
-    return found
+        clips.append(Clip(name, path.parent / audio, text, path.parent / prompt if prompt else None))
+    return clips

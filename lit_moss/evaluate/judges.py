@@ -1,4 +1,4 @@
-"""Who says how good speech is: a recogniser, a speaker encoder, DNSMOS, mel-cepstral distance.
+"""Measures of speech: a recogniser, a speaker encoder, DNSMOS, mel-cepstral distance, seams of streams.
 
 All take waves (T,) in [-1, 1]. The recogniser and DNSMOS come with the extra `evaluate`.
 """
@@ -39,8 +39,8 @@ class Recogniser:
         if name.startswith(SCHEME):
             where = str(resolve(name))
         try:
-            # Left to itself it takes all cores, and torch's threads of this process with them: 1 became 2,
-            # and a training in the same process summed in another order.
+            # By default it uses all cores and raises the number of torch's threads in this process to that:
+            # 1 became 2, and a training in the same process summed in another order.
             self._model: Any = WhisperModel(
                 where, device=device, compute_type="default", cpu_threads=torch.get_num_threads()
             )
@@ -59,16 +59,20 @@ class Recogniser:
         return " ".join(segment.text for segment in segments)
 
 
-def word_errors(said: str, heard: str, language: str = "en") -> tuple[int, int]:
-    """Substitutions, deletions and insertions, and the words said; in Chinese, of characters."""
-    a, b = normalise(said), normalise(heard)
-    words, found = (list(a), list(b)) if language == "zh" else (a.split(), b.split())
-    row = list(range(len(found) + 1))
-    for i, word in enumerate(words, start=1):
-        before, row[0] = row[0], i
-        for j, other in enumerate(found, start=1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
-    return row[-1], len(words)
+def word_errors(reference: str, hypothesis: str, language: str = "en") -> tuple[int, int]:
+    """Errors (substitutions, deletions, insertions) and words of the reference; characters in Chinese."""
+    reference, hypothesis = normalise(reference), normalise(hypothesis)
+    if language == "zh":
+        expected, recognised = list(reference), list(hypothesis)
+    else:
+        expected, recognised = reference.split(), hypothesis.split()
+    # Levenshtein distance, row by row; `diagonal` is the entry above and to the left.
+    row = list(range(len(recognised) + 1))
+    for i, word in enumerate(expected, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(recognised, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return row[-1], len(expected)
 
 
 def similarity(a_S: Tensor, b_S: Tensor) -> float:
@@ -83,15 +87,15 @@ def dnsmos(wave_T: Tensor) -> float:
     except ImportError as error:
         raise UserError(f"DNSMOS needs speechmos and librosa: {EXTRA}") from error
     wave = np.clip(wave_T.numpy().astype(np.float32), -1, 1)
-    found: Any = model.run(wave, sr=rates.TOKENIZER_RATE_HZ, return_df=False)
-    return float(found["ovrl_mos"])
+    scores: Any = model.run(wave, sr=rates.TOKENIZER_RATE_HZ, return_df=False)
+    return float(scores["ovrl_mos"])
 
 
 def mel_cepstral_distance(a_T: Tensor, b_T: Tensor, coefficients: int = 13) -> float:
-    """Mean over frames of 10/ln(10) sqrt(2 sum_k (a_k - b_k)^2) in dB, cepstra 1 to 13, of equal time.
+    """Mean over frames of 10/ln(10) sqrt(2 sum_k (a_k - b_k)^2) in dB, cepstra 1 to 13.
 
-    What is longer is cut off. Frames stand beside each other as they are, without warping: resynthesis keeps
-    time.
+    The longer wave is cut to the length of the other. Frames of the same time are compared, without warping:
+    resynthesis does not change durations.
     """
     frames = min(len(a_T), len(b_T)) // rates.DECODER_HOP_SAMPLES
     cut = frames * rates.DECODER_HOP_SAMPLES
@@ -100,10 +104,10 @@ def mel_cepstral_distance(a_T: Tensor, b_T: Tensor, coefficients: int = 13) -> f
 
 
 def cepstral_distance(a_MF: Tensor, b_MF: Tensor, coefficients: int = 13) -> float:
-    """The same of two log-mels (natural logarithm, bands, frames).
+    """Mel-cepstral distance of two log-mels (natural logarithm), (bands, frames).
 
     With ln S = a_0 + sum_k a_k cos(pi k (m + 1/2) / M) the distance of a frame is the root mean square
-    difference in dB of the two smoothed spectra, loudness aside (Kubichek 1993).
+    difference in dB of the two smoothed spectra without their loudness (Kubichek 1993).
     """
     basis_KM = _cosines(coefficients, len(a_MF))
     a_KF, b_KF = basis_KM @ a_MF, basis_KM @ b_MF
@@ -111,30 +115,31 @@ def cepstral_distance(a_MF: Tensor, b_MF: Tensor, coefficients: int = 13) -> flo
 
 
 def seam_ratio(wave_T: Tensor, seams: list[int], reach: int = 8, chunk: int = 9600) -> float | None:
-    """Roughness (squared second difference) at the seams of a stream by that inside its chunks.
+    """Roughness (squared second difference) at the seams of a stream over that inside its chunks.
 
     1 is no difference; a click makes it large. Each seam is compared with sixteen places in the half chunks
-    on both sides of it, and the ratios are averaged as logarithms: clicks are heard where speech is quiet.
+    before and after it, and the logarithms of the ratios are averaged: clicks are audible where speech is
+    quiet.
 
     Args:
         wave_T: Samples.
-        seams: Where one piece of the stream ends and the next begins.
-        reach: Samples on either side that are looked at.
+        seams: Samples at which one piece of the stream ends and the next begins.
+        reach: Samples before and after each place that are compared.
         chunk: Samples of a chunk.
 
     Returns:
-        The ratio; None where there is no seam to look at.
+        The ratio; None where no seam is far enough from both ends.
     """
     rough_T = torch.diff(wave_T.double(), n=2).square() + 1e-12
     shares = [sign * (0.1 + 0.05 * n) for n in range(8) for sign in (-1, 1)]
-    found = []
+    log_ratios = []
     for seam in seams:
         if chunk <= seam <= len(rough_T) - chunk:
-            at = rough_T[seam - reach : seam + reach].mean().log()
+            at_seam = rough_T[seam - reach : seam + reach].mean().log()
             places = [seam + round(share * chunk) for share in shares]
             inside = torch.stack([rough_T[p - reach : p + reach].mean().log() for p in places])
-            found.append(at - inside.mean())
-    return float(torch.stack(found).mean().exp()) if found else None
+            log_ratios.append(at_seam - inside.mean())
+    return float(torch.stack(log_ratios).mean().exp()) if log_ratios else None
 
 
 @lru_cache(maxsize=4)

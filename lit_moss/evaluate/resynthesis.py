@@ -5,28 +5,29 @@
     codec           its codes through flow and vocoder
     stream          the same, code by code
 
-A row a clip and rung: word errors, speaker similarity to the original, DNSMOS, mel-cepstral distance,
-real-time factor (computing time by audio time), for streams the computing time to the first sound and the
-roughness of their seams by that inside chunks (1 is none to be heard). A
-similarity by the encoder that conditions the decoder flatters it: name another where you have one.
+A row for each clip and rung of this ladder holds word errors, speaker similarity to the original, DNSMOS,
+mel-cepstral distance, real-time factor (computing time over audio time), and for streams the computing time
+to the first sound and the roughness of their seams over that inside chunks (1: inaudible). The speaker
+encoder that conditions the decoder overestimates the similarity: name another one where there is one.
 """
 
 import csv
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from omegaconf import MISSING
 from torch import Tensor
 from tqdm import tqdm
 
 from lit_moss.audio import io, rates
 from lit_moss.audio.features import decoder_mel, resample
+from lit_moss.audio.stream_timing import timed_outputs
 from lit_moss.codec.codec import Codec, trimmed
 from lit_moss.codec.flow import Prompt
 from lit_moss.codec.speaker import SpeakerEncoder, open_speaker
@@ -37,9 +38,10 @@ from lit_moss.evaluate.clips import Clip, read_clips
 from lit_moss.hub import open_codec
 from lit_moss.runs.tracking import Tracker
 
-LANGUAGES = ("en", "zh")
-RUNGS = ("original", "vocoder", "codec", "stream")
+Rung = Literal["original", "vocoder", "codec", "stream"]
+RUNGS: tuple[Rung, ...] = get_args(Rung)
 METRICS = ("wer", "similarity", "dnsmos", "mcd_db", "rtf", "first_sound_sec", "seam_ratio")
+COLUMNS = ("clip", "rung", "seconds", "errors", "words", *METRICS[1:], "reference", "hypothesis")
 
 
 @dataclass
@@ -48,34 +50,34 @@ class Config:
 
     Args:
         codec: Decoder: runs/NAME, a checkpoint, a folder in the released layout.
-        log_mel: Features of its speech tokenizer, causal or whisper; empty takes what it states.
         clips: A manifest, or a Seed-TTS-Eval list.
-        rungs: Which of original, vocoder, codec, stream.
-        prompt: `list` takes each clip's own from the list, `none` gives the clip's speaker vector alone, else
-            a sound file for all.
-        judge: ASR judge: embedded:whisper-base, large-v3, …; empty leaves word errors out.
-        speaker: Speaker encoder of the similarity.
-        dnsmos: Whether to judge by DNSMOS (some 2 s a clip and rung).
-        language: en or zh.
-        steps: Solver steps; empty takes the decoder's own, as for `start` and `guidance`.
-        start: Time at which the solver starts, see `FlowConfig`.
-        guidance: Weight of classifier-free guidance.
-        limit: First so many clips, all if empty.
+        log_mel: Features of its speech tokenizer, causal or whisper; null takes what it states.
+        rungs: Some of original, vocoder, codec, stream.
+        prompt: `list` uses each clip's own prompt from the list, `none` only the clip's speaker vector; a
+            sound file is used for all clips.
+        judge: Speech recogniser for word errors: embedded:whisper-base, large-v3, …; null leaves them out.
+        speaker: Speaker encoder for the similarity; null leaves it out.
+        dnsmos: Whether to judge by DNSMOS (about 2 s per clip and rung).
+        language: Language of the clips, for word errors.
+        steps: Solver steps; null uses the decoder's own.
+        start: Time at which the solver starts, see `FlowConfig`; null uses the decoder's own.
+        guidance: Weight of classifier-free guidance; null uses the decoder's own.
+        limit: How many clips, from the first; null uses all.
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
         run_root: Folder of all runs' files.
-        save_audio: Whether to keep the made sound files.
+        save_audio: Whether to keep the sound files of all rungs.
     """
 
-    codec: str = MISSING
-    log_mel: str | None = None
-    clips: str = MISSING
-    rungs: list[str] = field(default_factory=lambda: list(RUNGS))
+    codec: str
+    clips: str
+    log_mel: Literal["causal", "whisper"] | None = None
+    rungs: list[Rung] = field(default_factory=lambda: list(RUNGS))
     prompt: str = "none"
     judge: str | None = "embedded:whisper-base"
     speaker: str | None = "embedded:resemblyzer"
     dnsmos: bool = True
-    language: str = "en"
+    language: Literal["en", "zh"] = "en"
     steps: int | None = None
     start: float | None = None
     guidance: float | None = None
@@ -85,16 +87,25 @@ class Config:
     run_root: str = "runs"
     save_audio: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.rungs or (self.limit is not None and self.limit < 1):
+            raise UserError(f"rungs is {self.rungs} and limit {self.limit}, expected one or more of each")
+
+    def sampler_changes(self) -> dict[str, Any]:
+        """Fields of `FlowConfig` that differ from the decoder's own."""
+        changes = {"steps": self.steps, "start": self.start, "guidance": self.guidance}
+        return {name: value for name, value in changes.items() if value is not None}
+
 
 @dataclass
-class Made:
+class Resynthesis:
     """A clip on one rung.
 
     Args:
-        wave_T: At 24 kHz.
+        wave_T: Samples at 24 kHz.
         seconds: Computing time.
         first_sec: Computing time to the first sound, for streams.
-        seams: Where the pieces of a stream meet.
+        seams: Samples at which one piece of a stream ends and the next begins.
     """
 
     wave_T: Tensor
@@ -107,26 +118,19 @@ def run(config: Config) -> dict[str, dict[str, float]]:
     """Judges all clips; returns and writes the means of each rung.
 
     Raises:
-        UserError: for a rung it does not know, or clips it cannot read.
+        UserError: for clips, a codec or a judge that cannot be opened, and where no clip can be read.
     """
-    for rung in config.rungs:
-        if rung not in RUNGS:
-            raise UserError(f"rungs has {rung!r}, expected some of {', '.join(RUNGS)}")
-    if not config.rungs or (config.limit is not None and config.limit < 1):
-        raise UserError(f"rungs is {config.rungs} and limit {config.limit}, expected one or more of each")
-    if config.language not in LANGUAGES:
-        raise UserError(f"language is {config.language!r}, expected one of {', '.join(LANGUAGES)}")
     clips = read_clips(config.clips, config.limit)
     codec = moved(open_codec(config.codec, config.log_mel), config.device)
-    sampler = {name: getattr(config, name) for name in ("steps", "start", "guidance")}
-    codec.flow.config = replace(codec.flow.config, **{k: v for k, v in sampler.items() if v is not None})
+    codec.flow.config = replace(codec.flow.config, **config.sampler_changes())
     recogniser = judges.Recogniser(config.judge, config.device) if config.judge else None
     speaker = open_speaker(config.speaker)
     folder = new_folder(Path(config.run_root) / config.name)
     tracker = Tracker(config.name, folder.name, config.run_root, system_metrics=False)
     tracker.log_hyperparams(vars(config))
     rows: list[dict[str, Any]] = []
-    status, unread = "failed", []
+    unread: list[str] = []
+    status = "failed"
     try:
         for clip in tqdm(clips, unit="clip", disable=None):
             try:
@@ -138,27 +142,31 @@ def run(config: Config) -> dict[str, dict[str, float]]:
             _write(folder / "clips.csv", rows)
         if not rows:
             raise UserError(f"none of the {len(clips)} clips of {config.clips} can be read")
-        found = means(rows, config.rungs)
-        text = report(found, config, len(clips) - len(unread), unread)
+        metrics = means(rows, config.rungs)
+        text = report(metrics, config, len(clips) - len(unread), unread)
         (folder / "report.md").write_text(text)
-        (folder / "result.json").write_text(json.dumps(found, indent=1) + "\n")
-        tracker.log_metrics(
-            {f"{r}/{k}": v for r, values in found.items() for k, v in values.items()}
-            | {"clips_left_out": float(len(unread))},
-            step=0,
-        )
-        tracker.log_table({key: [row[key] for row in rows] for key in rows[0]}, "clips.json")
-        tracker.log_text(text, "report.md")
+        (folder / "result.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        _track(tracker, metrics, rows, len(unread), text)
         status = "success"
     finally:
         tracker.finalize(status)
     print(text)
     print(f"{folder}: report.md, clips.csv, result.json")
-    return found
+    return metrics
+
+
+def _track(
+    tracker: Tracker, metrics: dict[str, dict[str, float]], rows: list[dict[str, Any]], unread: int, text: str
+) -> None:
+    """Logs the means of each rung, the rows and the report to MLflow."""
+    named = {f"{rung}/{key}": value for rung, values in metrics.items() for key, value in values.items()}
+    tracker.log_metrics(named | {"clips_left_out": float(unread)}, step=0)
+    tracker.log_table({key: [row[key] for row in rows] for key in rows[0]}, "clips.json")
+    tracker.log_text(text, "report.md")
 
 
 def new_folder(parent: Path) -> Path:
-    """A folder below `parent`, named by the time; two begun in the same second get one each."""
+    """A folder below `parent`, named after the time; two started in the same second get different ones."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
         try:
@@ -173,7 +181,7 @@ def judge(
     clip: Clip, codec: Codec, config: Config, recogniser: "judges.Recogniser | None",
     speaker: SpeakerEncoder | None, folder: Path,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The rows of one clip.
+    """The rows of one clip, one for each rung.
 
     Raises:
         UnreadableAudio: if it cannot be read, or is shorter than a code.
@@ -190,63 +198,69 @@ def judge(
     original_S = speaker(_at_16khz(wave_T)) if speaker is not None else None
     rows = []
     for rung in config.rungs:
-        made = make(rung, wave_T, codes_N, codec, prompt)
-        wave16_T = _at_16khz(made.wave_T)
-        heard = recogniser(wave16_T, config.language) if recogniser and clip.text else ""
-        errors, words = judges.word_errors(clip.text, heard, config.language)
-        row: dict[str, Any] = {
-            "clip": clip.id, "rung": rung, "seconds": round(len(wave_T) / rates.DECODER_RATE_HZ, 3),
-            "errors": errors if recogniser else None, "words": words if recogniser else None,
-            "similarity": None, "dnsmos": None, "mcd_db": None, "rtf": None, "first_sound_sec": None,
-            "seam_ratio": None,
-            "said": clip.text, "heard": heard,
-        }  # fmt: skip
+        result = resynthesize(rung, wave_T, codes_N, codec, prompt)
+        wave16_T = _at_16khz(result.wave_T)
+        row = _word_errors(clip, wave16_T, config, recogniser)
         if original_S is not None and speaker is not None:
             row["similarity"] = judges.similarity(original_S, speaker(wave16_T))
         if config.dnsmos:
             row["dnsmos"] = judges.dnsmos(wave16_T)
         if rung != "original":
-            row["mcd_db"] = judges.mel_cepstral_distance(wave_T, made.wave_T)
-            row["rtf"] = made.seconds * rates.DECODER_RATE_HZ / max(1, len(made.wave_T))
-            row["first_sound_sec"] = made.first_sec
+            row["mcd_db"] = judges.mel_cepstral_distance(wave_T, result.wave_T)
+            row["rtf"] = result.seconds * rates.DECODER_RATE_HZ / max(1, len(result.wave_T))
+            row["first_sound_sec"] = result.first_sec
             chunk = codec.flow.config.chunk_codes * rates.DECODER_SAMPLES_PER_CODE
-            row["seam_ratio"] = judges.seam_ratio(made.wave_T, made.seams, chunk=chunk)
+            row["seam_ratio"] = judges.seam_ratio(result.wave_T, result.seams, chunk=chunk)
         if config.save_audio:
             (folder / "audio").mkdir(exist_ok=True)
-            io.write(folder / "audio" / f"{clip.id}_{rung}.wav", made.wave_T, rates.DECODER_RATE_HZ)
-        rows.append(row)
+            io.write(folder / "audio" / f"{clip.id}_{rung}.wav", result.wave_T, rates.DECODER_RATE_HZ)
+        seconds = round(len(wave_T) / rates.DECODER_RATE_HZ, 3)
+        rows.append(
+            {key: None for key in COLUMNS} | {"clip": clip.id, "rung": rung, "seconds": seconds} | row
+        )
     return rows
 
 
+def _word_errors(
+    clip: Clip, wave16_T: Tensor, config: Config, recogniser: "judges.Recogniser | None"
+) -> dict[str, Any]:
+    """Columns of the recogniser: what was said, what it understood, and the errors."""
+    hypothesis = recogniser(wave16_T, config.language) if recogniser and clip.text else ""
+    row: dict[str, Any] = {"reference": clip.text, "hypothesis": hypothesis}
+    if recogniser:
+        row["errors"], row["words"] = judges.word_errors(clip.text, hypothesis, config.language)
+    return row
+
+
 @torch.no_grad()
-def make(rung: str, wave_T: Tensor, codes_N: Tensor | None, codec: Codec, prompt: Prompt) -> Made:
-    """A recording at 24 kHz on one rung; times cover decoding alone, not the tokenizer."""
+def resynthesize(
+    rung: Rung, wave_T: Tensor, codes_N: Tensor | None, codec: Codec, prompt: Prompt
+) -> Resynthesis:
+    """A recording at 24 kHz on one rung; times are of decoding alone, without the tokenizer."""
     if rung == "original":
-        return Made(wave_T, 0.0)
+        return Resynthesis(wave_T, 0.0)
     if rung == "vocoder":
-        begun = time.perf_counter()
+        start = time.perf_counter()
         device = codec.flow.input_embedding.weight.device
-        made_T = codec.vocoder(decoder_mel(wave_T[None].to(device)))[0].float().cpu()
-        return Made(made_T, time.perf_counter() - begun)
+        vocoded_T = codec.vocoder(decoder_mel(wave_T[None].to(device)))[0].float().cpu()
+        return Resynthesis(vocoded_T, time.perf_counter() - start)
     if codes_N is None:
         raise UserError(f"rung {rung} needs codes: this codec has no tokenizer")
-    begun, first, seams = time.perf_counter(), None, []
     if rung == "codec":
-        made_T = codec.decode(codes_N, prompt)
-    else:
-        player, pieces = codec.stream(prompt), []
-        begun = time.perf_counter()  # the prompt is taken in before the first code comes
-        for code in codes_N.split(1):
-            pieces.append(player.push(code))
-            if len(pieces[-1]) and first is None:
-                first = time.perf_counter() - begun
-        pieces.append(player.flush())
-        made_T = torch.cat(pieces)
-        ends = torch.tensor([len(piece) for piece in pieces]).cumsum(dim=0)[:-1]
-        seams = [int(end) for end in ends.unique() if end]
-        first = time.perf_counter() - begun if first is None else first
-    seconds = time.perf_counter() - begun
-    return Made(made_T, seconds, first, seams)
+        start = time.perf_counter()
+        decoded_T = codec.decode(codes_N, prompt)
+        return Resynthesis(decoded_T, time.perf_counter() - start)
+    # Opened before the clock starts: in a conversation the prompt is processed before the first code comes.
+    player = codec.stream(prompt)
+    pieces, seconds, first_sec = [], 0.0, None
+    for samples_T, taken in timed_outputs(player, codes_N.split(1)):
+        pieces.append(samples_T)
+        seconds += taken
+        if len(samples_T) and first_sec is None:
+            first_sec = seconds
+    ends = torch.tensor([len(piece_T) for piece_T in pieces]).cumsum(dim=0)[:-1]
+    seams = [int(end) for end in ends.unique() if end]
+    return Resynthesis(torch.cat(pieces), seconds, seconds if first_sec is None else first_sec, seams)
 
 
 def _prompt(clip: Clip, wave_T: Tensor, codec: Codec, config: Config) -> Prompt:
@@ -261,12 +275,12 @@ def _prompt(clip: Clip, wave_T: Tensor, codec: Codec, config: Config) -> Prompt:
         raise UserError(f"prompt of clip {clip.id}: {error}") from error
 
 
-def means(rows: list[dict[str, Any]], rungs: list[str]) -> dict[str, dict[str, float]]:
-    """Of each rung: errors over words, and the plain mean of everything else that was measured."""
-    found: dict[str, dict[str, float]] = {}
+def means(rows: list[dict[str, Any]], rungs: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Rung -> errors over words, and the plain mean of everything else that was measured."""
+    metrics: dict[str, dict[str, float]] = {}
     for rung in rungs:
         own = [row for row in rows if row["rung"] == rung]
-        values = found[rung] = {}
+        values = metrics[rung] = {}
         words = sum(row["words"] or 0 for row in own)
         if words:
             values["wer"] = sum(row["errors"] for row in own) / words
@@ -274,12 +288,12 @@ def means(rows: list[dict[str, Any]], rungs: list[str]) -> dict[str, dict[str, f
             measured = [row[key] for row in own if row[key] is not None]
             if measured:
                 values[key] = sum(measured) / len(measured)
-    return found
+    return metrics
 
 
-def report(found: dict[str, dict[str, float]], config: Config, clips: int, unread: list[str]) -> str:
-    """Markdown."""
-    heads = [key for key in METRICS if any(key in values for values in found.values())]
+def report(metrics: dict[str, dict[str, float]], config: Config, clips: int, unread: list[str]) -> str:
+    """A Markdown table with a line per rung."""
+    heads = [key for key in METRICS if any(key in values for values in metrics.values())]
     lines = [
         f"# Resynthesis: {config.codec}",
         "",
@@ -289,7 +303,7 @@ def report(found: dict[str, dict[str, float]], config: Config, clips: int, unrea
         f"| | {' | '.join(heads)} |",
         f"|---|{'---|' * len(heads)}",
     ]
-    for rung, values in found.items():
+    for rung, values in metrics.items():
         cells = [f"{values[key]:.3f}" if key in values else "" for key in heads]
         lines.append(f"| {rung} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -1,21 +1,24 @@
 """Attention over packed documents: causal inside each document, nothing across.
 
-transformers' layers ask a registered function for their attention; `attend` is ours. What it needs to know
-about the documents travels with the call as `Segments`, so no mask is made where a kernel needs none:
+    out_i = Σ_j softmax_j(q_i · k_j scale) v_j      over rows j <= i of i's document
 
-  segments   one causal SDPA call a document. Exact, no wasted work: at 2,048 rows of 300-row documents a
-             mask would compute 7 times the products. For CPU; the default there.
-  mask       one SDPA call with a dense mask (B, 1, L, L). The plain form, kept as the reference of the tests.
+transformers' layers call a registered function for their attention; `attend` is ours. The borders of the
+documents are passed along as `Segments`, so that no mask is made for kernels that need none:
+
+  segments   one causal SDPA call for each document. Exact, without wasted work: at 2,048 rows of 300-row
+             documents a mask would compute 7 times the products. For CPU, the default there.
+  mask       one SDPA call with a dense mask (B, 1, L, L). The plain form; the tests' reference.
   varlen     torch's variable-length flash attention, half precision on CUDA; the default there.
 
-A sequence of one document takes SDPA's own causal path, the same call as transformers': logits equal the
-backbone's to the bit. Shapes: B sequences, H heads, L rows, D width of a head.
+A sequence of one document takes SDPA's own causal path, the same call as transformers', so that logits equal
+the backbone's to the bit.
+Shapes: B sequences, H heads, H_kv key-value heads, L rows, D width of a head.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +36,12 @@ class Segments:
 
     Args:
         borders: For each sequence the starts of its documents and its length, e.g. [0, 120, 2048].
-        positions_BL: Row's place in its document, int64.
-        same_BLL: Dense mask, True where a row may look; made for kind `mask` alone.
+        positions_BL: Position of each row in its document, int64.
+        same_BLL: Dense mask, True where a row attends; for kind `mask` alone.
         offsets: Starts of all documents in the flattened (B L) rows, int32 on the device; for kind `varlen`
             alone.
         longest: Rows of the longest document.
-        kind: Which kernel.
+        kind: Kernel: segments, mask or varlen.
     """
 
     borders: list[list[int]]
@@ -56,8 +59,8 @@ class Segments:
         dtype: torch.dtype | None = None,
         borders: list[list[int]] | None = None,
     ) -> "Segments":
-        """Reads the borders off (B, L) document numbers, unless they are given: a document ends where the
-        number changes. Without them the host waits for the device."""
+        """Takes the borders from (B, L) document numbers, unless they are given: a document ends where the
+        number changes. If they are not given, the host waits for the device."""
         B, L = document_ids_BL.shape
         if kind == "auto":
             half = dtype in (torch.float16, torch.bfloat16)
@@ -102,7 +105,7 @@ def attend(
         query: (B, H, L, D).
         key: (B, H_kv, L or cached length, D).
         value: The same.
-        attention_mask: Dense mask of cached decoding, True where a row may look, or None.
+        attention_mask: Dense mask of cached decoding, True where a row attends, or None.
         segments: Documents of packed rows, or None for one document a sequence.
         **kwargs: `scaling`, `dropout` and what transformers adds.
 
@@ -111,7 +114,7 @@ def attend(
     """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return cast(Any, _outside_graphs)(query, key, value, kwargs["scaling"], segments), None
+    return _outside_graphs(query, key, value, kwargs["scaling"], segments), None
 
 
 def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -> Tensor:
@@ -128,7 +131,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     if segments.kind == "varlen":
         return _varlen(q, k, v, scale, segments)
-    return cast(Any, _Documents).apply(q, k, v, scale, segments.borders)
+    return _Documents.apply(q, k, v, scale, segments.borders)
 
 
 def _one_by_one(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -> Tensor:
@@ -143,9 +146,9 @@ def _one_by_one(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segment
 
 
 class _Documents(torch.autograd.Function):
-    """SDPA's own CPU kernel document by document, each writing into its place.
+    """SDPA's own CPU kernel document by document, each writing its part of the output.
 
-    Autograd would keep every document's output twice and the keys and values once a query head, and add up
+    Autograd would keep every document's output twice, keys and values once per query head, and would sum
     gradients of slices over the whole sequence.
     """
 
@@ -155,8 +158,8 @@ class _Documents(torch.autograd.Function):
         out_BLHE = q.new_empty(B, L, H, E)
         lse_BHL = q.new_empty(B, H, L, dtype=_wide(q))
         for here in _places(borders):
-            one, lse = _CPU(q[here], _repeat(k[here], H), _repeat(v[here], H), 0.0, True, scale=scale)
-            out_BLHE.transpose(1, 2)[here] = one
+            out, lse = _CPU(q[here], _repeat(k[here], H), _repeat(v[here], H), 0.0, True, scale=scale)
+            out_BLHE.transpose(1, 2)[here] = out
             lse_BHL[here] = lse
         ctx.save_for_backward(q, k, v, out_BLHE, lse_BHL)
         ctx.scale, ctx.borders = scale, borders
@@ -167,15 +170,15 @@ class _Documents(torch.autograd.Function):
         q, k, v, out_BLHE, lse_BHL = ctx.saved_tensors
         H, kv = q.shape[1], k.shape[1]
         out, d_out = out_BLHE.transpose(1, 2), grads[0].transpose(1, 2)
-        # Rows of a document lie as in the projections, (B, L, H, E): no copy on the way back.
+        # Laid out as in the projections, (B, L, H, E), which saves a copy on the way back.
         dq, dk, dv = (torch.empty_like(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
         for here in _places(ctx.borders):
             keys, values = _repeat(k[here], H), _repeat(v[here], H)
-            found = _CPU_BACKWARD(
+            d_query, d_keys, d_values = _CPU_BACKWARD(
                 d_out[here], q[here], keys, values, out[here], lse_BHL[here], 0.0, True, scale=ctx.scale
             )
-            dq[here] = found[0]
-            for into, part in ((dk, found[1]), (dv, found[2])):
+            dq[here] = d_query
+            for into, part in ((dk, d_keys), (dv, d_values)):
                 into[here] = part if kv == H else part.unflatten(1, (kv, H // kv)).sum(2)
         return dq, dk, dv, None, None
 
@@ -189,14 +192,14 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _places(borders: list[list[int]]) -> Iterator[tuple[slice, slice, slice]]:
-    """Where each document stands in (B, H, L)."""
+    """Slices of each document in (B, H, L)."""
     for b, row in enumerate(borders):
         for start, stop in pairwise(row):
             yield slice(b, b + 1), slice(None), slice(start, stop)
 
 
-# Documents change with every batch: a graph of them would be compiled anew each time.
-_outside_graphs = torch.compiler.disable(_packed)
+# Documents change with every batch: a graph of them would be compiled again each time.
+_outside_graphs: Any = torch.compiler.disable(_packed)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -> Tensor:
@@ -208,7 +211,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
     flat = [x.transpose(1, 2).reshape(B * L, -1, D) for x in (q, k, v)]
     offsets, longest = segments.offsets, segments.longest
     assert offsets is not None
-    attend_flat = cast(Any, varlen_attn)
+    attend_flat: Any = varlen_attn
     out = attend_flat(*flat, offsets, offsets, longest, longest, window_size=(-1, 0), scale=scale)
     return out.view(B, L, H, D)
 

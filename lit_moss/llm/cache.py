@@ -1,4 +1,4 @@
-"""Key-value caches of one block of layers, in place: a decoded row copies nothing but itself.
+"""Key-value cache of one block of layers, written in place: a decoded row copies nothing but itself.
 
 Shapes: B sequences, H_kv key-value heads, L rows, D width of a head.
 """
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class KVCache:
-    """What transformers' layers write to and read from by `update`.
+    """Keys and values of earlier rows; layers, ours and transformers', call `update`.
 
-    Buffers double when they are full. `advance` is called once a forward, after all layers have written.
+    Buffers double when they are full. `advance` is called once per forward, after all layers have written.
 
     Args:
-        room: Rows to make room for at first.
+        room: Rows to allocate at first.
     """
 
     def __init__(self, room: int = 256) -> None:
@@ -24,8 +24,8 @@ class KVCache:
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Writes new rows (B, H_kv, n, D) behind the old ones; returns all of them as views. What else
-        transformers' layers hand over (`kwargs`, since 5.24) is for caches of other kinds."""
+        """Writes new rows (B, H_kv, n, D) after the old ones; returns all of them as views. Further arguments
+        of transformers' layers (`kwargs`, since 5.24) are for caches of other kinds."""
         stop = self.length + keys.shape[2]
         for store, new in ((self._keys, keys), (self._values, values)):
             old = store.get(layer_idx)
@@ -44,18 +44,17 @@ class KVCache:
         self.length += rows
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Rows held; transformers asks."""
+        """Number of rows, for transformers."""
         return self.length
 
     @property
     def bytes(self) -> int:
-        """Memory held by the buffers."""
+        """Memory of the buffers."""
         return sum(x.numel() * x.element_size() for s in (self._keys, self._values) for x in s.values())
 
 
 def causal_mask(first: int, rows: int, pad_B: Tensor | None, device: torch.device) -> Tensor | None:
-    """Mask (B or 1, 1, rows, first + rows) for `rows` rows behind `first` cached ones; None where none
-    is needed.
+    """Mask (B or 1, 1, rows, first + rows) for `rows` rows after `first` cached ones; None if not needed.
 
     `pad_B` counts the filler rows at the left of each sequence.
     """
@@ -64,7 +63,7 @@ def causal_mask(first: int, rows: int, pad_B: Tensor | None, device: torch.devic
     key = torch.arange(first + rows, device=device)
     seen = key[None, None, :] <= torch.arange(first, first + rows, device=device)[None, :, None]
     if pad_B is not None:
-        # A filler row sees itself, so that its softmax is no 0 / 0; nobody looks at it.
+        # A filler row attends to itself, so that its softmax is not 0 / 0; its output is never used.
         own = key[None, None, :] == torch.arange(first, first + rows, device=device)[None, :, None]
         seen = (seen & (key[None, None, :] >= pad_B[:, None, None])) | own
     return seen[:, None]

@@ -1,15 +1,15 @@
 """Whether a backbone can be split and packed: by its parts, and by what it computes.
 
-Kinds of decoder differ in ways that no list of names covers: logits that are scaled, layers that do not hand
-on what attention needs to keep documents apart, frequencies that follow the longest document. So a small
-random copy of two layers is tried: two documents packed = each alone = the backbone itself, and the same row
-by row with a cache.
+Kinds of decoder differ in ways that no list of names covers: logits that are scaled, layers that do not pass
+on what attention needs to keep documents apart, frequencies that depend on the longest document. So a small
+random copy of two layers is tried: the logits of two documents packed, of each alone, of the backbone itself,
+and of rows fed one by one with a cache have to be the same.
 """
 
 import copy
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -17,15 +17,20 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from lit_moss.errors import UserError
-from lit_moss.llm.released import first_line
+from lit_moss.llm.branches import Network
+from lit_moss.llm.config import SplitConfig
+from lit_moss.llm.folders import first_line
+from lit_moss.llm.generate import cached_logits
+from lit_moss.llm.rows import RowFormat
+
+Split = Callable[[nn.Module, SplitConfig], Network]  # makes the split model of a backbone: `SplitLM`
 
 _PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 _LENGTHS = (7, 12)  # rows of the two documents; windows shrink to 4
 _CACHED = 4
 _WORDS = 96
 _TOLERANCE = 1e-3  # of the logits' spread; equal kernels differ by 1e-6
-# Sizes of the copy, where a config has them: what only says how large something is, no option that changes
-# what is computed.
+# Sizes of the copy, where a config has them; only sizes, no options that change what is computed.
 _SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32, "ffn_hidden_size": 96, "num_experts": 4, "num_local_experts": 4,
@@ -37,7 +42,7 @@ _SIZES = {
 
 
 def check_parts(backbone: nn.Module, config: PretrainedConfig) -> None:
-    """Standard parts: what the split cuts and joins must be all there is.
+    """Checks that a backbone consists of the standard parts, which the split cuts and joins, and no others.
 
     Raises:
         UserError: if they are not.
@@ -57,15 +62,19 @@ def check_parts(backbone: nn.Module, config: PretrainedConfig) -> None:
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None):
-        kinds = {"sliding_attention"}  # Mistral says it so
+        kinds = {"sliding_attention"}  # as in configs of Mistral
     if kinds != {"full_attention"}:
         raise UserError(
             f"{config.model_type} with layers of {sorted(kinds)}: only full attention can be packed here"
         )
 
 
-def check_backbone(config: PretrainedConfig) -> None:
-    """Parts, and what they compute on a small random copy; 0.1 s, once a process and config.
+def check_backbone(config: PretrainedConfig, split: Split) -> None:
+    """Checks the parts, and what they compute in a small random copy; 0.1 s, once per process and config.
+
+    Args:
+        config: Of the backbone.
+        split: `SplitLM`.
 
     Raises:
         UserError: if splitting or packing the backbone would compute something else than it does.
@@ -91,17 +100,17 @@ def check_backbone(config: PretrainedConfig) -> None:
             )
         check_parts(empty, config)
         _check_rotation(empty.model.rotary_emb, config)
-        _check_computation(config)
+        _check_computation(config, split)
     _checked.add(key)
 
 
 _checked: set[str] = set()
 
 
-def _check_computation(config: PretrainedConfig) -> None:
+def _check_computation(config: PretrainedConfig, split: Split) -> None:
     kind = config.model_type
     backbone, rows = _small_backbone(config)
-    wanted = [backbone(one[None], use_cache=False).logits[0] for one in rows]
+    expected = [backbone(document[None], use_cache=False).logits[0] for document in rows]
     if drops := _dropouts(config):
         backbone.train()
         twice = [backbone(rows[1][None], use_cache=False).logits for _ in range(2)]
@@ -112,35 +121,33 @@ def _check_computation(config: PretrainedConfig) -> None:
                 f"trains with dropout ({', '.join(drops)}), which packed documents do not have: set it to 0 "
                 "in config.json",
             )
-    from lit_moss.llm.generate import cached_logits
-
-    lm = _split(backbone)
+    lm = _split(backbone, split)
     packed = torch.cat(rows)[None]
     ids = (torch.arange(packed.shape[1]) >= _LENGTHS[0]).long()[None]
     try:
-        alone = [lm(one[None]).text_logits[0] for one in rows]
+        alone = [lm(document[None]).text_logits[0] for document in rows]
         together = lm(packed, document_ids=ids).text_logits[0].split(list(_LENGTHS))
-        following = torch.stack([one[-_CACHED:] for one in rows])
-        cached = cached_logits(lm, [one[:-_CACHED].tolist() for one in rows], following)
+        following = torch.stack([document[-_CACHED:] for document in rows])
+        cached = cached_logits(lm, [document[:-_CACHED].tolist() for document in rows], following)
     except Exception as error:
         _refuse(
             kind,
             f"has layers that do not run without its model ({type(error).__name__}: {first_line(error)})",
         )
-    _compare(kind, "its layers alone do not give the backbone's own logits", alone, wanted)
+    _compare(kind, "its layers alone do not give the backbone's own logits", alone, expected)
     _compare(kind, "packed documents are not kept apart", together, alone)
-    _compare(
-        kind, "row by row, with a cache, its logits differ", cached, [one[-_CACHED - 1 :] for one in alone]
-    )
+    last = [logits[-_CACHED - 1 :] for logits in alone]
+    _compare(kind, "row by row, with a cache, its logits differ", cached, last)
 
 
-def _compare(kind: str, what: str, found: Iterable[Tensor], wanted: Iterable[Tensor]) -> None:
-    for a, b in zip(found, wanted, strict=True):
-        off = float((a[:, :_WORDS] - b[:, :_WORDS]).abs().max())
-        if not off <= _TOLERANCE * float(b.std()):
+def _compare(kind: str, what: str, logits: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+    for ours, theirs in zip(logits, expected, strict=True):
+        off = float((ours[:, :_WORDS] - theirs[:, :_WORDS]).abs().max())
+        if not off <= _TOLERANCE * float(theirs.std()):
             _refuse(
                 kind,
-                f"computes otherwise than the split model: {what} (off by {off:.2g} in a small random copy)",
+                f"does not compute what the split model computes: {what} (off by {off:.2g} in a small random "
+                "copy)",
             )
 
 
@@ -149,7 +156,7 @@ def _refuse(kind: str, why: str) -> NoReturn:
 
 
 def _check_rotation(rotary: nn.Module, config: PretrainedConfig) -> None:
-    """A row's rotation is its place's alone, whatever else is in the pack."""
+    """The rotation of a row must depend on its position alone, whatever else is in the pack."""
     far = 8 * (getattr(config, "max_position_embeddings", None) or 4096)
     x = torch.zeros(1, 5, 1)
     try:
@@ -220,13 +227,9 @@ def _shrunk(config: PretrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _split(backbone: Any) -> Any:
+def _split(backbone: Any, split: Split) -> Network:
     """The split model of the copy, as `SplitLM.from_backbone` makes it."""
-    from lit_moss.llm.config import SplitConfig  # they import this module
-    from lit_moss.llm.model import SplitLM
-    from lit_moss.llm.rows import RowFormat
-
-    form = RowFormat(_WORDS, 8, _WORDS - 2, 6, _WORDS - 1, 0)
+    row_format = RowFormat(_WORDS, 8, _WORDS - 2, 6, _WORDS - 1, 0)
     config = copy.deepcopy(backbone.config)
     config.vocab_size, config.tie_word_embeddings = _WORDS, False
-    return SplitLM(backbone, SplitConfig(config, form, 1)).eval()
+    return split(backbone, SplitConfig(config, row_format, 1)).eval()

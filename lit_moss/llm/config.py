@@ -1,17 +1,17 @@
-"""The split model's configuration: the released `config.json`, with the backbone's kind beside it."""
+"""The split model's configuration: the released `config.json`, plus the kind of the backbone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
 from lit_moss.errors import UserError
-from lit_moss.llm.released import first_line, read_json
+from lit_moss.llm.folders import first_line, read_json
 from lit_moss.llm.rows import RowFormat
 
 MODEL_TYPE = "moss_speech"
-# Released configurations name no backbone: theirs is Qwen3.
+# Released configurations do not name their backbone, which is Qwen3.
 _DEFAULT_BACKBONE = "qwen3"
 _OPTIONAL_IDS = {"im_start_id": "im_start_token_id", "im_end_id": "im_end_token_id", "end_id": "end_token_id"}
 
@@ -41,8 +41,8 @@ class SplitConfig:
             )
         if self.joint and self.num_modality_layers:
             raise UserError(
-                f"joint (no split) with num_modality_layers {self.num_modality_layers}: a model without "
-                "tails has 0 of them"
+                f"joint (no split) with num_modality_layers {self.num_modality_layers}: expected 0, a model "
+                "without a split has no tails"
             )
 
     @property
@@ -52,7 +52,7 @@ class SplitConfig:
 
     @property
     def max_context(self) -> int | None:
-        """Rows that the backbone's positions reach, stretched rotations included; None without a limit."""
+        """Longest document in rows, by the backbone's positions and their scaling; None without a limit."""
         most = getattr(self.backbone, "max_position_embeddings", None)
         rope = getattr(self.backbone, "rope_parameters", None) or {}
         factor, trained = rope.get("factor"), rope.get("original_max_position_embeddings")
@@ -85,7 +85,8 @@ class SplitConfig:
             "channels": 2,
             "tie_word_embeddings": False,
         }
-        fields |= {theirs: getattr(f, ours) for ours, theirs in _OPTIONAL_IDS.items()}
+        ids = f.to_dict()
+        fields |= {theirs: ids[ours] for ours, theirs in _OPTIONAL_IDS.items()}
         return fields | ({"joint": True} if self.joint else {})
 
     @classmethod
@@ -93,7 +94,7 @@ class SplitConfig:
         """The inverse of `to_dict`; also reads a released model's own."""
         fields = dict(fields)
         if fields.pop("model_type", None) != MODEL_TYPE:
-            raise UserError(f"{source} is no split model's: expected model_type {MODEL_TYPE!r}")
+            raise UserError(f"{source} is not a split model's: expected model_type {MODEL_TYPE!r}")
         kind = fields.pop("backbone_model_type", _DEFAULT_BACKBONE)
         try:
             ids = {k: fields.pop(k) for k in ("sosp_token_id", "eosp_token_id", "modality_pad_token_id",
@@ -125,21 +126,17 @@ class SplitConfig:
                             f"{backbone.num_hidden_layers}")  # fmt: skip
         if optional["end_id"] is None:
             optional["end_id"] = last_id(backbone.eos_token_id)
-        form = RowFormat(text_vocab_size=vocab, audio_pad_token_id=pad, **ids, **optional)
-        return cls(backbone, form, layers, joint)
+        row_format = RowFormat(text_vocab_size=vocab, audio_pad_token_id=pad, **ids, **optional)
+        return cls(backbone, row_format, layers, joint)
 
     @classmethod
     def from_json(cls, path: Path) -> "SplitConfig":
         """Reads `config.json`.
 
         Raises:
-            UserError: if it is missing, no JSON, or not a split model's.
+            UserError: if it is missing, not JSON, or not a split model's.
         """
         return cls.from_dict(read_json(path), str(path))
-
-    def with_format(self, form: RowFormat) -> "SplitConfig":
-        """The same model with other ids."""
-        return replace(self, format=form)
 
 
 def last_id(eos: int | list[int] | None) -> int | None:

@@ -1,7 +1,9 @@
-"""One new row through a block of layers with as few operations as the mathematics has.
+"""One new row through a block of layers, with as few operations as possible.
 
-transformers' layers spend a third of a small model's decoding on CPU in bookkeeping between the products.
-This is the arithmetic of `layers.DecoderLayer`, read off the same modules' weights. Measured:
+    h ─ norm ─ q, k, v ─ rotate, cache ─ attention ─ o ─ + h ─ norm ─ silu(gate) up ─ down ─ + ─ h
+
+The arithmetic is that of `layers.DecoderLayer`, on the same weights. transformers' layers spend a third of a
+small model's decoding on CPU on bookkeeping between the matrix products. Measured by
 `python -m experiments.benches.generation_speed`.
 Shapes: B sequences, H heads, H_kv key-value heads, n cached rows, D width, E width of a head.
 """
@@ -25,7 +27,7 @@ def one_row(layers: nn.ModuleList, cache: KVCache, h_B1D: Tensor, rope: Any, mas
         cache: Their cache.
         h_B1D: Input.
         rope: Cosines and sines (B or 1, 1, E).
-        mask: (B, 1, 1, n + 1), True where the row may look; None: everywhere.
+        mask: (B, 1, 1, n + 1), True where the row attends; None: everywhere.
     """
     cos, sin = (x[:, :, None] for x in rope)  # (B, 1, 1, E), beside (B, 1, H, E)
     half = cos.shape[-1] // 2
@@ -52,7 +54,7 @@ def _layer(
         qk = qkv[:, :, :-kv]
     qk = (qk * cos).addcmul_(qk.roll(half, -1), sin)
     keys, values = cache.update(qk[:, :, -kv:].transpose(1, 2), v.transpose(1, 2), attn.layer_idx)
-    # The query heads of one key-value head stand as its rows: no copy of keys and values for each head.
+    # Query heads of one key-value head are passed as its rows: no copy of keys and values for each head.
     q = qk[:, :, :-kv].view(B, kv, -1, E)
     out = F.scaled_dot_product_attention(q, keys, values, mask, scale=attn.scaling)
     h = h + _product(out.reshape(B, 1, -1), attn.o_proj)
@@ -71,8 +73,8 @@ def _norm(x: Tensor, norm: Any) -> Tensor:
 def _product(x: Tensor, *linears: nn.Linear) -> Tensor:
     """Products with all of the matrices, side by side in the last dimension.
 
-    On CPU oneDNN's, for F.linear runs one row on one thread (AMD EPYC, 2 cores, 1536 x 576: 11 against
-    23 GB/s in float32; 12 against 24 in bfloat16, which wants the weights in oneDNN's layout).
+    On CPU by oneDNN, because F.linear runs one row on one thread (AMD EPYC, 2 cores, 1536 x 576: 11 against
+    23 GB/s in float32; 12 against 24 in bfloat16, for which the weights must be in oneDNN's layout).
     """
     if not _ONEDNN or not _small(x) or x.dtype != linears[0].weight.dtype:
         parts = [F.linear(x, one.weight, one.bias) for one in linears]
@@ -94,7 +96,7 @@ _layouts: MutableMapping[nn.Linear, tuple[Any, Tensor, Tensor | None]] = WeakKey
 
 
 def _in_layout(linears: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
-    """Weights, one matrix below the other, as oneDNN wants them; made once, again after they have changed."""
+    """Weights, one matrix below the other, in oneDNN's layout; cached until they change."""
     tensors = [t for one in linears for t in (one.weight, one.bias) if t is not None]
     state = [(t.data_ptr(), t._version) for t in tensors]
     kept = _layouts.get(linears[0])

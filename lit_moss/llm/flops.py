@@ -6,12 +6,10 @@ the pairs a causal document has, l (l + 1) / 2, not the square of the packed seq
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from lit_moss.llm.model import SplitLM
+from lit_moss.llm.branches import Network
 
 
 def matrix_flops(modules: Iterable[nn.Module], backward: bool = True) -> int:
@@ -24,7 +22,7 @@ def matrix_flops(modules: Iterable[nn.Module], backward: bool = True) -> int:
     return total
 
 
-def attention_flops(lm: "SplitLM", document_rows: Iterable[int], layers: int, backward: bool = True) -> int:
+def attention_flops(lm: Network, document_rows: Iterable[int], layers: int, backward: bool = True) -> int:
     """FLOPs of scores and weighted values over causal documents; the backward costs twice the forward.
 
     Args:
@@ -39,12 +37,10 @@ def attention_flops(lm: "SplitLM", document_rows: Iterable[int], layers: int, ba
     return layers * pairs * 4 * width * (3 if backward else 1)
 
 
-def step_flops(lm: "SplitLM", document_rows: list[int], text_targets: int, speech_targets: int) -> int:
+def step_flops(lm: Network, document_rows: list[int], text_targets: int, speech_targets: int) -> int:
     """Model FLOPs of one training step on packed documents."""
     rows = sum(document_rows)
     total = rows * matrix_flops(lm.blocks())
     total += attention_flops(lm, document_rows, sum(len(b.layers) for b in lm.blocks()))
-    total += text_targets * matrix_flops([lm.text_lm_head])
-    if lm.config.joint:
-        return total + speech_targets * matrix_flops([lm.text_lm_head])
-    return total + speech_targets * matrix_flops([lm.audio_lm_head])
+    total += text_targets * matrix_flops([lm.branch_of("text").head])
+    return total + speech_targets * matrix_flops([lm.branch_of("speech").head])

@@ -1,15 +1,18 @@
-"""Generation row by row (contract of the released model), in batches, streamed, with three key-value caches.
+"""Generation row by row, with the released model's rules: in batches, streamed, with key-value caches.
 
-A row's mode is text or speech and says which head's sample counts; the other head is not computed, its sample
-would be ignored. A tail that is not heard is not run either: the trunk's output rows wait, and the tail
-catches up on all of them at once when its mode begins. Its cache then holds what it would have held, so
-results are the same.
+    row i ─ trunk (cache) ─┬─ text branch   (cache) ─ sample ─┐
+                           └─ speech branch (cache) ─ sample ─┴─ by the mode ─ row i + 1
 
-Which tails are heard, and whether all sequences have ended, is decided on the host. On an accelerator it
-fetches the new rows after 1, 2, 4, 8, then every 16 of them, in one transfer: asking for each row would leave
-the device idle in between. Rows made past a change of mode that the host had not foreseen are made again, at
-most 15 for each change; a streamed reply comes in such groups. On the CPU every row is looked at. The rows
-are the same either way.
+The mode of a sequence says which head's sample becomes the next row: speech from sosp to eosp, text
+otherwise. The other head is not computed, since its sample would be ignored, and neither is its tail: the
+trunk's output rows wait, and the tail catches up on all of them at once when its mode begins. Its cache then
+holds what it would have held anyway, so the results are the same.
+
+The host decides which branches run, and whether all sequences have ended. On an accelerator it fetches the
+new rows after 1, 2, 4, 8, then every 16 of them, in one transfer: asking for each row would leave the device
+idle in between. Rows made past a change of mode that the host had not foreseen are made again, at most 15 for
+each change; a streamed reply comes in such groups. On the CPU the host looks at every row. The rows are the
+same either way.
 Shapes: B sequences, L rows of the prompt, N new rows, V ids of a head.
 """
 
@@ -18,52 +21,24 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_moss.errors import UserError
+from lit_moss.llm.branches import Block, Branch, Modality, Network
 from lit_moss.llm.cache import KVCache, causal_mask
 from lit_moss.llm.decode import head_row, one_row
 from lit_moss.llm.layers import DecoderLayer
-from lit_moss.llm.rows import to_grid
-
-if TYPE_CHECKING:
-    from lit_moss.llm.model import Block, SplitLM
+from lit_moss.llm.rows import RowFormat, to_grid
+from lit_moss.llm.sampling import GREEDY, Sampling, sample
 
 _NEVER = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How one channel's next id is drawn; the released demo's values.
-
-    Args:
-        temperature: Divides the logits; 0 is greedy: the most likely id, the lowest on ties.
-        top_k: Ids to choose from; 0 for all.
-        top_p: Probability mass to choose from.
-        repetition_penalty: Logits of ids already in the channel are divided by it (multiplied where
-            negative).
-    """
-
-    temperature: float = 0.6
-    top_k: int = 20
-    top_p: float = 0.95
-    repetition_penalty: float = 1.1
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
-            raise UserError(
-                f"{self}: expected temperature >= 0, top_k >= 0, top_p in (0, 1], repetition_penalty > 0"
-            )
-
-
-GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
-
-
 def generate(
-    lm: "SplitLM",
+    lm: Network,
     rows: Any,
     modality: str | None = None,
     max_new_tokens: int = 500,
@@ -107,9 +82,9 @@ def generate(
     prompts, single = _prompts(lm, rows, modality)
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens is {max_new_tokens}, expected 0 or more")
-    channels = {"text": text or Sampling(), "speech": speech or Sampling()}
+    channels: dict[Modality, Sampling] = {"text": text or Sampling(), "speech": speech or Sampling()}
     if greedy:
-        channels = {name: GREEDY for name in channels}
+        channels = {"text": GREEDY, "speech": GREEDY}
     decoder = _Decoder(lm, prompts, channels, min_new_tokens, prompt_chunk)
     lm.check_context(max(map(len, prompts)))
     if lm.config.max_context is not None:
@@ -127,13 +102,15 @@ def generate(
     return out[0] if single else out
 
 
-def _prompts(lm: "SplitLM", rows: Any, modality: str | None) -> tuple[list[list[int]], bool]:
+def _prompts(lm: Network, rows: Any, modality: str | None) -> tuple[list[list[int]], bool]:
     if isinstance(rows, Tensor):
         rows = rows.tolist()
     rows = list(rows)
     single = not rows or not isinstance(rows[0], list | tuple | Tensor)
-    many = [rows] if single else rows
-    prompts = [[int(r) for r in (one.tolist() if isinstance(one, Tensor) else one)] for one in many]
+    given = [rows] if single else rows
+    prompts = [
+        [int(row) for row in (prompt.tolist() if isinstance(prompt, Tensor) else prompt)] for prompt in given
+    ]
     f = lm.format
     if modality not in (None, "text", "speech"):
         raise UserError(f"modality is {modality!r}, expected 'text', 'speech' or None")
@@ -145,15 +122,20 @@ def _prompts(lm: "SplitLM", rows: Any, modality: str | None) -> tuple[list[list[
                 f"the prompt has rows from {min(prompt)} to {max(prompt)}, expected 0 to "
                 f"{f.text_vocab_size + f.audio_vocab_size - 1}"
             )
-        last = prompt[-1]
-        speaks = last == f.sosp_token_id or (last >= f.text_vocab_size and last != f.eosp_row)
-        if modality == "speech" and not speaks:
+        goes_on = modality_after(prompt[-1], f)
+        if modality == "speech" and goes_on == "text":
             prompt.append(f.sosp_token_id)
-        if modality == "text" and speaks:
+        if modality == "text" and goes_on == "speech":
             raise UserError(
                 "the prompt ends inside speech, a reply in text cannot follow: end it before sosp"
             )
     return prompts, single
+
+
+def modality_after(row: int, row_format: RowFormat) -> Modality:
+    """Modality of the row that follows: speech after sosp and codes, text after eosp and words."""
+    is_code = row >= row_format.text_vocab_size and row != row_format.eosp_row
+    return "speech" if is_code or row == row_format.sosp_token_id else "text"
 
 
 def unseen_rows(device: torch.device) -> int:
@@ -165,12 +147,12 @@ def _draws(prompts: Sequence[list[int]], count: int, generator: torch.Generator 
     """Uniform numbers (B, N) in [0, 1), on the CPU: one a sequence and step."""
     device = "cpu" if generator is None else generator.device
     base = int(torch.randint(2**62, (), generator=generator, device=device))
-    times: Counter[tuple[int, ...]] = Counter()
+    repeats: Counter[tuple[int, ...]] = Counter()
     rows = []
     for prompt in prompts:
         key = tuple(prompt)
-        digest = hashlib.sha256(f"{base} {times[key]} {prompt}".encode()).digest()
-        times[key] += 1
+        digest = hashlib.sha256(f"{base} {repeats[key]} {prompt}".encode()).digest()
+        repeats[key] += 1
         own = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         rows.append(torch.rand(count, generator=own, device="cpu", dtype=torch.float32))
     return torch.stack(rows)
@@ -178,36 +160,34 @@ def _draws(prompts: Sequence[list[int]], count: int, generator: torch.Generator 
 
 @dataclass
 class _Tail:
-    """One tail with its cache, and the trunk's rows that it has not run on yet."""
+    """A branch with its cache, and the trunk's output rows that it has not run on yet."""
 
-    block: "Block"
+    branch: Branch
     cache: KVCache = field(default_factory=KVCache)
     waiting: list[Tensor] = field(default_factory=list)
 
     def truncate(self, rows: int) -> None:
-        """Forgets all rows of the sequence after the first `rows`."""
+        """Drops all rows of the sequence after the first `rows`."""
         self.cache.length = min(self.cache.length, rows)
         left = rows - self.cache.length
-        whole = self.waiting
-        self.waiting = [torch.cat(whole, dim=1)[:, :left]] if left else []
+        self.waiting = [torch.cat(self.waiting, dim=1)[:, :left]] if left else []
 
 
 class _Decoder:
-    """State of one batch: prompts are filled up at their left, so that all next rows stand in one column."""
+    """State of one batch: prompts are padded at their left, so that all next rows are in one column."""
 
     def __init__(
         self,
-        lm: "SplitLM",
+        lm: Network,
         prompts: Sequence[list[int]],
-        channels: dict[str, Sampling],
+        channels: dict[Modality, Sampling],
         min_new_tokens: int = 0,
         prompt_chunk: int | None = None,
     ) -> None:
         self.lm, self.prompts, self.channels = lm, prompts, channels
         self.min_new, self.chunk = min_new_tokens, prompt_chunk
         self.draws_BN: Tensor | None = None
-        model = lm.model
-        self.device = lm.text_lm_head.weight.device
+        self.device = lm.branches[0].head.weight.device
         layers = [layer for block in lm.blocks() for layer in block.layers]
         self.fast = all(isinstance(layer, DecoderLayer) for layer in layers)
         # transformers 5.24 renamed the argument of its layers.
@@ -220,33 +200,28 @@ class _Decoder:
         filled = [[0] * n + p for n, p in zip(padding, prompts, strict=True)]
         self.prompt_BL = torch.tensor(filled, device=self.device)
         self.trunk = KVCache(longest + 64)
-        self.tails = {"text": _Tail(model.text_block)}
-        if not lm.config.joint:
-            self.tails["speech"] = _Tail(model.audio_block)
+        self.tails: dict[Modality, _Tail] = {branch.name: _Tail(branch) for branch in lm.branches}
         self.first = self._history()
 
-    # --- what stands in each channel, for the repetition penalty --------------------------------------------
+    # --- ids seen in each channel, for the repetition penalty -----------------------------------------------
 
-    def _history(self) -> dict[str, Tensor] | None:
-        """Channel -> (B, V): the new row at which an id came first, -1 for the prompt. Fillers of the grid
-        count. Not a bool, so that rows can be taken back."""
+    def _history(self) -> dict[Modality, Tensor] | None:
+        """Channel -> (B, V): number of the new row at which an id first came, -1 for the prompt. Fillers of
+        the grid count. Numbers and not bools, so that rows can be taken back."""
         if all(c.repetition_penalty == 1.0 for c in self.channels.values()):
             return None
-        f = self.lm.format
-        sizes = {"text": f.text_vocab_size, "speech": f.audio_vocab_size}
-        if self.lm.config.joint:  # one vocabulary has no fillers
-            sizes = {"text": f.text_vocab_size + f.audio_vocab_size}
         first = {}
-        for name, size in sizes.items():
-            first_BV = torch.full((len(self.prompts), size), _NEVER, dtype=torch.int32, device="cpu")
+        for name, tail in self.tails.items():
+            size = len(self.prompts), tail.branch.head.out_features
+            first_BV = torch.full(size, _NEVER, dtype=torch.int32, device="cpu")
             for b, prompt in enumerate(self.prompts):
                 first_BV[b, self._ids(torch.tensor(prompt, device="cpu"))[name]] = -1
             first[name] = first_BV.to(self.device)
         return first
 
-    def _ids(self, rows: Tensor) -> dict[str, Tensor]:
-        """Channel -> ids of rows in it."""
-        if self.lm.config.joint:
+    def _ids(self, rows: Tensor) -> dict[Modality, Tensor]:
+        """Channel -> ids of rows in it. One vocabulary for both has no fillers."""
+        if len(self.tails) == 1:
             return {"text": rows}
         text, speech = to_grid(rows, self.lm.format).unbind(-1)
         return {"text": text, "speech": speech}
@@ -272,17 +247,17 @@ class _Decoder:
         room = [min(count, reach - len(p) + 1) for p in self.prompts]
         count = max(room)
         while done < count:
-            heard = self._modes(last, alive)
+            modes = self._modes(last, alive)
             stop = min(done + ahead, count)
             for made in range(done, stop):
                 new_BL = rows_BN[:, made - 1 : made] if made else self.prompt_BL
-                # In the weights' own precision: autocast would cast all of them anew for each row.
+                # In the weights' own precision: autocast would cast all of them again for each row.
                 with torch.autocast(self.device.type, enabled=False):
                     self._forward(new_BL)
-                    rows_BN[:, made] = self._next(new_BL[:, -1], made, heard)
+                    rows_BN[:, made] = self._next(new_BL[:, -1], made, modes)
             ahead = min(2 * ahead, most)
             for rows in zip(*rows_BN[:, done:stop].tolist(), strict=True):
-                if not self._modes(last, alive) <= heard:
+                if not self._modes(last, alive) <= modes:
                     self._take_back(done)
                     ahead = 1  # a reply often ends at once after its speech
                     break
@@ -290,24 +265,21 @@ class _Decoder:
                 yield [row if goes_on else None for row, goes_on in zip(rows, alive, strict=True)]
                 last = list(rows)
                 alive = [
-                    a and row not in self.lm.stop_ids and done < most_rows
-                    for row, a, most_rows in zip(rows, alive, room, strict=True)
+                    goes_on and row not in self.lm.stop_ids and done < most_rows
+                    for row, goes_on, most_rows in zip(rows, alive, room, strict=True)
                 ]
                 if not any(alive):
                     return
 
-    def _modes(self, last: list[int], alive: list[bool]) -> set[str]:
-        """Modes of the rows after the last ones."""
-        f = self.lm.format
-        speaks = [
-            row == f.sosp_token_id or (row >= f.text_vocab_size and row != f.eosp_row)
-            for row, a in zip(last, alive, strict=True)
-            if a
-        ]
-        return {"speech" if s else "text" for s in speaks} if not self.lm.config.joint else {"text"}
+    def _modes(self, last: list[int], alive: list[bool]) -> set[Modality]:
+        """Names of the branches that predict the rows after the last ones."""
+        if len(self.tails) == 1:
+            return set(self.tails)
+        pairs = zip(last, alive, strict=True)
+        return {modality_after(row, self.lm.format) for row, goes_on in pairs if goes_on}
 
     def _take_back(self, made: int) -> None:
-        """Forgets all new rows but the first `made`, which is at least one; the last of them is fed again."""
+        """Drops all new rows but the first `made`, which is at least one; the last of them is fed again."""
         rows = self.prompt_BL.shape[1] + made - 1
         self.trunk.length = rows
         for tail in self.tails.values():
@@ -319,14 +291,14 @@ class _Decoder:
         """Trunk over new rows; its outputs wait for the tails."""
         step = self.chunk or rows_BL.shape[1]
         for piece in rows_BL.split(step, dim=1):
-            h = self._run(self.lm.model.shared_block, self.trunk, self.lm.embed(piece))
+            h = self._run(self.lm.trunk, self.trunk, self.lm.embed(piece))
             for tail in self.tails.values():
                 tail.waiting.append(h)
 
-    def _run(self, block: "Block", cache: KVCache, h_BLD: Tensor) -> Tensor:
+    def _run(self, block: Block, cache: KVCache, h_BLD: Tensor) -> Tensor:
         first, rows = cache.length, h_BLD.shape[1]
         positions = torch.arange(first, first + rows, device=self.device)[None] - self.offsets_B[:, None]
-        rope = self.lm.model.rotary_emb(h_BLD, position_ids=positions.clamp_min(0))
+        rope = self.lm.rotary(h_BLD, position_ids=positions.clamp_min(0))
         mask = causal_mask(first, rows, self.pad_B, self.device)
         if rows == 1 and self.fast:
             h_BLD = one_row(block.layers, cache, h_BLD, rope, mask)
@@ -335,38 +307,32 @@ class _Decoder:
         cache.advance(rows)
         return h_BLD
 
-    def _tail_output(self, name: str) -> Tensor:
-        """The tail's output at the last row (B, D), after it has caught up."""
+    def logits(self, name: Modality) -> Tensor:
+        """Logits (B, V) of a branch after the rows fed so far, float32, once its tail has caught up."""
         tail = self.tails[name]
         if len(tail.waiting) > 1:
             tail.waiting = [torch.cat(tail.waiting, dim=1)]
         h = tail.waiting.pop()
         step = self.chunk or h.shape[1]
         for piece in h.split(step, dim=1):
-            h = self._run(tail.block, tail.cache, piece)
-        return h[:, -1]
+            h = self._run(tail.branch.block, tail.cache, piece)
+        return head_row(tail.branch.norm(h[:, -1]), tail.branch.head).float()
 
-    def text_logits(self) -> Tensor:
-        """Text logits (B, V) after the rows fed so far, float32; without a split of both vocabularies."""
-        model = self.lm.model
-        return head_row(model.text_norm(self._tail_output("text")), self.lm.text_lm_head).float()
-
-    def _next(self, last_B: Tensor, made: int, heard: set[str]) -> Tensor:
-        """The next rows (B,); those of sequences in a mode that is not heard mean nothing."""
-        lm, f = self.lm, self.lm.format
-        first_barred = f.eosp_token_id + (0 if made < self.min_new else 1)
-        chosen: dict[str, Tensor] = {}
-        if "text" in heard:
-            logits = self.text_logits()
-            logits[:, f.modality_pad_token_id] = -torch.inf  # such a row would read as speech
-            if lm.config.joint:  # one softmax chooses the modality too, by the text channel's values
-                logits[:, f.text_vocab_size + first_barred :] = -torch.inf
-            chosen["text"] = self._choose("text", logits, made)
-        if "speech" in heard:
-            hidden_BD = self._tail_output("speech")
-            logits = head_row(lm.model.audio_norm(hidden_BD), lm.audio_lm_head).float()
-            logits[:, first_barred:] = -torch.inf
-            chosen["speech"] = self._choose("speech", logits, made) + f.text_vocab_size
+    def _next(self, last_B: Tensor, made: int, modes: set[Modality]) -> Tensor:
+        """The next rows (B,); those of sequences in another mode than `modes` mean nothing."""
+        f = self.lm.format
+        first_barred = f.text_vocab_size + f.eosp_token_id + (0 if made < self.min_new else 1)
+        chosen: dict[Modality, Tensor] = {}
+        for name, tail in self.tails.items():
+            if name not in modes:
+                continue
+            logits_BV, branch = self.logits(name), tail.branch
+            if "text" in branch.predicts:
+                logits_BV[:, f.modality_pad_token_id] = -torch.inf  # such a row would read as speech
+            if "speech" in branch.predicts:
+                logits_BV[:, first_barred - branch.first_row :] = -torch.inf
+            ids_B = self._choose(name, logits_BV, made)
+            chosen[name] = ids_B + branch.first_row if branch.first_row else ids_B
         if len(chosen) == 2:
             starts_B = (last_B == f.sosp_token_id) | ((last_B >= f.text_vocab_size) & (last_B != f.eosp_row))
             rows_B = torch.where(starts_B, chosen["speech"], chosen["text"])
@@ -375,60 +341,19 @@ class _Decoder:
         self._note(rows_B, made)
         return rows_B
 
-    def _choose(self, channel: str, logits_BV: Tensor, made: int) -> Tensor:
+    def _choose(self, channel: Modality, logits_BV: Tensor, made: int) -> Tensor:
         seen_BV = None if self.first is None else self.first[channel] < made
         draws_B = None if self.draws_BN is None else self.draws_BN[:, made]
         return sample(logits_BV, self.channels[channel], seen_BV, draws_B=draws_B)
 
 
-def sample(
-    logits_BV: Tensor,
-    how: Sampling,
-    seen_BV: Tensor | None,
-    generator: torch.Generator | None = None,
-    draws_B: Tensor | None = None,
-) -> Tensor:
-    """One id a sequence (B,): repetition penalty, temperature, top-k, top-p, then a draw; or the first
-    maximum.
-
-    Args:
-        logits_BV: float32.
-        how: What to draw from.
-        seen_BV: True for ids that the penalty falls on.
-        generator: Source of the draws where they are not given, on any device.
-        draws_B: Uniform numbers in [0, 1).
-    """
-    if how.repetition_penalty != 1.0 and seen_BV is not None:
-        penalised = torch.where(
-            logits_BV < 0, logits_BV * how.repetition_penalty, logits_BV / how.repetition_penalty
-        )
-        logits_BV = torch.where(seen_BV, penalised, logits_BV)
-    if how.temperature == 0:
-        return logits_BV.argmax(dim=-1)
-    if draws_B is None:
-        device = logits_BV.device if generator is None else generator.device
-        draws_B = torch.rand(len(logits_BV), generator=generator, device=device).to(logits_BV.device)
-    logits_BV = logits_BV / how.temperature
-    k = min(how.top_k or logits_BV.shape[1], logits_BV.shape[1])
-    top, ids = logits_BV.topk(k, dim=-1)  # sorted, so that top-p is a running sum
-    probabilities = top.softmax(-1)
-    # The id that crosses top_p still counts.
-    sums = probabilities.cumsum(-1)
-    kept = (sums - probabilities < how.top_p) & (probabilities > 0)
-    sums = (probabilities * kept).cumsum(-1)
-    # The first id whose sum lies above the draw; torch.multinomial has one generator for all sequences.
-    drawn = (sums <= draws_B[:, None] * sums[:, -1:]).sum(-1)
-    drawn = torch.minimum(drawn, kept.sum(-1) - 1)  # rounding
-    return ids.gather(1, drawn[:, None])[:, 0]
-
-
-def cached_logits(lm: "SplitLM", prompts: Sequence[list[int]], rows_BN: Tensor) -> Tensor:
+def cached_logits(lm: Network, prompts: Sequence[list[int]], rows_BN: Tensor) -> Tensor:
     """Text logits (B, N + 1, V) after prompts and after each of the rows (B, N) that follow, by the caches of
     generation."""
     decoder = _Decoder(lm, prompts, {"text": GREEDY, "speech": GREEDY})
     decoder._forward(decoder.prompt_BL)
-    found = [decoder.text_logits()]
+    logits = [decoder.logits("text")]
     for new_BL in rows_BN.split(1, dim=1):
         decoder._forward(new_BL)
-        found.append(decoder.text_logits())
-    return torch.stack(found, dim=1)
+        logits.append(decoder.logits("text"))
+    return torch.stack(logits, dim=1)

@@ -1,4 +1,4 @@
-"""What a model keeps and what it learns, on held-out items: perplexity and cloze, in text and in speech.
+"""Held-out items: perplexity and cloze, in text and in speech.
 
 Cloze (paper, section on pre-training evaluation, after spoken StoryCloze): of two continuations, the true
 next sentence and a random one, the model should give the true one the higher mean log-probability a row;
@@ -7,21 +7,19 @@ chance is 0.5.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from lit_moss.llm.branches import Modality, Network
 from lit_moss.llm.rows import RowFormat
-
-if TYPE_CHECKING:
-    from lit_moss.llm.model import SplitLM
 
 
 class ClozeItem(Protocol):
     """A context and two continuations, as rows."""
 
     @property
-    def modality(self) -> str: ...
+    def modality(self) -> Modality: ...
     @property
     def context(self) -> Sequence[int]: ...
     @property
@@ -35,12 +33,12 @@ class HeldOut:
 
     Args:
         items: Cloze items of both modalities; perplexity is that of context and true continuation.
-        form: Ids of rows.
+        row_format: Ids of rows.
         batch_rows: Most rows of a sequence they are packed to.
     """
 
-    def __init__(self, items: Sequence[ClozeItem], form: RowFormat, batch_rows: int = 2048) -> None:
-        self.items, self.form = list(items), form
+    def __init__(self, items: Sequence[ClozeItem], row_format: RowFormat, batch_rows: int = 2048) -> None:
+        self.items, self.format = list(items), row_format
         self._batches: list[list[tuple[int, bool, list[int]]]] = []  # (item, true?, rows)
         used = batch_rows
         for i, item in enumerate(self.items):
@@ -53,14 +51,14 @@ class HeldOut:
                 used += len(rows)
 
     @torch.no_grad()
-    def measure(self, lm: "SplitLM", device: Any) -> dict[str, float]:
+    def measure(self, lm: Network, device: Any) -> dict[str, float]:
         """`text_ppl`, `text_cloze`, `speech_ppl`, `speech_cloze`.
 
         Without a modality's items its values are left out.
         """
         training = lm.training
         lm.eval()
-        V = self.form.text_vocab_size
+        V = self.format.text_vocab_size
         score: dict[tuple[int, bool], float] = {}
         nll = {"text": 0.0, "speech": 0.0}
         count = {"text": 0, "speech": 0}
@@ -82,10 +80,11 @@ class HeldOut:
                     count[item.modality] += int(counted.sum())
                 start += len(part)
         lm.train(training)
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for modality in ("text", "speech"):
-            of = [i for i, item in enumerate(self.items) if item.modality == modality]
-            if of:
-                found[f"{modality}_ppl"] = math.exp(min(nll[modality] / max(1, count[modality]), 80.0))
-                found[f"{modality}_cloze"] = sum(score[i, True] < score[i, False] for i in of) / len(of)
-        return found
+            items = [i for i, item in enumerate(self.items) if item.modality == modality]
+            if items:
+                metrics[f"{modality}_ppl"] = math.exp(min(nll[modality] / max(1, count[modality]), 80.0))
+                right = sum(score[i, True] < score[i, False] for i in items)
+                metrics[f"{modality}_cloze"] = right / len(items)
+        return metrics

@@ -1,14 +1,17 @@
-"""Decoder layers of Llama, Qwen2 and Qwen3 with backwards of their own: same parameters, names and forward
-bits as transformers' modules, less kept and less copied in training.
+"""Decoder layers of Llama, Qwen2, Qwen3 and Mistral with their own backwards: the parameters, names and
+forward bits of transformers' modules, with less memory and fewer copies in training.
+
+    h = h + o(attention(rotate(q), rotate(k), v)) of norm(h)
+    h = h + down(silu(gate) up) of norm(h)
 
 Autograd keeps every intermediate of a norm, a rotation and a gated MLP, in float32 where autocast promotes,
-and casts the same rows once a projection. Here each of them keeps its input alone. What that is worth:
+and casts the same rows once per projection. Here each of them keeps only its input. The gain is measured by
 `python -m experiments.benches.step_cost` (numbers in experiments/LOG.md).
-Layers of other kinds stay transformers' own, see `own_layer`.
+Layers of other kinds remain transformers' own, see `own_layer`.
 Shapes: B sequences, L rows, D width, H heads, H_kv key-value heads, E width of a head.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +32,13 @@ def own_layer(layer: nn.Module) -> Any:
 
 
 def own_norm(norm: nn.Module) -> Any:
-    """The norm as an `RMSNorm` around the same weight, itself where it is another kind."""
+    """The norm as an `RMSNorm` around the same weight; itself where it is another kind."""
     return RMSNorm(norm) if "RMSNorm" in type(norm).__name__ and hasattr(norm, "variance_epsilon") else norm
 
 
 def _fits(layer: Any) -> bool:
-    # Others of the same parts compute otherwise: Granite scales, Helium and Ernie rotate neighbours, SmolLM3
-    # leaves rotations out.
+    # Others with the same parts compute something else: Granite scales, Helium and Ernie rotate neighbours,
+    # SmolLM3 has layers without rotation.
     if type(layer).__name__ not in _KNOWN or {name for name, _ in layer.named_children()} != _LAYER:
         return False
     attention = {name for name, _ in layer.self_attn.named_children()}
@@ -64,7 +67,8 @@ class RMSNorm(nn.Module):
 
     Args:
         norm: transformers' module, whose weight is taken over.
-        before_linear: The result goes into projections: cast it once under autocast, not once in each.
+        before_linear: Whether the result goes into projections; under autocast it is then cast once, rather
+            than once in each of them.
     """
 
     def __init__(self, norm: Any, before_linear: bool = True) -> None:
@@ -76,11 +80,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) -> (…, D)."""
         dtype = _autocast_dtype(x) if self.before_linear else None
-        return cast(Any, _RMSNorm).apply(x, self.weight, self.variance_epsilon, dtype)
+        return _RMSNorm.apply(x, self.weight, self.variance_epsilon, dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps x and one number a row; nothing else."""
+    """Keeps x and one number per row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype | None) -> Tensor:
@@ -109,14 +113,14 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """A projection; a frozen one under autocast keeps no copy of its weights in half precision."""
+    """A projection that keeps no copy of its weights in half precision while it is frozen under autocast."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in) -> (…, out)."""
         dtype = _autocast_dtype(input)
         if dtype is None or self.weight.requires_grad or self.weight.dtype == dtype:
             return super().forward(input)
-        return cast(Any, _FrozenLinear).apply(input, self.weight, self.bias, dtype)
+        return _FrozenLinear.apply(input, self.weight, self.bias, dtype)
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -152,16 +156,16 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        return self.down_proj(cast(Any, _Gate).apply(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(_Gate.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class _Gate(torch.autograd.Function):
-    """silu(gate) * up; silu is computed again rather than kept."""
+    """silu(gate) * up; silu is recomputed in the backward."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up  # in place, a compiled graph would lose the gradients of both
+        return F.silu(gate) * up  # not in place: a compiled graph would lose the gradients of both
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +210,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         dtype = _autocast_dtype(q)
         cos, sin = (x[:, :, None] for x in rope)
-        q, k = (cast(Any, _Rotation).apply(x, cos, sin, dtype).transpose(1, 2) for x in (q, k))
+        q, k = (_Rotation.apply(x, cos, sin, dtype).transpose(1, 2) for x in (q, k))
         v = v.transpose(1, 2)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
@@ -226,7 +230,7 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        # The transpose of a rotation is the rotation back.
+        # The transpose of a rotation is its inverse.
         return _rotate(grads[0], cos, -sin, ctx.dtype), None, None, None
 
 

@@ -1,4 +1,4 @@
-"""Where documents and targets are in a batch.
+"""Borders of documents and places of targets in a batch.
 
 Shapes: B sequences, L rows, N targets of a modality.
 """
@@ -14,8 +14,8 @@ from lit_moss.llm.attention import starts
 
 @dataclass(frozen=True)
 class Layout:
-    """Borders of documents, and places of targets. What the host must know for that takes one transfer from
-    the rows' device, before the first layer; none follows in a training step.
+    """Borders of documents, and places of targets. They take one transfer from the rows' device to the host,
+    before the first layer; a training step has no other.
 
     Args:
         borders: For each sequence the starts of its documents and its length, as in `Segments`; None for one
@@ -47,7 +47,7 @@ class Layout:
         borders, longest = None, rows.shape[1]
         if document_ids is not None:
             L = rows.shape[1]
-            borders = [[*one.nonzero()[:, 0].tolist(), L] for one in flags_BL & 1]
+            borders = [[*starts_L.nonzero()[:, 0].tolist(), L] for starts_L in flags_BL & 1]
             filler_BL = (flags_BL & 2).bool()
             sizes = [
                 stop - start

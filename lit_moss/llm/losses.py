@@ -1,11 +1,14 @@
 """Cross-entropy of a large head without its logits: computed, with its gradients, a chunk of rows at a time.
 
+    logits = h W^T      nll = logsumexp(logits) - logits[target]      d nll / d logits = softmax - onehot
+
 At 151,680 words and 14,336 rows full logits are 8.7 GB in float32, and as much again for their gradient. Here
-a chunk of them exists at a time; the gradient of the hidden rows is made in the same pass, so
-the backward multiplies by one number. A frozen head gets no weight gradient at all.
-Shapes: N target rows, D width, V ids of the head.
+one chunk of them exists at a time. The gradient of the hidden rows is computed in the same pass, so the
+backward multiplies by one number. A frozen head gets no weight gradient at all.
+Shapes: B sequences, L rows, N target rows, D width, V ids of the head.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,17 +19,56 @@ CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**25}
 
 
 class HeadLoss(NamedTuple):
-    """What one head says of its own targets; a tuple, for ZeRO-3's hooks find tensors in nothing else.
+    """Loss of one head over its own targets. A tuple, because ZeRO-3's hooks find tensors in nothing else.
 
     Args:
         nll: Sum of -log p over the targets, in nats, differentiable.
-        nll_N: The same row by row, without gradient.
+        nll_N: The same for each row, without gradient.
         correct: Targets that were the head's first choice.
     """
 
     nll: Tensor
     nll_N: Tensor
     correct: Tensor
+
+
+@dataclass
+class SplitOutput:
+    """Logits of the next row.
+
+    Args:
+        text_logits: (B, L, V_text).
+        speech_logits: (B, L, V_audio).
+    """
+
+    text_logits: Tensor
+    speech_logits: Tensor
+
+
+@dataclass
+class SplitLoss:
+    """Loss of a batch and its parts; every target counts once unless the weights say otherwise.
+
+    Args:
+        total: (w_text x sum over text targets + w_speech x sum over speech targets) / number of targets; ()
+            float32.
+        text: Mean over the text targets in nats, 0 where there are none; ().
+        speech: The same for the speech targets.
+        text_count: Text targets, int64 ().
+        speech_count: Speech targets, int64 ().
+        text_correct: Text targets that were the head's first choice, int64 ().
+        speech_correct: The same for the speech targets.
+        nll_BL: -log p of every target row, at the row itself, 0 elsewhere; no gradient; (B, L).
+    """
+
+    total: Tensor
+    text: Tensor
+    speech: Tensor
+    text_count: Tensor
+    speech_count: Tensor
+    text_correct: Tensor
+    speech_correct: Tensor
+    nll_BL: Tensor
 
 
 class Head(nn.Linear):
@@ -74,7 +116,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if d_hidden is not None:
                 d_hidden[start : start + step] = grad @ weight_VD
             if d_weight is not None and h.dtype == torch.float32:
-                d_weight.addmm_(grad.T, h)  # no second (V, D)
+                d_weight.addmm_(grad.T, h)  # without a second (V, D)
             elif d_weight is not None:
                 d_weight += grad.T @ h
         ctx.save_for_backward(*(x for x in (d_hidden, d_weight) if x is not None))
@@ -89,7 +131,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_weight = next(saved) if ctx.wanted[1] else None
         factor = grads[0]
         return (
-            # In place: a second (V, D) would be as large as the head. So one backward a forward.
+            # In place, because a copy would be as large as the head: one backward per forward.
             None if d_hidden is None else d_hidden.mul_(factor),
             None if d_weight is None else d_weight.mul_(factor).to(ctx.dtype),
             None,

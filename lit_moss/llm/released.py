@@ -1,173 +1,139 @@
-"""Model folders: which files hold the weights, whether they are whole, and how they get into a backbone.
+"""Backbones and split models in folders: read into a model, and written.
 
-Whatever is wrong with a folder is one line that names the first file or tensor. A tensor that is missing
-would otherwise start as random numbers, under a warning of a library.
+A tensor that is missing from a folder would start as random numbers, under no more than a library's warning;
+here it is an error in one line. Nothing is unpickled.
 """
 
+import contextlib
+import copy
 import json
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from lit_moss import assets
 from lit_moss.errors import UserError
+from lit_moss.llm import backbone as text
+from lit_moss.llm.config import SplitConfig, last_id
+from lit_moss.llm.folders import (
+    first_line,
+    open_tensors,
+    read_config,
+    refuse_other_dtypes,
+    weight_files,
+)
+from lit_moss.llm.rows import RowFormat, default_eosp
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_POINTER = b"version https://git-lfs"
-_OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-
-
-def refuse_pointer(file: Path) -> None:
-    """A file that `git clone` left as a Git-LFS pointer is text of three lines.
-
-    Raises:
-        UserError: if it is one.
-    """
-    with file.open("rb") as opened:
-        if opened.read(len(_POINTER)) == _POINTER:
-            raise UserError(
-                f"{file} is a Git-LFS pointer, not the file itself: run `git lfs pull` in {file.parent}"
-            )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Fields of a JSON file.
-
-    Raises:
-        UserError: if it is missing, a Git-LFS pointer, or no JSON object.
-    """
-    if not file.is_file():
-        raise UserError(f"no {file}: expected a folder of a Hugging Face model, with its {file.name}")
-    refuse_pointer(file)
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON ({first_line(error)}): get it again") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{file} holds a {type(fields).__name__}, expected an object: get it again")
-    return fields
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
-def read_config(folder: Path) -> PretrainedConfig:
-    """transformers' config of a backbone.
-
-    Raises:
-        UserError: if there is none, or transformers does not accept it.
-    """
-    file = folder / "config.json"
-    fields = read_json(file)
-    if fields.get("quantization_config"):
-        raise UserError(
-            f"{file} describes quantized weights: expected a backbone in float32, bfloat16 or float16"
-        )
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(
-            f"{file} (model_type {fields.get('model_type')!r}) is not accepted by transformers "
-            f"({first_line(error)}): expected the config of a text model, such as Qwen3, Qwen2 or Llama"
-        ) from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Safetensors of a model's folder, all of them there: one file, or those that an index names.
-
-    Raises:
-        UserError: if there are none, one is missing, or is a Git-LFS pointer.
-    """
-    names = [WEIGHTS]
-    if not (folder / WEIGHTS).is_file():
-        if not (folder / INDEX).is_file():
-            raise _no_weights(folder)
-        names = shards(folder / INDEX)
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"{folder} lacks {len(missing)} of its {len(names)} weight files, first {missing[0]}: get them "
-            "again"
-        )
-    for name in names:
-        refuse_pointer(folder / name)
-    return [folder / name for name in names]
-
-
-def shards(index: Path) -> list[str]:
-    """Names of the files that an index of weights lists, each once.
-
-    Raises:
-        UserError: if it lists none.
-    """
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed or not all(isinstance(v, str) for v in listed.values()):
-        raise UserError(f"{index} has no weight_map of tensors to files: get it again")
-    return sorted(set(listed.values()))
-
-
-def _no_weights(folder: Path) -> UserError:
-    if (folder / "adapter_config.json").is_file():
-        return UserError(
-            f"{folder} holds a PEFT adapter, not a model: merge it into its backbone (`merge_and_unload`, "
-            "`save_pretrained`) and give that folder"
-        )
-    others = sorted(f.name for f in folder.iterdir() if f.suffix in _OTHER_FORMATS)
-    found = (
-        f"found {', '.join(others[:3])}{' …' if len(others) > 3 else ''}" if others else "no weights at all"
-    )
-    return UserError(
-        f"{folder} has neither {WEIGHTS} nor {INDEX} ({found}): other formats are not read, and nothing is "
-        "unpickled; save the model as safetensors (transformers' `save_pretrained`)"
-    )
-
-
-def open_tensors(files: Iterable[Path]) -> dict[str, Any]:
-    """Name -> slice of every tensor; nothing is read before the slice is (`[:]`, `get_shape()`).
-
-    Raises:
-        UserError: if a file is damaged.
-    """
-    found: dict[str, Any] = {}
-    for file in files:
-        try:
-            opened: Any = safe_open(file, framework="pt", device="cpu")
-            found |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged ({first_line(error)}): get it again") from error
-    return found
-
-
-def refuse_other_dtypes(folder: Path, tensors: dict[str, Any], own: dict[str, torch.Tensor]) -> None:
-    """Whole numbers and 8-bit floats mean nothing without the scales that a quantization puts beside them.
+@dataclass
+class Backbone:
+    """A text model that is about to be split.
 
     Args:
-        folder: For the message.
-        tensors: Of `open_tensors`.
-        own: The model's, also on the meta device.
+        model: transformers' model, on the CPU.
+        config: Its config, a copy of its own.
+        format: Ids of rows, its own words first.
+        folder: Where it was read from; None for random weights.
+    """
+
+    model: nn.Module
+    config: PretrainedConfig
+    format: RowFormat
+    folder: Path | None
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[torch.device | None]:
+    """Weights are read and drawn on the CPU whatever the default device, such as Lightning's: the same
+    numbers everywhere. Yields the device to move them to, None where there is none."""
+    device = torch.get_default_device()
+    if device.type in ("cpu", "meta"):
+        yield None
+        return
+    with torch.device("cpu"):
+        yield device
+
+
+# --- backbones ----------------------------------------------------------------------------------------------
+
+
+def open_backbone(
+    source: str | Path | PretrainedConfig,
+    audio_vocab_size: int,
+    dtype: torch.dtype,
+    row_format: RowFormat | None,
+    check: Callable[[PretrainedConfig], None],
+) -> Backbone:
+    """Reads a backbone, or draws its weights.
+
+    Args:
+        source: Folder, Hugging Face id or `embedded:smollm2-135m`; or a transformers config, then the weights
+            are random.
+        audio_vocab_size: Ids of the speech vocabulary.
+        dtype: Of the weights.
+        row_format: All ids, where the caller has them from elsewhere.
+        check: Refuses a backbone by its config, before any weights are read.
 
     Raises:
-        UserError: if a tensor that the model has as floats is stored otherwise.
+        UserError: if there is none, it does not fit its config, or `check` refuses it.
     """
-    for name in sorted(own.keys() & tensors.keys()):
-        dtype = tensors[name].get_dtype()
-        if own[name].is_floating_point() and dtype not in _FLOATS:
-            raise UserError(
-                f"{folder}: {name} is stored as {dtype}, expected float32, bfloat16 or float16: give the "
-                "model before its quantization"
-            )
+    if isinstance(source, PretrainedConfig):
+        config = copy.deepcopy(source)
+        check(config)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return Backbone(model, config, row_format or _format_of_config(config, audio_vocab_size), None)
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = text.resolve_backbone(str(source))
+    config = read_config(folder)
+    check(config)
+    if row_format is None and _has_tokenizer(folder):
+        row_format = text.row_format(text.load_text_tokenizer(folder), audio_vocab_size)
+    elif row_format is None:
+        row_format = _format_of_config(config, audio_vocab_size)
+    return Backbone(load_backbone(folder, config, dtype), config, row_format, folder)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
+
+
+def _format_of_config(config: PretrainedConfig, audio_vocab_size: int) -> RowFormat:
+    vocab = config.vocab_size
+    fields = config.to_dict()  # most kinds have no ids of speech
+    eosp = fields.get("eosp_token_id")
+    return RowFormat(
+        text_vocab_size=vocab,
+        audio_vocab_size=audio_vocab_size,
+        sosp_token_id=fields.get("sosp_token_id", vocab - 2),
+        eosp_token_id=default_eosp(audio_vocab_size) if eosp is None else eosp,
+        modality_pad_token_id=fields.get("modality_pad_token_id", vocab - 1),
+        audio_pad_token_id=512 if audio_vocab_size > 512 else 0,
+        end_id=last_id(fields.get("eos_token_id")),
+    )
 
 
 def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> nn.Module:
     """A backbone with a folder's weights, on the CPU.
 
-    transformers' `from_pretrained` takes a device context, such as Lightning's, for a device map, which needs
-    accelerate, and starts missing tensors at random. So the model is made on the meta device, and the tensors
-    are put into it by the functions that `from_pretrained` uses: they know which kinds keep them otherwise on
-    disk (experts one by one, fused projections).
+    transformers' `from_pretrained` treats a device context, such as Lightning's, as a device map, which needs
+    accelerate, and initialises missing tensors at random. So the model is made on the meta device, and the
+    tensors are put into it by the functions that `from_pretrained` uses: they convert kinds that are stored
+    differently on disk (experts one by one, fused projections).
 
     Args:
         folder: With safetensors.
@@ -193,22 +159,22 @@ def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) ->
             dtype=dtype,
             dtype_plan=model._get_dtype_plan(dtype),
             weight_mapping=conversions,
-            ignore_mismatched_sizes=True,  # ours to refuse
+            ignore_mismatched_sizes=True,  # refused below
         )
         info, _ = convert_and_load_state_dict_in_model(model=model, state_dict=tensors, load_config=loading)
         _refuse_misfits(folder, model, info)
-        info.unexpected_keys.clear()  # no report of what is beside the model
+        info.unexpected_keys.clear()  # no report of tensors outside the model
         model._finalize_model_loading(model, loading, info)
         for parameter in model.parameters():
-            # A fused projection that was cut apart: pieces of one tensor cannot be saved.
+            # Parts of a fused projection share one tensor, which cannot be saved.
             if parameter.untyped_storage().nbytes() > parameter.nbytes:
                 parameter.data = parameter.data.clone()
     return model
 
 
 def fill_buffers(model: nn.Module, config: PretrainedConfig) -> None:
-    """Computes the buffers that no file holds and that are still on the meta device, such as Gemma's scale of
-    embeddings, as transformers does for a model that it reads.
+    """Computes the buffers that are in no file and still on the meta device, such as Gemma's scale of
+    embeddings, as transformers does when it reads a model.
 
     Raises:
         UserError: if transformers gives a buffer no value.
@@ -273,21 +239,101 @@ def _refuse_misfits(folder: Path, model: Any, info: Any) -> None:
         )
 
 
-def _other_prefix(missing: set[str], found: set[str]) -> str:
-    """What stands before the names in the folder, e.g. PEFT's `base_model.model.`."""
+def _other_prefix(missing: set[str], unexpected: set[str]) -> str:
+    """The prefix of the names in the folder, e.g. PEFT's `base_model.model.`, in parentheses; "" without."""
     for name in sorted(missing):
-        for other in sorted(found):
+        for other in sorted(unexpected):
             if other.endswith("." + name):
                 return f" (found as {other})"
     return ""
 
 
 def _first(names: set[str]) -> str:
-    """The first in the order of a reader: layer 2 before layer 10."""
+    """The first in natural order: layer 2 before layer 10."""
     return min(names, key=lambda n: [(int(p), "") if p.isdigit() else (-1, p) for p in n.split(".")])
 
 
-def first_line(error: object) -> str:
-    """What an error says, in short."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+# --- split models -------------------------------------------------------------------------------------------
+
+
+def read_split_config(folder: str | Path) -> tuple[Path, SplitConfig]:
+    """Folder and config of a split model.
+
+    A released config names neither <|im_start|> nor <|im_end|>; they are taken from its tokenizer.
+
+    Args:
+        folder: A path or a Hugging Face id.
+
+    Raises:
+        UserError: if there is none, or its `config.json` is not a split model's.
+    """
+    path = assets.resolve(str(folder))
+    config = SplitConfig.from_json(path / "config.json")
+    if not _has_tokenizer(path):
+        return path, config
+    own = config.format
+    theirs = text.row_format(text.load_text_tokenizer(path), own.audio_vocab_size, eosp=own.eosp_token_id)
+    row_format = replace(
+        own,
+        im_start_id=theirs.im_start_id if own.im_start_id is None else own.im_start_id,
+        im_end_id=theirs.im_end_id if own.im_end_id is None else own.im_end_id,
+        end_id=theirs.end_id if own.end_id is None else own.end_id,
+    )
+    return path, replace(config, format=row_format)
+
+
+def load_weights(lm: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
+    """Puts the weights of a folder in the released layout into a split model on the meta device.
+
+    Args:
+        lm: The model, made from the folder's config.
+        folder: With safetensors.
+        dtype: Of the weights; as stored if not given.
+
+    Raises:
+        UserError: if files are missing, or names and shapes do not fit the model.
+    """
+    state = open_tensors(weight_files(folder))
+    own = lm.state_dict()
+    refuse_other_dtypes(folder, state, own)
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is not the model's" for name in state if name not in own]
+    for name in own.keys() & state.keys():
+        got, expected = tuple(state[name].get_shape()), tuple(own[name].shape)
+        if got != expected:
+            wrong.append(f"{name} is {got}, expected {expected}")
+    if wrong:
+        raise UserError(
+            f"{folder}: {len(wrong)} tensors do not fit its config.json, first: {wrong[0]}; give a folder "
+            "that `save_pretrained` wrote whole"
+        )
+    lm.load_state_dict({k: v[...].to(dtype) if dtype else v[...] for k, v in state.items()}, assign=True)
+
+
+def save_split(
+    folder: Path, config: SplitConfig, state: dict[str, Tensor], tokenizer: Any, max_shard_size: str
+) -> None:
+    """Writes a folder in the released layout.
+
+    Args:
+        folder: Made if it is not there.
+        config: Content of `config.json`.
+        state: The weights.
+        tokenizer: A tokenizer of transformers, a folder that has its files, or None.
+        max_shard_size: Most bytes of a safetensors file, such as `5GB`.
+    """
+    from huggingface_hub import save_torch_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    save_torch_state_dict(
+        {name: value.detach().cpu().contiguous() for name, value in state.items()},
+        folder,
+        max_shard_size=max_shard_size,
+    )
+    if isinstance(tokenizer, Path):
+        files = [tokenizer / name for name in _TOKENIZER_FILES if tokenizer != folder]
+        for file in (f for f in files if f.is_file()):
+            shutil.copy(file, folder / file.name)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(folder)

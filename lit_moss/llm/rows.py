@@ -4,9 +4,9 @@
     audio  apad  c_1   c_2   …  c_n   eosp
     row    sosp  V+c_1 V+c_2 …  V+c_n V+eosp      V = text_vocab_size
 
-The two channels are the released model's grid (B, L, 2); it appears at the border to its checkpoints only. A
-row is speech if and only if its text channel is modality_pad: audio_pad is also a legal code and
-tells nothing.
+The two channels are the released model's grid (B, L, 2), which is used only where its format is read or
+written. A row is speech if and only if its text channel is modality_pad: audio_pad is also a legal code, so
+it does not identify text.
 Shapes: B sequences, L rows.
 """
 
@@ -22,11 +22,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowFormat:
-    """Every number that gives rows their meaning; taken from a tokenizer and a config, never from constants.
+    """The ids that give rows their meaning; taken from a tokenizer and a config, never from constants.
 
     Args:
         text_vocab_size: Rows below it are text ids; V in the drawing.
-        audio_vocab_size: Audio ids, that is codes, eosp and unused ones behind it.
+        audio_vocab_size: Audio ids: codes, then eosp, then unused ones.
         sosp_token_id: Text id: speech starts after this row.
         eosp_token_id: Audio id: speech ends with this row. It is also the number of codes.
         modality_pad_token_id: Text id of a speech row in the grid; no row has it.
@@ -48,7 +48,7 @@ class RowFormat:
 
     @property
     def vocab_size(self) -> int:
-        """Same as `text_vocab_size`: the name that transformers' configs use."""
+        """Same as `text_vocab_size`, under the name that transformers' configs use."""
         return self.text_vocab_size
 
     @property
@@ -60,7 +60,7 @@ class RowFormat:
         """A stretch of speech: sosp, the codes, eosp; n codes -> n + 2 rows.
 
         Raises:
-            ValueError: if an id is no code.
+            ValueError: if an id is not a code.
         """
         if codes and not 0 <= min(codes) <= max(codes) < self.eosp_token_id:
             raise ValueError(
@@ -68,18 +68,23 @@ class RowFormat:
             )
         return [self.sosp_token_id, *(self.text_vocab_size + int(c) for c in codes), self.eosp_row]
 
+    def codes(self, rows: Sequence[int]) -> list[int]:
+        """The codes among rows, eosp and unused ids left out."""
+        V = self.text_vocab_size
+        return [row - V for row in rows if V <= row < self.eosp_row]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits: documents of another row format do not fit a model."""
+        """16 hex digits; a model and its documents must have the same."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class HasIds(Protocol):
-    """What rows and grid need to know: a `RowFormat`, or a released model's config."""
+    """Ids that conversions between rows and grid need: a `RowFormat`, or a released model's config."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -98,19 +103,20 @@ def to_grid(rows: Tensor, ids: HasIds) -> Tensor:
 
 
 def from_grid(grid: Tensor, ids: HasIds) -> Tensor:
-    """Grid (…, L, 2) -> rows (…, L); the text channel alone tells speech from text."""
+    """Grid (…, L, 2) -> rows (…, L); the text channel alone distinguishes speech from text."""
     text, audio = grid.unbind(-1)
     return torch.where(text == ids.modality_pad_token_id, audio + ids.vocab_size, text)
 
 
 def default_eosp(audio_vocab_size: int) -> int:
-    """The eosp of a speech vocabulary of which only the size is known: the released model's rule.
+    """The eosp of a speech vocabulary of which only the size is known, by the released model's rule.
 
-    Codes, eosp behind them, rounded up to whole 128: 16,384 codes -> 16,512 ids. Below 129 ids the last one.
+    Codes and eosp, rounded up to a multiple of 128: 16,384 codes -> 16,512 ids. Below 129 ids, the last one.
     """
     return 128 * ((audio_vocab_size - 1) // 128) or audio_vocab_size - 1
 
 
 def audio_vocab_for(codebook_size: int) -> int:
-    """Audio ids for a codebook, rounded up to whole 128; inverse of `default_eosp` for whole 128 of codes."""
+    """Audio ids for a codebook: codes and eosp, rounded up to a multiple of 128. Inverse of `default_eosp`
+    for multiples of 128."""
     return -(-(codebook_size + 1) // 128) * 128

@@ -5,34 +5,29 @@ Shapes: n text rows, m speech rows, E hidden size, K layers, J aligned pairs of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lit_moss.llm.model import SplitLM
+from lit_moss.llm.branches import Modality, Network
 
-Pair = tuple[slice, slice]  # text rows, speech rows that say the same
+Pair = tuple[slice, slice]  # text rows, and the speech rows of the same words
 
 
 @torch.no_grad()
-def hidden_states(lm: "SplitLM", rows_L: Tensor, modality: str) -> Tensor:
+def hidden_states(lm: Network, rows_L: Tensor, modality: Modality) -> Tensor:
     """Output of every layer, the trunk's and then that modality's tail's: (L,) rows -> (K, L, E) float32.
 
     Args:
         lm: The model.
         rows_L: Rows of one document.
-        modality: `text` or `speech`: whose tail to follow behind the trunk.
+        modality: `text` or `speech`: whose tail to follow after the trunk.
     """
-    blocks = [lm.model.shared_block]
-    if lm.config.num_modality_layers:
-        blocks.append(lm.model.text_block if modality == "text" else lm.model.audio_block)
-    found: list[Tensor] = []
-    layers = [layer for block in blocks for layer in block.layers]
+    states: list[Tensor] = []
+    layers = [*lm.trunk.layers, *lm.branch_of(modality).block.layers]
     hooks = [
         layer.register_forward_hook(
-            lambda _, __, out: found.append((out[0] if isinstance(out, tuple) else out)[0].float())
+            lambda _, __, out: states.append((out[0] if isinstance(out, tuple) else out)[0].float())
         )
         for layer in layers
     ]
@@ -41,7 +36,7 @@ def hidden_states(lm: "SplitLM", rows_L: Tensor, modality: str) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack(found)
+    return torch.stack(states)
 
 
 def cosine_matrix(text_nE: Tensor, speech_mE: Tensor) -> Tensor:
@@ -88,7 +83,10 @@ def _costs(similarity_Knm: Tensor) -> Tensor:
 def dtw_similarity(similarity_Knm: Tensor) -> Tensor:
     """DTW_ij: mean similarity along the warping path of each matrix, (K, n, m) -> (K,)."""
     paths = map(_back, _costs(similarity_Knm).tolist())
-    along = (one[tuple(zip(*path, strict=True))] for one, path in zip(similarity_Knm, paths, strict=True))
+    along = (
+        similarity_nm[tuple(zip(*path, strict=True))]
+        for similarity_nm, path in zip(similarity_Knm, paths, strict=True)
+    )
     return torch.stack([values.mean() for values in along])
 
 
@@ -104,10 +102,10 @@ def without_first_row(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs less row 0 of either modality; a pair that had no other row is left out.
 
     Decoders gather attention at row 0, whose norm is some hundred times that of the others: its direction is
-    the model's own and says nothing of what was read.
+    the model's own and does not depend on the input.
     """
-    found = [(slice(max(1, t.start), t.stop), slice(max(1, s.start), s.stop)) for t, s in pairs]
-    return [(t, s) for t, s in found if t.start < t.stop and s.start < s.stop]
+    cut = [(slice(max(1, t.start), t.stop), slice(max(1, s.start), s.stop)) for t, s in pairs]
+    return [(t, s) for t, s in cut if t.start < t.stop and s.start < s.stop]
 
 
 class LayerMeans:
@@ -141,8 +139,8 @@ def align(text_KnE: Tensor, speech_KmE: Tensor, pairs: Sequence[Pair], first_row
     Args:
         text_KnE: Hidden states of the text, (K, n, E), on any device; the result is on the CPU.
         speech_KmE: Those of the speech, (K, m, E).
-        pairs: Which rows say the same.
-        first_row: Text rows before this one are no background either.
+        pairs: Rows of the same words.
+        first_row: Text rows before this one do not count as background either.
 
     Raises:
         ValueError: if a pair is empty, or holds all the text: there is no background then.
@@ -162,17 +160,17 @@ def align(text_KnE: Tensor, speech_KmE: Tensor, pairs: Sequence[Pair], first_row
     return Alignment(torch.stack(dtw, dim=1), torch.stack(background, dim=1))
 
 
-def similarity_score(found: Sequence[Alignment], mean: bool = True) -> Tensor:
+def similarity_score(alignments: Sequence[Alignment], mean: bool = True) -> Tensor:
     """SS_i, (K,): how much more alike aligned text and speech are than what is not aligned.
 
     lambda is the mean of all DTW_ij, over layers and pairs.
 
     Args:
-        found: Alignments; their pairs count together.
+        alignments: Alignments; their pairs count together.
         mean: Mean over pairs; the paper's formula sums them.
     """
-    dtw = torch.cat([a.dtw_KJ for a in found], dim=1).double()
-    background = torch.cat([a.background_KJ for a in found], dim=1).double()
+    dtw = torch.cat([a.dtw_KJ for a in alignments], dim=1).double()
+    background = torch.cat([a.background_KJ for a in alignments], dim=1).double()
     below = background + dtw.mean()
     # Similarities may be negative: a denominator near zero would make one pair the whole score.
     below = torch.where(below.abs() < 1e-3, torch.full_like(below, 1e-3).copysign(below), below)
@@ -181,7 +179,7 @@ def similarity_score(found: Sequence[Alignment], mean: bool = True) -> Tensor:
 
 
 def proposed_depth(score_K: Tensor, tolerance: float = 0.1) -> int:
-    """Layers for each tail: those behind the last one whose score is within `tolerance` of the curve's range
+    """Layers for each tail: those after the last one whose score is within `tolerance` of the curve's range
     below its maximum; there the curve starts to fall."""
     top, bottom = float(score_K.max()), float(score_K.min())
     near = (score_K >= top - tolerance * (top - bottom)).nonzero()

@@ -4,12 +4,12 @@
         -> CTC head, 50 Hz -> characters
 
 loss = CTC(codes) + frame_loss_weight CTC(frames before pooling) + commitment. Up to `quantize_from_step` the
-head reads the pooled frames themselves; then the codebook starts from k-means on real frames and follows by
-moving averages.
+head reads the pooled frames themselves; then the codebook starts from k-means on real frames and follows them
+by moving averages (`codebook`).
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -22,11 +22,12 @@ from lit_moss.audio.features import CausalLogMel, whisper_log_mel
 from lit_moss.codec import ctc, quantizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 from lit_moss.codec.pretrained import load_encoder
+from lit_moss.contracts import speech_data
 from lit_moss.data.augment import apply_spec_masks
 from lit_moss.data.batches import SpeechBatch
 from lit_moss.data.transcripts import DEFAULT_CHARSET, Charset
 from lit_moss.errors import UserError
-from lit_moss.modules.steps import HostCopy, StepModule
+from lit_moss.modules.codebook import CodebookModule, CodebookSchedule
 
 
 @dataclass
@@ -50,16 +51,16 @@ class Example:
     hypothesis: str
 
 
-class CodecEncoder(StepModule):
+class CodecEncoder(CodebookModule):
     """Speech tokenizer with its training head.
 
     Args:
         init_from: Weights to start from: a local folder, a hub id, `embedded:whisper-tiny`; None starts at
             random.
         encoder: Sizes; None takes those of `init_from`.
-        codebook_size: Codebook entries; None takes what `encoder` or the source says.
+        codebook_size: Codebook entries; None takes what `encoder` or the source states.
         log_mel: Features: `causal` (streams) or `whisper` (whole recordings only); None takes what `encoder`
-            or the source says, and causal where it says nothing.
+            or the source states, and causal if it states nothing.
         head_layers: Causal transformer layers of the CTC head.
         head_width: Width of the head; a multiple of 64, which is the width of its attention heads.
         head_dropout: Dropout on the head's input.
@@ -69,18 +70,14 @@ class CodecEncoder(StepModule):
         quantize_from_step: Optimizer steps without quantization before k-means; 0 where the source has a
             codebook.
         kmeans_batches: Training batches (of every rank) that k-means runs on.
-        frame_loss_weight: Weight of CTC on the 50 Hz frames before pooling. It carries the network over CTC's
-            plateau: without it the loss still stood at 2.8 after 200 steps, with it it fell to 2.0 within
-            100.
+        frame_loss_weight: Weight of CTC on the 50 Hz frames before pooling. It brings the network past CTC's
+            plateau: without it the loss was still 2.8 after 200 steps, with it 2.0 within 100.
         restart_share: A code is dead if its average count is below this share of what one update decays to;
-            contract's 0.1.
-        examples: Validated utterances kept for pictures.
+            0.1 as in the GLM-4-Voice tokenizer.
+        examples: Validated utterances that are kept for pictures.
     """
 
-    updates: Tensor
-    codebook_ready: Tensor
     val_use_K: Tensor
-    train_use_K: Tensor
 
     def __init__(
         self,
@@ -100,12 +97,12 @@ class CodecEncoder(StepModule):
         examples: int = 6,
         log_mel: Literal["causal", "whisper"] | None = None,
     ) -> None:
-        super().__init__()
         if head_width % 64:
             raise UserError(f"model.head_width is {head_width}, expected a multiple of 64")
-        self.encoder, ready = self._build_encoder(init_from, encoder, codebook_size)
+        network, ready = _build_encoder(init_from, encoder, codebook_size)
         if log_mel is not None:
-            self.encoder.config = replace(self.encoder.config, log_mel=log_mel)
+            network.config = replace(network.config, log_mel=log_mel)
+        super().__init__(network, CodebookSchedule(quantize_from_step, kmeans_batches, restart_share), ready)
         self.vocabulary: ctc.CharVocabulary | None = None
         self.charset: Charset | None = None  # of the data's transcripts, None until they are known
         self.head: ctc.CTCHead | None = None
@@ -116,47 +113,22 @@ class CodecEncoder(StepModule):
             "dropout": head_dropout,
         }
         self.encoder_lr, self.head_lr, self.weight_decay = encoder_lr, head_lr, weight_decay
-        self.quantize_from_step, self.kmeans_batches = quantize_from_step, kmeans_batches
-        self.frame_loss_weight, self.restart_share = frame_loss_weight, restart_share
+        self.frame_loss_weight = frame_loss_weight
         self.example_count = examples
         self.examples: list[Example] = []
         # Metric objects rather than `self.log` per batch: a rank may have nothing to log.
         self.cer, self.wer = CharErrorRate(), WordErrorRate()
         self.val_ctc, self.val_too_long = MeanMetric(), SumMetric()
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-        self.register_buffer("codebook_ready", torch.tensor(ready))
-        size = self.encoder.config.quantize_vocab_size
+        size = network.config.quantize_vocab_size
         self.register_buffer("val_use_K", torch.zeros(size, dtype=torch.long), persistent=False)
-        self.register_buffer("train_use_K", torch.zeros(size, dtype=torch.long), persistent=True)
-        # What the host knows of `codebook_ready` and `updates` without asking the device at each step.
-        self._ready, self._updates = HostCopy(), HostCopy()
-        self._frames: list[tuple[Tensor, Tensor]] = []  # (S, D) and their codes, since the last step
-
-    @staticmethod
-    def _build_encoder(
-        init_from: str | None, config: EncoderConfig | None, codebook_size: int | None
-    ) -> tuple[CausalEncoder, bool]:
-        if init_from is None:
-            if config is None:
-                raise UserError(
-                    "model.init_from and model.encoder are both empty: give weights to start from, or sizes"
-                )
-            config = replace(config, quantize_vocab_size=codebook_size or config.quantize_vocab_size)
-            return CausalEncoder(config), False
-        encoder, report = load_encoder(init_from, config)
-        if codebook_size is not None and codebook_size != encoder.config.quantize_vocab_size:
-            encoder, report = load_encoder(
-                init_from, replace(encoder.config, quantize_vocab_size=codebook_size)
-            )
-        rank_zero_info(f"{init_from}: {report}")
-        return encoder, "codebook.weight" in report.loaded
 
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        self.charset = getattr(cast(Any, self.trainer).datamodule, "charset", self.charset)
+        data = speech_data(self.trainer)
+        self.charset = data.charset
         if self.vocabulary is None and stage == "fit":
-            self.vocabulary = ctc.CharVocabulary.from_texts(cast(Any, self.trainer).datamodule.train_texts())
+            self.vocabulary = ctc.CharVocabulary.from_texts(data.train_texts())
             if len(self.vocabulary) == 2:
                 raise UserError(
                     "the training manifests hold no transcripts: the tokenizer learns by recognising them; "
@@ -226,29 +198,25 @@ class CodecEncoder(StepModule):
         valid_BN = torch.arange(pooled_BND.shape[1], device=codes_B.device) < codes_B[:, None]
         return hidden_BLD, pooled_BND, valid_BN
 
-    @property
-    def quantizing(self) -> bool:
-        """Whether the codebook is in place; a function of the run's state alone."""
-        return bool(self._ready.get(self.codebook_ready))
+    def speech_frames(self, batch: SpeechBatch) -> Tensor:
+        _, pooled_BND, valid_BN = self.pooled_frames(self.log_mel(batch), batch.samples_B)
+        return pooled_BND[valid_BN]
 
     @property
     def later_metrics(self) -> list[str]:
-        """What a validation gives once the codebook is in place."""
+        """Metrics that a validation logs only once the codebook is in place."""
         later = ("codebook_used", "codebook_perplexity", "bit_rate")
         return [] if self.quantizing else [f"val/{name}" for name in later]
 
     # --- training -------------------------------------------------------------------------------------------
-
-    def on_train_batch_start(self, batch: SpeechBatch, batch_idx: int) -> None:
-        if not self.quantizing and self.global_step >= self.quantize_from_step:
-            self._start_codebook()
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         assert self.head is not None and self.vocabulary is not None
         labels = [self.vocabulary.encode(text) for text in batch.texts]
         codes = [rates.codes_of_samples(n) for n in batch.samples]
         frames = [n * rates.HIDDEN_PER_CODE for n in codes]
-        self.count_targets(len(ctc.fitting_items(frames, labels)))
+        fitting = ctc.fitting_items(frames, labels)
+        self.count_targets(len(fitting))
         if not len(batch):  # every file of it was unreadable: this rank adds zeros to the gradients
             return sum(
                 (p.sum() * 0.0 for p in self.parameters() if p.requires_grad),
@@ -256,29 +224,39 @@ class CodecEncoder(StepModule):
             )
         hidden_BLD, pooled_BND, valid_BN = self.pooled_frames(self.log_mel(batch), batch.samples_B)
         commitment = pooled_BND.new_zeros(())
-        config = self.encoder.config
         if self.quantizing:
-            # By places the host knows: a mask would make it wait for the device to count.
-            N = pooled_BND.shape[1]
-            at_S = torch.cat([torch.arange(b * N, b * N + n) for b, n in enumerate(codes)])
-            x_SD = pooled_BND.flatten(0, 1)[at_S.to(self.device, non_blocking=True)]
-            codes_S = quantizer.nearest(x_SD, self.encoder.codebook.weight)
-            quantized_SD = self.encoder.codebook(codes_S)
-            commitment = quantizer.commitment_loss(x_SD, quantized_SD)
-            pooled_BND = pooled_BND.masked_scatter(
-                valid_BN[..., None], quantizer.straight_through(x_SD, quantized_SD)
-            )
-            self._frames.append((x_SD.detach(), codes_S))
+            pooled_BND, commitment = self._quantize(pooled_BND, valid_BN, codes)
         code_loss, fits_B = ctc.ctc_loss(self.head(pooled_BND), frames, labels)
         frame_loss, _ = ctc.ctc_loss(self.head.from_frames(hidden_BLD), frames, labels)
+        config = self.encoder.config
         weight = config.quantize_commit_coefficient * config.quantize_loss_scale
         loss = code_loss + self.frame_loss_weight * frame_loss + weight * commitment
-        if not ctc.fitting_items(frames, labels):
-            return loss
-        # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first optimizer
-        # step.
-        self.log("step", self.on_device(self.global_step + 1), batch_size=len(batch))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        if fitting:
+            self._log_losses(loss, code_loss, frame_loss, commitment, fits_B)
+        return loss
+
+    def _quantize(self, pooled_BND: Tensor, valid_BN: Tensor, codes: list[int]) -> tuple[Tensor, Tensor]:
+        """Real frames replaced by their codebook rows (straight-through), and the commitment loss."""
+        # By places the host knows: a mask would make it wait for the device to count.
+        N = pooled_BND.shape[1]
+        at_S = torch.cat([torch.arange(b * N, b * N + n) for b, n in enumerate(codes)])
+        x_SD = pooled_BND.flatten(0, 1)[at_S.to(self.device, non_blocking=True)]
+        codes_S = quantizer.nearest(x_SD, self.encoder.codebook.weight)
+        quantized_SD = self.encoder.codebook(codes_S)
+        self.keep_frames(x_SD, codes_S)
+        rows_SD = quantizer.straight_through(x_SD, quantized_SD)
+        return (
+            pooled_BND.masked_scatter(valid_BN[..., None], rows_SD),
+            quantizer.commitment_loss(x_SD, quantized_SD),
+        )
+
+    def _log_losses(
+        self, loss: Tensor, code_loss: Tensor, frame_loss: Tensor, commitment: Tensor, fits_B: Tensor
+    ) -> None:
+        items = len(fits_B)
+        # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
+        self.log("step", self.on_device(self.global_step + 1), batch_size=items)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=items)
         self.log_dict(
             {
                 "train/ctc": code_loss.detach(),
@@ -286,74 +264,8 @@ class CodecEncoder(StepModule):
                 "train/commitment": commitment.detach(),
                 "train/texts_too_long": (~fits_B).sum().float(),
             },
-            batch_size=len(batch),
+            batch_size=items,
         )
-        return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The codebook takes its step with the parameters, or is skipped with them.
-
-        One update for all frames of the step, of every rank and every accumulated micro-batch.
-        """
-        frames, self._frames = self._frames, []
-        if self.quantizing and self.skip_step is not True:
-            empty = self.encoder.codebook.weight.new_zeros(0, self.encoder.config.d_model)
-            # A rank whose files were all unreadable takes part with zeros: the others wait for it.
-            x_SD = torch.cat([empty, *(x for x, _ in frames)])
-            codes_S = torch.cat([x_SD.new_zeros(0, dtype=torch.long), *(codes for _, codes in frames)])
-            self._learn_codebook(x_SD, codes_S)
-
-    def _learn_codebook(self, x_SD: Tensor, codes_S: Tensor) -> None:
-        encoder, skip = self.encoder, self.skip_step if isinstance(self.skip_step, Tensor) else None
-        state = (encoder.codebook.weight, encoder.ema_count, encoder.ema_weight)
-        decay, every = encoder.config.quantize_ema_decay, encoder.config.quantize_restart_interval
-        # Counts skipped steps too where the host does not know of them, until a restart may be due.
-        updates = self._updates.get(self.updates) + 1
-        quantizer.ema_update(*state, x_SD, codes_S, decay, skip)
-        self.updates += 1 if skip is None else (~skip).long()
-        use_K = quantizer.counts(codes_S, len(self.train_use_K))
-        self.train_use_K += use_K if skip is None else use_K * ~skip
-        due = updates % every == 0
-        taken = int(self.updates) if due else updates
-        self._updates.set(self.updates, taken)
-        if due and taken == updates:
-            restarted = quantizer.restart_dead(*state, x_SD, threshold=self.restart_share * decay**every)
-            if self.logger is not None:
-                # Past `self.log`, which would repeat the value at every step until the next one.
-                used = float((self.train_use_K > 0).float().mean())
-                values = {"train/codes_restarted": float(restarted), "train/codebook_used": used}
-                self.logger.log_metrics(values, step=self.global_step + 1)
-            self.train_use_K.zero_()
-
-    @torch.no_grad()
-    def _start_codebook(self) -> None:
-        """k-means on frames of the next batches, unaugmented: known from the data order, so resumable."""
-        loader = cast(Any, self.trainer).datamodule.probe_loader(self.kmeans_batches)
-        self.encoder.eval()
-        found = []
-        for batch in loader:
-            batch = self.trainer.strategy.batch_to_device(batch)
-            if len(batch):
-                with self.trainer.precision_plugin.forward_context():
-                    _, pooled_BND, valid_BN = self.pooled_frames(self.log_mel(batch), batch.samples_B)
-                found.append(pooled_BND[valid_BN])
-        self.encoder.train()
-        frames, batches = quantizer.sum_over_ranks(sum(map(len, found)), len(found))
-        if not batches:
-            raise UserError("none of the audio for the codebook's k-means start could be read")
-        # A rank without frames takes part: the others gather.
-        x_SD = torch.cat([self.encoder.codebook.weight.new_zeros(0, self.encoder.config.d_model), *found])
-        centres_KD, count_K = quantizer.kmeans(x_SD, len(self.encoder.codebook.weight))
-        # Counts as if the averages had long run on steps of this size.
-        share_K = count_K / count_K.sum() * frames / batches
-        share_K = (share_K * (self.trainer.world_size * self.trainer.accumulate_grad_batches)).clamp(min=1e-2)
-        self.encoder.codebook.weight.copy_(centres_KD)
-        self.encoder.ema_count.copy_(share_K)
-        self.encoder.ema_weight.copy_(centres_KD * share_K[:, None])
-        self.codebook_ready.fill_(True)
-        self._ready.set(self.codebook_ready, True)
-        rank_zero_info(f"step {self.global_step}: codebook of {len(centres_KD)} started by k-means on "
-                       f"{frames:.0f} frames")  # fmt: skip
 
     # --- validation -----------------------------------------------------------------------------------------
 
@@ -375,15 +287,17 @@ class CodecEncoder(StepModule):
         frames_B = valid_BN.sum(dim=1) * rates.HIDDEN_PER_CODE
         labels = [self.vocabulary.encode(text) for text in batch.texts]
         loss, fits_B = ctc.ctc_loss(log_probs_BLV, frames_B, labels)
-        said = [self.vocabulary.decode(ids) for ids in ctc.greedy(log_probs_BLV, frames_B)]
-        spoken = [i for i, text in enumerate(batch.texts) if text]
-        self.cer.update([said[i] for i in spoken], [batch.texts[i] for i in spoken])
-        self.wer.update([said[i] for i in spoken], [batch.texts[i] for i in spoken])
+        hypotheses = [self.vocabulary.decode(ids) for ids in ctc.greedy(log_probs_BLV, frames_B)]
+        pairs = [(hypothesis, text) for hypothesis, text in zip(hypotheses, batch.texts, strict=True) if text]
+        for metric in (self.cer, self.wer):
+            metric.update([hypothesis for hypothesis, _ in pairs], [text for _, text in pairs])
         self.val_ctc.update(loss, len(batch))
         self.val_too_long.update((~fits_B).sum())
-        self._keep_examples(batch, mel_BMF, codes_BN, said)
+        self._keep_examples(batch, mel_BMF, codes_BN, hypotheses)
 
-    def _keep_examples(self, batch: SpeechBatch, mel_BMF: Tensor, codes_BN: Tensor, said: list[str]) -> None:
+    def _keep_examples(
+        self, batch: SpeechBatch, mel_BMF: Tensor, codes_BN: Tensor, hypotheses: list[str]
+    ) -> None:
         """The first item of each of the first batches: the same utterances at every validation."""
         if len(self.examples) < self.example_count:
             n = int(batch.samples_B[0])
@@ -395,7 +309,7 @@ class CodecEncoder(StepModule):
                     mel_MF=mel_BMF[0, :, : codes * rates.FRAMES_PER_CODE].float().cpu(),
                     codes_N=codes_BN[0, :codes].cpu(),
                     text=batch.texts[0],
-                    hypothesis=said[0],
+                    hypothesis=hypotheses[0],
                 )
             )
 
@@ -435,3 +349,21 @@ class CodecEncoder(StepModule):
             {"id": name, "codes": codes[valid].tolist(), "text": self.vocabulary.decode(path)}
             for name, codes, valid, path in zip(batch.ids, codes_BN, valid_BN, paths, strict=True)
         ]
+
+
+def _build_encoder(
+    init_from: str | None, config: EncoderConfig | None, codebook_size: int | None
+) -> tuple[CausalEncoder, bool]:
+    """The network to train, and whether its codebook is one already."""
+    if init_from is None:
+        if config is None:
+            raise UserError(
+                "model.init_from and model.encoder are both empty: give weights to start from, or sizes"
+            )
+        config = replace(config, quantize_vocab_size=codebook_size or config.quantize_vocab_size)
+        return CausalEncoder(config), False
+    encoder, report = load_encoder(init_from, config)
+    if codebook_size is not None and codebook_size != encoder.config.quantize_vocab_size:
+        encoder, report = load_encoder(init_from, replace(encoder.config, quantize_vocab_size=codebook_size))
+    rank_zero_info(f"{init_from}: {report}")
+    return encoder, "codebook.weight" in report.loaded

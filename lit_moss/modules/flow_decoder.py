@@ -1,13 +1,12 @@
 """Training of the flow-matching decoder (arXiv:2510.00499, section 2.2): codes of a frozen tokenizer -> mel.
 
-loss = squared error of the velocity (`lit_moss.codec.flow_matching`), with prompts (half of the items are
-given their first frames) and dropped conditions (a fifth, for guidance); and, on request, that of the
+loss = squared error of the velocity (`lit_moss.codec.flow_training`) + prior_weight * squared error of the
 encoder's output against the mel.
 """
 
 import random
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,7 +15,11 @@ from torchmetrics import MeanMetric, Metric
 
 from lit_moss.audio import rates
 from lit_moss.codec import flow_matching
-from lit_moss.codec.flow import Flow, FlowConfig, Prompt
+from lit_moss.codec.flow import Flow
+from lit_moss.codec.flow_config import FlowConfig
+from lit_moss.codec.flow_network import Prompt
+from lit_moss.codec.flow_training import FlowBatch, draw, velocities
+from lit_moss.contracts import decoder_data
 from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
@@ -28,7 +31,7 @@ TIME_BINS = 4
 
 @dataclass
 class Resynthesis:
-    """One validated clip, made again from its codes.
+    """One validated clip, resynthesised from its codes.
 
     Args:
         id: Name.
@@ -42,7 +45,7 @@ class Resynthesis:
 
 
 class MeanByTime(Metric):
-    """Mean loss in each quarter of t, over all ranks: one collective, whichever quarters a rank has seen."""
+    """Mean loss in each quarter of t, over all ranks: one collective, whatever quarters a rank has seen."""
 
     sums: Tensor
     weights: Tensor
@@ -69,17 +72,17 @@ class FlowDecoder(StepModule):
         init_from: A `flow.pt` to start from, of the released codec or of CosyVoice 2; tensors of another
             shape are skipped and reported. None starts at random.
         start_from_data: Start the code embeddings from the tokenizer's codebook, so that codes that sound
-            alike begin alike, and the velocity's bias from the mean mel: mels are natural logarithms around
-            -6, and Adam moves a bias by its learning rate a step. Ignored with `init_from`.
+            alike start with similar embeddings, and the velocity's bias from the mean mel: mels are natural
+            logarithms around -6, and Adam moves a bias by its learning rate a step. Ignored with `init_from`.
         prior_weight: Weight of the squared distance between the encoder's output and the mel, the prior loss
-            of Grad-TTS (arXiv:2105.06337) that Matcha-TTS keeps. 0 is the released recipe. With it the
-            encoder learns what codes sound like by regression, not through the noise of the flow alone.
+            of Grad-TTS (arXiv:2105.06337), also in Matcha-TTS. 0 is the released recipe. With it the encoder
+            learns the mel by regression, not only through the noise of the flow.
         lr: Base learning rate.
         weight_decay: AdamW's decay, of matrices alone.
         streaming_share: Share of batches with chunk-causal masks; 1 is the released recipe, 0.5 trains for
             decoding as a whole as well.
-        max_prompt_share: Longest prompt as a share of an item; contract's 0.3.
-        examples: Validated clips that are made again from their codes at each validation.
+        max_prompt_share: Longest prompt as a share of an item; 0.3 in the released recipe.
+        examples: Validated clips that are resynthesised from their codes at each validation.
     """
 
     def __init__(
@@ -122,13 +125,13 @@ class FlowDecoder(StepModule):
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        data: Any = cast(Any, self.trainer).datamodule
+        data = decoder_data(self.trainer)
         frozen, config = data.frozen, self.flow.config
         codebook_KD = frozen.tokenizer.encoder.codebook.weight.detach()
         if len(codebook_KD) > config.vocab_size:
             raise UserError(
-                f"data.speech_tokenizer {data.speech_tokenizer} has {len(codebook_KD)} codes, model.flow.vocab_size is "
-                f"{config.vocab_size}: raise it"
+                f"data.speech_tokenizer {data.speech_tokenizer} has {len(codebook_KD)} codes, "
+                f"model.flow.vocab_size is {config.vocab_size}: raise it"
             )
         if frozen.speaker_dim not in (0, config.speaker_dim):
             raise UserError(
@@ -139,14 +142,16 @@ class FlowDecoder(StepModule):
             return
         mean_M, voice_S = data.means()
         self._source = {
-            "speech_tokenizer": str(data.speech_tokenizer), "log_mel": data.log_mel, "speaker": data.speaker,
+            "speech_tokenizer": str(data.speech_tokenizer),
+            "log_mel": data.log_mel,
+            "speaker": data.speaker,
             "fingerprints": frozen.fingerprints,
             "voice": voice_S if len(voice_S) else None,
-        }  # fmt: skip
+        }
         if self.start_from_data and self.init_from is None:
             start_embeddings(self.flow.input_embedding.weight, codebook_KD)
             with torch.no_grad():
-                cast(Tensor, self.flow.decoder.estimator.final_proj.bias).copy_(mean_M)
+                self.flow.get_parameter("decoder.estimator.final_proj.bias").copy_(mean_M)
                 if self.prior_weight:
                     self.flow.encoder_proj.bias.copy_(mean_M)
 
@@ -162,11 +167,12 @@ class FlowDecoder(StepModule):
             )
         return self.adamw(groups, betas=(0.9, 0.98))
 
-    def speakers(self, batch: DecoderBatch) -> Tensor:
-        """Speaker vectors; zeros where no encoder made any."""
-        if batch.speaker_BS.shape[-1]:
-            return batch.speaker_BS
-        return batch.mel_BMT.new_zeros(len(batch), self.flow.config.speaker_dim)
+    def flow_batch(self, batch: DecoderBatch) -> FlowBatch:
+        """What is learnt of a batch; speaker vectors are zeros where the data have none."""
+        speaker_BS = batch.speaker_BS
+        if not speaker_BS.shape[-1]:
+            speaker_BS = batch.mel_BMT.new_zeros(len(batch), self.flow.config.speaker_dim)
+        return FlowBatch(batch.codes_BN, batch.lengths_B, batch.mel_BMT, speaker_BS)
 
     # --- training -------------------------------------------------------------------------------------------
 
@@ -182,18 +188,15 @@ class FlowDecoder(StepModule):
         if not len(batch):  # every file of it was unreadable: this rank adds zeros to the gradients
             return sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=self.device))
         frames = [rates.FRAMES_PER_CODE_DECODER * n for n in batch.lengths]
-        draws = self.flow.draw(batch.mel_BMT, frames, self.max_prompt_share)
+        draws = draw(self.flow.config, batch.mel_BMT, frames, self.max_prompt_share)
         streaming = random.random() < self.streaming_share
-        found = self.flow.velocity(
-            batch.codes_BN, batch.lengths_B, batch.mel_BMT, self.speakers(batch), draws, streaming,
-            zero_padding=True,
-        )  # fmt: skip
-        loss = flow_matching.loss(found.found_BMT, found.true_BMT, found.mask_B1T)
+        predicted = velocities(self.flow, self.flow_batch(batch), draws, streaming)
+        loss = predicted.loss()
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
         self.log("step", self.on_device(self.global_step + 1), batch_size=len(batch))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         if self.prior_weight:
-            prior = flow_matching.loss(found.mu_BMT, batch.mel_BMT, found.mask_B1T)
+            prior = flow_matching.loss(predicted.mu_BMT, batch.mel_BMT, predicted.mask_B1T)
             self.log("train/prior", prior.detach(), batch_size=len(batch))
             loss = loss + self.prior_weight * prior
         return loss
@@ -210,35 +213,30 @@ class FlowDecoder(StepModule):
         frames_B = rates.FRAMES_PER_CODE_DECODER * batch.lengths_B
         # The same draws at every validation, and none of the training's.
         generator = torch.Generator(self.device).manual_seed(batch_idx)
-        draws = self.flow.draw(
-            batch.mel_BMT, frames_B, self.max_prompt_share, random.Random(batch_idx), generator
-        )
+        prefixes = random.Random(batch_idx)
+        draws = draw(self.flow.config, batch.mel_BMT, frames_B, self.max_prompt_share, prefixes, generator)
+        values_B = frames_B * rates.DECODER_MEL_BINS
         for streaming, metric in ((False, self.val_loss), (True, self.val_streaming)):
-            found = self.flow.velocity(
-                batch.codes_BN, batch.lengths_B, batch.mel_BMT, self.speakers(batch), draws, streaming,
-                zero_padding=True,
-            )  # fmt: skip
-            values = frames_B * rates.DECODER_MEL_BINS
-            mask_B1T = found.mask_B1T
-            means_B = flow_matching.squared_errors(found.found_BMT, found.true_BMT, mask_B1T) / values
+            predicted = velocities(self.flow, self.flow_batch(batch), draws, streaming)
+            means_B = predicted.squared_errors() / values_B
             metric.update(means_B, frames_B.float())
             if not streaming:
                 self.val_by_time.update(draws.t_B11.flatten(), means_B, frames_B.float())
-                priors_B = flow_matching.squared_errors(found.mu_BMT, batch.mel_BMT, mask_B1T) / values
-                self.val_prior.update(priors_B, frames_B.float())
+                errors_B = flow_matching.squared_errors(predicted.mu_BMT, batch.mel_BMT, predicted.mask_B1T)
+                self.val_prior.update(errors_B / values_B, frames_B.float())
         if len(self.examples) < self.example_count:
             self.examples.append(self.resynthesis(batch, 0))
             self.val_distance.update(mel_distance(self.examples[-1]))
 
     def resynthesis(self, batch: DecoderBatch, item: int) -> Resynthesis:
-        """An item made again from its codes and its speaker vector, without a prompt.
+        """An item generated from its codes and its speaker vector, without a prompt.
 
-        With full masks if these were trained, else chunk by chunk.
+        With full masks if these were trained, otherwise with streaming ones.
         """
         codes_N = batch.codes_BN[item, : batch.lengths_B[item]]
         made_MT = self.flow.sample(
             codes_N[None],
-            prompt=Prompt.none(self.speakers(batch)[item]),
+            prompt=Prompt.none(self.flow_batch(batch).speaker_BS[item]),
             streaming=self.streaming_share == 1.0,
         )[0]
         truth_MT = batch.mel_BMT[item, :, : made_MT.shape[-1]]
@@ -264,19 +262,19 @@ class FlowDecoder(StepModule):
     )
 
     def predict_step(self, batch: DecoderBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """How far each clip's mel, made from its codes, lies from the truth."""
-        made = [self.resynthesis(batch, item) for item in range(len(batch))]
-        return [{"id": one.id, "mel_distance_db": float(mel_distance(one))} for one in made]
+        """Distance of each clip's mel, generated from its codes, from the true one."""
+        clips = [self.resynthesis(batch, item) for item in range(len(batch))]
+        return [{"id": clip.id, "mel_distance_db": float(mel_distance(clip))} for clip in clips]
 
 
-def mel_distance(made: Resynthesis) -> Tensor:
+def mel_distance(clip: Resynthesis) -> Tensor:
     """Mean absolute difference over frames and bands, in dB."""
-    return DECIBELS * (made.made_MT - made.truth_MT).abs().mean()
+    return DECIBELS * (clip.made_MT - clip.truth_MT).abs().mean()
 
 
 @torch.no_grad()
 def start_embeddings(weight_VH: Tensor, codebook_KD: Tensor) -> None:
-    """Fills the first K rows from the codebook: centred, of unit variance, turned by a fixed rotation."""
+    """Fills the first K rows from the codebook: centred, rotated by a fixed matrix, of unit variance."""
     rows_KD = codebook_KD.float() - codebook_KD.float().mean(dim=0)
     generator = torch.Generator().manual_seed(0)
     size = max(rows_KD.shape[1], weight_VH.shape[1])

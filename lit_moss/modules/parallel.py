@@ -1,8 +1,8 @@
-"""How the split language model is spread over devices: DDP, FSDP2, DeepSpeed. Files: conf/trainer.
+"""How the split language model is spread over devices: DDP, FSDP2, DeepSpeed (settings: conf/trainer).
 
-built on the CPU, whole    the same weights on every device, no second copy of the tables on it
-frozen matrices rounded    on request, before anything is sharded
-sharded                    FSDP2 by `shard`; DDP and DeepSpeed by Lightning's strategies
+whole_on_cpu    the model is built whole in the CPU's memory: the same weights on every device, and no second
+                copy of the tables on a device
+shard           FSDP2; DDP and DeepSpeed are sharded by Lightning's strategies
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from typing_extensions import override
@@ -24,7 +24,7 @@ class FSDP2(ModelParallelStrategy):
     """Fully sharded data parallelism (FSDP2) over all devices of all nodes.
 
     Lightning's `ModelParallelStrategy` takes a node's devices for tensor parallelism unless both sizes are
-    given; here every device has data of its own, whatever their number.
+    given; here every device gets different data, whatever their number.
 
     Args:
         save_distributed_checkpoint: Every rank writes its shard into the checkpoint's folder. False: rank 0
@@ -49,16 +49,16 @@ class FSDP2(ModelParallelStrategy):
 
 
 def is_kind_of(strategy: Any, *words: str) -> bool:
-    """Whether the name of a strategy's class, or of one it is derived from, has one of these words.
+    """Whether the name of a strategy's class, or of a base class, contains one of these words.
 
-    By name: DeepSpeed's own cannot be used where it is not installed.
+    By name, because DeepSpeed's classes cannot be imported where it is not installed.
     """
     names = " ".join(kind.__name__ for kind in type(strategy).__mro__)
     return any(word in names for word in words)
 
 
 def saves_shards(strategy: Any) -> bool:
-    """Whether a strategy writes checkpoints of its own, as a rule folders of shards."""
+    """Whether a strategy writes checkpoints in its own format, usually folders of shards."""
     return is_kind_of(strategy, "ModelParallel", "FSDP", "DeepSpeed")
 
 
@@ -74,10 +74,11 @@ def check_strategy(trainer: Trainer, save_frozen: bool) -> None:
             f"model.save_frozen is false, but {type(strategy).__name__} writes shards of all weights: give "
             "--model.init_args.save_frozen true, or use DDP (conf/trainer/ddp.yaml)"
         )
-    mesh = getattr(trainer.lightning_module, "device_mesh", None)
+    module: LightningModule | None = trainer.lightning_module
+    mesh = None if module is None else module.device_mesh
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
-        # The layers are not split, and ranks of one tensor-parallel group have data of their own: their
-        # gradients would never meet.
+        # The layers are not split, and ranks of one tensor-parallel group get different data: their gradients
+        # would never be averaged.
         raise UserError(
             f"trainer.strategy has tensor_parallel_size {mesh['tensor_parallel'].size()}, expected 1: use "
             "lit_moss.modules.parallel.FSDP2 (conf/trainer/fsdp2.yaml)"
@@ -88,8 +89,8 @@ def check_strategy(trainer: Trainer, save_frozen: bool) -> None:
 def whole_on_cpu(strategy: Any) -> Iterator[None]:
     """Builds a model from whole tensors in the CPU's memory; its strategy moves or shards it afterwards.
 
-    On the device a backbone's table, its resized copy and a checkpoint's would exist at the same time, and
-    transformers asks for `accelerate` there. Inside ZeRO-3's own context tables would be empty shards.
+    On the device, a backbone's table, its resized copy and a checkpoint's would exist at the same time, and
+    transformers would require `accelerate`. Inside ZeRO-3's own context tables would be empty shards.
     """
     with torch.device("cpu"):
         if not is_kind_of(strategy, "DeepSpeed"):
@@ -101,26 +102,6 @@ def whole_on_cpu(strategy: Any) -> Iterator[None]:
             yield
         finally:
             zero.restore_init_context()
-
-
-def cast_frozen(lm: SplitLM, trained: set[str], dtype: torch.dtype, keep_dtype: bool = False) -> None:
-    """Rounds the matrices that never train to `dtype`; exact where the backbone is stored in it.
-
-    Norms and biases keep their dtype: they take little memory, and autocast casts only matrices, so the
-    logits of an exactly stored backbone do not change by a bit. The table of a model without a split keeps
-    its dtype as well, because the residual stream takes it over.
-
-    Args:
-        lm: The whole model.
-        trained: Names of the parameters that some stage trains.
-        dtype: bfloat16, say.
-        keep_dtype: Round the values only.
-    """
-    for name, parameter in lm.named_parameters():
-        table = lm.config.joint and name.startswith("model.embed_tokens.")
-        if name not in trained and parameter.dim() > 1 and not table:
-            rounded = parameter.data.to(dtype)
-            parameter.data = rounded.to(parameter.dtype) if keep_dtype else rounded
 
 
 def shard(lm: SplitLM, mesh: Any, precision: str) -> None:
@@ -139,16 +120,9 @@ def shard(lm: SplitLM, mesh: Any, precision: str) -> None:
     # Inputs stay as they are, and tables give float32: the residual stream is float32, as under autocast.
     policy = MixedPrecisionPolicy(half, reduced, cast_forward_inputs=False)
     tables = MixedPrecisionPolicy(half, reduced, None if half is None else torch.float32, False)
-    audio = () if lm.config.joint else (lm.model.audio_embed,)
-    for table in (lm.model.embed_tokens, *audio):
+    for table in (module for module in lm.model.children() if isinstance(module, nn.Embedding)):
         fully_shard(table, mesh=mesh, mp_policy=tables)
-    heads = (lm.text_lm_head,) if lm.config.joint else (lm.text_lm_head, lm.audio_lm_head)
-    layers = (layer for block in lm.blocks() for layer in block.layers)
-    for module in (*layers, *heads):
+    layers = [layer for block in lm.blocks() for layer in block.layers]
+    for module in (*layers, *(branch.head for branch in lm.branches)):
         fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(lm, mesh=mesh, mp_policy=policy)
-
-
-def whole_shape(parameter: nn.Parameter) -> Any:
-    """Shape of the whole parameter; a shard of ZeRO-3 is flat."""
-    return getattr(parameter, "ds_shape", parameter.shape)

@@ -1,8 +1,7 @@
-"""What the LightningModules share about an optimizer step: what it counts, whether it is skipped, AdamW,
-clipping.
+"""The optimizer step that all LightningModules share: its targets, whether it is skipped, AdamW, clipping.
 
-`callbacks.NonFiniteSteps` decides whether a step is skipped and says so in `skip_step`; parameters and their
-moments it keeps itself, anything else that a step changes (the tokenizer's codebook) is the module's to keep.
+`callbacks.NonFiniteSteps` decides whether a step is skipped and sets `skip_step`. It keeps the parameters and
+their moments as they were; the module itself keeps anything else that a step changes, such as a codebook.
 """
 
 from typing import Any, cast
@@ -10,6 +9,14 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from typing_extensions import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class _Scaling(Protocol):
+    """A precision plugin that may scale the loss; it has a gradient scaler then."""
+
+    scaler: Any
 
 
 class StepModule(LightningModule):
@@ -18,10 +25,13 @@ class StepModule(LightningModule):
     Attributes:
         skip_step: Whether the step about to be taken, or just taken, is skipped: a bool, or a bool tensor ()
             on the device where asking for it would make the host wait.
-        step_targets: Targets of this rank since the last optimizer step; None where nobody counts. A step
-            without any, over all ranks, is skipped.
+        step_targets: Targets of this rank since the last optimizer step; None where the module does not count
+            them. A step without any, over all ranks, is skipped.
         gradient_norm: Norm of all gradients, once the callback has computed it; () float.
+        validates_first: Whether a run validates before its first step too, see `callbacks.FirstValidation`.
     """
+
+    validates_first: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,21 +40,21 @@ class StepModule(LightningModule):
         self.gradient_norm: Tensor | None = None
 
     def count_targets(self, targets: int) -> None:
-        """Adds a micro-batch's targets, a number that the host knows without asking the device."""
+        """Adds a micro-batch's targets, a number that is known without asking the device."""
         self.step_targets = targets + (self.step_targets or 0)
 
     def on_device(self, value: float) -> Tensor:
-        """A number to log, filled in on the device: `self.log` of a float copies it there and waits."""
+        """A number to log, created on the device: `self.log` of a float copies it there and waits."""
         return torch.full((), float(value), device=self.device)
 
     def adamw(self, groups: list[dict[str, Any]], **options: Any) -> torch.optim.AdamW:
-        """AdamW; fused on CUDA, where it can skip a step without telling the host.
+        """AdamW; fused on CUDA, where it can skip a step without the host knowing.
 
         With a gradient scaler (float16) it is not fused: the fused one would unscale by itself, after the
         clipping.
         """
-        trainer = self._trainer
-        scaled = trainer is not None and getattr(trainer.precision_plugin, "scaler", None) is not None
+        precision = None if self._trainer is None else self._trainer.precision_plugin
+        scaled = isinstance(precision, _Scaling) and precision.scaler is not None
         fused = (self.device.type == "cuda" and not scaled) or None
         return torch.optim.AdamW(groups, fused=fused, **options)
 
@@ -54,10 +64,10 @@ class StepModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's clipping, by norm with the norm that is known already.
+        """Lightning's clipping; by norm, it uses the norm that is known already.
 
-        Not through its mixed-precision plugin, which refuses to clip for any fused AdamW, also in bfloat16
-        where there is no scaler.
+        It does not go through the mixed-precision plugin, which refuses to clip for any fused AdamW, even in
+        bfloat16, where there is no scaler.
         """
         sharded = "deepspeed" in type(self.trainer.strategy).__name__.lower()
         if sharded or not gradient_clip_val:
@@ -73,23 +83,22 @@ class StepModule(LightningModule):
 
 
 class HostCopy:
-    """Value of a one-element tensor as the host knows it, read from the device only after another has written
-    to the tensor."""
+    """Host copy of a one-element tensor, read from the device only after the tensor was written to."""
 
     def __init__(self) -> None:
-        self._of: Tensor | None = None
+        self._tensor: Tensor | None = None
         self._version = -1
         self._value: Any = None
 
-    def get(self, of: Tensor) -> Any:
-        """The value; reads it where it may have changed."""
-        if self._of is not of or self._version != of._version:
-            self.set(of, of.item())
+    def get(self, tensor: Tensor) -> Any:
+        """The value; read again if it may have changed."""
+        if self._tensor is not tensor or self._version != tensor._version:
+            self.set(tensor, tensor.item())
         return self._value
 
-    def set(self, of: Tensor, value: Any) -> None:
-        """Notes a value that the caller knows, right after having written to the tensor."""
-        self._of, self._version, self._value = of, of._version, value
+    def set(self, tensor: Tensor, value: Any) -> None:
+        """Stores a value that the caller knows, right after it was written to the tensor."""
+        self._tensor, self._version, self._value = tensor, tensor._version, value
 
 
 def total_norm(params: list[torch.nn.Parameter]) -> Tensor:

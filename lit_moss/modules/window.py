@@ -5,17 +5,21 @@ loss is scaled by n * (ranks * micro-batches) / (targets of all of them) then ad
 the same weight as any other: two ranks of one micro-batch equal one rank of two.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
+import torch.distributed as dist
 from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lit_moss.contracts import TokenData, datamodule_of
 
 
 class StepTargets(NamedTuple):
-    """What an optimizer step is made of.
+    """Size of an optimizer step.
 
     Args:
         targets: Targets of all its micro-batches on all ranks.
-        parts: By how many the sum of their gradients is divided: ranks times accumulated micro-batches.
+        parts: Number by which the sum of their gradients is divided: ranks times accumulated micro-batches.
     """
 
     targets: int
@@ -25,8 +29,8 @@ class StepTargets(NamedTuple):
 class Window:
     """The micro-batches of the optimizer step that a run is in.
 
-    Which they are follows from where the loader began and Lightning's batch number, so a resume changes
-    nothing; what targets they have is known from the order of packs before they are loaded.
+    Which they are follows from where the loader began and from Lightning's batch number, so a resume changes
+    nothing; how many targets they have is known from the order of packs before they are loaded.
     """
 
     def __init__(self) -> None:
@@ -37,9 +41,9 @@ class Window:
     def targets(self, trainer: Trainer, batch_idx: int) -> StepTargets | None:
         """Of the step that this micro-batch belongs to; None where every micro-batch is a step of its own on
         one rank, which needs no weight, or where the data cannot say."""
-        data: Any = cast(Any, trainer).datamodule
+        data = datamodule_of(trainer)
         ranks, accumulated = trainer.world_size, trainer.accumulate_grad_batches
-        if ranks * accumulated == 1 or not hasattr(data, "targets_of"):
+        if ranks * accumulated == 1 or not isinstance(data, TokenData):
             return None
         if self._start is None:
             self._start = batch_idx, data.next_batch
@@ -47,7 +51,37 @@ class Window:
         # A run resumed with another number of accumulated micro-batches may begin in the middle of a window.
         begin = max(first, batch_idx - batch_idx % accumulated)
         end = batch_idx - batch_idx % accumulated + accumulated
-        here = range(base + (begin - first) * ranks, base + (end - first) * ranks)
-        if here != self._last:
-            self._last, self._targets = here, data.targets_of(here)
+        batches = range(base + (begin - first) * ranks, base + (end - first) * ranks)
+        if batches != self._last:
+            self._last, self._targets = batches, data.targets_of(batches)
         return StepTargets(self._targets, ranks * accumulated)
+
+    def weighted(self, trainer: Trainer, batch_idx: int, mean: Tensor, count: Tensor, targets: int) -> Tensor:
+        """A micro-batch's loss, scaled so that every target of its optimizer step weighs the same.
+
+        Args:
+            trainer: Of the run.
+            batch_idx: Lightning's number of the micro-batch.
+            mean: Its loss over its own targets, ().
+            count: Its targets on the device, int64 ().
+            targets: The same, as the host knows it.
+        """
+        step = self.targets(trainer, batch_idx)
+        if step is None:
+            return every_target_once(mean, count)
+        return mean * (targets * step.parts / max(1, step.targets))
+
+
+def every_target_once(mean: Tensor, count: Tensor) -> Tensor:
+    """A rank's mean loss over its own targets, scaled so that the average over ranks, which is what
+    gradients become, is the mean over the targets of all ranks.
+
+    For data without a known order of targets, see `Window`: accumulated micro-batches then count the same,
+    whatever their targets.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return mean
+    own = count.float()
+    total = own.clone()
+    dist.all_reduce(total)
+    return mean * (own * dist.get_world_size() / total.clamp_min(1))

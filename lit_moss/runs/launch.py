@@ -97,7 +97,7 @@ def _run_fit(config: dict[str, Any], run: RunFolder, environment: dict[str, str]
 def _check_same(begun: dict[str, Any], asked: dict[str, Any], run: RunFolder) -> None:
     old, new = _flat(begun), _flat(asked)
     for key in sorted(old.keys() | new.keys()):
-        if key != "trainer.max_steps" and "PruneTrial" not in key and old.get(key) != new.get(key):
+        if key != "trainer.max_steps" and old.get(key) != new.get(key):
             raise UserError(
                 f"{run} was begun with {key} {old.get(key)!r}, now it is {new.get(key)!r}: give another "
                 "name, or remove the folder"
@@ -109,7 +109,7 @@ def _flat(config: Any, key: str = "") -> dict[str, Any]:
     if isinstance(config, dict):
         parts = config.items()
     elif isinstance(config, list):
-        # With its class, so that the callback which a sweep appends to the list is known by its name.
+        # With its class, so that a message names the callback and not only its place.
         parts = (
             (f"{i} {e.get('class_path', '')}" if isinstance(e, dict) else i, e) for i, e in enumerate(config)
         )

@@ -1,4 +1,4 @@
-"""What a sweep is: the YAML of `python -m lit_moss sweep`."""
+"""The keys of a sweep's YAML, and what follows from them: distributions, samplers, recipes of trials."""
 
 import copy
 import hashlib
@@ -6,9 +6,9 @@ import importlib
 import inspect
 import json
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, cast
+from typing import Any, Literal
 
 from optuna.distributions import (
     BaseDistribution,
@@ -22,78 +22,58 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from lit_moss.errors import UserError
 from lit_moss.runs.recipes import read_recipe, set_key
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "study": (str,),
-    "base": (list,),
-    "search": (dict,),
-    "objectives": (dict,),
-    "set": (dict,),
-    "trials": (int, type(None)),
-    "seeds": (list,),
-    "seed": (int,),
-    "validation": (str,),
-    "storage": (str,),
-    "heartbeat_sec": (int,),
-    "retries": (int,),
-    "run_root": (str,),
-}
-
 
 @dataclass
 class Sweep:
     """One study.
 
     Args:
-        study: Its name, also the runs' and their MLflow experiment's.
-        base: YAMLs of a run, merged from left to right.
-        set: Keys changed in every trial (see `lit_moss.runs.recipes.set_key`).
-        search: Key -> `{choices: [...]}`, `{choices: {name: value, ...}}`, or `{low, high}` with `step` or
-            `log: true`; whole numbers where both ends are.
+        study: Name of the study, of its runs' folder and of their MLflow experiment.
+        base: Recipes of a run, merged from left to right.
+        search: Key of the recipe -> `{choices: [...]}`, `{choices: {name: value, ...}}`, or `{low, high}`
+            with `step` or `log: true`; whole numbers where both ends are.
         objectives: Metric of a run's validations -> minimize or maximize.
-        validation: Which of them counts: the `last`, or the `best` (with one objective only: two may be best
-            at different steps, which is no model that exists).
-        trials: How many; None is the whole grid.
-        seeds: `seed_everything` of a trial's runs; a trial's value is the mean over them.
-        seed: Of the sampler.
+        set: Keys of the recipe changed in every trial, as `model.init_args.lr`, or
+            `trainer.callbacks.Checkpoint.init_args.keep` for an element of a list by its class.
+        trials: Number of trials; null is the whole grid.
+        seeds: `seed_everything` of a trial's runs; the value of a trial is the mean over them.
+        seed: Seed of the sampler.
         sampler: `grid` (every combination of the choices, in order), or an Optuna sampler as `class_path` and
-            `init_args`; TPE by default.
-        pruner: An Optuna pruner; it sees the objective at every validation. None never prunes. Not Hyperband:
-            its brackets hang on numbers that a retried trial does not keep.
+            `init_args`.
+        pruner: An Optuna pruner; it sees the objective at every validation. Null never prunes. Hyperband is
+            refused: its brackets depend on trial numbers that a retried trial does not keep.
+        validation: Which validation of a run counts: the `last`, or the `best` (with one objective only: two
+            may be best at different steps, and no checkpoint has both values).
         storage: Database of the study.
-        heartbeat_sec: How often a worker says that it lives; silent for three times that, it is dead.
+        heartbeat_sec: Seconds between two signs of life of a worker; after three times that it is taken for
+            dead.
         retries: How often the trial of a worker that died is queued again.
         run_root: Folder of all runs' files.
     """
 
     study: str
     base: list[str]
-    search: dict[str, dict[str, Any]]
+    search: dict[str, Any]
     objectives: dict[str, str]
     set: dict[str, Any] = field(default_factory=dict)
     trials: int | None = None
     seeds: list[int] = field(default_factory=lambda: [1])
     seed: int = 1
-    sampler: Any = "optuna.samplers.TPESampler"
-    pruner: Any = None
-    validation: str = "last"
+    sampler: str | dict[str, Any] = "optuna.samplers.TPESampler"
+    pruner: str | dict[str, Any] | None = None
+    validation: Literal["last", "best"] = "last"
     storage: str = "sqlite:///sweeps.db"
     heartbeat_sec: int = 20
     retries: int = 3
     run_root: str = "runs"
 
     def __post_init__(self) -> None:
-        for key, kinds in _KINDS.items():
-            value = getattr(self, key)
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                raise UserError(f"{key} is {value!r}, expected {kinds[0].__name__}")
-        self.sampler = self.sampler or "optuna.samplers.TPESampler"
+        self.set = self.set or {}  # `set:` without entries is null
         if not self.search:
             raise UserError("search is empty: expected keys and what to try for them")
         wrong = sorted({d for d in self.objectives.values() if d not in ("minimize", "maximize")})
         if wrong or not self.objectives:
             raise UserError(f"objectives have {wrong or 'no metric'}, expected METRIC: minimize or maximize")
-        if self.validation not in ("last", "best"):
-            raise UserError(f"validation is {self.validation!r}, expected last or best")
         if self.validation == "best" and len(self.objectives) > 1:
             raise UserError(
                 f"validation: best with {len(self.objectives)} objectives, whose best steps may differ: "
@@ -105,7 +85,8 @@ class Sweep:
             )
         if "Hyperband" in str(self.pruner):
             raise UserError(
-                "pruner is Hyperband, which counts retried trials anew: take SuccessiveHalvingPruner"
+                "pruner is Hyperband, which gives a retried trial another bracket: use "
+                "SuccessiveHalvingPruner"
             )
         if not self.seeds or len({*self.seeds}) != len(self.seeds):
             raise UserError(f"seeds are {self.seeds}, expected each once")
@@ -117,11 +98,11 @@ class Sweep:
             self.trials = size
         if self.trials is None or self.trials < 1:
             raise UserError(f"trials is {self.trials}, expected how many")
-        self._base = read_recipe(self.base)  # once: who edits a file while it runs does not mix trials
-        self.recipe({key: _sample(d) for key, d in self.distributions().items()}, self.seeds[0])
+        self._base = read_recipe(self.base)  # once: editing a file during the sweep does not change trials
+        self.recipe({key: _first_value(d) for key, d in self.distributions().items()}, self.seeds[0])
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Key -> what Optuna draws from."""
+        """Key -> the distribution that Optuna draws from."""
         return {key: _distribution(key, spec) for key, spec in self.search.items()}
 
     def grid(self) -> list[dict[str, Any]]:
@@ -134,15 +115,17 @@ class Sweep:
         return [dict(zip(self.search, point, strict=True)) for point in product(*choices)]
 
     def fingerprint(self) -> str:
-        """Of what makes trials comparable; how many, where and by whom may change."""
-        asked = [self.search, self.objectives, self.seeds, self.sampler, self.seed, self.recipe({}, 0)]
+        """16 hex digits of all that makes trials comparable; their number and machines may change."""
+        settings = [self.search, self.objectives, self.seeds, self.sampler, self.seed, self.recipe({}, 0)]
         if self.validation != "last":  # absent from the fingerprints of studies begun before it existed
-            asked.append(self.validation)
-        return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:16]
+            settings.append(self.validation)
+        return hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:16]
 
     def make_sampler(self, slot: int) -> BaseSampler:
-        """The sampler of the slot-th trial: a function of seed and slot, so that a sweep that was killed goes
-        on as one that was not."""
+        """The sampler of a slot's trial.
+
+        It depends on seed and slot alone, so that a resumed sweep draws what an uninterrupted one draws.
+        """
         if self.sampler == "grid":
             return PartialFixedSampler(self.grid()[slot % len(self.grid())], RandomSampler(seed=self.seed))
         return make(self.sampler, BaseSampler, "sampler", seed=(1_000_003 * self.seed + slot) % 2**32)
@@ -165,35 +148,25 @@ class Sweep:
         return config
 
 
-def read_sweep(path: str, **changed: Any) -> Sweep:
-    """The sweep of a YAML; keys given by name (not None) replace its own.
+def make(spec: str | dict[str, Any], kind: type, what: str, **defaults: Any) -> Any:
+    """An object of a class.
+
+    Args:
+        spec: Its `class_path`, or a mapping of `class_path` and `init_args`.
+        kind: Class that it must be of.
+        what: What it is for, in messages: `sampler`.
+        defaults: Arguments added where the class has them and `spec` does not give them.
 
     Raises:
-        UserError: one line for what is wrong.
+        UserError: one line for a class that does not exist, is of another kind or refuses its arguments.
     """
-    content = read_recipe([path]) | {key: value for key, value in changed.items() if value is not None}
-    known = {f.name for f in fields(Sweep)}
-    unknown = sorted(content.keys() - known)
-    missing = sorted({"study", "base", "search", "objectives"} - content.keys())
-    if unknown or missing:
-        raise UserError(
-            f"{path}: {'unknown ' + unknown[0] if unknown else 'no ' + missing[0]}, expected "
-            f"{', '.join(sorted(known))}"
-        )
-    return Sweep(**content)
-
-
-def make(spec: Any, kind: type, what: str, **defaults: Any) -> Any:
-    """An object of `class_path` and `init_args`; `defaults` it takes and that are not given are added."""
-    if not isinstance(spec, str | dict):
-        raise UserError(f"{what} is {spec!r}, expected a class, or class_path and init_args")
     spec = {"class_path": spec} if isinstance(spec, str) else dict(spec)
     module, _, name = str(spec.get("class_path", "")).rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{what}: no class {spec.get('class_path')!r} ({error})") from error
-    if not (isinstance(found, type) and issubclass(found, kind)):
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise UserError(f"{what}: {spec['class_path']} is no {kind.__name__}")
     given = {
         key: make(value, object, f"{what}.{key}")
@@ -201,18 +174,22 @@ def make(spec: Any, kind: type, what: str, **defaults: Any) -> Any:
         else value
         for key, value in dict(spec.get("init_args") or {}).items()
     }
-    takes = inspect.signature(found).parameters
-    given |= {key: value for key, value in defaults.items() if key in takes and key not in given}
+    parameters = inspect.signature(cls).parameters
+    given |= {key: value for key, value in defaults.items() if key in parameters and key not in given}
     try:
-        return found(**given)
+        return cls(**given)
     except ImportError as error:
         raise UserError(f"{what}: {spec['class_path']} needs another package: {error}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{what}: {spec['class_path']} does not take {given}: {error}") from error
 
 
-def _sample(d: BaseDistribution) -> Any:
-    return d.choices[0] if isinstance(d, CategoricalDistribution) else cast(Any, d).low
+def _first_value(d: BaseDistribution) -> Any:
+    """Any value of a distribution."""
+    if isinstance(d, CategoricalDistribution):
+        return d.choices[0]
+    assert isinstance(d, IntDistribution | FloatDistribution)
+    return d.low
 
 
 def _distribution(key: str, spec: Any) -> BaseDistribution:
@@ -228,7 +205,7 @@ def _distribution(key: str, spec: Any) -> BaseDistribution:
         raise UserError(f"search.{key} is {spec}, expected choices, or low and high (step, log)")
     ends = [spec["low"], spec["high"], *([spec["step"]] if spec.get("step") else [])]
     if not all(isinstance(e, int | float) and math.isfinite(e) for e in ends):
-        raise UserError(f"search.{key} is {spec}, expected numbers (YAML reads 1e-4 as a word: write 1.0e-4)")
+        raise UserError(f"search.{key} is {spec}, expected numbers (YAML reads 1e-4 as text: write 1.0e-4)")
     try:
         if all(isinstance(e, int) for e in ends):
             return IntDistribution(spec["low"], spec["high"], bool(spec.get("log")), spec.get("step") or 1)

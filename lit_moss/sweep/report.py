@@ -1,4 +1,4 @@
-"""What a study has found: a Markdown report and pictures, beside the study and in its MLflow run."""
+"""Results of a study: a Markdown report and pictures, in its folder and in its MLflow run."""
 
 import contextlib
 import warnings
@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -36,11 +37,11 @@ def write_report(study: optuna.Study, sweep: Sweep, tracker: Tracker) -> Path:
 
 def _markdown(study: optuna.Study, sweep: Sweep, counted: dict[int, FrozenTrial], pictures: list[str]) -> str:
     states = [trial.state.name.lower() for trial in counted.values()]
-    told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     lines = [
         f"# {sweep.study}",
         "",
-        f"{len(counted)} of {sweep.trials} trials ({told}), seeds {sweep.seeds}.",
+        f"{len(counted)} of {sweep.trials} trials ({counts}), seeds {sweep.seeds}.",
         "",
     ]
     best = {t.number for t in study.best_trials}
@@ -78,12 +79,12 @@ def _value(trial: FrozenTrial, sweep: Sweep, i: int) -> str:
     if trial.state != TrialState.COMPLETE:
         return "–"
     metric = list(sweep.objectives)[i]
-    each = [found[metric] for s in sweep.seeds if (found := trial.user_attrs.get(f"seed {s}"))]
+    each = [result[metric] for s in sweep.seeds if (result := trial.user_attrs.get(f"seed {s}"))]
     return f"{trial.values[i]:.4g}" + (f" ± {stdev(each):.2g}" if len(each) > 1 else "")
 
 
 def _pictures(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
-    """File name -> figure, of what Optuna can draw from the trials that there are."""
+    """File name -> figure, for each picture that Optuna can draw from the trials so far."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -92,7 +93,7 @@ def _pictures(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
     metrics = list(sweep.objectives)
     kinds = [("history", draw.plot_optimization_history), ("slice", draw.plot_slice),
              ("importance", draw.plot_param_importances)]  # fmt: skip
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for kind, plot in kinds:
@@ -103,16 +104,16 @@ def _pictures(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
                 suffix = f"_{metric.replace('/', '_')}" if len(metrics) > 1 else ""
                 # One complete trial has no importance; a single value no variance.
                 with contextlib.suppress(ValueError, RuntimeError, ZeroDivisionError):
-                    found[f"{kind}{suffix}.png"] = _figure(plot(study, **options), sweep)
+                    figures[f"{kind}{suffix}.png"] = _figure(plot(study, **options), sweep)
         if len(metrics) in (2, 3):
             with contextlib.suppress(ValueError):
-                found["pareto.png"] = _figure(draw.plot_pareto_front(study, target_names=metrics), sweep)
-    return found
+                figures["pareto.png"] = _figure(draw.plot_pareto_front(study, target_names=metrics), sweep)
+    return figures
 
 
 def _figure(axes: Any, sweep: Sweep) -> Any:
-    """Long keys become their last words, and every panel gets room for them."""
-    panels = [axes] if hasattr(axes, "figure") else list(axes.ravel())
+    """Shortens long keys to their last words, and makes every panel large enough for them."""
+    panels = list(np.ravel(axes))  # one panel, or an array of them
     figure = panels[0].figure
     figure.set_size_inches(max(7.0, 4.5 * len(panels)), 4.8)
     for panel in panels:

@@ -1,8 +1,9 @@
-"""The study: which trial is the n-th, who takes it, what becomes of it when its worker dies.
+"""The study: which trial is the n-th, which worker runs it, what happens when that worker dies.
 
-A trial that Optuna numbers anew because its worker died is not a new one: trials are counted by slots. A
-trial without a history has the slot "how many such have lower numbers"; a retried one has that of its first.
-A slot is open until one of its trials is complete, pruned, or has failed by itself.
+Optuna gives a trial another number when it is retried after the death of its worker. It is not another trial:
+trials are counted by slots. The slot of a first attempt is the number of first attempts before it; a retry
+has the slot of its first attempt. A slot is open until one of its trials is complete, was pruned, or has
+failed with an error of its own.
 """
 
 import contextlib
@@ -33,11 +34,11 @@ from lit_moss.errors import UserError
 from lit_moss.runs.folder import Result, RunFolder
 from lit_moss.runs.launch import METRICS_VARIABLE, RunError, run_fit
 from lit_moss.sweep.config import Sweep
+from lit_moss.sweep.trial import STORAGE_VARIABLE, PrunableTrial
 
 DONE, ALIVE, FAILED, DEAD = range(4)
 # User attributes of a trial.
 ERROR, WORKER, DOUBLE, INTERRUPTED = "error", "worker", "double", "interrupted"
-STORAGE_VARIABLE = "LIT_MOSS_STORAGE"
 
 
 def open_study(sweep: Sweep) -> optuna.Study:
@@ -62,11 +63,11 @@ def open_study(sweep: Sweep) -> optuna.Study:
         study.set_metric_names(list(sweep.objectives))
     elif names != list(sweep.objectives):
         raise UserError(f"study {sweep.study!r} in {place} has objectives {names}: give it another name")
-    begun = study.user_attrs["fingerprint"]
-    if begun != sweep.fingerprint():
+    recorded = study.user_attrs["fingerprint"]
+    if recorded != sweep.fingerprint():
         raise UserError(
             f"study {sweep.study!r} in {place} was begun with another search, recipe, sampler or "
-            f"seeds ({begun}, now {sweep.fingerprint()}): its trials cannot be compared, give it another name"
+            f"seeds ({recorded}, now {sweep.fingerprint()}): trials cannot be compared, give it another name"
         )
     return study
 
@@ -74,7 +75,7 @@ def open_study(sweep: Sweep) -> optuna.Study:
 def open_storage(url: str, heartbeat_sec: int) -> RDBStorage:
     """A database by its URL; `sqlite:///FILE` here, any other for many machines."""
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is told by ourselves, in one line
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial gets one line of our own
     sqlite = url.startswith("sqlite")
     # A connection idles for the length of a run; a server may have closed it.
     options = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
@@ -83,11 +84,11 @@ def open_storage(url: str, heartbeat_sec: int) -> RDBStorage:
             url, engine_kwargs=options, heartbeat_interval=heartbeat_sec, grace_period=3 * heartbeat_sec
         )
     except Exception as error:  # of any database's driver
-        told = str(error).splitlines()[0].replace(url, without_password(url))
-        raise UserError(f"storage {without_password(url)} cannot be opened: {told}") from error
+        reason = str(error).splitlines()[0].replace(url, without_password(url))
+        raise UserError(f"storage {without_password(url)} cannot be opened: {reason}") from error
     if sqlite:
         # SQLite has no row locks, and Optuna reads a waiting trial before it takes it: two workers took the
-        # same one, 4 times in 90. So every transaction locks from its beginning.
+        # same one, 4 times in 90. So every transaction takes the lock when it begins.
         storage.engine.dispose()
         event.listen(storage.engine, "connect", lambda raw, _: setattr(raw, "isolation_level", None))
         event.listen(
@@ -105,7 +106,7 @@ def without_password(url: str) -> str:
 
 
 class BySlot(BaseSampler):
-    """The sweep's sampler, made anew for each slot.
+    """The sweep's sampler, a new one for each slot.
 
     What it draws depends on seed, slot and the finished trials alone, not on what a process has drawn before.
     """
@@ -153,25 +154,25 @@ def slots_of(trials: Sequence[FrozenTrial]) -> dict[int, int]:
 
 
 def by_slot(study: optuna.Study, sweep: Sweep) -> dict[int, list[FrozenTrial]]:
-    """Slot -> its trials, the one that counts first: one that is done, the oldest that lives, the newest."""
+    """Slot -> its trials, first the one that counts: a finished one, the oldest alive, or the newest."""
     trials = study.get_trials(deepcopy=False)
     slots = slots_of(trials)
-    found: dict[int, list[FrozenTrial]] = {}
+    members_of: dict[int, list[FrozenTrial]] = {}
     for trial in trials:
         if slots[trial.number] < (sweep.trials or 0) and DOUBLE not in trial.user_attrs:
-            found.setdefault(slots[trial.number], []).append(trial)
-    for members in found.values():
+            members_of.setdefault(slots[trial.number], []).append(trial)
+    for members in members_of.values():
         members.sort(key=lambda t: (r, t.number) if (r := fate(t)) <= ALIVE else (FAILED, -t.number))
-    return dict(sorted(found.items()))
+    return dict(sorted(members_of.items()))
 
 
 def deaths(members: Sequence[FrozenTrial]) -> int:
-    """How often a slot's worker or run was killed; interrupting it by hand does not count."""
+    """How often a slot's worker or run was killed, without interruptions by hand."""
     return sum(fate(t) == DEAD and INTERRUPTED not in t.user_attrs for t in members)
 
 
 def fate(trial: FrozenTrial) -> int:
-    """DONE, ALIVE, FAILED (by itself) or DEAD (killed)."""
+    """DONE, ALIVE, FAILED (with an error of its own) or DEAD (killed)."""
     if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
         return DONE
     if trial.state != TrialState.FAIL:
@@ -180,17 +181,17 @@ def fate(trial: FrozenTrial) -> int:
 
 
 def bury_and_requeue(study: optuna.Study, sweep: Sweep, again: bool = False) -> None:
-    """Trials of dead workers fail, and open slots without a living trial are queued again.
+    """Marks trials of dead workers as failed, and queues open slots without a running trial again.
 
     Args:
         study: The study.
         sweep: Its configuration.
-        again: Trials that failed by themselves too.
+        again: Whether to queue failed trials too, and those that were killed too often.
     """
     fail_stale_trials(study)  # another machine's, by the heartbeat
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if _is_dead(trial, 3 * sweep.heartbeat_sec):  # this machine's: at once
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another one was first
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was first
                 study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     requeue = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
     for members in by_slot(study, sweep).values():
@@ -206,7 +207,7 @@ def bury_and_requeue(study: optuna.Study, sweep: Sweep, again: bool = False) -> 
 
 def _is_dead(trial: FrozenTrial, silent_sec: float) -> bool:
     worker = trial.user_attrs.get(WORKER)
-    if worker is None:  # killed between taking the trial and signing it
+    if worker is None:  # killed between taking the trial and writing its name
         return bool(
             trial.datetime_start and (datetime.now() - trial.datetime_start).total_seconds() > silent_sec
         )
@@ -221,18 +222,18 @@ def _is_dead(trial: FrozenTrial, silent_sec: float) -> bool:
 
 def _machine() -> list[str]:
     """Names may be the same on many machines, and numbers of processes in many containers."""
-    found = [socket.gethostname()]
+    names = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        found.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        found.append(os.readlink("/proc/self/ns/pid"))
-    return found
+        names.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        names.append(os.readlink("/proc/self/ns/pid"))
+    return names
 
 
 def is_finished(study: optuna.Study, sweep: Sweep) -> bool:
     """Whether no slot is left to run."""
-    found = by_slot(study, sweep)
-    return len(found) == sweep.trials and all(
-        fate(members[0]) in (DONE, FAILED) or is_given_up(members, sweep) for members in found.values()
+    slots = by_slot(study, sweep)
+    return len(slots) == sweep.trials and all(
+        fate(members[0]) in (DONE, FAILED) or is_given_up(members, sweep) for members in slots.values()
     )
 
 
@@ -242,7 +243,7 @@ def is_given_up(members: Sequence[FrozenTrial], sweep: Sweep) -> bool:
 
 
 def work(study: optuna.Study, sweep: Sweep, objective: Callable[[optuna.Trial], list[float]]) -> None:
-    """Takes trials until none is left; waits for those of others, which may die."""
+    """Runs trials until none is left; waits for those of other workers, which may die."""
     while True:
         bury_and_requeue(study, sweep)
         if is_finished(study, sweep):
@@ -254,16 +255,16 @@ def work(study: optuna.Study, sweep: Sweep, objective: Callable[[optuna.Trial], 
             except ImportError as error:
                 raise UserError(f"the sampler needs another package: {error}") from error
             except optuna.exceptions.UpdateFinishedTrialError:
-                pass  # silent for too long, this worker was taken for dead; its trial is another one's now
+                pass  # after too long a silence this worker was taken for dead, and another one has its trial
             except ValueError as error:
-                if "Cannot tell" not in str(error):  # the same
+                if "Cannot tell" not in str(error):  # another worker has finished the trial
                     raise
         else:
             time.sleep(min(5.0, sweep.heartbeat_sec))
 
 
 def begin(trial: optuna.Trial, sweep: Sweep) -> tuple[int, dict[str, Any]]:
-    """Signs a trial and draws its parameters: (slot, key -> value).
+    """Writes the worker's name to a trial and draws its parameters: (slot, key -> value).
 
     Raises:
         RunError: if another trial has this slot: two workers took the last one, or both queued it again.
@@ -282,7 +283,7 @@ class Objective:
 
     Args:
         sweep: What to run.
-        parent: MLflow run under which the trials' runs stand.
+        parent: MLflow run that is the parent of the trials' runs.
         threads: OMP_NUM_THREADS of a run; None leaves it.
     """
 
@@ -292,8 +293,8 @@ class Objective:
     def __call__(self, trial: optuna.Trial) -> list[float]:
         sweep = self.sweep
         slot, params = begin(trial, sweep)
-        told = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in params.items())
-        print(f"trial {slot + 1}/{sweep.trials}: {told}", flush=True)
+        settings = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in params.items())
+        print(f"trial {slot + 1}/{sweep.trials}: {settings}", flush=True)
         try:
             for seed in sweep.seeds:
                 if _result(trial, seed) is None:
@@ -313,17 +314,12 @@ class Objective:
     def _run(self, trial: optuna.Trial, slot: int, params: dict[str, Any], seed: int) -> None:
         sweep = self.sweep
         config = sweep.recipe(params, seed)
-        if sweep.pruner:
-            config["trainer"].setdefault("callbacks", []).append(self._pruning(trial, config, seed))
         tags = {"mlflow.parentRunId": self.parent, "sweep.trial": str(slot), "sweep.seed": str(seed)}
         if devices := os.environ.get("CUDA_VISIBLE_DEVICES"):
             tags["sweep.devices"] = devices
         folder = Path(sweep.run_root).absolute() / sweep.study / f"trial-{slot:03d}-seed-{seed}"
         try:
-            result = run_fit(config, folder, tags, self.threads, {
-                STORAGE_VARIABLE: sweep.storage,  # in no file: it may hold a password
-                METRICS_VARIABLE: json.dumps(list(sweep.objectives)),
-            })  # fmt: skip
+            result = run_fit(config, folder, tags, self.threads, self._variables(trial, config, seed))
         except RunError as error:
             if "no metric" in str(error):  # rather than killed before a validation that gives it
                 self._check_metrics(trial, RunFolder(folder).result(), str(error))
@@ -364,20 +360,24 @@ class Objective:
         print(f"trial {slot + 1}/{self.sweep.trials} failed: {error}", file=sys.stderr, flush=True)
         raise error
 
-    def _pruning(self, trial: optuna.Trial, config: dict[str, Any], seed: int) -> dict[str, Any]:
+    def _variables(self, trial: optuna.Trial, config: dict[str, Any], seed: int) -> dict[str, str]:
+        """Environment of a run: what a recipe does not hold, since it belongs to the sweep."""
         sweep = self.sweep
-        return {
-            "class_path": "callbacks.prune_trial.PruneTrial",
-            "init_args": {
-                "study": sweep.study,
-                "trial": trial.number,
-                "monitor": next(iter(sweep.objectives)),
-                "pruner": sweep.pruner,
-                "heartbeat_sec": sweep.heartbeat_sec,
-                # A later seed's validations come behind the earlier seeds'.
-                "first_step": sweep.seeds.index(seed) * config["trainer"]["max_steps"],
-            },
+        variables = {
+            STORAGE_VARIABLE: sweep.storage,
+            METRICS_VARIABLE: json.dumps(list(sweep.objectives)),
         }
+        if not sweep.pruner:
+            return variables
+        prunable_trial = PrunableTrial(
+            study=sweep.study,
+            trial=trial.number,
+            monitor=next(iter(sweep.objectives)),
+            pruner=sweep.pruner,
+            heartbeat_sec=sweep.heartbeat_sec,
+            first_step=sweep.seeds.index(seed) * config["trainer"]["max_steps"],
+        )
+        return variables | prunable_trial.variables()
 
 
 def _result(trial: optuna.Trial, seed: int) -> dict[str, float] | None:

@@ -55,7 +55,7 @@ def test_write_follows_the_extension_and_reads_back(tmp_path, ext):
     assert (read - wave)[2000:-2000].abs().max() <= FORMATS[ext][0]
 
 
-def test_info_tells_length_rate_and_channels(tmp_path):
+def test_info_gives_length_rate_and_channels(tmp_path):
     path = store(tmp_path / "a.wav", np.zeros((11_025, 3), np.float32), 22_050)
     assert io.info(path) == io.AudioInfo(frames=11_025, rate_hz=22_050, channels=3)
     assert io.info(path).duration_sec == 0.5

@@ -187,5 +187,5 @@ if __name__ == "__main__":
             callbacks=[*rule, States(out / f"{file}-{rules_name}-{precision}.pt")],
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=out,
         )  # fmt: skip
-        module = Module(str(backbone), num_modality_layers=1, lr=1e-2, first_validation=False)
+        module = Module(str(backbone), num_modality_layers=1, lr=1e-2)
         trainer.fit(module, datamodule=Data())

@@ -4,14 +4,11 @@ import json
 
 import pytest
 import soundfile
-import torch
 from decoders import small_flow
 
 from lit_moss.audio import io
 from lit_moss.cli.main import main
-from lit_moss.cli.synthesize import Line, decode_batches, read_lines
 from lit_moss.codec import Codec, SpeechTokenizer
-from lit_moss.codec.vocoder import GriffinLim
 
 
 @pytest.fixture
@@ -54,7 +51,14 @@ def test_files_of_1920_samples_a_code(lines, codec, tmp_path, capsys, more):
 def test_codes_of_another_tokenizer_are_refused(codec, speech, tmp_path, capsys):
     """Codes of any tokenizer below the vocabulary were taken, and became noise without a word."""
     io.write(tmp_path / "a.wav", speech[0], 16_000)
-    words = ["tokenize", str(tmp_path / "a.wav"), "--speech-tokenizer", str(codec), "--out", str(tmp_path / "a.jsonl")]
+    words = [
+        "tokenize",
+        str(tmp_path / "a.wav"),
+        "--speech-tokenizer",
+        str(codec),
+        "--out",
+        str(tmp_path / "a.jsonl"),
+    ]
     assert main(words) == 0
     assert synthesize(tmp_path / "a.jsonl", codec, tmp_path / "out") == 0
     row = json.loads((tmp_path / "a.jsonl").read_text())
@@ -62,35 +66,6 @@ def test_codes_of_another_tokenizer_are_refused(codec, speech, tmp_path, capsys)
     assert synthesize(tmp_path / "b.jsonl", codec, tmp_path / "none") == 2
     assert "tokenize with the decoder's" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
-
-
-def test_a_batch_is_its_items_alone(codec):
-    whole = Codec.from_pretrained(codec)
-    whole.vocoder = GriffinLim(2)
-    rows = [Line("a", [3] * 9), Line("b", list(range(14))), Line("c", [5])]
-    made = {line.name: wave for group, waves in decode_batches(whole, rows, None, 100)
-            for line, wave in zip(group, waves, strict=True)}  # fmt: skip
-    for line in rows:
-        assert torch.allclose(made[line.name], whole.decode(line.codes), atol=1e-3)
-
-
-def test_a_batchs_budget_counts_the_prompt(codec):
-    from decoders import small_prompt
-
-    whole = Codec.from_pretrained(codec)
-    whole.vocoder = GriffinLim(1)
-    rows = [Line(str(n), [3] * 5) for n in range(12)]
-    sizes = [len(group) for group, _ in decode_batches(whole, rows, small_prompt(20), 100)]
-    assert sizes == [4, 4, 4]
-
-
-def test_names_are_kept_and_none_is_lost(tmp_path):
-    ids = ["one", "one", "one-2", "a@12.345", "a@12.900", "x/y"]
-    rows = [{"id": name, "codes": [1], "text": "a\u2028b"} for name in ids]
-    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    (tmp_path / "codes.jsonl").write_text(text, encoding="utf-8")
-    names = [line.name for line in read_lines(tmp_path / "codes.jsonl")]
-    assert names == ["one", "one-2", "one-2-2", "a@12.345", "a@12.900", "x_y"]
 
 
 def test_a_prompt_gives_another_voice(lines, codec, tmp_path, speech):
@@ -125,7 +100,9 @@ def test_what_is_no_list_of_codes_is_one_line_and_makes_nothing(codec, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", [["--voice-prompt", "none.wav"], ["--batch-codes", "0"], ["--device", "moon"]])
+@pytest.mark.parametrize(
+    "option", [["--voice-prompt", "none.wav"], ["--batch-codes", "0"], ["--device", "moon"]]
+)
 def test_options_that_cannot_be_are_one_line(lines, codec, tmp_path, capsys, option):
     assert synthesize(lines, codec, tmp_path / "out", *option) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -30,7 +30,17 @@ def sounds(tmp_path):
 
 def tokenize(codec, out, *audio, options=()):
     code = main(
-        ["tokenize", *map(str, audio), "--speech-tokenizer", str(codec), "--out", str(out), "--device", "cpu", *options]
+        [
+            "tokenize",
+            *map(str, audio),
+            "--speech-tokenizer",
+            str(codec),
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+            *options,
+        ]
     )
     return code, [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -101,7 +111,12 @@ def test_existing_output_is_kept_and_the_exit_code_is_2(codec, sounds, tmp_path,
 def test_a_mistake_is_one_line_and_exit_code_2(codec, sounds, tmp_path, capsys, audio, options, message):
     (tmp_path / "empty").mkdir()
     out = tmp_path / "codes.jsonl"
-    assert main(["tokenize", str(tmp_path / audio), "--speech-tokenizer", str(codec), "--out", str(out), *options]) == 2
+    assert (
+        main(
+            ["tokenize", str(tmp_path / audio), "--speech-tokenizer", str(codec), "--out", str(out), *options]
+        )
+        == 2
+    )
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
@@ -110,7 +125,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(codec, sounds, tmp_path, capsys, 
 
 def test_a_codec_that_is_none_is_exit_code_2(sounds, tmp_path, capsys):
     assert (
-        main(["tokenize", str(sounds), "--speech-tokenizer", str(tmp_path / "none"), "--out", str(tmp_path / "o.jsonl")])
+        main(
+            [
+                "tokenize",
+                str(sounds),
+                "--speech-tokenizer",
+                str(tmp_path / "none"),
+                "--out",
+                str(tmp_path / "o.jsonl"),
+            ]
+        )
         == 2
     )
     assert "no pretrained part" in capsys.readouterr().err
@@ -122,5 +146,6 @@ def test_help_names_every_option(capsys):
     assert stopped.value.code == 0
     said = capsys.readouterr().out
     assert all(
-        option in said for option in ("AUDIO", "--speech-tokenizer", "--out", "--batch-sec", "--device", "--force")
+        option in said
+        for option in ("AUDIO", "--speech-tokenizer", "--out", "--batch-sec", "--device", "--force")
     )

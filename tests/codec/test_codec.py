@@ -45,6 +45,7 @@ def test_a_folder_gives_the_codec_back(codec, official):
     again.vocoder.lookahead_frames = HiFT.REACH_FRAMES
     assert torch.equal(again.decode(codes), codec.decode(codes))
     assert isinstance(again.vocoder, HiFTVocoder)
+    assert again.flow.config == codec.flow.config
 
 
 def test_sizes_come_from_the_shapes_where_no_config_of_ours_lies(tmp_path):
@@ -129,7 +130,7 @@ def test_long_codes_are_decoded_as_a_stream(codec):
     [([256], "expected 0 to 255"), ([-1], "expected 0 to"), ([0.5], "expected codes int64"),
      ([[1, 2]], "expected codes int64")],
 )  # fmt: skip
-def test_what_are_no_codes_is_told(codec, codes, message):
+def test_what_is_not_a_code_is_an_error(codec, codes, message):
     with pytest.raises(ValueError, match=message):
         codec.decode(torch.tensor(codes))
     with pytest.raises(ValueError, match=message):

@@ -131,7 +131,8 @@ def test_unknown_keys_are_ignored_and_missing_ones_take_the_default():
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"pooling_kernel_size": 2}, "pooling_kernel_size=2, only 4"), ({"pooling_type": "max"}, "only 'avg'"),
-     ({"pooling_position": 3}, "expected them equal"), ({"encoder_attention_heads": 7}, "no multiple of 7"),
+     ({"pooling_position": 3}, "expected them equal"),
+     ({"encoder_attention_heads": 7}, "not a multiple of 7"),
      ({"log_mel": "other"}, "expected 'causal' or 'whisper'")],
 )  # fmt: skip
 def test_a_config_we_cannot_run_is_an_error(change, message):

@@ -8,9 +8,14 @@ import pytest
 import torch
 from decoders import SMALL, small_flow, small_prompt
 
+from experiments.contract.decoder import released_config, released_padding
 from lit_moss.codec import flow_matching
-from lit_moss.codec.flow import Draws, Flow, FlowConfig, Prompt, fixed_noise
-from lit_moss.codec.stream_cache import StreamCache, chunk_mask
+from lit_moss.codec.flow import Flow
+from lit_moss.codec.flow_config import FlowConfig
+from lit_moss.codec.flow_network import Prompt
+from lit_moss.codec.flow_sampler import fixed_noise
+from lit_moss.codec.flow_training import Draws, FlowBatch, draw, velocities
+from lit_moss.codec.stream_cache import Chunks, StreamCache
 from lit_moss.errors import UserError
 
 
@@ -25,7 +30,7 @@ def codes(n, batch=1, seed=0):
 
 def draws(target, lengths, seed=0):
     torch.manual_seed(seed)
-    return small_flow().draw(target, 4 * lengths)
+    return draw(SMALL, target, 4 * lengths)
 
 
 # --- sizes --------------------------------------------------------------------------------------------------
@@ -48,7 +53,7 @@ def test_the_fixed_noise_is_the_released_buffer(contract):
 
 def test_configuration_of_the_released_decoder(contract):
     recorded = json.loads((contract / "codec/manifest_flow_official.json").read_text())
-    assert FlowConfig.from_official(recorded["official_config"]) == FlowConfig()
+    assert released_config(recorded["official_config"]) == FlowConfig()
 
 
 # --- equations ----------------------------------------------------------------------------------------------
@@ -81,7 +86,7 @@ def test_a_stream_with_a_later_start_is_the_whole_and_comes_near_the_encoders_ou
     flow, row = small_flow(start=start, steps=3), codes(17)
     whole = flow.sample(row, streaming=True)
     assert torch.allclose(streamed(flow, row[0], None, None, 4), whole, atol=2e-5)
-    mu_BTM = flow.encode(row, torch.tensor([17]), True, True)
+    mu_BTM = flow.encode(row, torch.tensor([17]), flow.chunks())
     near = (whole - mu_BTM.transpose(1, 2)).abs().max() < 1e-2
     assert bool(near) == (start > 0.9)
 
@@ -100,10 +105,10 @@ def test_a_flow_whose_network_finds_the_true_velocity_has_loss_0(monkeypatch):
     wrong = u.clone()
     wrong[1, :, 24:] = 9  # padding
     monkeypatch.setattr(flow.decoder.estimator, "forward", lambda *_: wrong)
-    assert flow.loss(codes(10, 2), lengths, target, torch.zeros(2, 8), drawn) == 0
+    batch = FlowBatch(codes(10, 2), lengths, target, torch.zeros(2, 8))
+    assert velocities(flow, batch, drawn).loss() == 0
     wrong[0, 0, 0] += 8
-    found = flow.loss(codes(10, 2), lengths, target, torch.zeros(2, 8), drawn)
-    assert float(found) == pytest.approx(64 / (64 * 80))
+    assert float(velocities(flow, batch, drawn).loss()) == pytest.approx(64 / (64 * 80))
 
 
 def test_the_loss_is_0_at_the_true_velocity_and_counts_real_frames_alone():
@@ -126,10 +131,8 @@ def test_draws_are_those_of_the_released_order_and_in_range():
 
     random.seed(5)
     torch.manual_seed(5)
-    flow, target = small_flow(), torch.zeros(64, 80, 40)
-    random.seed(5)
-    torch.manual_seed(5)
-    found = flow.draw(target, torch.full((64,), 40))
+    target = torch.zeros(64, 80, 40)
+    found = draw(SMALL, target, torch.full((64,), 40))
     torch.manual_seed(5)
     u = torch.rand(64, 1, 1)
     assert torch.equal(found.t_B11, 1 - torch.cos(0.5 * torch.pi * u))
@@ -144,9 +147,9 @@ def test_draws_are_those_of_the_released_order_and_in_range():
 
 
 def test_chunk_mask_by_hand():
-    rows = ["".join("x" if seen else "." for seen in row) for row in chunk_mask(7, 3, torch.device("cpu"))]
+    rows = ["".join("x" if seen else "." for seen in row) for row in Chunks(3).mask(7, torch.device("cpu"))]
     assert rows == ["xxx...."] * 3 + ["xxxxxx."] * 3 + ["xxxxxxx"]
-    rows = chunk_mask(9, 3, torch.device("cpu"), left_chunks=1, kept=1)
+    rows = Chunks(3, left=1, kept=1).mask(9, torch.device("cpu"))
     assert "".join("x" if seen else "." for seen in rows[8]) == "x..xxxxxx"
 
 
@@ -155,7 +158,7 @@ def test_a_frame_does_not_see_beyond_its_chunk_and_the_look_ahead(flow):
     after[0, 13:] = (after[0, 13:] + 1) % 256
     # Code 13 is the look-ahead of codes 10 to 12 and lies in the third chunk: the first two stay.
     lengths = torch.tensor([20])
-    a, b = (flow.encode(c, lengths, streaming=True, zero_padding=True) for c in (before, after))
+    a, b = (flow.encode(c, lengths, flow.chunks()) for c in (before, after))
     assert torch.equal(a[:, :40], b[:, :40])
     assert not torch.equal(a[:, 40:60], b[:, 40:60])
     a, b = (flow.sample(c, streaming=True) for c in (before, after))
@@ -183,18 +186,16 @@ def test_padding_changes_nothing(flow, streaming):
     both, target = codes(14, 2), torch.randn(2, 80, 56)
     lengths, speaker = torch.tensor(n), torch.randn(2, 8)
     drawn = draws(target, lengths)
-    found = flow.velocity(both, lengths, target, speaker, drawn, streaming, zero_padding=True)
-    whole = flow_matching.squared_errors(found.found_BMT, found.true_BMT, found.mask_B1T)
+    whole = velocities(flow, FlowBatch(both, lengths, target, speaker), drawn, streaming).squared_errors()
     for i, k in enumerate(n):
         alone = Draws(
             drawn.t_B11[i : i + 1], drawn.z_BMT[i : i + 1, :, : 4 * k], drawn.keep_B[i : i + 1],
             drawn.prefix_B[i : i + 1],
         )  # fmt: skip
-        found = flow.velocity(
-            both[i : i + 1, :k], lengths[i : i + 1], target[i : i + 1, :, : 4 * k], speaker[i : i + 1], alone,
-            streaming, zero_padding=True,
-        )  # fmt: skip
-        errors = flow_matching.squared_errors(found.found_BMT, found.true_BMT, found.mask_B1T)
+        batch = FlowBatch(
+            both[i : i + 1, :k], lengths[i : i + 1], target[i : i + 1, :, : 4 * k], speaker[i : i + 1]
+        )
+        errors = velocities(flow, batch, alone, streaming).squared_errors()
         assert torch.allclose(whole[i], errors[0], rtol=1e-5)
     made = flow.sample(both, lengths, streaming=streaming)
     for i, k in enumerate(n):
@@ -207,7 +208,9 @@ def test_padding_changes_nothing(flow, streaming):
 def test_more_padding_changes_nothing_in_the_released_form_either(flow):
     n, short = torch.tensor([9]), codes(16)
     short[:, 9:] = 0
-    a, b = (flow.encode(short[:, :k], n)[:, :36] for k in (12, 16))
+    with released_padding(flow):
+        a, b = (flow.encode(short[:, :k], n)[:, :36] for k in (12, 16))
+    assert not torch.allclose(a, flow.encode(short[:, :12], n)[:, :36], atol=1e-5)
     assert torch.allclose(a, b, atol=1e-5)
 
 
@@ -215,17 +218,17 @@ def test_gradients_reach_every_parameter():
     flow = small_flow().train()
     target, lengths = torch.randn(4, 80, 40), torch.full((4,), 10)
     torch.manual_seed(0)
-    drawn = flow.draw(target, 4 * lengths)
-    flow.loss(codes(10, 4), lengths, target, torch.randn(4, 8), drawn).backward()
+    drawn = draw(SMALL, target, 4 * lengths)
+    batch = FlowBatch(codes(10, 4), lengths, target, torch.randn(4, 8))
+    velocities(flow, batch, drawn).loss().backward()
     without = [name for name, p in flow.named_parameters() if p.grad is None or not p.grad.any()]
     # The key's bias moves all scores of a query alike: its gradient is rounding, or 0.
     assert not [name for name in without if not name.endswith("linear_k.bias")]
 
 
-def test_wrong_lengths_are_told(flow):
+def test_wrong_lengths_are_an_error(flow):
     with pytest.raises(ValueError, match="expected 40"):
-        flow.velocity(codes(10), torch.tensor([10]), torch.zeros(1, 80, 41), torch.zeros(1, 8),
-                    Draws(*torch.zeros(4, 1)))  # fmt: skip
+        FlowBatch(codes(10), torch.tensor([10]), torch.zeros(1, 80, 41), torch.zeros(1, 8))
     with pytest.raises(ValueError, match="expected \\(80, 28\\)"):
         Prompt(torch.zeros(7, dtype=torch.long), torch.zeros(80, 27))
     with pytest.raises(ValueError, match="was built for \\(8,\\)"):
@@ -280,13 +283,13 @@ def test_memory_of_a_stream_is_bounded_and_all_history_is_not(flow):
     assert held[None][-1] > 3 * held[None][0]
 
 
-def test_cache_refuses_a_step_behind_a_part_of_a_chunk():
-    cache = StreamCache(4)
+def test_cache_refuses_a_step_after_a_part_of_a_chunk():
+    cache = StreamCache(Chunks(4))
     cache.begin(3, torch.device("cpu"))
     with pytest.raises(ValueError, match="last"):
         cache.begin(4, torch.device("cpu"))
     with pytest.raises(ValueError, match="1 to 4"):
-        StreamCache(4).begin(5, torch.device("cpu"))
+        StreamCache(Chunks(4)).begin(5, torch.device("cpu"))
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -332,4 +335,3 @@ def test_sizes_that_cannot_be_are_refused():
         FlowConfig(hidden=30, encoder_heads=4)
     with pytest.raises(UserError, match="steps"):
         FlowConfig(steps=0)
-    assert FlowConfig(**small_flow().to_official()) == SMALL

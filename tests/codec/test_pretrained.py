@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from lit_moss.codec.ctranslate2 import read_ctranslate2
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
-from lit_moss.codec.pretrained import load_encoder, read_ctranslate2
+from lit_moss.codec.pretrained import load_encoder
 from lit_moss.errors import UserError
 
 SIZES = {"num_mel_bins": 8, "d_model": 64, "encoder_attention_heads": 1, "encoder_ffn_dim": 32,

@@ -12,7 +12,7 @@ from lit_moss.errors import UserError
 
 
 @pytest.mark.network
-def test_the_embedded_encoder_tells_voices_apart(shared_data):
+def test_the_embedded_encoder_separates_voices(shared_data):
     """Halves of one utterance against halves of others, ten speakers."""
     encoder = open_speaker("embedded:resemblyzer")
     halves = []
@@ -53,7 +53,7 @@ def test_camplus_is_run_on_mean_free_filter_banks(tmp_path, speech):
     assert found.abs().max() < 0.05
 
 
-def test_what_is_no_encoder_is_told(tmp_path):
+def test_what_is_not_an_encoder_is_an_error(tmp_path):
     assert open_speaker(None) is open_speaker("none") is None
     with pytest.raises(UserError, match="no speaker encoder"):
         open_speaker("nobody")

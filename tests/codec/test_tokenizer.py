@@ -1,4 +1,4 @@
-"""`SpeechTokenizer`: lengths, batches, streams that equal the whole, folders (T12, T17 of RELIABILITY.md)."""
+"""`SpeechTokenizer`: lengths, batches, streams that equal the whole, folders."""
 
 import json
 import pickle
@@ -83,7 +83,7 @@ def test_samples_that_are_no_sound_are_an_error(tokenizer, wave):
         tokenizer.stream().push(wave)
 
 
-# --- streams (T17) --------------------------------------------------------------------------------
+# --- streams --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 4, 10])
@@ -212,7 +212,6 @@ class Payload:
 
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
 def test_a_malicious_pickle_as_checkpoint_is_refused_and_does_not_run(tmp_path, save):
-    """T12."""
     proof = tmp_path / "it-ran"
     save({"speech_tokenizer": Payload(proof), "state_dict": {}}, tmp_path / "a.ckpt")
     with pytest.raises(UserError, match="no readable checkpoint"):
@@ -222,7 +221,6 @@ def test_a_malicious_pickle_as_checkpoint_is_refused_and_does_not_run(tmp_path, 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin"])
 def test_a_malicious_pickle_in_a_folder_is_refused_and_does_not_run(tokenizer, tmp_path, name):
-    """T12."""
     proof = tmp_path / "it-ran"
     (tmp_path / "config.json").write_text(json.dumps(tokenizer.config.to_official()))
     (tmp_path / name).write_bytes(pickle.dumps(Payload(proof)))

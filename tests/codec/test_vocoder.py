@@ -8,8 +8,7 @@ import torch
 from decoders import small_hift
 
 from lit_moss.audio.features import decoder_mel
-from lit_moss.codec.codec import load_hift
-from lit_moss.codec.hift import HiFT
+from lit_moss.codec.hift import HiFT, load_hift
 from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder, linear_magnitude
 from lit_moss.errors import UserError
 from lit_moss.evaluate.judges import seam_ratio

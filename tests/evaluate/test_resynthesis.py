@@ -7,6 +7,7 @@ import math
 import mlflow
 import pytest
 import torch
+import yaml
 from decoders import small_flow
 
 from lit_moss.cli.main import main
@@ -18,7 +19,7 @@ from lit_moss.evaluate.resynthesis import means
 
 
 @pytest.mark.parametrize(
-    ("said", "heard", "found"),
+    ("reference", "hypothesis", "errors_and_words"),
     [
         ("The kettle sang.", "the kettle sang", (0, 3)),
         ("one two three", "one three", (1, 3)),
@@ -27,8 +28,8 @@ from lit_moss.evaluate.resynthesis import means
         ("well", "", (1, 1)),
     ],
 )
-def test_word_errors_by_hand(said, heard, found):
-    assert judges.word_errors(said, heard) == found
+def test_word_errors_by_hand(reference, hypothesis, errors_and_words):
+    assert judges.word_errors(reference, hypothesis) == errors_and_words
 
 
 def test_chinese_is_counted_by_characters():
@@ -54,7 +55,7 @@ def test_mel_cepstral_distance_is_the_rms_difference_of_smooth_spectra_in_db():
     other = mel + 5.0 + (0.3 * torch.cos(3 * bands) - 0.2 * torch.cos(11 * bands))[:, None]
     rms_db = 20 / math.log(10) * math.sqrt((0.3**2 + 0.2**2) / 2)
     assert judges.cepstral_distance(mel, other) == pytest.approx(rms_db, rel=1e-4)
-    ripple = mel + torch.cos(40 * bands)[:, None]  # finer than 13 cepstra tell
+    ripple = mel + torch.cos(40 * bands)[:, None]  # finer than 13 cepstra resolve
     assert judges.cepstral_distance(mel, ripple) == pytest.approx(0, abs=1e-4)
 
 
@@ -93,20 +94,20 @@ def conf(tiny_encoder, tmp_path, corpus):
     return path
 
 
-def test_every_rung_of_every_clip_is_a_row_and_the_means_are_in_mlflow(conf, tmp_path, monkeypatch):
+def test_every_rung_of_every_clip_has_a_row_and_the_means_are_in_mlflow(conf, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "resynthesis", "-c", str(conf)]) == 0
     (folder,) = (tmp_path / "runs/resynthesis").iterdir()
     rows = list(csv.DictReader((folder / "clips.csv").open()))
     assert [row["rung"] for row in rows] == ["original", "vocoder", "codec", "stream"] * 2
-    found = json.loads((folder / "result.json").read_text())
-    assert found["codec"]["mcd_db"] > found["vocoder"]["mcd_db"] > 0
-    assert found["stream"]["first_sound_sec"] > 0
-    assert 0 < found["stream"]["seam_ratio"] < 2
+    metrics = json.loads((folder / "result.json").read_text())
+    assert metrics["codec"]["mcd_db"] > metrics["vocoder"]["mcd_db"] > 0
+    assert metrics["stream"]["first_sound_sec"] > 0
+    assert 0 < metrics["stream"]["seam_ratio"] < 2
     assert len(list((folder / "audio").glob("*.wav"))) == 8
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("resynthesis").experiment_id])
-    assert run.data.metrics["codec/mcd_db"] == pytest.approx(found["codec"]["mcd_db"])
+    assert run.data.metrics["codec/mcd_db"] == pytest.approx(metrics["codec"]["mcd_db"])
     assert run.info.status == "FINISHED"
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"clips.json", "report.md"}
 
@@ -118,8 +119,8 @@ def test_a_clip_that_cannot_be_read_is_left_out_by_name(conf, tmp_path, monkeypa
     for names, code in (((str(good[0].audio), "bad.wav"), 0), (("bad.wav",), 2)):
         rows = [json.dumps({"audio_filepath": name, "duration": 1.0, "text": "x"}) for name in names]
         (tmp_path / "clips.jsonl").write_text("\n".join(rows) + "\n")
-        keys = [f"clips={tmp_path / 'clips.jsonl'}", "rungs=[original]"]
-        assert main(["evaluate", "resynthesis", "-c", str(conf), "--set", *keys]) == code
+        keys = ["--clips", str(tmp_path / "clips.jsonl"), "--rungs", "[original]"]
+        assert main(["evaluate", "resynthesis", "-c", str(conf), *keys]) == code
         assert "left out" in capsys.readouterr().err
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("resynthesis").experiment_id])
@@ -128,43 +129,90 @@ def test_a_clip_that_cannot_be_read_is_left_out_by_name(conf, tmp_path, monkeypa
 
 @pytest.mark.network
 @pytest.mark.slow
-def test_the_judges_hear_what_is_said(conf, tmp_path, monkeypatch):
+def test_the_judges_recognise_the_text(conf, tmp_path, monkeypatch):
     pytest.importorskip("faster_whisper", reason="needs the extra `evaluate`")
     pytest.importorskip("speechmos", reason="needs the extra `evaluate`")
     monkeypatch.chdir(tmp_path)
-    keys = ["rungs=[original,vocoder]", "judge=embedded:whisper-tiny", "dnsmos=true", "limit=1"]
-    assert main(["evaluate", "resynthesis", "-c", str(conf), "--set", *keys]) == 0
+    words = ["--rungs=[original,vocoder]", "--judge=embedded:whisper-tiny", "--dnsmos=true", "--limit=1"]
+    assert main(["evaluate", "resynthesis", "-c", str(conf), *words]) == 0
     (result,) = tmp_path.glob("runs/resynthesis/*/result.json")
-    found = json.loads(result.read_text())
-    assert found["original"]["wer"] < 0.3
-    assert found["vocoder"]["wer"] < 0.5
-    assert 2 < found["original"]["dnsmos"] < 5
+    metrics = json.loads(result.read_text())
+    assert metrics["original"]["wer"] < 0.3
+    assert metrics["vocoder"]["wer"] < 0.5
+    assert 2 < metrics["original"]["dnsmos"] < 5
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--set", "rung=x"], "known keys"),
-        (["--set", "rungs=[echo]"], "rungs has 'echo'"),
-        (["--set", "clips=none.jsonl"], "none.jsonl"),
-        (["--set", "prompt=none.wav"], "none.wav"),
-        (["--set", "prompt=list"], "has no prompt"),
-        (["--set", "limit=0"], "expected one or more"),
-        # The last --set alone counted.
-        (["--set", "limit=0", "--set", "dnsmos=false"], "limit 0, expected one or more"),
-        (["--set", "device=moon"], "'moon' cannot be used"),
-        (["--set", "rungs=[]"], "expected one or more"),
-        (["--set", "language=chinese"], "expected one of en, zh"),
-        (["--set", "clips=[a"], "known keys"),
+        (["--rung", "x"], "unknown option --rung x, expected one of codec, clips, "),
+        (
+            ["--rungs", "[echo]"],
+            "rungs is 'echo', expected a list [one of original, vocoder, codec, stream, …]",
+        ),
+        (["--clips", "none.jsonl"], "none.jsonl"),
+        (["--prompt", "none.wav"], "none.wav"),
+        (["--prompt", "list"], "has no prompt"),
+        (["--limit", "0"], "limit 0, expected one or more"),
+        (["--limit", "few"], "limit is 'few', expected a whole number or null"),
+        (["--device", "moon"], "'moon' cannot be used"),
+        (["--rungs", "[]"], "expected one or more"),
+        (["--language", "chinese"], "language is 'chinese', expected one of en, zh"),
+        (["--limit"], "expected one argument"),
+        (["-c", "none.yaml"], "no configuration none.yaml"),
+        (["-c"], "-c has no value"),
     ],
 )
-def test_what_cannot_be_is_one_line(conf, tmp_path, monkeypatch, capsys, words, message):
+def test_mistakes_are_one_line(conf, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "resynthesis", "-c", str(conf), *words]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert message in said[-1]
+    error = capsys.readouterr().err.strip().splitlines()
+    assert message in error[-1]
+    assert "Traceback" not in "".join(error)
 
 
-def test_a_benchmark_it_does_not_know_is_told(conf, capsys):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("codec: x\n", "no clips: give it in the YAML or as --clips"),
+        ("codec: x\nclips: y\nrung: z\n", "unknown option rung, expected one of codec, clips, "),
+        ("codec: x\nclips: y\nlimit: [1]\n", "limit is '[1]', expected a whole number or null"),
+        ("codec: ${gone}\nclips: y\n", "cannot be resolved"),
+        ("- codec\n", "holds list"),
+        ("a: b: c", "is no YAML"),
+    ],
+)
+def test_mistakes_in_the_yaml_are_one_line(tmp_path, monkeypatch, capsys, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf.yaml").write_text(text)
+    assert main(["evaluate", "resynthesis", "-c", "conf.yaml"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert message in error
+
+
+def test_yamls_merge_from_left_to_right_and_the_environment_is_read(conf, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LIT_MOSS_TEST_LIMIT", "3")
+    (tmp_path / "more.yaml").write_text("limit: ${oc.env:LIT_MOSS_TEST_LIMIT}\njudge: large-v3\n")
+    words = ["-c", str(conf), "-c", str(tmp_path / "more.yaml"), "--language=zh", "--print_config"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "resynthesis", *words])
+    assert stopped.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    chosen = {key: config[key] for key in ("limit", "judge", "language", "speaker")}
+    assert chosen == {"limit": 3, "judge": "large-v3", "language": "zh", "speaker": None}
+
+
+def test_help_explains_every_key(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "resynthesis", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "--run_root RUN_ROOT   Folder of all runs' files." in text
+    assert "    vocoder         its mel through the vocoder\n" in text
+
+
+def test_an_unknown_benchmark_is_named_with_those_there_are(conf, capsys):
     assert main(["evaluate", "everything", "-c", str(conf)]) == 2
-    assert "expected one of resynthesis" in capsys.readouterr().err
+    assert "no benchmark 'everything', expected one of resynthesis" in capsys.readouterr().err
+    assert main(["evaluate", "--help"]) == 0
+    assert "resynthesis" in capsys.readouterr().out

@@ -21,8 +21,8 @@ def test_the_report_holds_the_papers_and_the_centred_score(
     SpeechTokenizer(tiny_encoder(quantize_vocab_size=CODES)).save_pretrained("codec")
     fit(tmp_path, lm_recipe(tmp_path / "recipe", 5))
     run = next(tmp_path.glob("runs/tiny/*/run.json")).parent
-    words = [str(run), "--speech", str(corpus / "train.jsonl"), "--speech-tokenizer", "codec", "--samples", "2"]
-    assert similarity.main(words) == 0
+    words = ["--speech", str(corpus / "train.jsonl"), "--speech-tokenizer", "codec", "--samples", "2"]
+    assert similarity.main([str(run), *words]) == 0
     report = capsys.readouterr().out
     assert "| layer | trained | trained, centred | untrained | untrained, centred |" in report
     assert report.count("\n| ") == 1 + 4  # the header and four layers

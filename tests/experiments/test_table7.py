@@ -1,6 +1,5 @@
 """The ablation's recipes: the same rows for all, and a table with deviations."""
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -14,26 +13,21 @@ from lit_moss.cli import main as cli
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def arguments(tmp_path, **changes) -> argparse.Namespace:
-    given = {
-        "steps": [6, 4],
-        "speech_tokenizer": "embedded:whisper-tiny-kmeans",
-        "log_mel": None,
-        "items": 8,
-        "speech": tmp_path,
-        "text": tmp_path / "t.txt",
-        "backbone": None,
-        "root": tmp_path / "runs",
-        "name": "table7",
-        "k": 1,
-    }
-    return argparse.Namespace(**(given | changes))
+def options(tmp_path) -> table7.Options:
+    return table7.Options(
+        speech=str(tmp_path),
+        text=str(tmp_path / "t.txt"),
+        stage1_steps=6,
+        stage2_steps=4,
+        items=8,
+        run_root=str(tmp_path / "runs"),
+    )
 
 
 @pytest.mark.parametrize("kind", sorted({k for stages in table7.RECIPES.values() for k in stages}))
 def test_every_recipe_parses_and_sees_the_same_data(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.chdir(ROOT)
-    config = table7.recipe(kind, 3, arguments(tmp_path))
+    config = table7.recipe(kind, 3, options(tmp_path))
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(SystemExit) as done:
@@ -48,13 +42,13 @@ def test_every_recipe_parses_and_sees_the_same_data(tmp_path, monkeypatch, capsy
     assert (resolved["model"]["init_args"]["init_from"] is not None) == second
 
 
-def test_the_table_tells_mean_and_deviation():
+def test_the_table_has_mean_and_deviation():
     before = dict.fromkeys(table7.COLUMNS.values(), 2.0)
-    found = {"NF": [dict.fromkeys(before, 1.0), dict.fromkeys(before, 3.0)]}
-    text = table7.table(before, found)
+    values = {"NF": [dict.fromkeys(before, 1.0), dict.fromkeys(before, 3.0)]}
+    text = table7.table(before, values)
     assert "| before | – | 2 | 2 | 2 | 2 | 2 |" in text
     assert "| NF | 2 | 2 ± 1.4 |" in text
-    assert table7.picture(before, found).axes
+    assert table7.picture(before, values).axes
 
 
 def test_missing_speech_is_one_line(tmp_path):
@@ -64,3 +58,8 @@ def test_missing_speech_is_one_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stdout.splitlines()[-1].startswith("error: no manifest")
+
+
+def test_a_mistake_in_an_option_is_one_line(capsys):
+    assert table7.main(["--speech", "a", "--text", "b", "--seeds", "1"]) == 2
+    assert capsys.readouterr().out.startswith("error: seeds is '1', expected a list [a whole number, …]")

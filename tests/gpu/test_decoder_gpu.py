@@ -5,6 +5,7 @@ import torch
 from decoders import small_flow, small_hift, small_prompt
 
 from lit_moss.codec import Codec
+from lit_moss.codec.flow_training import FlowBatch, draw, velocities
 from lit_moss.codec.hift import HiFT
 from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder
 
@@ -38,9 +39,10 @@ def test_a_training_step_in_bfloat16():
     flow = small_flow().cuda().train()
     target, lengths = torch.randn(4, 80, 40, device="cuda"), torch.full((4,), 10, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
-        drawn = flow.draw(target, 4 * lengths)
+        drawn = draw(flow.config, target, 4 * lengths)
         row = codes(40).view(4, 10).cuda()
-        loss = flow.loss(row, lengths, target, torch.randn(4, 8, device="cuda"), drawn, streaming=True)
+        batch = FlowBatch(row, lengths, target, torch.randn(4, 8, device="cuda"))
+        loss = velocities(flow, batch, drawn, streaming=True).loss()
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in flow.parameters())

@@ -52,7 +52,7 @@ def test_frequencies_that_are_fixed_pass(rope):
         parameters |= {"original_max_position_embeddings": 256}
     if rope == "llama3":
         parameters |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    check_backbone(config_of("llama", rope_parameters=parameters))
+    check_backbone(config_of("llama", rope_parameters=parameters), SplitLM)
 
 
 def test_a_document_beyond_the_positions_is_refused(tmp_path):

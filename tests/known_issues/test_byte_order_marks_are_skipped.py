@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from lit_moss.cli.synthesize import read_lines
 from lit_moss.corpora.conversations import read_conversations
 from lit_moss.corpora.manifest import read_manifest
 from lit_moss.corpora.sources import entry_kind
 from lit_moss.corpora.text import read_named_sentences, read_sentences, read_texts
 from lit_moss.errors import UserError
 from lit_moss.evaluate.clips import read_clips
+from lit_moss.hub.codes_to_audio import read_code_lines
 from lit_moss.runs.recipes import read_yaml
 
 MARK = "\ufeff"
@@ -56,7 +56,7 @@ def test_every_reader_of_json_lines(write):
     chat = write("c.jsonl", '{"messages": [{"role": "assistant", "content": "x"}]}\n')
     assert entry_kind(chat) == "messages"
     assert len(read_conversations(chat)) == 1
-    assert [line.codes for line in read_lines(write("k.jsonl", '{"codes": [1]}\n{"codes": [2]}'))] == [
+    assert [line.codes for line in read_code_lines(write("k.jsonl", '{"codes": [1]}\n{"codes": [2]}'))] == [
         [1],
         [2],
     ]
@@ -65,9 +65,9 @@ def test_every_reader_of_json_lines(write):
 def test_standard_input(monkeypatch):
     content = f'{MARK}{{"codes": [1], "id": "x"}}\n'
     monkeypatch.setattr(sys, "stdin", std_io.TextIOWrapper(std_io.BytesIO(content.encode())))
-    assert [line.name for line in read_lines("-")] == ["x"]
+    assert [line.name for line in read_code_lines("-")] == ["x"]
     monkeypatch.setattr(sys, "stdin", std_io.StringIO(content))
-    assert [line.name for line in read_lines("-")] == ["x"]
+    assert [line.name for line in read_code_lines("-")] == ["x"]
 
 
 @pytest.mark.parametrize("name", ["cuts.jsonl", "cuts.jsonl.gz"])

@@ -112,8 +112,8 @@ def test_decoder(tmp_path, monkeypatch):
         },
         "data": {
             "class_path": "lit_moss.data.DecoderDataModule",
-            "init_args": {"train": [manifest], "validation": [manifest], "speech_tokenizer": codec, "speaker": None,
-                          "workers": 0, "batch_sec": 20},
+            "init_args": {"train": [manifest], "validation": [manifest], "speech_tokenizer": codec,
+                          "speaker": None, "workers": 0, "batch_sec": 20},
         },
         "trainer": {
             "accelerator": "cpu", "devices": 1, "precision": "32-true", "max_steps": 2,

@@ -71,7 +71,7 @@ def test_codes_are_computed_in_full_and_settings_are_as_before(tiny_encoder, spe
     case()
     before, inside = settings(), []
     tokenizer = SpeechTokenizer(tiny_encoder())
-    for module in (tokenizer.encoder, tokenizer.double, tokenizer.encoder.conv1):
+    for module in (tokenizer.encoder, tokenizer.float64.network, tokenizer.encoder.conv1):
         module.register_forward_pre_hook(lambda *_: inside.append(settings()))
     tokenizer.encode(speech[0], 16_000)
     assert settings() == before
@@ -178,14 +178,9 @@ def test_a_decoder_stream_does_not_depend_on_the_default_device():
 
 def test_draws_of_a_loss_take_a_generator_of_the_cpu():
     """On a GPU a CPU generator was an error; the numbers are those of the CPU."""
-    from lit_moss.codec.flow import Flow, FlowConfig
+    from lit_moss.codec.flow_config import FlowConfig
+    from lit_moss.codec.flow_training import draw
 
-    flow = Flow(
-        FlowConfig(vocab_size=32, hidden=16, speaker_dim=8, encoder_heads=2, encoder_inner=16,
-                   encoder_layers=1, channels=8, heads=1, head_width=8, blocks=1, mid_stages=1)
-    )  # fmt: skip
-    frames = torch.tensor([8, 12])
-    draws = flow.draw(
-        torch.zeros(2, 80, 12, device="meta"), frames, generator=torch.Generator().manual_seed(1)
-    )
+    mel_BMT, frames_B = torch.zeros(2, 80, 12, device="meta"), torch.tensor([8, 12])
+    draws = draw(FlowConfig(), mel_BMT, frames_B, generator=torch.Generator().manual_seed(1))
     assert {x.device.type for x in (draws.t_B11, draws.z_BMT, draws.keep_B, draws.prefix_B)} == {"meta"}

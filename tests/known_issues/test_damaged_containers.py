@@ -1,4 +1,4 @@
-"""A file that was cut off, or that holds streams written one after the other, was read in part, silently.
+"""A file that was cut off, or that holds streams written one after another, was read in part, silently.
 
 libsndfile reads what is left, or the first stream: half of the sound was paired with the whole transcript. A
 container that states more than the file holds, or holds several recordings, makes the file unreadable, by
@@ -102,7 +102,7 @@ def test_files_written_one_after_the_other_are_named(tmp_path, kind, same):
     first, second = content(kind), content(kind, sound(0.7, seed=1))
     path = kept(tmp_path, kind, first + (first if same else second))
     for read in (io.info, lambda path: io.read(path, RATE_HZ)):
-        with pytest.raises(io.UnreadableAudio, match="several recordings one after the other"):
+        with pytest.raises(io.UnreadableAudio, match="several recordings one after another"):
             read(path)
 
 

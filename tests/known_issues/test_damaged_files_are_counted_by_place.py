@@ -100,11 +100,11 @@ def test_a_validation_share_of_files_of_one_name_is_drawn(tmp_path, capsys):
 
 def test_ids_of_one_name_get_files_of_their_own(tmp_path):
     """`u`, `u` and one that is called `u-2`: three files."""
-    from lit_moss.cli.synthesize import read_lines
+    from lit_moss.hub.codes_to_audio import read_code_lines
 
     rows = [{"id": "u-2", "codes": [1]}, {"id": "u", "codes": [2]}, {"id": "u", "codes": [3]}]
     (tmp_path / "codes.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert len({line.name for line in read_lines(tmp_path / "codes.jsonl")}) == 3
+    assert len({line.name for line in read_code_lines(tmp_path / "codes.jsonl")}) == 3
 
 
 def test_ljspeech_refuses_an_id_of_two_files(tmp_path, capsys):

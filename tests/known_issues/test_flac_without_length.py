@@ -27,12 +27,12 @@ def piped(tmp_path):
 
 
 def test_its_length_is_not_made_up(piped):
-    with pytest.raises(io.UnreadableAudio, match=r"piped\.flac: its header does not tell its length"):
+    with pytest.raises(io.UnreadableAudio, match=r"piped\.flac: the header does not state a length"):
         io.info(piped)
 
 
 def test_reading_to_its_end_is_refused_and_reading_a_part_works(piped):
-    with pytest.raises(io.UnreadableAudio, match="does not tell its length"):
+    with pytest.raises(io.UnreadableAudio, match="does not state a length"):
         io.read(piped, 16_000)
     assert len(io.read(piped, 16_000, duration_sec=0.5)) == 8000
 
@@ -45,5 +45,5 @@ def test_it_is_skipped_by_name(piped, tmp_path):
     )
     data = SpeechDataModule(train=[str(manifest)], workers=0)
     data.setup("fit")
-    assert data.skipped == {str(piped): f"{piped}: its header does not tell its length, write it anew"}
+    assert data.skipped == {str(piped): f"{piped}: the header does not state a length; re-encode the file"}
     assert next(iter(data.train_dataloader())).ids == ["good"]

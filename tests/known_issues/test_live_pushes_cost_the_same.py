@@ -69,8 +69,9 @@ def test_equal_rows_are_one_tie_and_the_lowest_is_taken(tiny_encoder, speech, ex
 def test_the_float64_copy_is_made_before_the_first_push_and_holds_no_averages(tiny_encoder):
     tokenizer = SpeechTokenizer(tiny_encoder())
     tokenizer.stream()
-    assert tokenizer._double is not None
-    names = dict(tokenizer.double.named_buffers()) | dict(tokenizer.double.named_parameters())
+    assert tokenizer.float64.is_made
+    network = tokenizer.float64.network
+    names = dict(network.named_buffers()) | dict(network.named_parameters())
     assert not any(name.startswith("ema_") for name in names)
     assert all(t.dtype == torch.float64 and t.device.type == "cpu" for t in names.values())
 
@@ -85,8 +86,6 @@ def test_a_second_segment_starts_afresh(tiny_encoder, speech):
 
 def test_without_float64_on_the_device_the_copy_is_on_the_cpu(tiny_encoder, speech, monkeypatch):
     """As on MPS, which refuses float64."""
-    from lit_moss.codec import tokenizer as module
-
     expected = SpeechTokenizer(tiny_encoder()).encode(speech[0], 16_000)
     zeros = torch.zeros
 
@@ -95,7 +94,7 @@ def test_without_float64_on_the_device_the_copy_is_on_the_cpu(tiny_encoder, spee
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
         return zeros(*args, **kwargs)
 
-    monkeypatch.setattr(module.torch, "zeros", refusing)
+    monkeypatch.setattr(torch, "zeros", refusing)
     tokenizer = SpeechTokenizer(tiny_encoder())
     assert torch.equal(tokenizer.encode(speech[0], 16_000), expected)
-    assert tokenizer.double.codebook.weight.device.type == "cpu"
+    assert tokenizer.float64.device.type == "cpu"

@@ -13,7 +13,7 @@ from recording import ROOT, checkpoints, curves, fit
 from safetensors.torch import load_file, save_file
 
 from lit_moss.errors import UserError
-from lit_moss.llm import SplitLM
+from lit_moss.llm import SplitLM, stages
 from lit_moss.modules import split_llm
 from lit_moss.modules.parallel import FSDP2, check_strategy
 from lit_moss.runs.recipes import read_recipe
@@ -143,9 +143,9 @@ def runs(tmp_path_factory):
     top = tmp_path_factory.mktemp("frozen")
     options = {"float32": {}, "bfloat16": {"frozen_dtype": "bfloat16"},
                "left out": {"frozen_dtype": "bfloat16", "save_frozen": False}}  # fmt: skip
-    hashed, real = [], split_llm.sha256_of_tensors
+    hashed, real = [], stages.sha256_of_tensors
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(split_llm, "sha256_of_tensors", lambda t: hashed.append(t) or real(t))
+        patch.setattr(stages, "sha256_of_tensors", lambda t: hashed.append(t) or real(t))
         for name, model in options.items():
             fit(top / name, recipe(top / name, 10, **model))
     (top / "hashed").write_text(str(len(hashed)))

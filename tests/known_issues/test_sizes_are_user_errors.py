@@ -11,7 +11,7 @@ def test_a_tokenizers_sizes_that_do_not_fit_are_one_line(tmp_path, corpus, capsy
     content["model"]["init_args"]["encoder"]["encoder_attention_heads"] = 7
     path.write_text(yaml.safe_dump(content))
     fit(tmp_path, path, expected=2)
-    assert "64 is no multiple of 7 heads" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "64 is not a multiple of 7 heads" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("key", ["log_mel", "quantize_vocab_size"])

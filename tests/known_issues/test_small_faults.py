@@ -31,7 +31,7 @@ def test_a_limit_of_no_samples_is_an_error_not_an_endless_loop():
 def test_the_float64_copy_does_not_draw_from_the_callers_random_numbers(tiny_encoder):
     tokenizer = SpeechTokenizer(tiny_encoder())
     before = torch.get_rng_state()
-    assert tokenizer.double.codebook.weight.dtype == torch.float64
+    assert tokenizer.float64.network.codebook.weight.dtype == torch.float64
     assert torch.equal(before, torch.get_rng_state())
 
 

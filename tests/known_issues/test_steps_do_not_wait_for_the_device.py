@@ -28,7 +28,7 @@ ASKING = {
 }
 # Where values are read on purpose: at intervals of their own, and once for the codebook's start.
 ALLOWED = {"_read", "_not_finite", "_shown", "state_dict", "on_save_checkpoint", "on_validation_end",
-           "_start_codebook", "kmeans", "sum_over_ranks", "get"}  # fmt: skip
+           "_start_codebook", "speech_frames", "kmeans", "sum_over_ranks", "get"}  # fmt: skip
 
 
 class Asked(TorchDispatchMode):

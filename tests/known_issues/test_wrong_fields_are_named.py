@@ -63,17 +63,17 @@ CASES = [
 
 def read(kind, path):
     """Reads a file as the verb for its kind does."""
-    from lit_moss.cli.synthesize import read_lines
     from lit_moss.corpora.conversations import read_conversations
     from lit_moss.corpora.manifest import read_manifest
     from lit_moss.corpora.text import read_texts
     from lit_moss.data.prompts import PromptDataModule
+    from lit_moss.hub.codes_to_audio import read_code_lines
 
     if kind == "prompt":
         data = PromptDataModule([str(path)], str(backbone_folder(path.parent / "b")), "none")
         data.tokenizer, data._format = _tokenizer(path.parent / "b")
         return data.predict_dataloader()
-    readers = {"manifest": read_manifest, "conversation": read_conversations, "codes": read_lines}
+    readers = {"manifest": read_manifest, "conversation": read_conversations, "codes": read_code_lines}
     return readers.get(kind, lambda p: list(read_texts(p)))(path)
 
 
@@ -166,14 +166,14 @@ def codec_with_decoder(folder):
 
 def test_ids_of_zero_and_null_name_files(folder):
     """0 was taken for no id, and a prompt's null became `None`."""
-    from lit_moss.cli.synthesize import read_lines
+    from lit_moss.hub.codes_to_audio import read_code_lines
 
     sound = {"audio_filepath": "x/y.wav"}
     rows = [{"id": 0}, {"id": 7}, {"id": None}, {"id": "0"}, {"id": ""}, sound | {"id": None},
             sound | {"id": 0}, {"id": "a/b\n"}, {"id": "é" * 300}, {"id": ".."}]  # fmt: skip
     lines = "\n".join(json.dumps(row | {"codes": [1, 2]}) for row in rows)
     (folder / "codes.jsonl").write_text(lines)
-    names = [line.name for line in read_lines(folder / "codes.jsonl")]
+    names = [line.name for line in read_code_lines(folder / "codes.jsonl")]
     assert names == ["0", "7", "00003", "0-2", "00005", "y", "0-3", "a_b_", "é" * 100, "__"]
     words = ["synthesize", str(folder / "codes.jsonl"), "--codec", str(codec_with_decoder(folder))]
     assert main([*words, "--out", str(folder / "out"), "--device", "cpu"]) == 0
@@ -237,7 +237,14 @@ def test_times_of_words_that_cannot_be(folder, capsys, words):
 @pytest.mark.parametrize("name", ["x/" * 3000 + "a.wav", "y" * 300 + ".wav"])
 def test_a_path_that_no_file_can_have_is_left_out_by_name(folder, capsys, name):
     (folder / "m.jsonl").write_text(json.dumps({"audio_filepath": name}) + "\n")
-    words = ["tokenize", str(folder / "m.jsonl"), "--speech-tokenizer", str(folder / "codec"), "--device", "cpu"]
+    words = [
+        "tokenize",
+        str(folder / "m.jsonl"),
+        "--speech-tokenizer",
+        str(folder / "codec"),
+        "--device",
+        "cpu",
+    ]
     with pytest.raises(SystemExit) as ended:
         main([*words, "--out", str(folder / "codes.jsonl")])
     assert ended.value.code == 1

@@ -1,4 +1,4 @@
-"""The decoder's stage: exact resume with averaged weights (T1), learning, validation, what it refuses."""
+"""The decoder's stage: exact resume with averaged weights, learning, validation, what it refuses."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from decoders import SMALL, decoder_recipe, made_up_codec
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process, seen
 
 from lit_moss.cli.main import main
-from lit_moss.codec.flow import Prompt
+from lit_moss.codec.flow_network import Prompt
+from lit_moss.errors import UserError
 from lit_moss.hub import open_codec
 from lit_moss.modules.flow_decoder import MeanByTime, start_embeddings
 
@@ -25,7 +26,7 @@ def whole(tmp_path_factory, corpus, codec):
 
 
 @pytest.mark.slow
-def test_t1_resume_equals_uninterrupted_run(tmp_path, corpus, codec, whole):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, corpus, codec, whole):
     fit(tmp_path, decoder_recipe(tmp_path, corpus, codec, 10))
     fit(tmp_path, decoder_recipe(tmp_path, corpus, codec, 20), "--ckpt_path", "last")
     ours, theirs = checkpoints(tmp_path)["step-0000020.ckpt"], checkpoints(whole)["step-0000020.ckpt"]
@@ -116,8 +117,6 @@ def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole, tmp_path):
 def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
-    from lit_moss.errors import UserError
-
     file, kept = codec / "model.safetensors", (codec / "model.safetensors").read_bytes()
     tensors = load_file(file)
     tensors["encoder.conv1.bias"] += 1
@@ -136,7 +135,7 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
     ("change", "message"),
     [
         ({"vocab_size": 32}, "has 64 codes, model.flow.vocab_size is 32"),
-        ({"hidden": 33}, "no multiple of encoder_heads"),
+        ({"hidden": 33}, "expected an even multiple of encoder_heads"),
         ({"encoder_heads": 0}, "encoder_heads is 0, expected 1 or more"),
         ({"start": 0.8}, "model.prior_weight 0"),
         ({"start": 1.0}, "below 1"),
@@ -153,7 +152,7 @@ def test_sizes_that_do_not_fit_are_one_line(tmp_path, corpus, codec, capsys, cha
 
 
 @pytest.mark.slow
-def test_t2_two_ranks_validate_and_draw_apart(tmp_path, corpus, codec):
+def test_two_ranks_validate_and_draw_different_numbers(tmp_path, corpus, codec):
     """Ranks that had seen other quarters of t waited for each other in different collectives."""
     path = decoder_recipe(tmp_path, corpus, codec, 8, trainer__devices=2, trainer__strategy="ddp")
     done = fit_in_process(tmp_path, path)
@@ -162,6 +161,16 @@ def test_t2_two_ranks_validate_and_draw_apart(tmp_path, corpus, codec):
     states = checkpoints(tmp_path)["step-0000005.ckpt"]["random_states"]
     assert not torch.equal(states[0]["torch"], states[1]["torch"])
     assert (tmp_path / "ids.0").read_text() != (tmp_path / "ids.1").read_text()
+
+
+def test_data_of_another_kind_is_refused():
+    from types import SimpleNamespace
+
+    from lit_moss.contracts import decoder_data
+    from lit_moss.data import SpeechDataModule
+
+    with pytest.raises(UserError, match="data is SpeechDataModule, this model expects DecoderDataModule"):
+        decoder_data(SimpleNamespace(datamodule=SpeechDataModule()))
 
 
 def test_means_by_time_of_two_ranks_are_those_of_one():
@@ -184,7 +193,9 @@ def test_sampling_under_autocast_keeps_times_and_states_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         rounded = flow.sample(codes)
         flow.stream().push(codes[0])
-    assert all(x.dtype == torch.float32 for inputs in seen for x in inputs[:4] + inputs[5:6])
+    for x_BMT, t_B, conditions, *_ in seen:
+        floats = (x_BMT, t_B, conditions.mask_B1T, conditions.mu_BMT, conditions.prompt_BMT)
+        assert all(x.dtype == torch.float32 for x in floats)
     assert (rounded - exact).abs().mean() < 0.05
 
 

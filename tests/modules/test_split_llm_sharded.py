@@ -87,18 +87,18 @@ def weights_of_shards(folder):
 
     # One process takes the weights over.
     from lit_moss.data.documents import read_documents
+    from lit_moss.hub.lm import open_lm
     from lit_moss.llm import SplitLM
-    from lit_moss.modules import SplitLLM
-    from lit_moss.modules.split_llm import model_of_run
+    from lit_moss.modules.split_llm import load_stage
 
     form = read_documents(folder / "interleaved-train").format
     lm = SplitLM.from_backbone(folder / "backbone", 1, 128, row_format=form)
-    SplitLLM._load_stage(lm, str(parts))
+    load_stage(lm, str(parts))
     wanted = {k.removeprefix("lm."): v for k, v in ours.items()}
     assert all(torch.equal(v, wanted[k]) for k, v in lm.state_dict().items())
 
     # So do studies of a run, which know nothing but its folder.
-    studied = model_of_run(parts.parents[1])
+    studied = open_lm(parts.parents[1])
     assert studied.format == form
     assert all(torch.equal(v, wanted[k]) for k, v in studied.state_dict().items())
 

@@ -394,7 +394,7 @@ def test_a_stream_of_unknown_length_is_unreadable(corpus, out, capsys):
     content[22:26] = bytes(4)
     path.write_bytes(content)
     assert len(prepare("folder", corpus, out)) == 40
-    assert "piped.flac: its header does not tell its length" in capsys.readouterr().out
+    assert "piped.flac: the header does not state a length" in capsys.readouterr().out
 
 
 # The validation share.

@@ -7,15 +7,15 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import TPESampler
 
+from lit_moss.cli.sweep import read_sweep
 from lit_moss.errors import UserError
-from lit_moss.sweep.config import read_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 LR = "model.init_args.lr"
 POLICY = "trainer.callbacks.StagedFreezing.init_args.stages"
 
 
-def sweep_of(tmp_path, **changes):
+def sweep_of(tmp_path, *words, **changes):
     content = {
         "study": "s",
         "base": [str(ROOT / "conf" / "stage1.yaml")],
@@ -27,7 +27,7 @@ def sweep_of(tmp_path, **changes):
     path.write_text(
         yaml.safe_dump({k: v for k, v in (content | changes).items() if v is not ...}, sort_keys=False)
     )
-    return read_sweep(str(path))
+    return read_sweep(["-c", str(path), *words])[0]
 
 
 def test_ranges_and_choices_become_distributions(tmp_path):
@@ -48,7 +48,14 @@ def test_ranges_and_choices_become_distributions(tmp_path):
 def test_a_recipe_is_the_base_with_set_and_drawn_keys(tmp_path):
     search = {LR: {"low": 0.0, "high": 1.0}, POLICY: {"choices": {"free": [{"policy": "full"}]}}}
     sweep = sweep_of(
-        tmp_path, search=search, set={"trainer.max_steps": 7, "data.init_args.parts.0.init_args.x": 1}
+        tmp_path,
+        search=search,
+        set={
+            "trainer.max_steps": 7,
+            "data.init_args.parts.0.init_args.x": 1,
+            "data.init_args.seed": "${seed_everything}",
+            "run_name": "1",
+        },
     )
     config = sweep.recipe({LR: 0.25, POLICY: "free"}, seed=5)
     assert config["model"]["init_args"]["lr"] == 0.25
@@ -60,6 +67,7 @@ def test_a_recipe_is_the_base_with_set_and_drawn_keys(tmp_path):
     )
     assert freezing["init_args"]["stages"] == [{"policy": "full"}]
     assert "seed" not in config["data"]["init_args"]  # the command line links it to seed_everything
+    assert config["run_name"] == "1"  # as it was quoted
 
 
 def test_a_grid_is_every_combination_in_order(tmp_path):
@@ -78,8 +86,17 @@ def test_the_sampler_takes_a_seed_by_slot(tmp_path):
     assert a == b != c
 
 
+def test_every_key_can_be_given_on_the_command_line(tmp_path):
+    words = ["--trials=7", "--set.trainer.max_steps", "9", "--seeds=[3,4]", "--run_root", "elsewhere"]
+    words += ["--search.model.init_args.lr", "{low: 1.0e-3, high: 2.0e-3}"]
+    sweep = sweep_of(tmp_path, *words, set={"data.init_args.seed": 1})
+    assert (sweep.trials, sweep.seeds, sweep.run_root) == (7, [3, 4], "elsewhere")
+    assert sweep.set == {"data.init_args.seed": 1, "trainer.max_steps": 9}
+    assert sweep.distributions() == {LR: FloatDistribution(1e-3, 2e-3)}
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"search": {}}, "search is empty"),
         ({"search": {LR: {"low": 1}}}, f"search.{LR} is"),
@@ -90,13 +107,14 @@ def test_the_sampler_takes_a_seed_by_slot(tmp_path):
         ({"objectives": {"val/loss": "down"}}, "objectives have"),
         ({"objectives": ...}, "no objectives"),
         ({"seeds": [1, 1]}, "seeds are"),
-        ({"seeds": 3}, "seeds is 3, expected list"),
-        ({"base": "conf/stage1.yaml"}, "base is 'conf/stage1.yaml', expected list"),
-        ({"objectives": "val/loss"}, "objectives is 'val/loss', expected dict"),
-        ({"trials": "4"}, "trials is '4', expected int"),
-        ({"retries": True}, "retries is True"),
-        ({"set": None}, "set is None"),
-        ({"pruner": 5}, "pruner is 5"),
+        ({"seeds": 3}, r"seeds is '3', expected a list \[a whole number, …\]"),
+        ({"base": "conf/stage1.yaml"}, "base is 'conf/stage1.yaml', expected a list"),
+        ({"objectives": "val/loss"}, "objectives is 'val/loss', expected a mapping"),
+        ({"trials": "four"}, "trials is 'four', expected a whole number or null"),
+        ({"retries": True}, "retries is 'True', expected a whole number"),
+        ({"set": 3}, "set is '3', expected a mapping"),
+        ({"validation": "first"}, "validation is 'first', expected one of last, best"),
+        ({"pruner": 5}, "pruner is '5', expected text or a mapping"),
         ({"pruner": "optuna.pruners.HyperbandPruner"}, "pruner is Hyperband"),
         ({"search": {LR: {"choices": 3}}}, f"search.{LR} is"),
         ({"search": {"modle.init_args.lr": {"low": 0, "high": 1}}}, "no modle in the recipe"),
@@ -105,7 +123,7 @@ def test_the_sampler_takes_a_seed_by_slot(tmp_path):
         ({"sampler": "pathlib.Path"}, "is no BaseSampler"),
         ({"sampler": {"class_path": "optuna.samplers.TPESampler", "init_args": {"x": 1}}}, "does not take"),
         ({"sampler": "grid"}, "a grid needs choices"),
-        ({"wokers": 2}, "unknown wokers"),
+        ({"wokers": 2}, "unknown option wokers, expected one of study, base, "),
         (
             {"pruner": "optuna.pruners.MedianPruner", "objectives": {"a": "minimize", "b": "maximize"}},
             "pruner",
@@ -115,13 +133,13 @@ def test_the_sampler_takes_a_seed_by_slot(tmp_path):
         ({"set": {"modle.init_args.lr": 1}}, "no modle in the recipe"),
     ],
 )
-def test_what_is_wrong_is_one_line(tmp_path, changes, said):
+def test_mistakes_are_one_line(tmp_path, changes, message):
     def read():
         sweep = sweep_of(tmp_path, **changes)
         sweep.make_sampler(0)
         sweep.make_pruner()
 
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         read()
     assert "\n" not in str(error.value)
 
@@ -143,9 +161,7 @@ def test_recipes_share_nothing(tmp_path):
 
 
 def test_the_shipped_sweep_reads():
-    sweep = read_sweep(
-        str(ROOT / "conf" / "sweep" / "split_depth.yaml"), base=[str(ROOT / "conf/stage2_full.yaml")]
-    )
+    sweep, _ = read_sweep(["-c", "conf/sweep/split_depth.yaml"])  # found wherever the command runs
     assert sweep.trials == 5
     assert len(sweep.seeds) == 2
     sweep.recipe({key: spec["choices"][0] for key, spec in sweep.search.items()}, 1)

@@ -11,11 +11,15 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from lit_moss.cli.sweep import read_sweep
 from lit_moss.errors import UserError
-from lit_moss.sweep.config import read_sweep
 from lit_moss.sweep.study import _machine, bury_and_requeue, by_slot, is_finished, open_study
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def sweep_of(path: str):
+    return read_sweep(["-c", path])[0]
 
 
 def sweep_file(folder: Path, **changes) -> str:
@@ -46,7 +50,7 @@ def start(path: str, die_in: int = -1, pause: float = 0.0) -> subprocess.Popen:
 
 def drawn(path: str) -> list[tuple]:
     """(parameters, value) of every slot."""
-    sweep = read_sweep(path)
+    sweep = sweep_of(path)
     counted = [members[0] for members in by_slot(open_study(sweep), sweep).values()]
     return [(sorted(t.params.items()), t.values) for t in counted]
 
@@ -88,7 +92,7 @@ def test_two_workers_of_which_one_dies_lose_no_trial_and_do_none_twice(tmp_path)
     if codes.count(0) == 0:
         assert start(path).wait(120) == 0
     assert sorted(done(path)) == list(range(10))
-    sweep = read_sweep(path)
+    sweep = sweep_of(path)
     study = open_study(sweep)
     assert is_finished(study, sweep)
     complete = study.get_trials(states=(TrialState.COMPLETE,))
@@ -96,7 +100,7 @@ def test_two_workers_of_which_one_dies_lose_no_trial_and_do_none_twice(tmp_path)
 
 
 def test_a_dead_workers_trial_of_another_machine_comes_back_by_its_heartbeat(tmp_path):
-    sweep = read_sweep(sweep_file(tmp_path / "far", trials=1))
+    sweep = sweep_of(sweep_file(tmp_path / "far", trials=1))
     study = open_study(sweep)
     trial = study.ask()
     trial.set_user_attr("worker", ["another machine", 1, 0.0])
@@ -114,7 +118,7 @@ def test_a_dead_workers_trial_of_another_machine_comes_back_by_its_heartbeat(tmp
 def test_a_trial_whose_worker_dies_each_time_is_given_up(tmp_path):
     path = sweep_file(tmp_path / "bad", trials=2, retries=1)
     assert [start(path, die_in=1).wait(120) for _ in range(3)] == [-9, -9, 0]
-    sweep = read_sweep(path)
+    sweep = sweep_of(path)
     study = open_study(sweep)
     assert is_finished(study, sweep)
     assert [len(members) for members in by_slot(study, sweep).values()] == [1, 2]
@@ -129,7 +133,7 @@ def test_failed_trials_are_run_again_on_request_only(tmp_path):
     assert start(path).wait(120) == 0
     assert start(path).wait(120) == 0
     assert done(path) == [0]
-    sweep = read_sweep(path)
+    sweep = sweep_of(path)
     study = open_study(sweep)
     bury_and_requeue(study, sweep, again=True)
     assert not is_finished(study, sweep)
@@ -139,7 +143,7 @@ def test_failed_trials_are_run_again_on_request_only(tmp_path):
 
 @pytest.fixture
 def opened(tmp_path):
-    sweep = read_sweep(sweep_file(tmp_path / "one", trials=3, retries=1))
+    sweep = sweep_of(sweep_file(tmp_path / "one", trials=3, retries=1))
     return open_study(sweep), sweep
 
 
@@ -193,8 +197,8 @@ def test_a_trial_killed_between_two_draws_draws_all_again(opened):
 
 def in_processes(code: str, path: str, count: int = 4) -> list[str]:
     head = (
-        "from lit_moss.sweep.study import *; from lit_moss.sweep.config import read_sweep; "
-        f"s = read_sweep({path!r}); study = open_study(s); "
+        "from lit_moss.sweep.study import *; from lit_moss.cli.sweep import read_sweep; "
+        f"s, _ = read_sweep(['-c', {path!r}]); study = open_study(s); "
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = [
@@ -210,7 +214,7 @@ def in_processes(code: str, path: str, count: int = 4) -> list[str]:
 
 def test_no_waiting_trial_is_taken_twice(tmp_path):
     path = sweep_file(tmp_path / "many", trials=60)
-    study = open_study(read_sweep(path))
+    study = open_study(sweep_of(path))
     for _ in range(60):
         study.add_trial(optuna.create_trial(state=TrialState.WAITING))
     taken = in_processes("print(*[study.ask().number for _ in range(15)])", path)
@@ -219,7 +223,7 @@ def test_no_waiting_trial_is_taken_twice(tmp_path):
 
 def test_many_workers_bury_the_same_dead_and_none_falls(tmp_path):
     path = sweep_file(tmp_path / "many", trials=6)
-    study, sweep = open_study(read_sweep(path)), read_sweep(path)
+    study, sweep = open_study(sweep_of(path)), sweep_of(path)
     for _ in range(6):
         dead_trial(study)
     in_processes("bury_and_requeue(study, s)", path)
@@ -241,20 +245,20 @@ def test_more_trials_later_go_on_where_the_fewer_ended(tmp_path):
 
 def test_another_search_does_not_join_the_study(tmp_path):
     path = sweep_file(tmp_path / "one")
-    open_study(read_sweep(path))
+    open_study(sweep_of(path))
     other = {"model.init_args.lr": {"low": 0.0, "high": 2.0}}
     sweep_file(tmp_path / "one", search=other)
-    study = open_study(read_sweep(path))  # nothing has a value yet: a mistake is mended so
+    study = open_study(sweep_of(path))  # nothing has a value yet: a mistake can be corrected
     study.tell(study.ask(), 1.0)
     sweep_file(tmp_path / "one")
     with pytest.raises(UserError, match="begun with another search"):
-        open_study(read_sweep(path))
+        open_study(sweep_of(path))
     sweep_file(tmp_path / "one", search=other, objectives={"val/loss": "maximize"})
     with pytest.raises(UserError, match="directions"):
-        open_study(read_sweep(path))
+        open_study(sweep_of(path))
 
 
 def test_a_storage_that_is_none_is_one_line(tmp_path):
     path = sweep_file(tmp_path / "one", storage="sqlite:////no/such/folder/x.db")
     with pytest.raises(UserError, match="cannot be opened"):
-        open_study(read_sweep(path))
+        open_study(sweep_of(path))

@@ -109,6 +109,9 @@ def test_two_workers_prune_a_hopeless_trial(tmp_path, base):
     out, _ = done.communicate(timeout=240)
     assert done.returncode == 0, out
     assert "3 of 3 trials (2 complete, 1 pruned)" in out
+    recipes = [path.read_text() for path in tmp_path.glob("runs/rates/*/fit.yaml")]
+    assert len(recipes) == 3
+    assert "PruneTrial" not in "".join(recipes)  # a run's recipe is the same outside of the sweep
     assert "| 2 | 1e-09 | – | pruned |" in out
     runs = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
     devices = {run.data.tags.get("sweep.devices") for run in runs if "sweep.trial" in run.data.tags}
@@ -179,10 +182,10 @@ def test_a_bad_recipe_fails_its_trial_with_its_own_line(tmp_path, base, sweep_he
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["-c", "none.yaml"], "no configuration"), (["--workers", "0"], "--workers is 0")]
+    ("words", "message"), [(["-c", "none.yaml"], "no configuration"), (["--workers", "0"], "--workers is 0")]
 )
-def test_what_the_user_can_mend_is_one_line(tmp_path, base, words, said, sweep_here):
+def test_mistakes_are_one_line(tmp_path, base, words, message, sweep_here):
     (tmp_path / "sweep.yaml").write_text(f"study: s\nbase: ['{base}']\n")
     code, out = sweep_here(*words)
     assert code == 2
-    assert said in out.splitlines()[-1]
+    assert message in out.splitlines()[-1]

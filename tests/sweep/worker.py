@@ -6,11 +6,11 @@ import sys
 import time
 from pathlib import Path
 
+from lit_moss.cli.sweep import read_sweep
 from lit_moss.runs.launch import RunError
-from lit_moss.sweep.config import read_sweep
 from lit_moss.sweep.study import ERROR, begin, open_study, work
 
-sweep = read_sweep(sys.argv[1])
+sweep, _ = read_sweep(["-c", sys.argv[1]])
 die_in = int(sys.argv[2]) if len(sys.argv) > 2 else -1
 
 

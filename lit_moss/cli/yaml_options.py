@@ -1,0 +1,174 @@
+"""Options of verbs and studies that read a YAML: a dataclass gives their keys, types, defaults and help.
+
+    -c FILE           a YAML of the options; several are merged from left to right
+    --KEY VALUE       any of its keys, written as in the YAML: --run_root runs
+    --KEY.NAME VALUE  one entry of a key that is a mapping: --set.trainer.max_steps 20
+    --print_config    all options as a YAML, then exit
+
+What is no key of the YAML but a mode of the command is a flag, written with a hyphen: `--retry-failed`.
+"""
+
+import argparse
+import json
+import re
+import types
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_moss.errors import UserError
+from lit_moss.runs.recipes import read_recipe
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves the lines of the description as they are."""
+
+
+class OptionsParser(ArgumentParser):
+    """Reads a dataclass from YAMLs and the command line.
+
+    Args:
+        options: The dataclass; its docstring's `Args:` are the help.
+        command: The command that help shows: `python -m lit_moss sweep`.
+        description: What the command does.
+        interpolate: Whether `${key}` and `${oc.env:NAME}` in the YAML are replaced by what they name.
+    """
+
+    def __init__(
+        self, options: type, command: str, description: str | None = None, interpolate: bool = True
+    ) -> None:
+        assert is_dataclass(options)
+        usage = f"{command} -c FILE [--KEY VALUE …]"
+        super().__init__(prog=command, usage=usage, description=description, formatter_class=_Formatter)
+        self._options, self._interpolate = options, interpolate
+        self._types = get_type_hints(options)
+        self.add_argument(
+            "-c", "--config", action="config", metavar="FILE",
+            help="A YAML of the options; several are merged from left to right.",
+        )  # fmt: skip
+        self.add_class_arguments(options)
+
+    def read(self, words: Sequence[str]) -> tuple[Any, Namespace]:
+        """The dataclass, and the flags that were added to it.
+
+        Raises:
+            UserError: one line for a file that cannot be read, an unknown key or a value of another type.
+        """
+        files, words = _config_files(words)
+        entries, words = self._entries(words)
+        content = read_recipe(files)
+        for key, added in entries.items():
+            content[key] = {**(content.get(key) or {}), **added}
+        if self._interpolate:
+            content = _resolved(content)
+        if content:
+            words = ["--config", json.dumps(content, default=str), *words]
+        values = self.parse_args(words)
+        names = {field.name for field in fields(self._options)}
+        flags = Namespace(**{key: value for key, value in vars(values).items() if key not in names})
+        chosen = {name: values[name] for name in names}
+        for name in content.keys() & self._with_mappings():
+            # jsonargparse reads texts in mappings again: a quoted "1" would become a number.
+            if not any(re.match(rf"--{name}(?:[.=]|$)", word) for word in words):
+                chosen[name] = content[name]
+        return self._options(**chosen), flags
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends parsing with one line that says what was given and what is expected."""
+        raise UserError(self._explained(one_line(message))) from ex
+
+    def _with_mappings(self) -> set[str]:
+        """Keys whose value may be a mapping."""
+        return {
+            name
+            for name, kind in self._types.items()
+            if dict in (get_origin(kind), *(get_origin(option) for option in get_args(kind)))
+        }
+
+    def _entries(self, words: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Entries of mappings that are given one by one, and the other words."""
+        mappings = [name for name, kind in self._types.items() if get_origin(kind) is dict]
+        entries: dict[str, dict[str, Any]] = {}
+        others: list[str] = []
+        remaining = list(words)
+        while remaining:
+            word = remaining.pop(0)
+            name, joined, value = word.removeprefix("--").partition("=")
+            key, _, entry = name.partition(".")
+            if word.startswith("--") and entry and key in mappings:
+                if not joined:
+                    if not remaining:
+                        raise UserError(f"{word} has no value: expected {word} VALUE")
+                    value = remaining.pop(0)
+                entries.setdefault(key, {})[entry] = yaml.safe_load(value)
+            else:
+                others.append(word)
+        return entries, others
+
+    def _explained(self, message: str) -> str:
+        known = ", ".join(self._types)
+        unknown = re.match(r"Option '(.*?)' is not accepted|unrecognized arguments: (.*)", message)
+        if unknown:
+            return f"unknown option {unknown[1] or unknown[2]}, expected one of {known}"
+        missing = re.match(r"the following arguments are required: (.*)|Option '(.*?)' is required", message)
+        if missing:
+            key = (missing[1] or missing[2]).partition(",")[0]
+            return f"no {key}: give it in the YAML or as --{key}"
+        wrong = re.match(r'Parser key "(.*?)":.*?(?:Given value|Got value): (.*)', message)
+        if wrong and wrong[1] in self._types:
+            return f"{wrong[1]} is {wrong[2]!r}, expected {_words_for(self._types[wrong[1]])}"
+        return message
+
+
+def one_line(message: str) -> str:
+    """A nested message of jsonargparse without its indentation and list marks."""
+    lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip(" -")]
+    return re.sub(r"\s+", " ", ": ".join(line.rstrip(":") for line in lines))[:600]
+
+
+def _words_for(kind: Any) -> str:
+    """A type for a message: `a whole number or null`."""
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path",
+             types.NoneType: "null", Any: "any value"}  # fmt: skip
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(map(_words_for, get_args(kind)))
+    if get_origin(kind) is list:
+        return f"a list [{_words_for(get_args(kind)[0])}, …]"
+    if get_origin(kind) is dict:
+        return "a mapping {key: value, …}"
+    return names.get(kind, str(kind))
+
+
+def _config_files(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files of `-c FILE`, `--config FILE` and `--config=FILE`, and the other words."""
+    files: list[str] = []
+    others: list[str] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if word in ("-c", "--config"):
+            if not remaining:
+                raise UserError(f"{word} has no value: expected {word} FILE.yaml")
+            files.append(remaining.pop(0))
+        elif word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+        else:
+            others.append(word)
+    return files, others
+
+
+def _resolved(content: dict[str, Any]) -> dict[str, Any]:
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration cannot be resolved: {one_line(str(error))}") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}

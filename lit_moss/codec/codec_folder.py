@@ -1,0 +1,130 @@
+"""The folder `flow` of a codec in the official layout: `flow.pt`, `hift.pt`, `campplus.onnx`, `config.json`.
+
+`config.json` is ours: the settings that shapes do not show, the speaker encoder, the mean voice. A released
+folder has none.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_moss.codec.flow import Flow
+from lit_moss.codec.flow_config import FlowConfig, sizes_of_tensors
+from lit_moss.codec.hift import load_hift
+from lit_moss.codec.settings import read_settings
+from lit_moss.codec.speaker import CampPlus, SpeakerEncoder, VoiceEncoder, open_speaker
+from lit_moss.codec.state_dicts import load_fitting, read_state_dict
+from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder, Vocoder
+from lit_moss.errors import UserError
+from lit_moss.files import atomic_write
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """What turns codes into speech.
+
+    Args:
+        flow: Codes -> mel.
+        vocoder: Mel -> wave.
+        speaker: Wave -> speaker vector, or None.
+        voice: Mean speaker vector (S,) of the training, or None.
+    """
+
+    flow: Flow
+    vocoder: Vocoder
+    speaker: SpeakerEncoder | None
+    voice: Tensor | None
+
+
+def read_decoder(folder: Path) -> DecoderParts:
+    """All parts of a folder; Griffin-Lim where it has no `hift.pt`.
+
+    Raises:
+        UserError: if a file is damaged, does not fit the others, or is more than plain tensors.
+    """
+    config_path = folder / "config.json"
+    config = read_settings(config_path)
+    flow = _read_flow(folder / "flow.pt", config.get("flow"), config_path)
+    vocoder: Vocoder = GriffinLim()
+    if (folder / "hift.pt").is_file():
+        vocoder = HiFTVocoder(load_hift(folder / "hift.pt"))
+    speaker_file = folder / "campplus.onnx"
+    speaker = open_speaker(str(speaker_file) if speaker_file.is_file() else config.get("speaker"))
+    return DecoderParts(
+        flow, vocoder, speaker, _voice(config.get("voice"), flow.config.speaker_dim, config_path)
+    )
+
+
+def write_decoder(
+    folder: Path, flow: Flow, vocoder: Vocoder, speaker: SpeakerEncoder | None, voice: Tensor | None
+) -> None:
+    """Writes what `read_decoder` reads; Griffin-Lim has no file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(flow, folder / "flow.pt")
+    if isinstance(vocoder, HiFTVocoder):
+        _save(vocoder.hift, folder / "hift.pt")
+    if isinstance(speaker, CampPlus):
+        shutil.copyfile(speaker.path, folder / "campplus.onnx")
+    config = {
+        "flow": asdict(flow.config),
+        "speaker": speaker.name if isinstance(speaker, VoiceEncoder) else None,
+        "voice": None if voice is None else voice.tolist(),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _read_flow(path: Path, stated: Any, config_path: Path) -> Flow:
+    tensors = read_state_dict(path)
+    config = sizes_of_tensors(tensors)
+    if stated is not None:
+        config = _stated_config(stated, config, config_path)
+    flow = Flow(config)
+    report = load_fitting(flow, tensors, str(path))
+    if report.kept or report.reshaped:
+        raise UserError(f"{path} does not fit its own sizes: {report}")
+    return flow
+
+
+def _stated_config(stated: Any, shapes: FlowConfig, path: Path) -> FlowConfig:
+    """`flow` of `config.json`; its sizes have to be those that the shapes of `flow.pt` show."""
+    if not isinstance(stated, dict):
+        raise UserError(f"{path}: flow is a {type(stated).__name__}, expected settings by name")
+    unknown = sorted(set(map(str, stated)) - {f.name for f in fields(FlowConfig)})
+    if unknown:
+        raise UserError(f"{path} is damaged: flow has {unknown[0]!r}, expected settings of FlowConfig")
+    try:
+        config = FlowConfig(**stated)
+    except UserError as error:
+        raise UserError(f"{path}: flow.{error}") from error
+    shown = shapes.sizes_in_shapes()
+    for name, size in config.sizes_in_shapes().items():
+        if size != shown[name]:
+            raise UserError(
+                f"{path}: flow.{name} is {size}, flow.pt was made with {shown[name]}: get both again"
+            )
+    return config
+
+
+def _voice(stated: Any, width: int, path: Path) -> Tensor | None:
+    if stated is None or stated == []:
+        return None
+    numbers = isinstance(stated, list) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in stated
+    )
+    if not numbers or len(stated) != width:
+        got = f"a list of {len(stated)}" if isinstance(stated, list) else repr(stated)[:40]
+        raise UserError(f"{path}: voice is {got}, expected {width} finite numbers (speaker_dim) or null")
+    return torch.tensor(stated, dtype=torch.float32, device="cpu")
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    """A plain state dict, written whole or not at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    with atomic_write(path) as partial:
+        torch.save(tensors, partial)

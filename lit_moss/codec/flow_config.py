@@ -1,0 +1,116 @@
+"""Sizes and sampler settings of the flow decoder: stated, or read off the shapes of a released `flow.pt`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lit_moss.codec.settings import check_settings
+from lit_moss.errors import UserError
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Sizes and settings of the decoder. Defaults are the official size.
+
+    Args:
+        vocab_size: Rows of the code embedding; 20480 officially, of which 16384 are used.
+        hidden: Width of encoder and code embedding.
+        speaker_dim: Values of a speaker vector: 192 for CAM++, 256 for the embedded encoder.
+        encoder_heads: Attention heads of the encoder.
+        encoder_inner: Width of its feed-forward layers.
+        encoder_layers: Layers at code rate; four more follow at frame rate.
+        channels: Channels of the velocity network.
+        heads: Its attention heads.
+        head_width: Their width.
+        blocks: Transformers a stage.
+        mid_stages: Stages between the first and the last.
+        chunk_codes: Codes of a chunk in streaming masks; 5 is 0.4 s.
+        dropout: Of the encoder, in training.
+        unconditioned_share: Share of items trained without conditions, for guidance.
+        guidance: Weight w of classifier-free guidance; 0 turns it off and halves the work.
+        steps: Solver steps.
+        start: Time at which the solver starts, on the way from noise to the encoder's output instead of at
+            the noise: shallow sampling as in DiffSinger (arXiv:2105.02446). 0 is the released sampler; above
+            0 the encoder must have learnt the mel (`FlowDecoder.prior_weight`).
+    """
+
+    vocab_size: int = 20480
+    hidden: int = 512
+    speaker_dim: int = 192
+    encoder_heads: int = 8
+    encoder_inner: int = 2048
+    encoder_layers: int = 6
+    channels: int = 256
+    heads: int = 8
+    head_width: int = 64
+    blocks: int = 4
+    mid_stages: int = 12
+    chunk_codes: int = 5
+    dropout: float = 0.1
+    unconditioned_share: float = 0.2
+    guidance: float = 0.7
+    steps: int = 10
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_settings(self, at_least={"guidance": 0.0, "mid_stages": 0})
+        for name, share in (("dropout", self.dropout), ("unconditioned_share", self.unconditioned_share)):
+            if not 0.0 <= share <= 1.0:
+                raise UserError(f"{name} is {share}, expected a share from 0 to 1")
+        if not 0.0 <= self.start < 1.0:
+            raise UserError(f"start is {self.start}, expected 0 or more and below 1")
+        if self.hidden % self.encoder_heads or self.hidden % 2:
+            raise UserError(
+                f"hidden is {self.hidden}, expected an even multiple of encoder_heads, {self.encoder_heads} "
+                "(sines and cosines come in pairs)"
+            )
+
+    def sizes_in_shapes(self) -> dict[str, int]:
+        """The sizes that shapes of tensors show, by name. Heads and their width show as a product only."""
+        return {
+            "vocab_size": self.vocab_size,
+            "hidden": self.hidden,
+            "speaker_dim": self.speaker_dim,
+            "encoder_heads": self.encoder_heads,
+            "encoder_inner": self.encoder_inner,
+            "encoder_layers": self.encoder_layers,
+            "channels": self.channels,
+            "blocks": self.blocks,
+            "mid_stages": self.mid_stages,
+            "heads * head_width": self.heads * self.head_width,
+        }
+
+
+def sizes_of_tensors(tensors: Mapping[str, Tensor]) -> FlowConfig:
+    """Sizes of a `flow.pt` by its shapes; the velocity network's heads are taken as 64 wide, as officially.
+
+    Raises:
+        UserError: if these are not the tensors of a flow decoder.
+    """
+    unet = "decoder.estimator."
+
+    def count(prefix: str) -> int:
+        depth = prefix.count(".")
+        return len({name.split(".")[depth] for name in tensors if name.startswith(prefix)})
+
+    try:
+        heads, head_width = tensors["encoder.encoders.0.self_attn.pos_bias_u"].shape
+        inner = tensors[unet + "down_blocks.0.1.0.attn1.to_q.weight"].shape[0]
+        return FlowConfig(
+            vocab_size=tensors["input_embedding.weight"].shape[0],
+            hidden=heads * head_width,
+            speaker_dim=tensors["spk_embed_affine_layer.weight"].shape[1],
+            encoder_heads=heads,
+            encoder_inner=tensors["encoder.encoders.0.feed_forward.w_1.weight"].shape[0],
+            encoder_layers=count("encoder.encoders."),
+            channels=tensors[unet + "final_proj.weight"].shape[1],
+            heads=max(1, inner // 64),
+            head_width=min(64, inner),
+            blocks=count(unet + "down_blocks.0.1."),
+            mid_stages=count(unet + "mid_blocks."),
+        )
+    except KeyError as error:
+        raise UserError(f"no flow decoder: it holds no tensor {error}") from error
+    except (ValueError, IndexError) as error:
+        raise UserError(f"no flow decoder: a tensor has another number of axes ({error})") from error

@@ -1,0 +1,91 @@
+"""The flow decoder's sampler: noise -> mel, by Euler steps with guidance along the network's velocity.
+
+The equations are in `flow_matching`. Shapes: B batch, M mel bands, T frames.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lit_moss.audio import rates
+from lit_moss.codec import flow_matching
+from lit_moss.codec.stream_cache import StreamCache
+from lit_moss.codec.unet import CausalUNet, Conditions
+
+NOISE_FRAMES = 15_000
+
+
+@lru_cache(maxsize=4)
+def _noise_buffer(device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return _noise_buffer(torch.device("cpu")).to(device)
+    generator = torch.Generator("cpu").manual_seed(0)  # the same numbers on every device
+    shape = (1, rates.DECODER_MEL_BINS, NOISE_FRAMES)
+    return torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+
+
+def fixed_noise(first: int, frames: int, device: torch.device | None = None) -> Tensor:
+    """The sampler's starting noise for frames `first` on, counted from the prompt's first: (1, M, frames).
+
+    The same for every call, so that a stream continues what it began. It repeats after 15,000 frames (5 min).
+    A device other than the CPU keeps the whole of it (5 MB): a chunk then copies nothing there.
+    """
+    buffer, pieces = _noise_buffer(device or torch.device("cpu")), []
+    while frames > 0:
+        start = first % NOISE_FRAMES
+        pieces.append(buffer[:, :, start : start + frames])
+        first, frames = first + pieces[-1].shape[-1], frames - pieces[-1].shape[-1]
+    return torch.cat(pieces, dim=-1) if pieces else buffer[:, :, :0]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Settings of the solver, see `FlowConfig`.
+
+    Args:
+        guidance: Weight of classifier-free guidance; 0 turns it off.
+        steps: Euler steps.
+        start: Time of the first step.
+    """
+
+    guidance: float
+    steps: int
+    start: float = 0.0
+
+    def solve(
+        self,
+        estimator: CausalUNet,
+        noise_BMT: Tensor,
+        conditions: Conditions,
+        caches: Sequence[StreamCache] | None = None,
+    ) -> Tensor:
+        """Mel (B, M, T); conditioned and unconditioned items are one batch of the velocity network.
+
+        Everything but the network's insides is float32: under autocast a time in bfloat16 would turn its
+        embedding by 0.9 radians.
+
+        Args:
+            estimator: The velocity network.
+            noise_BMT: Where the path begins.
+            conditions: Of the B items.
+            caches: State of a stream of which these frames are the next chunk, one cache for each step.
+        """
+        batch, guided = len(noise_BMT), self.guidance != 0.0
+        all_conditions = conditions.with_unconditioned() if guided else conditions
+
+        def velocity(x_BMT: Tensor, step: int, t: float) -> Tensor:
+            x = torch.cat([x_BMT, x_BMT]) if guided else x_BMT
+            cache = None if caches is None else caches[step]
+            if cache is not None:
+                cache.begin(x.shape[-1], x.device)
+            v = estimator(x, x.new_full((len(x),), t), all_conditions, cache)
+            return flow_matching.guided(v[:batch], v[batch:], self.guidance) if guided else v
+
+        x_BMT = noise_BMT
+        if self.start:
+            t_111 = noise_BMT.new_full((1, 1, 1), self.start)
+            x_BMT, _ = flow_matching.path(conditions.mu_BMT, noise_BMT, t_111)
+        return flow_matching.euler(velocity, x_BMT, flow_matching.schedule(self.steps, self.start))

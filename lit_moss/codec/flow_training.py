@@ -1,0 +1,150 @@
+"""What the flow decoder is trained on: random draws, and the network's velocity beside the true one.
+
+Conditional flow matching (`flow_matching`), with prompts (half of the items are given their first frames) and
+dropped conditions (a fifth, for classifier-free guidance), as CosyVoice 2 does it (arXiv:2412.10117).
+
+Shapes: B batch, N codes, T frames (= 4 N), M mel bands, S values of a speaker vector.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_moss.codec import flow_matching
+from lit_moss.codec.flow_config import FlowConfig
+from lit_moss.codec.flow_network import RATIO, FlowNetwork
+from lit_moss.codec.stream_cache import length_mask
+from lit_moss.codec.unet import Conditions
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """Codes with the mel that they stand for.
+
+    Args:
+        codes_BN: Codes, int64.
+        lengths_B: Codes of each item, int64.
+        mel_BMT: Mel of exactly 4 frames a code.
+        speaker_BS: Speaker vectors.
+    """
+
+    codes_BN: Tensor
+    lengths_B: Tensor
+    mel_BMT: Tensor
+    speaker_BS: Tensor
+
+    def __post_init__(self) -> None:
+        expected = RATIO * self.codes_BN.shape[1]
+        if self.mel_BMT.shape[-1] != expected:
+            raise ValueError(
+                f"{self.mel_BMT.shape[-1]} mel frames for {self.codes_BN.shape[1]} codes, expected "
+                f"{expected}: trim both"
+            )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All that is random about one loss.
+
+    Args:
+        t_B11: Times, after the cosine.
+        z_BMT: Noise.
+        keep_B: Which items keep their conditions, bool.
+        prefix_B: Frames of the target that are given as prompt, int64.
+    """
+
+    t_B11: Tensor
+    z_BMT: Tensor
+    keep_B: Tensor
+    prefix_B: Tensor
+
+
+@dataclass(frozen=True)
+class Velocities:
+    """What losses are computed from.
+
+    Args:
+        predicted_BMT: The network's velocity, float32.
+        target_BMT: The path's.
+        mask_B1T: 1 at real frames.
+        mu_BMT: The encoder's output, before conditions are dropped, float32.
+    """
+
+    predicted_BMT: Tensor
+    target_BMT: Tensor
+    mask_B1T: Tensor
+    mu_BMT: Tensor
+
+    def loss(self) -> Tensor:
+        """Mean squared error over real frames and bands: scalar."""
+        return flow_matching.loss(self.predicted_BMT, self.target_BMT, self.mask_B1T)
+
+    def squared_errors(self) -> Tensor:
+        """Sum of squared errors over the real frames of each item: (B,)."""
+        return flow_matching.squared_errors(self.predicted_BMT, self.target_BMT, self.mask_B1T)
+
+
+def draw(
+    config: FlowConfig,
+    mel_BMT: Tensor,
+    frames_B: Tensor | Sequence[int],
+    max_prefix: float = 0.3,
+    prefixes: random.Random | None = None,
+    generator: torch.Generator | None = None,
+) -> Draws:
+    """The random part of a loss.
+
+    Half of the items get a prompt: their first n frames, n uniform from 0 to `max_prefix` of them. The order
+    of the draws is that of the released training code: prefixes by Python's generator, then times, noise and
+    dropped conditions by torch's.
+
+    Args:
+        config: Of the decoder.
+        mel_BMT: The batch's mel; its shape, dtype and device.
+        frames_B: Frames of each item; given as plain numbers, a GPU is not waited for.
+        max_prefix: Longest prompt as a share of an item.
+        prefixes: Instead of Python's global generator.
+        generator: Instead of torch's global generator.
+    """
+    chance, prefix = prefixes or random, []
+    for frames in frames_B.tolist() if isinstance(frames_B, Tensor) else frames_B:
+        without = chance.random() < 0.5
+        prefix.append(0 if without else chance.randint(0, int(max_prefix * frames)))
+    # A generator draws on its own device alone: one on the CPU serves every device.
+    device = mel_BMT.device if generator is None else generator.device
+    like = {"device": device, "dtype": mel_BMT.dtype, "generator": generator}
+    t_B11 = flow_matching.cosine_time(torch.rand(len(mel_BMT), 1, 1, **like))
+    z_BMT = torch.randn(mel_BMT.shape, **like)
+    keep_B = torch.rand(len(mel_BMT), **like) > config.unconditioned_share
+    prefix_B = torch.tensor(prefix, dtype=torch.long, device="cpu")
+    drawn = (t_B11, z_BMT, keep_B, prefix_B)
+    return Draws(*(x.to(mel_BMT.device, non_blocking=True) for x in drawn))
+
+
+def velocities(network: FlowNetwork, batch: FlowBatch, draws: Draws, streaming: bool = False) -> Velocities:
+    """The network's velocity and the path's, at the drawn times.
+
+    Args:
+        network: The decoder.
+        batch: What is learnt.
+        draws: See `draw`.
+        streaming: Chunk-causal masks in encoder and velocity network.
+    """
+    chunks = network.chunks() if streaming else None
+    target_BMT, frames = batch.mel_BMT, batch.mel_BMT.shape[-1]
+    mu_BMT = network.encode(batch.codes_BN, batch.lengths_B, chunks).transpose(1, 2)
+    mask_B1T, seen = network.frame_masks(batch.lengths_B, frames, chunks)
+    mask_B1T = mask_B1T.to(target_BMT.dtype)
+    conditions = Conditions(
+        mask_B1T,
+        mu_BMT,
+        network.project_speaker(batch.speaker_BS),
+        target_BMT * length_mask(draws.prefix_B, frames)[:, None],
+        seen,
+    ).where(draws.keep_B.to(target_BMT.dtype))
+    y_BMT, u_BMT = flow_matching.path(target_BMT, draws.z_BMT, draws.t_B11)
+    predicted_BMT = network.decoder.estimator(y_BMT, draws.t_B11[:, 0, 0], conditions)
+    return Velocities(predicted_BMT.float(), u_BMT, mask_B1T, mu_BMT.float())

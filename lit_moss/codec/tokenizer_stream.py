@@ -1,0 +1,82 @@
+"""The speech tokenizer as a stream: samples at 16 kHz as they come -> codes."""
+
+import torch
+from torch import Tensor
+
+from lit_moss.audio import rates
+from lit_moss.audio.features import CausalLogMel
+from lit_moss.audio.precision import full_precision
+from lit_moss.audio.streams import ClosedByFlush
+from lit_moss.audio.waves import check_wave
+from lit_moss.codec.encoder import CausalEncoder, EncoderState
+from lit_moss.codec.nearest import Float64Encoder, check_codes_known, decide
+
+
+class TokenizerStream(ClosedByFlush):
+    """A `Stream`: samples (T,) at 16 kHz -> each code as soon as its 80 ms are complete.
+
+    Every 30 s a new segment begins with a fresh state, as offline. Log-mel by `CausalLogMel`. Memory is
+    bounded by one segment: keys and values of the attention. With `exact` everything is float64, so no push
+    computes earlier frames again; it transfers to the host once, its codes.
+
+    Args:
+        encoder: The network.
+        exact: The same in float64, to give the codes of `SpeechTokenizer.encode` always; None computes in
+            float32.
+    """
+
+    def __init__(self, encoder: CausalEncoder, exact: Float64Encoder | None) -> None:
+        self._exact = exact
+        # Here and not in the first push: the float64 copy takes a second at the released size.
+        self._encoder = encoder if exact is None else exact.network
+        self._waiting = torch.zeros(0, dtype=torch.float32, device="cpu")
+        self._limit = rates.segment_samples(encoder.config.max_source_positions)
+        self._state = EncoderState()
+        self._new_segment()
+
+    def _new_segment(self) -> None:
+        self._mel = CausalLogMel(self._encoder.config.num_mel_bins)
+        self._state.restart()
+        self._done = 0  # samples of this segment already turned into codes
+
+    def push(self, samples: Tensor) -> Tensor:
+        """Next samples (T,) at 16 kHz, any number -> new codes, int64 (n,).
+
+        Raises:
+            ValueError: if the samples are not a recording, see `check_wave`.
+        """
+        self._check_open()
+        self._waiting = torch.cat([self._waiting, check_wave(samples)])
+        return self._encode_waiting()
+
+    def flush(self) -> Tensor:
+        """Ends the recording; a begun code is filled up with zeros. The last codes, int64 (0 or 1,)."""
+        self._close()
+        short = -len(self._waiting) % rates.SAMPLES_PER_CODE
+        self._waiting = torch.cat([self._waiting, torch.zeros(short, device="cpu")])
+        return self._encode_waiting()
+
+    @torch.no_grad()
+    def _encode_waiting(self) -> Tensor:
+        """Codes of the whole codes that wait."""
+        codes = [torch.zeros(0, dtype=torch.long, device="cpu")]
+        while len(self._waiting) >= rates.SAMPLES_PER_CODE:
+            whole = len(self._waiting) // rates.SAMPLES_PER_CODE * rates.SAMPLES_PER_CODE
+            count = min(whole, self._limit - self._done)
+            codes.append(self._encode(self._waiting[:count]))
+            self._waiting = self._waiting[count:]
+        return torch.cat(codes)
+
+    def _encode(self, samples: Tensor) -> Tensor:
+        encoder = self._encoder
+        wave_BT = samples[None].to(encoder.codebook.weight)
+        with full_precision(wave_BT.device):
+            pooled_BND = encoder.pool(encoder(self._mel(wave_BT), self._state))
+            if self._exact is not None:
+                codes_BN = self._exact.nearest(pooled_BND)
+            else:
+                codes_BN, _ = decide(pooled_BND, encoder.codebook.weight)
+        self._done += len(samples)
+        if self._done == self._limit:
+            self._new_segment()
+        return check_codes_known(codes_BN[0].cpu())

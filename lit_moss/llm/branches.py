@@ -1,0 +1,145 @@
+"""Parts of a split model: blocks of decoder layers, the rotation of positions, and branches.
+
+A branch computes logits of the next row from the trunk's output:
+
+    h_BLD ─ block ─ norm ─ head ─ logits_BLV      id v of the head is the row `first_row + v`
+
+The split model has two, for text and for speech. The model without a split (NF-NoSplit) has one for both.
+Shapes: B sequences, L rows, N target rows, D width, V ids of a head, E width of an attention head.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lit_moss.llm.config import SplitConfig
+from lit_moss.llm.losses import Head, HeadLoss
+from lit_moss.llm.rows import RowFormat
+
+Modality = Literal["text", "speech"]
+
+
+class Block(nn.Module):
+    """Consecutive decoder layers of the backbone.
+
+    Attributes:
+        checkpointing: Recompute each layer in the backward instead of keeping its activations.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.checkpointing = False
+
+    def forward(self, h_BLD: Tensor, rope: Any, **kwargs: Any) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        for layer in self.layers:
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                output: Any = checkpoint(
+                    layer, h_BLD, position_embeddings=rope, use_reentrant=False, **kwargs
+                )
+                h_BLD = output
+            else:
+                h_BLD = layer(h_BLD, position_embeddings=rope, **kwargs)
+        return h_BLD
+
+
+class Rotary(nn.Module):
+    """transformers' rotary embedding, whose frequencies stay in float32 when the weights are cast.
+
+    In bfloat16 the phase of row 14,335 would be off by up to 16 radians (Qwen3, theta 1e6).
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Rotary":
+        buffers = dict(self.inner.named_buffers())
+        super()._apply(fn, recurse)
+        for name, moved in list(self.inner.named_buffers()):
+            if moved.dtype != buffers[name].dtype and not buffers[name].is_meta:
+                setattr(self.inner, name, buffers[name].to(moved.device))
+        return self
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, L, E) of positions (B, L), in x's dtype."""
+        return self.inner(x, position_ids=position_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """A view of the modules that predict rows of one modality, or of both.
+
+    Args:
+        predicts: Modalities of the rows that its head predicts.
+        block: Layers after the trunk.
+        norm: Their last norm.
+        head: Projection to logits.
+        first_row: The row that id 0 of the head stands for.
+    """
+
+    predicts: tuple[Modality, ...]
+    block: Block
+    norm: nn.Module
+    head: Head
+    first_row: int
+
+    @property
+    def name(self) -> Modality:
+        """The first modality that it predicts."""
+        return self.predicts[0]
+
+    def logits(self, h_BLD: Tensor, **kwargs: Any) -> Tensor:
+        """(B, L, D) -> (B, L, V); keyword arguments as of `Block`."""
+        return self.head(self.norm(self.block(h_BLD, **kwargs)))
+
+    def loss(self, hidden_ND: Tensor, rows_N: Tensor) -> HeadLoss:
+        """Cross-entropy of the block's outputs (N, D) against the rows (N,) that follow them."""
+        ids_N = rows_N - self.first_row if self.first_row else rows_N
+        return self.head(self.norm(hidden_ND), ids_N)
+
+
+class Network(Protocol):
+    """What generation and measurements use of a split model; `SplitLM` is one.
+
+    Attributes:
+        config: Sizes and ids.
+        format: Ids of rows.
+        stop_ids: Text ids that end a generation.
+        training: Whether it is in training mode.
+    """
+
+    config: SplitConfig
+    format: RowFormat
+    stop_ids: list[int]
+    training: bool
+
+    @property
+    def trunk(self) -> Block: ...
+
+    @property
+    def rotary(self) -> Rotary: ...
+
+    @property
+    def branches(self) -> tuple[Branch, ...]: ...
+
+    def branch_of(self, modality: Modality) -> Branch: ...
+
+    def blocks(self) -> Iterator[Block]: ...
+
+    def embed(self, rows_BL: Tensor) -> Tensor: ...
+
+    def check_context(self, rows: int) -> None: ...
+
+    def loss(self, rows: Tensor, document_ids: Tensor | None = None) -> Any: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+    def __call__(self, rows: Tensor, document_ids: Tensor | None = None) -> Any: ...

@@ -1,0 +1,77 @@
+"""Losses as metrics: of a training batch, and of all batches of a validation.
+
+    loss = (nll_text + nll_speech) / targets     ppl = exp(nll / targets of the head)     accuracy likewise
+
+Names are `text_loss`, `speech_ppl` …; values of a head without targets are left out.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lit_moss.llm.losses import SplitLoss
+
+_SUMS = ("text_nll", "text_count", "text_correct", "speech_nll", "speech_count", "speech_correct")
+
+
+def batch_metrics(loss: SplitLoss, targets: Mapping[str, int]) -> dict[str, Tensor]:
+    """Metrics of one batch, () each, left on the device.
+
+    Args:
+        loss: Of the batch.
+        targets: Head (`text`, `speech`) -> its targets, as the host knows them.
+    """
+    metrics = {"text_targets": loss.text_count.float(), "speech_targets": loss.speech_count.float()}
+    for name, mean, count, correct in (
+        ("text", loss.text, loss.text_count, loss.text_correct),
+        ("speech", loss.speech, loss.speech_count, loss.speech_correct),
+    ):
+        if targets[name]:
+            metrics |= {f"{name}_loss": mean, f"{name}_ppl": mean.exp(), f"{name}_accuracy": correct / count}
+    return metrics
+
+
+class LossSums:
+    """Sums over the batches of a validation, on the device.
+
+    Args:
+        device: Where the losses are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in _SUMS}
+
+    def add(self, loss: SplitLoss) -> None:
+        """Counts a batch."""
+        values = (
+            loss.text * loss.text_count,
+            loss.text_count,
+            loss.text_correct,
+            loss.speech * loss.speech_count,
+            loss.speech_count,
+            loss.speech_correct,
+        )
+        for name, value in zip(_SUMS, values, strict=True):
+            self._sums[name] += value
+
+    def metrics(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Metrics of all batches.
+
+        Args:
+            over_ranks: Sum of a tensor over all ranks.
+        """
+        sums = {name: float(over_ranks(value)) for name, value in self._sums.items()}
+        metrics: dict[str, float] = {}
+        targets = sums["text_count"] + sums["speech_count"]
+        if targets:
+            metrics["loss"] = (sums["text_nll"] + sums["speech_nll"]) / targets
+        for name in ("text", "speech"):
+            if count := sums[f"{name}_count"]:
+                mean = sums[f"{name}_nll"] / count
+                metrics |= {
+                    f"{name}_loss": mean,
+                    f"{name}_ppl": float(torch.tensor(mean).exp()),
+                    f"{name}_accuracy": sums[f"{name}_correct"] / count,
+                }
+        return metrics

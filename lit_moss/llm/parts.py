@@ -1,0 +1,67 @@
+"""Parts of the split model that stages of training freeze, and that have learning rates of their own."""
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+from torch import nn
+
+Parts = dict[str, list[tuple[str, nn.Parameter]]]  # part -> its named parameters
+
+# Part -> prefix of its parameters' names inside the model.
+PARTS = {
+    "text_embedding": "model.embed_tokens.",
+    "trunk": "model.shared_block.",
+    "text_tail": "model.text_block.",
+    "text_norm": "model.text_norm.",
+    "text_head": "text_lm_head.",
+    "audio_embedding": "model.audio_embed.",
+    "audio_tail": "model.audio_block.",
+    "audio_norm": "model.audio_norm.",
+    "audio_head": "audio_lm_head.",
+}
+
+
+def named_parts(lm: nn.Module) -> Parts:
+    """Part -> its named parameters; the trunk's layers are parts of their own (`trunk.0`, `trunk.1` …)."""
+    parts: Parts = {}
+    for name, parameter in lm.named_parameters():
+        part = next(part for part, prefix in PARTS.items() if name.startswith(prefix))
+        if part == "trunk":
+            part = f"trunk.{name.removeprefix(PARTS['trunk'] + 'layers.').split('.')[0]}"
+        parts.setdefault(part, []).append((name, parameter))
+    return parts
+
+
+def optimizer_groups(
+    parts: Parts, trained: Container[str], lr: float, lr_factors: Mapping[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups of an optimizer: two for each part, matrices with weight decay and the rest without.
+
+    Args:
+        parts: Of `named_parts`.
+        trained: Names of the parameters that train at some step; the others are in no group.
+        lr: Peak learning rate.
+        lr_factors: Part -> factor on it; `trunk` counts for all its layers.
+        weight_decay: Of the matrices.
+    """
+    groups = []
+    for part, named in parts.items():
+        rate = lr * lr_factors.get(part.split(".")[0], 1.0)
+        for matrices in (True, False):
+            chosen = [p for name, p in named if (len(whole_shape(p)) > 1) == matrices and name in trained]
+            if chosen:
+                groups.append(
+                    {
+                        "params": chosen,
+                        "name": part if matrices else f"{part}.no_decay",
+                        "lr": rate,
+                        "base_lr": rate,
+                        "weight_decay": weight_decay if matrices else 0.0,
+                    }
+                )
+    return groups
+
+
+def whole_shape(parameter: nn.Parameter) -> Any:
+    """Shape of the whole parameter; a shard of ZeRO-3 is flat and keeps it in an attribute of its own."""
+    return getattr(parameter, "ds_shape", parameter.shape)

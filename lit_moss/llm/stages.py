@@ -1,0 +1,193 @@
+"""Weights between stages of training.
+
+    backbone ─► stage 1 ─► checkpoint ─► stage 2 ─► checkpoint ─► SFT
+       └─ frozen weights ─┘ left out on request, a hash says which backbone they belong to
+
+A stage starts from the backbone and takes over the weights of an earlier checkpoint. Weights that a run
+does not train may be kept in bfloat16 (`cast_frozen`) and be left out of its checkpoints
+(`leave_out_frozen`). When such a checkpoint is loaded, they are read from the backbone again and their hash
+is compared (`check_frozen`).
+"""
+
+import hashlib
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_moss.errors import UserError
+from lit_moss.llm.config import SplitConfig
+from lit_moss.llm.model import SplitLM
+
+_PREFIX = "lm."  # of the model's weights in a checkpoint
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+}
+
+
+def take_over(lm: nn.Module, checkpoint: dict[str, Any], source: str) -> int:
+    """Loads an earlier stage's weights; those that it left out as frozen are the backbone's already.
+
+    Args:
+        lm: A split model with its backbone's weights.
+        checkpoint: Of the earlier stage.
+        source: Where it comes from, for messages.
+
+    Returns:
+        Number of tensors.
+
+    Raises:
+        UserError: if they do not fit the model, or the checkpoint was trained on another backbone.
+    """
+    weights = {
+        name.removeprefix(_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(_PREFIX)
+    }
+    own = lm.state_dict()
+    wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    missing = sorted(own.keys() - weights.keys())
+    frozen = checkpoint.get("frozen")
+    if wrong or not weights or (missing and frozen is None):
+        raise UserError(
+            f"model.init_from {source} does not fit: {len(wrong)} tensors of another shape, "
+            f"{len(missing)} missing (first {(wrong or missing or ['all'])[0]!r}); use the same "
+            "backbone, split depth and speech tokenizer"
+        )
+    if frozen is not None:
+        check_frozen(frozen, own, source)
+    lm.load_state_dict(own | weights)
+    return len(weights)
+
+
+def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source: str) -> SplitLM:
+    """The model of a checkpoint, on the CPU, in eval mode.
+
+    Args:
+        checkpoint: Of a run.
+        backbone: The run's backbone.
+        source: Where the checkpoint comes from, for messages.
+
+    Raises:
+        UserError: if its frozen weights belong to another backbone.
+    """
+    config = SplitConfig.from_dict(checkpoint["split_config"], source)
+    lm = SplitLM.from_backbone(
+        backbone,
+        config.num_modality_layers,
+        config.format.audio_vocab_size,
+        config.joint,
+        row_format=config.format,
+    )
+    take_over(lm, checkpoint, source)
+    return lm.eval()
+
+
+def check_tokenizers(made_by: Mapping[str, str | None], fingerprints: Mapping[str, str]) -> None:
+    """Refuses rows of other tokenizers: their ids are the same numbers with another meaning.
+
+    Args:
+        made_by: Fingerprint of each tokenizer that made a checkpoint's rows.
+        fingerprints: Those of the rows at hand.
+
+    Raises:
+        UserError: if they differ.
+    """
+    for key, value in made_by.items():
+        if value and fingerprints.get(key) not in (None, "none", value):
+            option = key if key == "speech_tokenizer" else "backbone"
+            raise UserError(
+                f"the checkpoint was trained on rows of the {key} {value}, here it is {fingerprints[key]}: "
+                f"give the {key} of the training (data.init_args.{option})"
+            )
+
+
+# --- frozen weights -----------------------------------------------------------------------------------------
+
+
+def cast_frozen(lm: SplitLM, trained: Container[str], dtype: torch.dtype, keep_dtype: bool = False) -> None:
+    """Rounds the matrices that never train to `dtype`; exact where the backbone is stored in it.
+
+    Norms and biases keep their dtype: they take little memory, and autocast casts only matrices, so the
+    logits of a backbone that is stored in `dtype` do not change by a bit. The embedding table of a model
+    without a split keeps its dtype as well, because the residual stream takes it over.
+
+    Args:
+        lm: The whole model.
+        trained: Names of the parameters that train at some step.
+        dtype: Such as bfloat16.
+        keep_dtype: Round the values only.
+    """
+    for name, parameter in lm.named_parameters():
+        is_joint_table = lm.config.joint and name.startswith("model.embed_tokens.")
+        if name not in trained and parameter.dim() > 1 and not is_joint_table:
+            rounded = parameter.data.to(dtype)
+            parameter.data = rounded.to(parameter.dtype) if keep_dtype else rounded
+
+
+def leave_out_frozen(state: dict[str, Tensor], trained: Container[str]) -> dict[str, Tensor]:
+    """Removes from a checkpoint's weights what no step of the run trains, and returns it by its names in the
+    model."""
+    frozen = [key for key in state if key.removeprefix(_PREFIX) not in trained]
+    return {key.removeprefix(_PREFIX): state.pop(key) for key in frozen}
+
+
+def add_frozen(checkpoint: dict[str, Any], own: dict[str, Tensor]) -> None:
+    """Puts the weights that a checkpoint has left out back into it.
+
+    Args:
+        checkpoint: Changed in place.
+        own: Weights of the model that it is loaded into.
+
+    Raises:
+        UserError: if they are of another backbone.
+    """
+    frozen = checkpoint.get("frozen")
+    if frozen is not None:
+        check_frozen(frozen, own, "the checkpoint")
+        checkpoint["state_dict"] |= {_PREFIX + name: own[name] for name in frozen["names"]}
+
+
+def hash_record(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint's record of the weights that it leaves out: `names`, their `dtypes`, and the `sha256`."""
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
+    return {"sha256": sha256_of_tensors(tensors), "names": sorted(tensors), "dtypes": dtypes}
+
+
+def check_frozen(frozen: dict[str, Any], own: dict[str, Tensor], source: str) -> None:
+    """Compares the weights that a checkpoint has left out with a model's own.
+
+    Args:
+        frozen: The checkpoint's record, see `hash_record`, and the name of its `backbone`.
+        own: The model's weights.
+        source: Where the checkpoint comes from, for messages.
+
+    Raises:
+        UserError: if they differ.
+    """
+    # In the dtypes they were trained with: another stage may keep the same backbone in another one.
+    dtypes = frozen.get("dtypes", {})
+    weights = {
+        name: own[name].to(_DTYPES[dtypes[name]]) if name in dtypes else own[name]
+        for name in frozen["names"]
+        if name in own
+    }
+    digest = sha256_of_tensors(weights)
+    if digest != frozen["sha256"]:
+        raise UserError(
+            f"{source} was trained on top of {frozen['backbone']!r} with frozen weights "
+            f"{frozen['sha256'][:12]}, this backbone's are {digest[:12]}: give the same backbone"
+        )
+
+
+def sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
+    """Hex digest of names and contents, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,147 @@
+"""The codebook of a speech tokenizer in training: its k-means start, its moving averages, its restarts.
+
+It learns without gradients (`lit_moss.codec.quantizer`), once per optimizer step, from the frames of every
+rank and every accumulated micro-batch. Shapes: B items, N codes, S frames, D width, K codebook entries.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lit_moss.codec import quantizer
+from lit_moss.codec.encoder import CausalEncoder
+from lit_moss.contracts import speech_data
+from lit_moss.data.batches import SpeechBatch
+from lit_moss.errors import UserError
+from lit_moss.modules.steps import HostCopy, StepModule
+
+
+@dataclass(frozen=True)
+class CodebookSchedule:
+    """When the codebook starts and restarts.
+
+    Args:
+        start_step: Optimizer steps without quantization before k-means.
+        kmeans_batches: Training batches (of every rank) that k-means runs on.
+        restart_share: A code is dead if its average count is below this share of what one update decays to.
+    """
+
+    start_step: int
+    kmeans_batches: int
+    restart_share: float
+
+
+class CodebookModule(StepModule):
+    """Base of the speech tokenizer's LightningModule: an encoder and the learning of its codebook.
+
+    Subclasses call `keep_frames` in each training step and implement `speech_frames`.
+
+    Args:
+        encoder: The network.
+        schedule: When the codebook starts and restarts.
+        ready: Whether the encoder's codebook is one already.
+    """
+
+    updates: Tensor
+    codebook_ready: Tensor
+    train_use_K: Tensor
+
+    def __init__(self, encoder: CausalEncoder, schedule: CodebookSchedule, ready: bool) -> None:
+        super().__init__()
+        self.encoder, self.codebook_schedule = encoder, schedule
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.register_buffer("codebook_ready", torch.tensor(ready))
+        size = encoder.config.quantize_vocab_size
+        self.register_buffer("train_use_K", torch.zeros(size, dtype=torch.long), persistent=True)
+        # What the host knows of `codebook_ready` and `updates` without asking the device at each step.
+        self._ready, self._updates = HostCopy(), HostCopy()
+        self._frames: list[tuple[Tensor, Tensor]] = []  # (S, D) and their codes, since the last step
+
+    def speech_frames(self, batch: SpeechBatch) -> Tensor:
+        """Pooled frames of a batch without its padding: (S, D), float32."""
+        raise NotImplementedError
+
+    @property
+    def quantizing(self) -> bool:
+        """Whether the codebook is in place; a function of the run's state alone."""
+        return bool(self._ready.get(self.codebook_ready))
+
+    def keep_frames(self, x_SD: Tensor, codes_S: Tensor) -> None:
+        """Frames of a micro-batch and their codes, for the next update."""
+        self._frames.append((x_SD.detach(), codes_S))
+
+    # --- start ----------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: SpeechBatch, batch_idx: int) -> None:
+        if not self.quantizing and self.global_step >= self.codebook_schedule.start_step:
+            self._start_codebook()
+
+    @torch.no_grad()
+    def _start_codebook(self) -> None:
+        """k-means on frames of the next batches, unaugmented: they follow from the data's order alone."""
+        frames = self._frames_of_next_batches()
+        count, batches = quantizer.sum_over_ranks(sum(map(len, frames)), len(frames))
+        if not batches:
+            raise UserError("none of the audio for the codebook's k-means start could be read")
+        # A rank without frames takes part: the others gather.
+        x_SD = torch.cat([self.encoder.codebook.weight.new_zeros(0, self.encoder.config.d_model), *frames])
+        centres_KD, count_K = quantizer.kmeans(x_SD, len(self.encoder.codebook.weight))
+        # Counts as if the averages had long run on steps of this size.
+        share_K = count_K / count_K.sum() * count / batches
+        share_K = (share_K * (self.trainer.world_size * self.trainer.accumulate_grad_batches)).clamp(min=1e-2)
+        self.encoder.codebook.weight.copy_(centres_KD)
+        self.encoder.ema_count.copy_(share_K)
+        self.encoder.ema_weight.copy_(centres_KD * share_K[:, None])
+        self.codebook_ready.fill_(True)
+        self._ready.set(self.codebook_ready, True)
+        rank_zero_info(
+            f"step {self.global_step}: codebook of {len(centres_KD)} started by k-means on {count:.0f} frames"
+        )
+
+    def _frames_of_next_batches(self) -> list[Tensor]:
+        frames = []
+        self.encoder.eval()
+        for batch in speech_data(self.trainer).probe_loader(self.codebook_schedule.kmeans_batches):
+            batch = self.trainer.strategy.batch_to_device(batch)
+            if len(batch):
+                with self.trainer.precision_plugin.forward_context():
+                    frames.append(self.speech_frames(batch))
+        self.encoder.train()
+        return frames
+
+    # --- updates --------------------------------------------------------------------------------------------
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The codebook is updated with the parameters, or skipped with them."""
+        frames, self._frames = self._frames, []
+        if self.quantizing and self.skip_step is not True:
+            empty = self.encoder.codebook.weight.new_zeros(0, self.encoder.config.d_model)
+            # A rank whose files were all unreadable takes part with zeros: the others wait for it.
+            x_SD = torch.cat([empty, *(x for x, _ in frames)])
+            codes_S = torch.cat([x_SD.new_zeros(0, dtype=torch.long), *(codes for _, codes in frames)])
+            self._update_codebook(x_SD, codes_S)
+
+    def _update_codebook(self, x_SD: Tensor, codes_S: Tensor) -> None:
+        encoder, skip = self.encoder, self.skip_step if isinstance(self.skip_step, Tensor) else None
+        state = (encoder.codebook.weight, encoder.ema_count, encoder.ema_weight)
+        decay, every = encoder.config.quantize_ema_decay, encoder.config.quantize_restart_interval
+        # Counts skipped steps too where the host does not know of them, until a restart may be due.
+        updates = self._updates.get(self.updates) + 1
+        quantizer.ema_update(*state, x_SD, codes_S, decay, skip)
+        self.updates += 1 if skip is None else (~skip).long()
+        use_K = quantizer.counts(codes_S, len(self.train_use_K))
+        self.train_use_K += use_K if skip is None else use_K * ~skip
+        due = updates % every == 0
+        taken = int(self.updates) if due else updates
+        self._updates.set(self.updates, taken)
+        if due and taken == updates:
+            threshold = self.codebook_schedule.restart_share * decay**every
+            restarted = quantizer.restart_dead(*state, x_SD, threshold=threshold)
+            if self.logger is not None:
+                # Not by `self.log`, which would repeat the value at every step until the next one.
+                used = float((self.train_use_K > 0).float().mean())
+                values = {"train/codes_restarted": float(restarted), "train/codebook_used": used}
+                self.logger.log_metrics(values, step=self.global_step + 1)
+            self.train_use_K.zero_()

@@ -1,0 +1,1 @@
+"""Run folders, checkpoints, recipes, launching and MLflow tracking."""
