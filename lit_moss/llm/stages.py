@@ -99,9 +99,10 @@ def check_tokenizers(made_by: Mapping[str, str | None], fingerprints: Mapping[st
     for key, value in made_by.items():
         if value and fingerprints.get(key) not in (None, "none", value):
             option = key if key == "speech_tokenizer" else "backbone"
+            name = key.replace("_", " ")
             raise UserError(
-                f"the checkpoint was trained on rows of the {key} {value}, here it is {fingerprints[key]}: "
-                f"give the {key} of the training (data.init_args.{option})"
+                f"the checkpoint was trained on rows of the {name} {value}, here it is {fingerprints[key]}: "
+                f"give the {name} of the training (data.init_args.{option})"
             )
 
 

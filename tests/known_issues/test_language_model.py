@@ -141,7 +141,7 @@ def test_predict_with_another_speech_tokenizer_is_refused(tmp_path, capsys):
     finally:
         os.chdir(before)
     assert code == 2
-    assert "was trained on rows of the codec made up" in capsys.readouterr().err
+    assert "was trained on rows of the speech tokenizer made up" in capsys.readouterr().err
 
 
 @pytest.mark.slow
