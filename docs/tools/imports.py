@@ -9,10 +9,10 @@ Source files are parsed, not imported. What counts as an import, wherever it sta
 - a string that is the dotted name of one of our modules or of something in it: `"lit_moss.cli.fit"` for
   `importlib.import_module`, `"lit_moss.hub.codec:open_codec"`, `"callbacks.Checkpoint"` as a class path.
 
-Two rules: an import points down the list of layers or stays in its layer, and no chain of imports leads back to
-the file it began with. Imports for type checkers must point down too, but they may close a circle, since they
-are never executed. A package's `__init__.py`, which Python runs before any of its modules, counts as imported
-only where a name is taken from it.
+Two rules: an import points down the list of layers or stays in its layer, and no chain of imports leads back
+to the file it began with. Imports for type checkers must point down too, but they may close a circle, since
+they are never executed. A package's `__init__.py`, which Python runs before any of its modules, counts as
+imported only where a name is taken from it.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "pictures" / "imports.svg"
 TOP_LEVEL = ("lit_moss", "callbacks", "experiments")
-# From top to bottom. A layer is a folder of lit_moss, a single file of it, or a top-level package; what is not
-# listed belongs to the last layer.
+# From top to bottom. A layer is a folder of lit_moss, a single file of it, or a top-level package; what is
+# not listed belongs to the last layer.
 LAYERS = (
     "experiments", "cli", "callbacks", "serve", "evaluate", "sweep", "prepare", "modules", "data",
     "contracts", "hub", "corpora", "codec", "llm", "runs", "audio", "base",
@@ -207,9 +207,9 @@ def outside_imports(root: Path = ROOT, below: bool = False) -> dict[str, set[str
     }
 
 
-# The drawing: layers on the diagonal, from the highest layer to the lowest. A line leaves a layer to the right
-# and bends down into the layer that it imports; the number at the bend counts the imports. What points up runs
-# to the left and is red.
+# The drawing: layers on the diagonal, from the highest to the lowest. A line leaves a layer to the right and
+# bends down into the layer that it imports; the number at the bend counts the imports. What points up runs to
+# the left and is red.
 
 BOX_WIDTH, BOX_HEIGHT, STEP_X, STEP_Y, MARGIN = 96, 30, 66, 46, 24
 DOWN, UP, INK = "#4a6fa5", "#c0392b", "#222"
