@@ -1,4 +1,4 @@
-"""Imports point down the list of rooms, form no circle, and are drawn as they are."""
+"""Imports point down the list of layers, form no circle, and are drawn as they are."""
 
 import importlib.util
 import sys
@@ -28,22 +28,22 @@ def test_no_files_import_one_another_in_a_circle(imports):
 
 
 def test_only_the_command_line_imports_callbacks(imports):
-    users = {i.source for i in imports if graph.room_of(i.target) == "callbacks"}
-    users = {name for name in users if graph.room_of(name) not in ("cli", "callbacks", "experiments")}
+    users = {i.source for i in imports if graph.layer_of(i.target) == "callbacks"}
+    users = {name for name in users if graph.layer_of(name) not in ("cli", "callbacks", "experiments")}
     assert not users
 
 
 def test_every_folder_of_the_package_is_a_listed_room():
     folders = {p.parent.name for p in (ROOT / "lit_moss").glob("*/*.py")}
-    assert folders <= set(graph.ROOMS)
+    assert folders <= set(graph.LAYERS)
 
 
-@pytest.mark.parametrize("room", ["audio", "codec", "llm"])
-def test_mathematics_imports_no_lightning_mlflow_or_optuna(room):
+@pytest.mark.parametrize("layer", ["audio", "codec", "llm"])
+def test_mathematics_imports_no_lightning_mlflow_or_optuna(layer):
     """Neither itself nor by way of another of our modules."""
     heavy = {"lightning", "mlflow", "optuna"}
     outside = graph.outside_imports(ROOT, below=True)
-    wrong = {name: names & heavy for name, names in outside.items() if graph.room_of(name) == room}
+    wrong = {name: names & heavy for name, names in outside.items() if graph.layer_of(name) == layer}
     assert not {name: names for name, names in wrong.items() if names}
 
 
@@ -55,7 +55,7 @@ def test_only_the_command_line_parses_arguments():
         for dotted, _, _ in graph.references(path, name)
         if dotted.partition(".")[0] in ("argparse", "jsonargparse") and dotted != "argparse.Namespace"
     }
-    assert not {name for name in users if graph.room_of(name) not in ("cli", "experiments")}
+    assert not {name for name in users if graph.layer_of(name) not in ("cli", "experiments")}
 
 
 def test_the_drawing_in_the_docs_is_current(imports):

@@ -75,7 +75,7 @@ def appendix_d(s, i):
     return 6e-6 + 5.4e-5 * cos(pi / 2 * (s - begin - 2000) / (198_000 - begin)) ** 2
 
 
-def test_t16_appendix_d_at_200_random_layers_and_steps():
+def test_appendix_d_at_200_random_layers_and_steps():
     draw = random.Random(16)
     for _ in range(200):
         layer, step = draw.randrange(N), draw.randrange(T + 5000)

@@ -1,7 +1,7 @@
-"""Reads which file imports which, checks the order of the rooms, and draws it.
+"""Reads which file imports which, checks the order of the layers, and draws it.
 
     python docs/tools/imports.py              writes docs/pictures/imports.svg, prints what breaks the rules
-    python docs/tools/imports.py ROOT --rooms cli,data,codec --out old.svg      another state of the project
+    python docs/tools/imports.py ROOT --layers cli,data,codec --out old.svg      another state of the project
 
 Source files are parsed, not imported. What counts as an import, wherever it stands in a file:
 
@@ -9,10 +9,10 @@ Source files are parsed, not imported. What counts as an import, wherever it sta
 - a string that is the dotted name of one of our modules or of something in it: `"lit_moss.cli.fit"` for
   `importlib.import_module`, `"lit_moss.hub.codec:open_codec"`, `"callbacks.Checkpoint"` as a class path.
 
-Two rules: an import points down the list of rooms or stays in its room, and no chain of imports leads back to
-the file it began with. Imports for type checkers must point down too, but they may close a circle, since they
-are never executed. A package's `__init__.py`, which Python runs before any of its modules, counts as imported
-only where a name is taken from it.
+Two rules: an import points down the list of layers or stays in its layer, and no chain of imports leads back
+to the file it began with. Imports for type checkers must point down too, but they may close a circle, since
+they are never executed. A package's `__init__.py`, which Python runs before any of its modules, counts as
+imported only where a name is taken from it.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "pictures" / "imports.svg"
 TOP_LEVEL = ("lit_moss", "callbacks", "experiments")
-# From top to bottom. A room is a folder of lit_moss, a single file of it, or a top-level package; what is not
-# listed belongs to the last room.
-ROOMS = (
+# From top to bottom. A layer is a folder of lit_moss, a single file of it, or a top-level package; what is
+# not listed belongs to the last layer.
+LAYERS = (
     "experiments", "cli", "callbacks", "serve", "evaluate", "sweep", "prepare", "modules", "data",
     "contracts", "hub", "corpora", "codec", "llm", "runs", "audio", "base",
 )  # fmt: skip
 # assets.py, schedule.py, devices.py, records.py, files.py, errors.py and lit_moss/__init__.py.
-BASE = ROOMS[-1]
+BASE = LAYERS[-1]
 # Neither may import the other, although one of them stands above.
 SEPARATE = (("codec", "llm"),)
 
@@ -136,22 +136,22 @@ def _module(name: str, modules: dict[str, Path]) -> str | None:
     return name or None
 
 
-def room_of(module: str, rooms: tuple[str, ...] = ROOMS) -> str:
-    """The room of a module."""
+def layer_of(module: str, layers: tuple[str, ...] = LAYERS) -> str:
+    """The layer of a module."""
     if module == "lit_moss.__main__":
         return "cli"
     top, *inner = module.split(".")
     name = (inner or [""])[0] if top == "lit_moss" else top
-    return name if name in rooms else rooms[-1]
+    return name if name in layers else layers[-1]
 
 
-def upward(imports: Iterable[Import], rooms: tuple[str, ...] = ROOMS) -> list[Import]:
-    """Imports of a room by one below it, or between two that must know nothing of each other."""
+def upward(imports: Iterable[Import], layers: tuple[str, ...] = LAYERS) -> list[Import]:
+    """Imports of a layer by one below it, or between two that must know nothing of each other."""
     wrong = []
     for item in imports:
-        source, target = room_of(item.source, rooms), room_of(item.target, rooms)
+        source, target = layer_of(item.source, layers), layer_of(item.target, layers)
         apart = (source, target) in SEPARATE or (target, source) in SEPARATE
-        if rooms.index(source) > rooms.index(target) or apart:
+        if layers.index(source) > layers.index(target) or apart:
             wrong.append(item)
     return wrong
 
@@ -207,21 +207,21 @@ def outside_imports(root: Path = ROOT, below: bool = False) -> dict[str, set[str
     }
 
 
-# The drawing: rooms on the diagonal, from the highest layer to the lowest. A line leaves a room to the right
-# and bends down into the room that it imports; the number at the bend counts the imports. What points up runs
-# to the left and is red.
+# The drawing: layers on the diagonal, from the highest to the lowest. A line leaves a layer to the right and
+# bends down into the layer that it imports; the number at the bend counts the imports. What points up runs to
+# the left and is red.
 
 BOX_WIDTH, BOX_HEIGHT, STEP_X, STEP_Y, MARGIN = 96, 30, 66, 46, 24
 DOWN, UP, INK = "#4a6fa5", "#c0392b", "#222"
 
 
-def draw(imports: Iterable[Import], rooms: tuple[str, ...] = ROOMS, title: str = "") -> str:
+def draw(imports: Iterable[Import], layers: tuple[str, ...] = LAYERS, title: str = "") -> str:
     """The drawing as SVG; the same imports give the same text."""
     imports = list(imports)
     names = {name for i in imports for name in (i.source, i.target)}
-    counts = Counter((room_of(i.source, rooms), room_of(i.target, rooms)) for i in imports)
-    shown = [room for room in rooms if any(room in pair for pair in counts)]
-    place = {room: (MARGIN + n * STEP_X, 2 * MARGIN + n * STEP_Y) for n, room in enumerate(shown)}
+    counts = Counter((layer_of(i.source, layers), layer_of(i.target, layers)) for i in imports)
+    shown = [layer for layer in layers if any(layer in pair for pair in counts)]
+    place = {layer: (MARGIN + n * STEP_X, 2 * MARGIN + n * STEP_Y) for n, layer in enumerate(shown)}
     lines, labels = [], []
     for (source, target), count in sorted(counts.items()):
         if source == target:
@@ -238,7 +238,7 @@ def draw(imports: Iterable[Import], rooms: tuple[str, ...] = ROOMS, title: str =
             f'stroke-opacity="0.35" marker-end="url(#{arrow})"/>'
         )
         labels.append(_badge(column, row, str(count), colour))
-    boxes = [_box(*place[room], _label(room, names), counts[room, room]) for room in shown]
+    boxes = [_box(*place[layer], _label(layer, names), counts[layer, layer]) for layer in shown]
     width = MARGIN * 2 + (len(shown) - 1) * STEP_X + BOX_WIDTH
     height = MARGIN * 3 + (len(shown) - 1) * STEP_Y + BOX_HEIGHT
     body = "\n".join([*lines, *boxes, *labels])
@@ -259,12 +259,12 @@ def _arrow(name: str, colour: str) -> str:
     )
 
 
-def _label(room: str, modules: set[str]) -> str:
+def _label(layer: str, modules: set[str]) -> str:
     """`data/` for a folder, `contracts.py` for a file."""
-    if room == BASE:
-        return room
-    is_folder = room in TOP_LEVEL or any(name.startswith(f"lit_moss.{room}.") for name in modules)
-    return f"{room}/" if is_folder else f"{room}.py"
+    if layer == BASE:
+        return layer
+    is_folder = layer in TOP_LEVEL or any(name.startswith(f"lit_moss.{layer}.") for name in modules)
+    return f"{layer}/" if is_folder else f"{layer}.py"
 
 
 def _box(x: float, y: float, label: str, within: int) -> str:
@@ -272,7 +272,7 @@ def _box(x: float, y: float, label: str, within: int) -> str:
         f'<rect x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="4" fill="#eef2f8" '
         f'stroke="{INK}"/>'
         f'<text x="{x + BOX_WIDTH / 2:g}" y="{y + BOX_HEIGHT / 2 + 4:g}" font-size="12" text-anchor="middle" '
-        f'fill="{INK}">{escape(label)}<title>{within} imports within the room</title></text>'
+        f'fill="{INK}">{escape(label)}<title>{within} imports within the layer</title></text>'
     )
 
 
@@ -283,11 +283,11 @@ def _badge(x: float, y: float, text: str, colour: str) -> str:
     )
 
 
-def title_of(imports: list[Import], rooms: tuple[str, ...] = ROOMS) -> str:
+def title_of(imports: list[Import], layers: tuple[str, ...] = LAYERS) -> str:
     """One line with the numbers of the drawing."""
     files = len({i.source for i in imports} | {i.target for i in imports})
     return (
-        f"{len(imports)} imports between {files} files; {len(upward(imports, rooms))} point up (red), "
+        f"{len(imports)} imports between {files} files; {len(upward(imports, layers))} point up (red), "
         f"{len(circles(imports))} circles"
     )
 
@@ -298,20 +298,20 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("root", nargs="?", type=Path, default=ROOT, help="folder that holds lit_moss/")
-    parser.add_argument("--rooms", default=",".join(ROOMS), help="from top to bottom, with commas")
+    parser.add_argument("--layers", default=",".join(LAYERS), help="from top to bottom, with commas")
     parser.add_argument("--out", type=Path, default=PICTURE, help="SVG to write")
     args = parser.parse_args(arguments)
-    rooms = tuple(args.rooms.split(","))
+    layers = tuple(args.layers.split(","))
     imports = imports_of(args.root)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(draw(imports, rooms, title_of(imports, rooms)), encoding="utf-8")
-    wrong = upward(imports, rooms)
+    args.out.write_text(draw(imports, layers, title_of(imports, layers)), encoding="utf-8")
+    wrong = upward(imports, layers)
     for item in wrong:
         print(f"upward ({item.kind}): {item.source}:{item.line} imports {item.target}")
     groups = circles(imports)
     for group in groups:
         print(f"circle: {', '.join(group)}")
-    print(f"{args.out}: {title_of(imports, rooms)}")
+    print(f"{args.out}: {title_of(imports, layers)}")
     return 1 if wrong or groups else 0
 
 

@@ -57,7 +57,7 @@ def train(trainer, module, until, note=None):
     trainer.global_step = until
 
 
-def test_t16_a_layer_moves_by_0_until_its_step_and_then_at_the_rate_of_appendix_d():
+def test_a_layer_moves_by_0_until_its_step_and_then_at_the_rate_of_appendix_d():
     trainer, module = run_of(ReverseUnfreeze(K, W))
     seen = []
     train(trainer, module, T, seen.append)

@@ -1,4 +1,4 @@
-"""T9: bad files are skipped, counted once each, named, and stop the run above a share."""
+"""Bad files are skipped, counted once each, named, and stop the run above a share."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""T11: a step with a NaN loss or infinite gradients changes nothing and is counted; three in a row end a run.
+"""A step with a NaN loss or infinite gradients changes nothing and is counted; three in a row end a run.
 
 Before, such a run trained on with NaN weights, rotated its good checkpoints out and ended FINISHED.
 """

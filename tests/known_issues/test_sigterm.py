@@ -1,4 +1,4 @@
-"""SIGTERM ended a run behind its last checkpoint: all steps since were lost (T8)."""
+"""SIGTERM ended a run after its last checkpoint: all steps since were lost."""
 
 import pytest
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process, recipe, seen

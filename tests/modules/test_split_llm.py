@@ -28,7 +28,7 @@ def text_digest(state: dict) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_t1_twenty_steps_equal_parts_with_resumes_between(tmp_path, stage):
+def test_twenty_steps_equal_parts_with_resumes_between(tmp_path, stage):
     """Resumed at 5 and 10: in the middle of each stage of the staged ones."""
     fit(tmp_path / "whole", lm_recipe(tmp_path / "whole", 20, **STAGES[stage]))
     for stop in (5, 10, 20):

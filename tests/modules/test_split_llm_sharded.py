@@ -1,5 +1,5 @@
 """DDP, FSDP2 and DeepSpeed through the command line, with the settings of conf/trainer: two gloo ranks, a
-resume inside a stage (T2), the next stage from shards.
+resume inside a stage, the next stage from shards.
 
 Run as a script this file is several runs in the same two ranks, since processes take longer to start than to
 train: `test_split_llm_sharded.py FOLDER [STRATEGY/RUN STEPS [--ckpt_path last]] ...`, as one argument each.
@@ -40,7 +40,7 @@ def recipe(folder, steps, strategy):
 
 
 @pytest.mark.slow
-def test_t2_resume_on_two_ranks_and_a_next_stage_from_them(tmp_path):
+def test_resume_on_two_ranks_and_a_next_stage_from_them(tmp_path):
     for strategy in STRATEGIES:
         for run in ("whole", "parts"):
             recipe(tmp_path / strategy / run, 20, strategy)
