@@ -38,8 +38,7 @@ class Throughput(Callback):
         self._since, self._text, self._speech, self._flops, self._batches = time.monotonic(), 0, 0, 0, 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.training:
-            self._reset()
+        self._reset()  # `trainer.training` is false here, also in a validation between two training steps
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

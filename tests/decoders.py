@@ -93,7 +93,7 @@ def decoder_recipe(folder, corpus, codec, steps, **changes):
         data={"class_path": "lit_moss.data.DecoderDataModule",
               "init_args": {"train": [str(corpus / "train.jsonl")], "speech_tokenizer": str(codec),
                             "validation": [str(corpus / "validation.jsonl")], "workers": 0,
-                            "batch_sec": 12, "max_sec": 10}},
+                            "seed": 1, "batch_sec": 12, "max_sec": 10}},
         **changes,
     )  # fmt: skip
     content = yaml.safe_load(path.read_text())

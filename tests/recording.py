@@ -74,6 +74,13 @@ class TermInValidation(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class SlowValidation(Callback):
+    """Three seconds more for each validation."""
+
+    def on_validation_start(self, trainer, pl_module):
+        time.sleep(3)
+
+
 def fit(folder, config, *more, expected=0):
     """`fit` in this process, with the folder as working folder."""
     before = Path.cwd()

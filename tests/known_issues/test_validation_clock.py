@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 from lm_recipe import lm_recipe
-from recording import curves, fit
+from recording import curves, fit, mlflow_runs
 
 
 def test_one_clock_and_one_precision(tmp_path, capfd):
@@ -32,3 +32,13 @@ def test_accumulated_micro_batches_count_as_one_step(tmp_path):
     found = curves(folder)
     assert [step for step, _ in found["train/loss"]] == list(range(1, 9))
     assert [step for step, _ in found["val/loss"]] == [0, 4, 8]  # every eight micro-batches
+
+
+def test_throughput_leaves_out_the_time_of_validations(tmp_path):
+    """The time of a validation counted as that of the training steps around it."""
+    folder = tmp_path / "run"
+    slow = {"class_path": "recording.SlowValidation"}
+    fit(folder, lm_recipe(folder, 9, extra=[slow]), "--first_validation", "false")
+    (run,) = mlflow_runs(folder).values()
+    last = run.data.metrics["train/rows_per_sec"]  # of step 9, which follows a validation
+    assert last > 2 * 96 / 3  # it has at most 2 x 96 rows
