@@ -141,7 +141,7 @@ def lm_recipe(
                     "init_args": {"warmup_steps": 3, "total_steps": 20},
                 },
                 {"class_path": "callbacks.ExactResume"},
-                {"class_path": "callbacks.Progress"},
+                {"class_path": "callbacks.Progress", "init_args": {"every_n_sec": 600.0}},  # reads the device
                 {"class_path": "callbacks.Throughput", "init_args": {"every_n_steps": 1}},
                 {"class_path": "callbacks.Checkpoint", "init_args": {"every_n_steps": 5, "keep": 9}},
                 {"class_path": "recording.RecordIds", "init_args": {"path": str(folder / "ids")}},

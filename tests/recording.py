@@ -161,7 +161,7 @@ def recipe(folder: Path, corpus: Path, steps: int, **changes) -> Path:
                     "init_args": {"warmup_steps": 5, "total_steps": 20},
                 },
                 {"class_path": "callbacks.ExactResume"},
-                {"class_path": "callbacks.Progress"},
+                {"class_path": "callbacks.Progress", "init_args": {"every_n_sec": 600.0}},  # reads the device
                 {"class_path": "callbacks.SkippedData"},
                 {"class_path": "callbacks.Checkpoint", "init_args": {"every_n_steps": 5, "keep": 9}},
                 {"class_path": "callbacks.Checkpoint", "init_args": {"monitor": "val/cer"}},

@@ -50,7 +50,7 @@ def read_decoder(folder: Path) -> DecoderParts:
     """
     config_path = folder / "config.json"
     config = read_settings(config_path)
-    flow = _read_flow(folder / "flow.pt", config.get("flow"), config_path)
+    flow = _read_flow(folder / "flow.pt", config, config_path)
     vocoder: Vocoder = GriffinLim()
     if (folder / "hift.pt").is_file():
         vocoder = HiFTVocoder(load_hift(folder / "hift.pt"))
@@ -79,11 +79,11 @@ def write_decoder(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _read_flow(path: Path, stated: Any, config_path: Path) -> Flow:
+def _read_flow(path: Path, settings: dict[str, Any], config_path: Path) -> Flow:
     tensors = read_state_dict(path)
     config = sizes_of_tensors(tensors)
-    if stated is not None:
-        config = _stated_config(stated, config, config_path)
+    if "flow" in settings:  # a released folder has none
+        config = _stated_config(settings["flow"], config, config_path)
     flow = Flow(config)
     report = load_fitting(flow, tensors, str(path))
     if report.kept or report.reshaped:

@@ -164,8 +164,8 @@ def test_evaluation_leaves_them_out_by_name(manifest, tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     Codec(None, small_flow()).save_pretrained(tmp_path / "decoder")
     (tmp_path / "c.yaml").write_text("judge: null\nspeaker: null\ndnsmos: false\nrungs: [original]\n")
-    keys = [f"codec={tmp_path / 'decoder'}", f"clips={manifest}"]
-    assert main(["evaluate", "resynthesis", "-c", "c.yaml", "--set", *keys]) == 0
+    keys = ["--codec", str(tmp_path / "decoder"), "--clips", str(manifest)]
+    assert main(["evaluate", "resynthesis", "-c", "c.yaml", *keys]) == 0
     assert names_of(capsys.readouterr().err) == ["after", "late", "long"]
 
 

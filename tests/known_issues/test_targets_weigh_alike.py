@@ -28,7 +28,7 @@ def uneven_recipe(folder, steps, **trainer):
         masks = [[j >= n - (2 if i % 3 else n - 4) for j in range(n)] for i, n in enumerate(lengths)]
         conversations(talks, folder.parent / "backbone", lengths, masks)
     config = yaml.safe_load(path.read_text())
-    config["data"]["init_args"] |= {"train": [str(talks)], "batch_size": 1}
+    config["data"]["init_args"] |= {"train": [str(talks)], "batch_size": 1, "seed": 1}
     config["trainer"] |= {"val_check_interval": 100} | trainer
     path.write_text(yaml.safe_dump(config))
     return path

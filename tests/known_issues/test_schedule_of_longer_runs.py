@@ -24,11 +24,11 @@ def config_of(folder, steps, rates):
 def test_a_longer_run_keeps_the_lowest_rate_and_says_so(tmp_path, rates, floor):
     folder = tmp_path / "run"
     fit(folder, config_of(folder, 10, rates))
-    with pytest.warns(UserWarning, match=r"course of 10 steps and now goes on to 15: .*total_steps: 15"):
+    with pytest.warns(UserWarning, match=r"schedule of 10 steps and now continues to 15: .*total_steps: 15"):
         fit(folder, config_of(folder, 15, rates), "--ckpt_path", "last")
     assert rates_of(folder, 15) == pytest.approx(dict.fromkeys(rates_of(folder, 15), floor), rel=1e-12)
     # What was begun with stays: also for a second resume.
-    with pytest.warns(UserWarning, match="course of 10 steps"):
+    with pytest.warns(UserWarning, match="schedule of 10 steps"):
         fit(folder, config_of(folder, 20, rates), "--ckpt_path", "last")
     assert rates_of(folder, 20) == pytest.approx(dict.fromkeys(rates_of(folder, 20), floor), rel=1e-12)
 
