@@ -215,7 +215,9 @@ def _is_dead(trial: FrozenTrial, silent_sec: float) -> bool:
     if machine != _machine():
         return False
     try:
-        return abs(psutil.Process(pid).create_time() - started) > 1.0
+        process = psutil.Process(pid)
+        # A killed worker is a zombie until its parent, which may wait for another one first, has noticed.
+        return abs(process.create_time() - started) > 1.0 or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
