@@ -1,5 +1,7 @@
-"""A worker killed before its first heartbeat, and not yet waited for by its parent, counted as alive: the other
-workers of the sweep waited for its trial for ever."""
+"""A worker killed before its first heartbeat, and not yet waited for by its parent, counted as alive.
+
+The other workers of the sweep waited for its trial without end.
+"""
 
 import os
 import subprocess
