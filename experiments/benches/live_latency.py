@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lit_moss.audio import io, rates
 from lit_moss.codec import SpeechTokenizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
+from lit_moss.hub import open_tokenizer
 
 
 def joined(folder: Path, seconds: float) -> Tensor:
@@ -62,11 +63,7 @@ def main() -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     wave = joined(args.folder, 60.0 * args.minutes)
-    tokenizer = (
-        official()
-        if args.official
-        else SpeechTokenizer.from_pretrained(args.speech_tokenizer, log_mel=args.log_mel)
-    )
+    tokenizer = official() if args.official else open_tokenizer(args.speech_tokenizer, args.log_mel)
     tokenizer.exact = not args.no_exact
     tokenizer.to(args.device)
     warm = tokenizer.stream()  # allocators and thread pools; not the stream that is measured

@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from lit_moss.audio import io, rates
-from lit_moss.codec import SpeechTokenizer
 from lit_moss.corpora.manifest import read_manifest
+from lit_moss.hub import open_tokenizer
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 2, 4, 10], help="codes a push")
     parser.add_argument("--log-mel", help="causal for a released tokenizer, whose own features cannot stream")
     args = parser.parse_args()
-    tokenizer = SpeechTokenizer.from_pretrained(args.speech_tokenizer, log_mel=args.log_mel)
+    tokenizer = open_tokenizer(args.speech_tokenizer, args.log_mel)
     utterances = read_manifest(args.manifest)
     waves = [io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec) for u in utterances]
     offline = tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ)

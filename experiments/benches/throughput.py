@@ -18,6 +18,7 @@ from lit_moss.audio import rates
 from lit_moss.codec import SpeechTokenizer, ctc
 from lit_moss.codec.encoder import CausalEncoder
 from lit_moss.codec.pretrained import load_encoder
+from lit_moss.hub import open_tokenizer
 
 
 def timed(work: Callable[[], object], audio_sec: float, repeat: int = 3) -> float:
@@ -71,7 +72,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.speech_tokenizer:
-        tokenizer = SpeechTokenizer.from_pretrained(args.speech_tokenizer)
+        tokenizer = open_tokenizer(args.speech_tokenizer)
     else:
         encoder, _ = load_encoder("embedded:whisper-tiny")
         noise = encoder.pool(encoder(torch.randn(1, encoder.config.num_mel_bins, 2048))).detach()[0]
