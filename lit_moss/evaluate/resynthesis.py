@@ -53,8 +53,8 @@ class Config:
         clips: A manifest, or a Seed-TTS-Eval list.
         log_mel: Features of its speech tokenizer, causal or whisper; null takes what it states.
         rungs: Some of original, vocoder, codec, stream.
-        prompt: `list` uses each clip's own prompt from the list, `none` only the clip's speaker vector; a
-            sound file is used for all clips.
+        voice_prompt: `list` uses each clip's own prompt from the list, `none` only the clip's speaker vector;
+            a sound file is used for all clips.
         judge: Speech recogniser for word errors: embedded:whisper-base, large-v3, …; null leaves them out.
         speaker: Speaker encoder for the similarity; null leaves it out.
         dnsmos: Whether to judge by DNSMOS (about 2 s per clip and rung).
@@ -73,7 +73,7 @@ class Config:
     clips: str
     log_mel: Literal["causal", "whisper"] | None = None
     rungs: list[Rung] = field(default_factory=lambda: list(RUNGS))
-    prompt: str = "none"
+    voice_prompt: str = "none"
     judge: str | None = "embedded:whisper-base"
     speaker: str | None = "embedded:resemblyzer"
     dnsmos: bool = True
@@ -264,11 +264,11 @@ def resynthesize(
 
 
 def _prompt(clip: Clip, wave_T: Tensor, codec: Codec, config: Config) -> Prompt:
-    if config.prompt == "none":
+    if config.voice_prompt == "none":
         return Prompt.none(None if codec.speaker is None else codec.speaker(_at_16khz(wave_T)))
-    file = clip.prompt if config.prompt == "list" else Path(config.prompt)
+    file = clip.prompt if config.voice_prompt == "list" else Path(config.voice_prompt)
     if file is None:
-        raise UserError(f"clip {clip.id} has no prompt in the list: set prompt to none or to a sound file")
+        raise UserError(f"clip {clip.id} has no prompt in the list: set voice_prompt to none or a sound file")
     try:
         return codec.prompt(io.read(file, rates.DECODER_RATE_HZ), rates.DECODER_RATE_HZ)
     except io.UnreadableAudio as error:
@@ -298,7 +298,8 @@ def report(metrics: dict[str, dict[str, float]], config: Config, clips: int, unr
         f"# Resynthesis: {config.codec}",
         "",
         f"{clips} clips of {config.clips}; judge {config.judge}, speaker {config.speaker}, "
-        f"prompt {config.prompt}" + (f"; left out, not readable: {', '.join(unread)}" if unread else ""),
+        f"voice prompt {config.voice_prompt}"
+        + (f"; left out, not readable: {', '.join(unread)}" if unread else ""),
         "",
         f"| | {' | '.join(heads)} |",
         f"|---|{'---|' * len(heads)}",
