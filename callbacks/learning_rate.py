@@ -1,6 +1,7 @@
 """Learning rates as a function of the global step."""
 
 import contextlib
+from abc import ABC, abstractmethod
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from lit_moss.errors import UserError
 from lit_moss.schedule import rate_factor
 
 
-class Schedule(Callback):
+class Schedule(Callback, ABC):
     """Learning rates as a function of the step; the length, `total_steps`, is saved in checkpoints.
 
     A run resumed with a greater `trainer.max_steps` keeps the length that it began with, so its rate stays
@@ -23,9 +24,9 @@ class Schedule(Callback):
     _total = 0
     _begun_with: int | None = None
 
+    @abstractmethod
     def rate(self, step: int, group: dict[str, Any]) -> float:
         """Rate of a parameter group at a step."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         return {"total_steps": self._total}

@@ -246,10 +246,10 @@ def _average(average: Any, update: Any, module: LightningModule) -> None:
         if not skip:
             update(average, module)
     elif average.avg_fn is None or not average.use_buffers:
-        kept = [t.clone() for t in (*average.parameters(), *average.buffers())]
+        saved = [t.clone() for t in (*average.parameters(), *average.buffers())]
         update(average, module)
-        for now, before in zip((*average.parameters(), *average.buffers()), kept, strict=True):
-            now.detach().copy_(torch.where(skip, before, now.detach()))
+        for tensor, before in zip((*average.parameters(), *average.buffers()), saved, strict=True):
+            tensor.detach().copy_(torch.where(skip, before, tensor.detach()))
     else:  # torch's own asks the device at each step whether it is the first
         first = average.n_averaged == 0
         pairs = zip(

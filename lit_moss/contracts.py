@@ -131,7 +131,7 @@ class DecoderData(OrderedData, Protocol):
 
 @runtime_checkable
 class FingerprintedData(Protocol):
-    """Data that can be told from other data."""
+    """Data that states fingerprints."""
 
     def fingerprints(self) -> dict[str, str]:
         """What the data is, for a run's record."""
@@ -323,18 +323,6 @@ def decoder_data(trainer: Trainer) -> DecoderData:
     data = datamodule_of(trainer)
     if not isinstance(data, DecoderData):
         raise _wrong_data(data, "DecoderDataModule")
-    return data
-
-
-def token_data(trainer: Trainer) -> TokenData:
-    """The data module of a language model's run.
-
-    Raises:
-        UserError: if it is of another kind.
-    """
-    data = datamodule_of(trainer)
-    if not isinstance(data, TokenData):
-        raise _wrong_data(data, _TOKEN_DATA)
     return data
 
 

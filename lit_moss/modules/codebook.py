@@ -4,6 +4,7 @@ It learns without gradients (`lit_moss.codec.quantizer`), once per optimizer ste
 rank and every accumulated micro-batch. Shapes: B items, N codes, S frames, D width, K codebook entries.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ class CodebookSchedule:
     restart_share: float
 
 
-class CodebookModule(StepModule):
+class CodebookModule(StepModule, ABC):
     """Base of the speech tokenizer's LightningModule: an encoder and the learning of its codebook.
 
     Subclasses call `keep_frames` in each training step and implement `speech_frames`.
@@ -59,9 +60,9 @@ class CodebookModule(StepModule):
         self._ready, self._updates = HostCopy(), HostCopy()
         self._frames: list[tuple[Tensor, Tensor]] = []  # (S, D) and their codes, since the last step
 
+    @abstractmethod
     def speech_frames(self, batch: SpeechBatch) -> Tensor:
         """Pooled frames of a batch without its padding: (S, D), float32."""
-        raise NotImplementedError
 
     @property
     def quantizing(self) -> bool:

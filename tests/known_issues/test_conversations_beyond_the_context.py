@@ -145,7 +145,7 @@ def test_a_batch_of_unreadable_files_alone_trains_nothing(tmp_path, corpus):
 
 
 def test_the_public_case(tmp_path, request):
-    """Through `prepare tokenize` and a run's data: nothing that fits is left."""
+    """Through `prepare documents` and a run's data: nothing that fits is left."""
     case = Path(request.config.rootpath).parent / "shared" / "cases" / "onlylong.jsonl"
     if not case.is_file():
         pytest.skip("needs ../shared/cases")
