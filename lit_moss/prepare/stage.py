@@ -1,0 +1,150 @@
+"""What a stage of data preparation is.
+
+A stage maps items to items. An item is one line of a manifest (JSON), with the keys of
+`lit_moss.corpora.manifest` (`audio_filepath`, `offset`, `duration`, `text`, `speaker`, `lang`) or of
+`lit_moss.corpora.conversations` (`messages`), and any others. `Stage` works on one unit at a time, usually a
+single item, and knows nothing of shards, workers and files: `lit_moss.prepare.engine` reads, distributes,
+resumes and writes. `WholeStage` needs all items at once.
+
+    items ─ units ─┬─ run(unit) ─ Result ─┐
+                   ├─ run(unit) ─ Result ─┼─ manifest.jsonl   what came out, in the order of what went in
+                   └─ …                   ┘  rejected.jsonl   what did not, and why
+
+What `run` returns depends on the unit, the options and the version alone: not on the worker, nor on what was
+run before. Random choices are seeded by the item's content (`lit_moss.data.interleave.document_rng`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+from lit_moss.prepare.storage import Storage
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An item that was left out.
+
+    Args:
+        item: The item.
+        reason: Name of the rule: `characters per second`.
+        value: What was measured.
+        threshold: What was expected.
+        step: The step that rejected it; filled in by the engine.
+    """
+
+    item: Item
+    reason: str
+    value: float | str | None = None
+    threshold: float | str | None = None
+    step: str = ""
+
+
+@dataclass
+class Result:
+    """What a stage made of one unit.
+
+    Args:
+        items: Lines of the stage's manifest.
+        rejected: Items that were left out.
+        counts: Further numbers, added up over all units: `{"words": 12}`.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    counts: dict[str, float] = field(default_factory=dict)
+
+
+class _Named(ABC):
+    """What all stages have.
+
+    Args:
+        options: Of the class `Options`.
+        storage: Folder of the step, for sounds and other files that its items name.
+
+    Attributes:
+        name: As on the command line: `prepare NAME`.
+        version: Raise it when the same unit and options give another result.
+        summary: One line of help.
+        Options: A dataclass; every field has a default and a line under `Args:`. A field with
+            `metadata=NOT_CONTENT` (a device, the name of a variable with a key) does not change the result.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    summary: ClassVar[str]
+    Options: ClassVar[type]
+
+    def __init__(self, options: Any, storage: Storage) -> None:
+        self.options, self.storage = options, storage
+
+    @classmethod
+    def read_source(cls, source: str) -> Iterator[Item] | None:
+        """Items of a source that is no manifest (a sound file, a folder, Parquet); None if it is one.
+
+        Raises:
+            UserError: if the source cannot be read.
+        """
+        return None
+
+    def content(self) -> dict[str, Any]:
+        """What the result depends on besides the items; JSON. Models are named by their fingerprints."""
+        return {
+            f.name: getattr(self.options, f.name)
+            for f in fields(self.options)
+            if not f.metadata.get("not_content")
+        }
+
+
+class Stage(_Named):
+    """A stage that works on one unit at a time."""
+
+    def units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
+        """Consecutive items that are run together: each alone, or batches that follow from the content.
+
+        Called before `open`, in the process that distributes the work.
+        """
+        for item in items:
+            yield [item]
+
+    def open(self) -> None:  # noqa: B027 - most stages have no model
+        """Loads models; called once in each worker, before the first `run`."""
+
+    @abstractmethod
+    def run(self, unit: Sequence[Item]) -> Result:
+        """Runs one unit.
+
+        Raises:
+            UnreadableAudio: if the unit's sound cannot be read: the engine rejects its items and counts them.
+            UserError: stops the whole run.
+        """
+
+
+class WholeStage(_Named):
+    """A stage that needs all items at once, such as one that removes duplicates or writes documents."""
+
+    @abstractmethod
+    def run_all(self, sources: Sequence[str]) -> Result:
+        """Runs the stage on manifests.
+
+        Files that it writes in `storage` must appear whole or not at all. A killed run is run again.
+
+        Returns:
+            Its items, rejections and counts. Items may be none, where the output is a folder of documents.
+        """
+
+
+NOT_CONTENT = {"not_content": True}
+
+
+def item_id(item: Item) -> str:
+    """A name of the item to show: its `id`, else its file's name and offset."""
+    if item.get("id"):
+        return str(item["id"])
+    stem = PurePosixPath(str(item.get("audio_filepath", ""))).stem
+    offset = item.get("offset") or 0.0
+    return stem + (f"@{offset:.3f}" if offset else "") or str(item.get("text", ""))[:40]

@@ -1,0 +1,158 @@
+"""Folders on this machine or in a store: local paths and any address that fsspec opens (s3://, gs://).
+
+Files appear whole or not at all: locally by a temporary name and a rename, in an object store by its single
+put. Credentials come from the environment, as each store's library reads them.
+"""
+
+import io
+import os
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+
+from lit_moss.assets import cache_dir
+from lit_moss.errors import UserError
+from lit_moss.files import atomic_write, make_once
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is the address of a store."""
+    return "://" in path
+
+
+def absolute(path: str, base: str) -> str:
+    """A path or address; relative ones are taken from the folder `base`."""
+    if is_remote(path):
+        return path
+    if is_remote(base):
+        return path if posixpath.isabs(path) else _normal_address(f"{base}/{path}")
+    return os.path.normpath(os.path.join(os.path.abspath(base), path))
+
+
+def _normal_address(address: str) -> str:
+    protocol, _, rest = address.partition("://")
+    return f"{protocol}://{posixpath.normpath(rest)}"
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a path or address is below a folder; symbolic links are followed."""
+    if is_remote(path) != is_remote(folder):
+        return False
+    if is_remote(path):
+        return _normal_address(path).startswith(_normal_address(folder).rstrip("/") + "/")
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def open_read(path: str) -> Any:
+    """Opens a file for reading bytes, as a context manager; `seek` works.
+
+    Raises:
+        UserError: if it does not exist or cannot be read.
+    """
+    try:
+        if not is_remote(path):
+            return open(path, "rb")
+        return fsspec.open(path, "rb").open()
+    except (OSError, ImportError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be read ({why}): expected a file") from error
+
+
+def local_copy(path: str) -> Path:
+    """The path itself, or a copy of a stored file in the cache, fetched once for each of its versions."""
+    if not is_remote(path):
+        return Path(path)
+    try:
+        system, inner = fsspec.url_to_fs(path)
+        info = system.info(inner)
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error or type(error).__name__}): expected a file") from error
+    version = str(info.get("ETag") or info.get("mtime") or info.get("size"))
+    name = sha256(f"{path} {version}".encode()).hexdigest()[:24] + posixpath.splitext(path)[1]
+    return make_once(cache_dir() / "fetched" / name, lambda made: system.get_file(inner, str(made)))
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder, local or in a store.
+
+    Args:
+        folder: Its path or address.
+    """
+
+    folder: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is in a store."""
+        return is_remote(self.folder)
+
+    def path(self, name: str) -> str:
+        """Path or address of a file in the folder."""
+        return absolute(name, self.folder)
+
+    def exists(self, name: str) -> bool:
+        """Whether the folder has a file (or folder) of this name."""
+        if not self.is_remote:
+            return os.path.exists(self.path(name))
+        system, inner = fsspec.url_to_fs(self.path(name))
+        system.invalidate_cache()
+        return system.exists(inner)
+
+    def read(self, name: str) -> bytes:
+        """Content of a file."""
+        with open_read(self.path(name)) as file:
+            return file.read()
+
+    @contextmanager
+    def writer(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write bytes to; it appears at the end, and not at all if the block raises."""
+        if not self.is_remote:
+            path = Path(self.path(name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as partial, partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            return
+        # Written here first: a store's own file object puts what it has even where the block raises.
+        scratch = cache_dir() / "outgoing" / sha256(f"{self.path(name)} {os.getpid()}".encode()).hexdigest()
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with scratch.open("wb") as file:
+                yield file
+            system, inner = fsspec.url_to_fs(self.path(name))
+            system.makedirs(posixpath.dirname(inner), exist_ok=True)
+            system.put_file(str(scratch), inner)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file, see `writer`."""
+        with self.writer(name) as file:
+            file.write(content)
+
+    def save_sound(self, name: str, wave: np.ndarray, rate_hz: int) -> str:
+        """Writes samples (T,) in [-1, 1] as 16-bit FLAC.
+
+        Args:
+            name: `audio/NAME.flac`; by content, so that an interrupted run does not make it twice.
+            wave: The samples.
+            rate_hz: Their rate.
+
+        Returns:
+            Its path or address, for an item's `audio_filepath`.
+        """
+        import soundfile
+
+        buffer = io.BytesIO()
+        soundfile.write(buffer, np.asarray(wave, dtype=np.float32), rate_hz, format="FLAC")
+        self.write(name, buffer.getvalue())
+        return self.path(name)
