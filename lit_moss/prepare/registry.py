@@ -1,0 +1,42 @@
+"""The stages by name. Their modules are imported when one is asked for: some load large libraries."""
+
+import importlib
+
+from lit_moss.errors import UserError
+from lit_moss.prepare.stage import Stage, WholeStage
+
+# Name -> (module, class, one line of help), in the order in which a chain has them.
+STAGES: dict[str, tuple[str, str, str]] = {
+    "vad": ("lit_moss.prepare.vad", "VadStage", "recordings -> segments of speech"),
+    "transcribe": ("lit_moss.prepare.transcribe", "TranscribeStage", "segments -> transcripts, by ASR"),
+    "check-transcripts": (
+        "lit_moss.prepare.check_transcripts",
+        "CheckTranscriptsStage",
+        "drop transcripts of what was never said",
+    ),
+    "dedup": ("lit_moss.prepare.dedup", "DedupStage", "drop texts that exist already"),
+    "synthesize": ("lit_moss.prepare.synthesize", "SynthesizeStage", "texts -> utterances, by text to speech"),
+    "align": ("lit_moss.prepare.align", "AlignStage", "times of words, by CTC"),
+    "chunk": ("lit_moss.prepare.chunk", "ChunkStage", "chunks of 3 to 6 s at borders of words"),
+    "tokenize": ("lit_moss.prepare.tokenize", "TokenizeStage", "codes, into the cache"),
+    "interleave": ("lit_moss.prepare.interleave", "InterleaveStage", "interleaved and speech-only documents"),
+    "text": ("lit_moss.prepare.text", "TextStage", "text-only documents"),
+    "adapt": ("lit_moss.prepare.adapt", "AdaptStage", "questions and answers -> speakable conversations"),
+    "self-answer": ("lit_moss.prepare.self_answer", "SelfAnswerStage", "prompts -> the backbone's answers"),
+    "speak": ("lit_moss.prepare.speak", "SpeakStage", "conversations -> spoken conversations"),
+    "filter": ("lit_moss.prepare.filter", "FilterStage", "drop speech that ASR does not understand"),
+    "sft": ("lit_moss.prepare.sft", "SftStage", "conversations -> documents in four modality pairs"),
+    "report": ("lit_moss.prepare.report", "ReportStage", "tables, pictures and sounds of what was made"),
+}
+
+
+def stage_class(name: str) -> type[Stage] | type[WholeStage]:
+    """The class of a stage.
+
+    Raises:
+        UserError: if there is no such stage.
+    """
+    if name not in STAGES:
+        raise UserError(f"no stage {name!r}, expected one of {', '.join(STAGES)}")
+    module, attribute, _ = STAGES[name]
+    return getattr(importlib.import_module(module), attribute)
