@@ -31,10 +31,12 @@ class Chunk:
     Args:
         text_ids: Text ids of its transcript, with a leading space if it continues a text.
         codes: Codes of its audio.
+        modality: `text` or `speech` where it is decided already.
     """
 
     text_ids: Sequence[int]
     codes: Sequence[int]
+    modality: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,17 @@ class Span:
     stop: int
     code_first: int
     code_stop: int
+
+
+@dataclass(frozen=True)
+class TimedChunk:
+    """A chunk of an utterance: its text, its codes `code_first` to `code_stop`, and its modality where that
+    is decided already."""
+
+    text: str
+    code_first: int
+    code_stop: int
+    modality: str | None = None
 
 
 # --- documents ----------------------------------------------------------------------------------------------
@@ -186,6 +199,28 @@ def chunk_words(
         spans.append(Span(first, stop, boundary[first], boundary[stop]))
         first = stop
     return spans
+
+
+def read_chunks(chunks: Sequence[Sequence[Any]], codes: int) -> list[TimedChunk]:
+    """Chunks of a manifest's line, as `prepare chunk` writes them: [first word, stop word, start, end, text],
+    in seconds, and a modality (`text`, `speech`) where that is decided.
+
+    Chunks follow each other; the first one starts with the recording, and the last one ends with it.
+
+    Raises:
+        ValueError: if an entry has other fields, or starts after the next one.
+    """
+    boundary = [0]
+    for entry in chunks[1:]:
+        boundary.append(min(codes, round(float(entry[2]) / rates.SECONDS_PER_CODE)))
+    boundary.append(codes)
+    read = []
+    for entry, (first, stop) in zip(chunks, pairwise(boundary), strict=True):
+        modality = entry[5] if len(entry) == 6 else None
+        if not 5 <= len(entry) <= 6 or modality not in (None, "text", "speech") or first > stop:
+            raise ValueError(f"got {list(entry)!r}")
+        read.append(TimedChunk(str(entry[4]), first, stop, modality))
+    return read
 
 
 def _next_cut(boundary: Sequence[int], first: int, least: int, most: int, target: float) -> int:
