@@ -59,7 +59,8 @@ def modalities_needed(role: str, user: Modality, reply: Modality, form: ReplyFor
     """
     if role == "assistant" and reply == "speech" and form.has_text:
         return ["text", "speech"]
-    return [{"user": user, "assistant": reply}.get(role, "text")]
+    modality_of_role: dict[str, Modality] = {"user": user, "assistant": reply}
+    return [modality_of_role.get(role, "text")]
 
 
 @dataclass(frozen=True)
