@@ -97,6 +97,19 @@ class DocumentBuilder(ABC):
         self.skipped += [utterances[i].id for i in encoded.unread]
         self._speech[path] = list(zip(utterances, encoded.codes, strict=True))
 
+    def forget_speech(self, path: Path) -> None:
+        """Frees the codes of a source whose documents have been made."""
+        self._speech.pop(path, None)
+
+    def meta(self) -> dict[str, Any]:
+        """What the rows mean, for the documents' `meta`."""
+        return {"format": self.row_format.to_dict(), "format_fingerprint": self.row_format.fingerprint}
+
+    def counts(self) -> dict[str, int]:
+        """`incomplete` and `without_word_times` where they are not 0; known once all documents are made."""
+        counts = {"incomplete": self.incomplete, "without_word_times": self.without_word_times}
+        return {name: count for name, count in counts.items() if count}
+
     def _groups(self, path: Path) -> Iterator[tuple[str, list[tuple[Utterance, list[int]]]]]:
         members = ((u, codes, _seconds(len(codes))) for u, codes in self._speech[path] if codes)
         for name, group_members in group(members, self.options["document_sec"]):

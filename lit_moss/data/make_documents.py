@@ -15,7 +15,7 @@ A source may also be `embedded:everyday-en`. How utterances are grouped into doc
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from lit_moss.records import file_name
 
 if TYPE_CHECKING:
     from lit_moss.corpora.manifest import Utterance
-    from lit_moss.data.document_builders import Document
+    from lit_moss.data.document_builders import DocumentBuilder
     from lit_moss.hub.tokenizer import NamedTokenizer
 
 # Kind -> its options and their defaults.
@@ -76,21 +76,31 @@ def make_documents(
             tokenizer.
     """
     from lit_moss.data.document_builders import BUILDERS
+    from lit_moss.data.documents import DocumentWriter
+    from lit_moss.hub.code_cache import encode_utterances
 
-    paths = [locate(source, part) for source in sources]
     recipe = DocumentRecipe.open(kind, backbone, speech_tokenizer, options or {}, log_mel)
     if out is not None and out.exists():
         raise UserError(f"{out} exists: documents are never rewritten, give another folder or remove it")
+    paths = [locate(source, part) for source in sources]
     recordings = {path: BUILDERS[kind].recordings(path) for path in paths}
     inputs = recipe.inputs | {"sources": [assets.sha256_of(path)[:16] for path in paths]}
     folder = out or _cached_folder(inputs, recordings)
-    if not folder.exists():
-        counts = write_documents(recipe, recordings, inputs, folder, keep_existing=out is None)
-        if counts.get("incomplete"):
-            print(
-                f"{folder.name}: {counts['incomplete']} conversations lack a modality of a pair",
-                file=sys.stderr,
-            )
+    if folder.exists():
+        return folder
+    builder = recipe.builder()
+    for path, utterances in recordings.items():
+        if utterances and recipe.tokenizer:
+            builder.add_speech(path, utterances, encode_utterances(utterances, recipe.tokenizer))
+    if out is None and folder.exists():  # another process has made it meanwhile, with the same content
+        return folder
+    with DocumentWriter(folder, inputs | builder.meta() | {"skipped": builder.skipped}) as writer:
+        for path in paths:
+            for document in builder.documents(path):
+                writer.add(kind=kind, **asdict(document))
+        writer.counts |= builder.counts()
+    if builder.incomplete:
+        print(f"{folder.name}: {builder.incomplete} conversations lack a modality of a pair", file=sys.stderr)
     return folder
 
 
@@ -142,57 +152,15 @@ class DocumentRecipe:
         }
         return cls(kind, options, text_tokenizer, tokenizer, inputs)
 
+    def builder(self) -> "DocumentBuilder":
+        """Makes the documents; opens the speech tokenizer."""
+        from lit_moss.data.document_builders import BUILDERS
+        from lit_moss.llm.backbone import row_format
+        from lit_moss.llm.rows import audio_vocab_for
 
-def write_documents(
-    recipe: DocumentRecipe,
-    recordings: Mapping[Path, Sequence["Utterance"]],
-    inputs: dict[str, Any],
-    folder: Path,
-    keep: Callable[["Document"], bool] | None = None,
-    keep_existing: bool = False,
-) -> dict[str, Any]:
-    """Writes a folder of documents, which appears whole or not at all.
-
-    Args:
-        recipe: How they are made.
-        recordings: Source -> its utterances, see `DocumentBuilder.recordings`.
-        inputs: The recipe's, and what else tells these documents from others; part of `meta`.
-        folder: The folder to make.
-        keep: Whether to write a document; all are, if not given.
-        keep_existing: Leave the folder as it is if another process has made it while codes were computed.
-
-    Returns:
-        What is to be told: `incomplete` and `without_word_times`, see `DocumentBuilder`; zeros left out.
-    """
-    from lit_moss.data.document_builders import BUILDERS
-    from lit_moss.data.documents import DocumentWriter
-    from lit_moss.hub.code_cache import encode_utterances
-    from lit_moss.llm.backbone import row_format
-    from lit_moss.llm.rows import audio_vocab_for
-
-    tokenizer = recipe.tokenizer
-    codes = tokenizer.opened.config.quantize_vocab_size if tokenizer else CODES_OF_TEXT
-    rows = row_format(recipe.text_tokenizer, audio_vocab_for(codes), eosp=codes)
-    builder = BUILDERS[recipe.kind](recipe.text_tokenizer, rows, recipe.options)
-    for path, utterances in recordings.items():
-        if utterances and tokenizer:
-            builder.add_speech(path, utterances, encode_utterances(utterances, tokenizer))
-    if keep_existing and folder.exists():
-        return {}
-    meta = inputs | {
-        "format": rows.to_dict(),
-        "format_fingerprint": rows.fingerprint,
-        "skipped": builder.skipped,
-    }
-    with DocumentWriter(folder, meta) as writer:
-        for path in recordings:
-            for document in builder.documents(path):
-                if keep is None or keep(document):
-                    writer.add(kind=recipe.kind, **asdict(document))
-        told = {"incomplete": builder.incomplete, "without_word_times": builder.without_word_times}
-        told = {key: count for key, count in told.items() if count}
-        writer.counts |= told
-    return told
+        codes = self.tokenizer.opened.config.quantize_vocab_size if self.tokenizer else CODES_OF_TEXT
+        rows = row_format(self.text_tokenizer, audio_vocab_for(codes), eosp=codes)
+        return BUILDERS[self.kind](self.text_tokenizer, rows, self.options)
 
 
 def _cached_folder(inputs: dict[str, Any], recordings: Mapping[Path, Sequence["Utterance"]]) -> Path:
