@@ -11,7 +11,7 @@ are free of folders.
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -217,9 +217,38 @@ def say_longer(name: Name, counts: FolderCounts, context: int | None, what: str)
 # --- which part, which document -----------------------------------------------------------------------------
 
 
-def is_held_out(key: str, validation_share: float) -> bool:
-    """Whether a document is for validation, by a hash of its name: the same in every run."""
-    return int.from_bytes(sha256(key.encode()).digest()[:8], "big") < validation_share * 2.0**64
+class Split:
+    """Which documents are for validation: a share of them, by a hash of their names, the same in every run.
+
+    Of two or more names at least one is for validation, if there is a share, and at least one for training.
+
+    Args:
+        names: All names.
+        validation_share: The share, 0 to less than 1.
+    """
+
+    def __init__(self, names: Iterable[str], validation_share: float) -> None:
+        self._share = validation_share
+        self._least, self._most = 1.0, 0.0
+        if validation_share:
+            for name in names:
+                place = _place(name)
+                self._least, self._most = min(self._least, place), max(self._most, place)
+
+    def is_held_out(self, name: str) -> bool:
+        """Whether a document is for validation."""
+        if not self._share or self._least >= self._most:
+            return False
+        place = _place(name)
+        return place == self._least or (place < self._share and place != self._most)
+
+    def ending(self, name: str) -> str:
+        """What the name of its folder ends with: `-validation`, or nothing."""
+        return "-validation" if self.is_held_out(name) else ""
+
+
+def _place(name: str) -> float:
+    return int.from_bytes(sha256(name.encode()).digest()[:8], "big") / 2.0**64
 
 
 def recording_of(item: Item) -> str:

@@ -22,10 +22,10 @@ from lit_moss.prepare.document_folders import (
     Blocks,
     FolderCounts,
     Name,
+    Split,
     blocks_beside,
     check_context,
     check_share,
-    is_held_out,
     recording_of,
     say_longer,
     write_folder,
@@ -99,25 +99,22 @@ class InterleaveStage(WholeStage):
 
     def run_all(self, sources: Sequence[str]) -> Result:
         result = Result()
+        split = Split(map(_recording, resolved_items(sources)), self.options.validation_share)
         with blocks_beside(self.storage) as blocks:
             for item in resolved_items(sources):
-                self._sort_in(item, blocks)
+                self._sort_in(item, split, blocks)
             blocks.close()
             for kind in _KINDS:
                 for name in (kind, f"{kind}-validation"):
                     if blocks.items(name):
                         self._write(kind, name, blocks, result)
-                    elif name == "interleaved-validation" and self.options.validation_share:
-                        print(f"{name}: no recording is in it: raise validation_share", file=sys.stderr)
         if not result.counts:
             raise UserError("no utterance for a document: raise unsupervised to rest or all, or align better")
         return result
 
-    def _sort_in(self, item: Item, blocks: Blocks) -> None:
-        if not item.get("audio_filepath"):
-            raise UserError(f"{str(item)[:100]}: no audio_filepath, expected utterances")
-        key = recording_of(item)
-        ending = "-validation" if is_held_out(key, self.options.validation_share) else ""
+    def _sort_in(self, item: Item, split: Split, blocks: Blocks) -> None:
+        key = _recording(item)
+        ending = split.ending(key)
         is_speech_only = item.get("use") == "speech"
         if not is_speech_only:
             blocks.add(f"interleaved{ending}", item, key)
@@ -136,6 +133,12 @@ class InterleaveStage(WholeStage):
                 told |= {"longer_than_context": counts.longer, "rows_longer_than_context": counts.rows_longer}
             for key, number in told.items():
                 result.counts[key] = result.counts.get(key, 0) + number
+
+
+def _recording(item: Item) -> str:
+    if not item.get("audio_filepath"):
+        raise UserError(f"{str(item)[:100]}: no audio_filepath, expected utterances")
+    return recording_of(item)
 
 
 def _say_without_times(name: Name, counts: FolderCounts) -> None:

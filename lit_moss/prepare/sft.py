@@ -23,10 +23,10 @@ from lit_moss.errors import UserError
 from lit_moss.prepare.document_folders import (
     Blocks,
     Name,
+    Split,
     blocks_beside,
     check_context,
     check_share,
-    is_held_out,
     say_longer,
     write_folder,
 )
@@ -96,22 +96,21 @@ class SftStage(WholeStage):
 
     def run_all(self, sources: Sequence[str]) -> Result:
         result, names, too_long = Result(), set[str](), list[Document]()
+        split = Split(map(_name, resolved_items(sources)), self.options.validation_share)
         with blocks_beside(self.storage) as blocks:
             for item in resolved_items(sources):
                 name = unique_name(_name(item), names)
-                ending = "-validation" if is_held_out(name, self.options.validation_share) else ""
-                blocks.add(f"sft{ending}", item | {"id": name}, name)
+                # Conversations of one name are in one part.
+                blocks.add(f"sft{split.ending(_name(item))}", item | {"id": name}, name)
             blocks.close()
             for name in ("sft", "sft-validation"):
                 if blocks.items(name):
                     self._write(name, blocks, result, too_long)
-                elif name == "sft" or self.options.validation_share:
-                    print(f"{name}: no conversation is in it: change validation_share", file=sys.stderr)
         result.rejected = self._rejections(sources, too_long)
         return result
 
     def _rejections(self, sources: Sequence[str], too_long: Sequence[Document]) -> list[Rejection]:
-        """One for each document, with its conversation; these are read again, as all would fill the memory."""
+        """One for each document, with its conversation, which is read again: all would fill the memory."""
         documents = {document.id.rpartition("/")[0]: [] for document in too_long}
         for document in too_long:
             documents[document.id.rpartition("/")[0]].append(document)
