@@ -191,7 +191,7 @@ def verb_pages() -> Iterator[str]:
         yield text[0].upper() + text[1:] + "."
         yield f"```text\n{(module.__doc__ or '').strip()}\n```"
         if verb == "prepare":
-            yield "Keys of chains and their stages are listed in [Data preparation](prepare.md). Other stages:"
+            yield "Keys of chains and their stages are in [Data preparation](prepare.md). Other stages:"
         if "add_arguments" in vars(module):
             parser = argparse.ArgumentParser(prog=f"python -m lit_moss {verb}")
             module.add_arguments(parser)
