@@ -167,7 +167,7 @@ class FilterStage(Stage):
 
     @staticmethod
     def _count(counts: Counter[str], heard: _Heard, kept: bool) -> None:
-        """Errors and words of everything that was recognised, and of what is kept: their ratio is the rate."""
+        """Errors and words of all that was recognised, and of what is kept; their ratio is the rate."""
         for group in ("all", "kept") if kept else ("all",):
             counts[f"{heard.lang} sounds, {group}"] += 1
             counts[f"{heard.lang} words, {group}"] += heard.words
