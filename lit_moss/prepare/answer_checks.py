@@ -47,12 +47,11 @@ def language_of(text: str) -> str:
 
 
 _ENOUGH_WORDS = 12
-_COMMON = frozenset(
-    (
-        "the of and to is it you that was for are with as they be this have or had by but not what all were "
-        "we when your can said there which their if will how about out many then them these would like has"
-    ).split()
+_COMMON_WORDS = (
+    "the of and to is it you that was for are with as they be this have or had by but not what all were we "
+    "when your can said there which their if will how about out many then them these would like has"
 )
+_COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def is_english(units: Sequence[str]) -> bool:
