@@ -73,7 +73,9 @@ def local_copy(path: str) -> Path:
         system, inner = fsspec.url_to_fs(path)
         info = system.info(inner)
     except (OSError, ImportError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error or type(error).__name__}): expected a file") from error
+        raise UserError(
+            f"{path} cannot be read ({error or type(error).__name__}): expected a file"
+        ) from error
     version = str(info.get("ETag") or info.get("mtime") or info.get("size"))
     name = sha256(f"{path} {version}".encode()).hexdigest()[:24] + posixpath.splitext(path)[1]
     return make_once(cache_dir() / "fetched" / name, lambda made: system.get_file(inner, str(made)))
