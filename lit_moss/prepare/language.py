@@ -7,13 +7,14 @@ from typing import Any
 
 from lit_moss.errors import UserError
 
-# Scripts that languages are written in, by the first word of their letters' Unicode names; languages that
-# are not here are written in Latin letters, or are not checked.
+# Scripts that languages are written in, by the first word of their letters' Unicode names; other languages
+# are written in Latin letters.
 _SCRIPTS = {
     **dict.fromkeys(("zh", "yue"), ("CJK",)),
     "ja": ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"),
     "ko": ("HANGUL", "CJK"),
-    **dict.fromkeys(("ru", "uk", "be", "bg", "mk", "kk", "mn", "tg", "ba", "tt"), ("CYRILLIC",)),
+    **dict.fromkeys(("ru", "uk", "be", "bg", "mk", "mn", "tg", "ba", "tt"), ("CYRILLIC",)),
+    **dict.fromkeys(("sr", "uz", "az", "kk"), ("CYRILLIC", "LATIN")),
     **dict.fromkeys(("ar", "fa", "ur", "ps", "sd"), ("ARABIC",)),
     **dict.fromkeys(("he", "yi"), ("HEBREW",)),
     **dict.fromkeys(("hi", "mr", "ne", "sa"), ("DEVANAGARI",)),
@@ -23,10 +24,6 @@ _SCRIPTS = {
     "kn": ("KANNADA",), "ml": ("MALAYALAM",), "gu": ("GUJARATI",), "pa": ("GURMUKHI",),
     "si": ("SINHALA",), "bo": ("TIBETAN",),
 }  # fmt: skip
-_LATIN = set(
-    "en de fr es it pt nl sv da no nn nb fi is et lv lt pl cs sk sl hr bs ro hu tr az uz tk vi id ms tl sw af "
-    "ca gl eu cy br ga sq mt oc la lb mi mg haw yo sn ln ha so jw su fo ht eo".split()
-)
 # Written without spaces: one letter counts as a word.
 _UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 
@@ -62,16 +59,10 @@ def is_unspaced(words: list[str]) -> bool:
 
 
 def script_share(words: list[str], language: str) -> float | None:
-    """Share of words, numbers left out, that are in the script of a language.
-
-    Returns:
-        The share; None where there is no such word, or the language's script is not known.
-    """
-    expected = _SCRIPTS.get(language) or (("LATIN",) if language in _LATIN else None)
+    """Share of words, numbers left out, that are in the script of a language; None without such words."""
+    expected = _SCRIPTS.get(language, ("LATIN",))
     scripts = [script_of(word[0]) for word in words if word[0].isalpha()]
-    if expected is None or not scripts:
-        return None
-    return sum(script in expected for script in scripts) / len(scripts)
+    return sum(script in expected for script in scripts) / len(scripts) if scripts else None
 
 
 def simplified(text: str) -> str:

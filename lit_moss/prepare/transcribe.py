@@ -34,8 +34,8 @@ class TranscribeOptions:
     """Options of `prepare transcribe`.
 
     Args:
-        model: `embedded:whisper-base` (99 languages), `embedded:whisper-tiny` (English), a CTranslate2 folder,
-            or a size such as large-v3-turbo, which is fetched.
+        model: `embedded:whisper-base` (99 languages), `embedded:whisper-tiny` (English), a CTranslate2
+            folder, or a size such as large-v3-turbo, which is fetched.
         language: ISO 639-1 code of all segments; without it an item's `lang` is taken, and where it has none
             the language of each segment is detected (which takes a second pass of the encoder).
         batch: Segments that are transcribed together; only those of one recording are.
