@@ -15,7 +15,11 @@ STAGES: dict[str, tuple[str, str, str]] = {
         "drop transcripts of what was never said",
     ),
     "dedup": ("lit_moss.prepare.dedup", "DedupStage", "drop texts that exist already"),
-    "synthesize": ("lit_moss.prepare.synthesize", "SynthesizeStage", "texts -> utterances, by text to speech"),
+    "synthesize": (
+        "lit_moss.prepare.synthesize",
+        "SynthesizeStage",
+        "texts -> utterances, by text to speech",
+    ),
     "align": ("lit_moss.prepare.align", "AlignStage", "times of words, by CTC"),
     "chunk": ("lit_moss.prepare.chunk", "ChunkStage", "chunks of 3 to 6 s at borders of words"),
     "tokenize": ("lit_moss.prepare.tokenize", "TokenizeStage", "codes, into the cache"),
