@@ -18,11 +18,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from lit_moss.prepare.items import Item
 from lit_moss.prepare.storage import Storage
-
-Item = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,14 @@ class _Named(ABC):
     Attributes:
         name: As on the command line: `prepare NAME`.
         version: Raise it when the same unit and options give another result.
-        summary: One line of help.
+        reads: Which earlier steps of a chain it reads if its step does not say: the previous one, or all.
         Options: A dataclass; every field has a default and a line under `Args:`. A field with
             `metadata=NOT_CONTENT` (a device, the name of a variable with a key) does not change the result.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    summary: ClassVar[str]
+    reads: ClassVar[Literal["previous", "all"]] = "previous"
     Options: ClassVar[type]
 
     def __init__(self, options: Any, storage: Storage) -> None:
@@ -111,7 +110,7 @@ class Stage(_Named):
         for item in items:
             yield [item]
 
-    def open(self) -> None:  # noqa: B027 - most stages have no model
+    def open(self) -> None:
         """Loads models; called once in each worker, before the first `run`."""
 
     @abstractmethod
