@@ -193,23 +193,29 @@ def _check_rate(spoken: Sequence[str], duration_sec: float, options: AlignOption
 
 
 def _check_fit(alignment: Alignment, options: AlignOptions) -> float:
-    """Mean probability of the letters, weighted by their length."""
-    scored = [word for word in alignment.words if word is not None and word.score is not None]
-    weight = sum(word.weight for word in scored)
-    if not weight:
+    """Score of an utterance that keeps the rules."""
+    words = [word for word in alignment.words if word is not None]
+    scores = [word.score for word in words if word.score is not None]
+    if not scores:
         raise CannotAlign("no letter of the text is in the aligner's vocabulary")
-    score = sum(word.score * word.weight for word in scored if word.score is not None) / weight
+    score = mean_score(words)
     if score < options.speech_score:
         raise CannotAlign("mean probability of the letters", round(score, 4), options.speech_score)
-    longest = max(word.end_sec - word.start_sec for word in alignment.words if word is not None)
+    longest = max(word.end_sec - word.start_sec for word in words)
     if longest > options.longest_word_sec:
         raise CannotAlign("longest word in seconds", round(longest, 3), options.longest_word_sec)
     missing = alignment.words.count(None)
-    weak = missing + sum(word.score < options.weak_word for word in scored if word.score is not None)
-    share = weak / (missing + len(scored))
+    share = (missing + sum(s < options.weak_word for s in scores)) / (missing + len(scores))
     if share > options.max_weak_share:
         raise CannotAlign("share of weak words", round(share, 4), options.max_weak_share)
     return score
+
+
+def mean_score(words: Sequence[TimedWord | None]) -> float:
+    """Mean probability of the letters, each weighted by its length; 0 without any."""
+    scored = [(word.score, word.weight) for word in words if word is not None and word.score is not None]
+    weight = sum(w for _, w in scored)
+    return sum(score * w for score, w in scored) / weight if weight else 0.0
 
 
 # --- times --------------------------------------------------------------------------------------------------
