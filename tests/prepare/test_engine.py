@@ -415,7 +415,7 @@ def test_a_store_holds_the_same_bytes(source, tmp_path, uninterrupted, store):
     system.put_file(str(source), "bucket/texts.jsonl")
     folder = f"{store}/out"
     options = CountingOptions(least=2, batch=3)
-    remote = Step("counting", COUNTING, options, (f"{store}/texts.jsonl",), folder, folder)
+    remote = Step(COUNTING, COUNTING, options, (f"{store}/texts.jsonl",), folder, folder)
     for expected in (40, 0):
         assert run_step(remote, Machine(shard_items=5)).items_run == expected
     system.invalidate_cache()
