@@ -34,7 +34,7 @@ class AlignOptions:
     """Options of the stage.
 
     Args:
-        aligner: `tokenizer` (the CTC head of --speech-tokenizer), `whisper` (word times that `transcribe`
+        aligner: `tokenizer` (the CTC head of --speech_tokenizer), `whisper` (word times that `transcribe`
             found), `mms_fa` (torchaudio's; its weights are CC-BY-NC 4.0, for non-commercial use), or a folder
             or hub id of a Hugging Face CTC model such as facebook/wav2vec2-base-960h.
         speech_tokenizer: Checkpoint or run of conf/codec_encoder.yaml, for --aligner tokenizer.
@@ -70,19 +70,19 @@ class AlignOptions:
         for name in ("interleave_score", "speech_score", "weak_word", "max_weak_share"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}, expected 0 to 1")
+                raise UserError(f"--{name} is {value}, expected 0 to 1")
         if self.speech_score > self.interleave_score:
             raise UserError(
-                f"--speech-score {self.speech_score} is above --interleave-score {self.interleave_score}: "
+                f"--speech_score {self.speech_score} is above --interleave_score {self.interleave_score}: "
                 "interleaving needs the better times, so lower the one or raise the other"
             )
         if not 0 <= self.min_letters_per_sec < self.max_letters_per_sec:
-            got = f"--min-letters-per-sec {self.min_letters_per_sec}, --max {self.max_letters_per_sec}"
+            got = f"--min_letters_per_sec {self.min_letters_per_sec}, --max {self.max_letters_per_sec}"
             raise UserError(f"{got}: expected 0 <= min < max")
         if self.longest_word_sec <= 0:
-            raise UserError(f"--longest-word-sec is {self.longest_word_sec}, expected more than 0")
+            raise UserError(f"--longest_word_sec is {self.longest_word_sec}, expected more than 0")
         if self.shift_sec is not None and not -1 <= self.shift_sec <= 1:
-            raise UserError(f"--shift-sec is {self.shift_sec}, expected seconds between -1 and 1")
+            raise UserError(f"--shift_sec is {self.shift_sec}, expected seconds between -1 and 1")
 
 
 class AlignStage(Stage):
