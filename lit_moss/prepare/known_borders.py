@@ -1,7 +1,7 @@
 """Utterances whose word borders are known, and how late an aligner is on them.
 
 Words are spoken one by one by the embedded voice and joined with pauses of random length between them. A
-second aligner has errors of its own: at pauses of LJ Speech, Whisper-base puts the border 103 ms too early
+second aligner has errors of its own: at pauses of LJ Speech, Whisper-base puts the border 80 ms too early
 (`experiments.benches.align`).
 """
 
