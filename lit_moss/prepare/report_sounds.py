@@ -14,7 +14,6 @@ from lit_moss.errors import UserError
 from lit_moss.prepare.report_data import StepFiles, final_steps
 from lit_moss.prepare.stage import Item, item_id
 from lit_moss.prepare.storage import Storage, local_copy
-from lit_moss.records import is_number
 
 ERROR_RATES = ("word error rate", "character error rate")
 
@@ -62,7 +61,7 @@ class Sounds:
         first: dict[str, dict[str, Any]] = {}
         for rejection in step.rejections():
             reason, value = rejection["reason"], rejection.get("value")
-            if reason in ERROR_RATES and is_number(value):
+            if reason in ERROR_RATES and isinstance(value, int | float):
                 worst.append((value, self._order(rejection["item"]), rejection))
                 worst = heapq.nlargest(self._number, worst, key=lambda entry: entry[:2])
             elif reason not in first and _failed(rejection["item"]):
