@@ -200,9 +200,9 @@ class FilterStage(Stage):
         if sound.heard is None:
             return
         for group in ("all", "kept") if is_kept else ("all",):
-            counts[f"{sound.lang} sounds, {group}"] += 1
-            counts[f"{sound.lang} words, {group}"] += sound.words
-            counts[f"{sound.lang} edits, {group}"] += sound.edits
+            counts[f"{sound.lang} sounds {group}"] += 1
+            counts[f"{sound.lang} words {group}"] += sound.words
+            counts[f"{sound.lang} edits {group}"] += sound.edits
 
     def _checked(self, part: Item, lang: str) -> _Sound:
         """An utterance or a message, checked by all rules but the transcript's."""

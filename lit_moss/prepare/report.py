@@ -233,9 +233,9 @@ def errors_table(steps: Sequence[StepFiles]) -> str:
         counts = step.counts.get("counts", {})
         for lang in ("en", "zh"):
             for group in ("all", "kept"):
-                words = counts.get(f"{lang} words, {group}", 0)
+                words = counts.get(f"{lang} words {group}", 0)
                 if words:
-                    edits, sounds = counts[f"{lang} edits, {group}"], counts[f"{lang} sounds, {group}"]
+                    edits, sounds = counts[f"{lang} edits {group}"], counts[f"{lang} sounds {group}"]
                     rows.append([step.name, lang, group, int(sounds), int(words), f"{edits / words:.2%}"])
     return table(["step", "language", "sounds of", "sounds", "words or characters", "errors"], rows)
 

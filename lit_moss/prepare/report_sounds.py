@@ -47,9 +47,8 @@ class Sounds:
             groups += self._rejected(step)
         parts = []
         for title, sounds in groups:
-            lines = [line for sound, why in sounds if (line := self._line(sound, why))]
-            if lines:
-                parts.append("\n".join([f"### {title}", "", *lines]))
+            if sounds:
+                parts.append("\n".join([f"### {title}", "", *(self._line(*sound) for sound in sounds)]))
         return "\n\n".join(parts)
 
     def _order(self, part: Item) -> str:
@@ -74,16 +73,16 @@ class Sounds:
         return groups
 
     def _line(self, part: Item, why: str) -> str:
-        """A sound as a line of a list; it is copied. Empty if it cannot be read."""
+        """A sound as a line of a list; it is copied."""
+        stem = re.sub(r"[^\w.-]+", "_", item_id(part))[:60]
         try:
             path = local_copy(part["audio_filepath"])
             rate_hz = io.info(path).rate_hz
             offset_sec, duration_sec = part.get("offset") or 0.0, part.get("duration")
             wave = io.read(path, rate_hz, offset_sec, duration_sec, self._longest_sec)
-        except (io.UnreadableAudio, UserError):
-            return ""
+        except (io.UnreadableAudio, UserError) as error:
+            return f"- {stem}: {error}"
         self.written += 1
-        stem = re.sub(r"[^\w.-]+", "_", item_id(part))[:60]
         name = f"audio/{self.written:03d}-{stem}.flac"
         self._storage.save_sound(name, wave.numpy(), rate_hz)
         said = next((key for key in ("spoken", "text", "content") if part.get(key)), "")
