@@ -178,18 +178,17 @@ class FilterStage(Stage):
         )
         for number, item in enumerate(unit):
             own = {name[1]: sound for name, sound in zip(named, sounds, strict=True) if name[0] == number}
-            failed = next((place for place, sound in own.items() if sound.fault), None)
-            is_kept = bool(own) and not any(sound.fault for sound in own.values())
+            faults = [(place, sound.fault) for place, sound in own.items() if sound.fault]
             for sound in own.values():
-                self._count(counts, sound, is_kept)
+                self._count(counts, sound, is_kept=not faults)
             checked = _with_keys(item, own)
-            if is_kept:
-                result.items.append(checked)
-            elif not own:
+            if not own:
                 result.rejected.append(Rejection(item, "no sound"))
+            elif not faults:
+                result.items.append(checked)
             else:
-                fault = own[failed].fault or Fault("", 0, 0)
-                rejected = checked if failed is None else checked | {"failed_message": failed}
+                place, fault = faults[0]
+                rejected = checked if place is None else checked | {"failed_message": place}
                 result.rejected.append(Rejection(rejected, fault.reason, fault.value, fault.threshold))
         result.counts = dict(counts)
         return result
@@ -235,7 +234,7 @@ class FilterStage(Stage):
     def _compared(self, sound: _Sound, heard: str) -> _Sound:
         edits, words = error_counts(sound.reference, heard, sound.lang)
         sound = replace(sound, heard=heard, edits=edits, words=words)
-        if edits < self.options.max_wer * words or edits < min(self.options.min_edits, words):
+        if edits / words < self.options.max_wer or edits < min(self.options.min_edits, words):
             return sound
         name = "character error rate" if sound.lang == "zh" else "word error rate"
         return replace(sound, fault=Fault(name, round(edits / words, 4), self.options.max_wer))
