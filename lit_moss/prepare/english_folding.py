@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from lit_moss.prepare.english_numbers import DIGITS, MAX_DIGITS, cardinal
+from lit_moss.prepare.english_numbers import DIGITS, MAX_DIGITS, cardinal, ordinal
+from lit_moss.prepare.english_tables import MONTHS
 
 _SMALL = {word: value for value, word in enumerate(DIGITS)} | {
     word: value
@@ -16,16 +17,22 @@ _TENS = {
 }
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _BIG = {"hundred", *_SCALES}
-_ORDINALS = frozenset(
-    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
-    "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth "
-    "seventieth eightieth ninetieth".split()
-)
+_ORDINALS = {
+    word: value
+    for value, word in enumerate(
+        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth "
+        "fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth".split(), 1
+    )
+} | {"thirtieth": 30}  # fmt: skip
+_MONTHS = {name.lower() for name in MONTHS}
+_MONEY = {"dollar", "dollars", "euro", "euros", "pound", "pounds"}
+_MINOR = {"cent", "cents", "pence", "penny"}
 _NUMBER_WORDS = {*_SMALL, *_TENS}
 
 
 def folded_numbers(words: Sequence[str]) -> list[str]:
-    """Number words in one form: cardinals without `and`, `a hundred` as `one hundred`, years as cardinals.
+    """Number words in one form: cardinals without `and`, `a hundred` as `one hundred`, years as cardinals,
+    days of a month as ordinals.
 
     Args:
         words: Lower-case words without hyphens (`twenty`, `one`).
@@ -34,6 +41,12 @@ def folded_numbers(words: Sequence[str]) -> list[str]:
     folded: list[str] = []
     place = 0
     while place < len(words):
+        if place and words[place - 1] in _MONTHS:
+            day, after = _day(words, place)
+            if day:
+                folded += ordinal(str(day)).split("-")
+                place = after
+                continue
         value, after = _number(words, place)
         if after == place:
             folded.append(words[place])
@@ -44,12 +57,29 @@ def folded_numbers(words: Sequence[str]) -> list[str]:
     return folded
 
 
+def _day(words: Sequence[str], place: int) -> tuple[int | None, int]:
+    """Day of a month, `twenty-second` or `twenty-two`, unless the number is a year."""
+    tens = _TENS.get(words[place], 0)
+    last = place + bool(tens)
+    if last < len(words) and (tens + _ORDINALS.get(words[last], 99)) < 32:
+        return tens + _ORDINALS[words[last]], last + 1
+    value, after = _below_hundred(words, place)
+    if not value or value > 31 or words[after : after + 1] == ["hundred"]:
+        return None, place
+    second, end = _below_hundred(words, after)
+    if second and 10 <= value <= 20 and second >= 10 and not _below_hundred(words, end)[0]:
+        return None, place  # May nineteen ninety
+    return value, after
+
+
 def _without_and(words: Sequence[str]) -> list[str]:
     result: list[str] = []
     for place, word in enumerate(words):
         before = result[-1] if result else ""
         after = words[place + 1] if place + 1 < len(words) else ""
         if word == "and" and before in _BIG and (after in _NUMBER_WORDS or after in _ORDINALS):
+            continue
+        if word == "and" and before in _MONEY and after in _NUMBER_WORDS and _MINOR & {*words[place + 2 : place + 4]}:
             continue
         if word == "a" and after in _BIG and before not in ("half", "quarter"):
             word = "one"
