@@ -93,12 +93,14 @@ QUESTIONS = (
 @pytest.mark.network
 def test_the_backbone_answers_by_its_own_template():
     stage = stage_of(min_words=1)
-    items = [{"id": str(i), "question": q, "source": "own"} for i, q in enumerate(QUESTIONS)]
+    items = [
+        {"id": str(i), "question": q, "answer": "given", "source": "own"} for i, q in enumerate(QUESTIONS)
+    ]
     (unit,) = stage.units(iter(items))
     result = stage.run(unit)
     answers = {item["id"]: item["messages"][-1] for item in result.items}
     assert answers["0"] == {"role": "assistant", "content": "The capital of France is Paris."}
-    assert all(item["source"] == "own" and item["lang"] == "en" for item in result.items)
+    assert all(set(item) == {"id", "messages", "lang", "source"} for item in result.items)
     assert {r.item["id"] for r in result.rejected} | set(answers) == {"0", "1", "2", "3"}
     again = stage.run(unit)
     assert (again.items, again.rejected) == (result.items, result.rejected)
