@@ -68,7 +68,7 @@ class FilterOptions:
     fastest: dict[str, float] = field(default_factory=lambda: {"en": 25.0, "zh": 10.0})
     slowest: dict[str, float] = field(default_factory=lambda: {"en": 6.0, "zh": 1.5})
     slack_sec: float = 1.5
-    max_edge_silence_sec: float = 1.0
+    max_edge_silence_sec: float = 1.5
     max_clipped_share: float = 0.001
     min_level_db: float = -40.0
     max_level_db: float = -6.0
