@@ -76,10 +76,21 @@ def test_prompts_end_with_the_user():
         SelfAnswerOptions(min_words=5, max_words=4)
 
 
-def stage_of(**options) -> SelfAnswerStage:
-    stage = SelfAnswerStage(SelfAnswerOptions(max_new_tokens=24, batch=4, **options), Storage("."))
-    stage.open()
-    return stage
+@pytest.fixture(scope="module")
+def stage_of():
+    """Makes stages with one opened model."""
+    opened: list[SelfAnswerStage] = []
+
+    def make(**options) -> SelfAnswerStage:
+        stage = SelfAnswerStage(SelfAnswerOptions(max_new_tokens=12, batch=4, **options), Storage("."))
+        if opened:
+            stage._lm, stage._tokenizer = opened[0]._lm, opened[0]._tokenizer
+        else:
+            stage.open()
+            opened.append(stage)
+        return stage
+
+    return make
 
 
 QUESTIONS = (
@@ -91,7 +102,7 @@ QUESTIONS = (
 
 
 @pytest.mark.network
-def test_the_backbone_answers_by_its_own_template():
+def test_the_backbone_answers_by_its_own_template(stage_of):
     stage = stage_of(min_words=1)
     items = [
         {"id": str(i), "question": q, "answer": "given", "source": "own"} for i, q in enumerate(QUESTIONS)
@@ -107,7 +118,7 @@ def test_the_backbone_answers_by_its_own_template():
 
 
 @pytest.mark.network
-def test_drawn_answers_follow_from_seed_and_prompt():
+def test_drawn_answers_follow_from_seed_and_prompt(stage_of):
     first = stage_of(min_words=1, temperature=1.0, refusals=True)
     items = [{"id": str(i), "question": q} for i, q in enumerate(QUESTIONS[:2])]
 
