@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_moss.audio import rates
 from lit_moss.audio.features import decoder_mel
-from lit_moss.data.transcripts import normalise
+from lit_moss.data.transcripts import edit_distance, normalise
 from lit_moss.errors import UserError
 from lit_moss.hub.whisper import open_whisper
 
@@ -49,13 +49,7 @@ def word_errors(reference: str, hypothesis: str, language: str = "en") -> tuple[
         expected, recognised = list(reference), list(hypothesis)
     else:
         expected, recognised = reference.split(), hypothesis.split()
-    # Levenshtein distance, row by row; `diagonal` is the entry above and to the left.
-    row = list(range(len(recognised) + 1))
-    for i, word in enumerate(expected, start=1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(recognised, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1], len(expected)
+    return edit_distance(expected, recognised), len(expected)
 
 
 def similarity(a_S: Tensor, b_S: Tensor) -> float:
