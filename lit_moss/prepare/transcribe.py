@@ -197,6 +197,8 @@ class TranscribeStage(Stage):
             "no_speech_prob": round(max((s.no_speech_prob for s in segments), default=1.0), 4),
             "asr": self.options.model,
         }
+        if item.get("duration") is None:  # rules on time need it
+            item["duration"] = round(len(clip.wave_T) / _RATE_HZ, 6)
         if clip.language_prob is not None:
             item["lang_prob"] = clip.language_prob
         if self.options.word_times:

@@ -143,7 +143,9 @@ def test_a_stock_phrase_that_was_said_is_kept(stage, tmp_path):
     from hibari import Hibari
 
     wave_T = io_resampled(torch.as_tensor(Hibari(threads=1)("Thank you.")).float(), 24_000)
-    (item,) = stage.run([saved(tmp_path, "thanks", wave_T)]).items
+    without_duration = {"audio_filepath": saved(tmp_path, "thanks", wave_T)["audio_filepath"]}
+    (item,) = stage.run([without_duration]).items
+    assert item["duration"] == pytest.approx(len(wave_T) / RATE)
     assert item["text"].lower().startswith("thank you")
     assert check_transcript(item, CheckTranscriptsOptions()) is None
 
