@@ -37,10 +37,25 @@ STAGES: dict[str, tuple[str, str, str]] = {
 def stage_class(name: str) -> type[Stage] | type[WholeStage]:
     """The class of a stage.
 
+    Args:
+        name: One of `STAGES`, or the dotted path of a class of the user's: `my_package.MyStage`.
+
     Raises:
         UserError: if there is no such stage.
     """
-    if name not in STAGES:
-        raise UserError(f"no stage {name!r}, expected one of {', '.join(STAGES)}")
-    module, attribute, _ = STAGES[name]
-    return getattr(importlib.import_module(module), attribute)
+    if "." in name:
+        module, _, attribute = name.rpartition(".")
+    elif name in STAGES:
+        module, attribute, _ = STAGES[name]
+    else:
+        raise UserError(
+            f"no stage {name!r}, expected one of {', '.join(STAGES)}, or the path of a class: package.MyStage"
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if name in STAGES:
+            raise
+        raise UserError(
+            f"no stage {name!r} ({error}): expected the path of a class: package.MyStage"
+        ) from error

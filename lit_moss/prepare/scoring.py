@@ -4,11 +4,16 @@ import re
 from functools import cache
 from typing import Any
 
-from lit_moss.data.transcripts import normalise
+from lit_moss.data.transcripts import edit_distance, normalise
 from lit_moss.errors import UserError
+from lit_moss.prepare.english_folding import folded_numbers
 from lit_moss.prepare.spoken import spoken
 
-_SAME_WORDS = {"okay": "ok", "mr": "mister", "mrs": "missus", "dr": "doctor", "o": "oh", "messrs": "messieurs", "alright": "all right"}
+_SAME_WORDS = {
+    "okay": "ok", "mr": "mister", "mrs": "missus", "dr": "doctor", "messrs": "messieurs",
+    "alright": "all right", "grey": "gray",
+}  # fmt: skip
+_LETTERS = re.compile(r"(?<![\w'’])[A-Z](?:[ -][A-Z])+(?![\w'’])")  # U S, as ASR writes US
 _SAME_CHARACTERS = str.maketrans({"著": "着", "幺": "一", "〇": "零", "两": "二", "妳": "你"})
 
 
@@ -34,9 +39,24 @@ def scoring_form(text: str, lang: str) -> str:
         text = _simplified().convert(text)
         text = normalise(spoken(text, lang).translate(_SAME_CHARACTERS)).replace("甚么", "什么")
         return text
-    words = normalise(spoken(text, lang)).split()
-    words = [_SAME_WORDS.get(word, word) for word in words]
-    return " ".join(_joined_letters(folded_numbers(words)))
+    said = _LETTERS.sub(lambda match: re.sub("[ -]", "", match[0]), spoken(text, lang))
+    said = " ".join(_SAME_WORDS.get(word, word) for word in normalise(said).split())
+    return " ".join(folded_numbers(said.replace("per cent", "percent").split()))
+
+
+def error_counts(reference: str, hypothesis: str, lang: str) -> tuple[int, int]:
+    """Edits (substitutions, deletions, insertions) and words of the reference, both in `scoring_form`.
+
+    Words are characters in Chinese, but a word in Latin letters counts as one. Edits may outnumber the
+    words. No words at all means that there is nothing to compare with: a fault of the reference, not a
+    perfect transcript.
+    """
+    expected, recognised = (_tokens(scoring_form(text, lang)) for text in (reference, hypothesis))
+    return edit_distance(expected, recognised), len(expected)
+
+
+def _tokens(form: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+|\S", form)
 
 
 @cache

@@ -43,7 +43,7 @@ SCALE = r"hundred|thousand|million|billion|trillion|mn|bn|tn|[kKmMbBtT]"
 BEFORE = r"(?<![\w.])(?<!\d,)"  # a number starts here
 AFTER = r"(?!\w|[.,]\d)"  # and ends here
 MONTH = rf"(?:{'|'.join(MONTHS)}|(?:{'|'.join(SHORT_MONTHS)})\b\.?)"
-_APOSTROPHE = "['’]"
+SECONDS = r"for |ter |ery |hin "  # (af)ter, (ev)ery, (wit)hin 30s
 
 
 # --- dates and times -----------------------------------------------------------------------------------
@@ -193,13 +193,29 @@ def _version(m: Match) -> str:
     return name + " point ".join(numbers.cardinal(p) for p in parts) + (f" {m['rest']}" if m["rest"] else "")
 
 
+_SPELLED = re.compile(r"\b(?:[Bb]ox|PIN|[Cc]ode|[Zz]ip|ZIP|[Ee]xt\.|[Ee]xtension|[Pp]assword|[Dd]ial) $")
+_IN = re.compile(r"\b(?:[Ii]n|[Yy]ear|[Ss]ince|[Uu]ntil|[Aa]bout|[Bb]y|[Ff]rom|\d,) $")
+_ERA = re.compile(r",? (?:B\.?C|A\.?D|CE\b)")
+_AFTER_YEAR = re.compile(r"[,.]|$| [A-Z][a-z]+| he\b| the\b")
+_CALIBER = re.compile(r"[- ](?:[Cc]al|[Ss]pecial|[Mm]agnum|rifle|pistol|revolver)")
 _COUNTED = re.compile(r" ([a-z]+)(?<!ss)(?<!us)(?<!is)s\b")
 
 
 def _plain_number(m: Match) -> str:
     number = m["number"]
-    if m["sign"] or not numbers.is_year(number):
+    before = m.string[: m.start()]
+    if m["sign"]:
         return numbers.cardinal(m["sign"] + number)
+    if number.isdecimal() and len(number) > 2 and _SPELLED.search(before):
+        return numbers.digits(number)
+    if len(number) == 3 and (
+        _ERA.match(m.string, m.end()) or (_AFTER_YEAR.match(m.string, m.end()) and _IN.search(before))
+    ):
+        return numbers.coded(number)  # in 626
+    if number[0] == "." and number[1] != "0" and _CALIBER.match(m.string, m.end()):
+        return numbers.cardinal(number[1:])
+    if not numbers.is_year(number):
+        return numbers.cardinal(number)
     counted = _COUNTED.match(m.string, m.end())
     if counted and counted[1] not in ("wa", "ha", "doe", "alway", "perhap"):
         return numbers.cardinal(number)  # 1455 men is read otherwise than the year
@@ -331,25 +347,29 @@ NUMBER_RULES = [
     rule(rf"{BEFORE}(?:(?P<whole>\d+)(?: |-|⁄))?(?P<above>\d{{1,3}})[/⁄](?P<below>\d{{1,3}})(?![\w/]|[.,]\d)", _fraction),
     rule(r"(?:(?P<whole>(?<![\w.])\d+) ?)?(?P<sign>[¼½¾⅐-⅞])", _vulgar),
     rule(
+        rf"(?<![\w.])(?<!{SECONDS})['’]?(?P<number>\d0|\d\d\d0|\d00)['’]?s(?!\w)",
+        lambda m: numbers.decade(m["number"]),
+    ),
+    rule(
         rf"(?P<first>{SIGN}{NUMBER})?(?(first)(?: ?(?:{_UNIT})|)(?:{DASH}))(?P<number>{SIGN}{NUMBER})"
         rf"(?: (?P<scale>hundred|thousand|million|billion|trillion))?[ -]?(?P<unit>{_UNIT})(?P<power>\^?[23²³])?"
         rf"(?:/(?P<per>{_PER})(?P<per_power>\^?[23²³])?)?(?![\w²³])",
         _unit,
     ),
-    rule(rf"(?<![\w.])['’]?(?P<number>\d0|\d\d\d0|\d00)['’]?s(?!\w)", lambda m: numbers.decade(m["number"])),
     rule(r"(?<![\w.])['’](?P<number>\d\d)(?!\w)", lambda m: numbers.coded(m["number"])),
     rule(rf"{BEFORE}(?P<number>{WHOLE}) ?(?:st|nd|rd|th|ST|ND|RD|TH)(?!\w)", lambda m: numbers.ordinal(m["number"])),
     rule(rf"{BEFORE}(?P<first>{NUMBER}) ?[–—-] ?(?P<last>{NUMBER})(?![\w-]|[.,]\d| ?[=/])(?<! )", lambda m: None if " - " in m[0] else _range(m)),
     rule(r"(?<![\w.])(?P<base>\d+(?:\.\d+)?)\^(?P<exponent>-?\w+)", _power),
     rule(r"#(?=\d)", " number "),
     rule(r"#(?=\w)", " hashtag "),
-    rule(r"(?<=[\d)a-z]) ?\* ?(?=[\d(a-z]\b|\d|\()", " times "),
-    rule(r"(?<=\d) [-–] (?=\d)|(?<=[\d)])[-–](?=[\d(])|(?<=\b[a-z])\s?[-–]\s?(?=\d\b)", " minus "),
+    rule(r"(?:(?<=[\d)] )|(?<=[\d)])|(?<=\b[a-z])|(?<=\b[a-z] ))\*(?= ?[\d(]| ?[a-z]\b)", " times "),
+    rule(r"(?<=\d )[-–](?= \d)|(?<=[\d)])[-–](?=[\d(])|(?:(?<=\b[a-z])|(?<=\b[a-z] ))[-–](?= ?\d\b)", " minus "),
     rule(r">=|=>", " greater than or equal to "),
     rule(r"<=", " less than or equal to "),
     rule(r"!=|/=", " is not equal to "),
     rule(r"==", " equals "),
     rule(r"->|-->", " to "),
+    rule(r"(?<![\w.])\d+-[A-Z](?!\w)", _mixed),
     rule(rf"(?P<sign>{SIGN})(?P<number>{NUMBER})(?!\w)", _plain_number),
     rule(r"(?:/[\w.-]+)+/?(?<=\w{2})(?<![)])(?<!\d)", lambda m: _address(m) if m.start() == 0 or m.string[m.start() - 1] in " (\"'" else None),
     rule(r"\d[\w-]*", _mixed),
@@ -372,16 +392,16 @@ LETTER_RULES = [
     ),
     rule(rf"(?P<short>{'|'.join(SHORT_MONTHS)})\.(?= \d)", lambda m: SHORT_MONTHS[m["short"]]),
     rule(rf"(?:(?P<ruler>{RULERS})|(?P<numbered>{NUMBERED})) (?P<numeral>[IVXLC]+)(?![\w'’.-])", _numeral),
-    rule(rf"(?:(?P<ruler>{RULERS})|(?P<numbered>{NUMBERED})) (?P<numeral>[IVXLC]+)(?=\.(?:\s|$)|['’]s)", _numeral),
+    rule(rf"(?:(?P<ruler>{RULERS})|(?P<numbered>{NUMBERED})) (?P<numeral>[IVXLC]+)(?=\.(?:\s|$|,|;)|['’]s)", _numeral),
     rule(r"(?<=[A-Za-z] )(?P<numeral>I{2,3}|IV|VI{1,3}|IX|XI{1,3}|XIV|XVI{0,3}|XIX|XXI?)(?![\w'’-])", _bare_numeral),
     rule(rf"(?P<short>{'|'.join(ALWAYS_TITLES)})\b\.(?= )", lambda m: None if m["short"] == "Dr" and not m.string[m.end() + 1 :][:1].isupper() else TITLES[m["short"]]),
     rule(rf"(?P<short>{'|'.join(t for t in TITLES if t != 'Sr')})\.(?= ?[A-Z])", lambda m: None if m["short"] in AFTER_NAMES and _is_street(m) else TITLES[m["short"]]),
-    rule(rf"(?<=[\w.,] )(?P<short>{'|'.join(AFTER_NAMES)})\.", _after_name),
+    rule(rf"(?<=[\w.,&] )(?P<short>{'|'.join(AFTER_NAMES)})\.", _after_name),
     rule(rf"(?P<short>Mr|Mrs|Dr|Prof)(?= [A-Z])", lambda m: TITLES[m["short"]]),
     rule(rf"(?:{_any([a for a in ABBREVIATIONS if a[0].isalpha()])})(?!\w)(?<![a-z]/)", _abbreviation),
-    rule(rf"(?P<short>{'|'.join(BEFORE_NUMBERS)})\. ?(?=\d)", lambda m: BEFORE_NUMBERS[m["short"]] + " "),
+    rule(rf"(?P<short>{'|'.join(BEFORE_NUMBERS)})\. ?(?=[A-Z]?\d)", lambda m: BEFORE_NUMBERS[m["short"]] + " "),
     rule(r"(?:[A-Za-z]\.){2,}(?:[A-Za-z](?![\w]))?", _initials),
-    rule(r"(?P<v>[vV])(?:er\.|ersion )? ?(?P<parts>\d+(?:\.\d+)*)(?P<rest>)(?!\w|\.\d)", _version),
+    rule(r"(?P<v>[vV])(?:er\.|ersion )? ?(?P<parts>\d+(?:\.\d+)+|\d{1,2})(?P<rest>)(?!\w|\.\d)", _version),
     rule(r"(?P<base>[A-Za-z])\^(?P<exponent>-?\w+)", _power),
     rule(r"sqrt ?(?=\()", "square root of "),
     rule(r"sqrt", "square root"),
@@ -408,7 +428,7 @@ _GREEK_RULES = [
 
 def _rules_at(character: str) -> Sequence[Rule]:
     if not character.isalpha():
-        return () if character in " ,;?!()" else _OTHER_RULES
+        return () if character in " ,;?!)" else _OTHER_RULES
     return LETTER_RULES if character.isascii() else _GREEK_RULES + _SYMBOL_RULES if character > "ʰ" else ()
 
 

@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> None:
         from lit_moss.cli.prepare.stages import run_chain_of
 
         run_chain_of(words)
-    elif words[0] in STAGES_OF_CHAINS and not _is_text_to_speak(words):
+    elif (words[0] in STAGES_OF_CHAINS or "." in words[0]) and not _is_text_to_speak(words):
         from lit_moss.cli.prepare.stages import run_stage
 
         run_stage(words[0], words[1:])
