@@ -24,12 +24,14 @@ from lit_moss.errors import UserError
 from lit_moss.prepare.items import resolved_items
 from lit_moss.prepare.lang import is_han
 from lit_moss.prepare.stage import Item, Rejection, Result, WholeStage, item_id
-from lit_moss.prepare.storage import Storage, local_copy
+from lit_moss.prepare.storage import Storage, local_copy, open_read
 from lit_moss.prepare.text_sources import read_text_source
+from lit_moss.records import text_lines
 
 _SCHEME, _SEED = "affine32", 1  # of datasketch: other ones make other sketches
 _RECALL = 0.94  # of pairs at the threshold; decides how the sketch is cut into bands
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_BATCH_GRAMS = 2**14  # times 128 hashes of 4 bytes at once
 _LEAST_INSIDE = 8  # words of a question that is looked for inside longer texts; shorter ones are in many
 
 
@@ -73,7 +75,10 @@ class DedupStage(WholeStage):
         return read_text_source(source)
 
     def content(self) -> dict[str, Any]:
-        files = [sha256(local_copy(path).read_bytes()).hexdigest()[:16] for path in self.options.against]
+        files = []
+        for path in self.options.against:
+            with open_read(path) as file:
+                files.append(sha256(file.read()).hexdigest()[:16])
         return super().content() | {"against": files, "scheme": _SCHEME, "seed": _SEED}
 
     def run_all(self, sources: Sequence[str]) -> Result:
@@ -133,11 +138,16 @@ class TextIndex:
             raise UserError("dedup needs datasketch: pip install 'lit-moss[prepare]'") from error
         self._options = options
         self._bands = bands(options.permutations, options.jaccard)
-        self._lsh = MinHashLSH(num_perm=options.permutations, params=self._bands)
+        self._lsh: Any = MinHashLSH(num_perm=options.permutations, params=self._bands)
         self._empty = MinHash(num_perm=options.permutations, seed=_SEED, scheme=_SCHEME, hashfunc=int)
         self._by_hash: dict[bytes, int] = {}
         self._names: list[str] = []
         self._grams: list[np.ndarray] = []
+
+    @property
+    def size(self) -> int:
+        """Number of its texts."""
+        return len(self._names)
 
     def add(self, name: str, words: Sequence[str]) -> Match | None:
         """Adds a text that is like no earlier one; else returns the first one that it is like."""
@@ -157,7 +167,8 @@ class TextIndex:
     def _lookup(self, words: Sequence[str]) -> tuple[Match | None, np.ndarray, Any]:
         grams = _grams(words, self._options.ngram)
         sketch = self._empty.copy()
-        sketch.update_batch(grams.astype(np.uint32).tolist())
+        for start in range(0, len(grams), _BATCH_GRAMS):
+            sketch.update_batch(grams[start : start + _BATCH_GRAMS].astype(np.uint32).tolist())
         same = self._by_hash.get(_digest(words))
         if same is not None:
             return Match(self._names[same], 1.0), grams, sketch
@@ -190,12 +201,10 @@ class Questions:
 
     def find(self, texts: Sequence[list[str]]) -> Match | None:
         """The first question that one of the texts is like, or holds."""
-        for words in texts:
-            if self._inside or self._index.find(words):
-                match = (self._index.find(words) if words else None) or self._held(words)
-                if match:
-                    return match
-        return None
+        if not self._index.size:
+            return None
+        matches = (self._index.find(words) or self._held(words) for words in texts if words)
+        return next((match for match in matches if match), None)
 
     def _held(self, words: list[str]) -> Match | None:
         for start in range(len(words) - _LEAST_INSIDE + 1):
@@ -220,7 +229,7 @@ def words_of(text: str) -> list[str]:
 
 
 def bands(permutations: int, jaccard: float) -> tuple[int, int]:
-    """(bands, rows of each) of a sketch: the longest bands that still find 94 % of the pairs at the threshold.
+    """(bands, rows of each) of a sketch: the longest bands that find 94 % of the pairs at the threshold.
 
     Two sketches of similarity s share one of b bands of r rows with the probability 1 - (1 - s^r)^b.
     """
@@ -267,7 +276,8 @@ def _texts_of(item: Item) -> tuple[str, list[str]]:
 
 def _questions(path: str) -> Iterator[str]:
     if path.lower().endswith(".txt"):
-        yield from local_copy(path).read_text(encoding="utf-8").splitlines()
+        for _, line in text_lines(local_copy(path), "questions, one a line"):
+            yield line
         return
     for item in resolved_items([path]):
         whole, asked = _texts_of(item)

@@ -164,6 +164,7 @@ def _messages(item: Item) -> list[Item]:
             or not isinstance(message.get("content"), str)
         ):
             raise UserError(
-                f"{item.get('id')}: {str(message)[:60]} is no message, expected role ({', '.join(ROLES)}) and content"
+                f"{item.get('id')}: {str(message)[:60]} is no message, expected role "
+                f"({', '.join(ROLES)}) and content"
             )
     return messages
