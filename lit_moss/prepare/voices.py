@@ -66,7 +66,7 @@ class Hibari:
         return {"voice": _HIBARI, "version": hibari_version(), "threads": self._threads}
 
     def open(self) -> None:
-        self._voice = HibariVoice(self._threads)
+        self._voice = _hibari(self._threads)
 
     def say(self, wording: Wording) -> Speech:
         _check_letters(wording.text, han=False)
@@ -113,6 +113,11 @@ class KokoroVoice:
         if len(tokens) > KOKORO_MAX_TOKENS:
             raise CannotSay("phonemes", len(tokens), KOKORO_MAX_TOKENS, too_long=True)
         return Speech(self._model.speak(tokens, self._name, wording.speed), RATE_HZ)
+
+
+@lru_cache(maxsize=2)
+def _hibari(threads: int) -> HibariVoice:
+    return HibariVoice(threads)
 
 
 @lru_cache(maxsize=2)
