@@ -28,7 +28,7 @@ from lit_moss.errors import UserError
 from lit_moss.hub.whisper import whisper_fingerprint
 from lit_moss.prepare import sound_checks
 from lit_moss.prepare.items import read_items, speech_sec
-from lit_moss.prepare.joined_asr import GAP_SEC, WINDOW_SEC, JoinedAsr
+from lit_moss.prepare.joined_asr import GAP_SEC, WINDOW_SEC, Heard, JoinedAsr
 from lit_moss.prepare.scoring import error_counts, scoring_form
 from lit_moss.prepare.sound_checks import Fault, Limits
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id
@@ -110,7 +110,7 @@ class _Sound:
         lang: Its language.
         reference: What it should say.
         wave: Samples at 16 kHz; empty where it was not listened to.
-        heard: Transcript; None where it was not recognised.
+        heard: What was recognised; None where it was not listened to.
         edits: Errors of the transcript.
         words: Words of the reference, characters in Chinese.
         fault: The rule that it breaks, None if it passes.
@@ -119,7 +119,7 @@ class _Sound:
     lang: str
     reference: str
     wave: np.ndarray
-    heard: str | None = None
+    heard: Heard | None = None
     edits: int = 0
     words: int = 0
     fault: Fault | None = None
@@ -129,13 +129,14 @@ class _Sound:
         """For the utterance or message; empty if it was not recognised."""
         if self.heard is None:
             return {}
-        return {"heard": self.heard, "wer": round(self.edits / self.words, 4), "edits": self.edits}
+        return {"heard": self.heard.text, "wer": round(self.edits / self.words, 4), "edits": self.edits}
 
 
 class FilterStage(Stage):
     """Drops utterances and conversations whose speech differs from its text."""
 
     name = "filter"
+    version = 2
     Options = FilterOptions
 
     def __init__(self, options: FilterOptions, storage: Storage) -> None:
@@ -222,8 +223,8 @@ class FilterStage(Stage):
         done = list(sounds)
         for lang in LANGUAGES:
             places = [i for i, sound in enumerate(done) if sound.lang == lang and not sound.fault]
-            texts = self._asr.joined([done[i].wave for i in places], lang)
-            for i, heard in zip(places, texts, strict=True):
+            recognised = self._asr.joined([done[i].wave for i in places], lang)
+            for i, heard in zip(places, recognised, strict=True):
                 done[i] = self._compared(done[i], heard)
                 if done[i].fault and len(places) > 1:
                     # Its words may have been taken for a neighbour's.
@@ -231,8 +232,8 @@ class FilterStage(Stage):
                     done[i] = self._compared(alone, self._asr.alone(alone.wave, lang))
         return done
 
-    def _compared(self, sound: _Sound, heard: str) -> _Sound:
-        edits, words = error_counts(sound.reference, heard, sound.lang)
+    def _compared(self, sound: _Sound, heard: Heard) -> _Sound:
+        edits, words = error_counts(sound.reference, heard.text, sound.lang)
         sound = replace(sound, heard=heard, edits=edits, words=words)
         if edits / words < self.options.max_wer or edits < min(self.options.min_edits, words):
             return sound
@@ -266,9 +267,11 @@ def sounds_of(item: Item) -> Iterator[tuple[int | None, Item]]:
 
 
 def _with_keys(item: Item, sounds: dict[int | None, _Sound]) -> Item:
-    """The item with `heard`, `wer` and `edits` of its sounds."""
+    """The item with `heard`, `wer` and `edits` of its sounds; an utterance also with `asr_words`."""
     if item.get("messages") is None:
-        return item | sounds[None].keys if sounds else item
+        own = sounds.get(None)
+        words = {"asr_words": own.heard.words} if own and own.heard else {}
+        return item | own.keys | words if own else item
     messages = [
         message | sounds[place].keys if place in sounds else message
         for place, message in enumerate(item["messages"])

@@ -5,6 +5,7 @@ sound ─ 0.5 s of silence ─ sound ─ 0.5 s ─ …     one window; the times
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,22 @@ from lit_moss.hub.whisper import open_whisper
 WINDOW_SEC = 29.0  # a second less than Whisper's
 GAP_SEC = 0.5
 _RATE_HZ = rates.TOKENIZER_RATE_HZ
+
+
+AsrWord = tuple[str, float, float, float]  # the word, its start and end in seconds, its probability
+
+
+@dataclass
+class Heard:
+    """What was recognised in a sound.
+
+    Args:
+        text: Transcript.
+        words: Its words, with times from the sound's start.
+    """
+
+    text: str = ""
+    words: list[AsrWord] = field(default_factory=list)
 
 
 class JoinedAsr:
@@ -30,40 +47,40 @@ class JoinedAsr:
     def __init__(self, name: str, device: str, threads: int, compute_type: str) -> None:
         self._model: Any = open_whisper(name, device, threads, compute_type)
 
-    def alone(self, wave: np.ndarray, lang: str) -> str:
-        """Transcript of samples at 16 kHz, float32 (T,)."""
-        # In a longer sound its time stamps say where the next window begins; without them it would begin in
-        # the middle of a word.
-        is_one_window = len(wave) <= WINDOW_SEC * _RATE_HZ
-        segments = self._segments(wave, lang, without_timestamps=is_one_window)
-        return " ".join(segment.text.strip() for segment in segments)
+    def alone(self, wave: np.ndarray, lang: str) -> Heard:
+        """What samples at 16 kHz, float32 (T,), say."""
+        # In a longer sound the time stamps of its segments say where the next window begins; without them it
+        # would begin in the middle of a word.
+        return self._window([wave], lang)[0]
 
-    def joined(self, waves: Sequence[np.ndarray], lang: str) -> list[str]:
-        """Transcripts of sounds of one language, several in each window."""
-        texts: list[str] = []
-        for group in windows(waves):
-            if len(group) == 1:
-                texts.append(self.alone(group[0], lang))
-            else:
-                texts += self._window(group, lang)
-        return texts
+    def joined(self, waves: Sequence[np.ndarray], lang: str) -> list[Heard]:
+        """What sounds of one language say, several in each window."""
+        return [heard for group in windows(waves) for heard in self._window(group, lang)]
 
-    def _window(self, waves: Sequence[np.ndarray], lang: str) -> list[str]:
+    def _window(self, waves: Sequence[np.ndarray], lang: str) -> list[Heard]:
         gap = np.zeros(round(GAP_SEC * _RATE_HZ), dtype=np.float32)
         ends_sec = np.cumsum([len(wave) + len(gap) for wave in waves]) / _RATE_HZ
-        borders = list(ends_sec - GAP_SEC / 2)
+        borders, starts_sec = list(ends_sec - GAP_SEC / 2), [0.0, *ends_sec[:-1]]
         pieces = [piece for wave in waves for piece in (wave, gap)]
-        texts = [""] * len(waves)
-        for segment in self._segments(np.concatenate(pieces), lang, word_timestamps=True):
+        sounds = [Heard() for _ in waves]
+        for segment in self._segments(np.concatenate(pieces) if len(waves) > 1 else waves[0], lang):
             for word in segment.words or ():
-                place = bisect_left(borders, (word.start + word.end) / 2)
-                texts[min(place, len(texts) - 1)] += word.word
-        return [text.strip() for text in texts]
+                place = min(bisect_left(borders, (word.start + word.end) / 2), len(sounds) - 1)
+                start_sec, last_sec = starts_sec[place], len(waves[place]) / _RATE_HZ
+                start, end = (
+                    round(min(max(float(t) - start_sec, 0.0), last_sec), 3) for t in (word.start, word.end)
+                )
+                sounds[place].text += word.word
+                sounds[place].words.append((word.word.strip(), start, end, round(float(word.probability), 4)))
+        for sound in sounds:
+            sound.text = sound.text.strip()
+        return sounds
 
-    def _segments(self, wave: np.ndarray, lang: str, **options: bool) -> Iterator[Any]:
+    def _segments(self, wave: np.ndarray, lang: str) -> Iterator[Any]:
         segments, _ = self._model.transcribe(
-            wave, language=lang, beam_size=1, temperature=0.0, condition_on_previous_text=False, **options
-        )
+            wave, language=lang, beam_size=1, temperature=0.0, condition_on_previous_text=False,
+            word_timestamps=True,
+        )  # fmt: skip
         return segments
 
 
