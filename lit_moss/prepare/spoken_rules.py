@@ -46,6 +46,7 @@ class _Token:
     start: int
     stop: int
     words: list[str] = field(default_factory=list)
+    opening: str = ""  # a bracket or quotation mark that belongs to the next word
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,11 @@ def _clean(spoken: str, is_speakable: Callable[[str], bool]) -> str:
 
 def _add(tokens: list[_Token], token: _Token, spoken: str, words: re.Pattern[str]) -> None:
     """Appends a token; punctuation that stands alone goes to the word before it or after it."""
-    before = ""
+    before = tokens[-1].opening if tokens else ""
+    if tokens:
+        tokens[-1].opening = ""
     for word in words.findall(spoken):
+        word = "," if word in ("-", "--") else word
         if any(map(is_letter, word)):
             token.words.append(before + word)
             before = ""
@@ -165,7 +169,9 @@ def _add(tokens: list[_Token], token: _Token, spoken: str, words: re.Pattern[str
                 last[-1] += word
         elif word[0] in _OPENING:
             before = word
+    token.opening = before
     if tokens and not (token.words and tokens[-1].words):
+        tokens[-1].opening = before
         tokens[-1].stop = token.stop
         tokens[-1].words += token.words
     else:
@@ -173,5 +179,5 @@ def _add(tokens: list[_Token], token: _Token, spoken: str, words: re.Pattern[str
 
 
 def is_letter(character: str) -> bool:
-    """Whether it is a letter of any script."""
-    return unicodedata.category(character)[0] == "L"
+    """Whether it is a letter of any script, or the Chinese zero."""
+    return character == "〇" or unicodedata.category(character)[0] == "L"
