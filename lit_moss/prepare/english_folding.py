@@ -5,25 +5,17 @@ from collections.abc import Sequence
 from lit_moss.prepare.english_numbers import DIGITS, MAX_DIGITS, cardinal, ordinal
 from lit_moss.prepare.english_tables import MONTHS
 
-_SMALL = {word: value for value, word in enumerate(DIGITS)} | {
-    word: value
-    for value, word in enumerate(
-        "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split(), 10
-    )
-}
-_TENS = {
-    word: 10 * value
-    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
-}
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_SMALL = {word: value for value, word in enumerate((*DIGITS, *_TEENS.split()))}
+_DECADES = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TENS = {word: 10 * value for value, word in enumerate(_DECADES.split(), 2)}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _BIG = {"hundred", *_SCALES}
-_ORDINALS = {
-    word: value
-    for value, word in enumerate(
-        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth "
-        "fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth".split(), 1
-    )
-} | {"thirtieth": 30}  # fmt: skip
+_DAYS = (
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
+    "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
+)
+_ORDINALS = {word: value for value, word in enumerate(_DAYS.split(), 1)} | {"thirtieth": 30}
 _MONTHS = {name.lower() for name in MONTHS}
 _MONEY = {"dollar", "dollars", "euro", "euros", "pound", "pounds"}
 _MINOR = {"cent", "cents", "pence", "penny"}
@@ -52,7 +44,11 @@ def folded_numbers(words: Sequence[str]) -> list[str]:
             folded.append(words[place])
             place += 1
         else:
-            folded += cardinal(str(value)).replace("-", " ").split() if value < 10**MAX_DIGITS else words[place:after]
+            folded += (
+                cardinal(str(value)).replace("-", " ").split()
+                if value < 10**MAX_DIGITS
+                else words[place:after]
+            )
             place = after
     return folded
 
@@ -79,7 +75,12 @@ def _without_and(words: Sequence[str]) -> list[str]:
         after = words[place + 1] if place + 1 < len(words) else ""
         if word == "and" and before in _BIG and (after in _NUMBER_WORDS or after in _ORDINALS):
             continue
-        if word == "and" and before in _MONEY and after in _NUMBER_WORDS and _MINOR & {*words[place + 2 : place + 4]}:
+        if (
+            word == "and"
+            and before in _MONEY
+            and after in _NUMBER_WORDS
+            and _MINOR & {*words[place + 2 : place + 4]}
+        ):
             continue
         if word == "a" and after in _BIG and before not in ("half", "quarter"):
             word = "one"

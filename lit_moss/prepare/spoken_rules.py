@@ -17,6 +17,7 @@ PAUSES = ".,;:!?…。，；：！？、"
 _OPENING = "\"'(“‘（《〈「『【["
 _CLOSING = "\"')”’）》〉」』】]"
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufe0e\ufe0f]")
+_UNSPACED_PAUSE = re.compile(r"([.,;:!?…])(?=[^\W\d_])")
 _PLAIN = str.maketrans(
     {
         "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'", "ʼ": "'", "`": "'", "´": "'",
@@ -150,7 +151,7 @@ def _joined_tokens(tokens: Iterable[tuple[int, int]], pieces: list[Piece]) -> It
 def _clean(spoken: str, is_speakable: Callable[[str], bool]) -> str:
     spoken = _INVISIBLE.sub("", spoken)
     spoken = "".join(c if is_speakable(c) else " " for c in spoken).translate(_PLAIN)
-    return re.sub(r"\.{2,}", "…", spoken)
+    return _UNSPACED_PAUSE.sub(r"\1 ", re.sub(r"\.{2,}", "…", spoken))
 
 
 def _add(tokens: list[_Token], token: _Token, spoken: str, words: re.Pattern[str]) -> None:
@@ -163,10 +164,12 @@ def _add(tokens: list[_Token], token: _Token, spoken: str, words: re.Pattern[str
         if any(map(is_letter, word)):
             token.words.append(before + word)
             before = ""
-        elif word[0] in PAUSES or word[0] in _CLOSING:
+        elif word[0] in PAUSES or (word[0] in _CLOSING and (token.words or tokens)):
             last = token.words or (tokens[-1].words if tokens else [])
             if last and last[-1][-1] not in PAUSES:
                 last[-1] += word
+            elif word[0] in _OPENING:
+                before = word
         elif word[0] in _OPENING:
             before = word
     token.opening = before

@@ -13,7 +13,16 @@ from typing import Any
 
 from lit_moss.errors import UserError
 from lit_moss.prepare import spoken_en
-from lit_moss.prepare.chinese_tables import ADDRESS_SIGNS, GREEK, MONEY, PER, RANGE_UNITS, SCALES, SYMBOLS, UNITS
+from lit_moss.prepare.chinese_tables import (
+    ADDRESS_SIGNS,
+    GREEK,
+    MONEY,
+    PER,
+    RANGE_UNITS,
+    SCALES,
+    SYMBOLS,
+    UNITS,
+)
 from lit_moss.prepare.lang import is_han
 from lit_moss.prepare.spoken_rules import Piece, Rule, Unit, rule, scan, units, unknown_characters
 
@@ -48,12 +57,13 @@ def cardinal(number: str) -> str:
     return said + (f"点{digits(decimals)}" if decimals else "")
 
 
+_SIZES = ((10**12, "万亿"), (10**8, "亿"), (10**4, "万"), (1000, "千"), (100, "百"), (10, "十"))
+
+
 def _whole(value: int) -> str:
     if value < 10:
         return DIGITS[value]
-    for size, name in ((10**12, "万亿"), (10**8, "亿"), (10**4, "万"), (1000, "千"), (100, "百"), (10, "十")):
-        if value >= size:
-            break
+    size, name = next((size, name) for size, name in _SIZES if value >= size)
     above, below = divmod(value, size)
     said = "" if above == 1 and size == 10 else "两" if above == 2 and size > 100 else _whole(above)
     if not below:
@@ -79,11 +89,17 @@ def _range(m: Match) -> str:
     if unit == "年" and len(first) == 4:
         return f"{digits(first)}到{digits(last)}年"
     start = "两" if first == "2" and unit not in ("", *"年月日号度页章万亿千百") else cardinal(first)
-    return f"{start}{UNITS.get(m['first_unit'] or '', m['first_unit'] or '')}到{cardinal(last)}{UNITS.get(unit, unit)}"
+    between = m["first_unit"] or ""
+    return f"{start}{UNITS.get(between, between)}到{cardinal(last)}{UNITS.get(unit, unit)}"
 
 
 def _money(m: Match) -> str:
-    return ("负" if m["minus"] else "") + cardinal(m["number"]) + SCALES.get(m["scale"] or "", m["scale"] or "") + MONEY[m["sign"]]
+    return (
+        ("负" if m["minus"] else "")
+        + cardinal(m["number"])
+        + SCALES.get(m["scale"] or "", m["scale"] or "")
+        + MONEY[m["sign"]]
+    )
 
 
 def _percent(m: Match) -> str:
@@ -120,14 +136,14 @@ def _two(said: str) -> str:
 
 def _mixed(m: Match) -> str:
     """Letters and digits: `GPT-4` -> GPT四, `A380` -> A三八零."""
-    parts = re.findall(r"\d+|\.(?=\d)|[^\d.-]+", m[0])
+    parts: list[str] = re.findall(r"\d+|\.(?=\d)|[^\d.-]+", m[0])
     return " " + "".join(digits(p) if p.isdecimal() else "点" if p == "." else p for p in parts) + " "
 
 
 def _address(m: Match) -> str:
     body = re.sub(r"^[a-z]+://", "", m[0]).rstrip("/")
     body = re.sub(r"^www(?=\.)", "WWW", body)
-    parts = re.findall(r"\d|[A-Za-z]+|.", body)
+    parts: list[str] = re.findall(r"\d|[A-Za-z]+|.", body)
     return " " + " ".join(DIGITS[int(p)] if p.isdecimal() else ADDRESS_SIGNS.get(p, p) for p in parts) + " "
 
 
@@ -146,8 +162,7 @@ def _clock(m: Match) -> str | None:
         return None
     said = f"{_two(cardinal(str(hour)))}点"
     if minute != "00" or second:
-        said += cardinal(minute) if minute[0] == "0" else cardinal(minute)
-        said += "分"
+        said += f"{cardinal(minute)}分"
     if second:
         said += cardinal(second) + "秒"
     half = (m["half"] or "").lower().replace(".", "")
@@ -170,6 +185,7 @@ def _power(m: Match) -> str:
 
 
 _UNIT = "|".join(re.escape(u) for u in sorted(UNITS, key=len, reverse=True))
+_MONEY = "|".join(re.escape(sign) for sign in sorted(MONEY, key=len, reverse=True))
 PER_UNITS = rf"(?:{_UNIT})|元|美元|块|次|个|人|公里|千米|米|克|升|分|页"
 _SYMBOL = [rule(re.escape(sign), said) for sign, said in SYMBOLS.items()]
 _DASH = r" ?[-–—~～至] ?"
@@ -177,22 +193,30 @@ _DASH = r" ?[-–—~～至] ?"
 RULES = [
     rule(r"[a-zA-Z]+://[A-Za-z0-9./?=&%_#:+~-]*[A-Za-z0-9/]", _address),
     rule(r"[A-Za-z0-9_.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+", _address),
-    rule(rf"(?:[A-Za-z0-9-]+\.)+(?:{spoken_en.DOMAINS})(?![A-Za-z0-9])(?:/[A-Za-z0-9./?=&%_#-]*[A-Za-z0-9])?", _address),
+    rule(
+        rf"(?:[A-Za-z0-9-]+\.)+(?:{spoken_en.DOMAINS})(?![A-Za-z0-9])(?:/[A-Za-z0-9./?=&%_#-]*[A-Za-z0-9])?",
+        _address,
+    ),
     rule(r"www\.[A-Za-z0-9.-]+[A-Za-z0-9]", _address),
     rule(r"[A-Za-z_][\w-]*\.[a-z][a-z0-9]{1,3}(?![A-Za-z0-9.])", _address, re.ASCII),
     rule(r"(?<![\d.])\+\d{1,3}(?:[ -]?\(?\d{2,4}\)?){2,5}(?!\d)", _phone),
     rule(r"(?<![\d.])(?:\(0\d{2,3}\) ?|0\d{2,3}-)\d{7,8}(?!\d)", _phone),
     rule(r"(?<![\d.])1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d)", _phone),
     rule(r"(?<![\d.])[48]00[- ]?\d{3}[- ]?\d{4}(?!\d)", _phone),
-    rule(r"(?<![\d.:])(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d))?(?![\d:]) ?(?P<half>[aApP]\.?[mM]\.?)?", _clock),
+    rule(
+        r"(?<![\d.:])(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d))?(?![\d:])"
+        r" ?(?P<half>[aApP]\.?[mM]\.?)?",
+        _clock,
+    ),
     rule(r"(?<![\d.])\d+(?:\.\d+){2,}(?![\d.])", _version),
     rule(
-        r"(?<![\d.])(?P<year>\d{4})(?P<dash>[-/.])(?P<month>\d{1,2})(?P=dash)(?P<day>\d{1,2})(?![\d./-])", _date
+        r"(?<![\d.])(?P<year>\d{4})(?P<dash>[-/.])(?P<month>\d{1,2})(?P=dash)(?P<day>\d{1,2})(?![\d./-])",
+        _date,
     ),
     rule(r"(?<![\d.])(?P<year>(?:19|20)\d\d)-(?P<month>0[1-9]|1[0-2])(?P<day>)(?![\d./-]|年)", _date),
     rule(r"(?<=\d\d)[-–~～](?=\d{1,2}:\d\d)", "到"),
     rule(
-        rf"(?<![\d./])(?P<above>\d{{1,3}})/(?P<below>\d{{1,3}})(?![\d/.])",
+        r"(?<![\d./])(?P<above>\d{1,3})/(?P<below>\d{1,3})(?![\d/.])",
         lambda m: f"{cardinal(m['below'])}分之{cardinal(m['above'])}",
     ),
     rule(r"(?<![\d.])(?P<feet>\d)['’′](?:(?P<inches>\d{1,2})[\"”″])", _height),
@@ -207,7 +231,7 @@ RULES = [
     ),
     rule(r"(?P<base>\d+|(?<![A-Za-z])[A-Za-z])(?:\^|(?=[²³]))(?P<exponent>-?[0-9a-zA-Z]+)", _power),
     rule(
-        rf"(?P<minus>(?<![\w])[-−])?(?P<sign>{'|'.join(re.escape(s) for s in sorted(MONEY, key=len, reverse=True))}) ?"
+        rf"(?P<minus>(?<![\w])[-−])?(?P<sign>{_MONEY}) ?"
         rf"(?P<number>{NUMBER})(?P<scale>[万亿千百十]+|[kKmMbB](?![A-Za-z])| ?(?:million|billion))?",
         _money,
     ),
@@ -216,15 +240,20 @@ RULES = [
         rf"(?![\d.:/-]| ?=)(?P<unit>[%％]|(?:{_UNIT})(?![A-Za-z])|{RANGE_UNITS})?",
         lambda m: None if re.search(r" [-–] |至", m[0]) and not (m["unit"] or m["first_unit"]) else _range(m),
     ),
-    rule(rf"(?P<number>(?:(?<![\d\w.%])[-−+]|(?<=[^\W\da-zA-Z_])[-−+])?{NUMBER}) ?(?P<sign>[%％‰])", _percent),
-    rule(rf"(?P<number>(?:(?<![\w.])[-−]|(?<=[^\W\da-zA-Z_])[-−])?{NUMBER}) ?(?P<unit>{_UNIT})(?![A-Za-z/²³])", _unit),
+    rule(
+        rf"(?P<number>(?:(?<![\d\w.%])[-−+]|(?<=[^\W\da-zA-Z_])[-−+])?{NUMBER}) ?(?P<sign>[%％‰])", _percent
+    ),
+    rule(
+        rf"(?P<number>(?:(?<![\w.])[-−]|(?<=[^\W\da-zA-Z_])[-−])?{NUMBER}) ?(?P<unit>{_UNIT})(?![A-Za-z/²³])",
+        _unit,
+    ),
     rule(r"(?<=\d) ?[-−] ?(?=\d)", "减"),
     rule(r"(?<=\d) ?\* ?(?=\d)", "乘"),
     rule(r"\d+(?:\.\d+)?[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*", _mixed),
     rule(r"[A-Za-z]+(?:-?\d[A-Za-z0-9]*)(?:\.\d+)*(?:-[A-Za-z0-9]+)*", _mixed),
     rule(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)", lambda m: cardinal(m[0])),
     rule(r"[¼½¾⅐-⅞²³¹⁰⁴-⁹₀-₉①-⑳⑴-⒇❶-❿Ⅰ-ⅻ]", _single_number),
-]  # fmt: skip
+]
 _FOR_ALL = RULES + _SYMBOL + [rule(rf"(?i:{letter})", name) for letter, name in GREEK.items()]
 _COPIED = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
 

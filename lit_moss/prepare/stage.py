@@ -111,7 +111,7 @@ class Stage(_Named):
         for item in items:
             yield [item]
 
-    def open(self) -> None:  # noqa: B027 - most stages have no model
+    def open(self) -> None:
         """Loads models; called once in each worker, before the first `run`."""
 
     @abstractmethod
