@@ -22,7 +22,7 @@ TRAINER_VERBS = {
 }
 # verb -> (module with add_arguments(parser) and main(args), one line of help)
 VERBS = {
-    "prepare": ("lit_moss.cli.prepare", "raw audio and text -> manifests"),
+    "prepare": ("lit_moss.cli.prepare", "raw audio and text -> manifests and documents"),
     "tokenize": ("lit_moss.cli.tokenize", "audio files -> codes as JSON lines"),
     "synthesize": ("lit_moss.cli.synthesize", "codes as JSON lines -> sound files"),
     "evaluate": (
@@ -35,7 +35,7 @@ VERBS = {
     ),
 }
 # Those that read a YAML make their parser from the class that it describes: their modules have main(words).
-YAML_VERBS = ("evaluate", "sweep")
+YAML_VERBS = ("evaluate", "prepare", "sweep")
 
 
 def main(argv: Sequence[str]) -> int:

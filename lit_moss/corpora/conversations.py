@@ -1,9 +1,10 @@
 """Conversations: JSON lines of {"messages": [{"role", "content", "audio_filepath"}, …]}.
 
 A message has a text (`content`), a recording (with `offset` and `duration`, if it is a part of its file), or
-both. Paths are relative to the file's folder.
+both. Paths are relative to the file's folder. A line may have an `id`, its name.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +30,14 @@ class Message:
 
 
 def read_conversations(path: Path) -> list[tuple[str, list[Message]]]:
-    """(name, messages) of every line.
+    """(name, messages) of every line; the name is its `id`, else the file's and the line's number.
 
     Raises:
         UserError: if a line is no conversation; the message names line and field.
     """
     folder = path.parent.absolute()
     return [
-        (f"{path.stem}-{record.number}", _messages(record, folder))
+        (record.name("id") or f"{path.stem}-{record.number}", _messages(record, folder))
         for record in json_lines(path, "an object with messages")
     ]
 
@@ -56,5 +57,7 @@ def _message(fields: Record, folder: Path) -> Message:
     offset_sec, duration_sec = fields.seconds("offset"), fields.seconds("duration")
     if not text and not audio:
         raise fields.error("content", "a text, or an audio_filepath beside it")
-    recording = Utterance(folder / audio, float(offset_sec or 0.0), duration_sec) if audio else None
+    recording = None
+    if audio:  # without `..`, as in manifests
+        recording = Utterance(Path(os.path.normpath(folder / audio)), float(offset_sec or 0.0), duration_sec)
     return Message(role, text, recording)

@@ -5,18 +5,17 @@ All take waves (T,) in [-1, 1]. The recogniser and DNSMOS come with the extra `e
 
 import math
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lit_moss.assets import SCHEME, resolve
 from lit_moss.audio import rates
 from lit_moss.audio.features import decoder_mel
 from lit_moss.data.transcripts import edit_distance, normalise
 from lit_moss.errors import UserError
+from lit_moss.hub.whisper import open_whisper
 
 EXTRA = "pip install 'lit-moss[evaluate]'"
 
@@ -31,24 +30,8 @@ class Recogniser:
     """
 
     def __init__(self, name: str, device: str = "auto") -> None:
-        try:
-            from faster_whisper import WhisperModel
-        except ImportError as error:
-            raise UserError(f"the ASR judge needs faster-whisper: {EXTRA}") from error
-        where = name if Path(name).exists() else name.removeprefix("whisper-")
-        if name.startswith(SCHEME):
-            where = str(resolve(name))
-        try:
-            # By default it uses all cores and raises the number of torch's threads in this process to that:
-            # 1 became 2, and a training in the same process summed in another order.
-            self._model: Any = WhisperModel(
-                where, device=device, compute_type="default", cpu_threads=torch.get_num_threads()
-            )
-        except Exception as error:
-            raise UserError(
-                f"judge {name!r} cannot be opened ({str(error).splitlines()[0]}): expected "
-                "embedded:whisper-base, a CTranslate2 folder or the name of a Whisper"
-            ) from error
+        # By default it would use all cores. `open_whisper` leaves torch's number of threads as it is.
+        self._model = open_whisper(name, device, torch.get_num_threads())
 
     def __call__(self, wave_T: Tensor, language: str | None = "en") -> str:
         """Transcript of samples at 16 kHz."""

@@ -15,7 +15,11 @@ STAGES: dict[str, tuple[str, str, str]] = {
         "drop transcripts of what was never said",
     ),
     "dedup": ("lit_moss.prepare.dedup", "DedupStage", "drop texts that exist already"),
-    "synthesize": ("lit_moss.prepare.synthesize", "SynthesizeStage", "texts -> utterances, by text to speech"),
+    "synthesize": (
+        "lit_moss.prepare.synthesize",
+        "SynthesizeStage",
+        "texts -> utterances, by text to speech",
+    ),
     "align": ("lit_moss.prepare.align", "AlignStage", "times of words, by CTC"),
     "chunk": ("lit_moss.prepare.chunk", "ChunkStage", "chunks of 3 to 6 s at borders of words"),
     "tokenize": ("lit_moss.prepare.tokenize", "TokenizeStage", "codes, into the cache"),
@@ -33,10 +37,25 @@ STAGES: dict[str, tuple[str, str, str]] = {
 def stage_class(name: str) -> type[Stage] | type[WholeStage]:
     """The class of a stage.
 
+    Args:
+        name: One of `STAGES`, or the dotted path of a class of the user's: `my_package.MyStage`.
+
     Raises:
         UserError: if there is no such stage.
     """
-    if name not in STAGES:
-        raise UserError(f"no stage {name!r}, expected one of {', '.join(STAGES)}")
-    module, attribute, _ = STAGES[name]
-    return getattr(importlib.import_module(module), attribute)
+    if "." in name:
+        module, _, attribute = name.rpartition(".")
+    elif name in STAGES:
+        module, attribute, _ = STAGES[name]
+    else:
+        raise UserError(
+            f"no stage {name!r}, expected one of {', '.join(STAGES)}, or the path of a class: package.MyStage"
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if name in STAGES:
+            raise
+        raise UserError(
+            f"no stage {name!r} ({error}): expected the path of a class: package.MyStage"
+        ) from error

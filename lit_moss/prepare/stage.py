@@ -18,11 +18,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from lit_moss.prepare.items import Item
 from lit_moss.prepare.storage import Storage
-
-Item = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,13 @@ class Result:
         items: Lines of the stage's manifest.
         rejected: Items that were left out.
         counts: Further numbers, added up over all units: `{"words": 12}`.
+        speech_sec_in: Seconds of sound that went in, where the items do not state their durations.
     """
 
     items: list[Item] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
+    speech_sec_in: float | None = None
 
 
 class _Named(ABC):
@@ -69,14 +70,14 @@ class _Named(ABC):
     Attributes:
         name: As on the command line: `prepare NAME`.
         version: Raise it when the same unit and options give another result.
-        summary: One line of help.
+        reads: Which earlier steps of a chain it reads if its step does not say: the previous one, or all.
         Options: A dataclass; every field has a default and a line under `Args:`. A field with
             `metadata=NOT_CONTENT` (a device, the name of a variable with a key) does not change the result.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    summary: ClassVar[str]
+    reads: ClassVar[Literal["previous", "all"]] = "previous"
     Options: ClassVar[type]
 
     def __init__(self, options: Any, storage: Storage) -> None:

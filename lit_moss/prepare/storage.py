@@ -59,10 +59,15 @@ def open_read(path: str) -> Any:
     try:
         if not is_remote(path):
             return open(path, "rb")
-        return fsspec.open(path, "rb").open()
+        system, inner = fsspec.url_to_fs(path)
+        return system.open(inner, "rb")
     except (OSError, ImportError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{path} cannot be read ({why}): expected a file") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return UserError(f"{path} cannot be read ({why}): expected a file")
 
 
 def local_copy(path: str) -> Path:
@@ -73,7 +78,9 @@ def local_copy(path: str) -> Path:
         system, inner = fsspec.url_to_fs(path)
         info = system.info(inner)
     except (OSError, ImportError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error or type(error).__name__}): expected a file") from error
+        raise UserError(
+            f"{path} cannot be read ({error or type(error).__name__}): expected a file"
+        ) from error
     version = str(info.get("ETag") or info.get("mtime") or info.get("size"))
     name = sha256(f"{path} {version}".encode()).hexdigest()[:24] + posixpath.splitext(path)[1]
     return make_once(cache_dir() / "fetched" / name, lambda made: system.get_file(inner, str(made)))

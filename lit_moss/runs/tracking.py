@@ -317,6 +317,11 @@ class Tracker(Logger):
         self._artifact(lambda client: client.log_text(self._run_id, text, name), name)
 
     @rank_zero_only
+    def log_folder(self, folder: Path, name: str) -> None:
+        """All files of a folder, as artifacts below `name`."""
+        self._artifact(lambda client: client.log_artifacts(self._run_id, str(folder), name), name)
+
+    @rank_zero_only
     def log_figure(self, figure: Any, name: str) -> None:
         """A matplotlib figure as PNG; the figure is closed."""
         import matplotlib.pyplot as plt

@@ -1,16 +1,18 @@
-"""Raw audio and text -> what training reads. Stages:
+"""Raw audio and text -> what training reads.
 
-manifest           a corpus -> a speech manifest (JSON lines)
-documents          manifests and text -> token documents for the language model
-speak              text -> a spoken corpus, by the embedded voice
-kmeans-tokenizer   a speech tokenizer without training: k-means on a manifest's speech
-everyday           the embedded corpus, made now instead of on first use
+    python -m lit_moss prepare -c conf/prepare/NAME.yaml [SOURCE …] [--KEY VALUE …]     a chain of stages
+    python -m lit_moss prepare STAGE SOURCE … --out DIR [--KEY VALUE …]                 one of them
+
+A killed call goes on where it was when it is repeated.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
 
 from lit_moss.cli.prepare import documents, everyday, kmeans_tokenizer, manifest, speak
+from lit_moss.errors import UserError
+from lit_moss.prepare.registry import STAGES as STAGES_OF_CHAINS
 
 _Stage = tuple[
     str, str | None, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]
@@ -36,7 +38,7 @@ STAGES: dict[str, _Stage] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
+    """Options of the stages that are in no chain."""
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, (summary, description, add_stage_arguments, run) in STAGES.items():
         stage = stages.add_parser(
@@ -49,6 +51,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         stage.set_defaults(run=run)
 
 
-def main(args: argparse.Namespace) -> None:
-    """Runs the chosen stage."""
-    args.run(args)
+def main(words: Sequence[str]) -> None:
+    """Runs a chain, or one stage.
+
+    Args:
+        words: A stage and its options, or the options of a chain.
+
+    Raises:
+        UserError: for a stage that does not exist, and for what the user can correct.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return
+    if words[0].startswith("-"):
+        from lit_moss.cli.prepare.stages import run_chain_of
+
+        run_chain_of(words)
+    elif (words[0] in STAGES_OF_CHAINS or "." in words[0]) and not _is_text_to_speak(words):
+        from lit_moss.cli.prepare.stages import run_stage
+
+        run_stage(words[0], words[1:])
+    elif words[0] in STAGES:
+        parser = argparse.ArgumentParser(prog="python -m lit_moss prepare", description=__doc__)
+        add_arguments(parser)
+        args = parser.parse_args(list(words))
+        args.run(args)
+    else:
+        known = [*STAGES_OF_CHAINS, *STAGES]
+        raise UserError(
+            f"no stage {words[0]!r} of prepare, expected one of {', '.join(dict.fromkeys(known))}"
+        )
+
+
+def overview() -> str:
+    """The help of the verb."""
+    chains = "\n".join(f"  {name:<18} {summary}" for name, (_, _, summary) in STAGES_OF_CHAINS.items())
+    others = "\n".join(f"  {name:<18} {summary}" for name, (summary, *_) in STAGES.items())
+    ending = "python -m lit_moss prepare STAGE --help shows the options of a stage"
+    return f"{__doc__}\nStages of chains:\n{chains}\n\nOthers:\n{others}\n\n{ending}"
+
+
+def _is_text_to_speak(words: Sequence[str]) -> bool:
+    """`speak` takes conversations (JSON lines), and plain text, which has a command of its own."""
+    return words[0] == "speak" and any(PurePath(w).suffix in (".txt", ".csv") for w in words[1:2])

@@ -1,0 +1,97 @@
+"""Stages and chains of stages: their options come from the stages' own classes."""
+
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, field, fields, make_dataclass
+from typing import Any, get_type_hints
+
+from lit_moss.prepare.registry import stage_class
+
+# Options of every stage that is run alone; those of `Chain` without its steps.
+_SHARED_HELP_END = "    Args:\n"
+
+_WITHOUT_VALUE = ("-h", "--help", "--print_config")
+
+
+def run_chain_of(words: Sequence[str]) -> None:
+    """`prepare -c FILE [SOURCE …] [--KEY VALUE …]`.
+
+    Raises:
+        UserError: for what the user can correct.
+    """
+    from lit_moss.cli.yaml_options import OptionsParser
+    from lit_moss.prepare.chain import Chain, run_chain
+
+    parser = OptionsParser(Chain, "python -m lit_moss prepare", Chain.__doc__)
+    chain, _ = parser.read(_with_sources(words))
+    run_chain(chain)
+
+
+def run_stage(name: str, words: Sequence[str]) -> None:
+    """`prepare STAGE SOURCE … --out DIR [--KEY VALUE …]`.
+
+    Raises:
+        UserError: for what the user can correct.
+    """
+    from lit_moss.cli.yaml_options import OptionsParser
+    from lit_moss.prepare.chain import Chain, run_alone
+
+    stage = stage_class(name)
+    both = _joined(stage.Options, Chain)
+    module = sys.modules[stage.__module__]
+    parser = OptionsParser(both, f"python -m lit_moss prepare {name}", module.__doc__)
+    values, _ = parser.read(_with_sources(words))
+    given = vars(values)
+    options = stage.Options(**{f.name: given[f.name] for f in fields(stage.Options)})
+    shared = {f.name: given[f.name] for f in fields(Chain) if f.name != "steps"}
+    run_alone(name, options, Chain(**shared, steps={}))
+
+
+def _with_sources(words: Sequence[str]) -> list[str]:
+    """Words that are neither options nor their values are sources: `-c FILE a.wav b.wav --out DIR`."""
+    sources, rest, left = [], [], list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-"):
+            sources.append(word)
+            continue
+        rest.append(word)
+        if "=" not in word and word not in _WITHOUT_VALUE and left:
+            rest.append(left.pop(0))
+    return [*rest, "--sources", json.dumps(sources)] if sources else rest
+
+
+def _joined(options: type, chain: type) -> type:
+    """A dataclass with the options of a stage and those of every step."""
+    own = {f.name for f in fields(options)}
+    shared = [f for f in fields(chain) if f.name != "steps"]
+    if both := own & {f.name for f in shared}:
+        raise AssertionError(f"{options} has options of all stages: {sorted(both)}")
+    types = get_type_hints(chain) | get_type_hints(options)
+    required, optional = [], []
+    for f in [*shared, *fields(options)]:
+        default: dict[str, Any] = {}
+        if f.default is not MISSING:
+            default["default"] = f.default
+        elif f.default_factory is not MISSING:
+            default["default_factory"] = f.default_factory
+        (optional if default else required).append((f.name, types[f.name], field(**default)))
+    joined = make_dataclass("Options", [*required, *optional])
+    joined.__doc__ = f"Options.\n\nArgs:\n{_help(chain, {'steps'})}{_help(options, set())}"
+    return joined
+
+
+def _help(options: type, without: set[str]) -> str:
+    """The lines under `Args:` of a docstring, indented by four spaces."""
+    lines = inspect.cleandoc(options.__doc__ or "").partition("Args:\n")[2].splitlines()
+    kept, skipping = [], False
+    for line in lines:
+        if not line.strip():
+            break
+        if not line.startswith("     "):
+            skipping = line.strip().partition(":")[0] in without
+        if not skipping:
+            kept.append(line)
+    return "".join(line + "\n" for line in kept)

@@ -1,0 +1,215 @@
+"""A chain of steps, each of which reads what earlier ones have written.
+
+    out/
+      vad/         manifest.jsonl  rejected.jsonl  stage.json
+      transcribe/  …
+      interleave/  interleaved/  unsupervised/     folders of token documents
+      statistics.md
+
+The same call after a kill goes on where the chain was; after it is done, it only says so again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from lit_moss.errors import UserError
+from lit_moss.prepare.engine import MANIFEST, run_step
+from lit_moss.prepare.registry import STAGES, stage_class
+from lit_moss.prepare.statistics import record, statistics_table
+from lit_moss.prepare.step import Machine, Step, StepResult
+from lit_moss.prepare.storage import Storage, absolute
+
+_OF_A_STEP = ("stage", "input")  # keys of a step that are no options of its stage
+
+
+@dataclass
+class Chain:
+    """Options of `prepare -c FILE`.
+
+    Args:
+        out: Folder of all steps; a path, or an address that fsspec opens (s3://…).
+        steps: Name of a step -> options of its stage. `stage: NAME` where the step has another name, `input:
+            [NAME, …]` where it reads other steps than the previous one, or files.
+        sources: What the first step reads: sound files, folders, manifests, texts.
+        name: MLflow experiment.
+        root: If given, sound files that manifests name must be below this folder.
+        max_bad_share: Share of unreadable items, 0 to 1, above which a step fails.
+        track: Whether statistics go to MLflow.
+        workers: Processes, each with the stage's models; with Ray, actors. It changes no result.
+        engine: `local`, or `ray` (extra `scale`).
+        shard_items: Items of a shard; null for a 64th of all, 16 to 1024.
+        ray_address: Cluster to join; null starts a Ray of this machine.
+        ray_gpus: GPUs of each actor.
+        ray_memory_gb: Memory that Ray sets aside for each actor; null for none.
+    """
+
+    out: str
+    steps: dict[str, Any]
+    sources: list[str] = field(default_factory=list)
+    name: str = "prepare"
+    root: str | None = None
+    max_bad_share: float = 0.01
+    track: bool = True
+    workers: int = 1
+    engine: Literal["local", "ray"] = "local"
+    shard_items: int | None = None
+    ray_address: str | None = None
+    ray_gpus: float = 0.0
+    ray_memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or (self.shard_items is not None and self.shard_items < 1):
+            raise UserError(
+                f"workers is {self.workers} and shard_items {self.shard_items}, expected 1 or more"
+            )
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"max_bad_share is {self.max_bad_share}, expected 0 to 1")
+
+    @property
+    def machine(self) -> Machine:
+        """Where and how its steps are run."""
+        return Machine(**{f.name: getattr(self, f.name) for f in fields(Machine)})
+
+
+def run_chain(chain: Chain) -> list[StepResult]:
+    """Runs all steps that are not done yet; prints and records what each has made.
+
+    Raises:
+        UserError: for a wrong step or option, before anything is run; and see `run_step`.
+    """
+    steps = chain_steps(chain)
+    for step in steps:
+        step.build()  # wrong options are an error now, not after hours
+    results: list[StepResult] = []
+    for step in steps:
+        results.append(run_step(step, chain.machine))
+        print(statistics_table(results[-1:], header=len(results) == 1), flush=True)
+    Storage(absolute(chain.out, ".")).write("statistics.md", _statistics(results).encode())
+    if chain.track:
+        record(chain.name, absolute(chain.out, "."), _settings(chain, steps), results)
+    return results
+
+
+def run_alone(stage: str, options: Any, chain: Chain) -> StepResult:
+    """Runs one stage; its files are directly in `chain.out`.
+
+    Raises:
+        UserError: see `run_step`.
+    """
+    out = absolute(chain.out, ".")
+    sources = tuple(_source(s) for s in chain.sources)
+    step = Step(stage, stage, options, sources, out, out, _root(chain), chain.max_bad_share)
+    result = run_step(step, chain.machine)
+    print(statistics_table([result]), flush=True)
+    if chain.track:
+        record(chain.name, out, {stage: asdict(options)}, [result])
+    return result
+
+
+def chain_steps(chain: Chain) -> list[Step]:
+    """The steps of a chain in order.
+
+    Raises:
+        UserError: for a stage, input or option that does not exist.
+    """
+    out = absolute(chain.out, ".")
+    steps: list[Step] = []
+    for name, content in _nested(chain.steps).items():
+        if "/" in name or name.startswith("."):
+            raise UserError(f"a step is named {name!r}, expected a name for a folder")
+        stage = str(content.get("stage", name))
+        options = step_options(name, stage, {k: v for k, v in content.items() if k not in _OF_A_STEP})
+        sources = _inputs(chain, steps, name, stage, content.get("input"))
+        folder = absolute(name, out)
+        steps.append(Step(name, stage, options, sources, folder, out, _root(chain), chain.max_bad_share))
+    if not steps:
+        raise UserError(f"no steps: expected some of {', '.join(STAGES)}")
+    return steps
+
+
+def step_options(name: str, stage: str, content: Mapping[str, Any]) -> Any:
+    """The stage's `Options`.
+
+    Raises:
+        UserError: for an option that it does not have, or a value of another type.
+    """
+    options = stage_class(stage).Options
+    known = [f.name for f in fields(options)]
+    if wrong := sorted(set(content) - set(known)):
+        raise UserError(f"step {name} has no option {', '.join(wrong)}, expected some of {', '.join(known)}")
+    try:
+        return TypeAdapter(options).validate_python(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"step {name}: {key} is {first['input']!r}: {first['msg']}") from error
+
+
+def _nested(steps: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Steps with their options; `vad.threshold: 0.4` counts as an option of `vad`."""
+    nested: dict[str, dict[str, Any]] = {}
+    for key, content in steps.items():
+        name, _, option = key.partition(".")
+        if option:
+            if name not in nested:
+                raise UserError(f"{key} names no step, expected one of {', '.join(nested)}")
+            nested[name][option] = content
+        elif content is None or isinstance(content, dict):
+            nested[key] = dict(content or {})
+        else:
+            raise UserError(f"step {key} is {content!r}, expected its options {{key: value, …}}")
+    return nested
+
+
+def _inputs(
+    chain: Chain, before: Sequence[Step], name: str, stage: str, given: str | list[str] | None
+) -> tuple[str, ...]:
+    manifest_of = {step.name: absolute(MANIFEST, step.folder) for step in before}
+    if given is None:
+        if stage_class(stage).reads == "all":
+            return tuple(manifest_of.values())
+        if not before:
+            return tuple(_source(source) for source in chain.sources)
+        return (manifest_of[before[-1].name],)
+    inputs = [given] if isinstance(given, str) else given
+    if not isinstance(inputs, list) or not inputs or not all(isinstance(i, str) for i in inputs):
+        raise UserError(f"step {name}: input is {given!r}, expected names of steps, or files")
+    sources: list[str] = []
+    for source in inputs:
+        if source == "sources":
+            sources += map(_source, chain.sources)
+        else:
+            sources.append(manifest_of.get(source) or _source(source))
+    return tuple(sources)
+
+
+def _source(source: str) -> str:
+    """A source as an absolute path, where it is a file or folder of this machine."""
+    if ":" in source and not Path(source).exists():
+        return source  # an address, or the name of an embedded corpus
+    return absolute(source, ".")
+
+
+def _root(chain: Chain) -> str | None:
+    return None if chain.root is None else absolute(chain.root, ".")
+
+
+def _settings(chain: Chain, steps: Sequence[Step]) -> dict[str, Any]:
+    return {
+        "sources": chain.sources,
+        **{step.name: {"stage": step.stage, **asdict(step.options)} for step in steps},
+    }
+
+
+def _statistics(results: Sequence[StepResult]) -> str:
+    rejected = [
+        f"| {r.step} | {reason} | {n} |" for r in results for reason, n in sorted(r.counts.rejected.items())
+    ]
+    lines = ["# What was prepared", "", statistics_table(results), ""]
+    if rejected:
+        lines += ["| step | rejected because of | items |", "|---|---|---|", *rejected, ""]
+    return "\n".join(lines)

@@ -1,0 +1,331 @@
+"""Runs one step: a stage on its sources, shard by shard, on this machine's processes or on a Ray cluster.
+
+    sources ─ plan_shards ─┬─ worker: run_shard ─ parts/part-00000.*
+                           ├─ worker: run_shard ─ parts/part-00001.*  ─ joined in order ─ manifest.jsonl
+                           └─ …                                                          rejected.jsonl
+                                                                                         stage.json
+
+A killed step is started again with the same call: shards that are done stay, the open ones go on after their
+last unit. The files are the same bytes for any number of workers, with Ray or without.
+"""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lit_moss.errors import UserError
+from lit_moss.files import locked
+from lit_moss.prepare.items import read_items, speech_sec
+from lit_moss.prepare.shards import (
+    UNREADABLE,
+    Shard,
+    ShardCounts,
+    fingerprint_of,
+    plan_shards,
+    shard_counts,
+    to_line,
+)
+from lit_moss.prepare.stage import Stage, WholeStage
+from lit_moss.prepare.step import Machine, Step, StepResult, Worker, set_threads
+from lit_moss.prepare.storage import Storage
+
+MANIFEST, REJECTED, STATE, TIMING = "manifest.jsonl", "rejected.jsonl", "stage.json", "timing.json"
+_MARKER = "step.json"  # that the folder is a step's, and its contents may be replaced
+
+
+def run_step(step: Step, machine: Machine) -> StepResult:
+    """Runs a step, or the part of it that is not done yet.
+
+    Raises:
+        UserError: for a source or option that is wrong, a folder that is not a step's, or too many unreadable
+            items.
+    """
+    start = time.monotonic()
+    stage, storage = step.build(), Storage(step.folder)
+    with _step_lock(step):
+        _claim(step, storage)
+        sources = _manifests(stage, step, storage)
+        if isinstance(stage, WholeStage):
+            counts, ran = _run_whole(stage, step, sources, storage)
+        else:
+            counts, ran = _run_shards(stage, step, sources, storage, machine)
+        seconds = time.monotonic() - start
+        if ran.items_in:
+            timing = {"seconds": round(seconds, 3), "items": ran.items_in, "workers": machine.workers}
+            storage.write(TIMING, json.dumps(timing).encode() + b"\n")
+    _check_unreadable(step, counts)
+    speech = ran.speech_sec_in or ran.speech_sec_out
+    return StepResult(step.name, step.stage, counts, seconds, ran.items_in, speech)
+
+
+@contextmanager
+def _step_lock(step: Step) -> Iterator[None]:
+    """One process at a time works on a local step; of a stored one, whoever is last writes the same."""
+    if Storage(step.folder).is_remote:
+        yield
+        return
+    folder = Path(step.folder)
+    with locked(folder.with_name(f".{folder.name}.lock"), _say_waiting):
+        yield
+
+
+def _say_waiting(lock: Path) -> None:
+    print(f"waiting for another process that runs this step ({lock})", flush=True)
+
+
+def _claim(step: Step, storage: Storage) -> None:
+    """Marks the folder as the step's.
+
+    Raises:
+        UserError: if it holds something else.
+    """
+    if storage.exists(_MARKER):
+        before = json.loads(storage.read(_MARKER)).get("stage")
+        if before != step.stage:
+            raise UserError(
+                f"{step.folder} was made by the stage {before}, expected {step.stage}: give another folder"
+            )
+        return
+    if not storage.is_remote and os.path.exists(step.folder) and os.listdir(step.folder):
+        raise UserError(
+            f"{step.folder} exists and was not made by prepare: give another folder, or remove it"
+        )
+    storage.write(_MARKER, json.dumps({"stage": step.stage}).encode() + b"\n")
+
+
+def _manifests(stage: Stage | WholeStage, step: Step, storage: Storage) -> list[str]:
+    """The step's sources as manifests; what is none is read into one in the step's folder.
+
+    Raises:
+        UserError: if there is no source, or no item in any of them.
+    """
+    if not step.sources:
+        raise UserError(f"step {step.name}: no sources, expected a manifest or another input of {step.stage}")
+    manifests = []
+    for number, source in enumerate(step.sources):
+        items = stage.read_source(source)
+        if items is None:
+            manifests.append(source)
+            continue
+        name = f"input-{number}.jsonl"
+        with storage.writer(name) as file:
+            empty = True
+            for item in items:
+                file.write(to_line(step.manifest_folder.written(item)))
+                empty = False
+        if empty:
+            raise UserError(f"{source} has nothing for the stage {step.stage}: check the path")
+        manifests.append(storage.path(name))
+    return manifests
+
+
+# --- stages that run unit by unit ---------------------------------------------------------------------------
+
+
+def _run_shards(
+    stage: Stage, step: Step, sources: Sequence[str], storage: Storage, machine: Machine
+) -> tuple[ShardCounts, ShardCounts]:
+    shards = plan_shards(stage, sources, step.manifest_folder, machine.shard_items)
+    fingerprint = fingerprint_of(stage)
+    finished = {shard.number: shard_counts(storage, shard, fingerprint) for shard in shards}
+    todo = [shard for shard in shards if finished[shard.number] is None]
+    state = sha256(json.dumps([fingerprint, [s.digest for s in shards]]).encode()).hexdigest()[:16]
+    if todo:
+        total = sum(shard.items for shard in todo)
+        with tqdm(total=total, desc=step.name, unit=" items", disable=None) as bar:
+            _run_todo(step, stage, todo, machine, bar.update)
+    ran, counts = ShardCounts(), ShardCounts()
+    for shard in shards:
+        done = finished[shard.number] or shard_counts(storage, shard, fingerprint)
+        if done is None:
+            raise RuntimeError(f"step {step.name}: {shard.name} was run and is not there")
+        counts.add(done)
+        if finished[shard.number] is None:
+            ran.add(done)
+    if todo or _state(storage) != state:
+        _join(storage, shards)
+        _write_state(step, storage, counts, state)
+    return counts, ran
+
+
+def _run_todo(
+    step: Step, stage: Stage, todo: Sequence[Shard], machine: Machine, update: Callable[[int], Any]
+) -> None:
+    if machine.engine == "ray":
+        from lit_moss.prepare.ray_engine import run_on_ray
+
+        run_on_ray(step, todo, machine, update)
+    elif machine.workers == 1 or len(todo) == 1:
+        worker = Worker(step, stage)
+        with _one_thread():
+            for shard in todo:
+                worker.run(shard, update)
+    else:
+        _run_pool(step, todo, machine.workers, update)
+
+
+_worker: Worker | None = None
+
+
+def _start_worker(step: Step) -> None:
+    global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    set_threads(1)
+    _worker = Worker(step)
+
+
+def _end_with_parent() -> None:
+    """A worker that outlived its killed parent would go on writing."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run_in_pool(shard: Shard) -> int:
+    assert _worker is not None
+    _worker.run(shard)
+    return shard.items
+
+
+def _run_pool(step: Step, todo: Sequence[Shard], workers: int, update: Callable[[int], Any]) -> None:
+    """Spawned processes: forked ones inherit locks and threads of torch, CTranslate2 and onnxruntime."""
+    workers = min(workers, len(todo))
+    waiting = iter(todo)
+    with (
+        _threads_of_children(1),
+        ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (step,)) as pool,
+    ):
+        running: set[Future[int]] = set()
+        try:
+            while True:
+                # No more are submitted than are worked on soon: shards of a large corpus are many.
+                while len(running) < 2 * workers and (shard := next(waiting, None)) is not None:
+                    running.add(pool.submit(_run_in_pool, shard))
+                if not running:
+                    return
+                ready, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    update(future.result())
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"step {step.name}: a worker was killed, by the system if memory ran out: start again with "
+                "fewer --workers; what is done stays"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a worker, so that one worker and several write the same bytes."""
+    import torch
+
+    before = torch.get_num_threads()
+    set_threads(1)
+    try:
+        yield
+    finally:
+        set_threads(before)
+
+
+@contextmanager
+def _threads_of_children(count: int) -> Iterator[None]:
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _join(storage: Storage, shards: Sequence[Shard]) -> None:
+    for name, ending in ((REJECTED, ".rejected.jsonl"), (MANIFEST, ".jsonl")):
+        with storage.writer(name) as file:
+            for shard in shards:
+                file.write(storage.read(shard.name + ending))
+
+
+# --- stages that need all items -----------------------------------------------------------------------------
+
+
+def _run_whole(
+    stage: WholeStage, step: Step, sources: Sequence[str], storage: Storage
+) -> tuple[ShardCounts, ShardCounts]:
+    folder, digest = step.manifest_folder, sha256(fingerprint_of(stage).encode())
+    counts = ShardCounts()
+    for source in sources:
+        for line in read_items(source):
+            item = folder.resolved(line.item, source, line.number)
+            digest.update(line.content + folder.stamps(item))
+            counts.items_in += 1
+            counts.speech_sec_in += speech_sec(item)
+    state = digest.hexdigest()[:16]
+    if _state(storage) == state:
+        return ShardCounts(**json.loads(storage.read(STATE))["counts"]), ShardCounts()
+    _clear(step, storage, keep=sources)
+    result = stage.run_all(sources)
+    counts.items_out = len(result.items)
+    counts.speech_sec_out = sum(map(speech_sec, result.items))
+    counts.counts = result.counts
+    with storage.writer(REJECTED) as file:
+        for rejection in result.rejected:
+            counts.rejected[rejection.reason] = counts.rejected.get(rejection.reason, 0) + 1
+            line = asdict(rejection) | {"step": step.name, "item": folder.written(rejection.item)}
+            file.write(to_line(line))
+    with storage.writer(MANIFEST) as file:
+        file.writelines(to_line(folder.written(item)) for item in result.items)
+    _write_state(step, storage, counts, state)
+    return counts, counts
+
+
+def _clear(step: Step, storage: Storage, keep: Sequence[str]) -> None:
+    """Removes what an earlier run with other inputs has left in the step's own folder."""
+    if storage.is_remote:
+        return
+    for path in Path(step.folder).iterdir():
+        if path.name != _MARKER and str(path) not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+# --- state --------------------------------------------------------------------------------------------------
+
+
+def _state(storage: Storage) -> str | None:
+    return json.loads(storage.read(STATE))["state"] if storage.exists(STATE) else None
+
+
+def _write_state(step: Step, storage: Storage, counts: ShardCounts, state: str) -> None:
+    sources = [step.manifest_folder.written_path(source) for source in step.sources]
+    content = {"step": step.name, "stage": step.stage, "sources": sources, "state": state}
+    content["counts"] = asdict(counts)
+    storage.write(STATE, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _check_unreadable(step: Step, counts: ShardCounts) -> None:
+    bad = counts.rejected.get(UNREADABLE, 0)
+    if bad > max(1, step.max_bad_share * counts.items_in) or (bad and bad == counts.items_in):
+        storage, names = Storage(step.folder), []
+        for line in read_items(storage.path(REJECTED)):
+            if line.item["reason"] == UNREADABLE and len(names) < 3:
+                names.append(str(line.item["value"]))
+        raise UserError(
+            f"step {step.name}: {bad} of {counts.items_in} items are unreadable: {'; '.join(names)}; "
+            f"expected at most {step.max_bad_share:.2%}: repair or remove them, or raise max_bad_share"
+        )

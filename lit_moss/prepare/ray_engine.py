@@ -1,0 +1,93 @@
+"""The shards of a step on a Ray cluster.
+
+Ray is a scheduler of shard numbers here; it reads, writes and orders no rows. Its own writers change bytes
+(`/` becomes `\\/`, Chinese becomes escapes) and append where a run is repeated. Every actor runs the same
+function as a local worker, and folders must be reachable from all machines: a shared file system, or a store.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lit_moss.errors import UserError
+from lit_moss.prepare.shards import Shard
+from lit_moss.prepare.step import Machine, Step, Worker, set_threads
+
+_OBJECT_STORE_BYTES = 256 * 2**20  # shard numbers need no 30 % of the memory
+_START_SEC = 60  # without it, actors that never start (too few CPUs) are waited for without end
+
+
+class _Actor:
+    """A worker of one step."""
+
+    def __init__(self, step: Step, shards: dict[int, Shard]) -> None:
+        set_threads(1)
+        self._worker, self._shards = Worker(step), shards
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for number in batch["shard"]:
+            self._worker.run(self._shards[int(number)])
+        return {"items": [self._shards[int(number)].items for number in batch["shard"]]}
+
+
+def run_on_ray(step: Step, todo: Sequence[Shard], machine: Machine, update: Callable[[int], Any]) -> None:
+    """Runs shards on the cluster of `machine.ray_address`, or on a Ray that is started on this machine.
+
+    Raises:
+        UserError: if Ray is not installed, or the cluster does not answer.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+        from ray.exceptions import RayTaskError
+    except ImportError as error:
+        raise UserError("engine ray needs Ray: pip install 'lit-moss[scale]'") from error
+    if not ray.is_initialized():
+        _start(ray, machine)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.wait_for_min_actors_s = _START_SEC
+    actors = min(machine.workers, len(todo))
+    memory = None if machine.ray_memory_gb is None else machine.ray_memory_gb * 2**30
+    # One block a shard, from memory: a reader would compete with the actors for CPUs (ray#44687).
+    numbers = ray.data.from_items([{"shard": s.number} for s in todo], override_num_blocks=len(todo))
+    numbers = numbers.map_batches(
+        _Actor,
+        fn_constructor_args=(step, {shard.number: shard for shard in todo}),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=machine.ray_gpus,
+        memory=memory,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+    )
+    try:
+        for row in numbers.iter_rows():
+            update(int(row["items"]))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def _start(ray: Any, machine: Machine) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        if machine.ray_address:
+            ray.init(address=machine.ray_address, log_to_driver=False)
+        else:
+            ray.init(
+                num_cpus=machine.workers,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+            )
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray answers at {machine.ray_address} ({error}): start it, or leave ray_address out"
+        ) from error
+    # `ray.init` replaces it.
+    if handler is not None:
+        signal.signal(signal.SIGTERM, handler)
