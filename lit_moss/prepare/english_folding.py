@@ -5,25 +5,17 @@ from collections.abc import Sequence
 from lit_moss.prepare.english_numbers import DIGITS, MAX_DIGITS, cardinal, ordinal
 from lit_moss.prepare.english_tables import MONTHS
 
-_SMALL = {word: value for value, word in enumerate(DIGITS)} | {
-    word: value
-    for value, word in enumerate(
-        "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split(), 10
-    )
-}
-_TENS = {
-    word: 10 * value
-    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)
-}
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+_SMALL = {word: value for value, word in enumerate((*DIGITS, *_TEENS.split()))}
+_DECADES = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TENS = {word: 10 * value for value, word in enumerate(_DECADES.split(), 2)}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _BIG = {"hundred", *_SCALES}
-_ORDINALS = {
-    word: value
-    for value, word in enumerate(
-        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth "
-        "fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth".split(), 1
-    )
-} | {"thirtieth": 30}  # fmt: skip
+_DAYS = (
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
+    "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
+)
+_ORDINALS = {word: value for value, word in enumerate(_DAYS.split(), 1)} | {"thirtieth": 30}
 _MONTHS = {name.lower() for name in MONTHS}
 _MONEY = {"dollar", "dollars", "euro", "euros", "pound", "pounds"}
 _MINOR = {"cent", "cents", "pence", "penny"}

@@ -26,9 +26,13 @@ def digits(text: str) -> str:
 
 
 def cardinal(number: str) -> str:
-    """`1,234.50` -> one thousand two hundred thirty-four point five zero; `-5` -> minus five; `007` -> zero zero seven."""
+    """`1,234.50` -> one thousand two hundred thirty-four point five zero; `-5` -> minus five.
+
+    Leading zeros are said: `007` -> zero zero seven.
+    """
     sign = "minus " if number[0] in "-−" else "plus " if number[0] == "+" else ""
-    whole, _, decimals = number.lstrip("+-−").replace(",", "").partition(".")
+    whole = number.lstrip("+-−")
+    whole, _, decimals = re.sub("[,\\s]", "", whole).partition(".")
     if len(whole) > MAX_DIGITS or (len(whole) > 1 and whole[0] == "0"):
         words = digits(whole)
     else:
@@ -39,9 +43,7 @@ def cardinal(number: str) -> str:
 def ordinal(number: str) -> str:
     """`22` -> twenty-second."""
     whole = number.replace(",", "")
-    return _words(int(whole), "ordinal").removeprefix(
-        "one " if whole.startswith("1") and len(whole) > 9 else "\0"
-    )
+    return _words(int(whole), "ordinal")
 
 
 def year(number: str) -> str:
@@ -78,7 +80,8 @@ def fraction(above: str, below: str) -> str:
     over, under = int(above), int(below)
     if under < 2 or under > 100 or len(above) > 3:
         return f"{cardinal(above)} over {cardinal(below)}"
-    one, many = _FRACTIONS.get(below.lstrip("0"), (ordinal(below), plural(ordinal(below))))
+    part = ordinal(below).removeprefix("one ")
+    one, many = _FRACTIONS.get(below.lstrip("0"), (part, plural(part)))
     return f"{cardinal(above)} {one if over == 1 else many}"
 
 
@@ -95,7 +98,7 @@ def roman(numeral: str) -> int | None:
 
 
 def coded(group: str) -> str:
-    """Digits inside a name: `19` -> nineteen, `380` -> three eighty, `305` -> three oh five, `1234` -> digits."""
+    """Digits inside a name: `19` -> nineteen, `380` -> three eighty, `305` -> three oh five."""
     if group[0] == "0" or len(group) > 3:
         return digits(group)
     if len(group) < 3 or group.endswith("00"):

@@ -10,8 +10,8 @@ SHORT_MONTHS = {name[:3]: name for name in MONTHS} | {"Sept": "September"}
 UNITS = {
     "km": ("kilometer", "kilometers"), "m": ("meter", "meters"), "cm": ("centimeter", "centimeters"),
     "mm": ("millimeter", "millimeters"), "µm": ("micrometer", "micrometers"),
-    "μm": ("micrometer", "micrometers"), "nm": ("nanometer", "nanometers"),
-    "ft": ("foot", "feet"), "yd": ("yard", "yards"), "yds": ("yard", "yards"), "mi": ("mile", "miles"),
+    "μm": ("micrometer", "micrometers"), "nm": ("nanometer", "nanometers"), "ft": ("foot", "feet"),
+    "yd": ("yard", "yards"), "yds": ("yard", "yards"), "mi": ("mile", "miles"),
     "kg": ("kilogram", "kilograms"), "g": ("gram", "grams"), "mg": ("milligram", "milligrams"),
     "µg": ("microgram", "micrograms"), "μg": ("microgram", "micrograms"), "lb": ("pound", "pounds"),
     "lbs": ("pound", "pounds"), "oz": ("ounce", "ounces"), "L": ("liter", "liters"),
@@ -39,13 +39,14 @@ UNITS = {
     "psi": ("pound per square inch", "pounds per square inch"), "cal": ("calorie", "calories"),
     "kcal": ("kilocalorie", "kilocalories"), "dB": ("decibel", "decibels"), "ha": ("hectare", "hectares"),
     "mol": ("mole", "moles"), "ppm": ("part per million", "parts per million"),
-    "sq ft": ("square foot", "square feet"), "px": ("pixel", "pixels"), "dpi": ("dot per inch", "dots per inch"),
-    "°C": ("degree Celsius", "degrees Celsius"), "° C": ("degree Celsius", "degrees Celsius"),
-    "℃": ("degree Celsius", "degrees Celsius"), "°F": ("degree Fahrenheit", "degrees Fahrenheit"),
-    "° F": ("degree Fahrenheit", "degrees Fahrenheit"), "℉": ("degree Fahrenheit", "degrees Fahrenheit"),
-    "°": ("degree", "degrees"), "%": ("percent", "percent"), "％": ("percent", "percent"),
-    "‰": ("per mille", "per mille"), "¢": ("cent", "cents"), "″": ("inch", "inches"), "′": ("foot", "feet"),
-    "€": ("euro", "euros"), "£": ("pound", "pounds"), "¥": ("yen", "yen"), "USD": ("US dollar", "US dollars"),
+    "sq ft": ("square foot", "square feet"), "px": ("pixel", "pixels"),
+    "dpi": ("dot per inch", "dots per inch"), "°C": ("degree Celsius", "degrees Celsius"),
+    "° C": ("degree Celsius", "degrees Celsius"), "℃": ("degree Celsius", "degrees Celsius"),
+    "°F": ("degree Fahrenheit", "degrees Fahrenheit"), "° F": ("degree Fahrenheit", "degrees Fahrenheit"),
+    "℉": ("degree Fahrenheit", "degrees Fahrenheit"), "°": ("degree", "degrees"),
+    "%": ("percent", "percent"), "％": ("percent", "percent"), "‰": ("per mille", "per mille"),
+    "¢": ("cent", "cents"), "″": ("inch", "inches"), "′": ("foot", "feet"), "€": ("euro", "euros"),
+    "£": ("pound", "pounds"), "¥": ("yen", "yen"), "USD": ("US dollar", "US dollars"),
     "EUR": ("euro", "euros"), "GBP": ("British pound", "British pounds"), "RMB": ("yuan", "yuan"),
     "CNY": ("yuan", "yuan"), "JPY": ("Japanese yen", "Japanese yen"),
 }  # fmt: skip
@@ -57,7 +58,8 @@ MONEY = {
     "€": ("euro", "euros", "cent", "cents"), "£": ("pound", "pounds", "penny", "pence"),
     "¥": ("yen", "yen", "sen", "sen"), "￥": ("yuan", "yuan", "fen", "fen"),
     "₹": ("rupee", "rupees", "paisa", "paise"), "₩": ("won", "won", "jeon", "jeon"),
-    "₽": ("ruble", "rubles", "kopeck", "kopecks"), "A$": ("Australian dollar", "Australian dollars", "cent", "cents"),
+    "₽": ("ruble", "rubles", "kopeck", "kopecks"),
+    "A$": ("Australian dollar", "Australian dollars", "cent", "cents"),
     "C$": ("Canadian dollar", "Canadian dollars", "cent", "cents"),
     "HK$": ("Hong Kong dollar", "Hong Kong dollars", "cent", "cents"),
 }  # fmt: skip
@@ -92,16 +94,19 @@ ABBREVIATIONS = {
     "a.k.a.": "also known as", "aka": "also known as", "c/o": "care of", "n/a": "not applicable",
     "N/A": "not applicable", "b/c": "because", "and/or": "and or", "either/or": "either or",
     "he/she": "he or she", "she/he": "she or he", "his/her": "his or her", "him/her": "him or her",
-    "s/he": "she or he", "24/7": "twenty-four seven", "9/11": "nine eleven", "ca.": "circa",
-    "Vol.": "Volume", "vol.": "volume", "vols.": "volumes", "Fig.": "Figure", "fig.": "figure", "Figs.": "Figures",
+    "s/he": "she or he", "50/50": "fifty-fifty", "50-50": "fifty-fifty", "&c.": "et cetera",
+    "24/7": "twenty-four seven", "9/11": "nine eleven", "ca.": "circa", "Vol.": "Volume",
+    "vol.": "volume", "vols.": "volumes", "Fig.": "Figure", "fig.": "figure", "Figs.": "Figures",
     "Ch.": "Chapter", "ch.": "chapter", "pp.": "pages", "Sec.": "Section", "sec.": "seconds",
     "Eq.": "Equation", "eq.": "equation", "ed.": "edition", "eds.": "editors", "hrs.": "hours",
     "mins.": "minutes", "secs.": "seconds", "lbs.": "pounds", "oz.": "ounces", "govt.": "government",
     "Govt.": "Government", "intl.": "international", "Univ.": "University", "Assn.": "Association",
 }  # fmt: skip
 # Read before a number only.
-BEFORE_NUMBERS = {"No": "number", "no": "number", "Nos": "numbers", "nos": "numbers", "p": "page", "art": "article",
-                  "Art": "Article", "par": "paragraph", "Par": "Paragraph", "pt": "part", "Pt": "Part"}  # fmt: skip
+BEFORE_NUMBERS = {
+    "No": "number", "no": "number", "Nos": "numbers", "nos": "numbers", "p": "page", "art": "article",
+    "Art": "Article", "par": "paragraph", "Par": "Paragraph", "pt": "part", "Pt": "Part",
+}  # fmt: skip
 
 SYMBOLS = {
     "&": " and ", "@": " at ", "+": " plus ", "=": " equals ", "×": " times ", "÷": " divided by ",
@@ -113,20 +118,17 @@ SYMBOLS = {
     "∪": " union ", "∩": " intersection ", "⊂": " is a subset of ", "∀": " for all ",
     "∃": " there exists ", "∅": " empty set ", "¬": " not ", "∧": " and ", "∨": " or ",
     "©": " copyright ", "®": " registered ", "™": " trademark ", "§": " section ", "¶": " paragraph ",
-    "%": " percent ", "°": " degrees ", "$": " dollars ", "€": " euros ", "£": " pounds ", "¢": " cents ",
-    "¥": " yen ", "₹": " rupees ", "₩": " won ", "₽": " rubles ", "‰": " per mille ", "^": " to the power of ",
-    "\\": " backslash ", "/": " slash ", "_": " underscore ", "№": " number ", "Ω": " ohms ",
-    "²": " squared ", "³": " cubed ", "℃": " degrees Celsius ", "℉": " degrees Fahrenheit ",
-    "″": " inches ", "′": " feet ", "µ": " micro ",
+    "%": " percent ", "°": " degrees ", "$": " dollars ", "€": " euros ", "£": " pounds ",
+    "¢": " cents ", "¥": " yen ", "₹": " rupees ", "₩": " won ", "₽": " rubles ", "‰": " per mille ",
+    "^": " to the power of ", "\\": " backslash ", "/": " slash ", "_": " underscore ", "№": " number ",
+    "Ω": " ohms ", "²": " squared ", "³": " cubed ", "℃": " degrees Celsius ",
+    "℉": " degrees Fahrenheit ", "″": " inches ", "′": " feet ", "µ": " micro ",
 }  # fmt: skip
-GREEK = dict(
-    zip(
-        "αβγδεζηθικλμνξοπρστυφχψω",
-        ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
-         "upsilon phi chi psi omega").split(),
-        strict=True,
-    )
-)  # fmt: skip
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
+    "upsilon phi chi psi omega"
+)
+GREEK = dict(zip("αβγδεζηθικλμνξοπρστυφχψω", _GREEK_NAMES.split(), strict=True))
 
 # Kings, queens and popes are numbered by ordinals.
 RULERS = (

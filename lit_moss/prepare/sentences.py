@@ -75,31 +75,27 @@ def _cut(
 
 
 def _ends_sentence(text: str, match: re.Match[str]) -> bool:
-    """Whether a full stop is one: not that of an abbreviation, an initial or a list number."""
+    """Whether a mark ends a sentence: not a full stop of an abbreviation, an initial or a list number."""
     mark = match[0].strip()
-    if not mark or mark[0] != "." or mark.startswith(".."):
+    following = text[match.end() : match.end() + 1]
+    if not mark or mark[0] in "。！？；" or "\n" in match[0] or not following:
+        return True
+    if following.islower():  # "Go!" he said.
+        return False
+    if mark[0] != "." or mark.startswith(".."):
         return True
     word = _LAST_WORD.search(text, 0, match.start() + 1)
     last = word[0].lstrip("\"'“‘([{") if word else ""
-    following = text[match.end() : match.end() + 1]
     if last in _NEVER_END:
-        return not following
+        return False
     if last in _MAY_END or (_DOTTED.match(last) and len(last) > 2):
-        return not following or "\n" in match[0] or (following.isupper() and last not in ("St.", "Dr."))
+        return following.isupper() and last not in ("St.", "Dr.")
     if re.fullmatch(r"[A-Z]\.", last):  # an initial, but "I." ends a sentence
-        return not following or last == "I."
+        return last == "I."
     if re.fullmatch(r"\d{1,2}\.", last):  # 1. First item
-        return (
-            match.start() + 1 - len(last) > 0
-            and not following.islower()
-            and not _starts_line(text, match, last)
-        )
-    return not (following.islower() and "\n" not in match[0])
-
-
-def _starts_line(text: str, match: re.Match[str], last: str) -> bool:
-    before = text[: match.start() + 1 - len(last)]
-    return not before.strip() or before.rstrip(" ").endswith("\n")
+        before = text[: match.start() + 1 - len(last)]
+        return bool(before.strip()) and before.rstrip(" ")[-1] not in ".!?:;\n"
+    return True
 
 
 def _fit(piece: str, max_chars: int, marks: list[re.Pattern[str]]) -> list[str]:

@@ -17,6 +17,7 @@ PAUSES = ".,;:!?…。，；：！？、"
 _OPENING = "\"'(“‘（《〈「『【["
 _CLOSING = "\"')”’）》〉」』】]"
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufe0e\ufe0f]")
+_UNSPACED_PAUSE = re.compile(r"([.,;:!?…])(?=[^\W\d_])")
 _PLAIN = str.maketrans(
     {
         "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "‘": "'", "’": "'", "ʼ": "'", "`": "'", "´": "'",
@@ -46,6 +47,7 @@ class _Token:
     start: int
     stop: int
     words: list[str] = field(default_factory=list)
+    opening: str = ""  # a bracket or quotation mark that belongs to the next word
 
 
 @dataclass(frozen=True)
@@ -149,23 +151,30 @@ def _joined_tokens(tokens: Iterable[tuple[int, int]], pieces: list[Piece]) -> It
 def _clean(spoken: str, is_speakable: Callable[[str], bool]) -> str:
     spoken = _INVISIBLE.sub("", spoken)
     spoken = "".join(c if is_speakable(c) else " " for c in spoken).translate(_PLAIN)
-    return re.sub(r"\.{2,}", "…", spoken)
+    return _UNSPACED_PAUSE.sub(r"\1 ", re.sub(r"\.{2,}", "…", spoken))
 
 
 def _add(tokens: list[_Token], token: _Token, spoken: str, words: re.Pattern[str]) -> None:
     """Appends a token; punctuation that stands alone goes to the word before it or after it."""
-    before = ""
+    before = tokens[-1].opening if tokens else ""
+    if tokens:
+        tokens[-1].opening = ""
     for word in words.findall(spoken):
+        word = "," if word in ("-", "--") else word
         if any(map(is_letter, word)):
             token.words.append(before + word)
             before = ""
-        elif word[0] in PAUSES or word[0] in _CLOSING:
+        elif word[0] in PAUSES or (word[0] in _CLOSING and (token.words or tokens)):
             last = token.words or (tokens[-1].words if tokens else [])
             if last and last[-1][-1] not in PAUSES:
                 last[-1] += word
+            elif word[0] in _OPENING:
+                before = word
         elif word[0] in _OPENING:
             before = word
+    token.opening = before
     if tokens and not (token.words and tokens[-1].words):
+        tokens[-1].opening = before
         tokens[-1].stop = token.stop
         tokens[-1].words += token.words
     else:
@@ -173,5 +182,5 @@ def _add(tokens: list[_Token], token: _Token, spoken: str, words: re.Pattern[str
 
 
 def is_letter(character: str) -> bool:
-    """Whether it is a letter of any script."""
-    return unicodedata.category(character)[0] == "L"
+    """Whether it is a letter of any script, or the Chinese zero."""
+    return character == "〇" or unicodedata.category(character)[0] == "L"

@@ -1,11 +1,36 @@
-"""Chinese text as it is spoken."""
+"""Chinese text as a voice says it: own rules where wetext errs, wetext for the other numbers.
+
+Words in Latin letters stay as they are. Own rules take numbers with thousands separators, ranges, signs and
+percentages below zero, letters with digits (`GPT-4`, `A380`: digits one by one), web addresses, phone numbers
+in groups, symbols and Greek letters. What lies between goes to wetext, clause by clause.
+"""
 
 import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
 from lit_moss.errors import UserError
-from lit_moss.prepare.spoken_rules import Piece, Unit, is_letter, units, unknown_characters
+from lit_moss.prepare import spoken_en
+from lit_moss.prepare.chinese_tables import (
+    ADDRESS_SIGNS,
+    GREEK,
+    MONEY,
+    PER,
+    RANGE_UNITS,
+    SCALES,
+    SYMBOLS,
+    UNITS,
+)
+from lit_moss.prepare.lang import is_han
+from lit_moss.prepare.spoken_rules import Piece, Rule, Unit, rule, scan, units, unknown_characters
+
+Match = re.Match[str]
+DIGITS = "零一二三四五六七八九"
+NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?)"
+BEFORE = r"(?<![\w.])(?<!\d,)|(?<=[^\W\d_a-zA-Zａ-ｚ])"  # Han characters are word characters
+_PUNCTUATION = "〇。，；：！？、·《》〈〉「」『』【】（）〔〕“”‘’—…～.,;:!?\"'()[]{}-`"
 
 
 @cache
@@ -17,27 +42,271 @@ def _normalizer() -> Any:
     return Normalizer(lang="zh", operator="tn")
 
 
-def is_speakable(character: str) -> bool:
-    """Letters, spaces and punctuation."""
+def digits(text: str) -> str:
+    """`2024` -> 二零二四; everything that is no digit is left out."""
+    return "".join(DIGITS[int(c)] for c in text if c.isdecimal())
+
+
+def cardinal(number: str) -> str:
+    """`1,234.5` -> 一千二百三十四点五; numbers of more than 16 digits one by one."""
+    whole, _, decimals = number.replace(",", "").partition(".")
+    if len(whole) > 16 or (len(whole) > 1 and whole[0] == "0"):
+        said = digits(whole)
+    else:
+        said = _whole(int(whole or "0"))
+    return said + (f"点{digits(decimals)}" if decimals else "")
+
+
+_SIZES = ((10**12, "万亿"), (10**8, "亿"), (10**4, "万"), (1000, "千"), (100, "百"), (10, "十"))
+
+
+def _whole(value: int) -> str:
+    if value < 10:
+        return DIGITS[value]
+    size, name = next((size, name) for size, name in _SIZES if value >= size)
+    above, below = divmod(value, size)
+    said = "" if above == 1 and size == 10 else "两" if above == 2 and size > 100 else _whole(above)
+    if not below:
+        return said + name
+    zero = "零" if below < size // 10 and size > 10 else ""
+    rest = _whole(below)
+    return said + name + zero + (f"一{rest}" if rest[0] == "十" else rest)
+
+
+# --- the rules -----------------------------------------------------------------------------------------
+
+
+def _signed(number: str) -> str:
+    sign = "负" if number[0] in "-−" else "正" if number[0] == "+" else ""
+    return sign + cardinal(number.lstrip("-−+"))
+
+
+def _range(m: Match) -> str:
+    unit = m["unit"] or ""
+    first, last = m["first"], m["last"]
+    if "%" in unit or "％" in unit:
+        return f"百分之{cardinal(first)}到百分之{cardinal(last)}"
+    if unit == "年" and len(first) == 4:
+        return f"{digits(first)}到{digits(last)}年"
+    start = "两" if first == "2" and unit not in ("", *"年月日号度页章万亿千百") else cardinal(first)
+    between = m["first_unit"] or ""
+    return f"{start}{UNITS.get(between, between)}到{cardinal(last)}{UNITS.get(unit, unit)}"
+
+
+def _money(m: Match) -> str:
     return (
-        is_letter(character)
-        or character.isspace()
-        or character in ".,;:!?\"'()[]{}-…。，；：！？、《》〈〉「」『』【】（）“”‘’—·"
+        ("负" if m["minus"] else "")
+        + cardinal(m["number"])
+        + SCALES.get(m["scale"] or "", m["scale"] or "")
+        + MONEY[m["sign"]]
     )
+
+
+def _percent(m: Match) -> str:
+    number = m["number"]
+    sign = "负" if number[0] in "-−" else ""
+    return f"{sign}{'千' if m['sign'] == '‰' else '百'}分之{cardinal(number.lstrip('-−+'))}"
+
+
+def _unit(m: Match) -> str:
+    number, unit = m["number"], UNITS[m["unit"]]
+    return (_two(_signed(number)) if unit not in ("摄氏度", "华氏度") else _signed(number)) + unit
+
+
+def _per(m: Match) -> str:
+    """`100元/天` -> 每天一百元."""
+    name = UNITS.get(m["unit"], m["unit"])
+    return f"每{PER.get(m['per']) or UNITS.get(m['per'], m['per'])}{_two(cardinal(m['number']))}{name}"
+
+
+def _date(m: Match) -> str | None:
+    month, day = int(m["month"]), int(m["day"] or 1)
+    if not (1 <= month <= 12 and 1 <= day <= 31):
+        return None
+    return f"{digits(m['year'])}年{cardinal(str(month))}月" + (f"{cardinal(str(day))}日" if m["day"] else "")
+
+
+def _height(m: Match) -> str:
+    return f"{_two(cardinal(m['feet']))}英尺" + (f"{cardinal(m['inches'])}英寸" if m["inches"] else "")
+
+
+def _two(said: str) -> str:
+    return "两" if said == "二" else said
+
+
+def _mixed(m: Match) -> str:
+    """Letters and digits: `GPT-4` -> GPT四, `A380` -> A三八零."""
+    parts: list[str] = re.findall(r"\d+|\.(?=\d)|[^\d.-]+", m[0])
+    return " " + "".join(digits(p) if p.isdecimal() else "点" if p == "." else p for p in parts) + " "
+
+
+def _address(m: Match) -> str:
+    body = re.sub(r"^[a-z]+://", "", m[0]).rstrip("/")
+    body = re.sub(r"^www(?=\.)", "WWW", body)
+    parts: list[str] = re.findall(r"\d|[A-Za-z]+|.", body)
+    return " " + " ".join(DIGITS[int(p)] if p.isdecimal() else ADDRESS_SIGNS.get(p, p) for p in parts) + " "
+
+
+def _phone(m: Match) -> str:
+    said = "，".join(digits(g).replace("一", "幺") for g in re.findall(r"\d+", m[0]))
+    return ("加" if m[0][0] == "+" else "") + said
+
+
+def _version(m: Match) -> str:
+    return "点".join(digits(p) if len(p) > 2 else cardinal(p) for p in m[0].split("."))
+
+
+def _clock(m: Match) -> str | None:
+    hour, minute, second = int(m["hour"]), m["minute"], m["second"]
+    if hour > 24 or int(minute) > 59:
+        return None
+    said = f"{_two(cardinal(str(hour)))}点"
+    if minute != "00" or second:
+        said += f"{cardinal(minute)}分"
+    if second:
+        said += cardinal(second) + "秒"
+    half = (m["half"] or "").lower().replace(".", "")
+    return {"am": "上午", "pm": "下午"}.get(half, "") + said
+
+
+def _single_number(m: Match) -> str | None:
+    value = unicodedata.numeric(m[0])
+    if value == int(value):
+        return cardinal(str(int(value)))
+    above, _, below = unicodedata.normalize("NFKC", m[0]).partition("⁄")
+    return f"{cardinal(below)}分之{cardinal(above)}" if below else None
+
+
+def _power(m: Match) -> str:
+    base = cardinal(m["base"]) if m["base"][0].isdigit() else m["base"]
+    exponent = m["exponent"]
+    said = _signed(exponent) if exponent.lstrip("-").isdecimal() else exponent
+    return base + {"2": "的平方", "3": "的立方"}.get(exponent, f"的{said}次方")
+
+
+_UNIT = "|".join(re.escape(u) for u in sorted(UNITS, key=len, reverse=True))
+_MONEY = "|".join(re.escape(sign) for sign in sorted(MONEY, key=len, reverse=True))
+PER_UNITS = rf"(?:{_UNIT})|元|美元|块|次|个|人|公里|千米|米|克|升|分|页"
+_SYMBOL = [rule(re.escape(sign), said) for sign, said in SYMBOLS.items()]
+_DASH = r" ?[-–—~～至] ?"
+
+RULES = [
+    rule(r"[a-zA-Z]+://[A-Za-z0-9./?=&%_#:+~-]*[A-Za-z0-9/]", _address),
+    rule(r"[A-Za-z0-9_.+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+", _address),
+    rule(
+        rf"(?:[A-Za-z0-9-]+\.)+(?:{spoken_en.DOMAINS})(?![A-Za-z0-9])(?:/[A-Za-z0-9./?=&%_#-]*[A-Za-z0-9])?",
+        _address,
+    ),
+    rule(r"www\.[A-Za-z0-9.-]+[A-Za-z0-9]", _address),
+    rule(r"[A-Za-z_][\w-]*\.[a-z][a-z0-9]{1,3}(?![A-Za-z0-9.])", _address, re.ASCII),
+    rule(r"(?<![\d.])\+\d{1,3}(?:[ -]?\(?\d{2,4}\)?){2,5}(?!\d)", _phone),
+    rule(r"(?<![\d.])(?:\(0\d{2,3}\) ?|0\d{2,3}-)\d{7,8}(?!\d)", _phone),
+    rule(r"(?<![\d.])1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d)", _phone),
+    rule(r"(?<![\d.])[48]00[- ]?\d{3}[- ]?\d{4}(?!\d)", _phone),
+    rule(
+        r"(?<![\d.:])(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d))?(?![\d:])"
+        r" ?(?P<half>[aApP]\.?[mM]\.?)?",
+        _clock,
+    ),
+    rule(r"(?<![\d.])\d+(?:\.\d+){2,}(?![\d.])", _version),
+    rule(
+        r"(?<![\d.])(?P<year>\d{4})(?P<dash>[-/.])(?P<month>\d{1,2})(?P=dash)(?P<day>\d{1,2})(?![\d./-])",
+        _date,
+    ),
+    rule(r"(?<![\d.])(?P<year>(?:19|20)\d\d)-(?P<month>0[1-9]|1[0-2])(?P<day>)(?![\d./-]|年)", _date),
+    rule(r"(?<=\d\d)[-–~～](?=\d{1,2}:\d\d)", "到"),
+    rule(
+        r"(?<![\d./])(?P<above>\d{1,3})/(?P<below>\d{1,3})(?![\d/.])",
+        lambda m: f"{cardinal(m['below'])}分之{cardinal(m['above'])}",
+    ),
+    rule(r"(?<![\d.])(?P<feet>\d)['’′](?:(?P<inches>\d{1,2})[\"”″])", _height),
+    rule(r"No\. ?(?=\d)", "第"),
+    rule(r"(?<=第)\d+(?![\d.-])", lambda m: cardinal(m[0])),
+    rule(r"(?<![\d第月.])2(?=[点倍])(?!点\d)", "两"),
+    rule(r"(?<=\d)·(?=\d)", "点"),
+    rule(r"(?<![\d.])\d+(?:\.\d+)?[wW](?![A-Za-z])", lambda m: cardinal(m[0][:-1]) + "万"),
+    rule(
+        rf"(?P<number>{NUMBER}) ?(?P<unit>{PER_UNITS})/(?P<per>{_UNIT}|h|s|{'|'.join(PER)})(?![A-Za-z])",
+        _per,
+    ),
+    rule(r"(?P<base>\d+|(?<![A-Za-z])[A-Za-z])(?:\^|(?=[²³]))(?P<exponent>-?[0-9a-zA-Z]+)", _power),
+    rule(
+        rf"(?P<minus>(?<![\w])[-−])?(?P<sign>{_MONEY}) ?"
+        rf"(?P<number>{NUMBER})(?P<scale>[万亿千百十]+|[kKmMbB](?![A-Za-z])| ?(?:million|billion))?",
+        _money,
+    ),
+    rule(
+        rf"(?<![\d.A-Za-z-])(?P<first>{NUMBER})(?P<first_unit>%|％|{RANGE_UNITS})?{_DASH}(?P<last>{NUMBER})"
+        rf"(?![\d.:/-]| ?=)(?P<unit>[%％]|(?:{_UNIT})(?![A-Za-z])|{RANGE_UNITS})?",
+        lambda m: None if re.search(r" [-–] |至", m[0]) and not (m["unit"] or m["first_unit"]) else _range(m),
+    ),
+    rule(
+        rf"(?P<number>(?:(?<![\d\w.%])[-−+]|(?<=[^\W\da-zA-Z_])[-−+])?{NUMBER}) ?(?P<sign>[%％‰])", _percent
+    ),
+    rule(
+        rf"(?P<number>(?:(?<![\w.])[-−]|(?<=[^\W\da-zA-Z_])[-−])?{NUMBER}) ?(?P<unit>{_UNIT})(?![A-Za-z/²³])",
+        _unit,
+    ),
+    rule(r"(?<=\d) ?[-−] ?(?=\d)", "减"),
+    rule(r"(?<=\d) ?\* ?(?=\d)", "乘"),
+    rule(r"\d+(?:\.\d+)?[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*", _mixed),
+    rule(r"[A-Za-z]+(?:-?\d[A-Za-z0-9]*)(?:\.\d+)*(?:-[A-Za-z0-9]+)*", _mixed),
+    rule(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)", lambda m: cardinal(m[0])),
+    rule(r"[¼½¾⅐-⅞²³¹⁰⁴-⁹₀-₉①-⑳⑴-⒇❶-❿Ⅰ-ⅻ]", _single_number),
+]
+_FOR_ALL = RULES + _SYMBOL + [rule(rf"(?i:{letter})", name) for letter, name in GREEK.items()]
+_COPIED = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
+
+
+def _rules_at(character: str) -> Sequence[Rule]:
+    return () if is_han(character) or character in "，。！？、 " else _FOR_ALL
 
 
 def pieces(text: str) -> list[Piece]:
     """Pieces that cover the text with what is said for each."""
     found: list[Piece] = []
+    start = None  # of the stretch that no own rule takes
+    for piece in [*scan(text, _rules_at, _COPIED), Piece(len(text), len(text), "")]:
+        if piece.by_rule and start is not None:
+            found += _by_wetext(text, start, piece.start)
+            start = None
+        if piece.by_rule:
+            found.append(piece)
+        elif start is None:
+            start = piece.start
+    return found
+
+
+def _by_wetext(text: str, start: int, stop: int) -> Iterator[Piece]:
+    """Pieces of `text[start:stop]`; digits that wetext leaves are said one by one."""
+    part = text[start:stop]
+    mappings = ()
+    if any(c.isdecimal() for c in part):
+        try:
+            mappings = _normalizer().normalize_with_mapping(part).mappings
+        except (AssertionError, ValueError, IndexError, RuntimeError):
+            mappings = ()  # its grammar fails on some signs
     place = 0
-    for m in _normalizer().normalize_with_mapping(text).mappings:
-        found += [Piece(i, i + 1, text[i], by_rule=False) for i in range(place, m.input_start)]
-        found.append(Piece(m.input_start, m.input_end, m.output_text))
+    for m in mappings:
+        yield from _copied(part, place, m.input_start, start)
+        said = re.sub(r"\d", lambda d: DIGITS[int(d[0])], m.output_text.replace('\\"', '"'))
+        yield Piece(start + m.input_start, start + m.input_end, said)
         place = m.input_end
-    return found + [Piece(i, i + 1, text[i], by_rule=False) for i in range(place, len(text))]
+    yield from _copied(part, place, len(part), start)
 
 
-_TOKEN = re.compile(r"[A-Za-z']+|\S")
+def _copied(part: str, start: int, stop: int, offset: int) -> Iterator[Piece]:
+    for place in range(start, stop):
+        said = part[place]
+        yield Piece(offset + place, offset + place + 1, digits(said) or said, by_rule=False)
+
+
+def is_speakable(character: str) -> bool:
+    """Chinese characters, Latin letters, their accents, spaces and punctuation."""
+    return is_han(character) or character in _PUNCTUATION or spoken_en.is_speakable(character)
+
+
+_TOKEN = re.compile(r"[^\W\d_\u3400-\u9fff]+(?:['’-][^\W\d_\u3400-\u9fff]+)*|\S")
 
 
 def spoken_units(text: str) -> list[Unit]:
