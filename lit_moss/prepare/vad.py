@@ -17,6 +17,7 @@ Segments do not overlap. Without any pause, step 3 may cut a word.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import file_digest
 from itertools import pairwise
@@ -124,7 +125,6 @@ class VadStage(Stage):
     """
 
     name = "vad"
-    summary = "recordings -> segments of speech"
     Options = VadOptions
     options: VadOptions
 
@@ -323,7 +323,11 @@ def _recordings(source: str) -> Iterator[Item]:
         return
     from lit_moss.corpora.inputs import utterances_of
 
-    yield from ({"audio_filepath": str(u.audio.absolute())} for u in utterances_of([source]))
+    for u in utterances_of([source]):
+        item: Item = {"audio_filepath": str(u.audio.absolute())}
+        with suppress(io.UnreadableAudio):  # found again, and counted, when it is read
+            item["duration"] = round(io.info(u.audio).duration_sec, 6)
+        yield item
 
 
 def _stored_sounds(source: str) -> list[str]:

@@ -97,9 +97,9 @@ class Silero:
         except ImportError as error:
             raise UserError(f"engine silero {_INSTALL}") from error
 
-    def stream(self) -> "SileroStream":
-        """See `SpeechModel.stream`."""
-        return SileroStream(self._session)
+    def stream(self, window_frames: int = 1024) -> "SileroStream":
+        """See `SpeechModel.stream`; for `window_frames` see `SileroStream`."""
+        return SileroStream(self._session, window_frames)
 
 
 class SileroStream(ClosedByFlush):
@@ -112,7 +112,7 @@ class SileroStream(ClosedByFlush):
 
     CONTEXT_SAMPLES = 64  # each frame is given with the samples before it
 
-    def __init__(self, session: Any, window_frames: int = 1024) -> None:
+    def __init__(self, session: Any, window_frames: int) -> None:
         self._session, self._window = session, window_frames * FRAME_SAMPLES
         self._h = self._c = np.zeros((1, 1, 128), np.float32)
         self._held = np.zeros(self.CONTEXT_SAMPLES, np.float32)  # begins with the context of the next frame
