@@ -16,6 +16,7 @@ from lit_moss.audio.features import resample
 from lit_moss.corpora.manifest import read_manifest
 from lit_moss.errors import UserError
 from lit_moss.prepare.engine import run_step
+from lit_moss.prepare.shards import UNREADABLE
 from lit_moss.prepare.step import Machine, Step
 from lit_moss.prepare.storage import Storage
 from lit_moss.prepare.vad import VadOptions, VadStage, find_segments, speech_probabilities
@@ -74,11 +75,15 @@ def test_windows_equal_the_whole_to_the_bit(silero, wave, window_frames, piece_s
     assert np.array_equal(outputs, expected)
 
 
-def test_probabilities_are_those_of_the_library_s_own_loop(silero, wave):
-    model = import_silero().load_silero_vad()
+@pytest.mark.parametrize(("onnx", "tolerance"), [(True, 2e-6), (False, 1e-4)], ids=["ONNX", "TorchScript"])
+def test_probabilities_are_those_of_the_library_s_own_loop(silero, wave, onnx, tolerance):
+    """TorchScript's kernels round otherwise: up to 6e-5 apart on 8 minutes of speech; ONNX's were equal."""
+    model = import_silero().load_silero_vad(onnx=onnx)
     padded = torch.from_numpy(np.pad(wave, (0, -len(wave) % FRAME_SAMPLES)))
-    loop = [model(frame, RATE_HZ).item() for frame in padded.split(FRAME_SAMPLES)]
-    assert np.abs(whole(silero, wave) - np.array(loop)).max() < 2e-6
+    loop = np.array([model(frame, RATE_HZ).item() for frame in padded.split(FRAME_SAMPLES)])
+    windowed = whole(silero, wave)
+    assert np.abs(windowed - loop).max() < tolerance
+    assert ((windowed >= 0.5) == (loop >= 0.5)).all()
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 48_000])
@@ -360,7 +365,7 @@ def test_a_folder_becomes_a_manifest_and_bad_files_are_counted(spoken, tmp_path)
     out = tmp_path / "out"
     step = Step("vad", "vad", VadOptions(), (str(folder),), str(out), str(out))
     result = run_step(step, Machine())
-    assert result.counts.rejected["unreadable"] == 1
+    assert result.counts.rejected[UNREADABLE] == 1
     assert result.counts.counts["recordings"] == 3
     assert result.counts.speech_sec_in == pytest.approx(60.0)
     found = read_manifest(out / "manifest.jsonl")
@@ -373,15 +378,20 @@ def test_a_folder_becomes_a_manifest_and_bad_files_are_counted(spoken, tmp_path)
 
 # --- an hour ------------------------------------------------------------------------------------------------
 
+# Not ru_maxrss: a child begins with the peak of the process that started it.
 HOUR = """
-import resource, sys
+import sys
 from lit_moss.prepare.vad import speech_probabilities
 from lit_moss.prepare.vad_models import Silero
 
+def megabytes(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(name + ":"))
+
 model = Silero()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = megabytes("VmRSS")
 probabilities, samples = speech_probabilities(model, sys.argv[1])
-print(len(probabilities), samples, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(len(probabilities), samples, megabytes("VmHWM") - before)
 """
 
 
@@ -399,5 +409,4 @@ def test_an_hour_needs_little_memory_and_loses_no_frame(spoken, tmp_path):
     frames, samples, megabytes = (float(x) for x in output.split())
     assert samples == -(-(3600 * rate_hz + 1234) // 3)
     assert frames == -(-samples // FRAME_SAMPLES)
-    print(f"peak over the model: {megabytes:.0f} MB")
-    assert megabytes < 500
+    assert 1 < megabytes < 500  # 105 MB measured; the hour itself is 230 MB at 16 kHz, 691 MB at 48 kHz
