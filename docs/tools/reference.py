@@ -190,6 +190,8 @@ def verb_pages() -> Iterator[str]:
         yield f"## {verb}"
         yield text[0].upper() + text[1:] + "."
         yield f"```text\n{(module.__doc__ or '').strip()}\n```"
+        if verb == "prepare":
+            yield "Keys of chains and their stages are in [Data preparation](prepare.md). Other stages:"
         if "add_arguments" in vars(module):
             parser = argparse.ArgumentParser(prog=f"python -m lit_moss {verb}")
             module.add_arguments(parser)
@@ -225,6 +227,21 @@ def _option(action: argparse.Action) -> Key:
     return Key(name, kind, default, "", (action.help or "").replace("%(default)s", default))
 
 
+def stage_sections() -> Iterator[str]:
+    """Keys of a chain, then those of every stage."""
+    from lit_moss.prepare.chain import Chain
+    from lit_moss.prepare.registry import STAGES, stage_class
+
+    yield from section(Chain, "", "")
+    for name, (_, _, summary) in STAGES.items():
+        stage = stage_class(name)
+        yield f"## {name}"
+        yield summary[0].upper() + summary[1:] + "."
+        yield f"```text\n{(sys.modules[stage.__module__].__doc__ or '').strip()}\n```"
+        keys = keys_of(stage.Options)
+        yield table(keys) if keys else "It has no keys."
+
+
 def pages() -> dict[str, str]:
     """Name of each page, without folder and suffix -> Markdown."""
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -248,6 +265,12 @@ def pages() -> dict[str, str]:
             sections("callbacks", Callback),
         ),
         "verbs": page("Command line", f"`python -m lit_moss VERB`. {made_from}", verb_pages()),
+        "prepare": page(
+            "Data preparation",
+            "Keys of the YAML files of `prepare -c`, and of its stages, which are also options of "
+            f"`prepare STAGE`. {made_from}",
+            stage_sections(),
+        ),
         "studies": page(
             "Sweeps and benchmarks",
             f"Keys of the YAML files of `sweep` and `evaluate`. {made_from}",

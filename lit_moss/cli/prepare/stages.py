@@ -12,6 +12,8 @@ from lit_moss.prepare.registry import stage_class
 # Options of every stage that is run alone; those of `Chain` without its steps.
 _SHARED_HELP_END = "    Args:\n"
 
+_WITHOUT_VALUE = ("-h", "--help", "--print_config")
+
 
 def run_chain_of(words: Sequence[str]) -> None:
     """`prepare -c FILE [SOURCE …] [--KEY VALUE …]`.
@@ -48,11 +50,16 @@ def run_stage(name: str, words: Sequence[str]) -> None:
 
 
 def _with_sources(words: Sequence[str]) -> list[str]:
-    """Words before the first option, and after its value, are sources: `a.wav b.wav --out x`."""
-    sources: list[str] = []
-    rest = list(words)
-    while rest and not rest[0].startswith("-"):
-        sources.append(rest.pop(0))
+    """Words that are neither options nor their values are sources: `-c FILE a.wav b.wav --out DIR`."""
+    sources, rest, left = [], [], list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-"):
+            sources.append(word)
+            continue
+        rest.append(word)
+        if "=" not in word and word not in _WITHOUT_VALUE and left:
+            rest.append(left.pop(0))
     return [*rest, "--sources", json.dumps(sources)] if sources else rest
 
 
