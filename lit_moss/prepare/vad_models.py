@@ -57,7 +57,7 @@ def model_fingerprint(engine: str, pyannote_model: str) -> str:
     if engine == "silero":
         found = util.find_spec("silero_vad")
         if found is None or not found.submodule_search_locations:
-            raise UserError(f"engine silero {_INSTALL}")
+            raise UserError(f"model silero {_INSTALL}")
         weights = Path(found.submodule_search_locations[0]) / _SILERO_WEIGHTS
         return sha256(weights.read_bytes()).hexdigest()[:16]
     try:
@@ -79,7 +79,7 @@ def import_silero() -> ModuleType:
     try:
         import silero_vad
     except ImportError as error:
-        raise UserError(f"engine silero {_INSTALL}") from error
+        raise UserError(f"model silero {_INSTALL}") from error
     finally:
         torch.set_num_threads(threads)
     return silero_vad
@@ -96,7 +96,7 @@ class Silero:
         try:
             self._session = import_silero().load_silero_vad(sequence=True).session
         except ImportError as error:
-            raise UserError(f"engine silero {_INSTALL}") from error
+            raise UserError(f"model silero {_INSTALL}") from error
 
     def stream(self, window_frames: int = 1024) -> "SileroStream":
         """See `SpeechModel.stream`; for `window_frames` see `SileroStream`."""
@@ -143,7 +143,7 @@ class SileroStream(ClosedByFlush):
 
 def _pyannote_missing() -> UserError:
     return UserError(
-        "engine pyannote needs pyannote.audio, which is not installed: pip install pyannote.audio"
+        "model pyannote needs pyannote.audio, which is not installed: pip install pyannote.audio"
     )
 
 

@@ -217,7 +217,7 @@ def test_margins_meet_in_the_middle_of_a_gap():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": "webrtc"}, "engine is 'webrtc'"),
+        ({"model": "webrtc"}, "model is 'webrtc'"),
         ({"threshold": 1.0}, "threshold is 1.0"),
         ({"threshold": float("nan")}, "threshold is nan"),
         ({"neg_threshold": 0.6}, "neg_threshold is 0.6"),
@@ -235,7 +235,7 @@ def test_pyannote_is_asked_for_by_name():
     if util.find_spec("pyannote"):
         pytest.skip("pyannote.audio is installed")
     with pytest.raises(UserError, match=r"needs pyannote\.audio"):
-        stage(engine="pyannote")
+        stage(model="pyannote")
 
 
 # --- recordings ---------------------------------------------------------------------------------------------
