@@ -17,6 +17,7 @@ Segments do not overlap. Without any pause, step 3 may cut a word.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import file_digest
 from itertools import pairwise
@@ -43,8 +44,8 @@ class VadOptions:
     """What counts as speech, and how long its segments are.
 
     Args:
-        engine: silero (silero-vad, in the package), or pyannote (gated weights, needs pyannote.audio).
-        pyannote_model: Name of a segmentation model on Hugging Face, or a local file, for engine pyannote.
+        model: silero (silero-vad, in the package), or pyannote (gated weights, needs pyannote.audio).
+        pyannote_model: Name of a segmentation model on Hugging Face, or a local file, for model pyannote.
         threshold: Probability from which speech begins, 0 to 1.
         neg_threshold: Probability below which it ends; None for threshold - 0.15.
         min_speech_sec: Shorter speech between two silences is ignored.
@@ -56,7 +57,7 @@ class VadOptions:
         little_speech_share: Recordings with a smaller share of speech are counted as having little.
     """
 
-    engine: Literal["silero", "pyannote"] = "silero"
+    model: Literal["silero", "pyannote"] = "silero"
     pyannote_model: str = "pyannote/segmentation-3.0"
     threshold: float = 0.5
     neg_threshold: float | None = None
@@ -69,8 +70,8 @@ class VadOptions:
     little_speech_share: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.engine not in ("silero", "pyannote"):
-            raise UserError(f"engine is {self.engine!r}, expected silero or pyannote")
+        if self.model not in ("silero", "pyannote"):
+            raise UserError(f"model is {self.model!r}, expected silero or pyannote")
         if not 0 < self.threshold < 1:
             raise UserError(f"threshold is {self.threshold}, expected a probability between 0 and 1")
         if not 0 < self.quiet_below <= self.threshold:
@@ -124,7 +125,6 @@ class VadStage(Stage):
     """
 
     name = "vad"
-    summary = "recordings -> segments of speech"
     Options = VadOptions
     options: VadOptions
 
@@ -146,13 +146,13 @@ class VadStage(Stage):
     def content(self) -> dict[str, Any]:
         """See `Stage.content`."""
         options = super().content()
-        if self.options.engine == "silero":
+        if self.options.model == "silero":
             del options["pyannote_model"]
-        return options | {"model": model_fingerprint(self.options.engine, self.options.pyannote_model)}
+        return options | {"fingerprint": model_fingerprint(self.options.model, self.options.pyannote_model)}
 
     def open(self) -> None:
         """Loads the model."""
-        self._model = load(self.options.engine, self.options.pyannote_model)
+        self._model = load(self.options.model, self.options.pyannote_model)
 
     def run(self, unit: Sequence[Item]) -> Result:
         """Segments of one recording.
@@ -323,7 +323,11 @@ def _recordings(source: str) -> Iterator[Item]:
         return
     from lit_moss.corpora.inputs import utterances_of
 
-    yield from ({"audio_filepath": str(u.audio.absolute())} for u in utterances_of([source]))
+    for u in utterances_of([source]):
+        item: Item = {"audio_filepath": str(u.audio.absolute())}
+        with suppress(io.UnreadableAudio):  # found again, and counted, when it is read
+            item["duration"] = round(io.info(u.audio).duration_sec, 6)
+        yield item
 
 
 def _stored_sounds(source: str) -> list[str]:
