@@ -6,7 +6,7 @@ Formulas that nobody could follow by ear are refused: sums, integrals, limits, m
 import re
 from dataclasses import dataclass
 
-from lit_moss.prepare.adapt_pair import PairRejected
+from lit_moss.prepare.adapt_pair import HAN, PairRejected
 
 _LONGEST_WORDS = 30
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\d+(?:[.,]\d+)*|[A-Za-z]|\s+|<=|>=|!=|->|=>|.", re.DOTALL)
@@ -113,19 +113,16 @@ class _Formula:
         """The next atom with its powers and indices."""
         token = self.reader.peek()
         sign = _COMMANDS.get(token, token)
-        if sign in _SIGNS and token not in ("^", "_"):
+        if sign in _SIGNS:
             self.reader.take()
+            if sign == "/" and before and before[-1][-1].isdigit() and not self.language:
+                return ["divided", "by"]
             return [self.sign(sign, before)]
         atom, grouped = self.atom()
+        grouped_power = False
         while self.reader.peek() in ("^", "_", "!", "'"):
-            atom = self.raised(atom, grouped)
-            grouped = False
-        if (
-            grouped
-            and self.language == 0
-            and before
-            and before[-1] in ("times", "minus", "over", "divided by")
-        ):
+            atom, grouped_power = self.raised(atom, grouped), True
+        if grouped and self.language == 0 and before and before[-1] in ("times", "minus", "over", "by"):
             return ["the", "quantity", *atom]
         return atom
 
@@ -244,6 +241,8 @@ def _join(words: list[str]) -> str:
     """Words with spaces, but none beside Chinese characters or before commas."""
     text = " ".join(word for word in words if word)
     text = re.sub(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])", "", text)
+    if HAN.search(text):
+        text = re.sub(r"(?<=\d) (?=[a-z])|(?<=\b[a-z]) (?=[a-z]\b)", "", text)
     return re.sub(r" (?=[,.%])", "", text)
 
 

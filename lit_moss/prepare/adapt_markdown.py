@@ -79,14 +79,15 @@ def speak_markdown(text: str, chinese: bool, code: Code) -> str:
         raise UserError("adapting needs markdown-it-py: pip install 'lit-moss[prepare]'") from error
     parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("code")
     tree = SyntaxTreeNode(parser.parse(text))
-    return _Speaker(chinese, code).blocks(tree.children)
+    small = frozenset(re.findall(r"\b[a-z']+\b", text)) | _SMALL
+    return _Speaker(chinese, code, small).blocks(tree.children)
 
 
 class _Speaker:
     """Walks the tree of a text."""
 
-    def __init__(self, chinese: bool, code: Code) -> None:
-        self.chinese, self.code = chinese, code
+    def __init__(self, chinese: bool, code: Code, small: frozenset[str]) -> None:
+        self.chinese, self.code, self.small = chinese, code, small
         self.comma, self.stop, self.space = ("，", "。", "") if chinese else (", ", ".", " ")
 
     def blocks(self, nodes: Sequence["SyntaxTreeNode"]) -> str:
@@ -206,7 +207,7 @@ class _Speaker:
 
     def lowered(self, item: str) -> str:
         first = re.match(r"[A-Za-z']+", item)
-        return item[:1].lower() + item[1:] if first and first.group().lower() in _SMALL else item
+        return item[:1].lower() + item[1:] if first and first.group().lower() in self.small else item
 
     def table(self, node: "SyntaxTreeNode") -> str:
         """Rows of a small table: "Ann, age 30, city Rome."."""
