@@ -153,8 +153,11 @@ class AdaptStage(Stage):
         if self.options.adapter == "rules" or len(unit) == 1:
             results = [self._adapt(item) for item in unit]
         else:
-            with ThreadPoolExecutor(self.options.concurrency) as pool:
+            pool = ThreadPoolExecutor(self.options.concurrency)
+            try:
                 results = list(pool.map(self._adapt, unit))
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error nothing more is asked
         whole = Result()
         for result in results:
             whole.items += result.items
@@ -198,6 +201,8 @@ class AdaptStage(Stage):
                 threshold = self.options.min_quality if error.reason == "quality" else None
                 return Result(rejected=[Rejection(item, error.reason, error.value, threshold)])
             counts["conversations cut before a pair that cannot be spoken"] = 1
+        if not context:
+            return Result(rejected=[Rejection(item, "no answer")])
         for message in messages:
             if "state" in message:
                 counts[message["state"].lower()] = counts.get(message["state"].lower(), 0) + 1
@@ -210,7 +215,8 @@ class AdaptStage(Stage):
 
 
 def _turns(item: Item) -> Iterator[Item | tuple[str, str]]:
-    """(question, answer) of an item, in order, and its system messages as they are.
+    """(question, answer) of an item, in order, and its system messages as they are; a last question without an
+    answer is left out.
 
     Raises:
         UserError: if the item is no conversation.
@@ -242,8 +248,6 @@ def _turns(item: Item) -> Iterator[Item | tuple[str, str]]:
             question = None
         else:
             raise PairRejected("turns do not alternate", str(role))
-    if question is not None and len(messages) == 1:
-        raise PairRejected("no answer")
 
 
 def _message(role: str, side: Side, written: str) -> Item:

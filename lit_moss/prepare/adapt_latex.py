@@ -122,8 +122,12 @@ class _Formula:
         grouped_power = False
         while self.reader.peek() in ("^", "_", "!", "'"):
             atom, grouped_power = self.raised(atom, grouped), True
-        if grouped and self.language == 0 and before and before[-1] in ("times", "minus", "over", "by"):
-            return ["the", "quantity", *atom]
+        if grouped and not grouped_power and before and not self.language:
+            signs = {words[0] for words in _SIGNS.values()}
+            if before[-1] not in signs and before[-1][-1].isalnum() and before[-1] != "by":
+                return ["times", "the", "quantity", *atom]  # 2(a + b)
+            if before[-1] in ("times", "minus", "over", "by"):
+                return ["the", "quantity", *atom]
         return atom
 
     def sign(self, sign: str, before: list[str]) -> str:
@@ -142,6 +146,8 @@ class _Formula:
             return inside, len(inside) > 1
         if token in (r"\frac", r"\dfrac", r"\tfrac"):
             return self.fraction(), False
+        if token == r"\boxed":
+            return self.group(), False
         if token == r"\sqrt":
             return self.root(), False
         if token in _WORDS_INSIDE:

@@ -93,10 +93,14 @@ class _Speaker:
     def blocks(self, nodes: Sequence["SyntaxTreeNode"]) -> str:
         """Blocks as sentences, in order."""
         said: list[str] = []
-        for node in nodes:
-            short = _short_list(node) and bool(said) and said[-1].endswith((":", "："))
+        for position, node in enumerate(nodes):
+            if node.type == "heading" and _repeated(node, nodes[position + 1 :]):
+                continue
+            short = _short_list(node)
             if node.type in ("bullet_list", "ordered_list"):
-                text = self.list(node, after_colon=short)
+                text = self.list(node)
+                if said and not short:
+                    said[-1] = re.sub(r"[:：]$", self.stop, said[-1])
             elif node.type == "table":
                 text = self.table(node)
             elif node.type == "fence":
@@ -129,9 +133,11 @@ class _Speaker:
         said = ""
         for position, node in enumerate(nodes):
             if node.type == "text":
-                said += node.content
+                said += self.lowered(node.content) if said.endswith(self.comma) else node.content
             elif node.type == "code_inline":
-                said += self.code(node.content)
+                code = self.code(node.content)
+                starts = not said or said.endswith((". ", "! ", "? "))
+                said += code[:1].upper() + code[1:] if starts else code
             elif node.type in ("softbreak", "hardbreak"):
                 after = _plain(nodes[position + 1 :])
                 said = said.rstrip() + self.line_break(said.rstrip(), after, hard=node.type == "hardbreak")
@@ -154,7 +160,7 @@ class _Speaker:
         wrapped = not hard and (after[:1].islower() or (len(last_line) >= 60 and not self.chinese))
         return self.space if wrapped else self.comma
 
-    def list(self, node: "SyntaxTreeNode", after_colon: bool = False) -> str:
+    def list(self, node: "SyntaxTreeNode") -> str:
         """A list as one sentence of short items, or as sentences with ordinals."""
         items = [self.item(item) for item in node.children]
         items = [item for item in items if item]
@@ -251,6 +257,14 @@ def _plain(nodes: Sequence["SyntaxTreeNode"]) -> str:
     return "".join(
         n.content if not n.children else _plain(n.children) for n in nodes if n.type != "softbreak"
     ).strip()
+
+
+def _repeated(heading: "SyntaxTreeNode", after: Sequence["SyntaxTreeNode"]) -> bool:
+    """Whether the text after a heading begins with its words."""
+    if not after or after[0].type != "paragraph" or not heading.children:
+        return False
+    title = _plain(heading.children[0].children).rstrip(".:：。").lower()
+    return _plain(after[0].children[0].children).lower().startswith(title)
 
 
 def _short_list(node: "SyntaxTreeNode") -> bool:

@@ -80,8 +80,8 @@ class RuleAdapter:
         """
         apology = _apology(question)
         limit = word_limit(question)
-        asked, _ = _spoken(question, _QUESTION_OPENING, limit, shorten=False)
-        said, shorter = _spoken(answer, _OPENINGS, limit, shorten=True)
+        asked, _ = _spoken(question, question, _QUESTION_OPENING, limit, shorten=False)
+        said, shorter = _spoken(answer, question, _OPENINGS, limit, shorten=True)
         if asked.strip(" .?!。？！").lower() == said.strip(" .?!。？！").lower():
             raise PairRejected("answer repeats the question", said[:60])
         quality = _quality(said, answer, shorter)
@@ -95,11 +95,12 @@ def _side(written: str, said: str, shorter: bool) -> Side:
     return Side("PASSTHROUGH" if same else "ADAPT", said, _style(said), shorter)
 
 
-def _spoken(written: str, opening: re.Pattern[str], limit: int, shorten: bool) -> tuple[str, bool]:
+def _spoken(written: str, question: str, opening: re.Pattern[str], limit: int, shorten: bool) -> tuple[str, bool]:
     """A text as it can be spoken, and whether it was shortened."""
     text = plain.cleaned(written)
-    chinese = is_chinese(text)
-    plain.check_language(plain.speak_addresses(_without_math(text), chinese))
+    # Text without words of its own ("x = 5") is of the question's language.
+    chinese = is_chinese(text if re.search(r"[A-Za-z]{2}|[\u4e00-\u9fff]", text) else question)
+    plain.check_language(plain.without_addresses(_without_math(text)))
     text = plain.simplified_chinese(text)
     text = _without_opening(text, opening)
     if _is_only_pictures(text):
@@ -122,6 +123,7 @@ def _spoken(written: str, opening: re.Pattern[str], limit: int, shorten: bool) -
 
 def _words_before_markdown(text: str, chinese: bool) -> str:
     """A part without code: everything that Markdown's own signs would spoil, in words."""
+    text = re.sub(r"\$?\\boxed\{\s*\}\$?", "方框" if chinese else "a box", text)
     text = speak_latex(text, chinese)
     text = plain.without_footnotes(strip_html(text))
     plain.check_code(text)
@@ -200,7 +202,7 @@ def _style(text: str) -> str:
 def _quality(said: str, written: str, shorter: bool) -> int:
     """5, less for what is shortened, cut off, very short, repeated or a refusal."""
     quality = 5 - shorter
-    if not re.search(r"[.!?。！？…\"'”)）`|*$\]:：]\s*$|\w\s*$", written) or re.search(
+    if not re.search(r"[.!?。！？…\"'”)）`|*$\]:：>]\s*$|\w\s*$", written) or re.search(
         r"[,，;；]\s*$", written
     ):
         quality -= 1

@@ -24,7 +24,7 @@ _OF_GERMAN = (
     "der die das und ist ein eine nicht mit für auf den dem sich zu ich sie von wie wir es mir danke sehr gut"
 ).split()
 _OF_OTHERS = frozenset(
-    _OF_FRENCH + _OF_SPANISH + _OF_GERMAN + "il che di non per sono della é um uma não com".split()
+    _OF_FRENCH + _OF_SPANISH + _OF_GERMAN + "il che di non per sono della é um uma não".split()
 )
 _OF_ENGLISH = frozenset(
     "the a an of to in is are was were be it that this and or for on with as at by from you i he she we they not "
@@ -93,6 +93,13 @@ def check_pictures(text: str) -> None:
     Raises:
         PairRejected: with what was found.
     """
+    wordless = [
+        line
+        for line in text.split("\n")
+        if not re.search(r"[^\W\d_]{2,}|\||\d", line) and len(re.findall(r"[^\w\s.*_~=#-]", line)) >= 2
+    ]
+    if len(wordless) >= 2:
+        raise PairRejected("drawing or code", wordless[0].strip()[:40])
     for line in text.split("\n"):
         bare = re.sub(r"\s|\*\*|__", "", line)
         if len(bare) >= 6 and "|" not in line and not re.fullmatch(r"[-=*_~#]+", bare):
@@ -167,6 +174,11 @@ def _words_of_name(name: str) -> str:
 
 _URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'，。；！？、）)\]】》」]+", re.IGNORECASE)
 _EMAIL = re.compile(r"[A-Za-z0-9._+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
+
+
+def without_addresses(text: str) -> str:
+    """The text without URLs and e-mail addresses."""
+    return _URL.sub(" ", _EMAIL.sub(" ", text))
 
 
 def speak_addresses(text: str, chinese: bool) -> str:
