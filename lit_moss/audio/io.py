@@ -125,6 +125,30 @@ def read(
         UnreadableAudio: if the file is missing, empty or damaged, the part is not inside it (`span_sec`), or
             its samples are not finite or far beyond [-1, 1].
     """
+    pieces = list(read_blocks(path, rate_hz, offset_sec, duration_sec, longest_sec))
+    pieces = [piece for piece in pieces if len(piece)] or pieces[:1]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def read_blocks(
+    path: str | Path,
+    rate_hz: int,
+    offset_sec: float = 0.0,
+    duration_sec: float | None = None,
+    longest_sec: float | None = None,
+) -> Iterator[Tensor]:
+    """The samples that `read` returns, in blocks (n,) of any length; memory does not grow with the file.
+
+    Args:
+        path: See `read`, as for all arguments.
+        rate_hz: See `read`.
+        offset_sec: See `read`.
+        duration_sec: See `read`.
+        longest_sec: See `read`.
+
+    Raises:
+        UnreadableAudio: as `read`; that a file ends too early is known only after its last block.
+    """
     with _opened(path) as file:
         start, wanted, least = _span(path, file, offset_sec, duration_sec)
         if wanted < file.frames:  # of a whole file, the decoded samples are counted
@@ -133,7 +157,7 @@ def read(
             wanted = min(wanted, round(longest_sec * file.samplerate))
         if start:
             _skip(file, start)
-        resampler, pieces, got = Resampler(file.samplerate, rate_hz), [], 0
+        resampler, got = Resampler(file.samplerate, rate_hz), 0
         peaks = np.zeros(file.channels, np.float32)
         while got < wanted:
             block = file.read(min(BLOCK_FRAMES, wanted - got), dtype="float32", always_2d=True)
@@ -146,16 +170,14 @@ def read(
                 raise UnreadableAudio(f"{path}: {reason}")
             if file.channels > 1:
                 peaks = np.maximum(peaks, np.abs(block).max(axis=0))
-            pieces.append(resampler.push(wave_T))
-        pieces.append(resampler.flush())
-        pieces = [piece for piece in pieces if len(piece)] or pieces[:1]
+            yield resampler.push(wave_T)
+        yield resampler.flush()
     if not got:
         raise UnreadableAudio(f"{path}: no samples at {offset_sec:.3f} s")
     # A damaged stream ends early without an error; its header states the length.
     if got < min(wanted, least):
         raise UnreadableAudio(f"{path}: {got} samples decoded of {wanted} that the header states")
     _note_silence(path, peaks)
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_moss.assets import resolve
+from lit_moss.codec.ctc import CharVocabulary, CTCHead
 from lit_moss.codec.ctranslate2 import read_ctranslate2, whisper_encoder_tensors
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig, departures
 from lit_moss.codec.settings import read_settings
@@ -97,6 +98,34 @@ def encoder_of_checkpoint(path: Path) -> CausalEncoder:
         UserError: if the file is not such a checkpoint, holds more than plain data, or was written before
             there was a codebook.
     """
+    checkpoint = _read_checkpoint(path)
+    settings = checkpoint["speech_tokenizer"]
+    if not settings["codebook_ready"]:
+        raise UserError(
+            f"{path} was written before quantization began and has no codebook yet: take a later one"
+        )
+    encoder = CausalEncoder(EncoderConfig.from_official(settings["config"]))
+    encoder.load_state_dict(_part_of(checkpoint, "encoder.", path))
+    return encoder
+
+
+def head_of_checkpoint(path: Path) -> tuple[CTCHead, CharVocabulary]:
+    """CTC head of a Lightning checkpoint of `CodecEncoder`, and its characters.
+
+    Raises:
+        UserError: as `encoder_of_checkpoint`.
+    """
+    checkpoint = _read_checkpoint(path)
+    weights = _part_of(checkpoint, "head.", path)
+    vocabulary = CharVocabulary(checkpoint["speech_tokenizer"]["characters"])
+    size, width = weights["proj.weight"].shape
+    code_width = len(weights["norm.weight"])
+    head = CTCHead(code_width, size, width, _layers(weights), heads=width // 64, dropout=0.0)
+    head.load_state_dict(weights)
+    return head, vocabulary
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -108,17 +137,14 @@ def encoder_of_checkpoint(path: Path) -> CausalEncoder:
         raise UserError(
             f"{path} is no checkpoint of a tokenizer run: expected one made by conf/codec_encoder.yaml"
         )
-    settings = checkpoint["speech_tokenizer"]
-    if not settings["codebook_ready"]:
-        raise UserError(
-            f"{path} was written before quantization began and has no codebook yet: take a later one"
-        )
-    prefix = "encoder."
+    return checkpoint
+
+
+def _part_of(checkpoint: Mapping[str, Any], prefix: str, path: Path) -> dict[str, Tensor]:
+    """Finite tensors of one part of the network, without its prefix."""
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     check_finite(weights, str(path))
-    encoder = CausalEncoder(EncoderConfig.from_official(settings["config"]))
-    encoder.load_state_dict(weights)
-    return encoder
+    return weights
 
 
 def _read(folder: Path, trained: bool, unstated_log_mel: str) -> tuple[dict[str, Tensor], EncoderConfig]:

@@ -1,7 +1,7 @@
 """Conversations: JSON lines of {"messages": [{"role", "content", "audio_filepath"}, …]}.
 
 A message has a text (`content`), a recording (with `offset` and `duration`, if it is a part of its file), or
-both. Paths are relative to the file's folder.
+both. Paths are relative to the file's folder. A line may have an `id`, its name.
 """
 
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ class Message:
 
 
 def read_conversations(path: Path) -> list[tuple[str, list[Message]]]:
-    """(name, messages) of every line.
+    """(name, messages) of every line; the name is its `id`, else the file's and the line's number.
 
     Raises:
         UserError: if a line is no conversation; the message names line and field.
     """
     folder = path.parent.absolute()
     return [
-        (f"{path.stem}-{record.number}", _messages(record, folder))
+        (record.name("id") or f"{path.stem}-{record.number}", _messages(record, folder))
         for record in json_lines(path, "an object with messages")
     ]
 

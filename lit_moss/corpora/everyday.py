@@ -12,17 +12,15 @@ import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from lit_moss.assets import KOKORO_VOICES, cache_dir, resolve
-from lit_moss.errors import UserError
+from lit_moss.assets import KOKORO_VOICES, cache_dir
+from lit_moss.corpora.voices import RATE_HZ, HibariVoice, Kokoro, Phonemes, hibari_version
 from lit_moss.files import atomic_write, make_once
 
 EVERYDAY, VOICES = "embedded:everyday-en", "embedded:everyday-en-voices"
-RATE_HZ = 24_000
 _SENTENCES = Path(__file__).with_name("sentences_en.txt")
 _VALIDATION_EVERY = 10  # every tenth sentence is held out
 _SPEEDS = (1.0, 0.9, 1.1)  # by turns: one voice does not vary in anything but its pace
@@ -57,12 +55,7 @@ def everyday_corpus(limit: int | None = None, name: str = EVERYDAY) -> Path:
         UserError: if the voice is not installed or cannot be fetched.
     """
     texts = sentences()[:limit]
-    try:
-        version = metadata.version("hibari-tts")
-    except metadata.PackageNotFoundError as error:
-        raise UserError(
-            "the embedded corpus needs the voice hibari-tts: pip install 'hibari-tts==0.2.1'"
-        ) from error
+    version = hibari_version()
     voices = KOKORO_VOICES if name == VOICES else ("heart",)
     inputs = json.dumps([version, voices, _SPEEDS, _VALIDATION_EVERY, texts])
     label = name.removeprefix("embedded:")
@@ -77,34 +70,19 @@ def everyday_corpus(limit: int | None = None, name: str = EVERYDAY) -> Path:
 
 def hibari() -> Voice:
     """The voice of `hibari-tts`, some 60 times real time on 2 cores."""
-    from hibari import Hibari
-
-    voice = Hibari(threads=min(4, os.cpu_count() or 1))
+    voice = HibariVoice(threads=min(4, os.cpu_count() or 1))
     return Voice(
-        lambda text, i: voice(text, speed=_SPEEDS[i % len(_SPEEDS)], seed=i), lambda i: "hibari-heart"
+        lambda text, i: voice.speak(text, speed=_SPEEDS[i % len(_SPEEDS)], seed=i), lambda i: voice.speaker
     )
 
 
 def _kokoro() -> Voice:
-    """Phonemes by hibari, sound by Kokoro: n tokens between two zeros, row n of the voice's style table."""
-    import onnxruntime
-    from hibari import Hibari
-
-    folder = resolve("embedded:kokoro")
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))["vocab"]
-    styles = {
-        v: np.fromfile(folder / f"{v}.bin", dtype=np.float32).reshape(-1, 1, 256) for v in KOKORO_VOICES
-    }
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    phonemes = Hibari()
+    """Twelve of Kokoro's English voices by turns, all with American pronunciation."""
+    kokoro, phonemes = Kokoro(), Phonemes()
 
     def speak(text: str, i: int) -> np.ndarray:
-        voice = KOKORO_VOICES[i % len(KOKORO_VOICES)]
-        spoken = " ".join(phonemes.phonemize(text))
-        tokens = [vocabulary[phoneme] for phoneme in spoken if phoneme in vocabulary]
-        inputs = {"tokens": np.array([[0, *tokens, 0]], dtype=np.int64), "style": styles[voice][len(tokens)],
-                  "speed": np.ones(1, dtype=np.float32)}  # fmt: skip
-        return np.asarray(session.run(None, inputs)[0]).reshape(-1)
+        tokens = kokoro.tokens(phonemes.english(text))
+        return kokoro.speak(tokens, KOKORO_VOICES[i % len(KOKORO_VOICES)])
 
     return Voice(speak, lambda i: f"kokoro-{KOKORO_VOICES[i % len(KOKORO_VOICES)]}")
 

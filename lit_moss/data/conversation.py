@@ -4,8 +4,9 @@
                            ^^^^^^^^^^^^^^^^^^             of the assistant: the targets
 
 The prompt alone decides the reply's modality: the system prompt names it, and the prefix of a spoken reply
-ends with sosp. Every piece is tokenized separately, so that no id spans two pieces and a prompt is exactly
-the beginning of a training example.
+ends with sosp. Spoken replies that hold their text too (`lit_moss.llm.replies`) have a system prompt of their
+own; their prefix is that of a reply in text, and all their rows are targets. Every piece is tokenized
+separately, so that no id spans two pieces and a prompt is exactly the beginning of a training example.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal, get_args
 from lit_moss.corpora.conversations import ROLES
 from lit_moss.data.interleave import text_ids
 from lit_moss.errors import UserError
+from lit_moss.llm.replies import DIRECT, FormName, ReplyForm
 from lit_moss.llm.rows import RowFormat
 
 Modality = Literal["text", "speech"]
@@ -29,6 +31,36 @@ SYSTEM: dict[Modality, str] = {
     "speech": "You are a helpful voice assistant. Answer the user's questions with spoken responses.",
     "text": "You are a helpful assistant. Answer the user's questions with text.",
 }
+# System prompts of spoken replies, by their form.
+SPEECH_SYSTEM: dict[FormName, str] = {
+    "direct": SYSTEM["speech"],
+    "guided": (
+        "You are a helpful voice assistant. Answer the user's questions with text first, then with speech."
+    ),
+    "interleaved": (
+        "You are a helpful voice assistant. Answer the user's questions with text and speech in turns."
+    ),
+}
+
+
+def system_prompt(reply: Modality, form: ReplyForm = DIRECT) -> str:
+    """The system prompt that asks for replies of this modality and form."""
+    return SPEECH_SYSTEM[form.name] if reply == "speech" else SYSTEM["text"]
+
+
+def modalities_needed(role: str, user: Modality, reply: Modality, form: ReplyForm = DIRECT) -> list[Modality]:
+    """Modalities in which a turn of a role must exist.
+
+    Args:
+        role: Of the turn.
+        user: Modality of the user's turns.
+        reply: Modality of the assistant's turns.
+        form: Form of spoken replies.
+    """
+    if role == "assistant" and reply == "speech" and form.has_text:
+        return ["text", "speech"]
+    modality_of_role: dict[str, Modality] = {"user": user, "assistant": reply}
+    return [modality_of_role.get(role, "text")]
 
 
 @dataclass(frozen=True)
@@ -56,18 +88,19 @@ class Renderer:
     Args:
         tokenizer: Text tokenizer, see `lit_moss.llm.backbone.load_text_tokenizer`.
         row_format: Format of the rows.
+        form: Form of spoken replies.
 
     Raises:
         UserError: if the text tokenizer has no tokens for turns.
     """
 
-    def __init__(self, tokenizer: Any, row_format: RowFormat) -> None:
+    def __init__(self, tokenizer: Any, row_format: RowFormat, form: ReplyForm = DIRECT) -> None:
         if row_format.im_start_id is None or row_format.im_end_id is None:
             raise UserError(
                 "the text tokenizer has no <|im_start|> and <|im_end|>, which conversations need: take a "
                 "backbone that was tuned to chat in ChatML (Qwen, SmolLM2-Instruct)"
             )
-        self.tokenizer, self.row_format = tokenizer, row_format
+        self.tokenizer, self.row_format, self.form = tokenizer, row_format, form
         self._im_start, self._im_end = row_format.im_start_id, row_format.im_end_id
 
     def render(
@@ -86,9 +119,9 @@ class Renderer:
             user: Modality of the user's turns.
             reply: Modality of the assistant's turns.
             train_on: `assistant`: targets are the assistant's contents and the <|im_end|> after them, but
-                neither sosp of a spoken reply, which belongs to the prompt, nor the line break after
+                neither sosp of a direct spoken reply, which belongs to the prompt, nor the line break after
                 <|im_end|>. `all`: targets are all rows but the first.
-            system: System prompt; None takes the default one for the reply's modality.
+            system: System prompt; None takes the default one for the reply's modality and form.
 
         Raises:
             UserError: if a turn lacks the modality asked for.
@@ -100,12 +133,11 @@ class Renderer:
             rows.extend(ids)
             mask.extend([is_target or train_on == "all"] * len(ids))
 
-        modality_of_role: dict[str, Modality] = {"user": user, "assistant": reply}
-        system = SYSTEM[reply] if system is None else system
+        system = system_prompt(reply, self.form) if system is None else system
         if turns and turns[0].role == "system":
             system, turns = f"{system} {turns[0].text or ''}".strip(), turns[1:]
         for turn in [Turn("system", system), *turns]:
-            prefix, content = self._content(turn, modality_of_role.get(turn.role, "text"))
+            prefix, content = self._content(turn, modalities_needed(turn.role, user, reply, self.form))
             append([*self._head(turn.role), *prefix], False)
             append([*content, self._im_end], turn.role == "assistant")
             append(self._ids("\n"), False)
@@ -119,9 +151,11 @@ class Renderer:
         reply: Modality = "text",
         system: str | None = None,
     ) -> list[int]:
-        """Rows up to where the reply starts, including its sosp if spoken: a prefix of `render`'s rows."""
+        """Rows up to where the reply starts: a prefix of `render`'s rows. A direct spoken reply's sosp is
+        included."""
         rows, _ = self.render(turns, user, reply, system=system)
-        prefix = [self.row_format.sosp_token_id] if reply == "speech" else []
+        is_direct_speech = reply == "speech" and not self.form.has_text
+        prefix = [self.row_format.sosp_token_id] if is_direct_speech else []
         return [*rows, *self._head("assistant"), *prefix]
 
     def _ids(self, text: str) -> list[int]:
@@ -132,14 +166,16 @@ class Renderer:
             raise UserError(f"a turn of {role!r}, expected one of {', '.join(ROLES)}")
         return [self._im_start, *self._ids(f"{role}\n")]
 
-    def _content(self, turn: Turn, modality: Modality) -> tuple[list[int], list[int]]:
+    def _content(self, turn: Turn, modalities: Sequence[Modality]) -> tuple[list[int], list[int]]:
         """Rows of a turn that belong to the prompt (sosp), and the rest."""
-        if not turn.can_be(modality):
+        if missing := [modality for modality in modalities if not turn.can_be(modality)]:
             raise UserError(
-                f"a turn of {turn.role} has no {modality} ({(turn.text or 'only speech')[:40]!r}): leave out "
-                "the pairs that need it"
+                f"a turn of {turn.role} has no {missing[0]} ({(turn.text or 'only speech')[:40]!r}): leave "
+                "out the pairs that need it"
             )
-        if modality == "speech":
+        if len(modalities) == 2:
+            return [], self.form.rows(self._ids(turn.text or ""), turn.codes or [], self.row_format)
+        if modalities[0] == "speech":
             rows = self.row_format.speech(turn.codes or [])
             return rows[:1], rows[1:]
         return [], self._ids(turn.text or "")

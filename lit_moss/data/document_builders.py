@@ -12,15 +12,17 @@ from lit_moss.audio import rates
 from lit_moss.corpora.conversations import read_conversations
 from lit_moss.corpora.manifest import Utterance, read_manifest
 from lit_moss.corpora.sources import entry_kind
-from lit_moss.data.conversation import PAIRS, Modality, Renderer, Turn
+from lit_moss.data.conversation import PAIRS, Renderer, Turn, modalities_needed
 from lit_moss.data.grouping import group, text_documents
 from lit_moss.data.interleave import (
     Chunk,
+    TimedChunk,
     choose_modalities,
     chunk_words,
     document_rng,
     interleave,
     join_words,
+    read_chunks,
     space_between,
     text_document,
     text_ids,
@@ -28,6 +30,7 @@ from lit_moss.data.interleave import (
 )
 from lit_moss.errors import UserError
 from lit_moss.hub.code_cache import EncodedUtterances
+from lit_moss.llm.replies import ReplyForm
 from lit_moss.llm.rows import RowFormat
 from lit_moss.records import unique_name
 
@@ -65,12 +68,14 @@ class DocumentBuilder(ABC):
     Attributes:
         skipped: Names of the utterances that were left out.
         incomplete: Conversations left out because a turn lacks a modality, counted once per pair.
+        without_word_times: Utterances that are one chunk, whatever their length, because the times of their
+            words are unknown.
     """
 
     def __init__(self, tokenizer: Any, row_format: RowFormat, options: dict[str, Any]) -> None:
         self.tokenizer, self.row_format, self.options = tokenizer, row_format, options
         self.skipped: list[str] = []
-        self.incomplete = 0
+        self.incomplete = self.without_word_times = 0
         self._speech: dict[Path, list[tuple[Utterance, list[int]]]] = {}
         self._names: set[str] = set()  # of documents; their random choices are drawn by name
 
@@ -91,6 +96,19 @@ class DocumentBuilder(ABC):
         """Takes the codes of a source's recordings."""
         self.skipped += [utterances[i].id for i in encoded.unread]
         self._speech[path] = list(zip(utterances, encoded.codes, strict=True))
+
+    def forget_speech(self, path: Path) -> None:
+        """Frees the codes of a source whose documents have been made."""
+        self._speech.pop(path, None)
+
+    def meta(self) -> dict[str, Any]:
+        """What the rows mean, for the documents' `meta`."""
+        return {"format": self.row_format.to_dict(), "format_fingerprint": self.row_format.fingerprint}
+
+    def counts(self) -> dict[str, int]:
+        """`incomplete` and `without_word_times` where they are not 0; known once all documents are made."""
+        counts = {"incomplete": self.incomplete, "without_word_times": self.without_word_times}
+        return {name: count for name, count in counts.items() if count}
 
     def _groups(self, path: Path) -> Iterator[tuple[str, list[tuple[Utterance, list[int]]]]]:
         members = ((u, codes, _seconds(len(codes))) for u, codes in self._speech[path] if codes)
@@ -146,6 +164,7 @@ class InterleavedBuilder(DocumentBuilder):
                 more, before = self._chunks(u, codes, before, rng)
                 chunks += more
             modalities = choose_modalities(len(chunks), rng, options["speech_share"], options["alternate"])
+            modalities = [chunk.modality or drawn for chunk, drawn in zip(chunks, modalities, strict=True)]
             for number, (start, stop) in enumerate(_parts(chunks, options["document_sec"])):
                 part, chosen = chunks[start:stop], modalities[start:stop]
                 rows = interleave(part, chosen, self.row_format)
@@ -156,7 +175,10 @@ class InterleavedBuilder(DocumentBuilder):
     def _chunks(
         self, u: Utterance, codes: list[int], before: str, rng: np.random.Generator
     ) -> tuple[list[Chunk], str]:
-        """Chunks of one utterance, by its words where their times are known; and the text they end with.
+        """Chunks of one utterance, and the text they end with.
+
+        They are the utterance's own `chunks` (see `read_chunks`), else cut now by its words, else one where
+        the words' times are unknown.
 
         Args:
             u: The utterance.
@@ -165,26 +187,44 @@ class InterleavedBuilder(DocumentBuilder):
             rng: Of the document.
         """
         text = (u.text or "").strip()
-        if not u.extra.get("words"):
-            return [Chunk(self._text_ids(space_between(before, text) + text), codes)], text
-        try:
-            words = [(str(w), float(start), float(end)) for w, start, end in u.extra["words"]]
-            spans = chunk_words(words, len(codes), rng)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"{u.id}: words are no list of [word, start, end] in seconds, in order ({error}): align "
-                "them again"
-            ) from error
-        # Aligners drop case and punctuation; the transcript has them.
-        written = text.split()
-        spelled = written if len(written) == len(words) else [w for w, _, _ in words]
+        if u.extra.get("chunks"):
+            pieces = _given_chunks(u, len(codes))
+        elif u.extra.get("words"):
+            pieces = _cut_chunks(u, len(codes), rng)
+        else:
+            self.without_word_times += 1
+            pieces = [TimedChunk(text, 0, len(codes))]
         chunks = []
-        for span in spans:
-            piece = join_words(spelled[span.first : span.stop])
-            ids = self._text_ids(space_between(before, piece) + piece)
-            chunks.append(Chunk(ids, codes[span.code_first : span.code_stop]))
-            before = piece
+        for piece in pieces:
+            ids = self._text_ids(space_between(before, piece.text) + piece.text)
+            chunks.append(Chunk(ids, codes[piece.code_first : piece.code_stop], piece.modality))
+            before = piece.text
         return chunks, before
+
+
+def _given_chunks(u: Utterance, codes: int) -> list[TimedChunk]:
+    try:
+        return read_chunks(u.extra["chunks"], codes)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{u.id}: chunks are no list of [first word, stop word, start, end, text] in order ({error}): "
+            "chunk them again"
+        ) from error
+
+
+def _cut_chunks(u: Utterance, codes: int, rng: np.random.Generator) -> list[TimedChunk]:
+    try:
+        words = [(str(w), float(start), float(end)) for w, start, end in u.extra["words"]]
+        spans = chunk_words(words, codes, rng)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{u.id}: words are no list of [word, start, end] in seconds, in order ({error}): align them "
+            "again"
+        ) from error
+    # Aligners drop case and punctuation; the transcript has them.
+    written = (u.text or "").split()
+    spelled = written if len(written) == len(words) else [w for w, _, _ in words]
+    return [TimedChunk(join_words(spelled[s.first : s.stop]), s.code_first, s.code_stop) for s in spans]
 
 
 class TextBuilder(DocumentBuilder):
@@ -219,18 +259,22 @@ class ConversationBuilder(DocumentBuilder):
         )
 
     def documents(self, path: Path) -> Iterator[Document]:
-        renderer = Renderer(self.tokenizer, self.row_format)
+        options = self.options
+        form = ReplyForm(options["reply_form"], options["interleave_text"], options["interleave_codes"])
+        renderer = Renderer(self.tokenizer, self.row_format, form)
         for conversation, turns in self._conversations(path):
             name = unique_name(conversation, self._names)
-            for pair in self.options["pairs"]:
+            for pair in options["pairs"]:
                 user, reply = PAIRS[pair]
-                modality_of: dict[str, Modality] = {"user": user, "assistant": reply}
-                if not all(t.can_be(modality_of.get(t.role, "text")) for t in turns):
+                needed = [modalities_needed(turn.role, user, reply, form) for turn in turns]
+                if not all(
+                    t.can_be(m) for t, modalities in zip(turns, needed, strict=True) for m in modalities
+                ):
                     self.incomplete += 1
                     continue
-                rows, mask = renderer.render(turns, user, reply, self.options["train_on"])
-                spoken = sum(len(t.codes or ()) for t in turns if modality_of.get(t.role) == "speech")
-                yield Document(f"{name}/{pair}", rows, mask, speech_sec=_seconds(spoken))
+                rows, mask = renderer.render(turns, user, reply, options["train_on"])
+                codes = (t.codes or () for t, m in zip(turns, needed, strict=True) if "speech" in m)
+                yield Document(f"{name}/{pair}", rows, mask, speech_sec=_seconds(sum(map(len, codes))))
 
     def _conversations(self, path: Path) -> Iterator[tuple[str, list[Turn]]]:
         if entry_kind(path) == "speech":

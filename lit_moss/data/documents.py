@@ -42,6 +42,7 @@ class DocumentWriter:
     Attributes:
         documents: Number of documents added so far.
         rows: Their rows.
+        counts: Further counts for `meta.json`, which the shards do not repeat.
     """
 
     def __init__(self, folder: str | Path, meta: dict[str, Any], shard_rows: int = 2**22) -> None:
@@ -53,6 +54,7 @@ class DocumentWriter:
         self._shards: list[dict[str, Any]] = []
         self._digest = hashlib.sha256()
         self._open_rows = self.documents = self.rows = 0
+        self.counts: dict[str, Any] = {}
 
     def __enter__(self) -> "DocumentWriter":
         if self.folder.exists():
@@ -130,7 +132,7 @@ class DocumentWriter:
             raise UserError(f"{self.folder}: no document came out of the sources")
         # Hash of the content, not of the files: they differ between versions of Parquet's writer.
         counts = {"documents": self.documents, "rows": self.rows, "content": self._digest.hexdigest()}
-        meta = self.meta | counts | {"shards": self._shards}
+        meta = self.meta | self.counts | counts | {"shards": self._shards}
         (self._partial / META).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
         try:
             self._partial.rename(self.folder)

@@ -11,6 +11,7 @@ Source: arXiv:2510.00499, section 3.1.1: random chunks of 3 to 6 s, each as audi
 
 import hashlib
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,10 +32,12 @@ class Chunk:
     Args:
         text_ids: Text ids of its transcript, with a leading space if it continues a text.
         codes: Codes of its audio.
+        modality: `text` or `speech` where it is decided already.
     """
 
     text_ids: Sequence[int]
     codes: Sequence[int]
+    modality: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,17 @@ class Span:
     stop: int
     code_first: int
     code_stop: int
+
+
+@dataclass(frozen=True)
+class TimedChunk:
+    """A chunk of an utterance: its text, its codes `code_first` to `code_stop`, and its modality where that
+    is decided already."""
+
+    text: str
+    code_first: int
+    code_stop: int
+    modality: str | None = None
 
 
 # --- documents ----------------------------------------------------------------------------------------------
@@ -186,6 +200,87 @@ def chunk_words(
         spans.append(Span(first, stop, boundary[first], boundary[stop]))
         first = stop
     return spans
+
+
+def spans_of_words(words: Sequence[Word], codes: int, lengths: Sequence[int]) -> list[Span]:
+    """Spans of these numbers of words, cut as in `chunk_words`.
+
+    Raises:
+        ValueError: if the times are not in order.
+    """
+    boundary = _word_boundaries(words, codes)
+    spans, first = [], 0
+    for length in lengths:
+        spans.append(Span(first, first + length, boundary[first], boundary[first + length]))
+        first += length
+    return spans
+
+
+def spelled_chunks(text: str, words: Sequence[str], spans: Sequence[Span]) -> list[str]:
+    """Text of each chunk, with the case and punctuation of the transcript, which aligners drop.
+
+    The words are looked for in the transcript, one after the other; punctuation belongs to the word before
+    it. Where they are not its words, chunks are made of the transcript's pieces between spaces if there are
+    as many, else of the words themselves.
+
+    Args:
+        text: Transcript.
+        words: The words that were aligned; all of them are in `spans`.
+        spans: Chunks of at least one word, in order.
+    """
+    starts = _word_starts(text, words)
+    if starts is None:
+        written = text.split()
+        spelled = written if len(written) == len(words) else words
+        return [join_words(spelled[span.first : span.stop]) for span in spans]
+    return [text[starts[span.first] : starts[span.stop]].strip() for span in spans]
+
+
+def _word_starts(text: str, words: Sequence[str]) -> list[int] | None:
+    """Where in the text each word starts, and its length at the end; None if a letter belongs to no word."""
+    fold = str.lower if len(text.lower()) == len(text) else str  # a letter's other case may be longer
+    folded, starts, at = fold(text), [], 0
+    for word in words:
+        start = folded.find(fold(word), at)
+        if start < 0 or any(map(str.isalnum, text[at:start])):
+            return None
+        starts.append(start)
+        at = start + len(word)
+    if any(map(str.isalnum, text[at:])):
+        return None
+    # An opening quotation mark or bracket belongs to the word after it.
+    return [0, *(_with_opening(text, start) for start in starts[1:]), len(text)]
+
+
+def _with_opening(text: str, start: int) -> int:
+    while start and not text[start - 1].isspace() and unicodedata.category(text[start - 1]) in ("Ps", "Pi"):
+        start -= 1
+    # A straight mark opens where a space or nothing comes before it.
+    if start and text[start - 1] in "\"'" and (start == 1 or text[start - 2].isspace()):
+        start -= 1
+    return start
+
+
+def read_chunks(chunks: Sequence[Sequence[Any]], codes: int) -> list[TimedChunk]:
+    """Chunks of a manifest's line, as `prepare chunk` writes them: [first word, stop word, start, end, text],
+    in seconds, and a modality (`text`, `speech`) where that is decided.
+
+    Chunks follow each other; the first one starts with the recording, and the last one ends with it.
+
+    Raises:
+        ValueError: if an entry has other fields, or starts after the next one.
+    """
+    boundary = [0]
+    for entry in chunks[1:]:
+        boundary.append(min(codes, round(float(entry[2]) / rates.SECONDS_PER_CODE)))
+    boundary.append(codes)
+    read = []
+    for entry, (first, stop) in zip(chunks, pairwise(boundary), strict=True):
+        modality = entry[5] if len(entry) == 6 else None
+        if not 5 <= len(entry) <= 6 or modality not in (None, "text", "speech") or first > stop:
+            raise ValueError(f"got {list(entry)!r}")
+        read.append(TimedChunk(str(entry[4]), first, stop, modality))
+    return read
 
 
 def _next_cut(boundary: Sequence[int], first: int, least: int, most: int, target: float) -> int:

@@ -6,6 +6,7 @@ from lit_moss.data.conversation import PAIRS
 from lit_moss.data.packed_documents import PackedDocuments
 from lit_moss.data.token_data import TokenDataModule
 from lit_moss.errors import UserError
+from lit_moss.llm.replies import ReplyForm
 
 
 class InterleavedDataModule(TokenDataModule):
@@ -77,6 +78,10 @@ class SFTDataModule(TokenDataModule):
         train_on: Whether the assistant's turns are targets, or all turns.
         min_fill: See `TokenDataModule`. By default no conversation is cut: an answer without its question
             teaches little.
+        reply_form: Form of spoken replies: `direct` is speech alone (the paper), `guided` the text first,
+            then the speech, `interleaved` both in turns; see `lit_moss.llm.replies`.
+        interleave_text: Text ids of a turn of interleaved replies.
+        interleave_codes: Codes of a turn of interleaved replies.
         **kwargs: Arguments of `TokenDataModule`.
     """
 
@@ -87,16 +92,20 @@ class SFTDataModule(TokenDataModule):
         pairs: list[str] | None = None,
         train_on: Literal["assistant", "all"] = "assistant",
         min_fill: float = 0.0,
+        reply_form: Literal["direct", "guided", "interleaved"] = "direct",
+        interleave_text: int = 13,
+        interleave_codes: int = 26,
         **kwargs: Any,
     ) -> None:
         super().__init__(min_fill=min_fill, **kwargs)
         self.pairs, self.train_on = list(pairs or PAIRS), train_on
+        self.form = ReplyForm(reply_form, interleave_text, interleave_codes)
         wrong = sorted(set(self.pairs) - set(PAIRS))
         if wrong:
             raise UserError(f"data.pairs names {wrong}, expected some of {', '.join(PAIRS)}")
 
     def options(self) -> dict[str, Any]:
-        return {"pairs": self.pairs, "train_on": self.train_on}
+        return {"pairs": self.pairs, "train_on": self.train_on} | self.form.options()
 
 
 class MixtureDataModule(TokenDataModule):

@@ -16,7 +16,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,26 @@ from lit_moss import assets
 from lit_moss.corpora.sources import locate
 from lit_moss.data.conversation import PAIRS
 from lit_moss.errors import UserError
+from lit_moss.llm.replies import ReplyForm
 from lit_moss.records import file_name
 
 if TYPE_CHECKING:
     from lit_moss.corpora.manifest import Utterance
+    from lit_moss.data.document_builders import DocumentBuilder
+    from lit_moss.hub.tokenizer import NamedTokenizer
 
 # Kind -> its options and their defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     "interleaved": {"speech_share": 0.5, "alternate": False, "document_sec": 60.0, "seed": 1},
     "unsupervised": {"document_sec": 60.0},
     "text": {},
-    "sft": {"pairs": ["speech-speech", "speech-text", "text-speech", "text-text"], "train_on": "assistant"},
+    "sft": {
+        "pairs": ["speech-speech", "speech-text", "text-speech", "text-text"],
+        "train_on": "assistant",
+        "reply_form": "direct",
+        "interleave_text": 13,
+        "interleave_codes": 26,
+    },
 }
 _VERSION = 4  # of the rules that make documents; another one makes other documents
 CODES_OF_TEXT = 1024  # codebook size in the row format of documents without speech
@@ -69,53 +78,89 @@ def make_documents(
     from lit_moss.data.document_builders import BUILDERS
     from lit_moss.data.documents import DocumentWriter
     from lit_moss.hub.code_cache import encode_utterances
-    from lit_moss.hub.tokenizer import NamedTokenizer
-    from lit_moss.llm.backbone import load_text_tokenizer, row_format, text_tokenizer_fingerprint
-    from lit_moss.llm.rows import audio_vocab_for
 
-    options = _checked_options(kind, options or {})
-    if speech_tokenizer is None and kind != "text":
-        raise UserError(
-            f"documents of kind {kind} hold speech: give a speech tokenizer, e.g. "
-            "embedded:whisper-tiny-kmeans"
-        )
+    recipe = DocumentRecipe.open(kind, backbone, speech_tokenizer, options or {}, log_mel)
     if out is not None and out.exists():
         raise UserError(f"{out} exists: documents are never rewritten, give another folder or remove it")
     paths = [locate(source, part) for source in sources]
     recordings = {path: BUILDERS[kind].recordings(path) for path in paths}
-    text_tokenizer = load_text_tokenizer(backbone)
-    tokenizer = NamedTokenizer(speech_tokenizer, log_mel) if speech_tokenizer else None
-    inputs = {
-        "version": _VERSION,
-        "kind": kind,
-        "options": options,
-        "text_tokenizer": text_tokenizer_fingerprint(text_tokenizer),
-        "speech_tokenizer": tokenizer.fingerprint if tokenizer else None,
-        "sources": [assets.sha256_of(path)[:16] for path in paths],
-    }
+    inputs = recipe.inputs | {"sources": [assets.sha256_of(path)[:16] for path in paths]}
     folder = out or _cached_folder(inputs, recordings)
     if folder.exists():
         return folder
-    codes = tokenizer.opened.config.quantize_vocab_size if tokenizer else CODES_OF_TEXT
-    rows = row_format(text_tokenizer, audio_vocab_for(codes), eosp=codes)
-    builder = BUILDERS[kind](text_tokenizer, rows, options)
+    builder = recipe.builder()
     for path, utterances in recordings.items():
-        if utterances and tokenizer:
-            builder.add_speech(path, utterances, encode_utterances(utterances, tokenizer))
+        if utterances and recipe.tokenizer:
+            builder.add_speech(path, utterances, encode_utterances(utterances, recipe.tokenizer))
     if out is None and folder.exists():  # another process has made it meanwhile, with the same content
         return folder
-    meta = inputs | {
-        "format": rows.to_dict(),
-        "format_fingerprint": rows.fingerprint,
-        "skipped": builder.skipped,
-    }
-    with DocumentWriter(folder, meta) as writer:
+    with DocumentWriter(folder, inputs | builder.meta() | {"skipped": builder.skipped}) as writer:
         for path in paths:
             for document in builder.documents(path):
                 writer.add(kind=kind, **asdict(document))
+        writer.counts |= builder.counts()
     if builder.incomplete:
         print(f"{folder.name}: {builder.incomplete} conversations lack a modality of a pair", file=sys.stderr)
     return folder
+
+
+@dataclass(frozen=True)
+class DocumentRecipe:
+    """What documents are made by, besides their sources.
+
+    Args:
+        kind: interleaved, unsupervised, text or sft.
+        options: All options of the kind.
+        text_tokenizer: See `load_text_tokenizer`.
+        tokenizer: Speech tokenizer; None for text without speech.
+        inputs: The same as fingerprints and plain values; part of the documents' `meta`.
+    """
+
+    kind: str
+    options: dict[str, Any]
+    text_tokenizer: Any
+    tokenizer: "NamedTokenizer | None"
+    inputs: dict[str, Any]
+
+    @classmethod
+    def open(
+        cls,
+        kind: str,
+        backbone: str,
+        speech_tokenizer: str | None,
+        options: dict[str, Any],
+        log_mel: str | None = None,
+    ) -> "DocumentRecipe":
+        """Arguments and errors as of `make_documents`."""
+        from lit_moss.hub.tokenizer import NamedTokenizer
+        from lit_moss.llm.backbone import load_text_tokenizer, text_tokenizer_fingerprint
+
+        options = _checked_options(kind, options)
+        if speech_tokenizer is None and kind != "text":
+            raise UserError(
+                f"documents of kind {kind} hold speech: give a speech tokenizer, e.g. "
+                "embedded:whisper-tiny-kmeans"
+            )
+        text_tokenizer = load_text_tokenizer(backbone)
+        tokenizer = NamedTokenizer(speech_tokenizer, log_mel) if speech_tokenizer else None
+        inputs = {
+            "version": _VERSION,
+            "kind": kind,
+            "options": _told_options(kind, options),
+            "text_tokenizer": text_tokenizer_fingerprint(text_tokenizer),
+            "speech_tokenizer": tokenizer.fingerprint if tokenizer else None,
+        }
+        return cls(kind, options, text_tokenizer, tokenizer, inputs)
+
+    def builder(self) -> "DocumentBuilder":
+        """Makes the documents; opens the speech tokenizer."""
+        from lit_moss.data.document_builders import BUILDERS
+        from lit_moss.llm.backbone import row_format
+        from lit_moss.llm.rows import audio_vocab_for
+
+        codes = self.tokenizer.opened.config.quantize_vocab_size if self.tokenizer else CODES_OF_TEXT
+        rows = row_format(self.text_tokenizer, audio_vocab_for(codes), eosp=codes)
+        return BUILDERS[self.kind](self.text_tokenizer, rows, self.options)
 
 
 def _cached_folder(inputs: dict[str, Any], recordings: Mapping[Path, Sequence["Utterance"]]) -> Path:
@@ -127,6 +172,14 @@ def _cached_folder(inputs: dict[str, Any], recordings: Mapping[Path, Sequence["U
     digest = hashlib.sha256(json.dumps([inputs, stamps], sort_keys=True).encode()).hexdigest()[:16]
     name = f"{inputs['kind']}-{file_name(next(iter(recordings)).stem)}-{digest}"
     return assets.cache_dir() / "documents" / name
+
+
+def _told_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options without those that change nothing: equal documents have equal inputs."""
+    if kind != "sft":
+        return options
+    form = ReplyForm(options["reply_form"], options["interleave_text"], options["interleave_codes"])
+    return {key: options[key] for key in ("pairs", "train_on")} | form.options()
 
 
 def _checked_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -148,4 +201,6 @@ def _checked_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"pairs has {', '.join(wrong)}, expected some of {', '.join(PAIRS)}")
     if chosen.get("train_on", "all") not in ("assistant", "all"):
         raise UserError(f"train_on is {chosen['train_on']!r}, expected assistant or all")
+    if kind == "sft":
+        ReplyForm(chosen["reply_form"], chosen["interleave_text"], chosen["interleave_codes"])
     return chosen

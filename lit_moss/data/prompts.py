@@ -1,8 +1,9 @@
 """Text prompts for `predict`: text or audio in, text or codes out, in any of the four modality pairs.
 
 A line of a prompts file: {"id": "…", "text": "…"} or {"id": "…", "audio_filepath": "…"}, optionally "reply"
-(text or speech), "system" (a system prompt instead of the default one), and "offset" and "duration" of the
-recording in seconds. Paths are relative to the file.
+(text or speech), "reply_form" (of a spoken reply: direct, guided or interleaved), "system" (a system prompt
+instead of the default one), and "offset" and "duration" of the recording in seconds. Paths are relative to
+the file.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from lightning.pytorch import LightningDataModule
 from lit_moss.data.batches import PlainLoader
 from lit_moss.data.conversation import Modality, Renderer, Turn
 from lit_moss.errors import UserError
+from lit_moss.llm.replies import FORMS, FormName, ReplyForm
 from lit_moss.llm.rows import RowFormat, audio_vocab_for
 from lit_moss.records import json_lines, printable
 
@@ -30,11 +32,13 @@ class Prompt:
         id: Name of the prompt.
         rows: Rows up to where the reply starts.
         reply: Modality of the reply.
+        form: Form of a spoken reply; one of text is `direct`.
     """
 
     id: str
     rows: list[int]
     reply: Modality
+    form: FormName = "direct"
 
 
 class PromptDataModule(LightningDataModule):
@@ -49,6 +53,8 @@ class PromptDataModule(LightningDataModule):
             folder states, see `SpeechTokenizer.from_pretrained`.
         reply: Modality of replies to lines that name none.
         batch_size: Number of prompts answered together.
+        reply_form: Form of spoken replies to lines that name none; the one that the model was trained for,
+            see `SFTDataModule`.
 
     Attributes:
         tokenizer: The text tokenizer; set by `setup`.
@@ -62,12 +68,14 @@ class PromptDataModule(LightningDataModule):
         log_mel: Literal["causal", "whisper"] | None = None,
         reply: Literal["text", "speech"] = "speech",
         batch_size: int = 8,
+        reply_form: Literal["direct", "guided", "interleaved"] = "direct",
     ) -> None:
         super().__init__()
         self.prompts, self.backbone, self.speech_tokenizer = list(prompts or []), backbone, speech_tokenizer
         self.log_mel = log_mel
         self.reply: Modality = reply
         self.batch_size = batch_size
+        self.reply_form = ReplyForm(reply_form)
         self.tokenizer: Any = None
         self._speech_tokenizer: SpeechTokenizer | None = None
         self._format: RowFormat | None = None
@@ -109,13 +117,14 @@ class PromptDataModule(LightningDataModule):
     def _read(self, path: Path) -> Iterator[Prompt]:
         if not path.is_file():
             raise UserError(f"no prompts {path}: expected JSON lines with text or audio_filepath")
-        renderer = Renderer(self.tokenizer, self.format)
         for record in json_lines(path, "an object with text or audio_filepath"):
             name, system = record.name("id") or f"{path.stem}-{record.number}", record.text("system")
             text, audio = record.text("text"), record.path("audio_filepath")
             span = (record.seconds("offset") or 0.0, record.seconds("duration"))
             choice = record.choice("reply", ("text", "speech")) or self.reply
             reply: Modality = "text" if choice == "text" else "speech"
+            form_name = record.choice("reply_form", FORMS)
+            form = FORMS[form_name] if form_name else self.reply_form
             if bool(text) == bool(audio):
                 got = sorted(printable(key) for key in record.content)
                 raise UserError(f"{record.where}: got {got}, expected either text or audio_filepath")
@@ -123,8 +132,8 @@ class PromptDataModule(LightningDataModule):
                 turn, user = Turn("user", text), "text"
             else:
                 turn, user = Turn("user", codes=self._encode(path.parent / str(audio), *span)), "speech"
-            rows = renderer.prompt([turn], user, reply, system=system)
-            yield Prompt(name, rows, reply)
+            rows = Renderer(self.tokenizer, self.format, form).prompt([turn], user, reply, system=system)
+            yield Prompt(name, rows, reply, form.name if reply == "speech" else "direct")
 
     def _encode(self, path: Path, offset_sec: float, duration_sec: float | None) -> list[int]:
         from lit_moss.audio import io, rates

@@ -19,7 +19,7 @@ to Chinese characters and kana are dropped.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +77,17 @@ def _keep_all_letters(text: str) -> str:
     text = "".join(c if category[0] in "LMN" or c == "'" else " " for c, category in visible)
     text = _LONE_APOSTROPHE_AUTO.sub(" ", text)
     return _SPACE_AT_UNSPACED.sub("", " ".join(text.split()))
+
+
+def edit_distance(expected: Sequence[str], recognised: Sequence[str]) -> int:
+    """Substitutions, deletions and insertions that turn one list of words into the other (Levenshtein)."""
+    # Row by row; `diagonal` is the entry above and to the left.
+    row = list(range(len(recognised) + 1))
+    for i, word in enumerate(expected, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(recognised, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return row[-1]
 
 
 def lost_letters(text: str, charset: Charset = DEFAULT_CHARSET) -> str:

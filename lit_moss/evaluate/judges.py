@@ -5,18 +5,17 @@ All take waves (T,) in [-1, 1]. The recogniser and DNSMOS come with the extra `e
 
 import math
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lit_moss.assets import SCHEME, resolve
 from lit_moss.audio import rates
 from lit_moss.audio.features import decoder_mel
-from lit_moss.data.transcripts import normalise
+from lit_moss.data.transcripts import edit_distance, normalise
 from lit_moss.errors import UserError
+from lit_moss.hub.whisper import open_whisper
 
 EXTRA = "pip install 'lit-moss[evaluate]'"
 
@@ -31,24 +30,8 @@ class Recogniser:
     """
 
     def __init__(self, name: str, device: str = "auto") -> None:
-        try:
-            from faster_whisper import WhisperModel
-        except ImportError as error:
-            raise UserError(f"the ASR judge needs faster-whisper: {EXTRA}") from error
-        where = name if Path(name).exists() else name.removeprefix("whisper-")
-        if name.startswith(SCHEME):
-            where = str(resolve(name))
-        try:
-            # By default it uses all cores and raises the number of torch's threads in this process to that:
-            # 1 became 2, and a training in the same process summed in another order.
-            self._model: Any = WhisperModel(
-                where, device=device, compute_type="default", cpu_threads=torch.get_num_threads()
-            )
-        except Exception as error:
-            raise UserError(
-                f"judge {name!r} cannot be opened ({str(error).splitlines()[0]}): expected "
-                "embedded:whisper-base, a CTranslate2 folder or the name of a Whisper"
-            ) from error
+        # By default it would use all cores. `open_whisper` leaves torch's number of threads as it is.
+        self._model = open_whisper(name, device, torch.get_num_threads())
 
     def __call__(self, wave_T: Tensor, language: str | None = "en") -> str:
         """Transcript of samples at 16 kHz."""
@@ -66,13 +49,7 @@ def word_errors(reference: str, hypothesis: str, language: str = "en") -> tuple[
         expected, recognised = list(reference), list(hypothesis)
     else:
         expected, recognised = reference.split(), hypothesis.split()
-    # Levenshtein distance, row by row; `diagonal` is the entry above and to the left.
-    row = list(range(len(recognised) + 1))
-    for i, word in enumerate(expected, start=1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(recognised, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1], len(expected)
+    return edit_distance(expected, recognised), len(expected)
 
 
 def similarity(a_S: Tensor, b_S: Tensor) -> float:

@@ -33,16 +33,25 @@ class EncodedUtterances:
         return [i for i, codes in enumerate(self.codes) if not codes]
 
 
-def code_cache(tokenizer: NamedTokenizer) -> RecordingCache:
-    """The cache of a tokenizer's codes; the tokenizer is opened where some are missing."""
+def code_cache(
+    tokenizer: NamedTokenizer, device: str = "auto", keep_on_device: bool = False
+) -> RecordingCache:
+    """The cache of a tokenizer's codes; the tokenizer is opened where some are missing.
+
+    Args:
+        tokenizer: The tokenizer.
+        device: `auto` for the GPU where there is one.
+        keep_on_device: Leave the tokenizer there, for many small lists in turn.
+    """
 
     @contextmanager
     def encoding() -> Iterator[Compute]:
-        opened = tokenizer.opened.to(local_device())
+        opened = tokenizer.opened.to(local_device(device))
         try:
             yield lambda waves: opened.encode(waves, rates.TOKENIZER_RATE_HZ)
         finally:
-            opened.to("cpu")
+            if not keep_on_device:
+                opened.to("cpu")
 
     return RecordingCache("codes", tokenizer.fingerprint, pa.int32(), encoding)
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,10 +114,9 @@ class RecordingCache:
     def _known(self, keys: set[str]) -> dict[str, Entry]:
         """Entries that other files of the folder hold already."""
         known: dict[str, Entry] = {}
-        for path in sorted(self.folder.glob("*.parquet")):
+        for path in _files_with(self.folder, keys):
             held = pq.read_table(path, columns=["key"]).column("key").to_pylist()
-            if not keys.isdisjoint(held):
-                known |= {key: entry for key, entry in zip(held, _read(path), strict=True) if key in keys}
+            known |= {key: entry for key, entry in zip(held, _read(path), strict=True) if key in keys}
         return known
 
     def _compute(self, utterances: Sequence[Utterance], places: Sequence[int]) -> Iterator[tuple[int, Entry]]:
@@ -140,6 +139,47 @@ class RecordingCache:
             yield from _computed(compute, batch)
         if reasons:
             print(f"{len(reasons)} of {len(places)} left out: {'; '.join(reasons)}", file=sys.stderr)
+
+
+class _KeysOfFiles:
+    """Which file of a folder holds which key, by the first 64 bits of the keys: 8 bytes a recording.
+
+    Files never change, so each is read once by a process: a corpus that is encoded in many small lists would
+    otherwise read all files for each of them.
+    """
+
+    def __init__(self) -> None:
+        self._files: list[Path] = []
+        self._seen: set[str] = set()
+        self._heads = np.zeros(0, dtype=np.uint64)
+        self._file_of_head = np.zeros(0, dtype=np.int32)
+
+    def files_with(self, folder: Path, keys: set[str]) -> list[Path]:
+        """Files that hold one of the keys, and seldom another one that begins like them."""
+        new = sorted(e.name for e in os.scandir(folder) if e.name.endswith(".parquet"))
+        heads, files = [self._heads], [self._file_of_head]
+        for name in new:
+            if name not in self._seen:
+                held = pq.read_table(folder / name, columns=["key"]).column("key").to_pylist()
+                heads.append(_heads(held))
+                files.append(np.full(len(held), len(self._files), dtype=np.int32))
+                self._files.append(folder / name)
+                self._seen.add(name)
+        self._heads, self._file_of_head = np.concatenate(heads), np.concatenate(files)
+        found = self._file_of_head[np.isin(self._heads, _heads(keys))]
+        # A file may have been removed by the user meanwhile.
+        return [path for path in sorted(self._files[i] for i in set(found.tolist())) if path.exists()]
+
+
+_keys_of_folder: dict[Path, _KeysOfFiles] = {}
+
+
+def _files_with(folder: Path, keys: set[str]) -> list[Path]:
+    return _keys_of_folder.setdefault(folder, _KeysOfFiles()).files_with(folder, keys)
+
+
+def _heads(keys: Iterable[str]) -> np.ndarray:
+    return np.array([int(key[:16], 16) for key in keys], dtype=np.uint64)
 
 
 def _computed(compute: Compute, batch: dict[int, Tensor]) -> Iterator[tuple[int, Entry]]:
@@ -177,8 +217,14 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def local_device() -> torch.device:
-    """The GPU of this process's rank on its node, where there is one; else the CPU."""
+def local_device(name: str = "auto") -> torch.device:
+    """The GPU of this process's rank on its node, where there is one; else the CPU.
+
+    Args:
+        name: A device to take instead: `cpu`, `cuda:1`.
+    """
+    if name != "auto":
+        return torch.device(name)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

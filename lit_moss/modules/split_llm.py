@@ -23,6 +23,7 @@ from lit_moss.llm import SplitLM, stages
 from lit_moss.llm.heldout import HeldOut
 from lit_moss.llm.metrics import LossSums, batch_metrics
 from lit_moss.llm.parts import PARTS, Parts, named_parts, optimizer_groups
+from lit_moss.llm.replies import reply_codes, reply_text, split_reply
 from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.parallel import check_strategy, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
@@ -240,7 +241,8 @@ class SplitLLM(StepModule):
     # --- replies --------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
-        """Replies to prompts: the text, or the codes."""
+        """Replies to prompts: their text and their codes. For spoken replies that hold their text too, also
+        the order of both, as [modality, number of ids]."""
         tokenizer = contracts.prompt_data(self.trainer).tokenizer
         # Seeded for each batch: a reply follows from the seed and its prompt, not from how prompts are
         # batched.
@@ -254,12 +256,19 @@ class SplitLLM(StepModule):
             {
                 "id": prompt.id,
                 "reply": prompt.reply,
-                "text": tokenizer.decode(self.lm.words(rows)),
-                "codes": self.lm.format.codes(rows),
+                "text": tokenizer.decode(reply_text(rows, self.lm.format)),
+                "codes": reply_codes(rows, self.lm.format),
                 "ended": bool(rows) and rows[-1] in self.lm.stop_ids,
             }
+            | self._order_of_parts(prompt, rows)
             for prompt, rows in zip(batch, replies, strict=True)
         ]
+
+    def _order_of_parts(self, prompt: Prompt, rows: list[int]) -> dict[str, Any]:
+        if prompt.form == "direct":
+            return {}
+        parts = split_reply(rows, self.lm.format)
+        return {"reply_form": prompt.form, "parts": [[modality, len(ids)] for modality, ids in parts]}
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 

@@ -312,7 +312,9 @@ def _state(storage: Storage) -> str | None:
 
 
 def _write_state(step: Step, storage: Storage, counts: ShardCounts, state: str) -> None:
-    content = {"step": step.name, "stage": step.stage, "state": state, "counts": asdict(counts)}
+    sources = [step.manifest_folder.written_path(source) for source in step.sources]
+    content = {"step": step.name, "stage": step.stage, "sources": sources, "state": state}
+    content["counts"] = asdict(counts)
     storage.write(STATE, json.dumps(content, indent=1).encode() + b"\n")
 
 

@@ -119,17 +119,17 @@ class ManifestFolder:
 
     def written(self, item: Item) -> Item:
         """The item with the paths of the manifest."""
+        return _with_paths(item, self.written_path)
 
-        def relative(path: str) -> str:
-            if is_remote(path) or is_remote(self.work):
-                base, inside = self.work.rstrip("/") + "/", path.startswith(self.work.rstrip("/") + "/")
-                own = self.storage.folder.removeprefix(base).strip("/")
-                ups = "" if self.storage.folder == self.work else "../" * (own.count("/") + 1)
-                return ups + path.removeprefix(base) if inside else path
-            inside = path.startswith(os.path.join(os.path.abspath(self.work), ""))
-            return os.path.relpath(path, self.storage.folder) if inside else path
-
-        return _with_paths(item, relative)
+    def written_path(self, path: str) -> str:
+        """An absolute path or an address as it stands in the step's files."""
+        if is_remote(path) or is_remote(self.work):
+            base, inside = self.work.rstrip("/") + "/", path.startswith(self.work.rstrip("/") + "/")
+            own = self.storage.folder.removeprefix(base).strip("/")
+            ups = "" if self.storage.folder == self.work else "../" * (own.count("/") + 1)
+            return ups + path.removeprefix(base) if inside else path
+        inside = path.startswith(os.path.join(os.path.abspath(self.work), ""))
+        return os.path.relpath(path, self.storage.folder) if inside else path
 
     def stamps(self, item: Item) -> bytes:
         """Size and time of change of the sound files of an item, of the size alone where a step made them."""

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Speaks the file."""
-    from lit_moss.prepare.speak import speak
+    from lit_moss.prepare.speak_text import speak
 
     count = speak(args.text, args.out, args.first, args.validation)
     print(f"{args.out}/train.jsonl, {args.out}/validation.jsonl: {count} utterances")

@@ -1,0 +1,88 @@
+"""Whisper by name, opened by faster-whisper (CTranslate2)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_moss.assets import SCHEME, resolve, sha256_of
+from lit_moss.errors import UserError
+
+if TYPE_CHECKING:
+    from faster_whisper import WhisperModel
+
+NEEDS = "ASR needs faster-whisper: pip install 'lit-moss[evaluate]'"
+
+
+def open_whisper(
+    name: str, device: str = "auto", threads: int = 1, compute_type: str = "default"
+) -> "WhisperModel":
+    """Opens a Whisper.
+
+    CTranslate2 sets the number of OpenMP threads of the thread that opens a model, which is also torch's: the
+    number is put back here, so that a training in the same process sums in the same order as before.
+
+    Args:
+        name: `embedded:whisper-base`, `embedded:whisper-tiny`, a CTranslate2 folder, or a size such as
+            `large-v3` or `whisper-large-v3` (fetched by faster-whisper from the Hugging Face hub).
+        device: auto, cpu or cuda.
+        threads: Threads of one call on the CPU; the last bits of a result may depend on it.
+        compute_type: Of CTranslate2: default (as the weights are stored, float32 on a CPU), float32, float16,
+            int8, int8_float16 …
+
+    Raises:
+        UserError: if there is no such model, or it cannot be opened.
+    """
+    import torch
+
+    folder = whisper_folder(name)
+    before = torch.get_num_threads()
+    try:
+        from faster_whisper import WhisperModel
+
+        return WhisperModel(str(folder), device=device, compute_type=compute_type, cpu_threads=threads)
+    except Exception as error:  # RuntimeError, ValueError, those of tokenizers
+        raise _cannot_open(name, error) from error
+    finally:
+        torch.set_num_threads(before)
+
+
+def whisper_folder(name: str) -> Path:
+    """The CTranslate2 folder of a Whisper, fetched if necessary.
+
+    Args:
+        name: See `open_whisper`.
+
+    Raises:
+        UserError: if there is no such model, or it cannot be fetched.
+    """
+    try:
+        from faster_whisper import download_model
+    except ImportError as error:
+        raise UserError(NEEDS) from error
+    if name.startswith(SCHEME):
+        return resolve(name)
+    if Path(name).exists():
+        return Path(name)
+    try:
+        return Path(download_model(name.removeprefix("whisper-")))
+    except Exception as error:  # ValueError, and whatever the network raises
+        raise _cannot_open(name, error) from error
+
+
+def whisper_fingerprint(name: str) -> str:
+    """16 hex digits of a Whisper's weights.
+
+    Raises:
+        UserError: if there is no such model, or it cannot be fetched.
+    """
+    weights = whisper_folder(name) / "model.bin"
+    if not weights.is_file():
+        raise _cannot_open(name, FileNotFoundError("there is no model.bin in it"))
+    return sha256_of(weights)[:16]
+
+
+def _cannot_open(name: str, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"Whisper {name!r} cannot be opened ({reason}): expected embedded:whisper-base, a CTranslate2 folder "
+        "or the name of a size such as large-v3"
+    )

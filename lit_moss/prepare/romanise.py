@@ -1,0 +1,62 @@
+"""Chinese characters as Latin letters, for acoustic models whose vocabulary has no others.
+
+Each run of Han characters is read by pypinyin as a whole, because the reading of a character depends on its
+phrase: 银行 is yin hang, 行 alone is xing. Numerals are characters like any other. A general romaniser such
+as uroman turns 一 into the digit 1, which an acoustic model of letters has no symbol for.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from lit_moss.errors import UserError
+
+# CJK ideographs with their extensions, and the two signs outside of these blocks that are read like one.
+HAN = "[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+
+
+def is_han(character: str) -> bool:
+    """Whether a character is a Chinese one."""
+    return re.fullmatch(HAN, character) is not None
+
+
+def romanise(words: Sequence[str]) -> list[str]:
+    """Words with their Han characters replaced by syllables without tones; everything else stays.
+
+    Neighbouring words of Han characters alone are read as one run: ["行", "长"] is ["hang", "zhang"].
+    v (of 女, 绿) is written u.
+
+    Args:
+        words: Without spaces and punctuation.
+
+    Raises:
+        UserError: if there are Han characters and pypinyin is not installed.
+    """
+    romanised: list[str] = []
+    for has_only_han, run in groupby(words, key=lambda word: bool(word) and all(map(is_han, word))):
+        parts = list(run)
+        if has_only_han:
+            syllables = iter(_syllables("".join(parts)))
+            romanised += ["".join(next(syllables) for _ in word) for word in parts]
+        else:
+            romanised += ["".join(_romanise_mixed(word)) for word in parts]
+    return romanised
+
+
+def _romanise_mixed(word: str) -> list[str]:
+    runs = ((han, "".join(run)) for han, run in groupby(word, key=is_han))
+    return ["".join(_syllables(run)) if han else run for han, run in runs]
+
+
+def _syllables(run: str) -> list[str]:
+    """One syllable for each Han character; a character that has no known reading stands for itself."""
+    try:
+        from pypinyin import lazy_pinyin
+    except ImportError as error:
+        raise UserError(
+            "aligning Chinese to Latin letters needs pypinyin: pip install 'lit-moss[prepare]'"
+        ) from error
+    syllables = lazy_pinyin(run)
+    if len(syllables) != len(run):  # neighbouring characters without a reading are joined to one
+        syllables = [syllable for character in run for syllable in lazy_pinyin(character)]
+    return [syllable.replace("v", "u") for syllable in syllables]

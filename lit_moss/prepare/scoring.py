@@ -1,0 +1,69 @@
+"""Comparing what was said with what a recogniser heard: both sides in spoken form."""
+
+import re
+from functools import cache
+from typing import Any
+
+from lit_moss.data.transcripts import edit_distance, normalise
+from lit_moss.errors import UserError
+from lit_moss.prepare.english_folding import folded_numbers
+from lit_moss.prepare.spoken import spoken
+
+_SAME_WORDS = {
+    "okay": "ok", "mr": "mister", "mrs": "missus", "dr": "doctor", "messrs": "messieurs",
+    "alright": "all right", "grey": "gray",
+}  # fmt: skip
+_LETTERS = re.compile(r"(?<![\w'’])[A-Z](?:[ -][A-Z])+(?![\w'’])")  # U S, as ASR writes US
+_SAME_CHARACTERS = str.maketrans({"著": "着", "幺": "一", "〇": "零", "两": "二", "妳": "你"})
+
+
+def scoring_form(text: str, lang: str) -> str:
+    """The form in which a reference and a transcript are compared.
+
+    Both `2.5%` and `two point five percent` become the same. Spoken form (`spoken`), lower case, without
+    punctuation and accents (`normalise`). English numbers are folded further: `twelve hundred` and `1,200`,
+    `a hundred and five` and `one hundred five` are the same; single letters in a row are one word (`U S`,
+    `US`). Chinese: simplified by OpenCC's `t2s`, then 著 as 着, 甚么 as 什么, 两 as 二, 幺 as 一.
+
+    Args:
+        text: Any text.
+        lang: en or zh.
+
+    Returns:
+        Words separated by spaces; Chinese without spaces. May be empty.
+
+    Raises:
+        UserError: for another language, or without the extra `prepare`.
+    """
+    if lang == "zh":
+        text = _simplified().convert(text)
+        text = normalise(spoken(text, lang).translate(_SAME_CHARACTERS)).replace("甚么", "什么")
+        return text
+    said = _LETTERS.sub(lambda match: re.sub("[ -]", "", match[0]), spoken(text, lang))
+    said = " ".join(_SAME_WORDS.get(word, word) for word in normalise(said).split())
+    return " ".join(folded_numbers(said.replace("per cent", "percent").split()))
+
+
+def error_counts(reference: str, hypothesis: str, lang: str) -> tuple[int, int]:
+    """Edits (substitutions, deletions, insertions) and words of the reference, both in `scoring_form`.
+
+    Words are characters in Chinese, but a word in Latin letters counts as one. Edits may outnumber the
+    words. No words at all means that there is nothing to compare with: a fault of the reference, not a
+    perfect transcript.
+    """
+    expected, recognised = (_tokens(scoring_form(text, lang)) for text in (reference, hypothesis))
+    return edit_distance(expected, recognised), len(expected)
+
+
+def _tokens(form: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+|\S", form)
+
+
+@cache
+def _simplified() -> Any:
+    try:
+        from opencc import OpenCC
+    except ImportError as error:
+        message = "Chinese transcripts are compared by opencc: pip install 'lit-moss[prepare]'"
+        raise UserError(message) from error
+    return OpenCC("t2s")

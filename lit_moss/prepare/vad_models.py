@@ -1,0 +1,234 @@
+"""Models of voice activity with a common interface: samples in, probabilities of speech out, as streams.
+
+| engine | model | licence |
+|---|---|---|
+| `silero` | silero-vad 6, weights in the package; one thread | MIT |
+| `pyannote` | a segmentation model on Hugging Face | MIT, weights behind a form; their file is a pickle |
+"""
+
+import os
+from collections.abc import Callable
+from hashlib import sha256
+from importlib import metadata, util
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lit_moss.audio import rates
+from lit_moss.audio.streams import ClosedByFlush, Stream
+from lit_moss.errors import UserError
+
+FRAME_SAMPLES = 512  # 32 ms at 16 kHz
+_SILERO_WEIGHTS = "data/silero_vad_16k_sequence.onnx"
+_INSTALL = "needs silero-vad and onnxruntime: pip install 'lit-moss[prepare]'"
+
+
+class SpeechModel(Protocol):
+    """A model of voice activity."""
+
+    def stream(self) -> Stream[np.ndarray, np.ndarray]:
+        """A stream of one recording (`lit_moss.audio.streams`).
+
+        Pieces are float32 samples (T,) at 16 kHz. Outputs are float32 (n,): the probability that there is
+        speech in a frame of `FRAME_SAMPLES`, ceil(samples / FRAME_SAMPLES) in all. They do not depend on
+        where the samples were cut.
+        """
+        ...
+
+
+def load(engine: str, pyannote_model: str) -> SpeechModel:
+    """The model of an engine.
+
+    Raises:
+        UserError: if its package is not installed, or its weights cannot be had.
+    """
+    return Silero() if engine == "silero" else Pyannote(pyannote_model)
+
+
+def model_fingerprint(engine: str, pyannote_model: str) -> str:
+    """What identifies the model; loads nothing.
+
+    Raises:
+        UserError: if its package is not installed.
+    """
+    if engine == "silero":
+        found = util.find_spec("silero_vad")
+        if found is None or not found.submodule_search_locations:
+            raise UserError(f"engine silero {_INSTALL}")
+        weights = Path(found.submodule_search_locations[0]) / _SILERO_WEIGHTS
+        return sha256(weights.read_bytes()).hexdigest()[:16]
+    try:
+        version = metadata.version("pyannote.audio")
+        path = Path(pyannote_model)
+        name = sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else pyannote_model
+        return f"{name} {version}"
+    except metadata.PackageNotFoundError as error:
+        raise _pyannote_missing() from error
+
+
+def import_silero() -> ModuleType:
+    """The package `silero_vad`, imported without its change of torch's number of threads.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    threads = torch.get_num_threads()
+    try:
+        import silero_vad
+    except ImportError as error:
+        raise UserError(f"engine silero {_INSTALL}") from error
+    finally:
+        torch.set_num_threads(threads)
+    return silero_vad
+
+
+class Silero:
+    """silero-vad's sequence model: many frames a call, where its loop has a call for each frame.
+
+    The same probabilities as the loop's, within 2e-6.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._session = import_silero().load_silero_vad(sequence=True).session
+        except ImportError as error:
+            raise UserError(f"engine silero {_INSTALL}") from error
+
+    def stream(self) -> "SileroStream":
+        """See `SpeechModel.stream`."""
+        return SileroStream(self._session)
+
+
+class SileroStream(ClosedByFlush):
+    """One recording. The model's state is carried on, so windows equal the whole, to the bit.
+
+    Args:
+        session: The sequence model in onnxruntime.
+        window_frames: Frames of one call; more of them take more memory (2.3 kB each).
+    """
+
+    CONTEXT_SAMPLES = 64  # each frame is given with the samples before it
+
+    def __init__(self, session: Any, window_frames: int = 1024) -> None:
+        self._session, self._window = session, window_frames * FRAME_SAMPLES
+        self._h = self._c = np.zeros((1, 1, 128), np.float32)
+        self._held = np.zeros(self.CONTEXT_SAMPLES, np.float32)  # begins with the context of the next frame
+
+    def push(self, piece: np.ndarray) -> np.ndarray:
+        """Samples (T,) -> probabilities (n,) of the whole windows."""
+        self._check_open()
+        held, begin, outputs = np.concatenate([self._held, piece]), 0, []
+        while len(held) - begin - self.CONTEXT_SAMPLES >= self._window:
+            outputs.append(self._run(held[begin : begin + self.CONTEXT_SAMPLES + self._window]))
+            begin += self._window
+        self._held = held[begin:].copy()
+        return np.concatenate(outputs) if outputs else np.zeros(0, np.float32)
+
+    def flush(self) -> np.ndarray:
+        """Probabilities of the frames left; the last one is filled up with zeros."""
+        self._close()
+        left = len(self._held) - self.CONTEXT_SAMPLES
+        return self._run(np.pad(self._held, (0, -left % FRAME_SAMPLES))) if left else np.zeros(0, np.float32)
+
+    def _run(self, samples: np.ndarray) -> np.ndarray:
+        windows = np.lib.stride_tricks.sliding_window_view(samples, self.CONTEXT_SAMPLES + FRAME_SAMPLES)
+        inputs = {"input": np.ascontiguousarray(windows[::FRAME_SAMPLES]), "h": self._h, "c": self._c}
+        outputs, self._h, self._c = self._session.run(["speech_probs", "hn", "cn"], inputs)
+        return outputs.reshape(-1)
+
+
+def _pyannote_missing() -> UserError:
+    return UserError(
+        "engine pyannote needs pyannote.audio, which is not installed: pip install pyannote.audio"
+    )
+
+
+class Pyannote:
+    """A segmentation model of pyannote.audio 4, over windows of 10 s.
+
+    Its weights are behind a form on Hugging Face; the token is taken from HF_TOKEN. They are a pickle: name
+    only a model whose makers you trust.
+
+    Args:
+        name: Of the model, or a local file.
+    """
+
+    def __init__(self, name: str) -> None:
+        os.environ["PYANNOTE_METRICS_ENABLED"] = "false"  # it reports every model that is loaded otherwise
+        try:
+            from pyannote.audio import Model  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise _pyannote_missing() from error
+        try:
+            model = Model.from_pretrained(name)
+        except Exception as error:  # of Hugging Face, of the network, of the file
+            raise _no_weights(name, str(error)) from error
+        if model is None:
+            raise _no_weights(name, "no access")
+        self._model = model.eval()
+        self._is_powerset = bool(model.specifications.powerset)
+
+    def stream(self) -> "WindowedStream":
+        """See `SpeechModel.stream`."""
+        return WindowedStream(self._probabilities)
+
+    def _probabilities(self, samples: np.ndarray) -> np.ndarray:
+        """Samples (T,), whole frames -> (T / FRAME_SAMPLES,), interpolated between the model's own frames."""
+        least = rates.TOKENIZER_RATE_HZ  # the model needs 62 ms for one frame
+        padded = np.pad(samples, (0, max(0, least - len(samples))))
+        with torch.inference_mode():
+            scores_FC = self._model(torch.from_numpy(padded)[None, None])[0]
+        # Powerset: log-probabilities of sets of speakers, the first of which is empty. Else one per speaker.
+        speech_F = 1 - scores_FC[:, 0].exp() if self._is_powerset else scores_FC.amax(dim=1)
+        field = self._model.receptive_field
+        centres_sec = field.start + field.duration / 2 + field.step * np.arange(len(speech_F))
+        frames_sec = (
+            (np.arange(len(samples) // FRAME_SAMPLES) + 0.5) * FRAME_SAMPLES / rates.TOKENIZER_RATE_HZ
+        )
+        return np.interp(frames_sec, centres_sec, speech_F.numpy()).astype(np.float32)
+
+
+def _no_weights(name: str, why: str) -> UserError:
+    first = why.strip().splitlines()[0] if why.strip() else "unknown error"
+    return UserError(
+        f"pyannote's {name} cannot be loaded ({first}): accept its terms on Hugging Face and set HF_TOKEN"
+    )
+
+
+class WindowedStream(ClosedByFlush):
+    """A model that needs both sides of a frame: windows overlap by half, and their middle counts.
+
+    Args:
+        probabilities: Samples (T,), whole frames -> (T / FRAME_SAMPLES,).
+    """
+
+    WINDOW_FRAMES = 312  # 10 s, what pyannote's models were trained with
+    _HOP, _MARGIN = WINDOW_FRAMES // 2, WINDOW_FRAMES // 4
+
+    def __init__(self, probabilities: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._probabilities = probabilities
+        self._held = np.zeros(0, np.float32)
+        self._known = 0  # frames of what is held whose probabilities were returned
+
+    def push(self, piece: np.ndarray) -> np.ndarray:
+        """Samples (T,) -> probabilities (n,) of the frames in the middle of whole windows."""
+        self._check_open()
+        self._held, outputs = np.concatenate([self._held, piece]), [np.zeros(0, np.float32)]
+        window, hop = self.WINDOW_FRAMES * FRAME_SAMPLES, self._HOP * FRAME_SAMPLES
+        while len(self._held) >= window:
+            frames = self._probabilities(self._held[:window])
+            outputs.append(frames[self._known : self.WINDOW_FRAMES - self._MARGIN])
+            self._known = self.WINDOW_FRAMES - self._MARGIN - self._HOP
+            self._held = self._held[hop:].copy()
+        return np.concatenate(outputs)
+
+    def flush(self) -> np.ndarray:
+        """Probabilities of the frames left."""
+        self._close()
+        if not len(self._held):
+            return np.zeros(0, np.float32)
+        padded = np.pad(self._held, (0, -len(self._held) % FRAME_SAMPLES))
+        return self._probabilities(padded)[self._known :]
