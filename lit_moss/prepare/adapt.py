@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from lit_moss.assets import cache_dir
 from lit_moss.errors import UserError
-from lit_moss.prepare.adapt_pair import Pair, PairRejected, Side, is_chinese
+from lit_moss.prepare.adapt_pair import Pair, PairRejected, Side
+from lit_moss.prepare.lang import text_language
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id
 
 _UNIT_ITEMS = 16  # items whose requests run side by side
@@ -209,7 +210,7 @@ class AdaptStage(Stage):
         kept = {key: value for key, value in item.items() if key not in ("question", "answer", "messages")}
         adapter = "rules" if self.options.adapter == "rules" else self.options.model
         text = " ".join(m["content"] for m in messages)
-        made = {"id": _id(item), **kept, "lang": item.get("lang") or ("zh" if is_chinese(text) else "en"),
+        made = {"id": _id(item), **kept, "lang": item.get("lang") or text_language(text),
                 "messages": messages, "quality": quality, "adapter": adapter}  # fmt: skip
         return Result([made], counts=counts)
 

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_moss.prepare.lang import text_language
+
 State = Literal["PASSTHROUGH", "ADAPT"]
 WORDS, WORDS_OF_DETAIL = 200, 400  # appendix A: about so many words, more if the question asks for detail
 _TOLERANCE = 1.25  # "about": what a model may write more
@@ -66,9 +68,8 @@ class Pair:
 
 
 def is_chinese(text: str) -> bool:
-    """Whether a text is mostly Chinese: at least as many Han characters as words in letters."""
-    han = len(HAN.findall(text))
-    return han > 0 and han >= len(re.findall(r"[A-Za-z]+", text))
+    """Whether what is added to a text is to be Chinese."""
+    return text_language(text) == "zh"
 
 
 def length_in_words(text: str) -> float:

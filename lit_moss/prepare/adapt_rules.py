@@ -20,6 +20,7 @@ from lit_moss.prepare.adapt_pair import (
     problem_of,
     word_limit,
 )
+from lit_moss.prepare.spoken import unspeakable
 
 _OVER = 1.1  # "slightly over is allowed"
 _MOST_TIMES_LONGER = 4  # a longer answer loses its sense when it is cut
@@ -115,7 +116,7 @@ def _spoken(written: str, question: str, opening: re.Pattern[str], limit: int, s
         if cut is None:
             raise PairRejected("too long", round(words))
         said = cut
-    problem = problem_of(said, limit)
+    problem = problem_of(said, limit) or unspeakable(said, "zh" if chinese else "en")
     if problem:
         raise PairRejected("not speakable", problem)
     return said, said != text
@@ -132,6 +133,7 @@ def _words_before_markdown(text: str, chinese: bool) -> str:
     text = _OPTION.sub(lambda m: f"\n选项{m.group(1)}，" if chinese else f"\nOption {m.group(1)}, ", text)
     text = re.sub(r"(?<!!)\[([^\]\n]+)\]\((?:[^()\s]|\([^()\s]*\))+\)", r"\1", text)  # a link's text
     text = re.sub(r"!\[[^\]\n]*\]\([^)\n]*\)", "", text)
+    text = re.sub(r"^([ \t]*[-*+][ \t]+)\[[ xX]\][ \t]+", r"\1", text, flags=re.MULTILINE)  # lists of tasks
     text = re.sub(r"^[ \t]*[•·●▪◦‣][ \t]*", "- ", text, flags=re.MULTILINE)
     text = re.sub(r"^([ \t]*)(\d+)[)、．][ \t]*(?=\S)", r"\1\2. ", text, flags=re.MULTILINE)
     text = plain.speak_addresses(text, chinese)
@@ -165,8 +167,13 @@ def _is_only_pictures(text: str) -> bool:
 
 def _without_labels(text: str, chinese: bool) -> str:
     """ "**Speed:** it is fast" and lines of "Method: …" as sentences."""
-    stop = "。" if chinese else ". "
-    text = _BOLD_LABEL.sub(lambda m: m.group(2).strip() + stop, text)
+    stop, comma = ("。", "，") if chinese else (". ", ", ")
+
+    def sentence(match: re.Match[str]) -> str:
+        after = text[match.end() : match.end() + 1]
+        return match.group(2).strip() + (comma if after.isdigit() else stop)
+
+    text = _BOLD_LABEL.sub(sentence, text)
     lines = _LABEL.findall(text)
     if len(lines) < 2:
         return text

@@ -141,7 +141,7 @@ def speak_code(code: str, chinese: bool) -> str:
         PairRejected: if it is longer or has other signs.
     """
     code = code.strip()
-    if re.fullmatch(r"[A-Za-z0-9 ,.'!?-]*|[^\x00-\x7f]+", code) and not re.search(r"\w\.\w", code):
+    if re.fullmatch(r"[A-Za-z0-9 ,.'!?-]*|[^\x00-\x7f]+", code) and not re.search(r"\w\.\w|(?<!\w)-", code):
         return _words_of_name(code)
     if len(code) > _LONGEST_CODE or re.search(r"[{}\\;^$~|@#&`?\n]|=>|->|::", code):
         raise PairRejected("code", code[:60])
@@ -259,7 +259,8 @@ def without_signs(text: str, chinese: bool) -> str:
     text = re.sub(r"[\"“”„«»「」『』《》〈〉]", "", text)
     text = re.sub(r"(?<!\w)[‘']+|['’]+(?!\w)", "", text) if text.count("'") + text.count("‘") > 1 else text
     text = re.sub(r"\s*——+\s*|\s*(?:—|--+)\s*|\s+–\s+", "，" if chinese else ", ", text)
-    text = re.sub(r"(?<=[\w\s])\.{3,}|…+", "，" if chinese else ", ", text)
+    text = re.sub(r"(?:\.{3,}|…+)(?=\s*(?:$|[A-Z]))", "。" if chinese else ".", text)
+    text = re.sub(r"\.{3,}|…+", "，" if chinese else ", ", text)
     text = re.sub(r"([!?！？])[!?！？]+", r"\1", text)
     text = re.sub(r"(?<=\d)\s*°\s*(?![CF\w])", "度" if chinese else " degrees", text)
     text = re.sub(r"[*_`^|<>\\~•·■●◆▪►✓✔]+", " ", text)
