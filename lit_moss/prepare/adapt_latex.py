@@ -32,8 +32,10 @@ _FUNCTIONS = {
     r"\sin": ("sine", "正弦"), r"\cos": ("cosine", "余弦"), r"\tan": ("tangent", "正切"), r"\log": ("log", "log"),
     r"\ln": ("natural log", "自然对数"), r"\exp": ("e to the power of", "e的幂"),
 }  # fmt: skip
-_GREEK = ("alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega Delta Sigma Omega eta zeta "
-          "kappa nu xi psi chi").split()  # fmt: skip
+_GREEK = (
+    "alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega Delta Sigma Omega eta zeta "
+    "kappa nu xi psi chi"
+).split()  # noqa: SIM905
 _GREEK_LETTERS = dict(zip("αβγδεθλμρστφωΔΣΩηζκνξψχ", (g.lower() for g in _GREEK), strict=True))
 _SKIPPED = {
     r"\left",
@@ -122,13 +124,27 @@ class _Formula:
         grouped_power = False
         while self.reader.peek() in ("^", "_", "!", "'"):
             atom, grouped_power = self.raised(atom, grouped), True
-        if grouped and not grouped_power and before and not self.language:
+        if grouped and not grouped_power and before and self.language:
+            return [
+                *(["乘以"] if before[-1][-1].isalnum() and before[-1].isascii() else []),
+                *self.sum_of(atom),
+            ]
+        if grouped and not grouped_power and before:
             signs = {words[0] for words in _SIGNS.values()}
             if before[-1] not in signs and before[-1][-1].isalnum() and before[-1] != "by":
                 return ["times", "the", "quantity", *atom]  # 2(a + b)
             if before[-1] in ("times", "minus", "over", "by"):
                 return ["the", "quantity", *atom]
         return atom
+
+    def sum_of(self, atom: list[str]) -> list[str]:
+        """What stands in parentheses, in Chinese, marked as one quantity."""
+        signs = set(atom) & {"加", "减", "乘以", "除以", "等于"}
+        if not signs:
+            return atom
+        if signs not in ({"加"}, {"减"}):
+            raise self.refusal()
+        return [*atom, "的和" if signs == {"加"} else "的差"]
 
     def sign(self, sign: str, before: list[str]) -> str:
         negative = sign in "-−" and (not before or before[-1] in {w[self.language] for w in _SIGNS.values()})
@@ -232,8 +248,10 @@ class _Formula:
             numeral = len(exponent) == 1 and exponent[0].isdigit()
             return [*base, *exponent] if numeral or self.language else [*base, "sub", *exponent]
         power = _POWERS.get(_join(exponent))
+        if power and grouped and self.language:
+            return [*self.sum_of(base), power[1]]
         if power:
-            all_of_it = ["all"] if grouped and not self.language else []
+            all_of_it = ["all"] if grouped else []
             return [*base, *all_of_it, power[self.language]]
         if self.language:
             return [*base, "的", *exponent, "次方"]

@@ -27,7 +27,7 @@ _SMALL = frozenset(
     "give go heat hold install keep knead learn leave let listen look make measure melt mix move open pay place "
     "plan pour practice practise prepare press put read relax remove rest rinse roll run save serve set sleep "
     "slice sort stand start stay stir stop take talk taste tell test think turn visit wait walk wash watch wear "
-    "work write in on at for with from to by as some most many each every all both and or not no".split()
+    "work write in on at for with from to by as some most many each every all both and or not no".split()  # noqa: SIM905
 )
 _PAIRED_TAGS = (
     "b|i|em|strong|u|s|del|ins|span|p|div|font|small|big|mark|a|center|q|cite|h[1-6]|ul|ol|li|blockquote"

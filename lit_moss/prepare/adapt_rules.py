@@ -96,7 +96,9 @@ def _side(written: str, said: str, shorter: bool) -> Side:
     return Side("PASSTHROUGH" if same else "ADAPT", said, _style(said), shorter)
 
 
-def _spoken(written: str, question: str, opening: re.Pattern[str], limit: int, shorten: bool) -> tuple[str, bool]:
+def _spoken(
+    written: str, question: str, opening: re.Pattern[str], limit: int, shorten: bool
+) -> tuple[str, bool]:
     """A text as it can be spoken, and whether it was shortened."""
     text = plain.cleaned(written)
     # Text without words of its own ("x = 5") is of the question's language.

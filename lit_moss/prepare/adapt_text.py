@@ -16,19 +16,19 @@ _EMOTICON = re.compile(r"(?:(?<=\s)|^)[:;=][-']?[)(DPp/|](?=\s|$|[.!?])|\^_\^|<3
 _OF_FRENCH = (
     "le la les des est une dans pour que qui vous nous avec sur pas je et du au mon ma mes vais bien merci sont "
     "cette ce il elle comment pourquoi quel quelle où aux ou plus"
-).split()
+).split()  # noqa: SIM905
 _OF_SPANISH = (
     "el la los las es una por que con para del como pero muy se en un y lo su cómo qué está mi gracias dónde"
-).split()
+).split()  # noqa: SIM905
 _OF_GERMAN = (
     "der die das und ist ein eine nicht mit für auf den dem sich zu ich sie von wie wir es mir danke sehr gut"
-).split()
+).split()  # noqa: SIM905
 _OF_OTHERS = frozenset(
-    _OF_FRENCH + _OF_SPANISH + _OF_GERMAN + "il che di non per sono della é um uma não".split()
+    _OF_FRENCH + _OF_SPANISH + _OF_GERMAN + "il che di non per sono della é um uma não".split()  # noqa: SIM905
 )
 _OF_ENGLISH = frozenset(
     "the a an of to in is are was were be it that this and or for on with as at by from you i he she we they not "
-    "what how why who when where which do does did can could will would should have has had my your me if".split()
+    "what how why who when where which do does did can could will would should have has had my your me if".split()  # noqa: SIM905
 )
 _CLASSICAL = re.compile(r"[之其者也矣焉哉乎兮曰吾汝尔弗夫]")
 _MODERN = re.compile(r"[的了是在们这那吗吧呢么把被很]")

@@ -86,11 +86,19 @@ def pair_of(body: dict) -> dict:
     return json.loads(body["messages"][1]["content"])
 
 
-def verdict(question="PASSTHROUGH", answer="PASSTHROUGH", question_text="", answer_text="", quality=5, **more) -> str:
+def verdict(
+    question="PASSTHROUGH", answer="PASSTHROUGH", question_text="", answer_text="", quality=5, **more
+) -> str:
     """An answer of the form asked for."""
     sides = {
         "question": {"state": question, "text": question_text, "style": "neutral", "simplified": False},
-        "answer": {"state": answer, "text": answer_text, "style": "happy", "corrected": True, "simplified": False},
+        "answer": {
+            "state": answer,
+            "text": answer_text,
+            "style": "happy",
+            "corrected": True,
+            "simplified": False,
+        },
         "quality": quality,
     }
     sides["answer"].update(more)

@@ -53,7 +53,9 @@ def test_everyday_pairs_pass_unchanged():
     for name, pair in SHIPPED.items():
         if name.startswith("everyday"):
             adapted = adapt(pair["question"], pair["answer"])
-            assert (adapted.question.state, adapted.answer.state, adapted.quality) == ("PASSTHROUGH",) * 2 + (5,), name
+            assert (adapted.question.state, adapted.answer.state, adapted.quality) == ("PASSTHROUGH",) * 2 + (
+                5,
+            ), name
 
 
 def test_every_result_can_be_spoken_and_is_left_as_it_is_the_second_time():
@@ -80,7 +82,7 @@ def test_long_answer_is_cut_at_the_end_of_a_sentence():
     assert not pair.question.simplified
     assert pair.answer.text == text[: len(pair.answer.text)]
     assert pair.answer.text.endswith("to the sea.")
-    assert 189 <= length_in_words(pair.answer.text) <= 200
+    assert 188 <= length_in_words(pair.answer.text) <= 200
     assert pair.quality == 4
 
 
@@ -94,7 +96,7 @@ def test_long_chinese_answer_is_cut_at_the_end_of_a_sentence():
 def test_detail_doubles_the_limit_and_slightly_over_is_allowed():
     text = "".join(SENTENCE.format(n) for n in range(34)).strip()
     assert adapt("Tell me about rivers in detail.", text).answer.state == "PASSTHROUGH"
-    text = "".join(SENTENCE.format(n) for n in range(19)).strip()  # 209 words
+    text = "".join(SENTENCE.format(n) for n in range(18)).strip()  # 216 words
     assert adapt("Tell me about rivers.", text).answer.state == "PASSTHROUGH"
 
 
@@ -119,8 +121,9 @@ def test_too_long(question, answer):
         (r"x^{-1}", "x to the power of minus 1", "x的负1次方"),
         (r"\sqrt[3]{27} = 3", "the cube root of 27 equals 3", "27的立方根等于3"),
         (r"a \le b", "a is at most b", "a小于等于b"),
-        (r"f(x) = 2x", "f of x equals 2 x", "fx等于2x"),
-        (r"(a+b)^2", "a plus b all squared", "a加b的平方"),
+        (r"f(x) = 2x", "f of x equals 2 x", "f x等于2x"),
+        (r"(a+b)^2", "a plus b all squared", "a加b的和的平方"),
+        (r"2(a-b)", "2 times the quantity a minus b", "2乘以a减b的差"),
         (r"\text{area} = \pi r^2", "area equals pi r squared", "area等于派r的平方"),
         (r"90^\circ", "90 degrees", "90度"),
     ],
@@ -132,7 +135,16 @@ def test_formulas_in_words(formula, english, chinese):
 
 @pytest.mark.parametrize(
     "formula",
-    [r"\int x dx", r"\sum_{i=1}^n i", r"\lim_{x \to 0} x", r"A \cup B", r"\vec{v}", r"\partial x", r"\frac{1", "x^"],
+    [
+        r"\int x dx",
+        r"\sum_{i=1}^n i",
+        r"\lim_{x \to 0} x",
+        r"A \cup B",
+        r"\vec{v}",
+        r"\partial x",
+        r"\frac{1",
+        "x^",
+    ],
 )
 def test_formulas_that_no_ear_follows_are_refused(formula):
     with pytest.raises(PairRejected):

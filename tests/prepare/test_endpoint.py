@@ -4,10 +4,10 @@ import logging
 import time
 
 import pytest
+from prepare.chat_server import Answer, ChatServer
 
 from lit_moss.errors import UserError
 from lit_moss.prepare.endpoint import Answers, ChatEndpoint, Refused, Server
-from prepare.chat_server import Answer, ChatServer
 
 SCHEMA = {"title": "Pair", "type": "object"}
 KEY = "sk-very-secret-0123456789"
@@ -44,7 +44,9 @@ def test_request_has_a_strict_schema_and_the_key(endpoint_of):
 
 def test_fields_that_some_models_refuse_can_be_left_out(endpoint_of):
     with ChatServer(lambda body, n: Answer("{}")) as server:
-        ask(endpoint_of(server, temperature=None, token_limit="max_completion_tokens", response_format="none"))
+        ask(
+            endpoint_of(server, temperature=None, token_limit="max_completion_tokens", response_format="none")
+        )
     assert set(server.bodies[0]) == {"model", "messages", "max_completion_tokens"}
 
 
@@ -75,7 +77,10 @@ def test_failing_server_is_asked_again(endpoint_of, status):
 
 
 def test_server_that_stays_down_stops_the_run(endpoint_of):
-    with ChatServer(lambda body, n: Answer(status=500)) as server, pytest.raises(UserError, match="3 tries.*500"):
+    with (
+        ChatServer(lambda body, n: Answer(status=500)) as server,
+        pytest.raises(UserError, match="3 tries.*500"),
+    ):
         ask(endpoint_of(server))
     assert len(server.bodies) == 3
 
@@ -88,9 +93,14 @@ def test_refused_request_is_not_repeated(endpoint_of, status):
     assert len(server.bodies) == 1
 
 
-@pytest.mark.parametrize(("status", "expected"), [(401, "TEST_KEY"), (403, "TEST_KEY"), (404, "check base_url")])
+@pytest.mark.parametrize(
+    ("status", "expected"), [(401, "TEST_KEY"), (403, "TEST_KEY"), (404, "check base_url")]
+)
 def test_wrong_key_or_address_stops_the_run_at_once(endpoint_of, status, expected):
-    with ChatServer(lambda body, n: Answer(status=status)) as server, pytest.raises(UserError, match=expected):
+    with (
+        ChatServer(lambda body, n: Answer(status=status)) as server,
+        pytest.raises(UserError, match=expected),
+    ):
         ask(endpoint_of(server))
     assert len(server.bodies) == 1
 
@@ -106,7 +116,9 @@ def test_slow_answer_is_waited_for_and_a_slower_one_is_a_timeout(endpoint_of):
 
 
 def test_what_is_no_completion_is_an_empty_answer(endpoint_of):
-    with ChatServer(lambda body, n: Answer(raw="<html>gateway</html>" if n == 1 else '{"choices": []}')) as server:
+    with ChatServer(
+        lambda body, n: Answer(raw="<html>gateway</html>" if n == 1 else '{"choices": []}')
+    ) as server:
         assert ask(endpoint_of(server)).text == ""
         assert ask(endpoint_of(server), max_tokens=51).text == ""
 
@@ -137,7 +149,9 @@ def test_key_is_in_no_error_log_or_file(endpoint_of, tmp_path, caplog, capfd):
     """The server repeats the key in its error."""
     caplog.set_level(logging.DEBUG)
     errors = []
-    with ChatServer(lambda body, n: Answer("fine") if n == 1 else Answer(status=[400, 401, 500][n - 2])) as server:
+    with ChatServer(
+        lambda body, n: Answer("fine") if n == 1 else Answer(status=[400, 401, 500][n - 2])
+    ) as server:
         endpoint = endpoint_of(server, retries=0)
         for limit in (50, 51, 52, 53):
             try:
