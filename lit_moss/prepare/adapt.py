@@ -1,11 +1,11 @@
 """Questions and answers -> conversations that can be spoken (paper 3.2.1, appendix A).
 
-    {"question", "answer"} ─┐                         ┌─ {"messages": [{"role", "content", "written", "style", …}, …],
+    {"question", "answer"} ─┐                         ┌─ {"messages": [{"role", "content", "written", …}, …],
     {"messages"} ───────────┴─ pair by pair ─ adapter ┤   "quality", "adapter"}
                                (rules, or a model)    └─ rejected, with the reason
 
-`content` is what is said; digits and units stay in it, the stage `speak` makes words of them. `written` is the
-text before adaptation.
+`content` is what is said; digits and units stay in it, the stage `speak` makes words of them. `written` is
+the text before adaptation.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ class AdaptOptions:
         max_tokens: Longest answer of the model, in tokens; doubled for answers that it cuts off.
         max_tokens_cap: Highest limit after doubling.
         token_limit: Field with the limit; some models know only max_completion_tokens.
-        response_format: json_schema; json_object or none for servers that refuse it. Answers are checked always.
-        attempts: How often the model is asked for an answer of the right form before a pair is dropped.
-        timeout_sec: Longest time to wait for an answer.
+        response_format: json_schema; json_object or none for servers that refuse it. Answers are checked
+        always. attempts: How often the model is asked for an answer of the right form before a pair is
+        dropped. timeout_sec: Longest time to wait for an answer.
         retries: How often a request is repeated after 429, 5xx or a timeout.
         concurrency: Requests at a time in each worker.
-        max_requests: Most requests of the step, all its workers on this machine and resumed runs together; none
-            for no limit.
+        max_requests: Most requests of the step, all its workers on this machine and resumed runs together;
+            none for no limit.
         max_tokens_total: Most tokens of the step, as the server counts them; none for no limit.
     """
 
@@ -112,7 +112,7 @@ class AdaptStage(Stage):
             self._server()  # its mistakes show before any worker starts
 
     def content(self) -> dict[str, Any]:
-        """The options; of the endpoint's only where it is asked, with the fingerprint of prompt and schema."""
+        """The options; those of an endpoint only where it is asked, with a hash of the prompt."""
         if self.options.adapter == "rules":
             return {"adapter": "rules", "min_quality": self.options.min_quality}
         from lit_moss.prepare.adapt_prompt import SCHEMA, SYSTEM_PROMPT
@@ -167,7 +167,8 @@ class AdaptStage(Stage):
                 whole.counts[name] = whole.counts.get(name, 0) + number
         refused = [r for r in whole.rejected if r.reason == "refused by the endpoint"]
         if len(refused) == len(unit) >= _ALL_REFUSED_OF:
-            raise UserError(f"the endpoint refused all of {len(unit)} requests ({refused[0].value}): check model, "
+            raise UserError(f"the endpoint refused all of {len(unit)} requests ({refused[0].value}): check "
+                            "model, "
                             "token_limit, temperature and response_format")  # fmt: skip
         return whole
 
@@ -216,8 +217,9 @@ class AdaptStage(Stage):
 
 
 def _turns(item: Item) -> Iterator[Item | tuple[str, str]]:
-    """(question, answer) of an item, in order, and its system messages as they are; a last question without an
-    answer is left out.
+    """(question, answer) of an item, in order, and its system messages as they are.
+
+    A last question without an answer is left out.
 
     Raises:
         UserError: if the item is no conversation.
@@ -233,7 +235,8 @@ def _turns(item: Item) -> Iterator[Item | tuple[str, str]]:
             not all(isinstance(m["content"], str | None) for m in messages)
             or not {"question", "answer"} & item.keys()
         ):
-            raise UserError(f"item {item_id(item) or '?'} has the keys {', '.join(item)}, expected question and "
+            raise UserError(f"item {item_id(item) or '?'} has the keys {', '.join(item)}, expected question "
+                            "and "
                             "answer (strings), or messages")  # fmt: skip
     question: str | None = None
     for message in messages:

@@ -23,7 +23,7 @@ from lit_moss.prepare.endpoint import ChatEndpoint, Refused, Reply
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 
 
-class Unusable(Exception):
+class Unusable(Exception):  # noqa: N818
     """An answer that does not have the form asked for, or whose text cannot be said."""
 
 

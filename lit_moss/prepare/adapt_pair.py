@@ -26,7 +26,7 @@ _LEFTOVERS = (
 )
 
 
-class PairRejected(Exception):
+class PairRejected(Exception):  # noqa: N818
     """A pair that cannot be made speakable.
 
     Args:

@@ -30,16 +30,19 @@ _FENCE = re.compile(
 
 # What is asked for, and whether the question makes sense without it.
 _NEEDS_FORMAT = re.compile(
-    r"\b(write|create|give|generate|implement|make|build|show)\b[^.?!]{0,40}\b(code|function|script|program|regex"
-    r"|regular expression|query|html|css|sql|json|yaml|xml|csv|latex)\b|\bascii[ -]art\b|\bdraw\b|\bspreadsheet\b"
-    r"|\bin (python|javascript|java|c\+\+|sql|html|latex|json)\b|\bemojis?\b|\b(in|with) (all )?(bold|italics|caps|uppercase)\b"
+    r"\b(write|create|give|generate|implement|make|build|show)\b[^.?!]{0,40}\b(code|function"
+    r"|script|program|regex"
+    r"|regular expression|query|html|css|sql|json|yaml|xml|csv|latex)\b|\bascii[ -]art\b"
+    r"|\bdraw\b|\bspreadsheet\b"
+    r"|\bin (python|javascript|java|c\+\+|sql|html|latex|json)\b|\bemojis?\b|\b(in|with) (all "
+    r")?(bold|italics|caps|uppercase)\b"
     r"|写(一个|一段|个)?[^，。？！]{0,12}(代码|程序|函数|脚本|正则)|画(一|个|出)|用(Python|Java|C\+\+|SQL|JSON)|字符画|表情符号",
     re.IGNORECASE,
 )
 _IMPOSSIBLE = (
     (r"\\boxed|\bboxed?\b[^.?!]{0,12}\banswer\b|\banswer\b[^.?!]{0,20}\bbox(ed)?\b", "a box", "方框"),
     (
-        r"\b(in|as|into|using|with) (a|an|the)?\s?(\w+ )?table\b|\btable format\b|\btabular\b|表格|列表格|用表",
+        r"\b(in|as|into|using|with) (a|an|the)?\s?(\w+ )?table\b|\btable format\b|\btabular\b|表格",
         "a table",
         "表格",
     ),
@@ -47,19 +50,23 @@ _IMPOSSIBLE = (
     (r"\bheadings?\b|\bheaders\b|小标题", "headings", "小标题"),
 )
 _OPENINGS = re.compile(
-    r"^(as an? (ai|artificial intelligence)( language)?( model| assistant)?( (developed|created|trained) by \w+)?,\s*"
+    r"^(as an? (ai|artificial intelligence)( language)?( model| assistant)?( (developed|created"
+    r"|trained) by \w+)?,\s*"
     r"|作为(一个|一名)?(AI|人工智能)(语言)?(模型|助手|助理)?[，,]\s*"
-    r"|(sure[,!.] |certainly[,!.] |of course[,!.] )?here('s| is) (the|an?|your) (adapted|rewritten|spoken|converted|revised)"
+    r"|(sure[,!.] |certainly[,!.] |of course[,!.] )?here('s| is) (the|an?|your) (adapted"
+    r"|rewritten|spoken|converted|revised)"
     r"[^:.\n]{0,40}[:.]\s*|(answer|a|response|答案|回答|答)\s*[:：]\s*)",
     re.IGNORECASE,
 )  # fmt: skip
 _QUESTION_OPENING = re.compile(r"^(question|q|user|human|问题|问)\s*[:：]\s*", re.IGNORECASE)
 _REFUSAL = re.compile(
-    r"^(i'm sorry,? but i can('t|not)|sorry,? (but )?i can('t|not)|i can('t|not) (help|assist)|i('m| am) (unable|not able) to"
+    r"^(i'm sorry,? but i can('t|not)|sorry,? (but )?i can('t|not)|i can('t|not) (help|assist)"
+    r"|i('m| am) (unable|not able) to"
     r"|(很)?抱歉，?我(不能|无法)|对不起，?我(不能|无法))",
     re.IGNORECASE,
 )
-_LABEL = re.compile(r"^[ \t]*\**([A-Z][A-Za-z]+(?: [A-Za-z]+){0,2}|[\u4e00-\u9fff]{2,6})\**[:：]\**[ \t]+(?=\S)|"
+_LABEL = re.compile(r"^[ \t]*\**([A-Z][A-Za-z]+(?: [A-Za-z]+){0,2}|[\u4e00-\u9fff]{2,6})\**[:：]\**[ \t]+"
+                    r"(?=\S)|"
                     r"^[ \t]*([\u4e00-\u9fff]{2,6})：(?=[^\s\d])", re.MULTILINE)  # fmt: skip
 _BOLD_LABEL = re.compile(r"(\*\*|__)([^*_\n]{1,40}?)([:：]\1|\1\s?[:：])[ \t]*(?=\S)")
 _OPTION = re.compile(r"^[ \t]*[(（]?([A-F])[).）、][ \t]*(?=\S)", re.MULTILINE)
@@ -188,7 +195,7 @@ def _capitalised(text: str) -> str:
 
 
 def _apology(question: str) -> str:
-    """The sentence that opens the answer where a format is asked for that speech does not have; "" if none is.
+    """The sentence that opens the answer where speech cannot have the format asked for; "" if none is.
 
     Raises:
         PairRejected: if the question makes no sense without the format.

@@ -1,4 +1,4 @@
-"""Plain text -> text without signs that only work on paper: addresses, brackets, code, emoji, quotes, markers."""
+"""Plain text -> text without signs that only work on paper: addresses, brackets, code, emoji, quotes."""
 
 import re
 import unicodedata
@@ -13,22 +13,27 @@ _EMOJI = re.compile(
     "[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\u23e9-\u23fa\u200d\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]+"
 )
 _EMOTICON = re.compile(r"(?:(?<=\s)|^)[:;=][-']?[)(DPp/|](?=\s|$|[.!?])|\^_\^|<3(?=\s|$|[.!?])")
-_OF_FRENCH = (
-    "le la les des est une dans pour que qui vous nous avec sur pas je et du au mon ma mes vais bien merci sont "
+_OF_FRENCH = str.split(
+    "le la les des est une dans pour que qui vous nous avec sur pas je et du au mon ma mes "
+    "vais bien merci sont "
     "cette ce il elle comment pourquoi quel quelle où aux ou plus"
-).split()  # noqa: SIM905
-_OF_SPANISH = (
+)
+_OF_SPANISH = str.split(
     "el la los las es una por que con para del como pero muy se en un y lo su cómo qué está mi gracias dónde"
-).split()  # noqa: SIM905
-_OF_GERMAN = (
+)
+_OF_GERMAN = str.split(
     "der die das und ist ein eine nicht mit für auf den dem sich zu ich sie von wie wir es mir danke sehr gut"
-).split()  # noqa: SIM905
+)
 _OF_OTHERS = frozenset(
-    _OF_FRENCH + _OF_SPANISH + _OF_GERMAN + "il che di non per sono della é um uma não".split()  # noqa: SIM905
+    _OF_FRENCH + _OF_SPANISH + _OF_GERMAN + str.split("il che di non per sono della é um uma não")
 )
 _OF_ENGLISH = frozenset(
-    "the a an of to in is are was were be it that this and or for on with as at by from you i he she we they not "
-    "what how why who when where which do does did can could will would should have has had my your me if".split()  # noqa: SIM905
+    str.split(
+        "the a an of to in is are was were be it that this and or for on with as at by from you i he she we "
+        "they "
+        "not "
+        "what how why who when where which do does did can could will would should have has had my your me if"
+    )
 )
 _CLASSICAL = re.compile(r"[之其者也矣焉哉乎兮曰吾汝尔弗夫]")
 _MODERN = re.compile(r"[的了是在们这那吗吧呢么把被很]")
@@ -117,8 +122,10 @@ def check_pictures(text: str) -> None:
 
 
 _CODE_LINE = re.compile(
-    r"^\s*(def \w+\(|class \w+[:({]|import \w+$|from \w+ import |#include|public (static|class)|SELECT .+ FROM |"
-    r"(const|let|var) \w+ ?=|for ?\(.*\) ?\{|if ?\(.*\) ?\{|\}|return .*;|\w+\(.*\);|\$ ?(sudo|pip|cd|ls|git) )",
+    r"^\s*(def \w+\(|class \w+[:({]|import \w+$|from \w+ import |#include|public (static|class)"
+    r"|SELECT .+ FROM |"
+    r"(const|let|var) \w+ ?=|for ?\(.*\) ?\{|if ?\(.*\) ?\{|\}|return .*;|\w+\(.*\);|\$ ?(sudo"
+    r"|pip|cd|ls|git) )",
     re.MULTILINE,
 )
 
@@ -236,18 +243,24 @@ def without_brackets(text: str, chinese: bool) -> str:
 
 
 _ENGLISH_SIGNS = (
-    (r"\be\.g\.,?\s*", "for example, "), (r"\bi\.e\.,?\s*", "that is, "), (r"\betc\.(?=\s+[a-z])", "and so on"),
-    (r",?\s*\betc\.(?=\s*$|\s+[A-Z])", " and so on."), (r",?\s*\betc\.", " and so on"), (r"\bw/o\b", "without"),
-    (r"\band/or\b", "or"), (r"\b(he|she|his|him)/(she|he|her|hers)\b", r"\1 or \2"), (r"\bvs\.?(?=\s)", "versus"),
-    (r"(?<=\w)\s*&\s*(?=\w)", " and "), (r"~\s?(?=\d)", "about "), (r"≈\s?", "about "), (r"(?<!\w)#(?=\d)", "number "),
+    (r"\be\.g\.,?\s*", "for example, "), (r"\bi\.e\.,?\s*", "that is, "),
+    (r"\betc\.(?=\s+[a-z])", "and so on"),
+    (r",?\s*\betc\.(?=\s*$|\s+[A-Z])", " and so on."), (r",?\s*\betc\.", " and so on"),
+    (r"\bw/o\b", "without"),
+    (r"\band/or\b", "or"), (r"\b(he|she|his|him)/(she|he|her|hers)\b", r"\1 or \2"),
+    (r"\bvs\.?(?=\s)", "versus"),
+    (r"(?<=\w)\s*&\s*(?=\w)", " and "), (r"~\s?(?=\d)", "about "), (r"≈\s?", "about "),
+    (r"(?<!\w)#(?=\d)", "number "),
     (r"(?<!\w)#(?=[A-Za-z])", "hashtag "), (r"(?<!\w)@(?=\w)", "at "), (r"(?<=\w) \+ (?=[\w$])", " plus "),
-    (r"\s*(?:→|⇒|➜|=>|->|-->)\s*", " to "), (r"(?<=\d)\s*[x×]\s*(?=\d)", " by "), (r"(?<=\w) = (?=[\w$])", " equals "),
+    (r"\s*(?:→|⇒|➜|=>|->|-->)\s*", " to "), (r"(?<=\d)\s*[x×]\s*(?=\d)", " by "),
+    (r"(?<=\w) = (?=[\w$])", " equals "),
     (r"(?<=\s)>=?\s?(?=\d)", "more than "), (r"(?<=\s)<=?\s?(?=\d)", "less than "), (r"[™®©]", ""),
     (r"(?<=[a-z])/(?=[a-z]{3})", " or "),
 )  # fmt: skip
 _CHINESE_SIGNS = (
     (r"(?<=\w)\s*&\s*(?=\w)", "和"), (r"~\s?(?=\d)", "约"), (r"≈\s?", "约"), (r"(?<!\w)#(?=\d)", "第"),
-    (r"(?<=\w)\s?\+\s?(?=\w)", "加"), (r"\s*(?:→|⇒|➜|=>|->|-->)\s*", "，然后"), (r"(?<=\w)\s?=\s?(?=\w)", "等于"),
+    (r"(?<=\w)\s?\+\s?(?=\w)", "加"), (r"\s*(?:→|⇒|➜|=>|->|-->)\s*", "，然后"),
+    (r"(?<=\w)\s?=\s?(?=\w)", "等于"),
     (r"(?<=\d)\s*[x×]\s*(?=\d)", "乘"), (r"[™®©]", ""), (r"(?<!\w)@(?=\w)", "艾特"),
 )  # fmt: skip
 

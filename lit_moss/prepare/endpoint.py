@@ -25,7 +25,7 @@ _SHOWN = 300  # characters of a server's message that an error quotes
 _NO_KEY = "none"  # servers without keys take any
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818
     """The server refused one request for what it holds (400, 413, 422). It is not to be repeated."""
 
 
@@ -86,7 +86,8 @@ class Server:
             return
         address = urlsplit(self.base_url)
         if address.username or address.password or address.query:
-            raise UserError("base_url holds credentials or a query, expected http(s)://HOST[:PORT]/v1: put the "
+            raise UserError("base_url holds credentials or a query, expected http(s)://HOST[:PORT]/v1: put "
+                            "the "
                             f"key into the environment variable {self.api_key_env}")  # fmt: skip
         if address.scheme not in ("http", "https") or not address.hostname:
             raise UserError(f"base_url is {self.base_url!r}, expected http(s)://HOST[:PORT]/v1")
@@ -157,10 +158,13 @@ class Answers:
                     ("max_tokens_total", tokens, max_tokens_total),
                 ):
                     if limit is not None and spent >= limit:
-                        raise UserError(f"{name} is {limit} and {spent} are spent: raise {name} and run the same "
+                        raise UserError(f"{name} is {limit} and {spent} are spent: raise {name} and run the "
+                                        "same "
                                         "command again; what was answered is kept")  # fmt: skip
                 self._base.execute(
-                    "INSERT INTO spent VALUES (?, 1, 0) ON CONFLICT (run) DO UPDATE SET requests = requests + 1",
+                    "INSERT INTO spent VALUES (?, 1, 0) ON CONFLICT (run) DO UPDATE SET "
+                    "requests = requests + "
+                    "1",
                     (run,),
                 )
                 self._base.execute("COMMIT")
@@ -204,7 +208,8 @@ class ChatEndpoint:
         self._limits = (max_requests, max_tokens_total)
         self._key = os.environ.get(server.api_key_env, "").strip()
         if not self._key and server.base_url is None and not os.environ.get("OPENAI_BASE_URL"):
-            raise UserError(f"the environment variable {server.api_key_env} is not set: expected the endpoint's "
+            raise UserError(f"the environment variable {server.api_key_env} is not set: expected the "
+                            "endpoint's "
                             "key in it, or a base_url of a server without keys")  # fmt: skip
         self._client = openai.OpenAI(
             api_key=self._key or _NO_KEY,
@@ -278,7 +283,8 @@ class ChatEndpoint:
                 f"{where} answered {status} ({why}): check base_url and model {self._server.model!r}"
             )
         tries = self._server.retries + 1
-        raise UserError(f"{where} gave no answer in up to {tries} tries ({status or 'no connection'}: {why}): run "
+        raise UserError(f"{where} gave no answer in {tries} tries ({status or 'no connection'}: {why}): "
+                        "run "
                         "the same command again when it does; what was answered is kept")  # fmt: skip
 
     def _without_key(self, text: str) -> str:

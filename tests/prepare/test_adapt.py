@@ -8,7 +8,7 @@ from lit_moss.prepare.adapt import AdaptOptions, AdaptStage
 from lit_moss.prepare.storage import Storage
 
 KEY = "sk-very-secret-0123456789"
-ITEM = {"id": "a", "question": "Is it **far**?", "answer": "No.", "source": "s", "licence": "l"}
+ITEM = {"id": "a", "question": "Is it **far**?", "answer": "No, it is not.", "source": "s", "licence": "l"}
 
 
 @pytest.fixture
@@ -35,7 +35,8 @@ def test_item_after_the_rules(stage_of):
             "messages": [
                 {"role": "user", "content": "Is it far?", "written": "Is it **far**?", "style": "neutral",
                  "state": "ADAPT", "simplified": False},
-                {"role": "assistant", "content": "No.", "written": "No.", "style": "neutral",
+                {"role": "assistant", "content": "No, it is not.", "written": "No, it is not.",
+                 "style": "neutral",
                  "state": "PASSTHROUGH", "simplified": False, "corrected": False},
             ],
         }
@@ -45,7 +46,8 @@ def test_item_after_the_rules(stage_of):
 
 def test_conversation_keeps_its_system_message_and_ends_before_a_pair_that_cannot_be_said(stage_of):
     turns = [("system", "Be *kind*."), ("user", "Hello there!"), ("assistant", "Hello, my friend!"),
-             ("user", "Draw me a sheep."), ("assistant", "Here it is."), ("user", "Bye"), ("assistant", "See you.")]  # fmt: skip
+             ("user", "Draw me a sheep."), ("assistant", "Here it is."), ("user", "Bye"),
+             ("assistant", "See you.")]  # fmt: skip
     result = stage_of().run([{"messages": [{"role": r, "content": c} for r, c in turns]}])
     [item] = result.items
     assert [m["content"] for m in item["messages"]] == ["Be *kind*.", "Hello there!", "Hello, my friend!"]
@@ -121,7 +123,7 @@ def one(server, stage_of, item=ITEM, **options):
 def test_verdict_of_a_model_becomes_the_item(stage_of):
     with ChatServer(lambda body, n: Answer(GOOD)) as server:
         item = one(server, stage_of)
-    assert pair_of(server.bodies[0]) == {"question": "Is it **far**?", "answer": "No."}
+    assert pair_of(server.bodies[0]) == {"question": "Is it **far**?", "answer": "No, it is not."}
     assert (item["quality"], item["adapter"]) == (4, "m")
     question, answer = item["messages"]
     assert (question["content"], question["written"], question["state"]) == (
@@ -129,7 +131,7 @@ def test_verdict_of_a_model_becomes_the_item(stage_of):
         "Is it **far**?",
         "ADAPT",
     )
-    assert (answer["content"], answer["style"], answer["corrected"]) == ("No.", "happy", True)
+    assert (answer["content"], answer["style"], answer["corrected"]) == ("No, it is not.", "happy", True)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,7 @@ def test_one_refused_pair_is_rejected_and_all_refused_is_a_mistake_in_the_option
         result = stage_of(server).run(many(5))
         assert [(r.item["id"], r.reason) for r in result.rejected] == [("3", "refused by the endpoint")]
         assert len(server.bodies) == 5
-        with pytest.raises(UserError, match="refused all of 5 requests.*response_format"):
+        with pytest.raises(UserError, match=r"refused all of 5 requests.*response_format"):
             stage_of(server, model="other").run(many(5))
 
 
