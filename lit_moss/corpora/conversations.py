@@ -4,6 +4,7 @@ A message has a text (`content`), a recording (with `offset` and `duration`, if 
 both. Paths are relative to the file's folder. A line may have an `id`, its name.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,5 +57,7 @@ def _message(fields: Record, folder: Path) -> Message:
     offset_sec, duration_sec = fields.seconds("offset"), fields.seconds("duration")
     if not text and not audio:
         raise fields.error("content", "a text, or an audio_filepath beside it")
-    recording = Utterance(folder / audio, float(offset_sec or 0.0), duration_sec) if audio else None
+    recording = None
+    if audio:  # without `..`, as in manifests
+        recording = Utterance(Path(os.path.normpath(folder / audio)), float(offset_sec or 0.0), duration_sec)
     return Message(role, text, recording)

@@ -9,6 +9,7 @@ without a `duration` the utterance ends with its file. Unknown keys are kept and
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,8 @@ def _parse(record: Record, path: Path) -> Utterance:
     check_words(record)
     record.name("document")
     return Utterance(
-        audio=path.parent.absolute() / audio,
+        # Without `..`: the name tells the recording in the cache of codes.
+        audio=Path(os.path.normpath(path.parent.absolute() / audio)),
         offset_sec=record.seconds("offset") or 0.0,
         duration_sec=record.seconds("duration"),
         text=record.text("text"),

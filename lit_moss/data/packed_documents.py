@@ -54,6 +54,8 @@ class PackedDocuments:
         self.packs = _stored_packs(folder, file_name) or self._make_packs(file_name, context, min_fill)
         self.left_out = len(self.packs.left_out)
         self._report_left_out(context)
+        self._report_cut(context)
+        self._report_without_word_times()
 
     def _make_packs(self, file_name: str, context: int, min_fill: float) -> Packs:
         with cache_lock(f"{self.folder.absolute()} {file_name}"):
@@ -83,13 +85,35 @@ class PackedDocuments:
         names = ", ".join(documents.id(i) for i in missing[:5].tolist())
         text = (
             f"{self.folder.name}: {self.left_out} of {len(documents)} documents of kind "
-            f"{documents.meta['kind']} left out, {longer} of them longer than the context of {context} rows "
+            f"{documents.meta['kind']}, {self._share_of_rows(missing)} of the rows, left out, {longer} of "
+            f"them longer than the context of {context} rows "
             f"(the longest has {int(documents.lengths[missing].max())}), {self.left_out - longer} without a "
             f"target: {names}{', …' if self.left_out > 5 else ''}"
         )
         if not len(packs):
             raise UserError(f"{text}; nothing is left: raise data.context, or give shorter documents")
         rank_zero_info(text)
+
+    def _report_cut(self, context: int) -> None:
+        lengths, kind = self.documents.lengths, self.documents.meta["kind"]
+        longer = np.setdiff1d(np.flatnonzero(lengths > context), self.packs.left_out)
+        if len(longer):
+            rank_zero_info(
+                f"{self.folder.name}: {len(longer)} of {len(lengths)} documents of kind {kind}, "
+                f"{self._share_of_rows(longer)} of the rows, are longer than the context of {context} rows "
+                f"(the longest has {int(lengths.max())}): cut into pieces"
+            )
+
+    def _report_without_word_times(self) -> None:
+        if missing := self.documents.meta.get("without_word_times"):
+            rank_zero_info(
+                f"{self.folder.name}: {missing} utterances have no word times and are one chunk each, "
+                "whatever their length: prepare align adds the times"
+            )
+
+    def _share_of_rows(self, documents: np.ndarray) -> str:
+        lengths = self.documents.lengths
+        return f"{int(lengths[documents].sum()) / int(lengths.sum()):.1%}"
 
     @property
     def fingerprint(self) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 
 from lit_moss.files import atomic_write
 
-VERSION = 2  # version of the rules of `pack`; part of the name of stored packs
+VERSION = 3  # version of the rules of `pack`; part of the name of stored packs
 SHORTEST_CUT = 32  # rows; a shorter piece is hardly more than its first row
 
 
@@ -116,7 +116,7 @@ def pack(
             cut to fit into the others: as few documents as necessary. 0 cuts only documents longer than the
             context. With only a few sequences the rate may be unreachable.
         count: Counts the targets of pieces, if documents have loss masks; None counts every row but a piece's
-            first. Pieces without a target are left out.
+            first. Pieces without a target are left out, also those that come from cutting.
         whole: Leave out documents longer than the context instead of cutting them.
     """
     if context < 2:
@@ -135,7 +135,8 @@ def pack(
     if enough < len(members):
         pieces, members = _cut_to_fit(pieces, members, filled, context, len(members) - enough)
     targets = count(*pieces)
-    members = [m for m in members if targets[m].any()]  # cutting may have left a prompt alone
+    # Cutting may have left a prompt alone.
+    members = [[p for p in m if targets[p]] for m in members if targets[m].any()]
     flat = np.array([p for pack_ in members for p in pack_], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum([len(m) for m in members])]).astype(np.int64)
     document, start, stop = (x[flat] for x in pieces)

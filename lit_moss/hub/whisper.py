@@ -9,7 +9,7 @@ from lit_moss.errors import UserError
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
 
-NEEDS = "ASR needs faster-whisper: pip install 'lit-moss[evaluate]'"
+NEEDS = "ASR needs faster-whisper: pip install 'lit-moss[prepare]'"
 
 
 def open_whisper(

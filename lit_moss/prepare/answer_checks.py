@@ -38,12 +38,12 @@ def count_words(text: str) -> int:
 
 
 def language_of(text: str) -> str:
-    """`zh` where at least a quarter of the words are Chinese characters, else `en`; empty without words."""
+    """`zh` where at least a third of the words are Chinese characters, else `en`; empty without words."""
     units = units_of(text)
     if not units:
         return ""
     chinese = sum(1 for unit in units if _HAN_CHARACTER.match(unit))
-    return "zh" if 4 * chinese >= len(units) else "en"
+    return "zh" if 3 * chinese >= len(units) else "en"
 
 
 _ENOUGH_WORDS = 12

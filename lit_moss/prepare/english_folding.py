@@ -52,7 +52,11 @@ def folded_numbers(words: Sequence[str]) -> list[str]:
             folded.append(words[place])
             place += 1
         else:
-            folded += cardinal(str(value)).replace("-", " ").split() if value < 10**MAX_DIGITS else words[place:after]
+            folded += (
+                cardinal(str(value)).replace("-", " ").split()
+                if value < 10**MAX_DIGITS
+                else words[place:after]
+            )
             place = after
     return folded
 
@@ -79,7 +83,12 @@ def _without_and(words: Sequence[str]) -> list[str]:
         after = words[place + 1] if place + 1 < len(words) else ""
         if word == "and" and before in _BIG and (after in _NUMBER_WORDS or after in _ORDINALS):
             continue
-        if word == "and" and before in _MONEY and after in _NUMBER_WORDS and _MINOR & {*words[place + 2 : place + 4]}:
+        if (
+            word == "and"
+            and before in _MONEY
+            and after in _NUMBER_WORDS
+            and _MINOR & {*words[place + 2 : place + 4]}
+        ):
             continue
         if word == "a" and after in _BIG and before not in ("half", "quarter"):
             word = "one"

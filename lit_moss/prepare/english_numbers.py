@@ -39,7 +39,9 @@ def cardinal(number: str) -> str:
 def ordinal(number: str) -> str:
     """`22` -> twenty-second."""
     whole = number.replace(",", "")
-    return _words(int(whole), "ordinal").removeprefix("one " if whole.startswith("1") and len(whole) > 9 else "\0")
+    return _words(int(whole), "ordinal").removeprefix(
+        "one " if whole.startswith("1") and len(whole) > 9 else "\0"
+    )
 
 
 def year(number: str) -> str:

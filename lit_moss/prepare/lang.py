@@ -27,7 +27,13 @@ def han_share(text: str) -> float:
 def is_han(character: str) -> bool:
     """Whether it is a Chinese character (a CJK ideograph or 〇)."""
     n = ord(character)
-    return 0x4E00 <= n <= 0x9FFF or 0x3400 <= n <= 0x4DBF or 0xF900 <= n <= 0xFAFF or 0x20000 <= n <= 0x3FFFF or n == 0x3007
+    return (
+        0x4E00 <= n <= 0x9FFF
+        or 0x3400 <= n <= 0x4DBF
+        or 0xF900 <= n <= 0xFAFF
+        or 0x20000 <= n <= 0x3FFFF
+        or n == 0x3007
+    )
 
 
 def text_language(text: str, min_han_share: float = MIN_HAN_SHARE) -> str:
@@ -42,5 +48,8 @@ def text_language(text: str, min_han_share: float = MIN_HAN_SHARE) -> str:
 def other_letters(text: str) -> float:
     """Share of letters that are neither Latin nor Chinese, 0 to 1."""
     letters = [c for c in text if unicodedata.category(c)[0] == "L"]
-    other = sum(not is_han(c) and not unicodedata.name(c, "").startswith(("LATIN", "FULLWIDTH LATIN")) for c in letters)
+    other = sum(
+        not is_han(c) and not unicodedata.name(c, "").startswith(("LATIN", "FULLWIDTH LATIN"))
+        for c in letters
+    )
     return other / len(letters) if letters else 0.0

@@ -1,9 +1,12 @@
 """The stages by name. Their modules are imported when one is asked for: some load large libraries."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from lit_moss.errors import UserError
-from lit_moss.prepare.stage import Stage, WholeStage
+
+if TYPE_CHECKING:
+    from lit_moss.prepare.stage import Stage, WholeStage
 
 # Name -> (module, class, one line of help), in the order in which a chain has them.
 STAGES: dict[str, tuple[str, str, str]] = {
@@ -34,7 +37,7 @@ STAGES: dict[str, tuple[str, str, str]] = {
 }
 
 
-def stage_class(name: str) -> type[Stage] | type[WholeStage]:
+def stage_class(name: str) -> "type[Stage] | type[WholeStage]":
     """The class of a stage.
 
     Args:

@@ -167,12 +167,12 @@ def documents_table(steps: Sequence[StepFiles], context: int | None) -> str:
 
 def hours_table(steps: Sequence[StepFiles]) -> str:
     """Hours of recordings, real and synthetic, that went into interleaved and speech-only documents."""
-    hours: dict[str, Counter[str]] = defaultdict(Counter)
+    hours: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for step, manifests in _read_by(steps, ("interleaved", "unsupervised")):
         kinds = {documents.kind for documents in step.documents}
         unsupervised_sec = sum(d.speech_sec for d in step.documents if d.kind == "unsupervised")
-        speech_only: Counter[str] = Counter()
-        everything: Counter[str] = Counter()
+        speech_only: dict[str, float] = defaultdict(float)
+        everything: dict[str, float] = defaultdict(float)
         for item in (item for manifest in manifests for item in manifest.items()):
             seconds, origin = float(item.get("duration") or 0.0), real_or_synthetic(item)
             everything[origin] += seconds
@@ -184,10 +184,11 @@ def hours_table(steps: Sequence[StepFiles]) -> str:
         if "unsupervised" in kinds:
             # Documents of speech alone are made of those utterances, or of all of them.
             only = unsupervised_sec <= 1.05 * sum(speech_only.values())
-            hours["Unsupervised"].update(speech_only if only else everything)
+            for origin, seconds in (speech_only if only else everything).items():
+                hours["Unsupervised"][origin] += seconds
     order = sorted(hours, key=lambda name: (name == "Unsupervised", name != "English interleaved", name))
     rows = [
-        [name, *map(_hours, (hours[name].total(), hours[name]["real"], hours[name]["synthetic"]))]
+        [name, *map(_hours, (sum(hours[name].values()), hours[name]["real"], hours[name]["synthetic"]))]
         for name in order
     ]
     return table(["dataset", "total (h)", "real (h)", "synthetic (h)"], rows)
@@ -232,9 +233,9 @@ def errors_table(steps: Sequence[StepFiles]) -> str:
         counts = step.counts.get("counts", {})
         for lang in ("en", "zh"):
             for group in ("all", "kept"):
-                words = counts.get(f"{lang} words, {group}", 0)
+                words = counts.get(f"{lang} words {group}", 0)
                 if words:
-                    edits, sounds = counts[f"{lang} edits, {group}"], counts[f"{lang} sounds, {group}"]
+                    edits, sounds = counts[f"{lang} edits {group}"], counts[f"{lang} sounds {group}"]
                     rows.append([step.name, lang, group, int(sounds), int(words), f"{edits / words:.2%}"])
     return table(["step", "language", "sounds of", "sounds", "words or characters", "errors"], rows)
 

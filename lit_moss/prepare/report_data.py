@@ -5,14 +5,13 @@ STEP/stage.json  timing.json  rejected.jsonl  manifest.jsonl  NAME/meta.json + N
 
 import json
 import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lit_moss.errors import UserError
@@ -132,7 +131,7 @@ def _read_documents(storage: Storage, folder: str, meta: dict[str, Any], name: s
     for shard in meta["shards"]:
         with open_read(storage.path(f"{folder}/{shard['name']}")) as file:
             for batch in pq.ParquetFile(file).iter_batches(_BATCH_DOCUMENTS, columns=columns):
-                rows.append(np.asarray(pc.list_value_length(batch.column("rows")), dtype=np.int64))
+                rows.append(np.asarray(batch.column("rows").value_lengths(), dtype=np.int64))
                 seconds += float(np.asarray(batch.column("speech_sec")).sum())
                 if is_sft:
                     for document in batch.column("id").to_pylist():
@@ -171,7 +170,7 @@ class Tally:
     """Items and seconds by some keys."""
 
     items: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    seconds: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    seconds: defaultdict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, key: tuple[str, ...], seconds: float) -> None:
         """Counts one item."""

@@ -14,7 +14,6 @@ from lit_moss.errors import UserError
 from lit_moss.prepare.report_data import StepFiles, final_steps
 from lit_moss.prepare.stage import Item, item_id
 from lit_moss.prepare.storage import Storage, local_copy
-from lit_moss.records import is_number
 
 ERROR_RATES = ("word error rate", "character error rate")
 
@@ -48,9 +47,8 @@ class Sounds:
             groups += self._rejected(step)
         parts = []
         for title, sounds in groups:
-            lines = [line for sound, why in sounds if (line := self._line(sound, why))]
-            if lines:
-                parts.append("\n".join([f"### {title}", "", *lines]))
+            if sounds:
+                parts.append("\n".join([f"### {title}", "", *(self._line(*sound) for sound in sounds)]))
         return "\n\n".join(parts)
 
     def _order(self, part: Item) -> str:
@@ -62,7 +60,7 @@ class Sounds:
         first: dict[str, dict[str, Any]] = {}
         for rejection in step.rejections():
             reason, value = rejection["reason"], rejection.get("value")
-            if reason in ERROR_RATES and is_number(value):
+            if reason in ERROR_RATES and isinstance(value, int | float):
                 worst.append((value, self._order(rejection["item"]), rejection))
                 worst = heapq.nlargest(self._number, worst, key=lambda entry: entry[:2])
             elif reason not in first and _failed(rejection["item"]):
@@ -75,16 +73,16 @@ class Sounds:
         return groups
 
     def _line(self, part: Item, why: str) -> str:
-        """A sound as a line of a list; it is copied. Empty if it cannot be read."""
+        """A sound as a line of a list; it is copied."""
+        stem = re.sub(r"[^\w.-]+", "_", item_id(part))[:60]
         try:
             path = local_copy(part["audio_filepath"])
             rate_hz = io.info(path).rate_hz
             offset_sec, duration_sec = part.get("offset") or 0.0, part.get("duration")
             wave = io.read(path, rate_hz, offset_sec, duration_sec, self._longest_sec)
-        except (io.UnreadableAudio, UserError):
-            return ""
+        except (io.UnreadableAudio, UserError) as error:
+            return f"- {stem}: {error}"
         self.written += 1
-        stem = re.sub(r"[^\w.-]+", "_", item_id(part))[:60]
         name = f"audio/{self.written:03d}-{stem}.flac"
         self._storage.save_sound(name, wave.numpy(), rate_hz)
         said = next((key for key in ("spoken", "text", "content") if part.get(key)), "")

@@ -14,7 +14,20 @@ _SAME_WORDS = {
     "alright": "all right", "grey": "gray",
 }  # fmt: skip
 _LETTERS = re.compile(r"(?<![\w'’])[A-Z](?:[ -][A-Z])+(?![\w'’])")  # U S, as ASR writes US
-_SAME_CHARACTERS = str.maketrans({"著": "着", "幺": "一", "〇": "零", "两": "二", "妳": "你"})
+# The pronouns 他, 她 and 它 sound alike.
+_SAME_CHARACTERS = str.maketrans(
+    {
+        "著": "着",
+        "幺": "一",
+        "〇": "零",
+        "两": "二",
+        "妳": "你",
+        "她": "他",
+        "它": "他",
+        "牠": "他",
+        "祂": "他",
+    }
+)
 
 
 def scoring_form(text: str, lang: str) -> str:
@@ -23,7 +36,8 @@ def scoring_form(text: str, lang: str) -> str:
     Both `2.5%` and `two point five percent` become the same. Spoken form (`spoken`), lower case, without
     punctuation and accents (`normalise`). English numbers are folded further: `twelve hundred` and `1,200`,
     `a hundred and five` and `one hundred five` are the same; single letters in a row are one word (`U S`,
-    `US`). Chinese: simplified by OpenCC's `t2s`, then 著 as 着, 甚么 as 什么, 两 as 二, 幺 as 一.
+    `US`). Chinese: simplified by OpenCC's `t2s`, then 著 as 着, 甚么 as 什么, 两 as 二, 幺 as 一,
+    她 and 它 as 他.
 
     Args:
         text: Any text.

@@ -192,6 +192,8 @@ class SelfAnswerStage(Stage):
             return reject("repetition", round(repeated, 3), options.max_repeated)
         if not options.refusals and checks.is_refusal(answer):
             return reject("refusal", answer[:80])
+        for key in ("question", "answer"):  # now in the messages; a given answer is replaced
+            answered.pop(key, None)
         result.items.append(answered | {"lang": item.get("lang") or lang})
 
 

@@ -13,7 +13,23 @@ _PAUSE = re.compile(rf"(?:[,;:—–][{_CLOSERS}]*\s+|\s[-—–]+\s+|—|[，�
 _SPACE = re.compile(r"\s+")
 _LAST_WORD = re.compile(r"\S+$")
 # Full stops that may well end a sentence, so the next word decides.
-_MAY_END = {"etc.", "al.", "Jr.", "Sr.", "Co.", "Inc.", "Ltd.", "Corp.", "St.", "Ave.", "Rd.", "Blvd.", "Dr.", "a.m.", "p.m."}
+_MAY_END = {
+    "etc.",
+    "al.",
+    "Jr.",
+    "Sr.",
+    "Co.",
+    "Inc.",
+    "Ltd.",
+    "Corp.",
+    "St.",
+    "Ave.",
+    "Rd.",
+    "Blvd.",
+    "Dr.",
+    "a.m.",
+    "p.m.",
+}
 _NEVER_END = {
     *(f"{t}." for t in TITLES), *(a for a in ABBREVIATIONS if a.endswith(".")),
     *(f"{b}." for b in BEFORE_NUMBERS if b != "no"), *(f"{a}." for a in AFTER_NAMES),
@@ -46,7 +62,9 @@ def split_text(text: str, lang: str, max_chars: int = 350, min_words: int = 5) -
     return [p.strip() for p in _join_short(pieces, max_chars, min_words, lang)]
 
 
-def _cut(text: str, at: re.Pattern[str], accept: Callable[[str, re.Match[str]], bool] | None = None) -> list[str]:
+def _cut(
+    text: str, at: re.Pattern[str], accept: Callable[[str, re.Match[str]], bool] | None = None
+) -> list[str]:
     """The text cut after each match; nothing is lost. Pieces of spaces alone are left out."""
     pieces, start = [], 0
     for match in at.finditer(text):
@@ -71,7 +89,11 @@ def _ends_sentence(text: str, match: re.Match[str]) -> bool:
     if re.fullmatch(r"[A-Z]\.", last):  # an initial, but "I." ends a sentence
         return not following or last == "I."
     if re.fullmatch(r"\d{1,2}\.", last):  # 1. First item
-        return match.start() + 1 - len(last) > 0 and not following.islower() and not _starts_line(text, match, last)
+        return (
+            match.start() + 1 - len(last) > 0
+            and not following.islower()
+            and not _starts_line(text, match, last)
+        )
     return not (following.islower() and "\n" not in match[0])
 
 

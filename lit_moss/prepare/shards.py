@@ -239,6 +239,8 @@ def _run_unit(stage: Stage, unit: list[Item]) -> Result:
         alone = _run_unit(stage, [item])
         result.items += alone.items
         result.rejected += alone.rejected
+        if alone.speech_sec_in is not None:
+            result.speech_sec_in = (result.speech_sec_in or 0.0) + alone.speech_sec_in
         for name, number in alone.counts.items():
             result.counts[name] = result.counts.get(name, 0) + number
     return result
@@ -261,7 +263,7 @@ def _as_lines(result: Result, folder: ManifestFolder, unit: Sequence[Item], stag
     counts = ShardCounts(
         items_in=len(unit),
         items_out=len(result.items),
-        speech_sec_in=sum(map(speech_sec, unit)),
+        speech_sec_in=sum(map(speech_sec, unit)) if result.speech_sec_in is None else result.speech_sec_in,
         speech_sec_out=sum(map(speech_sec, result.items)),
         counts=result.counts,
     )

@@ -225,7 +225,13 @@ def _plain_number(m: Match) -> str:
 def _range(m: Match) -> str:
     first, last = m["first"], m["last"]
     if numbers.is_year(first) and (numbers.is_year(last) or len(last) == 2):
-        end = numbers.year(last) if len(last) == 4 else numbers.coded(last) if last[0] != "0" else f"oh {numbers.digits(last[1])}"
+        end = (
+            numbers.year(last)
+            if len(last) == 4
+            else numbers.coded(last)
+            if last[0] != "0"
+            else f"oh {numbers.digits(last[1])}"
+        )
         return f"{numbers.year(first)} to {end}"
     return f"{_value(first)} to {_value(last)}"
 
@@ -259,7 +265,11 @@ def _bare_numeral(m: Match) -> str | None:
 def _single_number(m: Match) -> str:
     """Circled, superscript and other digits that are no decimals."""
     value = unicodedata.numeric(m[0])
-    return f" {numbers.cardinal(str(int(value)))} " if value == int(value) else f" {numbers.cardinal(str(value))} "
+    return (
+        f" {numbers.cardinal(str(int(value)))} "
+        if value == int(value)
+        else f" {numbers.cardinal(str(value))} "
+    )
 
 
 # --- words with digits and signs -----------------------------------------------------------------------
@@ -412,7 +422,12 @@ LETTER_RULES = [
 def _is_street(m: Match) -> bool:
     """`Main St.` before a capital is a street if a capitalised word or a number stands before it."""
     before = m.string[: m.start()].split()
-    return bool(before) and m.string[m.start() - 1] == " " and before[-1][0].isupper() and bool(re.match(r"[A-Z][a-z]+$", before[-1]))
+    return (
+        bool(before)
+        and m.string[m.start() - 1] == " "
+        and before[-1][0].isupper()
+        and bool(re.match(r"[A-Z][a-z]+$", before[-1]))
+    )
 
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")

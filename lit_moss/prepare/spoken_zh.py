@@ -19,7 +19,11 @@ def _normalizer() -> Any:
 
 def is_speakable(character: str) -> bool:
     """Letters, spaces and punctuation."""
-    return is_letter(character) or character.isspace() or character in ".,;:!?\"'()[]{}-…。，；：！？、《》〈〉「」『』【】（）“”‘’—·"
+    return (
+        is_letter(character)
+        or character.isspace()
+        or character in ".,;:!?\"'()[]{}-…。，；：！？、《》〈〉「」『』【】（）“”‘’—·"
+    )
 
 
 def pieces(text: str) -> list[Piece]:

@@ -51,11 +51,13 @@ class Result:
         items: Lines of the stage's manifest.
         rejected: Items that were left out.
         counts: Further numbers, added up over all units: `{"words": 12}`.
+        speech_sec_in: Seconds of sound that went in, where the items do not state their durations.
     """
 
     items: list[Item] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
+    speech_sec_in: float | None = None
 
 
 class _Named(ABC):

@@ -11,7 +11,7 @@ from lit_moss.prepare.step import StepResult
 from lit_moss.prepare.storage import is_remote
 
 _COLUMNS = ("step", "items in", "items out", "rejected", "hours in", "hours out", "time", "rate")
-_WIDTHS = (18, 9, 9, 9, 9, 9, 9, 14)
+_WIDTHS = (18, 9, 9, 9, 9, 9, 9, 18)
 
 
 def statistics_table(results: Sequence[StepResult], header: bool = True) -> str:

@@ -11,8 +11,8 @@ empty line ends a document), .csv (`id|text|normalised`) and .jsonl with a `text
 
 Utterances that belong together follow each other in a document: those with the same `document` in the
 manifest, else the same name before the last dash (LJ001-0001, 103-1240-0000), else the same speaker, else the
-same name; names count within one folder. An utterance with `words` ([word, start, end] in seconds) is cut
-into chunks of 3 to 6 s, others are one chunk.
+same name; names count within one folder. An utterance has its own `chunks` (see `prepare chunk`), or is cut
+into chunks of 3 to 6 s by its `words` ([word, start, end] in seconds); one without either is one chunk.
 
 A manifest given for `sft` stands in for conversations: the user says a sentence, and the assistant repeats
 it, as the system prompt asks.
@@ -20,12 +20,23 @@ it, as the system prompt asks.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from lit_moss.cli.options import add_log_mel_argument
 
 # Options of some kinds only; what is not given takes the kind's default.
-_OPTIONS = ("speech_share", "alternate", "document_sec", "seed", "pairs", "train_on")
+_OPTIONS = (
+    "speech_share",
+    "alternate",
+    "document_sec",
+    "seed",
+    "pairs",
+    "train_on",
+    "reply_form",
+    "interleave_text",
+    "interleave_codes",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sft: some of speech-speech, speech-text, text-speech, text-text (all four)",
     )
     add("--train-on", choices=["assistant", "all"], help="sft: whose turns count (assistant)")
+    add(
+        "--reply-form",
+        choices=["direct", "guided", "interleaved"],
+        help="sft: spoken replies as speech alone, text before the speech, or both in turns (direct)",
+    )
+    add("--interleave-text", type=int, help="sft: text ids of a turn of interleaved replies (13)")
+    add("--interleave-codes", type=int, help="sft: codes of a turn of interleaved replies (26)")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -75,4 +93,10 @@ def main(args: argparse.Namespace) -> None:
         args.log_mel,
     )
     meta = json.loads((folder / "meta.json").read_text())
+    if missing := meta.get("without_word_times"):
+        print(
+            f"{missing} utterances have no word times and are one chunk each, whatever their length: "
+            "prepare align adds the times",
+            file=sys.stderr,
+        )
     print(f"{folder}: {meta['documents']} documents, {meta['rows']} rows of kind {meta['kind']}")

@@ -1,0 +1,146 @@
+"""Texts -> a folder of token documents of text alone.
+
+    text/              each text a document; consecutive utterances of one `document` are one
+    text-validation/   a share of them, if `validation_share` is given
+
+The same texts that are spoken (`synthesize`) serve here as they are written: the share of plain text in
+training. Recipes take the folder as it is: `data.init_args.train: [OUT/text/text, …]`.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from itertools import groupby
+from typing import Any
+
+from lit_moss.assets import cache_dir
+from lit_moss.data.documents import META, DocumentWriter
+from lit_moss.data.interleave import join_words, text_document, text_ids
+from lit_moss.data.make_documents import DocumentRecipe
+from lit_moss.files import scratch_beside
+from lit_moss.prepare.document_folders import Split, check_context, check_share
+from lit_moss.prepare.items import resolved_items
+from lit_moss.prepare.lang import text_language
+from lit_moss.prepare.stage import Item, Rejection, Result, WholeStage
+from lit_moss.prepare.storage import Storage
+from lit_moss.prepare.text_sources import check_min_score, checked_scale, read_text_source
+from lit_moss.records import unique_name
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Options of `prepare text`.
+
+    Args:
+        backbone: Model whose tokenizer makes the rows.
+        speech_tokenizer: Speech tokenizer of the speech that is trained beside the text: the rows of both
+            must have one format. Null for text alone.
+        min_score: Texts with a lower `score` are left out, 0 to 5; texts without a score are kept.
+        context: Rows of a training sequence: longer documents are counted, and cut in training; null counts
+            none.
+        validation_share: Share of texts, 0 to 1, for a folder of their own.
+    """
+
+    backbone: str = "embedded:smollm2-135m"
+    speech_tokenizer: str | None = "embedded:whisper-tiny-kmeans"
+    min_score: float = 3.0
+    context: int | None = None
+    validation_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_min_score(self.min_score)
+        check_context(self.context)
+        check_share(self.validation_share)
+
+
+class TextStage(WholeStage):
+    """Writes `text/`; its manifest is empty."""
+
+    name = "text"
+    Options = TextOptions
+
+    def __init__(self, options: TextOptions, storage: Storage) -> None:
+        super().__init__(options, storage)
+        self.options: TextOptions = options
+
+    @classmethod
+    def read_source(cls, source: str) -> Iterator[Item] | None:
+        return read_text_source(source)
+
+    def content(self) -> dict[str, Any]:
+        chosen = {"min_score", "context", "validation_share"}
+        own = {k: v for k, v in super().content().items() if k in chosen}
+        return {"inputs": self._recipe().inputs} | own
+
+    @cache  # noqa: B019 - a stage lives as long as its run
+    def _recipe(self) -> DocumentRecipe:
+        return DocumentRecipe.open("text", self.options.backbone, self.options.speech_tokenizer, {})
+
+    def run_all(self, sources: Sequence[str]) -> Result:
+        result = Result()
+        split = Split((name for name, _, _ in self._texts(sources, Result())), self.options.validation_share)
+        digest, endings = sha256(), {""}
+        for name, text, lang in self._texts(sources, result):
+            digest.update(json.dumps([name, text, lang]).encode())
+            endings.add(split.ending(name))
+        builder = self._recipe().builder()
+        meta = self._recipe().inputs | {"sources": [digest.hexdigest()[:16]], "skipped": []} | builder.meta()
+        used: set[str] = set()
+        with ExitStack() as stack:
+            writers = {
+                f"text{ending}": stack.enter_context(_folder(self.storage, f"text{ending}", meta))
+                for ending in sorted(endings)
+            }
+            for name, text, lang in self._texts(sources, Result()):
+                ids = text_ids(builder.tokenizer, builder.row_format, text)
+                rows = text_document(ids, builder.row_format)
+                if len(rows) > 1:
+                    folder = f"text{split.ending(name)}"
+                    writers[folder].add(unique_name(name, used), rows, kind="text", lang=lang)
+                    self._count(result, folder, len(rows))
+        return result
+
+    def _count(self, result: Result, folder: str, rows: int) -> None:
+        counts = {f"{folder} documents": 1, f"{folder} rows": rows}
+        if self.options.context is not None and rows > self.options.context:
+            counts |= {"longer_than_context": 1, "rows_longer_than_context": rows}
+        for key, number in counts.items():
+            result.counts[key] = result.counts.get(key, 0) + number
+
+    def _texts(self, sources: Sequence[str], result: Result) -> Iterator[tuple[str, str, str]]:
+        """(name, text, language) of every document; what is left out is added to the result."""
+        items = checked_scale(resolved_items(sources), self.options.min_score)
+        for name, group in groupby(enumerate(items), key=lambda pair: _name(*pair)):
+            texts, lang = [], None
+            for _, item in group:
+                text, score = item.get("text"), item.get("score")
+                if not isinstance(text, str) or not text.strip():
+                    result.rejected.append(Rejection(item, "no text"))
+                elif score is not None and score < self.options.min_score:
+                    result.rejected.append(Rejection(item, "score", score, self.options.min_score))
+                else:
+                    texts.append(text.strip())
+                    lang = lang or item.get("lang") or text_language(text)
+            if texts and lang:
+                yield name, join_words(texts), lang
+
+
+@contextmanager
+def _folder(storage: Storage, name: str, meta: dict[str, Any]) -> Iterator[DocumentWriter]:
+    """A folder of documents; of a stored one `meta.json` appears last."""
+    if not storage.is_remote:
+        with DocumentWriter(storage.path(name), meta) as writer:
+            yield writer
+        return
+    with scratch_beside(cache_dir() / "outgoing" / name) as scratch:
+        with DocumentWriter(scratch, meta) as writer:
+            yield writer
+        for path in sorted(scratch.iterdir(), key=lambda p: (p.name == META, p.name)):
+            storage.write(f"{name}/{path.name}", path.read_bytes())
+
+
+def _name(number: int, item: Item) -> str:
+    return str(item.get("document") or item.get("id") or number)
