@@ -1,0 +1,267 @@
+"""Questions and answers -> conversations that can be spoken (paper 3.2.1, appendix A).
+
+    {"question", "answer"} ─┐                         ┌─ {"messages": [{"role", "content", "written", …}, …],
+    {"messages"} ───────────┴─ pair by pair ─ adapter ┤   "quality", "adapter"}
+                               (rules, or a model)    └─ rejected, with the reason
+
+`content` is what is said; digits and units stay in it, the stage `speak` makes words of them. `written` is
+the text before adaptation.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from lit_moss.assets import cache_dir
+from lit_moss.errors import UserError
+from lit_moss.prepare.adapt_pair import Pair, PairRejected, Side
+from lit_moss.prepare.lang import text_language
+from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id
+
+_UNIT_ITEMS = 16  # items whose requests run side by side
+_ALL_REFUSED_OF = 4  # so many refused requests, and no other, are a mistake in the options
+
+
+@dataclass
+class AdaptOptions:
+    """Options of `prepare adapt`.
+
+    Args:
+        adapter: `rules` works offline; `endpoint` asks a language model.
+        min_quality: Pairs below this quality, 1 to 5, are dropped.
+        model: Name of the model that the endpoint serves. Answers are kept by this name.
+        base_url: Address of an OpenAI-compatible server up to /v1; none for OpenAI's own.
+        api_key_env: Name of the environment variable with the endpoint's key.
+        temperature: 0 for the likeliest answer; none leaves it to the server.
+        max_tokens: Longest answer of the model, in tokens; doubled for answers that it cuts off.
+        max_tokens_cap: Highest limit after doubling.
+        token_limit: Field with the limit; some models know only max_completion_tokens.
+        response_format: json_schema; json_object or none for servers that refuse it. Answers are checked
+        always. attempts: How often the model is asked for an answer of the right form before a pair is
+        dropped. timeout_sec: Longest time to wait for an answer.
+        retries: How often a request is repeated after 429, 5xx or a timeout.
+        concurrency: Requests at a time in each worker.
+        max_requests: Most requests of the step, all its workers on this machine and resumed runs together;
+            none for no limit.
+        max_tokens_total: Most tokens of the step, as the server counts them; none for no limit.
+    """
+
+    adapter: Literal["rules", "endpoint"] = "rules"
+    min_quality: int = 2
+    model: str = ""
+    base_url: str | None = field(default=None, metadata=NOT_CONTENT)
+    api_key_env: str = field(default="OPENAI_API_KEY", metadata=NOT_CONTENT)
+    temperature: float | None = 0.0
+    max_tokens: int = 2048
+    max_tokens_cap: int = 16384
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    attempts: int = 3
+    timeout_sec: float = field(default=120.0, metadata=NOT_CONTENT)
+    retries: int = field(default=5, metadata=NOT_CONTENT)
+    concurrency: int = field(default=8, metadata=NOT_CONTENT)
+    max_requests: int | None = field(default=None, metadata=NOT_CONTENT)
+    max_tokens_total: int | None = field(default=None, metadata=NOT_CONTENT)
+
+    def __post_init__(self) -> None:
+        if self.adapter not in ("rules", "endpoint"):
+            raise UserError(f"adapter is {self.adapter!r}, expected rules or endpoint")
+        if not 1 <= self.min_quality <= 5:
+            raise UserError(f"min_quality is {self.min_quality}, expected 1 to 5")
+        for name in ("max_tokens", "attempts", "concurrency"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("retries", "max_requests", "max_tokens_total"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if self.max_tokens_cap < self.max_tokens:
+            raise UserError(
+                f"max_tokens_cap is {self.max_tokens_cap}, expected max_tokens ({self.max_tokens}) or more"
+            )
+        if self.timeout_sec <= 0:
+            raise UserError(f"timeout_sec is {self.timeout_sec}, expected seconds, more than 0")
+
+
+class Adapter(Protocol):
+    """Makes pairs speakable."""
+
+    def adapt(self, question: str, answer: str, context: Sequence[str] = ()) -> Pair:
+        """The pair as it can be spoken; `context` are the earlier turns.
+
+        Raises:
+            PairRejected: if it cannot.
+        """
+        ...
+
+
+class AdaptStage(Stage):
+    """Makes questions and answers speakable; a conversation ends before its first pair that cannot be."""
+
+    name: ClassVar[str] = "adapt"
+    summary: ClassVar[str] = "questions and answers -> speakable conversations"
+    Options: ClassVar[type] = AdaptOptions
+
+    options: AdaptOptions
+
+    def __init__(self, options: AdaptOptions, storage: Any) -> None:
+        super().__init__(options, storage)
+        self._adapter: Adapter | None = None
+        if options.adapter == "endpoint":
+            self._server()  # its mistakes show before any worker starts
+
+    def content(self) -> dict[str, Any]:
+        """The options; those of an endpoint only where it is asked, with a hash of the prompt."""
+        if self.options.adapter == "rules":
+            return {"adapter": "rules", "min_quality": self.options.min_quality}
+        from lit_moss.prepare.adapt_prompt import SCHEMA, SYSTEM_PROMPT
+
+        prompt = hashlib.sha256(f"{SYSTEM_PROMPT}{SCHEMA}".encode()).hexdigest()[:16]
+        return {**super().content(), "prompt": prompt}
+
+    def units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
+        """Items one by one for the rules, in groups for an endpoint."""
+        size = _UNIT_ITEMS if self.options.adapter == "endpoint" else 1
+        unit: list[Item] = []
+        for item in items:
+            unit.append(item)
+            if len(unit) == size:
+                yield unit
+                unit = []
+        if unit:
+            yield unit
+
+    def open(self) -> None:
+        """Opens the rules or the endpoint."""
+        if self.options.adapter == "rules":
+            from lit_moss.prepare.adapt_rules import RuleAdapter
+
+            self._adapter = RuleAdapter()
+            return
+        from lit_moss.prepare.adapt_by_model import ModelAdapter
+        from lit_moss.prepare.endpoint import Answers, ChatEndpoint
+
+        o = self.options
+        answers = Answers(cache_dir() / "adapt" / "answers.sqlite")
+        endpoint = ChatEndpoint(
+            self._server(), answers, self.storage.folder, o.max_requests, o.max_tokens_total
+        )
+        self._adapter = ModelAdapter(endpoint, o.attempts, o.max_tokens, o.max_tokens_cap)
+
+    def run(self, unit: Sequence[Item]) -> Result:
+        """Adapts the conversations of a unit; their requests run side by side."""
+        if self.options.adapter == "rules" or len(unit) == 1:
+            results = [self._adapt(item) for item in unit]
+        else:
+            pool = ThreadPoolExecutor(self.options.concurrency)
+            try:
+                results = list(pool.map(self._adapt, unit))
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error nothing more is asked
+        whole = Result()
+        for result in results:
+            whole.items += result.items
+            whole.rejected += result.rejected
+            for name, number in result.counts.items():
+                whole.counts[name] = whole.counts.get(name, 0) + number
+        refused = [r for r in whole.rejected if r.reason == "refused by the endpoint"]
+        if len(refused) == len(unit) >= _ALL_REFUSED_OF:
+            raise UserError(f"the endpoint refused all of {len(unit)} requests ({refused[0].value}): check "
+                            "model, "
+                            "token_limit, temperature and response_format")  # fmt: skip
+        return whole
+
+    def _server(self) -> Any:
+        from lit_moss.prepare.endpoint import Server
+
+        o = self.options
+        return Server(o.model, o.base_url, o.api_key_env, o.temperature, o.token_limit, o.response_format,
+                      o.timeout_sec, o.retries)  # fmt: skip
+
+    def _adapt(self, item: Item) -> Result:
+        assert self._adapter is not None, "open() comes first"
+        messages, counts = [], {}
+        quality, context = 5, []
+        try:
+            for turn in _turns(item):
+                if isinstance(turn, dict):
+                    messages.append(turn)
+                    continue
+                question, answer = turn
+                pair = self._adapter.adapt(question, answer, context)
+                if pair.quality < self.options.min_quality:
+                    raise PairRejected("quality", pair.quality)
+                quality = min(quality, pair.quality)
+                messages += [
+                    _message("user", pair.question, question),
+                    _message("assistant", pair.answer, answer),
+                ]
+                context += [question, answer]
+        except PairRejected as error:
+            if not context:
+                threshold = self.options.min_quality if error.reason == "quality" else None
+                return Result(rejected=[Rejection(item, error.reason, error.value, threshold)])
+            counts["conversations cut before a pair that cannot be spoken"] = 1
+        if not context:
+            return Result(rejected=[Rejection(item, "no answer")])
+        for message in messages:
+            if "state" in message:
+                counts[message["state"].lower()] = counts.get(message["state"].lower(), 0) + 1
+        kept = {key: value for key, value in item.items() if key not in ("question", "answer", "messages")}
+        adapter = "rules" if self.options.adapter == "rules" else self.options.model
+        text = " ".join(m["content"] for m in messages)
+        made = {"id": _id(item), **kept, "lang": item.get("lang") or text_language(text),
+                "messages": messages, "quality": quality, "adapter": adapter}  # fmt: skip
+        return Result([made], counts=counts)
+
+
+def _turns(item: Item) -> Iterator[Item | tuple[str, str]]:
+    """(question, answer) of an item, in order, and its system messages as they are.
+
+    A last question without an answer is left out.
+
+    Raises:
+        UserError: if the item is no conversation.
+        PairRejected: if a turn has no text, or no answer.
+    """
+    messages = item.get("messages")
+    if messages is None:
+        messages = [
+            {"role": "user", "content": item.get("question")},
+            {"role": "assistant", "content": item.get("answer")},
+        ]
+        if (
+            not all(isinstance(m["content"], str | None) for m in messages)
+            or not {"question", "answer"} & item.keys()
+        ):
+            raise UserError(f"item {item_id(item) or '?'} has the keys {', '.join(item)}, expected question "
+                            "and "
+                            "answer (strings), or messages")  # fmt: skip
+    question: str | None = None
+    for message in messages:
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(content, str) or not content.strip():
+            raise PairRejected("no text", str(role))
+        if role == "system":
+            yield {"role": "system", "content": content}
+        elif role == "user" and question is None:
+            question = content
+        elif role == "assistant" and question is not None:
+            yield question, content
+            question = None
+        else:
+            raise PairRejected("turns do not alternate", str(role))
+
+
+def _message(role: str, side: Side, written: str) -> Item:
+    message: Item = {"role": role, "content": side.text, "written": written, "style": side.style,
+                     "state": side.state, "simplified": side.simplified}  # fmt: skip
+    return {**message, "corrected": side.corrected} if role == "assistant" else message
+
+
+def _id(item: Item) -> str:
+    if item.get("id"):
+        return str(item["id"])
+    content = repr((item.get("question"), item.get("answer"), item.get("messages")))
+    return "qa-" + hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:12]

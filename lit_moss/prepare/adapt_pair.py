@@ -1,0 +1,97 @@
+"""A question and its answer after adaptation, whoever adapted them, and what every adapted text must be."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_moss.prepare.lang import text_language
+
+State = Literal["PASSTHROUGH", "ADAPT"]
+WORDS, WORDS_OF_DETAIL = 200, 400  # appendix A: about so many words, more if the question asks for detail
+_TOLERANCE = 1.25  # "about": what a model may write more
+_HAN_PER_WORD = 1.5  # 200 English words and 300 Chinese characters both take about 80 s to say
+
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff〇]")
+_DETAIL = re.compile(
+    r"\b(in (great |full |more )?detail|detailed|thorough(ly)?|in depth|in-depth|essay|comprehensive(ly)?"
+    r"|elaborate|step[- ]by[- ]step)\b|详细|详尽|具体(说明|介绍|讲)|深入|一步一步|逐步",
+    re.IGNORECASE,
+)
+_LEFTOVERS = (
+    ("brackets", re.compile(r"[()\[\]{}<>（）【】［］｛｝〔〕]")),
+    ("Markdown", re.compile(r"\*\*|__|`|^\s*(#{1,6}|[-*+•]|\d+[.)])\s|\|", re.MULTILINE)),
+    ("LaTeX", re.compile(r"\\[A-Za-z(\[]|\$[^$\d]+\$|[\^\\]")),
+    ("an address", re.compile(r"https?://|www\.", re.IGNORECASE)),
+    ("an emoji", re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]")),
+)
+
+
+class PairRejected(Exception):  # noqa: N818
+    """A pair that cannot be made speakable.
+
+    Args:
+        reason: Name of the rule.
+        value: What was found.
+    """
+
+    def __init__(self, reason: str, value: str | float | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.value = reason, value
+
+
+@dataclass(frozen=True)
+class Side:
+    """A question or an answer.
+
+    Args:
+        state: Whether it was changed.
+        text: What is said.
+        style: How it is said.
+        simplified: Whether something was left out.
+        corrected: Whether something wrong or unsafe was rewritten.
+    """
+
+    state: State
+    text: str
+    style: str = "neutral"
+    simplified: bool = False
+    corrected: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question, its answer, and the quality of both, from 1 to 5."""
+
+    question: Side
+    answer: Side
+    quality: int
+
+
+def is_chinese(text: str) -> bool:
+    """Whether what is added to a text is to be Chinese."""
+    return text_language(text) == "zh"
+
+
+def length_in_words(text: str) -> float:
+    """Words of a text; 1.5 Chinese characters count as one, since they take as long to say."""
+    han = len(HAN.findall(text))
+    return len(re.findall(r"[^\W_]+(?:['’.,-][^\W_]+)*", HAN.sub(" ", text))) + han / _HAN_PER_WORD
+
+
+def word_limit(question: str) -> int:
+    """Most words of the answer to a question."""
+    return WORDS_OF_DETAIL if _DETAIL.search(question) else WORDS
+
+
+def problem_of(text: str, limit: int) -> str | None:
+    """What a voice could not say in a text that is said to be speakable; None if nothing."""
+    if not re.search(r"\w", text):
+        return "it has no words"
+    for name, pattern in _LEFTOVERS:
+        match = pattern.search(text)
+        if match:
+            return f"it still has {name}: {match.group().strip()!r}"
+    words = length_in_words(text)
+    if words > limit * _TOLERANCE:
+        return f"it has {words:.0f} words, at most about {limit} are allowed"
+    return None

@@ -1,0 +1,295 @@
+"""Plain text -> text without signs that only work on paper: addresses, brackets, code, emoji, quotes."""
+
+import re
+import unicodedata
+
+from lit_moss.prepare.adapt_pair import HAN, PairRejected, length_in_words
+
+_LONGEST_CODE = 40
+_OTHER_SCRIPTS = re.compile(
+    r"[\u0400-\u052f\u0530-\u06ff\u0900-\u109f\u10a0-\u11ff\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\uac00-\ud7af]"
+)
+_EMOJI = re.compile(
+    "[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\u23e9-\u23fa\u200d\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]+"
+)
+_EMOTICON = re.compile(r"(?:(?<=\s)|^)[:;=][-']?[)(DPp/|](?=\s|$|[.!?])|\^_\^|<3(?=\s|$|[.!?])")
+_OF_FRENCH = str.split(
+    "le la les des est une dans pour que qui vous nous avec sur pas je et du au mon ma mes "
+    "vais bien merci sont "
+    "cette ce il elle comment pourquoi quel quelle où aux ou plus"
+)
+_OF_SPANISH = str.split(
+    "el la los las es una por que con para del como pero muy se en un y lo su cómo qué está mi gracias dónde"
+)
+_OF_GERMAN = str.split(
+    "der die das und ist ein eine nicht mit für auf den dem sich zu ich sie von wie wir es mir danke sehr gut"
+)
+_OF_OTHERS = frozenset(
+    _OF_FRENCH + _OF_SPANISH + _OF_GERMAN + str.split("il che di non per sono della é um uma não")
+)
+_OF_ENGLISH = frozenset(
+    str.split(
+        "the a an of to in is are was were be it that this and or for on with as at by from you i he she we "
+        "they "
+        "not "
+        "what how why who when where which do does did can could will would should have has had my your me if"
+    )
+)
+_CLASSICAL = re.compile(r"[之其者也矣焉哉乎兮曰吾汝尔弗夫]")
+_MODERN = re.compile(r"[的了是在们这那吗吧呢么把被很]")
+
+
+def cleaned(text: str) -> str:
+    """The text with one form of line ends, spaces and apostrophes, without invisible characters."""
+    text = (
+        unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n")
+    )
+    text = re.sub(
+        "[\u200b\u200c\u2060\ufeff\u00ad\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ue000-\uf8ff\ufffd]", "", text
+    )
+    text = re.sub("[\u00a0\u2000-\u200a\u202f\u3000\t]", " ", text)
+    text = _EMOTICON.sub("", re.sub(rf" ?{_EMOJI.pattern}", "", text))
+    return re.sub("[’‘ʼ´](?=s\\b|t\\b|re\\b|ll\\b|ve\\b|m\\b|d\\b)", "'", text).strip()
+
+
+def check_language(text: str) -> None:
+    """Refuses what is neither English nor modern Chinese.
+
+    Raises:
+        PairRejected: with the reason "language" or "Classical Chinese".
+    """
+    other = _OTHER_SCRIPTS.search(text)
+    if other:
+        raise PairRejected("language", unicodedata.name(other.group(), "unknown").split()[0].capitalize())
+    han = HAN.findall(text)
+    if len(han) >= 12 and len(_CLASSICAL.findall(text)) / len(han) > 0.1 and not _MODERN.search(text):
+        raise PairRejected("Classical Chinese", text[:40])
+    words = re.findall(r"[^\W\d_]+", HAN.sub(" ", text.lower()))
+    foreign = sum(word in _OF_OTHERS for word in words)
+    accented = sum(not word.isascii() for word in words)
+    english = sum(word in _OF_ENGLISH for word in words)
+    if len(words) >= 4 and foreign + accented > english and (foreign + accented) / len(words) > 0.25:
+        raise PairRejected("language", text[:40])
+
+
+def simplified_chinese(text: str) -> str:
+    """The text with simplified characters, if it has traditional ones (OpenCC).
+
+    `tw2s` also knows 著 and 甚麼, but would change texts that are simplified already (显著).
+    """
+    if not HAN.search(text):
+        return text
+    try:
+        import opencc
+    except ImportError as error:
+        from lit_moss.errors import UserError
+
+        raise UserError("Chinese text needs opencc: pip install 'lit-moss[prepare]'") from error
+    simple = opencc.OpenCC("t2s").convert(text)
+    changed = sum(a != b for a, b in zip(text, simple, strict=False))
+    if changed >= max(2, 0.05 * len(HAN.findall(text))):
+        return opencc.OpenCC("tw2s").convert(text)
+    return simple
+
+
+def check_pictures(text: str) -> None:
+    """Refuses drawings, boards, keys and other text that is looked at rather than read.
+
+    Raises:
+        PairRejected: with what was found.
+    """
+    wordless = [
+        line
+        for line in text.split("\n")
+        if not re.search(r"[^\W\d_]{2,}|\||\d", line) and len(re.findall(r"[^\w\s.*_~=#-]", line)) >= 2
+    ]
+    if len(wordless) >= 2:
+        raise PairRejected("drawing or code", wordless[0].strip()[:40])
+    for line in text.split("\n"):
+        bare = re.sub(r"\s|\*\*|__", "", line)
+        if len(bare) >= 6 and "|" not in line and not re.fullmatch(r"[-=*_~#]+", bare):
+            signs = len(re.findall(r"[^\w.,!?'\"，。！？、：；“”（）$%-]", bare))
+            if signs / len(bare) > 0.45:
+                raise PairRejected("drawing or code", line.strip()[:40])
+    moves = re.findall(
+        r"(?<!\w)(?:[KQRBN][a-h]?x?[a-h][1-8]|O-O(?:-O)?|\d+\.\s?[a-h]x?[a-h]?[1-8])(?!\w)", text
+    )
+    if len(moves) >= 3:
+        raise PairRejected("chess notation", " ".join(moves[:4]))
+    blob = re.search(r"(?<!\S)(?!https?:|www\.)(?=\S*\d)(?=\S*[A-Za-z])[A-Za-z0-9+/=_-]{28,}(?!\S)", text)
+    if blob:
+        raise PairRejected("characters without words", blob.group()[:40])
+
+
+_CODE_LINE = re.compile(
+    r"^\s*(def \w+\(|class \w+[:({]|import \w+$|from \w+ import |#include|public (static|class)"
+    r"|SELECT .+ FROM |"
+    r"(const|let|var) \w+ ?=|for ?\(.*\) ?\{|if ?\(.*\) ?\{|\}|return .*;|\w+\(.*\);|\$ ?(sudo"
+    r"|pip|cd|ls|git) )",
+    re.MULTILINE,
+)
+
+
+def check_code(text: str) -> None:
+    """Refuses code that no fence marks.
+
+    Raises:
+        PairRejected: with its first line.
+    """
+    match = _CODE_LINE.search(text)
+    if match:
+        raise PairRejected("code", match.group().strip()[:40])
+
+
+def speak_code(code: str, chinese: bool) -> str:
+    """A name or a short call in words: `this.parseOptions` -> "this dot parse options".
+
+    Raises:
+        PairRejected: if it is longer or has other signs.
+    """
+    code = code.strip()
+    if re.fullmatch(r"[A-Za-z0-9 ,.'!?-]*|[^\x00-\x7f]+", code) and not re.search(r"\w\.\w|(?<!\w)-", code):
+        return _words_of_name(code)
+    if len(code) > _LONGEST_CODE or re.search(r"[{}\\;^$~|@#&`?\n]|=>|->|::", code):
+        raise PairRejected("code", code[:60])
+    dot, of, equals, same = (
+        ("点", "", "等于", "等于等于") if chinese else (" dot ", " of ", " equals ", " equals ")
+    )
+    tag = re.fullmatch(r"</?([A-Za-z]\w*)\s*/?>", code)
+    if tag:
+        return tag.group(1)
+    if re.search(r"[<>]", code):
+        raise PairRejected("code", code[:60])
+    said = re.sub(r"\(\s*\)", "", code)
+    said = re.sub(r"(?<=\w)[(\[]", of, said)
+    said = re.sub(r"[()\[\]\"']", "", said)
+    said = re.sub(r"\s*==\s*", same, said)
+    said = re.sub(r"\s*=\s*", equals, said)
+    for sign, word in (("+", "加" if chinese else "plus"), ("*", "乘以" if chinese else "times")):
+        said = re.sub(rf"\s*\{sign}\s*", word if chinese else f" {word} ", said)
+    said = re.sub(r"(?<!\w)--?(?=\w)", "" if chinese else "dash ", said)
+    said = re.sub(r"\s*/\s*", " 斜杠 " if chinese else " slash ", said)
+    said = re.sub(r"\.(?=\w)", dot, said)
+    return re.sub(r"\s+", " ", _words_of_name(said)).strip(" :")
+
+
+def _words_of_name(name: str) -> str:
+    """`parseOptions`, `parse_options` -> "parse options"."""
+    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "\0", name.replace("_", " "))
+    return re.sub(r"\0([A-Z])", lambda m: " " + m.group(1).lower(), split)
+
+
+_URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'，。；！？、）)\]】》」]+", re.IGNORECASE)
+_EMAIL = re.compile(r"[A-Za-z0-9._+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
+
+
+def without_addresses(text: str) -> str:
+    """The text without URLs and e-mail addresses."""
+    return _URL.sub(" ", _EMAIL.sub(" ", text))
+
+
+def speak_addresses(text: str, chinese: bool) -> str:
+    """The text with addresses in words; of long ones only the site is named."""
+    dot, at, site = ("点", "艾特", "{}上的网页") if chinese else (" dot ", " at ", "a page on {}")
+
+    def url(match: re.Match[str]) -> str:
+        whole = match.group()
+        end = re.search(r"[.,;:!?]*$", whole)
+        tail = end.group() if end else ""
+        bare = re.sub(r"^https?://|^www\.", "", whole[: len(whole) - len(tail)], flags=re.I)
+        bare = re.sub(r"^www\.", "", bare, flags=re.I).rstrip("/")
+        host, _, path = bare.partition("/")
+        said = host.partition("?")[0].partition(":")[0].replace(".", dot).replace("-", " dash ")
+        if not path and "?" not in host:
+            return said + tail
+        return site.format(said) + tail
+
+    def email(match: re.Match[str]) -> str:
+        name, _, host = match.group().partition("@")
+        said = (
+            name.replace(".", dot).replace("_", " underscore ").replace("-", " dash ").replace("+", " plus ")
+        )
+        return said + at + host.replace(".", dot).replace("-", " dash ")
+
+    return _URL.sub(url, _EMAIL.sub(email, text))
+
+
+_PLACEHOLDER = re.compile(r"\[(?:\^?\d+(?:\s*[,–-]\s*\d+)*|sic|citation needed|edit)\]", re.IGNORECASE)
+_CITATION = re.compile(
+    r"\s?\((?:see )?[A-Z][\w'-]+(?: et al\.?| (?:and|&) [A-Z][\w'-]+)?,? (?:1[89]|20)\d\d[a-z]?\)"
+)
+
+
+def without_footnotes(text: str) -> str:
+    """The text without marks of footnotes and citations, and without the notes themselves."""
+    text = re.sub(r"^\[\^[^\]]+\]:.*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\s?\[\^[^\]]+\]", "", text)
+    return _CITATION.sub("", re.sub(rf"\s?{_PLACEHOLDER.pattern}(?!\()", "", text, flags=re.IGNORECASE))
+
+
+def without_brackets(text: str, chinese: bool) -> str:
+    """The text with what is in brackets between commas."""
+    comma = "，" if chinese else ", "
+    text = re.sub(r"(?<=[A-Za-z])\((?:e?s|es)\)", lambda m: m.group()[1:-1], text)
+    text = re.sub(r"[（(\[【［]\s*[)）\]】］]", "", text)
+    text = re.sub(r"(^|[.!?。！？]\s*)[（(]([^()（）]+[.!?。！？])[)）]", r"\1\2", text)
+    text = re.sub(r"[\[【［]([^\]】］]*)[\]】］]", r"\1", text)
+    for _ in range(3):  # the innermost first
+        text = re.sub(r"\s*[（(]\s*([^()（）]*?)\s*[)）]\s*(?=([\w]?))", rf"{comma}\1{comma}", text)
+    text = re.sub(r"[()（）\[\]{}【】［］｛｝〔〕]", "", text)
+    text = re.sub(r"(^|[.!?。！？]\s*)[,，]\s*", r"\1", text)
+    text = re.sub(r"[,，]\s*(?=[,，.!?;:。！？；：、]|$)", "", text)
+    return re.sub(r" +(?=[,.!?;:])", "", text)
+
+
+_ENGLISH_SIGNS = (
+    (r"\be\.g\.,?\s*", "for example, "), (r"\bi\.e\.,?\s*", "that is, "),
+    (r"\betc\.(?=\s+[a-z])", "and so on"),
+    (r",?\s*\betc\.(?=\s*$|\s+[A-Z])", " and so on."), (r",?\s*\betc\.", " and so on"),
+    (r"\bw/o\b", "without"),
+    (r"\band/or\b", "or"), (r"\b(he|she|his|him)/(she|he|her|hers)\b", r"\1 or \2"),
+    (r"\bvs\.?(?=\s)", "versus"),
+    (r"(?<=\w)\s*&\s*(?=\w)", " and "), (r"~\s?(?=\d)", "about "), (r"≈\s?", "about "),
+    (r"(?<!\w)#(?=\d)", "number "),
+    (r"(?<!\w)#(?=[A-Za-z])", "hashtag "), (r"(?<!\w)@(?=\w)", "at "), (r"(?<=\w) \+ (?=[\w$])", " plus "),
+    (r"\s*(?:→|⇒|➜|=>|->|-->)\s*", " to "), (r"(?<=\d)\s*[x×]\s*(?=\d)", " by "),
+    (r"(?<=\w) = (?=[\w$])", " equals "),
+    (r"(?<=\s)>=?\s?(?=\d)", "more than "), (r"(?<=\s)<=?\s?(?=\d)", "less than "), (r"[™®©]", ""),
+    (r"(?<=[a-z])/(?=[a-z]{3})", " or "),
+)  # fmt: skip
+_CHINESE_SIGNS = (
+    (r"(?<=\w)\s*&\s*(?=\w)", "和"), (r"~\s?(?=\d)", "约"), (r"≈\s?", "约"), (r"(?<!\w)#(?=\d)", "第"),
+    (r"(?<=\w)\s?\+\s?(?=\w)", "加"), (r"\s*(?:→|⇒|➜|=>|->|-->)\s*", "，然后"),
+    (r"(?<=\w)\s?=\s?(?=\w)", "等于"),
+    (r"(?<=\d)\s*[x×]\s*(?=\d)", "乘"), (r"[™®©]", ""), (r"(?<!\w)@(?=\w)", "艾特"),
+)  # fmt: skip
+
+
+def without_signs(text: str, chinese: bool) -> str:
+    """The text with signs in words, and without quotation marks, emoji and stray marks."""
+    for pattern, word in _CHINESE_SIGNS if chinese else _ENGLISH_SIGNS:
+        text = re.sub(pattern, word, text)
+    text = re.sub(r"[\"“”„«»「」『』《》〈〉]", "", text)
+    text = re.sub(r"(?<!\w)[‘']+|['’]+(?!\w)", "", text) if text.count("'") + text.count("‘") > 1 else text
+    text = re.sub(r"\s*——+\s*|\s*(?:—|--+)\s*|\s+–\s+", "，" if chinese else ", ", text)
+    text = re.sub(r"(?:\.{3,}|…+)(?=\s*(?:$|[A-Z]))", "。" if chinese else ".", text)
+    text = re.sub(r"\.{3,}|…+", "，" if chinese else ", ", text)
+    text = re.sub(r"([!?！？])[!?！？]+", r"\1", text)
+    text = re.sub(r"(?<=\d)\s*°\s*(?![CF\w])", "度" if chinese else " degrees", text)
+    text = re.sub(r"[*_`^|<>\\~•·■●◆▪►✓✔]+", " ", text)
+    text = re.sub(r"[,，]\s*(?=[,，.!?;:。！？；：])", "", text)
+    text = re.sub(r"^[\s,，;；:：.。、]+", "", text)
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"(?<=[\u3000-\u9fff，。]) | (?=[\u3000-\u9fff，。])", "", text) if chinese else text
+    return re.sub(r"\s+(?=[,.!?;:](?:\s|$))", "", text).strip()
+
+
+def shortened(text: str, limit: int) -> str | None:
+    """The text up to the last end of a sentence within a number of words; None if too little is left."""
+    sentences = re.findall(r".+?(?:[.!?](?=\s|$)|[。！？]|$)\s*", text, flags=re.DOTALL)
+    kept = ""
+    for sentence in sentences:
+        if length_in_words(kept + sentence) > limit:
+            break
+        kept += sentence
+    return kept.strip() if length_in_words(kept) >= 0.5 * limit else None
