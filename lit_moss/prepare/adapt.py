@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from lit_moss.assets import cache_dir
 from lit_moss.errors import UserError
 from lit_moss.prepare.adapt_pair import Pair, PairRejected, Side
-from lit_moss.prepare.lang import text_language
+from lit_moss.prepare.language import text_language
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id
 
 _UNIT_ITEMS = 16  # items whose requests run side by side
@@ -38,9 +38,10 @@ class AdaptOptions:
         max_tokens: Longest answer of the model, in tokens; doubled for answers that it cuts off.
         max_tokens_cap: Highest limit after doubling.
         token_limit: Field with the limit; some models know only max_completion_tokens.
-        response_format: json_schema; json_object or none for servers that refuse it. Answers are checked
-        always. attempts: How often the model is asked for an answer of the right form before a pair is
-        dropped. timeout_sec: Longest time to wait for an answer.
+        response_format: json_schema; json_object or none for servers that refuse it. Answers are always
+            checked.
+        attempts: How often the model is asked for an answer of the right form before a pair is dropped.
+        timeout_sec: Longest time to wait for an answer.
         retries: How often a request is repeated after 429, 5xx or a timeout.
         concurrency: Requests at a time in each worker.
         max_requests: Most requests of the step, all its workers on this machine and resumed runs together;

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_moss.prepare.lang import text_language
+from lit_moss.prepare.language import text_language
 
 State = Literal["PASSTHROUGH", "ADAPT"]
 WORDS, WORDS_OF_DETAIL = 200, 400  # appendix A: about so many words, more if the question asks for detail

@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 from lit_moss.prepare.adapt_pair import HAN, PairRejected, length_in_words
+from lit_moss.prepare.language import simplified
 
 _LONGEST_CODE = 40
 _OTHER_SCRIPTS = re.compile(
@@ -79,16 +80,10 @@ def simplified_chinese(text: str) -> str:
     """
     if not HAN.search(text):
         return text
-    try:
-        import opencc
-    except ImportError as error:
-        from lit_moss.errors import UserError
-
-        raise UserError("Chinese text needs opencc: pip install 'lit-moss[prepare]'") from error
-    simple = opencc.OpenCC("t2s").convert(text)
+    simple = simplified(text)
     changed = sum(a != b for a, b in zip(text, simple, strict=False))
     if changed >= max(2, 0.05 * len(HAN.findall(text))):
-        return opencc.OpenCC("tw2s").convert(text)
+        return simplified(text, "tw2s")
     return simple
 
 

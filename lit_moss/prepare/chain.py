@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from lit_moss.corpora.questions import QUESTIONS, questions_file
 from lit_moss.errors import UserError
 from lit_moss.prepare.engine import MANIFEST, run_step
 from lit_moss.prepare.registry import STAGES, stage_class
@@ -189,6 +190,8 @@ def _inputs(
 
 def _source(source: str) -> str:
     """A source as an absolute path, where it is a file or folder of this machine."""
+    if source == QUESTIONS:
+        return str(questions_file())
     if ":" in source and not Path(source).exists():
         return source  # an address, or the name of an embedded corpus
     return absolute(source, ".")

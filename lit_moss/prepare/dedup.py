@@ -22,7 +22,7 @@ import numpy as np
 
 from lit_moss.errors import UserError
 from lit_moss.prepare.items import resolved_items
-from lit_moss.prepare.lang import is_han
+from lit_moss.prepare.language import is_han
 from lit_moss.prepare.stage import Item, Rejection, Result, WholeStage, item_id
 from lit_moss.prepare.storage import Storage, local_copy, open_read
 from lit_moss.prepare.text_sources import read_text_source

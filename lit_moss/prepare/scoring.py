@@ -1,12 +1,10 @@
 """Comparing what was said with what a recogniser heard: both sides in spoken form."""
 
 import re
-from functools import cache
-from typing import Any
 
 from lit_moss.data.transcripts import edit_distance, normalise
-from lit_moss.errors import UserError
 from lit_moss.prepare.english_folding import folded_numbers
+from lit_moss.prepare.language import simplified
 from lit_moss.prepare.spoken import spoken
 
 _SAME_WORDS = {
@@ -50,7 +48,7 @@ def scoring_form(text: str, lang: str) -> str:
         UserError: for another language, or without the extra `prepare`.
     """
     if lang == "zh":
-        text = _simplified().convert(text)
+        text = simplified(text)
         text = normalise(spoken(text, lang).translate(_SAME_CHARACTERS)).replace("甚么", "什么")
         return text
     said = _LETTERS.sub(lambda match: re.sub("[ -]", "", match[0]), spoken(text, lang))
@@ -71,13 +69,3 @@ def error_counts(reference: str, hypothesis: str, lang: str) -> tuple[int, int]:
 
 def _tokens(form: str) -> list[str]:
     return re.findall(r"[a-z0-9']+|\S", form)
-
-
-@cache
-def _simplified() -> Any:
-    try:
-        from opencc import OpenCC
-    except ImportError as error:
-        message = "Chinese transcripts are compared by opencc: pip install 'lit-moss[prepare]'"
-        raise UserError(message) from error
-    return OpenCC("t2s")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from lit_moss.errors import UserError
 from lit_moss.prepare.english_tables import ABBREVIATIONS, AFTER_NAMES, BEFORE_NUMBERS, TITLES
-from lit_moss.prepare.lang import is_han
+from lit_moss.prepare.language import is_han
 
 _CLOSERS = "\"'”’)\\]』」》】）"
 _END = re.compile(rf"(?:[.!?…]+[{_CLOSERS}]*(?=\s|$)|[。！？；…]+[{_CLOSERS}]*|\n+)\s*")

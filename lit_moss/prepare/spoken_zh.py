@@ -23,7 +23,7 @@ from lit_moss.prepare.chinese_tables import (
     SYMBOLS,
     UNITS,
 )
-from lit_moss.prepare.lang import is_han
+from lit_moss.prepare.language import is_han
 from lit_moss.prepare.spoken_rules import Piece, Rule, Unit, rule, scan, units, unknown_characters
 
 Match = re.Match[str]

@@ -17,7 +17,7 @@ import numpy as np
 
 from lit_moss.data.interleave import document_rng
 from lit_moss.errors import UserError
-from lit_moss.prepare.lang import text_language
+from lit_moss.prepare.language import text_language
 from lit_moss.prepare.pronounce import pieces_of, pronounce
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage
 from lit_moss.prepare.storage import Storage

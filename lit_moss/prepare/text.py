@@ -23,7 +23,7 @@ from lit_moss.data.make_documents import DocumentRecipe
 from lit_moss.files import scratch_beside
 from lit_moss.prepare.document_folders import Split, check_context, check_share
 from lit_moss.prepare.items import resolved_items
-from lit_moss.prepare.lang import text_language
+from lit_moss.prepare.language import text_language
 from lit_moss.prepare.stage import Item, Rejection, Result, WholeStage
 from lit_moss.prepare.storage import Storage
 from lit_moss.prepare.text_sources import check_min_score, checked_scale, read_text_source

@@ -188,7 +188,7 @@ class VadStage(Stage):
             "recording_sec": samples / RATE_HZ,
             "speech_sec": share * samples / RATE_HZ,
         }
-        return Result(kept, rejected, counts)
+        return Result(kept, rejected, counts, speech_sec_in=samples / RATE_HZ)
 
 
 def speech_probabilities(

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lit_moss.errors import UserError
-from lit_moss.prepare.lang import han_share, text_language
+from lit_moss.prepare.language import han_share, text_language
 from lit_moss.prepare.sentences import split_text
 
 ENGLISH = [
