@@ -1,5 +1,6 @@
 """Whisper by name, opened by faster-whisper (CTranslate2)."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,10 @@ def open_whisper(
     folder = whisper_folder(name)
     before = torch.get_num_threads()
     try:
+        import ctranslate2
         from faster_whisper import WhisperModel
 
+        ctranslate2.set_log_level(logging.ERROR)  # it warns of every float16 model that a CPU runs in float32
         return WhisperModel(str(folder), device=device, compute_type=compute_type, cpu_threads=threads)
     except Exception as error:  # RuntimeError, ValueError, those of tokenizers
         raise _cannot_open(name, error) from error

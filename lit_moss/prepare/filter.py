@@ -46,7 +46,7 @@ class FilterOptions:
         asr: Whisper that listens: `embedded:whisper-base`, a CTranslate2 folder or a size by name.
         device: auto, cpu or cuda.
         threads: Threads of a worker's ASR.
-        compute_type: Of CTranslate2: default (as the weights are stored), int8, float16 …
+        compute_type: int8, float32; on CUDA also float16, int8_float16.
         max_wer: Word errors (in Chinese: character errors) over words from which on a sound is dropped.
         min_edits: Fewer errors are forgiven, unless every word is wrong: one of three words is 0.33.
         fastest: Most letters or Chinese characters a second, by language.
@@ -62,7 +62,7 @@ class FilterOptions:
     asr: str = "embedded:whisper-base"
     device: str = field(default="auto", metadata=NOT_CONTENT)
     threads: int = 1
-    compute_type: str = "default"
+    compute_type: str = "int8"
     max_wer: float = 0.2
     min_edits: int = 2
     fastest: dict[str, float] = field(default_factory=lambda: {"en": 25.0, "zh": 10.0})
