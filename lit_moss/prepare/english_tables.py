@@ -16,6 +16,7 @@ UNITS = {
     "µg": ("microgram", "micrograms"), "μg": ("microgram", "micrograms"), "lb": ("pound", "pounds"),
     "lbs": ("pound", "pounds"), "oz": ("ounce", "ounces"), "L": ("liter", "liters"),
     "l": ("liter", "liters"), "mL": ("milliliter", "milliliters"), "ml": ("milliliter", "milliliters"),
+    "tsp": ("teaspoon", "teaspoons"), "tbsp": ("tablespoon", "tablespoons"),
     "s": ("second", "seconds"), "sec": ("second", "seconds"), "secs": ("second", "seconds"),
     "ms": ("millisecond", "milliseconds"), "µs": ("microsecond", "microseconds"),
     "min": ("minute", "minutes"), "mins": ("minute", "minutes"), "h": ("hour", "hours"),
@@ -86,6 +87,8 @@ AFTER_NAMES = {
     "Inc": "Incorporated", "Ltd": "Limited", "Bros": "Brothers", "Hwy": "Highway",
 }  # fmt: skip
 ABBREVIATIONS = {
+    "tbsp": "tablespoons", "tbsp.": "tablespoons", "tsp": "teaspoons", "tsp.": "teaspoons",
+    "mL": "milliliter", "E.g.": "For example", "I.e.": "That is",
     "etc.": "et cetera", "e.g.": "for example", "i.e.": "that is", "vs.": "versus", "vs": "versus",
     "approx.": "approximately", "dept.": "department", "Dept.": "Department", "est.": "established",
     "misc.": "miscellaneous", "max.": "maximum", "min.": "minimum", "temp.": "temperature",

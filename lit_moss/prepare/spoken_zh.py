@@ -202,6 +202,10 @@ RULES = [
     rule(r"(?<![\d.])\+\d{1,3}(?:[ -]?\(?\d{2,4}\)?){2,5}(?!\d)", _phone),
     rule(r"(?<![\d.])(?:\(0\d{2,3}\) ?|0\d{2,3}-)\d{7,8}(?!\d)", _phone),
     rule(r"(?<![\d.])1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d)", _phone),
+    rule(
+        r"(?:(?<=邮编)|(?<=邮编[:：是为])|(?<=邮政编码)|(?<=邮政编码[:：是为]))\d{6}(?!\d)",
+        lambda m: digits(m[0]),
+    ),
     rule(r"(?<![\d.])[48]00[- ]?\d{3}[- ]?\d{4}(?!\d)", _phone),
     rule(
         r"(?<![\d.:])(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d))?(?![\d:])"
@@ -232,7 +236,8 @@ RULES = [
     rule(r"(?P<base>\d+|(?<![A-Za-z])[A-Za-z])(?:\^|(?=[²³]))(?P<exponent>-?[0-9a-zA-Z]+)", _power),
     rule(
         rf"(?P<minus>(?<![\w])[-−])?(?P<sign>{_MONEY}) ?"
-        rf"(?P<number>{NUMBER})(?P<scale>[万亿千百十]+|[kKmMbB](?![A-Za-z])| ?(?:million|billion))?",
+        rf"(?P<number>{NUMBER})(?P<scale>[万亿千百十]+|[kKmMbB](?![A-Za-z])| ?(?:million|billion))?"
+        r"(?:(?<=[\d万亿千百])(?:美元|欧元|元))?",  # ￥5元: said once
         _money,
     ),
     rule(

@@ -374,3 +374,18 @@ def test_readings_agree_with_those_of_a_corpus(shared_data):
     rows = [row for row in rows if row[1] != row[2]]  # those with numbers and abbreviations
     agreeing = sum(scoring_form(written, "en") == scoring_form(read, "en") for _, written, read in rows)
     assert agreeing / len(rows) > 0.97
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            "Mix 2 1/2 tbsp butter with 1 tsp salt.",
+            "Mix two and a half tablespoons butter with one teaspoon salt.",
+        ),
+        ("Few bacteria per mL.", "Few bacteria per milliliter."),
+        ("E.g. apples.", "For example apples."),
+    ],
+)
+def test_abbreviations_of_kitchens_and_laboratories(written, said):
+    assert spoken(written, "en") == said

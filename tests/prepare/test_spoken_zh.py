@@ -224,3 +224,17 @@ def test_any_mixture_of_characters_is_read_to_its_end():
     for _ in range(40):
         check("".join(draw.choices(cases, k=draw.randint(1, 5))))
         check("".join(draw.choices(characters, k=draw.randint(1, 30))))
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("价格是￥1,299.99元。", "价格是一千二百九十九点九九元。"),
+        ("￥5起", "五元起"),
+        ("$3万美元", "三万美元"),
+        ("邮编100084。", "邮编一零零零八四。"),
+        ("房间面积是80㎡。", "房间面积是八十平方米。"),
+    ],
+)
+def test_units_that_are_written_twice_or_as_one_sign(written, said):
+    assert spoken(written, "zh") == said
