@@ -138,8 +138,16 @@ def _words_before_markdown(text: str, chinese: bool) -> str:
     text = plain.without_footnotes(strip_html(text))
     plain.check_code(text)
     plain.check_pictures(text)
+    text = re.sub(r"\*\*([\d\s+*/=×÷().,^%-]*\d)\*\*", r"\1", text)  # no sign of multiplication
     text = _without_labels(text, chinese)
-    text = _OPTION.sub(lambda m: f"\n选项{m.group(1)}，" if chinese else f"\nOption {m.group(1)}, ", text)
+    options = {m[1] for m in _OPTION.finditer(text)}
+
+    def option(m: re.Match[str]) -> str:
+        if m[0].rstrip().endswith(".") and not {"A", "B"} <= options:
+            return m[0]  # an initial or an abbreviation: `A. Lincoln`
+        return f"\n选项{m[1]}，" if chinese else f"\nOption {m[1]}, "
+
+    text = _OPTION.sub(option, text)
     text = re.sub(r"(?<!!)\[([^\]\n]+)\]\((?:[^()\s]|\([^()\s]*\))+\)", r"\1", text)  # a link's text
     text = re.sub(r"!\[[^\]\n]*\]\([^)\n]*\)", "", text)
     text = re.sub(r"^([ \t]*[-*+][ \t]+)\[[ xX]\][ \t]+", r"\1", text, flags=re.MULTILINE)  # lists of tasks

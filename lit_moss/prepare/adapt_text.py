@@ -65,7 +65,8 @@ def check_language(text: str) -> None:
     han = HAN.findall(text)
     if len(han) >= 12 and len(_CLASSICAL.findall(text)) / len(han) > 0.1 and not _MODERN.search(text):
         raise PairRejected("Classical Chinese", text[:40])
-    words = re.findall(r"[^\W\d_]+", HAN.sub(" ", text.lower()))
+    # H₂ is no word with an accent.
+    words = re.findall(r"[^\W\d_]+", HAN.sub(" ", unicodedata.normalize("NFKC", text).lower()))
     foreign = sum(word in _OF_OTHERS for word in words)
     accented = sum(not word.isascii() for word in words)
     english = sum(word in _OF_ENGLISH for word in words)
@@ -102,7 +103,8 @@ def check_pictures(text: str) -> None:
         raise PairRejected("drawing or code", wordless[0].strip()[:40])
     for line in text.split("\n"):
         bare = re.sub(r"\s|\*\*|__", "", line)
-        if len(bare) >= 6 and "|" not in line and not re.fullmatch(r"[-=*_~#]+", bare):
+        is_rule_or_sum = re.fullmatch(r"[-=*_~#]+|[\d+*/=×÷().,^%-]*\d[\d+*/=×÷().,^%-]*", bare)
+        if len(bare) >= 6 and "|" not in line and not is_rule_or_sum:
             signs = len(re.findall(r"[^\w.,!?'\"，。！？、：；“”（）$%-]", bare))
             if signs / len(bare) > 0.45:
                 raise PairRejected("drawing or code", line.strip()[:40])
@@ -238,6 +240,7 @@ def without_brackets(text: str, chinese: bool) -> str:
 
 
 _ENGLISH_SIGNS = (
+    (r"\bE\.g\.,?\s*", "For example, "), (r"\bI\.e\.,?\s*", "That is, "),
     (r"\be\.g\.,?\s*", "for example, "), (r"\bi\.e\.,?\s*", "that is, "),
     (r"\betc\.(?=\s+[a-z])", "and so on"),
     (r",?\s*\betc\.(?=\s*$|\s+[A-Z])", " and so on."), (r",?\s*\betc\.", " and so on"),

@@ -158,3 +158,17 @@ def test_formulas_that_no_ear_follows_are_refused(formula):
 )  # fmt: skip
 def test_quality(answer, quality):
     assert adapt("Is the shop open?", answer).quality == quality
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("E.g., apples and pears.", "For example, apples and pears."),
+        ("A. Lincoln was the sixteenth president.", "A. Lincoln was the sixteenth president."),
+        ("A. Paris\nB. Rome", "Option A, Paris. Option B, Rome."),
+        ("1/4 + 2/4 = **3/4**", "1 divided by 4 plus 2 divided by 4 equals 3 divided by 4."),
+        ("The reaction is 2H₂ + O₂ → 2H₂O.", "The reaction is 2H₂ plus O₂ to 2H₂O."),
+    ],
+)
+def test_letters_and_sums_at_the_start_of_a_line(written, said):
+    assert adapt("What is an example of it?", written).answer.text == said
