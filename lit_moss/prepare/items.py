@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 from lit_moss.errors import UserError
+from lit_moss.prepare.item_keys import check_item
 from lit_moss.prepare.storage import Storage, absolute, is_inside, is_remote, open_read
 from lit_moss.records import BYTE_ORDER_MARK, is_number
 
@@ -103,8 +104,9 @@ class ManifestFolder:
         """The item with absolute paths.
 
         Raises:
-            UserError: if a path is not text, or outside the root.
+            UserError: if a path is not text, or outside the root, or another key is not of its type.
         """
+        check_item(item, f"{source}, line {number}")
 
         def resolve(path: Any) -> str:
             where = f"{source}, line {number}: audio_filepath is {str(path)[:60]!r}"
