@@ -222,9 +222,15 @@ def local_device(name: str = "auto") -> torch.device:
 
     Args:
         name: A device to take instead: `cpu`, `cuda:1`.
+
+    Raises:
+        UserError: if it is no name of a device.
     """
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise UserError(f"device is {name!r}, expected auto, cpu, cuda or cuda:1 …") from error
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
