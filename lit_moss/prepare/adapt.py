@@ -236,9 +236,10 @@ def _turns(item: Item) -> Iterator[Item | tuple[str, str]]:
             not all(isinstance(m["content"], str | None) for m in messages)
             or not {"question", "answer"} & item.keys()
         ):
-            raise UserError(f"item {item_id(item) or '?'} has the keys {', '.join(item)}, expected question "
-                            "and "
-                            "answer (strings), or messages")  # fmt: skip
+            raise UserError(
+                f"item {item_id(item) or '?'} has the keys {', '.join(item)}, expected question and answer "
+                "(strings), or messages"
+            )
     question: str | None = None
     for message in messages:
         role, content = message.get("role"), message.get("content")

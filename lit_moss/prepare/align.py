@@ -34,12 +34,12 @@ class AlignOptions:
     """Options of the stage.
 
     Args:
-        aligner: `tokenizer` (the CTC head of --speech_tokenizer), `whisper` (word times that `transcribe`
+        aligner: `tokenizer` (the CTC head of `speech_tokenizer`), `whisper` (word times that `transcribe`
             found), `mms_fa` (torchaudio's; its weights are CC-BY-NC 4.0, for non-commercial use), or a folder
             or hub id of a Hugging Face CTC model such as facebook/wav2vec2-base-960h.
-        speech_tokenizer: Checkpoint or run of conf/codec_encoder.yaml, for --aligner tokenizer.
+        speech_tokenizer: Checkpoint or run of conf/codec_encoder.yaml, for the aligner `tokenizer`.
         shift_sec: How late the aligner is, in seconds; taken off all times. Empty: measured on speech with
-            known borders for --aligner tokenizer, which is causal, and 0 for the others.
+            known borders for the aligner `tokenizer`, which is causal, and 0 for the others.
         lang: Language of items that state none: en or zh.
         interleave_score: Least mean probability of an utterance's letters for interleaving, 0 to 1.
         speech_score: Least mean probability for speech-only documents, 0 to 1.
@@ -66,23 +66,23 @@ class AlignOptions:
 
     def __post_init__(self) -> None:
         if self.lang not in LANGUAGES:
-            raise UserError(f"--lang is {self.lang!r}, expected en or zh")
+            raise UserError(f"lang is {self.lang!r}, expected en or zh")
         for name in ("interleave_score", "speech_score", "weak_word", "max_weak_share"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise UserError(f"--{name} is {value}, expected 0 to 1")
+                raise UserError(f"{name} is {value}, expected 0 to 1")
         if self.speech_score > self.interleave_score:
             raise UserError(
-                f"--speech_score {self.speech_score} is above --interleave_score {self.interleave_score}: "
+                f"speech_score {self.speech_score} is above interleave_score {self.interleave_score}: "
                 "interleaving needs the better times, so lower the one or raise the other"
             )
         if not 0 <= self.min_letters_per_sec < self.max_letters_per_sec:
-            got = f"--min_letters_per_sec {self.min_letters_per_sec}, --max {self.max_letters_per_sec}"
-            raise UserError(f"{got}: expected 0 <= min < max")
+            got = f"min_letters_per_sec is {self.min_letters_per_sec}, max_letters_per_sec "
+            raise UserError(f"{got}{self.max_letters_per_sec}: expected 0 <= min < max")
         if self.longest_word_sec <= 0:
-            raise UserError(f"--longest_word_sec is {self.longest_word_sec}, expected more than 0")
+            raise UserError(f"longest_word_sec is {self.longest_word_sec}, expected more than 0")
         if self.shift_sec is not None and not -1 <= self.shift_sec <= 1:
-            raise UserError(f"--shift_sec is {self.shift_sec}, expected seconds between -1 and 1")
+            raise UserError(f"shift_sec is {self.shift_sec}, expected seconds between -1 and 1")
 
 
 class AlignStage(Stage):
@@ -141,6 +141,8 @@ def align_item(
         UnreadableAudio: if its sound cannot be read.
     """
     duration_sec = _duration_sec(item)
+    if duration_sec <= 0:
+        raise CannotAlign("no sound", duration_sec)
     lang = item.get("lang") or options.lang
     words = words_of(str(item.get("text") or ""), lang)
     spoken = [word for _, own in words for word in own]

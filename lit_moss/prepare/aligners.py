@@ -179,12 +179,12 @@ def tokenizer_checkpoint(name: str | None) -> Path:
     from lit_moss.hub.tokenizer import tokenizer_path
 
     if name is None:
-        raise UserError("--aligner tokenizer needs --speech_tokenizer: a run of conf/codec_encoder.yaml")
+        raise UserError("aligner tokenizer needs a speech_tokenizer: a run of conf/codec_encoder.yaml")
     path = assets.resolve(str(tokenizer_path(name)))
     if path.is_dir():
         raise UserError(
-            f"{name} has no CTC head, as all released tokenizers: give --speech_tokenizer a checkpoint or "
-            "run of conf/codec_encoder.yaml, or choose another --aligner"
+            f"{name} has no CTC head, as all released tokenizers: give speech_tokenizer a checkpoint or "
+            "run of conf/codec_encoder.yaml, or choose another aligner"
         )
     return path
 

@@ -9,7 +9,7 @@
 The same call after a kill goes on where the chain was; after it is done, it only says so again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from lit_moss.corpora.questions import QUESTIONS, questions_file
 from lit_moss.errors import UserError
-from lit_moss.prepare.engine import MANIFEST, run_step
+from lit_moss.prepare.engine import MANIFEST, REJECTED, run_step
 from lit_moss.prepare.registry import STAGES, stage_class
 from lit_moss.prepare.statistics import record, statistics_table
 from lit_moss.prepare.step import Machine, Step, StepResult
-from lit_moss.prepare.storage import Storage, absolute
+from lit_moss.prepare.storage import Storage, absolute, is_remote
 
 _OF_A_STEP = ("stage", "input")  # keys of a step that are no options of its stage
 
@@ -82,16 +82,16 @@ def run_chain(chain: Chain) -> list[StepResult]:
     Raises:
         UserError: for a wrong step or option, before anything is run; and see `run_step`.
     """
-    steps = chain_steps(chain)
+    out, steps = _out(chain), chain_steps(chain)
     for step in steps:
         step.build()  # wrong options are an error now, not after hours
     results: list[StepResult] = []
     for step in steps:
-        results.append(run_step(step, chain.machine))
+        results.append(_run(step, chain))
         print(statistics_table(results[-1:], header=len(results) == 1), flush=True)
-    Storage(absolute(chain.out, ".")).write("statistics.md", _statistics(results).encode())
+    Storage(out).write("statistics.md", _statistics(results).encode())
     if chain.track:
-        record(chain.name, absolute(chain.out, "."), _settings(chain, steps), results)
+        record(chain.name, out, _settings(chain, steps), results)
     return results
 
 
@@ -101,13 +101,23 @@ def run_alone(stage: str, options: Any, chain: Chain) -> StepResult:
     Raises:
         UserError: see `run_step`.
     """
-    out = absolute(chain.out, ".")
+    out = _out(chain)
     sources = tuple(_source(s) for s in chain.sources)
     step = Step(stage, stage, options, sources, out, out, _root(chain), chain.max_bad_share)
-    result = run_step(step, chain.machine)
+    result = _run(step, chain)
     print(statistics_table([result]), flush=True)
     if chain.track:
         record(chain.name, out, {stage: asdict(options)}, [result])
+    return result
+
+
+def _run(step: Step, chain: Chain) -> StepResult:
+    result = run_step(step, chain.machine)
+    if not result.counts.items_in:
+        raise UserError(
+            f"step {step.name}: no items in {', '.join(step.sources)}: what an earlier step has left out is "
+            f"in {REJECTED} beside its manifest"
+        )
     return result
 
 
@@ -117,14 +127,16 @@ def chain_steps(chain: Chain) -> list[Step]:
     Raises:
         UserError: for a stage, input or option that does not exist.
     """
-    out = absolute(chain.out, ".")
+    out = _out(chain)
     steps: list[Step] = []
-    for name, content in _nested(chain.steps).items():
-        if "/" in name or name.startswith("."):
-            raise UserError(f"a step is named {name!r}, expected a name for a folder")
-        stage = str(content.get("stage", name))
+    nested = _nested(chain.steps)
+    for name, content in nested.items():
+        stage = content.get("stage", name)
+        if not isinstance(stage, str):
+            raise UserError(f"step {name}: stage is {stage!r}, expected one of {', '.join(STAGES)}")
         options = step_options(name, stage, {k: v for k, v in content.items() if k not in _OF_A_STEP})
-        sources = _inputs(chain, steps, name, stage, content.get("input"))
+        later = nested.keys() - {step.name for step in steps}
+        sources = _inputs(chain, steps, later, name, stage, content.get("input"))
         folder = absolute(name, out)
         steps.append(Step(name, stage, options, sources, folder, out, _root(chain), chain.max_bad_share))
     if not steps:
@@ -154,10 +166,16 @@ def _nested(steps: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Steps with their options; `vad.threshold: 0.4` counts as an option of `vad`."""
     nested: dict[str, dict[str, Any]] = {}
     for key, content in steps.items():
-        name, _, option = key.partition(".")
+        name, _, option = str(key).partition(".")
+        if not isinstance(key, str) or not name or "/" in key:
+            raise UserError(
+                f"a step is named {key!r}, expected a name for a folder, such as that of its stage"
+            )
         if option:
             if name not in nested:
-                raise UserError(f"{key} names no step, expected one of {', '.join(nested)}")
+                raise UserError(
+                    f"{key}: no step {name!r}, expected one of those before it: {', '.join(nested) or 'none'}"
+                )
             nested[name][option] = content
         elif content is None or isinstance(content, dict):
             nested[key] = dict(content or {})
@@ -167,11 +185,17 @@ def _nested(steps: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _inputs(
-    chain: Chain, before: Sequence[Step], name: str, stage: str, given: str | list[str] | None
+    chain: Chain,
+    before: Sequence[Step],
+    later: Set[str],
+    name: str,
+    stage: str,
+    given: str | list[str] | None,
 ) -> tuple[str, ...]:
+    """What a step reads; `later` are the steps that are not before it, itself included."""
     manifest_of = {step.name: absolute(MANIFEST, step.folder) for step in before}
     if given is None:
-        if stage_class(stage).reads == "all":
+        if stage_class(stage).reads == "all" and before:
             return tuple(manifest_of.values())
         if not before:
             return tuple(_source(source) for source in chain.sources)
@@ -183,6 +207,10 @@ def _inputs(
     for source in inputs:
         if source == "sources":
             sources += map(_source, chain.sources)
+        elif source in later:
+            raise UserError(
+                f"step {name}: input {source} is not before it, expected an earlier step or a file"
+            )
         else:
             sources.append(manifest_of.get(source) or _source(source))
     return tuple(sources)
@@ -197,8 +225,22 @@ def _source(source: str) -> str:
     return absolute(source, ".")
 
 
+def _out(chain: Chain) -> str:
+    out = absolute(chain.out, ".")
+    if not is_remote(out):
+        existing = next(path for path in (Path(out), *Path(out).parents) if path.exists())
+        if not existing.is_dir():
+            raise UserError(f"out is {chain.out!r} and {existing} is a file: expected a folder")
+    return out
+
+
 def _root(chain: Chain) -> str | None:
-    return None if chain.root is None else absolute(chain.root, ".")
+    if chain.root is None:
+        return None
+    root = absolute(chain.root, ".")
+    if not is_remote(root) and not Path(root).is_dir():
+        raise UserError(f"root is {chain.root!r}, which is no folder: expected the folder of the sound files")
+    return root
 
 
 def _settings(chain: Chain, steps: Sequence[Step]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Drops transcripts of what was never said, by rules on text, length and the scores of the ASR.
 
-No model runs here: another threshold needs no second ASR. The rules are asked in the order of `_RULES`; the
+No model runs here: another threshold needs no second ASR. The rules are asked in a fixed order; the
 first that finds something is the reason.
 """
 
@@ -45,11 +45,12 @@ class CheckTranscriptsOptions:
         stock_phrases: Drop captions' formulas ("thanks for watching") where the ASR is unsure; people do say
             "thank you".
         more_stock_phrases: By language: further phrases.
-        stock_min_logprob: A stock phrase stays with this mean log-probability or more, and
-        stock_max_no_speech: with this probability of no speech or less, and
-        stock_min_sec: if the segment is this long or longer.
-        min_logprob: Dropped are texts with a mean log-probability below it and, at the same time,
-        max_no_speech: a probability of no speech above this.
+        stock_min_logprob: Least mean log-probability of a stock phrase that is kept.
+        stock_max_no_speech: Highest probability of no speech of a stock phrase that is kept.
+        stock_min_sec: Shortest segment in which a stock phrase is kept.
+        min_logprob: Least mean log-probability; a text is dropped if it is below this and its probability of
+            no speech is above `max_no_speech`.
+        max_no_speech: See `min_logprob`.
         max_anomaly: Whisper's anomaly score of the first eight words, from which on a text is dropped.
     """
 

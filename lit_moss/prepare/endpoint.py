@@ -80,15 +80,18 @@ class Server:
             raise UserError("model is empty, expected the name of the model that the endpoint serves")
         # The value may be a key that was given instead of a name: it is not repeated here.
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
-            raise UserError("api_key_env is no name of an environment variable: put the key into a variable "
-                            "and give the variable's name")  # fmt: skip
+            raise UserError(
+                "api_key_env is no name of an environment variable: put the key into a variable and give the "
+                "variable's name"
+            )
         if self.base_url is None:
             return
         address = urlsplit(self.base_url)
         if address.username or address.password or address.query:
-            raise UserError("base_url holds credentials or a query, expected http(s)://HOST[:PORT]/v1: put "
-                            "the "
-                            f"key into the environment variable {self.api_key_env}")  # fmt: skip
+            raise UserError(
+                "base_url holds credentials or a query, expected http(s)://HOST[:PORT]/v1: put the key into "
+                f"the environment variable {self.api_key_env}"
+            )
         if address.scheme not in ("http", "https") or not address.hostname:
             raise UserError(f"base_url is {self.base_url!r}, expected http(s)://HOST[:PORT]/v1")
 
@@ -158,13 +161,13 @@ class Answers:
                     ("max_tokens_total", tokens, max_tokens_total),
                 ):
                     if limit is not None and spent >= limit:
-                        raise UserError(f"{name} is {limit} and {spent} are spent: raise {name} and run the "
-                                        "same "
-                                        "command again; what was answered is kept")  # fmt: skip
+                        raise UserError(
+                            f"{name} is {limit} and {spent} are spent: raise {name} and run the same command "
+                            "again; what was answered is kept"
+                        )
                 self._base.execute(
-                    "INSERT INTO spent VALUES (?, 1, 0) ON CONFLICT (run) DO UPDATE SET "
-                    "requests = requests + "
-                    "1",
+                    "INSERT INTO spent VALUES (?, 1, 0) "
+                    "ON CONFLICT (run) DO UPDATE SET requests = requests + 1",
                     (run,),
                 )
                 self._base.execute("COMMIT")
@@ -208,9 +211,10 @@ class ChatEndpoint:
         self._limits = (max_requests, max_tokens_total)
         self._key = os.environ.get(server.api_key_env, "").strip()
         if not self._key and server.base_url is None and not os.environ.get("OPENAI_BASE_URL"):
-            raise UserError(f"the environment variable {server.api_key_env} is not set: expected the "
-                            "endpoint's "
-                            "key in it, or a base_url of a server without keys")  # fmt: skip
+            raise UserError(
+                f"the environment variable {server.api_key_env} is not set: expected the endpoint's key in "
+                "it, or a base_url of a server without keys"
+            )
         self._client = openai.OpenAI(
             api_key=self._key or _NO_KEY,
             base_url=server.base_url,
@@ -283,9 +287,10 @@ class ChatEndpoint:
                 f"{where} answered {status} ({why}): check base_url and model {self._server.model!r}"
             )
         tries = self._server.retries + 1
-        raise UserError(f"{where} gave no answer in {tries} tries ({status or 'no connection'}: {why}): "
-                        "run "
-                        "the same command again when it does; what was answered is kept")  # fmt: skip
+        raise UserError(
+            f"{where} gave no answer in {tries} tries ({status or 'no connection'}: {why}): run the same "
+            "command again when it does; what was answered is kept"
+        )
 
     def _without_key(self, text: str) -> str:
         text = " ".join(text.split())

@@ -29,9 +29,10 @@ from lit_moss.hub.whisper import whisper_fingerprint
 from lit_moss.prepare import sound_checks
 from lit_moss.prepare.items import read_items, speech_sec
 from lit_moss.prepare.joined_asr import GAP_SEC, WINDOW_SEC, Heard, JoinedAsr
+from lit_moss.prepare.language import text_language
 from lit_moss.prepare.scoring import error_counts, scoring_form
 from lit_moss.prepare.sound_checks import Fault, Limits
-from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id
+from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage
 from lit_moss.prepare.storage import Storage, absolute, local_copy
 
 LANGUAGES = ("en", "zh")
@@ -175,7 +176,7 @@ class FilterStage(Stage):
         result, counts = Result(), Counter()
         named = [(number, place, part) for number, item in enumerate(unit) for place, part in sounds_of(item)]
         sounds = self._recognised(
-            [self._checked(part, language(unit[number] | part)) for number, _, part in named]
+            [self._checked(part, language(unit[number], part)) for number, _, part in named]
         )
         for number, item in enumerate(unit):
             own = {name[1]: sound for name, sound in zip(named, sounds, strict=True) if name[0] == number}
@@ -207,6 +208,8 @@ class FilterStage(Stage):
     def _checked(self, part: Item, lang: str) -> _Sound:
         """An utterance or a message, checked by all rules but the transcript's."""
         sound = _Sound(lang, reference_text(part), np.zeros(0, dtype=np.float32))
+        if lang not in LANGUAGES:
+            return replace(sound, fault=Fault("language without spoken forms", lang, " or ".join(LANGUAGES)))
         chars = sum(map(str.isalnum, scoring_form(sound.reference, lang)))
         if not chars:
             return replace(sound, fault=Fault("empty reference", 0, 1))
@@ -287,19 +290,10 @@ def reference_text(spoken: Item) -> str:
     return ""
 
 
-def language(item: Item) -> str:
-    """Language of an item.
-
-    Raises:
-        UserError: if it is another one than English or Chinese.
-    """
-    lang = str(item.get("lang") or "")[:2].lower()
-    if lang not in LANGUAGES:
-        raise UserError(
-            f"item {item_id(item)} has lang {item.get('lang')!r}, expected en or zh: errors are counted in "
-            "spoken forms, which these two languages have"
-        )
-    return lang
+def language(item: Item, part: Item) -> str:
+    """Two letters: what a message or its item states, else what the text looks like."""
+    stated = part.get("lang") or item.get("lang")
+    return stated[:2].lower() if stated else text_language(reference_text(part))
 
 
 def _everyday() -> Iterator[Item]:

@@ -55,10 +55,16 @@ def stage_class(name: str) -> "type[Stage] | type[WholeStage]":
             f"no stage {name!r}, expected one of {', '.join(STAGES)}, or the path of a class: package.MyStage"
         )
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
         if name in STAGES:
             raise
         raise UserError(
             f"no stage {name!r} ({error}): expected the path of a class: package.MyStage"
         ) from error
+    if name not in STAGES:
+        from lit_moss.prepare.stage import Stage, WholeStage
+
+        if not (isinstance(found, type) and issubclass(found, (Stage, WholeStage))):
+            raise UserError(f"{name} is no stage: expected a subclass of lit_moss.prepare.stage.Stage")
+    return found

@@ -210,15 +210,16 @@ def prompt_messages(item: Item) -> list[Item]:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES or not isinstance(content, str):
             raise UserError(
-                f"item {item_id(item)} has a message of role {role!r} and content {content!r}: expected "
-                f"one of {', '.join(ROLES)}, and text"
+                f"item {item_id(item) or str(item)[:60]}: a message has role {role!r} and content "
+                f"{content!r}: expected one of {', '.join(ROLES)}, and text"
             )
         messages.append({"role": role, "content": content})
     while messages and messages[-1]["role"] != "user":
         messages.pop()
     if not messages:
         raise UserError(
-            f"item {item_id(item)} has no prompt: expected a `question`, or `messages` with one of the user"
+            f"item {item_id(item) or str(item)[:60]} has no prompt: expected a `question`, or `messages` "
+            "with one of the user"
         )
     return messages
 

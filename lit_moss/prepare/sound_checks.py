@@ -45,8 +45,8 @@ class Fault:
     """
 
     reason: str
-    value: float
-    threshold: float
+    value: float | str
+    threshold: float | str
 
 
 def faults(wave_T: np.ndarray, rate_hz: int, chars: int, limits: Limits) -> Iterator[Fault]:

@@ -24,6 +24,7 @@ import fsspec
 from lit_moss.corpora.text import read_texts
 from lit_moss.errors import UserError
 from lit_moss.prepare.items import Item
+from lit_moss.prepare.stage import item_id
 from lit_moss.prepare.storage import is_remote, local_copy, open_read
 from lit_moss.records import is_number, json_lines
 
@@ -78,7 +79,7 @@ def checked_scale(items: Iterable[Item], min_score: float) -> Iterator[Item]:
         score = item.get("score")
         if score is not None:
             if not is_number(score):
-                raise UserError(f"{item.get('id')}: score is {score!r}, expected a number")
+                raise UserError(f"item {item_id(item)}: score is {score!r}, expected a number")
             seen, largest = seen + 1, max(largest, float(score))
             if seen == _SCALE_SAMPLE:
                 _check_scale(seen, largest, min_score)

@@ -100,6 +100,8 @@ class TranscribeStage(Stage):
         for _, of_recording in groupby(items, key=lambda item: item.get("audio_filepath")):
             unit: list[Item] = []
             for item in of_recording:
+                if not item.get("audio_filepath"):
+                    raise UserError(f"{str(item)[:100]}: no audio_filepath, expected recordings or segments")
                 unit.append(item)
                 if len(unit) == self.options.batch:
                     yield unit

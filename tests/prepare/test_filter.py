@@ -18,7 +18,7 @@ from lit_moss.prepare.filter import (
     reference_text,
     sounds_of,
 )
-from lit_moss.prepare.joined_asr import WINDOW_SEC, windows
+from lit_moss.prepare.joined_asr import WINDOW_SEC, Heard, windows
 from lit_moss.prepare.sound_checks import Limits
 from lit_moss.prepare.storage import Storage
 
@@ -69,14 +69,18 @@ def test_windows_hold_what_fits_and_all_of_it():
     assert [[int(wave[0]) for wave in group] for group in groups] == [[0, 1, 2], [3], [4], [5]]
 
 
-def test_options_and_languages_that_do_not_exist_are_refused():
+def test_options_out_of_range_are_refused():
     with pytest.raises(UserError, match="max_wer"):
         FilterOptions(max_wer=0)
     with pytest.raises(UserError, match="'zh'"):
         FilterOptions(fastest={"en": 25.0})
-    with pytest.raises(UserError, match="expected en or zh"):
-        language({"id": "x", "lang": "de"})
-    assert language({"lang": "zh-CN"}) == "zh"
+
+
+def test_language_of_a_sound():
+    assert language({"lang": "zh-CN"}, {}) == "zh"
+    assert language({"lang": "en"}, {"lang": "zh"}) == "zh"
+    assert language({}, {"spoken": "你好"}) == "zh"
+    assert language({}, {"text": "hello"}) == "en"
 
 
 def test_the_reference_is_what_the_voice_was_given():
@@ -180,7 +184,7 @@ def test_a_conversation_fails_with_one_of_its_messages(stage, good):
 def test_few_errors_of_a_short_text_are_forgiven_unless_all_is_wrong(stage):
     def fails(reference: str, heard: str) -> bool:
         sound = _Sound("en", reference, np.zeros(0, dtype=np.float32))
-        return stage._compared(sound, heard).fault is not None
+        return stage._compared(sound, Heard(heard)).fault is not None
 
     assert not fails("turn it off", "turn it of")
     assert fails("turn it off", "burn it of")

@@ -9,9 +9,6 @@ from typing import Any, get_type_hints
 
 from lit_moss.prepare.registry import stage_class
 
-# Options of every stage that is run alone; those of `Chain` without its steps.
-_SHARED_HELP_END = "    Args:\n"
-
 _WITHOUT_VALUE = ("-h", "--help", "--print_config")
 
 
@@ -25,6 +22,7 @@ def run_chain_of(words: Sequence[str]) -> None:
     from lit_moss.prepare.chain import Chain, run_chain
 
     parser = OptionsParser(Chain, "python -m lit_moss prepare", Chain.__doc__)
+    parser.usage = "python -m lit_moss prepare -c FILE [SOURCE …] [--KEY VALUE …]"
     chain, _ = parser.read(_with_sources(words))
     run_chain(chain)
 
@@ -41,7 +39,9 @@ def run_stage(name: str, words: Sequence[str]) -> None:
     stage = stage_class(name)
     both = _joined(stage.Options, Chain)
     module = sys.modules[stage.__module__]
-    parser = OptionsParser(both, f"python -m lit_moss prepare {name}", module.__doc__)
+    command = f"python -m lit_moss prepare {name}"
+    parser = OptionsParser(both, command, module.__doc__)
+    parser.usage = f"{command} SOURCE … --out DIR [--KEY VALUE …] [-c FILE]"
     values, _ = parser.read(_with_sources(words))
     given = vars(values)
     options = stage.Options(**{f.name: given[f.name] for f in fields(stage.Options)})
