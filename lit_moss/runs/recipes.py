@@ -16,6 +16,20 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _SHIPPED = (_PACKAGE / "conf", _PACKAGE.parent / "conf")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice: YAML's own rule, of which PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def find_recipe(name: str | Path) -> Path:
     """The file that a name means: the path itself; else, for `conf/…`, the one that comes with lit_moss.
 
@@ -39,7 +53,7 @@ def read_yaml(name: str | Path) -> dict[str, Any]:
         UserError: if it is missing, is not YAML, or does not hold keys.
     """
     try:
-        content = yaml.safe_load(find_recipe(name).read_text(encoding="utf-8-sig"))
+        content = yaml.load(find_recipe(name).read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         raise UserError(
             f"no configuration {name} ({error.strerror}): expected a YAML file, see conf/"
