@@ -1,5 +1,7 @@
 """The one exception for a user's mistake: the command line prints it as one line and exits with code 2."""
 
+import re
+
 
 class UserError(Exception):
     """Bad input. The message says what was got, what was expected, and what to do about it."""
@@ -7,3 +9,9 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         # A file's name may hold bytes that are not UTF-8; terminals, MLflow and logs take none of them.
         super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def without_secrets(text: str) -> str:
+    """The text with what may be a key cut out of its addresses: user and password, and all after a `?`."""
+    text = re.sub(r"://[^/?#\s'\"]*@", "://…@", text)
+    return re.sub(r"(://[^\s'\"?]*)\?[^\s'\"\]]*", r"\1?…", text)

@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, without_secrets
 from lit_moss.runs.recipes import read_recipe
 
 
@@ -83,7 +83,7 @@ class OptionsParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends parsing with one line that says what was given and what is expected."""
-        raise UserError(self._explained(one_line(message))) from ex
+        raise UserError(without_secrets(self._explained(one_line(message)))) from ex
 
     def _with_mappings(self) -> set[str]:
         """Keys whose value may be a mapping."""

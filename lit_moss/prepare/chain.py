@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from lit_moss.corpora.questions import QUESTIONS, questions_file
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, without_secrets
 from lit_moss.prepare.engine import MANIFEST, REJECTED, run_step
 from lit_moss.prepare.registry import STAGES, stage_class
 from lit_moss.prepare.statistics import record, statistics_table
@@ -159,7 +159,8 @@ def step_options(name: str, stage: str, content: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"step {name}: {key} is {first['input']!r}: {first['msg']}") from error
+        shown = without_secrets(repr(first["input"]))
+        raise UserError(f"step {name}: {key} is {shown}: {first['msg']}") from error
 
 
 def _nested(steps: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -217,7 +218,12 @@ def _inputs(
 
 
 def _source(source: str) -> str:
-    """A source as an absolute path, where it is a file or folder of this machine."""
+    """A source as an absolute path, where it is a file or folder of this machine.
+
+    Raises:
+        UserError: see `_check_address`.
+    """
+    _check_address("a source", source)
     if source == QUESTIONS:
         return str(questions_file())
     if ":" in source and not Path(source).exists():
@@ -225,7 +231,21 @@ def _source(source: str) -> str:
     return absolute(source, ".")
 
 
+def _check_address(what: str, address: str) -> None:
+    """Addresses go into MLflow and manifests: a password in one would be in all of them.
+
+    Raises:
+        UserError: if there is one.
+    """
+    if is_remote(address) and "@" in address.partition("://")[2].partition("/")[0]:
+        raise UserError(
+            f"{what} is {without_secrets(address)}, with a user or password: expected an address without, "
+            "and the credentials where the store's library reads them, such as the environment"
+        )
+
+
 def _out(chain: Chain) -> str:
+    _check_address("out", chain.out)
     out = absolute(chain.out, ".")
     if not is_remote(out):
         existing = next(path for path in (Path(out), *Path(out).parents) if path.exists())

@@ -44,6 +44,7 @@ def manifest(*items: object) -> str:
         ("vad: {input: transcribe}\n  transcribe: {}", "input transcribe is not before it"),
         ("vad: {input: vad}", "input vad is not before it"),
         ("vad.threshold: 0.4", "no step 'vad'"),
+        ("vad: {threshold: 0.4}\n  vad:", "the key 'vad' is given twice"),
     ],
 )
 def test_steps_that_do_not_fit(folder, capsys, steps, message):

@@ -319,7 +319,7 @@ def test_a_moved_chain_still_finds_its_sounds(source, tmp_path):
         ({"count": {"stage": COUNTING, "least": "many"}}, "step count: least is 'many'"),
         ({"vat": {}}, "no stage 'vat', expected one of vad"),
         ({"a": {"stage": "nowhere.Stage"}}, r"no stage 'nowhere.Stage' \(No module"),
-        ({"count": {"stage": COUNTING}, "b.least": 3}, "b.least names no step"),
+        ({"count": {"stage": COUNTING}, "b.least": 3}, "b.least: no step 'b'"),
         ({"count": 3}, "step count is 3, expected its options"),
         ({"count": {"stage": COUNTING, "input": 3}}, "input is 3, expected names of steps"),
         ({}, "no steps"),
