@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from lit_moss.data.conversation import PAIRS
 from lit_moss.errors import UserError
 from lit_moss.prepare import report_pictures as pictures
+from lit_moss.prepare.language import text_language
 from lit_moss.prepare.report_data import (
     StepFiles,
     Tally,
@@ -25,7 +26,7 @@ from lit_moss.prepare.report_data import (
     source_of,
 )
 from lit_moss.prepare.report_sounds import Sounds
-from lit_moss.prepare.stage import Result, WholeStage
+from lit_moss.prepare.stage import Item, Result, WholeStage
 from lit_moss.records import is_number
 
 LANGUAGE_NAMES = {"en": "English", "zh": "Chinese"}
@@ -111,8 +112,13 @@ class _Made:
                     if is_number(part.get("duration")):
                         seconds += part["duration"]
                         self.durations[origin][int(part["duration"] / pictures.BIN_SEC)] += 1
-                key = (source_of(item), licence_of(item), str(item.get("lang") or ""), origin)
+                key = (source_of(item), licence_of(item), _language(item), origin)
                 self.licences.add(key, seconds)
+
+
+def _language(item: Item) -> str:
+    """The language that is stated, else what a text looks like."""
+    return str(item.get("lang") or (text_language(str(item["text"])) if item.get("text") else ""))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
