@@ -22,7 +22,7 @@ from lit_moss.prepare.engine import MANIFEST, run_step
 from lit_moss.prepare.registry import STAGES, stage_class
 from lit_moss.prepare.statistics import record, statistics_table
 from lit_moss.prepare.step import Machine, Step, StepResult
-from lit_moss.prepare.storage import Storage, absolute
+from lit_moss.prepare.storage import Storage, absolute, refusals_to_write
 
 _OF_A_STEP = ("stage", "input")  # keys of a step that are no options of its stage
 
@@ -89,9 +89,11 @@ def run_chain(chain: Chain) -> list[StepResult]:
     for step in steps:
         results.append(run_step(step, chain.machine))
         print(statistics_table(results[-1:], header=len(results) == 1), flush=True)
-    Storage(absolute(chain.out, ".")).write("statistics.md", _statistics(results).encode())
+    out = absolute(chain.out, ".")
+    with refusals_to_write("statistics.md", out):
+        Storage(out).write("statistics.md", _statistics(results).encode())
     if chain.track:
-        record(chain.name, absolute(chain.out, "."), _settings(chain, steps), results)
+        record(chain.name, out, _settings(chain, steps), results)
     return results
 
 
@@ -212,7 +214,8 @@ def _statistics(results: Sequence[StepResult]) -> str:
     rejected = [
         f"| {r.step} | {reason} | {n} |" for r in results for reason, n in sorted(r.counts.rejected.items())
     ]
-    lines = ["# What was prepared", "", statistics_table(results), ""]
+    # Without times: the file is the same however often the chain was interrupted.
+    lines = ["# What was prepared", "", statistics_table(results, times=False), ""]
     if rejected:
         lines += ["| step | rejected because of | items |", "|---|---|---|", *rejected, ""]
     return "\n".join(lines)
