@@ -357,6 +357,6 @@ def _check_unreadable(step: Step, counts: ShardCounts) -> None:
             if line.item["reason"] == UNREADABLE and len(names) < 3:
                 names.append(str(line.item["value"]))
         raise UserError(
-            f"step {step.name}: {bad} of {counts.items_in} items are unreadable: {'; '.join(names)}; "
-            f"expected at most {step.max_bad_share:.2%}: repair or remove them, or raise max_bad_share"
+            f"step {step.name}: {bad} of {counts.items_in} items are unreadable: {'; '.join(names)} (all of "
+            f"them: {storage.path(REJECTED)}); expected at most {step.max_bad_share:.2%}: repair or remove them, or raise max_bad_share"
         )

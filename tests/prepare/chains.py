@@ -57,7 +57,10 @@ def recordings(corpus: Path, folder: Path, count: int = 3, clips: int = 3) -> li
 def texts(folder: Path) -> Path:
     """Eight sentences, one of them twice."""
     path = folder / "texts.jsonl"
-    lines = [{"id": f"t{i}", "text": t, "lang": "en", "source": "test", "licence": "CC0"} for i, t in enumerate(TEXTS)]
+    lines = [
+        {"id": f"t{i}", "text": t, "lang": "en", "source": "test", "licence": "CC0"}
+        for i, t in enumerate(TEXTS)
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {**lines[0], "id": "again"}]))
     return path
 
@@ -84,7 +87,9 @@ def own_cache(folder: Path) -> str:
     return str(folder)
 
 
-def prepare(folder: Path, cache: str, *words: str, kill: dict[str, int] | None = None) -> subprocess.CompletedProcess:
+def prepare(
+    folder: Path, cache: str, *words: str, kill: dict[str, int] | None = None
+) -> subprocess.CompletedProcess:
     """`prepare WORDS`; see `killing.py` for `kill`."""
     return begin(folder, cache, *words, kill=kill).wait()
 
