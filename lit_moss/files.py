@@ -11,7 +11,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-
 PARTIAL = ".partial-"  # in the names of scratch folders, which a killed process leaves behind
 
 

@@ -52,8 +52,8 @@ def run_step(step: Step, machine: Machine) -> StepResult:
     """Runs a step, or the part of it that is not done yet.
 
     Raises:
-        UserError: for a source or option that is wrong, a folder that is not a step's or cannot be written, or
-            too many unreadable items.
+        UserError: for a source or option that is wrong, a folder that is not a step's or cannot be written,
+            or too many unreadable items.
     """
     start = time.monotonic()
     stage, storage = step.build(), Storage(step.folder)
@@ -239,7 +239,7 @@ def _run_pool(step: Step, todo: Sequence[Shard], workers: int, update: Callable[
 
 @contextmanager
 def _no_interrupts_for_children() -> Iterator[None]:
-    """Processes that are started here ignore Ctrl-C, which a terminal sends to all: this process ends them."""
+    """Processes started here ignore Ctrl-C, which a terminal sends to all: this process ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -357,6 +357,7 @@ def _check_unreadable(step: Step, counts: ShardCounts) -> None:
             if line.item["reason"] == UNREADABLE and len(names) < 3:
                 names.append(str(line.item["value"]))
         raise UserError(
-            f"step {step.name}: {bad} of {counts.items_in} items are unreadable: {'; '.join(names)} (all of "
-            f"them: {storage.path(REJECTED)}); expected at most {step.max_bad_share:.2%}: repair or remove them, or raise max_bad_share"
+            f"step {step.name}: {bad} of {counts.items_in} items are unreadable: {'; '.join(names)}; "
+            f"expected at most {step.max_bad_share:.2%}: repair or remove what {storage.path(REJECTED)} "
+            "names, or raise max_bad_share"
         )

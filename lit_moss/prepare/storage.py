@@ -96,8 +96,8 @@ def refusals_to_write(what: str, folder: str) -> Iterator[None]:
         if error.errno not in _CANNOT_WRITE:
             raise
         raise UserError(
-            f"{what}: {error.filename or folder} cannot be written ({os.strerror(error.errno)}): make room or "
-            "give another folder; what is done stays, and the same call goes on"
+            f"{what}: {error.filename or folder} cannot be written ({os.strerror(error.errno)}): make room, "
+            "or give another folder; what is done stays, and the same call goes on"
         ) from error
 
 

@@ -1,5 +1,5 @@
-"""A step that was killed while it wrote a file left a scratch folder beside it, for ever; killed while it wrote
-its first file, its own folder was refused as not made by prepare.
+"""A step that was killed while it wrote a file left a scratch folder beside it, for ever; killed while it
+wrote its first file, its own folder was refused as not made by prepare.
 """
 
 import json

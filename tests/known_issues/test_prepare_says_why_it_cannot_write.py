@@ -58,7 +58,7 @@ def test_a_full_disk_under_documents_is_one_line(tmp_path):
         table = pa.table({"rows": list(range(100_000))})
         try:
             with refusals_to_write("step interleave", str(tmp_path)):
-                pq.write_table(table, tmp_path / "x.parquet", compression=None)
+                pq.write_table(table, tmp_path / "x.parquet", compression="NONE")
         except UserError as error:
             return 2 * str(error).startswith(
                 f"step interleave: {tmp_path} cannot be written (File too large)"

@@ -1,10 +1,10 @@
-"""`python killing.py FOLDER prepare …`: the command line, whose process kills itself once in each stage of a list.
+"""`python killing.py FOLDER prepare …`: the command line, whose process kills itself once in some stages.
 
-FOLDER holds `kill.json`: the steps to be killed in, each with a number. A stage that runs unit by unit is killed
-after that many units of this process have run, before the engine has heard of the last: the stage's own files
-are there. One that needs all items is killed in the middle, counted in calls of our functions;
-`FOLDER/STEP.calls` says how many there are, and is written where the step runs to its end. `FOLDER/STEP.killed`
-is left behind. The process has a group of its own, as in a terminal; workers take part.
+FOLDER holds `kill.json`: the steps to be killed in, each with a number. A stage that runs unit by unit is
+killed after that many units of this process have run, before the engine has heard of the last: the stage's
+own files are there. One that needs all items is killed in the middle, counted in calls of our functions;
+`FOLDER/STEP.calls` says how many there are, and is written where the step runs to its end.
+`FOLDER/STEP.killed` is left behind. The process has a group of its own, as in a terminal; workers take part.
 """
 
 import json
@@ -22,8 +22,8 @@ KILL_AT: dict[str, int] = json.loads((FOLDER / "kill.json").read_text())
 _build = Step.build
 
 
-def build(step: Step) -> Any:
-    stage = _build(step)
+def build(self: Step) -> Any:
+    step, stage = self, _build(self)
     if isinstance(stage, WholeStage):
         _kill_in_the_middle(step, stage)
     elif step.name in KILL_AT:

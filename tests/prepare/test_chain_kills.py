@@ -1,4 +1,4 @@
-"""The shipped chains, killed in each of their stages: the same call goes on, and nothing differs in the end."""
+"""The shipped chains, killed in each of their stages: the same call goes on, nothing differs in the end."""
 
 import shutil
 import signal

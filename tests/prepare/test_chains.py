@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,10 @@ def test_nothing_of_the_speech_is_cut_off(speech, joined):
     for recording in joined:
         own = [i for i in items if Path(i["audio_filepath"]).stem == recording.path.stem]
         spans = [(i["offset"], i["offset"] + i["duration"]) for i in own]
-        assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in pairwise(spans))
         assert spans[-1][1] <= recording.seconds + 1 / FRAMES_PER_SEC
-        assert spans[0][0] <= recording.speech[0][0] and spans[-1][1] >= recording.speech[-1][1]
+        assert spans[0][0] <= recording.speech[0][0]
+        assert spans[-1][1] >= recording.speech[-1][1]
         for item in own:
             assert abs(item["codes"] - item["duration"] * FRAMES_PER_SEC) <= 1
             codes += item["codes"]
@@ -142,8 +144,8 @@ def test_a_killed_worker_of_a_real_stage_is_one_line(synthesis, tmp_path):
     done = chains.prepare(tmp_path, cache, *words, "--workers", "2", kill={"synthesize": 1})
     assert done.returncode == 2, done.stderr[-3000:]
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: step synthesize: a worker was killed, by the system if memory ran out: start again with fewer "
-        "--workers; what is done stays"
+        "error: step synthesize: a worker was killed, by the system if memory ran out: start again with "
+        "fewer --workers; what is done stays"
     ]
     assert "Traceback" not in done.stderr
     assert chains.prepare(tmp_path, cache, *words, "--workers", "2").returncode == 0
