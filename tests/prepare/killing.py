@@ -82,4 +82,5 @@ if __name__ == "__main__":
     from lit_moss.cli.main import main
 
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     sys.exit(main(sys.argv[2:]))
