@@ -11,12 +11,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+PARTIAL = ".partial-"  # in the names of scratch folders, which a killed process leaves behind
+
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
     """A new path on the same file system as `path`; what is still there at the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{path.name}.partial-", dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f"{path.name}{PARTIAL}", dir=path.parent))
     try:
         yield scratch / path.name
     finally:

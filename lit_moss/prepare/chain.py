@@ -22,7 +22,7 @@ from lit_moss.prepare.engine import MANIFEST, REJECTED, run_step
 from lit_moss.prepare.registry import STAGES, stage_class
 from lit_moss.prepare.statistics import record, statistics_table
 from lit_moss.prepare.step import Machine, Step, StepResult
-from lit_moss.prepare.storage import Storage, absolute, is_remote
+from lit_moss.prepare.storage import Storage, absolute, is_remote, refusals_to_write
 
 _OF_A_STEP = ("stage", "input")  # keys of a step that are no options of its stage
 
@@ -89,7 +89,8 @@ def run_chain(chain: Chain) -> list[StepResult]:
     for step in steps:
         results.append(_run(step, chain))
         print(statistics_table(results[-1:], header=len(results) == 1), flush=True)
-    Storage(out).write("statistics.md", _statistics(results).encode())
+    with refusals_to_write("statistics.md", out):
+        Storage(out).write("statistics.md", _statistics(results).encode())
     if chain.track:
         record(chain.name, out, _settings(chain, steps), results)
     return results
@@ -274,7 +275,8 @@ def _statistics(results: Sequence[StepResult]) -> str:
     rejected = [
         f"| {r.step} | {reason} | {n} |" for r in results for reason, n in sorted(r.counts.rejected.items())
     ]
-    lines = ["# What was prepared", "", statistics_table(results), ""]
+    # Without times: the file is the same however often the chain was interrupted.
+    lines = ["# What was prepared", "", statistics_table(results, times=False), ""]
     if rejected:
         lines += ["| step | rejected because of | items |", "|---|---|---|", *rejected, ""]
     return "\n".join(lines)

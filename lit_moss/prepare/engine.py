@@ -12,6 +12,7 @@ last unit. The files are the same bytes for any number of workers, with Ray or w
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +21,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from lit_moss.errors import UserError
-from lit_moss.files import locked
+from lit_moss.files import PARTIAL, locked
 from lit_moss.prepare.items import read_items, speech_sec
 from lit_moss.prepare.shards import (
     UNREADABLE,
@@ -40,7 +42,7 @@ from lit_moss.prepare.shards import (
 )
 from lit_moss.prepare.stage import Stage, WholeStage
 from lit_moss.prepare.step import Machine, Step, StepResult, Worker, set_threads
-from lit_moss.prepare.storage import Storage
+from lit_moss.prepare.storage import Storage, refusals_to_write
 
 MANIFEST, REJECTED, STATE, TIMING = "manifest.jsonl", "rejected.jsonl", "stage.json", "timing.json"
 _MARKER = "step.json"  # that the folder is a step's, and its contents may be replaced
@@ -50,12 +52,12 @@ def run_step(step: Step, machine: Machine) -> StepResult:
     """Runs a step, or the part of it that is not done yet.
 
     Raises:
-        UserError: for a source or option that is wrong, a folder that is not a step's, or too many unreadable
-            items.
+        UserError: for a source or option that is wrong, a folder that is not a step's or cannot be written,
+            or too many unreadable items.
     """
     start = time.monotonic()
     stage, storage = step.build(), Storage(step.folder)
-    with _step_lock(step):
+    with refusals_to_write(f"step {step.name}", step.folder), _step_lock(step):
         _claim(step, storage)
         sources = _manifests(stage, step, storage)
         if isinstance(stage, WholeStage):
@@ -99,11 +101,15 @@ def _claim(step: Step, storage: Storage) -> None:
                 f"{step.folder} was made by the stage {before}, expected {step.stage}: give another folder"
             )
         return
-    if not storage.is_remote and os.path.exists(step.folder) and os.listdir(step.folder):
+    if not storage.is_remote and any(PARTIAL not in name for name in _names(step.folder)):
         raise UserError(
             f"{step.folder} exists and was not made by prepare: give another folder, or remove it"
         )
     storage.write(_MARKER, json.dumps({"stage": step.stage}).encode() + b"\n")
+
+
+def _names(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.exists(folder) else []
 
 
 def _manifests(stage: Stage | WholeStage, step: Step, storage: Storage) -> list[str]:
@@ -157,6 +163,7 @@ def _run_shards(
             ran.add(done)
     if todo or _state(storage) != state:
         _join(storage, shards)
+        storage.remove_partials()
         _write_state(step, storage, counts, state)
     return counts, ran
 
@@ -180,19 +187,17 @@ def _run_todo(
 _worker: Worker | None = None
 
 
-def _start_worker(step: Step) -> None:
+def _start_worker(step: Step, parent: Connection) -> None:
     global _worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     set_threads(1)
     _worker = Worker(step)
 
 
-def _end_with_parent() -> None:
-    """A worker that outlived its killed parent would go on writing."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with(parent: Connection) -> None:
+    """A worker that outlived a killed or stopped parent would go on writing."""
+    parent.poll(None)  # until the other end is closed
+    os._exit(1)
 
 
 def _run_in_pool(shard: Shard) -> int:
@@ -203,18 +208,19 @@ def _run_in_pool(shard: Shard) -> int:
 
 def _run_pool(step: Step, todo: Sequence[Shard], workers: int, update: Callable[[int], Any]) -> None:
     """Spawned processes: forked ones inherit locks and threads of torch, CTranslate2 and onnxruntime."""
-    workers = min(workers, len(todo))
-    waiting = iter(todo)
+    workers, context, waiting = min(workers, len(todo)), get_context("spawn"), iter(todo)
+    theirs, ours = context.Pipe(duplex=False)
     with (
         _threads_of_children(1),
-        ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (step,)) as pool,
+        ProcessPoolExecutor(workers, context, _start_worker, (step, theirs)) as pool,
     ):
         running: set[Future[int]] = set()
         try:
             while True:
                 # No more are submitted than are worked on soon: shards of a large corpus are many.
                 while len(running) < 2 * workers and (shard := next(waiting, None)) is not None:
-                    running.add(pool.submit(_run_in_pool, shard))
+                    with _no_interrupts_for_children():
+                        running.add(pool.submit(_run_in_pool, shard))
                 if not running:
                     return
                 ready, running = wait(running, return_when=FIRST_COMPLETED)
@@ -226,7 +232,22 @@ def _run_pool(step: Step, todo: Sequence[Shard], workers: int, update: Callable[
                 "fewer --workers; what is done stays"
             ) from error
         finally:
+            if running:
+                ours.close()  # ends the workers: nobody waits for shards that are hours long
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _no_interrupts_for_children() -> Iterator[None]:
+    """Processes started here ignore Ctrl-C, which a terminal sends to all: this process ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -276,10 +297,14 @@ def _run_whole(
             digest.update(line.content + folder.stamps(item))
             counts.items_in += 1
             counts.speech_sec_in += speech_sec(item)
+        if stage.reads == "all":
+            digest.update(_state_beside(source))
     state = digest.hexdigest()[:16]
     if _state(storage) == state:
         return ShardCounts(**json.loads(storage.read(STATE))["counts"]), ShardCounts()
     _clear(step, storage, keep=sources)
+    if storage.is_remote:
+        storage.write(STATE, b'{"state": null}\n')  # what is there is of another run from here on
     result = stage.run_all(sources)
     counts.items_out = len(result.items)
     counts.speech_sec_out = sum(map(speech_sec, result.items))
@@ -311,6 +336,12 @@ def _state(storage: Storage) -> str | None:
     return json.loads(storage.read(STATE))["state"] if storage.exists(STATE) else None
 
 
+def _state_beside(manifest: str) -> bytes:
+    """State of the step that wrote a manifest: its rejections and documents are not in the manifest."""
+    storage = Storage(os.path.dirname(manifest) or ".")
+    return storage.read(STATE) if storage.exists(STATE) else b""
+
+
 def _write_state(step: Step, storage: Storage, counts: ShardCounts, state: str) -> None:
     sources = [step.manifest_folder.written_path(source) for source in step.sources]
     content = {"step": step.name, "stage": step.stage, "sources": sources, "state": state}
@@ -327,5 +358,6 @@ def _check_unreadable(step: Step, counts: ShardCounts) -> None:
                 names.append(str(line.item["value"]))
         raise UserError(
             f"step {step.name}: {bad} of {counts.items_in} items are unreadable: {'; '.join(names)}; "
-            f"expected at most {step.max_bad_share:.2%}: repair or remove them, or raise max_bad_share"
+            f"expected at most {step.max_bad_share:.2%}: repair or remove what {storage.path(REJECTED)} "
+            "names, or raise max_bad_share"
         )

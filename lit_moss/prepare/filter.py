@@ -137,7 +137,7 @@ class FilterStage(Stage):
     """Drops utterances and conversations whose speech differs from its text."""
 
     name = "filter"
-    version = 2
+    version = 3
     Options = FilterOptions
 
     def __init__(self, options: FilterOptions, storage: Storage) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 from lit_moss.errors import UserError
 from lit_moss.prepare.shards import Shard
 from lit_moss.prepare.step import Machine, Step, Worker, set_threads
+from lit_moss.prepare.storage import refusals_to_write
 
 _OBJECT_STORE_BYTES = 256 * 2**20  # shard numbers need no 30 % of the memory
-_START_SEC = 60  # without it, actors that never start (too few CPUs) are waited for without end
+_START_SEC = 300  # without it, actors that never start (too few CPUs) are waited for without end
 
 
 class _Actor:
@@ -23,25 +24,31 @@ class _Actor:
 
     def __init__(self, step: Step, shards: dict[int, Shard]) -> None:
         set_threads(1)
-        self._worker, self._shards = Worker(step), shards
+        self._step, self._worker, self._shards = step, Worker(step), shards
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for number in batch["shard"]:
-            self._worker.run(self._shards[int(number)])
-        return {"items": [self._shards[int(number)].items for number in batch["shard"]]}
+        (number,) = batch["shard"]
+        shard = self._shards[int(number)]
+        try:
+            with refusals_to_write(f"step {self._step.name}", self._step.folder):
+                self._worker.run(shard)
+        except UserError as error:
+            # As a row: Ray wraps what is raised here, and the one line would end in a traceback.
+            return {"items": [0], "error": [str(error)]}
+        return {"items": [shard.items], "error": [""]}
 
 
 def run_on_ray(step: Step, todo: Sequence[Shard], machine: Machine, update: Callable[[int], Any]) -> None:
     """Runs shards on the cluster of `machine.ray_address`, or on a Ray that is started on this machine.
 
     Raises:
-        UserError: if Ray is not installed, or the cluster does not answer.
+        UserError: if Ray is not installed, the cluster does not answer or has no room, and as a stage.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
         import ray.data
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import GetTimeoutError
     except ImportError as error:
         raise UserError("engine ray needs Ray: pip install 'lit-moss[scale]'") from error
     if not ray.is_initialized():
@@ -65,11 +72,14 @@ def run_on_ray(step: Step, todo: Sequence[Shard], machine: Machine, update: Call
     )
     try:
         for row in numbers.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
             update(int(row["items"]))
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
+    except GetTimeoutError as error:
+        raise UserError(
+            f"step {step.name}: Ray has not started {actors} actors in {_START_SEC} s, each of 1 CPU and "
+            f"{machine.ray_gpus:g} GPUs: give fewer --workers, or a cluster with more room"
+        ) from error
 
 
 def _start(ray: Any, machine: Machine) -> None:

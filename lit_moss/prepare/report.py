@@ -148,9 +148,8 @@ def steps_table(steps: Sequence[StepFiles]) -> str:
         c = step.counts
         dropped = sum(c.get("rejected", {}).values())
         hours = _hours(c.get("speech_sec_in", 0.0)), _hours(c.get("speech_sec_out", 0.0))
-        seconds = None if step.seconds is None else f"{step.seconds:.1f}"
-        rows.append([step.name, step.stage, c.get("items_in"), c["items_out"], dropped, *hours, seconds])
-    header = ["step", "stage", "items in", "items out", "rejected", "hours in", "hours out", "seconds"]
+        rows.append([step.name, step.stage, c.get("items_in"), c["items_out"], dropped, *hours])
+    header = ["step", "stage", "items in", "items out", "rejected", "hours in", "hours out"]
     return table(header, rows)
 
 

@@ -69,6 +69,7 @@ class SpeakStage(Stage):
     """See the module."""
 
     name = "speak"
+    version = 2
     Options = SpeakOptions
 
     def __init__(self, options: SpeakOptions, storage: Storage) -> None:

@@ -14,13 +14,19 @@ _COLUMNS = ("step", "items in", "items out", "rejected", "hours in", "hours out"
 _WIDTHS = (18, 9, 9, 9, 9, 9, 9, 18)
 
 
-def statistics_table(results: Sequence[StepResult], header: bool = True) -> str:
+def statistics_table(results: Sequence[StepResult], header: bool = True, times: bool = True) -> str:
     """A Markdown table with a row per step.
 
-    `time` and `rate` are of this call: what was there already is not run again.
+    Args:
+        results: Of the steps.
+        header: Whether it has one.
+        times: Whether it has `time` and `rate`. They are of this call: what was there already is not run
+            again.
     """
-    lines = [_line(_COLUMNS), _line(["-" * width for width in _WIDTHS])] if header else []
-    return "\n".join([*lines, *(_line(_cells(result)) for result in results)])
+    lines = [_COLUMNS, ["-" * width for width in _WIDTHS]] if header else []
+    lines = [*lines, *map(_cells, results)]
+    columns = len(_COLUMNS) if times else _COLUMNS.index("time")
+    return "\n".join(_line(cells[:columns]) for cells in lines)
 
 
 def _cells(result: StepResult) -> list[str]:
@@ -47,7 +53,7 @@ def _rate(result: StepResult) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)) + " |"
+    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=False)) + " |"
 
 
 def record(experiment: str, out: str, settings: dict[str, Any], results: Sequence[StepResult]) -> None:

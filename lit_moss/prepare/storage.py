@@ -4,9 +4,11 @@ Files appear whole or not at all: locally by a temporary name and a rename, in a
 put. Credentials come from the environment, as each store's library reads them.
 """
 
+import errno
 import io
 import os
 import posixpath
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import numpy as np
 
 from lit_moss.assets import cache_dir
 from lit_moss.errors import UserError
-from lit_moss.files import atomic_write, make_once
+from lit_moss.files import PARTIAL, atomic_write, make_once
 
 
 def is_remote(path: str) -> bool:
@@ -68,6 +70,35 @@ def open_read(path: str) -> Any:
 def _unreadable(path: str, error: Exception) -> UserError:
     why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return UserError(f"{path} cannot be read ({why}): expected a file")
+
+
+# A full disk or quota, a read-only file system, missing rights, a file in place of a folder.
+_CANNOT_WRITE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
+)
+
+
+@contextmanager
+def refusals_to_write(what: str, folder: str) -> Iterator[None]:
+    """Errors of a file system that takes no more files, as one line.
+
+    Args:
+        what: Names what was going on.
+        folder: Where it writes.
+
+    Raises:
+        UserError: in place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        raise UserError(
+            f"{what}: {error.filename or folder} cannot be written ({os.strerror(error.errno)}): make room, "
+            "or give another folder; what is done stays, and the same call goes on"
+        ) from error
 
 
 def local_copy(path: str) -> Path:
@@ -145,6 +176,15 @@ class Storage:
         """Writes a file, see `writer`."""
         with self.writer(name) as file:
             file.write(content)
+
+    def remove_partials(self) -> None:
+        """Removes what killed processes were writing; call it when nothing writes in the folder."""
+        if self.is_remote:
+            return
+        for folder, folders, _ in os.walk(self.folder):
+            for name in [n for n in folders if PARTIAL in n]:
+                folders.remove(name)
+                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
     def save_sound(self, name: str, wave: np.ndarray, rate_hz: int) -> str:
         """Writes samples (T,) in [-1, 1] as 16-bit FLAC.

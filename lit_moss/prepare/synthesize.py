@@ -85,6 +85,7 @@ class SynthesizeStage(Stage):
     """See the module."""
 
     name = "synthesize"
+    version = 2
     Options = SynthesizeOptions
 
     def __init__(self, options: SynthesizeOptions, storage: Storage) -> None:

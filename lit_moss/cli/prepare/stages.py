@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Any, get_type_hints
 
@@ -24,7 +26,8 @@ def run_chain_of(words: Sequence[str]) -> None:
     parser = OptionsParser(Chain, "python -m lit_moss prepare", Chain.__doc__)
     parser.usage = "python -m lit_moss prepare -c FILE [SOURCE …] [--KEY VALUE …]"
     chain, _ = parser.read(_with_sources(words))
-    run_chain(chain)
+    with _stopped_by_sigterm():
+        run_chain(chain)
 
 
 def run_stage(name: str, words: Sequence[str]) -> None:
@@ -46,7 +49,23 @@ def run_stage(name: str, words: Sequence[str]) -> None:
     given = vars(values)
     options = stage.Options(**{f.name: given[f.name] for f in fields(stage.Options)})
     shared = {f.name: given[f.name] for f in fields(Chain) if f.name != "steps"}
-    run_alone(name, options, Chain(**shared, steps={}))
+    with _stopped_by_sigterm():
+        run_alone(name, options, Chain(**shared, steps={}))
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM (of a job system) ends workers and MLflow's run like an error does; exit code 143."""
+
+    def stop(number: int, _: object) -> None:
+        print("stopped by SIGTERM: what is done stays, the same call goes on", file=sys.stderr)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _with_sources(words: Sequence[str]) -> list[str]:
