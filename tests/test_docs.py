@@ -28,6 +28,7 @@ import yaml
 from lm_recipe import backbone_folder
 
 from lit_moss.cli import main as cli
+from lit_moss.cli.prepare import _is_text_to_speak as is_text_to_speak
 from lit_moss.cli.prepare.stages import _with_sources as with_sources
 from lit_moss.cli.yaml_options import OptionsParser
 from lit_moss.prepare import registry
@@ -134,7 +135,8 @@ def check_verb(words: list[str]) -> int:
     if not words or words[0].startswith("-") or words == ["."]:
         return 0
     verb, rest = words[0], words[1:]
-    if verb == "prepare" and (rest[0].startswith("-") or rest[0] in registry.STAGES):
+    of_chains = verb == "prepare" and (rest[0].startswith("-") or rest[0] in registry.STAGES)
+    if of_chains and not is_text_to_speak(rest):
         if "-c" in rest:
             check_chain(rest)
         return cli.main([verb, *rest, "--print_config"])

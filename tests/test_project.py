@@ -17,7 +17,8 @@ from lit_moss.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
-RUNS = [p for p in YAMLS if p.parent.name not in ("trainer", "predict", "sweep", "evaluate", "prepare")]
+PARTS = ("data", "trainer", "predict", "sweep", "evaluate", "prepare")
+RUNS = [p for p in YAMLS if p.parent.name not in PARTS]
 
 
 @pytest.fixture
@@ -74,6 +75,18 @@ def test_machine_parts_merge_onto_a_run(machine, at_root, capsys):
     assert resolved["trainer"]["precision"] == asked["trainer"]["precision"]
     assert resolved["data"]["init_args"]["workers"] == asked["data"]["init_args"]["workers"]
     assert resolved["trainer"]["max_steps"] == 350 or resolved["name"] == "quickstart"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/data").glob("*.yaml")), ids=lambda p: p.stem)
+def test_data_parts_merge_onto_the_run_that_their_head_names(path, at_root, capsys):
+    words = shlex.split(path.read_text().splitlines()[0][2:])[3:]
+    with pytest.raises(SystemExit) as done:
+        cli.main([*words, "--print_config"])
+    assert done.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    asked = yaml.safe_load(path.read_text())["data"]["init_args"]
+    for part, own in zip(resolved["parts"], asked["parts"], strict=True):
+        assert part["init_args"]["train"] == own["init_args"]["train"]
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)

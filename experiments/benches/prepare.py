@@ -1,6 +1,6 @@
 """How fast each stage of data preparation is, with one worker and with two.
 
-    python -m experiments.benches.prepare [SOURCE …] [--minutes 4] [--out FOLDER] [--profile STAGE]
+    python -m experiments.benches.prepare [SOURCE …] [--minutes 3] [--out FOLDER] [--profile STAGE]
 
 SOURCE are recordings, folders of them, or manifests with transcripts; default: the embedded corpus, whose
 utterances are joined into recordings of a minute. Speech goes from `vad` to `interleave`; the first of the
@@ -44,7 +44,10 @@ from lit_moss.prepare.stage import Stage, WholeStage
 from lit_moss.prepare.step import Machine, Step, set_threads
 from lit_moss.prepare.storage import Storage
 
-RECORDING_SEC, GAP_SEC = 60.0, 1.0
+RECORDING_SEC = 60.0
+# Between utterances, and after each fifth: segments are some 20 s long, as of continuous speech. Whisper
+# computes 30 s whatever their length, so that short ones would make it look slower.
+GAP_SEC, LONG_GAP_SEC, GROUP = 0.5, 2.0, 5
 SHOWN = 15  # lines of a profile
 
 
@@ -70,7 +73,7 @@ class Row:
 HIBARI, KOKORO_EN, KOKORO_ZH = "embedded:hibari", "embedded:kokoro/en", "embedded:kokoro/zh"
 ASSISTANT = "embedded:kokoro/zf_xiaoxiao"
 ROWS = (
-    Row("vad", "recordings"),
+    Row("vad", "recordings", {"join_gap_sec": 1.0}),
     Row("transcribe", "vad", {"language": "en"}),
     Row("transcribe, language detected", "vad", stage="transcribe"),
     Row("check-transcripts", "transcribe"),
@@ -84,9 +87,9 @@ ROWS = (
     Row("filter", "synthesize"),
     Row("text", "texts"),
     Row("adapt", "questions"),
-    Row("self-answer", "questions", {"max_new_tokens": 64, "batch": 8, "dtype": "bfloat16"}, limit=24),
-    Row("speak", "adapt", {"user_voices": [HIBARI, KOKORO_ZH], "assistant_voices": [HIBARI, ASSISTANT]},
-        limit=12),
+    Row("self-answer", "questions", {"max_new_tokens": 64, "batch": 8, "dtype": "bfloat16"}, limit=16),
+    Row("speak", "adapt", {"user_voices": [HIBARI, KOKORO_EN, KOKORO_ZH],
+                           "assistant_voices": [HIBARI, ASSISTANT]}, limit=12),
     Row("sft", "speak"),
     Row("report", "speak"),
 )  # fmt: skip
@@ -258,11 +261,12 @@ def joined(items: Sequence[Item], minutes: float, folder: Path) -> list[Item]:
     import soundfile
 
     rate_hz = rates.TOKENIZER_RATE_HZ
-    gap = np.zeros(round(GAP_SEC * rate_hz), dtype=np.float32)
     recordings: list[Item] = []
     parts: list[np.ndarray] = []
     left = iter(items)
     while len(recordings) * RECORDING_SEC < minutes * 60 and (item := next(left, None)):
+        gap_sec = GAP_SEC if (len(parts) // 2 + 1) % GROUP else LONG_GAP_SEC
+        gap = np.zeros(round(gap_sec * rate_hz), dtype=np.float32)
         parts += [io.read(item["audio_filepath"], rate_hz).numpy(), gap]
         seconds = sum(map(len, parts)) / rate_hz
         if seconds >= min(RECORDING_SEC, minutes * 60):
@@ -329,7 +333,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help="recordings (the embedded corpus)")
     parser.add_argument(
-        "--minutes", type=float, default=4.0, help="of embedded speech, and of speech to synthesise (4)"
+        "--minutes", type=float, default=3.0, help="of embedded speech, and of speech to synthesise (3)"
     )
     parser.add_argument("--out", type=Path, help="folder for prepare.json and prepare.md (none)")
     parser.add_argument(
