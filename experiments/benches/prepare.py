@@ -8,7 +8,7 @@ corpus' sentences are spoken, filtered and made into documents; the first of the
 adapted, answered and spoken.
 
 Each stage runs alone, by the functions that the engine calls, on one thread a worker. Models are loaded and
-the first unit is run before the clock starts: that time is a column of its own. With two workers the clock
+one item is run before the clock starts: that time is a column of its own. With two workers the clock
 runs from when both are ready until the last one is done. Stages that need all items run in one process.
 Run it on an otherwise idle machine. Writes `prepare.json` and `prepare.md` into FOLDER.
 """
@@ -103,7 +103,7 @@ class Measured:
         name: Of the line.
         items: Items that went in.
         audio_sec: Seconds of speech: that went in, else that came out.
-        load_sec: Loading of models and the first unit; not in the others.
+        load_sec: Loading of models and one item; not in the others.
         one_sec: Time with one worker.
         two_sec: Time with two; None where the stage runs in one process.
     """
@@ -128,11 +128,11 @@ class Measured:
 
 
 def warm_up(stage: Stage, unit: Sequence[Item], scratch: str) -> None:
-    """Loads the models and runs a unit whose files go elsewhere: a stage keeps sounds that are there."""
+    """Loads the models and runs an item whose files go elsewhere: a stage keeps sounds that are there."""
     own, stage.storage = stage.storage, Storage(scratch)
     stage.open()
-    if stage.name != "tokenize":  # the cache of codes would have the unit
-        stage.run(unit)
+    if stage.name != "tokenize":  # the cache of codes would have the item
+        stage.run(unit[:1])
     stage.storage = own
 
 
