@@ -71,7 +71,6 @@ class Row:
 
 
 HIBARI, KOKORO_EN, KOKORO_ZH = "embedded:hibari", "embedded:kokoro/en", "embedded:kokoro/zh"
-ASSISTANT = "embedded:kokoro/zf_xiaoxiao"
 ROWS = (
     Row("vad", "recordings", {"join_gap_sec": 1.0}),
     Row("transcribe", "vad", {"language": "en"}),
@@ -89,7 +88,7 @@ ROWS = (
     Row("adapt", "questions"),
     Row("self-answer", "questions", {"max_new_tokens": 64, "batch": 8, "dtype": "bfloat16"}, limit=16),
     Row("speak", "adapt", {"user_voices": [HIBARI, KOKORO_EN, KOKORO_ZH],
-                           "assistant_voices": [HIBARI, ASSISTANT]}, limit=12),
+                           "assistant_voices": [HIBARI, "embedded:kokoro/zf_xiaoxiao"]}, limit=12),
     Row("sft", "speak"),
     Row("report", "speak"),
 )  # fmt: skip
@@ -326,6 +325,29 @@ def table(lines: Sequence[Measured]) -> str:
     return "\n".join(rows)
 
 
+def hours_table(lines: Sequence[Measured]) -> str:
+    """What 1,000 and 100,000 hours of each stage's input would take, at the rate of one worker.
+
+    Stages that run in one process do not get faster with more cores.
+    """
+    corpora = ((1_000, 64), (100_000, 1_024))  # hours, cores
+    head = "".join(f" {hours:,} h: core-hours | on {cores:,} cores |" for hours, cores in corpora)
+    rows = [f"| stage |{head}", "|---" * (1 + 2 * len(corpora)) + "|"]
+    for m in (m for m in lines if m.audio_sec and m.one_sec):
+        cells = ""
+        for hours, cores in corpora:
+            core_hours = hours * m.one_sec / m.audio_sec
+            wall_hours = core_hours / (1 if m.two_sec is None else cores)
+            cells += f" {_short(core_hours)} | {_short(wall_hours)} h |"
+        rows.append(f"| {m.name} |{cells}")
+    return "\n".join(rows)
+
+
+def _short(hours: float) -> str:
+    """To three digits, without an exponent."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -345,7 +367,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures, prints the table."""
+    """Measures, prints the tables."""
     args = parse()
     names = [args.profile] if args.profile else args.only or [row.name for row in ROWS]
     rows, lines = needed(names), []
@@ -360,7 +382,8 @@ def main() -> None:
             print(f"{row.name}: {lines[-1].one_sec:.1f} s", flush=True)
     finally:
         shutil.rmtree(folder)
-    print(f"\n{table(lines)}")
+    shown = f"{table(lines)}\n\n{hours_table(lines)}\n"
+    print(f"\n{shown}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         machine = {
@@ -370,7 +393,7 @@ def main() -> None:
         }
         content = {"machine": machine, "minutes": args.minutes, "stages": [asdict(line) for line in lines]}
         (args.out / "prepare.json").write_text(json.dumps(content, indent=1) + "\n")
-        (args.out / "prepare.md").write_text(table(lines) + "\n")
+        (args.out / "prepare.md").write_text(shown)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,19 @@ def test_the_table_names_the_slowest():
     assert shown.endswith("Slowest for each second of speech: slow, 2x.")
 
 
+def test_hours_follow_from_the_rate_and_one_process_stays_one():
+    lines = [
+        bench.Measured("a", 4, 640.0, 1.0, 10.0, 5.0),  # 64x
+        bench.Measured("whole", 4, 640.0, 0.0, 10.0),
+        bench.Measured("texts", 4, 0.0, 0.0, 9.0),
+    ]
+    rows = bench.hours_table(lines).splitlines()[2:]
+    assert rows == [
+        "| a | 15.6 | 0.244 h | 1,562 | 1.53 h |",
+        "| whole | 15.6 | 15.6 h | 1,562 | 1,562 h |",
+    ]
+
+
 def test_another_cache_of_codes_has_all_but_the_codes(monkeypatch, tmp_path):
     for name in ("codes", "assets"):
         (tmp_path / "cache" / name).mkdir(parents=True)
