@@ -141,6 +141,8 @@ def _run(command: list[str], folder: str, environment: dict[str, str], output: s
     for number, file in enumerate(files):
         os.dup2(file, number)
     sys.argv = command
+    if command[0] == "lit_moss":
+        sys.path.insert(0, folder)  # `python -m` finds modules of its working folder: stages of one's own
 
     from lit_moss.cli.main import main
 

@@ -6,6 +6,7 @@ A page's fenced blocks, in order:
     ```bash title="needs a GPU"     parsed alone: options, recipes and their keys, targets, extras
     ```yaml title="data/x.yaml"     written to that file; so is ```text with such a title
     ```python                       parsed; what it imports must exist
+    ```python title="x.py"          and written to that file
 """
 
 import argparse
@@ -27,6 +28,11 @@ import yaml
 from lm_recipe import backbone_folder
 
 from lit_moss.cli import main as cli
+from lit_moss.cli.prepare import _is_text_to_speak as is_text_to_speak
+from lit_moss.cli.prepare.stages import _with_sources as with_sources
+from lit_moss.cli.yaml_options import OptionsParser
+from lit_moss.prepare import registry
+from lit_moss.prepare.chain import Chain, chain_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -129,13 +135,24 @@ def check_verb(words: list[str]) -> int:
     if not words or words[0].startswith("-") or words == ["."]:
         return 0
     verb, rest = words[0], words[1:]
-    if verb in {*cli.TRAINER_VERBS, *cli.YAML_VERBS}:
+    of_chains = verb == "prepare" and (rest[0].startswith("-") or rest[0] in registry.STAGES)
+    if of_chains and not is_text_to_speak(rest):
+        if "-c" in rest:
+            check_chain(rest)
+        return cli.main([verb, *rest, "--print_config"])
+    if verb in {*cli.TRAINER_VERBS, *cli.YAML_VERBS} - {"prepare"}:
         return cli.main([verb, *rest, "--print_config"])
     module = importlib.import_module(cli.VERBS[verb][0])
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     parser.parse_args(rest)
     return 0
+
+
+def check_chain(words: list[str]) -> None:
+    """Raises if a step of `prepare -c FILE …` has an option that is not known."""
+    chain, _ = OptionsParser(Chain, "prepare").read(with_sources(words))
+    assert chain_steps(chain)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -225,7 +242,7 @@ class Reader:
 
     def follow(self, page: Path) -> None:
         for block in blocks(page):
-            if block.title.startswith("data/"):
+            if block.title.startswith("data/") or (block.language == "python" and block.title):
                 self.write(block)
             elif is_run(block):
                 for command in block.commands:
@@ -272,6 +289,10 @@ class Reader:
             return ["-c", self.small(kind, words[0] == "fit"), *more]
         if words[:2] == ["prepare", "documents"]:
             return ["--backbone", self.backbone]
+        if words[:2] == ["prepare", "-c"]:
+            steps = yaml.safe_load((self.folder / words[2]).read_text())["steps"]
+            with_backbone = [name for name, options in steps.items() if "backbone" in (options or {})]
+            return [w for name in with_backbone for w in (f"--steps.{name}.backbone", self.backbone)]
         if words[0] == "evaluate":
             return ["--limit", "1", "--rungs", "[original, codec]"]
         return []

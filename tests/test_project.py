@@ -17,7 +17,8 @@ from lit_moss.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
-RUNS = [p for p in YAMLS if p.parent.name not in ("trainer", "predict", "sweep", "evaluate")]
+PARTS = ("data", "trainer", "predict", "sweep", "evaluate", "prepare")
+RUNS = [p for p in YAMLS if p.parent.name not in PARTS]
 
 
 @pytest.fixture
@@ -53,6 +54,17 @@ def test_every_benchmarks_yaml_has_known_keys(path):
     assert done.value.code == 0
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/prepare").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_chain_has_stages_and_options_that_are_known(path):
+    from lit_moss.prepare.chain import Chain, chain_steps
+
+    with pytest.raises(SystemExit) as done:
+        cli.main(["prepare", "-c", str(path), "--print_config"])
+    assert done.value.code == 0
+    for step in chain_steps(Chain(**yaml.safe_load(path.read_text()))):
+        step.build()
+
+
 @pytest.mark.parametrize("machine", sorted((ROOT / "conf/trainer").glob("*.yaml")), ids=lambda p: p.stem)
 def test_machine_parts_merge_onto_a_run(machine, at_root, capsys):
     with pytest.raises(SystemExit) as done:
@@ -65,10 +77,23 @@ def test_machine_parts_merge_onto_a_run(machine, at_root, capsys):
     assert resolved["trainer"]["max_steps"] == 350 or resolved["name"] == "quickstart"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/data").glob("*.yaml")), ids=lambda p: p.stem)
+def test_data_parts_merge_onto_the_run_that_their_head_names(path, at_root, capsys):
+    words = shlex.split(path.read_text().splitlines()[0][2:])[3:]
+    with pytest.raises(SystemExit) as done:
+        cli.main([*words, "--print_config"])
+    assert done.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]
+    asked = yaml.safe_load(path.read_text())["data"]["init_args"]
+    for part, own in zip(resolved["parts"], asked["parts"], strict=True):
+        assert part["init_args"]["train"] == own["init_args"]["train"]
+
+
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)
 def test_the_head_of_a_yaml_holds_the_command_that_runs_it(path):
     first = path.read_text().splitlines()[0]
-    verb = {"predict": "predict", "sweep": "sweep", "evaluate": f"evaluate {path.stem}"}
+    verbs = {folder: folder for folder in ("predict", "sweep", "prepare")}
+    verb = verbs | {"evaluate": f"evaluate {path.stem}"}
     assert first.startswith(f"# python -m lit_moss {verb.get(path.parent.name, 'fit')} -c ")
     assert str(path.relative_to(ROOT)) in first
     for word in shlex.split(first[2:]):

@@ -252,7 +252,8 @@ class MMSModel:
 
         print(MMS_LICENCE)
         try:
-            model = MMS_FA.get_model(with_star=False)
+            # torchaudio would unpickle the file.
+            model = MMS_FA.get_model(with_star=False, dl_kwargs={"weights_only": True})
         except OSError as error:
             raise UserError(f"MMS_FA cannot be fetched ({error}): check the connection, 1.2 GB") from error
         self.model = moved(model.eval().requires_grad_(False), device)
