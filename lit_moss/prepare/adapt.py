@@ -101,6 +101,7 @@ class AdaptStage(Stage):
     """Makes questions and answers speakable; a conversation ends before its first pair that cannot be."""
 
     name: ClassVar[str] = "adapt"
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "questions and answers -> speakable conversations"
     Options: ClassVar[type] = AdaptOptions
 
@@ -132,6 +133,9 @@ class AdaptStage(Stage):
                 unit = []
         if unit:
             yield unit
+
+    def is_light(self) -> bool:
+        return self.options.adapter == "rules"
 
     def open(self) -> None:
         """Opens the rules or the endpoint."""

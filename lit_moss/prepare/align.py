@@ -103,6 +103,9 @@ class AlignStage(Stage):
         weights = weights_of(self.options.aligner, self.options.speech_tokenizer)
         return super().content() | {"weights": weights}
 
+    def is_light(self) -> bool:
+        return self.options.aligner == "whisper"
+
     def open(self) -> None:
         o = self.options
         self._aligner = open_aligner(o.aligner, o.speech_tokenizer, o.device)

@@ -207,9 +207,9 @@ class HuggingFaceModel:
 
         folder = assets.resolve(name)
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self.features: Any = AutoFeatureExtractor.from_pretrained(folder)
-            model: Any = AutoModelForCTC.from_pretrained(folder)
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self.features: Any = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+            model: Any = AutoModelForCTC.from_pretrained(folder, trust_remote_code=False)
             self.blank: int = tokenizer.pad_token_id
             special = {*tokenizer.all_special_ids, tokenizer.word_delimiter_token_id}
         except (OSError, ValueError, KeyError, AttributeError) as error:

@@ -101,6 +101,9 @@ class CheckTranscriptsStage(Stage):
 
     options: CheckTranscriptsOptions
 
+    def is_light(self) -> bool:
+        return True
+
     def run(self, unit: Sequence[Item]) -> Result:
         """Asks the rules about each item."""
         result = Result()

@@ -86,6 +86,9 @@ class ChunkStage(Stage):
         super().__init__(options, storage)
         self.options: ChunkOptions = options
 
+    def is_light(self) -> bool:
+        return True
+
     def run(self, unit: Sequence[Item]) -> Result:
         result = Result(counts={"chunks": 0, "without_word_times": 0})
         for item in unit:

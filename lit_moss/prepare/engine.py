@@ -45,6 +45,7 @@ from lit_moss.prepare.step import Machine, Step, StepResult, Worker, set_threads
 from lit_moss.prepare.storage import Storage, refusals_to_write
 
 MANIFEST, REJECTED, STATE, TIMING = "manifest.jsonl", "rejected.jsonl", "stage.json", "timing.json"
+_QUICK_ITEMS = 10_000  # of a light stage, which one process runs in some seconds
 _MARKER = "step.json"  # that the folder is a step's, and its contents may be replaced
 
 
@@ -175,7 +176,7 @@ def _run_todo(
         from lit_moss.prepare.ray_engine import run_on_ray
 
         run_on_ray(step, todo, machine, update)
-    elif machine.workers == 1 or len(todo) == 1:
+    elif machine.workers == 1 or len(todo) == 1 or _is_quick(stage, todo):
         worker = Worker(step, stage)
         with _one_thread():
             for shard in todo:
@@ -204,6 +205,11 @@ def _run_in_pool(shard: Shard) -> int:
     assert _worker is not None
     _worker.run(shard)
     return shard.items
+
+
+def _is_quick(stage: Stage, todo: Sequence[Shard]) -> bool:
+    """A worker takes some seconds to import what it needs."""
+    return stage.is_light() and sum(shard.items for shard in todo) <= _QUICK_ITEMS
 
 
 def _run_pool(step: Step, todo: Sequence[Shard], workers: int, update: Callable[[int], Any]) -> None:

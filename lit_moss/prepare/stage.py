@@ -112,6 +112,10 @@ class Stage(_Named):
         for item in items:
             yield [item]
 
+    def is_light(self) -> bool:
+        """Whether an item takes about a millisecond: starting workers then costs more than they save."""
+        return False
+
     def open(self) -> None:
         """Loads models; called once in each worker, before the first `run`."""
 
