@@ -47,7 +47,7 @@ def classes(reference):
 def test_the_same_pages_come_out_twice(reference):
     pages = reference.pages()
     assert pages == reference.pages()
-    assert set(pages) == {"models", "data", "callbacks", "verbs", "studies"}
+    assert set(pages) == {"models", "data", "callbacks", "verbs", "prepare", "studies"}
 
 
 def test_the_keys_of_a_class_are_those_of_the_command_line(reference):

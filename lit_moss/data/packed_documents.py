@@ -96,7 +96,8 @@ class PackedDocuments:
 
     def _report_cut(self, context: int) -> None:
         lengths, kind = self.documents.lengths, self.documents.meta["kind"]
-        longer = np.setdiff1d(np.flatnonzero(lengths > context), self.packs.left_out)
+        longer = np.flatnonzero(lengths > context)
+        longer = longer[~np.isin(longer, self.packs.left_out)]
         if len(longer):
             rank_zero_info(
                 f"{self.folder.name}: {len(longer)} of {len(lengths)} documents of kind {kind}, "

@@ -114,7 +114,7 @@ def run_alone(stage: str, options: Any, chain: Chain) -> StepResult:
 
 def _run(step: Step, chain: Chain) -> StepResult:
     result = run_step(step, chain.machine)
-    if not result.counts.items_in:
+    if not result.counts.items_in and stage_class(step.stage).reads == "previous":
         raise UserError(
             f"step {step.name}: no items in {', '.join(step.sources)}: what an earlier step has left out is "
             f"in {REJECTED} beside its manifest"
