@@ -38,6 +38,8 @@ class Chain:
         sources: What the first step reads: sound files, folders, manifests, texts.
         name: MLflow experiment.
         root: If given, sound files that manifests name must be below this folder.
+        source_name: Name of the corpus, as `source` of items that state none; for the report.
+        licence: Its licence, as `licence` of items that state none.
         max_bad_share: Share of unreadable items, 0 to 1, above which a step fails.
         track: Whether statistics go to MLflow.
         workers: Processes, each with the stage's models; with Ray, actors. It changes no result.
@@ -53,6 +55,8 @@ class Chain:
     sources: list[str] = field(default_factory=list)
     name: str = "prepare"
     root: str | None = None
+    source_name: str | None = None
+    licence: str | None = None
     max_bad_share: float = 0.01
     track: bool = True
     workers: int = 1
@@ -69,6 +73,12 @@ class Chain:
             )
         if not 0 <= self.max_bad_share <= 1:
             raise UserError(f"max_bad_share is {self.max_bad_share}, expected 0 to 1")
+
+    @property
+    def stated(self) -> tuple[tuple[str, str], ...]:
+        """Keys for items that lack them."""
+        keys = {"source": self.source_name, "licence": self.licence}
+        return tuple((key, value) for key, value in keys.items() if value is not None)
 
     @property
     def machine(self) -> Machine:
@@ -104,7 +114,7 @@ def run_alone(stage: str, options: Any, chain: Chain) -> StepResult:
     """
     out = _out(chain)
     sources = tuple(_source(s) for s in chain.sources)
-    step = Step(stage, stage, options, sources, out, out, _root(chain), chain.max_bad_share)
+    step = Step(stage, stage, options, sources, out, out, _root(chain), chain.max_bad_share, chain.stated)
     result = _run(step, chain)
     print(statistics_table([result]), flush=True)
     if chain.track:
@@ -139,7 +149,9 @@ def chain_steps(chain: Chain) -> list[Step]:
         later = nested.keys() - {step.name for step in steps}
         sources = _inputs(chain, steps, later, name, stage, content.get("input"))
         folder = absolute(name, out)
-        steps.append(Step(name, stage, options, sources, folder, out, _root(chain), chain.max_bad_share))
+        steps.append(
+            Step(name, stage, options, sources, folder, out, _root(chain), chain.max_bad_share, chain.stated)
+        )
     if not steps:
         raise UserError(f"no steps: expected some of {', '.join(STAGES)}")
     return steps

@@ -131,7 +131,7 @@ def _manifests(stage: Stage | WholeStage, step: Step, storage: Storage) -> list[
         with storage.writer(name) as file:
             empty = True
             for item in items:
-                file.write(to_line(step.manifest_folder.written(item)))
+                file.write(to_line(step.manifest_folder.written(dict(step.stated) | item)))
                 empty = False
         if empty:
             raise UserError(f"{source} has nothing for the stage {step.stage}: check the path")

@@ -45,6 +45,7 @@ class Step:
         work: Folder of the whole chain.
         root: If given, sound files must be below it or below `work`.
         max_bad_share: Share of unreadable items, 0 to 1, above which the step fails.
+        stated: Keys that items of sources other than manifests get where they lack them: source, licence.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Step:
     work: str
     root: str | None = None
     max_bad_share: float = 0.01
+    stated: tuple[tuple[str, str], ...] = ()
 
     def build(self) -> Stage | WholeStage:
         """The stage; its models are not loaded yet."""

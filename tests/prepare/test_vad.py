@@ -363,7 +363,8 @@ def test_a_folder_becomes_a_manifest_and_bad_files_are_counted(spoken, tmp_path)
         io.write(folder / f"{i}.flac", io.read(spoken.path, RATE_HZ, 20.0 * i, 20.0), RATE_HZ)
     (folder / "bad.flac").write_bytes(half((folder / "0.flac").read_bytes()))
     out = tmp_path / "out"
-    step = Step("vad", "vad", VadOptions(), (str(folder),), str(out), str(out))
+    stated = (("source", "talks"), ("licence", "CC0-1.0"))
+    step = Step("vad", "vad", VadOptions(), (str(folder),), str(out), str(out), stated=stated)
     result = run_step(step, Machine())
     assert result.counts.rejected[UNREADABLE] == 1
     assert result.counts.counts["recordings"] == 3
@@ -371,6 +372,7 @@ def test_a_folder_becomes_a_manifest_and_bad_files_are_counted(spoken, tmp_path)
     found = read_manifest(out / "manifest.jsonl")
     assert [u.audio.name for u in found] == sorted(u.audio.name for u in found)
     assert {u.audio.name for u in found} == {"0.flac", "1.flac", "2.flac"}
+    assert {(u.extra["source"], u.extra["licence"]) for u in found} == {("talks", "CC0-1.0")}
     assert VadStage.read_source(str(out / "manifest.jsonl")) is None
     with pytest.raises(UserError, match="no file"):
         list(VadStage.read_source(str(tmp_path / "none.wav")) or ())
