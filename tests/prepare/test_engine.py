@@ -421,4 +421,8 @@ def test_a_store_holds_the_same_bytes(source, tmp_path, uninterrupted, store):
     system.invalidate_cache()
     names = [n.removeprefix("bucket/out/") for n in system.find("bucket/out")]
     kept = {name: system.cat(f"bucket/out/{name}") for name in names if name != "timing.json"}
+    states = [json.loads(files.pop("stage.json")) for files in (kept, uninterrupted)]
+    assert states[0].pop("sources") == [f"{store}/texts.jsonl"]
+    states[1].pop("sources")
+    assert states[0] == states[1]
     assert kept == uninterrupted
