@@ -6,7 +6,7 @@ Formulas that nobody could follow by ear are refused: sums, integrals, limits, m
 import re
 from dataclasses import dataclass
 
-from lit_moss.prepare.adapt_pair import HAN, PairRejected
+from lit_moss.prepare.adapt_pair import HAN_CHARACTER, PairRejected
 
 _LONGEST_WORDS = 30
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\d+(?:[.,]\d+)*|[A-Za-z]|\s+|<=|>=|!=|->|=>|.", re.DOTALL)
@@ -269,7 +269,7 @@ def _join(words: list[str]) -> str:
     """Words with spaces, but none beside Chinese characters or before commas."""
     text = " ".join(word for word in words if word)
     text = re.sub(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])", "", text)
-    if HAN.search(text):
+    if HAN_CHARACTER.search(text):
         text = re.sub(r"(?<=\d) (?=[a-z])|(?<=\b[a-z]) (?=[a-z]\b)", "", text)
     return re.sub(r" (?=[,.%])", "", text)
 

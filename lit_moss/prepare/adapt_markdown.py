@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from lit_moss.errors import UserError
-from lit_moss.prepare.adapt_pair import HAN, PairRejected
+from lit_moss.prepare.adapt_pair import HAN_CHARACTER, PairRejected
 
 if TYPE_CHECKING:
     from markdown_it.tree import SyntaxTreeNode
@@ -127,7 +127,7 @@ class _Speaker:
         """Sentences side by side; a colon that nothing belongs to becomes a full stop."""
         text = ""
         for sentence in sentences:
-            apart = "" if not text or HAN.match(sentence[0]) or text[-1] in "。！？：，" else " "
+            apart = "" if not text or HAN_CHARACTER.match(sentence[0]) or text[-1] in "。！？：，" else " "
             text += apart + sentence
         return re.sub(r"\s*[:：]$", self.stop, text)
 
@@ -283,7 +283,10 @@ def _short_list(node: "SyntaxTreeNode") -> bool:
         if len(item.children) != 1 or item.children[0].type != "paragraph":
             return False
         text = _plain(item.children[0].children[0].children)
-        if len(HAN.findall(text)) > _SHORT_ITEM_HAN or len(HAN.sub("", text).split()) > _SHORT_ITEM_WORDS:
+        if (
+            len(HAN_CHARACTER.findall(text)) > _SHORT_ITEM_HAN
+            or len(HAN_CHARACTER.sub("", text).split()) > _SHORT_ITEM_WORDS
+        ):
             return False
         if re.search(r"[.!?。！？,，;；:：](?=.)", text):
             return False

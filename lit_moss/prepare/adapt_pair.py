@@ -4,14 +4,14 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_moss.prepare.language import text_language
+from lit_moss.prepare.language import HAN, text_language
 
 State = Literal["PASSTHROUGH", "ADAPT"]
 WORDS, WORDS_OF_DETAIL = 200, 400  # appendix A: about so many words, more if the question asks for detail
 _TOLERANCE = 1.25  # "about": what a model may write more
 _HAN_PER_WORD = 1.5  # 200 English words and 300 Chinese characters both take about 80 s to say
 
-HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff〇]")
+HAN_CHARACTER = re.compile(f"[{HAN}]")
 _DETAIL = re.compile(
     r"\b(in (great |full |more )?detail|detailed|thorough(ly)?|in depth|in-depth|essay|comprehensive(ly)?"
     r"|elaborate|step[- ]by[- ]step)\b|详细|详尽|具体(说明|介绍|讲)|深入|一步一步|逐步",
@@ -74,8 +74,8 @@ def is_chinese(text: str) -> bool:
 
 def length_in_words(text: str) -> float:
     """Words of a text; 1.5 Chinese characters count as one, since they take as long to say."""
-    han = len(HAN.findall(text))
-    return len(re.findall(r"[^\W_]+(?:['’.,-][^\W_]+)*", HAN.sub(" ", text))) + han / _HAN_PER_WORD
+    han = len(HAN_CHARACTER.findall(text))
+    return len(re.findall(r"[^\W_]+(?:['’.,-][^\W_]+)*", HAN_CHARACTER.sub(" ", text))) + han / _HAN_PER_WORD
 
 
 def word_limit(question: str) -> int:

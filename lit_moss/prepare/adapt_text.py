@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from lit_moss.prepare.adapt_pair import HAN, PairRejected, length_in_words
+from lit_moss.prepare.adapt_pair import HAN_CHARACTER, PairRejected, length_in_words
 from lit_moss.prepare.language import simplified
 
 _LONGEST_CODE = 40
@@ -62,11 +62,11 @@ def check_language(text: str) -> None:
     other = _OTHER_SCRIPTS.search(text)
     if other:
         raise PairRejected("language", unicodedata.name(other.group(), "unknown").split()[0].capitalize())
-    han = HAN.findall(text)
+    han = HAN_CHARACTER.findall(text)
     if len(han) >= 12 and len(_CLASSICAL.findall(text)) / len(han) > 0.1 and not _MODERN.search(text):
         raise PairRejected("Classical Chinese", text[:40])
     # H₂ is no word with an accent.
-    words = re.findall(r"[^\W\d_]+", HAN.sub(" ", unicodedata.normalize("NFKC", text).lower()))
+    words = re.findall(r"[^\W\d_]+", HAN_CHARACTER.sub(" ", unicodedata.normalize("NFKC", text).lower()))
     foreign = sum(word in _OF_OTHERS for word in words)
     accented = sum(not word.isascii() for word in words)
     english = sum(word in _OF_ENGLISH for word in words)
@@ -79,11 +79,11 @@ def simplified_chinese(text: str) -> str:
 
     `tw2s` also knows 著 and 甚麼, but would change texts that are simplified already (显著).
     """
-    if not HAN.search(text):
+    if not HAN_CHARACTER.search(text):
         return text
     simple = simplified(text)
     changed = sum(a != b for a, b in zip(text, simple, strict=False))
-    if changed >= max(2, 0.05 * len(HAN.findall(text))):
+    if changed >= max(2, 0.05 * len(HAN_CHARACTER.findall(text))):
         return simplified(text, "tw2s")
     return simple
 

@@ -18,7 +18,7 @@ from lit_moss.errors import UserError
 from lit_moss.prepare.aligners import Aligner, Alignment, open_aligner, weights_of
 from lit_moss.prepare.forced_alignment import CannotAlign, TimedWord, interpolate
 from lit_moss.prepare.known_borders import measure_shift
-from lit_moss.prepare.romanise import is_han
+from lit_moss.prepare.language import is_han
 from lit_moss.prepare.spoken import LANGUAGES, spoken_words
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage
 from lit_moss.prepare.storage import Storage, local_copy

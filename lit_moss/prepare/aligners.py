@@ -23,7 +23,8 @@ from lit_moss.data.interleave import join_words
 from lit_moss.devices import moved
 from lit_moss.errors import UserError
 from lit_moss.prepare.forced_alignment import WILDCARD, CannotAlign, TimedWord, align_words
-from lit_moss.prepare.romanise import is_han, romanise
+from lit_moss.prepare.language import is_han
+from lit_moss.prepare.romanise import romanise
 from lit_moss.prepare.spoken import spoken_words
 from lit_moss.prepare.stage import Item
 from lit_moss.prepare.storage import local_copy

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 
-HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+from lit_moss.prepare.language import HAN
+
 _HAN_CHARACTER = re.compile(f"[{HAN}]")
 _UNIT = re.compile(f"[{HAN}]|[^\\W_{HAN}]+(?:['’][^\\W_{HAN}]+)*")
 # The number of a list is matched first, so that its full stop ends no sentence.

@@ -25,6 +25,9 @@ _SCRIPTS = {
     "si": ("SINHALA",), "bo": ("TIBETAN",),
 }  # fmt: skip
 MIN_HAN_SHARE = 0.3
+# Chinese characters, for a class of a regular expression: CJK ideographs, and 々 and 〇, read like one.
+HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_HAN_CHARACTER = re.compile(f"[{HAN}]")
 # Written without spaces: one letter counts as a word.
 _UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 
@@ -86,15 +89,8 @@ def han_share(text: str) -> float:
 
 
 def is_han(character: str) -> bool:
-    """Whether it is a Chinese character (a CJK ideograph or 〇)."""
-    n = ord(character)
-    return (
-        0x4E00 <= n <= 0x9FFF
-        or 0x3400 <= n <= 0x4DBF
-        or 0xF900 <= n <= 0xFAFF
-        or 0x20000 <= n <= 0x3FFFF
-        or n == 0x3007
-    )
+    """Whether it is a Chinese character, see `HAN`."""
+    return _HAN_CHARACTER.fullmatch(character) is not None
 
 
 def text_language(text: str, min_han_share: float = MIN_HAN_SHARE) -> str:

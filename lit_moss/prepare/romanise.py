@@ -5,19 +5,11 @@ phrase: 银行 is yin hang, 行 alone is xing. Numerals are characters like any 
 as uroman turns 一 into the digit 1, which an acoustic model of letters has no symbol for.
 """
 
-import re
 from collections.abc import Sequence
 from itertools import groupby
 
 from lit_moss.errors import UserError
-
-# CJK ideographs with their extensions, and the two signs outside of these blocks that are read like one.
-HAN = "[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-
-
-def is_han(character: str) -> bool:
-    """Whether a character is a Chinese one."""
-    return re.fullmatch(HAN, character) is not None
+from lit_moss.prepare.language import is_han
 
 
 def romanise(words: Sequence[str]) -> list[str]:

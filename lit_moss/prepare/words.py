@@ -3,10 +3,10 @@
 import re
 import unicodedata
 
-from lit_moss.prepare.romanise import HAN
+from lit_moss.prepare.language import HAN
 
 # One Chinese character, or a run of other letters, digits and apostrophes.
-_WORD = re.compile(f"{HAN}|(?:(?!{HAN})[^\\W_]|')+")
+_WORD = re.compile(f"[{HAN}]|(?:(?![{HAN}])[^\\W_]|')+")
 _APOSTROPHES = str.maketrans("\u2019\u02bc", "''")
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lit_moss.prepare.forced_alignment import WILDCARD, CannotAlign, align_words, interpolate
-from lit_moss.prepare.romanise import is_han, romanise
+from lit_moss.prepare.language import is_han
+from lit_moss.prepare.romanise import romanise
 from lit_moss.prepare.words import split_words
 
 A, B, C, SPACE = 1, 2, 3, 4
