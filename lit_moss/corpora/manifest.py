@@ -82,7 +82,7 @@ def _parse(record: Record, path: Path) -> Utterance:
     check_words(record)
     record.name("document")
     return Utterance(
-        # Without `..`: the name tells the recording in the cache of codes.
+        # Without `..`: the cache of codes knows a recording by its path.
         audio=Path(os.path.normpath(path.parent.absolute() / audio)),
         offset_sec=record.seconds("offset") or 0.0,
         duration_sec=record.seconds("duration"),

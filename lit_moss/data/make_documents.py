@@ -146,7 +146,7 @@ class DocumentRecipe:
         inputs = {
             "version": _VERSION,
             "kind": kind,
-            "options": _told_options(kind, options),
+            "options": _recorded_options(kind, options),
             "text_tokenizer": text_tokenizer_fingerprint(text_tokenizer),
             "speech_tokenizer": tokenizer.fingerprint if tokenizer else None,
         }
@@ -174,7 +174,7 @@ def _cached_folder(inputs: dict[str, Any], recordings: Mapping[Path, Sequence["U
     return assets.cache_dir() / "documents" / name
 
 
-def _told_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+def _recorded_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options without those that change nothing: equal documents have equal inputs."""
     if kind != "sft":
         return options

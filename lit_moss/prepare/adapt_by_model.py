@@ -62,9 +62,9 @@ class ModelAdapter:
             except Unusable as error:
                 problem = str(error)
             # Never the same request again: its answer would be the same.
-            told = [{"role": "assistant", "content": reply.text or "(nothing)"},
+            correction = [{"role": "assistant", "content": reply.text or "(nothing)"},
                     {"role": "user", "content": complaint(problem)}]  # fmt: skip
-            messages = [*messages[:2], *told]
+            messages = [*messages[:2], *correction]
         raise PairRejected("no usable answer of the model", problem)
 
     def _whole_reply(self, messages: list[dict[str, str]]) -> Reply:

@@ -1,4 +1,4 @@
-"""What a language model is told about making text speakable, and the form of its answer.
+"""Instructions to a language model that makes text speakable, and the form of its answer.
 
 The rules are those of appendix A of the paper (arXiv:2510.00499), in our own words.
 """
@@ -122,5 +122,5 @@ def request_text(question: str, answer: str, context: Sequence[str]) -> str:
 
 
 def complaint(problem: str) -> str:
-    """What a model is told about an answer that cannot be used."""
+    """What a model is asked after an answer that cannot be used."""
     return f"This answer cannot be used: {problem}. Send the whole JSON object again, corrected, alone."

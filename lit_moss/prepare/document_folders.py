@@ -45,7 +45,7 @@ class FolderCounts:
         longest: Rows of the longest document, written or not.
         longer: Documents longer than the context.
         rows_longer: Their rows.
-        told: Counts of the builder.
+        of_builder: Counts of the builder.
     """
 
     items: int = 0
@@ -55,7 +55,7 @@ class FolderCounts:
     longest: int = 0
     longer: int = 0
     rows_longer: int = 0
-    told: dict[str, int] = field(default_factory=dict)
+    of_builder: dict[str, int] = field(default_factory=dict)
 
     def add(self, document: Document) -> None:
         """Counts a document that is written."""
@@ -182,8 +182,8 @@ def write_folder(
                 counts.add(document)
                 writer.add(kind=recipe.kind, **asdict(document))
             builder.forget_speech(path)
-        counts.told = builder.counts()
-        writer.counts |= counts.told | {"skipped": builder.skipped}
+        counts.of_builder = builder.counts()
+        writer.counts |= counts.of_builder | {"skipped": builder.skipped}
     if storage.is_remote:
         _put(storage, name, folder)
     return counts

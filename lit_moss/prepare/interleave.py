@@ -51,7 +51,8 @@ class InterleaveOptions:
         alternate: Whether neighbouring chunks always differ in modality.
         document_sec: Longest document in seconds of speech.
         seed: Seed of the choice of modalities.
-        context: Rows of a training sequence: longer documents are told, and cut in training; null tells none.
+        context: Rows of a training sequence: longer documents are counted, and cut in training; null: not
+            counted.
         validation_share: Share of recordings, 0 to 1, for folders of their own.
     """
 
@@ -128,10 +129,13 @@ class InterleaveStage(WholeStage):
         result.counts |= counts.named(name)
         if kind == "interleaved":
             _say_without_times(name, counts)
-            told = {"without_word_times": counts.told.get("without_word_times", 0)}
+            counted = {"without_word_times": counts.of_builder.get("without_word_times", 0)}
             if context is not None:
-                told |= {"longer_than_context": counts.longer, "rows_longer_than_context": counts.rows_longer}
-            for key, number in told.items():
+                counted |= {
+                    "longer_than_context": counts.longer,
+                    "rows_longer_than_context": counts.rows_longer,
+                }
+            for key, number in counted.items():
                 result.counts[key] = result.counts.get(key, 0) + number
 
 
@@ -142,7 +146,7 @@ def _recording(item: Item) -> str:
 
 
 def _say_without_times(name: Name, counts: FolderCounts) -> None:
-    if missing := counts.told.get("without_word_times", 0):
+    if missing := counts.of_builder.get("without_word_times", 0):
         print(
             f"{name}: {missing} of {counts.items} utterances have no word times and are one chunk each, "
             "whatever their length: prepare align adds the times",

@@ -96,8 +96,8 @@ def is_han(character: str) -> bool:
 def text_language(text: str, min_han_share: float = MIN_HAN_SHARE) -> str:
     """`zh` if at least this share of the words are Chinese characters (see `han_share`), else `en`.
 
-    Only these two are told apart: a French or Japanese text gets one of them. `other_letters` finds most of
-    those.
+    Only these two are distinguished: a French or Japanese text gets one of them. `other_letters` finds most
+    of those.
     """
     return "zh" if han_share(text) >= min_han_share else "en"
 

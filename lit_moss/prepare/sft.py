@@ -129,7 +129,7 @@ class SftStage(WholeStage):
         counts = write_folder(self.storage, name, self._recipe, blocks, context, too_long.append)
         say_longer(name, counts, context, "left out")
         result.counts |= counts.named(name)
-        if missing := counts.told.get("incomplete", 0):
+        if missing := counts.of_builder.get("incomplete", 0):
             print(f"{name}: {missing} times a conversation lacks a modality of a pair", file=sys.stderr)
         for key, number in {
             "without_modality": missing,
