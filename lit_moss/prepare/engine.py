@@ -240,7 +240,8 @@ def _run_pool(step: Step, todo: Sequence[Shard], workers: int, update: Callable[
         finally:
             if running:
                 ours.close()  # ends the workers: nobody waits for shards that are hours long
-            pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+            # Idle workers end by themselves and are waited for: ended by the pipe they leave semaphores.
 
 
 @contextmanager

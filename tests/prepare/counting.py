@@ -71,6 +71,16 @@ class CountingStage(Stage):
         return result
 
 
+class BarStage(CountingStage):
+    """Shows a bar in its worker, as the code cache does: tqdm makes a semaphore for it."""
+
+    def open(self) -> None:
+        from tqdm import tqdm
+
+        super().open()
+        list(tqdm([1]))
+
+
 class LongestStage(WholeStage):
     name = "longest"
     Options = CountingOptions
