@@ -33,6 +33,10 @@ VERBS = {
         "lit_moss.cli.sweep",
         "many settings of a run, by Optuna: sweep -c conf/sweep/split_depth.yaml",
     ),
+    "export": ("lit_moss.cli.export", "a run or checkpoint -> a folder in the released layout"),
+    "import": ("lit_moss.cli.import_model", "a released model and codec -> one folder to start from"),
+    "serve": ("lit_moss.cli.serve", "a server: OpenAI's chat completions with audio, and Realtime"),
+    "chat": ("lit_moss.cli.chat", "talk to a model: a page, or one question from a sound file"),
 }
 # Those that read a YAML make their parser from the class that it describes: their modules have main(words).
 YAML_VERBS = ("evaluate", "prepare", "sweep")

@@ -1,0 +1,1 @@
+"""Talking to a model: sessions with batched steps, HTTP and websocket interfaces, the page."""
