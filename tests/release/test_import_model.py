@@ -4,11 +4,11 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 
+import launch
 import pytest
 import torch
+from huggingface_hub import constants
 from model_folders import as_released, codec_folder, model_folder
 from safetensors.torch import load_file, save_file
 
@@ -48,17 +48,22 @@ def test_a_released_model_and_codec_become_one_folder(sources):
     out = sources / "out"
     made = import_model(sources / "model", out, str(sources / "codec"))
     weights = [name for name in files(sources / "model") if name.endswith(".safetensors")]
-    assert len(weights) > 2 and made.files == len(weights) and made.linked
+    assert len(weights) > 2
+    assert made.files == len(weights)
+    assert made.linked
     assert all(os.path.samefile(out / name, sources / "model" / name) for name in weights)
     assert "modeling_moss.py" not in files(out)
-    assert [f for f in files(out) if f.startswith("codec")] == [f"codec/{f}" for f in files(sources / "codec")]
+    assert [f for f in files(out) if f.startswith("codec")] == [
+        f"codec/{f}" for f in files(sources / "codec")
+    ]
     config = json.loads((out / "config.json").read_text())
     assert (config["im_start_token_id"], config["im_end_token_id"], config["end_token_id"]) == (1, 2, 0)
     assert "auto_map" not in config
     record = ModelRecord.read(out)
     assert record == made.record
     assert record.speech_tokenizer == speech_tokenizer_fingerprint(str(sources / "codec"))
-    assert record.license == "apache-2.0" and record.source == str(sources / "model")
+    assert record.license == "apache-2.0"
+    assert record.source == str(sources / "model")
     lm, same = SplitLM.from_pretrained(out), SplitLM.from_pretrained(sources / "model")
     assert lm.format == same.format
     assert lm.format.end_id == 0  # <|endoftext|>, not the end of a turn that eos_token_id states
@@ -79,7 +84,14 @@ def test_an_imported_folder_is_imported_again_as_it_is(sources):
 
 
 def test_the_verb(sources, capsys):
-    words = ["import", str(sources / "model"), "--codec", str(sources / "codec"), "--out", str(sources / "out")]
+    words = [
+        "import",
+        str(sources / "model"),
+        "--codec",
+        str(sources / "codec"),
+        "--out",
+        str(sources / "out"),
+    ]
     assert main(words) == 0
     assert "tensors in" in capsys.readouterr().out
     assert main(words) == 2
@@ -188,7 +200,10 @@ def not_finite(sources):
         (code_in_flow, "no file of plain tensors"),
         (outside, "'../secret.safetensors', expected files of its own folder"),
         (stale_index, "differ in where model.text_norm.weight is"),
-        (other_tokenizer, r"<\|object_ref_start\|> is 260 in the tokenizer, config.json has sosp_token_id 259"),
+        (
+            other_tokenizer,
+            r"<\|object_ref_start\|> is 260 in the tokenizer, config.json has sosp_token_id 259",
+        ),
         (other_codec, r"has 64 codes \(eosp_token_id of its config.json\), .*codec has 32"),
         (not_finite, "not finite"),
     ],
@@ -211,7 +226,7 @@ def test_a_codec_of_another_training_is_refused(sources):
         import_model(sources / "first", sources / "second", str(sources / "other"))
     config = json.loads((sources / "codec/config.json").read_text()) | {"log_mel": "whisper"}
     (sources / "codec/config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="log_mel causal, .* is the same tokenizer with log_mel whisper"):
+    with pytest.raises(UserError, match=r"log_mel causal, .* is the same tokenizer with log_mel whisper"):
         import_model(sources / "first", sources / "second", str(sources / "codec"))
     again = import_model(sources / "first", sources / "second", str(sources / "codec"), "causal")
     assert again.record.speech_tokenizer == ours
@@ -219,40 +234,34 @@ def test_a_codec_of_another_training_is_refused(sources):
 
 def test_an_import_that_is_killed_leaves_no_folder(sources):
     """It dies once all weights are there, in the middle of the codec."""
-    script = (
+    script = sources / "script.py"
+    script.write_text(
         "import os, sys\n"
         "from lit_moss.release import import_model as m\n"
         "m.export_codec = lambda *a: os.kill(os.getpid(), 9)\n"
-        "m.import_model(sys.argv[1], sys.argv[2], sys.argv[3])\n"
+        "m.import_model(*sys.argv[1:])\n"
     )
     words = [str(sources / name) for name in ("model", "out", "codec")]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True)
+    done = launch.start_script(sources, str(script), *words).wait()
     assert done.returncode == -9, done.stderr
     assert not (sources / "out").exists()
     import_model(*words)
     assert ModelRecord.read(sources / "out").speech_tokenizer
 
 
-def test_a_hub_id_is_read_from_the_hubs_cache_and_else_an_error_in_one_line(sources, monkeypatch):
+def test_a_hub_id_is_read_from_the_hubs_cache_and_else_an_error_in_one_line(sources, monkeypatch, capsys):
     revision = "0" * 40
     for name in ("model", "codec"):
         repo = sources / f"cache/models--someone--{name}"
         (repo / "refs").mkdir(parents=True)
         (repo / "refs/main").write_text(revision)
         shutil.copytree(sources / name, repo / "snapshots" / revision)
-    script = (
-        "import sys\nfrom lit_moss.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
-    )
-    environment = os.environ | {"HF_HUB_CACHE": str(sources / "cache"), "HF_HUB_OFFLINE": "1"}
-
-    def run(*words):
-        command = [sys.executable, "-c", script, "import", *words, "--out", str(sources / "out")]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=sources)
-
-    absent = run("someone/absent")
-    assert absent.returncode == 2
-    assert absent.stderr.startswith("error: 'someone/absent' is not a local path and could not be fetched")
-    assert absent.stderr.count("\n") == 1
-    done = run("someone/model", "--codec", "someone/codec")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(sources / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    words = ["import", "someone/model", "--codec", "someone/codec", "--out", str(sources / "out")]
+    assert main(["import", "someone/absent", *words[2:]]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: 'someone/absent' is not a local path and could not be fetched")
+    assert error.count("\n") == 1
+    assert main(words) == 0
     assert ModelRecord.read(sources / "out").source == "someone/model"
