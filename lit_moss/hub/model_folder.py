@@ -96,3 +96,35 @@ class ModelRecord:
                     f"{folder} was trained with the {part} {trained_on}{of}, this one is {given}: give the "
                     f"{part} of the training"
                 )
+
+
+def record_of(name: str | Path) -> ModelRecord:
+    """The record of a model: of a folder, or as its run's checkpoint and configuration state it.
+
+    Args:
+        name: See `lit_moss.hub.open_lm`.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint, step_of
+    from lit_moss.runs.folder import RunFolder
+
+    path = checkpoint_of(name, "last")
+    if path is None:
+        return ModelRecord.read(name)
+    made_by = load_checkpoint(path, mmap=True).get("made_by") or {}
+    run = RunFolder.of_checkpoint(path)
+    config = run.config() if run is not None and run.config_file.is_file() else {}
+    model = config.get("model", {}).get("init_args", {})
+    data = config.get("data", {}).get("init_args", {})
+    form_keys = ("reply_form", "interleave_text", "interleave_codes")
+    return ModelRecord(
+        text_tokenizer=made_by.get("text_tokenizer") or "",
+        speech_tokenizer=made_by.get("speech_tokenizer") or "",
+        speech_tokenizer_name=data.get("speech_tokenizer") or "",
+        reply_form={key: data[key] for key in form_keys if key in data},
+        backbone=model.get("backbone") or "",
+        steps=max(0, step_of(path)),
+        run_id=(run.mlflow_run_id if run is not None else None) or "",
+    )
