@@ -9,46 +9,58 @@ product without measurements of its own. Do not use it to imitate a person's voi
 consent, and say to listeners that they hear a machine.
 """
 
+SUMMARY = {
+    "language model": (
+        "A speech-to-speech language model of the MOSS-Speech kind: it takes speech or text and answers in "
+        "speech or text. A shared trunk is followed by a text tail and a speech tail."
+    ),
+    "codec": (
+        "A speech codec: a speech tokenizer (speech to codes, 12.5 a second) and a decoder (codes to speech "
+        "at 24 kHz)."
+    ),
+    "speech tokenizer": "A speech tokenizer: speech to codes, 12.5 a second.",
+}
+
 SMALL = (
-    "This is a small model ({millions:,.0f} M parameters). Expect replies that are short, often wrong, and "
+    "This is a small model ({millions:,.1f} M parameters). Expect replies that are short, often wrong, and "
     "often not sentences; speech may be noise. It shows how such a model is made, it does not know much."
 )
 
-_NOT_MEASURED = (
-    "Not measured, unless the table above names it: spoken question answering, word errors and naturalness of "
-    "the spoken replies, latency, behaviour under noise, accents or several speakers, safety of replies, bias."
+_VOICES = (
+    "A voice prompt makes it speak like a recorded person. That can be misused for fraud and to put words "
+    "into people's mouths. There is no watermark in the sound."
 )
 
 LIMITS: dict[str, tuple[str, ...]] = {
     "language model": (
-        _NOT_MEASURED,
-        "It repeats what its backbone and its data hold: errors, prejudice and gaps of both. Nothing was done "
-        "here against harmful replies.",
-        "A voice prompt makes it speak like a recorded person. That can be misused for fraud and to put words "
-        "into people's mouths. There is no watermark in the sound.",
+        "Not measured, unless the table above names it: spoken question answering, word errors and "
+        "naturalness of the spoken replies, latency, behaviour under noise, accents or several speakers, "
+        "safety of replies, bias.",
+        "It repeats what its backbone and its data hold: errors, prejudice and gaps of both. Nothing was "
+        "done here against harmful replies.",
+        _VOICES,
         "It does not say when it does not know. Its text and its speech may state different things.",
     ),
     "codec": (
         "Not measured, unless the table above names it: word errors after resynthesis, naturalness, speaker "
         "similarity, music, noise and several speakers at once.",
-        "12.5 codes a second keep what was said and little else; what is left out comes from the voice prompt "
-        "or is lost.",
-        "A voice prompt makes it speak like a recorded person. That can be misused for fraud and to put words "
-        "into people's mouths. There is no watermark in the sound.",
+        "12.5 codes a second keep what was said and little else; what is left out comes from the voice "
+        "prompt or is lost.",
+        _VOICES,
     ),
     "speech tokenizer": (
-        "Not measured, unless the table above names it: noise, accents, children's speech, several speakers at "
-        "once.",
+        "Not measured, unless the table above names it: noise, accents, children's speech, several speakers "
+        "at once.",
         "Codes keep what was said and little of who said it or how; they are no anonymisation.",
     ),
 }
 
-# Not the authors' names: they are in the paper.
 CITATION = """
 The method:
 
 ```bibtex
 @misc{{mossspeech2025,
+  author = {{Zhao, Xingjian and Xu, Zhe and others}},
   title  = {{MOSS-Speech: Towards True Speech-to-Speech Models Without Text Guidance}},
   year   = {{2025}},
   eprint = {{2510.00499}},

@@ -25,6 +25,8 @@ def is_hub_id(name: str) -> bool:
 def data_name(path: str) -> str:
     """Name of a manifest or a folder of documents: the file's without its ending, with its folder's where it
     alone says nothing (`ljspeech/train`)."""
+    if path.startswith(assets.SCHEME):
+        return path
     pure = _pure(path)
     name = pure.name if pure.suffix[1:].isdigit() else pure.stem  # librispeech-v1.2 keeps its version
     parent, above = pure.parent.name, pure.parent.parent.name

@@ -6,10 +6,12 @@ Everything is optional: a folder from elsewhere has no runs, data may have moved
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -67,13 +69,13 @@ class Stage:
         folder: Of the run.
         config: Its resolved configuration; empty if there is none.
         tags: Of its MLflow run; empty where that is not reachable.
-        latest: Latest values of its metrics in MLflow.
+        in_mlflow: Its validation and held-out metrics in MLflow, for a run without `result.json`.
     """
 
     folder: RunFolder
     config: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    latest: dict[str, float] = field(default_factory=dict)
+    in_mlflow: tuple[Metric, ...] = ()
 
     @property
     def name(self) -> str:
@@ -115,20 +117,16 @@ class Stage:
         return self.folder.path.absolute().parents[levels] / path
 
     def metrics(self) -> list[Metric]:
-        """Validation and held-out metrics, from `result.json`, else MLflow's latest values."""
+        """Validation and held-out metrics, from `result.json`, else from MLflow."""
         result = self.folder.result()
-        last: Mapping[str, float | None] = result["metrics"] if result else self.latest
-        found = []
-        for name in sorted(last):
-            if name.startswith(_MEASURED):
-                best = None
-                if result:
-                    best = result["highest" if name.endswith(_HIGHER_IS_BETTER) else "lowest"].get(name)
-                found.append(Metric(name, last[name], best))
-        return found
+        if result is None:
+            return list(self.in_mlflow)
+        names = [name for name in sorted(result["metrics"]) if name.startswith(_MEASURED)]
+        return [Metric(name, result["metrics"][name], result[_best_side(name)].get(name)) for name in names]
 
+    @cached_property
     def data(self) -> list[Data]:
-        """All sources, those of a mixture's parts included."""
+        """All sources, those of a mixture's parts included; each is read to count it."""
         settings = self.settings("data")
         return list(self._sources(settings, str((self.config.get("data") or {}).get("class_path") or "")))
 
@@ -140,16 +138,18 @@ class Stage:
         kind = owner.rpartition(".")[2].removesuffix("DataModule").lower()
         for part in ("train", "validation", "heldout"):
             for entry in settings.get(part) or []:
-                counts = _counted(self.locate(str(entry)))
-                yield Data(data_name(str(entry)), part, **({"kind": kind} | counts),
-                           epochs=epochs if part == "train" else None)  # fmt: skip
+                data = Data(data_name(str(entry)), part, "" if part == "heldout" else kind)
+                data = replace(data, epochs=epochs if part == "train" else None)
+                yield replace(data, **_counted(self.locate(str(entry))))
 
     def previous(self) -> "RunFolder | str | None":
         """What `init_from` names: a run, or the name of something else; None for the backbone alone."""
         name = self.settings("model").get("init_from")
-        if not name:
-            return None
-        path = self.locate(str(name))
+        return (self.run_of(str(name)) or part_name(str(name), self.run_root)) if name else None
+
+    def run_of(self, name: str) -> RunFolder | None:
+        """The run that a name of the configuration stands for; None if it is something else or gone."""
+        path = self.locate(name)
         if RunFolder(path).is_run():
             return RunFolder(path)
         if run := RunFolder.of_checkpoint(path):
@@ -157,7 +157,7 @@ class Stage:
         # The newest run of that name that was there when this one began.
         began = _begun_ns(self.folder)
         earlier = [run for run in RunFolder.all_in(path) if _begun_ns(run) <= began]
-        return earlier[-1] if earlier else part_name(str(name), self.run_root)
+        return earlier[-1] if earlier else None
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,8 @@ class Training:
     @property
     def languages(self) -> list[str]:
         """ISO 639-1 codes of all training data."""
-        return sorted({lang for s in self.stages for d in s.data() if d.part == "train" for lang in d.languages})
+        trained_on = [data for stage in self.stages for data in stage.data if data.part == "train"]
+        return sorted({lang for data in trained_on for lang in data.languages})
 
 
 def training_of(run: RunFolder | None) -> Training:
@@ -190,22 +191,36 @@ def training_of(run: RunFolder | None) -> Training:
 
 def _stage(folder: RunFolder) -> Stage:
     config = folder.config() if folder.config_file.is_file() else {}
-    run = _mlflow_run(folder.mlflow_run_id) if folder.is_run() else None
-    if run is None:
-        return Stage(folder, config)
-    return Stage(folder, config, dict(run.data.tags), dict(run.data.metrics))
-
-
-def _mlflow_run(run_id: str | None) -> Any:
-    """The MLflow run; None if MLflow does not answer or has no such run."""
-    uri = tracking_uri()
-    file = uri.removeprefix("sqlite:///")
-    if run_id is None or (uri.startswith("sqlite:///") and not Path(file).is_file()):
-        return None  # opening a database that is not there would make one
     try:
-        return find_run(open_client(), run_id)
-    except Exception:  # whatever a server that is away leads to
-        return None
+        run, metrics = _from_mlflow(folder)
+    except Exception:  # whatever a server that is away, or another version's database, leads to
+        return Stage(folder, config)
+    return Stage(folder, config, dict(run.data.tags) if run else {}, metrics)
+
+
+def _from_mlflow(folder: RunFolder) -> tuple[Any, tuple[Metric, ...]]:
+    """A run's MLflow run, None if there is none, and its metrics where `result.json` has none."""
+    run_id, uri = folder.mlflow_run_id if folder.is_run() else None, tracking_uri()
+    file = uri.removeprefix("sqlite:///")
+    if run_id is None or (file != uri and not Path(file).is_file()):
+        return None, ()  # opening a database that is not there would make one
+    client = open_client()
+    run = find_run(client, run_id)
+    if run is None or folder.result() is not None:
+        return run, ()
+    names = [name for name in sorted(run.data.metrics) if name.startswith(_MEASURED)]
+    best = {"lowest": min, "highest": max}
+    metrics = []
+    for name in names:
+        values = [m.value for m in client.get_metric_history(run_id, name) if math.isfinite(m.value)]
+        metrics.append(
+            Metric(name, run.data.metrics[name], best[_best_side(name)](values) if values else None)
+        )
+    return run, tuple(metrics)
+
+
+def _best_side(name: str) -> Literal["lowest", "highest"]:
+    return "highest" if name.endswith(_HIGHER_IS_BETTER) else "lowest"
 
 
 def _begun_ns(run: RunFolder) -> int:
@@ -232,8 +247,13 @@ def _count_documents(folder: Path) -> dict[str, Any]:
         table = pq.read_table(folder / shard["name"], columns=["speech_sec", "lang"])
         seconds += pc.sum(table["speech_sec"]).as_py() or 0.0  # pyright: ignore[reportAttributeAccessIssue]
         languages |= set(table["lang"].unique().to_pylist())
-    return {"items": meta["documents"], "rows": meta["rows"], "kind": meta["kind"], "hours": seconds / 3600,
-            "languages": tuple(sorted(filter(None, languages)))}  # fmt: skip
+    return {
+        "items": meta["documents"],
+        "rows": meta["rows"],
+        "kind": meta["kind"],
+        "hours": seconds / 3600 or None,
+        "languages": tuple(sorted(filter(None, languages))),
+    }
 
 
 def _count_lines(file: Path) -> dict[str, Any]:
@@ -250,5 +270,4 @@ def _count_lines(file: Path) -> dict[str, Any]:
                 duration, lang = content.get("duration"), content.get("lang")
                 seconds += duration if isinstance(duration, int | float) else 0.0
                 languages |= {lang} if isinstance(lang, str) else set()
-    hours = {"hours": seconds / 3600} if seconds else {}
-    return {"items": count, "languages": tuple(sorted(languages))} | hours
+    return {"items": count, "hours": seconds / 3600 or None, "languages": tuple(sorted(languages))}
