@@ -177,7 +177,7 @@ def _settings(folder: Path) -> dict[str, Any]:
             stored = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
     elif (folder / "meta.pt").is_file():
         stored = torch.load(folder / "meta.pt", map_location="cpu", weights_only=True, mmap=True)
-    return {key: stored[key] for key in ("split_config", "made_by", "frozen") if key in stored}
+    return {key: stored[key] for key in ("split_config", "made_by", "frozen", "lora") if key in stored}
 
 
 def newest_checkpoint(folder: Path, which: str, end: bool = True) -> Path | tuple[Path, str | None]:
