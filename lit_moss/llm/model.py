@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lit_moss.errors import UserError
-from lit_moss.llm import attention, generate, released
+from lit_moss.llm import attention, generate, lora, released
 from lit_moss.llm.attention import Segments
 from lit_moss.llm.branches import Block, Branch, Modality, Rotary
 from lit_moss.llm.check import check_backbone
@@ -191,7 +191,7 @@ class SplitLM(nn.Module):
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: str = "5GB") -> None:
         """Writes `config.json`, sharded safetensors and, where known, the tokenizer."""
         source = self.tokenizer_folder if tokenizer is None else tokenizer
-        released.save_split(Path(folder), self.config, self.state_dict(), source, max_shard_size)
+        released.save_split(Path(folder), self.config, lora.plain_state(self), source, max_shard_size)
 
     # --- parts and options ----------------------------------------------------------------------------------
 
