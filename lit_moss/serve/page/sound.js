@@ -106,11 +106,8 @@ export async function readFile(file, mostSeconds) {
   if (sound.duration > mostSeconds) {
     throw new Error(`${file.name} is ${sound.duration.toFixed(0)} s long, expected at most ${mostSeconds} s.`);
   }
-  const channels = Array.from({ length: sound.numberOfChannels }, (_, n) => sound.getChannelData(n));
-  return Int16Array.from({ length: sound.length }, (_, n) => {
-    const value = channels.reduce((sum, one) => sum + one[n], 0) / channels.length;
-    return Math.max(-1, Math.min(1, value)) * 32767;
-  });
+  // The first channel alone, as everywhere in lit_moss.
+  return Int16Array.from(sound.getChannelData(0), (value) => Math.max(-1, Math.min(1, value)) * 32767);
 }
 
 /** Chunks of pcm16 joined. */
