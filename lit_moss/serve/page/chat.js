@@ -21,10 +21,12 @@ const $ = (id) => document.getElementById(id);
 let config;
 let session = null; // Realtime
 let sent = ""; // settings that the session has, as JSON
+let spoke = false; // whether the session has spoken
 let out = null; // SoundOut
 let microphone = null;
 let turn = null; // Message of the user whose sound is coming
-let reply = null; // the latest reply
+let reply = null; // the latest one
+let replies = new Map(); // by id of the response
 let messages = [];
 let appended = { samples: 0, chunks: [], speechStart: 0 }; // hands-free: what the session has heard
 
@@ -38,18 +40,20 @@ async function ready() {
     session = await Realtime.open(fields.key.value.trim(), receive, ended);
     say("");
     sent = "";
+    spoke = false;
     appended = { samples: 0, chunks: [], speechStart: 0 };
     if (messages.length) addDivider("A new session: the model does not know what is above.");
   }
   const settings = sessionSettings();
-  if (JSON.stringify(settings) !== sent) session.send({ type: "session.update", session: settings });
+  if (spoke) delete settings.audio.output.voice; // fixed by now; `askFor` gives it
+  if (JSON.stringify(settings) !== sent) session.send({ type: "session.update", event_id: "settings", session: settings });
   sent = JSON.stringify(settings);
   return session;
 }
 
 function ended(words) {
   session = null;
-  if (reply?.isRunning) finishReply({ status: "failed", status_details: { error: { message: words } } });
+  if (reply?.isRunning) finishReply(reply, { status: "failed", status_details: { error: { message: words } } });
   microphone?.close();
   microphone = turn = null;
   if (words) fail(new Error(`${words} The next message begins a new session.`));
@@ -57,30 +61,32 @@ function ended(words) {
 }
 
 function receive(event) {
-  const mine = reply && event.response_id === reply.id && !reply.isStopped;
+  const its = replies.get(event.response_id ?? event.response?.id);
+  const adds = its && !its.isStopped ? its.message : null; // what comes late is not shown
   switch (event.type) {
     case "response.created":
-      if (!reply?.isRunning || reply.id) beginReply();
+      if (!reply?.isRunning || reply.id) beginReply(); // the server's own, hands-free
       reply.id = event.response.id;
+      replies.set(reply.id, reply);
       break;
     case "response.output_item.added":
-      if (event.response_id === reply?.id) reply.itemId = event.item.id;
+      if (its) its.itemId = event.item.id;
       break;
     case "response.output_text.delta":
     case "response.output_audio_transcript.delta":
-      if (mine) following(() => reply.message.addText(event.delta));
+      following(() => adds?.addText(event.delta));
       break;
     case "response.output_audio.delta":
-      if (mine) following(() => hear(pcmOf(event.delta)));
+      if (adds) following(() => hear(its, pcmOf(event.delta)));
       break;
     case "lit_moss.codes.delta":
-      if (mine) following(() => reply.message.addCodes(event.codes));
+      following(() => adds?.addCodes(event.codes));
       break;
     case "lit_moss.response.timing":
-      if (event.response_id === reply?.id) reply.message.facts.server = event.usage;
+      if (its) its.message.facts.server = event.usage;
       break;
     case "response.done":
-      if (event.response.id === reply?.id) finishReply(event.response);
+      if (its) finishReply(its, event.response);
       break;
     case "input_audio_buffer.speech_started":
       appended.speechStart = event.audio_start_ms;
@@ -91,10 +97,15 @@ function receive(event) {
       turnFound(event.audio_end_ms);
       break;
     case "error":
-      // A stop may come just after the end.
-      if (event.error.code !== "response_cancel_not_active") fail(new Error(event.error.message));
-      if (reply?.isRunning && !reply.id) finishReply({ status: "failed", status_details: event });
+      refused(event.error);
   }
+}
+
+function refused(error) {
+  if (error.code === "response_cancel_not_active") return; // a stop that came just after the end
+  fail(new Error(error.message));
+  if (error.event_id === "settings") sent = "";
+  if (error.event_id && error.event_id === reply?.askedBy) finishReply(reply, { status: "failed", status_details: { error } });
 }
 
 // --- replies -----------------------------------------------------------------------------------------------------
@@ -110,27 +121,33 @@ function beginReply(since = performance.now()) {
   show();
 }
 
-function hear(pcm) {
-  reply.message.addSound(pcm);
-  reply.isPlaying = true;
+/** Asks for a reply to what was said. */
+function askFor(open, since) {
+  beginReply(since);
+  reply.askedBy = `ask_${reply.number}`;
+  const response = config.can_speak ? { audio: { output: { voice: fields.voice.value } } } : {};
+  open.send({ type: "response.create", event_id: reply.askedBy, response });
+}
+
+function hear(its, pcm) {
+  its.message.addSound(pcm);
+  its.isPlaying = spoke = true;
   out?.push(pcm);
 }
 
-function finishReply(response) {
-  const { message } = reply;
-  const { server } = message.facts;
-  reply.isRunning = false;
-  out?.end();
+function finishReply(its, response) {
+  const { message } = its;
+  its.isRunning = false;
+  if (its === reply && !its.isStopped) out?.end();
   message.state = response.status;
-  message.facts.seconds = (performance.now() - reply.since) / 1000;
+  message.facts.seconds = (performance.now() - its.since) / 1000;
   if (response.status === "failed") {
     message.note = response.status_details?.error?.message ?? "The reply failed.";
   } else {
     message.finish(`reply_${messages.indexOf(message) + 1}.wav`);
-    if (server?.first_sound_sec != null) message.facts.serverFirstSound = server.first_sound_sec;
     note(message, response);
   }
-  reply.done();
+  its.done();
   show();
 }
 
@@ -148,7 +165,6 @@ function note(message, response) {
   if (facts.status === "incomplete") words.push("cut at the most rows");
   if (facts.status === "cancelled" || facts.heardSeconds != null) words.push("stopped");
   message.note = words.join(" · ");
-  message.element.dataset.firstSound = facts.firstSound ?? "";
 }
 
 /** Messages of the player. */
@@ -157,6 +173,7 @@ function played({ type, reply: number, samples, gaps, time }) {
   const { message } = reply;
   if (type === "began") {
     message.facts.firstSound = (out.heardAt(time) - reply.since) / 1000;
+    message.element.dataset.firstSound = message.facts.firstSound;
     if (!reply.isRunning) note(message);
   }
   if (type === "played") message.move(samples);
@@ -198,8 +215,7 @@ async function ask(message, send) {
   const open = await ready();
   add(message);
   send(open);
-  beginReply();
-  open.send({ type: "response.create" });
+  askFor(open);
 }
 
 function sendText() {
@@ -273,8 +289,7 @@ async function endTurn() {
   }
   message.finish(`turn_${messages.length}.wav`);
   session?.send({ type: "input_audio_buffer.commit" });
-  beginReply(since);
-  session?.send({ type: "response.create" });
+  if (session) askFor(session, since);
 }
 
 /** Hands-free: sound is kept as long as a turn may be, to show the turns that the server finds. */
@@ -318,6 +333,7 @@ async function clear() {
   microphone = turn = reply = null;
   messages.forEach((message) => message.remove());
   messages = [];
+  replies = new Map();
   $("history").replaceChildren();
   say("");
   fail(null);
@@ -333,6 +349,7 @@ function show() {
   $("welcome").hidden = messages.length > 0;
   $("save").disabled = $("clear").disabled = !messages.length;
   $("mic").setAttribute("aria-pressed", Boolean(microphone));
+  fields.voice.disabled = !config.can_speak || (spoke && fields.hands_free.checked);
   fields.hands_free.disabled = Boolean(microphone) || !config.can_listen || !config.can_find_turns;
 }
 

@@ -29,20 +29,20 @@ export class Realtime {
     }
     return new Promise((resolve, reject) => {
       const session = new Realtime(socket);
-      let refusal = "";
+      let error = ""; // the last event, where it was one
       socket.onmessage = ({ data }) => {
         const event = JSON.parse(data);
         if (event.type === "session.created") {
           session.isThere = true;
           resolve(session);
         }
-        if (event.type === "error" && !session.isThere) refusal = event.error.message;
-        else onEvent(event);
+        error = event.type === "error" ? event.error.message : "";
+        if (session.isThere) onEvent(event);
       };
-      socket.onclose = ({ code, reason }) => {
-        const words = refusal || reason || WHY_CLOSED[code] || `The connection ended (${code}).`;
+      socket.onclose = ({ code }) => {
+        const words = error || WHY_CLOSED[code] || `The connection ended (${code}).`;
         if (session.isThere) onClose(session.isClosing ? "" : words);
-        else reject(new Error(code === 1006 && !refusal ? refusedWords(key) : words));
+        else reject(new Error(code === 1006 ? refusedWords(key) : words));
         session.isThere = false;
       };
     });

@@ -43,7 +43,7 @@ export function showConfig(config) {
   fields.key.parentElement.hidden = !config.needs_key;
   fields.reply.value = config.can_speak ? "speech" : "text";
   const speech = document.querySelector("[name=reply][value=speech]");
-  speech.disabled = fields.voice.disabled = fields.reply_form.disabled = !config.can_speak;
+  speech.disabled = fields.reply_form.disabled = !config.can_speak;
   if (!config.can_speak) speech.parentElement.title = "The server has no decoder: start it with --codec";
   const ears = ["mic", "file", "file-label"].map((id) => document.getElementById(id));
   ears[0].disabled = ears[1].disabled = !config.can_listen;

@@ -107,7 +107,9 @@ export async function readFile(file, mostSeconds) {
     throw new Error(`${file.name} is ${sound.duration.toFixed(0)} s long, expected at most ${mostSeconds} s.`);
   }
   // The first channel alone, as everywhere in lit_moss.
-  return Int16Array.from(sound.getChannelData(0), (value) => Math.max(-1, Math.min(1, value)) * 32767);
+  return Int16Array.from(sound.getChannelData(0), (value) =>
+    Math.max(-32768, Math.min(32767, Math.round(32768 * value))),
+  );
 }
 
 /** Chunks of pcm16 joined. */

@@ -219,7 +219,9 @@ class Microphone extends AudioWorkletProcessor {
   }
 
   post(count) {
-    const pcm = Int16Array.from(this.held.take(count), (value) => Math.max(-1, Math.min(1, value)) * 32767);
+    const pcm = Int16Array.from(this.held.take(count), (value) =>
+      Math.max(-32768, Math.min(32767, Math.round(32768 * value))),
+    );
     this.port.postMessage({ type: "pcm", pcm }, [pcm.buffer]);
   }
 }
