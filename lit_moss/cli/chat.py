@@ -4,14 +4,15 @@
     chat --model DIR --once question.wav --out answer.wav  a spoken question, a spoken answer
     chat --model DIR --text "What is rain?"                a typed question, an answer in text
 
-The page is served by the same server as `serve`, so its /v1 is there too.
+The page is part of the server that `serve` starts; its options hold here too.
 """
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_moss.cli.serve_options import add_model_arguments, open_model
+from lit_moss.cli import serve
+from lit_moss.cli.serve_options import open_model
 from lit_moss.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    add_model_arguments(parser)
+    serve.add_arguments(parser)
     terminal = parser.add_argument_group("one question in the terminal")
     question = terminal.add_mutually_exclusive_group()
     question.add_argument("--once", type=Path, metavar="FILE", help="sound file with the question")
@@ -39,15 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.6, help="of text and codes; 0 is greedy (default 0.6)"
     )
     terminal.add_argument("--seed", type=int, help="of the sampling (default: drawn)")
-    terminal.add_argument("--max-new-tokens", type=int, default=500, help="most rows (default 500)")
     terminal.add_argument("--force", action="store_true", help="overwrite --out")
 
 
 def main(args: argparse.Namespace) -> None:
     """Answers one question, or serves until it is interrupted."""
     if args.once is None and args.text is None:
-        raise UserError("the page is not there yet: give --once FILE or --text TEXT")
-    _answer(args)
+        serve.main(args, "/")
+    else:
+        _answer(args)
 
 
 # --- one question in the terminal ---------------------------------------------------------------------------

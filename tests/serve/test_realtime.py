@@ -1,13 +1,10 @@
 """Conversations over the Realtime interface, held by OpenAI's client on a real socket."""
 
-import numpy as np
 import pytest
-import torch
-from realtime_server import connected, running, sound, types, without_repeats
+from realtime_server import connected, running, types, without_repeats
 from talker import model_folder, wave
 
 from lit_moss.serve.model import SpeechModel
-from lit_moss.serve.pcm16 import encode_pcm16
 
 
 @pytest.fixture(scope="module")

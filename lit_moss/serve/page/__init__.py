@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from lit_moss.llm.sampling import Sampling
-from lit_moss.serve.app import Context
+from lit_moss.serve.context import Context
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
