@@ -4,6 +4,7 @@ A released folder has none. It names the tokenizers and the template whose rows 
 that a codec, a tokenizer or a template of another kind is refused instead of speaking nonsense.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,27 +122,45 @@ def record_of(name: str | Path) -> ModelRecord:
     Raises:
         UserError: if it is damaged.
     """
-    from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint, step_of
-    from lit_moss.runs.folder import RunFolder
+    from lit_moss.runs.checkpoints import checkpoint_of, open_checkpoint
 
     path = checkpoint_of(name, "last")
-    if path is None:
-        return ModelRecord.read(name)
-    made_by = load_checkpoint(path, mmap=True).get("made_by") or {}
+    return (
+        ModelRecord.read(name) if path is None else record_of_checkpoint(path, open_checkpoint(path).settings)
+    )
+
+
+def record_of_checkpoint(path: Path, settings: Mapping[str, Any]) -> ModelRecord:
+    """The record of a checkpoint's model.
+
+    Args:
+        path: The checkpoint.
+        settings: What it holds beside tensors.
+    """
+    from lit_moss.runs.checkpoints import step_of
+    from lit_moss.runs.folder import RunFolder
+
+    made_by = settings.get("made_by") or {}
     run = RunFolder.of_checkpoint(path)
     config = run.config() if run is not None and run.config_file.is_file() else {}
     model = config.get("model", {}).get("init_args", {})
     data = config.get("data", {}).get("init_args", {})
-    form_keys = ("reply_form", "interleave_text", "interleave_codes")
     return ModelRecord(
         text_tokenizer=made_by.get("text_tokenizer") or "",
         speech_tokenizer=made_by.get("speech_tokenizer") or "",
         speech_tokenizer_name=data.get("speech_tokenizer") or "",
-        reply_form={key: data[key] for key in form_keys if key in data},
+        reply_form=_reply_form(data),
         backbone=model.get("backbone") or "",
         steps=max(0, step_of(path)),
         run_id=(run.mlflow_run_id if run is not None else None) or "",
     )
+
+
+def _reply_form(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the form of spoken replies, of a data module or of the parts of a mixture."""
+    parts = [data, *((part.get("init_args") or {}) for part in data.get("parts") or [])]
+    keys = ("reply_form", "interleave_text", "interleave_codes")
+    return next(({key: p[key] for key in keys if key in p} for p in parts if "reply_form" in p), {})
 
 
 # --- comparisons with what is at hand -----------------------------------------------------------------------

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lit_moss.errors import UserError
-from lit_moss.llm import attention, generate, released
+from lit_moss.llm import attention, generate, lora, released
 from lit_moss.llm.attention import Segments
 from lit_moss.llm.branches import Block, Branch, Modality, Rotary
 from lit_moss.llm.check import check_backbone
@@ -140,8 +140,8 @@ class SplitLM(nn.Module):
         joined = V + row_format.audio_vocab_size * joint
         embed, head = inner.model.embed_tokens, inner.lm_head
         # Cloned, for where the backbone ties them: table and head are trained apart.
-        head.weight = nn.Parameter(_resize(_resize(head.weight, V), joined).clone())
-        embed.weight = nn.Parameter(_resize(_resize(embed.weight, V), joined).clone())
+        head.weight = nn.Parameter(resize_table(resize_table(head.weight, V), joined).clone())
+        embed.weight = nn.Parameter(resize_table(resize_table(embed.weight, V), joined).clone())
         embed.num_embeddings, embed.padding_idx = joined, None
         config.vocab_size, config.tie_word_embeddings = V, False
         lm = cls(inner, SplitConfig(config, row_format, num_modality_layers, joint))
@@ -205,7 +205,7 @@ class SplitLM(nn.Module):
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: str = "5GB") -> None:
         """Writes `config.json`, sharded safetensors and, where known, the tokenizer."""
         source = self.tokenizer_folder if tokenizer is None else tokenizer
-        released.save_split(Path(folder), self.config, self.state_dict(), source, max_shard_size)
+        released.save_split(Path(folder), self.config, lora.plain_state(self), source, max_shard_size)
 
     # --- parts and options ----------------------------------------------------------------------------------
 
@@ -387,7 +387,7 @@ def _no_loss(h: Tensor) -> HeadLoss:
     return HeadLoss(zero, zero.new_empty(0), torch.zeros((), dtype=torch.long, device=h.device))
 
 
-def _resize(table_VD: Tensor, size: int) -> Tensor:
+def resize_table(table_VD: Tensor, size: int) -> Tensor:
     """The first rows, and the mean row in place of those that are missing."""
     table_VD = table_VD.detach()
     missing = size - len(table_VD)

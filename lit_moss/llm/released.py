@@ -9,7 +9,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -335,7 +335,7 @@ def read_weights(lm: nn.Module, folder: Path, dtype: torch.dtype | None) -> dict
 
 
 def save_split(
-    folder: Path, config: SplitConfig, state: dict[str, Tensor], tokenizer: Any, max_shard_size: str
+    folder: Path, config: SplitConfig, state: Mapping[str, Tensor], tokenizer: Any, max_shard_size: str
 ) -> None:
     """Writes a folder in the released layout.
 

@@ -3,14 +3,15 @@
     backbone ─► stage 1 ─► checkpoint ─► stage 2 ─► checkpoint ─► SFT
        └─ frozen weights ─┘ left out on request, a hash says which backbone they belong to
 
-A stage starts from the backbone and takes over the weights of an earlier checkpoint. Weights that a run
-does not train may be kept in bfloat16 (`dtypes_of_training`) and be left out of its checkpoints
-(`leave_out_frozen`). When such a checkpoint is loaded, they are read from the backbone again and their hash
-is compared (`check_frozen`).
+A stage starts from the backbone and takes over the weights of an earlier checkpoint; adapters are added to
+the weights that they belong to (`lora.py`). Weights that a run does not train may be kept in bfloat16
+(`dtypes_of_training`) and be left out of its checkpoints (`leave_out_frozen`). When such a checkpoint is
+loaded, they are read again from where the run had them, its backbone or its `init_from`, and their hash is
+compared (`check_frozen`).
 """
 
 import hashlib
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from lit_moss.errors import UserError
+from lit_moss.llm import lora
 from lit_moss.llm.config import SplitConfig
+from lit_moss.llm.folders import open_tensors, weight_files
 from lit_moss.llm.model import SplitLM
+from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
 _PREFIX = "lm."  # of the model's weights in a checkpoint
-_DTYPES = {
+DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 }
 
 
 def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool = False) -> int:
-    """Loads an earlier stage's weights; those that it left out as frozen are the backbone's already.
+    """Loads an earlier stage's weights; those that it left out as frozen are the backbone's already, or are
+    read from where that stage started.
 
     Args:
         lm: A split model with its backbone's weights; without any if `checkpoint` has all and `adopt` is set.
@@ -48,23 +53,53 @@ def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool 
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }
-    own = lm.state_dict()
+    names, adapters = lora.separate(weights)
+    pairs = {name: (weights[a], weights[b]) for name, (a, b) in adapters.items()}
+    weights = {name: weights[stored] for name, stored in names.items()}
+    own = lm.state_dict()  # the parameters themselves
     wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    sizes = {name: (len(b), a.shape[1]) for name, (a, b) in pairs.items()}
+    wrong += [name for name, size in sizes.items() if name not in own or own[name].shape != size]
     missing = sorted(own.keys() - weights.keys())
     frozen = checkpoint.get("frozen")
-    if wrong or not weights or (missing and frozen is None):
+    if wrong or not (weights or pairs) or (missing and frozen is None):
         raise UserError(
             f"model.init_from {source} does not fit: {len(wrong)} tensors of another shape, "
             f"{len(missing)} missing (first {(wrong or missing or ['all'])[0]!r}); use the same "
             "backbone, split depth and speech tokenizer"
         )
     if frozen is not None:
+        if frozen.get("init_from"):
+            _start_again(lm, frozen["init_from"])
         check_frozen(frozen, own, source)
     if adopt:
         lm.adopt(weights)
+        own = lm.state_dict()
     else:
         lm.load_state_dict(own | weights)
-    return len(weights)
+    for name, (a, b) in pairs.items():  # one at a time: all sums together would be a second model
+        own[name].copy_(lora.merged_weight(own[name], a, b, checkpoint["lora"]["scale"]))
+    return len(weights) + len(pairs)
+
+
+def _start_again(lm: SplitLM, init_from: str) -> None:
+    """Loads what a run with this `init_from` started from; whether it is the same, its hash says."""
+    folder = Path(init_from)
+    path = None if is_released(folder) else checkpoint_of(folder, "last", end=False)
+    if path is not None:
+        take_over(lm, load_checkpoint(path, mmap=True), str(path))
+        return
+    if not is_released(folder):
+        raise UserError(f"frozen weights of a checkpoint are in {init_from}, which is not there: put it back")
+    tensors, own = open_tensors(weight_files(folder)), lm.state_dict()
+    for name in own.keys() & tensors.keys():
+        if own[name].shape == tuple(tensors[name].get_shape()):
+            own[name].copy_(tensors[name][...])
+
+
+def is_released(folder: Path) -> bool:
+    """Whether it is a folder in the released layout, rather than a run's."""
+    return (folder / "config.json").is_file()
 
 
 def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source: str) -> SplitLM:
@@ -79,13 +114,13 @@ def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source
         UserError: if its frozen weights belong to another backbone.
     """
     config = SplitConfig.from_dict(checkpoint["split_config"], source)
-    lm = SplitLM.from_backbone(
-        backbone,
-        config.num_modality_layers,
-        config.format.audio_vocab_size,
-        config.joint,
-        row_format=config.format,
-    )
+    start = (checkpoint.get("frozen") or {}).get("init_from")
+    if start and is_released(Path(start)):
+        lm = SplitLM.from_pretrained(start, torch.float32)
+        checkpoint = checkpoint | {"frozen": checkpoint["frozen"] | {"init_from": None}}  # loaded already
+    else:
+        layers, size = config.num_modality_layers, config.format.audio_vocab_size
+        lm = SplitLM.from_backbone(backbone, layers, size, config.joint, row_format=config.format)
     take_over(lm, checkpoint, source)
     return lm.eval()
 
@@ -152,10 +187,10 @@ def cast(module: nn.Module, dtypes: dict[nn.Parameter, torch.dtype]) -> None:
 
 
 def leave_out_frozen(state: dict[str, Tensor], trained: Container[str]) -> dict[str, Tensor]:
-    """Removes from a checkpoint's weights what no step of the run trains, and returns it by its names in the
-    model."""
+    """Removes from a checkpoint's weights what no step of the run trains, and returns it by its released
+    names."""
     frozen = [key for key in state if key.removeprefix(_PREFIX) not in trained]
-    return {key.removeprefix(_PREFIX): state.pop(key) for key in frozen}
+    return {lora.base_name(key.removeprefix(_PREFIX)): state.pop(key) for key in frozen}
 
 
 def add_frozen(checkpoint: dict[str, Any], own: dict[str, Tensor]) -> None:
@@ -170,8 +205,9 @@ def add_frozen(checkpoint: dict[str, Any], own: dict[str, Tensor]) -> None:
     """
     frozen = checkpoint.get("frozen")
     if frozen is not None:
-        check_frozen(frozen, own, "the checkpoint")
-        checkpoint["state_dict"] |= {_PREFIX + name: own[name] for name in frozen["names"]}
+        names = {lora.base_name(name): name for name in own}
+        check_frozen(frozen, {name: own[key] for name, key in names.items()}, "the checkpoint")
+        checkpoint["state_dict"] |= {_PREFIX + names[name]: own[names[name]] for name in frozen["names"]}
 
 
 def hash_record(tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -180,11 +216,11 @@ def hash_record(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"sha256": sha256_of_tensors(tensors), "names": sorted(tensors), "dtypes": dtypes}
 
 
-def check_frozen(frozen: dict[str, Any], own: dict[str, Tensor], source: str) -> None:
+def check_frozen(frozen: Mapping[str, Any], own: Mapping[str, Tensor], source: str) -> None:
     """Compares the weights that a checkpoint has left out with a model's own.
 
     Args:
-        frozen: The checkpoint's record, see `hash_record`, and the name of its `backbone`.
+        frozen: The checkpoint's record, see `hash_record`, the name of its `backbone`, and its `init_from`.
         own: The model's weights.
         source: Where the checkpoint comes from, for messages.
 
@@ -193,24 +229,27 @@ def check_frozen(frozen: dict[str, Any], own: dict[str, Tensor], source: str) ->
     """
     # In the dtypes they were trained with: another stage may keep the same backbone in another one.
     dtypes = frozen.get("dtypes", {})
-    weights = {
-        name: own[name].to(_DTYPES[dtypes[name]]) if name in dtypes else own[name]
-        for name in frozen["names"]
-        if name in own
-    }
-    digest = sha256_of_tensors(weights)
+    names = (name for name in sorted(frozen["names"]) if name in own)
+    # One at a time: `own` may read each tensor when it is looked up.
+    digest = _sha256(
+        (name, own[name].to(DTYPES[dtypes[name]]) if name in dtypes else own[name]) for name in names
+    )
     if digest != frozen["sha256"]:
         raise UserError(
-            f"{source} was trained on top of {frozen['backbone']!r} with frozen weights "
-            f"{frozen['sha256'][:12]}, this backbone's are {digest[:12]}: give the same backbone"
+            f"{source} was trained on top of {frozen.get('init_from') or frozen['backbone']!r} with frozen "
+            f"weights {frozen['sha256'][:12]}, this backbone's are {digest[:12]}: give the same backbone"
         )
 
 
-def sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Hex digest of names and contents, in the order of the names."""
+    return _sha256((name, tensors[name]) for name in sorted(tensors))
+
+
+def _sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+    for name, tensor in tensors:
+        value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

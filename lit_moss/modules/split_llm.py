@@ -23,11 +23,12 @@ from lit_moss.errors import UserError
 from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.llm import SplitLM, stages
 from lit_moss.llm.heldout import HeldOut
+from lit_moss.llm.lora import Lora, add_adapters, check_resumed, check_trained, merged
 from lit_moss.llm.metrics import LossSums, batch_metrics
-from lit_moss.llm.parts import PARTS, Parts, named_parts, optimizer_groups
+from lit_moss.llm.parts import LORA, PARTS, Parts, named_parts, optimizer_groups
 from lit_moss.llm.replies import reply_codes, reply_text, split_reply
 from lit_moss.llm.rows import RowFormat
-from lit_moss.modules.parallel import check_strategy, shard, whole_on_cpu
+from lit_moss.modules.parallel import check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
 from lit_moss.modules.window import Window
 from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
@@ -62,7 +63,10 @@ class SplitLLM(StepModule):
             logits, to the bit. Others, and rows added to its tables, are rounded once, before their hash is
             taken.
         save_frozen: False leaves weights that no stage trains out of the checkpoints; their hash stays, and
-            they come from `backbone` again. Not with FSDP2 and DeepSpeed.
+            they come from `backbone` or `init_from` again. Not with FSDP2 and DeepSpeed.
+        lora: Low-rank adapters that a run trains in place of the matrices below them, by the freezing policy
+            `lora`; the next stage, `predict` and the export get the sums. Needs `pip install
+            'lit-moss[finetune]'`.
         max_new_tokens: Most rows of a reply in `predict`.
         greedy: Most likely rows in `predict`, rather than the released demo's sampling.
     """
@@ -87,13 +91,14 @@ class SplitLLM(StepModule):
         dtype: Literal["float32", "bfloat16"] = "float32",
         frozen_dtype: Literal["bfloat16"] | None = None,
         save_frozen: bool = True,
+        lora: Lora | None = None,
         max_new_tokens: int = 500,
         greedy: bool = False,
     ) -> None:
         super().__init__()
-        wrong = sorted(set(lr_factors or {}) - set(PARTS))
+        wrong = sorted(set(lr_factors or {}) - {*PARTS, *LORA})
         if wrong:
-            raise UserError(f"model.lr_factors names {wrong}, expected parts of {', '.join(PARTS)}")
+            raise UserError(f"model.lr_factors names {wrong}, expected parts of {', '.join([*PARTS, *LORA])}")
         if min(text_weight, speech_weight) < 0 or text_weight + speech_weight == 0:
             raise UserError(
                 f"model.text_weight {text_weight} and speech_weight {speech_weight}: expected 0 or more, "
@@ -109,6 +114,7 @@ class SplitLLM(StepModule):
         self.weights_dtype = _DTYPES[dtype]
         self.frozen_dtype = None if frozen_dtype is None else _DTYPES[frozen_dtype]
         self.save_frozen, self.max_new_tokens, self.greedy = save_frozen, max_new_tokens, greedy
+        self.lora = lora
         self.lm: SplitLM
         self._window = Window()
         self._sums = LossSums(torch.device("cpu"))
@@ -124,8 +130,12 @@ class SplitLLM(StepModule):
         check_strategy(self.trainer, self.save_frozen)
         with whole_on_cpu(self.trainer.strategy):
             self.lm = self._build(contracts.row_data(self.trainer).format).train()
+            if self.lora is not None and self._has_adapters():
+                add_adapters(self.lm, self.lora)
         # Before a strategy wraps the model: reducers and shards leave out what never trains.
         trained = self.ever_trained()
+        if self.trainer.state.fn == "fit":
+            self._check_trained(trained)
         for name, parameter in self.lm.named_parameters():
             parameter.requires_grad_(name in trained)
         # Lightning's ModelParallelStrategy leaves the sharding to the module.
@@ -134,6 +144,22 @@ class SplitLLM(StepModule):
             shard(self.lm, mesh, str(self.trainer.precision), self._caster(trained))
         else:
             self._caster(trained)(self.lm)
+
+    def _check_trained(self, trained: set[str]) -> None:
+        names = [name for name, _ in self.lm.named_parameters()]
+        check_trained(names, trained)
+        drawn = [name for name in names if name.startswith(("model.audio_embed.", "audio_lm_head."))]
+        lost = [name for name in drawn if name not in trained]
+        if lost and not self.save_frozen and self.init_from is None:
+            raise UserError(
+                f"model.save_frozen is false, but {lost[0]} starts at random numbers and no stage trains it: "
+                "give model.init_from, train it, or save_frozen true"
+            )
+
+    def _has_adapters(self) -> bool:
+        """Whether the model has its adapters as modules. Outside training a checkpoint's are merged as it is
+        loaded, unless a strategy loads shards into the modules by itself."""
+        return self.trainer.state.fn == "fit" or saves_shards(self.trainer.strategy)
 
     def _build(self, row_format: RowFormat) -> SplitLM:
         lm = self._weights_to_start_from(row_format)
@@ -308,20 +334,28 @@ class SplitLLM(StepModule):
         checkpoint["split_config"] = self.lm.config.to_dict()
         made_by = contracts.fingerprints_of(self.trainer)
         checkpoint["made_by"] = {key: made_by.get(key) for key in ("text_tokenizer", "speech_tokenizer")}
+        if self.lora is not None:
+            checkpoint["lora"] = self.lora.record()
         state = checkpoint.get("state_dict")
         if self.save_frozen or not state:
             return
         left_out = stages.leave_out_frozen(state, self.ever_trained())
         if self._frozen is None and self.trainer.is_global_zero:  # the only rank that writes
             # Once a run: they never change, and at 8B 16 GB take longer to hash than the rest to write.
-            self._frozen = {"backbone": self.backbone, **stages.hash_record(left_out)}
+            start = {"backbone": self.backbone, "init_from": self.init_from}
+            self._frozen = start | stages.hash_record(left_out)
         checkpoint["frozen"] = self._frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         made_by = checkpoint.get("made_by") or {}
         stages.check_tokenizers(made_by, contracts.fingerprints_of(self.trainer))
+        stored = checkpoint.get("lora")
+        if self.trainer.state.fn == "fit":
+            check_resumed(stored, self.lora)
         if checkpoint.get("frozen") is not None:
             stages.add_frozen(checkpoint, self.lm.state_dict())
+        if not self._has_adapters() and "state_dict" in checkpoint:
+            checkpoint["state_dict"] = dict(merged(checkpoint["state_dict"], stored))
 
 
 def stage_checkpoint(source: str) -> Path:
