@@ -138,9 +138,9 @@ class Renderer:
             system, turns = f"{system} {turns[0].text or ''}".strip(), turns[1:]
         for turn in [Turn("system", system), *turns]:
             prefix, content = self._content(turn, modalities_needed(turn.role, user, reply, self.form))
-            append([*self._head(turn.role), *prefix], False)
+            append([*self.head(turn.role), *prefix], False)
             append([*content, self._im_end], turn.role == "assistant")
-            append(self._ids("\n"), False)
+            append(self.ids("\n"), False)
         mask[0] = False
         return rows, mask
 
@@ -156,15 +156,21 @@ class Renderer:
         rows, _ = self.render(turns, user, reply, system=system)
         is_direct_speech = reply == "speech" and not self.form.has_text
         prefix = [self.row_format.sosp_token_id] if is_direct_speech else []
-        return [*rows, *self._head("assistant"), *prefix]
+        return [*rows, *self.head("assistant"), *prefix]
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """Text ids of a piece."""
         return text_ids(self.tokenizer, self.row_format, text)
 
-    def _head(self, role: str) -> list[int]:
+    def head(self, role: str) -> list[int]:
+        """Rows that begin a turn: <|im_start|>, the role, a line break.
+
+        Raises:
+            UserError: for another role.
+        """
         if role not in ROLES:
             raise UserError(f"a turn of {role!r}, expected one of {', '.join(ROLES)}")
-        return [self._im_start, *self._ids(f"{role}\n")]
+        return [self._im_start, *self.ids(f"{role}\n")]
 
     def _content(self, turn: Turn, modalities: Sequence[Modality]) -> tuple[list[int], list[int]]:
         """Rows of a turn that belong to the prompt (sosp), and the rest."""
@@ -174,8 +180,8 @@ class Renderer:
                 "out the pairs that need it"
             )
         if len(modalities) == 2:
-            return [], self.form.rows(self._ids(turn.text or ""), turn.codes or [], self.row_format)
+            return [], self.form.rows(self.ids(turn.text or ""), turn.codes or [], self.row_format)
         if modalities[0] == "speech":
             rows = self.row_format.speech(turn.codes or [])
             return rows[:1], rows[1:]
-        return [], self._ids(turn.text or "")
+        return [], self.ids(turn.text or "")

@@ -135,8 +135,8 @@ class SplitLM(nn.Module):
         joined = V + row_format.audio_vocab_size * joint
         embed, head = inner.model.embed_tokens, inner.lm_head
         # Cloned, for where the backbone ties them: table and head are trained apart.
-        head.weight = nn.Parameter(_resize(_resize(head.weight, V), joined).clone())
-        embed.weight = nn.Parameter(_resize(_resize(embed.weight, V), joined).clone())
+        head.weight = nn.Parameter(resize_table(resize_table(head.weight, V), joined).clone())
+        embed.weight = nn.Parameter(resize_table(resize_table(embed.weight, V), joined).clone())
         embed.num_embeddings, embed.padding_idx = joined, None
         config.vocab_size, config.tie_word_embeddings = V, False
         lm = cls(inner, SplitConfig(config, row_format, num_modality_layers, joint))
@@ -373,7 +373,7 @@ def _no_loss(h: Tensor) -> HeadLoss:
     return HeadLoss(zero, zero.new_empty(0), torch.zeros((), dtype=torch.long, device=h.device))
 
 
-def _resize(table_VD: Tensor, size: int) -> Tensor:
+def resize_table(table_VD: Tensor, size: int) -> Tensor:
     """The first rows, and the mean row in place of those that are missing."""
     table_VD = table_VD.detach()
     missing = size - len(table_VD)

@@ -26,6 +26,7 @@ from lit_moss.llm.folders import (
     first_line,
     open_tensors,
     read_config,
+    read_json,
     refuse_other_dtypes,
     weight_files,
 )
@@ -259,7 +260,8 @@ def _first(names: set[str]) -> str:
 def read_split_config(folder: str | Path) -> tuple[Path, SplitConfig]:
     """Folder and config of a split model.
 
-    A released config names neither <|im_start|> nor <|im_end|>; they are taken from its tokenizer.
+    A released config names neither <|im_start|> and <|im_end|> nor the end of a document (its `eos_token_id`
+    ends a turn); they are taken from its tokenizer.
 
     Args:
         folder: A path or a Hugging Face id.
@@ -273,13 +275,40 @@ def read_split_config(folder: str | Path) -> tuple[Path, SplitConfig]:
         return path, config
     own = config.format
     theirs = text.row_format(text.load_text_tokenizer(path), own.audio_vocab_size, eosp=own.eosp_token_id)
+    states_end = read_json(path / "config.json").get("end_token_id") is not None
     row_format = replace(
         own,
         im_start_id=theirs.im_start_id if own.im_start_id is None else own.im_start_id,
         im_end_id=theirs.im_end_id if own.im_end_id is None else own.im_end_id,
-        end_id=theirs.end_id if own.end_id is None else own.end_id,
+        end_id=own.end_id if states_end else theirs.end_id,
     )
     return path, replace(config, format=row_format)
+
+
+def fitting_tensors(folder: Path, own: dict[str, Tensor]) -> dict[str, Any]:
+    """Slices of a folder's tensors, as of `open_tensors`, all of which fit a model by name, shape and dtype.
+
+    Args:
+        folder: With safetensors.
+        own: Weights of the model, also on the meta device.
+
+    Raises:
+        UserError: if files are missing, or a tensor does not fit.
+    """
+    state = open_tensors(weight_files(folder))
+    refuse_other_dtypes(folder, state, own)
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is not the model's" for name in state if name not in own]
+    for name in own.keys() & state.keys():
+        got, expected = tuple(state[name].get_shape()), tuple(own[name].shape)
+        if got != expected:
+            wrong.append(f"{name} is {got}, expected {expected}")
+    if wrong:
+        raise UserError(
+            f"{folder}: {len(wrong)} tensors do not fit its config.json, first: {wrong[0]}; give a folder "
+            "that `save_pretrained` wrote whole"
+        )
+    return state
 
 
 def load_weights(lm: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
@@ -293,20 +322,7 @@ def load_weights(lm: nn.Module, folder: Path, dtype: torch.dtype | None) -> None
     Raises:
         UserError: if files are missing, or names and shapes do not fit the model.
     """
-    state = open_tensors(weight_files(folder))
-    own = lm.state_dict()
-    refuse_other_dtypes(folder, state, own)
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is not the model's" for name in state if name not in own]
-    for name in own.keys() & state.keys():
-        got, expected = tuple(state[name].get_shape()), tuple(own[name].shape)
-        if got != expected:
-            wrong.append(f"{name} is {got}, expected {expected}")
-    if wrong:
-        raise UserError(
-            f"{folder}: {len(wrong)} tensors do not fit its config.json, first: {wrong[0]}; give a folder "
-            "that `save_pretrained` wrote whole"
-        )
+    state = fitting_tensors(folder, lm.state_dict())
     lm.load_state_dict({k: v[...].to(dtype) if dtype else v[...] for k, v in state.items()}, assign=True)
 
 

@@ -11,7 +11,7 @@ they are read again from where the run had them, its backbone or its `init_from`
 """
 
 import hashlib
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lit_moss.llm.model import SplitLM
 from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
 _PREFIX = "lm."  # of the model's weights in a checkpoint
-_DTYPES = {
+DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 }
@@ -193,7 +193,7 @@ def hash_record(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"sha256": sha256_of_tensors(tensors), "names": sorted(tensors), "dtypes": dtypes}
 
 
-def check_frozen(frozen: dict[str, Any], own: dict[str, Tensor], source: str) -> None:
+def check_frozen(frozen: Mapping[str, Any], own: Mapping[str, Tensor], source: str) -> None:
     """Compares the weights that a checkpoint has left out with a model's own.
 
     Args:
@@ -206,12 +206,11 @@ def check_frozen(frozen: dict[str, Any], own: dict[str, Tensor], source: str) ->
     """
     # In the dtypes they were trained with: another stage may keep the same backbone in another one.
     dtypes = frozen.get("dtypes", {})
-    weights = {
-        name: own[name].to(_DTYPES[dtypes[name]]) if name in dtypes else own[name]
-        for name in frozen["names"]
-        if name in own
-    }
-    digest = sha256_of_tensors(weights)
+    names = (name for name in sorted(frozen["names"]) if name in own)
+    # One at a time: `own` may read each tensor when it is looked up.
+    digest = _sha256(
+        (name, own[name].to(DTYPES[dtypes[name]]) if name in dtypes else own[name]) for name in names
+    )
     if digest != frozen["sha256"]:
         raise UserError(
             f"{source} was trained on top of {frozen.get('init_from') or frozen['backbone']!r} with frozen "
@@ -219,11 +218,15 @@ def check_frozen(frozen: dict[str, Any], own: dict[str, Tensor], source: str) ->
         )
 
 
-def sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Hex digest of names and contents, in the order of the names."""
+    return _sha256((name, tensors[name]) for name in sorted(tensors))
+
+
+def _sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+    for name, tensor in tensors:
+        value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

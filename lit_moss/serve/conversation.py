@@ -1,0 +1,168 @@
+"""What was said in a session, as rows: the history holds ids and codes, never sound that is encoded again.
+
+    system turn ─ turns of user and assistant ─ head of the reply    the rows of `data.conversation.Renderer`
+
+The assistant's turns keep the rows that the model made, so that the rows of a later prompt begin with the
+rows of the earlier one and its reply: their keys and values stay in the cache.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lit_moss.data.conversation import Modality, Renderer, system_prompt
+from lit_moss.errors import UserError
+from lit_moss.llm.generate import modality_after
+from lit_moss.llm.replies import ReplyForm, reply_codes, reply_text
+from lit_moss.llm.rows import RowFormat
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass
+class Message:
+    """One turn.
+
+    Args:
+        role: system, user or assistant.
+        rows: Content: the rows between the turn's head and its <|im_end|>, sosp and eosp included.
+        id: Unique name.
+        text: Its text as far as it is known; that of the user's speech is not.
+    """
+
+    role: Role
+    rows: list[int]
+    id: str = field(default_factory=lambda: f"item_{uuid.uuid4().hex[:24]}")
+    text: str = ""
+
+    def codes(self, row_format: RowFormat) -> list[int]:
+        """Codes of its speech."""
+        return reply_codes(self.rows, row_format)
+
+
+class Conversation:
+    """Turns in their order, and the rows that a reply to them starts from.
+
+    Args:
+        renderer: Text ids and heads of turns; its form is that of spoken replies.
+        instructions: Text that is appended to the system prompt, as in training.
+    """
+
+    def __init__(self, renderer: Renderer, instructions: str = "") -> None:
+        self.renderer, self.instructions = renderer, instructions
+        self.messages: list[Message] = []
+
+    @property
+    def format(self) -> RowFormat:
+        """Format of the rows."""
+        return self.renderer.row_format
+
+    # --- turns ----------------------------------------------------------------------------------------------
+
+    def add(self, message: Message, after: str | None = None) -> Message:
+        """Appends a turn, or puts it after the one with that id ("root": before all)."""
+        place = len(self.messages) if after is None else 0 if after == "root" else self._place(after) + 1
+        self.messages.insert(place, message)
+        return message
+
+    def text_message(self, role: Role, text: str) -> Message:
+        """A turn in text."""
+        return Message(role, self.renderer.ids(text), text=text)
+
+    def speech_message(self, role: Role, codes: Sequence[int], text: str = "") -> Message:
+        """A turn in speech.
+
+        Raises:
+            UserError: if there are no codes.
+        """
+        if not codes:
+            raise UserError("a turn of speech without a single code: expected 80 ms of sound or more")
+        return Message(role, self.format.speech(codes), text=text)
+
+    def reply_message(self, rows: Sequence[int], prompt: Sequence[int]) -> Message:
+        """The assistant's turn of rows as the model made them.
+
+        The sosp with which the prompt of a direct spoken reply ends belongs to it; the row that ends the
+        reply does not. Speech that was cut off gets its eosp.
+
+        Args:
+            rows: Rows of the reply.
+            prompt: Rows before it.
+        """
+        ends = (self.format.im_end_id, self.format.end_id)
+        content = list(rows[:-1] if rows and rows[-1] in ends else rows)
+        if prompt and prompt[-1] == self.format.sosp_token_id:
+            content = [self.format.sosp_token_id, *content]
+        if content and modality_after(content[-1], self.format) == "speech":
+            if content[-1] == self.format.sosp_token_id:
+                content.pop()
+            else:
+                content.append(self.format.eosp_row)
+        return Message("assistant", content, text=self.text_of(content))
+
+    def text_of(self, rows: Sequence[int]) -> str:
+        """Text of rows, those of speech left out."""
+        return self.renderer.tokenizer.decode(reply_text(rows, self.format))
+
+    def find(self, item_id: str) -> Message:
+        """The turn with that id.
+
+        Raises:
+            UserError: if there is none.
+        """
+        return self.messages[self._place(item_id)]
+
+    def delete(self, item_id: str) -> None:
+        """Takes a turn out."""
+        del self.messages[self._place(item_id)]
+
+    def truncate(self, item_id: str, codes: int) -> None:
+        """Keeps the first `codes` codes of a turn's speech, and the text before them."""
+        message, kept = self.find(item_id), 0
+        for place, row in enumerate(message.rows):
+            if self.format.text_vocab_size <= row < self.format.eosp_row:
+                kept += 1
+                if kept > codes:
+                    message.rows = message.rows[:place]
+                    if place and message.rows[-1] != self.format.sosp_token_id:
+                        message.rows.append(self.format.eosp_row)
+                    elif place:
+                        message.rows.pop()
+                    message.text = self.text_of(message.rows)
+                    return
+
+    def _place(self, item_id: str) -> int:
+        for place, message in enumerate(self.messages):
+            if message.id == item_id:
+                return place
+        raise UserError(f"no item {item_id!r} in this conversation: give the id of one of its items")
+
+    # --- rows -----------------------------------------------------------------------------------------------
+
+    def prompt(
+        self, reply: Modality, form: ReplyForm | None = None, messages: Sequence[Message] | None = None
+    ) -> list[int]:
+        """Rows up to where the reply starts, equal to those of `Renderer.prompt`.
+
+        Args:
+            reply: Modality of the reply.
+            form: Form of a spoken reply; the renderer's if not given.
+            messages: Turns instead of the conversation's own.
+        """
+        form = form or self.renderer.form
+        messages = list(self.messages if messages is None else messages)
+        system = f"{system_prompt(reply, form)} {self.instructions}".strip()
+        while messages and messages[0].role == "system":
+            system = f"{system} {messages.pop(0).text}".strip()
+        rows = self._turn("system", self.renderer.ids(system))
+        for message in messages:
+            rows += self._turn(message.role, message.rows)
+        rows += self.renderer.head("assistant")
+        if reply == "speech" and not form.has_text:
+            rows.append(self.format.sosp_token_id)
+        return rows
+
+    def _turn(self, role: str, content: Sequence[int]) -> list[int]:
+        assert self.format.im_end_id is not None  # `Renderer` refuses such tokenizers
+        return [*self.renderer.head(role), *content, self.format.im_end_id, *self.renderer.ids("\n")]

@@ -1,0 +1,40 @@
+"""Limits of a server: what a client may ask for, and what one may take from the others."""
+
+from dataclasses import dataclass
+
+from lit_moss.errors import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that keep one client from taking the memory or the time of the others.
+
+    Args:
+        max_sessions: Sessions at once; more are refused, none waits.
+        max_turn_sec: Seconds of speech in one turn of the user.
+        max_upload_bytes: Bytes of one request.
+        max_new_tokens: Rows of a reply.
+        idle_sec: A session without an event from its client is closed after it.
+        session_sec: Longest session.
+        max_unsent_sec: Seconds of sound that are made ahead of a client that does not read; then its reply
+            pauses until it does.
+        max_replies_kept: Spoken replies that chat completions can refer to by their id.
+    """
+
+    max_sessions: int = 8
+    max_turn_sec: float = 120.0
+    max_upload_bytes: int = 24 * 2**20
+    max_new_tokens: int = 2000
+    idle_sec: float = 300.0
+    session_sec: float = 3600.0
+    max_unsent_sec: float = 60.0
+    max_replies_kept: int = 256
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise UserError(f"{name} is {value}, expected more than 0")
+
+
+class SessionLimit(Exception):  # noqa: N818 - not an error of the program
+    """All sessions are taken."""
