@@ -147,8 +147,8 @@ def cast_frozen(lm: SplitLM, trained: Container[str], dtype: torch.dtype, keep_d
     """Rounds the matrices that never train to `dtype`; exact where the backbone is stored in it.
 
     Norms and biases keep their dtype: they take little memory, and autocast casts only matrices, so the
-    logits of a backbone that is stored in `dtype` do not change by a bit. The embedding table of a model
-    without a split keeps its dtype as well, because the residual stream takes it over.
+    logits of a backbone that is stored in `dtype` do not change by a bit. The table of speech embeddings,
+    or of a model without a split its only one, keeps its dtype as well: the residual stream takes it over.
 
     Args:
         lm: The whole model.
@@ -156,9 +156,9 @@ def cast_frozen(lm: SplitLM, trained: Container[str], dtype: torch.dtype, keep_d
         dtype: Such as bfloat16.
         keep_dtype: Round the values only.
     """
+    table = "model.embed_tokens." if lm.config.joint else "model.audio_embed."
     for name, parameter in lm.named_parameters():
-        is_joint_table = lm.config.joint and name.startswith("model.embed_tokens.")
-        if name not in trained and parameter.dim() > 1 and not is_joint_table:
+        if name not in trained and parameter.dim() > 1 and not name.startswith(table):
             rounded = parameter.data.to(dtype)
             parameter.data = rounded.to(parameter.dtype) if keep_dtype else rounded
 
