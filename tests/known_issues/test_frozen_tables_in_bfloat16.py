@@ -1,5 +1,5 @@
-"""With `frozen_dtype: bfloat16` and frozen embeddings of speech the residual stream became bfloat16: both
-tables were, and a sum of two bfloat16 tensors stays so. The logits were no longer those of float32 weights."""
+"""With `frozen_dtype: bfloat16` and frozen embeddings of speech the residual stream became bfloat16, since both
+tables were: the logits were no longer those of the same weights in float32."""
 
 import pytest
 import torch
