@@ -1,4 +1,4 @@
-"""With `frozen_dtype: bfloat16` and frozen embeddings of speech the residual stream became bfloat16, since both
+"""With `frozen_dtype: bfloat16` and frozen embeddings of speech the residual stream became bfloat16, as both
 tables were: the logits were no longer those of the same weights in float32."""
 
 import pytest
