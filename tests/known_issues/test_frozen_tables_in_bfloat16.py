@@ -20,7 +20,7 @@ def test_logits_do_not_depend_on_which_weights_are_frozen_in_bfloat16(joint, tra
                 p.copy_(p.bfloat16())  # stored so
         before = lm(rows)
         names = {name for name, _ in lm.named_parameters() if trained in name}
-        stages.cast_frozen(lm, names, torch.bfloat16)
+        stages.cast(lm, stages.dtypes_of_training(lm, torch.float32, names, torch.bfloat16))
         after = lm(rows)
     assert torch.equal(before.text_logits, after.text_logits)
     assert torch.equal(before.speech_logits, after.speech_logits)
