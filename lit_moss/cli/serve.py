@@ -56,8 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(args: argparse.Namespace) -> None:
-    """Serves until a signal comes."""
+def main(args: argparse.Namespace, path: str = "/v1") -> None:
+    """Serves until a signal comes.
+
+    Args:
+        args: Options.
+        path: Part of the server that the line about its address names.
+    """
     api_key = _api_key(args)
     _check_exposure(args, api_key)
     if args.drain_sec < 0:
@@ -86,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def say_ready() -> None:
-        print(f"{address}/v1: {model.name} takes {hears}, replies in {speaks}", flush=True)
+        print(f"{address}{path}: {model.name} takes {hears}, replies in {speaks}", flush=True)
 
     server = serve(context, bound, args.drain_sec, say_ready)
     if server.was_cut:

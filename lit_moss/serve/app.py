@@ -25,9 +25,13 @@ def create_app(context: Context) -> "FastAPI":
         raise UserError(f"the server needs {error.name}: pip install 'lit-moss[serve]'") from error
     from lit_moss.serve.chat_completions import add_chat_completions
     from lit_moss.serve.guard import Guard
+    from lit_moss.serve.page import add_page
+    from lit_moss.serve.realtime import add_realtime
 
     app = FastAPI(title="lit_moss", docs_url=None, redoc_url=None, openapi_url=None)
     add_chat_completions(app, context)
+    context.work.drains.append(add_realtime(app, context).drain)
+    add_page(app, context)
     _add_operations(app, context)
     _add_error_objects(app)
     app.add_middleware(Guard, context=context)
