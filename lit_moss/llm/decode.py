@@ -17,6 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_moss.llm.cache import CacheGroup, KVCache
+from lit_moss.llm.layers import DecoderLayer, Linear
+
+
+def runs_on(layer: nn.Module) -> bool:
+    """Whether `one_row` computes what the layer does: it reads weights and would miss adapters on them."""
+    if not isinstance(layer, DecoderLayer):
+        return False
+    attn, mlp = layer.self_attn, layer.mlp
+    linears = attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    return all(isinstance(linear, Linear) for linear in linears)
 
 
 def one_row(
@@ -25,7 +35,7 @@ def one_row(
     """Output (B, 1, D) of the layers for one row (B, 1, D); the cache is written, not yet advanced.
 
     Args:
-        layers: `DecoderLayer`s.
+        layers: Those that it `runs_on`.
         cache: Their cache; of a group of sequences, one cache for each.
         h_B1D: Input.
         rope: Cosines and sines (B or 1, 1, E).

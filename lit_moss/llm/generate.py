@@ -28,8 +28,7 @@ from torch import Tensor
 from lit_moss.errors import UserError
 from lit_moss.llm.branches import Block, Modality, Network
 from lit_moss.llm.cache import Caches, KVCache, causal_mask
-from lit_moss.llm.decode import head_row, one_row
-from lit_moss.llm.layers import DecoderLayer
+from lit_moss.llm.decode import head_row, one_row, runs_on
 from lit_moss.llm.rows import RowFormat, to_grid
 from lit_moss.llm.sampling import GREEDY, Sampling, sample
 
@@ -185,7 +184,7 @@ class Decoder:
         self.draws_BN: Tensor | None = None
         self.device = lm.branches[0].head.weight.device
         layers = [layer for block in lm.blocks() for layer in block.layers]
-        self.fast = all(isinstance(layer, DecoderLayer) for layer in layers)
+        self.fast = all(map(runs_on, layers))
         # transformers 5.24 renamed the argument of its layers.
         names = inspect.signature(layers[0].forward).parameters
         self.cache_name = "cache" if "cache" in names else "past_key_values"
