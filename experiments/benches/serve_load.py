@@ -172,7 +172,8 @@ def run(engine: Engine, expected: list[list[Answer]], args: argparse.Namespace) 
         memory.append(resident_mb())
         print(
             f"{tally.replies} replies ({tally.cancelled} cancelled), "
-            f"{(made - rows) / (now - began):.1f} rows/s, {len(tally.mixed)} mixed, {memory[-1]:.0f} MB, {threading.active_count()} threads, "
+            f"{(made - rows) / (now - began):.1f} rows/s, {len(tally.mixed)} mixed, "
+            f"{memory[-1]:.0f} MB, {threading.active_count()} threads, "
             f"{len(engine.sessions)} sessions",
             flush=True,
         )
