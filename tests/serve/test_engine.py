@@ -321,11 +321,15 @@ def test_full_and_closing_engines_refuse(model):
         engine.open_session()
     with pytest.raises(SessionLimit, match="closing"):
         sessions[1].start_reply(ReplyOptions())
+    with pytest.raises(SessionLimit, match="closing"):
+        sessions[1].listen().finish()
     engine.close()
     cut = Engine(model)
     reply = ask(cut.open_session(), "Long?", max_new_tokens=2000, speech=LONG, text=LONG)
+    futures = [cut.encode(wave(10.0), 16_000) for _ in range(20)]
     assert not cut.drain(0.05)
     assert Heard(reply).done.reason == "cancelled"
+    assert isinstance(futures[-1].exception(10), SessionLimit)
 
 
 def test_silent_sessions_are_closed(model):
