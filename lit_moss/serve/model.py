@@ -59,8 +59,10 @@ class SpeechModel:
         self._players: dict[str, tuple[Prompt, Player]] = {}
 
     def player(self, voice: str) -> "Player":
-        """A stream of one utterance in a voice, whose prompt is computed for the first utterance alone. Call it
-        from one thread."""
+        """A stream of one utterance in a voice, whose prompt is computed for the first utterance alone.
+
+        Call it from one thread.
+        """
         assert self.codec is not None
         prompt, known = self.voices[voice], self._players.get(voice)
         if known is None or known[0] is not prompt:
