@@ -297,10 +297,10 @@ def test_clients_side_by_side_get_what_each_gets_alone(live):
 
 
 def test_failure_of_the_decoder_is_an_error_event_and_frees_the_session(client, live, monkeypatch):
-    def broken(prompt=None):
+    def broken(player, codes):
         raise RuntimeError("the decoder is broken")
 
-    monkeypatch.setattr(live.engine.model.codec, "stream", broken)
+    monkeypatch.setattr("lit_moss.codec.codec.Player.push", broken)
     events = httpx.post(
         f"{live.url}/v1/chat/completions",
         json={"model": "tiny", "messages": QUESTION, "stream": True, "max_tokens": 8, **SPOKEN},
