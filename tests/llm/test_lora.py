@@ -298,3 +298,12 @@ def test_blocks_are_those_of_the_model():
         found = [named for name, named in parts.items() if name.split(".")[0] == part]
         assert found
         assert all(name.startswith(prefix) for named in found for name, _ in named)
+
+
+def test_a_model_without_a_split_has_adapters_in_its_trunk():
+    torch.manual_seed(0)
+    lm = SplitLM.from_backbone(config_of("llama"), 0, 40, joint=True)
+    add_adapters(lm, Lora(rank=2))
+    assert [part for part in named_parts(lm) if part.startswith("lora")] == ["lora_trunk"]
+    with pytest.raises(UserError, match="no linear layers of audio_tail in this model: its layers have none"):
+        add_adapters(SplitLM.from_backbone(config_of("llama"), 0, 40, True), Lora(parts=["audio_tail"]))
