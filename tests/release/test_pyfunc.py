@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from database import give_database
 from decoders import made_up_codec, small_flow
 from lm_recipe import CODES
@@ -95,7 +97,7 @@ def test_speech_is_heard_and_answered_with_speech(loaded, place):
     [answer] = loaded.predict([row]).to_dict("records")
     lm, codec = open_lm(place / "model"), Codec.from_pretrained(place / "model" / "codec")
     wave_T, rate_hz = soundfile.read(file, dtype="float32")
-    codes = codec.encode(__import__("torch").from_numpy(wave_T), rate_hz).tolist()
+    codes = codec.encode(torch.from_numpy(wave_T), rate_hz).tolist()
     renderer = Renderer(load_text_tokenizer(place / "model"), lm.format)
     prompt = renderer.prompt([Turn("user", codes=codes)], user="speech", reply="speech")
     assert answer["codes"] == reply_codes(lm.generate(prompt, max_new_tokens=20, greedy=True), lm.format)
@@ -143,9 +145,8 @@ def test_formats_of_sound(loaded, place, ending):
 def test_what_cannot_be_answered_says_which_row_and_why(loaded, row, words):
     from mlflow.exceptions import MlflowException
 
-    with pytest.raises(MlflowException, match=".") as error:
+    with pytest.raises(MlflowException, match=re.escape(words)) as error:
         loaded.predict([row])
-    assert words in str(error.value)
     assert error.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
@@ -188,7 +189,7 @@ def test_another_codec_or_tokenizer_is_refused(address, place, tmp_path):
     Codec(SpeechTokenizer.from_pretrained(tmp_path / "other"), small_flow(vocab_size=CODES)).save_pretrained(
         tmp_path / "other"
     )
-    with pytest.raises(UserError, match="was trained with the speech tokenizer .*, this one is"):
+    with pytest.raises(UserError, match=r"was trained with the speech tokenizer .*, this one is"):
         mlflow.pyfunc.load_model(address, model_config={"codec": str(tmp_path / "other")})
     changed = spoken_model(tmp_path / "changed", text_tokenizer="0123456789abcdef")
     register(changed, "changed")

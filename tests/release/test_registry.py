@@ -27,9 +27,14 @@ def client(tmp_path, monkeypatch):
     return open_client()
 
 
+def model_id(version) -> str:
+    """Id of the model that a version is."""
+    return version.source.removeprefix("models:/")
+
+
 def stored(client, version) -> Path:
     """Folder of a version's artifacts."""
-    location = client.get_logged_model(version.model_id).artifact_location
+    location = client.get_logged_model(model_id(version)).artifact_location
     return Path(location.removeprefix("file://"))
 
 
@@ -89,8 +94,8 @@ def test_the_model_belongs_to_the_run_of_its_weights(client, tmp_path):
     register(spoken_model(tmp_path / "model", codec=False, run_id=run_id), "talker")
     version = client.get_model_version("talker", "1")
     assert version.run_id == run_id
-    assert [m.model_id for m in client.get_run(run_id).outputs.model_outputs] == [version.model_id]
-    logged = client.get_logged_model(version.model_id)
+    assert [m.model_id for m in client.get_run(run_id).outputs.model_outputs] == [model_id(version)]
+    logged = client.get_logged_model(model_id(version))
     assert logged.source_run_id == run_id
     assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": "talker", "version": "1"}]
     after = client.get_run(run_id).info
