@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
@@ -63,7 +63,8 @@ class TalkingModel(PythonModel):
 
     Columns of a question: `text`, or `audio`, which is the base64 of a sound file (wav, flac, ogg, mp3) or,
     where `audio_folder` is set, the path of one below it; `reply` (text or speech; as the question if not
-    given, text if the model cannot speak); `system`, appended to the system prompt; `max_new_tokens` (500);
+    given, text if the model cannot speak); `system`, appended to the system prompt; `max_new_tokens` (500,
+    2000 at most);
     `temperature` (0: the most likely rows); `seed`.
 
     Args:
@@ -145,10 +146,13 @@ class TalkingModel(PythonModel):
                 "audio is a path, and this model reads no files for its clients: send the base64 of the "
                 "file, or load the model with model_config audio_folder"
             )
-        path = (self._audio_folder / audio).resolve()  # links and `..` followed
-        if not path.is_relative_to(self._audio_folder) or not path.is_file():
-            raise UserError("audio is a path: expected a file below the audio_folder of this model")
-        return path
+        try:
+            path = (self._audio_folder / audio).resolve()  # links and `..` followed
+            if path.is_relative_to(self._audio_folder) and path.is_file():
+                return path
+        except (OSError, ValueError):  # a name that is too long, or has a zero byte
+            pass
+        raise UserError("audio is a path: expected a file below the audio_folder of this model")
 
 
 def _options(given: dict[str, Any], session: Session) -> ReplyOptions:
@@ -176,7 +180,7 @@ def _heard(session: Session, options: ReplyOptions) -> dict[str, Any]:
             waves.append(event.samples_T)
         if isinstance(event, ReplyDone):
             if event.reason == "failed":
-                raise UserError(f"the reply failed ({event.error})")
+                raise MlflowException(f"the reply failed ({event.error})", error_code=INTERNAL_ERROR)
             rows = event.rows
     audio = base64.b64encode(sound_bytes(torch.cat(waves).cpu(), "wav")).decode() if waves else None
     text = model.text_tokenizer.decode(reply_text(rows, model.lm.format))
