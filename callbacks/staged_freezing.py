@@ -18,6 +18,7 @@ POLICIES = {
     "full": ["*"],
     "shared": ["trunk", "audio_*"],
     "layerwise": ["*"],  # with callbacks.ReverseUnfreeze, which keeps trunk layers frozen
+    "lora": ["lora_*"],  # adapters of model.lora alone
 }
 
 
@@ -25,10 +26,11 @@ class StagedFreezing(Callback):
     """Freezes and unfreezes parts of the model by the optimizer step, and logs a table of what trains.
 
     Parts: text_embedding, trunk (trunk.0, trunk.1, …), text_tail, text_norm, text_head, audio_embedding,
-    audio_tail, audio_norm, audio_head.
+    audio_tail, audio_norm, audio_head; with `model.lora` also lora_trunk, lora_text_tail and lora_audio_tail,
+    its adapters. To train more than adapters, list it: `train: ["lora_*", audio_embedding, "*_norm"]`.
 
     Args:
-        stages: In order, each with `policy` (stage1, full, shared, layerwise) or `train` (a list
+        stages: In order, each with `policy` (stage1, full, shared, layerwise, lora) or `train` (a list
             of patterns of parts or parameter names, `*` stands for anything), optionally `freeze` (patterns
             to freeze among them), and `until_step` (the step at which the next one begins; the last has
             none). A pattern without a match is an error.
@@ -143,6 +145,11 @@ def _matches(patterns: list[str], parts: Parts) -> set[str]:
             for name, _ in named
             if any(fnmatchcase(x, pattern) for x in (part, part.split(".")[0], name))
         }
+        if not hits and pattern.startswith("lora_"):
+            raise UserError(
+                f"StagedFreezing trains {pattern}, but the model has no such adapters: give "
+                "model.init_args.lora, such as {rank: 16, alpha: 32}"
+            )
         # A model without a split has no audio parts; the policies still hold.
         if not hits and pattern not in ("audio_*", "trunk"):
             raise UserError(

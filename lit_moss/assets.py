@@ -231,8 +231,11 @@ def _from_hub(repo: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # Data only: no code is downloaded, and a codec's flow/*.pt are read as plain tensors.
-        small = ["*.json", "*.txt", "*.model", "flow/*.pt", "flow/*.onnx"]
+        # Data only: no code is downloaded, and a codec's flow/*.pt are read as plain tensors. A chat template
+        # is a text; the model card names the licence.
+        small = ["*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE"]
+        small += [f"{codec}{name}" for codec in ("", "codec/") for name in ("flow/*.pt", "flow/*.onnx")]
+        small.append("codec/model.safetensors")  # of a model's folder that holds its codec
         folder = Path(snapshot_download(repo, allow_patterns=small))
         # Only the weights that we read: repositories also hold those of other precisions (whisper-large-v3: 6
         # GB of float32), frameworks and adapters.

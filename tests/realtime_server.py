@@ -3,9 +3,13 @@
 import asyncio
 import base64
 import contextlib
+import functools
+import json
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,15 @@ from lit_moss.serve.realtime import Realtime, add_realtime
 from lit_moss.serve.settings import Limits
 
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+@functools.cache
+def shared_model() -> SpeechModel:
+    """The model of all these tests."""
+    from talker import model_folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        return SpeechModel.open(str(model_folder(Path(folder) / "model")), device="cpu")
 
 
 @dataclass
@@ -98,10 +111,10 @@ class Client:
     def send(self, **event):
         self.connection.send(event)
 
-    def next(self, timeout_sec=20.0):
-        return parsed(self.connection.recv_bytes())
+    def next(self):
+        return json.loads(self.connection.recv_bytes())
 
-    def until(self, *names, timeout_sec=30.0):
+    def until(self, *names):
         """Events up to and with one of that type."""
         events = []
         while not events or events[-1]["type"] not in names:
@@ -134,12 +147,6 @@ class Client:
     def error(self, **event):
         self.send(**event)
         return self.until("error")[-1]["error"]
-
-
-def parsed(data):
-    import json
-
-    return json.loads(data)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,93 @@
-"""Not written yet."""
+"""A run, checkpoint or model's folder -> a folder in the released layout, for anyone to load.
+
+    python -m lit_moss export runs/sft --out models/mine --codec runs/flow_decoder
+    python -m lit_moss export runs/sft --out models/mine --dtype bfloat16 --push-to-hub OWNER/NAME
+
+One process, one tensor at a time, also from folders of shards of FSDP2 and DeepSpeed. A run of a codec
+(conf/codec_encoder.yaml, conf/flow_decoder.yaml) becomes a codec's folder.
+"""
 
 import argparse
+from pathlib import Path
 
-from lit_moss.errors import UserError
+from lit_moss.cli.options import add_log_mel_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
+    parser.add_argument(
+        "model",
+        metavar="RUN_OR_CKPT",
+        help="a run's folder or RUN_ROOT/NAME (its newest run), a checkpoint, a folder in the released "
+        "layout, or a hub id",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        help="which one of a run (default: last; best of a codec's)",
+    )
+    parser.add_argument(
+        "--average",
+        type=int,
+        default=1,
+        metavar="K",
+        help="the mean of the run's last K states, step-*.ckpt (default 1)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("stored", "float32", "bfloat16"),
+        default="stored",
+        help="of the weights: stored (default) is the checkpoint's own, usually float32: the same model to "
+        "the bit; bfloat16 is that of released models, half the size",
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        default="5GB",
+        metavar="SIZE",
+        help="most bytes of a file of weights (default 5GB)",
+    )
+    parser.add_argument(
+        "--codec",
+        metavar="NAME",
+        help="run, checkpoint, folder or hub id of the codec, copied into DIR/codec",
+    )
+    add_log_mel_argument(parser)
+    parser.add_argument("--license", metavar="SPDX", help="licence of the weights, such as apache-2.0")
+    parser.add_argument("--force", action="store_true", help="replace a model's folder at DIR")
+    parser.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="upload the folder to this repository of the hub"
+    )
+    parser.add_argument("--private", action="store_true", help="a repository that is made is private")
+    parser.add_argument(
+        "--register", metavar="NAME", help="a new version of this model in MLflow's model registry"
+    )
+    parser.add_argument("--alias", metavar="ALIAS", help="alias of that version, such as champion")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Refuses."""
-    raise UserError("this verb is not written yet")
+    """Exports, prints one line, then pushes and registers."""
+    from lit_moss.release.export import export
+
+    made = export(
+        args.model,
+        args.out,
+        which=args.checkpoint,
+        dtype=args.dtype,
+        max_shard_size=args.max_shard_size,
+        average=args.average,
+        codec=args.codec,
+        license=args.license,
+        force=args.force,
+        log_mel=args.log_mel,
+    )
+    what = f"{made.tensors} tensors" if made.tensors else "a codec"
+    print(f"{made.folder}: {what}, {made.gigabytes:.2f} GB")
+    if args.push_to_hub:
+        from lit_moss.release.push import push
+
+        print(push(made.folder, args.push_to_hub, args.private))
+    if args.register:
+        from lit_moss.release.registry import register
+
+        print(register(made.folder, args.register, args.alias))

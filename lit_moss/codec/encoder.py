@@ -334,13 +334,18 @@ _NOT_DECIDING = ("ema_", "embed_positions2.")  # averages of training; positions
 
 
 @torch.no_grad()
-def fingerprint(encoder: CausalEncoder) -> str:
+def fingerprint(encoder: CausalEncoder, log_mel: str | None = None) -> str:
     """16 hex digits of all that decides the codes: sizes, features (`log_mel`), network and codebook.
 
     The same for a tokenizer in training, for its checkpoint, and for the folder that `save_pretrained` writes
     of it, on every device. Reads all weights: a second per gigabyte.
+
+    Args:
+        encoder: The network.
+        log_mel: Features to take instead of the encoder's own: whether it would be the same with them.
     """
     settings = {name: value for name, value in asdict(encoder.config).items() if name in _DECIDING}
+    settings["log_mel"] = log_mel or settings["log_mel"]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name, value in sorted(encoder.state_dict().items()):
         if not name.startswith(_NOT_DECIDING):

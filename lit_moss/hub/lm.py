@@ -36,11 +36,19 @@ def open_lm(name: str | Path, which: str = "last") -> "SplitLM":
     if "split_config" not in checkpoint:
         raise UserError(f"{path} is no checkpoint of a language model: expected one of a SplitLLM run")
     with torch.random.fork_rng():
-        return model_of_checkpoint(checkpoint, _backbone_of(path, checkpoint), str(path))
+        return model_of_checkpoint(checkpoint, backbone_of(path, checkpoint), str(path))
 
 
-def _backbone_of(path: Path, checkpoint: dict[str, Any]) -> str:
-    """Name of the backbone, from the checkpoint's record of frozen weights or its run's configuration."""
+def backbone_of(path: Path, checkpoint: dict[str, Any]) -> str:
+    """Name of the backbone, from a checkpoint's record of frozen weights or its run's configuration.
+
+    Args:
+        path: The checkpoint.
+        checkpoint: Its content, or its settings alone.
+
+    Raises:
+        UserError: if neither states it.
+    """
     if frozen := checkpoint.get("frozen"):
         return frozen["backbone"]
     from lit_moss.runs.folder import RunFolder

@@ -71,7 +71,7 @@ def load_text_tokenizer(name: str | Path) -> Any:
     for file in folder.glob("tokenizer*"):
         refuse_pointer(file)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a damaged file may raise anything
         for file in folder.iterdir():
             if file.is_file():

@@ -103,6 +103,9 @@ def shards(index: Path) -> list[str]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(v, str) for v in listed.values()):
         raise UserError(f"{index} has no weight_map of tensors to files: get it again")
+    for name in listed.values():
+        if Path(name).name != name:
+            raise UserError(f"{index} names the file {name!r}, expected files of its own folder: refused")
     return sorted(set(listed.values()))
 
 

@@ -15,7 +15,7 @@ Shapes: B sequences, L rows, N target rows, D width, V ids of a head.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lit_moss.errors import UserError
-from lit_moss.llm import attention, generate, released
+from lit_moss.llm import attention, generate, lora, released
 from lit_moss.llm.attention import Segments
 from lit_moss.llm.branches import Block, Branch, Modality, Rotary
 from lit_moss.llm.check import check_backbone
@@ -98,6 +98,7 @@ class SplitLM(nn.Module):
         joint: bool = False,
         dtype: torch.dtype | None = None,
         row_format: RowFormat | None = None,
+        empty: bool = False,
     ) -> "SplitLM":
         """Splits a text model.
 
@@ -115,6 +116,7 @@ class SplitLM(nn.Module):
                 num_modality_layers 0.
             dtype: Of the weights; float32 if not given.
             row_format: All ids, where the caller has them from elsewhere.
+            empty: On the meta device, for weights that `adopt` puts into it; the backbone's are not read.
 
         Raises:
             UserError: if the layers are not standard decoder layers, or sizes do not fit.
@@ -122,8 +124,11 @@ class SplitLM(nn.Module):
         dtype = dtype or torch.float32
         with released.on_cpu() as device:
             backbone = released.open_backbone(
-                source, audio_vocab_size, dtype, row_format, lambda config: check_backbone(config, cls)
+                source, audio_vocab_size, dtype, row_format, lambda config: check_backbone(config, cls), empty
             )
+            if empty:
+                with torch.device("meta"):
+                    return cls._split(backbone, num_modality_layers, joint)
             lm = cls._split(backbone, num_modality_layers, joint)
         return lm.to(dtype) if device is None else lm.to(device, dtype)
 
@@ -135,8 +140,8 @@ class SplitLM(nn.Module):
         joined = V + row_format.audio_vocab_size * joint
         embed, head = inner.model.embed_tokens, inner.lm_head
         # Cloned, for where the backbone ties them: table and head are trained apart.
-        head.weight = nn.Parameter(_resize(_resize(head.weight, V), joined).clone())
-        embed.weight = nn.Parameter(_resize(_resize(embed.weight, V), joined).clone())
+        head.weight = nn.Parameter(resize_table(resize_table(head.weight, V), joined).clone())
+        embed.weight = nn.Parameter(resize_table(resize_table(embed.weight, V), joined).clone())
         embed.num_embeddings, embed.padding_idx = joined, None
         config.vocab_size, config.tie_word_embeddings = V, False
         lm = cls(inner, SplitConfig(config, row_format, num_modality_layers, joint))
@@ -180,18 +185,27 @@ class SplitLM(nn.Module):
         with released.on_cpu() as device:
             with torch.device("meta"):
                 lm = cls.from_config(config)
-            released.load_weights(lm, path, dtype)
-            # The frequencies are not weights and were created on the meta device.
-            rotary: Any = lm.rotary.inner
-            lm.model.rotary_emb = Rotary(type(rotary)(config=lm.config.backbone))
-            released.fill_buffers(lm, lm.config.backbone)
+            lm.adopt(released.read_weights(lm, path, dtype))
             lm.tokenizer_folder = path
         return (lm if device is None else lm.to(device)).eval()
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes tensors as its weights, without a copy and in their own dtypes.
+
+        Args:
+            weights: All of them, or, unless the model is on the meta device, some.
+        """
+        is_empty = self.text_lm_head.weight.is_meta
+        self.load_state_dict(weights, strict=is_empty, assign=True)
+        if is_empty:  # the frequencies are not weights and were created on the meta device
+            rotary: Any = self.rotary.inner
+            self.model.rotary_emb = Rotary(type(rotary)(config=self.config.backbone))
+            released.fill_buffers(self, self.config.backbone)
 
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: str = "5GB") -> None:
         """Writes `config.json`, sharded safetensors and, where known, the tokenizer."""
         source = self.tokenizer_folder if tokenizer is None else tokenizer
-        released.save_split(Path(folder), self.config, self.state_dict(), source, max_shard_size)
+        released.save_split(Path(folder), self.config, lora.plain_state(self), source, max_shard_size)
 
     # --- parts and options ----------------------------------------------------------------------------------
 
@@ -373,7 +387,7 @@ def _no_loss(h: Tensor) -> HeadLoss:
     return HeadLoss(zero, zero.new_empty(0), torch.zeros((), dtype=torch.long, device=h.device))
 
 
-def _resize(table_VD: Tensor, size: int) -> Tensor:
+def resize_table(table_VD: Tensor, size: int) -> Tensor:
     """The first rows, and the mean row in place of those that are missing."""
     table_VD = table_VD.detach()
     missing = size - len(table_VD)

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from lit_moss.llm import lora
+
 Parts = dict[str, list[tuple[str, nn.Parameter]]]  # part -> its named parameters
 
 # Part -> prefix of its parameters' names inside the model.
@@ -19,17 +21,26 @@ PARTS = {
     "audio_norm": "model.audio_norm.",
     "audio_head": "audio_lm_head.",
 }
+# Parts that `model.lora` adds: the adapters of a part's layers.
+LORA = [f"lora_{part}" for part in lora.BLOCKS]
 
 
 def named_parts(lm: nn.Module) -> Parts:
-    """Part -> its named parameters; the trunk's layers are parts of their own (`trunk.0`, `trunk.1` …)."""
+    """Part -> its named parameters; the trunk's layers are parts of their own (`trunk.0`, `trunk.1` …).
+
+    Adapters are parts of their own too, and the last ones: `lora_trunk`, `lora_text_tail`, `lora_audio_tail`.
+    """
     parts: Parts = {}
+    adapters: Parts = {}
     for name, parameter in lm.named_parameters():
         part = next(part for part, prefix in PARTS.items() if name.startswith(prefix))
+        if lora.is_adapter(name):
+            adapters.setdefault(f"lora_{part}", []).append((name, parameter))
+            continue
         if part == "trunk":
             part = f"trunk.{name.removeprefix(PARTS['trunk'] + 'layers.').split('.')[0]}"
         parts.setdefault(part, []).append((name, parameter))
-    return parts
+    return parts | adapters
 
 
 def optimizer_groups(

@@ -9,7 +9,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from lit_moss.llm.folders import (
     first_line,
     open_tensors,
     read_config,
+    read_json,
     refuse_other_dtypes,
     weight_files,
 )
@@ -77,6 +78,7 @@ def open_backbone(
     dtype: torch.dtype,
     row_format: RowFormat | None,
     check: Callable[[PretrainedConfig], None],
+    empty: bool = False,
 ) -> Backbone:
     """Reads a backbone, or draws its weights.
 
@@ -87,6 +89,7 @@ def open_backbone(
         dtype: Of the weights.
         row_format: All ids, where the caller has them from elsewhere.
         check: Refuses a backbone by its config, before any weights are read.
+        empty: On the meta device, without reading the weights.
 
     Raises:
         UserError: if there is none, it does not fit its config, or `check` refuses it.
@@ -105,6 +108,9 @@ def open_backbone(
         row_format = text.row_format(text.load_text_tokenizer(folder), audio_vocab_size)
     elif row_format is None:
         row_format = _format_of_config(config, audio_vocab_size)
+    if empty:
+        with torch.device("meta"):
+            return Backbone(AutoModelForCausalLM.from_config(config, dtype=dtype), config, row_format, folder)
     return Backbone(load_backbone(folder, config, dtype), config, row_format, folder)
 
 
@@ -259,7 +265,8 @@ def _first(names: set[str]) -> str:
 def read_split_config(folder: str | Path) -> tuple[Path, SplitConfig]:
     """Folder and config of a split model.
 
-    A released config names neither <|im_start|> nor <|im_end|>; they are taken from its tokenizer.
+    A released config names neither <|im_start|> and <|im_end|> nor the end of a document (its `eos_token_id`
+    ends a turn); they are taken from its tokenizer.
 
     Args:
         folder: A path or a Hugging Face id.
@@ -273,28 +280,27 @@ def read_split_config(folder: str | Path) -> tuple[Path, SplitConfig]:
         return path, config
     own = config.format
     theirs = text.row_format(text.load_text_tokenizer(path), own.audio_vocab_size, eosp=own.eosp_token_id)
+    states_end = read_json(path / "config.json").get("end_token_id") is not None
     row_format = replace(
         own,
         im_start_id=theirs.im_start_id if own.im_start_id is None else own.im_start_id,
         im_end_id=theirs.im_end_id if own.im_end_id is None else own.im_end_id,
-        end_id=theirs.end_id if own.end_id is None else own.end_id,
+        end_id=own.end_id if states_end else theirs.end_id,
     )
     return path, replace(config, format=row_format)
 
 
-def load_weights(lm: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
-    """Puts the weights of a folder in the released layout into a split model on the meta device.
+def fitting_tensors(folder: Path, own: dict[str, Tensor]) -> dict[str, Any]:
+    """Slices of a folder's tensors, as of `open_tensors`, all of which fit a model by name, shape and dtype.
 
     Args:
-        lm: The model, made from the folder's config.
         folder: With safetensors.
-        dtype: Of the weights; as stored if not given.
+        own: Weights of the model, also on the meta device.
 
     Raises:
-        UserError: if files are missing, or names and shapes do not fit the model.
+        UserError: if files are missing, or a tensor does not fit.
     """
     state = open_tensors(weight_files(folder))
-    own = lm.state_dict()
     refuse_other_dtypes(folder, state, own)
     wrong = [f"{name} is missing" for name in own if name not in state]
     wrong += [f"{name} is not the model's" for name in state if name not in own]
@@ -307,11 +313,29 @@ def load_weights(lm: nn.Module, folder: Path, dtype: torch.dtype | None) -> None
             f"{folder}: {len(wrong)} tensors do not fit its config.json, first: {wrong[0]}; give a folder "
             "that `save_pretrained` wrote whole"
         )
-    lm.load_state_dict({k: v[...].to(dtype) if dtype else v[...] for k, v in state.items()}, assign=True)
+    return state
+
+
+def read_weights(lm: nn.Module, folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Weights of a folder in the released layout, for a split model that was made from its config.
+
+    They are memory-mapped: processes share their pages, which are read when they are used, and a process gets
+    pages of its own where it writes. Another dtype than the stored one makes a copy.
+
+    Args:
+        lm: The model, also on the meta device.
+        folder: With safetensors.
+        dtype: Of the weights; as stored if not given.
+
+    Raises:
+        UserError: if files are missing, or names and shapes do not fit the model.
+    """
+    slices = fitting_tensors(folder, lm.state_dict())
+    return {k: v[...].to(dtype) if dtype else v[...] for k, v in slices.items()}
 
 
 def save_split(
-    folder: Path, config: SplitConfig, state: dict[str, Tensor], tokenizer: Any, max_shard_size: str
+    folder: Path, config: SplitConfig, state: Mapping[str, Tensor], tokenizer: Any, max_shard_size: str
 ) -> None:
     """Writes a folder in the released layout.
 

@@ -3,14 +3,15 @@
     backbone ─► stage 1 ─► checkpoint ─► stage 2 ─► checkpoint ─► SFT
        └─ frozen weights ─┘ left out on request, a hash says which backbone they belong to
 
-A stage starts from the backbone and takes over the weights of an earlier checkpoint. Weights that a run
-does not train may be kept in bfloat16 (`cast_frozen`) and be left out of its checkpoints
-(`leave_out_frozen`). When such a checkpoint is loaded, they are read from the backbone again and their hash
-is compared (`check_frozen`).
+A stage starts from the backbone and takes over the weights of an earlier checkpoint; adapters are added to
+the weights that they belong to (`lora.py`). Weights that a run does not train may be kept in bfloat16
+(`dtypes_of_training`) and be left out of its checkpoints (`leave_out_frozen`). When such a checkpoint is
+loaded, they are read again from where the run had them, its backbone or its `init_from`, and their hash is
+compared (`check_frozen`).
 """
 
 import hashlib
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,28 @@ import torch
 from torch import Tensor, nn
 
 from lit_moss.errors import UserError
+from lit_moss.llm import lora
 from lit_moss.llm.config import SplitConfig
+from lit_moss.llm.folders import open_tensors, weight_files
 from lit_moss.llm.model import SplitLM
+from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
 _PREFIX = "lm."  # of the model's weights in a checkpoint
-_DTYPES = {
+DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 }
 
 
-def take_over(lm: nn.Module, checkpoint: dict[str, Any], source: str) -> int:
-    """Loads an earlier stage's weights; those that it left out as frozen are the backbone's already.
+def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool = False) -> int:
+    """Loads an earlier stage's weights; those that it left out as frozen are the backbone's already, or are
+    read from where that stage started.
 
     Args:
-        lm: A split model with its backbone's weights.
+        lm: A split model with its backbone's weights; without any if `checkpoint` has all and `adopt` is set.
         checkpoint: Of the earlier stage.
         source: Where it comes from, for messages.
+        adopt: Take the checkpoint's tensors themselves, in their dtypes, instead of copying their values.
 
     Returns:
         Number of tensors.
@@ -47,20 +53,55 @@ def take_over(lm: nn.Module, checkpoint: dict[str, Any], source: str) -> int:
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }
-    own = lm.state_dict()
+    names, adapters = lora.separate(weights)
+    pairs = {name: (weights[a], weights[b]) for name, (a, b) in adapters.items()}
+    weights = {name: weights[stored] for name, stored in names.items()}
+    own = lm.state_dict()  # the parameters themselves
     wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    sizes = {name: (len(b), a.shape[1]) for name, (a, b) in pairs.items()}
+    wrong += [name for name, size in sizes.items() if name not in own or own[name].shape != size]
     missing = sorted(own.keys() - weights.keys())
     frozen = checkpoint.get("frozen")
-    if wrong or not weights or (missing and frozen is None):
+    if wrong or not (weights or pairs) or (missing and frozen is None):
         raise UserError(
             f"model.init_from {source} does not fit: {len(wrong)} tensors of another shape, "
             f"{len(missing)} missing (first {(wrong or missing or ['all'])[0]!r}); use the same "
             "backbone, split depth and speech tokenizer"
         )
     if frozen is not None:
+        if frozen.get("init_from"):
+            _start_again(lm, frozen["init_from"])
         check_frozen(frozen, own, source)
-    lm.load_state_dict(own | weights)
-    return len(weights)
+    scale = (checkpoint.get("lora") or {}).get("scale", 0.0)
+    if adopt:
+        base = {name: weights.get(name, own[name]) for name in pairs}
+        sums = {name: lora.merged_weight(base[name], a, b, scale) for name, (a, b) in pairs.items()}
+        lm.adopt(weights | sums)
+    else:
+        lm.load_state_dict(own | weights)
+        for name, (a, b) in pairs.items():  # one at a time: all sums together would be a second model
+            own[name].copy_(lora.merged_weight(own[name], a, b, scale))
+    return len(weights) + len(pairs)
+
+
+def _start_again(lm: SplitLM, init_from: str) -> None:
+    """Loads what a run with this `init_from` started from; whether it is the same, its hash says."""
+    folder = Path(init_from)
+    path = None if is_released(folder) else checkpoint_of(folder, "last", end=False)
+    if path is not None:
+        take_over(lm, load_checkpoint(path, mmap=True), str(path))
+        return
+    if not is_released(folder):
+        raise UserError(f"frozen weights of a checkpoint are in {init_from}, which is not there: put it back")
+    tensors, own = open_tensors(weight_files(folder)), lm.state_dict()
+    for name in own.keys() & tensors.keys():
+        if own[name].shape == tuple(tensors[name].get_shape()):
+            own[name].copy_(tensors[name][...])
+
+
+def is_released(folder: Path) -> bool:
+    """Whether it is a folder in the released layout, rather than a run's."""
+    return (folder / "config.json").is_file()
 
 
 def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source: str) -> SplitLM:
@@ -75,13 +116,13 @@ def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source
         UserError: if its frozen weights belong to another backbone.
     """
     config = SplitConfig.from_dict(checkpoint["split_config"], source)
-    lm = SplitLM.from_backbone(
-        backbone,
-        config.num_modality_layers,
-        config.format.audio_vocab_size,
-        config.joint,
-        row_format=config.format,
-    )
+    start = (checkpoint.get("frozen") or {}).get("init_from")
+    if start and is_released(Path(start)):
+        lm = SplitLM.from_pretrained(start, torch.float32)
+        checkpoint = checkpoint | {"frozen": checkpoint["frozen"] | {"init_from": None}}  # loaded already
+    else:
+        layers, size = config.num_modality_layers, config.format.audio_vocab_size
+        lm = SplitLM.from_backbone(backbone, layers, size, config.joint, row_format=config.format)
     take_over(lm, checkpoint, source)
     return lm.eval()
 
@@ -109,31 +150,50 @@ def check_tokenizers(made_by: Mapping[str, str | None], fingerprints: Mapping[st
 # --- frozen weights -----------------------------------------------------------------------------------------
 
 
-def cast_frozen(lm: SplitLM, trained: Container[str], dtype: torch.dtype, keep_dtype: bool = False) -> None:
-    """Rounds the matrices that never train to `dtype`; exact where the backbone is stored in it.
+def dtypes_of_training(
+    lm: SplitLM, dtype: torch.dtype, trained: Container[str], frozen: torch.dtype | None = None
+) -> dict[nn.Parameter, torch.dtype]:
+    """The dtype in which a run keeps each weight.
 
-    Norms and biases keep their dtype: they take little memory, and autocast casts only matrices, so the
-    logits of a backbone that is stored in `dtype` do not change by a bit. The embedding table of a model
-    without a split keeps its dtype as well, because the residual stream takes it over.
+    Of the weights that never train, norms and biases keep `dtype`: they take little memory, and autocast
+    casts only matrices, so the logits of a backbone that is stored in `frozen` do not change by a bit. The
+    table of speech embeddings, or of a model without a split its only one, keeps it as well, because the
+    residual stream takes it over.
 
     Args:
         lm: The whole model.
+        dtype: Of the others.
         trained: Names of the parameters that train at some step.
-        dtype: Such as bfloat16.
-        keep_dtype: Round the values only.
+        frozen: Of the matrices that never train, such as bfloat16; None: `dtype`.
     """
-    for name, parameter in lm.named_parameters():
-        is_joint_table = lm.config.joint and name.startswith("model.embed_tokens.")
-        if name not in trained and parameter.dim() > 1 and not is_joint_table:
-            rounded = parameter.data.to(dtype)
-            parameter.data = rounded.to(parameter.dtype) if keep_dtype else rounded
+    table = "model.embed_tokens." if lm.config.joint else "model.audio_embed."
+
+    def of(name: str, parameter: nn.Parameter) -> torch.dtype:
+        is_rounded = name not in trained and parameter.dim() > 1 and not name.startswith(table)
+        return frozen if frozen is not None and is_rounded else dtype
+
+    return {parameter: of(name, parameter) for name, parameter in lm.named_parameters()}
+
+
+def cast(module: nn.Module, dtypes: dict[nn.Parameter, torch.dtype]) -> None:
+    """Casts a module's weights, one at a time; those that have their dtype already stay as they are, mapped
+    from a file as they may be.
+
+    Args:
+        module: A model or a part of one.
+        dtypes: Of `dtypes_of_training`; those of the module's weights are taken out.
+    """
+    for parameter in module.parameters():
+        dtype = dtypes.pop(parameter, None)
+        if dtype is not None and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 def leave_out_frozen(state: dict[str, Tensor], trained: Container[str]) -> dict[str, Tensor]:
-    """Removes from a checkpoint's weights what no step of the run trains, and returns it by its names in the
-    model."""
+    """Removes from a checkpoint's weights what no step of the run trains, and returns it by its released
+    names."""
     frozen = [key for key in state if key.removeprefix(_PREFIX) not in trained]
-    return {key.removeprefix(_PREFIX): state.pop(key) for key in frozen}
+    return {lora.base_name(key.removeprefix(_PREFIX)): state.pop(key) for key in frozen}
 
 
 def add_frozen(checkpoint: dict[str, Any], own: dict[str, Tensor]) -> None:
@@ -148,8 +208,9 @@ def add_frozen(checkpoint: dict[str, Any], own: dict[str, Tensor]) -> None:
     """
     frozen = checkpoint.get("frozen")
     if frozen is not None:
-        check_frozen(frozen, own, "the checkpoint")
-        checkpoint["state_dict"] |= {_PREFIX + name: own[name] for name in frozen["names"]}
+        names = {lora.base_name(name): name for name in own}
+        check_frozen(frozen, {name: own[key] for name, key in names.items()}, "the checkpoint")
+        checkpoint["state_dict"] |= {_PREFIX + names[name]: own[names[name]] for name in frozen["names"]}
 
 
 def hash_record(tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -158,11 +219,11 @@ def hash_record(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"sha256": sha256_of_tensors(tensors), "names": sorted(tensors), "dtypes": dtypes}
 
 
-def check_frozen(frozen: dict[str, Any], own: dict[str, Tensor], source: str) -> None:
+def check_frozen(frozen: Mapping[str, Any], own: Mapping[str, Tensor], source: str) -> None:
     """Compares the weights that a checkpoint has left out with a model's own.
 
     Args:
-        frozen: The checkpoint's record, see `hash_record`, and the name of its `backbone`.
+        frozen: The checkpoint's record, see `hash_record`, the name of its `backbone`, and its `init_from`.
         own: The model's weights.
         source: Where the checkpoint comes from, for messages.
 
@@ -171,24 +232,27 @@ def check_frozen(frozen: dict[str, Any], own: dict[str, Tensor], source: str) ->
     """
     # In the dtypes they were trained with: another stage may keep the same backbone in another one.
     dtypes = frozen.get("dtypes", {})
-    weights = {
-        name: own[name].to(_DTYPES[dtypes[name]]) if name in dtypes else own[name]
-        for name in frozen["names"]
-        if name in own
-    }
-    digest = sha256_of_tensors(weights)
+    names = (name for name in sorted(frozen["names"]) if name in own)
+    # One at a time: `own` may read each tensor when it is looked up.
+    digest = _sha256(
+        (name, own[name].to(DTYPES[dtypes[name]]) if name in dtypes else own[name]) for name in names
+    )
     if digest != frozen["sha256"]:
         raise UserError(
-            f"{source} was trained on top of {frozen['backbone']!r} with frozen weights "
-            f"{frozen['sha256'][:12]}, this backbone's are {digest[:12]}: give the same backbone"
+            f"{source} was trained on top of {frozen.get('init_from') or frozen['backbone']!r} with frozen "
+            f"weights {frozen['sha256'][:12]}, this backbone's are {digest[:12]}: give the same backbone"
         )
 
 
-def sha256_of_tensors(tensors: dict[str, Tensor]) -> str:
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Hex digest of names and contents, in the order of the names."""
+    return _sha256((name, tensors[name]) for name in sorted(tensors))
+
+
+def _sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+    for name, tensor in tensors:
+        value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

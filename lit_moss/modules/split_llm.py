@@ -7,25 +7,28 @@ Callbacks decide which parameters train at which step (StagedFreezing, ReverseUn
 (LearningRateSchedule); they find the parameters by the names of the optimizer's groups.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_moss import contracts
 from lit_moss.contracts import TokenData
 from lit_moss.data.batches import TokenBatch
 from lit_moss.data.prompts import Prompt
 from lit_moss.errors import UserError
+from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.llm import SplitLM, stages
 from lit_moss.llm.heldout import HeldOut
+from lit_moss.llm.lora import Lora, add_adapters, check_resumed, check_trained, merge_adapters, merged
 from lit_moss.llm.metrics import LossSums, batch_metrics
-from lit_moss.llm.parts import PARTS, Parts, named_parts, optimizer_groups
+from lit_moss.llm.parts import LORA, PARTS, Parts, named_parts, optimizer_groups
 from lit_moss.llm.replies import reply_codes, reply_text, split_reply
 from lit_moss.llm.rows import RowFormat
-from lit_moss.modules.parallel import check_strategy, shard, whole_on_cpu
+from lit_moss.modules.parallel import check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
 from lit_moss.modules.window import Window
 from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
@@ -60,7 +63,10 @@ class SplitLLM(StepModule):
             logits, to the bit. Others, and rows added to its tables, are rounded once, before their hash is
             taken.
         save_frozen: False leaves weights that no stage trains out of the checkpoints; their hash stays, and
-            they come from `backbone` again. Not with FSDP2 and DeepSpeed.
+            they come from `backbone` or `init_from` again. Not with FSDP2 and DeepSpeed.
+        lora: Low-rank adapters that a run trains in place of the matrices below them, by the freezing policy
+            `lora`; the next stage, `predict` and the export get the sums. Needs `pip install
+            'lit-moss[finetune]'`.
         max_new_tokens: Most rows of a reply in `predict`.
         greedy: Most likely rows in `predict`, rather than the released demo's sampling.
     """
@@ -85,13 +91,14 @@ class SplitLLM(StepModule):
         dtype: Literal["float32", "bfloat16"] = "float32",
         frozen_dtype: Literal["bfloat16"] | None = None,
         save_frozen: bool = True,
+        lora: Lora | None = None,
         max_new_tokens: int = 500,
         greedy: bool = False,
     ) -> None:
         super().__init__()
-        wrong = sorted(set(lr_factors or {}) - set(PARTS))
+        wrong = sorted(set(lr_factors or {}) - {*PARTS, *LORA})
         if wrong:
-            raise UserError(f"model.lr_factors names {wrong}, expected parts of {', '.join(PARTS)}")
+            raise UserError(f"model.lr_factors names {wrong}, expected parts of {', '.join([*PARTS, *LORA])}")
         if min(text_weight, speech_weight) < 0 or text_weight + speech_weight == 0:
             raise UserError(
                 f"model.text_weight {text_weight} and speech_weight {speech_weight}: expected 0 or more, "
@@ -107,6 +114,7 @@ class SplitLLM(StepModule):
         self.weights_dtype = _DTYPES[dtype]
         self.frozen_dtype = None if frozen_dtype is None else _DTYPES[frozen_dtype]
         self.save_frozen, self.max_new_tokens, self.greedy = save_frozen, max_new_tokens, greedy
+        self.lora = lora
         self.lm: SplitLM
         self._window = Window()
         self._sums = LossSums(torch.device("cpu"))
@@ -122,26 +130,34 @@ class SplitLLM(StepModule):
         check_strategy(self.trainer, self.save_frozen)
         with whole_on_cpu(self.trainer.strategy):
             self.lm = self._build(contracts.row_data(self.trainer).format).train()
+            if self.lora is not None:
+                add_adapters(self.lm, self.lora)
         # Before a strategy wraps the model: reducers and shards leave out what never trains.
         trained = self.ever_trained()
+        if self.trainer.state.fn == "fit":
+            self._check_trained(trained)
         for name, parameter in self.lm.named_parameters():
             parameter.requires_grad_(name in trained)
-        self._cast_frozen(trained)
-        if (
-            self.device_mesh is not None
-        ):  # Lightning's ModelParallelStrategy leaves the sharding to the module
-            shard(self.lm, self.device_mesh["data_parallel"], str(self.trainer.precision))
+        # Lightning's ModelParallelStrategy leaves the sharding to the module.
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            shard(self.lm, mesh, str(self.trainer.precision), self._caster(trained))
+        else:
+            self._caster(trained)(self.lm)
+
+    def _check_trained(self, trained: set[str]) -> None:
+        names = [name for name, _ in self.lm.named_parameters()]
+        check_trained(names, trained)
+        drawn = [name for name in names if name.startswith(("model.audio_embed.", "audio_lm_head."))]
+        lost = [name for name in drawn if name not in trained]
+        if lost and not self.save_frozen and self.init_from is None:
+            raise UserError(
+                f"model.save_frozen is false, but {lost[0]} starts at random numbers and no stage trains it: "
+                "give model.init_from, train it, or save_frozen true"
+            )
 
     def _build(self, row_format: RowFormat) -> SplitLM:
-        if self.init_from and (Path(self.init_from) / "config.json").is_file():
-            lm = SplitLM.from_pretrained(self.init_from, self.weights_dtype)
-        else:
-            layers, size = self.num_modality_layers, row_format.audio_vocab_size
-            lm = SplitLM.from_backbone(
-                self.backbone, layers, size, self.joint, self.weights_dtype, row_format
-            )
-            if self.init_from:
-                load_stage(lm, self.init_from)
+        lm = self._weights_to_start_from(row_format)
         if lm.format != row_format:
             raise UserError(
                 f"the documents' rows are {row_format.fingerprint}, {self.init_from}'s are "
@@ -159,18 +175,55 @@ class SplitLLM(StepModule):
             lm.compile_layers()
         return lm
 
-    def _cast_frozen(self, trained: set[str]) -> None:
+    def _weights_to_start_from(self, row_format: RowFormat) -> SplitLM:
+        """The model with its first weights: in `weights_dtype`, or mapped from files in that of the files."""
+        fingerprints = contracts.fingerprints_of(self.trainer)
+        source = self.init_from
+        if source is not None and (Path(source) / "config.json").is_file():
+            keys = ("text_tokenizer", "speech_tokenizer")
+            known = {key: fingerprints.get(key, "none").replace("none", "") for key in keys}
+            ModelRecord.read(source).check(source, **known)
+            return SplitLM.from_pretrained(source)
+        path = None if source is None else stage_checkpoint(source)
+        checkpoint = None if path is None else load_checkpoint(path, mmap=True)
+        lm = SplitLM.from_backbone(
+            self.backbone,
+            self.num_modality_layers,
+            row_format.audio_vocab_size,
+            self.joint,
+            self.weights_dtype,
+            row_format,
+            empty=checkpoint is not None and checkpoint.get("frozen") is None,
+        )
+        if checkpoint is not None:
+            stages.check_tokenizers(checkpoint.get("made_by") or {}, fingerprints)
+            tensors = stages.take_over(lm, checkpoint, str(path), adopt=True)
+            rank_zero_info(f"{path}: {tensors} tensors loaded")
+        return lm
+
+    def _caster(self, trained: set[str]) -> Callable[[nn.Module], None]:
+        """What gives a part of the model the dtypes of the training."""
+        whole = stages.dtypes_of_training(self.lm, self.weights_dtype, trained)
         if self.frozen_dtype is None or self.frozen_dtype == self.weights_dtype:
-            return
+            return lambda module: stages.cast(module, whole)
         autocast = self.trainer.precision == "bf16-mixed"
         if not autocast and self.trainer.state.fn == "fit":
             raise UserError(
                 f"model.frozen_dtype is bfloat16 with trainer.precision {self.trainer.precision}: expected "
                 "bf16-mixed, which multiplies weights of both dtypes"
             )
+        rounded = stages.dtypes_of_training(self.lm, self.weights_dtype, trained, self.frozen_dtype)
         # Replies are made without autocast, in one dtype.
         keep_dtype = not autocast or self.trainer.state.fn == "predict"
-        stages.cast_frozen(self.lm, trained, self.frozen_dtype, keep_dtype)
+
+        def cast(module: nn.Module) -> None:
+            stages.cast(module, rounded)
+            if keep_dtype:
+                stages.cast(module, whole)
+
+        if not keep_dtype:
+            whole.clear()  # keeps no tensor alive
+        return cast
 
     def parts(self) -> Parts:
         """Part -> its named parameters; the layers of the trunk are parts of their own."""
@@ -240,6 +293,10 @@ class SplitLLM(StepModule):
 
     # --- replies --------------------------------------------------------------------------------------------
 
+    def on_predict_start(self) -> None:
+        if not saves_shards(self.trainer.strategy):
+            merge_adapters(self.lm)  # a third less time for a row
+
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
         """Replies to prompts: their text and their codes. For spoken replies that hold their text too, also
         the order of both, as [modality, number of ids]."""
@@ -276,34 +333,40 @@ class SplitLLM(StepModule):
         checkpoint["split_config"] = self.lm.config.to_dict()
         made_by = contracts.fingerprints_of(self.trainer)
         checkpoint["made_by"] = {key: made_by.get(key) for key in ("text_tokenizer", "speech_tokenizer")}
+        if self.lora is not None:
+            checkpoint["lora"] = self.lora.record()
         state = checkpoint.get("state_dict")
         if self.save_frozen or not state:
             return
         left_out = stages.leave_out_frozen(state, self.ever_trained())
         if self._frozen is None and self.trainer.is_global_zero:  # the only rank that writes
             # Once a run: they never change, and at 8B 16 GB take longer to hash than the rest to write.
-            self._frozen = {"backbone": self.backbone, **stages.hash_record(left_out)}
+            start = {"backbone": self.backbone, "init_from": self.init_from}
+            self._frozen = start | stages.hash_record(left_out)
         checkpoint["frozen"] = self._frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         made_by = checkpoint.get("made_by") or {}
         stages.check_tokenizers(made_by, contracts.fingerprints_of(self.trainer))
+        stored = checkpoint.get("lora")
+        if self.trainer.state.fn == "fit":
+            check_resumed(stored, self.lora)
         if checkpoint.get("frozen") is not None:
             stages.add_frozen(checkpoint, self.lm.state_dict())
+        if self.lora is None and "state_dict" in checkpoint:
+            checkpoint["state_dict"] = dict(merged(checkpoint["state_dict"], stored))
 
 
-def load_stage(lm: SplitLM, source: str) -> None:
-    """Loads the weights of an earlier stage.
+def stage_checkpoint(source: str) -> Path:
+    """Checkpoint of an earlier stage.
 
     Args:
-        lm: With its backbone's weights.
         source: A checkpoint, a run's folder, or the folder of a name's runs.
 
     Raises:
-        UserError: if there is none, or it does not fit.
+        UserError: if there is none.
     """
     path = checkpoint_of(source, "last", end=False) or Path(source)
     if not path.exists():
         raise UserError(f"model.init_from: no {source}, expected a checkpoint or a folder with config.json")
-    tensors = stages.take_over(lm, load_checkpoint(path, mmap=True), str(path))
-    rank_zero_info(f"{path}: {tensors} tensors loaded")
+    return path

@@ -6,7 +6,6 @@ is complete once it holds `WHOLE`, which lists all its files with their sizes an
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -18,13 +17,11 @@ from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from typing_extensions import override
 
 from lit_moss.errors import UserError
 from lit_moss.files import atomic_write, write_json
+from lit_moss.runs import stored
 from lit_moss.runs.folder import RunFolder
 
 SEAL = 64  # hex digits of a sha256
@@ -135,10 +132,12 @@ def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
         UserError: if it is damaged, holds code, or is no Lightning checkpoint.
     """
     if not is_whole(path):
-        raise UserError(f"{path} is damaged or no checkpoint: take another, or --ckpt_path last")
+        raise _damaged(path)
     if path.is_dir():
         with torch.device("cpu"):  # also where a strategy builds its model on a GPU
-            return {"state_dict": _gather(path), **_settings(path)}
+            checkpoint = stored.open_folder(path)
+            weights = {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
+        return {"state_dict": weights, **checkpoint.settings}
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
@@ -149,35 +148,19 @@ def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
-def _gather(folder: Path) -> dict[str, torch.Tensor]:
-    """Full weights from the shards of FSDP2 or DeepSpeed."""
-    if (folder / "checkpoint").is_dir():
-        # DeepSpeed unpickles its own files: open only what your own runs wrote.
-        zero: Any = importlib.import_module("deepspeed.utils.zero_to_fp32")  # an extra
-        state = zero.get_fp32_state_dict_from_zero_checkpoint(str(folder), "checkpoint")
-        return {name.removeprefix("_forward_module."): value for name, value in state.items()}
-    reader = FileSystemReader(folder)
-    prefix = "state_dict."
-    entries = reader.read_metadata().state_dict_metadata or {}
-    weights: dict[str, Any] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in entries.items()
-        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
-    load_shards(weights, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(prefix): value for name, value in weights.items()}
+def open_checkpoint(path: Path) -> stored.Stored:
+    """A checkpoint whose tensors are read one at a time, when they are asked for.
+
+    Raises:
+        UserError: if it is damaged, holds code, or is no checkpoint.
+    """
+    if not is_whole(path):
+        raise _damaged(path)
+    return stored.open_folder(path) if path.is_dir() else stored.open_file(path)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """What our modules store beside the weights, from the file in which the strategy keeps it."""
-    stored: dict[str, Any] = {}
-    if (folder / "checkpoint").is_dir():
-        # Pickled by DeepSpeed; `_gather` has opened it already.
-        for file in sorted((folder / "checkpoint").glob("*mp_rank_00_model_states.pt"))[:1]:
-            stored = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
-    elif (folder / "meta.pt").is_file():
-        stored = torch.load(folder / "meta.pt", map_location="cpu", weights_only=True, mmap=True)
-    return {key: stored[key] for key in ("split_config", "made_by", "frozen") if key in stored}
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged or no checkpoint: take another, or --ckpt_path last")
 
 
 def newest_checkpoint(folder: Path, which: str, end: bool = True) -> Path | tuple[Path, str | None]:

@@ -216,7 +216,8 @@ class History:
             raise Refused(f"{path} is missing, or not an object", "missing_required_parameter", path)
         if value.get("type") != "message":
             raise Refused(f"{path}.type is {value.get('type')!r:.80}, expected message", param=f"{path}.type")
-        role, parts = next((r for r in ROLES if r == value.get("role")), None), value.get("content")
+        role: Role | None = next((r for r in ROLES if r == value.get("role")), None)
+        parts = value.get("content")
         if role is None:
             raise Refused(
                 f"{path}.role is {value.get('role')!r:.80}, expected {', '.join(ROLES)}", param=f"{path}.role"

@@ -1,0 +1,104 @@
+r"""The rows of `conversation.Renderer` as a Jinja chat template, for programs with only the text tokenizer.
+
+    tokenizer.apply_chat_template(messages, reply="speech", add_generation_prompt=True, tokenize=False)
+
+It renders the text channel of the released model's grid: a stretch of n codes is sosp and n + 1 modality_pads
+(n codes and eosp). A message's `content` is a string, or a list of parts in their order:
+{"type": "text", "text": …} and {"type": "audio", "codes": [c_1, …]}, where `codes` may also be their number.
+Variables: `reply`, modality of the replies, text or speech (default text); `system`, a system prompt instead
+of the default one. A leading system message is appended to the system prompt, as in training.
+
+The ids of the rendered text are those of the training's rows, with two exceptions, since the renderer
+tokenizes each piece by itself and the names of tokens in a text as text:
+- A content that begins with white space: a tokenizer with merges may join it with the line break after the
+  role ("user\n" + "\nHi" has one id for both line breaks in SmolLM2's and Qwen's).
+- A content in which the name of a token is written out, such as <|im_end|>: it becomes that token. Programs
+  that take texts from strangers should use the renderer, as `serve` does.
+An interleaved reply's text is cut between any two ids; where that is inside a word or a character, its
+parts may be tokenized otherwise.
+"""
+
+import hashlib
+from typing import Any
+
+from lit_moss.data.conversation import SPEECH_SYSTEM, SYSTEM
+from lit_moss.llm.backbone import MODALITY_PAD_NAMES, SOSP_NAMES
+from lit_moss.llm.replies import DIRECT, ReplyForm
+
+_TEMPLATE = r"""
+{#- Text channel of conversations of text and speech. Variables: messages, add_generation_prompt,
+    reply ('text' or 'speech': modality of the replies), system (a system prompt instead of the default). -#}
+{%- macro render(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {%- if part.type == 'text' -%}
+                {{- part.text -}}
+            {%- elif part.type == 'audio' -%}
+                {%- set codes = part.codes if part.codes is number else part.codes | length -%}
+                {{- SOSP ~ (MODALITY_PAD * (codes + 1)) -}}
+            {%- else -%}
+                {{- raise_exception('a part of type ' ~ part.type ~ ', expected text or audio') -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- set reply = reply | default('text') -%}
+{%- if reply not in ['text', 'speech'] -%}
+    {{- raise_exception('reply is ' ~ reply ~ ', expected text or speech') -}}
+{%- endif -%}
+{%- set prompt = SPEECH_PROMPT if reply == 'speech' else TEXT_PROMPT -%}
+{%- if system is defined and system is not none -%}
+    {%- set prompt = system -%}
+{%- endif -%}
+{%- set turns = messages -%}
+{%- if messages and messages[0].role == 'system' -%}
+    {%- set prompt = (prompt ~ ' ' ~ render(messages[0].content)) | trim -%}
+    {%- set turns = messages[1:] -%}
+{%- endif -%}
+{{- '<|im_start|>system\n' ~ prompt ~ '<|im_end|>\n' -}}
+{%- for turn in turns -%}
+    {%- if turn.role not in ['system', 'user', 'assistant'] -%}
+        {{- raise_exception('a turn of ' ~ turn.role ~ ', expected system, user or assistant') -}}
+    {%- endif -%}
+    {{- '<|im_start|>' ~ turn.role ~ '\n' ~ render(turn.content) ~ '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\n' ~ REPLY_PREFIX -}}
+{%- endif -%}
+"""
+
+
+def chat_template(tokenizer: Any, form: ReplyForm = DIRECT) -> str:
+    """The template of a model.
+
+    Args:
+        tokenizer: Its text tokenizer, see `lit_moss.llm.backbone.load_text_tokenizer`.
+        form: Form of the spoken replies that it was trained for; it decides the system prompt.
+    """
+    vocabulary = tokenizer.get_vocab()
+    sosp, pad = (
+        next(repr(name) for name in names if name in vocabulary) for names in (SOSP_NAMES, MODALITY_PAD_NAMES)
+    )
+    constants = {
+        "SOSP": sosp,
+        "MODALITY_PAD": pad,
+        "SPEECH_PROMPT": _quoted(SPEECH_SYSTEM[form.name]),
+        "TEXT_PROMPT": _quoted(SYSTEM["text"]),
+        "REPLY_PREFIX": "''" if form.has_text else f"({sosp} if reply == 'speech' else '')",
+    }
+    text = _TEMPLATE.strip()
+    for name, value in constants.items():
+        text = text.replace(name, value)
+    return text
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def template_fingerprint(template: str) -> str:
+    """16 hex digits of a chat template's sha256."""
+    return hashlib.sha256(template.encode()).hexdigest()[:16]

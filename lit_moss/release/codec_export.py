@@ -1,0 +1,126 @@
+"""A codec's folder in the official layout, of whatever a codec or a speech tokenizer can be.
+
+    FOLDER/config.json, model.safetensors                  the speech tokenizer
+    FOLDER/flow/flow.pt, hift.pt, campplus.onnx, config.json   what makes speech of codes, where there is any
+
+A folder in the layout is checked and copied as it is; runs and checkpoints are written anew.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from lit_moss import assets
+from lit_moss.codec import Codec, SpeechTokenizer
+from lit_moss.errors import UserError
+from lit_moss.files import atomic_write
+from lit_moss.hub.codec import codec_of_checkpoint
+from lit_moss.hub.model_folder import CODEC
+from lit_moss.llm.folders import refuse_pointer
+from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
+
+_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "README.md",
+    "LICENSE",
+    "flow/flow.pt",
+    "flow/hift.pt",
+    "flow/campplus.onnx",
+    "flow/config.json",
+)
+
+
+def export_codec(name: str, folder: Path, log_mel: str | None = None) -> None:
+    """Writes a codec's folder; it appears whole or not at all, and replaces what was there.
+
+    One line on stderr says so where there is no decoder of speech.
+
+    Args:
+        name: A run of conf/codec_encoder.yaml or conf/flow_decoder.yaml, a checkpoint of one, a codec's or
+            tokenizer's folder, a model's folder with `codec/`, a hub id, `embedded:whisper-tiny-kmeans`.
+        folder: The folder to write.
+        log_mel: Features of its tokenizer, which `config.json` then states; None keeps those of the training.
+
+    Raises:
+        UserError: if it is no codec, or a part is damaged, missing, or more than plain tensors.
+    """
+    folder = Path(folder)
+    checkpoint = checkpoint_of(name, "best")
+    try:
+        with atomic_write(folder) as partial:
+            if checkpoint is None:
+                has_decoder = _copy(_codec_folder(name), partial, log_mel)
+            else:
+                has_decoder = _write(checkpoint, partial, log_mel)
+    except OSError as error:
+        raise UserError(
+            f"the codec could not be written to {folder} ({error.strerror or error}): make room or rights"
+        ) from error
+    if not has_decoder:
+        print(f"{name} has no flow decoder: {folder} holds the speech tokenizer alone", file=sys.stderr)
+
+
+def _write(checkpoint: Path, folder: Path, log_mel: str | None) -> bool:
+    """Writes the codec of a checkpoint; returns whether it has a decoder."""
+    content = load_checkpoint(checkpoint, mmap=True)
+    if "decoder" in content:
+        codec_of_checkpoint(checkpoint, log_mel).save_pretrained(folder)
+        return True
+    if "speech_tokenizer" in content:
+        SpeechTokenizer.from_pretrained(checkpoint, log_mel=log_mel).save_pretrained(folder)
+        return False
+    raise UserError(
+        f"{checkpoint} is no checkpoint of a codec: expected one of conf/codec_encoder.yaml or "
+        "conf/flow_decoder.yaml"
+    )
+
+
+def _codec_folder(name: str) -> Path:
+    path = assets.resolve(name)
+    if path.is_file():
+        raise UserError(f"{name} is a file, expected a codec's folder, run, checkpoint or hub id")
+    inside = path / CODEC
+    return inside if inside.is_dir() and not (path / "flow").is_dir() else path
+
+
+def _copy(source: Path, folder: Path, log_mel: str | None) -> bool:
+    """Checks a folder by opening it, and copies its files; returns whether it has a decoder."""
+    files = [name for name in _FILES if (source / name).is_file()]
+    files += sorted(file.name for file in source.glob("*.safetensors"))
+    for name in files:
+        refuse_pointer(source / name)
+    has_decoder = (source / "flow/flow.pt").is_file()
+    if has_decoder:
+        Codec.from_pretrained(source, log_mel)
+    else:
+        SpeechTokenizer.from_pretrained(source, log_mel=log_mel)
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(source / name, folder / name)
+    config = folder / "config.json"
+    if log_mel is not None and config.is_file():
+        fields = json.loads(config.read_text(encoding="utf-8-sig"))
+        config.write_text(json.dumps(fields | {"log_mel": log_mel}, indent=2) + "\n")
+    return has_decoder
+
+
+def copy_file(source: Path, target: Path, link: bool = False) -> bool:
+    """Copies a file's content; returns whether it was linked instead.
+
+    Args:
+        source: The file; a link, as in the hub's cache, is followed.
+        target: Where to.
+        link: A hard link, if the file system can: for large files that are replaced, never written in place.
+    """
+    source = source.resolve()
+    if link:
+        try:
+            os.link(source, target)
+            return True
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copyfile(source, target)
+    return False

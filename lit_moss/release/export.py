@@ -1,0 +1,337 @@
+"""A run, a checkpoint or a model's folder -> a folder in the released layout.
+
+    OUT/config.json, generation_config.json     sizes and ids; the sampling of the released demo
+    OUT/model-0000I-of-0000N.safetensors        all weights, one tensor in memory at a time
+    OUT/tokenizer.json, tokenizer_config.json   with sosp and modality_pad in the vocabulary
+    OUT/chat_template.jinja                     see `lit_moss.data.chat_template`
+    OUT/lit_moss.json                           what it was trained with, see `ModelRecord`
+    OUT/README.md                               the model card
+    OUT/codec/                                  the codec, where one is given
+
+The folder appears whole or not at all.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lit_moss.data.chat_template import chat_template, template_fingerprint
+from lit_moss.errors import UserError
+from lit_moss.files import PARTIAL, atomic_write
+from lit_moss.hub.lm import backbone_of
+from lit_moss.hub.model_folder import CODEC, RECORD, ModelRecord, check_text_tokenizer, record_of_checkpoint
+from lit_moss.llm import SplitLM
+from lit_moss.llm.backbone import load_text_tokenizer
+from lit_moss.llm.config import SplitConfig
+from lit_moss.llm.released import read_split_config
+from lit_moss.llm.sampling import Sampling
+from lit_moss.llm.stages import is_released
+from lit_moss.release.card import CARD, write_card
+from lit_moss.release.card_facts import licence_of
+from lit_moss.release.codec_export import export_codec
+from lit_moss.release.model_tensors import Tensors, checkpoint_tensors, config_of, folder_tensors
+from lit_moss.release.public_names import part_name
+from lit_moss.release.training_facts import training_of
+from lit_moss.release.weights import mean_of, widest_dtype, write_weights
+from lit_moss.runs.checkpoints import checkpoint_of, is_whole, open_checkpoint, step_of
+from lit_moss.runs.folder import RunFolder
+from lit_moss.runs.stored import Stored
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TEMPLATE = "chat_template.jinja"
+_NEW_TOKENS = 500  # of the demo
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Args:
+        tensors: All weights, by their released names.
+        config: Of the model.
+        tokenizer: Name or folder of its text tokenizer.
+        record: What it was trained with.
+        run: Its run; None where it has none.
+        folder: The folder in the released layout that it is; None for a checkpoint.
+    """
+
+    tensors: Tensors
+    config: SplitConfig
+    tokenizer: str | Path
+    record: ModelRecord
+    run: RunFolder | None = None
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has made.
+
+    Args:
+        folder: The folder.
+        tensors: Number of tensors; 0 for a codec.
+        gigabytes: Size of the folder.
+        record: Content of `lit_moss.json`; None for a codec.
+    """
+
+    folder: Path
+    tensors: int
+    gigabytes: float
+    record: ModelRecord | None
+
+
+def export(
+    name: str,
+    out: str | Path,
+    *,
+    which: Literal["last", "best"] | None = None,
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+    max_shard_size: str = "5GB",
+    average: int = 1,
+    codec: str | None = None,
+    license: str | None = None,
+    force: bool = False,
+    log_mel: str | None = None,
+) -> Exported:
+    """Makes the folder.
+
+    Args:
+        name: A run's folder or RUN_ROOT/NAME (its newest run), a checkpoint (file, or folder of shards), a
+            folder in the released layout, or a hub id; also a run or checkpoint of a codec.
+        out: The folder to make.
+        which: Checkpoint of a run; None is the last one, and the best one of a codec's run.
+        dtype: Of the weights. `stored` is the widest dtype of the checkpoint, so that the folder's model
+            computes what the run's does; released models are in bfloat16, half the size.
+        max_shard_size: Most bytes of a file of weights.
+        average: The mean of the last that many states of the run, up to the chosen one.
+        codec: A codec to put into `codec/`, see `export_codec`; None keeps that of a folder.
+        license: SPDX name of the weights' licence; None takes the recorded one.
+        force: Replace a model's folder at `out`.
+        log_mel: See `export_codec`.
+
+    Raises:
+        UserError: if there is no such model, it is damaged, `out` exists, or there is no room.
+    """
+    out = Path(out)
+    _check_out(out, force)
+    checkpoint = checkpoint_of(name, which or "last")
+    stored = None if checkpoint is None else open_checkpoint(checkpoint)
+    if checkpoint and stored and "split_config" not in stored.settings:  # a codec's
+        if average > 1 or codec is not None:
+            raise UserError(f"{name} is no language model: --average and --codec are for language models")
+        part = checkpoint if which else checkpoint_of(name, "best") or checkpoint
+        _write(out, lambda folder: _fill_codec(folder, part, log_mel))
+        return Exported(out, 0, _gigabytes(out), None)
+    if checkpoint is None or stored is None:
+        source = _of_folder(name, average)
+    else:
+        source = _of_checkpoint(checkpoint, stored, average)
+    if source.folder is not None and source.folder.resolve() == out.resolve():
+        raise UserError(f"{out} is the model's own folder: give another --out")
+    tensors = _in_order(source.tensors, source.config, name)
+    kept = widest_dtype(tensors) if dtype == "stored" else DTYPES[dtype]
+    _check_room(out, sum(tensor.numel for tensor in tensors.values()) * kept.itemsize)
+    tokenizer = load_text_tokenizer(source.tokenizer)
+    check_text_tokenizer(name, source.record, tokenizer)
+    known = source.record.license or licence_of(source.record.backbone)
+    record = replace(source.record, license=license or known)
+    if codec is None and source.folder is not None and (source.folder / CODEC).is_dir():
+        codec = str(source.folder / CODEC)
+
+    def fill(folder: Path) -> None:
+        nonlocal record
+        folder.mkdir()
+        write_weights(folder, tensors, kept, max_shard_size)
+        _write_configs(folder, source.config, kept)
+        template = _template(source, tokenizer, record)
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(folder)
+        if template:
+            (folder / TEMPLATE).write_text(template, encoding="utf-8")
+        record = replace(record, template=template_fingerprint(template) if template else "")
+        record.write(folder)
+        if codec is not None:
+            export_codec(codec, folder / CODEC, log_mel)
+        if source.folder is not None and (source.folder / CARD).is_file():
+            shutil.copyfile(source.folder / CARD, folder / CARD)
+        else:
+            write_card(folder, source.run)
+
+    _write(out, fill)
+    return Exported(out, len(tensors), _gigabytes(out), record)
+
+
+def _fill_codec(folder: Path, checkpoint: Path, log_mel: str | None) -> None:
+    export_codec(str(checkpoint), folder, log_mel)
+    if not (folder / CARD).is_file():
+        write_card(folder, RunFolder.of_checkpoint(checkpoint))
+
+
+# --- where it goes ------------------------------------------------------------------------------------------
+
+
+def _check_out(out: Path, force: bool) -> None:
+    """Refuses to replace anything but an empty folder, or with `force` one that an export has made."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() or out.is_symlink():
+        if not force:
+            raise UserError(f"{out} exists: give another --out, or --force to replace it")
+        if not out.is_dir() or not (is_released(out) or (out / RECORD).is_file()):
+            raise UserError(f"{out} is no folder of a model, --force does not replace it: give another --out")
+    for left in sorted(out.parent.glob(f"{out.name}{PARTIAL}*")):
+        print(f"{left} was left by an export that was killed, or is one in progress", file=sys.stderr)
+
+
+def _check_room(out: Path, size: int) -> None:
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if size > free:
+        raise UserError(
+            f"{out} needs {size / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free: make room, or give "
+            "another --out, or --dtype bfloat16"
+        )
+
+
+def _write(out: Path, fill: Callable[[Path], None]) -> None:
+    try:
+        with atomic_write(out) as partial:
+            fill(partial)
+    except OSError as error:
+        raise UserError(
+            f"{out} could not be written ({error.strerror or error}): make room or rights"
+        ) from error
+
+
+def _gigabytes(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
+
+
+# --- what is exported ---------------------------------------------------------------------------------------
+
+
+def _of_folder(name: str, average: int) -> Source:
+    if average > 1:
+        raise UserError(f"--average {average} needs a run, and {name} is a model's folder")
+    folder, config = read_split_config(name)
+    record = ModelRecord.read(folder)
+    if (folder / TEMPLATE).is_file():
+        record.check(folder, template=template_fingerprint(_read_text(folder / TEMPLATE)))
+    return Source(folder_tensors(folder), config, folder, record, folder=folder)
+
+
+def _of_checkpoint(path: Path, stored: Stored, average: int) -> Source:
+    config, run = config_of(stored, str(path)), RunFolder.of_checkpoint(path)
+    settings = run.config() if run is not None and run.config_file.is_file() else {}
+    data = (settings.get("data") or {}).get("init_args") or {}
+    backbone = data.get("backbone") or backbone_of(path, stored.settings)
+    if average == 1:
+        tensors = checkpoint_tensors(stored, str(path))
+    else:
+        states = _last_states(path, run, average)
+        tensors = mean_of([checkpoint_tensors(open_checkpoint(state), str(state)) for state in states])
+    record = record_of_checkpoint(path, stored.settings)
+    root = str(settings.get("run_root") or "runs")
+    names = {  # without folders of this machine
+        key: part_name(value, root)
+        for key in ("backbone", "speech_tokenizer_name")
+        if (value := asdict(record)[key])
+    }
+    record = replace(record, stages=_stages(run), averaged=average, **names)
+    return Source(tensors, config, backbone, record, run)
+
+
+def _last_states(path: Path, run: RunFolder | None, count: int) -> list[Path]:
+    """The newest `count` states that the run wrote every n steps, up to a checkpoint."""
+    if count < 1:
+        raise UserError(f"--average {count}, expected 1 or more")
+    if run is None:
+        raise UserError(f"--average needs a run's folder, and {path} is in none")
+    last = step_of(path)
+    states = [p for p in sorted(run.checkpoints.glob("step-*.ckpt"), reverse=True) if step_of(p) <= last]
+    states = [state for state in states[:count] if is_whole(state, sealed=True)]
+    if len(states) < count:
+        raise UserError(
+            f"--average {count}, but {run} has {len(states)} whole states up to step {last}: keep more of "
+            "them (callbacks.Checkpoint, keep)"
+        )
+    return states
+
+
+def _stages(run: RunFolder | None) -> list[str]:
+    """Names of the runs, first stage first, where their folders are still there."""
+    training = training_of(run)
+    names = [stage.name for stage in training.stages]
+    if not training.stages or training.start is None:
+        return names
+    first = training.stages[0]
+    folder = first.locate(str(first.settings("model")["init_from"]))
+    before = ModelRecord.read(folder).stages if folder.is_dir() else []
+    return [*(before or [training.start]), *names]
+
+
+def _in_order(tensors: Tensors, config: SplitConfig, name: str) -> Tensors:
+    """The tensors in the model's order, once they are seen to fit it.
+
+    Raises:
+        UserError: if names or shapes are not the model's.
+    """
+    with torch.device("meta"):
+        own = SplitLM.from_config(config).state_dict()
+    wrong = [f"{key} is missing" for key in own if key not in tensors]
+    wrong += [f"{key} is not the model's" for key in tensors if key not in own]
+    wrong += [
+        f"{key} is {tensors[key].shape}, expected {tuple(own[key].shape)}"
+        for key in own
+        if key in tensors and tensors[key].shape != tuple(own[key].shape)
+    ]
+    if wrong:
+        raise UserError(
+            f"{name}: {len(wrong)} tensors do not fit its config, first: {wrong[0]}; give a whole checkpoint "
+            "of one language model"
+        )
+    return {key: tensors[key] for key in own}
+
+
+# --- small files --------------------------------------------------------------------------------------------
+
+
+def _write_configs(folder: Path, config: SplitConfig, dtype: torch.dtype) -> None:
+    fields = config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
+    fields.pop("_name_or_path", None)  # a path of this machine
+    _write_json(folder / "config.json", fields)
+    sampling, ids = Sampling(), config.format
+    ends = [x for x in (ids.im_end_id, ids.end_id) if x is not None]
+    generation = {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "max_new_tokens": _NEW_TOKENS,
+        "eos_token_id": sorted(set(ends)),
+        "pad_token_id": ids.end_id,
+    }
+    _write_json(folder / "generation_config.json", generation)
+
+
+def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _template(source: Source, tokenizer: Any, record: ModelRecord) -> str:
+    """The folder's own template, or that of the training; "" for a tokenizer without tokens for turns."""
+    if source.folder is not None and (source.folder / TEMPLATE).is_file():
+        return _read_text(source.folder / TEMPLATE)
+    has_turns = source.config.format.im_start_id is not None and source.config.format.im_end_id is not None
+    return chat_template(tokenizer, record.form) if has_turns else ""
+
+
+def _read_text(path: Path) -> str:
+    return path.read_bytes().decode("utf-8")  # line ends as they are

@@ -1,0 +1,221 @@
+"""A released or exported model and its codec -> one folder that `fit`, `evaluate` and `serve` start from.
+
+    OUT/config.json, *.safetensors, tokenizer files   the model; weights are linked or copied, not rewritten
+    OUT/codec/                                        the codec
+    OUT/lit_moss.json                                 fingerprints, licence, source, see `ModelRecord`
+
+Everything is checked before it is written. Nothing is unpickled; code in a repository is neither fetched nor
+copied.
+"""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lit_moss import assets
+from lit_moss.errors import UserError
+from lit_moss.files import atomic_write
+from lit_moss.hub.model_folder import CODEC, ModelRecord, check_speech_tokenizer
+from lit_moss.hub.tokenizer import open_tokenizer
+from lit_moss.llm import SplitLM
+from lit_moss.llm.backbone import MODALITY_PAD_NAMES, SOSP_NAMES, load_text_tokenizer
+from lit_moss.llm.backbone import text_tokenizer_fingerprint as fingerprint_of
+from lit_moss.llm.config import SplitConfig
+from lit_moss.llm.folders import INDEX, WEIGHTS, open_tensors, read_json, refuse_pointer, weight_files
+from lit_moss.llm.released import fitting_tensors, read_split_config
+from lit_moss.release.codec_export import copy_file, export_codec
+from lit_moss.runs.checkpoints import checkpoint_of
+
+_CONFIG = "config.json"
+# Fields of `config.json` that released ones may lack.
+_OFTEN_ABSENT = (
+    "backbone_model_type", "audio_pad_token_id", "im_start_token_id", "im_end_token_id", "end_token_id",
+)  # fmt: skip
+_SMALL_FILES = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "README.md",
+    "LICENSE",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import has made.
+
+    Args:
+        folder: The folder.
+        tensors: Tensors of the model, all checked.
+        files: Files that hold them.
+        gigabytes: Size of these files.
+        linked: Whether they are hard links of the source's files, which take no room.
+        record: Content of `lit_moss.json`.
+    """
+
+    folder: Path
+    tensors: int
+    files: int
+    gigabytes: float
+    linked: bool
+    record: ModelRecord
+
+
+def import_model(
+    model: str | Path,
+    out: str | Path,
+    codec: str | None = None,
+    log_mel: str | None = None,
+    force: bool = False,
+) -> Imported:
+    """Makes the folder; it appears whole or not at all.
+
+    Args:
+        model: Hub id or folder in the released layout, also one that `export` wrote.
+        out: The folder to make.
+        codec: A name that `export_codec` takes; None takes the `codec/` of the model's folder, if it has one.
+        log_mel: Features of the codec's tokenizer, see `export_codec`.
+        force: Replace `out` if it exists.
+
+    Raises:
+        UserError: if `out` exists, a part is missing or damaged, a tensor does not fit `config.json`, or
+            model, text tokenizer and codec do not belong together.
+    """
+    source, out = str(model), Path(out)
+    if out.exists() and not force:
+        raise UserError(f"{out} exists: give another --out, or --force to replace it")
+    if checkpoint_of(source, "last") is not None:
+        raise UserError(
+            f"{source} is a run or a checkpoint: `export` makes a folder of it, which needs no import"
+        )
+    folder = assets.resolve(source)
+    if not folder.is_dir():
+        raise UserError(f"{source} is a file, expected a model's folder or hub id")
+    if out.exists() and folder.resolve() == out.resolve():
+        raise UserError(f"{out} is the model's own folder: give another --out")
+    folder, config = read_split_config(folder)
+    tensors = _checked_tensors(folder, config)
+    _check_ids(folder, config)
+    record = ModelRecord.read(folder)
+    text_tokenizer = fingerprint_of(load_text_tokenizer(folder))
+    record.check(folder, text_tokenizer=text_tokenizer)
+    if codec is None and (folder / CODEC).is_dir():
+        codec = str(folder / CODEC)
+    files = weight_files(folder)
+    try:
+        with atomic_write(out) as partial:
+            partial.mkdir()
+            linked = _copy_model(folder, files, partial)
+            _write_config(folder, config, partial)
+            speech_tokenizer = _add_codec(codec, log_mel, partial, source, record, config)
+            record = replace(
+                record,
+                text_tokenizer=text_tokenizer,
+                speech_tokenizer=speech_tokenizer or record.speech_tokenizer,
+                speech_tokenizer_name=record.speech_tokenizer_name or codec or "",
+                license=record.license or _license_of(folder),
+                source=source,
+            )
+            record.write(partial)
+    except OSError as error:
+        raise UserError(
+            f"{out} could not be written ({error.strerror or error}): make room or rights"
+        ) from error
+    size = sum(file.stat().st_size for file in files)
+    return Imported(out, tensors, len(files), size / 1e9, linked, record)
+
+
+# --- checks -------------------------------------------------------------------------------------------------
+
+
+def _checked_tensors(folder: Path, config: SplitConfig) -> int:
+    """Compares every name, shape and dtype with the config; returns the number of tensors."""
+    with torch.device("meta"):
+        own = SplitLM.from_config(config).state_dict()
+    tensors = fitting_tensors(folder, own)
+    files = weight_files(folder)
+    if files[0].name != WEIGHTS:
+        listed = read_json(folder / INDEX)["weight_map"]
+        stored = {name: file.name for file in files for name in open_tensors([file])}
+        if wrong := sorted(name for name, _ in listed.items() ^ stored.items()):
+            raise UserError(
+                f"{folder}: {INDEX} and the weight files differ in where {wrong[0]} is: get them again"
+            )
+    return len(tensors)
+
+
+def _check_ids(folder: Path, config: SplitConfig) -> None:
+    """Compares the ids that mark speech with the text tokenizer's."""
+    tokenizer = load_text_tokenizer(folder)
+    vocabulary = tokenizer.get_vocab()
+    words = max(len(tokenizer), max(vocabulary.values()) + 1)
+    if words > config.format.text_vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {words} words, config.json has vocab_size "
+            f"{config.format.text_vocab_size}: give the tokenizer of the model"
+        )
+    ids = {"sosp_token_id": SOSP_NAMES, "modality_pad_token_id": MODALITY_PAD_NAMES}
+    for field, names in ids.items():
+        word = next(name for name in names if name in vocabulary)
+        stated = config.format.to_dict()[field]
+        if vocabulary[word] != stated:
+            raise UserError(
+                f"{folder}: {word} is {vocabulary[word]} in the tokenizer, config.json has {field} {stated}: "
+                "give the tokenizer of the model"
+            )
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def _copy_model(source: Path, weights: list[Path], folder: Path) -> bool:
+    """Links or copies the weights, copies the small files; returns whether all weights are linked."""
+    linked = [copy_file(file, folder / file.name, link=True) for file in weights]
+    for name in (*_SMALL_FILES, *([INDEX] if weights[0].name != WEIGHTS else [])):
+        if (source / name).is_file():
+            refuse_pointer(source / name)
+            copy_file(source / name, folder / name)
+    return all(linked)
+
+
+def _write_config(source: Path, config: SplitConfig, folder: Path) -> None:
+    """The source's `config.json`, with the ids that it lacks and without references to code."""
+    fields = read_json(source / _CONFIG)
+    fields.pop("auto_map", None)
+    known = config.to_dict()
+    fields |= {name: known[name] for name in _OFTEN_ABSENT if fields.get(name) is None}
+    (folder / _CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def _add_codec(
+    codec: str | None,
+    log_mel: str | None,
+    folder: Path,
+    source: str,
+    record: ModelRecord,
+    config: SplitConfig,
+) -> str:
+    """Writes `codec/` and checks that it is the model's; returns its tokenizer's fingerprint, "" without."""
+    if codec is None:
+        return ""
+    from lit_moss.codec.encoder import fingerprint
+
+    target = folder / CODEC
+    export_codec(codec, target, log_mel)
+    if not (target / "model.safetensors").is_file():
+        raise UserError(f"{codec} has no speech tokenizer: give the whole codec")
+    tokenizer = open_tokenizer(str(target))
+    check_speech_tokenizer(source, record, tokenizer, config.format, codec)
+    return fingerprint(tokenizer.encoder)
+
+
+def _license_of(folder: Path) -> str:
+    """`license` of a model card's front matter; "" where there is none."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    text = card.read_text(encoding="utf-8", errors="replace")
+    front = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    stated = re.search(r"^license:\s*['\"]?([\w.+-]+)", front[1], re.MULTILINE) if front else None
+    return stated[1] if stated else ""

@@ -1,0 +1,273 @@
+"""What is known about the training of a model: its chain of runs, their data, settings and results.
+
+    first stage ─ init_from ─ … ─ init_from ─ last stage       read from the runs' folders, then from MLflow
+
+Everything is optional: a folder from elsewhere has no runs, data may have moved, MLflow may not answer.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lit_moss.data.documents import META
+from lit_moss.errors import UserError
+from lit_moss.release.public_names import data_name, part_name
+from lit_moss.runs.folder import RunFolder
+from lit_moss.runs.mlflow_access import find_run, open_client, tracking_uri
+
+_LONGEST_CHAIN = 20  # runs that name each other in a circle end here
+_MEASURED = ("val/", "heldout/", "test/", "eval/")
+_HIGHER_IS_BETTER = ("accuracy", "cloze", "mos", "similarity")
+
+
+@dataclass(frozen=True)
+class Data:
+    """One source of a run's data.
+
+    Args:
+        name: Without folders of the machine.
+        part: train, validation or heldout.
+        kind: Of documents, such as sft; "" for manifests and text.
+        items: Documents, utterances or lines; None if they are not here to be counted.
+        rows: Rows of documents.
+        hours: Hours of speech.
+        languages: ISO 639-1 codes that the items state.
+        epochs: How often a pass over the mixture contains it.
+    """
+
+    name: str
+    part: str
+    kind: str = ""
+    items: int | None = None
+    rows: int | None = None
+    hours: float | None = None
+    languages: tuple[str, ...] = ()
+    epochs: float | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a run: value at its last validation, and the best one over all of them."""
+
+    name: str
+    last: float | None
+    best: float | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run.
+
+    Args:
+        folder: Of the run.
+        config: Its resolved configuration; empty if there is none.
+        tags: Of its MLflow run; empty where that is not reachable.
+        in_mlflow: Its validation and held-out metrics in MLflow, for a run without `result.json`.
+    """
+
+    folder: RunFolder
+    config: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    in_mlflow: tuple[Metric, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the recipe."""
+        return str(self.config.get("name") or self.folder.path.absolute().parent.name)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run itself."""
+        return self.folder.path.absolute().name
+
+    @property
+    def run_root(self) -> str:
+        """Folder of runs, as configured."""
+        return str(self.config.get("run_root") or "runs")
+
+    def settings(self, part: str) -> dict[str, Any]:
+        """Settings of `model` or `data`."""
+        return dict((self.config.get(part) or {}).get("init_args") or {})
+
+    @property
+    def callbacks(self) -> dict[str, dict[str, Any]]:
+        """Name of each callback -> its settings."""
+        listed = (self.config.get("trainer") or {}).get("callbacks") or []
+        return {entry["class_path"].rpartition(".")[2]: entry.get("init_args") or {} for entry in listed}
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps done; None if unknown."""
+        result = self.folder.result()
+        return (result["step"] if result else 0) or None
+
+    def locate(self, name: str) -> Path:
+        """A path of the configuration: as it is, else relative to where the run was begun."""
+        path = Path(name)
+        if path.exists() or path.is_absolute() or Path(self.run_root).is_absolute():
+            return path
+        levels = len(Path(self.run_root).parts) + 1
+        return self.folder.path.absolute().parents[levels] / path
+
+    def metrics(self) -> list[Metric]:
+        """Validation and held-out metrics, from `result.json`, else from MLflow."""
+        result = self.folder.result()
+        if result is None:
+            return list(self.in_mlflow)
+        names = [name for name in sorted(result["metrics"]) if name.startswith(_MEASURED)]
+        return [Metric(name, result["metrics"][name], result[_best_side(name)].get(name)) for name in names]
+
+    @cached_property
+    def data(self) -> list[Data]:
+        """All sources, those of a mixture's parts included; each is read to count it."""
+        settings = self.settings("data")
+        return list(self._sources(settings, str((self.config.get("data") or {}).get("class_path") or "")))
+
+    def _sources(self, settings: dict[str, Any], owner: str, epochs: float | None = None) -> Iterator[Data]:
+        parts, shares = settings.get("parts") or [], settings.get("epochs") or []
+        for place, entry in enumerate(parts):
+            share = shares[place] if place < len(shares) else None
+            yield from self._sources(entry.get("init_args") or {}, entry.get("class_path") or "", share)
+        kind = owner.rpartition(".")[2].removesuffix("DataModule").lower()
+        for part in ("train", "validation", "heldout"):
+            for entry in settings.get(part) or []:
+                data = Data(data_name(str(entry)), part, "" if part == "heldout" else kind)
+                data = replace(data, epochs=epochs if part == "train" else None)
+                yield replace(data, **_counted(self.locate(str(entry))))
+
+    def previous(self) -> "RunFolder | str | None":
+        """What `init_from` names: a run, or the name of something else; None for the backbone alone."""
+        name = self.settings("model").get("init_from")
+        return (self.run_of(str(name)) or part_name(str(name), self.run_root)) if name else None
+
+    def run_of(self, name: str) -> RunFolder | None:
+        """The run that a name of the configuration stands for; None if it is something else or gone."""
+        path = self.locate(name)
+        if RunFolder(path).is_run():
+            return RunFolder(path)
+        if run := RunFolder.of_checkpoint(path):
+            return run
+        # The newest run of that name that was there when this one began.
+        began = _begun_ns(self.folder)
+        earlier = [run for run in RunFolder.all_in(path) if _begun_ns(run) <= began]
+        return earlier[-1] if earlier else None
+
+
+@dataclass(frozen=True)
+class Training:
+    """The chain of runs of a model.
+
+    Args:
+        stages: First stage first; empty if nothing is known.
+        start: Name of what the first of them started from, other than its backbone.
+    """
+
+    stages: tuple[Stage, ...] = ()
+    start: str | None = None
+
+    @property
+    def languages(self) -> list[str]:
+        """ISO 639-1 codes of all training data."""
+        trained_on = [data for stage in self.stages for data in stage.data if data.part == "train"]
+        return sorted({lang for data in trained_on for lang in data.languages})
+
+
+def training_of(run: RunFolder | None) -> Training:
+    """Everything that is recorded about a run and those before it."""
+    stages: list[Stage] = []
+    previous: RunFolder | str | None = run
+    while isinstance(previous, RunFolder) and len(stages) < _LONGEST_CHAIN:
+        stages.append(_stage(previous))
+        previous = stages[-1].previous()
+    return Training(tuple(reversed(stages)), previous if isinstance(previous, str) else None)
+
+
+def _stage(folder: RunFolder) -> Stage:
+    config = folder.config() if folder.config_file.is_file() else {}
+    try:
+        run, metrics = _from_mlflow(folder)
+    except Exception:  # whatever a server that is away, or another version's database, leads to
+        return Stage(folder, config)
+    return Stage(folder, config, dict(run.data.tags) if run else {}, metrics)
+
+
+def _from_mlflow(folder: RunFolder) -> tuple[Any, tuple[Metric, ...]]:
+    """A run's MLflow run, None if there is none, and its metrics where `result.json` has none."""
+    run_id, uri = folder.mlflow_run_id if folder.is_run() else None, tracking_uri()
+    file = uri.removeprefix("sqlite:///")
+    if run_id is None or (file != uri and not Path(file).is_file()):
+        return None, ()  # opening a database that is not there would make one
+    client = open_client()
+    run = find_run(client, run_id)
+    if run is None or folder.result() is not None:
+        return run, ()
+    names = [name for name in sorted(run.data.metrics) if name.startswith(_MEASURED)]
+    best = {"lowest": min, "highest": max}
+    metrics = []
+    for name in names:
+        values = [m.value for m in client.get_metric_history(run_id, name) if math.isfinite(m.value)]
+        metrics.append(
+            Metric(name, run.data.metrics[name], best[_best_side(name)](values) if values else None)
+        )
+    return run, tuple(metrics)
+
+
+def _best_side(name: str) -> Literal["lowest", "highest"]:
+    return "highest" if name.endswith(_HIGHER_IS_BETTER) else "lowest"
+
+
+def _begun_ns(run: RunFolder) -> int:
+    return (run.path / "run.json").stat().st_mtime_ns
+
+
+# --- counting data ------------------------------------------------------------------------------------------
+
+
+def _counted(path: Path) -> dict[str, Any]:
+    """Counts of a manifest, a text file or a folder of documents; nothing if it is not there or damaged."""
+    try:
+        if (path / META).is_file():
+            return _count_documents(path)
+        return _count_lines(path) if path.is_file() else {}
+    except (OSError, ValueError, KeyError, UserError):
+        return {}
+
+
+def _count_documents(folder: Path) -> dict[str, Any]:
+    meta = json.loads((folder / META).read_text())
+    seconds, languages = 0.0, set()
+    for shard in meta.get("shards") or []:
+        table = pq.read_table(folder / shard["name"], columns=["speech_sec", "lang"])
+        seconds += pc.sum(table["speech_sec"]).as_py() or 0.0  # pyright: ignore[reportAttributeAccessIssue]
+        languages |= set(table["lang"].unique().to_pylist())
+    return {
+        "items": meta["documents"],
+        "rows": meta["rows"],
+        "kind": meta["kind"],
+        "hours": seconds / 3600 or None,
+        "languages": tuple(sorted(filter(None, languages))),
+    }
+
+
+def _count_lines(file: Path) -> dict[str, Any]:
+    """Lines of a text file; of JSON lines also their `duration` and `lang`."""
+    count, seconds, languages = 0, 0.0, set()
+    is_json = file.suffix == ".jsonl" or file.suffix == ".json"
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if not line.strip():
+                continue
+            count += 1
+            content = json.loads(line) if is_json else None
+            if isinstance(content, dict):
+                duration, lang = content.get("duration"), content.get("lang")
+                seconds += duration if isinstance(duration, int | float) else 0.0
+                languages |= {lang} if isinstance(lang, str) else set()
+    return {"items": count, "hours": seconds / 3600 or None, "languages": tuple(sorted(languages))}

@@ -1,0 +1,139 @@
+"""Sharded safetensors, written tensor by tensor.
+
+    8 bytes   length of the header
+    header    JSON: name -> dtype, shape, first and last byte; padded with spaces to a multiple of 8 bytes
+    data      the tensors, end to end
+
+A header needs shapes only, so it is written first and memory never holds more than the tensor that is being
+written, in its stored and in its new dtype. `safetensors` itself takes a file's tensors all at once. The
+bytes are the same as its own (https://huggingface.co/docs/safetensors/index#format).
+"""
+
+import functools
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
+
+from lit_moss.errors import UserError
+from lit_moss.llm.folders import INDEX
+from lit_moss.runs.stored import StoredTensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def widest_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype:
+    """A dtype that holds all tensors without rounding."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+
+
+def plan_shards(
+    tensors: Mapping[str, StoredTensor], dtype: torch.dtype, max_shard_size: str
+) -> StateDictSplit:
+    """Which tensor goes into which file, by their shapes.
+
+    Args:
+        tensors: Name -> tensor.
+        dtype: Of the files.
+        max_shard_size: Most bytes of a file, such as `5GB`; a larger tensor has a file of its own.
+
+    Raises:
+        UserError: if that is no size.
+    """
+    sizes = {name: tensor.numel * dtype.itemsize for name, tensor in tensors.items()}
+    try:
+        return split_state_dict_into_shards_factory(
+            sizes,
+            get_storage_size=lambda size: size,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise UserError(f"--max-shard-size {max_shard_size!r}, expected such as 5GB or 500MB") from error
+
+
+def write_weights(
+    folder: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype, max_shard_size: str
+) -> None:
+    """Writes all files, and the index of several.
+
+    Args:
+        folder: An existing one.
+        tensors: Name -> tensor.
+        dtype: Of the files; numbers are rounded to it.
+        max_shard_size: See `plan_shards`.
+
+    Raises:
+        UserError: if a tensor holds NaN or infinities, in its own dtype or in `dtype`.
+        OSError: if a file cannot be written.
+    """
+    plan = plan_shards(tensors, dtype, max_shard_size)
+    for file, names in plan.filename_to_tensors.items():
+        _write_file(folder / file, {name: tensors[name] for name in names}, dtype)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_file(path: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    names, at = sorted(tensors), 0
+    for name in names:
+        tensor = tensors[name]
+        size = tensor.numel * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            value = tensors[name].read().to(dtype).contiguous()
+            if value.numel() and not torch.linalg.vector_norm(value.flatten(), float("inf")).isfinite():
+                rounded = "" if dtype == tensors[name].dtype else f" as {dtype}"
+                raise UserError(
+                    f"{name} holds NaN or infinities{rounded}: take another checkpoint or --dtype"
+                )
+            file.write(value.flatten().view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def mean_of(checkpoints: Sequence[Mapping[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    """The mean of several checkpoints, tensor by tensor, in float32 or wider; two tensors in memory at once.
+
+    Args:
+        checkpoints: Name -> tensor, of each.
+
+    Raises:
+        UserError: if they have other names or shapes.
+    """
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (first, other)]
+        if shapes[0] != shapes[1]:
+            raise UserError("--average: the checkpoints have different tensors: expected those of one run")
+
+    def of(name: str) -> StoredTensor:
+        dtype = torch.promote_types(first[name].dtype, torch.float32)
+
+        def read() -> torch.Tensor:
+            mean = first[name].read().to(dtype)
+            for count, other in enumerate(checkpoints[1:], 2):
+                # A running mean: that of equal numbers is exact, and no sum of all is kept.
+                mean.lerp_(other[name].read().to(dtype), 1 / count)
+            return mean
+
+        return StoredTensor(first[name].shape, dtype, read)
+
+    return {name: of(name) for name in first}
