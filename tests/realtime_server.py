@@ -156,8 +156,13 @@ def connected(server: Running, **session):
 
     with OpenAI(base_url=server.url, api_key="x").realtime.connect(model="m") as connection:
         client = Client(connection)
+        watch = threading.Timer(100, connection.close)  # a test that waits for what never comes fails
+        watch.start()
         created = client.next()
         assert created["type"] == "session.created"
         settings = {"max_output_tokens": 40, "lit_moss": GREEDY} | session
         client.session = client.update(**settings)
-        yield client
+        try:
+            yield client
+        finally:
+            watch.cancel()

@@ -124,7 +124,7 @@ class Realtime:
 
 
 def _foreign_page(websocket: "WebSocket") -> str | None:
-    """Why a page may not connect: without a key, a server could be reached by any page in a browser near it."""
+    """Why a page may not connect; without a key, any page in a user's browser could reach the server."""
     origin = websocket.headers.get("origin")
     if origin is None:
         return None

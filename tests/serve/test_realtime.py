@@ -73,10 +73,10 @@ def test_streamed_sound_is_that_of_the_codes(server):
     codes = [c for e in events if e["type"] == "lit_moss.codes.delta" for c in e["codes"]]
     assert 20 < len(codes) <= 33
     player = shared_model().codec.stream()
-    whole_T = torch.cat([player.push(codes), player.flush()])
+    # One code at a time: the phases of Griffin-Lim depend on how many frames come together.
+    whole_T = torch.cat([*(player.push([code]) for code in codes), player.flush()])
     expected = np.frombuffer(base64.b64decode(encode_pcm16(whole_T)), "<i2")
     assert len(sound(events)) == 1920 * len(codes)
-    # The engine may cut the codes otherwise, which changes the order of sums.
     assert np.abs(sound(events).astype(int) - expected).max() <= 1
     timing = events[-2]
     assert timing["type"] == "lit_moss.response.timing"
