@@ -59,7 +59,7 @@ def test_answer_in_text_is_printed(folder, capsys):
         (["--text", " ", "--out", "a.wav"], "--text is empty"),
         (["--text", "Hi", "--out", "a.txt"], "expected a name that ends in .wav"),
         (["--text", "Hi", "--out", "{folder}/question.wav"], "question.wav exists"),
-        (["--once", "{folder}/missing.wav", "--out", "a.wav"], "missing.wav"),
+        (["--once", "{folder}/missing.wav", "--out", "a.wav"], "missing.wav: no such file"),
         (["--text", "Hi", "--voice", "anna", "--out", "a.wav"], "expected NAME=FILE"),
     ],
 )
