@@ -73,8 +73,10 @@ def test_a_reply_is_that_of_generate_and_of_the_codec(engine, model):
         assert heard.codes == model.lm.format.codes(done.rows)
         assert heard.text == session.conversation.text_of(done.rows)
         assert len(heard.wave) == 1920 * len(heard.codes)
+        # In groups: a chunk with its look-ahead, then chunks. Griffin-Lim's phases depend on them.
         player = model.codec.stream(model.voices["default"])
-        whole = torch.cat([player.push(heard.codes), player.flush()])
+        groups = [heard.codes[:8], *(heard.codes[n : n + 5] for n in range(8, len(heard.codes), 5))]
+        whole = torch.cat([*(player.push(group) for group in groups), player.flush()])
         torch.testing.assert_close(heard.wave, whole, rtol=0, atol=1e-4)
         usage = done.usage
         assert (usage.prompt_rows, usage.cached_rows) == (len(done.prompt), 0)
@@ -179,7 +181,7 @@ def test_events_arrive_in_an_event_loop_too(engine):
 def test_a_client_that_does_not_read_holds_up_itself_alone(model):
     engine = Engine(model, Limits(max_unsent_sec=1.0))
     try:
-        stalled = ask(engine.open_session(), "Speak long.", max_new_tokens=200, speech=LONG, text=LONG)
+        stalled = ask(engine.open_session(), "Speak long.", max_new_tokens=90, speech=LONG, text=LONG)
         until = time.monotonic() + 20
         while not any(engine.rows.is_paused(one) for one in engine.rows.running):
             assert time.monotonic() < until
@@ -286,8 +288,8 @@ def test_open_and_close_leave_nothing(model):
         for n in range(6):
             cycle(n)
         counts = []
-        for start in (0, 30):
-            for n in range(start, start + 30):
+        for start in (0, 20):
+            for n in range(start, start + 20):
                 cycle(n)
             until = time.monotonic() + 20
             while (engine.rows.running or engine.sounds.waiting) and time.monotonic() < until:
@@ -321,11 +323,15 @@ def test_full_and_closing_engines_refuse(model):
         engine.open_session()
     with pytest.raises(SessionLimit, match="closing"):
         sessions[1].start_reply(ReplyOptions())
+    with pytest.raises(SessionLimit, match="closing"):
+        sessions[1].listen().finish()
     engine.close()
     cut = Engine(model)
     reply = ask(cut.open_session(), "Long?", max_new_tokens=2000, speech=LONG, text=LONG)
+    futures = [cut.encode(wave(10.0), 16_000) for _ in range(20)]
     assert not cut.drain(0.05)
     assert Heard(reply).done.reason == "cancelled"
+    assert isinstance(futures[-1].exception(10), SessionLimit)
 
 
 def test_silent_sessions_are_closed(model):
