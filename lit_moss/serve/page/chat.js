@@ -168,7 +168,7 @@ function note(message, response) {
   if (facts.gaps) words.push(facts.gaps === 1 ? "1 gap" : `${facts.gaps} gaps`);
   if (facts.server) words.push(`${facts.server.prompt_rows} rows of prompt, ${facts.server.cached_rows} of them cached`);
   facts.status = response?.status ?? facts.status;
-  if (facts.status === "incomplete") words.push("cut at the most rows");
+  if (facts.status === "incomplete") words.push("cut at the limit of rows");
   if (facts.status === "cancelled" || facts.heardSeconds != null) words.push("stopped");
   message.note = words.join(" · ");
 }
