@@ -297,7 +297,16 @@ def test_pages_of_listed_origins_alone_may_read(guarded, live):
     assert allowed.headers["access-control-allow-origin"] == "https://example.org"
     other = httpx.options(f"{guarded.url}/v1/chat/completions", headers=asked | {"origin": "https://other"})
     assert "access-control-allow-origin" not in other.headers
-    assert "access-control-allow-origin" not in httpx.get(f"{live.url}/v1/models", headers=asked).headers
+    assert "access-control-allow-origin" not in httpx.get(f"{live.url}/health", headers=asked).headers
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[", "http://127.0.0.1.evil"])
+def test_foreign_pages_cannot_use_a_server_without_a_key(live, guarded, origin):
+    answer = httpx.get(f"{live.url}/v1/models", headers={"origin": origin})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin")
+    assert httpx.get(f"{live.url}/v1/models", headers={"origin": live.url}).status_code == 200
+    headers = {"origin": origin, "authorization": f"Bearer {KEY}"}  # a page that knows the key may
+    assert httpx.get(f"{guarded.url}/v1/models", headers=headers).status_code == 200
 
 
 # --- parts --------------------------------------------------------------------------------------------------
