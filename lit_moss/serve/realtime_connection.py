@@ -78,6 +78,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serves the client until it leaves or the server ends the connection."""
+        self._expect_reply()
         self.outbox.send(event("session.created", session=self.settings.model_dump()))
         reader = asyncio.create_task(self._read())
         sender = asyncio.create_task(self.outbox.run(self._websocket.send_text))
@@ -190,7 +191,13 @@ class Connection:
         await self._input.set_detection(new.audio.input.turn_detection)  # the last that can fail
         self._session.conversation.instructions = new.instructions
         self.settings = new
+        self._expect_reply()
         self.outbox.send(event("session.updated", session=new.model_dump()))
+
+    def _expect_reply(self) -> None:
+        """Lets the model read a turn while it is spoken: it must know what kind of reply follows."""
+        options = ResponseSettings.of(self.settings).reply_options(self._session.engine.limits)
+        self._session.expected = options
 
     # --- sound ----------------------------------------------------------------------------------------------
 
