@@ -161,6 +161,7 @@ class Connection:
             if message["type"] == "websocket.disconnect":
                 return None
             self._active_at = time.monotonic()
+            self._session.touch()
             client_event: Json = {}
             try:
                 client_event = _parsed(message.get("text") or message.get("bytes") or "")

@@ -276,6 +276,4 @@ def test_a_second_turn_computes_only_its_own_rows(server):
         # All of the first turn and its reply were in the cache, but for the row that was drawn last.
         assert details["cached_tokens"] >= before["total_tokens"] - 1
         timing = second[-2]["usage"]
-        assert (
-            timing["prefilled_rows"] + timing["cached_rows"] == timing["prompt_rows"] == usage["input_tokens"]
-        )
+        assert timing["prefilled_rows"] + timing["cached_rows"] == usage["input_tokens"]

@@ -130,7 +130,7 @@ def test_clients_that_leave_in_the_middle_free_their_place(server):
 
 
 def test_a_client_that_does_not_read_holds_nobody(server):
-    with connect(server.ws, max_queue=1) as stalled:
+    with connect(server.ws, max_queue=1, close_timeout=0.5) as stalled:
         talk(stalled, rows=1500)
         read_until(stalled, "response.output_audio.delta")
         with connected(server) as client:

@@ -15,10 +15,16 @@ RATE_HZ = 24_000
 RULE = TurnDetection()
 
 
+def trimmed(wave_T):
+    """At most 3 s of it, without the silence before."""
+    loud = (wave_T.abs() > 0.05).nonzero()
+    return wave_T[int(loud[0]) : int(loud[-1]) + 1][: 3 * RATE_HZ]
+
+
 @pytest.fixture(scope="module")
 def talk(corpus):
     """1 s of faint noise, speech, 1.5 s, speech, 1.5 s; and where the speech is."""
-    a_T, b_T = (io.read(u.audio, RATE_HZ)[: 3 * RATE_HZ] for u in read_manifest(corpus / "train.jsonl")[:2])
+    a_T, b_T = (trimmed(io.read(u.audio, RATE_HZ)) for u in read_manifest(corpus / "train.jsonl")[:2])
     noise = torch.Generator().manual_seed(0)
     pause_T = 1e-4 * torch.randn(3 * RATE_HZ // 2, generator=noise)
     pieces = [pause_T[:RATE_HZ], a_T, pause_T, b_T, pause_T]
