@@ -27,7 +27,7 @@ class Live:
     @property
     def sessions(self):
         """Sessions that are open."""
-        return list(self.engine._sessions)
+        return self.engine.sessions
 
     def wait_for_sessions(self, count=0, seconds=5.0):
         """Waits until that many are open."""

@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import tempfile
+import time
 
 import httpx
 import numpy as np
@@ -65,8 +66,8 @@ def refused(live, status, **fields):
 
 def heard(content, sound_format="wav"):
     data = content if isinstance(content, str) else base64.b64encode(content).decode()
-    return [{"role": "user", "content": [{"type": "input_audio",
-                                          "input_audio": {"data": data, "format": sound_format}}]}]  # fmt: skip
+    sound = {"data": data, "format": sound_format}
+    return [{"role": "user", "content": [{"type": "input_audio", "input_audio": sound}]}]
 
 
 def wav(samples, rate_hz=24_000, subtype="PCM_16"):
@@ -170,7 +171,6 @@ def broken_sounds():
         "not finite": wav(np.where(np.arange(len(tone)) == 500, np.nan, tone), subtype="FLOAT"),
         "not scaled": wav(tone * 30_000, subtype="FLOAT"),
         "too long": wav(np.zeros(5 * 8000), 8000),
-        "too short": wav(tone[:100]),
         "many channels": wav(np.zeros((800, 64))),
         "odd rate": whole[:24] + struct.pack("<I", 7) + whole[28:],
     }
@@ -210,7 +210,7 @@ def test_any_rate_is_heard(rate_hz):
 
 def test_temporary_files_are_gone(uploads):
     assert len(read_upload(sound_bytes(wave(1.0), "flac"), 4.0)) == 16_000
-    with pytest.raises(UserError, match="expected at most 0.5 s"):
+    with pytest.raises(UserError, match=r"expected at most 0\.5 s"):
         read_upload(sound_bytes(wave(1.0), "wav"), 0.5)
 
 
@@ -231,14 +231,17 @@ def test_too_large_requests_are_refused_before_they_are_in_memory(live):
 def test_full_server_refuses_and_says_when_to_try_again(live):
     body = {"model": "tiny", "messages": QUESTION, "stream": True, "max_tokens": 300, **SPOKEN}
     with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=body) as stream:
-        next(stream.iter_raw())
+        raw = stream.iter_raw()
+        next(raw)
         answer = post(live, {"model": "tiny", "messages": QUESTION})
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["error"]["code"] == "session_limit_reached"
-        with OpenAI(base_url=f"{live.url}/v1", api_key="x", max_retries=0) as client:
-            with pytest.raises(openai.RateLimitError):
-                client.chat.completions.create(model="tiny", messages=QUESTION)
+        with (
+            OpenAI(base_url=f"{live.url}/v1", api_key="x", max_retries=0) as client,
+            pytest.raises(openai.RateLimitError),
+        ):
+            client.chat.completions.create(model="tiny", messages=QUESTION)
     live.wait_for_sessions(0)
     assert post(live, {"model": "tiny", "messages": QUESTION, "max_tokens": 2}).status_code == 200
 
@@ -273,9 +276,11 @@ def test_key_is_asked_for(guarded, header):
 def test_right_key_is_taken(guarded):
     with OpenAI(base_url=f"{guarded.url}/v1", api_key=KEY, max_retries=0) as client:
         assert client.models.list().data[0].id == "tiny"
-    with OpenAI(base_url=f"{guarded.url}/v1", api_key="other", max_retries=0) as client:
-        with pytest.raises(openai.AuthenticationError):
-            client.models.list()
+    with (
+        OpenAI(base_url=f"{guarded.url}/v1", api_key="other", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.models.list()
     assert httpx.get(f"{guarded.url}/health").json() == {"status": "ok", "model": "tiny"}
 
 
@@ -336,15 +341,13 @@ def test_base64_texts_can_be_joined():
     assert all(len(base64.b64decode(text)) % 6 == 0 for text in texts[:-1])
 
 
-def test_kept_values_are_bounded_in_number_and_age(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("lit_moss.serve.kept.time.monotonic", lambda: now[0])
-    kept = Kept(2, 10.0)
+def test_kept_values_are_bounded_in_number_and_age():
+    kept = Kept(2, 0.2)
     kept.put("a", 1)
     kept.put("b", 2)
     assert kept.get("a") == 1
     kept.put("c", 3)  # b was used longest ago
     assert (kept.get("a"), kept.get("b"), kept.get("c")) == (1, None, 3)
-    now[0] = 11.0
+    time.sleep(0.25)
     assert kept.get("a") is None
     assert len(kept) == 1

@@ -53,13 +53,16 @@ def test_draining_server_finishes_its_replies_and_takes_no_new_ones(model):
 
 
 def test_replies_that_take_longer_than_the_drain_are_cut(model):
-    with live_server(model, drain_sec=0.2) as live:
-        with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=long_question(most=390)) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            live.server.stop()
-            with pytest.raises(httpx.RemoteProtocolError):
-                list(lines)
+    question = long_question(most=390)
+    with (
+        live_server(model, drain_sec=0.2) as live,
+        httpx.stream("POST", f"{live.url}/v1/chat/completions", json=question) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(lines)
+        live.server.stop()
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(lines)
     assert live.server.was_cut
     assert live.sessions == []
 
