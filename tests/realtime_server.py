@@ -8,7 +8,7 @@ import json
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ class Running:
         return f"ws://127.0.0.1:{self.port}/v1/realtime"
 
     def drain(self):
-        return asyncio.run_coroutine_threadsafe(self.context.work.drains[0](10), self.loop)
+        async def drained():
+            await self.context.work.drains[0](10)
+
+        return asyncio.run_coroutine_threadsafe(drained(), self.loop)
 
     def wait_for_sessions(self, count=0, timeout_sec=5.0):
         end = time.monotonic() + timeout_sec
@@ -105,6 +108,7 @@ class Client:
     """The official client's connection, synchronous, with events as plain dicts."""
 
     connection: Any
+    session: dict = field(default_factory=dict)
 
     def send(self, **event):
         self.connection.send(event)

@@ -101,7 +101,11 @@ class Response:
         await self._codes_of_inputs()
         if self.cancelled:
             return
-        messages = self._history.turns() if self._inputs is None else [i.message for i in self._inputs]
+        messages = (
+            self._history.turns()
+            if self._inputs is None
+            else [i.message for i in self._inputs if i.message.rows]
+        )
         options = self.settings.reply_options(self._session.engine.limits)
         self._reply = self._session.start_reply(options, messages, self.settings.instructions)
         self._open_item()
