@@ -136,7 +136,7 @@ def test_a_client_that_does_not_read_holds_nobody(server):
         with connected(server) as client:
             client.say("one")
             began = time.monotonic()
-            assert client.respond()[-1]["response"]["status"] == "incomplete"
+            assert client.respond(max_output_tokens=12)[-1]["response"]["status"] == "incomplete"
             assert time.monotonic() - began < 15
     server.wait_for_sessions(0)
 
