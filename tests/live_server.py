@@ -24,12 +24,17 @@ class Live:
     def engine(self):
         return self.context.engine
 
-    def wait_until_free(self, seconds=5.0):
-        """Waits until no session is open."""
+    @property
+    def sessions(self):
+        """Sessions that are open."""
+        return self.engine.sessions
+
+    def wait_for_sessions(self, count=0, seconds=5.0):
+        """Waits until that many are open."""
         end = time.monotonic() + seconds
-        while self.engine.counts.sessions and time.monotonic() < end:
+        while len(self.sessions) != count and time.monotonic() < end:
             time.sleep(0.01)
-        assert self.engine.counts.sessions == 0
+        assert len(self.sessions) == count
 
 
 @contextmanager
@@ -43,7 +48,7 @@ def live_server(model, limits=None, drain_sec=5.0, **settings):
     thread.start()
     assert ready.wait(20)
     try:
-        yield Live(context, server, "http://127.0.0.1:{}".format(bound.getsockname()[1]))
+        yield Live(context, server, f"http://127.0.0.1:{bound.getsockname()[1]}")
     finally:
         server.stop()
         thread.join(20)

@@ -52,6 +52,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-upload-mb", type=float, default=24.0, help="MiB of a request at most (default 24)"
     )
     parser.add_argument(
+        "--max-context-rows", type=int, default=16384,
+        help="rows of a conversation and the reply to it at most; the model's own limit holds too "
+        "(default 16384)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kept-mb", type=float, default=1024.0,
+        help="MiB of keys and values kept of closed sessions, for clients that send the whole conversation "
+        "with each question (default 1024)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--idle-sec", type=float, default=300.0,
+        help="seconds after which a session whose client is silent is closed (default 300)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--session-sec", type=float, default=3600.0, help="seconds of the longest session (default 3600)"
+    )
+    parser.add_argument(
         "--drain-sec", type=float, default=30.0, help="seconds that replies have to end (default 30)"
     )
 
@@ -79,7 +96,8 @@ def main(args: argparse.Namespace, path: str = "/v1") -> None:
 
     limits = Limits(
         max_sessions=args.max_sessions, max_turn_sec=args.max_turn_sec, max_new_tokens=args.max_new_tokens,
-        max_upload_bytes=int(args.max_upload_mb * 2**20),
+        max_upload_bytes=int(args.max_upload_mb * 2**20), max_context_rows=args.max_context_rows,
+        max_kept_bytes=int(args.kept_mb * 2**20), idle_sec=args.idle_sec, session_sec=args.session_sec,
     )  # fmt: skip
     bound = bind(args.host, args.port)
     host, port = bound.getsockname()[:2]

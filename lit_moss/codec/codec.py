@@ -6,6 +6,7 @@ wave = codec.decode(codes, prompt=codec.prompt(other_wave, sample_rate_hz))     
 player = codec.stream(prompt); player.push(codes); player.flush()                    # as codes come
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -190,9 +191,7 @@ class Codec:
         )
         return check_audible(self.vocoder(mel_BMT)[0])
 
-    def stream(
-        self, prompt: Prompt | None = None, left_chunks: int | None = HISTORY_CHUNKS
-    ) -> Stream[Tensor | Sequence[int], Tensor]:
+    def stream(self, prompt: Prompt | None = None, left_chunks: int | None = HISTORY_CHUNKS) -> "Player":
         """A stream of one utterance, see `Player`; `left_chunks` bounds its history, see `FlowStream`."""
         return Player(self, prompt or self.no_prompt(), left_chunks)
 
@@ -252,9 +251,17 @@ class Player(ClosedByFlush):
     """
 
     def __init__(self, codec: Codec, prompt: Prompt, left_chunks: int | None) -> None:
-        self._vocabulary = codec.codes
-        self._flow: Stream[Tensor, Tensor] = codec.flow.stream(prompt, left_chunks)
+        self._codec, self._vocabulary = codec, codec.codes
+        self._flow = codec.flow.stream(prompt, left_chunks)
         self._vocoder: Stream[Tensor, Tensor] = codec.vocoder.stream()
+        self._is_new = True
+
+    def copy(self) -> "Player":
+        """Another stream with the same prompt, which is not computed again; before the first `push` only."""
+        assert self._is_new
+        copied = copy.copy(self)
+        copied._flow, copied._vocoder = self._flow.copy(), self._codec.vocoder.stream()
+        return copied
 
     @torch.no_grad()
     def push(self, codes: Tensor | Sequence[int]) -> Tensor:
@@ -265,6 +272,7 @@ class Player(ClosedByFlush):
             UserError: if samples are not finite.
         """
         self._check_open()
+        self._is_new = False
         mel_1MT = self._flow.push(check_codes(codes, self._vocabulary))
         if not mel_1MT.shape[-1]:
             return torch.zeros(0, device="cpu")

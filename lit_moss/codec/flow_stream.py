@@ -3,6 +3,7 @@
 Shapes: N codes, A codes of look-ahead, T frames (= 4 N), M mel bands, D encoder width.
 """
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -68,6 +69,10 @@ class FlowStream(ClosedByFlush):
         """Ends the utterance: the frames left, (1, M, t)."""
         self._close()
         return self._advance(last=True)
+
+    def copy(self) -> "FlowStream":
+        """A stream in the same state, which goes on by itself; the network is shared."""
+        return copy.deepcopy(self, {id(module): module for module in self._network.modules()})
 
     @property
     def bytes(self) -> int:

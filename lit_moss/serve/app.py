@@ -50,12 +50,19 @@ def _add_operations(app: "FastAPI", context: Context) -> None:
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
 
+    from lit_moss.serve.metrics import render
+
+    async def metrics(request: Request) -> Response:
+        content, kind = render(context.engine)
+        return Response(content, headers={"content-type": kind})
+
     async def health(request: Request) -> Response:
         is_draining = context.work.draining
         content = {"status": "draining" if is_draining else "ok", "model": context.engine.model.name}
         return JSONResponse(content, 503 if is_draining else 200)
 
     app.add_route("/health", health, methods=["GET"])
+    app.add_route("/metrics", metrics, methods=["GET"])
 
 
 def _add_error_objects(app: "FastAPI") -> None:

@@ -104,6 +104,8 @@ class ChatCompletions:
         turns = await self._conversations.turns(session, asked)
         try:
             return session.start_reply(options, turns)
+        except SessionLimit as error:  # the engine is closing
+            raise all_sessions_taken(str(error)) from None
         except UserError as error:
             raise bad_request(str(error), "messages", TOO_LONG) from None
 
@@ -209,7 +211,9 @@ def _finish_reason(done: ReplyDone, stop: StopTexts) -> str:
         return "stop"
     if done.reason == "length":
         return "length"
-    raise server_failure(done.error or "the reply was cut off: the server is shutting down")
+    raise server_failure(
+        done.error or "the reply was cut off: it took too long, or the server is shutting down"
+    )
 
 
 def add_chat_completions(app: "FastAPI", context: Context) -> None:

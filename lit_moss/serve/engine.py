@@ -25,7 +25,7 @@ from lit_moss.serve.conversation import Conversation, Message
 from lit_moss.serve.counts import Counts
 from lit_moss.serve.model import SpeechModel
 from lit_moss.serve.replies import Reason, Reply, ReplyDone, ReplyOptions, Usage
-from lit_moss.serve.row_worker import RowWorker, Running
+from lit_moss.serve.row_worker import RowWorker, Running, one_line
 from lit_moss.serve.settings import Limits, SessionLimit
 from lit_moss.serve.sound_worker import Listener, SoundWorker
 from lit_moss.serve.speaking import Speaker

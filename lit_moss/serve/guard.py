@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lit_moss.serve.api_errors import ApiError, draining
 from lit_moss.serve.context import Context
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # A client that sends its whole body before it reads the answer sees the refusal only if the rest is read.
 _READ_ON = 4
 
@@ -40,6 +41,7 @@ class Guard:
                 await self._app(scope, receive, send)
                 return
             self._check_key(headers)
+            self._check_origin(headers)
             if self._context.work.draining:
                 raise draining()
             body = _Body(receive, self._context.engine.limits.max_upload_bytes)
@@ -66,6 +68,20 @@ class Guard:
             expected = ", ".join(self._context.hosts)
             raise ApiError(403, f"no server of the name {name!r} here: expected one of {expected}",
                            code="unknown_host")  # fmt: skip
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Without a key, any page in a browser could let a server on its machine work for it."""
+        origin = headers.get("origin")
+        if origin is None or self._context.api_key is not None or origin in self._context.cors_origins:
+            return
+        try:
+            own = urlsplit(f"//{headers.get('host', '')}").hostname
+            is_own = urlsplit(origin).hostname in (own, *LOOPBACK)
+        except ValueError:
+            is_own = False
+        if not is_own:
+            raise ApiError(403, f"a page of {origin} may not use a server without a key: start it with "
+                           "a key, or allow the origin", code="foreign_origin")  # fmt: skip
 
     def _check_key(self, headers: Headers) -> None:
         key = self._context.api_key

@@ -28,9 +28,11 @@ class Kept(Generic[Value]):
 
     def get(self, key: str) -> Value | None:
         """The value; None if there is none, or it was dropped."""
-        expires, value = self._values.get(key, (0.0, None))
-        if expires < time.monotonic():
-            self._values.pop(key, None)
+        if key not in self._values:
+            return None
+        expires, value = self._values[key]
+        if expires <= time.monotonic():
+            del self._values[key]
             return None
         self._values.move_to_end(key)
         return value

@@ -16,6 +16,7 @@ from lit_moss.llm.backbone import load_text_tokenizer, text_tokenizer_fingerprin
 
 if TYPE_CHECKING:
     from lit_moss.codec import Codec, SpeechTokenizer
+    from lit_moss.codec.codec import Player
     from lit_moss.codec.flow import Prompt
     from lit_moss.llm import SplitLM
 
@@ -55,6 +56,18 @@ class SpeechModel:
             )
         if self.codec is not None:
             self.voices = {DEFAULT_VOICE: self.codec.no_prompt(), **self.voices}
+        self._players: dict[str, tuple[Prompt, Player]] = {}
+
+    def player(self, voice: str) -> "Player":
+        """A stream of one utterance in a voice, whose prompt is computed for the first utterance alone.
+
+        Call it from one thread.
+        """
+        assert self.codec is not None
+        prompt, known = self.voices[voice], self._players.get(voice)
+        if known is None or known[0] is not prompt:
+            known = self._players[voice] = prompt, self.codec.stream(prompt)
+        return known[1].copy()
 
     @classmethod
     def open(

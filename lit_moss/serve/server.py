@@ -35,6 +35,8 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         UserError: if the address is taken, or is not this machine's.
     """
+    if not 0 <= port < 2**16:  # `getaddrinfo` would take the rest of a division
+        raise UserError(f"--port is {port}, expected 0 to {2**16 - 1}")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind)

@@ -17,6 +17,7 @@ from torch import Tensor
 from lit_moss.audio import rates
 from lit_moss.audio.features import Resampler, resample
 from lit_moss.codec import SpeechTokenizer
+from lit_moss.serve.settings import SessionLimit
 
 _logger = logging.getLogger(__name__)
 
@@ -49,11 +50,16 @@ class SoundWorker:
         self._thread.start()
 
     def submit(self, owner: object, task: Callable[[], None]) -> None:
-        """Runs a task after the owner's earlier ones; it must not raise."""
+        """Runs a task after the owner's earlier ones.
+
+        Raises:
+            SessionLimit: after `close`.
+        """
         with self._changed:
-            if not self._closed:
-                self._queues.setdefault(owner, deque()).append(task)
-                self._changed.notify()
+            if self._closed:
+                raise SessionLimit("the server is closing")
+            self._queues.setdefault(owner, deque()).append(task)
+            self._changed.notify()
 
     def drop(self, owner: object) -> None:
         """Forgets the owner's tasks that have not begun."""
@@ -67,12 +73,16 @@ class SoundWorker:
             return sum(map(len, self._queues.values()))
 
     def close(self) -> None:
-        """Ends the thread after the task that runs; others are forgotten."""
+        """Ends the thread after the task that runs; others are forgotten, and who waits for codes gets an
+        error."""
         with self._changed:
             self._closed = True
+            listeners = [owner for owner in self._queues if isinstance(owner, Listener)]
             self._queues.clear()
             self._changed.notify()
         self._thread.join()
+        for listener in listeners:
+            listener.fail(SessionLimit("the server is closing"))
 
     def _run(self) -> None:
         if self._threads is not None:
@@ -125,7 +135,6 @@ class Listener:
         self._pieces: list[Tensor] = []  # pushed, not yet given to the worker
         self._held = 0
         self._codes: list[int] = []
-        self._failure: Exception | None = None
         self._future: Future[list[int]] = Future()
 
     def push(self, samples_T: Tensor) -> None:
@@ -163,16 +172,19 @@ class Listener:
         self._worker.drop(self)
         self._future.cancel()
 
+    def fail(self, failure: Exception) -> None:
+        """Ends the turn with an error, unless it has ended."""
+        if not self._future.done():
+            self._future.set_exception(failure)
+
     # --- in the worker --------------------------------------------------------------------------------------
 
     def _try(self, task: Callable[[], None]) -> None:
-        if self._failure is None:
+        if not self._future.done():
             try:
                 task()
             except Exception as failure:
-                self._failure = failure
-        if self._failure is not None and not self._future.done():
-            self._future.set_exception(self._failure)
+                self.fail(failure)
 
     def _open(self) -> None:
         block = round(self._rate_hz / _BLOCKS_PER_SEC)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_moss.audio.streams import Stream
+from lit_moss.codec.codec import Player
 from lit_moss.codec.conformer import LOOKAHEAD_CODES
 from lit_moss.llm.rows import RowFormat
 from lit_moss.serve.model import SpeechModel
@@ -82,7 +82,8 @@ class Speaker:
         f = self._format
         self._silent = {f.sosp_token_id, f.im_end_id, f.end_id}
         self._text = TextStream(model.text_tokenizer)
-        self._model, self._player = model, None
+        self._model = model
+        self._player: Player | None = None
         self._group: list[int] = []  # codes not given to the worker yet
         # Codes taken by the thread of rows, given to the worker, decoded by the worker.
         self._taken = self._given = self._decoded = 0
@@ -152,11 +153,9 @@ class Speaker:
                 self._on_failure(failure)
         self._on_change()
 
-    def _open(self) -> Stream[Any, Tensor]:
-        codec = self._model.codec
-        assert codec is not None
+    def _open(self) -> Player:
         if self._player is None:
-            self._player = codec.stream(self._model.voices[self._reply.options.voice])
+            self._player = self._model.player(self._reply.options.voice)
         return self._player
 
     def _speak(self, codes: list[int], known_sec: float) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decoders import small_flow, small_hift
+from decoders import small_flow, small_hift, small_prompt
 
 from lit_moss.audio.features import Resampler
 from lit_moss.audio.streams import run_stream
@@ -57,3 +57,18 @@ def test_an_error_about_a_piece_leaves_a_stream_as_it_was(tiny_encoder):
         stream.push(torch.tensor([torch.nan]))
     codes += [stream.push(WAVE[5_000:]), stream.flush()]
     assert torch.equal(torch.cat(codes), tokenizer.encode(WAVE, 16_000))
+
+
+def test_copies_of_a_player_speak_in_its_voice_and_do_not_mix():
+    codec = Codec(None, small_flow(steps=2), HiFTVocoder(small_hift()))
+    prompt, other = small_prompt(codes=10), CODES.flip(0)
+    primed = codec.stream(prompt)
+    first, second = primed.copy(), primed.copy()
+    waves = [[], []]
+    for start in range(0, 20, 4):  # in turns
+        waves[0].append(first.push(CODES[start : start + 4]))
+        waves[1].append(second.push(other[start : start + 4]))
+    for wave, player, codes in zip(waves, (first, second), (CODES, other), strict=True):
+        whole = run_stream(codec.stream(prompt), codes.split(4))
+        assert torch.equal(torch.cat([*wave, player.flush()]), whole)
+    assert first._flow._network is codec.flow
