@@ -15,7 +15,7 @@ Shapes: B sequences, L rows, N target rows, D width, V ids of a head.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ class SplitLM(nn.Module):
         joint: bool = False,
         dtype: torch.dtype | None = None,
         row_format: RowFormat | None = None,
+        empty: bool = False,
     ) -> "SplitLM":
         """Splits a text model.
 
@@ -115,6 +116,7 @@ class SplitLM(nn.Module):
                 num_modality_layers 0.
             dtype: Of the weights; float32 if not given.
             row_format: All ids, where the caller has them from elsewhere.
+            empty: On the meta device, for weights that `adopt` puts into it; the backbone's are not read.
 
         Raises:
             UserError: if the layers are not standard decoder layers, or sizes do not fit.
@@ -122,8 +124,11 @@ class SplitLM(nn.Module):
         dtype = dtype or torch.float32
         with released.on_cpu() as device:
             backbone = released.open_backbone(
-                source, audio_vocab_size, dtype, row_format, lambda config: check_backbone(config, cls)
+                source, audio_vocab_size, dtype, row_format, lambda config: check_backbone(config, cls), empty
             )
+            if empty:
+                with torch.device("meta"):
+                    return cls._split(backbone, num_modality_layers, joint)
             lm = cls._split(backbone, num_modality_layers, joint)
         return lm.to(dtype) if device is None else lm.to(device, dtype)
 
@@ -180,13 +185,22 @@ class SplitLM(nn.Module):
         with released.on_cpu() as device:
             with torch.device("meta"):
                 lm = cls.from_config(config)
-            released.load_weights(lm, path, dtype)
-            # The frequencies are not weights and were created on the meta device.
-            rotary: Any = lm.rotary.inner
-            lm.model.rotary_emb = Rotary(type(rotary)(config=lm.config.backbone))
-            released.fill_buffers(lm, lm.config.backbone)
+            lm.adopt(released.read_weights(lm, path, dtype))
             lm.tokenizer_folder = path
         return (lm if device is None else lm.to(device)).eval()
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes tensors as its weights, without a copy and in their own dtypes.
+
+        Args:
+            weights: All of them, or, unless the model is on the meta device, some.
+        """
+        is_empty = self.text_lm_head.weight.is_meta
+        self.load_state_dict(weights, strict=is_empty, assign=True)
+        if is_empty:  # the frequencies are not weights and were created on the meta device
+            rotary: Any = self.rotary.inner
+            self.model.rotary_emb = Rotary(type(rotary)(config=self.config.backbone))
+            released.fill_buffers(self, self.config.backbone)
 
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: str = "5GB") -> None:
         """Writes `config.json`, sharded safetensors and, where known, the tokenizer."""

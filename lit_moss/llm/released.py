@@ -78,6 +78,7 @@ def open_backbone(
     dtype: torch.dtype,
     row_format: RowFormat | None,
     check: Callable[[PretrainedConfig], None],
+    empty: bool = False,
 ) -> Backbone:
     """Reads a backbone, or draws its weights.
 
@@ -88,6 +89,7 @@ def open_backbone(
         dtype: Of the weights.
         row_format: All ids, where the caller has them from elsewhere.
         check: Refuses a backbone by its config, before any weights are read.
+        empty: On the meta device, without reading the weights.
 
     Raises:
         UserError: if there is none, it does not fit its config, or `check` refuses it.
@@ -106,6 +108,9 @@ def open_backbone(
         row_format = text.row_format(text.load_text_tokenizer(folder), audio_vocab_size)
     elif row_format is None:
         row_format = _format_of_config(config, audio_vocab_size)
+    if empty:
+        with torch.device("meta"):
+            return Backbone(AutoModelForCausalLM.from_config(config, dtype=dtype), config, row_format, folder)
     return Backbone(load_backbone(folder, config, dtype), config, row_format, folder)
 
 
@@ -311,19 +316,22 @@ def fitting_tensors(folder: Path, own: dict[str, Tensor]) -> dict[str, Any]:
     return state
 
 
-def load_weights(lm: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
-    """Puts the weights of a folder in the released layout into a split model on the meta device.
+def read_weights(lm: nn.Module, folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Weights of a folder in the released layout, for a split model that was made from its config.
+
+    They are memory-mapped: processes share their pages, which are read when they are used, and a process gets
+    pages of its own where it writes. Another dtype than the stored one makes a copy.
 
     Args:
-        lm: The model, made from the folder's config.
+        lm: The model, also on the meta device.
         folder: With safetensors.
         dtype: Of the weights; as stored if not given.
 
     Raises:
         UserError: if files are missing, or names and shapes do not fit the model.
     """
-    state = fitting_tensors(folder, lm.state_dict())
-    lm.load_state_dict({k: v[...].to(dtype) if dtype else v[...] for k, v in state.items()}, assign=True)
+    slices = fitting_tensors(folder, lm.state_dict())
+    return {k: v[...].to(dtype) if dtype else v[...] for k, v in slices.items()}
 
 
 def save_split(

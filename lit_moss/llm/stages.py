@@ -5,9 +5,9 @@
 
 A stage starts from the backbone and takes over the weights of an earlier checkpoint; adapters are added to
 the weights that they belong to (`lora.py`). Weights that a run does not train may be kept in bfloat16
-(`cast_frozen`) and be left out of its checkpoints (`leave_out_frozen`). When such a checkpoint is loaded,
-they are read again from where the run had them, its backbone or its `init_from`, and their hash is compared
-(`check_frozen`).
+(`dtypes_of_training`) and be left out of its checkpoints (`leave_out_frozen`). When such a checkpoint is
+loaded, they are read again from where the run had them, its backbone or its `init_from`, and their hash is
+compared (`check_frozen`).
 """
 
 import hashlib
@@ -32,14 +32,15 @@ DTYPES = {
 }
 
 
-def take_over(lm: nn.Module, checkpoint: dict[str, Any], source: str) -> int:
+def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool = False) -> int:
     """Loads an earlier stage's weights; those that it left out as frozen are the backbone's already, or are
     read from where that stage started.
 
     Args:
-        lm: A split model with its backbone's weights.
+        lm: A split model with its backbone's weights; without any if `checkpoint` has all and `adopt` is set.
         checkpoint: Of the earlier stage.
         source: Where it comes from, for messages.
+        adopt: Take the checkpoint's tensors themselves, in their dtypes, instead of copying their values.
 
     Returns:
         Number of tensors.
@@ -71,13 +72,19 @@ def take_over(lm: nn.Module, checkpoint: dict[str, Any], source: str) -> int:
         if frozen.get("init_from"):
             _start_again(lm, frozen["init_from"])
         check_frozen(frozen, own, source)
-    lm.load_state_dict(own | weights)
-    for name, (a, b) in pairs.items():  # one at a time: all sums together would be a second model
-        own[name].copy_(lora.merged_weight(own[name], a, b, checkpoint["lora"]["scale"]))
+    scale = (checkpoint.get("lora") or {}).get("scale", 0.0)
+    if adopt:
+        base = {name: weights.get(name, own[name]) for name in pairs}
+        sums = {name: lora.merged_weight(base[name], a, b, scale) for name, (a, b) in pairs.items()}
+        lm.adopt(weights | sums)
+    else:
+        lm.load_state_dict(own | weights)
+        for name, (a, b) in pairs.items():  # one at a time: all sums together would be a second model
+            own[name].copy_(lora.merged_weight(own[name], a, b, scale))
     return len(weights) + len(pairs)
 
 
-def _start_again(lm: nn.Module, init_from: str) -> None:
+def _start_again(lm: SplitLM, init_from: str) -> None:
     """Loads what a run with this `init_from` started from; whether it is the same, its hash says."""
     folder = Path(init_from)
     path = None if is_released(folder) else checkpoint_of(folder, "last", end=False)
@@ -143,24 +150,43 @@ def check_tokenizers(made_by: Mapping[str, str | None], fingerprints: Mapping[st
 # --- frozen weights -----------------------------------------------------------------------------------------
 
 
-def cast_frozen(lm: SplitLM, trained: Container[str], dtype: torch.dtype, keep_dtype: bool = False) -> None:
-    """Rounds the matrices that never train to `dtype`; exact where the backbone is stored in it.
+def dtypes_of_training(
+    lm: SplitLM, dtype: torch.dtype, trained: Container[str], frozen: torch.dtype | None = None
+) -> dict[nn.Parameter, torch.dtype]:
+    """The dtype in which a run keeps each weight.
 
-    Norms and biases keep their dtype: they take little memory, and autocast casts only matrices, so the
-    logits of a backbone that is stored in `dtype` do not change by a bit. The embedding table of a model
-    without a split keeps its dtype as well, because the residual stream takes it over.
+    Of the weights that never train, norms and biases keep `dtype`: they take little memory, and autocast
+    casts only matrices, so the logits of a backbone that is stored in `frozen` do not change by a bit. The
+    table of speech embeddings, or of a model without a split its only one, keeps it as well, because the
+    residual stream takes it over.
 
     Args:
         lm: The whole model.
+        dtype: Of the others.
         trained: Names of the parameters that train at some step.
-        dtype: Such as bfloat16.
-        keep_dtype: Round the values only.
+        frozen: Of the matrices that never train, such as bfloat16; None: `dtype`.
     """
-    for name, parameter in lm.named_parameters():
-        is_joint_table = lm.config.joint and name.startswith("model.embed_tokens.")
-        if name not in trained and parameter.dim() > 1 and not is_joint_table:
-            rounded = parameter.data.to(dtype)
-            parameter.data = rounded.to(parameter.dtype) if keep_dtype else rounded
+    table = "model.embed_tokens." if lm.config.joint else "model.audio_embed."
+
+    def of(name: str, parameter: nn.Parameter) -> torch.dtype:
+        is_rounded = name not in trained and parameter.dim() > 1 and not name.startswith(table)
+        return frozen if frozen is not None and is_rounded else dtype
+
+    return {parameter: of(name, parameter) for name, parameter in lm.named_parameters()}
+
+
+def cast(module: nn.Module, dtypes: dict[nn.Parameter, torch.dtype]) -> None:
+    """Casts a module's weights, one at a time; those that have their dtype already stay as they are, mapped
+    from a file as they may be.
+
+    Args:
+        module: A model or a part of one.
+        dtypes: Of `dtypes_of_training`; those of the module's weights are taken out.
+    """
+    for parameter in module.parameters():
+        dtype = dtypes.pop(parameter, None)
+        if dtype is not None and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 def leave_out_frozen(state: dict[str, Tensor], trained: Container[str]) -> dict[str, Tensor]:

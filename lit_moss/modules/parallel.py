@@ -7,7 +7,7 @@ shard           FSDP2; DDP and DeepSpeed are sharded by Lightning's strategies
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -104,12 +104,16 @@ def whole_on_cpu(strategy: Any) -> Iterator[None]:
             zero.restore_init_context()
 
 
-def shard(lm: SplitLM, mesh: Any, precision: str) -> None:
+def shard(lm: SplitLM, mesh: Any, precision: str, cast: Callable[[nn.Module], None]) -> None:
     """FSDP2: each layer, table and head is gathered when it is called and freed afterwards.
+
+    Weights may be mapped from a file. Each module is cast just before it is sharded, so that a rank never
+    holds more memory of its own than its shards and one module.
 
     Args:
         lm: The whole model.
         mesh: Device mesh of the ranks that share it.
+        cast: Gives a module's weights the dtypes of the training.
         precision: `trainer.precision`. bf16-mixed: float32 shards are gathered, used and their gradients
             computed in bfloat16 (half the traffic and memory), and summed in float32.
     """
@@ -121,8 +125,11 @@ def shard(lm: SplitLM, mesh: Any, precision: str) -> None:
     policy = MixedPrecisionPolicy(half, reduced, cast_forward_inputs=False)
     tables = MixedPrecisionPolicy(half, reduced, None if half is None else torch.float32, False)
     for table in (module for module in lm.model.children() if isinstance(module, nn.Embedding)):
+        cast(table)
         fully_shard(table, mesh=mesh, mp_policy=tables)
     layers = [layer for block in lm.blocks() for layer in block.layers]
     for module in (*layers, *(branch.head for branch in lm.branches)):
+        cast(module)
         fully_shard(module, mesh=mesh, mp_policy=policy)
+    cast(lm)
     fully_shard(lm, mesh=mesh, mp_policy=policy)

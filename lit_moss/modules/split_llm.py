@@ -7,21 +7,23 @@ Callbacks decide which parameters train at which step (StagedFreezing, ReverseUn
 (LearningRateSchedule); they find the parameters by the names of the optimizer's groups.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_moss import contracts
 from lit_moss.contracts import TokenData
 from lit_moss.data.batches import TokenBatch
 from lit_moss.data.prompts import Prompt
 from lit_moss.errors import UserError
+from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.llm import SplitLM, stages
 from lit_moss.llm.heldout import HeldOut
-from lit_moss.llm.lora import Lora, add_adapters, check_resumed, check_trained, merged
+from lit_moss.llm.lora import Lora, add_adapters, check_resumed, check_trained, merge_adapters, merged
 from lit_moss.llm.metrics import LossSums, batch_metrics
 from lit_moss.llm.parts import LORA, PARTS, Parts, named_parts, optimizer_groups
 from lit_moss.llm.replies import reply_codes, reply_text, split_reply
@@ -128,7 +130,7 @@ class SplitLLM(StepModule):
         check_strategy(self.trainer, self.save_frozen)
         with whole_on_cpu(self.trainer.strategy):
             self.lm = self._build(contracts.row_data(self.trainer).format).train()
-            if self.lora is not None and self._has_adapters():
+            if self.lora is not None:
                 add_adapters(self.lm, self.lora)
         # Before a strategy wraps the model: reducers and shards leave out what never trains.
         trained = self.ever_trained()
@@ -136,11 +138,12 @@ class SplitLLM(StepModule):
             self._check_trained(trained)
         for name, parameter in self.lm.named_parameters():
             parameter.requires_grad_(name in trained)
-        self._cast_frozen(trained)
-        if (
-            self.device_mesh is not None
-        ):  # Lightning's ModelParallelStrategy leaves the sharding to the module
-            shard(self.lm, self.device_mesh["data_parallel"], str(self.trainer.precision))
+        # Lightning's ModelParallelStrategy leaves the sharding to the module.
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            shard(self.lm, mesh, str(self.trainer.precision), self._caster(trained))
+        else:
+            self._caster(trained)(self.lm)
 
     def _check_trained(self, trained: set[str]) -> None:
         names = [name for name, _ in self.lm.named_parameters()]
@@ -153,21 +156,8 @@ class SplitLLM(StepModule):
                 "give model.init_from, train it, or save_frozen true"
             )
 
-    def _has_adapters(self) -> bool:
-        """Whether the model has its adapters as modules. Outside training a checkpoint's are merged as it is
-        loaded, unless a strategy loads shards into the modules by itself."""
-        return self.trainer.state.fn == "fit" or saves_shards(self.trainer.strategy)
-
     def _build(self, row_format: RowFormat) -> SplitLM:
-        if self.init_from and (Path(self.init_from) / "config.json").is_file():
-            lm = SplitLM.from_pretrained(self.init_from, self.weights_dtype)
-        else:
-            layers, size = self.num_modality_layers, row_format.audio_vocab_size
-            lm = SplitLM.from_backbone(
-                self.backbone, layers, size, self.joint, self.weights_dtype, row_format
-            )
-            if self.init_from:
-                load_stage(lm, self.init_from)
+        lm = self._weights_to_start_from(row_format)
         if lm.format != row_format:
             raise UserError(
                 f"the documents' rows are {row_format.fingerprint}, {self.init_from}'s are "
@@ -185,18 +175,55 @@ class SplitLLM(StepModule):
             lm.compile_layers()
         return lm
 
-    def _cast_frozen(self, trained: set[str]) -> None:
+    def _weights_to_start_from(self, row_format: RowFormat) -> SplitLM:
+        """The model with its first weights: in `weights_dtype`, or mapped from files in that of the files."""
+        fingerprints = contracts.fingerprints_of(self.trainer)
+        source = self.init_from
+        if source is not None and (Path(source) / "config.json").is_file():
+            keys = ("text_tokenizer", "speech_tokenizer")
+            known = {key: fingerprints.get(key, "none").replace("none", "") for key in keys}
+            ModelRecord.read(source).check(source, **known)
+            return SplitLM.from_pretrained(source)
+        path = None if source is None else stage_checkpoint(source)
+        checkpoint = None if path is None else load_checkpoint(path, mmap=True)
+        lm = SplitLM.from_backbone(
+            self.backbone,
+            self.num_modality_layers,
+            row_format.audio_vocab_size,
+            self.joint,
+            self.weights_dtype,
+            row_format,
+            empty=checkpoint is not None and checkpoint.get("frozen") is None,
+        )
+        if checkpoint is not None:
+            stages.check_tokenizers(checkpoint.get("made_by") or {}, fingerprints)
+            tensors = stages.take_over(lm, checkpoint, str(path), adopt=True)
+            rank_zero_info(f"{path}: {tensors} tensors loaded")
+        return lm
+
+    def _caster(self, trained: set[str]) -> Callable[[nn.Module], None]:
+        """What gives a part of the model the dtypes of the training."""
+        whole = stages.dtypes_of_training(self.lm, self.weights_dtype, trained)
         if self.frozen_dtype is None or self.frozen_dtype == self.weights_dtype:
-            return
+            return lambda module: stages.cast(module, whole)
         autocast = self.trainer.precision == "bf16-mixed"
         if not autocast and self.trainer.state.fn == "fit":
             raise UserError(
                 f"model.frozen_dtype is bfloat16 with trainer.precision {self.trainer.precision}: expected "
                 "bf16-mixed, which multiplies weights of both dtypes"
             )
+        rounded = stages.dtypes_of_training(self.lm, self.weights_dtype, trained, self.frozen_dtype)
         # Replies are made without autocast, in one dtype.
         keep_dtype = not autocast or self.trainer.state.fn == "predict"
-        stages.cast_frozen(self.lm, trained, self.frozen_dtype, keep_dtype)
+
+        def cast(module: nn.Module) -> None:
+            stages.cast(module, rounded)
+            if keep_dtype:
+                stages.cast(module, whole)
+
+        if not keep_dtype:
+            whole.clear()  # keeps no tensor alive
+        return cast
 
     def parts(self) -> Parts:
         """Part -> its named parameters; the layers of the trunk are parts of their own."""
@@ -266,6 +293,10 @@ class SplitLLM(StepModule):
 
     # --- replies --------------------------------------------------------------------------------------------
 
+    def on_predict_start(self) -> None:
+        if not saves_shards(self.trainer.strategy):
+            merge_adapters(self.lm)  # a third less time for a row
+
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
         """Replies to prompts: their text and their codes. For spoken replies that hold their text too, also
         the order of both, as [modality, number of ids]."""
@@ -322,22 +353,20 @@ class SplitLLM(StepModule):
             check_resumed(stored, self.lora)
         if checkpoint.get("frozen") is not None:
             stages.add_frozen(checkpoint, self.lm.state_dict())
-        if not self._has_adapters() and "state_dict" in checkpoint:
+        if self.lora is None and "state_dict" in checkpoint:
             checkpoint["state_dict"] = dict(merged(checkpoint["state_dict"], stored))
 
 
-def load_stage(lm: SplitLM, source: str) -> None:
-    """Loads the weights of an earlier stage.
+def stage_checkpoint(source: str) -> Path:
+    """Checkpoint of an earlier stage.
 
     Args:
-        lm: With its backbone's weights.
         source: A checkpoint, a run's folder, or the folder of a name's runs.
 
     Raises:
-        UserError: if there is none, or it does not fit.
+        UserError: if there is none.
     """
     path = checkpoint_of(source, "last", end=False) or Path(source)
     if not path.exists():
         raise UserError(f"model.init_from: no {source}, expected a checkpoint or a folder with config.json")
-    tensors = stages.take_over(lm, load_checkpoint(path, mmap=True), str(path))
-    rank_zero_info(f"{path}: {tensors} tensors loaded")
+    return path
