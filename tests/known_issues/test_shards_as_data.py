@@ -1,5 +1,5 @@
 """Folders of shards: files of DeepSpeed and metadata of FSDP2 were unpickled with any class, and ZeRO-1
-checkpoints lost the weights that never train: DeepSpeed's reader looks for them where only ZeRO-2 and 3 write.
+checkpoints lost weights that never train: DeepSpeed's reader looks for them where only ZeRO-2 and 3 write.
 """
 
 import os
