@@ -15,7 +15,7 @@ from lit_moss.llm.rows import to_grid
 
 TURNS = [
     Turn("user", "What's the time in Zürich, now?", [1, 2, 3]),
-    Turn("assistant", "It is 12:30 -- half past twelve.\nAsk again later, won't you, dear friend of mine?", [7] * 60),
+    Turn("assistant", "It is 12:30 -- half past twelve.\nAsk again later, won't you, dear friend?", [7] * 60),
     Turn("user", "ok  then – 你好 🙂", [512, 9]),
     Turn("assistant", "Good.", [4, 0]),
 ]  # fmt: skip
