@@ -10,6 +10,7 @@ import yaml
 from transformers import Qwen3Config
 
 from lit_moss.llm import SplitLM
+from lit_moss.llm.lora import Lora, add_adapters, is_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
@@ -28,11 +29,12 @@ def test_rows_a_step_are_those_the_head_states_and_the_papers(path):
     rows = data["context"] * data["batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"]
     stated = int(re.search(r"= ([\d,]+) \(", text).group(1).replace(",", ""))
     assert rows == stated
-    wanted = {"sft": 8 * 10240}.get(path.stem, 2.8e6 if "stage2" in path.stem else 2.2e6)
+    tuning = {"sft": 8 * 10240, "finetune_lora": 8 * 10240}
+    wanted = tuning.get(path.stem, 2.8e6 if "stage2" in path.stem else 2.2e6)
     assert abs(rows / wanted - 1) < 0.02
     assert conf["name"] == f"paper_{path.stem}"  # else `last` would mix them with the small ones
     lr = conf["model"]["init_args"]["lr"]
-    assert lr == {"sft": 1e-5}.get(path.stem, 6e-5 if "stage2" in path.stem else 4e-4)
+    assert lr == {"sft": 1e-5, "finetune_lora": 1e-4}.get(path.stem, 6e-5 if "stage2" in path.stem else 4e-4)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -47,6 +49,30 @@ def test_its_model_exists_on_the_meta_device(path):
     assert round(count / 1e9, 4) == (
         8.3239 if joint else 9.0957
     )  # 36 layers and one table more; the released model
+
+
+def test_memory_of_adapters_adds_up_to_what_its_head_states():
+    text = (ROOT / "conf/paper/finetune_lora.yaml").read_text()
+    conf = yaml.safe_load(text)
+    with torch.device("meta"):
+        lm = SplitLM.from_backbone(Qwen3Config(**QWEN3_8B), 4)
+        frozen = sum(p.numel() for p in lm.parameters())
+        add_adapters(lm, Lora(**conf["model"]["init_args"]["lora"]))
+    sizes = [p.numel() for name, p in lm.named_parameters() if is_adapter(name)]
+    assert f"{sum(sizes):,} weights of adapters" in text
+    assert len(sizes) == 2 * 7 * 40
+    rows, width = conf["data"]["init_args"]["context"], QWEN3_8B["hidden_size"]
+    table = 16512 * width
+    gigabytes = [
+        2 * frozen + 2 * table,  # bfloat16, and two bytes more for each weight of the table
+        16 * sum(sizes),
+        40 * rows * width * 4,
+        16 * rows * QWEN3_8B["intermediate_size"] * 2,
+        0.7e9,
+    ]
+    stated = [float(x) for x in re.findall(r"^#\s+(\d+\.\d)  ", text, re.MULTILINE)]
+    assert stated[:-1] == pytest.approx([x / 1e9 for x in gigabytes], abs=0.06)
+    assert stated[-1] == pytest.approx(sum(stated[:-1]), abs=0.05)
 
 
 def test_layerwise_total_exceeds_what_appendix_d_needs():

@@ -1,8 +1,9 @@
-"""What a frozen trunk saves: a stage-1 step against a full step of the same batch, side by side.
+"""What a frozen trunk saves, and what adapters cost: a step of stage 1 and one of adapters (LoRA, rank 16, on
+all projections of trunk and tails) against a full step of the same batch, side by side.
 
     python -m experiments.benches.step_cost [--backbone embedded:smollm2-135m] [--rows 2048] [--repeats 5]
 
-Every measurement runs in a process of its own, the two kinds take turns. Memory is measured in further
+Every measurement runs in a process of its own, the kinds take turns. Memory is measured in further
 processes, where every tensor of weight is a mapping of its own (MAPPED), so that freed memory is gone and the
 peak of the resident set is that of the tensors; what Python and the libraries use before the model is built
 is subtracted.
@@ -18,6 +19,7 @@ import time
 import torch
 
 from lit_moss.llm import SplitLM
+from lit_moss.llm.lora import Lora, add_adapters, is_adapter
 
 # Of glibc's malloc.
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": "200000", "MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1"}
@@ -33,6 +35,10 @@ def measure(kind: str, backbone: str, rows: int, steps: int) -> dict[str, float]
     if torch.cuda.is_available():
         lm = lm.cuda()
     device = lm.model.text_norm.weight.device
+    if kind == "lora":
+        add_adapters(lm, Lora())
+        for name, p in lm.named_parameters():
+            p.requires_grad_(is_adapter(name))
     if kind == "stage1":
         for name, p in lm.named_parameters():
             p.requires_grad_("audio" in name)
@@ -73,12 +79,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=5, help="measured steps of one process")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each kind, taking turns")
-    parser.add_argument("--one", choices=["stage1", "full"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=["stage1", "lora", "full"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one, args.backbone, args.rows, args.steps)))
         return
-    measured: dict[str, list[dict[str, float]]] = {"stage1": [], "full": []}
+    measured: dict[str, list[dict[str, float]]] = {"stage1": [], "lora": [], "full": []}
     sizes = ["--backbone", args.backbone, "--rows", str(args.rows)]
     for _ in range(args.repeats):
         for kind, results in measured.items():
@@ -87,8 +93,9 @@ def main() -> None:
     best = {kind: (min(r["sec"] for r in results), memory[kind]) for kind, results in measured.items()}
     for kind, (sec, gib) in best.items():
         print(f"{kind:<7} {sec:.3f} s a step, {args.rows / sec:.0f} rows/s, peak {gib:.2f} GiB")
-    (a_sec, a_gib), (b_sec, b_gib) = best["stage1"], best["full"]
-    print(f"stage1 / full: time {a_sec / b_sec:.3f}, memory {a_gib / b_gib:.3f}")
+    sec, gib = best["full"]
+    for kind in ("stage1", "lora"):
+        print(f"{kind} / full: time {best[kind][0] / sec:.3f}, memory {best[kind][1] / gib:.3f}")
 
 
 if __name__ == "__main__":

@@ -37,25 +37,33 @@ class Resampler(ClosedByFlush):
     """`resample` as a `Stream`: a recording of any length in bounded memory.
 
     The samples are those of the whole at once, to the bit (measured at 14 pairs of rates with torch 2.11):
-    blocks begin at whole periods of the two rates, with the width of the kernel around them. None is shorter
-    than `BLOCK_SAMPLES`, since torch's convolution adds up small inputs (20,480 elements) in another order.
+    blocks begin at whole periods of the two rates, with the width of the kernel around them. torch's
+    convolution adds up small inputs (20,480 elements) in another order, so that shorter blocks are filled up.
+
+    Args:
+        from_hz: Rate of the input.
+        to_hz: Rate of the output.
+        block_samples: Input of one block; `BLOCK_SAMPLES` if not given. Small ones are for live sound: from
+            sample 20,481 on, the output follows the input by two blocks at most.
     """
 
     # 11 s at 48 kHz. A recording of less than two blocks is resampled at once.
     BLOCK_SAMPLES = 2**19
+    # Up to so many elements torch convolves in another way.
+    FEW_SAMPLES = 20_480
     # Weights of torchaudio's kernel: a window of a whole period for each sample of a period. 22.05 to 16 kHz
     # has 150,000; 44,101 Hz to 16 kHz 700 million (2.8 GB and two minutes), of which all but 36 in a row of
     # 44,135 are zero. Beyond this limit only the others are computed.
     MOST_WEIGHTS = 2**22
 
-    def __init__(self, from_hz: int, to_hz: int) -> None:
+    def __init__(self, from_hz: int, to_hz: int, block_samples: int | None = None) -> None:
         if not all(hz > 0 and hz == int(hz) for hz in (from_hz, to_hz)):
             raise ValueError(f"resampling from {from_hz} to {to_hz} Hz, expected whole numbers above 0")
         from_hz, to_hz = int(from_hz), int(to_hz)
         common = math.gcd(from_hz, to_hz)
         # `_out` samples for each `_period` samples of the input.
         self._period, self._out = from_hz // common, to_hz // common
-        self._block = -(-self.BLOCK_SAMPLES // self._period) * self._period
+        self._block = -(-(block_samples or self.BLOCK_SAMPLES) // self._period) * self._period
         self._width = math.ceil(_ZEROS * self._period / (min(self._period, self._out) * _ROLLOFF))
         self._sparse = self._out * (self._period + 2 * self._width) > self.MOST_WEIGHTS
         # Input that a block's first and last outputs need beyond it, in whole periods.
@@ -70,9 +78,10 @@ class Resampler(ClosedByFlush):
             return wave
         held = wave if self._held is None else torch.cat([self._held, wave], dim=-1)
         blocks = []
-        while self._held_from + held.shape[-1] - self._next >= 2 * self._block:
+        many = self._held_from + held.shape[-1] > self.FEW_SAMPLES  # else the whole may be a small input
+        while many and self._held_from + held.shape[-1] - self._next >= 2 * self._block:
             begin = self._next - self._held_from
-            piece = self._at_once(held[..., : begin + self._block + self._around])
+            piece = self._at_once(self._filled(held[..., : begin + self._block + self._around]))
             blocks.append(piece[..., self._outputs_before(begin) : self._outputs_before(begin + self._block)])
             self._next += self._block
             dropped = self._next - self._around - self._held_from
@@ -92,7 +101,11 @@ class Resampler(ClosedByFlush):
         left = self._length(self._held_from + held.shape[-1]) - self._outputs_before(self._next)
         # Zeros after the end, as for the whole at once; without them torchaudio would round the length.
         padded = torch.nn.functional.pad(held, (0, self._around + self._period))
-        return self._at_once(padded)[..., begin : begin + left]
+        return self._at_once(self._filled(padded))[..., begin : begin + left]
+
+    def _filled(self, wave: Tensor) -> Tensor:
+        """With zeros at its end, as many as it takes to be convolved as long inputs are."""
+        return torch.nn.functional.pad(wave, (0, max(0, self.FEW_SAMPLES + 1 - wave.shape[-1])))
 
     def _outputs_before(self, samples: int) -> int:
         return samples // self._period * self._out

@@ -1,14 +1,151 @@
-"""Not written yet."""
+"""Talk to a model: a page in the browser, or one question in the terminal.
+
+    chat --model DIR                                       server and page, on this machine alone
+    chat --model DIR --once question.wav --out answer.wav  a spoken question, a spoken answer
+    chat --model DIR --text "What is rain?"                a typed question, an answer in text
+
+The page is part of the server that `serve` starts; its options hold here too.
+"""
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lit_moss.cli import serve
+from lit_moss.cli.serve_options import open_model
 from lit_moss.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lit_moss.serve.engine import Session
+    from lit_moss.serve.replies import ReplyOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
+    serve.add_arguments(parser)
+    terminal = parser.add_argument_group("one question in the terminal")
+    question = terminal.add_mutually_exclusive_group()
+    question.add_argument("--once", type=Path, metavar="FILE", help="sound file with the question")
+    question.add_argument("--text", metavar="TEXT", help="the question in text")
+    terminal.add_argument(
+        "--out", type=Path, metavar="FILE", help="sound file of the answer: .wav, .flac, .ogg or .mp3"
+    )
+    terminal.add_argument(
+        "--reply", choices=("speech", "text"), help="modality of the answer (default: speech with --out)"
+    )
+    terminal.add_argument("--instructions", default="", help="text added to the system prompt")
+    terminal.add_argument(
+        "--temperature", type=float, default=0.6, help="of text and codes; 0 is greedy (default 0.6)"
+    )
+    terminal.add_argument("--seed", type=int, help="of the sampling (default: drawn)")
+    terminal.add_argument("--force", action="store_true", help="overwrite --out")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Refuses."""
-    raise UserError("this verb is not written yet")
+    """Answers one question, or serves until it is interrupted."""
+    if args.once is None and args.text is None:
+        serve.main(args, "/")
+    else:
+        _answer(args)
+
+
+# --- one question in the terminal ---------------------------------------------------------------------------
+
+
+def _answer(args: argparse.Namespace) -> None:
+    from lit_moss.audio import io, rates
+    from lit_moss.files import atomic_write
+    from lit_moss.serve.engine import Engine
+
+    options = _reply_options(args)
+    wave_T = None if args.once is None else io.read(args.once, rates.TOKENIZER_RATE_HZ)
+    engine = Engine(open_model(args))
+    try:
+        engine.warm_up()  # so that the times are those of a server that runs
+        session = engine.open_session(args.instructions)
+        _ask(session, args.text, wave_T)
+        sound_T, line = _listen(session, options)
+        if args.out is not None:
+            if not len(sound_T):
+                raise UserError("the answer has no sound, nothing was written: try another --seed")
+            with atomic_write(args.out) as partial:
+                io.write(partial, sound_T, rates.DECODER_RATE_HZ)
+            line = f"{args.out}: {line}"
+        print(line)
+    finally:
+        engine.close()
+
+
+def _reply_options(args: argparse.Namespace) -> "ReplyOptions":
+    """What is asked for; mistakes are found before anything is opened."""
+    from lit_moss.llm.sampling import Sampling
+    from lit_moss.serve.replies import ReplyOptions
+
+    reply = args.reply or ("text" if args.out is None else "speech")
+    if (reply == "speech") != (args.out is not None):
+        raise UserError(
+            "--reply speech needs --out FILE" if reply == "speech" else "--out needs an answer in speech"
+        )
+    if args.out is not None:
+        if args.out.suffix.lower() not in (".wav", ".flac", ".ogg", ".mp3"):
+            raise UserError(f"--out is {args.out}, expected a name that ends in .wav, .flac, .ogg or .mp3")
+        if args.out.exists() and not args.force:
+            raise UserError(f"{args.out} exists: give another --out, or --force to overwrite")
+    if args.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens is {args.max_new_tokens}, expected 1 or more")
+    if args.text is not None and not args.text.strip():
+        raise UserError("--text is empty: expected a question")
+    sampling = Sampling(temperature=args.temperature)
+    voice = args.voice[0].partition("=")[0] if args.voice else "default"
+    return ReplyOptions(
+        reply, max_new_tokens=args.max_new_tokens, text=sampling, speech=sampling, seed=args.seed, voice=voice
+    )
+
+
+def _ask(session: "Session", text: str | None, wave_T: "Tensor | None") -> None:
+    from lit_moss.audio import rates
+
+    conversation = session.conversation
+    if wave_T is None:
+        conversation.add(conversation.text_message("user", text or ""))
+    else:
+        turn = session.listen(rates.TOKENIZER_RATE_HZ)
+        turn.push(wave_T)
+        conversation.add(conversation.speech_message("user", turn.finish().result()))
+
+
+def _listen(session: "Session", options: "ReplyOptions") -> "tuple[Tensor, str]":
+    """Prints the answer's text as it comes; its sound (T,) at 24 kHz and a line about times."""
+    import time
+
+    import torch
+
+    from lit_moss.audio import rates
+    from lit_moss.serve.replies import AudioDelta, ReplyDone, TextDelta
+
+    began, sounds, has_text = time.monotonic(), [torch.zeros(0)], False
+    line = ""
+    for event in session.start_reply(options):
+        if isinstance(event, TextDelta):
+            print(event.text, end="", flush=True)
+            has_text = True
+        elif isinstance(event, AudioDelta):
+            sounds.append(event.samples_T)
+        elif isinstance(event, ReplyDone):
+            if has_text:
+                print()
+            if event.reason == "failed":
+                raise UserError(f"no answer: {event.error}")
+            taken = time.monotonic() - began
+            line = f"{len(event.rows)} rows in {taken:.2f} s"
+            seconds = sum(map(len, sounds)) / rates.DECODER_RATE_HZ
+            if event.usage.first_sound_sec is not None:
+                line = (
+                    f"{seconds:.1f} s of speech, first sound after {event.usage.first_sound_sec:.2f} s, "
+                    f"real-time factor {taken / seconds:.2f}"
+                )
+            if event.reason == "length":
+                line += f"; cut at {options.max_new_tokens} rows (--max-new-tokens)"
+    return torch.cat(sounds), line

@@ -1,14 +1,127 @@
-"""Not written yet."""
+"""A server: OpenAI's chat completions with audio and Realtime interface, and a page to talk to.
+
+Clients of OpenAI's interfaces connect to http://HOST:PORT/v1; the page is at http://HOST:PORT/. Operators
+find /health and /metrics. The server prints one line when it is ready. It listens on this machine alone
+unless --host says otherwise, which needs a key.
+
+On SIGTERM or Ctrl-C it takes no new requests (503; /health says draining), finishes the replies that are
+being made, and exits: 0 after SIGTERM, 130 after Ctrl-C, 143 if replies had to be cut off after --drain-sec.
+A second signal ends it at once.
+"""
 
 import argparse
+import os
+from pathlib import Path
 
+from lit_moss.cli.serve_options import add_model_arguments, open_model
 from lit_moss.errors import UserError
+
+KEY_VARIABLE = "LIT_MOSS_API_KEY"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
+    add_model_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE",
+        help=f"file with the key that clients must send as Authorization: Bearer KEY (default: "
+        f"${KEY_VARIABLE}; without both, none is asked for)",
+    )  # fmt: skip
+    parser.add_argument("--insecure", action="store_true", help="allow other machines without a key")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME",
+        help="further name under which requests may reach a server without a key, such as a proxy's; may be "
+        "repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cors-origin", action="append", default=[], metavar="ORIGIN",
+        help="origin of web pages that may read the answers, such as https://example.org; may be repeated "
+        "(default: none but the server's own page)",
+    )  # fmt: skip
+    parser.add_argument("--max-sessions", type=int, default=8, help="sessions at once (default 8)")
+    parser.add_argument(
+        "--max-turn-sec", type=float, default=120.0, help="seconds of speech in a turn (default 120)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=2000, help="rows of a reply at most (default 2000 = 160 s)"
+    )
+    parser.add_argument(
+        "--max-upload-mb", type=float, default=24.0, help="MiB of a request at most (default 24)"
+    )
+    parser.add_argument(
+        "--drain-sec", type=float, default=30.0, help="seconds that replies have to end (default 30)"
+    )
 
 
-def main(args: argparse.Namespace) -> None:
-    """Refuses."""
-    raise UserError("this verb is not written yet")
+def main(args: argparse.Namespace, path: str = "/v1") -> None:
+    """Serves until a signal comes.
+
+    Args:
+        args: Options.
+        path: Part of the server that the line about its address names.
+    """
+    api_key = _api_key(args)
+    _check_exposure(args, api_key)
+    if args.drain_sec < 0:
+        raise UserError(f"--drain-sec is {args.drain_sec}, expected 0 or more")
+    try:
+        import fastapi  # noqa: F401  so that a missing package is known before the model is opened
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"the server needs {error.name}: pip install 'lit-moss[serve]'") from error
+    from lit_moss.serve.context import Context
+    from lit_moss.serve.engine import Engine
+    from lit_moss.serve.server import bind, serve
+    from lit_moss.serve.settings import Limits
+
+    limits = Limits(
+        max_sessions=args.max_sessions, max_turn_sec=args.max_turn_sec, max_new_tokens=args.max_new_tokens,
+        max_upload_bytes=int(args.max_upload_mb * 2**20),
+    )  # fmt: skip
+    bound = bind(args.host, args.port)
+    host, port = bound.getsockname()[:2]
+    model = open_model(args)
+    hosts = () if api_key or args.insecure else (*LOOPBACK, *(name.lower() for name in args.allow_host))
+    context = Context(Engine(model, limits), api_key, cors_origins=tuple(args.cors_origin), hosts=hosts)
+    hears = "text and speech" if model.speech_tokenizer is not None else "text"
+    speaks = "text and speech" if model.codec is not None else "text"
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def say_ready() -> None:
+        print(f"{address}{path}: {model.name} takes {hears}, replies in {speaks}", flush=True)
+
+    server = serve(context, bound, args.drain_sec, say_ready)
+    if server.was_cut:
+        raise SystemExit(143)
+    if 2 in server.signals:
+        raise KeyboardInterrupt
+
+
+def _api_key(args: argparse.Namespace) -> str | None:
+    if args.api_key_file is None:
+        return _checked_key(os.environ.get(KEY_VARIABLE), f"${KEY_VARIABLE}")
+    try:
+        content = args.api_key_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--api-key-file {args.api_key_file} cannot be read: expected a text file") from error
+    return _checked_key(content, f"--api-key-file {args.api_key_file}")
+
+
+def _checked_key(text: str | None, source: str) -> str | None:
+    if text is None:
+        return None
+    key = text.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(f"{source} holds no key: expected one line of ASCII characters without spaces")
+    return key
+
+
+def _check_exposure(args: argparse.Namespace, api_key: str | None) -> None:
+    if args.host not in LOOPBACK and api_key is None and not args.insecure:
+        raise UserError(
+            f"--host {args.host} lets other machines use the model without a key: give --api-key-file or "
+            f"${KEY_VARIABLE}, or --insecure if everybody there may"
+        )

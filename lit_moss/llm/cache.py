@@ -1,10 +1,17 @@
 """Key-value cache of one block of layers, written in place: a decoded row copies nothing but itself.
 
-Shapes: B sequences, H_kv key-value heads, L rows, D width of a head.
+Shapes: B sequences, S sequences with caches of their own, H_kv key-value heads, G query heads for each of
+them, L rows, D width of a head.
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from lit_moss.llm.branches import Branch, Modality
 
 
 class KVCache:
@@ -39,9 +46,26 @@ class KVCache:
             store[layer_idx][:, :, self.length : stop] = new
         return self._keys[layer_idx][:, :, :stop], self._values[layer_idx][:, :, :stop]
 
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, layer_idx: int, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """Writes one new row (B, H_kv, 1, D) and attends to all rows: queries and output (B, H_kv, G, D)."""
+        keys, values = self.update(keys, values, layer_idx)
+        return F.scaled_dot_product_attention(q, keys, values, mask, scale=scale)
+
     def advance(self, rows: int) -> None:
         """Counts the rows just written."""
         self.length += rows
+
+    def first(self, rows: int) -> "KVCache":
+        """A copy of the first rows."""
+        copied = KVCache(max(64, rows))
+        copied.length = rows
+        for old, new in ((self._keys, copied._keys), (self._values, copied._values)):
+            for layer_idx, buffer in old.items():
+                new[layer_idx] = buffer.new_empty(*buffer.shape[:2], copied.room, buffer.shape[3])
+                new[layer_idx][:, :, :rows] = buffer[:, :, :rows]
+        return copied
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Number of rows, for transformers."""
@@ -51,6 +75,95 @@ class KVCache:
     def bytes(self) -> int:
         """Memory of the buffers."""
         return sum(x.numel() * x.element_size() for s in (self._keys, self._values) for x in s.values())
+
+
+class CacheGroup:
+    """Caches of S sequences, for one new row of each of them: attention runs one sequence at a time over its
+    own rows, so that lengths may differ, nothing is padded and a sequence may join or leave at any row."""
+
+    def __init__(self, caches: Sequence[KVCache]) -> None:
+        self.caches = caches
+
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, layer_idx: int, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """As `KVCache.attend`, with (S, H_kv, 1, D) and (S, H_kv, G, D)."""
+        parts = zip(self.caches, q.split(1), keys.split(1), values.split(1), strict=True)
+        return torch.cat([c.attend(q_1, k_1, v_1, layer_idx, mask, scale) for c, q_1, k_1, v_1 in parts])
+
+    def advance(self, rows: int) -> None:
+        """Counts the rows just written."""
+        for cache in self.caches:
+            cache.advance(rows)
+
+
+@dataclass
+class Tail:
+    """A branch with its cache, and the trunk's output rows that it has not run on yet."""
+
+    branch: Branch
+    cache: KVCache = field(default_factory=KVCache)
+    waiting: list[Tensor] = field(default_factory=list)
+
+    @property
+    def rows_waiting(self) -> int:
+        """Number of rows that it has not run on."""
+        return sum(h.shape[1] for h in self.waiting)
+
+    def take(self, rows: int) -> Tensor:
+        """The first of the waiting rows, (B, rows, D); they wait no longer."""
+        h_BLD = torch.cat(self.waiting, dim=1) if len(self.waiting) > 1 else self.waiting[0]
+        self.waiting = [h_BLD[:, rows:]] if h_BLD.shape[1] > rows else []
+        return h_BLD[:, :rows]
+
+    def truncate(self, rows: int) -> None:
+        """Drops all rows of the sequence after the first `rows`."""
+        self.cache.length = min(self.cache.length, rows)
+        left = rows - self.cache.length
+        self.waiting = [torch.cat(self.waiting, dim=1)[:, :left]] if left else []
+
+
+class Caches:
+    """All caches of a batch of sequences: the trunk's, and those of the tails.
+
+    Args:
+        branches: Branches of the model.
+        room: Rows to allocate at first.
+    """
+
+    def __init__(self, branches: Iterable[Branch], room: int = 256) -> None:
+        self.trunk = KVCache(room)
+        self.tails: dict[Modality, Tail] = {branch.name: Tail(branch) for branch in branches}
+
+    def wait(self, h_BLD: Tensor) -> None:
+        """Adds the trunk's output to the rows that the tails have not run on."""
+        for tail in self.tails.values():
+            tail.waiting.append(h_BLD)
+
+    def truncate(self, rows: int) -> None:
+        """Drops all rows after the first `rows`."""
+        self.trunk.length = min(self.trunk.length, rows)
+        for tail in self.tails.values():
+            tail.truncate(rows)
+
+    def first(self, rows: int) -> "Caches":
+        """A copy of the first rows."""
+        copied = Caches(tail.branch for tail in self.tails.values())
+        copied.trunk = self.trunk.first(rows)
+        for name, tail in self.tails.items():
+            written = min(rows, tail.cache.length)
+            own = copied.tails[name]
+            own.cache = tail.cache.first(written)
+            if rows > written:
+                own.waiting = [torch.cat(tail.waiting, dim=1)[:, : rows - written].clone()]
+        return copied
+
+    @property
+    def bytes(self) -> int:
+        """Memory of buffers and waiting rows."""
+        tails = self.tails.values()
+        waiting = sum(h.numel() * h.element_size() for tail in tails for h in tail.waiting)
+        return self.trunk.bytes + sum(tail.cache.bytes for tail in tails) + waiting
 
 
 def causal_mask(first: int, rows: int, pad_B: Tensor | None, device: torch.device) -> Tensor | None:

@@ -69,6 +69,7 @@ class SplitConfig:
     def to_dict(self) -> dict[str, Any]:
         """Content of `config.json`."""
         fields = self.backbone.to_dict()
+        fields.pop("_name_or_path", None)  # where the backbone was read from: a path of this machine
         f = self.format
         fields |= {
             "model_type": MODEL_TYPE,

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_moss.llm.cache import KVCache
+from lit_moss.llm.cache import CacheGroup, KVCache
 from lit_moss.llm.layers import DecoderLayer, Linear
 
 
@@ -29,12 +29,14 @@ def runs_on(layer: nn.Module) -> bool:
     return all(isinstance(linear, Linear) for linear in linears)
 
 
-def one_row(layers: nn.ModuleList, cache: KVCache, h_B1D: Tensor, rope: Any, mask: Tensor | None) -> Tensor:
+def one_row(
+    layers: nn.ModuleList, cache: KVCache | CacheGroup, h_B1D: Tensor, rope: Any, mask: Tensor | None
+) -> Tensor:
     """Output (B, 1, D) of the layers for one row (B, 1, D); the cache is written, not yet advanced.
 
     Args:
         layers: Those that it `runs_on`.
-        cache: Their cache.
+        cache: Their cache; of a group of sequences, one cache for each.
         h_B1D: Input.
         rope: Cosines and sines (B or 1, 1, E).
         mask: (B, 1, 1, n + 1), True where the row attends; None: everywhere.
@@ -50,7 +52,13 @@ def one_row(layers: nn.ModuleList, cache: KVCache, h_B1D: Tensor, rope: Any, mas
 
 
 def _layer(
-    layer: Any, cache: KVCache, h: Tensor, cos: Tensor, sin: Tensor, half: int, mask: Tensor | None
+    layer: Any,
+    cache: KVCache | CacheGroup,
+    h: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    half: int,
+    mask: Tensor | None,
 ) -> Tensor:
     attn, mlp = layer.self_attn, layer.mlp
     B, E = h.shape[0], attn.head_dim
@@ -63,10 +71,9 @@ def _layer(
     else:
         qk = qkv[:, :, :-kv]
     qk = (qk * cos).addcmul_(qk.roll(half, -1), sin)
-    keys, values = cache.update(qk[:, :, -kv:].transpose(1, 2), v.transpose(1, 2), attn.layer_idx)
     # Query heads of one key-value head are passed as its rows: no copy of keys and values for each head.
-    q = qk[:, :, :-kv].view(B, kv, -1, E)
-    out = F.scaled_dot_product_attention(q, keys, values, mask, scale=attn.scaling)
+    q, k = qk[:, :, :-kv].view(B, kv, -1, E), qk[:, :, -kv:].transpose(1, 2)
+    out = cache.attend(q, k, v.transpose(1, 2), attn.layer_idx, mask, attn.scaling)
     h = h + _product(out.reshape(B, 1, -1), attn.o_proj)
     gate, up = _product(_norm(h, layer.post_attention_layernorm), mlp.gate_proj, mlp.up_proj).chunk(2, dim=-1)
     return h + _product(F.silu(gate).mul_(up), mlp.down_proj)

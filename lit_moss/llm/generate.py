@@ -20,15 +20,14 @@ import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_moss.errors import UserError
-from lit_moss.llm.branches import Block, Branch, Modality, Network
-from lit_moss.llm.cache import KVCache, causal_mask
+from lit_moss.llm.branches import Block, Modality, Network
+from lit_moss.llm.cache import Caches, KVCache, causal_mask
 from lit_moss.llm.decode import head_row, one_row, runs_on
 from lit_moss.llm.rows import RowFormat, to_grid
 from lit_moss.llm.sampling import GREEDY, Sampling, sample
@@ -78,18 +77,18 @@ def generate(
         UserError: for an empty prompt, rows outside the vocabularies, or a modality that the prompt
             contradicts.
     """
-    prompts, single = _prompts(lm, rows, modality)
+    prompts, single = checked_prompts(lm, rows, modality)
     if max_new_tokens < 0:
         raise UserError(f"max_new_tokens is {max_new_tokens}, expected 0 or more")
     channels: dict[Modality, Sampling] = {"text": text or Sampling(), "speech": speech or Sampling()}
     if greedy:
         channels = {"text": GREEDY, "speech": GREEDY}
-    decoder = _Decoder(lm, prompts, channels, min_new_tokens, prompt_chunk)
+    decoder = Decoder(lm, prompts, channels, min_new_tokens, prompt_chunk)
     lm.check_context(max(map(len, prompts)))
     if lm.config.max_context is not None:
         max_new_tokens = min(max_new_tokens, lm.config.max_context)
     if any(c.temperature > 0 for c in channels.values()):
-        decoder.draws_BN = _draws(prompts, max_new_tokens, generator).to(decoder.device)
+        decoder.draws_BN = draws(prompts, max_new_tokens, generator).to(decoder.device)
     steps = decoder.steps(max_new_tokens)
     if stream:
         return (step[0] for step in steps) if single else steps
@@ -101,7 +100,8 @@ def generate(
     return out[0] if single else out
 
 
-def _prompts(lm: Network, rows: Any, modality: str | None) -> tuple[list[list[int]], bool]:
+def checked_prompts(lm: Network, rows: Any, modality: str | None) -> tuple[list[list[int]], bool]:
+    """The prompts as lists, and whether there was only one; arguments and errors as of `generate`."""
     if isinstance(rows, Tensor):
         rows = rows.tolist()
     rows = list(rows)
@@ -142,8 +142,9 @@ def unseen_rows(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 16
 
 
-def _draws(prompts: Sequence[list[int]], count: int, generator: torch.Generator | None) -> Tensor:
-    """Uniform numbers (B, N) in [0, 1), on the CPU: one a sequence and step."""
+def draws(prompts: Sequence[list[int]], count: int, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers (B, N) in [0, 1), on the CPU, one for each sequence and step. They follow from the
+    generator's state, the prompt and `count`."""
     device = "cpu" if generator is None else generator.device
     base = int(torch.randint(2**62, (), generator=generator, device=device))
     repeats: Counter[tuple[int, ...]] = Counter()
@@ -157,23 +158,17 @@ def _draws(prompts: Sequence[list[int]], count: int, generator: torch.Generator 
     return torch.stack(rows)
 
 
-@dataclass
-class _Tail:
-    """A branch with its cache, and the trunk's output rows that it has not run on yet."""
+class Decoder:
+    """State of one batch: prompts are padded at their left, so that all next rows are in one column.
 
-    branch: Branch
-    cache: KVCache = field(default_factory=KVCache)
-    waiting: list[Tensor] = field(default_factory=list)
-
-    def truncate(self, rows: int) -> None:
-        """Drops all rows of the sequence after the first `rows`."""
-        self.cache.length = min(self.cache.length, rows)
-        left = rows - self.cache.length
-        self.waiting = [torch.cat(self.waiting, dim=1)[:, :left]] if left else []
-
-
-class _Decoder:
-    """State of one batch: prompts are padded at their left, so that all next rows are in one column."""
+    Args:
+        lm: The model.
+        prompts: Checked prompts.
+        channels: Sampling of each channel.
+        min_new_tokens: No eosp before that many rows.
+        prompt_chunk: Rows of the prompt a forward takes.
+        caches: Caches to go on with; new ones if not given.
+    """
 
     def __init__(
         self,
@@ -182,6 +177,7 @@ class _Decoder:
         channels: dict[Modality, Sampling],
         min_new_tokens: int = 0,
         prompt_chunk: int | None = None,
+        caches: Caches | None = None,
     ) -> None:
         self.lm, self.prompts, self.channels = lm, prompts, channels
         self.min_new, self.chunk = min_new_tokens, prompt_chunk
@@ -198,8 +194,8 @@ class _Decoder:
         self.pad_B = self.offsets_B if any(padding) else None
         filled = [[0] * n + p for n, p in zip(padding, prompts, strict=True)]
         self.prompt_BL = torch.tensor(filled, device=self.device)
-        self.trunk = KVCache(longest + 64)
-        self.tails: dict[Modality, _Tail] = {branch.name: _Tail(branch) for branch in lm.branches}
+        self.caches = caches or Caches(lm.branches, longest + 64)
+        self.trunk, self.tails = self.caches.trunk, self.caches.tails
         self.first = self._history()
 
     # --- ids seen in each channel, for the repetition penalty -----------------------------------------------
@@ -225,7 +221,8 @@ class _Decoder:
         text, speech = to_grid(rows, self.lm.format).unbind(-1)
         return {"text": text, "speech": speech}
 
-    def _note(self, rows_B: Tensor, made: int) -> None:
+    def note(self, rows_B: Tensor, made: int) -> None:
+        """Counts new row number `made` of each sequence as seen, for the repetition penalty."""
         if self.first is None:
             return
         for name, ids_B in self._ids(rows_B).items():
@@ -252,7 +249,7 @@ class _Decoder:
                 new_BL = rows_BN[:, made - 1 : made] if made else self.prompt_BL
                 # In the weights' own precision: autocast would cast all of them again for each row.
                 with torch.autocast(self.device.type, enabled=False):
-                    self._forward(new_BL)
+                    self.forward(new_BL)
                     rows_BN[:, made] = self._next(new_BL[:, -1], made, modes)
             ahead = min(2 * ahead, most)
             for rows in zip(*rows_BN[:, done:stop].tolist(), strict=True):
@@ -280,21 +277,18 @@ class _Decoder:
     def _take_back(self, made: int) -> None:
         """Drops all new rows but the first `made`, which is at least one; the last of them is fed again."""
         rows = self.prompt_BL.shape[1] + made - 1
-        self.trunk.length = rows
-        for tail in self.tails.values():
-            tail.truncate(rows)
+        self.caches.truncate(rows)
         for first_BV in (self.first or {}).values():
             first_BV.masked_fill_(first_BV >= made, _NEVER)
 
-    def _forward(self, rows_BL: Tensor) -> None:
+    def forward(self, rows_BL: Tensor) -> None:
         """Trunk over new rows; its outputs wait for the tails."""
         step = self.chunk or rows_BL.shape[1]
         for piece in rows_BL.split(step, dim=1):
-            h = self._run(self.lm.trunk, self.trunk, self.lm.embed(piece))
-            for tail in self.tails.values():
-                tail.waiting.append(h)
+            self.caches.wait(self.run(self.lm.trunk, self.trunk, self.lm.embed(piece)))
 
-    def _run(self, block: Block, cache: KVCache, h_BLD: Tensor) -> Tensor:
+    def run(self, block: Block, cache: KVCache, h_BLD: Tensor) -> Tensor:
+        """Output (B, L, D) of a block for rows (B, L, D) that follow those in its cache, which grows."""
         first, rows = cache.length, h_BLD.shape[1]
         positions = torch.arange(first, first + rows, device=self.device)[None] - self.offsets_B[:, None]
         rope = self.lm.rotary(h_BLD, position_ids=positions.clamp_min(0))
@@ -309,50 +303,45 @@ class _Decoder:
     def logits(self, name: Modality) -> Tensor:
         """Logits (B, V) of a branch after the rows fed so far, float32, once its tail has caught up."""
         tail = self.tails[name]
-        if len(tail.waiting) > 1:
-            tail.waiting = [torch.cat(tail.waiting, dim=1)]
-        h = tail.waiting.pop()
+        h = tail.take(tail.rows_waiting)
         step = self.chunk or h.shape[1]
         for piece in h.split(step, dim=1):
-            h = self._run(tail.branch.block, tail.cache, piece)
+            h = self.run(tail.branch.block, tail.cache, piece)
         return head_row(tail.branch.norm(h[:, -1]), tail.branch.head).float()
 
     def _next(self, last_B: Tensor, made: int, modes: set[Modality]) -> Tensor:
         """The next rows (B,); those of sequences in another mode than `modes` mean nothing."""
-        f = self.lm.format
-        first_barred = f.text_vocab_size + f.eosp_token_id + (0 if made < self.min_new else 1)
-        chosen: dict[Modality, Tensor] = {}
-        for name, tail in self.tails.items():
-            if name not in modes:
-                continue
-            logits_BV, branch = self.logits(name), tail.branch
-            if "text" in branch.predicts:
-                logits_BV[:, f.modality_pad_token_id] = -torch.inf  # such a row would read as speech
-            if "speech" in branch.predicts:
-                logits_BV[:, first_barred - branch.first_row :] = -torch.inf
-            ids_B = self._choose(name, logits_BV, made)
-            chosen[name] = ids_B + branch.first_row if branch.first_row else ids_B
+        chosen = {name: self.choose(name, self.logits(name), made) for name in self.tails if name in modes}
         if len(chosen) == 2:
+            f = self.lm.format
             starts_B = (last_B == f.sosp_token_id) | ((last_B >= f.text_vocab_size) & (last_B != f.eosp_row))
             rows_B = torch.where(starts_B, chosen["speech"], chosen["text"])
         else:
             (rows_B,) = chosen.values()
-        self._note(rows_B, made)
+        self.note(rows_B, made)
         return rows_B
 
-    def _choose(self, channel: Modality, logits_BV: Tensor, made: int) -> Tensor:
-        seen_BV = None if self.first is None else self.first[channel] < made
+    def choose(self, name: Modality, logits_BV: Tensor, made: int) -> Tensor:
+        """Rows (B,) drawn from the logits of a branch, which are changed, as new row number `made`."""
+        f, branch = self.lm.format, self.tails[name].branch
+        if "text" in branch.predicts:
+            logits_BV[:, f.modality_pad_token_id] = -torch.inf  # such a row would read as speech
+        if "speech" in branch.predicts:
+            first_barred = f.eosp_row + (0 if made < self.min_new else 1)
+            logits_BV[:, first_barred - branch.first_row :] = -torch.inf
+        seen_BV = None if self.first is None else self.first[name] < made
         draws_B = None if self.draws_BN is None else self.draws_BN[:, made]
-        return sample(logits_BV, self.channels[channel], seen_BV, draws_B=draws_B)
+        ids_B = sample(logits_BV, self.channels[name], seen_BV, draws_B=draws_B)
+        return ids_B + branch.first_row if branch.first_row else ids_B
 
 
 def cached_logits(lm: Network, prompts: Sequence[list[int]], rows_BN: Tensor) -> Tensor:
     """Text logits (B, N + 1, V) after prompts and after each of the rows (B, N) that follow, by the caches of
     generation."""
-    decoder = _Decoder(lm, prompts, {"text": GREEDY, "speech": GREEDY})
-    decoder._forward(decoder.prompt_BL)
+    decoder = Decoder(lm, prompts, {"text": GREEDY, "speech": GREEDY})
+    decoder.forward(decoder.prompt_BL)
     logits = [decoder.logits("text")]
     for new_BL in rows_BN.split(1, dim=1):
-        decoder._forward(new_BL)
+        decoder.forward(new_BL)
         logits.append(decoder.logits("text"))
     return torch.stack(logits, dim=1)

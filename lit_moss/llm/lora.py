@@ -302,6 +302,21 @@ def merged(tensors: Mapping[str, Tensor], lora: Mapping[str, Any] | None) -> Map
     return tensors if lora is None else Merged(tensors, float(lora["scale"]))
 
 
+@torch.no_grad()
+def merge_adapters(lm: nn.Module) -> None:
+    """Adds a model's adapters to the weights that they belong to and takes them out."""
+    if not any(is_adapter(name) for name, _ in lm.named_parameters()):
+        return
+    from peft.tuners.lora import LoraLayer
+
+    adapted = [(name, layer) for name, layer in lm.named_modules() if isinstance(layer, LoraLayer)]
+    for name, layer in adapted:
+        linear: Any = layer.base_layer
+        a, b = (pair["default"].weight for pair in (layer.lora_A, layer.lora_B))
+        linear.weight.copy_(merged_weight(linear.weight, a, b, layer.scaling["default"]))
+        lm.set_submodule(name, linear)
+
+
 def plain_state(lm: nn.Module) -> Mapping[str, Tensor]:
     """`state_dict()` of a model under the released names, its adapters merged."""
     state = lm.state_dict()

@@ -72,13 +72,15 @@ def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool 
         if frozen.get("init_from"):
             _start_again(lm, frozen["init_from"])
         check_frozen(frozen, own, source)
+    scale = (checkpoint.get("lora") or {}).get("scale", 0.0)
     if adopt:
-        lm.adopt(weights)
-        own = lm.state_dict()
+        base = {name: weights.get(name, own[name]) for name in pairs}
+        sums = {name: lora.merged_weight(base[name], a, b, scale) for name, (a, b) in pairs.items()}
+        lm.adopt(weights | sums)
     else:
         lm.load_state_dict(own | weights)
-    for name, (a, b) in pairs.items():  # one at a time: all sums together would be a second model
-        own[name].copy_(lora.merged_weight(own[name], a, b, checkpoint["lora"]["scale"]))
+        for name, (a, b) in pairs.items():  # one at a time: all sums together would be a second model
+            own[name].copy_(lora.merged_weight(own[name], a, b, scale))
     return len(weights) + len(pairs)
 
 
@@ -164,7 +166,8 @@ def dtypes_of_training(
 
     Of the weights that never train, norms and biases keep `dtype`: they take little memory, and autocast
     casts only matrices, so the logits of a backbone that is stored in `frozen` do not change by a bit. The
-    embedding table of a model without a split keeps it as well, because the residual stream takes it over.
+    table of speech embeddings, or of a model without a split its only one, keeps it as well, because the
+    residual stream takes it over.
 
     Args:
         lm: The whole model.
@@ -172,10 +175,10 @@ def dtypes_of_training(
         trained: Names of the parameters that train at some step.
         frozen: Of the matrices that never train, such as bfloat16; None: `dtype`.
     """
+    table = "model.embed_tokens." if lm.config.joint else "model.audio_embed."
 
     def of(name: str, parameter: nn.Parameter) -> torch.dtype:
-        is_joint_table = lm.config.joint and name.startswith("model.embed_tokens.")
-        is_rounded = name not in trained and parameter.dim() > 1 and not is_joint_table
+        is_rounded = name not in trained and parameter.dim() > 1 and not name.startswith(table)
         return frozen if frozen is not None and is_rounded else dtype
 
     return {parameter: of(name, parameter) for name, parameter in lm.named_parameters()}

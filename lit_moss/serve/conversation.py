@@ -151,6 +151,16 @@ class Conversation:
             messages: Turns instead of the conversation's own.
         """
         form = form or self.renderer.form
+        rows = self.opening(reply, form, messages) + self.renderer.head("assistant")
+        if reply == "speech" and not form.has_text:
+            rows.append(self.format.sosp_token_id)
+        return rows
+
+    def opening(
+        self, reply: Modality, form: ReplyForm | None = None, messages: Sequence[Message] | None = None
+    ) -> list[int]:
+        """Rows of the system prompt and of all turns; arguments as of `prompt`."""
+        form = form or self.renderer.form
         messages = list(self.messages if messages is None else messages)
         system = f"{system_prompt(reply, form)} {self.instructions}".strip()
         while messages and messages[0].role == "system":
@@ -158,9 +168,6 @@ class Conversation:
         rows = self._turn("system", self.renderer.ids(system))
         for message in messages:
             rows += self._turn(message.role, message.rows)
-        rows += self.renderer.head("assistant")
-        if reply == "speech" and not form.has_text:
-            rows.append(self.format.sosp_token_id)
         return rows
 
     def _turn(self, role: str, content: Sequence[int]) -> list[int]:

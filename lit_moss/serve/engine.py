@@ -12,45 +12,57 @@ for a reply and read its events. All tensors are touched by the engine's own thr
 import random
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any
+from concurrent.futures import Future
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lit_moss.audio import rates
-from lit_moss.audio.features import resample
+from lit_moss.audio.waves import check_wave
 from lit_moss.errors import UserError
-from lit_moss.llm.replies import reply_text
 from lit_moss.serve.conversation import Conversation, Message
+from lit_moss.serve.counts import Counts
 from lit_moss.serve.model import SpeechModel
-from lit_moss.serve.replies import (
-    AudioDelta,
-    CodesDelta,
-    Reason,
-    Reply,
-    ReplyDone,
-    ReplyOptions,
-    TextDelta,
-    Usage,
-)
+from lit_moss.serve.replies import Reason, Reply, ReplyDone, ReplyOptions, Usage
+from lit_moss.serve.row_worker import RowWorker, Running
 from lit_moss.serve.settings import Limits, SessionLimit
+from lit_moss.serve.sound_worker import Listener, SoundWorker
+from lit_moss.serve.speaking import Speaker
 
 
 class UserTurn:
     """Speech of the user as it comes; encoded while it comes.
 
+    Use it from one thread.
+
     Args:
         session: Whose turn it is.
         rate_hz: Rate of the samples.
+
+    Attributes:
+        samples: Samples so far.
+
+    Raises:
+        UserError: if the model cannot listen.
     """
 
     def __init__(self, session: "Session", rate_hz: int) -> None:
         self._session, self.rate_hz = session, rate_hz
-        self._waves: list[Tensor] = []
+        tokenizer = session.engine.model.speech_tokenizer
+        if tokenizer is None:
+            name = session.engine.model.name
+            raise UserError(f"{name} cannot listen: start the server with --codec")
+        self._tokenizer = tokenizer
+        self._new()
+
+    def _new(self) -> None:
         self.samples = 0
+        self._opening: list[int] | None = None
+        self._turns: tuple[object, ...] = ()
+        self._listener = Listener(
+            self._session.engine.sounds, self._tokenizer, self.rate_hz, self._look_ahead
+        )
 
     @property
     def seconds(self) -> float:
@@ -61,22 +73,47 @@ class UserTurn:
         """Next samples, float32 (n,) in [-1, 1]; returns at once.
 
         Raises:
-            UserError: if the turn becomes longer than `Limits.max_turn_sec`; the samples are not taken.
+            UserError: if they are not sound, or the turn becomes longer than `Limits.max_turn_sec`; the
+                samples are not taken.
         """
         limit = self._session.engine.limits.max_turn_sec
         if (self.samples + len(samples_T)) / self.rate_hz > limit:
             raise UserError(f"a turn of more than {limit:g} s: expected a shorter one")
-        self._waves.append(samples_T)
+        try:
+            samples_T = check_wave(samples_T)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self._session.touch()
         self.samples += len(samples_T)
+        self._render()
+        self._listener.push(samples_T)
 
     def finish(self) -> "Future[list[int]]":
         """Ends the turn; its codes."""
-        wave_T = torch.cat(self._waves) if self._waves else torch.zeros(0)
-        return self._session.engine.encode(wave_T, self.rate_hz)
+        self._session.touch()
+        return self._listener.finish()
 
     def clear(self) -> None:
-        """Forgets it."""
-        self._waves, self.samples = [], 0
+        """Forgets it; the next samples begin it again."""
+        self._listener.drop()
+        self._new()
+
+    def _render(self) -> None:
+        """Rows before the codes of this turn, rendered again when the conversation has changed."""
+        session = self._session
+        conversation, expected = session.conversation, session.expected
+        turns = expected, conversation.instructions, *((m.id, len(m.rows)) for m in conversation.messages)
+        if expected is not None and turns != self._turns:
+            rows = conversation.opening(expected.reply, expected.form)
+            start = [*conversation.renderer.head("user"), conversation.format.sosp_token_id]
+            self._opening, self._turns = rows + start, turns
+
+    def _look_ahead(self, codes: list[int]) -> None:
+        """Called by the worker of sounds: lets the model read the codes while the user speaks."""
+        if self._opening is not None:
+            first = self._session.conversation.format.text_vocab_size
+            self._session.ahead = [*self._opening, *(first + code for code in codes)]
+            self._session.engine.rows.wake()
 
 
 class Session:
@@ -86,12 +123,23 @@ class Session:
         engine: Whose session it is.
         conversation: Its turns.
         reply: The latest reply, running or not; None before the first.
+        expected: Options of the reply that will follow the user's turn: while the user speaks, the turn is
+            computed into the cache of such a prompt. Those of the latest reply, unless set.
+        opened: `time.monotonic()` of its beginning.
+        last_used: Of its client's latest request.
     """
 
     def __init__(self, engine: "Engine", conversation: Conversation) -> None:
         self.engine, self.conversation = engine, conversation
         self.reply: Reply | None = None
+        self.expected: ReplyOptions | None = None
+        self.ahead: list[int] | None = None
         self.closed = False
+        self.opened = self.last_used = time.monotonic()
+
+    def touch(self) -> None:
+        """Notes that the client is alive, see `Engine.close_idle`."""
+        self.last_used = time.monotonic()
 
     def listen(self, rate_hz: int = rates.DECODER_RATE_HZ) -> UserTurn:
         """A new turn of speech, outside of the conversation until its codes are added to it."""
@@ -110,36 +158,27 @@ class Session:
         Raises:
             UserError: if a reply is running, the conversation is too long for the model, or the model cannot
                 speak.
+            SessionLimit: if the engine is closing.
         """
         if self.reply is not None and not self.reply.done:
             raise UserError("a reply is being made already: cancel it, or wait for its end")
+        self.touch()
         conversation = self.conversation
         if instructions is not None:
             conversation = Conversation(conversation.renderer, instructions)
             conversation.messages = self.conversation.messages
         prompt = conversation.prompt(options.reply, options.form, messages)
         self.reply = self.engine._start(self, prompt, options)
+        self.expected, self.ahead = options, None
         return self.reply
 
     def close(self) -> None:
         """Ends its reply and frees its place and its caches; a second call does nothing."""
         if not self.closed:
-            self.closed = True
+            self.closed, self.ahead = True, None
             if self.reply is not None:
                 self.reply.cancel()
             self.engine._leave(self)
-
-
-@dataclass
-class Counts:
-    """What `/metrics` shows; read by `lit_moss.serve.metrics`."""
-
-    sessions: int = 0
-    replies: int = 0
-    rows: int = 0
-    prefilled_rows: int = 0
-    cached_rows: int = 0
-    first_sound_sec: list[float] = field(default_factory=list)
 
 
 class Engine:
@@ -148,21 +187,37 @@ class Engine:
     Args:
         model: What speaks.
         limits: Bounds.
+        threads: Threads of torch's operations on the CPU, for each of the two workers; None: half of the
+            cores.
+
+    Attributes:
+        counts: What it has done so far.
+        rows: Worker of the language model.
+        sounds: Worker of sounds.
     """
 
-    def __init__(self, model: SpeechModel, limits: Limits | None = None) -> None:
+    def __init__(self, model: SpeechModel, limits: Limits | None = None, threads: int | None = None) -> None:
         self.model, self.limits = model, limits or Limits()
         self.counts = Counts()
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()
-        self._running: list[Any] = []
-        self._changed = threading.Condition()
-        self._closed = False
-        self._sounds = ThreadPoolExecutor(1, thread_name_prefix="sounds")
-        self._rows = threading.Thread(target=self._make_rows, name="rows", daemon=True)
-        self._rows.start()
+        self._draining = False
+        threads = threads or max(1, torch.get_num_threads() // 2)
+        self.sounds = SoundWorker(_codec_device(model), threads)
+        self.rows = RowWorker(model, self.limits, self.counts, self._end, threads)
 
     # --- sessions -------------------------------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> list[Session]:
+        """Open sessions."""
+        with self._lock:
+            return list(self._sessions)
+
+    @property
+    def draining(self) -> bool:
+        """Whether sessions and replies are refused, since it is closing."""
+        return self._draining
 
     def open_session(self, instructions: str = "") -> Session:
         """A new session.
@@ -171,155 +226,132 @@ class Engine:
             SessionLimit: if all are taken, or the engine is closing.
         """
         with self._lock:
-            if self._closed or len(self._sessions) >= self.limits.max_sessions:
-                raise SessionLimit(f"all {self.limits.max_sessions} sessions are taken")
+            if self._draining or len(self._sessions) >= self.limits.max_sessions:
+                self.counts.refused += 1
+                closing = "the server is closing"
+                taken = f"all {self.limits.max_sessions} sessions are taken"
+                raise SessionLimit(closing if self._draining else taken)
             session = Session(self, Conversation(self.model.renderer, instructions))
             self._sessions.add(session)
-            self.counts.sessions = len(self._sessions)
+            self.counts.sessions += 1
+        self.rows.join(session)
         return session
 
     def _leave(self, session: Session) -> None:
         with self._lock:
             self._sessions.discard(session)
-            self.counts.sessions = len(self._sessions)
+        self.rows.wake()
+
+    def close_idle(self) -> list[Session]:
+        """Closes sessions whose client was silent for `Limits.idle_sec` while no reply was made, and those
+        older than `Limits.session_sec`; returns them."""
+        now, limits = time.monotonic(), self.limits
+        closed = []
+        for session in self.sessions:
+            busy = session.reply is not None and not session.reply.done
+            idle = not busy and now - session.last_used > limits.idle_sec
+            if idle or now - session.opened > limits.session_sec:
+                session.close()
+                closed.append(session)
+        return closed
 
     def warm_up(self) -> None:
-        """One short reply, so that the first client does not wait for the first run of everything."""
+        """One short turn and reply, so that the first client does not wait for the first run of everything.
+        They are not counted."""
         session = self.open_session()
         try:
-            session.conversation.add(session.conversation.text_message("user", "Hello."))
-            can_speak = self.model.codec is not None
-            for _ in session.start_reply(
-                ReplyOptions(reply="speech" if can_speak else "text", max_new_tokens=10)
-            ):
+            conversation = session.conversation
+            conversation.add(conversation.text_message("user", "Hello."))
+            if self.model.speech_tokenizer is not None:
+                codes = self.encode(torch.zeros(rates.TOKENIZER_RATE_HZ), rates.TOKENIZER_RATE_HZ).result()
+                conversation.add(conversation.speech_message("user", codes))
+            reply = "speech" if self.model.codec is not None else "text"
+            for _ in session.start_reply(ReplyOptions(reply=reply, max_new_tokens=10)):
                 pass
         finally:
             session.close()
+        self.counts.reset()
+
+    def drain(self, timeout_sec: float) -> bool:
+        """Refuses new sessions and replies, waits until the running replies have ended, and closes.
+
+        Returns:
+            Whether all had ended in time; the others are cancelled.
+        """
+        self._draining = True
+        deadline = time.monotonic() + timeout_sec
+        while (running := self.rows.running) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.close()
+        return not running
 
     def close(self) -> None:
-        """Cancels all replies and ends the threads."""
-        with self._lock:
-            self._closed = True
-            sessions = list(self._sessions)
-        for session in sessions:
+        """Cancels all replies and ends the threads; a second call does nothing."""
+        self._draining = True
+        for session in self.sessions:
             session.close()
-        with self._changed:
-            self._changed.notify_all()
-        self._rows.join()
-        self._sounds.shutdown()
+        self.rows.close()
+        self.sounds.close()
 
     # --- sound in -------------------------------------------------------------------------------------------
 
     def encode(self, wave_T: Tensor, rate_hz: int) -> "Future[list[int]]":
-        """Codes of a wave, float32 (T,) in [-1, 1]."""
-        return self._sounds.submit(self._encode, wave_T, rate_hz)
+        """Codes of a wave, float32 (T,) in [-1, 1].
 
-    def _encode(self, wave_T: Tensor, rate_hz: int) -> list[int]:
+        Raises:
+            UserError: if the model cannot listen.
+        """
         tokenizer = self.model.speech_tokenizer
         if tokenizer is None:
             raise UserError(f"{self.model.name} cannot listen: start the server with --codec")
-        wave_T = resample(wave_T, rate_hz, rates.TOKENIZER_RATE_HZ)
-        codes = tokenizer.encode(wave_T, rates.TOKENIZER_RATE_HZ)
-        assert isinstance(codes, Tensor)
-        return codes.tolist()
+        listener = Listener(self.sounds, tokenizer, rate_hz)
+        listener.push(wave_T)
+        return listener.finish()
 
     # --- replies --------------------------------------------------------------------------------------------
 
     def _start(self, session: Session, prompt: list[int], options: ReplyOptions) -> Reply:
-        model = self.model
+        model, limits = self.model, self.limits
+        if self._draining or session.closed:
+            raise SessionLimit("the session or the server is closing")
         if options.reply == "speech" and model.codec is None:
             raise UserError(f"{model.name} has no decoder and cannot speak: start the server with --codec")
         if options.reply == "speech" and options.voice not in model.voices:
             raise UserError(f"no voice {options.voice!r}, expected one of {', '.join(model.voices)}")
         model.lm.check_context(len(prompt))
-        most = min(options.max_new_tokens, self.limits.max_new_tokens)
-        reply = Reply(replace(options, max_new_tokens=most), prompt)
-        with self._changed:
-            self._running.append(_Running(reply, self._rows_of(reply)))
-            self._changed.notify_all()
+        if len(prompt) >= limits.max_context_rows:
+            raise UserError(
+                f"a conversation of {len(prompt)} rows, expected less than {limits.max_context_rows}: begin "
+                "a new one"
+            )
+        most = min(options.max_new_tokens, limits.max_new_tokens)
+        reply = Reply(replace(options, max_new_tokens=most), prompt, self.rows.wake)
+        seed = random.getrandbits(62) if options.seed is None else options.seed
+        usage = Usage(prompt_rows=len(prompt), prompt_speech_rows=len(model.lm.format.codes(prompt)))
+        one = Running(session, reply, seed, usage)
+        one.speaker = Speaker(
+            model, reply, usage, one.began, self.sounds, self.rows.wake,
+            lambda failure: self._end(one, "failed", one_line(failure)),
+        )  # fmt: skip
+        self.rows.start(one)
         return reply
 
-    def _rows_of(self, reply: Reply) -> Iterator[int]:
-        options = reply.options
-        seed = random.getrandbits(62) if options.seed is None else options.seed
-        return self.model.lm.generate(
-            reply.prompt, max_new_tokens=options.max_new_tokens, stream=True, text=options.text,
-            speech=options.speech, generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
-
-    def _make_rows(self) -> None:
-        while True:
-            with self._changed:
-                while not self._running and not self._closed:
-                    self._changed.wait()
-                if not self._running:
-                    return
-                running = list(self._running)
-            for one in running:
-                if self._step(one):
-                    with self._changed:
-                        self._running.remove(one)
-
-    def _step(self, one: "_Running") -> bool:
-        """One more row of a reply; whether it was the last."""
-        reason: Reason | None = None
-        error = ""
+    def _end(self, one: Running, reason: Reason, error: str) -> None:
+        """The only end of a reply, whatever ends it and in which thread: `ReplyDone`, once."""
+        with self._lock:
+            if one.ended:
+                return
+            one.ended = True
         try:
-            if one.reply.cancelled:
-                reason = "cancelled"
-            else:
-                row = next(one.source, None)
-                if row is None:
-                    reason = "stop" if one.rows and one.rows[-1] in self.model.lm.stop_ids else "length"
-                else:
-                    one.rows.append(row)
-                    self.counts.rows += 1
-                    self._sounds.submit(self._speak, one, row)
-        except Exception as failure:
-            reason, error = "failed", str(failure) or type(failure).__name__
-        if reason is not None:
-            self._sounds.submit(self._finish, one, reason, error)
-        return reason is not None
-
-    # --- what a row sounds like -----------------------------------------------------------------------------
-
-    def _speak(self, one: "_Running", row: int) -> None:
-        f = self.model.lm.format
-        if row < f.text_vocab_size:
-            text = self.model.text_tokenizer.decode(reply_text(one.rows, f))
-            if len(text) > len(one.text) and not text.endswith("\ufffd"):
-                one.reply.emit(TextDelta(text[len(one.text) :]))
-                one.text = text
-        elif row < f.eosp_row and self.model.codec is not None and not one.reply.cancelled:
-            if one.player is None:
-                one.player = self.model.codec.stream(self.model.voices[one.reply.options.voice])
-            one.reply.emit(CodesDelta([row - f.text_vocab_size]))
-            self._emit_sound(one, one.player.push([row - f.text_vocab_size]))
-
-    def _emit_sound(self, one: "_Running", samples_T: Tensor) -> None:
-        if len(samples_T):
-            if one.usage.first_sound_sec is None:
-                one.usage.first_sound_sec = time.monotonic() - one.began
-                self.counts.first_sound_sec.append(one.usage.first_sound_sec)
-            one.reply.emit(AudioDelta(samples_T))
-
-    def _finish(self, one: "_Running", reason: Reason, error: str) -> None:
-        try:
-            if one.player is not None and reason in ("stop", "length"):
-                self._emit_sound(one, one.player.flush())
-        except Exception as failure:
-            reason, error = "failed", str(failure) or type(failure).__name__
-        one.reply.emit(ReplyDone(reason, one.rows, one.reply.prompt, one.usage, error))
+            if one.speaker is not None:
+                one.speaker.drop()
+            self.counts.reply(reason, one.usage)
+        finally:
+            self.rows.remove(one)
+            one.reply.emit(ReplyDone(reason, one.rows, one.reply.prompt, one.usage, error))
 
 
-@dataclass
-class _Running:
-    """A reply that is being made."""
-
-    reply: Reply
-    source: Iterator[int]
-    rows: list[int] = field(default_factory=list)
-    text: str = ""
-    player: Any = None
-    usage: Usage = field(default_factory=Usage)
-    began: float = field(default_factory=time.monotonic)
+def _codec_device(model: SpeechModel) -> torch.device:
+    if model.speech_tokenizer is not None:
+        return model.speech_tokenizer.device
+    return torch.device("cpu") if model.codec is None else model.codec.flow.device

@@ -6,12 +6,13 @@ TextDelta … AudioDelta … ReplyDone          ReplyDone comes once and last, w
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
+from lit_moss.audio import rates
 from lit_moss.data.conversation import Modality
 from lit_moss.llm.replies import ReplyForm
 from lit_moss.llm.sampling import Sampling
@@ -82,7 +83,7 @@ class Usage:
         first_codes_sec: Until enough codes for the first sound.
         first_sound_sec: Until the first sound.
         prefill_sec: Computing time of the prefill.
-        flow_sec: Computing time of the decoder for the first sound.
+        flow_sec: Computing time of flow decoder and vocoder up to the first sound.
     """
 
     prompt_rows: int = 0
@@ -127,11 +128,16 @@ class Reply:
     Args:
         options: What was asked for.
         prompt: Rows that it follows.
+        on_change: Called after `cancel` and after an event was read, by the thread that did so.
     """
 
-    def __init__(self, options: ReplyOptions, prompt: list[int]) -> None:
+    def __init__(
+        self, options: ReplyOptions, prompt: list[int], on_change: Callable[[], None] | None = None
+    ) -> None:
         self.options, self.prompt = options, prompt
+        self._on_change = on_change
         self._events: deque[Event] = deque()
+        self._unsent_samples = 0
         self._changed = threading.Condition()
         self._wake: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._cancelled = threading.Event()
@@ -140,6 +146,7 @@ class Reply:
     def cancel(self) -> None:
         """Asks for the end: at most one more row is made, and `ReplyDone` follows."""
         self._cancelled.set()
+        self._notify()
 
     @property
     def cancelled(self) -> bool:
@@ -154,8 +161,7 @@ class Reply:
     @property
     def unsent_sec(self) -> float:
         """Seconds of sound that nobody has read yet."""
-        with self._changed:
-            return sum(len(e.samples_T) for e in self._events if isinstance(e, AudioDelta)) / 24_000
+        return self._unsent_samples / rates.DECODER_RATE_HZ
 
     def emit(self, event: Event) -> None:
         """Called by the engine; from any thread. What comes after `ReplyDone` is dropped."""
@@ -164,6 +170,8 @@ class Reply:
                 return
             self._done = isinstance(event, ReplyDone)
             self._events.append(event)
+            if isinstance(event, AudioDelta):
+                self._unsent_samples += len(event.samples_T)
             self._changed.notify_all()
             wake = self._wake
         if wake is not None:
@@ -171,12 +179,29 @@ class Reply:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(flag.set)
 
+    def _next(self) -> Event | None:
+        """The next event, None if there is none yet."""
+        with self._changed:
+            if not self._events:
+                return None
+            event = self._events.popleft()
+            if isinstance(event, AudioDelta):
+                self._unsent_samples -= len(event.samples_T)
+        self._notify()
+        return event
+
+    def _notify(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
+
     def __iter__(self) -> Iterator[Event]:
         while True:
-            with self._changed:
-                while not self._events:
-                    self._changed.wait()
-                event = self._events.popleft()
+            event = self._next()
+            if event is None:
+                with self._changed:
+                    while not self._events:
+                        self._changed.wait()
+                continue
             yield event
             if isinstance(event, ReplyDone):
                 return
@@ -187,11 +212,7 @@ class Reply:
             self._wake = asyncio.get_running_loop(), flag
         while True:
             flag.clear()
-            while True:
-                with self._changed:
-                    event = self._events.popleft() if self._events else None
-                if event is None:
-                    break
+            while (event := self._next()) is not None:
                 yield event
                 if isinstance(event, ReplyDone):
                     return

@@ -18,6 +18,9 @@ class Limits:
         session_sec: Longest session.
         max_unsent_sec: Seconds of sound that are made ahead of a client that does not read; then its reply
             pauses until it does.
+        max_context_rows: Rows of a conversation and the reply to it; the model's own limit holds too.
+        max_kept_bytes: Memory for keys and values of closed sessions, for clients that send the whole
+            conversation with each question.
         max_replies_kept: Spoken replies that chat completions can refer to by their id.
     """
 
@@ -28,6 +31,8 @@ class Limits:
     idle_sec: float = 300.0
     session_sec: float = 3600.0
     max_unsent_sec: float = 60.0
+    max_context_rows: int = 16384
+    max_kept_bytes: int = 2**30
     max_replies_kept: int = 256
 
     def __post_init__(self) -> None:

@@ -190,3 +190,18 @@ def test_a_loud_stream_leaves_the_others_of_its_batch_untouched():
     quiet, loud = 0.01 * torch.randn(1, 3200), 10 * torch.randn(1, 3200)
     both = features.CausalLogMel(80)(torch.cat([quiet, loud]))
     torch.testing.assert_close(both[:1], features.CausalLogMel(80)(quiet), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rate_hz", [24_000, 48_000, 44_100, 8_000])
+@pytest.mark.parametrize("samples", [900, 20_480, 20_481, 30_011])
+def test_live_resampling_equals_the_whole_to_the_bit(rate_hz, samples):
+    wave = 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(3))
+    resampler = features.Resampler(rate_hz, 16_000, block_samples=rate_hz * 2 // 25)
+    pieces, pushed, known = [], 0, 0
+    for piece in wave.split(rate_hz // 50):
+        pieces.append(resampler.push(piece))
+        pushed, known = pushed + len(piece), known + len(pieces[-1])
+        if pushed > 20_480:  # two blocks of 80 ms, each up to a period longer
+            assert known / 16_000 > pushed / rate_hz - 0.2
+    pieces.append(resampler.flush())
+    assert torch.equal(torch.cat(pieces), features.resample(wave, rate_hz, 16_000))

@@ -24,9 +24,10 @@ DELAY = 3  # steps between two of the three trunk layers
 FILES = ["ddp", "fsdp2"]
 FILES += ["deepspeed_1", "deepspeed_2", "deepspeed_3"] if find_spec("deepspeed") else []
 CASES = {
-    1: [("one", rules, "32-true") for rules in ("stages", "reverse")],
+    1: [("one", rules, "32-true") for rules in ("stages", "reverse", "lora")],
     2: [(file, *how) for file in FILES
-        for how in (("stages", "32-true"), ("reverse", "32-true"), ("stages", "bf16-mixed"))],
+        for how in (("stages", "32-true"), ("reverse", "32-true"), ("stages", "bf16-mixed"),
+                    ("lora", "32-true"))],
 }  # fmt: skip
 
 
@@ -46,6 +47,8 @@ def states_of_all(tmp_path):
 
 def trains(name, rules, step):
     """Whether a parameter may move in the step from `step` to `step + 1`, spelt out."""
+    if rules == "lora":
+        return ".lora_" in name
     if rules == "stages":
         return "audio" in name if step < 4 else not name.startswith("text_lm_head")
     layer = [i for i in range(3) if name.startswith(f"model.shared_block.layers.{i}.")]
@@ -93,6 +96,7 @@ if __name__ == "__main__":
 
     import callbacks
     from lit_moss.data.batches import TokenBatch
+    from lit_moss.llm.lora import Lora
     from lit_moss.llm.rows import RowFormat
     from lit_moss.modules import SplitLLM
 
@@ -146,7 +150,7 @@ if __name__ == "__main__":
 
         def on_train_start(self, trainer, module):
             projection = module.lm.model.shared_block.layers[0].self_attn.q_proj
-            projection.register_forward_pre_hook(self.look)
+            getattr(projection, "base_layer", projection).register_forward_pre_hook(self.look)
             self.note(trainer, module)
 
         def look(self, projection, args):
@@ -175,6 +179,7 @@ if __name__ == "__main__":
             # The rates before the freezing: the order must not matter.
             "stages": [callbacks.LearningRateSchedule(warmup_steps=2), callbacks.StagedFreezing(STAGES)],
             "reverse": [callbacks.ReverseUnfreeze(k=DELAY, w=2)],
+            "lora": [callbacks.StagedFreezing([{"policy": "lora"}])],
         }[rules_name]
         strategy: Any = "auto"
         if devices > 1:
@@ -187,5 +192,6 @@ if __name__ == "__main__":
             callbacks=[*rule, States(out / f"{file}-{rules_name}-{precision}.pt")],
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=out,
         )  # fmt: skip
-        module = Module(str(backbone), num_modality_layers=1, lr=1e-2)
+        adapters = Lora(rank=2) if rules_name == "lora" else None
+        module = Module(str(backbone), num_modality_layers=1, lr=1e-2, lora=adapters)
         trainer.fit(module, datamodule=Data())

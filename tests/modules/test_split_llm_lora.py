@@ -1,18 +1,18 @@
 """Runs that train adapters: resume to the bit, what is in a checkpoint, and what the next one gets of it."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from database import give_database
-from lm_recipe import lm_recipe
+from lm_recipe import CODES, lm_recipe
 from recording import assert_equal, checkpoints, curves, fit, seen
 
 from lit_moss.cli.main import main
-from lit_moss.hub import open_lm
+from lit_moss.codec import SpeechTokenizer
+from lit_moss.data.prompts import PromptDataModule
+from lit_moss.hub import open_lm, speech_tokenizer_fingerprint
+from lit_moss.llm import SplitLM
 from lit_moss.llm.lora import merged
 
 LORA = {"rank": 4, "alpha": 8}
@@ -78,30 +78,40 @@ def test_whoever_opens_the_run_gets_merged_weights(adapters, first):
     assert_equal(dict(newest(folder)["state_dict"]), found)
 
 
-def test_replies_of_predict_are_those_of_the_merged_model(adapters, first, tmp_path):
-    config = yaml.safe_load((adapters / "conf.yaml").read_text())
-    config["data"] = {
-        "class_path": "lit_moss.data.PromptDataModule",
-        "init_args": {"backbone": str(first.parent / "backbone"), "prompts": ["prompts.jsonl"]},
-    }
-    config["model"]["init_args"] |= {"greedy": True, "max_new_tokens": 12}
-    (tmp_path / "prompts.jsonl").write_text('{"text": "abc", "reply": "text"}\n')
-    replies = []
-    for lora in (LORA, None):  # also by a recipe that does not name the adapters
-        config["model"]["init_args"]["lora"] = lora
-        (tmp_path / "conf.yaml").write_text(yaml.safe_dump(config))
-        path = max(adapters.glob("runs/tiny/*/checkpoints/*.ckpt"))
-        before = Path.cwd()
-        give_database(tmp_path)
-        os.chdir(tmp_path)
-        try:
-            assert main(["predict", "-c", "conf.yaml", "--ckpt_path", str(path)]) == 0
-        finally:
-            os.chdir(before)
-        lines = max(adapters.rglob("predictions*.jsonl"), key=lambda p: p.stat().st_mtime).read_text()
-        replies.append([json.loads(line)["text"] for line in lines.splitlines()])
-    assert replies[0] == replies[1]
-    assert replies[0][0]
+@pytest.mark.slow
+@pytest.mark.parametrize("same_recipe", [True, False])  # or one of a run without adapters
+def test_replies_of_predict_are_those_of_the_merged_model(tmp_path, tiny_encoder, monkeypatch, same_recipe):
+    folder, codec = tmp_path / "run", tmp_path / "codec"
+    SpeechTokenizer(tiny_encoder(quantize_vocab_size=CODES)).save_pretrained(codec)
+    made_by = speech_tokenizer_fingerprint(str(codec))
+    options = {"max_new_tokens": 12, "greedy": True, "speech_tokenizer": made_by, "lr": 0.1}
+    config = lm_recipe(folder, 5, stages=[{"policy": "lora"}], lora=LORA, **options)
+    fit(folder, config)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"text": "abc", "reply": r}) + "\n" for r in ("text", "speech")))
+    recipe = yaml.safe_load(config.read_text())
+    backbone = str(tmp_path / "backbone")
+    data = {"backbone": backbone, "speech_tokenizer": str(codec), "prompts": [str(prompts)]}
+    recipe["data"] = {"class_path": "lit_moss.data.PromptDataModule", "init_args": data}
+    if not same_recipe:
+        recipe["model"]["init_args"]["lora"] = None
+        recipe["trainer"]["callbacks"][0]["init_args"]["stages"] = [{"policy": "full"}]
+    config.write_text(yaml.safe_dump(recipe))
+    monkeypatch.chdir(folder)
+    assert main(["predict", "-c", "conf.yaml", "--ckpt_path", "last"]) == 0
+    (out,) = folder.glob("runs/tiny/*/predictions.jsonl")
+    replies = list(map(json.loads, out.read_text().splitlines()))
+    lm = open_lm(folder / "runs/tiny")
+    asked = PromptDataModule(**data)
+    asked.setup("predict")
+    (batch,) = asked.predict_dataloader()
+    V, eosp = lm.format.text_vocab_size, lm.format.eosp_row
+    base = SplitLM.from_backbone(backbone, 1, 128, row_format=lm.format).eval()
+    for prompt, reply in zip(batch, replies, strict=True):
+        rows, others = (m.generate(prompt.rows, max_new_tokens=12, greedy=True) for m in (lm, base))
+        assert reply["codes"] == [r - V for r in rows if V <= r < eosp]
+        assert reply["text"] == asked.tokenizer.decode(lm.words(rows))
+        assert rows != others
 
 
 @pytest.mark.slow

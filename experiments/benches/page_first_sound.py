@@ -1,0 +1,164 @@
+"""Time from the question to the first sound in a browser: our page against the smallest gradio page.
+
+    python -m experiments.benches.page_first_sound --model DIR [--runs 10]
+
+Both pages ask the same engine in the same process the same typed question, in turns, in one headless
+Chromium. Times run in the browser from the press of the button: on our page to the first sample above -60 dB
+that the sound card takes, on gradio's to the first moment at which its <audio> element's time has moved.
+gradio needs ffmpeg on PATH (`pip install imageio-ffmpeg` brings one) and a Chromium that plays AAC.
+"""
+
+import argparse
+import io
+import shutil
+import socket
+import statistics
+import threading
+import time
+import wave
+from collections.abc import Iterator
+from typing import Any
+
+from lit_moss.audio import rates
+from lit_moss.serve.app import Context, create_app
+from lit_moss.serve.engine import Engine
+from lit_moss.serve.model import SpeechModel
+from lit_moss.serve.replies import AudioDelta, ReplyOptions
+
+QUESTION = "What is the capital of France?"
+# Sets window.firstSound to the seconds from the click to the first moving <audio>.
+WATCH = """() => {
+  const before = new Map([...document.querySelectorAll('audio')].map((a) => [a, [a.currentSrc, a.currentTime]]));
+  const began = performance.now();
+  window.firstSound = null;
+  document.querySelector('#ask').click();
+  const look = () => {
+    for (const audio of document.querySelectorAll('audio')) {
+      const [source, time] = before.get(audio) ?? ['', 0];
+      const from = audio.currentSrc === source ? time : 0;
+      if (!audio.paused && audio.currentTime > from) {
+        window.firstSound = (performance.now() - began) / 1000;
+        return;
+      }
+      if (audio.currentTime < from) before.set(audio, [source, audio.currentTime]);
+    }
+    setTimeout(look, 5);
+  };
+  look();
+}"""
+
+
+def gradio_page(engine: Engine, max_new_tokens: int) -> Any:
+    """A question, a button, and the reply as streamed audio: a whole WAV file a chunk."""
+    import gradio as gr
+
+    def answer(question: str) -> Iterator[bytes]:
+        session = engine.open_session()
+        try:
+            session.conversation.add(session.conversation.text_message("user", question))
+            for event in session.start_reply(ReplyOptions(max_new_tokens=max_new_tokens)):
+                if isinstance(event, AudioDelta):
+                    file = io.BytesIO()
+                    with wave.open(file, "wb") as writer:
+                        writer.setnchannels(1)
+                        writer.setsampwidth(2)
+                        writer.setframerate(rates.DECODER_RATE_HZ)
+                        samples = (event.samples_T.clamp(-1, 1) * 32767).short()
+                        writer.writeframes(samples.numpy().tobytes())
+                    yield file.getvalue()
+        finally:
+            session.close()
+
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        question = gr.Textbox(QUESTION)
+        button = gr.Button("Ask", elem_id="ask")
+        button.click(answer, question, gr.Audio(streaming=True, autoplay=True))
+    return blocks
+
+
+def start(engine: Engine, max_new_tokens: int) -> str:
+    """Serves both pages; their address."""
+    import gradio as gr
+    import uvicorn
+
+    from lit_moss.serve.page import add_page
+    from lit_moss.serve.realtime import add_realtime
+
+    context = Context(engine)
+    app = create_app(context)
+    add_realtime(app, context)
+    add_page(app, context)
+    app = gr.mount_gradio_app(app, gradio_page(engine, max_new_tokens), path="/gradio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    threading.Thread(target=server.run, daemon=True).start()
+    while not server.started:
+        time.sleep(0.05)
+    return f"http://127.0.0.1:{port}"
+
+
+def measure_page(page: Any, max_new_tokens: int) -> float:
+    """One question on our page, to the end of its sound."""
+    page.fill("[name=max_tokens]", str(max_new_tokens))
+    page.fill("#text", QUESTION)
+    page.click("#send")
+    reply = page.locator("#history > li").last
+    page.wait_for_selector("#stop", state="visible")
+    page.wait_for_selector("#stop", state="hidden", timeout=120_000)
+    seconds = float(reply.get_attribute("data-first-sound"))
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("#clear")
+    return seconds
+
+
+def measure_gradio(page: Any, engine: Engine) -> float:
+    """One question on gradio's page; a page of its own each time, as a used element keeps its place."""
+    page.reload()
+    page.wait_for_selector("#ask")
+    page.wait_for_timeout(1000)
+    page.evaluate(WATCH)
+    page.wait_for_function("window.firstSound !== null", timeout=120_000, polling=50)
+    while engine.counts.sessions:  # the rest of its reply
+        page.wait_for_timeout(100)
+    return page.evaluate("window.firstSound")
+
+
+def main() -> None:
+    """Prints the times of both pages."""
+    from playwright.sync_api import sync_playwright
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="see `chat`")
+    parser.add_argument("--codec", help="see `chat`")
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--max-new-tokens", type=int, default=60)
+    args = parser.parse_args()
+    engine = Engine(SpeechModel.open(args.model, args.codec, device="cpu"))
+    engine.warm_up()
+    address = start(engine, args.max_new_tokens)
+    times: dict[str, list[float]] = {"page": [], "gradio": [], "engine": []}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"],
+        )
+        ours, theirs = browser.new_page(), browser.new_page()
+        ours.goto(address)
+        theirs.goto(f"{address}/gradio")
+        for run in range(args.runs + 1):
+            first = {"page": measure_page(ours, args.max_new_tokens), "gradio": measure_gradio(theirs, engine)}
+            if run:  # the first one warms up
+                for name, seconds in first.items():
+                    times[name].append(seconds)
+        times["engine"] = engine.counts.first_sound_sec[-2 * args.runs :]
+        browser.close()
+    engine.close()
+    for name, seconds in times.items():
+        print(f"{name:7} first sound: median {statistics.median(seconds):.2f} s, "
+              f"{min(seconds):.2f} to {max(seconds):.2f} s, {len(seconds)} runs")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Continuous batching: one row for every sequence that is being generated, each with caches of its own.
+
+    sequence 1 ─ caches ─┐
+    sequence 2 ─ caches ─┼─ linear layers on (S, 1) rows, attention on each cache ─ heads ─ one row each
+    sequence 3 ─ caches ─┘
+
+A sequence joins, pauses and leaves between any two rows: nothing is padded, and what it says does not depend
+on the others (up to the rounding of a matrix product of S rows). Prompts are computed in pieces between the
+rows, so that a long one does not hold up the others. A `Context` outlives the reply: the rows of a later
+prompt that it holds already are not computed again.
+Shapes: S sequences, D width, V ids of a head.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_moss.errors import UserError
+from lit_moss.llm.branches import Block, Modality, Network
+from lit_moss.llm.cache import CacheGroup, Caches, KVCache
+from lit_moss.llm.decode import head_row, one_row
+from lit_moss.llm.generate import Decoder, checked_prompts, draws, modality_after
+from lit_moss.llm.sampling import GREEDY, Sampling
+
+# Rows of a prompt that are computed between two rows of the other sequences.
+PIECE_ROWS = 64
+# Fewer rows than this are computed rather than copied from another context.
+_LEAST_COPIED_ROWS = 8
+
+
+class Context:
+    """Rows whose keys and values are kept, over all turns of a session.
+
+    Args:
+        lm: The model.
+
+    Attributes:
+        rows: Rows that the trunk has run on.
+        caches: Their keys and values.
+    """
+
+    def __init__(self, lm: Network) -> None:
+        self.rows: list[int] = []
+        self.caches = Caches(lm.branches)
+
+    def common(self, rows: Sequence[int]) -> int:
+        """Length of the prefix that it has in common with `rows`."""
+        pairs = zip(self.rows, rows, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    @torch.inference_mode()
+    def truncate(self, rows: int) -> None:
+        """Drops all but the first `rows` rows."""
+        del self.rows[rows:]
+        self.caches.truncate(rows)
+
+    @torch.inference_mode()
+    def first(self, rows: int, lm: Network) -> "Context":
+        """A context that begins with a copy of the first `rows` rows."""
+        copied = Context(lm)
+        copied.rows, copied.caches = self.rows[:rows], self.caches.first(rows)
+        return copied
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the caches."""
+        return self.caches.bytes
+
+
+class ContextPool:
+    """Contexts of closed sessions, for clients that send the whole conversation with each question.
+
+    Args:
+        lm: The model.
+        max_bytes: Memory of all contexts; those used longest ago are dropped.
+    """
+
+    def __init__(self, lm: Network, max_bytes: int) -> None:
+        self.lm, self.max_bytes = lm, max_bytes
+        self._contexts: list[Context] = []  # the last used is the last
+
+    def give(self, context: Context) -> None:
+        """Keeps the context of a session that is over."""
+        self._contexts.append(context)
+        while self._contexts and self.bytes > self.max_bytes:
+            del self._contexts[0]
+
+    def take(self, rows: Sequence[int], others: Iterable[Context] = ()) -> Context:
+        """A context for a prompt: the one with the longest common prefix, or a copy of that prefix where the
+        context has more to it or belongs to one of `others`, the sessions that go on."""
+        candidates = [*self._contexts, *others]
+        best = max(candidates, key=lambda context: context.common(rows), default=None)
+        shared = 0 if best is None else best.common(rows)
+        if best is None or shared < _LEAST_COPIED_ROWS:
+            return Context(self.lm)
+        if best in self._contexts and 2 * shared >= len(best.rows):
+            self._contexts.remove(best)
+            return best
+        return best.first(shared, self.lm)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all contexts."""
+        return sum(context.bytes for context in self._contexts)
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+
+class Prefill:
+    """Rows to be computed into a context.
+
+    Args:
+        lm: The model.
+        context: Where to; it loses what differs from the prompt.
+        prompt: The rows; the last one is left to the first step.
+        channels: Sampling of each channel, where rows are to follow.
+        min_new_tokens: No eosp before that many new rows.
+
+    Attributes:
+        cached_rows: Rows of the prompt that the context held already.
+        sec: Time that the pieces took.
+    """
+
+    def __init__(
+        self,
+        lm: Network,
+        context: Context,
+        prompt: list[int],
+        channels: dict[Modality, Sampling] | None = None,
+        min_new_tokens: int = 0,
+    ) -> None:
+        self.lm, self.context, self.prompt = lm, context, prompt
+        self.rows: list[int] = []
+        # The last row is always computed: the trunk's output at it is needed.
+        self.cached_rows = min(context.common(prompt), len(prompt) - 1)
+        context.truncate(self.cached_rows)
+        channels = channels or {"text": GREEDY, "speech": GREEDY}
+        self.decoder = Decoder(lm, [prompt], channels, min_new_tokens, caches=context.caches)
+        self.sec = 0.0
+
+    @property
+    def mode(self) -> Modality:
+        """Name of the branch that predicts the next row."""
+        if len(self.decoder.tails) == 1:
+            return next(iter(self.decoder.tails))
+        last = self.rows[-1] if self.rows else self.prompt[-1]
+        return modality_after(last, self.lm.format)
+
+    @property
+    def rows_left(self) -> int:
+        """Rows to compute before the next step: in the trunk, else in the tail of the mode."""
+        missing = len(self.prompt) + len(self.rows) - len(self.context.rows) - 1
+        if missing:
+            return missing
+        waiting = self.decoder.tails[self.mode].rows_waiting
+        return waiting if waiting > PIECE_ROWS else 0
+
+    @torch.inference_mode()
+    def advance(self, most: int = PIECE_ROWS) -> None:
+        """Computes the next piece of at most `most` rows: in the trunk, and when that is done in the tail."""
+        began, context, decoder = time.monotonic(), self.context, self.decoder
+        done = len(context.rows)
+        piece = [*self.prompt, *self.rows][done:-1][:most]
+        with torch.autocast(decoder.device.type, enabled=False):
+            if piece:
+                try:
+                    decoder.forward(torch.tensor([piece], device=decoder.device))
+                except Exception:
+                    context.truncate(done)
+                    raise
+                context.rows += piece
+            else:
+                catch_up(decoder, self.mode, most)
+        if decoder.device.type == "cuda":
+            torch.cuda.synchronize(decoder.device)
+        self.sec += time.monotonic() - began
+
+
+class Generation(Prefill):
+    """One reply in the making.
+
+    Args:
+        lm: The model.
+        context: Caches of its session.
+        prompt: Rows that it follows.
+        max_new_tokens: Most rows to make; fewer where the model's positions end.
+        text: Sampling of the text channel.
+        speech: Sampling of the audio channel.
+        seed: Of the sampling: the rows are those of `generate` with a generator of that seed.
+        min_new_tokens: No eosp before that many rows.
+
+    Attributes:
+        rows: Rows made so far.
+        ended: Why it ended: the model ended it, or it is as long as it may be; None while it goes on.
+        failure: What went wrong, None if nothing did.
+
+    Raises:
+        UserError: as `generate`.
+    """
+
+    def __init__(
+        self,
+        lm: Network,
+        context: Context,
+        prompt: Sequence[int],
+        max_new_tokens: int = 500,
+        text: Sampling | None = None,
+        speech: Sampling | None = None,
+        seed: int = 0,
+        min_new_tokens: int = 0,
+    ) -> None:
+        ((checked,), single) = checked_prompts(lm, list(prompt), None)
+        if not single:
+            raise UserError("several prompts, expected the rows of one")
+        lm.check_context(len(checked))
+        channels: dict[Modality, Sampling] = {"text": text or Sampling(), "speech": speech or Sampling()}
+        super().__init__(lm, context, checked, channels, min_new_tokens)
+        reach = lm.config.max_context
+        count = max_new_tokens if reach is None else min(max_new_tokens, reach)
+        if any(s.temperature > 0 for s in channels.values()):
+            generator = torch.Generator("cpu").manual_seed(seed)
+            self.decoder.draws_BN = draws([checked], count, generator).to(self.decoder.device)
+        # The row after the last position is never fed.
+        self.most = count if reach is None else min(count, reach - len(checked) + 1)
+        self.ended: Literal["stop", "length"] | None = None if self.most > 0 else "length"
+        self.failure: Exception | None = None
+
+    @property
+    def next_input(self) -> int:
+        """The row that the next step runs on."""
+        return self.rows[-1] if self.rows else self.prompt[-1]
+
+    def accept(self, row: int) -> None:
+        """Appends a new row."""
+        self.rows.append(row)
+        if row in self.lm.stop_ids:
+            self.ended = "stop"
+        elif len(self.rows) >= self.most:
+            self.ended = "length"
+
+
+def catch_up(decoder: Decoder, name: Modality, most: int) -> None:
+    """Runs a tail on the first `most` of the rows that wait for it, but never on the last one."""
+    tail = decoder.tails[name]
+    rows = min(most, tail.rows_waiting - 1)
+    if rows > 0:
+        done = tail.cache.length
+        h_1LD = tail.take(rows)
+        try:
+            decoder.run(tail.branch.block, tail.cache, h_1LD)
+        except Exception:
+            tail.cache.length = done
+            tail.waiting.insert(0, h_1LD)
+            raise
+
+
+@torch.inference_mode()
+def step(lm: Network, generations: Sequence[Generation]) -> None:
+    """Makes one more row of each of the generations, whose `rows_left` must be 0.
+
+    An error, for example for lack of memory, is kept as the `failure` of the generations that raise it alone;
+    the others get their row.
+    """
+    assert not any(g.rows_left for g in generations)
+    lengths = [len(g.context.rows) for g in generations]
+    try:
+        device = generations[0].decoder.device
+        with torch.autocast(device.type, enabled=False):
+            rows = _next_rows(lm, generations)
+    except Exception as error:
+        for g, length in zip(generations, lengths, strict=True):
+            g.context.truncate(length)
+        if len(generations) == 1:
+            generations[0].failure = error
+        else:
+            for g in generations:
+                step(lm, [g])
+        return
+    for g, row in zip(generations, rows, strict=True):
+        if row is None:
+            g.failure = UserError("the language model's logits are not finite: its weights are damaged")
+        else:
+            g.accept(row)
+
+
+def _next_rows(lm: Network, generations: Sequence[Generation]) -> list[int | None]:
+    """The next rows, None where the logits are not numbers."""
+    device = generations[0].decoder.device
+    rows_S1 = torch.tensor([[g.next_input] for g in generations], device=device)
+    h_S1D = _one_row(lm, lm.trunk, [g.decoder.trunk for g in generations], lm.embed(rows_S1), generations)
+    for g, h_11D in zip(generations, h_S1D.split(1), strict=True):
+        g.context.rows.append(g.next_input)
+        # A copy, since a view would keep the rows of all in memory.
+        g.context.caches.wait(h_11D.clone() if len(generations) > 1 else h_11D)
+    chosen: dict[Generation, Tensor] = {}
+    for branch in lm.branches:
+        group = [g for g in generations if g.mode == branch.name]
+        if not group:
+            continue
+        for g in group:
+            catch_up(g.decoder, branch.name, PIECE_ROWS)
+        tails = [g.decoder.tails[branch.name] for g in group]
+        h_S1D = torch.cat([tail.take(1) for tail in tails])
+        h_S1D = _one_row(lm, branch.block, [tail.cache for tail in tails], h_S1D, group)
+        logits_SV = head_row(branch.norm(h_S1D[:, -1]), branch.head).float()
+        bad_S = logits_SV.isnan().any(-1)
+        for g, logits_1V, bad_1 in zip(group, logits_SV.split(1), bad_S.split(1), strict=True):
+            row_1 = g.decoder.choose(branch.name, logits_1V, len(g.rows))
+            g.decoder.note(row_1, len(g.rows))
+            chosen[g] = row_1.masked_fill(bad_1, -1)
+    rows = torch.cat([chosen[g] for g in generations]).tolist()  # one transfer from the device
+    return [None if row < 0 else row for row in rows]
+
+
+def _one_row(
+    lm: Network, block: Block, caches: list[KVCache], h_S1D: Tensor, generations: Sequence[Generation]
+) -> Tensor:
+    """Output (S, 1, D) of a block for one row of each sequence; its caches grow."""
+    if not generations[0].decoder.fast:  # layers of transformers know one cache alone
+        parts = zip(generations, caches, h_S1D.split(1), strict=True)
+        return torch.cat([g.decoder.run(block, cache, h_11D) for g, cache, h_11D in parts])
+    positions_S1 = torch.tensor([[cache.length] for cache in caches], device=h_S1D.device)
+    rope = lm.rotary(h_S1D, position_ids=positions_S1)
+    cache = caches[0] if len(caches) == 1 else CacheGroup(caches)
+    h_S1D = one_row(block.layers, cache, h_S1D, rope, None)
+    cache.advance(1)
+    return h_S1D

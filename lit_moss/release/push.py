@@ -1,0 +1,91 @@
+"""A model's folder -> a repository on the Hugging Face hub."""
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from lit_moss.errors import UserError
+
+_NO_PART = ("*.partial", "*.lock", "*.tmp", ".*", "*/.*", "__pycache__/*", "*/__pycache__/*")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+def push(folder: Path, repo: str, private: bool = True) -> str:
+    """Uploads a folder in one commit, so that the repository never holds half a model.
+
+    (`upload_folder` commits every five minutes.) Weights of an earlier push that the folder does not have are
+    deleted in it: a `model.safetensors` beside newer shards would be read instead of them. The token is that
+    of `hf auth login`, or $HF_TOKEN. A push that was interrupted is simply repeated: what the hub has already
+    is not sent again.
+
+    Args:
+        folder: An exported model or codec.
+        repo: `owner/name`; made if it is not there.
+        private: Whether a new repository is private; one that is there stays as it is.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        UserError: without a token, a connection or the right to write, or for a name that the hub refuses.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json: expected a folder that `export` wrote")
+    if repo.count("/") != 1:
+        raise UserError(f"the repository is {repo!r}, expected owner/name")
+    if not get_token():
+        raise UserError("no token for the Hugging Face hub: run `hf auth login`, or set HF_TOKEN")
+    api = HfApi(library_name="lit-moss")
+    # Its first base is the error of the HTTP library in use: requests, httpx or httpx2, by the version.
+    http_error: Any = HfHubHTTPError.__mro__[1]
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        message = f"{folder.resolve().name}, by lit_moss"
+        return api.create_commit(repo, _changes(api, folder, repo), commit_message=message).commit_url
+    except HfHubHTTPError as error:
+        raise UserError(_refused(repo, error, error.response.status_code)) from error
+    except HFValidationError as error:
+        raise UserError(f"the hub does not take the name {repo!r} ({_line(error)})") from error
+    except (http_error, OSError) as error:  # offline mode is a ConnectionError
+        raise UserError(
+            f"{api.endpoint} does not answer ({_line(error)}): check the connection, HF_ENDPOINT and "
+            f"HF_HUB_OFFLINE, then push {folder} again"
+        ) from error
+
+
+def _changes(api: Any, folder: Path, repo: str) -> list[Any]:
+    """What the commit adds and deletes."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    paths = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    paths = {name: path for name, path in paths.items() if not _matches(name, _NO_PART)}
+    old = [name for name in api.list_repo_files(repo) if _matches(name, _WEIGHTS) and name not in paths]
+    return [
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in paths.items()),
+        *(CommitOperationDelete(path_in_repo=name) for name in old),
+    ]
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _refused(repo: str, error: Exception, status: int) -> str:
+    """One line about an answer that is an error."""
+    advice = {
+        401: "the token is not valid: run `hf auth login` again, or set another HF_TOKEN",
+        403: "the token has no right to write there: give a token with the role `write`, or another owner",
+        404: "there is no such owner or repository, or the token may not see it",
+        429: "too many requests: try again later",
+    }.get(status, "try again later; files that were sent are kept")
+    return f"the hub refuses to store {repo} ({status}: {_line(error)}): {advice}"
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

@@ -1,0 +1,212 @@
+"""MLflow's `pyfunc` interface of an exported model: rows of questions in, rows of answers out.
+
+    columns in    text | audio, reply, system, max_new_tokens, temperature, seed          all optional but one
+    columns out   text, audio (base64 of a WAV of 24 kHz, or null), codes
+
+The weights are files beside `model_code.py`, which makes the model ("models from code"): nothing is pickled.
+Rows of one call, and calls of several clients, are answered side by side by one engine.
+"""
+
+import base64
+import binascii
+import io as bytes_io
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import soundfile
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
+
+from lit_moss.audio import io, rates
+from lit_moss.errors import UserError
+from lit_moss.llm.replies import reply_codes, reply_text
+from lit_moss.llm.sampling import GREEDY, Sampling
+from lit_moss.serve.engine import Engine, Session
+from lit_moss.serve.model import SpeechModel
+from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
+from lit_moss.serve.settings import Limits
+
+# Options of a loaded model, `load_model(…, model_config={…})`; of a served one they are JSON in the
+# environment variable MLFLOW_PYFUNC_INFERENCE_CONFIG.
+MODEL_CONFIG: dict[str, Any] = {
+    "codec": None,  # a codec by name, see `open_codec`; null takes the one in the model's folder
+    "device": "auto",  # auto, cpu, cuda
+    "audio_folder": None,  # `audio` may be the path of a file below it; null: files are never read
+    "max_sessions": 8,  # answers made at once; further ones wait
+}
+
+_OPTIONAL = {"text": DataType.string, "audio": DataType.string, "reply": DataType.string,
+             "system": DataType.string, "max_new_tokens": DataType.long, "temperature": DataType.double,
+             "seed": DataType.long}  # fmt: skip
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(kind, name, required=False) for name, kind in _OPTIONAL.items()]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "text"),
+            ColSpec(DataType.string, "audio", required=False),
+            ColSpec(Array(DataType.long), "codes"),
+        ]
+    ),
+)
+INPUT_EXAMPLE = {"text": "What is a codec?", "reply": "text", "max_new_tokens": 60}
+
+
+class TalkingModel(PythonModel):
+    """Answers text or speech with text or speech.
+
+    Columns of a question: `text`, or `audio`, which is the base64 of a sound file (wav, flac, ogg, mp3) or,
+    where `audio_folder` is set, the path of one below it; `reply` (text or speech; as the question if not
+    given, text if the model cannot speak); `system`, appended to the system prompt; `max_new_tokens` (500);
+    `temperature` (0: the most likely rows); `seed`.
+
+    Args:
+        folder: An exported model; opened by `load_context`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._engine: Engine | None = None
+        self._audio_folder: Path | None = None
+
+    def load_context(self, context: Any) -> None:
+        """Opens the model.
+
+        Raises:
+            UserError: if a part is missing, or text tokenizer or codec are not those of the training.
+        """
+        settings = MODEL_CONFIG | dict(context.model_config or {})
+        if settings["audio_folder"]:
+            self._audio_folder = Path(settings["audio_folder"]).resolve()
+        model = SpeechModel.open(str(self.folder), settings["codec"], settings["device"])
+        self._engine = Engine(model, Limits(max_sessions=int(settings["max_sessions"])))
+        self._workers = ThreadPoolExecutor(self._engine.limits.max_sessions, thread_name_prefix="pyfunc")
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
+        """Answers, one a row.
+
+        Raises:
+            MlflowException: INVALID_PARAMETER_VALUE for a row that cannot be answered; it names the row.
+        """
+        rows = pd.DataFrame(model_input).to_dict("records")
+        answers = list(self._workers.map(self._answer, range(len(rows)), rows))
+        # Of objects: pandas' strings have NaN for None, which is not JSON.
+        return pd.DataFrame(answers, columns=["text", "audio", "codes"], dtype=object)
+
+    def _answer(self, number: int, columns: dict[str, Any]) -> dict[str, Any]:
+        assert self._engine is not None, "load_context first"
+        given = {str(k): v for k, v in columns.items() if not (pd.api.types.is_scalar(v) and pd.isna(v))}
+        try:
+            session = self._engine.open_session(instructions=str(given.get("system", "")))
+            try:
+                self._ask(session, given)
+                return _heard(session, _options(given, session))
+            finally:
+                session.close()
+        except UserError as error:
+            raise MlflowException(f"row {number}: {error}", error_code=INVALID_PARAMETER_VALUE) from error
+
+    def _ask(self, session: Session, given: dict[str, Any]) -> None:
+        """Adds the question to the session's conversation."""
+        text, audio, conversation = given.get("text"), given.get("audio"), session.conversation
+        if bool(text) == bool(audio):
+            raise UserError(f"got {', '.join(sorted(given)) or 'nothing'}, expected either text or audio")
+        if text:
+            conversation.add(conversation.text_message("user", str(text)))
+            return
+        with self._sound_file(str(audio), session.engine.limits) as path:
+            wave_T = _read(path, session.engine.limits)
+        turn = session.listen(rates.TOKENIZER_RATE_HZ)
+        turn.push(wave_T)
+        conversation.add(conversation.speech_message("user", turn.finish().result()))
+
+    @contextmanager
+    def _sound_file(self, audio: str, limits: Limits) -> Iterator[Path]:
+        """The file that `audio` names, or one with what it holds, which is removed afterwards."""
+        if "." in audio:  # in every sound file's name, never in base64
+            yield self._allowed(audio)
+            return
+        if len(audio) > limits.max_upload_bytes * 4 / 3 + 4:
+            raise UserError(
+                f"audio has more than {limits.max_upload_bytes} bytes: expected a shorter recording"
+            )
+        try:
+            content = base64.b64decode(audio, validate=True)
+        except binascii.Error as error:
+            raise UserError(f"audio is no base64 ({error}): expected that of a sound file") from error
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "audio"
+            path.write_bytes(content)
+            yield path
+
+    def _allowed(self, audio: str) -> Path:
+        """The path of a file that clients may have read."""
+        if self._audio_folder is None:
+            raise UserError(
+                "audio is a path, and this model reads no files for its clients: send the base64 of the "
+                "file, or load the model with model_config audio_folder"
+            )
+        path = (self._audio_folder / audio).resolve()  # links and `..` followed
+        if not path.is_relative_to(self._audio_folder) or not path.is_file():
+            raise UserError("audio is a path: expected a file below the audio_folder of this model")
+        return path
+
+
+def _read(path: Path, limits: Limits) -> torch.Tensor:
+    """Samples (T,) at the speech tokenizer's rate."""
+    try:
+        seconds = io.info(path).duration_sec  # before decoding: a small file may hold hours of silence
+        if seconds > limits.max_turn_sec:
+            raise UserError(f"audio has {seconds:.0f} s, expected {limits.max_turn_sec:g} s at most")
+        return io.read(path, rates.TOKENIZER_RATE_HZ)
+    except io.UnreadableAudio as error:
+        reason = str(error).removeprefix(str(path)).lstrip(": ")
+        raise UserError(f"audio cannot be read ({reason}): expected a sound file") from error
+
+
+def _options(given: dict[str, Any], session: Session) -> ReplyOptions:
+    model = session.engine.model
+    can_speak = model.codec is not None
+    reply = given.get("reply") or ("speech" if given.get("audio") and can_speak else "text")
+    if reply not in ("text", "speech"):
+        raise UserError(f"reply is {reply!r}, expected text or speech")
+    modality: Literal["text", "speech"] = "speech" if reply == "speech" else "text"
+    temperature = given.get("temperature")
+    sampling = Sampling() if temperature is None else Sampling(temperature=float(temperature))
+    sampling = GREEDY if sampling.temperature == 0 else sampling
+    most = int(given.get("max_new_tokens", 500))
+    if most < 1:
+        raise UserError(f"max_new_tokens is {most}, expected 1 or more")
+    seed = None if given.get("seed") is None else int(given["seed"])
+    return ReplyOptions(modality, None, most, sampling, sampling, seed)
+
+
+def _heard(session: Session, options: ReplyOptions) -> dict[str, Any]:
+    """The whole reply."""
+    waves, model = [], session.engine.model
+    for event in session.start_reply(options):
+        if isinstance(event, AudioDelta):
+            waves.append(event.samples_T)
+        if isinstance(event, ReplyDone):
+            if event.reason == "failed":
+                raise UserError(f"the reply failed ({event.error})")
+            rows = event.rows
+    audio = base64.b64encode(_wav(torch.cat(waves))).decode() if waves else None
+    text = model.text_tokenizer.decode(reply_text(rows, model.lm.format))
+    return {"text": text, "audio": audio, "codes": reply_codes(rows, model.lm.format)}
+
+
+def _wav(samples_T: torch.Tensor) -> bytes:
+    """A WAV of 16 bits."""
+    buffer = bytes_io.BytesIO()
+    soundfile.write(buffer, samples_T.cpu().numpy(), rates.DECODER_RATE_HZ, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()

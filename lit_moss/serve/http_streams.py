@@ -1,0 +1,75 @@
+"""Clients that leave: work and streams that end with their connection."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+Result = TypeVar("Result")
+
+
+class ClientLeft(Exception):  # noqa: N818 - not an error of the program
+    """The client is gone; nobody reads an answer."""
+
+
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Result of the work, which is cancelled when the client leaves. The request's body must be read already.
+
+    Raises:
+        ClientLeft: if it does.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeft
+        return task.result()
+    finally:
+        for other in (task, watch):
+            other.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, with bounds for a client that reads slowly or not at all.
+
+    Args:
+        events: What is sent.
+        close: Called once at the end, whatever ends the stream, even before its first event.
+        idle_sec: Longest time in which a client takes nothing.
+        most_sec: Longest time of all.
+    """
+
+    def __init__(
+        self, events: AsyncGenerator[bytes], close: Callable[[], None], idle_sec: float, most_sec: float
+    ) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._events, self._close = events, close
+        self._idle_sec, self._most_sec = idle_sec, most_sec
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+            await self._events.aclose()
+
+    async def stream_response(self, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._idle_sec):
+                await send(message)
+
+        try:
+            async with asyncio.timeout(self._most_sec):
+                await super().stream_response(send_in_time)
+        except TimeoutError:
+            pass  # the connection is closed without the last event: the client sees that the stream is cut

@@ -1,0 +1,151 @@
+"""OpenAI's Realtime interface on the engine: the websocket `/v1/realtime`.
+
+    realtime.py             who may connect, and the end of the server
+    realtime_connection.py  a client: its events in, its time
+    realtime_session.py     settings          realtime_items.py   items of the conversation
+    realtime_input.py       sound that comes  turn_detection.py   where a speaker begins and ends
+    realtime_response.py    a response        realtime_outbox.py  what waits to be sent
+    realtime_events.py      shapes of server events
+
+A subset of the general release (the names of the package `openai` 3.57); what it has and what not is in
+docs/serve.md.
+"""
+
+import asyncio
+import hmac
+import threading
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from lit_moss.serve.engine import Session
+from lit_moss.serve.realtime_connection import Connection
+from lit_moss.serve.realtime_events import Refused, error_event
+from lit_moss.serve.settings import SessionLimit
+from lit_moss.serve.turn_detection import Probabilities, load_silero
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, WebSocket
+
+    from lit_moss.serve.app import Context
+
+PATH = "/v1/realtime"
+SUBPROTOCOL = "realtime"
+KEY_PROTOCOL = "openai-insecure-api-key."  # how browsers, which cannot set headers, send the key
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class Realtime:
+    """All connections.
+
+    Args:
+        context: Engine and key.
+    """
+
+    def __init__(self, context: "Context") -> None:
+        self._context = context
+        self._connections: set[Connection] = set()
+        self._draining = False
+        self._silero: Probabilities | None = None
+        self._lock = threading.Lock()
+
+    def turn_detection_model(self) -> Probabilities:
+        """silero-vad, opened at its first use.
+
+        Raises:
+            UserError: if the package is missing.
+        """
+        with self._lock:
+            self._silero = self._silero or load_silero()
+            return self._silero
+
+    async def connect(self, websocket: "WebSocket") -> None:
+        """Serves a client, if it may connect and there is room."""
+        if fault := self._fault(websocket):
+            from fastapi.responses import JSONResponse
+
+            error = {
+                "message": fault,
+                "type": "invalid_request_error",
+                "param": None,
+                "code": "invalid_api_key",
+            }
+            await websocket.send_denial_response(JSONResponse({"error": error}, 401))
+            return
+        offered = websocket.scope.get("subprotocols", [])
+        await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        session = await self._session_or_close(websocket)
+        if session is None:
+            return
+        connection = Connection(websocket, session, self.turn_detection_model)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+
+    async def drain(self, timeout_sec: float = 30.0) -> None:
+        """Takes no more clients, and ends each connection after the response that it is sending, with 1001.
+
+        To be called before the web server's own shutdown, which cuts what is left.
+
+        Args:
+            timeout_sec: Longest wait.
+        """
+        self._draining = True
+        for connection in list(self._connections):
+            connection.drain()
+        end = asyncio.get_running_loop().time() + timeout_sec
+        while self._connections and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.05)
+
+    async def _session_or_close(self, websocket: "WebSocket") -> Session | None:
+        try:
+            if not self._draining:
+                return self._context.engine.open_session()
+            code, refused = 1013, Refused("the server is going away: try later", "server_shutting_down")
+        except SessionLimit as error:
+            code, refused = 1008, Refused(str(error), "session_limit_reached")
+        await websocket.send_json(error_event(refused))
+        await websocket.close(code, refused.code)
+        return None
+
+    def _fault(self, websocket: "WebSocket") -> str | None:
+        """Why a client may not connect."""
+        key = self._context.api_key
+        if key is None:
+            return _foreign_page(websocket)
+        scheme, _, given = websocket.headers.get("authorization", "").partition(" ")
+        keys = [given.strip()] if scheme.lower() == "bearer" else []
+        offered = websocket.scope.get("subprotocols", [])
+        keys += [name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL)]
+        if any(hmac.compare_digest(given.encode(), key.encode()) for given in keys):
+            return None
+        return "a wrong key, or none: send it as Authorization: Bearer KEY"
+
+
+def _foreign_page(websocket: "WebSocket") -> str | None:
+    """Why a page may not connect: without a key, a server could be reached by any page in a browser near it."""
+    origin = websocket.headers.get("origin")
+    if origin is None:
+        return None
+    host = urlsplit(f"//{websocket.headers.get('host', '')}").hostname
+    if urlsplit(origin).hostname in (host, *LOOPBACK):
+        return None
+    return f"a page of {origin} may not connect to a server without a key: start it with --api-key"
+
+
+def add_realtime(app: "FastAPI", context: "Context") -> Realtime:
+    """Adds the websocket to an application.
+
+    Returns:
+        The connections; call its `drain` before the server's end.
+    """
+    from fastapi import WebSocket
+
+    realtime = Realtime(context)
+
+    @app.websocket(PATH)
+    async def connect(websocket: WebSocket) -> None:
+        await realtime.connect(websocket)
+
+    return realtime

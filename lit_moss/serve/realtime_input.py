@@ -1,0 +1,172 @@
+"""The input audio buffer of a Realtime session: sound that is not an item yet."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_moss.audio import rates
+from lit_moss.errors import UserError
+from lit_moss.serve.engine import Session, UserTurn
+from lit_moss.serve.realtime_events import new_id
+from lit_moss.serve.realtime_session import ServerVad
+from lit_moss.serve.turn_detection import Probabilities, TurnDetector
+
+RATE_HZ = rates.DECODER_RATE_HZ
+MIN_COMMIT_MS = 100  # OpenAI's
+
+
+@dataclass(frozen=True)
+class SpeechStarted:
+    """The user began to speak, at `ms` of all sound appended, the padding before it included."""
+
+    item_id: str
+    ms: int
+
+
+@dataclass(frozen=True)
+class SpeechStopped:
+    """The user ended, at `ms` of all sound appended; `turn` is what was said."""
+
+    item_id: str
+    ms: int
+    turn: UserTurn
+
+
+class InputBuffer:
+    """Sound that was appended.
+
+    Without turn detection it is all one turn, until it is committed. With it a turn is what the detector
+    finds; of the sound between turns only the padding before the next one is kept.
+
+    Args:
+        session: Of the engine.
+        model: Opens the model of turn detection, on any thread.
+    """
+
+    def __init__(self, session: Session, model: Callable[[], Probabilities]) -> None:
+        self._session, self._model = session, model
+        self._turn: UserTurn | None = None
+        self._item_id = new_id("item")
+        self._settings: ServerVad | None = None
+        self._detector: TurnDetector | None = None
+        self._appended = 0  # samples
+        self._held_T = torch.zeros(0)  # the latest samples that are in no turn
+        self._held_from = 0  # number of the first of them
+
+    async def set_detection(self, settings: ServerVad | None) -> None:
+        """Turns detection on or off, or changes it; what is in the buffer stays.
+
+        Raises:
+            UserError: if the model cannot be opened.
+        """
+        if settings == self._settings:
+            return
+        if settings is None:
+            self._detector = None
+        else:
+            model = await asyncio.to_thread(self._model)
+            old, self._detector = self._detector, TurnDetector(model, settings.rule(), self._appended)
+            self._detector.speaking = old is not None and old.speaking
+        self._settings = settings
+        self._held_T, self._held_from = torch.zeros(0), self._appended
+
+    async def append(self, samples_T: Tensor) -> AsyncIterator[SpeechStarted | SpeechStopped]:
+        """Next samples at 24 kHz, float32 (T,); what the detector finds in them.
+
+        Raises:
+            UserError: if a turn without detection becomes too long; the samples are not taken.
+        """
+        if self._detector is None:
+            self._open_turn().push(samples_T)
+            self._appended += len(samples_T)
+            return
+        for piece_T in samples_T.split(RATE_HZ):  # a second: events are sent while the rest is heard
+            if len(piece_T):
+                for found in await self._detect(piece_T, self._detector):
+                    yield found
+
+    def commit(self) -> tuple[str, UserTurn]:
+        """Ends the turn by the client's wish: id of its item, and the turn.
+
+        Raises:
+            UserError: if there is less than 100 ms of it.
+        """
+        turn = self._turn
+        ms = 0 if turn is None else 1000 * turn.seconds
+        if turn is None or ms < MIN_COMMIT_MS:
+            raise UserError(
+                f"the buffer holds {ms:.0f} ms of sound, expected {MIN_COMMIT_MS} ms or more"
+                + ("" if self._detector is None else "; turn detection commits by itself")
+            )
+        if self._detector is not None:
+            self._detector.end_turn()
+        return self._take_turn()
+
+    def clear(self) -> None:
+        """Forgets what is in the buffer."""
+        if self._turn is not None:
+            self._turn.clear()
+        if self._detector is not None:
+            self._detector.end_turn()
+        self._turn = None
+        self._held_T, self._held_from = torch.zeros(0), self._appended
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    def _open_turn(self) -> UserTurn:
+        if self._turn is None:
+            self._turn = self._session.listen(RATE_HZ)
+        return self._turn
+
+    def _take_turn(self) -> tuple[str, UserTurn]:
+        taken, self._turn = self._open_turn(), None
+        item_id, self._item_id = self._item_id, new_id("item")
+        return item_id, taken
+
+    async def _detect(self, piece_T: Tensor, detector: TurnDetector) -> list[SpeechStarted | SpeechStopped]:
+        assert self._settings is not None
+        padding = self._settings.prefix_padding_ms * RATE_HZ // 1000
+        borders = await asyncio.to_thread(detector.push, piece_T)
+        self._held_T = torch.cat([self._held_T, piece_T])
+        self._appended += len(piece_T)
+        found: list[SpeechStarted | SpeechStopped] = []
+        for border in borders:
+            if border.kind == "began":
+                start = max(border.sample - padding, self._held_from)
+                self._drop_before(start)
+                self._open_turn()
+                found.append(SpeechStarted(self._item_id, _ms(start)))
+            else:
+                found += self._fill_turn(border.sample)
+                item_id, turn = self._take_turn()
+                found.append(SpeechStopped(item_id, _ms(border.sample), turn))
+        if detector.speaking:
+            found += self._fill_turn(self._appended)
+        else:
+            self._drop_before(self._appended - padding - detector.MAX_DELAY_SAMPLES)
+        return found
+
+    def _fill_turn(self, end: int) -> list[SpeechStarted | SpeechStopped]:
+        """Moves what is held before `end` to the turn; one that becomes too long ends, and another begins."""
+        samples_T = self._held_T[: end - self._held_from]
+        try:
+            self._open_turn().push(samples_T)
+            self._drop_before(end)
+            return []
+        except UserError:
+            item_id, turn = self._take_turn()
+            at = _ms(self._held_from)
+            self._open_turn().push(samples_T)
+            self._drop_before(end)
+            return [SpeechStopped(item_id, at, turn), SpeechStarted(self._item_id, at)]
+
+    def _drop_before(self, sample: int) -> None:
+        dropped = min(max(sample - self._held_from, 0), len(self._held_T))
+        self._held_T, self._held_from = self._held_T[dropped:].clone(), self._held_from + dropped
+
+
+def _ms(samples: int) -> int:
+    return 1000 * samples // RATE_HZ

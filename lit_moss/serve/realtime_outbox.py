@@ -1,0 +1,105 @@
+"""What waits to be sent to one client. One task sends; nobody else touches the socket."""
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from lit_moss.serve.realtime_events import Json
+
+MAX_DELTAS = 8  # waiting; a response makes more when one has left
+MAX_EVENTS = 2000  # waiting; a client that lets more pile up is cut off
+
+
+@dataclass
+class _Entry:
+    text: str
+    response_id: str | None  # of a delta
+
+
+class Outbox:
+    """Events in their order.
+
+    Deltas are few: who makes them waits for room, so that the engine pauses the reply of a client that does
+    not read. Other events never wait.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Entry] = deque()
+        self._deltas = 0
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._room.set()
+        self._empty.set()
+        self.closed = False
+        self.sent = 0
+        self._sending = False
+
+    def send(self, event: Json, response_id: str | None = None) -> None:
+        """Puts an event at the end.
+
+        Args:
+            event: The event.
+            response_id: Its response, if it is a delta.
+        """
+        if self.closed:
+            return
+        self._waiting.append(_Entry(json.dumps(event), response_id))
+        self._deltas += response_id is not None
+        self._update()
+
+    async def room(self) -> None:
+        """Waits until another delta may be sent; `drop` and `close` end the waiting."""
+        await self._room.wait()
+
+    @property
+    def overflows(self) -> bool:
+        """Whether the client lets too much pile up."""
+        return len(self._waiting) > MAX_EVENTS
+
+    def drop(self, response_id: str) -> None:
+        """Takes out the deltas of a response."""
+        self._waiting = deque(entry for entry in self._waiting if entry.response_id != response_id)
+        self._deltas = sum(entry.response_id is not None for entry in self._waiting)
+        self._update()
+
+    def close(self) -> None:
+        """From now on nothing is taken or sent."""
+        self.closed = True
+        self._waiting.clear()
+        self._deltas = 0
+        self._update()
+
+    async def run(self, send_text: Callable[[str], Awaitable[None]]) -> None:
+        """Sends what comes, one event after the other, until it is closed.
+
+        Args:
+            send_text: Sends a text frame.
+        """
+        while not self.closed:
+            await self._filled.wait()
+            if self._waiting:
+                entry = self._waiting.popleft()
+                self._deltas -= entry.response_id is not None
+                self._sending = True
+                await send_text(entry.text)
+                self._sending = False
+                self.sent += 1
+                self._update()
+
+    async def flushed(self, timeout_sec: float) -> None:
+        """Waits until all is sent, at most that long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_sec)
+
+    def _update(self) -> None:
+        _set(self._filled, bool(self._waiting) or self.closed)
+        _set(self._room, self._deltas < MAX_DELTAS)
+        _set(self._empty, not self._waiting and not self._sending)
+
+
+def _set(flag: asyncio.Event, value: bool) -> None:
+    flag.set() if value else flag.clear()

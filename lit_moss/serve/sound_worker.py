@@ -1,0 +1,210 @@
+"""The thread that encodes and decodes sound, and the turns of the user that it encodes.
+
+Every turn and every reply has a queue of short tasks of its own, and the queues take turns: a session with
+much sound to be made does not delay the first sound of another by more than one task.
+"""
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from lit_moss.audio import rates
+from lit_moss.audio.features import Resampler, resample
+from lit_moss.codec import SpeechTokenizer
+
+_logger = logging.getLogger(__name__)
+
+# Sound that one task encodes: live, where it comes in small pieces, and of a recording that is there at once.
+LIVE_SEC = 0.4
+RECORDING_SEC = 2.0
+# Blocks of the live resampler: 80 ms, a code.
+_BLOCKS_PER_SEC = 12.5
+
+
+def own_stream(device: torch.device) -> AbstractContextManager[object]:
+    """A CUDA stream for a thread, so that rows and sound do not wait for one another; nothing on the CPU."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+
+
+class SoundWorker:
+    """One thread that runs tasks, one of each owner in turn.
+
+    Args:
+        device: Where the codec is.
+        threads: Threads of torch's operations on the CPU; None leaves torch's number.
+    """
+
+    def __init__(self, device: torch.device, threads: int | None = None) -> None:
+        self._queues: OrderedDict[object, deque[Callable[[], None]]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._device, self._threads = device, threads
+        self._thread = threading.Thread(target=self._run, name="sounds", daemon=True)
+        self._thread.start()
+
+    def submit(self, owner: object, task: Callable[[], None]) -> None:
+        """Runs a task after the owner's earlier ones; it must not raise."""
+        with self._changed:
+            if not self._closed:
+                self._queues.setdefault(owner, deque()).append(task)
+                self._changed.notify()
+
+    def drop(self, owner: object) -> None:
+        """Forgets the owner's tasks that have not begun."""
+        with self._changed:
+            self._queues.pop(owner, None)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that have not begun."""
+        with self._changed:
+            return sum(map(len, self._queues.values()))
+
+    def close(self) -> None:
+        """Ends the thread after the task that runs; others are forgotten."""
+        with self._changed:
+            self._closed = True
+            self._queues.clear()
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        with own_stream(self._device):
+            while (task := self._next()) is not None:
+                try:
+                    task()
+                except Exception:
+                    _logger.exception("a task of the sound worker failed")
+                task = None  # nothing of it is held while the thread waits
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            while not self._queues:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            owner, queue = next(iter(self._queues.items()))
+            task = queue.popleft()
+            if queue:
+                self._queues.move_to_end(owner)
+            else:
+                del self._queues[owner]
+            return task
+
+
+class Listener:
+    """Speech -> codes, live where the tokenizer can: the codes of `SpeechTokenizer.encode` on the whole.
+
+    `push` and `finish` may be called from any one thread; the tensors are computed by the worker.
+
+    Args:
+        worker: Who encodes.
+        tokenizer: The speech tokenizer.
+        rate_hz: Rate of the samples.
+        on_codes: Called by the worker with all codes so far, whenever there are new ones.
+    """
+
+    def __init__(
+        self,
+        worker: SoundWorker,
+        tokenizer: SpeechTokenizer,
+        rate_hz: int,
+        on_codes: Callable[[list[int]], None] | None = None,
+    ) -> None:
+        self._worker, self._tokenizer, self._rate_hz = worker, tokenizer, rate_hz
+        self._on_codes = on_codes
+        self._live: bool | None = None  # known with the first push
+        self._pieces: list[Tensor] = []  # pushed, not yet given to the worker
+        self._held = 0
+        self._codes: list[int] = []
+        self._failure: Exception | None = None
+        self._future: Future[list[int]] = Future()
+
+    def push(self, samples_T: Tensor) -> None:
+        """Next samples; returns at once."""
+        if self._live is None:
+            live = self._tokenizer.config.log_mel == "causal"
+            self._live = live and len(samples_T) < RECORDING_SEC * self._rate_hz
+            if self._live:
+                self._worker.submit(self, self._open)
+        self._pieces.append(samples_T)
+        self._held += len(samples_T)
+        if self._live and self._held >= LIVE_SEC * self._rate_hz:
+            self._give()
+
+    def _give(self) -> None:
+        wave_T = torch.cat(self._pieces)
+        self._pieces, self._held = [], 0
+        for piece_T in wave_T.split(round(RECORDING_SEC * self._rate_hz)):
+            self._worker.submit(self, lambda piece_T=piece_T: self._try(lambda: self._encode(piece_T)))
+
+    def finish(self) -> "Future[list[int]]":
+        """Ends the turn: all of its codes."""
+        if self._live:
+            if self._pieces:
+                self._give()
+            self._worker.submit(self, lambda: self._try(self._flush))
+        else:
+            wave_T = torch.cat(self._pieces) if self._pieces else torch.zeros(0)
+            self._pieces = []
+            self._worker.submit(self, lambda: self._try(lambda: self._split(wave_T)))
+        return self._future
+
+    def drop(self) -> None:
+        """Ends the turn without its codes."""
+        self._worker.drop(self)
+        self._future.cancel()
+
+    # --- in the worker --------------------------------------------------------------------------------------
+
+    def _try(self, task: Callable[[], None]) -> None:
+        if self._failure is None:
+            try:
+                task()
+            except Exception as failure:
+                self._failure = failure
+        if self._failure is not None and not self._future.done():
+            self._future.set_exception(self._failure)
+
+    def _open(self) -> None:
+        block = round(self._rate_hz / _BLOCKS_PER_SEC)
+        self._resampler = Resampler(self._rate_hz, rates.TOKENIZER_RATE_HZ, block)
+        self._stream = self._tokenizer.stream()
+
+    def _encode(self, samples_T: Tensor) -> None:
+        self._add(self._stream.push(self._resampler.push(samples_T)))
+
+    def _flush(self) -> None:
+        self._add(torch.cat([self._stream.push(self._resampler.flush()), self._stream.flush()]))
+        self._end()
+
+    def _split(self, wave_T: Tensor) -> None:
+        """A recording: one task for each of the tokenizer's segments (30 s), which do not depend on one
+        another."""
+        wave_T = resample(wave_T, self._rate_hz, rates.TOKENIZER_RATE_HZ)
+        limit = rates.segment_samples(self._tokenizer.config.max_source_positions)
+        for segment_T in wave_T.split(limit) if len(wave_T) else ():
+            self._worker.submit(self, lambda segment_T=segment_T: self._try(lambda: self._whole(segment_T)))
+        self._worker.submit(self, lambda: self._try(self._end))
+
+    def _whole(self, segment_T: Tensor) -> None:
+        codes = self._tokenizer.encode(segment_T, rates.TOKENIZER_RATE_HZ)
+        self._add(codes)
+
+    def _end(self) -> None:
+        if not self._future.done():
+            self._future.set_result(self._codes)
+
+    def _add(self, codes_N: Tensor) -> None:
+        if len(codes_N):
+            self._codes += codes_N.tolist()
+            if self._on_codes is not None:
+                self._on_codes(list(self._codes))
