@@ -124,7 +124,14 @@ def test_the_recipe_needs_one_path(first, corpus, tmp_path):
         *("--model.init_args.init_from", str(top / "imported")),
         *("--data.init_args.train", f"[{train}]", "--data.init_args.validation", f"[{validation}]"),
         *("--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--trainer.accelerator", "cpu"),
-        *("--data.init_args.heldout_items", "2", "--trainer.precision", "32-true"),
+        *(
+            "--data.init_args.heldout_items",
+            "2",
+            "--data.init_args.context",
+            "512",
+            "--trainer.precision",
+            "32-true",
+        ),
     )
     run = next((tmp_path / "run/runs/finetune").iterdir())
     config = yaml.safe_load((run / "config.yaml").read_text())
