@@ -8,17 +8,16 @@ import json
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lit_moss.serve.app import Context
+from lit_moss.serve.app import Context, create_app
 from lit_moss.serve.engine import Engine
 from lit_moss.serve.model import SpeechModel
-from lit_moss.serve.realtime import Realtime, add_realtime
 from lit_moss.serve.settings import Limits
 
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
@@ -39,7 +38,7 @@ class Running:
 
     port: int
     engine: Engine
-    realtime: Realtime
+    context: Context
     loop: asyncio.AbstractEventLoop
 
     @property
@@ -51,23 +50,25 @@ class Running:
         return f"ws://127.0.0.1:{self.port}/v1/realtime"
 
     def drain(self):
-        return asyncio.run_coroutine_threadsafe(self.realtime.drain(10), self.loop)
+        async def drained():
+            await self.context.work.drains[0](10)
+
+        return asyncio.run_coroutine_threadsafe(drained(), self.loop)
 
     def wait_for_sessions(self, count=0, timeout_sec=5.0):
         end = time.monotonic() + timeout_sec
-        while self.engine.counts.sessions != count and time.monotonic() < end:
+        while len(self.engine.sessions) != count and time.monotonic() < end:
             time.sleep(0.02)
-        assert self.engine.counts.sessions == count
+        assert len(self.engine.sessions) == count
 
 
 @contextlib.contextmanager
 def running(model: SpeechModel, api_key=None, **limits):
     import uvicorn
-    from fastapi import FastAPI
 
     engine = Engine(model, Limits(**limits))
-    app = FastAPI()
-    realtime = add_realtime(app, Context(engine, api_key))
+    context = Context(engine, api_key)
+    app = create_app(context)
     config = uvicorn.Config(app, port=0, log_level="warning", ws_max_size=24 * 2**20)
     server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()
@@ -77,7 +78,7 @@ def running(model: SpeechModel, api_key=None, **limits):
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield Running(port, engine, realtime, loop)
+        yield Running(port, engine, context, loop)
     finally:
         server.should_exit = True
         thread.join(15)
@@ -107,6 +108,7 @@ class Client:
     """The official client's connection, synchronous, with events as plain dicts."""
 
     connection: Any
+    session: dict = field(default_factory=dict)
 
     def send(self, **event):
         self.connection.send(event)

@@ -1,5 +1,9 @@
-"""What a frozen trunk saves, and what adapters cost: a step of stage 1 and one of adapters (LoRA, rank 16, on
-all projections of trunk and tails) against a full step of the same batch, side by side.
+"""What a frozen trunk saves, and what adapters cost: steps of the same batch, side by side.
+
+    stage1   the speech parts train
+    embed    the embeddings of speech train: gradients go through all layers, none of which trains
+    lora     adapters train, rank 16 on all projections of trunk and tails
+    full     everything trains
 
     python -m experiments.benches.step_cost [--backbone embedded:smollm2-135m] [--rows 2048] [--repeats 5]
 
@@ -21,12 +25,14 @@ import torch
 from lit_moss.llm import SplitLM
 from lit_moss.llm.lora import Lora, add_adapters, is_adapter
 
+KINDS = ("stage1", "embed", "lora", "full")
 # Of glibc's malloc.
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": "200000", "MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1"}
 
 
 def measure(kind: str, backbone: str, rows: int, steps: int) -> dict[str, float]:
-    """Median seconds of a step with `rows` packed rows, and peak GiB of memory, after two warm-up steps."""
+    """Median seconds of a step with `rows` packed rows, of the clock and of computing on all cores together,
+    and peak GiB of memory, after two warm-up steps."""
     from callbacks.throughput import memory_gib
 
     before = memory_gib()
@@ -39,9 +45,10 @@ def measure(kind: str, backbone: str, rows: int, steps: int) -> dict[str, float]
         add_adapters(lm, Lora())
         for name, p in lm.named_parameters():
             p.requires_grad_(is_adapter(name))
-    if kind == "stage1":
+    part = {"stage1": "audio", "embed": "audio_embed"}.get(kind)
+    if part is not None:
         for name, p in lm.named_parameters():
-            p.requires_grad_("audio" in name)
+            p.requires_grad_(part in name)
     optimizer = torch.optim.AdamW([p for p in lm.parameters() if p.requires_grad], lr=1e-5, fused=True)
     V = lm.format.text_vocab_size
     text, speech = torch.randint(0, 1000, (rows,)), torch.randint(V, V + 1024, (rows,))
@@ -49,17 +56,19 @@ def measure(kind: str, backbone: str, rows: int, steps: int) -> dict[str, float]
         device
     )  # three quarters speech
     ids = (torch.arange(rows) // 400)[None].to(device)
-    seconds = []
+    seconds, computing = [], []
     for _ in range(steps + 2):
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         with torch.autocast(device.type, torch.bfloat16):
             lm.loss(mixed, ids).total.backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return {"sec": sorted(seconds[2:])[steps // 2], "gib": memory_gib() - before}
+        seconds.append(time.perf_counter() - start[0])
+        computing.append(time.process_time() - start[1])
+    sec, cpu_sec = (sorted(x[2:])[steps // 2] for x in (seconds, computing))
+    return {"sec": sec, "cpu_sec": cpu_sec, "gib": memory_gib() - before}
 
 
 def _run(options: list[str], environment: dict[str, str]) -> dict[str, float]:
@@ -79,23 +88,30 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=5, help="measured steps of one process")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each kind, taking turns")
-    parser.add_argument("--one", choices=["stage1", "lora", "full"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one, args.backbone, args.rows, args.steps)))
         return
-    measured: dict[str, list[dict[str, float]]] = {"stage1": [], "lora": [], "full": []}
+    measured: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     sizes = ["--backbone", args.backbone, "--rows", str(args.rows)]
     for _ in range(args.repeats):
         for kind, results in measured.items():
             results.append(_run([*sizes, "--one", kind, "--steps", str(args.steps)], {}))
     memory = {kind: _run([*sizes, "--one", kind, "--steps", "1"], MAPPED)["gib"] for kind in measured}
-    best = {kind: (min(r["sec"] for r in results), memory[kind]) for kind, results in measured.items()}
-    for kind, (sec, gib) in best.items():
-        print(f"{kind:<7} {sec:.3f} s a step, {args.rows / sec:.0f} rows/s, peak {gib:.2f} GiB")
-    sec, gib = best["full"]
-    for kind in ("stage1", "lora"):
-        print(f"{kind} / full: time {best[kind][0] / sec:.3f}, memory {best[kind][1] / gib:.3f}")
+    best = {
+        kind: {"gib": memory[kind]} | {key: min(r[key] for r in results) for key in ("sec", "cpu_sec")}
+        for kind, results in measured.items()
+    }
+    for kind, found in best.items():
+        sec, cpu_sec, gib = found["sec"], found["cpu_sec"], found["gib"]
+        print(f"{kind:<7} {sec:.3f} s a step ({cpu_sec:.3f} s of computing), {args.rows / sec:.0f} rows/s, "
+              f"peak {gib:.2f} GiB")  # fmt: skip
+    full = best["full"]
+    for kind in ("stage1", "embed", "lora"):
+        ratios = {key: best[kind][key] / value for key, value in full.items()}
+        print(f"{kind} / full: time {ratios['sec']:.3f}, computing {ratios['cpu_sec']:.3f}, "
+              f"memory {ratios['gib']:.3f}")  # fmt: skip
 
 
 if __name__ == "__main__":

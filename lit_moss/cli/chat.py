@@ -60,7 +60,10 @@ def _answer(args: argparse.Namespace) -> None:
     from lit_moss.serve.engine import Engine
 
     options = _reply_options(args)
-    wave_T = None if args.once is None else io.read(args.once, rates.TOKENIZER_RATE_HZ)
+    try:
+        wave_T = None if args.once is None else io.read(args.once, rates.TOKENIZER_RATE_HZ)
+    except io.UnreadableAudio as error:
+        raise UserError(f"--once {error}") from error
     engine = Engine(open_model(args))
     try:
         engine.warm_up()  # so that the times are those of a server that runs

@@ -90,4 +90,5 @@ def main(args: argparse.Namespace) -> None:
     if args.register:
         from lit_moss.release.registry import register
 
-        print(register(made.folder, args.register, args.alias))
+        version = register(made.folder, args.register, args.alias)
+        print(f"version {version} of {args.register} in MLflow's model registry")

@@ -11,7 +11,8 @@ of the default one. A leading system message is appended to the system prompt, a
 The ids of the rendered text are those of the training's rows, with two exceptions, since the renderer
 tokenizes each piece by itself and the names of tokens in a text as text:
 - A content that begins with white space: a tokenizer with merges may join it with the line break after the
-  role ("user\n" + "\nHi" has one id for both line breaks in SmolLM2's and Qwen's).
+  role. SmolLM2's does so with some runs of two or more such characters ("user\n" + "\n\nHi"), never with one;
+  by their pattern, Qwen's do so with a single line break.
 - A content in which the name of a token is written out, such as <|im_end|>: it becomes that token. Programs
   that take texts from strangers should use the renderer, as `serve` does.
 An interleaved reply's text is cut between any two ids; where that is inside a word or a character, its

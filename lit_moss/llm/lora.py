@@ -263,14 +263,6 @@ class Merged(Mapping[str, Tensor]):
                 "leaves frozen weights out, put those of its backbone beside them"
             )
 
-    def source(self, name: str) -> str:
-        """Name of the weight as it is stored; it has the merged weight's shape."""
-        return self._weights[name]
-
-    def is_adapted(self, name: str) -> bool:
-        """Whether a weight is a sum, in the wider dtype of weight and adapter."""
-        return name in self._adapters
-
     def __getitem__(self, name: str) -> Tensor:
         weight = self._tensors[self._weights[name]]
         if name not in self._adapters:
@@ -312,7 +304,8 @@ def merge_adapters(lm: nn.Module) -> None:
     adapted = [(name, layer) for name, layer in lm.named_modules() if isinstance(layer, LoraLayer)]
     for name, layer in adapted:
         linear: Any = layer.base_layer
-        a, b = (pair["default"].weight for pair in (layer.lora_A, layer.lora_B))
+        matrices: list[Any] = [layer.lora_A["default"], layer.lora_B["default"]]
+        a, b = (matrix.weight for matrix in matrices)
         linear.weight.copy_(merged_weight(linear.weight, a, b, layer.scaling["default"]))
         lm.set_submodule(name, linear)
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from lit_moss.errors import UserError
 from lit_moss.llm import lora
-from lit_moss.llm.config import SplitConfig
-from lit_moss.llm.folders import open_tensors, weight_files
+from lit_moss.llm.config import MODEL_TYPE, SplitConfig
+from lit_moss.llm.folders import open_tensors, read_json, weight_files
 from lit_moss.llm.model import SplitLM
 from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
@@ -104,6 +104,11 @@ def is_released(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
+def is_split(folder: Path) -> bool:
+    """Whether it is the folder of a split model, rather than that of a backbone or a run."""
+    return is_released(folder) and read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+
+
 def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source: str) -> SplitLM:
     """The model of a checkpoint, on the CPU, in eval mode.
 
@@ -116,10 +121,14 @@ def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source
         UserError: if its frozen weights belong to another backbone.
     """
     config = SplitConfig.from_dict(checkpoint["split_config"], source)
-    start = (checkpoint.get("frozen") or {}).get("init_from")
+    frozen = checkpoint.get("frozen") or {}
+    start = frozen.get("init_from")
+    if not (start and is_released(Path(start))) and is_split(Path(backbone)):
+        start = str(backbone)  # a run that fine-tuned a folder and took its tokenizer
     if start and is_released(Path(start)):
         lm = SplitLM.from_pretrained(start, torch.float32)
-        checkpoint = checkpoint | {"frozen": checkpoint["frozen"] | {"init_from": None}}  # loaded already
+        if frozen:
+            checkpoint = checkpoint | {"frozen": frozen | {"init_from": None}}  # loaded already
     else:
         layers, size = config.num_modality_layers, config.format.audio_vocab_size
         lm = SplitLM.from_backbone(backbone, layers, size, config.joint, row_format=config.format)

@@ -150,10 +150,8 @@ def export(
         write_weights(folder, tensors, kept, max_shard_size)
         _write_configs(folder, source.config, kept)
         template = _template(source, tokenizer, record)
-        tokenizer.chat_template = None
-        tokenizer.save_pretrained(folder)
-        if template:
-            (folder / TEMPLATE).write_text(template, encoding="utf-8")
+        tokenizer.chat_template = template or None
+        tokenizer.save_pretrained(folder)  # with its template
         record = replace(record, template=template_fingerprint(template) if template else "")
         record.write(folder)
         if codec is not None:

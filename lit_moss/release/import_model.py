@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from lit_moss import assets
+from lit_moss.data.chat_template import chat_template, template_fingerprint
 from lit_moss.errors import UserError
 from lit_moss.files import atomic_write
 from lit_moss.hub.model_folder import CODEC, ModelRecord, check_speech_tokenizer
@@ -29,14 +30,14 @@ from lit_moss.llm.released import fitting_tensors, read_split_config
 from lit_moss.release.codec_export import copy_file, export_codec
 from lit_moss.runs.checkpoints import checkpoint_of
 
-_CONFIG = "config.json"
+_CONFIG, TEMPLATE = "config.json", "chat_template.jinja"
 # Fields of `config.json` that released ones may lack.
 _OFTEN_ABSENT = (
     "backbone_model_type", "audio_pad_token_id", "im_start_token_id", "im_end_token_id", "end_token_id",
 )  # fmt: skip
 _SMALL_FILES = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "README.md",
+    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", TEMPLATE, "README.md",
     "LICENSE",
 )  # fmt: skip
 
@@ -83,23 +84,11 @@ def import_model(
             model, text tokenizer and codec do not belong together.
     """
     source, out = str(model), Path(out)
-    if out.exists() and not force:
-        raise UserError(f"{out} exists: give another --out, or --force to replace it")
-    if checkpoint_of(source, "last") is not None:
-        raise UserError(
-            f"{source} is a run or a checkpoint: `export` makes a folder of it, which needs no import"
-        )
-    folder = assets.resolve(source)
-    if not folder.is_dir():
-        raise UserError(f"{source} is a file, expected a model's folder or hub id")
-    if out.exists() and folder.resolve() == out.resolve():
-        raise UserError(f"{out} is the model's own folder: give another --out")
+    folder = _source_folder(source, out, force)
     folder, config = read_split_config(folder)
     tensors = _checked_tensors(folder, config)
     _check_ids(folder, config)
-    record = ModelRecord.read(folder)
-    text_tokenizer = fingerprint_of(load_text_tokenizer(folder))
-    record.check(folder, text_tokenizer=text_tokenizer)
+    record = _checked_record(folder)
     if codec is None and (folder / CODEC).is_dir():
         codec = str(folder / CODEC)
     files = weight_files(folder)
@@ -111,10 +100,9 @@ def import_model(
             speech_tokenizer = _add_codec(codec, log_mel, partial, source, record, config)
             record = replace(
                 record,
-                text_tokenizer=text_tokenizer,
                 speech_tokenizer=speech_tokenizer or record.speech_tokenizer,
                 speech_tokenizer_name=record.speech_tokenizer_name or codec or "",
-                license=record.license or _license_of(folder),
+                template=record.template or _add_template(partial, record),
                 source=source,
             )
             record.write(partial)
@@ -127,6 +115,28 @@ def import_model(
 
 
 # --- checks -------------------------------------------------------------------------------------------------
+
+
+def _source_folder(source: str, out: Path, force: bool) -> Path:
+    """The model's folder; nothing is fetched where `out` cannot be made.
+
+    Raises:
+        UserError: if `out` may not be replaced, or the source is no folder.
+    """
+    if out.exists() and not force:
+        raise UserError(f"{out} exists: give another --out, or --force to replace it")
+    if out.exists() and not (out / _CONFIG).is_file():
+        raise UserError(f"{out} is no model's folder (it has no {_CONFIG}), and is not replaced: remove it")
+    if checkpoint_of(source, "last") is not None:
+        raise UserError(
+            f"{source} is a run or a checkpoint: `export` makes a folder of it, which needs no import"
+        )
+    folder = assets.resolve(source)
+    if not folder.is_dir():
+        raise UserError(f"{source} is a file, expected a model's folder or hub id")
+    if out.exists() and folder.resolve() == out.resolve():
+        raise UserError(f"{out} is the model's own folder: give another --out")
+    return folder
 
 
 def _checked_tensors(folder: Path, config: SplitConfig) -> int:
@@ -164,6 +174,22 @@ def _check_ids(folder: Path, config: SplitConfig) -> None:
                 f"{folder}: {word} is {vocabulary[word]} in the tokenizer, config.json has {field} {stated}: "
                 "give the tokenizer of the model"
             )
+
+
+def _checked_record(folder: Path) -> ModelRecord:
+    """The folder's record, completed by what the folder itself shows.
+
+    Raises:
+        UserError: if the text tokenizer or the template is another one than the record states.
+    """
+    record = ModelRecord.read(folder)
+    file = folder / TEMPLATE
+    template = template_fingerprint(file.read_bytes().decode("utf-8")) if file.is_file() else ""
+    tokenizer = fingerprint_of(load_text_tokenizer(folder))
+    record.check(folder, text_tokenizer=tokenizer, template=template)
+    return replace(
+        record, text_tokenizer=tokenizer, template=template, license=record.license or _license_of(folder)
+    )
 
 
 # --- writing ------------------------------------------------------------------------------------------------
@@ -208,6 +234,16 @@ def _add_codec(
     tokenizer = open_tokenizer(str(target))
     check_speech_tokenizer(source, record, tokenizer, config.format, codec)
     return fingerprint(tokenizer.encoder)
+
+
+def _add_template(folder: Path, record: ModelRecord) -> str:
+    """Writes the chat template of the training where the tokenizer has none; returns its fingerprint."""
+    tokenizer = load_text_tokenizer(folder)
+    if tokenizer.chat_template is not None or "<|im_start|>" not in tokenizer.get_vocab():
+        return ""
+    template = chat_template(tokenizer, record.form)
+    (folder / TEMPLATE).write_text(template, encoding="utf-8")
+    return template_fingerprint(template)
 
 
 def _license_of(folder: Path) -> str:

@@ -8,33 +8,30 @@ Rows of one call, and calls of several clients, are answered side by side by one
 """
 
 import base64
-import binascii
-import io as bytes_io
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import soundfile
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
-from lit_moss.audio import io, rates
+from lit_moss.audio import rates
+from lit_moss.data.chat_template import template_fingerprint
 from lit_moss.errors import UserError
+from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.llm.replies import reply_codes, reply_text
 from lit_moss.llm.sampling import GREEDY, Sampling
 from lit_moss.serve.engine import Engine, Session
 from lit_moss.serve.model import SpeechModel
 from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
 from lit_moss.serve.settings import Limits
+from lit_moss.serve.sounds import from_base64, read_upload, sound_bytes
 
 # Options of a loaded model, `load_model(…, model_config={…})`; of a served one they are JSON in the
 # environment variable MLFLOW_PYFUNC_INFERENCE_CONFIG.
@@ -66,7 +63,8 @@ class TalkingModel(PythonModel):
 
     Columns of a question: `text`, or `audio`, which is the base64 of a sound file (wav, flac, ogg, mp3) or,
     where `audio_folder` is set, the path of one below it; `reply` (text or speech; as the question if not
-    given, text if the model cannot speak); `system`, appended to the system prompt; `max_new_tokens` (500);
+    given, text if the model cannot speak); `system`, appended to the system prompt; `max_new_tokens` (500,
+    2000 at most);
     `temperature` (0: the most likely rows); `seed`.
 
     Args:
@@ -82,11 +80,15 @@ class TalkingModel(PythonModel):
         """Opens the model.
 
         Raises:
-            UserError: if a part is missing, or text tokenizer or codec are not those of the training.
+            UserError: if a part is missing, or text tokenizer, template or codec are not the training's.
         """
         settings = MODEL_CONFIG | dict(context.model_config or {})
         if settings["audio_folder"]:
             self._audio_folder = Path(settings["audio_folder"]).resolve()
+        template = self.folder / "chat_template.jinja"
+        if template.is_file():
+            now = template_fingerprint(template.read_text(encoding="utf-8"))
+            ModelRecord.read(self.folder).check(self.folder, template=now)
         model = SpeechModel.open(str(self.folder), settings["codec"], settings["device"])
         self._engine = Engine(model, Limits(max_sessions=int(settings["max_sessions"])))
         self._workers = ThreadPoolExecutor(self._engine.limits.max_sessions, thread_name_prefix="pyfunc")
@@ -123,30 +125,19 @@ class TalkingModel(PythonModel):
         if text:
             conversation.add(conversation.text_message("user", str(text)))
             return
-        with self._sound_file(str(audio), session.engine.limits) as path:
-            wave_T = _read(path, session.engine.limits)
+        limits = session.engine.limits
+        wave_T = read_upload(self._bytes_of(str(audio), limits.max_upload_bytes), limits.max_turn_sec)
         turn = session.listen(rates.TOKENIZER_RATE_HZ)
         turn.push(wave_T)
         conversation.add(conversation.speech_message("user", turn.finish().result()))
 
-    @contextmanager
-    def _sound_file(self, audio: str, limits: Limits) -> Iterator[Path]:
-        """The file that `audio` names, or one with what it holds, which is removed afterwards."""
-        if "." in audio:  # in every sound file's name, never in base64
-            yield self._allowed(audio)
-            return
-        if len(audio) > limits.max_upload_bytes * 4 / 3 + 4:
-            raise UserError(
-                f"audio has more than {limits.max_upload_bytes} bytes: expected a shorter recording"
-            )
-        try:
-            content = base64.b64decode(audio, validate=True)
-        except binascii.Error as error:
-            raise UserError(f"audio is no base64 ({error}): expected that of a sound file") from error
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "audio"
-            path.write_bytes(content)
-            yield path
+    def _bytes_of(self, audio: str, most: int) -> bytes:
+        """A sound file: what `audio` holds, or what the file of that name does."""
+        path = self._allowed(audio) if "." in audio else None  # in every sound file's name, never in base64
+        size = len(audio) * 3 // 4 if path is None else path.stat().st_size
+        if size > most + 2:
+            raise UserError(f"audio has {size} bytes, expected {most} at most")
+        return from_base64(audio) if path is None else path.read_bytes()
 
     def _allowed(self, audio: str) -> Path:
         """The path of a file that clients may have read."""
@@ -155,22 +146,13 @@ class TalkingModel(PythonModel):
                 "audio is a path, and this model reads no files for its clients: send the base64 of the "
                 "file, or load the model with model_config audio_folder"
             )
-        path = (self._audio_folder / audio).resolve()  # links and `..` followed
-        if not path.is_relative_to(self._audio_folder) or not path.is_file():
-            raise UserError("audio is a path: expected a file below the audio_folder of this model")
-        return path
-
-
-def _read(path: Path, limits: Limits) -> torch.Tensor:
-    """Samples (T,) at the speech tokenizer's rate."""
-    try:
-        seconds = io.info(path).duration_sec  # before decoding: a small file may hold hours of silence
-        if seconds > limits.max_turn_sec:
-            raise UserError(f"audio has {seconds:.0f} s, expected {limits.max_turn_sec:g} s at most")
-        return io.read(path, rates.TOKENIZER_RATE_HZ)
-    except io.UnreadableAudio as error:
-        reason = str(error).removeprefix(str(path)).lstrip(": ")
-        raise UserError(f"audio cannot be read ({reason}): expected a sound file") from error
+        try:
+            path = (self._audio_folder / audio).resolve()  # links and `..` followed
+            if path.is_relative_to(self._audio_folder) and path.is_file():
+                return path
+        except (OSError, ValueError):  # a name that is too long, or has a zero byte
+            pass
+        raise UserError("audio is a path: expected a file below the audio_folder of this model")
 
 
 def _options(given: dict[str, Any], session: Session) -> ReplyOptions:
@@ -198,15 +180,8 @@ def _heard(session: Session, options: ReplyOptions) -> dict[str, Any]:
             waves.append(event.samples_T)
         if isinstance(event, ReplyDone):
             if event.reason == "failed":
-                raise UserError(f"the reply failed ({event.error})")
+                raise MlflowException(f"the reply failed ({event.error})", error_code=INTERNAL_ERROR)
             rows = event.rows
-    audio = base64.b64encode(_wav(torch.cat(waves))).decode() if waves else None
+    audio = base64.b64encode(sound_bytes(torch.cat(waves).cpu(), "wav")).decode() if waves else None
     text = model.text_tokenizer.decode(reply_text(rows, model.lm.format))
     return {"text": text, "audio": audio, "codes": reply_codes(rows, model.lm.format)}
-
-
-def _wav(samples_T: torch.Tensor) -> bytes:
-    """A WAV of 16 bits."""
-    buffer = bytes_io.BytesIO()
-    soundfile.write(buffer, samples_T.cpu().numpy(), rates.DECODER_RATE_HZ, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()

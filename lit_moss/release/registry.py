@@ -58,10 +58,11 @@ def register(folder: Path, name: str, alias: str | None = None) -> int:
 def _check_names(client: Any, name: str, alias: str | None) -> None:
     """Makes the registered model if it is not there; before gigabytes are copied, not after."""
     from mlflow.exceptions import MlflowException
-    from mlflow.utils.validation import _validate_model_alias_name
+    from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
 
     if alias is not None:
         _validate_model_alias_name(alias)
+        _validate_model_alias_name_reserved(alias)
     try:
         client.create_registered_model(name)
     except MlflowException as error:

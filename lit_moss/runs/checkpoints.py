@@ -210,13 +210,15 @@ def checkpoint_of(name: str | Path, which: str = "best", end: bool = True) -> Pa
         end: See `newest_checkpoint`.
 
     Raises:
-        UserError: if a run has no whole checkpoint.
+        UserError: if a run has no whole checkpoint, or a folder of shards is damaged.
     """
     path = Path(name)
     if RunFolder(path).is_run():
         checkpoint = newest_of_run(path, which, end)
     elif RunFolder.all_in(path):
         checkpoint = newest_checkpoint(path, which, end)
+    elif path.is_dir() and (path / WHOLE).is_file() and not _is_whole_folder(path):
+        raise _damaged(path)
     else:
         return path if path.is_file() or _is_whole_folder(path) else None
     if not isinstance(checkpoint, Path):

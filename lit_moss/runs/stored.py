@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
@@ -92,7 +93,7 @@ def open_folder(folder: Path) -> Stored:
     return Stored(_open_fsdp(folder), _plain(_parse(meta)) if meta.is_file() else {})
 
 
-def _not_data(path: Path, error: Exception) -> UserError:
+def _not_data(path: Path, error: BaseException) -> UserError:
     return UserError(
         f"{path} cannot be read as data ({type(error).__name__}); files that hold code are not opened: "
         "expected a checkpoint written by `fit`"
@@ -382,7 +383,7 @@ def _open_fsdp(folder: Path) -> dict[str, StoredTensor]:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as meant
                     load_shards({name: value}, storage_reader=reader, no_dist=True)
-            except Exception as error:
+            except (Exception, CheckpointException) as error:  # the latter is no Exception
                 raise _not_data(folder, error) from error
             return value
 

@@ -63,13 +63,9 @@ class Realtime:
         if fault := self._fault(websocket):
             from fastapi.responses import JSONResponse
 
-            error = {
-                "message": fault,
-                "type": "invalid_request_error",
-                "param": None,
-                "code": "invalid_api_key",
-            }
-            await websocket.send_denial_response(JSONResponse({"error": error}, 401))
+            status, code = (403, "forbidden") if self._context.api_key is None else (401, "invalid_api_key")
+            error = {"message": fault, "type": "invalid_request_error", "param": None, "code": code}
+            await websocket.send_denial_response(JSONResponse({"error": error}, status))
             return
         offered = websocket.scope.get("subprotocols", [])
         await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)
@@ -113,7 +109,7 @@ class Realtime:
         """Why a client may not connect."""
         key = self._context.api_key
         if key is None:
-            return _foreign_page(websocket)
+            return _foreign_page(websocket, self._context)
         scheme, _, given = websocket.headers.get("authorization", "").partition(" ")
         keys = [given.strip()] if scheme.lower() == "bearer" else []
         offered = websocket.scope.get("subprotocols", [])
@@ -123,15 +119,22 @@ class Realtime:
         return "a wrong key, or none: send it as Authorization: Bearer KEY"
 
 
-def _foreign_page(websocket: "WebSocket") -> str | None:
+def _foreign_page(websocket: "WebSocket", context: "Context") -> str | None:
     """Why a page may not connect; without a key, any page in a user's browser could reach the server."""
+    host = _host_of(f"//{websocket.headers.get('host', '')}")
+    if context.hosts and host not in context.hosts:
+        return f"no server of the name {host!r}: expected one of {', '.join(context.hosts)} (--allow-host)"
     origin = websocket.headers.get("origin")
-    if origin is None:
-        return None
-    host = urlsplit(f"//{websocket.headers.get('host', '')}").hostname
-    if urlsplit(origin).hostname in (host, *LOOPBACK):
+    if origin is None or origin in context.cors_origins or _host_of(origin) in (host, *LOOPBACK):
         return None
     return f"a page of {origin} may not connect to a server without a key: start it with --api-key"
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def add_realtime(app: "FastAPI", context: "Context") -> Realtime:

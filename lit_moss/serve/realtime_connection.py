@@ -78,6 +78,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serves the client until it leaves or the server ends the connection."""
+        self._expect_reply()
         self.outbox.send(event("session.created", session=self.settings.model_dump()))
         reader = asyncio.create_task(self._read())
         sender = asyncio.create_task(self.outbox.run(self._websocket.send_text))
@@ -160,6 +161,7 @@ class Connection:
             if message["type"] == "websocket.disconnect":
                 return None
             self._active_at = time.monotonic()
+            self._session.touch()
             client_event: Json = {}
             try:
                 client_event = _parsed(message.get("text") or message.get("bytes") or "")
@@ -190,7 +192,13 @@ class Connection:
         await self._input.set_detection(new.audio.input.turn_detection)  # the last that can fail
         self._session.conversation.instructions = new.instructions
         self.settings = new
+        self._expect_reply()
         self.outbox.send(event("session.updated", session=new.model_dump()))
+
+    def _expect_reply(self) -> None:
+        """Lets the model read a turn while it is spoken: it must know what kind of reply follows."""
+        options = ResponseSettings.of(self.settings).reply_options(self._session.engine.limits)
+        self._session.expected = options
 
     # --- sound ----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from lit_moss.serve.realtime_events import Json, Refused, new_id
 from lit_moss.serve.realtime_session import MAX_TEXT
 
 MAX_ITEMS = 1000  # of a session
+MAX_PARTS = 8  # of an item; with `MAX_TEXT` it bounds the time that the tokenizer holds the event loop
 MAX_ENCODING = 8  # turns of speech of a session that wait for their codes
 MAX_APPEND_BYTES = 15 * 2**20  # of sound in one event, as OpenAI's
 MS_OF_CODE = round(1000 * rates.SECONDS_PER_CODE)
@@ -196,8 +197,10 @@ class History:
         Raises:
             Refused: if one is not valid.
         """
-        items = []
-        for place, value in enumerate(values[:MAX_ITEMS]):
+        items: list[Item] = []
+        for place, value in enumerate(values):
+            if sum(len(item.message.text) for item in items) > MAX_PARTS * MAX_TEXT or place >= MAX_ITEMS:
+                raise Refused("response.input is too long", "context_length_exceeded", "response.input")
             if value.get("type") == "item_reference":
                 items.append(self.find(value.get("id")))
             else:
@@ -224,6 +227,11 @@ class History:
             )
         if not isinstance(parts, list) or not parts:
             raise Refused(f"{path}.content has no parts", "missing_required_parameter", f"{path}.content")
+        if len(parts) > MAX_PARTS:
+            raise Refused(
+                f"{path}.content has {len(parts)} parts, expected {MAX_PARTS} or less",
+                param=f"{path}.content",
+            )
         own_id = value.get("id")
         if own_id is not None and (not isinstance(own_id, str) or not 0 < len(own_id) <= 64):
             raise Refused(f"{path}.id is {own_id!r:.80}, expected 1 to 64 letters", param=f"{path}.id")

@@ -22,6 +22,7 @@ from lit_moss.serve.realtime_items import History, Item
 from lit_moss.serve.realtime_outbox import Outbox
 from lit_moss.serve.realtime_session import ResponseSettings
 from lit_moss.serve.replies import AudioDelta, CodesDelta, Reply, ReplyDone, TextDelta
+from lit_moss.serve.settings import SessionLimit
 
 CancelReason = Literal["client_cancelled", "turn_detected"]
 _STATUS = {"stop": "completed", "length": "incomplete", "cancelled": "cancelled", "failed": "failed"}
@@ -84,7 +85,7 @@ class Response:
         self._outbox.send(event("response.created", response=self._shown()))
         try:
             await self._follow()
-        except UserError as error:
+        except (UserError, SessionLimit) as error:
             self._fail("invalid_request_error", "invalid_request", str(error))
         except Exception:
             _log.exception("response %s", self.id)
@@ -100,7 +101,11 @@ class Response:
         await self._codes_of_inputs()
         if self.cancelled:
             return
-        messages = self._history.turns() if self._inputs is None else [i.message for i in self._inputs]
+        messages = (
+            self._history.turns()
+            if self._inputs is None
+            else [i.message for i in self._inputs if i.message.rows]
+        )
         options = self.settings.reply_options(self._session.engine.limits)
         self._reply = self._session.start_reply(options, messages, self.settings.instructions)
         self._open_item()

@@ -179,7 +179,10 @@ if __name__ == "__main__":
             # The rates before the freezing: the order must not matter.
             "stages": [callbacks.LearningRateSchedule(warmup_steps=2), callbacks.StagedFreezing(STAGES)],
             "reverse": [callbacks.ReverseUnfreeze(k=DELAY, w=2)],
-            "lora": [callbacks.StagedFreezing([{"policy": "lora"}])],
+            "lora": [
+                callbacks.StagedFreezing([{"policy": "lora"}]),
+                callbacks.LearningRateSchedule(warmup_steps=2),
+            ],
         }[rules_name]
         strategy: Any = "auto"
         if devices > 1:
@@ -192,6 +195,6 @@ if __name__ == "__main__":
             callbacks=[*rule, States(out / f"{file}-{rules_name}-{precision}.pt")],
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=out,
         )  # fmt: skip
-        adapters = Lora(rank=2) if rules_name == "lora" else None
+        adapters = Lora(rank=2, alpha=2.0) if rules_name == "lora" else None
         module = Module(str(backbone), num_modality_layers=1, lr=1e-2, lora=adapters)
         trainer.fit(module, datamodule=Data())

@@ -11,11 +11,14 @@ from callbacks import LearningRateSchedule, StagedFreezing
 from callbacks.freezing import apply_freezing, trained_names
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
+from lit_moss.llm.lora import Lora, add_adapters
 from lit_moss.modules import SplitLLM
 
 AUDIO = {"audio_embedding", "audio_tail", "audio_norm", "audio_head"}
 TEXT = {"text_embedding", "text_tail", "text_norm", "text_head"}
 TRUNK = {"trunk.0", "trunk.1", "trunk.2"}
+ADAPTERS = {"lora_trunk", "lora_text_tail", "lora_audio_tail"}
+NORMS = {"text_norm", "audio_norm"}
 TWO = [{"policy": "stage1", "until_step": 3}, {"policy": "full"}]
 
 
@@ -96,6 +99,46 @@ def test_policies_and_patterns(stage, trained):
 def test_without_a_split_the_trunk_is_all_layers_and_codes_are_words():
     trainer, module = run_of(StagedFreezing([{"policy": "full"}]), joint=True)
     assert parts_that_train(trainer, module, 0) == {f"trunk.{i}" for i in range(5)} | TEXT - {"text_tail"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained"),
+    [
+        ({"policy": "lora"}, ADAPTERS),
+        ({"train": ["lora_*", "audio_embedding", "*_norm"]}, ADAPTERS | {"audio_embedding", *NORMS}),
+        ({"policy": "lora", "freeze": ["lora_text_tail"]}, ADAPTERS - {"lora_text_tail"}),
+        ({"policy": "stage1"}, AUDIO),
+        ({"policy": "shared"}, AUDIO | TRUNK),
+    ],
+)
+def test_adapters_are_parts_of_their_own(stage, trained):
+    rates = LearningRateSchedule(warmup_steps=0, kind="constant", groups={"lora_trunk": 0.5})
+    trainer, module = run_of(
+        StagedFreezing([stage]), *([rates] if "lora_trunk" in trained else []), lm=adapted()
+    )
+    assert list(module.parts())[-3:] == ["lora_trunk", "lora_audio_tail", "lora_text_tail"]
+    assert parts_that_train(trainer, module, 0) == trained
+    groups = {g["name"].removesuffix(".no_decay"): g for g in trainer.optimizers[0].param_groups}
+    assert groups.keys() == trained
+    train(trainer, module, 2)
+    if "lora_trunk" in trained:
+        assert groups["lora_trunk"]["lr"] == 0.05
+        assert groups["lora_audio_tail"]["lr"] == 0.1
+
+
+def adapted():
+    torch.manual_seed(2)
+    config = config_of("llama", vocab_size=96, hidden_size=16, intermediate_size=24, num_attention_heads=2)
+    lm = SplitLM.from_backbone(config, 2, 40)
+    add_adapters(lm, Lora(rank=2))
+    return lm
+
+
+def test_the_policy_of_adapters_needs_adapters():
+    with pytest.raises(
+        UserError, match=r"trains lora_\*, but the model has no such adapters: give model.init"
+    ):
+        run_of(StagedFreezing([{"policy": "lora"}]))
 
 
 def test_parameters_cut_out_of_a_part_rest_alone():

@@ -1,10 +1,12 @@
 """Runs that train adapters: resume to the bit, what is in a checkpoint, and what the next one gets of it."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from backbones import mixed_rows
 from lm_recipe import CODES, lm_recipe
 from recording import assert_equal, checkpoints, curves, fit, seen
 
@@ -13,9 +15,10 @@ from lit_moss.codec import SpeechTokenizer
 from lit_moss.data.prompts import PromptDataModule
 from lit_moss.hub import open_lm, speech_tokenizer_fingerprint
 from lit_moss.llm import SplitLM
-from lit_moss.llm.lora import merged
+from lit_moss.llm.lora import Lora, add_adapters, merged
+from lit_moss.release.export import export
 
-LORA = {"rank": 4, "alpha": 8}
+LORA: dict[str, Any] = {"rank": 4, "alpha": 8}
 TIMED = ("train/tflops", "train/memory_gib")
 
 
@@ -76,6 +79,31 @@ def test_whoever_opens_the_run_gets_merged_weights(adapters, first):
     folder = run("next", first, 5, stages=[{"policy": "full"}], lora=None, lr=0.0,
                  init_from=str(adapters / "runs/tiny"))  # fmt: skip
     assert_equal(dict(newest(folder)["state_dict"]), found)
+
+
+def test_an_exported_run_is_the_model_with_its_adapters_and_can_be_tuned_again(adapters, first):
+    model = first.parent / "model"
+    export(str(adapters / "runs/tiny"), model)
+    plain, live = SplitLM.from_pretrained(model), open_lm(first / "runs/tiny")
+    add_adapters(live, Lora(**LORA))
+    state = {name.removeprefix("lm."): value for name, value in newest(adapters)["state_dict"].items()}
+    live.load_state_dict(live.state_dict() | state)
+    rows = mixed_rows(live, 2, 40)
+    with torch.no_grad():
+        ours, theirs = live(rows), plain(rows)
+    for a, b in ((ours.text_logits, theirs.text_logits), (ours.speech_logits, theirs.speech_logits)):
+        assert (a - b).abs().max() <= 1e-5 * a.abs().max()
+    for modality in ("text", "speech"):
+        replies = [
+            lm.generate([70, 71, 72], modality, max_new_tokens=20, greedy=True) for lm in (live, plain)
+        ]
+        assert replies[0] == replies[1]
+    # From the folder, which is all that the next run needs; its frozen weights come from there again.
+    folder = run("again", first, 5, save_frozen=False, init_from=str(model), backbone=str(model))
+    fit(folder, folder / "conf.yaml", "--ckpt_path", "last", "--trainer.max_steps", "7")
+    lm, base = open_lm(folder / "runs/tiny"), plain.state_dict()
+    moved = {name for name, value in lm.state_dict().items() if not torch.equal(value, base[name])}
+    assert moved == {name for name in base if name.endswith("_proj.weight")}
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from database import give_database
 from decoders import made_up_codec, small_flow
 from lm_recipe import CODES
@@ -95,7 +97,7 @@ def test_speech_is_heard_and_answered_with_speech(loaded, place):
     [answer] = loaded.predict([row]).to_dict("records")
     lm, codec = open_lm(place / "model"), Codec.from_pretrained(place / "model" / "codec")
     wave_T, rate_hz = soundfile.read(file, dtype="float32")
-    codes = codec.encode(__import__("torch").from_numpy(wave_T), rate_hz).tolist()
+    codes = codec.encode(torch.from_numpy(wave_T), rate_hz).tolist()
     renderer = Renderer(load_text_tokenizer(place / "model"), lm.format)
     prompt = renderer.prompt([Turn("user", codes=codes)], user="speech", reply="speech")
     assert answer["codes"] == reply_codes(lm.generate(prompt, max_new_tokens=20, greedy=True), lm.format)
@@ -134,8 +136,8 @@ def test_formats_of_sound(loaded, place, ending):
         ({"text": "a", "reply": "song"}, "reply is 'song', expected text or speech"),
         ({"text": "a", "max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"text": "a", "temperature": -1.0}, "temperature"),
-        ({"audio": "not base64!"}, "audio is no base64"),
-        ({"audio": "AAAA"}, "audio cannot be read"),
+        ({"audio": "not base64!"}, "no base64"),
+        ({"audio": "AAAA"}, "no usable sound file"),
         ({"audio": "/etc/hostname.wav"}, "this model reads no files for its clients"),
         ({"text": "a" * 2000}, "row 0"),
     ],
@@ -143,15 +145,14 @@ def test_formats_of_sound(loaded, place, ending):
 def test_what_cannot_be_answered_says_which_row_and_why(loaded, row, words):
     from mlflow.exceptions import MlflowException
 
-    with pytest.raises(MlflowException, match=".") as error:
+    with pytest.raises(MlflowException, match=re.escape(words)) as error:
         loaded.predict([row])
-    assert words in str(error.value)
     assert error.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
 def test_a_small_file_with_hours_of_sound_is_refused_before_it_is_decoded(loaded, place):
     soundfile.write(place / "long.flac", np.zeros(16_000 * 600), 16_000)
-    with pytest.raises(Exception, match="audio has 600 s, expected 120 s at most"):
+    with pytest.raises(Exception, match=r"600\.0 s of sound: expected at most 120 s"):
         loaded.predict([{"audio": encoded(place / "long.flac")}])
 
 
@@ -166,7 +167,14 @@ def test_paths_are_read_below_the_folder_that_was_allowed(address, place):
     row = {"reply": "text", "max_new_tokens": 2}
     for allowed in ("deep/one.wav", str(place / "questions/deep/one.wav"), "deep/../deep/one.wav"):
         assert len(model.predict([row | {"audio": allowed}])) == 1
-    for barred in ("../secret.wav", str(place / "secret.wav"), "link.wav", "none.wav", "/etc/../etc/x.wav"):
+    for barred in (
+        "../secret.wav",
+        str(place / "secret.wav"),
+        "link.wav",
+        "none.wav",
+        "a\0.wav",
+        "a" * 999 + ".wav",
+    ):
         with pytest.raises(Exception, match="expected a file below the audio_folder"):
             model.predict([row | {"audio": barred}])
 
@@ -176,7 +184,7 @@ def test_no_temporary_file_of_an_upload_stays(loaded, place, monkeypatch):
     (place / "scratch").mkdir(exist_ok=True)
     audio = encoded(question(place / "question.wav"))
     loaded.predict([{"audio": audio, "reply": "text", "max_new_tokens": 2}])
-    with pytest.raises(Exception, match="cannot be read"):
+    with pytest.raises(Exception, match="no usable sound file"):
         loaded.predict([{"audio": "AAAA"}])
     assert not list((place / "scratch").iterdir())
 
@@ -188,12 +196,22 @@ def test_another_codec_or_tokenizer_is_refused(address, place, tmp_path):
     Codec(SpeechTokenizer.from_pretrained(tmp_path / "other"), small_flow(vocab_size=CODES)).save_pretrained(
         tmp_path / "other"
     )
-    with pytest.raises(UserError, match="was trained with the speech tokenizer .*, this one is"):
+    with pytest.raises(UserError, match=r"was trained with the speech tokenizer .*, this one is"):
         mlflow.pyfunc.load_model(address, model_config={"codec": str(tmp_path / "other")})
     changed = spoken_model(tmp_path / "changed", text_tokenizer="0123456789abcdef")
     register(changed, "changed")
     with pytest.raises(UserError, match="was trained with the text tokenizer 0123456789abcdef, this one is"):
         mlflow.pyfunc.load_model("models:/changed/1")
+
+
+def test_another_template_is_refused(address, tmp_path):
+    import mlflow
+
+    other = spoken_model(tmp_path / "other", codec=False, template="0123456789abcdef")
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    register(other, "other")
+    with pytest.raises(UserError, match=r"with the template 0123456789abcdef, this one is \w{16}"):
+        mlflow.pyfunc.load_model("models:/other/1")
 
 
 def test_a_model_without_a_codec_answers_text(place, address, tmp_path):

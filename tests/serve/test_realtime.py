@@ -259,3 +259,21 @@ def test_responses_have_settings_of_their_own(server):
         assert not np.array_equal(sound(other), usual)
         empty = client.respond(conversation="none", input=[])
         assert empty[-1]["response"]["status"] == "incomplete"
+
+
+def test_a_second_turn_computes_only_its_own_rows(server):
+    with connected(server, lit_moss=GREEDY | {"codes": True}) as client:
+        client.speak(wave(0.8))
+        first = client.respond()
+        client.speak(wave(0.8, pitch_hz=200))
+        second = client.respond()
+        usage = second[-1]["response"]["usage"]
+        before = first[-1]["response"]["usage"]
+        details = usage["input_token_details"]
+        assert usage["input_tokens"] == details["text_tokens"] + details["audio_tokens"]
+        assert details["audio_tokens"] == 2 * 10 + 40
+        assert usage["output_token_details"]["audio_tokens"] == 40
+        # All of the first turn and its reply were in the cache, but for the row that was drawn last.
+        assert details["cached_tokens"] >= before["total_tokens"] - 1
+        timing = second[-2]["usage"]
+        assert timing["prefilled_rows"] + timing["cached_rows"] == usage["input_tokens"]

@@ -17,10 +17,11 @@ KEY = "secret"
 
 def events_until_closed(socket):
     events = []
-    with pytest.raises(websockets.ConnectionClosed) as closed:
+    try:
         while True:
             events.append(json.loads(socket.recv(timeout=20)))
-    return events, closed.value.rcvd
+    except websockets.ConnectionClosed as closed:
+        return events, closed.rcvd
 
 
 def talk(socket, rows=40):
@@ -80,7 +81,7 @@ def test_wrong_keys_are_refused(locked, options):
     with pytest.raises(websockets.InvalidStatus) as refused, connect(locked.ws, **options):
         pass
     assert refused.value.response.status_code == 401
-    assert locked.engine.counts.sessions == 0
+    assert not locked.engine.sessions
 
 
 def test_the_official_client_is_refused_with_a_wrong_key(locked):
@@ -102,12 +103,12 @@ def test_pages_from_elsewhere_are_refused_where_there_is_no_key(server):
 def test_a_full_server_says_so_and_closes(server):
     from openai import OpenAI
 
-    with connected(server), connected(server):
-        with OpenAI(base_url=server.url, api_key="x").realtime.connect(model="m") as third:
-            assert third.recv().error.code == "session_limit_reached"
-            with pytest.raises(websockets.ConnectionClosedError) as closed:
-                third.recv()
-            assert closed.value.rcvd.code == 1008
+    third = OpenAI(base_url=server.url, api_key="x").realtime.connect(model="m")
+    with connected(server), connected(server), third as refused:
+        assert refused.recv().error.code == "session_limit_reached"
+        with pytest.raises(websockets.ConnectionClosedError) as closed:
+            refused.recv()
+        assert closed.value.rcvd.code == 1008
     server.wait_for_sessions(0)
     with connected(server) as client:
         client.say("one")
@@ -126,17 +127,16 @@ def test_clients_that_leave_in_the_middle_free_their_place(server):
     read_until(socket, "response.output_audio.delta")
     socket.socket.close()  # without a goodbye
     server.wait_for_sessions(0)
-    assert not server.realtime._connections
 
 
 def test_a_client_that_does_not_read_holds_nobody(server):
-    with connect(server.ws, max_queue=1) as stalled:
+    with connect(server.ws, max_queue=1, close_timeout=0.5) as stalled:
         talk(stalled, rows=1500)
         read_until(stalled, "response.output_audio.delta")
         with connected(server) as client:
             client.say("one")
             began = time.monotonic()
-            assert client.respond()[-1]["response"]["status"] == "incomplete"
+            assert client.respond(max_output_tokens=12)[-1]["response"]["status"] == "incomplete"
             assert time.monotonic() - began < 15
     server.wait_for_sessions(0)
 

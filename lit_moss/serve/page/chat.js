@@ -5,15 +5,16 @@
  * keeps the sound that was sent and heard, for playback and download.
  */
 
+import { connectButtons } from "./buttons.js";
 import { download } from "./download.js";
-import { Message } from "./message.js";
+import { Message, pausePlayback } from "./message.js";
 import { Realtime } from "./realtime.js";
+import { Heard } from "./heard.js";
 import { checkSettings, fields, sessionSettings, showConfig } from "./settings.js";
-import { Microphone, RATE, SoundOut, audioContext, base64Of, joined, pcmOf, readFile } from "./sound.js";
+import { Microphone, RATE, SoundOut, audioContext, base64Of, pcmOf, readFile } from "./sound.js";
 import { addDivider, addToHistory, fail, following, guard, say } from "./view.js";
 
 const APPEND = RATE; // most samples of one append: 1 s
-const HOLD_MS = 400; // a press that is shorter is a click: the next click ends the turn
 const LEAST_SAMPLES = RATE / 10; // of a turn
 
 const $ = (id) => document.getElementById(id);
@@ -24,11 +25,14 @@ let sent = ""; // settings that the session has, as JSON
 let spoke = false; // whether the session has spoken
 let out = null; // SoundOut
 let microphone = null;
+let isHandsFree = false; // whether the microphone is open until it is closed, and the server finds the turns
 let turn = null; // Message of the user whose sound is coming
 let reply = null; // the latest one
+let queue = Promise.resolve(); // what the user asked for, one after the other
 let replies = new Map(); // by id of the response
 let messages = [];
-let appended = { samples: 0, chunks: [], speechStart: 0 }; // hands-free: what the session has heard
+let heard = null; // Heard: what was appended in this session
+let speechStartMs = 0; // of the turn that is being spoken, hands-free
 
 // --- session -----------------------------------------------------------------------------------------------------
 
@@ -41,10 +45,10 @@ async function ready() {
     say("");
     sent = "";
     spoke = false;
-    appended = { samples: 0, chunks: [], speechStart: 0 };
+    heard = new Heard(config.limits.max_turn_sec + 5);
     if (messages.length) addDivider("A new session: the model does not know what is above.");
   }
-  const settings = sessionSettings();
+  const settings = sessionSettings(isHandsFree);
   if (spoke) delete settings.audio.output.voice; // fixed by now; `askFor` gives it
   if (JSON.stringify(settings) !== sent) session.send({ type: "session.update", event_id: "settings", session: settings });
   sent = JSON.stringify(settings);
@@ -56,6 +60,7 @@ function ended(words) {
   if (reply?.isRunning) finishReply(reply, { status: "failed", status_details: { error: { message: words } } });
   microphone?.close();
   microphone = turn = null;
+  isHandsFree = false;
   if (words) fail(new Error(`${words} The next message begins a new session.`));
   show();
 }
@@ -89,7 +94,7 @@ function receive(event) {
       if (its) finishReply(its, event.response);
       break;
     case "input_audio_buffer.speech_started":
-      appended.speechStart = event.audio_start_ms;
+      speechStartMs = event.audio_start_ms;
       stop({ asks: false });
       say("Listening …");
       break;
@@ -112,6 +117,7 @@ function refused(error) {
 
 /** A reply is awaited; its first sound counts from `since`, the end of what the user said. */
 function beginReply(since = performance.now()) {
+  pausePlayback();
   const message = new Message("assistant", config.codebook);
   message.state = "running";
   add(message);
@@ -162,7 +168,7 @@ function note(message, response) {
   if (facts.gaps) words.push(facts.gaps === 1 ? "1 gap" : `${facts.gaps} gaps`);
   if (facts.server) words.push(`${facts.server.prompt_rows} rows of prompt, ${facts.server.cached_rows} of them cached`);
   facts.status = response?.status ?? facts.status;
-  if (facts.status === "incomplete") words.push("cut at the most rows");
+  if (facts.status === "incomplete") words.push("cut at the limit of rows");
   if (facts.status === "cancelled" || facts.heardSeconds != null) words.push("stopped");
   message.note = words.join(" · ");
 }
@@ -209,13 +215,21 @@ async function stop({ asks = true } = {}) {
 // --- turns of the user -------------------------------------------------------------------------------------------
 
 /** Sends a turn by `send(session)` and asks for the reply. */
-async function ask(message, send) {
-  await stop();
-  await openSound();
-  const open = await ready();
-  add(message);
-  send(open);
-  askFor(open);
+function ask(message, send) {
+  return inTurn(async () => {
+    await stop();
+    await openSound();
+    const open = await ready();
+    add(message);
+    send(open);
+    askFor(open);
+  });
+}
+
+function inTurn(action) {
+  const result = queue.then(action);
+  queue = result.catch(() => {});
+  return result;
 }
 
 function sendText() {
@@ -243,28 +257,31 @@ async function sendFile(file) {
 
 function append(open, pcm) {
   open.send({ type: "input_audio_buffer.append", audio: base64Of(pcm) });
-  appended.samples += pcm.length;
+  heard.add(pcm);
 }
 
 /** Begins to listen: to one turn, or hands-free until it is ended. */
 async function listen() {
   const audio = await openSound();
+  pausePlayback();
   await stop();
+  isHandsFree = fields.hands_free.checked;
   const open = await ready();
-  const handsFree = fields.hands_free.checked;
-  const speaking = handsFree ? null : new Message("user", config.codebook);
+  const speaking = isHandsFree ? null : new Message("user", config.codebook);
   microphone = await Microphone.open(audio, (pcm) => {
     const level = Math.sqrt(pcm.reduce((sum, value) => sum + value * value, 0) / pcm.length) / 8000;
     $("mic").style.setProperty("--level", Math.min(1, level));
     append(open, pcm);
-    if (handsFree) keepChunk(pcm);
-    else hearUser(speaking, pcm);
+    if (speaking) hearUser(speaking, pcm);
+  }).catch((error) => {
+    isHandsFree = false;
+    throw error;
   });
   if (speaking) {
     turn = speaking;
     add(turn);
   }
-  say(handsFree ? "Listening: speak, the turn ends when you pause." : "Recording: release, or click again, to send.");
+  say(isHandsFree ? "Listening: speak, the turn ends when you pause." : "Recording: release, or click again, to send.");
   show();
 }
 
@@ -281,7 +298,12 @@ async function endTurn() {
   await closing.close();
   say("");
   show();
-  if (!message) return; // hands-free
+  if (isHandsFree) {
+    isHandsFree = false;
+    await ready(); // the server listens to no more turns
+    session?.send({ type: "input_audio_buffer.clear" });
+    return;
+  }
   if (message.samples < LEAST_SAMPLES) {
     session?.send({ type: "input_audio_buffer.clear" });
     messages.pop().remove();
@@ -292,23 +314,16 @@ async function endTurn() {
   if (session) askFor(session, since);
 }
 
-/** Hands-free: sound is kept as long as a turn may be, to show the turns that the server finds. */
-function keepChunk(pcm) {
-  appended.chunks.push({ at: appended.samples - pcm.length, pcm, time: performance.now() });
-  const oldest = appended.samples - (config.limits.max_turn_sec + 5) * RATE;
-  while (appended.chunks[0].at < oldest) appended.chunks.shift();
-}
-
+/** A turn that the server found, hands-free. */
 function turnFound(endMs) {
   say("");
-  const [from, to] = [(appended.speechStart * RATE) / 1000, (endMs * RATE) / 1000];
-  const chunks = appended.chunks.filter(({ at, pcm }) => at + pcm.length > from && at < to);
-  if (!chunks.length) return;
+  const { pcm, time } = heard.between(speechStartMs, endMs);
+  if (!pcm.length) return;
   const message = new Message("user", config.codebook);
-  message.addSound(joined(chunks.map(({ pcm }) => pcm)));
+  message.addSound(pcm);
   message.finish(`turn_${messages.length + 1}.wav`);
   add(message);
-  beginReply(chunks.at(-1).time); // when the last of it was recorded
+  beginReply(time); // when the last of it was recorded
 }
 
 async function openSound() {
@@ -331,6 +346,7 @@ async function clear() {
   if (out) out.flush();
   await microphone?.close();
   microphone = turn = reply = null;
+  isHandsFree = false;
   messages.forEach((message) => message.remove());
   messages = [];
   replies = new Map();
@@ -350,56 +366,9 @@ function show() {
   $("save").disabled = $("clear").disabled = !messages.length;
   $("mic").setAttribute("aria-pressed", Boolean(microphone));
   fields.voice.disabled = !config.can_speak || (spoke && fields.hands_free.checked);
+  $("file").disabled = Boolean(microphone) || !config.can_listen;
+  $("file-label").classList.toggle("off", $("file").disabled);
   fields.hands_free.disabled = Boolean(microphone) || !config.can_listen || !config.can_find_turns;
-}
-
-function listenToButtons() {
-  let pressed = 0;
-  let opening = null;
-  const begin = () => (opening = guard(listen));
-  const end = async () => {
-    await opening; // the microphone may still be asked for
-    await guard(endTurn);
-  };
-  $("mic").onpointerdown = (event) => {
-    if (event.button) return;
-    pressed = microphone ? 0 : performance.now();
-    if (microphone) end();
-    else begin();
-  };
-  $("mic").onpointerup = () => {
-    if (pressed && performance.now() - pressed > HOLD_MS && !fields.hands_free.checked) end();
-  };
-  $("mic").onclick = (event) => event.detail || (microphone ? end() : begin()); // the keyboard's clicks have no count
-  $("file").onchange = ({ target }) => {
-    const [file] = target.files;
-    target.value = "";
-    if (file) guard(() => sendFile(file));
-  };
-  document.ondragover = (event) => event.preventDefault();
-  document.ondrop = (event) => {
-    event.preventDefault();
-    const [file] = event.dataTransfer.files;
-    if (file && config.can_listen) guard(() => sendFile(file));
-  };
-  $("composer").onsubmit = (event) => {
-    event.preventDefault();
-    guard(sendText);
-  };
-  $("settings").onsubmit = (event) => event.preventDefault();
-  $("text").onkeydown = (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    event.preventDefault();
-    guard(sendText);
-  };
-  document.onkeydown = ({ key }) => key === "Escape" && guard(stop);
-  $("stop").onclick = () => guard(stop);
-  $("clear").onclick = () => confirm("Begin a new conversation? This one is lost.") && guard(clear);
-  $("save").onclick = () => download(config.model, sessionSettings(), messages);
-  $("open-settings").onclick = ({ currentTarget }) =>
-    currentTarget.setAttribute("aria-expanded", $("settings").classList.toggle("open"));
-  document.addEventListener("change", () => session && microphone && guard(ready)); // hands-free: for the next reply
-  matchMedia("(prefers-color-scheme: dark)").onchange = () => messages.forEach((message) => message.draw());
 }
 
 async function start() {
@@ -407,7 +376,19 @@ async function start() {
   if (!response?.ok) throw new Error("The server does not answer: is it running?");
   config = await response.json();
   showConfig(config);
-  listenToButtons();
+  connectButtons({
+    isListening: () => Boolean(microphone),
+    isHandsFree: () => fields.hands_free.checked,
+    listen: () => inTurn(listen),
+    endTurn,
+    sendFile,
+    sendText,
+    stop,
+    clear,
+    save: () => download(config.model, sessionSettings(), messages),
+    update: () => session && microphone && ready(), // hands-free, for the next reply
+    redraw: () => messages.forEach((message) => message.draw()),
+  });
   document.body.dataset.ready = "";
 }
 

@@ -8,6 +8,11 @@ const CELL = 10;
 
 let playing = null; // one message at a time
 
+/** Ends the playback of a message, if there is one. */
+export function pausePlayback() {
+  playing?.pause();
+}
+
 export class Message {
   constructor(role, codebook) {
     const copy = document.getElementById("message").content.cloneNode(true);
@@ -81,7 +86,7 @@ export class Message {
 
   toggle() {
     if (this.player && !this.player.paused) return this.pause();
-    playing?.pause();
+    pausePlayback();
     playing = this;
     return this.audio.play();
   }

@@ -10,10 +10,10 @@ export function checkSettings() {
   if (!form.reportValidity()) throw new Error("One of the settings is out of its range.");
 }
 
-/** Content of `session.update`. */
-export function sessionSettings() {
+/** Content of `session.update`; `handsFree` if the server is to find the turns. */
+export function sessionSettings(handsFree = false) {
   const number = (name) => Number(fields[name].value);
-  const turns = fields.hands_free.checked ? { type: "server_vad", create_response: true, interrupt_response: true } : null;
+  const turns = handsFree ? { type: "server_vad", create_response: true, interrupt_response: true } : null;
   const format = { type: "audio/pcm", rate: RATE };
   return {
     type: "realtime",

@@ -1,0 +1,65 @@
+/** Buttons and keys -> what the page does. */
+
+import { guard } from "./view.js";
+
+const HOLD_MS = 400; // a press that is shorter is a click: the next click ends the turn
+
+const $ = (id) => document.getElementById(id);
+
+export function connectButtons(actions) {
+  connectMicrophone(actions);
+  connectFiles(actions);
+  $("composer").onsubmit = (event) => {
+    event.preventDefault();
+    guard(actions.sendText);
+  };
+  $("text").onkeydown = (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    guard(actions.sendText);
+  };
+  document.onkeydown = ({ key }) => key === "Escape" && guard(actions.stop);
+  $("stop").onclick = () => guard(actions.stop);
+  $("clear").onclick = () => confirm("Begin a new conversation? This one is lost.") && guard(actions.clear);
+  $("save").onclick = actions.save;
+  $("settings").onsubmit = (event) => event.preventDefault();
+  $("open-settings").onclick = ({ currentTarget }) =>
+    currentTarget.setAttribute("aria-expanded", $("settings").classList.toggle("open"));
+  document.addEventListener("change", () => guard(actions.update));
+  matchMedia("(prefers-color-scheme: dark)").onchange = actions.redraw;
+}
+
+function connectMicrophone({ isListening, isHandsFree, listen, endTurn }) {
+  let pressed = 0;
+  let opening = null;
+  const begin = () => (opening = guard(listen));
+  const end = async () => {
+    await opening; // the microphone may still be asked for
+    await guard(endTurn);
+  };
+  const toggle = () => (isListening() ? end() : begin());
+  $("mic").onpointerdown = (event) => {
+    if (event.button) return;
+    $("mic").setPointerCapture(event.pointerId);
+    pressed = isListening() ? 0 : performance.now();
+    toggle();
+  };
+  $("mic").onpointerup = () => {
+    if (pressed && performance.now() - pressed > HOLD_MS && !isHandsFree()) end();
+  };
+  $("mic").onclick = (event) => event.detail || toggle(); // clicks of the keyboard have no count
+}
+
+function connectFiles({ sendFile }) {
+  const send = (file) => file && !$("file").disabled && guard(() => sendFile(file));
+  $("file").onchange = ({ target }) => {
+    const [file] = target.files;
+    target.value = "";
+    send(file);
+  };
+  document.ondragover = (event) => event.preventDefault();
+  document.ondrop = (event) => {
+    event.preventDefault();
+    send(event.dataTransfer.files[0]);
+  };
+}

@@ -1,0 +1,70 @@
+"""`chat` in the terminal: one question, one answer."""
+
+import pytest
+import soundfile
+import talker
+
+from lit_moss.audio import io
+from lit_moss.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("once")
+    talker.model_folder(folder / "tiny")
+    io.write(folder / "question.wav", talker.wave(1.0), 24_000)
+    return folder
+
+
+def chat(folder, *words):
+    return main(
+        ["chat", "--model", str(folder / "tiny"), "--device", "cpu", "--max-new-tokens", "20", *words]
+    )
+
+
+@pytest.mark.parametrize("name", ["answer.wav", "answer.flac"])
+@pytest.mark.parametrize("asked", ["once", "text"])
+def test_spoken_answer_is_written_and_its_times_are_printed(folder, capsys, name, asked):
+    question = ["--once", str(folder / "question.wav")] if asked == "once" else ["--text", "What is rain?"]
+    out = folder / f"{asked}_{name}"
+    assert chat(folder, *question, "--out", str(out), "--seed", "1") == 0
+    file = soundfile.info(out)
+    assert (file.samplerate, file.frames) == (24_000, 20 * 1920)
+    printed = capsys.readouterr().out
+    for words in (str(out), "1.6 s of speech", "first sound after", "real-time factor", "cut at 20 rows"):
+        assert words in printed
+
+
+def test_same_seed_gives_the_same_answer_and_another_one_another(folder):
+    sounds = []
+    for n, seed in enumerate(("1", "1", "2")):
+        out = folder / f"seed_{n}.wav"
+        assert chat(folder, "--text", "What is rain?", "--out", str(out), "--seed", seed) == 0
+        sounds.append(soundfile.read(out)[0].tolist())
+    assert sounds[0] == sounds[1] != sounds[2]
+
+
+def test_answer_in_text_is_printed(folder, capsys):
+    assert chat(folder, "--once", str(folder / "question.wav"), "--temperature", "0") == 0
+    text, line = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert text.strip()
+    assert "20 rows" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--text", "Hi", "--reply", "speech"], "--reply speech needs --out FILE"),
+        (["--text", "Hi", "--reply", "text", "--out", "a.wav"], "--out needs an answer in speech"),
+        (["--text", " ", "--out", "a.wav"], "--text is empty"),
+        (["--text", "Hi", "--out", "a.txt"], "expected a name that ends in .wav"),
+        (["--text", "Hi", "--out", "{folder}/question.wav"], "question.wav exists"),
+        (["--once", "{folder}/missing.wav", "--out", "a.wav"], "missing.wav: no such file"),
+        (["--text", "Hi", "--voice", "anna", "--out", "a.wav"], "expected NAME=FILE"),
+    ],
+)
+def test_mistakes_are_one_line(folder, capsys, words, expected):
+    assert chat(folder, *(word.replace("{folder}", str(folder)) for word in words)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert expected in error
