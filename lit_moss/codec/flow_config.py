@@ -83,7 +83,8 @@ class FlowConfig:
 
 
 def sizes_of_tensors(tensors: Mapping[str, Tensor]) -> FlowConfig:
-    """Sizes of a `flow.pt` by its shapes; the velocity network's heads are taken as 64 wide, as officially.
+    """Sizes of a `flow.pt` by its shapes; the velocity network's heads are taken as 64 wide, as officially,
+    or as one where that cannot be.
 
     Raises:
         UserError: if these are not the tensors of a flow decoder.
@@ -105,8 +106,8 @@ def sizes_of_tensors(tensors: Mapping[str, Tensor]) -> FlowConfig:
             encoder_inner=tensors["encoder.encoders.0.feed_forward.w_1.weight"].shape[0],
             encoder_layers=count("encoder.encoders."),
             channels=tensors[unet + "final_proj.weight"].shape[1],
-            heads=max(1, inner // 64),
-            head_width=min(64, inner),
+            heads=1 if inner % 64 else inner // 64,
+            head_width=inner if inner % 64 else 64,
             blocks=count(unet + "down_blocks.0.1."),
             mid_stages=count(unet + "mid_blocks."),
         )
