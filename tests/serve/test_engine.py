@@ -268,6 +268,22 @@ def test_recordings_and_short_turns_and_cleared_ones(engine, model):
         session.listen().push(torch.zeros(121 * 24_000))
 
 
+def test_a_model_without_speech_tokenizer_says_so_at_the_end_of_the_turn(model):
+    deaf = SpeechModel("deaf", model.lm, model.text_tokenizer, None, None)
+    engine = Engine(deaf)
+    try:
+        engine.warm_up()
+        turn = engine.open_session().listen()
+        turn.push(wave(0.5))
+        for future in (turn.finish(), engine.encode(wave(0.5), 24_000)):
+            with pytest.raises(UserError, match="deaf cannot listen"):
+                future.result(10)
+        with pytest.raises(UserError, match="cannot speak"):
+            engine.sessions[0].start_reply(ReplyOptions())
+    finally:
+        engine.close()
+
+
 def test_open_and_close_leave_nothing(model):
     engine = Engine(model, Limits(max_kept_bytes=100_000))
     try:
