@@ -53,9 +53,7 @@ class UserTurn:
         self.samples = 0
         self._opening: list[int] | None = None
         self._turns: tuple[object, ...] = ()
-        self._listener = Listener(
-            self._session.engine.sounds, self._tokenizer, self.rate_hz, self._look_ahead
-        )
+        self._listener = self._session.engine.listener(self.rate_hz, self._look_ahead)
 
     @property
     def seconds(self) -> float:
