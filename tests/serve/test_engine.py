@@ -80,7 +80,7 @@ def test_a_reply_is_that_of_generate_and_of_the_codec(engine, model):
         torch.testing.assert_close(heard.wave, whole, rtol=0, atol=1e-4)
         usage = done.usage
         assert usage.prompt_rows == usage.cached_rows + usage.prefilled_rows == len(done.prompt)
-        # Of a first prompt nothing is known; the next one begins as that does: "system", "You are a helpful ".
+        # Nothing of a first prompt is known; the next one begins like that: "system", "You are a helpful ".
         assert usage.cached_rows == 0 if reply == "speech" else 0 < usage.cached_rows < 40
         assert usage.text_rows + usage.speech_rows <= 30
         assert bool(usage.first_sound_sec) == (reply == "speech")
