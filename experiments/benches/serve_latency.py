@@ -134,7 +134,7 @@ def main() -> None:
     )
     parser.add_argument("--model", help="run, checkpoint, folder or hub id")
     parser.add_argument("--codec", help="as of `serve`")
-    parser.add_argument("--random", choices=("small", "official"), help="random weights instead")
+    parser.add_argument("--random", choices=("tiny", "small", "official"), help="random weights instead")
     parser.add_argument("--vocoder", choices=("griffin-lim", "hift"), default="griffin-lim")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of torch, for each worker (default: half of the cores)")

@@ -131,7 +131,7 @@ def main() -> int:
     )
     parser.add_argument("--model", help="run, checkpoint, folder or hub id")
     parser.add_argument("--codec", help="as of `serve`")
-    parser.add_argument("--random", choices=("small", "official"), help="random weights instead")
+    parser.add_argument("--random", choices=("tiny", "small", "official"), help="random weights instead")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sessions", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=5.0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, Qwen3Config
 
 from lit_moss.audio import rates
 from lit_moss.audio.streams import Stream
@@ -17,9 +18,17 @@ from lit_moss.codec.hift import HiFT, HiFTConfig
 from lit_moss.codec.vocoder import HiFTVocoder
 from lit_moss.devices import moved
 from lit_moss.llm import SplitLM
-from lit_moss.llm.backbone import load_text_tokenizer, row_format
+from lit_moss.llm.backbone import load_text_tokenizer, resolve_backbone, row_format
 from lit_moss.serve.model import SpeechModel
 
+_TINY_ENCODER = EncoderConfig(
+    num_mel_bins=80, d_model=64, encoder_attention_heads=2, encoder_ffn_dim=128, quantize_position=2,
+    quantize_vocab_size=64,
+)  # fmt: skip
+_TINY_FLOW = FlowConfig(
+    vocab_size=64, hidden=32, speaker_dim=8, encoder_heads=2, encoder_inner=64, encoder_layers=2, channels=16,
+    heads=2, head_width=16, blocks=1, mid_stages=2, steps=2,
+)  # fmt: skip
 # Whisper-tiny's width, the flow decoder of conf/flow_decoder.yaml.
 _SMALL_ENCODER = EncoderConfig(
     num_mel_bins=80, d_model=384, encoder_attention_heads=6, encoder_ffn_dim=1536, quantize_position=2,
@@ -35,13 +44,11 @@ def random_model(size: str, device: str, vocoder: str = "griffin-lim") -> Speech
     """A model whose times, not its words, are of interest.
 
     Args:
-        size: `tiny` for tests, `small` (SmolLM2-135M with four layers of tails; Whisper-tiny; the flow of
-            conf/flow_decoder.yaml), or `official` (the released shapes, bfloat16, for a GPU).
+        size: `tiny`, `small` (SmolLM2-135M with tails of four layers, an encoder of Whisper-tiny's width, the
+            flow of conf/flow_decoder.yaml), or `official` (the released shapes, bfloat16, for a GPU).
         device: cpu or cuda.
         vocoder: `griffin-lim`, or `hift` with random weights.
     """
-    from lit_moss.llm.backbone import resolve_backbone
-
     folder = resolve_backbone("embedded:smollm2-135m")
     text_tokenizer = load_text_tokenizer(folder)
     torch.manual_seed(0)
@@ -49,6 +56,14 @@ def random_model(size: str, device: str, vocoder: str = "griffin-lim") -> Speech
         if size == "official":
             lm = _official_lm(text_tokenizer)
             encoder, flow, hift = EncoderConfig(), FlowConfig(speaker_dim=192), HiFTConfig()
+        elif size == "tiny":
+            form = row_format(text_tokenizer, 128, eosp=_TINY_ENCODER.quantize_vocab_size)
+            config = LlamaConfig(
+                hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+                num_key_value_heads=2, vocab_size=form.text_vocab_size, initializer_range=0.2,
+            )  # fmt: skip
+            lm = SplitLM.from_backbone(config, 1, 128, row_format=form)
+            encoder, flow, hift = _TINY_ENCODER, _TINY_FLOW, HiFTConfig(32, 24)
         else:
             codes = _SMALL_ENCODER.quantize_vocab_size
             form = row_format(text_tokenizer, 1152, eosp=codes)
@@ -67,8 +82,6 @@ def random_model(size: str, device: str, vocoder: str = "griffin-lim") -> Speech
 
 
 def _official_lm(text_tokenizer: Any) -> SplitLM:
-    from transformers import Qwen3Config
-
     config = Qwen3Config(
         hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
         num_key_value_heads=8, head_dim=128, vocab_size=151_680, max_position_embeddings=40960,

@@ -12,6 +12,7 @@ for a reply and read its events. All tensors are touched by the engine's own thr
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -42,27 +43,17 @@ class UserTurn:
 
     Attributes:
         samples: Samples so far.
-
-    Raises:
-        UserError: if the model cannot listen.
     """
 
     def __init__(self, session: "Session", rate_hz: int) -> None:
         self._session, self.rate_hz = session, rate_hz
-        tokenizer = session.engine.model.speech_tokenizer
-        if tokenizer is None:
-            name = session.engine.model.name
-            raise UserError(f"{name} cannot listen: start the server with --codec")
-        self._tokenizer = tokenizer
         self._new()
 
     def _new(self) -> None:
         self.samples = 0
         self._opening: list[int] | None = None
         self._turns: tuple[object, ...] = ()
-        self._listener = Listener(
-            self._session.engine.sounds, self._tokenizer, self.rate_hz, self._look_ahead
-        )
+        self._listener = self._session.engine.listener(self.rate_hz, self._look_ahead)
 
     @property
     def seconds(self) -> float:
@@ -89,7 +80,7 @@ class UserTurn:
         self._listener.push(samples_T)
 
     def finish(self) -> "Future[list[int]]":
-        """Ends the turn; its codes."""
+        """Ends the turn; its codes, or a UserError if the model cannot listen."""
         self._session.touch()
         return self._listener.finish()
 
@@ -296,17 +287,17 @@ class Engine:
     # --- sound in -------------------------------------------------------------------------------------------
 
     def encode(self, wave_T: Tensor, rate_hz: int) -> "Future[list[int]]":
-        """Codes of a wave, float32 (T,) in [-1, 1].
-
-        Raises:
-            UserError: if the model cannot listen.
-        """
-        tokenizer = self.model.speech_tokenizer
-        if tokenizer is None:
-            raise UserError(f"{self.model.name} cannot listen: start the server with --codec")
-        listener = Listener(self.sounds, tokenizer, rate_hz)
+        """Codes of a wave, float32 (T,) in [-1, 1], or a UserError if the model cannot listen."""
+        listener = self.listener(rate_hz)
         listener.push(wave_T)
         return listener.finish()
+
+    def listener(self, rate_hz: int, on_codes: Callable[[list[int]], None] | None = None) -> Listener:
+        """For the sound of one turn; see `Listener`."""
+        listener = Listener(self.sounds, self.model.speech_tokenizer, rate_hz, on_codes)
+        if self.model.speech_tokenizer is None:
+            listener.fail(UserError(f"{self.model.name} cannot listen: start the server with --codec"))
+        return listener
 
     # --- replies --------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from lit_moss.llm.sessions import Context, ContextPool, Generation, Prefill, step
+from lit_moss.llm.sessions import PIECE_ROWS, Context, ContextPool, Generation, Prefill, step
 from lit_moss.serve.counts import Counts
 from lit_moss.serve.model import SpeechModel
 from lit_moss.serve.replies import Reason, Reply, Usage
@@ -176,9 +176,12 @@ class RowWorker:
         if filling:
             # The one that can speak first; each session has one reply, so the others' turn comes.
             self._guarded(min(filling, key=_rows_left), _advance)
-            worked = True
-        worked |= self._step([one for one in going_on if self._is_ready(one)])
-        return worked or self._look_ahead(going_on)
+        stepped = self._step([one for one in going_on if self._is_ready(one)])
+        if filling:
+            return True
+        # A piece costs about as much as a row of everybody, however short it is.
+        ahead = self._look_ahead(going_on, PIECE_ROWS // 2 if stepped else 1)
+        return worked or stepped or ahead
 
     def _is_ready(self, one: Running) -> bool:
         g = one.generation
@@ -261,28 +264,34 @@ class RowWorker:
             if owner in self._contexts:
                 self.pool.give(self._contexts.pop(owner))
 
-    def _look_ahead(self, going_on: list[Running]) -> bool:
-        """A piece of what a user is saying, while nothing else is to be done."""
+    def _look_ahead(self, going_on: list[Running], least: int) -> bool:
+        """A piece of what a user is saying, if there are at least so many rows of it."""
         busy = {one.owner for one in going_on}
         with self._lock:
             owners = [o for o in self._owners if o.ahead is not None and not o.closed and o not in busy]
         for owner in owners:
             rows = owner.ahead
-            if rows is not None and self._prefill_ahead(owner, rows):
-                return True
-            if owner.ahead is rows:
+            if rows is None:
+                continue
+            try:
+                missing = self._missing_ahead(owner, rows)
+                if missing >= least:
+                    Prefill(self._lm, self._contexts[owner], rows).advance()
+                    return True
+            except Exception:  # the reply will compute it, or say what is wrong
+                _logger.exception("a turn could not be computed ahead")
+                missing = 0
+            if not missing and owner.ahead is rows:
                 owner.ahead = None
         return False
 
-    def _prefill_ahead(self, owner: Owner, rows: list[int]) -> bool:
-        context = self._contexts.get(owner)
-        if context is None:
-            context = self._context_for(owner, rows)
+    def _missing_ahead(self, owner: Owner, rows: list[int]) -> int:
+        """Rows that can be computed ahead."""
+        context = self._contexts.get(owner) or self._context_for(owner, rows)
         # Only what continues the cached rows: a turn that is not in the conversation yet must not be lost.
-        if len(context.rows) >= len(rows) - 1 or context.common(rows) < len(context.rows):
-            return False
-        Prefill(self._lm, context, rows).advance()
-        return True
+        if context.common(rows) < len(context.rows):
+            return 0
+        return max(0, len(rows) - 1 - len(context.rows))
 
 
 def one_line(failure: Exception) -> str:

@@ -117,7 +117,7 @@ class Listener:
 
     Args:
         worker: Who encodes.
-        tokenizer: The speech tokenizer.
+        tokenizer: The speech tokenizer; None if there is none: call `fail`.
         rate_hz: Rate of the samples.
         on_codes: Called by the worker with all codes so far, whenever there are new ones.
     """
@@ -125,7 +125,7 @@ class Listener:
     def __init__(
         self,
         worker: SoundWorker,
-        tokenizer: SpeechTokenizer,
+        tokenizer: SpeechTokenizer | None,
         rate_hz: int,
         on_codes: Callable[[list[int]], None] | None = None,
     ) -> None:
@@ -138,12 +138,14 @@ class Listener:
         self._future: Future[list[int]] = Future()
 
     def push(self, samples_T: Tensor) -> None:
-        """Next samples; returns at once."""
+        """Next samples; returns at once. After an error they are dropped."""
+        if self._tokenizer is None or self._future.done():
+            return
         if self._live is None:
             live = self._tokenizer.config.log_mel == "causal"
             self._live = live and len(samples_T) < RECORDING_SEC * self._rate_hz
             if self._live:
-                self._worker.submit(self, self._open)
+                self._worker.submit(self, lambda: self._try(self._open))
         self._pieces.append(samples_T)
         self._held += len(samples_T)
         if self._live and self._held >= LIVE_SEC * self._rate_hz:
@@ -157,6 +159,8 @@ class Listener:
 
     def finish(self) -> "Future[list[int]]":
         """Ends the turn: all of its codes."""
+        if self._future.done():
+            return self._future
         if self._live:
             if self._pieces:
                 self._give()
@@ -189,6 +193,7 @@ class Listener:
     def _open(self) -> None:
         block = round(self._rate_hz / _BLOCKS_PER_SEC)
         self._resampler = Resampler(self._rate_hz, rates.TOKENIZER_RATE_HZ, block)
+        assert self._tokenizer is not None
         self._stream = self._tokenizer.stream()
 
     def _encode(self, samples_T: Tensor) -> None:
@@ -201,6 +206,7 @@ class Listener:
     def _split(self, wave_T: Tensor) -> None:
         """A recording: one task for each of the tokenizer's segments (30 s), which do not depend on one
         another."""
+        assert self._tokenizer is not None
         wave_T = resample(wave_T, self._rate_hz, rates.TOKENIZER_RATE_HZ)
         limit = rates.segment_samples(self._tokenizer.config.max_source_positions)
         for segment_T in wave_T.split(limit) if len(wave_T) else ():
@@ -208,6 +214,7 @@ class Listener:
         self._worker.submit(self, lambda: self._try(self._end))
 
     def _whole(self, segment_T: Tensor) -> None:
+        assert self._tokenizer is not None
         codes = self._tokenizer.encode(segment_T, rates.TOKENIZER_RATE_HZ)
         self._add(codes)
 

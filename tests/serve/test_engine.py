@@ -79,7 +79,9 @@ def test_a_reply_is_that_of_generate_and_of_the_codec(engine, model):
         whole = torch.cat([*(player.push(group) for group in groups), player.flush()])
         torch.testing.assert_close(heard.wave, whole, rtol=0, atol=1e-4)
         usage = done.usage
-        assert (usage.prompt_rows, usage.cached_rows) == (len(done.prompt), 0)
+        assert usage.prompt_rows == usage.cached_rows + usage.prefilled_rows == len(done.prompt)
+        # Nothing of a first prompt is known; the next one begins like that: "system", "You are a helpful ".
+        assert usage.cached_rows == 0 if reply == "speech" else 0 < usage.cached_rows < 40
         assert usage.text_rows + usage.speech_rows <= 30
         assert bool(usage.first_sound_sec) == (reply == "speech")
         session.close()
@@ -266,6 +268,22 @@ def test_recordings_and_short_turns_and_cleared_ones(engine, model):
         session.listen().push(torch.tensor([torch.nan]))
     with pytest.raises(UserError, match="more than 120 s"):
         session.listen().push(torch.zeros(121 * 24_000))
+
+
+def test_a_model_without_speech_tokenizer_says_so_at_the_end_of_the_turn(model):
+    deaf = SpeechModel("deaf", model.lm, model.text_tokenizer, None, None)
+    engine = Engine(deaf)
+    try:
+        engine.warm_up()
+        turn = engine.open_session().listen()
+        turn.push(wave(0.5))
+        for future in (turn.finish(), engine.encode(wave(0.5), 24_000)):
+            with pytest.raises(UserError, match="deaf cannot listen"):
+                future.result(10)
+        with pytest.raises(UserError, match="cannot speak"):
+            engine.sessions[0].start_reply(ReplyOptions())
+    finally:
+        engine.close()
 
 
 def test_open_and_close_leave_nothing(model):
