@@ -24,7 +24,8 @@ from lit_moss.contracts import fingerprints_of
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 from lit_moss.runs import ranks
-from lit_moss.runs.checkpoints import AtomicCheckpointIO, begin_fork, step_of
+from lit_moss.runs.checkpoint_io import AtomicCheckpointIO
+from lit_moss.runs.checkpoints import begin_fork, step_of
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import PARENT_VARIABLE, end_with_parent
 from lit_moss.runs.mlflow_access import mlflow_errors

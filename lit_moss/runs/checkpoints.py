@@ -4,7 +4,6 @@ Sharded strategies (FSDP2, DeepSpeed) write a folder, in which each rank writes 
 is complete once it holds `WHOLE`, which lists all its files with their sizes and is written last.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
-from typing_extensions import override
 
 from lit_moss.errors import UserError
 from lit_moss.files import atomic_write, write_json
@@ -28,41 +25,6 @@ SEAL = 64  # hex digits of a sha256
 WHOLE = "whole.json"
 STEP = "step.txt"  # in a folder of shards: optimizer steps done
 LAST = "last.ckpt"  # state in which a run ended, where that is not one of those written every n steps
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves to a file beside the target, syncs, then renames: a kill leaves the old file or the new one.
-
-    Lightning's own save moves a file from the system's temporary folder, which on another file system is a
-    copy, and has swallowed a PermissionError. Loads with `weights_only=True`: a checkpoint cannot run code.
-    """
-
-    @override
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w+b") as file:
-                torch.save(checkpoint, file)
-                _seal(file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
-            raise UserError(
-                f"the checkpoint {target} could not be written ({reason}); earlier ones are whole. "
-                "Make room or rights, then resume with --ckpt_path last"
-            ) from error
-
-    @override
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return load_checkpoint(Path(path))
 
 
 def _digest(file: BinaryIO, size: int) -> str:
@@ -76,7 +38,7 @@ def _digest(file: BinaryIO, size: int) -> str:
     return digest.hexdigest()
 
 
-def _seal(file: BinaryIO) -> None:
+def seal_file(file: BinaryIO) -> None:
     """Appends the sha256 of the archive as its comment, which zip readers ignore."""
     size = file.seek(0, os.SEEK_END) - 2  # the archive ends with the comment's length, two bytes
     digest = _digest(file, size)

@@ -10,7 +10,7 @@ from lm_recipe import backbone_folder
 from lit_moss.errors import UserError
 from lit_moss.hub import open_lm
 from lit_moss.llm import SplitLM
-from lit_moss.runs.checkpoints import AtomicCheckpointIO
+from lit_moss.runs.checkpoint_io import AtomicCheckpointIO
 
 
 @pytest.fixture

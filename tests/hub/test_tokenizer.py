@@ -99,7 +99,7 @@ def test_it_is_computed_once_until_a_file_changes(tiny_encoder, tmp_path, monkey
 
 def test_a_run_opens_its_best_checkpoint(tiny_encoder, tmp_path):
     from lit_moss.modules import CodecEncoder
-    from lit_moss.runs.checkpoints import AtomicCheckpointIO
+    from lit_moss.runs.checkpoint_io import AtomicCheckpointIO
 
     run = tmp_path / "runs" / "tiny" / "one"
     model = CodecEncoder(init_from=None, encoder=tiny_encoder().config)

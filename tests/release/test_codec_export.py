@@ -106,7 +106,7 @@ def test_the_embedded_speaker_encoder_is_kept_by_its_name(tmp_path):
 
 def run_of(folder: Path, checkpoint: dict) -> Path:
     """A run whose best checkpoint this is."""
-    from lit_moss.runs.checkpoints import AtomicCheckpointIO
+    from lit_moss.runs.checkpoint_io import AtomicCheckpointIO
 
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "run.json").write_text('{"mlflow_run_id": null}')

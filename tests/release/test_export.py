@@ -31,7 +31,8 @@ from lit_moss.llm.lora import Lora
 from lit_moss.llm.stages import hash_record
 from lit_moss.release.export import export
 from lit_moss.release.weights import mean_of, plan_shards, write_weights
-from lit_moss.runs.checkpoints import AtomicCheckpointIO, load_checkpoint
+from lit_moss.runs.checkpoint_io import AtomicCheckpointIO
+from lit_moss.runs.checkpoints import load_checkpoint
 from lit_moss.runs.stored import StoredTensor
 
 MANIFEST = Path(__file__).resolve().parents[3] / "shared/contract/moss_speech_lm_manifest.json"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lit_moss.errors import UserError
-from lit_moss.runs.checkpoints import AtomicCheckpointIO, checkpoint_of
+from lit_moss.runs.checkpoint_io import AtomicCheckpointIO
+from lit_moss.runs.checkpoints import checkpoint_of
 
 
 def begin_run(folder, *files):

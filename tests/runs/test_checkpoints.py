@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lit_moss.errors import UserError
-from lit_moss.runs.checkpoints import AtomicCheckpointIO, newest_checkpoint
+from lit_moss.runs.checkpoint_io import AtomicCheckpointIO
+from lit_moss.runs.checkpoints import newest_checkpoint
 
 
 def state(step):
@@ -131,7 +132,7 @@ def test_what_is_saved_is_loaded_and_no_other_file_is_left(tmp_path):
 SAVES = """
 import json, os, resource, signal, sys
 import torch
-from lit_moss.runs.checkpoints import AtomicCheckpointIO
+from lit_moss.runs.checkpoint_io import AtomicCheckpointIO
 from lit_moss.errors import UserError
 
 content = {"w": torch.zeros(500_000)}

@@ -1,0 +1,48 @@
+"""Lightning's checkpoint files, written completely or not at all, and read as data."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from typing_extensions import override
+
+from lit_moss.errors import UserError
+from lit_moss.runs.checkpoints import load_checkpoint, seal_file
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Saves to a file beside the target, syncs, then renames: a kill leaves the old file or the new one.
+
+    Lightning's own save moves a file from the system's temporary folder, which on another file system is a
+    copy, and has swallowed a PermissionError. Loads with `weights_only=True`: a checkpoint cannot run code.
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        partial = target.with_name(target.name + ".partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("w+b") as file:
+                torch.save(checkpoint, file)
+                seal_file(file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+            raise UserError(
+                f"the checkpoint {target} could not be written ({reason}); earlier ones are whole. "
+                "Make room or rights, then resume with --ckpt_path last"
+            ) from error
+
+    @override
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
