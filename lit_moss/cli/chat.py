@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Answers one question, or serves until it is interrupted."""
     if args.once is None and args.text is None:
+        if args.out is not None or args.reply is not None:
+            raise UserError("--out and --reply need a question: give --once FILE or --text TEXT")
         serve.main(args, "/")
     else:
         _answer(args)

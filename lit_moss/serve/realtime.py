@@ -127,7 +127,7 @@ def _foreign_page(websocket: "WebSocket", context: "Context") -> str | None:
     origin = websocket.headers.get("origin")
     if origin is None or origin in context.cors_origins or _host_of(origin) in (host, *LOOPBACK):
         return None
-    return f"a page of {origin} may not connect to a server without a key: start it with --api-key"
+    return f"a page of {origin} may not connect to a server without a key: start it with --api-key-file"
 
 
 def _host_of(url: str) -> str | None:
