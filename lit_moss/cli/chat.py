@@ -102,6 +102,8 @@ def _reply_options(args: argparse.Namespace) -> "ReplyOptions":
         raise UserError(f"--max-new-tokens is {args.max_new_tokens}, expected 1 or more")
     if args.text is not None and not args.text.strip():
         raise UserError("--text is empty: expected a question")
+    if not args.temperature >= 0:
+        raise UserError(f"--temperature is {args.temperature}, expected 0 or more")
     sampling = Sampling(temperature=args.temperature)
     voice = args.voice[0].partition("=")[0] if args.voice else "default"
     return ReplyOptions(

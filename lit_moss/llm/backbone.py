@@ -17,7 +17,8 @@ import torch
 
 from lit_moss import assets
 from lit_moss.errors import UserError
-from lit_moss.llm.folders import first_line, refuse_pointer
+from lit_moss.llm.config import MODEL_TYPE
+from lit_moss.llm.folders import first_line, read_json, refuse_pointer
 from lit_moss.llm.rows import RowFormat, default_eosp
 
 SMOLLM2 = "embedded:smollm2-135m"
@@ -71,7 +72,9 @@ def load_text_tokenizer(name: str | Path) -> Any:
     for file in folder.glob("tokenizer*"):
         refuse_pointer(file)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, config=_split_config(folder), trust_remote_code=False
+        )
     except Exception as error:  # a damaged file may raise anything
         for file in folder.iterdir():
             if file.is_file():
@@ -85,6 +88,17 @@ def load_text_tokenizer(name: str | Path) -> Any:
         if not any(n in vocabulary for n in names):
             tokenizer.add_tokens([names[0]], special_tokens=True)
     return tokenizer
+
+
+def _split_config(folder: Path) -> Any:
+    """What transformers reads of a split model's config.json, of whose type it would warn; else None."""
+    from transformers import PretrainedConfig
+
+    file = folder / "config.json"
+    fields = read_json(file) if file.is_file() else {}
+    if fields.pop("model_type", None) != MODEL_TYPE:
+        return None
+    return PretrainedConfig.from_dict(fields)
 
 
 def row_format(

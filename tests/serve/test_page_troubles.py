@@ -14,6 +14,7 @@ from chat_page import (
     question_file,
     say,
     serving,
+    settings,
     text_of,
     wait_until_silent,
 )
@@ -144,6 +145,7 @@ def test_sound_that_does_not_start_holds_no_reply_up(browser, server):
 
 def test_focus_stays_in_its_place_and_replies_are_read_out_whole(page):
     choose_reply(page, "text")
+    settings(page, max_tokens=400)
     page.fill("#text", "What is rain?")
     page.focus("#send")
     page.keyboard.press("Enter")
