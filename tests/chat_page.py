@@ -74,8 +74,9 @@ def choose_reply(page, modality):
 
 
 def say(page, text):
-    page.fill("#text", text)
-    page.press("#text", "Enter")
+    page.click("#text")
+    page.keyboard.type(text)  # by the keyboard: `fill` also fills where no key arrives
+    page.keyboard.press("Enter")
 
 
 def wait_until_silent(page):

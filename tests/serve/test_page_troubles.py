@@ -146,8 +146,10 @@ def test_sound_that_does_not_start_holds_no_reply_up(browser, server):
 def test_focus_stays_in_its_place_and_replies_are_read_out_whole(page):
     choose_reply(page, "text")
     settings(page, max_tokens=400)
-    page.fill("#text", "What is rain?")
-    page.focus("#send")
+    page.click("#text")
+    page.keyboard.type("What is rain?")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "send"
     page.keyboard.press("Enter")
     page.wait_for_selector(f"{LAST}.assistant[aria-busy=true]")
     assert page.evaluate("document.activeElement.id") in ("stop", "send")

@@ -32,7 +32,8 @@ export function connectButtons(actions) {
     event.preventDefault();
     guard(actions.sendText);
   };
-  document.onkeydown = ({ key }) => key === "Escape" && guard(actions.stop);
+  // No `onkeydown`: one that returns false, such as `key === "Escape" && …`, cancels the key.
+  document.addEventListener("keydown", ({ key }) => key === "Escape" && guard(actions.stop));
   $("stop").onclick = () => guard(actions.stop);
   $("clear").onclick = () => confirm("Begin a new conversation? This one is lost.") && guard(actions.clear);
   $("save").onclick = actions.save;

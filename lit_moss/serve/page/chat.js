@@ -391,7 +391,8 @@ async function start() {
     update: async () => session && microphone && ready(), // hands-free, for the next reply
     redraw: () => messages.forEach((message) => message.draw()),
   });
-  window.onbeforeunload = (event) => messages.length && event.preventDefault(); // a reload would lose the conversation
+  // A reload would lose the conversation.
+  window.addEventListener("beforeunload", (event) => messages.length && event.preventDefault());
   document.body.dataset.ready = "";
 }
 
