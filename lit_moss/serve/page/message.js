@@ -46,14 +46,15 @@ export class Message {
     }
     if (facts.gaps) words.push(facts.gaps === 1 ? "1 gap" : `${facts.gaps} gaps`);
     if (facts.server) words.push(`prompt of ${facts.server.prompt_rows} rows, ${facts.server.cached_rows} cached`);
+    if (facts.status === "completed" && !samples && !this.text.trim()) words.unshift("an empty reply");
     if (facts.status === "incomplete") words.push("cut at the limit of rows");
     if (facts.status === "cancelled" || facts.heardSeconds != null) words.push("stopped");
     this.note = words.join(" · ");
   }
 
   addText(delta) {
+    this.find(".text").append(this.text.trim() ? delta : delta.trimStart()); // no empty lines on top
     this.text += delta;
-    this.find(".text").append(delta);
   }
 
   addSound(pcm) {

@@ -54,7 +54,7 @@ export function showConfig(config) {
 
 /** How to begin. */
 function welcome({ can_listen, can_speak }) {
-  const ask = can_listen ? "Hold the microphone and speak, choose a sound file, or type." : "Type a message.";
+  const ask = can_listen ? "Hold the microphone button and speak, choose a sound file, or type." : "Type a message.";
   const reply = can_speak ? "Replies come in speech or in text." : "Replies come in text: the server has no decoder (--codec).";
   return `${ask} ${reply}`;
 }
