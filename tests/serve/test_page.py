@@ -166,6 +166,7 @@ def test_reply_is_that_of_the_engine_in_all_four_modes(page, server, tmp_path, u
         assert page.locator(f"{LAST} .sound").is_hidden()
     if user == "speech":
         assert_same_sound(sound_of(page, "#history > li:first-child"), turn * 32768 / 32767)
+        assert page.locator("#history > li:first-child canvas").first.evaluate("wave => wave.width") > 50
 
 
 @pytest.mark.slow

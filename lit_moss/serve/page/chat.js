@@ -339,6 +339,7 @@ async function openPlayer() {
 function add(message) {
   messages.push(message);
   addToHistory(message.element);
+  message.draw(); // sound that it has already: before, it had no width
   show();
 }
 
@@ -391,8 +392,7 @@ async function start() {
     update: async () => session && microphone && ready(), // hands-free, for the next reply
     redraw: () => messages.forEach((message) => message.draw()),
   });
-  // A reload would lose the conversation.
-  window.addEventListener("beforeunload", (event) => messages.length && event.preventDefault());
+  addEventListener("beforeunload", (event) => messages.length && event.preventDefault()); // a reload would lose them
   document.body.dataset.ready = "";
 }
 
