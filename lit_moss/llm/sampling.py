@@ -5,7 +5,7 @@
 Shapes: B sequences, V ids of a head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,21 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
+
+
+def sampling_of(
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+) -> Sampling:
+    """Sampling as a user asks for it: what is None is as in the released demo, but temperature 0 alone is
+    `GREEDY`, without a penalty."""
+    base = GREEDY if temperature == 0 else Sampling()
+    given = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty,
+    }  # fmt: skip
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
 def sample(

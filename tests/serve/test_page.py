@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import shutil
-import threading
 import time
 import wave
 import zipfile
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import talker
 import torch
+from live_server import running
 
 from lit_moss.audio import io as audio_io
 from lit_moss.llm.sampling import Sampling
@@ -22,7 +22,6 @@ from lit_moss.serve.engine import Engine
 from lit_moss.serve.model import SpeechModel
 from lit_moss.serve.page import FILES
 from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
-from lit_moss.serve.settings import Limits
 
 PAGE = Path(__file__).resolve().parents[2] / "lit_moss" / "serve" / "page"
 ARGUMENTS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
@@ -33,21 +32,8 @@ DONE = f"{LAST}.assistant:not([data-state=running])"
 @contextlib.contextmanager
 def serving(model, api_key=None, **limits):
     """Address and engine of a server with the page."""
-    import uvicorn
-
-    engine = Engine(model, Limits(**limits))
-    app = create_app(Context(engine, api_key))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engine
-    finally:
-        server.should_exit = True
-        thread.join(15)
-        engine.close()
+    with running(model, api_key, **limits) as live:
+        yield live.url, live.engine
 
 
 @pytest.fixture(scope="module")

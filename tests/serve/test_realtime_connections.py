@@ -6,7 +6,8 @@ import time
 
 import pytest
 import websockets
-from realtime_server import GREEDY, b64, connected, running, shared_model, types
+from live_server import live_server, running
+from realtime_server import GREEDY, b64, connected, shared_model, types
 from talker import wave
 from websockets.sync.client import connect
 
@@ -87,7 +88,7 @@ def test_wrong_keys_are_refused(locked, options):
 def test_the_official_client_is_refused_with_a_wrong_key(locked):
     from openai import OpenAI
 
-    client = OpenAI(base_url=locked.url, api_key="wrong")
+    client = OpenAI(base_url=locked.v1, api_key="wrong")
     with pytest.raises(websockets.InvalidStatus), client.realtime.connect(model="m"):
         pass
 
@@ -100,10 +101,49 @@ def test_pages_from_elsewhere_are_refused_where_there_is_no_key(server):
     server.wait_for_sessions(0)
 
 
+def test_other_names_of_the_server_are_refused_with_and_without_a_key():
+    """A page of a name that resolves to this machine has the origin that its host has."""
+    for key in (None, KEY):
+        with running(shared_model(), key, hosts=("127.0.0.1", "localhost")) as server:
+            headers = {"Authorization": f"Bearer {KEY}", "Host": "evil.example"}
+            with (
+                pytest.raises(websockets.InvalidStatus) as refused,
+                connect(server.ws, additional_headers=headers, origin="http://evil.example"),
+            ):
+                pass
+            assert refused.value.response.status_code == 403
+            assert b"evil.example" in refused.value.response.body
+            with connect(server.ws, additional_headers={"Authorization": f"Bearer {KEY}"}) as socket:
+                socket.recv()
+
+
+def test_refused_pages_are_answered_with_options_that_exist(server):
+    with (
+        pytest.raises(websockets.InvalidStatus) as refused,
+        connect(server.ws, origin="https://other.example"),
+    ):
+        pass
+    assert b"--api-key-file" in refused.value.response.body
+    with pytest.raises(websockets.InvalidStatus), connect(server.ws, origin="null"):
+        pass
+
+
+def test_a_response_that_outlasts_the_drain_is_cut_and_counted():
+    with live_server(shared_model(), drain_sec=0.3) as live:
+        with connect(live.ws) as socket:
+            talk(socket, rows=1500)
+            read_until(socket, "response.output_audio.delta")
+            live.server.stop()
+            _, closed = events_until_closed(socket)
+            assert closed is None or closed.code in (1001, 1006, 1012)
+        live.wait_for_sessions(0)
+    assert live.server.was_cut
+
+
 def test_a_full_server_says_so_and_closes(server):
     from openai import OpenAI
 
-    third = OpenAI(base_url=server.url, api_key="x").realtime.connect(model="m")
+    third = OpenAI(base_url=server.v1, api_key="x").realtime.connect(model="m")
     with connected(server), connected(server), third as refused:
         assert refused.recv().error.code == "session_limit_reached"
         with pytest.raises(websockets.ConnectionClosedError) as closed:
@@ -166,7 +206,7 @@ def test_a_drained_server_ends_responses_and_takes_no_clients():
             talk(busy, rows=40)
             read_until(busy, "response.created")
             assert types([json.loads(idle.recv())]) == ["session.created"]
-            drained = server.drain()
+            server.server.stop()
             assert events_until_closed(idle)[1].code == 1001
             with connect(server.ws) as late:
                 events, closed = events_until_closed(late)
@@ -175,7 +215,6 @@ def test_a_drained_server_ends_responses_and_takes_no_clients():
             assert events[-1]["type"] == "response.done"
             assert events[-1]["response"]["status"] == "incomplete"  # to its end, not cancelled
             assert closed.code == 1001
-        drained.result(10)
         server.wait_for_sessions(0)
 
 
