@@ -201,7 +201,8 @@ class RealtimeTalker:
         events: list[dict[str, Any]] = []
         while not events or events[-1]["type"] not in names:
             events.append(json.loads(self._connection.recv_bytes()))
-            if events[-1]["type"] == "error":
+            late_cancel = events[-1].get("error", {}).get("code") == "response_cancel_not_active"
+            if events[-1]["type"] == "error" and not late_cancel:
                 raise RuntimeError(events[-1]["error"]["message"])
         return events
 

@@ -160,7 +160,7 @@ class ChatRequest(BaseModel):
 
     @property
     def who(self) -> str:
-        """Name of the asker, as far as it is given."""
+        """Name of the asker, as far as it is given: who asks under another name finds none of its caches."""
         extra = self.model_extra or {}
         names = ("prompt_cache_key", "safety_identifier", "user")
         return next((name for key in names if isinstance(name := extra.get(key), str)), "")

@@ -112,18 +112,22 @@ class Session:
         engine: Whose session it is.
         conversation: Its turns.
         reply: The latest reply, running or not; None before the first.
-        scope: Sessions of an equal scope find what this one has computed; itself: none does.
         expected: Options of the reply that will follow the user's turn: while the user speaks, the turn is
             computed into the cache of such a prompt. Those of the latest reply, unless set.
     """
 
     def __init__(self, engine: "Engine", conversation: Conversation, scope: object = None) -> None:
         self.engine, self.conversation = engine, conversation
-        self.scope: object = self if scope is None else scope
+        self._scope = scope
         self.reply: Reply | None = None
         self.expected: ReplyOptions | None = None
         self.ahead: list[int] | None = None
         self.closed = False
+
+    @property
+    def scope(self) -> object:
+        """Sessions of an equal scope find what this one has computed; itself: none does."""
+        return self if self._scope is None else self._scope
 
     def listen(self, rate_hz: int = rates.DECODER_RATE_HZ) -> UserTurn:
         """A new turn of speech, outside of the conversation until its codes are added to it."""

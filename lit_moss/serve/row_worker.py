@@ -36,8 +36,10 @@ class Owner(Protocol):
     """
 
     closed: bool
-    scope: object
     ahead: list[int] | None
+
+    @property
+    def scope(self) -> object: ...
 
 
 @dataclass(eq=False)
