@@ -16,7 +16,7 @@ from lit_moss.serve.engine import Session, UserTurn
 from lit_moss.serve.realtime_events import Json, Refused, error_event, event, new_id
 from lit_moss.serve.realtime_input import InputBuffer, SpeechStarted
 from lit_moss.serve.realtime_items import History, Item, checked_sound
-from lit_moss.serve.realtime_outbox import MAX_EVENTS, Outbox
+from lit_moss.serve.realtime_outbox import MAX_CHARACTERS, MAX_EVENTS, Outbox
 from lit_moss.serve.realtime_response import Response
 from lit_moss.serve.realtime_session import ResponseSettings, SessionSettings, check_output
 from lit_moss.serve.turn_detection import Probabilities
@@ -41,7 +41,10 @@ class Ending:
 
 
 _DRAINED = Ending(1001)
-_TOO_SLOW = Ending(1008, Refused(f"more than {MAX_EVENTS} events wait to be read", "client_too_slow"))
+_TOO_SLOW = Ending(
+    1008,
+    Refused(f"more than {MAX_EVENTS} events or {MAX_CHARACTERS} bytes wait to be read", "client_too_slow"),
+)
 
 
 class Connection:

@@ -11,7 +11,7 @@ from realtime_server import GREEDY, b64, connected, shared_model, types
 from talker import wave
 from websockets.sync.client import connect
 
-from lit_moss.serve.realtime_outbox import MAX_DELTAS, Outbox
+from lit_moss.serve.realtime_outbox import MAX_CHARACTERS, MAX_DELTAS, MAX_EVENTS, Outbox
 
 KEY = "secret"
 
@@ -254,3 +254,22 @@ def test_deltas_wait_for_room_and_other_events_do_not():
     sent = asyncio.run(main())
     assert sent[:2] == [0, 1]  # the second was on its way when the others were dropped
     assert sent[2:] == ["other", "last"]
+
+
+def test_what_waits_is_bounded_in_number_and_size():
+    async def main():
+        outbox = Outbox()
+        for n in range(MAX_EVENTS):
+            outbox.send({"n": n})
+        assert not outbox.overflows
+        outbox.send({"n": "one too many"})
+        assert outbox.overflows
+        outbox = Outbox()
+        outbox.send({"tools": "x" * (MAX_CHARACTERS // 2)}, "resp_1")
+        assert not outbox.overflows
+        outbox.send({"tools": "x" * (MAX_CHARACTERS // 2)})
+        assert outbox.overflows
+        outbox.drop("resp_1")
+        assert not outbox.overflows
+
+    asyncio.run(main())
