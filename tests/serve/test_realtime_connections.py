@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 
 import pytest
@@ -105,16 +106,21 @@ def test_other_names_of_the_server_are_refused_with_and_without_a_key():
     """A page of a name that resolves to this machine has the origin that its host has."""
     for key in (None, KEY):
         with running(shared_model(), key, hosts=("127.0.0.1", "localhost")) as server:
-            headers = {"Authorization": f"Bearer {KEY}", "Host": "evil.example"}
+            headers = {"Authorization": f"Bearer {KEY}"}
+            port = int(server.url.rpartition(":")[2])
             with (
+                socket.create_connection(("127.0.0.1", port)) as sock,
                 pytest.raises(websockets.InvalidStatus) as refused,
-                connect(server.ws, additional_headers=headers, origin="http://evil.example"),
-            ):
+                connect(
+                    f"ws://evil.example:{port}/v1/realtime", sock=sock, additional_headers=headers,
+                    origin=f"http://evil.example:{port}",
+                ),
+            ):  # fmt: skip
                 pass
             assert refused.value.response.status_code == 403
             assert b"evil.example" in refused.value.response.body
-            with connect(server.ws, additional_headers={"Authorization": f"Bearer {KEY}"}) as socket:
-                socket.recv()
+            with connect(server.ws, additional_headers=headers) as own:
+                own.recv()
 
 
 def test_refused_pages_are_answered_with_options_that_exist(server):
