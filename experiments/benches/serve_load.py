@@ -138,14 +138,11 @@ class RealtimeTalker:
     """A connection to the Realtime interface.
 
     Args:
-        address: http://HOST:PORT/v1
+        openai: The official client.
     """
 
-    def __init__(self, address: str) -> None:
-        from openai import OpenAI
-
-        self._client = OpenAI(base_url=address, api_key="none")
-        self._connection = self._client.realtime.connect(model="any").enter()
+    def __init__(self, openai: Any) -> None:
+        self._connection = openai.realtime.connect(model="any").enter()
         self._send("session.update", session={"type": "realtime", "lit_moss": {"codes": True}})
         self._until("session.updated")
 
@@ -187,7 +184,6 @@ class RealtimeTalker:
     def close(self) -> None:
         """See `Talker`."""
         self._connection.close()
-        self._client.close()
 
     def _respond(self, rows: int, seed: int, **response: Any) -> list[dict[str, Any]]:
         response |= {"max_output_tokens": rows, "lit_moss": {"seed": seed}}
@@ -294,8 +290,10 @@ def main() -> int:
     try:
         if args.interface == "engine":
             return run(engine, lambda: EngineTalker(engine), args)
-        with served(engine) as address:
-            return run(engine, lambda: RealtimeTalker(address), args)
+        from openai import OpenAI
+
+        with served(engine) as address, OpenAI(base_url=address, api_key="none") as openai:
+            return run(engine, lambda: RealtimeTalker(openai), args)
     finally:
         engine.close()
 
@@ -321,7 +319,8 @@ def run(engine: Engine, opened: Callable[[], Talker], args: argparse.Namespace) 
     while any(thread.is_alive() for thread in threads):
         time.sleep(min(30.0, max(0.5, until - time.monotonic())))
         made, now = engine.counts.rows.total(), time.monotonic()
-        memory.append(resident_mb())
+        if now < until + 1:
+            memory.append(resident_mb())
         print(
             f"{tally.replies} replies ({tally.cancelled} cancelled), "
             f"{(made - rows) / (now - began):.1f} rows/s, {len(tally.mixed)} mixed, "
