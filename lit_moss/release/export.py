@@ -122,14 +122,18 @@ def export(
         UserError: if there is no such model, it is damaged, `out` exists, or there is no room.
     """
     out = Path(out)
+    if average < 1:
+        raise UserError(f"--average {average}, expected 1 or more")
     _check_out(out, force)
     checkpoint = checkpoint_of(name, which or "last")
     stored = None if checkpoint is None else open_checkpoint(checkpoint)
     if checkpoint and stored and "split_config" not in stored.settings:  # a codec's
-        if average > 1 or codec is not None:
-            raise UserError(f"{name} is no language model: --average and --codec are for language models")
+        if average > 1 or codec is not None or dtype != "stored":
+            raise UserError(
+                f"{name} is no language model: --average, --codec and --dtype are for language models"
+            )
         part = checkpoint if which else checkpoint_of(name, "best") or checkpoint
-        _write(out, lambda folder: _fill_codec(folder, part, log_mel))
+        _write(out, lambda folder: _fill_codec(folder, part, log_mel, license))
         return Exported(out, 0, _gigabytes(out), None)
     if checkpoint is None or stored is None:
         source = _of_folder(name, average)
@@ -168,8 +172,10 @@ def export(
     return Exported(out, len(tensors), _gigabytes(out), record)
 
 
-def _fill_codec(folder: Path, checkpoint: Path, log_mel: str | None) -> None:
+def _fill_codec(folder: Path, checkpoint: Path, log_mel: str | None, license: str | None) -> None:
     export_codec(str(checkpoint), folder, log_mel)
+    if license is not None:
+        ModelRecord(license=license).write(folder)
     if not (folder / CARD).is_file():
         write_card(folder, RunFolder.of_checkpoint(checkpoint))
 
@@ -285,8 +291,6 @@ def _codecs_of_training(training: Training) -> Iterator[tuple[Path, str | None]]
 
 def _last_states(path: Path, run: RunFolder | None, count: int) -> list[Path]:
     """The newest `count` states that the run wrote every n steps, up to a checkpoint."""
-    if count < 1:
-        raise UserError(f"--average {count}, expected 1 or more")
     if run is None:
         raise UserError(f"--average needs a run's folder, and {path} is in none")
     last = step_of(path)

@@ -18,7 +18,7 @@ import torch
 from lit_moss import assets
 from lit_moss.data.chat_template import chat_template, template_fingerprint
 from lit_moss.errors import UserError
-from lit_moss.files import atomic_write
+from lit_moss.files import atomic_write, remove_leftovers
 from lit_moss.hub.model_folder import CODEC, ModelRecord
 from lit_moss.llm import SplitLM
 from lit_moss.llm.backbone import MODALITY_PAD_NAMES, SOSP_NAMES, load_text_tokenizer
@@ -91,6 +91,7 @@ def import_model(
     if codec is None and (folder / CODEC).is_dir():
         codec = str(folder / CODEC)
     files = weight_files(folder)
+    remove_leftovers(out)
     try:
         with atomic_write(out) as partial:
             partial.mkdir()

@@ -129,7 +129,7 @@ def _speech_parts(
             return open_tokenizer(name, log_mel), None
         except UserError as error:
             raise UserError(
-                f"{model} has no {CODEC}/, and the speech tokenizer of its training, {name}, cannot be opened "
-                f"here ({error}): give the codec (--codec)"
+                f"{model} has no {CODEC}/, and the speech tokenizer of its training, {name}, cannot be "
+                f"opened here ({error}): give the codec (--codec)"
             ) from error
     return None, None
