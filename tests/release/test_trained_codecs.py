@@ -1,6 +1,7 @@
-"""Trained runs of tokenizers and decoders become folders that the verbs open, and codecs of language models."""
+"""Trained runs of tokenizers and decoders become codecs' folders, alone and inside a model's."""
 
 import pytest
+import yaml
 from decoders import decoder_recipe
 from lm_recipe import lm_recipe
 from recording import fit, recipe
@@ -22,7 +23,11 @@ def test_runs_of_tokenizer_decoder_and_model_are_exported_by_the_command_line(co
     assert open_tokenizer(str(tmp_path / "tokenizer_out")).config.quantize_vocab_size == 32
     assert "license: mit" in (tmp_path / "tokenizer_out/README.md").read_text()
 
-    fit(decoder, decoder_recipe(decoder, corpus, tmp_path / "tokenizer_out", 5))
+    conf = decoder_recipe(decoder, corpus, tmp_path / "tokenizer_out", 5)
+    config = yaml.safe_load(conf.read_text())
+    config["model"]["init_args"]["flow"]["vocab_size"] = 32
+    conf.write_text(yaml.safe_dump(config))
+    fit(decoder, conf)
     capsys.readouterr()
     assert main(["export", str(decoder / "runs/tiny"), "--out", str(tmp_path / "codec_out")]) == 0
     assert "a codec" in capsys.readouterr().out
