@@ -86,7 +86,8 @@ def apply_umask(files: Iterable[Path]) -> None:
         probe.touch()
         mode = probe.stat().st_mode & 0o777
     for file in files:
-        file.chmod(mode)
+        with contextlib.suppress(PermissionError):  # somebody else's, or a file system without modes
+            file.chmod(mode)
 
 
 @contextmanager
