@@ -11,7 +11,8 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from lit_moss.errors import UserError
-from lit_moss.runs.stored import ZERO, ShardReader, not_data, parse_file
+from lit_moss.runs.shard_reader import ShardReader, not_data
+from lit_moss.runs.stored import ZERO, parse_file
 
 _METADATA, _LATEST = ".metadata", "latest"
 
