@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from lit_moss.cli.main import main
 from lit_moss.errors import UserError
 from lit_moss.files import PARTIAL, remove_leftovers, scratch_beside
-from lit_moss.hub import open_lm, record_of, speech_tokenizer_fingerprint
-from lit_moss.hub.model_folder import ModelRecord
+from lit_moss.hub import open_lm, speech_tokenizer_fingerprint
+from lit_moss.hub.model_folder import ModelRecord, record_of
 from lit_moss.llm import SplitLM
 from lit_moss.llm.backbone import load_text_tokenizer, row_format
 from lit_moss.llm.lora import Lora
@@ -42,17 +42,17 @@ def weights_of(folder):
 
 
 def test_the_licence_of_a_backbone_is_not_that_of_the_weights(tmp_path):
-    run = run_folder(tmp_path)
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["model"]["init_args"]["backbone"] = "embedded:smollm2-135m"
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    export(str(run), tmp_path / "out")
-    card = (tmp_path / "out/README.md").read_text()
-    assert ModelRecord.read(tmp_path / "out").license == ""
-    assert "license: unknown" in card.split("---")[1]
-    assert "has stated no licence; the backbone that they started from is under Apache-2.0" in card
-    export(str(run), tmp_path / "own", license="mit")
-    assert "license: mit" in (tmp_path / "own/README.md").read_text().split("---")[1]
+    source = model_folder(tmp_path / "source")
+    ModelRecord(backbone="embedded:smollm2-135m").write(source)
+    for words, license, said in (
+        ([], "unknown", "has stated no licence; the backbone that they started from is under Apache-2.0"),
+        (["--license", "mit"], "mit", "The weights are under mit."),
+    ):
+        assert main(["export", str(source), "--out", str(tmp_path / "out"), "--force", *words]) == 0
+        card = (tmp_path / "out/README.md").read_text()
+        assert f"license: {license}\n" in card.split("---")[1]
+        assert said in card
+        assert ModelRecord.read(tmp_path / "out").license == (license if words else "")
 
 
 def test_paths_of_an_imported_folder_are_not_published_by_its_export(tmp_path):
@@ -284,7 +284,7 @@ def documents_of_form(folder, form):
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def test_a_checkpoint_states_the_form_of_replies_of_documents_made_before(tmp_path, capsys):
+def test_a_checkpoint_states_the_form_of_replies_of_documents_made_before(tmp_path, caplog):
     conf = lm_recipe(tmp_path / "run", 5, kind="sft", stages=[{"policy": "full"}])
     documents_of_form(tmp_path / "sft-train", "guided")
     fit(tmp_path / "run", conf)
@@ -295,9 +295,8 @@ def test_a_checkpoint_states_the_form_of_replies_of_documents_made_before(tmp_pa
     documents_of_form(tmp_path / "sft-train", "direct")
     again = lm_recipe(tmp_path / "again", 5, kind="sft", stages=[{"policy": "full"}],
                       init_from=str(tmp_path / "out"))  # fmt: skip
-    capsys.readouterr()
     fit(tmp_path / "again", again)
-    said = [line for line in capsys.readouterr().err.splitlines() if "spoken replies" in line]
+    said = [record.message for record in caplog.records if "spoken replies" in record.message]
     assert said == [
         f"{tmp_path / 'out'} was trained for guided spoken replies, these documents hold direct ones "
         "(data.init_args.reply_form): it learns another form"
