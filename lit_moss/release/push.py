@@ -63,6 +63,8 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
         raise UserError(_refused(repo, error, error.response.status_code)) from error
     except HFValidationError as error:
         raise UserError(f"the hub does not take the name {repo!r} ({_line(error)})") from error
+    except ValueError as error:
+        raise UserError(f"the hub does not take the card of {folder} ({_line(error)})") from error
     except (http_error, OSError) as error:  # offline mode is a ConnectionError
         raise UserError(
             f"{api.endpoint} does not answer ({_line(error)}): check the connection, HF_ENDPOINT and "

@@ -57,6 +57,16 @@ def test_export_pushes_what_it_has_made_private_unless_asked(model, tmp_path, vi
         assert hub.private["me/model"] == (not visible)
 
 
+def test_a_card_that_the_hub_does_not_take_is_one_line(model, tmp_path):
+    with Hub() as hub:
+        words = ["--push-to-hub", "me/model", "--license", "not a licence"]
+        done = export(model, tmp_path / "out", hub.address, *words)
+        assert done.returncode == 2
+        assert "does not take the card of" in done.stderr.splitlines()[-1]
+        assert '"license" must be one of' in done.stderr.splitlines()[-1]
+        assert not hub.repos["me/model"]
+
+
 def test_a_missing_token_is_said_before_anything_is_written(model, tmp_path):
     done = export(model, tmp_path / "out", "http://127.0.0.1:9", "--push-to-hub", "me/model", HF_TOKEN="")
     assert done.returncode == 2
