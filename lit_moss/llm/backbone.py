@@ -17,7 +17,9 @@ import torch
 
 from lit_moss import assets
 from lit_moss.errors import UserError
-from lit_moss.llm.folders import first_line, refuse_pointer
+from lit_moss.files import apply_umask
+from lit_moss.llm.config import MODEL_TYPE
+from lit_moss.llm.folders import first_line, read_json, refuse_pointer
 from lit_moss.llm.rows import RowFormat, default_eosp
 
 SMOLLM2 = "embedded:smollm2-135m"
@@ -71,7 +73,8 @@ def load_text_tokenizer(name: str | Path) -> Any:
     for file in folder.glob("tokenizer*"):
         refuse_pointer(file)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = _config_of_split(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     except Exception as error:  # a damaged file may raise anything
         for file in folder.iterdir():
             if file.is_file():
@@ -85,6 +88,18 @@ def load_text_tokenizer(name: str | Path) -> Any:
         if not any(n in vocabulary for n in names):
             tokenizer.add_tokens([names[0]], special_tokens=True)
     return tokenizer
+
+
+def _config_of_split(folder: Path) -> Any:
+    """An empty config for a split model's folder, whose kind transformers does not know; None for others.
+
+    transformers would read the folder's as that of a model without a kind, and warn that the kinds differ.
+    """
+    from transformers import PreTrainedConfig
+
+    file = folder / "config.json"
+    is_split = file.is_file() and read_json(file).get("model_type") == MODEL_TYPE
+    return PreTrainedConfig() if is_split else None
 
 
 def row_format(
@@ -208,6 +223,7 @@ def convert_llama_gguf(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    apply_umask([folder / "model.safetensors"])
     _tokenizer_of(fields).save_pretrained(folder)
 
 

@@ -142,6 +142,12 @@ def _speech_parts(
         return opened.tokenizer, opened
     if (inside / "model.safetensors").is_file():
         return open_tokenizer(str(inside), log_mel), None
-    if record.speech_tokenizer_name:
-        return open_tokenizer(record.speech_tokenizer_name, log_mel), None
+    if name := record.speech_tokenizer_name:
+        try:
+            return open_tokenizer(name, log_mel), None
+        except UserError as error:
+            raise UserError(
+                f"{model} has no {CODEC}/, and the speech tokenizer of its training, {name}, cannot be "
+                f"opened here ({error}): give the codec (--codec)"
+            ) from error
     return None, None
