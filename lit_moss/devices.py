@@ -26,6 +26,10 @@ def moved(part: Movable, name: str) -> Movable:
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
+        torch.device(device)
+    except RuntimeError as error:  # whose message lists every device that torch knows
+        raise UserError(f"--device is {device!r}, expected auto, cpu or cuda") from error
+    try:
         return part.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(

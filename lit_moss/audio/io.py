@@ -306,6 +306,8 @@ def _check_length_known(path: str | Path, frames: int) -> None:
 def _why(path: str | Path, error: Exception) -> str:
     if not os.path.exists(path):  # False for a name too long for a file system, where Path raises
         return "no such file"
+    if os.path.isdir(path):
+        return "a folder, expected a sound file"
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return "empty file"
     return f"no readable sound ({str(error).split(': ', 1)[-1].strip()})"

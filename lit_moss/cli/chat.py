@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Answers one question, or serves until it is interrupted."""
     if args.once is None and args.text is None:
+        if args.out is not None or args.reply is not None:
+            raise UserError("--out and --reply need a question: give --once FILE or --text TEXT")
         serve.main(args, "/")
     else:
         _answer(args)
@@ -101,6 +103,8 @@ def _reply_options(args: argparse.Namespace) -> "ReplyOptions":
         raise UserError(f"--max-new-tokens is {most}, expected 1 or more")
     if args.text is not None and not args.text.strip():
         raise UserError("--text is empty: expected a question")
+    if not args.temperature >= 0:
+        raise UserError(f"--temperature is {args.temperature}, expected 0 or more")
     sampling = sampling_of(args.temperature)
     voice = args.voice[0].partition("=")[0] if args.voice else "default"
     return ReplyOptions(

@@ -88,11 +88,16 @@ def test_answer_without_temperature_is_the_greedy_one(folder, capsys):
         (["--text", "Hi", "--out", "a.txt"], "expected a name that ends in .wav"),
         (["--text", "Hi", "--out", "{folder}/question.wav"], "question.wav exists"),
         (["--once", "{folder}/missing.wav", "--out", "a.wav"], "missing.wav: no such file"),
+        (["--once", "{folder}", "--out", "a.wav"], "a folder, expected a sound file"),
         (["--text", "Hi", "--voice", "anna", "--out", "a.wav"], "expected NAME=FILE"),
+        (["--text", "Hi", "--device", "tpu"], "--device is 'tpu', expected auto, cpu or cuda"),
+        (["--text", "Hi", "--temperature", "-1"], "--temperature is -1.0, expected 0 or more"),
+        (["--out", "a.wav"], "need a question"),
+        (["--text", "Hi", "--unknown"], "unrecognized arguments: --unknown"),
     ],
 )
 def test_mistakes_are_one_line(folder, capsys, words, expected):
     assert chat(folder, *(word.replace("{folder}", str(folder)) for word in words)) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("error: ")
     assert expected in error

@@ -1,6 +1,5 @@
 """The page in a real browser, on a real server and a tiny model; what it shows is what the engine makes."""
 
-import contextlib
 import io
 import json
 import shutil
@@ -13,7 +12,19 @@ import numpy as np
 import pytest
 import talker
 import torch
-from live_server import running
+from chat_page import (
+    ARGUMENTS,
+    DONE,
+    LAST,
+    choose_reply,
+    opened,
+    question_file,
+    say,
+    serving,
+    settings,
+    text_of,
+    wait_until_silent,
+)
 
 from lit_moss.audio import io as audio_io
 from lit_moss.llm.sampling import GREEDY
@@ -24,16 +35,6 @@ from lit_moss.serve.page import FILES
 from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
 
 PAGE = Path(__file__).resolve().parents[2] / "lit_moss" / "serve" / "page"
-ARGUMENTS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-LAST = "#history > li:last-child"
-DONE = f"{LAST}.assistant:not([data-state=running])"
-
-
-@contextlib.contextmanager
-def serving(model, api_key=None, **limits):
-    """Address and engine of a server with the page."""
-    with running(model, api_key, **limits) as live:
-        yield live.url, live.engine
 
 
 @pytest.fixture(scope="module")
@@ -47,65 +48,10 @@ def server(model):
         yield running
 
 
-@pytest.fixture(scope="module")
-def playwright():
-    if shutil.which("chromium") is None:
-        pytest.skip("needs a chromium on PATH")
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    with api.sync_playwright() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser(playwright):
-    browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-    yield browser
-    browser.close()
-
-
 @pytest.fixture
 def page(browser, server):
     with opened(browser, server[0]) as page:
         yield page
-
-
-@contextlib.contextmanager
-def opened(browser, address, **options):
-    """The page in a context of its own, set to greedy replies of 40 rows; nothing may fail in it unseen."""
-    context = browser.new_context(**options)
-    page, failures = context.new_page(), []
-    page.on("pageerror", lambda error: failures.append(error))
-    page.on("dialog", lambda dialog: dialog.accept())
-    page.goto(address)
-    page.wait_for_selector("body[data-ready]")
-    settings(page, temperature=0, max_tokens=40)
-    yield page
-    context.close()
-    assert not failures
-
-
-def settings(page, **values):
-    is_phone = page.locator("#open-settings").is_visible()
-    if is_phone:
-        page.click("#open-settings")
-    for name, value in values.items():
-        page.locator(f"[name={name}]").fill(str(value))
-    if is_phone:
-        page.click("#open-settings")
-
-
-def choose_reply(page, modality):
-    page.locator(f"[name=reply][value={modality}]").check(force=True)
-
-
-def say(page, text):
-    page.fill("#text", text)
-    page.press("#text", "Enter")
-
-
-def wait_until_silent(page):
-    page.wait_for_selector(DONE, timeout=60_000)
-    page.wait_for_selector("#stop", state="hidden", timeout=60_000)
 
 
 def sound_of(page, selector):
@@ -115,14 +61,6 @@ def sound_of(page, selector):
     with wave.open(str(waiting.value.path())) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24_000, 1, 2)
         return np.frombuffer(file.readframes(file.getnframes()), "<i2")
-
-
-def error_with(page, words):
-    page.locator("#error").filter(has_text=words).wait_for()
-
-
-def text_of(page, selector=LAST):
-    return page.locator(f"{selector} .text").text_content()
 
 
 def expected(engine, turns, reply, rows=40):
@@ -146,13 +84,6 @@ def expected(engine, turns, reply, rows=40):
         return text, torch.cat(sounds)
     finally:
         session.close()
-
-
-def question_file(folder, seconds=1.0, pitch_hz=150.0):
-    """A sound file and its samples as they are in it."""
-    path = folder / f"question_{pitch_hz:.0f}.wav"
-    audio_io.write(path, talker.wave(seconds, pitch_hz), 24_000)
-    return path, audio_io.read(path, 24_000)
 
 
 def assert_same_sound(pcm, samples_T):
@@ -353,58 +284,6 @@ def test_two_sessions_side_by_side_are_not_mixed(browser, server, tmp_path):
         assert len(engine.sessions) == 2
         assert_same_sound(sound_of(one, LAST), expected(engine, ["What is rain?"], "speech")[1])
         assert text_of(other) == expected(engine, [wave_T], "text")[0]
-
-
-@pytest.mark.slow
-def test_bad_file_is_one_line_and_the_session_goes_on(page, tmp_path):
-    for name, content in {"broken.wav": b"RIFF" + bytes(100), "empty.mp3": b""}.items():
-        (tmp_path / name).write_bytes(content)
-        page.set_input_files("#file", tmp_path / name)
-        error_with(page, f"{name} cannot be read as sound")
-        assert page.locator("#history > li").count() == 0
-    choose_reply(page, "text")
-    say(page, "What is rain?")
-    wait_until_silent(page)
-    assert page.locator("#error").text_content() == ""
-    assert text_of(page)
-
-
-@pytest.mark.slow
-def test_what_the_server_refuses_is_shown_in_words(browser, model, tmp_path):
-    with serving(model, max_sessions=1, max_turn_sec=1.5) as (address, _), \
-            opened(browser, address) as page, opened(browser, address) as other:  # fmt: skip
-        choose_reply(page, "text")
-        say(page, "What is rain?")
-        wait_until_silent(page)
-        say(other, "What is rain?")
-        error_with(other, "sessions are taken")
-        path, _ = question_file(tmp_path, seconds=2.0)
-        page.set_input_files("#file", path)
-        error_with(page, "at most 1.5 s")
-
-
-@pytest.mark.slow
-def test_key_is_asked_for_where_the_server_has_one(browser, model):
-    with serving(model, api_key="a-key_1") as (address, _), opened(browser, address) as page:
-        choose_reply(page, "text")
-        page.fill("[name=key]", "wrong")
-        say(page, "What is rain?")
-        error_with(page, "right API key")
-        page.fill("[name=key]", "a-key_1")
-        say(page, "What is rain?")
-        wait_until_silent(page)
-        assert text_of(page)
-
-
-@pytest.mark.slow
-def test_server_that_ends_is_shown_in_words(browser, model):
-    with contextlib.ExitStack() as stack:
-        with serving(model) as (address, _):
-            page = stack.enter_context(opened(browser, address))
-            choose_reply(page, "text")
-            say(page, "What is rain?")
-            wait_until_silent(page)
-        error_with(page, "begins a new session")
 
 
 @pytest.mark.slow

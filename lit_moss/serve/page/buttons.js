@@ -1,31 +1,46 @@
 /** Buttons and keys -> what the page does. */
 
-import { guard } from "./view.js";
+import { wakeSound } from "./sound.js";
+import { fail, guard } from "./view.js";
 
 const HOLD_MS = 400; // a press that is shorter is a click: the next click ends the turn
 
 const $ = (id) => document.getElementById(id);
 
+/** Opens or closes the settings, which a wide screen always shows. */
+export function openSettings(isOpen) {
+  $("settings").classList.toggle("open", isOpen);
+  $("open-settings").setAttribute("aria-expanded", isOpen);
+}
+
 export function connectButtons(actions) {
+  for (const type of ["click", "keydown"]) document.addEventListener(type, wakeSound, { capture: true });
   connectMicrophone(actions);
   connectFiles(actions);
   $("composer").onsubmit = (event) => {
     event.preventDefault();
     guard(actions.sendText);
   };
+  if (!CSS.supports("field-sizing", "content")) {
+    $("text").oninput = ({ target }) => {
+      target.style.height = "auto";
+      target.style.height = `${target.scrollHeight}px`;
+    };
+  }
   $("text").onkeydown = (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
     guard(actions.sendText);
   };
-  document.onkeydown = ({ key }) => key === "Escape" && guard(actions.stop);
+  // No `onkeydown`: one that returns false, such as `key === "Escape" && …`, cancels the key.
+  document.addEventListener("keydown", ({ key }) => key === "Escape" && guard(actions.stop));
   $("stop").onclick = () => guard(actions.stop);
   $("clear").onclick = () => confirm("Begin a new conversation? This one is lost.") && guard(actions.clear);
   $("save").onclick = actions.save;
   $("settings").onsubmit = (event) => event.preventDefault();
-  $("open-settings").onclick = ({ currentTarget }) =>
-    currentTarget.setAttribute("aria-expanded", $("settings").classList.toggle("open"));
-  document.addEventListener("change", () => guard(actions.update));
+  $("open-settings").onclick = () => openSettings(!$("settings").classList.contains("open"));
+  // Without `guard`: a click that leaves a field changes it first, and its own error must stay.
+  document.addEventListener("change", () => actions.update().catch(fail));
   matchMedia("(prefers-color-scheme: dark)").onchange = actions.redraw;
 }
 
@@ -47,6 +62,7 @@ function connectMicrophone({ isListening, isHandsFree, listen, endTurn }) {
   $("mic").onpointerup = () => {
     if (pressed && performance.now() - pressed > HOLD_MS && !isHandsFree()) end();
   };
+  $("mic").onpointercancel = $("mic").onpointerup;
   $("mic").onclick = (event) => event.detail || toggle(); // clicks of the keyboard have no count
 }
 

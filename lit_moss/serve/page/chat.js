@@ -5,14 +5,14 @@
  * keeps the sound that was sent and heard, for playback and download.
  */
 
-import { connectButtons } from "./buttons.js";
+import { connectButtons, openSettings } from "./buttons.js";
 import { download } from "./download.js";
 import { Message, pausePlayback } from "./message.js";
 import { Realtime } from "./realtime.js";
 import { Heard } from "./heard.js";
 import { checkSettings, fields, sessionSettings, showConfig } from "./settings.js";
 import { Microphone, RATE, SoundOut, audioContext, base64Of, pcmOf, readFile } from "./sound.js";
-import { addDivider, addToHistory, fail, following, guard, say } from "./view.js";
+import { addDivider, addToHistory, fail, following, guard, say, swap, write } from "./view.js";
 
 const APPEND = RATE; // most samples of one append: 1 s
 const LEAST_SAMPLES = RATE / 10; // of a turn
@@ -39,6 +39,11 @@ let speechStartMs = 0; // of the turn that is being spoken, hands-free
 /** The session, with the settings as they are now. */
 async function ready() {
   checkSettings();
+  if (config.needs_key && !fields.key.value.trim()) {
+    openSettings(true);
+    fields.key.focus();
+    throw new Error("This server asks for an API key: enter it in the settings.");
+  }
   if (!session) {
     say("Connecting …");
     session = await Realtime.open(fields.key.value.trim(), receive, ended);
@@ -137,7 +142,8 @@ function askFor(open, since) {
 
 function hear(its, pcm) {
   its.message.addSound(pcm);
-  its.isPlaying = spoke = true;
+  spoke = true;
+  its.isPlaying = Boolean(out);
   out?.push(pcm);
 }
 
@@ -151,26 +157,12 @@ function finishReply(its, response) {
     message.note = response.status_details?.error?.message ?? "The reply failed.";
   } else {
     message.finish(`reply_${messages.indexOf(message) + 1}.wav`);
-    note(message, response);
+    message.facts.status = response.status;
+    message.showFacts();
+    if (!out && message.samples && !its.isStopped) message.toggle().catch(() => {}); // without a click none may play
   }
   its.done();
   show();
-}
-
-function note(message, response) {
-  const { facts, samples } = message;
-  const words = [];
-  if (facts.firstSound != null) words.push(`first sound ${facts.firstSound.toFixed(2)} s`);
-  if (samples && facts.seconds) {
-    facts.realTimeFactor = (facts.seconds * RATE) / samples;
-    words.push(`real-time factor ${facts.realTimeFactor.toFixed(2)}`);
-  }
-  if (facts.gaps) words.push(facts.gaps === 1 ? "1 gap" : `${facts.gaps} gaps`);
-  if (facts.server) words.push(`${facts.server.prompt_rows} rows of prompt, ${facts.server.cached_rows} of them cached`);
-  facts.status = response?.status ?? facts.status;
-  if (facts.status === "incomplete") words.push("cut at the limit of rows");
-  if (facts.status === "cancelled" || facts.heardSeconds != null) words.push("stopped");
-  message.note = words.join(" · ");
 }
 
 /** Messages of the player. */
@@ -180,13 +172,13 @@ function played({ type, reply: number, samples, gaps, time }) {
   if (type === "began") {
     message.facts.firstSound = (out.heardAt(time) - reply.since) / 1000;
     message.element.dataset.firstSound = message.facts.firstSound;
-    if (!reply.isRunning) note(message);
+    if (!reply.isRunning) message.showFacts();
   }
   if (type === "played") message.move(samples);
   if (type === "ended") {
     reply.isPlaying = false;
     message.facts.gaps = gaps;
-    note(message);
+    message.showFacts();
     message.move(0);
     show();
   }
@@ -206,7 +198,7 @@ async function stop({ asks = true } = {}) {
     const audio_end_ms = Math.floor((1000 * heard) / RATE);
     session?.send({ type: "conversation.item.truncate", item_id: stopped.itemId, content_index: 0, audio_end_ms });
     message.facts.heardSeconds = heard / RATE;
-    note(message);
+    message.showFacts();
   }
   message.move(0);
   show();
@@ -218,7 +210,7 @@ async function stop({ asks = true } = {}) {
 function ask(message, send) {
   return inTurn(async () => {
     await stop();
-    await openSound();
+    if (fields.reply.value === "speech") await openPlayer();
     const open = await ready();
     add(message);
     send(open);
@@ -232,14 +224,19 @@ function inTurn(action) {
   return result;
 }
 
-function sendText() {
+async function sendText() {
   const text = $("text").value.trim();
   if (!text) return;
-  $("text").value = "";
+  write("");
   const message = new Message("user", config.codebook);
   message.addText(text);
   const item = { type: "message", role: "user", content: [{ type: "input_text", text }] };
-  return ask(message, (open) => open.send({ type: "conversation.item.create", item }));
+  try {
+    await ask(message, (open) => open.send({ type: "conversation.item.create", item }));
+  } catch (error) {
+    if (!$("text").value) write(text); // to be sent again
+    throw error;
+  }
 }
 
 async function sendFile(file) {
@@ -332,6 +329,11 @@ async function openSound() {
   return audio;
 }
 
+/** Where sound cannot be played as it comes, a reply is played once it is whole. */
+async function openPlayer() {
+  await openSound().catch(({ message }) => fail(new Error(`${message} Replies are played once they are whole.`)));
+}
+
 // --- conversation ------------------------------------------------------------------------------------------------
 
 function add(message) {
@@ -360,8 +362,8 @@ async function clear() {
 
 function show() {
   const isBusy = Boolean(reply && (reply.isRunning || reply.isPlaying));
-  $("stop").hidden = !isBusy;
-  $("send").hidden = isBusy;
+  if (isBusy) swap($("send"), $("stop"));
+  else swap($("stop"), $("send"));
   $("welcome").hidden = messages.length > 0;
   $("save").disabled = $("clear").disabled = !messages.length;
   $("mic").setAttribute("aria-pressed", Boolean(microphone));
@@ -386,9 +388,11 @@ async function start() {
     stop,
     clear,
     save: () => download(config.model, sessionSettings(), messages),
-    update: () => session && microphone && ready(), // hands-free, for the next reply
+    update: async () => session && microphone && ready(), // hands-free, for the next reply
     redraw: () => messages.forEach((message) => message.draw()),
   });
+  // A reload would lose the conversation.
+  window.addEventListener("beforeunload", (event) => messages.length && event.preventDefault());
   document.body.dataset.ready = "";
 }
 

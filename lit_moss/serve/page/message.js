@@ -18,6 +18,7 @@ export class Message {
     const copy = document.getElementById("message").content.cloneNode(true);
     this.element = copy.firstElementChild;
     this.element.classList.add(role);
+    this.element.querySelector(".speaker").textContent = role === "user" ? "You:" : "Model:";
     Object.assign(this, { role, codebook, text: "", chunks: [], codes: [], samples: 0, peaks: [], heard: 0, facts: {} });
     this.find = (selector) => this.element.querySelector(selector);
     this.find(".play").onclick = () => this.toggle();
@@ -27,10 +28,27 @@ export class Message {
 
   set state(name) {
     this.element.dataset.state = name;
+    this.element.setAttribute("aria-busy", name === "running"); // read out once it is whole, not word by word
   }
 
   set note(words) {
     this.find(".note").textContent = words;
+  }
+
+  /** Says how fast a reply came, and what ended it. */
+  showFacts() {
+    const { facts, samples } = this;
+    const words = [];
+    if (facts.firstSound != null) words.push(`first sound ${facts.firstSound.toFixed(2)} s`);
+    if (samples && facts.seconds) {
+      facts.realTimeFactor = (facts.seconds * RATE) / samples;
+      words.push(`real-time factor ${facts.realTimeFactor.toFixed(2)}`);
+    }
+    if (facts.gaps) words.push(facts.gaps === 1 ? "1 gap" : `${facts.gaps} gaps`);
+    if (facts.server) words.push(`prompt of ${facts.server.prompt_rows} rows, ${facts.server.cached_rows} cached`);
+    if (facts.status === "incomplete") words.push("cut at the limit of rows");
+    if (facts.status === "cancelled" || facts.heardSeconds != null) words.push("stopped");
+    this.note = words.join(" · ");
   }
 
   addText(delta) {

@@ -42,7 +42,8 @@ export class Realtime {
       socket.onclose = ({ code }) => {
         const words = error || WHY_CLOSED[code] || `The connection ended (${code}).`;
         if (session.isThere) onClose(session.isClosing ? "" : words);
-        else reject(new Error(code === 1006 ? refusedWords(key) : words));
+        else if (code === 1006 && !error) whyRefused(key).then((why) => reject(new Error(why)));
+        else reject(new Error(words));
         session.isThere = false;
       };
     });
@@ -63,6 +64,13 @@ export class Realtime {
   }
 }
 
-function refusedWords(key) {
-  return `No connection to the server: ${key ? "is it running, and is this the right API key?" : "is it running?"}`;
+/** Scripts see no reason of a refused websocket: the same server is asked by HTTP. */
+async function whyRefused(key) {
+  const headers = key ? { authorization: `Bearer ${key}` } : {};
+  const answer = await fetch("v1/models", { headers }).catch(() => null);
+  if (!answer) return "The server does not answer: is it running?";
+  if (answer.ok) return "The server answers, but not by websocket: a proxy before it has to pass them on.";
+  if (answer.status === 401) return "The API key is not the server's: enter it in the settings.";
+  const body = await answer.json().catch(() => null);
+  return `The server refused the connection: ${body?.error?.message ?? `status ${answer.status}`}`;
 }

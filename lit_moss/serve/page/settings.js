@@ -42,6 +42,7 @@ export function showConfig(config) {
   fields.max_tokens.max = config.limits.max_new_tokens;
   fields.key.parentElement.hidden = !config.needs_key;
   fields.reply.value = config.can_speak ? "speech" : "text";
+  document.getElementById("welcome").textContent = welcome(config);
   const speech = document.querySelector("[name=reply][value=speech]");
   speech.disabled = fields.reply_form.disabled = !config.can_speak;
   if (!config.can_speak) speech.parentElement.title = "The server has no decoder: start it with --codec";
@@ -49,4 +50,11 @@ export function showConfig(config) {
   ears[0].disabled = ears[1].disabled = !config.can_listen;
   ears[2].classList.toggle("off", !config.can_listen);
   if (!config.can_listen) ears.forEach((ear) => (ear.title = "The server cannot listen: start it with --codec"));
+}
+
+/** How to begin. */
+function welcome({ can_listen, can_speak }) {
+  const ask = can_listen ? "Hold the microphone and speak, choose a sound file, or type." : "Type a message.";
+  const reply = can_speak ? "Replies come in speech or in text." : "Replies come in text: the server has no decoder (--codec).";
+  return `${ask} ${reply}`;
 }

@@ -3,17 +3,31 @@
 export const RATE = 24000;
 const MOST_FILE_BYTES = 256 * 2 ** 20;
 
-let context = null;
+const START_MS = 3000; // for the sound card to start
 
-/** The page's one AudioContext, running. Call it from a click: browsers start none without. */
-export async function audioContext() {
-  if (!context) {
-    const made = new AudioContext({ latencyHint: "interactive" }); // its own rate: Firefox refuses microphones at another
-    await made.audioWorklet.addModule(new URL("worklets.js", import.meta.url));
-    context ??= made;
-  }
-  if (context.state !== "running") await context.resume();
+let context = null;
+let hasWorklets = null; // promise
+
+/** Starts the page's one AudioContext. Call it in a click or a key: Safari starts none after an `await`. */
+export function wakeSound() {
+  context ??= new AudioContext({ latencyHint: "interactive" }); // its own rate: Firefox refuses microphones at another
+  if (context.state !== "running") context.resume().catch(() => {});
   return context;
+}
+
+/** The page's one AudioContext, running, with the processors of worklets.js. */
+export async function audioContext() {
+  const audio = wakeSound();
+  if (!audio.audioWorklet) throw new Error("Browsers allow live sound to pages on https and on localhost alone.");
+  hasWorklets ??= audio.audioWorklet.addModule(new URL("worklets.js", import.meta.url));
+  await hasWorklets.catch((error) => {
+    hasWorklets = null; // the server may be there again the next time
+    throw error;
+  });
+  // Without a sound card `resume` never ends in Firefox.
+  if (audio.state !== "running") await Promise.race([audio.resume(), new Promise((resolve) => setTimeout(resolve, START_MS))]);
+  if (audio.state !== "running") throw new Error("The browser has not started its sound: click once more. Is there a loudspeaker?");
+  return audio;
 }
 
 /** Plays replies as they come; `on(message)` gets the player's messages, see worklets.js. */
@@ -69,7 +83,12 @@ export class Microphone {
       const reasons = { NotAllowedError: "it is not allowed for this page", NotFoundError: "there is none" };
       throw new Error(`The microphone cannot be used: ${reasons[error.name] ?? error.message}.`);
     }
-    return new Microphone(audio, stream, on);
+    try {
+      return new Microphone(audio, stream, on);
+    } catch (error) {
+      stream.getTracks().forEach((track) => track.stop());
+      throw new Error(`The microphone cannot be used: ${error.message}`); // Firefox: of another rate than the sound card
+    }
   }
 
   constructor(audio, stream, on) {

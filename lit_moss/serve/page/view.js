@@ -41,3 +41,18 @@ export async function guard(action) {
     fail(error);
   }
 }
+
+/** Shows one button in the place of another; the keyboard's focus stays in that place. */
+export function swap(hidden, shown) {
+  const hadFocus = document.activeElement === hidden;
+  shown.hidden = false;
+  if (hadFocus) shown.focus();
+  hidden.hidden = true;
+}
+
+/** Puts words into the box of the message. */
+export function write(words) {
+  const box = document.getElementById("text");
+  box.value = words;
+  box.dispatchEvent(new Event("input"));
+}
