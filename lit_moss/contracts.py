@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from lit_moss.codec import SpeechTokenizer
+    from lit_moss.llm.replies import ReplyForm
     from lit_moss.llm.rows import RowFormat
 
 Parts = dict[str, list[tuple[str, torch.nn.Parameter]]]  # part of a model -> its named parameters
@@ -175,6 +176,16 @@ class TokenData(OrderedData, RowData, Protocol):
 
     def targets_of(self, batches: range) -> int:
         """Targets of these micro-batches of the order, counted over all ranks."""
+        ...
+
+
+@runtime_checkable
+class ReplyData(Protocol):
+    """Documents that state the form of their spoken replies."""
+
+    @property
+    def reply_forms(self) -> "list[ReplyForm]":
+        """Forms of the training's conversations, each once."""
         ...
 
 
@@ -352,6 +363,12 @@ def prompt_data(trainer: Trainer) -> PromptData:
 
 def _wrong_data(data: object, expected: str) -> UserError:
     return UserError(f"data is {type(data).__name__}, this model expects {expected}")
+
+
+def reply_forms(trainer: Trainer) -> "list[ReplyForm]":
+    """Forms of spoken replies in the training data, each once; none where it does not state them."""
+    data = datamodule_of(trainer)
+    return data.reply_forms if isinstance(data, ReplyData) else []
 
 
 def fingerprints_of(trainer: Trainer) -> dict[str, str]:

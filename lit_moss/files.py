@@ -1,28 +1,93 @@
 """Files and folders that appear whole or not at all, made once by one of several processes."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 PARTIAL = ".partial-"  # in the names of scratch folders, which a killed process leaves behind
 
 
 @contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
-    """A new path on the same file system as `path`; what is still there at the end is removed."""
+    """A new path on the same file system as `path`; what is still there at the end is removed.
+
+    Its folder is locked meanwhile, see `remove_leftovers`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{path.name}{PARTIAL}", dir=path.parent))
+    with contextlib.ExitStack() as held:
+        scratch = _make_scratch(path)
+        while not held.enter_context(_lock_of(scratch, wait=True)) and not scratch.exists():
+            scratch = _make_scratch(path)  # another process took it for a leftover
+        try:
+            yield scratch / path.name
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_scratch(path: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"{path.name}{PARTIAL}", dir=path.parent))
+
+
+@contextmanager
+def _lock_of(scratch: Path, wait: bool = False) -> Iterator[bool]:
+    """Locks a folder; yields whether it is locked, which some file systems cannot do, and still there."""
+    if fcntl is None:
+        yield False
+        return
     try:
-        yield scratch / path.name
+        folder = os.open(scratch, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            is_locked = scratch.exists()
+        except OSError:
+            is_locked = False
+        yield is_locked
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(folder)
+
+
+def remove_leftovers(path: Path) -> list[Path]:
+    """Removes what killed processes left of writing `path`.
+
+    Returns:
+        Scratch folders that a living process writes to, or may write to.
+    """
+    pattern = re.compile(re.escape(path.name + PARTIAL) + r"[a-z0-9_]{8}")
+    found = [f for f in sorted(path.parent.glob(f"*{PARTIAL}*")) if pattern.fullmatch(f.name) and f.is_dir()]
+    for scratch in found:
+        with _lock_of(scratch) as is_locked:
+            if is_locked and {inside.name for inside in scratch.iterdir()} <= {path.name}:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return [scratch for scratch in found if scratch.exists()]
+
+
+def apply_umask(files: Iterable[Path]) -> None:
+    """Gives files the mode of newly made ones: safetensors' are readable by their owner alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder) / "probe"
+        probe.touch()
+        mode = probe.stat().st_mode & 0o777
+    for file in files:
+        with contextlib.suppress(PermissionError):  # somebody else's, or a file system without modes
+            file.chmod(mode)
 
 
 @contextmanager

@@ -1,15 +1,11 @@
 """The page in a browser, and a server for it, in tests."""
 
 import contextlib
-import threading
-import time
 
 import talker
+from live_server import running
 
 from lit_moss.audio import io as audio_io
-from lit_moss.serve.app import Context, create_app
-from lit_moss.serve.engine import Engine
-from lit_moss.serve.settings import Limits
 
 ARGUMENTS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
 LAST = "#history > li:last-child"
@@ -19,21 +15,8 @@ DONE = f"{LAST}.assistant:not([data-state=running])"
 @contextlib.contextmanager
 def serving(model, api_key=None, **limits):
     """Address and engine of a server with the page."""
-    import uvicorn
-
-    engine = Engine(model, Limits(**limits))
-    app = create_app(Context(engine, api_key))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engine
-    finally:
-        server.should_exit = True
-        thread.join(15)
-        engine.close()
+    with running(model, api_key, **limits) as live:
+        yield live.url, live.engine
 
 
 @contextlib.contextmanager

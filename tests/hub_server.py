@@ -86,6 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             if path == "/api/repos/create":
                 self._create(json.loads(body))
+            elif path == "/api/validate-yaml":  # the card's header
+                bad = "license: not a licence" in json.loads(body)["content"]
+                errors = [{"message": '"license" must be one of mit, …'}] if bad else []
+                self._answer({"errors": errors, "warnings": []}, 400 if bad else 200)
             elif "/preupload/" in path:
                 files = json.loads(body)["files"]
                 self._answer(

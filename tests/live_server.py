@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from lit_moss.serve.context import Context
 from lit_moss.serve.engine import Engine
 from lit_moss.serve.server import Server, bind
+from lit_moss.serve.settings import Limits
 
 
 class Live:
@@ -15,10 +16,14 @@ class Live:
     Attributes:
         context: What it serves.
         url: http://127.0.0.1:PORT
+        v1: Address for clients of OpenAI's interfaces.
+        ws: Address of the realtime interface.
     """
 
-    def __init__(self, context, server, url):
-        self.context, self.server, self.url = context, server, url
+    def __init__(self, context, server, port):
+        self.context, self.server = context, server
+        self.url = f"http://127.0.0.1:{port}"
+        self.v1, self.ws = f"{self.url}/v1", f"ws://127.0.0.1:{port}/v1/realtime"
 
     @property
     def engine(self):
@@ -48,9 +53,16 @@ def live_server(model, limits=None, drain_sec=5.0, **settings):
     thread.start()
     assert ready.wait(20)
     try:
-        yield Live(context, server, f"http://127.0.0.1:{bound.getsockname()[1]}")
+        yield Live(context, server, bound.getsockname()[1])
     finally:
         server.stop()
         thread.join(20)
         context.engine.close()
         assert not thread.is_alive()
+
+
+@contextmanager
+def running(model, api_key=None, hosts=(), **limits):
+    """A `Live` with limits by name."""
+    with live_server(model, Limits(**limits), api_key=api_key, hosts=hosts) as live:
+        yield live

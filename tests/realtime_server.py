@@ -1,24 +1,20 @@
-"""A server on a socket of this machine, in a thread, and what tests need to speak with it."""
+"""What tests of the Realtime interface speak with, and the model that they share."""
 
-import asyncio
 import base64
 import contextlib
 import functools
 import json
 import tempfile
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from live_server import Live
 
-from lit_moss.serve.app import Context, create_app
-from lit_moss.serve.engine import Engine
 from lit_moss.serve.model import SpeechModel
-from lit_moss.serve.settings import Limits
 
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
@@ -30,59 +26,6 @@ def shared_model() -> SpeechModel:
 
     with tempfile.TemporaryDirectory() as folder:
         return SpeechModel.open(str(model_folder(Path(folder) / "model")), device="cpu")
-
-
-@dataclass
-class Running:
-    """A server that runs."""
-
-    port: int
-    engine: Engine
-    context: Context
-    loop: asyncio.AbstractEventLoop
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    @property
-    def ws(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/v1/realtime"
-
-    def drain(self):
-        async def drained():
-            await self.context.work.drains[0](10)
-
-        return asyncio.run_coroutine_threadsafe(drained(), self.loop)
-
-    def wait_for_sessions(self, count=0, timeout_sec=5.0):
-        end = time.monotonic() + timeout_sec
-        while len(self.engine.sessions) != count and time.monotonic() < end:
-            time.sleep(0.02)
-        assert len(self.engine.sessions) == count
-
-
-@contextlib.contextmanager
-def running(model: SpeechModel, api_key=None, **limits):
-    import uvicorn
-
-    engine = Engine(model, Limits(**limits))
-    context = Context(engine, api_key)
-    app = create_app(context)
-    config = uvicorn.Config(app, port=0, log_level="warning", ws_max_size=24 * 2**20)
-    server = uvicorn.Server(config)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(),), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield Running(port, engine, context, loop)
-    finally:
-        server.should_exit = True
-        thread.join(15)
-        engine.close()
 
 
 def b64(samples_T: torch.Tensor) -> str:
@@ -152,11 +95,11 @@ class Client:
 
 
 @contextlib.contextmanager
-def connected(server: Running, **session):
+def connected(server: Live, **session):
     """A client with greedy replies of 40 rows, and the settings given."""
     from openai import OpenAI
 
-    with OpenAI(base_url=server.url, api_key="x").realtime.connect(model="m") as connection:
+    with OpenAI(base_url=server.v1, api_key="x").realtime.connect(model="m") as connection:
         client = Client(connection)
         watch = threading.Timer(100, connection.close)  # a test that waits for what never comes fails
         watch.start()

@@ -1,8 +1,11 @@
 """Many sessions at once for minutes: nothing mixed, memory flat, nobody held up.
 
     python -m experiments.benches.serve_load --random small --minutes 5 [--sessions 8]
+    python -m experiments.benches.serve_load --random tiny --minutes 5 --interface realtime
     python -m experiments.benches.serve_load --model RUN_OR_FOLDER --codec NAME
 
+Sessions are those of the engine, or connections of the official `openai` client to the Realtime interface on
+a socket of this machine; the server then runs in a thread of this process, whose memory is measured.
 Every client has questions of its own, in text and in speech, whose replies were made beforehand, one at a
 time (the seed is part of the question). While all clients ask side by side, each reply must have the rows,
 and each sound the samples, of the one made alone: that is the client's marker. One more client asks for long
@@ -13,20 +16,27 @@ code 1 if a reply was mixed, or if memory in the second half grew by more than 5
 """
 
 import argparse
+import base64
+import json
 import random
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from experiments.benches.talking_model import question, random_model
-from lit_moss.serve.engine import Engine, Session
+from lit_moss.serve.engine import Engine
 from lit_moss.serve.model import SpeechModel
 from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
 from lit_moss.serve.settings import Limits
+from lit_moss.serve.sounds import pcm16
 
 QUESTIONS = 3  # of a client
 
@@ -55,44 +65,156 @@ class Tally:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def codes_of(session: Session, client: int, n: int) -> list[int]:
-    """Codes of a spoken question."""
-    turn = session.listen()
-    for piece in question(1.0 + 0.3 * n, 7 * client + n).split(2400):
-        turn.push(piece)
-    return turn.finish().result()
+def text_of(client: int, n: int) -> str:
+    """A written question."""
+    return f"I am client {client}. Question {n}?"
 
 
-def ask(session: Session, client: int, n: int, rows: int, cancel: bool = False) -> Answer | None:
-    """A client's question number n; None if it was cancelled."""
-    conversation = session.conversation
-    conversation.messages.clear()
-    if n % 2:
-        conversation.add(conversation.speech_message("user", codes_of(session, client, n)))
-    else:
-        conversation.add(conversation.text_message("user", f"I am client {client}. Question {n}?"))
-    reply = session.start_reply(ReplyOptions(max_new_tokens=rows, seed=100 * client + n))
-    waves = [torch.zeros(0)]
-    for event in reply:
-        if isinstance(event, AudioDelta):
-            waves.append(event.samples_T)
-            if cancel:
-                reply.cancel()
-    assert isinstance(event, ReplyDone)
-    if event.reason == "failed":
-        raise RuntimeError(event.error)
-    return None if cancel else Answer(event.rows, torch.cat(waves))
+def pieces_of(client: int, n: int) -> tuple[torch.Tensor, ...]:
+    """A spoken question in pieces of 0.1 s."""
+    return question(1.0 + 0.3 * n, 7 * client + n).split(2400)
 
 
-def client(engine: Engine, n: int, expected: list[Answer], rows: int, until: float, tally: Tally) -> None:
+class Talker(Protocol):
+    """One client's session."""
+
+    def ask(self, client: int, n: int, rows: int, cancel: bool = False) -> Answer | None:
+        """Question number n, spoken if n is odd; None if it was cancelled at its first sound."""
+        ...
+
+    def stall(self) -> None:
+        """Asks for a long reply and reads its beginning alone."""
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
+
+
+class EngineTalker:
+    """A session of the engine.
+
+    Args:
+        engine: The engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._session = engine.open_session()
+        self.close = self._session.close
+
+    def ask(self, client: int, n: int, rows: int, cancel: bool = False) -> Answer | None:
+        """See `Talker`."""
+        conversation = self._session.conversation
+        conversation.messages.clear()
+        if n % 2:
+            turn = self._session.listen()
+            for piece in pieces_of(client, n):
+                turn.push(piece)
+            conversation.add(conversation.speech_message("user", turn.finish().result()))
+        else:
+            conversation.add(conversation.text_message("user", text_of(client, n)))
+        reply = self._session.start_reply(ReplyOptions(max_new_tokens=rows, seed=100 * client + n))
+        waves, done = [torch.zeros(0)], None
+        for event in reply:
+            if isinstance(event, AudioDelta):
+                waves.append(event.samples_T)
+                if cancel:
+                    reply.cancel()
+            elif isinstance(event, ReplyDone):
+                done = event
+        assert done is not None
+        if done.reason == "failed":
+            raise RuntimeError(done.error)
+        return None if cancel else Answer(done.rows, torch.cat(waves))
+
+    def stall(self) -> None:
+        """See `Talker`."""
+        conversation = self._session.conversation
+        conversation.add(conversation.text_message("user", "Tell me everything."))
+        next(iter(self._session.start_reply(ReplyOptions(max_new_tokens=1000, seed=1))))
+
+
+class RealtimeTalker:
+    """A connection to the Realtime interface.
+
+    Args:
+        openai: The official client.
+    """
+
+    def __init__(self, openai: Any) -> None:
+        self._connection = openai.realtime.connect(model="any").enter()
+        self._send("session.update", session={"type": "realtime", "lit_moss": {"codes": True}})
+        self._until("session.updated")
+
+    def ask(self, client: int, n: int, rows: int, cancel: bool = False) -> Answer | None:
+        """See `Talker`."""
+        if n % 2:
+            for piece in pieces_of(client, n):
+                self._send("input_audio_buffer.append", audio=base64.b64encode(pcm16(piece)).decode())
+            self._send("input_audio_buffer.commit")
+            item = {"type": "item_reference", "id": self._until("conversation.item.done")[-1]["item"]["id"]}
+        else:
+            content = [{"type": "input_text", "text": text_of(client, n)}]
+            item = {"type": "message", "role": "user", "content": content}
+        events = self._respond(rows, 100 * client + n, input=[item], conversation="none")
+        if cancel:
+            events += self._until("response.output_audio.delta", "response.done")
+            if events[-1]["type"] != "response.done":
+                self._send("response.cancel")
+        if events[-1]["type"] != "response.done":
+            events += self._until("response.done")
+        status = events[-1]["response"]["status"]
+        if status not in ("completed", "incomplete", "cancelled") or (status == "cancelled") > cancel:
+            raise RuntimeError(events[-1]["response"]["status_details"])
+        if n % 2:
+            self._send("conversation.item.delete", item_id=item["id"])
+            self._until("conversation.item.deleted")
+        if cancel:
+            return None
+        codes = [code for e in events if e["type"] == "lit_moss.codes.delta" for code in e["codes"]]
+        sounds = [base64.b64decode(e["delta"]) for e in events if e["type"] == "response.output_audio.delta"]
+        samples = np.frombuffer(b"".join(sounds), "<i2").astype(np.float32) / 32768
+        return Answer(codes, torch.from_numpy(samples))
+
+    def stall(self) -> None:
+        """See `Talker`."""
+        content = [{"type": "input_text", "text": "Tell me everything."}]
+        self._respond(1000, 1, input=[{"type": "message", "role": "user", "content": content}])
+
+    def close(self) -> None:
+        """See `Talker`."""
+        self._connection.close()
+
+    def _respond(self, rows: int, seed: int, **response: Any) -> list[dict[str, Any]]:
+        response |= {"max_output_tokens": rows, "lit_moss": {"seed": seed}}
+        self._send("response.create", response=response)
+        return self._until("response.created")
+
+    def _send(self, name: str, **fields: Any) -> None:
+        self._connection.send({"type": name, **fields})  # pyright: ignore[reportArgumentType]
+
+    def _until(self, *names: str) -> list[dict[str, Any]]:
+        events: list[dict[str, Any]] = []
+        while not events or events[-1]["type"] not in names:
+            events.append(json.loads(self._connection.recv_bytes()))
+            late_cancel = events[-1].get("error", {}).get("code") == "response_cancel_not_active"
+            if events[-1]["type"] == "error" and not late_cancel:
+                raise RuntimeError(events[-1]["error"]["message"])
+        return events
+
+
+def client(
+    opened: Callable[[], Talker], n: int, expected: list[Answer], rows: int, until: float, tally: Tally
+) -> None:
     """Asks until the end."""
     rng = random.Random(n)
     while time.monotonic() < until:
-        session = engine.open_session()
+        talker = None
         try:
+            talker = opened()
             for _ in range(2):
                 which, cancel = rng.randrange(QUESTIONS), rng.random() < 0.1
-                answer = ask(session, n, which, rows, cancel)
+                answer = talker.ask(n, which, rows, cancel)
                 with tally.lock:
                     tally.replies += 1
                     tally.cancelled += cancel
@@ -102,18 +224,35 @@ def client(engine: Engine, n: int, expected: list[Answer], rows: int, until: flo
             with tally.lock:
                 tally.mixed.append(f"client {n}: {error!r}")
         finally:
-            session.close()
+            if talker is not None:
+                talker.close()
 
 
-def stalled_client(engine: Engine, until: float) -> None:
-    """Asks for long replies, reads the first event and waits."""
+def stalled_client(opened: Callable[[], Talker], until: float) -> None:
+    """Asks for long replies, reads the beginning and waits."""
     while time.monotonic() < until:
-        session = engine.open_session()
-        conversation = session.conversation
-        conversation.add(conversation.text_message("user", "Tell me everything."))
-        next(iter(session.start_reply(ReplyOptions(max_new_tokens=1000, seed=1))))
+        talker = opened()
+        talker.stall()
         time.sleep(min(20.0, max(0.0, until - time.monotonic())))
-        session.close()
+        talker.close()
+
+
+@contextmanager
+def served(engine: Engine) -> Iterator[str]:
+    """Address of a server in a thread."""
+    from lit_moss.serve.context import Context
+    from lit_moss.serve.server import Server, bind
+
+    ready, bound = threading.Event(), bind("127.0.0.1", 0)
+    server = Server(Context(engine), 5.0, ready.set)
+    thread = threading.Thread(target=server.run, args=([bound],))
+    thread.start()
+    ready.wait()
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+    finally:
+        server.stop()
+        thread.join()
 
 
 def resident_mb() -> float:
@@ -135,6 +274,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sessions", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--interface", choices=("engine", "realtime"), default="engine")
     parser.add_argument("--rows", type=int, default=30, help="rows of a reply")
     args = parser.parse_args()
     if (args.model is None) == (args.random is None):
@@ -143,33 +283,44 @@ def main() -> int:
         model = SpeechModel.open(args.model, args.codec, args.device)
     else:
         model = random_model(args.random, args.device)
-    engine = Engine(model, Limits(max_sessions=args.sessions + 1, max_unsent_sec=3.0, max_kept_bytes=2**27))
+    engine = Engine(
+        model, Limits(max_sessions=2 * args.sessions + 2, max_unsent_sec=3.0, max_kept_bytes=2**27)
+    )
     engine.warm_up()
+    try:
+        if args.interface == "engine":
+            return run(engine, lambda: EngineTalker(engine), args)
+        from openai import OpenAI
+
+        with served(engine) as address, OpenAI(base_url=address, api_key="none") as openai:
+            return run(engine, lambda: RealtimeTalker(openai), args)
+    finally:
+        engine.close()
+
+
+def run(engine: Engine, opened: Callable[[], Talker], args: argparse.Namespace) -> int:
+    """All clients for the given time; the exit code."""
     expected = []
     for n in range(args.sessions):
-        session = engine.open_session()
-        answers = [ask(session, n, which, args.rows) for which in range(QUESTIONS)]
+        talker = opened()
+        answers = [talker.ask(n, which, args.rows) for which in range(QUESTIONS)]
         expected.append([answer for answer in answers if answer is not None])
-        session.close()
+        talker.close()
     print(f"{args.sessions * QUESTIONS} replies made alone", flush=True)
-    return run(engine, expected, args)
-
-
-def run(engine: Engine, expected: list[list[Answer]], args: argparse.Namespace) -> int:
-    """All clients for the given time; the exit code."""
     tally, until = Tally(), time.monotonic() + 60 * args.minutes
     threads = [
-        threading.Thread(target=client, args=(engine, n, expected[n], args.rows, until, tally))
+        threading.Thread(target=client, args=(opened, n, expected[n], args.rows, until, tally))
         for n in range(args.sessions)
     ]
-    threads.append(threading.Thread(target=stalled_client, args=(engine, until)))
+    threads.append(threading.Thread(target=stalled_client, args=(opened, until)))
     for thread in threads:
         thread.start()
     memory, rows, began = [], engine.counts.rows.total(), time.monotonic()
     while any(thread.is_alive() for thread in threads):
         time.sleep(min(30.0, max(0.5, until - time.monotonic())))
         made, now = engine.counts.rows.total(), time.monotonic()
-        memory.append(resident_mb())
+        if now < until + 1:
+            memory.append(resident_mb())
         print(
             f"{tally.replies} replies ({tally.cancelled} cancelled), "
             f"{(made - rows) / (now - began):.1f} rows/s, {len(tally.mixed)} mixed, "
@@ -178,7 +329,6 @@ def run(engine: Engine, expected: list[list[Answer]], args: argparse.Namespace) 
             flush=True,
         )
         rows, began = made, now
-    engine.close()
     half = memory[len(memory) // 2]
     print("\n".join(tally.mixed[:10]) or "nothing mixed")
     print(f"memory in the second half: {half:.0f} -> {max(memory[len(memory) // 2 :]):.0f} MB")

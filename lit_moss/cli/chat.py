@@ -61,12 +61,12 @@ def _answer(args: argparse.Namespace) -> None:
     from lit_moss.files import atomic_write
     from lit_moss.serve.engine import Engine
 
-    options = _reply_options(args)
+    options, limits = _reply_options(args), serve.limits_of(args)
     try:
         wave_T = None if args.once is None else io.read(args.once, rates.TOKENIZER_RATE_HZ)
     except io.UnreadableAudio as error:
         raise UserError(f"--once {error}") from error
-    engine = Engine(open_model(args))
+    engine = Engine(open_model(args), limits)
     try:
         engine.warm_up()  # so that the times are those of a server that runs
         session = engine.open_session(args.instructions)
@@ -85,7 +85,7 @@ def _answer(args: argparse.Namespace) -> None:
 
 def _reply_options(args: argparse.Namespace) -> "ReplyOptions":
     """What is asked for; mistakes are found before anything is opened."""
-    from lit_moss.llm.sampling import Sampling
+    from lit_moss.llm.sampling import sampling_of
     from lit_moss.serve.replies import ReplyOptions
 
     reply = args.reply or ("text" if args.out is None else "speech")
@@ -98,16 +98,17 @@ def _reply_options(args: argparse.Namespace) -> "ReplyOptions":
             raise UserError(f"--out is {args.out}, expected a name that ends in .wav, .flac, .ogg or .mp3")
         if args.out.exists() and not args.force:
             raise UserError(f"{args.out} exists: give another --out, or --force to overwrite")
-    if args.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens is {args.max_new_tokens}, expected 1 or more")
+    most = ReplyOptions.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
+    if most < 1:
+        raise UserError(f"--max-new-tokens is {most}, expected 1 or more")
     if args.text is not None and not args.text.strip():
         raise UserError("--text is empty: expected a question")
     if not args.temperature >= 0:
         raise UserError(f"--temperature is {args.temperature}, expected 0 or more")
-    sampling = Sampling(temperature=args.temperature)
+    sampling = sampling_of(args.temperature)
     voice = args.voice[0].partition("=")[0] if args.voice else "default"
     return ReplyOptions(
-        reply, max_new_tokens=args.max_new_tokens, text=sampling, speech=sampling, seed=args.seed, voice=voice
+        reply, max_new_tokens=most, text=sampling, speech=sampling, seed=args.seed, voice=voice
     )
 
 

@@ -15,6 +15,7 @@ from lit_moss.runs.checkpoints import (
     step_of,
 )
 from lit_moss.runs.folder import RunFolder
+from lit_moss.runs.shards import check_shards
 from lit_moss.runs.tracking import Tracker
 
 # A checkpoint; or folder and MLflow id of a run that has none yet and starts again from step 0.
@@ -30,8 +31,16 @@ def find_start(asked: str | None, folder: Path, verb: str) -> Start | None:
         verb: `fit`, `validate`, `test` or `predict`.
 
     Raises:
-        UserError: if there is no such checkpoint, or none is given to a verb that needs one.
+        UserError: if there is no such checkpoint, none is given to a verb that needs one, or a folder of
+            shards holds more than data.
     """
+    start = _named_start(asked, folder, verb)
+    if isinstance(start, Path) and start.is_dir():
+        check_shards(start)
+    return start
+
+
+def _named_start(asked: str | None, folder: Path, verb: str) -> Start | None:
     if asked is None:
         if verb != "fit":
             raise UserError(f"{verb} needs --ckpt_path: a file, `last` or `best`")

@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec",
         metavar="NAME",
-        help="run, checkpoint, folder or hub id of the codec, copied into DIR/codec",
+        help="run, checkpoint, folder or hub id of the codec, copied into DIR/codec (default: that of the "
+        "folder, or of the folder that a run was fine-tuned from)",
     )
     add_log_mel_argument(parser)
     parser.add_argument("--license", metavar="SPDX", help="licence of the weights, such as apache-2.0")
@@ -58,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--push-to-hub", metavar="OWNER/NAME", help="upload the folder to this repository of the hub"
     )
-    parser.add_argument("--private", action="store_true", help="a repository that is made is private")
+    parser.add_argument(
+        "--public", action="store_true", help="a repository that is made is public (default: private)"
+    )
     parser.add_argument(
         "--register", metavar="NAME", help="a new version of this model in MLflow's model registry"
     )
@@ -69,6 +72,10 @@ def main(args: argparse.Namespace) -> None:
     """Exports, prints one line, then pushes and registers."""
     from lit_moss.release.export import export
 
+    if args.push_to_hub:
+        from lit_moss.release.push import check_push
+
+        check_push(args.push_to_hub)  # before minutes of writing
     made = export(
         args.model,
         args.out,
@@ -86,9 +93,9 @@ def main(args: argparse.Namespace) -> None:
     if args.push_to_hub:
         from lit_moss.release.push import push
 
-        print(push(made.folder, args.push_to_hub, args.private))
+        print(push(made.folder, args.push_to_hub, private=not args.public))
     if args.register:
         from lit_moss.release.registry import register
 
         version = register(made.folder, args.register, args.alias)
-        print(f"version {version} of {args.register} in MLflow's model registry")
+        print(f"{args.register} version {version}{f' ({args.alias})' if args.alias else ''}")

@@ -12,9 +12,13 @@ A second signal ends it at once.
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_moss.cli.serve_options import add_model_arguments, open_model
 from lit_moss.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_moss.serve.settings import Limits
 
 KEY_VARIABLE = "LIT_MOSS_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -46,8 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-turn-sec", type=float, default=120.0, help="seconds of speech in a turn (default 120)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=2000, help="rows of a reply at most (default 2000 = 160 s)"
-    )
+        "--max-new-tokens", type=int,
+        help="rows of a reply at most (default 2000 = 160 s; 500 = 40 s for one question of `chat`)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-upload-mb", type=float, default=24.0, help="MiB of a request at most (default 24)"
     )
@@ -92,13 +97,8 @@ def main(args: argparse.Namespace, path: str = "/v1") -> None:
     from lit_moss.serve.context import Context
     from lit_moss.serve.engine import Engine
     from lit_moss.serve.server import bind, serve
-    from lit_moss.serve.settings import Limits
 
-    limits = Limits(
-        max_sessions=args.max_sessions, max_turn_sec=args.max_turn_sec, max_new_tokens=args.max_new_tokens,
-        max_upload_bytes=int(args.max_upload_mb * 2**20), max_context_rows=args.max_context_rows,
-        max_kept_bytes=int(args.kept_mb * 2**20), idle_sec=args.idle_sec, session_sec=args.session_sec,
-    )  # fmt: skip
+    limits = limits_of(args)
     bound = bind(args.host, args.port)
     host, port = bound.getsockname()[:2]
     model = open_model(args)
@@ -116,6 +116,22 @@ def main(args: argparse.Namespace, path: str = "/v1") -> None:
         raise SystemExit(143)
     if 2 in server.signals:
         raise KeyboardInterrupt
+
+
+def limits_of(args: argparse.Namespace) -> "Limits":
+    """The bounds that the options name.
+
+    Raises:
+        UserError: for a number that is not above 0.
+    """
+    from lit_moss.serve.settings import Limits
+
+    most = Limits.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
+    return Limits(
+        max_sessions=args.max_sessions, max_turn_sec=args.max_turn_sec, max_new_tokens=most,
+        max_upload_bytes=int(args.max_upload_mb * 2**20), max_context_rows=args.max_context_rows,
+        max_kept_bytes=int(args.kept_mb * 2**20), idle_sec=args.idle_sec, session_sec=args.session_sec,
+    )  # fmt: skip
 
 
 def _api_key(args: argparse.Namespace) -> str | None:

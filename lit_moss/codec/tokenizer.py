@@ -29,6 +29,7 @@ from lit_moss.codec.nearest import Float64Encoder, check_codes_known, decide
 from lit_moss.codec.pretrained import encoder_of_checkpoint, load_encoder
 from lit_moss.codec.tokenizer_stream import TokenizerStream
 from lit_moss.errors import UserError
+from lit_moss.files import apply_umask
 
 
 class SpeechTokenizer:
@@ -88,6 +89,7 @@ class SpeechTokenizer:
             f"encoder.{key}": value.contiguous().cpu() for key, value in self.encoder.state_dict().items()
         }
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        apply_umask([folder / "model.safetensors"])
         (folder / "config.json").write_text(json.dumps(self.config.to_official(), indent=2) + "\n")
 
     def to(self, device: str | torch.device) -> "SpeechTokenizer":

@@ -15,6 +15,7 @@ from lit_moss.data.ordered import OrderedDataModule
 from lit_moss.data.packed_documents import CollatePacks, PackedDocuments, PackSet, check_same_tokenizers
 from lit_moss.data.packing import PackedBatches, PackOrder
 from lit_moss.errors import UserError
+from lit_moss.llm.replies import ReplyForm
 from lit_moss.llm.rows import RowFormat
 
 LogMel = Literal["causal", "whisper"]
@@ -193,6 +194,13 @@ class TokenDataModule(OrderedDataModule):
             f"train: {order.packs_per_round / self.batch_size:.1f} batches a round, "
             f"{self.fill_rate:.1%} full, of {self.batch_size * self.context} rows (per rank and micro-batch)"
         )
+
+    @property
+    def reply_forms(self) -> list[ReplyForm]:
+        """Forms of spoken replies in the training's conversations, each once."""
+        metas = [source.documents.meta for source in self.sources]
+        options = [meta.get("options") or {} for meta in metas if meta["kind"] == "sft"]
+        return list(dict.fromkeys(map(ReplyForm.of_options, options)))
 
     # --- what the data is -----------------------------------------------------------------------------------
 

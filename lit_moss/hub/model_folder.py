@@ -76,13 +76,7 @@ class ModelRecord:
     @property
     def form(self) -> ReplyForm:
         """Form of spoken replies."""
-        options = self.reply_form
-        default = ReplyForm()
-        return ReplyForm(
-            options.get("reply_form", default.name),
-            options.get("interleave_text", default.text),
-            options.get("interleave_codes", default.codes),
-        )
+        return ReplyForm.of_options(self.reply_form)
 
     def check(self, folder: str | Path, **now: str) -> None:
         """Compares fingerprints; those that are unknown on one side are not compared.
@@ -149,7 +143,7 @@ def record_of_checkpoint(path: Path, settings: Mapping[str, Any]) -> ModelRecord
         text_tokenizer=made_by.get("text_tokenizer") or "",
         speech_tokenizer=made_by.get("speech_tokenizer") or "",
         speech_tokenizer_name=data.get("speech_tokenizer") or "",
-        reply_form=_reply_form(data),
+        reply_form=settings.get("reply_form") or _reply_form(data),
         backbone=model.get("backbone") or "",
         steps=max(0, step_of(path)),
         run_id=(run.mlflow_run_id if run is not None else None) or "",

@@ -17,6 +17,7 @@ import torch
 
 from lit_moss import assets
 from lit_moss.errors import UserError
+from lit_moss.files import apply_umask
 from lit_moss.llm.config import MODEL_TYPE
 from lit_moss.llm.folders import first_line, read_json, refuse_pointer
 from lit_moss.llm.rows import RowFormat, default_eosp
@@ -72,9 +73,8 @@ def load_text_tokenizer(name: str | Path) -> Any:
     for file in folder.glob("tokenizer*"):
         refuse_pointer(file)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder, config=_split_config(folder), trust_remote_code=False
-        )
+        config = _config_of_split(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     except Exception as error:  # a damaged file may raise anything
         for file in folder.iterdir():
             if file.is_file():
@@ -90,15 +90,16 @@ def load_text_tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
-def _split_config(folder: Path) -> Any:
-    """What transformers reads of a split model's config.json, of whose type it would warn; else None."""
-    from transformers import PretrainedConfig
+def _config_of_split(folder: Path) -> Any:
+    """An empty config for a split model's folder, whose kind transformers does not know; None for others.
+
+    transformers would read the folder's as that of a model without a kind, and warn that the kinds differ.
+    """
+    from transformers import PreTrainedConfig
 
     file = folder / "config.json"
-    fields = read_json(file) if file.is_file() else {}
-    if fields.pop("model_type", None) != MODEL_TYPE:
-        return None
-    return PretrainedConfig.from_dict(fields)
+    is_split = file.is_file() and read_json(file).get("model_type") == MODEL_TYPE
+    return PreTrainedConfig() if is_split else None
 
 
 def row_format(
@@ -222,6 +223,7 @@ def convert_llama_gguf(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    apply_umask([folder / "model.safetensors"])
     _tokenizer_of(fields).save_pretrained(folder)
 
 

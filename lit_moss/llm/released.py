@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lit_moss import assets
 from lit_moss.errors import UserError
+from lit_moss.files import apply_umask
 from lit_moss.llm import backbone as text
 from lit_moss.llm.config import SplitConfig, last_id
 from lit_moss.llm.folders import (
@@ -355,6 +356,7 @@ def save_split(
         folder,
         max_shard_size=max_shard_size,
     )
+    apply_umask(folder.glob("*.safetensors"))
     if isinstance(tokenizer, Path):
         files = [tokenizer / name for name in _TOKENIZER_FILES if tokenizer != folder]
         for file in (f for f in files if f.is_file()):

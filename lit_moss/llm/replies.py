@@ -11,7 +11,7 @@ Sources: `guided` is the chain of modality of SpeechGPT (arXiv:2305.11000), `int
 template of GLM-4-Voice (arXiv:2412.02612): 13 text ids, then 26 codes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -52,6 +52,16 @@ class ReplyForm:
     def has_text(self) -> bool:
         """Whether a spoken reply of this form holds its text too."""
         return self.name != "direct"
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> "ReplyForm":
+        """The form that options of documents ask for; the inverse of `options`."""
+        default = cls()
+        return cls(
+            options.get("reply_form", default.name),
+            options.get("interleave_text", default.text),
+            options.get("interleave_codes", default.codes),
+        )
 
     def options(self) -> dict[str, Any]:
         """Options of documents that ask for this form, those that change nothing left out."""

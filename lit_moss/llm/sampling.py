@@ -5,12 +5,15 @@
 Shapes: B sequences, V ids of a head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lit_moss.errors import UserError
+
+# Below it the divided logits would be infinite, and their softmax not a number.
+_LEAST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,21 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 
 
+def sampling_of(
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+) -> Sampling:
+    """Sampling as a user asks for it: what is None is as in the released demo, but temperature 0 alone is
+    `GREEDY`, without a penalty."""
+    base = GREEDY if temperature == 0 else Sampling()
+    given = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty,
+    }  # fmt: skip
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
 def sample(
     logits_BV: Tensor,
     sampling: Sampling,
@@ -67,7 +85,7 @@ def sample(
     if draws_B is None:
         device = logits_BV.device if generator is None else generator.device
         draws_B = torch.rand(len(logits_BV), generator=generator, device=device).to(logits_BV.device)
-    logits_BV = logits_BV / sampling.temperature
+    logits_BV = logits_BV / max(sampling.temperature, _LEAST_TEMPERATURE)
     k = min(sampling.top_k or logits_BV.shape[1], logits_BV.shape[1])
     top, ids = logits_BV.topk(k, dim=-1)  # sorted, so that top-p is a running sum
     probabilities = top.softmax(-1)
@@ -78,4 +96,6 @@ def sample(
     # The first id whose sum lies above the draw; torch.multinomial has one generator for all sequences.
     drawn = (sums <= draws_B[:, None] * sums[:, -1:]).sum(-1)
     drawn = torch.minimum(drawn, kept.sum(-1) - 1)  # rounding
+    # Where the logits are not numbers nothing is kept; on a GPU an index of -1 would end the process.
+    drawn = drawn.clamp_min(0)
     return ids.gather(1, drawn[:, None])[:, 0]

@@ -37,13 +37,15 @@ class Context:
 
     Args:
         lm: The model.
+        scope: Whose rows they are, see `ContextPool`.
 
     Attributes:
         rows: Rows that the trunk has run on.
         caches: Their keys and values.
     """
 
-    def __init__(self, lm: Network) -> None:
+    def __init__(self, lm: Network, scope: object = None) -> None:
+        self.scope = scope
         self.rows: list[int] = []
         self.caches = Caches(lm.branches)
 
@@ -59,9 +61,9 @@ class Context:
         self.caches.truncate(rows)
 
     @torch.inference_mode()
-    def first(self, rows: int, lm: Network) -> "Context":
+    def first(self, rows: int, lm: Network, scope: object = None) -> "Context":
         """A context that begins with a copy of the first `rows` rows."""
-        copied = Context(lm)
+        copied = Context(lm, scope)
         copied.rows, copied.caches = self.rows[:rows], self.caches.first(rows)
         return copied
 
@@ -72,40 +74,68 @@ class Context:
 
 
 class ContextPool:
-    """Contexts of closed sessions, for clients that send the whole conversation with each question.
+    """Contexts that no session uses, for clients that send the whole conversation with each question.
+
+    How fast a reply comes shows which rows of its prompt were known. So a prompt finds what its own scope has
+    computed; of other scopes it finds the system turn, if that is the same as a whole, and nothing else.
 
     Args:
         lm: The model.
         max_bytes: Memory of all contexts; those used longest ago are dropped.
+
+    Attributes:
+        bytes: Memory of all contexts.
     """
 
     def __init__(self, lm: Network, max_bytes: int) -> None:
         self.lm, self.max_bytes = lm, max_bytes
         self._contexts: list[Context] = []  # the last used is the last
+        self.bytes = 0
 
     def give(self, context: Context) -> None:
-        """Keeps the context of a session that is over."""
-        self._contexts.append(context)
-        while self._contexts and self.bytes > self.max_bytes:
-            del self._contexts[0]
+        """Keeps a context."""
+        self._keep([*self._contexts, context])
 
-    def take(self, rows: Sequence[int], others: Iterable[Context] = ()) -> Context:
-        """A context for a prompt: the one with the longest common prefix, or a copy of that prefix where the
-        context has more to it or belongs to one of `others`, the sessions that go on."""
+    def end(self, scope: object) -> None:
+        """A scope is over: of its contexts the system turn is kept, unless another one has it."""
+        kept = [context for context in self._contexts if context.scope is not scope]
+        for context in self._contexts:
+            rows = context.rows[: self._system_rows(context.rows)]
+            if context.scope is scope and rows and all(k.common(rows) < len(rows) for k in kept):
+                kept.append(context.first(len(rows), self.lm))
+        self._keep(kept)
+
+    def take(self, rows: Sequence[int], others: Iterable[Context] = (), scope: object = None) -> Context:
+        """A context for a prompt: the one with the longest prefix in common, or a copy of that prefix where
+        the context has more to it, is of another scope, or belongs to one of `others`, the sessions that go
+        on."""
         candidates = [*self._contexts, *others]
-        best = max(candidates, key=lambda context: context.common(rows), default=None)
-        shared = 0 if best is None else best.common(rows)
+        best = max(candidates, key=lambda context: self._shared(context, rows, scope), default=None)
+        shared = 0 if best is None else self._shared(best, rows, scope)
         if best is None or shared < _LEAST_COPIED_ROWS:
-            return Context(self.lm)
-        if best in self._contexts and 2 * shared >= len(best.rows):
-            self._contexts.remove(best)
+            return Context(self.lm, scope)
+        if best in self._contexts and best.scope == scope and 2 * shared >= len(best.rows):
+            self._keep([context for context in self._contexts if context is not best])
             return best
-        return best.first(shared, self.lm)
+        return best.first(shared, self.lm, scope)
 
-    @property
-    def bytes(self) -> int:
-        """Memory of all contexts."""
-        return sum(context.bytes for context in self._contexts)
+    def _shared(self, context: Context, rows: Sequence[int], scope: object) -> int:
+        common = context.common(rows)
+        if context.scope == scope:
+            return common
+        system = self._system_rows(rows)
+        return system if common >= system else 0
+
+    def _system_rows(self, rows: Sequence[int]) -> int:
+        """Length of the first turn, 0 without one."""
+        end = self.lm.format.im_end_id
+        return next((place + 1 for place, row in enumerate(rows) if row == end), 0)
+
+    def _keep(self, contexts: list[Context]) -> None:
+        sizes = [context.bytes for context in contexts]
+        while contexts and sum(sizes) > self.max_bytes:
+            del contexts[0], sizes[0]
+        self._contexts, self.bytes = contexts, sum(sizes)
 
     def __len__(self) -> int:
         return len(self._contexts)

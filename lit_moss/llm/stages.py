@@ -72,6 +72,7 @@ def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool 
         if frozen.get("init_from"):
             _start_again(lm, frozen["init_from"])
         check_frozen(frozen, own, source)
+        _round_frozen(frozen, own)
     scale = (checkpoint.get("lora") or {}).get("scale", 0.0)
     if adopt:
         base = {name: weights.get(name, own[name]) for name in pairs}
@@ -82,6 +83,13 @@ def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool 
         for name, (a, b) in pairs.items():  # one at a time: all sums together would be a second model
             own[name].copy_(lora.merged_weight(own[name], a, b, scale))
     return len(weights) + len(pairs)
+
+
+def _round_frozen(frozen: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
+    """Rounds what a run kept in a shorter dtype than a model has, as the run did."""
+    for name, dtype in frozen.get("dtypes", {}).items():
+        if name in own and torch.promote_types(own[name].dtype, DTYPES[dtype]) != DTYPES[dtype]:
+            own[name].copy_(own[name].to(DTYPES[dtype]))
 
 
 def _start_again(lm: SplitLM, init_from: str) -> None:

@@ -182,7 +182,9 @@ class SplitLLM(StepModule):
         if source is not None and (Path(source) / "config.json").is_file():
             keys = ("text_tokenizer", "speech_tokenizer")
             known = {key: fingerprints.get(key, "none").replace("none", "") for key in keys}
-            ModelRecord.read(source).check(source, **known)
+            record = ModelRecord.read(source)
+            record.check(source, **known)
+            self._warn_of_other_replies(record)
             return SplitLM.from_pretrained(source)
         path = None if source is None else stage_checkpoint(source)
         checkpoint = None if path is None else load_checkpoint(path, mmap=True)
@@ -200,6 +202,14 @@ class SplitLLM(StepModule):
             tensors = stages.take_over(lm, checkpoint, str(path), adopt=True)
             rank_zero_info(f"{path}: {tensors} tensors loaded")
         return lm
+
+    def _warn_of_other_replies(self, record: ModelRecord) -> None:
+        forms = [form.name for form in contracts.reply_forms(self.trainer)]
+        if record.reply_form and forms and record.form.name not in forms:
+            rank_zero_info(
+                f"{self.init_from} was trained for {record.form.name} spoken replies, these documents hold "
+                f"{' and '.join(forms)} ones (data.init_args.reply_form): it learns another form"
+            )
 
     def _caster(self, trained: set[str]) -> Callable[[nn.Module], None]:
         """What gives a part of the model the dtypes of the training."""
@@ -333,6 +343,8 @@ class SplitLLM(StepModule):
         checkpoint["split_config"] = self.lm.config.to_dict()
         made_by = contracts.fingerprints_of(self.trainer)
         checkpoint["made_by"] = {key: made_by.get(key) for key in ("text_tokenizer", "speech_tokenizer")}
+        if forms := contracts.reply_forms(self.trainer):
+            checkpoint["reply_form"] = {"reply_form": forms[0].name} | forms[0].options()
         if self.lora is not None:
             checkpoint["lora"] = self.lora.record()
         state = checkpoint.get("state_dict")

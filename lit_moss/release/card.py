@@ -75,7 +75,7 @@ def _header(facts: Facts) -> Any:
     base = [repository_of(name) for name in facts.parts.values()]
     is_model = facts.kind == "language model"
     return ModelCardData(
-        license=facts.license.lower() or "unknown",
+        license=facts.record.license.lower() or "unknown",
         language=facts.training.languages or None,
         library_name="lit-moss",
         pipeline_tag="feature-extraction" if facts.kind == "speech tokenizer" else "audio-to-audio",
@@ -220,15 +220,14 @@ def _limits(facts: Facts) -> str:
 
 
 def _licence(facts: Facts) -> str:
+    text = "The licence of the weights is not recorded: ask whoever published them before you use them."
     if facts.record.license:
-        text = f"The weights are under {facts.license}."
-    elif facts.license:
+        text = f"The weights are under {facts.record.license}."
+    elif theirs := licence_of(facts.parts.get("backbone", "")):
         text = (
-            f"Whoever trained these weights has stated no licence; the backbone that they started from is "
-            f"under {facts.license}."
+            "Whoever trained these weights has stated no licence; the backbone that they started from is "
+            f"under {theirs}."
         )
-    else:
-        text = "The licence of the weights is not recorded: ask whoever published them before you use them."
     parts = list(facts.parts.items())
     if not parts:
         return text

@@ -84,11 +84,6 @@ class Facts:
             parts["started from"] = self.training.start
         return parts
 
-    @property
-    def license(self) -> str:
-        """SPDX name of the weights' licence: as recorded, else the backbone's; "" if unknown."""
-        return self.record.license or licence_of(self.parts.get("backbone", ""))
-
 
 def facts_of(folder: Path, run: RunFolder | None) -> Facts:
     """Reads them.

@@ -3,7 +3,7 @@
     FOLDER/config.json, model.safetensors                  the speech tokenizer
     FOLDER/flow/flow.pt, hift.pt, campplus.onnx, config.json   what makes speech of codes, where there is any
 
-A folder in the layout is checked and copied as it is; runs and checkpoints are written anew.
+A folder in the layout is checked and copied as it is.
 """
 
 import json
@@ -17,8 +17,10 @@ from lit_moss.codec import Codec, SpeechTokenizer
 from lit_moss.errors import UserError
 from lit_moss.files import atomic_write
 from lit_moss.hub.codec import codec_of_checkpoint
-from lit_moss.hub.model_folder import CODEC
+from lit_moss.hub.model_folder import CODEC, ModelRecord, check_speech_tokenizer
+from lit_moss.hub.tokenizer import open_tokenizer
 from lit_moss.llm.folders import refuse_pointer
+from lit_moss.llm.rows import RowFormat
 from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
 _FILES = (
@@ -61,6 +63,41 @@ def export_codec(name: str, folder: Path, log_mel: str | None = None) -> None:
         ) from error
     if not has_decoder:
         print(f"{name} has no flow decoder: {folder} holds the speech tokenizer alone", file=sys.stderr)
+
+
+def add_codec(
+    name: str,
+    log_mel: str | None,
+    folder: Path,
+    model: str,
+    record: ModelRecord,
+    row_format: RowFormat,
+) -> str:
+    """Writes `codec/` into a model's folder.
+
+    Args:
+        name: See `export_codec`.
+        log_mel: See `export_codec`.
+        folder: The model's.
+        model: Its name, for messages.
+        record: Its record.
+        row_format: Its rows.
+
+    Returns:
+        Fingerprint of the speech tokenizer.
+
+    Raises:
+        UserError: as `export_codec`; or if it is not the codec of the model's training.
+    """
+    from lit_moss.codec.encoder import fingerprint
+
+    target = folder / CODEC
+    export_codec(name, target, log_mel)
+    if not (target / "model.safetensors").is_file():
+        raise UserError(f"{name} has no speech tokenizer: give the whole codec")
+    tokenizer = open_tokenizer(str(target))
+    check_speech_tokenizer(model, record, tokenizer, row_format, name)
+    return fingerprint(tokenizer.encoder)
 
 
 def _write(checkpoint: Path, folder: Path, log_mel: str | None) -> bool:

@@ -14,8 +14,8 @@ The folder appears whole or not at all.
 import json
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,21 +23,21 @@ import torch
 
 from lit_moss.data.chat_template import chat_template, template_fingerprint
 from lit_moss.errors import UserError
-from lit_moss.files import PARTIAL, atomic_write
+from lit_moss.files import atomic_write, remove_leftovers
 from lit_moss.hub.lm import backbone_of
 from lit_moss.hub.model_folder import CODEC, RECORD, ModelRecord, check_text_tokenizer, record_of_checkpoint
+from lit_moss.hub.tokenizer import speech_tokenizer_fingerprint
 from lit_moss.llm import SplitLM
 from lit_moss.llm.backbone import load_text_tokenizer
 from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.released import read_split_config
 from lit_moss.llm.sampling import Sampling
-from lit_moss.llm.stages import is_released
+from lit_moss.llm.stages import is_released, is_split
 from lit_moss.release.card import CARD, write_card
-from lit_moss.release.card_facts import licence_of
-from lit_moss.release.codec_export import export_codec
+from lit_moss.release.codec_export import add_codec, export_codec
 from lit_moss.release.model_tensors import Tensors, checkpoint_tensors, config_of, folder_tensors
-from lit_moss.release.public_names import part_name
-from lit_moss.release.training_facts import training_of
+from lit_moss.release.public_names import is_private, part_name
+from lit_moss.release.training_facts import Training, training_of
 from lit_moss.release.weights import mean_of, widest_dtype, write_weights
 from lit_moss.runs.checkpoints import checkpoint_of, is_whole, open_checkpoint, step_of
 from lit_moss.runs.folder import RunFolder
@@ -58,6 +58,7 @@ class Source:
         tokenizer: Name or folder of its text tokenizer.
         record: What it was trained with.
         run: Its run; None where it has none.
+        training: What is known about that run and those before it.
         folder: The folder in the released layout that it is; None for a checkpoint.
     """
 
@@ -66,6 +67,7 @@ class Source:
     tokenizer: str | Path
     record: ModelRecord
     run: RunFolder | None = None
+    training: Training = field(default_factory=Training)
     folder: Path | None = None
 
 
@@ -110,7 +112,8 @@ def export(
             computes what the run's does; released models are in bfloat16, half the size.
         max_shard_size: Most bytes of a file of weights.
         average: The mean of the last that many states of the run, up to the chosen one.
-        codec: A codec to put into `codec/`, see `export_codec`; None keeps that of a folder.
+        codec: A codec to put into `codec/`, see `export_codec`; None takes the `codec/` of the folder, or of
+            the one that a run was fine-tuned from, where that is still the codec of the training.
         license: SPDX name of the weights' licence; None takes the recorded one.
         force: Replace a model's folder at `out`.
         log_mel: See `export_codec`.
@@ -119,14 +122,18 @@ def export(
         UserError: if there is no such model, it is damaged, `out` exists, or there is no room.
     """
     out = Path(out)
+    if average < 1:
+        raise UserError(f"--average {average}, expected 1 or more")
     _check_out(out, force)
     checkpoint = checkpoint_of(name, which or "last")
     stored = None if checkpoint is None else open_checkpoint(checkpoint)
     if checkpoint and stored and "split_config" not in stored.settings:  # a codec's
-        if average > 1 or codec is not None:
-            raise UserError(f"{name} is no language model: --average and --codec are for language models")
+        if average > 1 or codec is not None or dtype != "stored":
+            raise UserError(
+                f"{name} is no language model: --average, --codec and --dtype are for language models"
+            )
         part = checkpoint if which else checkpoint_of(name, "best") or checkpoint
-        _write(out, lambda folder: _fill_codec(folder, part, log_mel))
+        _write(out, lambda folder: _fill_codec(folder, part, log_mel, license))
         return Exported(out, 0, _gigabytes(out), None)
     if checkpoint is None or stored is None:
         source = _of_folder(name, average)
@@ -139,14 +146,16 @@ def export(
     _check_room(out, sum(tensor.numel for tensor in tensors.values()) * kept.itemsize)
     tokenizer = load_text_tokenizer(source.tokenizer)
     check_text_tokenizer(name, source.record, tokenizer)
-    known = source.record.license or licence_of(source.record.backbone)
-    record = replace(source.record, license=license or known)
-    if codec is None and source.folder is not None and (source.folder / CODEC).is_dir():
-        codec = str(source.folder / CODEC)
+    record = replace(source.record, license=license or source.record.license)
+    if codec is None:
+        codec, log_mel = _own_codec(source, log_mel)
 
     def fill(folder: Path) -> None:
         nonlocal record
         folder.mkdir()
+        if codec is not None:  # first: it may be refused, and the weights take minutes
+            given = add_codec(codec, log_mel, folder, name, record, source.config.format)
+            record = replace(record, speech_tokenizer=given)
         write_weights(folder, tensors, kept, max_shard_size)
         _write_configs(folder, source.config, kept)
         template = _template(source, tokenizer, record)
@@ -154,8 +163,6 @@ def export(
         tokenizer.save_pretrained(folder)  # with its template
         record = replace(record, template=template_fingerprint(template) if template else "")
         record.write(folder)
-        if codec is not None:
-            export_codec(codec, folder / CODEC, log_mel)
         if source.folder is not None and (source.folder / CARD).is_file():
             shutil.copyfile(source.folder / CARD, folder / CARD)
         else:
@@ -165,8 +172,10 @@ def export(
     return Exported(out, len(tensors), _gigabytes(out), record)
 
 
-def _fill_codec(folder: Path, checkpoint: Path, log_mel: str | None) -> None:
+def _fill_codec(folder: Path, checkpoint: Path, log_mel: str | None, license: str | None) -> None:
     export_codec(str(checkpoint), folder, log_mel)
+    if license is not None:
+        ModelRecord(license=license).write(folder)
     if not (folder / CARD).is_file():
         write_card(folder, RunFolder.of_checkpoint(checkpoint))
 
@@ -183,8 +192,8 @@ def _check_out(out: Path, force: bool) -> None:
             raise UserError(f"{out} exists: give another --out, or --force to replace it")
         if not out.is_dir() or not (is_released(out) or (out / RECORD).is_file()):
             raise UserError(f"{out} is no folder of a model, --force does not replace it: give another --out")
-    for left in sorted(out.parent.glob(f"{out.name}{PARTIAL}*")):
-        print(f"{left} was left by an export that was killed, or is one in progress", file=sys.stderr)
+    for other in remove_leftovers(out):
+        print(f"{other} is another export in progress", file=sys.stderr)
 
 
 def _check_room(out: Path, size: int) -> None:
@@ -221,7 +230,14 @@ def _of_folder(name: str, average: int) -> Source:
     record = ModelRecord.read(folder)
     if (folder / TEMPLATE).is_file():
         record.check(folder, template=template_fingerprint(_read_text(folder / TEMPLATE)))
-    return Source(folder_tensors(folder), config, folder, record, folder=folder)
+    names = {key: part_name(value) for key, value in _names(record).items() if is_private(value)}
+    return Source(folder_tensors(folder), config, folder, replace(record, **names), folder=folder)
+
+
+def _names(record: ModelRecord) -> dict[str, str]:
+    """What of a record may name folders of this machine."""
+    fields = asdict(record)
+    return {key: fields[key] for key in ("backbone", "speech_tokenizer_name", "source") if fields[key]}
 
 
 def _of_checkpoint(path: Path, stored: Stored, average: int) -> Source:
@@ -236,19 +252,45 @@ def _of_checkpoint(path: Path, stored: Stored, average: int) -> Source:
         tensors = mean_of([checkpoint_tensors(open_checkpoint(state), str(state)) for state in states])
     record = record_of_checkpoint(path, stored.settings)
     root = str(settings.get("run_root") or "runs")
-    names = {  # without folders of this machine
-        key: part_name(value, root)
-        for key in ("backbone", "speech_tokenizer_name")
-        if (value := asdict(record)[key])
-    }
-    record = replace(record, stages=_stages(run), averaged=average, **names)
-    return Source(tensors, config, backbone, record, run)
+    names = {key: part_name(value, root) for key, value in _names(record).items()}
+    training = training_of(run)
+    record = replace(record, stages=_stages(training), averaged=average, **names)
+    return Source(tensors, config, backbone, record, run, training)
+
+
+def _own_codec(source: Source, log_mel: str | None) -> tuple[str | None, str | None]:
+    """The codec that goes with a model, and its `log_mel`; None where it has none."""
+    if source.folder is not None:
+        inside = source.folder / CODEC
+        return (str(inside) if inside.is_dir() else None), log_mel
+    wanted = source.record.speech_tokenizer
+    for folder, features in _codecs_of_training(source.training) if wanted else ():
+        features = log_mel or features
+        try:
+            if speech_tokenizer_fingerprint(str(folder), features) == wanted:
+                print(f"{CODEC}/ is a copy of {folder}, the codec of the training", file=sys.stderr)
+                return str(folder), features
+            reason = "is no longer the codec of the training"
+        except UserError as error:
+            reason = f"cannot be opened ({error})"
+        print(f"{folder} {reason}: not copied, give --codec", file=sys.stderr)
+    return None, log_mel
+
+
+def _codecs_of_training(training: Training) -> Iterator[tuple[Path, str | None]]:
+    """Folders `codec` in models' folders that the runs named, last run first, each with its `log_mel`."""
+    seen = set()
+    for stage in reversed(training.stages):
+        data, start = stage.settings("data"), stage.settings("model").get("init_from")
+        for name in (data.get("speech_tokenizer"), start and f"{start}/{CODEC}"):
+            folder = stage.locate(str(name)) if name else Path()
+            if folder.name == CODEC and folder not in seen and folder.is_dir() and is_split(folder.parent):
+                seen.add(folder)
+                yield folder, data.get("log_mel")
 
 
 def _last_states(path: Path, run: RunFolder | None, count: int) -> list[Path]:
     """The newest `count` states that the run wrote every n steps, up to a checkpoint."""
-    if count < 1:
-        raise UserError(f"--average {count}, expected 1 or more")
     if run is None:
         raise UserError(f"--average needs a run's folder, and {path} is in none")
     last = step_of(path)
@@ -262,9 +304,8 @@ def _last_states(path: Path, run: RunFolder | None, count: int) -> list[Path]:
     return states
 
 
-def _stages(run: RunFolder | None) -> list[str]:
+def _stages(training: Training) -> list[str]:
     """Names of the runs, first stage first, where their folders are still there."""
-    training = training_of(run)
     names = [stage.name for stage in training.stages]
     if not training.stages or training.start is None:
         return names

@@ -18,16 +18,15 @@ import torch
 from lit_moss import assets
 from lit_moss.data.chat_template import chat_template, template_fingerprint
 from lit_moss.errors import UserError
-from lit_moss.files import atomic_write
-from lit_moss.hub.model_folder import CODEC, ModelRecord, check_speech_tokenizer
-from lit_moss.hub.tokenizer import open_tokenizer
+from lit_moss.files import atomic_write, remove_leftovers
+from lit_moss.hub.model_folder import CODEC, ModelRecord
 from lit_moss.llm import SplitLM
 from lit_moss.llm.backbone import MODALITY_PAD_NAMES, SOSP_NAMES, load_text_tokenizer
 from lit_moss.llm.backbone import text_tokenizer_fingerprint as fingerprint_of
 from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.folders import INDEX, WEIGHTS, open_tensors, read_json, refuse_pointer, weight_files
 from lit_moss.llm.released import fitting_tensors, read_split_config
-from lit_moss.release.codec_export import copy_file, export_codec
+from lit_moss.release.codec_export import add_codec, copy_file
 from lit_moss.runs.checkpoints import checkpoint_of
 
 _CONFIG, TEMPLATE = "config.json", "chat_template.jinja"
@@ -92,15 +91,17 @@ def import_model(
     if codec is None and (folder / CODEC).is_dir():
         codec = str(folder / CODEC)
     files = weight_files(folder)
+    remove_leftovers(out)
     try:
         with atomic_write(out) as partial:
             partial.mkdir()
             linked = _copy_model(folder, files, partial)
             _write_config(folder, config, partial)
-            speech_tokenizer = _add_codec(codec, log_mel, partial, source, record, config)
+            if codec is not None:
+                speech_tokenizer = add_codec(codec, log_mel, partial, source, record, config.format)
+                record = replace(record, speech_tokenizer=speech_tokenizer)
             record = replace(
                 record,
-                speech_tokenizer=speech_tokenizer or record.speech_tokenizer,
                 speech_tokenizer_name=record.speech_tokenizer_name or codec or "",
                 template=record.template or _add_template(partial, record),
                 source=source,
@@ -212,28 +213,6 @@ def _write_config(source: Path, config: SplitConfig, folder: Path) -> None:
     known = config.to_dict()
     fields |= {name: known[name] for name in _OFTEN_ABSENT if fields.get(name) is None}
     (folder / _CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-
-
-def _add_codec(
-    codec: str | None,
-    log_mel: str | None,
-    folder: Path,
-    source: str,
-    record: ModelRecord,
-    config: SplitConfig,
-) -> str:
-    """Writes `codec/` and checks that it is the model's; returns its tokenizer's fingerprint, "" without."""
-    if codec is None:
-        return ""
-    from lit_moss.codec.encoder import fingerprint
-
-    target = folder / CODEC
-    export_codec(codec, target, log_mel)
-    if not (target / "model.safetensors").is_file():
-        raise UserError(f"{codec} has no speech tokenizer: give the whole codec")
-    tokenizer = open_tokenizer(str(target))
-    check_speech_tokenizer(source, record, tokenizer, config.format, codec)
-    return fingerprint(tokenizer.encoder)
 
 
 def _add_template(folder: Path, record: ModelRecord) -> str:

@@ -10,7 +10,7 @@ from lit_moss import assets
 # File names that say nothing without their folder's.
 _PLAIN = re.compile(
     r"(train|validation|valid|val|dev|test|heldout|manifest|documents|data|meta|text|sft|chat|checkpoints|"
-    r"last|best|step-\d+)([-_.]?(train|validation|heldout|\d+))?"
+    r"codec|last|best|step-\d+)([-_.]?(train|validation|heldout|\d+))?"
 )
 _HOMES = ("home", "Users", "root", "~")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
@@ -52,6 +52,11 @@ def part_name(name: str, run_root: str = "runs") -> str:
         below = [part for part in path.relative_to(root).parts if part != "checkpoints"]
         return "/".join(below) or _NAME
     return name if is_hub_id(name) else data_name(name)
+
+
+def is_private(name: str) -> bool:
+    """Whether a name states folders of this machine: an absolute path, or one that leaves the folder."""
+    return _pure(name).is_absolute() or name.startswith(("~", ".."))
 
 
 def public_value(value: Any, run_root: str = "runs") -> str:

@@ -10,6 +10,23 @@ _NO_PART = ("*.partial", "*.lock", "*.tmp", ".*", "*/.*", "__pycache__/*", "*/__
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
+def check_push(repo: str) -> None:
+    """Checks what a push needs, without a connection.
+
+    Args:
+        repo: `owner/name`.
+
+    Raises:
+        UserError: without a token, or for another name.
+    """
+    from huggingface_hub import get_token
+
+    if repo.count("/") != 1:
+        raise UserError(f"the repository is {repo!r}, expected owner/name")
+    if not get_token():
+        raise UserError("no token for the Hugging Face hub: run `hf auth login`, or set HF_TOKEN")
+
+
 def push(folder: Path, repo: str, private: bool = True) -> str:
     """Uploads a folder in one commit, so that the repository never holds half a model.
 
@@ -29,15 +46,12 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
     Raises:
         UserError: without a token, a connection or the right to write, or for a name that the hub refuses.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json: expected a folder that `export` wrote")
-    if repo.count("/") != 1:
-        raise UserError(f"the repository is {repo!r}, expected owner/name")
-    if not get_token():
-        raise UserError("no token for the Hugging Face hub: run `hf auth login`, or set HF_TOKEN")
+    check_push(repo)
     api = HfApi(library_name="lit-moss")
     # Its first base is the error of the HTTP library in use: requests, httpx or httpx2, by the version.
     http_error: Any = HfHubHTTPError.__mro__[1]
@@ -49,6 +63,8 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
         raise UserError(_refused(repo, error, error.response.status_code)) from error
     except HFValidationError as error:
         raise UserError(f"the hub does not take the name {repo!r} ({_line(error)})") from error
+    except ValueError as error:
+        raise UserError(f"the hub does not take the card of {folder} ({_line(error)})") from error
     except (http_error, OSError) as error:  # offline mode is a ConnectionError
         raise UserError(
             f"{api.endpoint} does not answer ({_line(error)}): check the connection, HF_ENDPOINT and "

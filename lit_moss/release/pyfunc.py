@@ -22,11 +22,9 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 from lit_moss.audio import rates
-from lit_moss.data.chat_template import template_fingerprint
 from lit_moss.errors import UserError
-from lit_moss.hub.model_folder import ModelRecord
-from lit_moss.llm.replies import reply_codes, reply_text
-from lit_moss.llm.sampling import GREEDY, Sampling
+from lit_moss.llm.replies import reply_codes
+from lit_moss.llm.sampling import sampling_of
 from lit_moss.serve.engine import Engine, Session
 from lit_moss.serve.model import SpeechModel
 from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
@@ -85,10 +83,6 @@ class TalkingModel(PythonModel):
         settings = MODEL_CONFIG | dict(context.model_config or {})
         if settings["audio_folder"]:
             self._audio_folder = Path(settings["audio_folder"]).resolve()
-        template = self.folder / "chat_template.jinja"
-        if template.is_file():
-            now = template_fingerprint(template.read_text(encoding="utf-8"))
-            ModelRecord.read(self.folder).check(self.folder, template=now)
         model = SpeechModel.open(str(self.folder), settings["codec"], settings["device"])
         self._engine = Engine(model, Limits(max_sessions=int(settings["max_sessions"])))
         self._workers = ThreadPoolExecutor(self._engine.limits.max_sessions, thread_name_prefix="pyfunc")
@@ -163,8 +157,7 @@ def _options(given: dict[str, Any], session: Session) -> ReplyOptions:
         raise UserError(f"reply is {reply!r}, expected text or speech")
     modality: Literal["text", "speech"] = "speech" if reply == "speech" else "text"
     temperature = given.get("temperature")
-    sampling = Sampling() if temperature is None else Sampling(temperature=float(temperature))
-    sampling = GREEDY if sampling.temperature == 0 else sampling
+    sampling = sampling_of(None if temperature is None else float(temperature))
     most = int(given.get("max_new_tokens", 500))
     if most < 1:
         raise UserError(f"max_new_tokens is {most}, expected 1 or more")
@@ -183,5 +176,5 @@ def _heard(session: Session, options: ReplyOptions) -> dict[str, Any]:
                 raise MlflowException(f"the reply failed ({event.error})", error_code=INTERNAL_ERROR)
             rows = event.rows
     audio = base64.b64encode(sound_bytes(torch.cat(waves).cpu(), "wav")).decode() if waves else None
-    text = model.text_tokenizer.decode(reply_text(rows, model.lm.format))
+    text = session.conversation.text_of(rows)
     return {"text": text, "audio": audio, "codes": reply_codes(rows, model.lm.format)}

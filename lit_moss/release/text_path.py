@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lit_moss.errors import UserError
-from lit_moss.files import atomic_write
+from lit_moss.files import apply_umask, atomic_write
 from lit_moss.llm.folders import open_tensors, weight_files
 from lit_moss.llm.released import read_split_config
 
@@ -58,6 +58,7 @@ def save_text_model(folder: str | Path, out: str | Path) -> None:
         partial.mkdir()
         config.backbone.save_pretrained(partial)
         save_torch_state_dict(weights, partial)
+        apply_umask(partial.glob("*.safetensors"))
         load_text_tokenizer(source).save_pretrained(partial)
 
 

@@ -12,7 +12,6 @@ pickle is imported but plain containers of torch: files that hold code are refus
 """
 
 import math
-import pickle
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,12 +23,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
-from typing_extensions import override
 
 from lit_moss.errors import UserError
+from lit_moss.runs.shard_reader import ShardReader, not_data
 
 ZERO = "checkpoint"  # folder of DeepSpeed's files inside a checkpoint
 _FSDP_PREFIX, _ZERO_PREFIX = "state_dict.", "_forward_module."
@@ -74,7 +72,7 @@ def open_file(path: Path) -> Stored:
     Raises:
         UserError: if it cannot be read as data, or has no `state_dict`.
     """
-    checkpoint = _parse(path)
+    checkpoint = parse_file(path)
     weights = checkpoint.get("state_dict")
     if not isinstance(weights, Mapping):
         raise UserError(f"{path} has no state_dict: expected a checkpoint written by `fit`")
@@ -90,14 +88,7 @@ def open_folder(folder: Path) -> Stored:
     if (folder / ZERO).is_dir():
         return _open_zero(folder / ZERO)
     meta = folder / "meta.pt"
-    return Stored(_open_fsdp(folder), _plain(_parse(meta)) if meta.is_file() else {})
-
-
-def _not_data(path: Path, error: BaseException) -> UserError:
-    return UserError(
-        f"{path} cannot be read as data ({type(error).__name__}); files that hold code are not opened: "
-        "expected a checkpoint written by `fit`"
-    )
+    return Stored(_open_fsdp(folder), _plain(parse_file(meta)) if meta.is_file() else {})
 
 
 # --- files of torch.save ------------------------------------------------------------------------------------
@@ -118,15 +109,19 @@ _DEEPSPEED_CLASSES: list[Any] = [
 ]
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    """Content of a file; its tensors have no numbers."""
+def parse_file(path: Path) -> dict[str, Any]:
+    """Content of a file of `torch.save`; its tensors have no numbers.
+
+    Raises:
+        UserError: if it cannot be read as data.
+    """
     try:
         with FakeTensorMode(), torch.serialization.safe_globals(_DEEPSPEED_CLASSES):
             content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError(type(content).__name__)
     except Exception as error:  # a damaged archive raises whatever its damage leads to
-        raise _not_data(path, error) from error
+        raise not_data(path, error) from error
     return content
 
 
@@ -160,7 +155,7 @@ class _Span:
 
     @classmethod
     def of(cls, file: Path, tensor: Tensor) -> "_Span":
-        """Where the numbers of a contiguous tensor of `_parse` lie."""
+        """Where the numbers of a contiguous tensor of `parse_file` lie."""
         assert tensor.is_contiguous()
         offset = _start(tensor) + int(tensor.storage_offset()) * tensor.itemsize
         return cls(file, offset, tensor.dtype, tensor.numel())
@@ -224,9 +219,9 @@ def _open_zero(folder: Path) -> Stored:
     """Float32 weights of DeepSpeed's optimizer; the layout is that of `deepspeed.utils.zero_to_fp32`."""
     model_files = _files_of_ranks(folder, "*_model_states.pt")
     optim_files = _files_of_ranks(folder, "*_optim_states.pt")
-    states = [_parse(file) for file in model_files]
+    states = [parse_file(file) for file in model_files]
     try:
-        optimizers = [_parse(file)["optimizer_state_dict"] for file in optim_files]
+        optimizers = [parse_file(file)["optimizer_state_dict"] for file in optim_files]
         _check_ranks(folder, optimizers)
         first, stage = states[0], optimizers[0]["zero_stage"]
         tensors = _tensors(model_files[0], {name: first["module"][name] for name in first["buffer_names"]})
@@ -250,7 +245,7 @@ def _open_zero(folder: Path) -> Stored:
             tensors = _tensors(model_files[0], first["module"]) | tensors
         tensors |= {name: tensors[kept] for name, kept in first["shared_params"].items() if kept in tensors}
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise _not_data(folder, error) from error
+        raise not_data(folder, error) from error
     return Stored({n.removeprefix(_ZERO_PREFIX): t for n, t in tensors.items()}, _plain(first))
 
 
@@ -327,54 +322,8 @@ def _between(spans: Sequence[_Span], start: int, end: int) -> list[_Span]:
 # --- FSDP2 --------------------------------------------------------------------------------------------------
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """Reads the classes of `torch.distributed.checkpoint`'s metadata and nothing else."""
-
-    _CLASSES = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("pathlib", "PosixPath"),
-            ("pathlib", "PurePosixPath"),
-            ("pathlib", "WindowsPath"),
-            ("torch", "Size"),
-            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            ("torch.serialization", "_get_layout"),
-            *(
-                ("torch.distributed.checkpoint.metadata", name)
-                for name in ("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata",
-                             "BytesStorageMetadata", "TensorStorageMetadata", "TensorProperties",
-                             "_MEM_FORMAT_ENCODING")
-            ),
-        }
-    )  # fmt: skip
-
-    @override
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        is_dtype = module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype)
-        if is_dtype or (module_name, global_name) in self._CLASSES:
-            return super().find_class(module_name, global_name)
-        raise pickle.UnpicklingError(f"{module_name}.{global_name} is no part of a checkpoint")
-
-
-class _Reader(FileSystemReader):
-    """torch's own unpickles any class of the metadata, and reads it again for each tensor."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        try:
-            with (folder / ".metadata").open("rb") as file:
-                self._metadata = _MetadataUnpickler(file).load()
-            self._metadata.storage_meta = None
-        except Exception as error:
-            raise _not_data(folder / ".metadata", error) from error
-
-    @override
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        return self._metadata
-
-
 def _open_fsdp(folder: Path) -> dict[str, StoredTensor]:
-    reader = _Reader(folder)
+    reader = ShardReader(folder)
 
     def reading(name: str, entry: TensorStorageMetadata) -> Callable[[], Tensor]:
         def read() -> Tensor:
@@ -384,7 +333,7 @@ def _open_fsdp(folder: Path) -> dict[str, StoredTensor]:
                     warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as meant
                     load_shards({name: value}, storage_reader=reader, no_dist=True)
             except (Exception, CheckpointException) as error:  # the latter is no Exception
-                raise _not_data(folder, error) from error
+                raise not_data(folder, error) from error
             return value
 
         return read

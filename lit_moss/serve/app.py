@@ -53,7 +53,7 @@ def _add_operations(app: "FastAPI", context: Context) -> None:
     from lit_moss.serve.metrics import render
 
     async def metrics(request: Request) -> Response:
-        content, kind = render(context.engine)
+        content, kind = render(context.engine, context.work.draining)
         return Response(content, headers={"content-type": kind})
 
     async def health(request: Request) -> Response:

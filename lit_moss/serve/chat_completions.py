@@ -11,12 +11,12 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from lit_moss.errors import UserError
 from lit_moss.llm.replies import FORMS
-from lit_moss.llm.sampling import Sampling
+from lit_moss.llm.sampling import sampling_of
 from lit_moss.serve.api_errors import ApiError, all_sessions_taken, bad_request, server_failure
 from lit_moss.serve.chat_answer import DONE, Answer, error_chunk, usage_of
 from lit_moss.serve.chat_conversation import KEPT_SEC, TOO_LONG, ChatConversations
@@ -32,6 +32,8 @@ from lit_moss.serve.stop_texts import StopTexts
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+LEFT = 499  # of an answer that nobody reads; logs know the number from nginx
+
 
 class ChatCompletions:
     """The interface.
@@ -46,12 +48,16 @@ class ChatCompletions:
 
     async def complete(self, request: Request) -> Response:
         """Answers a request, whole or as a stream."""
-        body = await request.body()
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return Response(status_code=LEFT)
         asked = await asyncio.to_thread(parse_request, body)
         self._check_model(asked.model)
         options = self._options(asked)
+        scope = f"{request.client.host if request.client else ''} {asked.who}"
         try:
-            session = self._engine.open_session()
+            session = self._engine.open_session(scope=scope)
         except SessionLimit as error:
             raise all_sessions_taken(str(error)) from None
         stream = None
@@ -67,7 +73,7 @@ class ChatCompletions:
                 await unless_client_leaves(request, self._whole(asked, answer, session, reply))
             )
         except ClientLeft:
-            return Response(status_code=499)  # nobody reads it; logs know this number from nginx
+            return Response(status_code=LEFT)
         finally:
             if stream is None:
                 session.close()
@@ -79,13 +85,8 @@ class ChatCompletions:
                            code="model_not_found")  # fmt: skip
 
     def _options(self, asked: ChatRequest) -> ReplyOptions:
-        model, default = self._engine.model, Sampling()
-        sampling = Sampling(
-            default.temperature if asked.temperature is None else asked.temperature,
-            default.top_k if asked.top_k is None else asked.top_k,
-            default.top_p if asked.top_p is None else asked.top_p,
-            default.repetition_penalty if asked.repetition_penalty is None else asked.repetition_penalty,
-        )
+        model = self._engine.model
+        sampling = sampling_of(asked.temperature, asked.top_k, asked.top_p, asked.repetition_penalty)
         most = asked.max_completion_tokens or asked.max_tokens or ReplyOptions.max_new_tokens
         if not asked.speaks or asked.audio is None:
             return ReplyOptions("text", None, most, sampling, sampling, asked.seed)
@@ -179,7 +180,7 @@ class ChatCompletions:
 
     def _keep(self, asked: ChatRequest, answer: Answer, session: Session, done: ReplyDone) -> None:
         message = session.conversation.reply_message(done.rows, done.prompt)
-        self._conversations.keep(message, answer.audio_id if asked.speaks else None)
+        self._conversations.keep(session, message, answer.audio_id if asked.speaks else None)
 
     # --- models ---------------------------------------------------------------------------------------------
 

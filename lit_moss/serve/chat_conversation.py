@@ -43,15 +43,15 @@ class ChatConversations:
         self._most_rows = engine.model.lm.config.max_context
         most = engine.limits.max_replies_kept
         self._spoken: Kept[list[int]] = Kept(most, KEPT_SEC)  # rows by the id of the reply
-        self._written: Kept[list[int]] = Kept(most, KEPT_SEC)  # rows by their text
-        self._heard: Kept[list[int]] = Kept(most, KEPT_SEC)  # codes by the hash of the file
+        self._written: Kept[list[int]] = Kept(most, KEPT_SEC)  # rows by asker and text
+        self._heard: Kept[list[int]] = Kept(most, KEPT_SEC)  # codes by the hash of asker and file
 
-    def keep(self, message: Message, audio_id: str | None) -> None:
-        """Keeps the rows of a reply: by its id if it is spoken, else by its text."""
+    def keep(self, session: Session, message: Message, audio_id: str | None) -> None:
+        """Keeps the rows of a reply: by its id if it is spoken, else by its text and who asked."""
         if audio_id is not None:
             self._spoken.put(audio_id, message.rows)
         elif message.text:
-            self._written.put(message.text, message.rows)
+            self._written.put(f"{session.scope}\n{message.text}", message.rows)
 
     async def turns(self, session: Session, asked: ChatRequest) -> list[Message]:
         """The turns of a request.
@@ -98,7 +98,7 @@ class ChatConversations:
             return Message("assistant", rows)
         parts = message.content or []
         text = "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in parts)
-        rows = self._written.get(text)
+        rows = self._written.get(f"{session.scope}\n{text}")
         if rows is None:
             rows = await asyncio.to_thread(session.conversation.renderer.ids, text)
         return Message("assistant", rows, text=text)
@@ -106,7 +106,7 @@ class ChatConversations:
     async def _codes(self, session: Session, part: AudioPart, where: str) -> list[int]:
         """Codes of a sound file."""
         data = part.input_audio.data
-        key = hashlib.sha256(data.encode()).hexdigest()
+        key = hashlib.sha256(f"{session.scope}\n{data}".encode()).hexdigest()
         codes = self._heard.get(key)
         if codes is not None:
             return codes

@@ -159,6 +159,13 @@ class ChatRequest(BaseModel):
     response_format: dict[str, Any] | None = None
 
     @property
+    def who(self) -> str:
+        """Name of the asker, as far as it is given: who asks under another name finds none of its caches."""
+        extra = self.model_extra or {}
+        names = ("prompt_cache_key", "safety_identifier", "user")
+        return next((name for key in names if isinstance(name := extra.get(key), str)), "")
+
+    @property
     def speaks(self) -> bool:
         """Whether the reply is to be spoken."""
         return "audio" in (self.modalities or [])

@@ -15,12 +15,12 @@ class Work:
         draining: Whether the server is about to end and takes no new work.
         requests: Requests under /v1 that are being answered.
         drains: Interfaces with connections of their own: each ends them once their replies are done, within
-            that many seconds.
+            that many seconds, and returns whether all ended.
     """
 
     draining: bool = False
     requests: int = 0
-    drains: list[Callable[[float], Awaitable[None]]] = field(default_factory=list)
+    drains: list[Callable[[float], Awaitable[bool]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,8 @@ class Conversation:
         return Message("assistant", content, text=self.text_of(content))
 
     def text_of(self, rows: Sequence[int]) -> str:
-        """Text of rows, those of speech left out."""
-        return self.renderer.tokenizer.decode(reply_text(rows, self.format))
+        """Text of rows; those of speech and special tokens are left out."""
+        return self.renderer.tokenizer.decode(reply_text(rows, self.format), skip_special_tokens=True)
 
     def find(self, item_id: str) -> Message:
         """The turn with that id.

@@ -74,14 +74,12 @@ class UserTurn:
             samples_T = check_wave(samples_T)
         except ValueError as error:
             raise UserError(str(error)) from error
-        self._session.touch()
         self.samples += len(samples_T)
         self._render()
         self._listener.push(samples_T)
 
     def finish(self) -> "Future[list[int]]":
         """Ends the turn; its codes, or a UserError if the model cannot listen."""
-        self._session.touch()
         return self._listener.finish()
 
     def clear(self) -> None:
@@ -116,21 +114,20 @@ class Session:
         reply: The latest reply, running or not; None before the first.
         expected: Options of the reply that will follow the user's turn: while the user speaks, the turn is
             computed into the cache of such a prompt. Those of the latest reply, unless set.
-        opened: `time.monotonic()` of its beginning.
-        last_used: Of its client's latest request.
     """
 
-    def __init__(self, engine: "Engine", conversation: Conversation) -> None:
+    def __init__(self, engine: "Engine", conversation: Conversation, scope: object = None) -> None:
         self.engine, self.conversation = engine, conversation
+        self._scope = scope
         self.reply: Reply | None = None
         self.expected: ReplyOptions | None = None
         self.ahead: list[int] | None = None
         self.closed = False
-        self.opened = self.last_used = time.monotonic()
 
-    def touch(self) -> None:
-        """Notes that the client is alive, see `Engine.close_idle`."""
-        self.last_used = time.monotonic()
+    @property
+    def scope(self) -> object:
+        """Sessions of an equal scope find what this one has computed; itself: none does."""
+        return self if self._scope is None else self._scope
 
     def listen(self, rate_hz: int = rates.DECODER_RATE_HZ) -> UserTurn:
         """A new turn of speech, outside of the conversation until its codes are added to it."""
@@ -153,7 +150,6 @@ class Session:
         """
         if self.reply is not None and not self.reply.done:
             raise UserError("a reply is being made already: cancel it, or wait for its end")
-        self.touch()
         conversation = self.conversation
         if instructions is not None:
             conversation = Conversation(conversation.renderer, instructions)
@@ -210,8 +206,13 @@ class Engine:
         """Whether sessions and replies are refused, since it is closing."""
         return self._draining
 
-    def open_session(self, instructions: str = "") -> Session:
+    def open_session(self, instructions: str = "", scope: object = None) -> Session:
         """A new session.
+
+        Args:
+            instructions: Text that is appended to the system prompt.
+            scope: Who asks, where a client's next question comes in a session of its own: it finds the caches
+                of the earlier ones. None: nobody does, beyond the system prompt.
 
         Raises:
             SessionLimit: if all are taken, or the engine is closing.
@@ -222,7 +223,7 @@ class Engine:
                 closing = "the server is closing"
                 taken = f"all {self.limits.max_sessions} sessions are taken"
                 raise SessionLimit(closing if self._draining else taken)
-            session = Session(self, Conversation(self.model.renderer, instructions))
+            session = Session(self, Conversation(self.model.renderer, instructions), scope)
             self._sessions.add(session)
             self.counts.sessions += 1
         self.rows.join(session)
@@ -232,19 +233,6 @@ class Engine:
         with self._lock:
             self._sessions.discard(session)
         self.rows.wake()
-
-    def close_idle(self) -> list[Session]:
-        """Closes sessions whose client was silent for `Limits.idle_sec` while no reply was made, and those
-        older than `Limits.session_sec`; returns them."""
-        now, limits = time.monotonic(), self.limits
-        closed = []
-        for session in self.sessions:
-            busy = session.reply is not None and not session.reply.done
-            idle = not busy and now - session.last_used > limits.idle_sec
-            if idle or now - session.opened > limits.session_sec:
-                session.close()
-                closed.append(session)
-        return closed
 
     def warm_up(self) -> None:
         """One short turn and reply, so that the first client does not wait for the first run of everything.

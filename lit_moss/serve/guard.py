@@ -4,8 +4,11 @@ An ASGI application around the application: it counts a request's bytes as they 
 large is never in memory as a whole.
 """
 
+import asyncio
+import contextlib
 import hmac
 import json
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -36,15 +39,15 @@ class Guard:
             return
         headers = Headers(scope=scope)
         try:
-            self._check_host(headers)
+            check_host(self._context, headers)
             if not _is_api(scope):
                 await self._app(scope, receive, send)
                 return
-            self._check_key(headers)
-            self._check_origin(headers)
+            check_access(self._context, headers)
             if self._context.work.draining:
                 raise draining()
-            body = _Body(receive, self._context.engine.limits.max_upload_bytes)
+            limits = self._context.engine.limits
+            body = _Body(receive, limits.max_upload_bytes, limits.idle_sec)
             if body.is_too_large(headers.get("content-length", "")):
                 await body.discard()
                 raise body.error()
@@ -56,52 +59,20 @@ class Guard:
         except ApiError as error:
             await send_error(send, error)
 
-    def _check_host(self, headers: Headers) -> None:
-        """A page of another name that resolves to this machine must not reach a server without a key."""
-        if not self._context.hosts:
-            return
-        try:
-            name = urlsplit(f"//{headers.get('host', '')}").hostname
-        except ValueError:
-            name = None
-        if name not in self._context.hosts:
-            expected = ", ".join(self._context.hosts)
-            raise ApiError(403, f"no server of the name {name!r} here: expected one of {expected}",
-                           code="unknown_host")  # fmt: skip
-
-    def _check_origin(self, headers: Headers) -> None:
-        """Without a key, any page in a browser could let a server on its machine work for it."""
-        origin = headers.get("origin")
-        if origin is None or self._context.api_key is not None or origin in self._context.cors_origins:
-            return
-        try:
-            own = urlsplit(f"//{headers.get('host', '')}").hostname
-            is_own = urlsplit(origin).hostname in (own, *LOOPBACK)
-        except ValueError:
-            is_own = False
-        if not is_own:
-            raise ApiError(403, f"a page of {origin} may not use a server without a key: start it with "
-                           "a key, or allow the origin", code="foreign_origin")  # fmt: skip
-
-    def _check_key(self, headers: Headers) -> None:
-        key = self._context.api_key
-        if key is None:
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-            raise ApiError(
-                401,
-                "a wrong key, or none: send it as Authorization: Bearer KEY",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
-
 
 class _Body:
-    """A request's body, counted."""
+    """A request's body, counted and timed.
 
-    def __init__(self, receive: Receive, most: int) -> None:
+    Args:
+        receive: Its messages.
+        most: Most bytes.
+        seconds: Longest time until it is there.
+    """
+
+    def __init__(self, receive: Receive, most: int, seconds: float) -> None:
         self._receive, self._most, self._bytes = receive, most, 0
+        self._seconds, self._is_whole = seconds, False
+        self._end = asyncio.get_running_loop().time() + seconds
 
     def is_too_large(self, stated: str) -> bool:
         """Whether the length that the request states is above the limit."""
@@ -112,8 +83,14 @@ class _Body:
         return ApiError(413, f"a request of more than {self._most} bytes", code="request_too_large")
 
     async def receive(self) -> Message:
-        """The next message; raises 413 when there were too many bytes."""
-        message = await self._receive()
+        """The next message; raises 413 when there were too many bytes, 408 when they took too long."""
+        try:
+            async with asyncio.timeout_at(None if self._is_whole else self._end):
+                message = await self._receive()
+        except TimeoutError:
+            raise ApiError(408, f"a request that is not there after {self._seconds:g} s", code="too_slow",
+                           headers={"connection": "close"}) from None  # fmt: skip
+        self._is_whole = not message.get("more_body")
         self._bytes += len(message.get("body", b""))
         if self._bytes > self._most:
             if message.get("more_body"):
@@ -123,11 +100,66 @@ class _Body:
 
     async def discard(self) -> None:
         """Reads on, up to a few times the limit, and keeps nothing."""
-        while self._bytes <= _READ_ON * self._most:
-            message = await self._receive()
-            self._bytes += len(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body"):
-                return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._end):
+                while self._bytes <= _READ_ON * self._most:
+                    message = await self._receive()
+                    self._bytes += len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body"):
+                        return
+
+
+def check_host(context: Context, headers: Headers) -> None:
+    """A page of another name that resolves to this machine must not reach a server without a key.
+
+    Raises:
+        ApiError: 403.
+    """
+    name = _host_of(f"//{headers.get('host', '')}")
+    if context.hosts and name not in context.hosts:
+        expected = ", ".join(context.hosts)
+        raise ApiError(403, f"no server of the name {name!r} here: expected one of {expected} (--allow-host)",
+                       code="unknown_host")  # fmt: skip
+
+
+def check_access(context: Context, headers: Headers, keys: Sequence[str] = ()) -> None:
+    """Refuses who may not use the interfaces: with a key, who does not have it; without one, foreign pages,
+    since any page in a browser could let a server on its machine work for it.
+
+    Args:
+        context: Key and origins.
+        headers: Of the request.
+        keys: Keys that were given in another way than by the header.
+
+    Raises:
+        ApiError: 401, 403.
+    """
+    key = context.api_key
+    if key is not None:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        keys = [*keys, *([given.strip()] if scheme.lower() == "bearer" else [])]
+        if not any(hmac.compare_digest(given.encode(), key.encode()) for given in keys):
+            raise ApiError(
+                401, "a wrong key, or none: send it as Authorization: Bearer KEY", code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )  # fmt: skip
+        return
+    origin = headers.get("origin")
+    if origin is None or origin in context.cors_origins:
+        return
+    host = _host_of(origin)
+    if host is None or host not in (_host_of(f"//{headers.get('host', '')}"), *LOOPBACK):
+        raise ApiError(
+            403, f"a page of {origin} may not use a server without a key: start it with --api-key-file, or "
+            "allow the origin (--cors-origin)", code="foreign_origin",
+        )  # fmt: skip
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _is_api(scope: Scope) -> bool:

@@ -39,6 +39,34 @@ async def _left(request: Request) -> None:
         pass
 
 
+PING = b": ping\n\n"  # a comment, which readers of event streams skip
+PING_SEC = 15.0  # proxies close connections that are silent for 30 s or more
+
+
+async def with_pings(events: AsyncGenerator[bytes], every_sec: float) -> AsyncGenerator[bytes]:
+    """The events, and a ping after each `every_sec` seconds without one; closes `events` at its end."""
+    waiting: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait({waiting}, timeout=every_sec)
+            if not done:
+                yield PING
+                continue
+            try:
+                event = waiting.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                waiting = None
+            yield event
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        await events.aclose()
+
+
 class EventStream(StreamingResponse):
     """Server-sent events, with bounds for a client that reads slowly or not at all.
 
@@ -52,6 +80,7 @@ class EventStream(StreamingResponse):
     def __init__(
         self, events: AsyncGenerator[bytes], close: Callable[[], None], idle_sec: float, most_sec: float
     ) -> None:
+        events = with_pings(events, PING_SEC)
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
         self._events, self._close = events, close
         self._idle_sec, self._most_sec = idle_sec, most_sec

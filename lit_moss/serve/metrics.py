@@ -9,9 +9,13 @@ from lit_moss.serve.engine import Engine
 PREFIX = "lit_moss_"
 
 
-def render(engine: Engine) -> tuple[bytes, str]:
+def render(engine: Engine, draining: bool = False) -> tuple[bytes, str]:
     """All metrics of an engine, and their content type. Each call has a registry of its own: several engines
     in one process do not mix.
+
+    Args:
+        engine: The engine.
+        draining: Whether its interfaces refuse new work already.
 
     Raises:
         UserError: if prometheus-client is missing.
@@ -24,14 +28,14 @@ def render(engine: Engine) -> tuple[bytes, str]:
 
     class OfEngine(Collector):
         def collect(self) -> Iterator[object]:
-            return _families(engine)
+            return _families(engine, draining or engine.draining)
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(OfEngine())
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-def _families(engine: Engine) -> Iterator[object]:
+def _families(engine: Engine, draining: bool) -> Iterator[object]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     counts, running = engine.counts, engine.rows.running
@@ -46,7 +50,7 @@ def _families(engine: Engine) -> Iterator[object]:
         "sound_tasks_waiting": ("Pieces of sound to be encoded or decoded.", engine.sounds.waiting),
         "kept_contexts": ("Closed sessions whose keys and values are kept.", len(engine.rows.pool)),
         "kept_bytes": ("Memory of these.", engine.rows.pool.bytes),
-        "draining": ("1 while sessions are refused before the end.", int(engine.draining)),
+        "draining": ("1 while sessions are refused before the end.", int(draining)),
     }
     for name, (text, value) in gauges.items():
         yield GaugeMetricFamily(PREFIX + name, text, value=value)

@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_moss.data.chat_template import chat_template, template_fingerprint
 from lit_moss.data.conversation import Renderer
 from lit_moss.devices import moved
 from lit_moss.errors import UserError
 from lit_moss.hub import open_codec, open_lm, open_tokenizer
 from lit_moss.hub.codes_to_audio import voice_prompt
-from lit_moss.hub.model_folder import CODEC, ModelRecord, record_of
-from lit_moss.llm.backbone import load_text_tokenizer, text_tokenizer_fingerprint
+from lit_moss.hub.model_folder import (
+    CODEC,
+    ModelRecord,
+    check_codec,
+    check_speech_tokenizer,
+    check_text_tokenizer,
+    record_of,
+)
+from lit_moss.llm.backbone import load_text_tokenizer
 
 if TYPE_CHECKING:
     from lit_moss.codec import Codec, SpeechTokenizer
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from lit_moss.llm import SplitLM
 
 DEFAULT_VOICE = "default"
+TEMPLATE = "chat_template.jinja"
 
 
 @dataclass
@@ -47,13 +56,6 @@ class SpeechModel:
 
     def __post_init__(self) -> None:
         self.renderer = Renderer(self.text_tokenizer, self.lm.format, self.record.form)
-        codes = self.lm.format.eosp_token_id
-        tokenizer = self.speech_tokenizer
-        if tokenizer is not None and tokenizer.config.quantize_vocab_size != codes:
-            raise UserError(
-                f"the language model {self.name} has {codes} codes, the speech tokenizer has "
-                f"{tokenizer.config.quantize_vocab_size}: give the codec of its training"
-            )
         if self.codec is not None:
             self.voices = {DEFAULT_VOICE: self.codec.no_prompt(), **self.voices}
         self._players: dict[str, tuple[Prompt, Player]] = {}
@@ -98,19 +100,35 @@ class SpeechModel:
         if lm.tokenizer_folder is None:
             raise UserError(f"{model} has no text tokenizer: give a folder that `export` wrote")
         text_tokenizer = load_text_tokenizer(lm.tokenizer_folder)
-        record.check(model, text_tokenizer=text_tokenizer_fingerprint(text_tokenizer))
+        check_text_tokenizer(model, record, text_tokenizer)
+        _check_template(model, record, text_tokenizer)
         speech_tokenizer, opened = _speech_parts(model, codec, record, log_mel)
-        if speech_tokenizer is not None:
-            from lit_moss.codec.encoder import fingerprint
-
-            record.check(model, speech_tokenizer=fingerprint(speech_tokenizer.encoder))
+        name, any_log_mel = codec or "its codec", log_mel is not None
         if opened is not None:
+            check_codec(model, record, opened, lm.format, name, any_log_mel)
             opened = moved(opened, device)
         elif speech_tokenizer is not None:
+            check_speech_tokenizer(model, record, speech_tokenizer, lm.format, name, any_log_mel)
             speech_tokenizer = moved(speech_tokenizer, device)
         lm = moved(lm if dtype is None else lm.to(dtype), device).eval()
         prompts = {} if opened is None else {k: voice_prompt(opened, v) for k, v in (voices or {}).items()}
         return cls(Path(model).name or model, lm, text_tokenizer, speech_tokenizer, opened, record, prompts)
+
+
+def _check_template(model: str, record: ModelRecord, text_tokenizer: Any) -> None:
+    """Refuses a model whose turns were rendered in another way than here, or whose template was changed.
+
+    A folder that was imported may have a template of its own, for other programs: it states nothing about the
+    rows of the training.
+
+    Raises:
+        UserError: if so; it names both.
+    """
+    file = Path(model) / TEMPLATE
+    if file.is_file():
+        record.check(model, template=template_fingerprint(file.read_bytes().decode("utf-8", "replace")))
+    if not record.source:
+        record.check(model, template=template_fingerprint(chat_template(text_tokenizer, record.form)))
 
 
 def _speech_parts(
@@ -124,6 +142,12 @@ def _speech_parts(
         return opened.tokenizer, opened
     if (inside / "model.safetensors").is_file():
         return open_tokenizer(str(inside), log_mel), None
-    if record.speech_tokenizer_name:
-        return open_tokenizer(record.speech_tokenizer_name, log_mel), None
+    if name := record.speech_tokenizer_name:
+        try:
+            return open_tokenizer(name, log_mel), None
+        except UserError as error:
+            raise UserError(
+                f"{model} has no {CODEC}/, and the speech tokenizer of its training, {name}, cannot be "
+                f"opened here ({error}): give the codec (--codec)"
+            ) from error
     return None, None

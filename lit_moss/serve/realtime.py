@@ -12,26 +12,28 @@ docs/serve.md.
 """
 
 import asyncio
-import hmac
 import threading
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
+from starlette.responses import JSONResponse
+from starlette.websockets import WebSocket
+
+from lit_moss.serve.api_errors import ApiError
 from lit_moss.serve.engine import Session
-from lit_moss.serve.realtime_connection import Connection
+from lit_moss.serve.guard import check_access, check_host
+from lit_moss.serve.realtime_connection import GONE, Connection
 from lit_moss.serve.realtime_events import Refused, error_event
 from lit_moss.serve.settings import SessionLimit
 from lit_moss.serve.turn_detection import Probabilities, load_silero
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI, WebSocket
+    from fastapi import FastAPI
 
     from lit_moss.serve.app import Context
 
 PATH = "/v1/realtime"
 SUBPROTOCOL = "realtime"
 KEY_PROTOCOL = "openai-insecure-api-key."  # how browsers, which cannot set headers, send the key
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Realtime:
@@ -58,18 +60,20 @@ class Realtime:
             self._silero = self._silero or load_silero()
             return self._silero
 
-    async def connect(self, websocket: "WebSocket") -> None:
+    async def connect(self, websocket: WebSocket) -> None:
         """Serves a client, if it may connect and there is room."""
-        if fault := self._fault(websocket):
-            from fastapi.responses import JSONResponse
-
-            status, code = (403, "forbidden") if self._context.api_key is None else (401, "invalid_api_key")
-            error = {"message": fault, "type": "invalid_request_error", "param": None, "code": code}
-            await websocket.send_denial_response(JSONResponse({"error": error}, status))
+        try:
+            check_host(self._context, websocket.headers)
+            check_access(self._context, websocket.headers, _keys_of(websocket))
+        except ApiError as error:
+            await websocket.send_denial_response(JSONResponse(error.body, error.status, error.headers))
             return
         offered = websocket.scope.get("subprotocols", [])
-        await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)
-        session = await self._session_or_close(websocket)
+        try:
+            await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)
+            session = await self._session_or_close(websocket)
+        except GONE:
+            return
         if session is None:
             return
         connection = Connection(websocket, session, self.turn_detection_model)
@@ -79,13 +83,16 @@ class Realtime:
         finally:
             self._connections.discard(connection)
 
-    async def drain(self, timeout_sec: float = 30.0) -> None:
+    async def drain(self, timeout_sec: float = 30.0) -> bool:
         """Takes no more clients, and ends each connection after the response that it is sending, with 1001.
 
         To be called before the web server's own shutdown, which cuts what is left.
 
         Args:
             timeout_sec: Longest wait.
+
+        Returns:
+            Whether all have ended.
         """
         self._draining = True
         for connection in list(self._connections):
@@ -93,8 +100,9 @@ class Realtime:
         end = asyncio.get_running_loop().time() + timeout_sec
         while self._connections and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.05)
+        return not self._connections
 
-    async def _session_or_close(self, websocket: "WebSocket") -> Session | None:
+    async def _session_or_close(self, websocket: WebSocket) -> Session | None:
         try:
             if not self._draining:
                 return self._context.engine.open_session()
@@ -105,36 +113,11 @@ class Realtime:
         await websocket.close(code, refused.code)
         return None
 
-    def _fault(self, websocket: "WebSocket") -> str | None:
-        """Why a client may not connect."""
-        key = self._context.api_key
-        if key is None:
-            return _foreign_page(websocket, self._context)
-        scheme, _, given = websocket.headers.get("authorization", "").partition(" ")
-        keys = [given.strip()] if scheme.lower() == "bearer" else []
-        offered = websocket.scope.get("subprotocols", [])
-        keys += [name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL)]
-        if any(hmac.compare_digest(given.encode(), key.encode()) for given in keys):
-            return None
-        return "a wrong key, or none: send it as Authorization: Bearer KEY"
 
-
-def _foreign_page(websocket: "WebSocket", context: "Context") -> str | None:
-    """Why a page may not connect; without a key, any page in a user's browser could reach the server."""
-    host = _host_of(f"//{websocket.headers.get('host', '')}")
-    if context.hosts and host not in context.hosts:
-        return f"no server of the name {host!r}: expected one of {', '.join(context.hosts)} (--allow-host)"
-    origin = websocket.headers.get("origin")
-    if origin is None or origin in context.cors_origins or _host_of(origin) in (host, *LOOPBACK):
-        return None
-    return f"a page of {origin} may not connect to a server without a key: start it with --api-key-file"
-
-
-def _host_of(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
+def _keys_of(websocket: WebSocket) -> list[str]:
+    """Keys among the subprotocols that a browser offers."""
+    offered = websocket.scope.get("subprotocols", [])
+    return [name.removeprefix(KEY_PROTOCOL) for name in offered if name.startswith(KEY_PROTOCOL)]
 
 
 def add_realtime(app: "FastAPI", context: "Context") -> Realtime:
@@ -143,8 +126,6 @@ def add_realtime(app: "FastAPI", context: "Context") -> Realtime:
     Returns:
         The connections; call its `drain` before the server's end.
     """
-    from fastapi import WebSocket
-
     realtime = Realtime(context)
 
     @app.websocket(PATH)

@@ -7,21 +7,22 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from lit_moss.errors import UserError
 from lit_moss.serve.engine import Session, UserTurn
 from lit_moss.serve.realtime_events import Json, Refused, error_event, event, new_id
 from lit_moss.serve.realtime_input import InputBuffer, SpeechStarted
 from lit_moss.serve.realtime_items import History, Item, checked_sound
-from lit_moss.serve.realtime_outbox import MAX_EVENTS, Outbox
+from lit_moss.serve.realtime_outbox import MAX_CHARACTERS, MAX_EVENTS, Outbox
 from lit_moss.serve.realtime_response import Response
 from lit_moss.serve.realtime_session import ResponseSettings, SessionSettings, check_output
 from lit_moss.serve.turn_detection import Probabilities
 
-if TYPE_CHECKING:
-    from fastapi import WebSocket
-
+# What starlette raises when it sends to a client that has left, or whose connection was closed.
+GONE = (WebSocketDisconnect, RuntimeError)
 FLUSH_SEC = 5.0  # for the last events of a connection that the server ends
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,10 @@ class Ending:
 
 
 _DRAINED = Ending(1001)
-_TOO_SLOW = Ending(1008, Refused(f"more than {MAX_EVENTS} events wait to be read", "client_too_slow"))
+_TOO_SLOW = Ending(
+    1008,
+    Refused(f"more than {MAX_EVENTS} events or {MAX_CHARACTERS} bytes wait to be read", "client_too_slow"),
+)
 
 
 class Connection:
@@ -52,7 +56,7 @@ class Connection:
         vad: Opens the model of turn detection, on any thread.
     """
 
-    def __init__(self, websocket: "WebSocket", session: Session, vad: Callable[[], Probabilities]) -> None:
+    def __init__(self, websocket: WebSocket, session: Session, vad: Callable[[], Probabilities]) -> None:
         self._websocket, self._session = websocket, session
         limits = session.engine.limits
         self._ends_at = time.monotonic() + limits.session_sec
@@ -100,7 +104,7 @@ class Connection:
             self._input.clear()
             self._session.close()
             for result in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(result, Exception) and not _is_disconnect(result):
+                if isinstance(result, Exception) and not isinstance(result, GONE):
                     _log.error("realtime session %s", self.settings.id, exc_info=result)
 
     def drain(self) -> None:
@@ -138,7 +142,7 @@ class Connection:
             self.outbox.send(error_event(ending.error))
         await self.outbox.flushed(FLUSH_SEC)
         reason = "" if ending.error is None else ending.error.code
-        with suppress(TimeoutError, RuntimeError):  # it was closed already, or does not take it
+        with suppress(TimeoutError, *GONE):  # it was closed already, or does not take it
             await asyncio.wait_for(self._websocket.close(ending.close_code, reason), FLUSH_SEC)
 
     # --- client events --------------------------------------------------------------------------------------
@@ -161,7 +165,6 @@ class Connection:
             if message["type"] == "websocket.disconnect":
                 return None
             self._active_at = time.monotonic()
-            self._session.touch()
             client_event: Json = {}
             try:
                 client_event = _parsed(message.get("text") or message.get("bytes") or "")
@@ -336,9 +339,3 @@ def _parsed(text: str | bytes) -> Json:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def _is_disconnect(error: Exception) -> bool:
-    from fastapi import WebSocketDisconnect
-
-    return isinstance(error, (WebSocketDisconnect, RuntimeError))

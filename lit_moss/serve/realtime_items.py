@@ -13,9 +13,9 @@ from lit_moss.audio import rates
 from lit_moss.errors import UserError
 from lit_moss.serve.conversation import Message, Role
 from lit_moss.serve.engine import Session
-from lit_moss.serve.pcm16 import decode_pcm16
 from lit_moss.serve.realtime_events import Json, Refused, new_id
 from lit_moss.serve.realtime_session import MAX_TEXT
+from lit_moss.serve.sounds import read_pcm16
 
 MAX_ITEMS = 1000  # of a session
 MAX_PARTS = 8  # of an item; with `MAX_TEXT` it bounds the time that the tokenizer holds the event loop
@@ -117,9 +117,11 @@ class History:
             UserError: if some could not be encoded.
         """
         waiting = [i.filling for i in (self._items.values() if items is None else items) if i.filling]
-        errors = [error for error in await asyncio.gather(*waiting) if error]
-        if errors:
-            raise UserError(errors[0])
+        if waiting:
+            await asyncio.wait(waiting)  # unlike `gather`, it leaves them alone when it is cancelled
+        errors = [task.result() for task in waiting if not task.cancelled()]
+        if failures := [error for error in errors if error]:
+            raise UserError(failures[0])
 
     # --- changing -------------------------------------------------------------------------------------------
 
@@ -373,6 +375,6 @@ def checked_sound(value: Any, path: str) -> Any:
     if not isinstance(value, str):
         raise Refused(f"{path} is missing, or not a text", "missing_required_parameter", path)
     try:
-        return decode_pcm16(value, MAX_APPEND_BYTES)
+        return read_pcm16(value, MAX_APPEND_BYTES)
     except UserError as error:
         raise Refused(f"{path}: {error}", param=path) from error

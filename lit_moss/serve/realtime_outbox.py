@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from lit_moss.serve.realtime_events import Json
 
 MAX_DELTAS = 8  # waiting; a response makes more when one has left
-MAX_EVENTS = 2000  # waiting; a client that lets more pile up is cut off
+# Waiting; a client that lets more pile up is cut off. One event may be as large as what a client sends.
+MAX_EVENTS, MAX_CHARACTERS = 2000, 2**25
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._waiting: deque[_Entry] = deque()
-        self._deltas = 0
+        self._deltas = self._characters = 0
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
         self._empty = asyncio.Event()
@@ -47,8 +48,10 @@ class Outbox:
         """
         if self.closed:
             return
-        self._waiting.append(_Entry(json.dumps(event), response_id))
+        entry = _Entry(json.dumps(event), response_id)
+        self._waiting.append(entry)
         self._deltas += response_id is not None
+        self._characters += len(entry.text)
         self._update()
 
     async def room(self) -> None:
@@ -58,19 +61,20 @@ class Outbox:
     @property
     def overflows(self) -> bool:
         """Whether the client lets too much pile up."""
-        return len(self._waiting) > MAX_EVENTS
+        return len(self._waiting) > MAX_EVENTS or self._characters > MAX_CHARACTERS
 
     def drop(self, response_id: str) -> None:
         """Takes out the deltas of a response."""
         self._waiting = deque(entry for entry in self._waiting if entry.response_id != response_id)
         self._deltas = sum(entry.response_id is not None for entry in self._waiting)
+        self._characters = sum(len(entry.text) for entry in self._waiting)
         self._update()
 
     def close(self) -> None:
         """From now on nothing is taken or sent."""
         self.closed = True
         self._waiting.clear()
-        self._deltas = 0
+        self._deltas = self._characters = 0
         self._update()
 
     async def run(self, send_text: Callable[[str], Awaitable[None]]) -> None:
@@ -84,6 +88,7 @@ class Outbox:
             if self._waiting:
                 entry = self._waiting.popleft()
                 self._deltas -= entry.response_id is not None
+                self._characters -= len(entry.text)
                 self._sending = True
                 await send_text(entry.text)
                 self._sending = False

@@ -9,20 +9,23 @@ response.done                                           once and last, whatever 
 """
 
 import asyncio
+import base64
 import logging
 from typing import Any, Literal
+
+from torch import Tensor
 
 from lit_moss.errors import UserError
 from lit_moss.serve import realtime_events as events
 from lit_moss.serve.conversation import Message
 from lit_moss.serve.engine import Session
-from lit_moss.serve.pcm16 import encode_pcm16
 from lit_moss.serve.realtime_events import Json, event, new_id
 from lit_moss.serve.realtime_items import History, Item
 from lit_moss.serve.realtime_outbox import Outbox
 from lit_moss.serve.realtime_session import ResponseSettings
 from lit_moss.serve.replies import AudioDelta, CodesDelta, Reply, ReplyDone, TextDelta
 from lit_moss.serve.settings import SessionLimit
+from lit_moss.serve.sounds import pcm16
 
 CancelReason = Literal["client_cancelled", "turn_detected"]
 _STATUS = {"stop": "completed", "length": "incomplete", "cancelled": "cancelled", "failed": "failed"}
@@ -136,7 +139,7 @@ class Response:
             await self._send_part(f"{kind}.delta", delta=new.text)
         elif isinstance(new, AudioDelta):
             if self.settings.speaks:
-                await self._send_part("output_audio.delta", delta=encode_pcm16(new.samples_T))
+                await self._send_part("output_audio.delta", delta=_base64(new.samples_T))
                 self.spoke = self.spoke or not self.cancelled
         elif self.settings.lit_moss.codes:
             await self._send(events.codes_event(self.id, new.codes))
@@ -202,8 +205,12 @@ class Response:
     def _end(self) -> None:
         """All events of the end."""
         self._set_status()
-        if self._item is not None:
-            self._close_item(self._item)
+        try:
+            if self._item is not None:
+                self._close_item(self._item)
+        except Exception:  # a client waits for `response.done` whatever happens
+            _log.exception("end of response %s", self.id)
+            self._fail("server_error", "server_error", "the server failed to end this response")
         if self._done is not None and self.settings.lit_moss.codes:
             self._outbox.send(events.timing_event(self.id, self._done.usage))
         self._outbox.send(event("response.done", response=self._shown()))
@@ -250,3 +257,7 @@ class Response:
             "metadata": settings.metadata,
             "usage": usage,
         }
+
+
+def _base64(samples_T: Tensor) -> str:
+    return base64.b64encode(pcm16(samples_T)).decode("ascii")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lit_moss.llm.replies import FORMS, FormName
-from lit_moss.llm.sampling import Sampling
+from lit_moss.llm.sampling import Sampling, sampling_of
 from lit_moss.serve.realtime_events import Json, Refused
 from lit_moss.serve.replies import ReplyOptions
 from lit_moss.serve.settings import Limits
@@ -104,7 +104,7 @@ class Extras(Settings):
         temperature: See `Sampling`, as for the next three; for text and speech alike.
         top_k: See above.
         top_p: See above.
-        repetition_penalty: See above.
+        repetition_penalty: See above; null is 1.1, and 1 at temperature 0, which is then greedy.
         seed: Of the sampling; null draws one for each response.
         reply_form: `direct`, `guided` or `interleaved`; null is the form that the model was trained for.
         codes: Whether responses come with `lit_moss.codes.delta` and `lit_moss.response.timing`.
@@ -113,14 +113,14 @@ class Extras(Settings):
     temperature: float = Field(default=_SAMPLING.temperature, ge=0, allow_inf_nan=False)
     top_k: int = Field(default=_SAMPLING.top_k, ge=0)
     top_p: float = Field(default=_SAMPLING.top_p, gt=0, le=1)
-    repetition_penalty: float = Field(default=_SAMPLING.repetition_penalty, gt=0, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     reply_form: FormName | None = None
     codes: bool = False
 
     def sampling(self) -> Sampling:
         """For the engine."""
-        return Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
+        return sampling_of(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
 
 
 class SessionSettings(Settings):

@@ -32,10 +32,14 @@ class Owner(Protocol):
     Attributes:
         closed: Whether it is over.
         ahead: Rows with which its next prompt will begin, to be computed ahead; None for none.
+        scope: Which sessions find its caches after it, see `ContextPool`; itself: none.
     """
 
     closed: bool
     ahead: list[int] | None
+
+    @property
+    def scope(self) -> object: ...
 
 
 @dataclass(eq=False)
@@ -217,7 +221,7 @@ class RowWorker:
         if own is not None and 2 * own.common(rows) < len(own.rows):
             self.pool.give(own)
             own = None
-        context = own or self.pool.take(rows, self._contexts.values())
+        context = own or self.pool.take(rows, self._contexts.values(), owner.scope)
         self._contexts[owner] = context
         return context
 
@@ -263,6 +267,8 @@ class RowWorker:
         for owner in closed:
             if owner in self._contexts:
                 self.pool.give(self._contexts.pop(owner))
+            if owner.scope is owner:
+                self.pool.end(owner)
 
     def _look_ahead(self, going_on: list[Running], least: int) -> bool:
         """A piece of what a user is saying, if there are at least so many rows of it."""

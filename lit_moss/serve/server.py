@@ -105,10 +105,10 @@ class Server(uvicorn.Server):
 
     async def _drained(self) -> None:
         work, end = self._context.work, time.monotonic() + self._drain_sec
-        await asyncio.gather(*(drain(self._drain_sec) for drain in work.drains))
+        ended = await asyncio.gather(*(drain(self._drain_sec) for drain in work.drains))
         while work.requests and time.monotonic() < end:
             await asyncio.sleep(0.02)
-        self.was_cut = bool(work.requests)
+        self.was_cut = bool(work.requests) or not all(ended)
 
 
 def serve(context: Context, bound: socket.socket, drain_sec: float, on_ready: Callable[[], None]) -> Server:

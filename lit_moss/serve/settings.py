@@ -14,7 +14,8 @@ class Limits:
         max_turn_sec: Seconds of speech in one turn of the user.
         max_upload_bytes: Bytes of one request.
         max_new_tokens: Rows of a reply.
-        idle_sec: A session without an event from its client is closed after it.
+        idle_sec: A client that sends and reads nothing for so long is cut off, and so is a request whose body
+            is not there by then.
         session_sec: Longest session.
         max_unsent_sec: Seconds of sound that are made ahead of a client that does not read; then its reply
             pauses until it does.

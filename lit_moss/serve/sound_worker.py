@@ -8,8 +8,8 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -178,7 +178,7 @@ class Listener:
 
     def fail(self, failure: Exception) -> None:
         """Ends the turn with an error, unless it has ended."""
-        if not self._future.done():
+        with suppress(InvalidStateError):  # `drop` may come from another thread meanwhile
             self._future.set_exception(failure)
 
     # --- in the worker --------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class Listener:
         self._add(codes)
 
     def _end(self) -> None:
-        if not self._future.done():
+        with suppress(InvalidStateError):
             self._future.set_result(self._codes)
 
     def _add(self, codes_N: Tensor) -> None:

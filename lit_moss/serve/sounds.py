@@ -30,7 +30,7 @@ def from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UserError(f"no base64 ({error}): expected the bytes of a sound file in base64") from None
+        raise UserError(f"no base64 ({error}): expected sound in base64") from None
 
 
 def read_upload(content: bytes, max_sec: float, rate_hz: int = rates.TOKENIZER_RATE_HZ) -> Tensor:
@@ -65,7 +65,25 @@ def read_upload(content: bytes, max_sec: float, rate_hz: int = rates.TOKENIZER_R
 
 def pcm16(samples_T: Tensor) -> bytes:
     """Samples in [-1, 1] -> little-endian 16-bit samples; what is beyond is clipped."""
-    return (samples_T.clamp(-1, 1) * 32767).round().to(torch.int16).numpy().astype("<i2").tobytes()
+    return (samples_T.clamp(-1, 1) * 32767).round().cpu().numpy().astype("<i2").tobytes()
+
+
+def read_pcm16(text: str, max_bytes: int) -> Tensor:
+    """Little-endian 16-bit samples in base64 -> float32 (T,) in [-1, 1).
+
+    Args:
+        text: What came.
+        max_bytes: Most bytes of sound.
+
+    Raises:
+        UserError: if it is not base64, not whole samples, or longer.
+    """
+    if len(text) > 4 * -(-max_bytes // 3):
+        raise UserError(f"more than {max_bytes} bytes of sound: send it in several parts")
+    data = from_base64(text)
+    if len(data) % 2:
+        raise UserError(f"{len(data)} bytes of sound, expected whole samples of 2 bytes")
+    return torch.from_numpy(np.frombuffer(data, "<i2").astype(np.float32) / 32768.0)
 
 
 def sound_bytes(samples_T: Tensor, sound_format: str) -> bytes:

@@ -23,7 +23,8 @@ _CODE_SEC = 0.08
 class TextStream:
     """Text ids -> text, in whole characters, at the same cost for every id.
 
-    The pieces, joined, are the text of all ids decoded together.
+    The pieces, joined, are the text of all ids decoded together, special tokens left out: those that a model
+    makes without end, such as <|im_start|>, are no text to read.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -43,12 +44,15 @@ class TextStream:
         return self._new(last=True)
 
     def _new(self, last: bool) -> str:
-        known = self._tokenizer.decode(self._ids[self._context : self._read])
-        text = self._tokenizer.decode(self._ids[self._context :])
+        known = self._decoded(self._ids[self._context : self._read])
+        text = self._decoded(self._ids[self._context :])
         if len(text) <= len(known) or (text.endswith("\ufffd") and not last):
             return ""
         self._context, self._read = self._read, len(self._ids)
         return text[len(known) :]
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class Speaker:

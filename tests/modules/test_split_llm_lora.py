@@ -181,6 +181,35 @@ def test_frozen_weights_in_bfloat16_and_parts_beside_the_adapters(first):
     }
 
 
+def test_adapters_on_a_folder_in_bfloat16_are_float32_and_resume(first):
+    model = first.parent / "half_model"
+    export(str(first / "runs/tiny"), model, dtype="bfloat16")
+
+    def half(name, steps, *more):
+        options = {"frozen_dtype": "bfloat16", "save_frozen": False}
+        config = lora_recipe(name, first, steps, init_from=str(model), backbone=str(model), **options)
+        recipe = yaml.safe_load(config.read_text())
+        recipe["trainer"]["precision"] = "bf16-mixed"
+        config.write_text(yaml.safe_dump(recipe))
+        fit(config.parent, config, *more)
+        return config.parent
+
+    whole = half("half_whole", 10)
+    half("half_parts", 5)
+    parts = half("half_parts", 10, "--ckpt_path", "last")
+    ours, theirs = (checkpoints(folder)["step-0000010.ckpt"] for folder in (parts, whole))
+    for part in ("state_dict", "optimizer_states", "frozen", "lora"):
+        assert_equal(ours[part], theirs[part], part)
+    assert {value.dtype for value in ours["state_dict"].values()} == {torch.float32}
+    assert all(".lora_" in name for name in ours["state_dict"])
+    assert set(ours["frozen"]["dtypes"].values()) == {"bfloat16", "float32"}
+    opened, exported = open_lm(parts / "runs/tiny"), export(str(parts / "runs/tiny"), parts / "out").folder
+    base, found = SplitLM.from_pretrained(model).state_dict(), SplitLM.from_pretrained(exported).state_dict()
+    moved = {name for name, value in found.items() if not torch.equal(value, base[name].float())}
+    assert moved == {name for name in base if name.endswith("_proj.weight")}
+    assert_equal(dict(opened.state_dict()), dict(found))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -97,7 +97,7 @@ def test_header_is_what_the_hub_reads(place, two_stages, away):
     write_card(place / "exported", two_stages)
     header, _ = sections(place / "exported")
     assert header == {
-        "license": "apache-2.0",
+        "license": "unknown",  # of the weights; the backbone's is in the text
         "language": ["en", "zh"],
         "library_name": "lit-moss",
         "pipeline_tag": "audio-to-audio",

@@ -13,9 +13,9 @@ from pathlib import Path
 import launch
 import pytest
 import torch
-import yaml
 from backbones import config_of
 from lm_recipe import CODES, backbone_folder, lm_recipe
+from model_folders import run_folder
 from safetensors.torch import load_file, save_file
 
 from lit_moss.data.chat_template import chat_template
@@ -40,29 +40,6 @@ MANIFEST = Path(__file__).resolve().parents[3] / "shared/contract/moss_speech_lm
 
 def stored(state):
     return {name: StoredTensor(tuple(v.shape), v.dtype, v.clone) for name, v in state.items()}
-
-
-def run_folder(root, steps=(5,), name="tiny", lm=None, **more):
-    """A run with checkpoints of a small model, without training; weights of each step differ."""
-    backbone = backbone_folder(root / "backbone")
-    tokenizer = load_text_tokenizer(backbone)
-    if lm is None:
-        form = row_format(tokenizer, 128, eosp=CODES)
-        lm = SplitLM.from_backbone(backbone, 1, 128, row_format=form)
-    run = root / "runs" / name / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "run.json").write_text(json.dumps({"mlflow_run_id": None}))
-    config = {"name": name, "model": {"init_args": {"backbone": str(backbone), **more.pop("model", {})}},
-              "data": {"init_args": {"backbone": str(backbone), **more.pop("data", {})}}}  # fmt: skip
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    for step in steps:
-        state = {f"lm.{k}": v + 0.01 * step for k, v in lm.state_dict().items()}
-        content = {"global_step": step, "pytorch-lightning_version": "2.6", "state_dict": state,
-                   "split_config": lm.config.to_dict(),
-                   "made_by": {"text_tokenizer": text_tokenizer_fingerprint(tokenizer),
-                               "speech_tokenizer": "made up"}} | more  # fmt: skip
-        AtomicCheckpointIO().save_checkpoint(content, run / "checkpoints" / f"step-{step:07d}.ckpt")
-    return run
 
 
 def weights_of(folder):

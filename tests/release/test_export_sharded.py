@@ -9,12 +9,14 @@ import sharded_runs
 import torch
 from safetensors.torch import load_file
 
+from lit_moss.cli.choose_run import find_start
 from lit_moss.data.conversation import PAIRS, Renderer, Turn
 from lit_moss.errors import UserError
 from lit_moss.hub import open_lm
 from lit_moss.llm import SplitLM
 from lit_moss.llm.backbone import load_text_tokenizer
 from lit_moss.release.export import export
+from lit_moss.release.import_model import import_model
 from lit_moss.runs.checkpoints import WHOLE, load_checkpoint, open_checkpoint, seal_folder
 
 
@@ -41,6 +43,16 @@ def test_weights_of_two_ranks_are_read_exported_and_refused_where_they_hold_code
         greedy_replies_are_the_same(folder)
         a_rank_that_did_not_save_is_one_line(newest, folder)
         code_in_a_file_is_refused(newest, folder)
+        assert find_start(str(newest), folder, "fit") == newest
+        import_model(str(folder / "runs/out"), folder / "imported")
+    for strategy, again in zip(sharded_runs.STRATEGIES, sharded_runs.tune_all(tmp_path), strict=True):
+        made_again = export(str(again / "runs/tiny"), again / "runs/out").folder
+        ours, theirs = (
+            load_file(f / "model.safetensors") for f in (made_again, tmp_path / strategy / "runs/out")
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), strategy
+        greedy_replies_are_the_same(again)
 
 
 def weights_are_those_that_the_ranks_held(newest, held, strategy):
@@ -108,7 +120,12 @@ def code_in_a_file_is_refused(newest, folder):
         else:
             (harmed / file).write_bytes(pickle.dumps(Payload(ran)))
         seal(harmed)
-        for open_one in (load_checkpoint, lambda path: export(str(path), folder / "never")):
+        openers = (
+            load_checkpoint,
+            lambda path: export(str(path), folder / "never"),
+            lambda path: find_start(str(path), folder, "fit"),
+        )
+        for open_one in openers:
             with pytest.raises(UserError, match="cannot be read as data"):
                 open_one(harmed)
         assert not ran.exists()

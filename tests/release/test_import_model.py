@@ -238,7 +238,7 @@ def test_an_import_that_is_killed_leaves_no_folder(sources):
     script.write_text(
         "import os, sys\n"
         "from lit_moss.release import import_model as m\n"
-        "m.export_codec = lambda *a: os.kill(os.getpid(), 9)\n"
+        "m.add_codec = lambda *a: os.kill(os.getpid(), 9)\n"
         "m.import_model(*sys.argv[1:])\n"
     )
     words = [str(sources / name) for name in ("model", "out", "codec")]

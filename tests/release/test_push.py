@@ -23,10 +23,14 @@ except UserError as error:
 """
 
 
-def push(folder, repo="me/model", token=TOKEN, endpoint="", visible="private", **variables) -> str:
+def environment_of(place, endpoint) -> dict[str, str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder.parent / "hf_home"),
-                    "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
+    return environment | {"HF_ENDPOINT": endpoint, "HF_HOME": str(place / "hf_home"),
+                          "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
+
+
+def push(folder, repo="me/model", token=TOKEN, endpoint="", visible="private", **variables) -> str:
+    environment = environment_of(folder.parent, endpoint)
     environment |= {"HF_TOKEN": token} if token else {}
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder), repo, visible],
@@ -41,6 +45,39 @@ def model(tmp_path_factory):
     place = tmp_path_factory.mktemp("push")
     SplitLM.from_backbone(backbone_folder(place / "backbone"), 1, 128).save_pretrained(place / "model")
     return place / "model"
+
+
+@pytest.mark.parametrize("visible", [[], ["--public"]])
+def test_export_pushes_what_it_has_made_private_unless_asked(model, tmp_path, visible):
+    with Hub() as hub:
+        done = export(model, tmp_path / "out", hub.address, "--push-to-hub", "me/model", *visible)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == f"{hub.address}/me/model/commit/{1:040x}"
+        assert hub.repos["me/model"] == files_of(tmp_path / "out")
+        assert hub.private["me/model"] == (not visible)
+
+
+def test_a_card_that_the_hub_does_not_take_is_one_line(model, tmp_path):
+    with Hub() as hub:
+        words = ["--push-to-hub", "me/model", "--license", "not a licence"]
+        done = export(model, tmp_path / "out", hub.address, *words)
+        assert done.returncode == 2
+        assert "does not take the card of" in done.stderr.splitlines()[-1]
+        assert '"license" must be one of' in done.stderr.splitlines()[-1]
+        assert not hub.repos["me/model"]
+
+
+def test_a_missing_token_is_said_before_anything_is_written(model, tmp_path):
+    done = export(model, tmp_path / "out", "http://127.0.0.1:9", "--push-to-hub", "me/model", HF_TOKEN="")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: no token for the Hugging Face hub")
+    assert not (tmp_path / "out").exists()
+
+
+def export(model, out, endpoint, *words, **variables):
+    command = [sys.executable, "-m", "lit_moss", "export", str(model), "--out", str(out), *words]
+    environment = environment_of(out.parent, endpoint) | {"HF_TOKEN": TOKEN} | variables
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
 def files_of(folder):

@@ -7,6 +7,7 @@ import pytest
 from database import give_database
 from spoken_model import spoken_model
 
+from lit_moss.cli.main import main
 from lit_moss.errors import UserError
 from lit_moss.files import write_json
 from lit_moss.release.registry import register
@@ -46,6 +47,15 @@ def test_a_version_holds_the_folder_byte_for_byte(model, client):
     files = {f.relative_to(model): f.read_bytes() for f in model.rglob("*") if f.is_file()}
     copied = stored(client, version) / "model"
     assert {f.relative_to(copied): f.read_bytes() for f in copied.rglob("*") if f.is_file()} == files
+
+
+def test_export_registers_and_names_the_version(model, client, tmp_path, capsys):
+    words = ["export", str(model), "--out", str(tmp_path / "out"), "--force"]
+    assert main([*words, "--register", "talker", "--alias", "champion"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "talker version 1 (champion)"
+    assert main([*words, "--register", "talker"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "talker version 2"
+    assert int(client.get_model_version_by_alias("talker", "champion").version) == 1
 
 
 def test_weights_are_copied_once_and_never_through_a_temporary_folder(model, client, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from live_server import live_server
 from openai import AsyncOpenAI, OpenAI
 from talker import model_folder, wave
 
+from lit_moss.data.conversation import system_prompt
 from lit_moss.llm.replies import reply_codes, reply_text
 from lit_moss.llm.sampling import GREEDY
 from lit_moss.serve.conversation import Conversation
@@ -25,7 +26,7 @@ from lit_moss.serve.sounds import pcm16, sound_bytes
 
 LIMITS = Limits(max_sessions=3, max_turn_sec=4.0, max_upload_bytes=2**20)
 SPOKEN = {"modalities": ["text", "audio"], "audio": {"voice": "default", "format": "pcm16"}}
-EXACT = {"temperature": 0, "extra_body": {"repetition_penalty": 1.0}}  # the reference below is greedy
+EXACT = {"temperature": 0}  # greedy, as the reference below
 QUESTION = [{"role": "user", "content": "Hi there"}]
 
 
@@ -247,6 +248,26 @@ def test_sound_arrives_while_the_reply_is_still_being_made(client, live):
     assert times[-1] - times[0] > 0.2
 
 
+def test_a_silent_stream_is_kept_open_by_comments(client, live, monkeypatch):
+    monkeypatch.setattr("lit_moss.serve.http_streams.PING_SEC", 0.05)
+    free = threading.Event()
+    live.engine.sounds.submit("another session", lambda: free.wait(20))
+    body = {"model": "tiny", "messages": QUESTION, "stream": True, "max_tokens": 12, "seed": 1, **SPOKEN}
+    with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=body, timeout=20) as stream:
+        lines = stream.iter_lines()
+        pings = 0
+        while pings < 3:
+            pings += next(lines) == ": ping"
+        free.set()
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    free.clear()
+    live.engine.sounds.submit("another session", lambda: free.wait(20))
+    stream = ask(client, **SPOKEN, seed=1, stream=True)
+    threading.Timer(0.3, free.set).start()
+    assert collect(stream)["finish"] == ["length"]
+    live.wait_for_sessions(0)
+
+
 def test_asynchronous_client_streams_too(live):
     async def run():
         async with AsyncOpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0) as client:
@@ -353,6 +374,52 @@ def test_sound_that_was_heard_before_is_not_encoded_again(client, live, monkeypa
     monkeypatch.setattr(live.engine.model.speech_tokenizer, "stream", refuse)
     second = ask(client, [{"role": "user", "content": [input_audio(samples_T)]}], **EXACT)
     assert first.choices[0].message.content == second.choices[0].message.content
+
+
+def test_clients_do_not_learn_what_others_asked(client, live):
+    question = [
+        {"role": "user", "content": [input_audio(wave(0.8, 190.0)), {"type": "text", "text": "Say more"}]}
+    ]
+
+    def cached(**options):
+        usage = ask(client, question, max_tokens=3, **options).usage
+        return usage.prompt_tokens_details.cached_tokens, usage.prompt_tokens
+
+    cached(user="anna")
+    system = live.engine.model.renderer
+    known, rows = cached(user="anna")
+    assert known == rows - 1
+    known, _ = cached(user="berta")
+    head = [*system.head("system"), *system.ids(system_prompt("text", live.engine.model.record.form))]
+    assert known == len(head) + 1  # with <|im_end|>
+    assert cached(user="berta")[0] == rows - 1
+    assert cached(extra_body={"prompt_cache_key": "berta"})[0] == rows - 1
+
+
+def test_metrics_are_those_of_the_replies(model):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with live_server(model, LIMITS) as live:
+        with OpenAI(base_url=live.v1, api_key="any", max_retries=0) as client:
+            spoken = ask(client, **SPOKEN, seed=1)
+        live.wait_for_sessions(0)
+
+        def metrics():
+            text = httpx.get(f"{live.url}/metrics").text
+            families = text_string_to_metric_families(text)
+            return {(s.name, *s.labels.values()): s.value for f in families for s in f.samples}
+
+        found = metrics()
+        assert found["lit_moss_sessions",] == found["lit_moss_draining",] == 0
+        assert found["lit_moss_sessions_opened_total",] == found["lit_moss_replies_total", "length"] == 1
+        assert found["lit_moss_rows_total", "speech"] == 12
+        assert found["lit_moss_prefilled_rows_total",] == spoken.usage.prompt_tokens
+        assert found["lit_moss_first_sound_seconds_count",] == 1
+        body = {"model": "tiny", "messages": QUESTION, "stream": True, "max_tokens": 200, "seed": 1, **SPOKEN}
+        with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=body) as stream:
+            next(stream.iter_raw())
+            live.server.stop()
+            assert metrics()["lit_moss_draining",] == 1
 
 
 def test_models_are_listed(client):

@@ -14,6 +14,7 @@ from lit_moss.codec.flow_network import Prompt
 from lit_moss.errors import UserError
 from lit_moss.llm.cache import KVCache
 from lit_moss.llm.sampling import GREEDY, Sampling
+from lit_moss.serve.conversation import Conversation
 from lit_moss.serve.engine import Engine
 from lit_moss.serve.metrics import render
 from lit_moss.serve.model import SpeechModel
@@ -80,8 +81,7 @@ def test_a_reply_is_that_of_generate_and_of_the_codec(engine, model):
         torch.testing.assert_close(heard.wave, whole, rtol=0, atol=1e-4)
         usage = done.usage
         assert usage.prompt_rows == usage.cached_rows + usage.prefilled_rows == len(done.prompt)
-        # Nothing of a first prompt is known; the next one begins like that: "system", "You are a helpful ".
-        assert usage.cached_rows == 0 if reply == "speech" else 0 < usage.cached_rows < 40
+        assert usage.cached_rows == 0  # another system prompt
         assert usage.text_rows + usage.speech_rows <= 30
         assert bool(usage.first_sound_sec) == (reply == "speech")
         session.close()
@@ -132,19 +132,52 @@ def test_the_second_question_prefills_its_new_rows_alone(engine):
     assert second.prompt[: second.usage.cached_rows] == [*first.prompt, *first.rows][:-1]
 
 
-def test_a_new_session_with_the_whole_history_finds_its_cache(engine):
-    session = engine.open_session()
+def second_of_two(engine, scope, other_scope, instructions=""):
+    """A question, and the next one of the same conversation in a session of its own."""
+    session = engine.open_session(instructions, scope)
     first = Heard(ask(session, "One?")).done
     history = session.conversation
     history.add(history.reply_message(first.rows, first.prompt))
     session.close()
-    other = engine.open_session()
+    other = engine.open_session(instructions, other_scope)
     other.conversation.messages = list(history.messages)
     second = Heard(ask(other, "And two?")).done
-    assert second.usage.cached_rows == len(first.prompt) + len(first.rows) - 1
+    other.close()
     assert second.rows == engine.model.lm.generate(
         second.prompt, max_new_tokens=30, generator=torch.Generator().manual_seed(3)
     )
+    return first, second
+
+
+def test_a_new_session_with_the_whole_history_finds_its_cache(engine):
+    first, second = second_of_two(engine, "client", "client")
+    assert second.usage.cached_rows == len(first.prompt) + len(first.rows) - 1
+
+
+@pytest.mark.parametrize("scopes", [("one", "other"), (None, None), ("one", None), (None, "one")])
+def test_sessions_of_others_find_the_system_turn_alone(engine, scopes):
+    _, second = second_of_two(engine, *scopes)
+    system = second.prompt.index(engine.model.lm.format.im_end_id) + 1
+    assert second.usage.cached_rows == system
+    # Not even a part of instructions that were others' alone: they could be guessed word by word.
+    session = engine.open_session("Speak of the sea.", "third")
+    done = Heard(ask(session, "One?")).done
+    assert done.usage.cached_rows == 0
+    session.close()
+    session = engine.open_session("Speak of the sea. And more.", "fourth")
+    assert Heard(ask(session, "One?")).done.usage.cached_rows == 0
+
+
+def test_closed_sessions_without_successors_leave_their_system_turn_alone(engine):
+    for _ in range(3):
+        session = engine.open_session()
+        done = Heard(ask(session, "One?")).done
+        session.close()
+    assert done.usage.cached_rows == done.prompt.index(engine.model.lm.format.im_end_id) + 1
+    engine.close()
+    assert len(engine.rows.pool) == 1
+    (context,) = engine.rows.pool._contexts
+    assert len(context.rows) == done.usage.cached_rows
 
 
 def test_cancel_ends_a_reply_within_a_row(engine):
@@ -352,22 +385,6 @@ def test_full_and_closing_engines_refuse(model):
     assert isinstance(futures[-1].exception(10), SessionLimit)
 
 
-def test_silent_sessions_are_closed(model):
-    engine = Engine(model, Limits(idle_sec=0.2, session_sec=1.5))
-    try:
-        silent, alive = engine.open_session(), engine.open_session()
-        time.sleep(0.3)
-        alive.touch()
-        assert engine.close_idle() == [silent]
-        assert engine.sessions == [alive]
-        while time.monotonic() - alive.opened < 1.6:
-            alive.touch()
-            time.sleep(0.05)
-        assert engine.close_idle() == [alive]
-    finally:
-        engine.close()
-
-
 def test_owners_take_turns_in_the_sound_worker():
     worker, order, gate = SoundWorker(torch.device("cpu")), [], threading.Event()
     worker.submit("first", gate.wait)
@@ -394,6 +411,17 @@ def test_text_comes_in_whole_characters(model):
     cut = TextStream(model.text_tokenizer)
     pieces = [cut.push(i) for i in ids[:3]]
     assert "".join([*pieces, cut.flush()]) == model.text_tokenizer.decode(ids[:3])
+
+
+def test_special_tokens_are_no_text(model):
+    conversation = Conversation(model.renderer)
+    ids = conversation.renderer.ids("Good morning")
+    special = [model.lm.format.sosp_token_id, *conversation.renderer.head("user")[:1]]
+    rows = [special[1], *ids[:4], special[0], model.lm.format.eosp_row, *ids[4:], special[1]]
+    assert conversation.text_of(rows) == "Good morning"
+    stream = TextStream(model.text_tokenizer)
+    pieces = [stream.push(row) for row in rows if row < model.lm.format.text_vocab_size]
+    assert "".join([*pieces, stream.flush()]) == "Good morning"
 
 
 def test_metrics_count_what_happened(model):

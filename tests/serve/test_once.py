@@ -3,9 +3,12 @@
 import pytest
 import soundfile
 import talker
+import torch
 
 from lit_moss.audio import io
 from lit_moss.cli.main import main
+from lit_moss.serve.conversation import Conversation
+from lit_moss.serve.model import SpeechModel
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +54,34 @@ def test_answer_in_text_is_printed(folder, capsys):
     assert "20 rows" in line
 
 
+def test_rows_of_an_answer_are_those_of_the_demo_unless_more_are_asked_for(folder, capsys, monkeypatch):
+    asked = []
+
+    def noted(session, options):
+        asked.append((options.max_new_tokens, session.engine.limits.max_new_tokens))
+        return torch.zeros(0), "nothing"
+
+    monkeypatch.setattr("lit_moss.cli.chat._listen", noted)
+    for words in ([], ["--max-new-tokens", "2500"]):
+        question = ["--model", str(folder / "tiny"), "--device", "cpu", "--text", "Hi"]
+        assert main(["chat", *question, *words]) == 0
+    assert asked == [(500, 2000), (2500, 2500)]
+
+
+def test_answer_without_temperature_is_the_greedy_one(folder, capsys):
+    assert chat(folder, "--text", "What is rain?", "--temperature", "0") == 0
+    printed = capsys.readouterr().out.rsplit("\n", 2)[0]
+    model = SpeechModel.open(str(folder / "tiny"), device="cpu")
+    conversation = Conversation(model.renderer)
+    conversation.add(conversation.text_message("user", "What is rain?"))
+    rows = model.lm.generate(conversation.prompt("text"), max_new_tokens=20, greedy=True)
+    assert printed.rstrip("\n") == conversation.text_of(rows).rstrip("\n")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["--once", "{folder}/question.wav", "--max-turn-sec", "0.5"], "more than 0.5 s"),
         (["--text", "Hi", "--reply", "speech"], "--reply speech needs --out FILE"),
         (["--text", "Hi", "--reply", "text", "--out", "a.wav"], "--out needs an answer in speech"),
         (["--text", " ", "--out", "a.wav"], "--text is empty"),

@@ -2,14 +2,16 @@
 
 import asyncio
 import base64
+import threading
 
 import numpy as np
 import pytest
 import torch
-from realtime_server import GREEDY, b64, connected, running, shared_model, sound, types, without_repeats
+from live_server import running
+from realtime_server import GREEDY, b64, connected, shared_model, sound, types, without_repeats
 from talker import wave
 
-from lit_moss.serve.pcm16 import encode_pcm16
+from lit_moss.serve.sounds import pcm16
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_streamed_sound_is_that_of_the_codes(server):
     player = shared_model().codec.stream()
     # One code at a time: the phases of Griffin-Lim depend on how many frames come together.
     whole_T = torch.cat([*(player.push([code]) for code in codes), player.flush()])
-    expected = np.frombuffer(base64.b64decode(encode_pcm16(whole_T)), "<i2")
+    expected = np.frombuffer(pcm16(whole_T), "<i2")
     assert len(sound(events)) == 1920 * len(codes)
     assert np.abs(sound(events).astype(int) - expected).max() <= 1
     timing = events[-2]
@@ -112,6 +114,36 @@ def test_deltas_arrive_before_the_end_and_a_cancel_stops_them(server):
         assert again[-1]["response"]["status"] == "incomplete"
 
 
+def test_a_cancel_does_not_lose_the_turn_that_is_being_encoded(server):
+    free = threading.Event()
+    with connected(server, output_modalities=["text"]) as client:
+        server.engine.sounds.submit("another session", lambda: free.wait(20))
+        client.speak(wave(1.0))
+        client.send(type="response.create")
+        client.until("response.created")
+        client.send(type="response.cancel")
+        assert client.until("response.done")[-1]["response"]["status"] == "cancelled"
+        free.set()
+        response = client.respond(max_output_tokens=3)[-1]["response"]
+        assert response["usage"]["input_token_details"]["audio_tokens"] == 13
+
+
+def test_temperature_zero_is_greedy(server):
+    with connected(server, output_modalities=["text"]) as client:
+        client.say("Good morning")
+        greedy = client.respond(conversation="none")[-1]["response"]["output"]
+        client.update(lit_moss={"temperature": 0.0, "repetition_penalty": None, "top_k": 20, "top_p": 0.95})
+        assert (
+            client.respond(conversation="none")[-1]["response"]["output"][0]["content"]
+            == greedy[0]["content"]
+        )
+        client.update(lit_moss={"repetition_penalty": 1.9})
+        assert (
+            client.respond(conversation="none")[-1]["response"]["output"][0]["content"]
+            != greedy[0]["content"]
+        )
+
+
 def test_a_response_right_after_a_cancel_waits_for_its_end(server):
     with connected(server, max_output_tokens=1500) as client:
         client.say("Good morning")
@@ -140,7 +172,7 @@ async def replies_to(server, text, seed, turns=2):
     from openai import AsyncOpenAI
 
     heard = []
-    async with AsyncOpenAI(base_url=server.url, api_key="x").realtime.connect(model="m") as connection:
+    async with AsyncOpenAI(base_url=server.v1, api_key="x").realtime.connect(model="m") as connection:
         extras = GREEDY | {"temperature": 1.0, "seed": seed, "codes": True}
         await connection.session.update(
             session={"type": "realtime", "max_output_tokens": 30, "lit_moss": extras, "instructions": text}

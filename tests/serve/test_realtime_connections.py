@@ -2,15 +2,17 @@
 
 import asyncio
 import json
+import socket
 import time
 
 import pytest
 import websockets
-from realtime_server import GREEDY, b64, connected, running, shared_model, types
+from live_server import live_server, running
+from realtime_server import GREEDY, b64, connected, shared_model, types
 from talker import wave
 from websockets.sync.client import connect
 
-from lit_moss.serve.realtime_outbox import MAX_DELTAS, Outbox
+from lit_moss.serve.realtime_outbox import MAX_CHARACTERS, MAX_DELTAS, MAX_EVENTS, Outbox
 
 KEY = "secret"
 
@@ -87,7 +89,7 @@ def test_wrong_keys_are_refused(locked, options):
 def test_the_official_client_is_refused_with_a_wrong_key(locked):
     from openai import OpenAI
 
-    client = OpenAI(base_url=locked.url, api_key="wrong")
+    client = OpenAI(base_url=locked.v1, api_key="wrong")
     with pytest.raises(websockets.InvalidStatus), client.realtime.connect(model="m"):
         pass
 
@@ -100,10 +102,54 @@ def test_pages_from_elsewhere_are_refused_where_there_is_no_key(server):
     server.wait_for_sessions(0)
 
 
+def test_other_names_of_the_server_are_refused_with_and_without_a_key():
+    """A page of a name that resolves to this machine has the origin that its host has."""
+    for key in (None, KEY):
+        with running(shared_model(), key, hosts=("127.0.0.1", "localhost")) as server:
+            headers = {"Authorization": f"Bearer {KEY}"}
+            port = int(server.url.rpartition(":")[2])
+            with (
+                socket.create_connection(("127.0.0.1", port)) as sock,
+                pytest.raises(websockets.InvalidStatus) as refused,
+                connect(
+                    f"ws://evil.example:{port}/v1/realtime", sock=sock, additional_headers=headers,
+                    origin=f"http://evil.example:{port}",
+                ),
+            ):  # fmt: skip
+                pass
+            assert refused.value.response.status_code == 403
+            assert b"evil.example" in refused.value.response.body
+            with connect(server.ws, additional_headers=headers) as own:
+                own.recv()
+
+
+def test_refused_pages_are_answered_with_options_that_exist(server):
+    with (
+        pytest.raises(websockets.InvalidStatus) as refused,
+        connect(server.ws, origin="https://other.example"),
+    ):
+        pass
+    assert b"--api-key-file" in refused.value.response.body
+    with pytest.raises(websockets.InvalidStatus), connect(server.ws, origin="null"):
+        pass
+
+
+def test_a_response_that_outlasts_the_drain_is_cut_and_counted():
+    with live_server(shared_model(), drain_sec=0.3) as live:
+        with connect(live.ws) as socket:
+            talk(socket, rows=1500)
+            read_until(socket, "response.output_audio.delta")
+            live.server.stop()
+            _, closed = events_until_closed(socket)
+            assert closed is None or closed.code in (1001, 1006, 1012)
+        live.wait_for_sessions(0)
+    assert live.server.was_cut
+
+
 def test_a_full_server_says_so_and_closes(server):
     from openai import OpenAI
 
-    third = OpenAI(base_url=server.url, api_key="x").realtime.connect(model="m")
+    third = OpenAI(base_url=server.v1, api_key="x").realtime.connect(model="m")
     with connected(server), connected(server), third as refused:
         assert refused.recv().error.code == "session_limit_reached"
         with pytest.raises(websockets.ConnectionClosedError) as closed:
@@ -166,7 +212,7 @@ def test_a_drained_server_ends_responses_and_takes_no_clients():
             talk(busy, rows=40)
             read_until(busy, "response.created")
             assert types([json.loads(idle.recv())]) == ["session.created"]
-            drained = server.drain()
+            server.server.stop()
             assert events_until_closed(idle)[1].code == 1001
             with connect(server.ws) as late:
                 events, closed = events_until_closed(late)
@@ -175,7 +221,6 @@ def test_a_drained_server_ends_responses_and_takes_no_clients():
             assert events[-1]["type"] == "response.done"
             assert events[-1]["response"]["status"] == "incomplete"  # to its end, not cancelled
             assert closed.code == 1001
-        drained.result(10)
         server.wait_for_sessions(0)
 
 
@@ -215,3 +260,22 @@ def test_deltas_wait_for_room_and_other_events_do_not():
     sent = asyncio.run(main())
     assert sent[:2] == [0, 1]  # the second was on its way when the others were dropped
     assert sent[2:] == ["other", "last"]
+
+
+def test_what_waits_is_bounded_in_number_and_size():
+    async def main():
+        outbox = Outbox()
+        for n in range(MAX_EVENTS):
+            outbox.send({"n": n})
+        assert not outbox.overflows
+        outbox.send({"n": "one too many"})
+        assert outbox.overflows
+        outbox = Outbox()
+        outbox.send({"tools": "x" * (MAX_CHARACTERS // 2)}, "resp_1")
+        assert not outbox.overflows
+        outbox.send({"tools": "x" * (MAX_CHARACTERS // 2)})
+        assert outbox.overflows
+        outbox.drop("resp_1")
+        assert not outbox.overflows
+
+    asyncio.run(main())

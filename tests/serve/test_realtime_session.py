@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from realtime_server import b64, connected, running, shared_model
+from live_server import running
+from realtime_server import b64, connected, shared_model
 from talker import wave
 
 from lit_moss.serve.realtime_events import Refused
@@ -215,7 +216,7 @@ def test_a_refused_update_changes_nothing(client):
 def test_session_created_states_everything(server):
     from openai import OpenAI
 
-    with OpenAI(base_url=server.url, api_key="x").realtime.connect(model="m") as connection:
+    with OpenAI(base_url=server.v1, api_key="x").realtime.connect(model="m") as connection:
         event = connection.recv()
         assert event.type == "session.created"
         assert event.session.type == "realtime"

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import struct
 import tempfile
 import time
@@ -226,6 +227,26 @@ def test_too_large_requests_are_refused_before_they_are_in_memory(live):
     for answer in (stated, in_pieces):
         assert answer.status_code == 413
         assert answer.json()["error"]["code"] == "request_too_large"
+
+
+def test_requests_that_never_come_are_ended(model):
+    with live_server(model, Limits(idle_sec=0.5)) as live:
+        port = int(live.url.rpartition(":")[2])
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 1000\r\n\r\n{"
+            client.sendall(head.encode())
+            answer = client.recv(2**16)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"too_slow" in answer
+        assert 0.4 < time.monotonic() - began < 5
+        # One that leaves in the middle of its upload is nobody's fault.
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            client.sendall(head.encode())
+        end = time.monotonic() + 5
+        while live.context.work.requests and time.monotonic() < end:
+            time.sleep(0.01)
+        assert live.context.work.requests == 0
 
 
 def test_full_server_refuses_and_says_when_to_try_again(live):

@@ -5,7 +5,8 @@ import base64
 import numpy as np
 import pytest
 import torch
-from realtime_server import b64, connected, running, shared_model, types
+from live_server import running
+from realtime_server import b64, connected, shared_model, types
 
 from lit_moss.audio import io
 from lit_moss.corpora.manifest import read_manifest

@@ -48,7 +48,12 @@ def page_config(context: Context) -> dict[str, Any]:
         "can_find_turns": importlib.util.find_spec("silero_vad") is not None,
         "needs_key": context.api_key is not None,
         "codebook": model.lm.format.eosp_token_id,
-        "settings": {**asdict(Sampling()), "reply_form": model.record.form.name, "max_tokens": 500},
+        "settings": {
+            **asdict(Sampling()),
+            "repetition_penalty": None,  # see `Extras`
+            "reply_form": model.record.form.name,
+            "max_tokens": 500,
+        },
         "limits": {"max_turn_sec": limits.max_turn_sec, "max_new_tokens": limits.max_new_tokens},
     }
 

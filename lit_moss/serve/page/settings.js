@@ -26,7 +26,7 @@ export function sessionSettings(handsFree = false) {
       temperature: number("temperature"),
       top_k: number("top_k"),
       top_p: number("top_p"),
-      repetition_penalty: number("repetition_penalty"),
+      repetition_penalty: fields.repetition_penalty.value === "" ? null : number("repetition_penalty"),
       seed: fields.seed.value === "" ? null : number("seed"),
       reply_form: fields.reply_form.value,
     },

@@ -44,8 +44,8 @@ def _whole(parameter: Any) -> torch.Tensor:
     return parameter.detach().clone()
 
 
-def recipe(folder: Path, strategy: str) -> None:
-    path = lm_recipe(folder, STEPS, stages=STAGES, kind="sft")
+def recipe(folder: Path, strategy: str, **model: Any) -> None:
+    path = lm_recipe(folder, STEPS, stages=STAGES, kind="sft", **model)
     config = yaml.safe_load(path.read_text())
     config["trainer"] |= {"devices": 2, "strategy": settings(strategy), "val_check_interval": STEPS}
     kept = [c for c in config["trainer"]["callbacks"] if not c["class_path"].endswith("DrawNumbers")]
@@ -62,6 +62,16 @@ def train_all(folder: Path) -> None:
     for strategy in STRATEGIES:
         recipe(folder / strategy, strategy)
     wait_for(start_ranks(1, folder, __file__, str(folder), *STRATEGIES), folder)
+
+
+def tune_all(folder: Path) -> list[Path]:
+    """One run a strategy that starts from FOLDER/STRATEGY/imported and changes nothing; their folders."""
+    names = [f"{strategy}_again" for strategy in STRATEGIES]
+    for strategy, name in zip(STRATEGIES, names, strict=True):
+        imported = str(folder / strategy / "imported")
+        recipe(folder / name, strategy, init_from=imported, backbone=imported, lr=0.0)
+    wait_for(start_ranks(1, folder, __file__, str(folder), *names), folder)
+    return [folder / name for name in names]
 
 
 if __name__ == "__main__":
