@@ -84,8 +84,13 @@ def check_codes(lines: Sequence[CodeLine], codec: "Codec") -> None:
             )
 
 
-def voice_prompt(codec: "Codec", file: str | Path | None) -> "Prompt":
+def voice_prompt(codec: "Codec", file: str | Path | None, option: str = "--voice-prompt") -> "Prompt":
     """The voice of a sound file; without one, the mean voice of the training.
+
+    Args:
+        codec: Speaks with it.
+        file: Sound file.
+        option: Named in errors.
 
     Raises:
         UserError: if the file cannot be read.
@@ -97,7 +102,7 @@ def voice_prompt(codec: "Codec", file: str | Path | None) -> "Prompt":
     try:
         wave_T = io.read(file, rates.DECODER_RATE_HZ)
     except io.UnreadableAudio as error:
-        raise UserError(f"--voice-prompt {error}: expected a sound file of some seconds of speech") from error
+        raise UserError(f"{option} {error}: expected a sound file of some seconds of speech") from error
     return codec.prompt(wave_T, rates.DECODER_RATE_HZ)
 
 

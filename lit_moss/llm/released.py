@@ -168,7 +168,10 @@ def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) ->
             weight_mapping=conversions,
             ignore_mismatched_sizes=True,  # refused below
         )
-        info, _ = convert_and_load_state_dict_in_model(model=model, state_dict=tensors, load_config=loading)
+        with _no_progress_bar():
+            info, _ = convert_and_load_state_dict_in_model(
+                model=model, state_dict=tensors, load_config=loading
+            )
         _refuse_misfits(folder, model, info)
         info.unexpected_keys.clear()  # no report of tensors outside the model
         model._finalize_model_loading(model, loading, info)
@@ -177,6 +180,20 @@ def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) ->
             if parameter.untyped_storage().nbytes() > parameter.nbytes:
                 parameter.data = parameter.data.clone()
     return model
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws its own into pipes too."""
+    from transformers.utils import logging
+
+    had_one = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if had_one:
+            logging.enable_progress_bar()
 
 
 def fill_buffers(model: nn.Module, config: PretrainedConfig) -> None:

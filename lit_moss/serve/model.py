@@ -111,7 +111,11 @@ class SpeechModel:
             check_speech_tokenizer(model, record, speech_tokenizer, lm.format, name, any_log_mel)
             speech_tokenizer = moved(speech_tokenizer, device)
         lm = moved(lm if dtype is None else lm.to(dtype), device).eval()
-        prompts = {} if opened is None else {k: voice_prompt(opened, v) for k, v in (voices or {}).items()}
+        prompts = {}
+        for voice, file in (voices or {}).items():
+            if opened is None:
+                raise UserError(f"--voice {voice}={file} needs a decoder: give the codec by --codec")
+            prompts[voice] = voice_prompt(opened, file, f"--voice {voice}=FILE:")
         return cls(Path(model).name or model, lm, text_tokenizer, speech_tokenizer, opened, record, prompts)
 
 

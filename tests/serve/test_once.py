@@ -90,6 +90,7 @@ def test_answer_without_temperature_is_the_greedy_one(folder, capsys):
         (["--once", "{folder}/missing.wav", "--out", "a.wav"], "missing.wav: no such file"),
         (["--once", "{folder}", "--out", "a.wav"], "a folder, expected a sound file"),
         (["--text", "Hi", "--voice", "anna", "--out", "a.wav"], "expected NAME=FILE"),
+        (["--text", "Hi", "--voice", "anna={folder}/none.wav"], "anna=FILE: {folder}/none.wav: no such"),
         (["--text", "Hi", "--device", "tpu"], "--device is 'tpu', expected auto, cpu or cuda"),
         (["--text", "Hi", "--temperature", "-1"], "--temperature is -1.0, expected 0 or more"),
         (["--out", "a.wav"], "need a question"),
@@ -100,4 +101,10 @@ def test_mistakes_are_one_line(folder, capsys, words, expected):
     assert chat(folder, *(word.replace("{folder}", str(folder)) for word in words)) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("error: ")
-    assert expected in error
+    assert expected.replace("{folder}", str(folder)) in error
+
+
+def test_nothing_is_printed_but_the_answer(folder, capfd):
+    """transformers warns of a split model's type, and draws a bar while it reads a backbone."""
+    assert chat(folder, "--text", "What is rain?", "--temperature", "0") == 0
+    assert capfd.readouterr().err == ""
