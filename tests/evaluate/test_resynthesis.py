@@ -155,7 +155,7 @@ def test_the_judges_recognise_the_text(conf, tmp_path, monkeypatch):
         (["--voice_prompt", "list"], "has no prompt"),
         (["--limit", "0"], "limit 0, expected one or more"),
         (["--limit", "few"], "limit is 'few', expected a whole number or null"),
-        (["--device", "moon"], "'moon' cannot be used"),
+        (["--device", "moon"], "--device is 'moon', expected"),
         (["--rungs", "[]"], "expected one or more"),
         (["--language", "chinese"], "language is 'chinese', expected one of en, zh"),
         (["--limit"], "expected one argument"),

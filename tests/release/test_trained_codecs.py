@@ -23,7 +23,7 @@ def test_runs_of_tokenizer_decoder_and_model_are_exported_by_the_command_line(co
     assert open_tokenizer(str(tmp_path / "tokenizer_out")).config.quantize_vocab_size == 32
     assert "license: mit" in (tmp_path / "tokenizer_out/README.md").read_text()
 
-    conf = decoder_recipe(decoder, corpus, tmp_path / "tokenizer_out", 5)
+    conf = decoder_recipe(decoder, corpus, tmp_path / "tokenizer_out", 10)
     config = yaml.safe_load(conf.read_text())
     config["model"]["init_args"]["flow"]["vocab_size"] = 32
     conf.write_text(yaml.safe_dump(config))
