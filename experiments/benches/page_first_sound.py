@@ -41,7 +41,7 @@ WATCH = """() => {
 
 def gradio_page(engine: Engine, max_new_tokens: int) -> Any:
     """A question, a button, and the reply as streamed audio: a whole WAV file a chunk."""
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]
 
     def answer(question: str) -> Iterator[bytes]:
         session = engine.open_session()
@@ -69,7 +69,7 @@ def gradio_page(engine: Engine, max_new_tokens: int) -> Any:
 
 def start(engine: Engine, max_new_tokens: int) -> str:
     """Serves both pages; their address."""
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]
     import uvicorn
 
     app = create_app(Context(engine))
