@@ -2,8 +2,6 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from lit_moss.errors import UserError
 from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.llm.config import MODEL_TYPE
 from lit_moss.llm.folders import read_json
-from lit_moss.runs.mlflow_access import find_run, open_client, tracking_uri, without_password
+from lit_moss.runs.mlflow_access import find_run, mlflow_errors, open_client
 
 FOLDER = "model"  # of the weights, beside the code
 _CODE = "model_code.py"
@@ -41,7 +39,7 @@ def register(folder: Path, name: str, alias: str | None = None) -> int:
     if config.get("model_type") != MODEL_TYPE:
         raise UserError(f"{folder} is no language model: expected a folder that `export` wrote")
     record = ModelRecord.read(folder)
-    with _registry_errors(name):
+    with mlflow_errors(f"register {name!r}", "give another name or alias"):
         client = open_client()
         _check_names(client, name, alias)
         experiment_id, run_id = _run(client, record, name)
@@ -121,18 +119,3 @@ def _save_without_weights(path: Path, model_id: str, run_id: str) -> None:
     # MLflow writes the whole path of the code, and reads the file of that name beside MLmodel.
     model.flavors[mlflow.pyfunc.FLAVOR_NAME]["model_code_path"] = _CODE
     model.save(path / "MLmodel")
-
-
-@contextmanager
-def _registry_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))[:300]
-        raise UserError(
-            f"MLflow at {without_password(tracking_uri())} cannot register {name!r} "
-            f"({without_password(reason)}): start its server, set MLFLOW_TRACKING_URI to one that answers, "
-            "or give another name or alias"
-        ) from error

@@ -31,8 +31,15 @@ def tracking_uri() -> str:
 
 
 @contextlib.contextmanager
-def mlflow_errors() -> Iterator[None]:
-    """Turns what MLflow refuses when a run starts (no server, no database, its rules) into a UserError."""
+def mlflow_errors(
+    work: str = "record this run", otherwise: str = "unset it to use mlflow.db here"
+) -> Iterator[None]:
+    """Turns what MLflow refuses (no server, no database, its rules) into a UserError.
+
+    Args:
+        work: What it cannot do.
+        otherwise: What else the user can do about it.
+    """
     try:
         yield
     except UserError:
@@ -40,9 +47,9 @@ def mlflow_errors() -> Iterator[None]:
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))[:300]
         raise UserError(
-            f"MLflow at {without_password(tracking_uri())} cannot record this run "
+            f"MLflow at {without_password(tracking_uri())} cannot {work} "
             f"({without_password(reason)}): start its server, set MLFLOW_TRACKING_URI to one that answers, "
-            "or unset it to use mlflow.db here"
+            f"or {otherwise}"
         ) from error
 
 

@@ -22,7 +22,7 @@ from lit_moss.serve.context import Context
 # Clients may append 15 MiB of sound to a realtime session in one event: 20 MiB of base64.
 WEBSOCKET_BYTES = 24 * 2**20
 KEEP_ALIVE_SEC = 75  # of idle connections; above the 60 s of common load balancers, which reuse them
-CLOSE_SEC = 2  # for connections to close once they are told to
+CLOSE_SEC = 2  # for connections to close after the drain
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,9 +1,12 @@
-"""A browser for the tests of the page."""
+"""A browser, and a tiny model with its page; other tests have models of their own."""
 
 import shutil
 
 import pytest
-from chat_page import ARGUMENTS
+import talker
+from chat_page import ARGUMENTS, opened, serving
+
+from lit_moss.serve.model import SpeechModel
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +23,20 @@ def browser(playwright):
     browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
     yield browser
     browser.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return SpeechModel.open(str(talker.model_folder(tmp_path_factory.mktemp("page") / "tiny")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    with serving(model) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser, server):
+    with opened(browser, server[0]) as page:
+        yield page

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import talker
 import torch
 from chat_page import (
     ARGUMENTS,
@@ -20,7 +19,6 @@ from chat_page import (
     opened,
     question_file,
     say,
-    serving,
     settings,
     text_of,
     wait_until_silent,
@@ -30,28 +28,10 @@ from lit_moss.audio import io as audio_io
 from lit_moss.llm.sampling import GREEDY
 from lit_moss.serve.app import Context, create_app
 from lit_moss.serve.engine import Engine
-from lit_moss.serve.model import SpeechModel
 from lit_moss.serve.page import FILES
 from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
 
 PAGE = Path(__file__).resolve().parents[2] / "lit_moss" / "serve" / "page"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return SpeechModel.open(str(talker.model_folder(tmp_path_factory.mktemp("page") / "tiny")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def server(model):
-    with serving(model) as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser, server):
-    with opened(browser, server[0]) as page:
-        yield page
 
 
 def sound_of(page, selector):

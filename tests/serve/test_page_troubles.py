@@ -4,7 +4,6 @@ import contextlib
 import shutil
 
 import pytest
-import talker
 from chat_page import (
     ARGUMENTS,
     LAST,
@@ -19,26 +18,7 @@ from chat_page import (
     wait_until_silent,
 )
 
-from lit_moss.serve.model import SpeechModel
-
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return SpeechModel.open(str(talker.model_folder(tmp_path_factory.mktemp("page") / "tiny")), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def server(model):
-    with serving(model) as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser, server):
-    with opened(browser, server[0]) as page:
-        yield page
 
 
 def test_bad_file_is_one_line_and_the_session_goes_on(page, tmp_path):
