@@ -32,7 +32,7 @@ TOP_LEVEL = ("lit_moss", "callbacks", "experiments")
 # From top to bottom. A layer is a folder of lit_moss, a single file of it, or a top-level package; what is
 # not listed belongs to the last layer.
 LAYERS = (
-    "experiments", "cli", "callbacks", "release", "serve", "evaluate", "sweep", "prepare", "modules", "data",
+    "experiments", "cli", "callbacks", "release", "evaluate", "serve", "sweep", "prepare", "modules", "data",
     "contracts", "hub", "corpora", "codec", "llm", "runs", "audio", "base",
 )  # fmt: skip
 # assets.py, schedule.py, devices.py, records.py, files.py, errors.py and lit_moss/__init__.py.

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from lit_moss.errors import UserError
 
 # Name -> module with a dataclass `Config` and `run(config)`.
-BENCHMARKS = {"resynthesis": "lit_moss.evaluate.resynthesis"}
+_MODULES = (
+    "cloze", "text", "spoken_qa", "modality_gap", "tokenizer_probe", "resynthesis", "paralinguistics"
+)  # fmt: skip
+BENCHMARKS = {name: f"lit_moss.evaluate.{name}" for name in _MODULES}
 
 
 def main(words: Sequence[str]) -> None:

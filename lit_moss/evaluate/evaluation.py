@@ -1,0 +1,234 @@
+"""An evaluation: the results of its items as they come, its tables, and its MLflow run.
+
+    folder RUN_ROOT/NAME/BENCHMARK-…        its name follows from options and models: the same command finds it
+      items.jsonl     a line for each item that is done
+      report.md       the table
+      result.json     the means
+
+A killed evaluation goes on behind the last line of `items.jsonl`. One that is done is read, not repeated.
+"""
+
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tqdm import tqdm
+
+from lit_moss.errors import UserError
+from lit_moss.files import atomic_write
+from lit_moss.runs.checkpoints import checkpoint_of
+from lit_moss.runs.folder import RunFolder
+from lit_moss.runs.tracking import Tracker
+
+T = TypeVar("T")
+Result = dict[str, Any]
+# Options that change where or how fast an evaluation runs, not what comes out.
+NEUTRAL = ("name", "run_root", "device", "batch_size", "again")
+FAILED = "failed"  # key of an item that has no result: why
+
+
+class Evaluation:
+    """One benchmark with its options on its models; a context manager that closes the MLflow run.
+
+    Args:
+        benchmark: Name of the benchmark, the first word of the folder's name.
+        config: The benchmark's dataclass of options, with `name` (MLflow experiment) and `run_root`; options
+            of `NEUTRAL` do not change the folder.
+        sources: Everything the results depend on besides options: models, codecs, lists of items. A run or a
+            file counts with its size and time of change, so that a model trained further is judged again.
+        again: Whether to begin anew where results exist.
+    """
+
+    def __init__(
+        self, benchmark: str, config: Any, sources: Sequence[str | Path | None], again: bool = False
+    ) -> None:
+        self.benchmark, self.options = benchmark, asdict(config)
+        kept = {key: value for key, value in self.options.items() if key not in NEUTRAL}
+        facts = [benchmark, kept, [identity(source) for source in sources if source]]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        name, root = self.options["name"], self.options["run_root"]
+        self.run = RunFolder(Path(root) / name / f"{benchmark}-{digest}")
+        self.folder = self.run.path
+        self._held = self.run.hold()
+        self._items = self.folder / "items.jsonl"
+        if again:
+            for file in (self._items, self.folder / "result.json"):
+                file.unlink(missing_ok=True)
+        known = self.run.mlflow_run_id if self.run.is_run() else None
+        self.tracker = Tracker(name, self.folder.name, root, known, system_metrics=False)
+        self._status = "interrupted"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            self._status = "failed"
+        self.tracker.finalize(self._status)
+        self._held.close()
+
+    def done(self) -> dict[str, float] | None:
+        """The means of an evaluation that is complete, whose report is printed; None if it is not."""
+        try:
+            metrics = json.loads((self.folder / "result.json").read_text())
+            report = (self.folder / "report.md").read_text()
+        except (OSError, ValueError):
+            return None
+        self._status = "success"
+        print(f"{report}\n{self.folder}: done before; --again true repeats it")
+        return metrics
+
+    def results(
+        self,
+        items: Sequence[T],
+        judge: Callable[[Sequence[T]], Sequence[Result]],
+        batch_size: int = 1,
+        key: Callable[[T], str] = lambda item: item.id,  # type: ignore[attr-defined]
+    ) -> list[Result]:
+        """A result for each item, in the items' order; those of an earlier call are read.
+
+        Args:
+            items: What is judged, in the order in which it is judged. Sort by length where padding costs.
+            judge: Results of a batch. An item that cannot be judged gets `{FAILED: reason}`: it counts as
+                wrong in every benchmark, and the report names it.
+            batch_size: Most items of a call.
+            key: Name of an item; names must be unique.
+
+        Raises:
+            UserError: if two items have the same name.
+        """
+        self.tracker.log_hyperparams(self.options)
+        names = [key(item) for item in items]
+        if len(set(names)) < len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise UserError(f"two items are called {twice!r}: expected a name for each")
+        known = self._read()
+        missing = [(name, item) for name, item in zip(names, items, strict=True) if name not in known]
+        with (
+            self._items.open("a", encoding="utf-8") as file,
+            tqdm(total=len(items), initial=len(items) - len(missing), unit="item", disable=None) as bar,
+        ):
+            for start in range(0, len(missing), batch_size):
+                batch = missing[start : start + batch_size]
+                judged = judge([item for _, item in batch])
+                for (name, _), result in zip(batch, judged, strict=True):
+                    known[name] = result
+                    if FAILED in result:
+                        print(f"{name}: {result[FAILED]}; counted as wrong", file=sys.stderr, flush=True)
+                    line = json.dumps({"item": name, "result": result}, ensure_ascii=False)
+                    file.write(line + "\n")
+                file.flush()
+                bar.update(len(batch))
+        return [known[name] for name in names]
+
+    def _read(self) -> dict[str, Result]:
+        """Results of earlier calls; a half-written last line is dropped."""
+        known: dict[str, Result] = {}
+        if not self._items.exists():
+            return known
+        lines = self._items.read_bytes().splitlines(keepends=True)
+        whole = 0
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            known[record["item"]] = record["result"]
+            whole += len(line)
+        with self._items.open("r+b") as file:
+            file.truncate(whole)
+        return known
+
+    def finish(
+        self,
+        metrics: Mapping[str, float],
+        report: str,
+        table: Sequence[Mapping[str, Any]] = (),
+        figures: Mapping[str, Any] | None = None,
+    ) -> dict[str, float]:
+        """Writes and logs the outcome, and prints the report.
+
+        Args:
+            metrics: Name -> value; `/` groups them in MLflow.
+            report: Markdown.
+            table: A row for each item, or for each item and way of judging; a key that a row lacks is empty.
+                Goes to items.csv and to MLflow's table of the run.
+            figures: File name -> matplotlib figure, for the folder and MLflow.
+
+        Returns:
+            The metrics.
+        """
+        found = {name: float(value) for name, value in metrics.items()}
+        self.tracker.log_metrics(found, step=0)
+        if table:
+            columns = list(dict.fromkeys(name for row in table for name in row))
+            self.tracker.log_table({name: [row.get(name) for row in table] for name in columns}, "items.json")
+            with (self.folder / "items.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(table)
+        for name, figure in (figures or {}).items():
+            figure.savefig(self.folder / name, dpi=110, bbox_inches="tight")
+            self.tracker.log_figure(figure, name)
+        self.tracker.log_text(report, "report.md")
+        (self.folder / "report.md").write_text(report, encoding="utf-8")
+        with atomic_write(self.folder / "result.json") as partial:  # last: it says that all else is there
+            partial.write_text(json.dumps(found, indent=1) + "\n")
+        self._status = "success"
+        print(f"{report}\n{self.folder}: report.md, items.jsonl, result.json")
+        return found
+
+
+def identity(source: str | Path) -> list[Any]:
+    """What tells one state of a model or a file from another: names, sizes and times of its files.
+
+    Args:
+        source: A file, a folder, a run (its newest checkpoint counts), or a name such as a hub id, which is
+            taken as it is.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = checkpoint_of(source, "last") or path
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    else:
+        return [str(source)]
+    return [str(path.absolute()), *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+
+
+def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share `right / n`; (0, 1) for no items."""
+    if n == 0:
+        return 0.0, 1.0
+    p = right / n
+    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    scale = 1 + z * z / n
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], digits: int = 3) -> str:
+    """Markdown of rows with the same keys; floats are rounded, None is empty."""
+    if not rows:
+        return ""
+    heads = list(rows[0])
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return ""
+        return f"{value:.{digits}f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(cell(row[head]) for head in heads) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
