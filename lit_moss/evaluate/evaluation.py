@@ -1,6 +1,6 @@
 """An evaluation: the results of its items as they come, its tables, and its MLflow run.
 
-    folder RUN_ROOT/NAME/BENCHMARK-…        its name follows from options and models: the same command finds it
+    folder RUN_ROOT/NAME/BENCHMARK-…   its name follows from options and models: the same command finds it
       items.jsonl     a line for each item that is done
       report.md       the table
       result.json     the means

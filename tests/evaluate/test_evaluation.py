@@ -77,7 +77,8 @@ def test_one_that_is_done_is_read_and_a_changed_model_is_judged_again(config, ca
     assert len(calls) == 2 * number
     Path(config.model).write_text("two, trained further")
     third, _ = evaluate(config, judge)
-    assert third.folder != first.folder and len(calls) == 3 * number
+    assert third.folder != first.folder
+    assert len(calls) == 3 * number
 
 
 def test_failures_are_named_and_kept(config, capsys):
@@ -97,7 +98,8 @@ def test_items_with_the_same_name_are_refused(config):
 
 def test_wilson_interval():
     low, high = wilson(5, 10)  # the textbook's (0.2366, 0.7634)
-    assert low == pytest.approx(0.2366, abs=1e-4) and high == pytest.approx(0.7634, abs=1e-4)
+    assert low == pytest.approx(0.2366, abs=1e-4)
+    assert high == pytest.approx(0.7634, abs=1e-4)
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(0, 20)[0] == 0.0
 
