@@ -1,0 +1,100 @@
+"""Cloze by likelihood: of two continuations the model should find the true one more likely (paper, table 5).
+
+A pair is right if the true continuation has the higher score, half right if both have the same.
+
+    whole-mean    mean of log p over all rows of context and ending (SlamKit's; the default)
+    ending-sum    sum of log p over the ending's rows
+    ending-mean   their mean
+
+Formats of the pairs: see `lit_moss.evaluate.cloze_sets`. Files, texts and corpora that are no pairs give
+items in the manner of StoryCloze: a sentence, the one after it, and another one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lit_moss.errors import UserError
+from lit_moss.evaluate.cloze_options import Config
+from lit_moss.evaluate.cloze_report import outcome, results_of, summary
+from lit_moss.evaluate.cloze_scorer import Item, Rows, Scorer
+from lit_moss.evaluate.cloze_sets import (
+    Format,
+    Modalities,
+    Pair,
+    PairSet,
+    Part,
+    format_of,
+    read_pairs,
+    set_name,
+)
+from lit_moss.evaluate.evaluation import Evaluation
+from lit_moss.records import unique_name
+
+__all__ = ["Config", "run"]
+
+_DOCUMENT_ITEMS = 64  # items of a corpus where no limit is given
+
+
+def run(config: Config) -> dict[str, float]:
+    """Scores all pairs; returns and writes the accuracies.
+
+    Raises:
+        UserError: for items, a model or a codec that cannot be used, and where no pair could be scored.
+    """
+    against = results_of(config.against) if config.against else None
+    plain = replace(config, against=None, score="whole-mean")  # neither changes what is computed
+    with Evaluation("cloze", plain, [config.model, config.codec, *config.items], config.again) as evaluation:
+        if against is None and config.score == "whole-mean" and (known := evaluation.done()) is not None:
+            return known
+        scorer = Scorer(config)
+        items = list(read_items(config, scorer))
+        results = evaluation.results(items, scorer, config.batch_size)
+        outcomes = [outcome(item, result) for item, result in zip(items, results, strict=True)]
+        if all(o.failed for o in outcomes):
+            raise UserError(f"none of the {len(items)} items could be scored, first: {outcomes[0].failed}")
+        return evaluation.finish(*summary(config, outcomes, against))
+
+
+# --- items --------------------------------------------------------------------------------------------------
+
+
+def read_items(config: Config, scorer: "Scorer") -> Iterator[Item]:
+    """All items, set by set; the modalities of a pair follow each other."""
+    names: set[str] = set()
+    for source in config.items:
+        form: Format = format_of(source) if config.format == "auto" else config.format
+        if form == "documents":
+            yield from _made_items(config, source, unique_name(set_name(source), names), scorer)
+            continue
+        for one in read_pairs(source, form):
+            chosen = config.modalities or one.modalities()
+            if not set(chosen) & set(one.modalities()):
+                raise UserError(
+                    f"{source} has pairs of {', '.join(one.modalities()) or 'no modality'}: modalities is "
+                    f"{', '.join(chosen)}"
+                )
+            part = PairSet(unique_name(one.name, names), one.pairs).first(config.limit)
+            for pair in part.pairs:
+                for modalities in chosen:
+                    yield Item(part.name, pair, modalities)
+
+
+def _made_items(config: Config, source: str, name: str, scorer: "Scorer") -> Iterator[Item]:
+    """Items made from a corpus, see `make_cloze`."""
+    from lit_moss.data.cloze import make_cloze
+
+    speech = config.speech_tokenizer or scorer.tokenizer_name()
+    speech = None if speech == "none" else speech
+    folder = str(scorer.model.lm.tokenizer_folder)
+    made = make_cloze(
+        [source], config.part, folder, speech, config.limit or _DOCUMENT_ITEMS, config.seed, config.log_mel
+    )
+    wanted = set(config.modalities or ("speech-speech", "text-text"))
+    if speech:
+        scorer.check_speech(speech)
+    for number, item in enumerate(made):
+        modalities: Modalities = "speech-speech" if item.modality == "speech" else "text-text"
+        if modalities not in wanted:
+            continue
+        good, bad = (Rows([*item.context, *ending], len(item.context)) for ending in (item.true, item.other))
+        yield Item(name, Pair(str(number), Part(), Part(), Part(), str(number)), modalities, (good, bad))
