@@ -86,15 +86,21 @@ def _made_items(config: Config, source: str, name: str, scorer: "Scorer") -> Ite
     speech = config.speech_tokenizer or scorer.tokenizer_name()
     speech = None if speech == "none" else speech
     folder = str(scorer.model.lm.tokenizer_folder)
+    if speech:
+        scorer.check_speech(speech)
     made = make_cloze(
         [source], config.part, folder, speech, config.limit or _DOCUMENT_ITEMS, config.seed, config.log_mel
     )
     wanted = set(config.modalities or ("speech-speech", "text-text"))
-    if speech:
-        scorer.check_speech(speech)
+    form = scorer.model.lm.format
     for number, item in enumerate(made):
         modalities: Modalities = "speech-speech" if item.modality == "speech" else "text-text"
         if modalities not in wanted:
             continue
+        if item.modality == "speech" and item.true[-1] != form.eosp_row:
+            raise UserError(
+                f"{speech} has other codes than {config.model}, which has {form.eosp_token_id}: give the speech "
+                "tokenizer of its training (--speech_tokenizer)"
+            )
         good, bad = (Rows([*item.context, *ending], len(item.context)) for ending in (item.true, item.other))
         yield Item(name, Pair(str(number), Part(), Part(), Part(), str(number)), modalities, (good, bad))
