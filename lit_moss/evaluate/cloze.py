@@ -99,8 +99,8 @@ def _made_items(config: Config, source: str, name: str, scorer: "Scorer") -> Ite
             continue
         if item.modality == "speech" and item.true[-1] != form.eosp_row:
             raise UserError(
-                f"{speech} has other codes than {config.model}, which has {form.eosp_token_id}: give the speech "
-                "tokenizer of its training (--speech_tokenizer)"
+                f"{speech} has other codes than {config.model}, which has {form.eosp_token_id}: give the "
+                "speech tokenizer of its training (--speech_tokenizer)"
             )
         good, bad = (Rows([*item.context, *ending], len(item.context)) for ending in (item.true, item.other))
         yield Item(name, Pair(str(number), Part(), Part(), Part(), str(number)), modalities, (good, bad))

@@ -14,7 +14,8 @@ class Config:
     """Options of the cloze benchmark.
 
     Args:
-        model: A run, a checkpoint, a folder in the released layout, or a hub id.
+        model: A run, a checkpoint, a folder in the released layout, a hub id, or for texts a backbone
+            (embedded:smollm2-135m).
         items: Files and folders of pairs, and corpora (manifests, texts, embedded ones) to make items from;
             each is reported by itself.
         format: Format of the items; `auto` looks at the names in a folder and the first line of a file.

@@ -16,6 +16,7 @@ from lit_moss.errors import UserError
 from lit_moss.evaluate.cloze_options import Config
 from lit_moss.evaluate.cloze_sets import Modalities, Pair, Part, common_prefix, without_repeats
 from lit_moss.evaluate.evaluation import FAILED
+from lit_moss.evaluate.text_model import is_backbone, open_text_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,9 @@ class Scorer:
         from lit_moss.serve.model import SpeechModel
 
         c = self.config
+        if is_backbone(c.model):
+            lm, tokenizer, _ = open_text_model(c.model, c.device, c.dtype)
+            return SpeechModel(c.model, lm, tokenizer, None, None)
         dtype = torch.float32 if c.dtype == "float32" else torch.bfloat16
         return SpeechModel.open(c.model, c.codec, c.device, dtype, c.log_mel)
 
@@ -84,6 +88,8 @@ class Scorer:
         """Name of the speech tokenizer of the training, for corpora; `none` if there is none."""
         from lit_moss.hub.model_folder import CODEC
 
+        if is_backbone(self.config.model):
+            return "none"
         inside = Path(self.config.model) / CODEC
         if self.config.codec:
             return self.config.codec

@@ -18,7 +18,6 @@ from lit_moss.evaluate import cloze
 from lit_moss.evaluate.cloze import Config
 from lit_moss.evaluate.cloze_scorer import Scorer
 from lit_moss.evaluate.cloze_sets import format_of, read_pairs, set_name
-from lit_moss.evaluate.evaluation import Evaluation
 from lit_moss.evaluate.row_scores import packs, score_rows
 from lit_moss.llm import SplitLM
 
@@ -246,7 +245,8 @@ def test_masking_takes_probabilities_among_one_modality_of_a_joint_model(random_
     scorer.__dict__["model"] = type("Model", (), {"lm": lm})
     wanted = [(1, rows[1]), (4, rows[4])]
     (masked,) = score_rows(lm, [rows], [wanted], scorer._allowed)
-    logits = lm(torch.tensor(rows)[None])
+    with torch.no_grad():
+        logits = lm(torch.tensor(rows)[None])
     expected = [logits.text_logits[0, 0].log_softmax(-1)[6], logits.speech_logits[0, 3].log_softmax(-1)[4]]
     assert masked.log_probs == pytest.approx([float(x) for x in expected], abs=1e-5)
     (plain,) = score_rows(lm, [rows], [wanted])
@@ -432,11 +432,24 @@ def test_items_made_from_a_corpus(random_model, tmp_path):
     assert metrics["stories/text-text/ppl"] > 1
 
 
+def test_the_text_of_a_backbone_is_that_of_its_split_model_before_training(random_model, tmp_path):
+    text = tmp_path / "stories.txt"
+    text.write_text("\n".join(f"Sentence number {i} of this story." for i in range(12)) + "\n")
+    settings = {"limit": 3, "speech_tokenizer": "none"}
+    cloze.run(config(random_model, [text], tmp_path, **settings))
+    first = only_result(tmp_path, "stories")
+    cloze.run(config(random_model.parent / "backbone", [text], tmp_path / "other", limit=3))
+    second = only_result(tmp_path / "other", "stories")
+    assert list(first) == list(second)
+    for name, result in first.items():
+        for side in ("good", "bad"):
+            assert second[name][side]["whole_rows"] == result[side]["whole_rows"]
+            assert second[name][side]["whole"] == pytest.approx(result[side]["whole"], abs=1e-4)
+
+
 def test_the_command_line(unigram, tmp_path, manifest, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(f"model: {unigram[0]}\nitems: [{manifest}]\nmodalities: [text-text]\n")
-    with Evaluation("probe", Config("m", ["x"]), []):
-        pass
     assert main(["evaluate", "cloze", "-c", "c.yaml", "--limit", "2"]) == 0
     assert "| pairs | text-text | 2 | 0 |" in capsys.readouterr().out
     for words, message in (
