@@ -96,7 +96,8 @@ def run(config: Config) -> dict[str, float]:
         model = LitMossLM(
             lm, tokenizer, evaluation, config.batch_size, Path(config.model).name, form, config.seed
         )
-        results = lm_eval.simple_evaluate(
+        simple_evaluate: Any = lm_eval.simple_evaluate  # imported lazily there, with another signature
+        results = simple_evaluate(
             model=model,
             tasks=tasks,
             task_manager=manager,
