@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,25 @@ from lit_moss.data.conversation import PAIRS, Renderer, Turn, modalities_needed
 from lit_moss.data.grouping import group, text_documents
 from lit_moss.data.interleave import (
     Chunk,
+    SpokenText,
     TimedChunk,
+    Word,
+    WordSpans,
+    asr_prompt,
     choose_modalities,
     chunk_words,
     document_rng,
+    ended,
     interleave,
     join_words,
     read_chunks,
+    shifted,
     space_between,
+    spans_by_turns,
+    spans_of_words,
+    spelled_chunks,
+    spoken_text,
+    stretches_of_codes,
     text_document,
     text_ids,
     unsupervised,
@@ -48,6 +60,7 @@ class Document:
         loss_mask: Which rows count as targets; None for all.
         lang: Language, ISO 639-1.
         speech_sec: Seconds of speech in it.
+        speech_text: What its speech says, see `DocumentWriter.add`; None where that is not asked for.
     """
 
     id: str
@@ -55,6 +68,7 @@ class Document:
     loss_mask: list[bool] | None = None
     lang: str | None = None
     speech_sec: float = 0.0
+    speech_text: list[SpokenText] | None = None
 
 
 class DocumentBuilder(ABC):
@@ -118,6 +132,25 @@ class DocumentBuilder(ABC):
     def _text_ids(self, text: str) -> list[int]:
         return text_ids(self.tokenizer, self.row_format, text)
 
+    @property
+    def _keeps_text(self) -> bool:
+        return bool(self.options.get("speech_text"))
+
+    def _said(self, u: Utterance, codes: int) -> list[SpokenText]:
+        """What an utterance's codes say: of each word where their times are known, else as a whole."""
+        text = (u.text or "").strip()
+        if not u.extra.get("words"):
+            return [(0, codes, self._text_ids(text))] if text else []
+        words = _timed_words(u)
+        with _aligned(u):
+            spans = spans_of_words(words, codes, [1] * len(words))
+        said, before = [], ""
+        for span, word in zip(spans, spelled_chunks(text, [w for w, *_ in words], spans), strict=True):
+            ids = self._text_ids(space_between(before, word) + word)
+            said.append((span.code_first, span.code_stop, ids))
+            before = word or before
+        return said
+
 
 class UnsupervisedBuilder(DocumentBuilder):
     """Speech alone."""
@@ -130,7 +163,15 @@ class UnsupervisedBuilder(DocumentBuilder):
         for name, members in self._groups(path):
             codes = [code for _, codes in members for code in codes]
             rows = unsupervised(codes, self.row_format)
-            yield Document(name, rows, lang=members[0][0].lang, speech_sec=_seconds(len(codes)))
+            said: list[SpokenText] | None = [] if self._keeps_text else None
+            if said is not None:
+                at = 1  # after sosp
+                for u, own in members:
+                    said += shifted(self._said(u, len(own)), at)
+                    at += len(own)
+            yield Document(
+                name, rows, lang=members[0][0].lang, speech_sec=_seconds(len(codes)), speech_text=said
+            )
 
 
 class InterleavedBuilder(DocumentBuilder):
@@ -170,7 +211,10 @@ class InterleavedBuilder(DocumentBuilder):
                 rows = interleave(part, chosen, self.row_format)
                 spoken = sum(len(c.codes) for c, m in zip(part, chosen, strict=True) if m == "speech")
                 name = group_name + (f"+{number}" if number else "")
-                yield Document(name, rows, lang=members[0][0].lang, speech_sec=_seconds(spoken))
+                said = spoken_text(part, chosen) if self._keeps_text else None
+                yield Document(
+                    name, rows, lang=members[0][0].lang, speech_sec=_seconds(spoken), speech_text=said
+                )
 
     def _chunks(
         self, u: Utterance, codes: list[int], before: str, rng: np.random.Generator
@@ -178,7 +222,7 @@ class InterleavedBuilder(DocumentBuilder):
         """Chunks of one utterance, and the text they end with.
 
         They are the utterance's own `chunks` (see `read_chunks`), else cut now by its words, else one where
-        the words' times are unknown.
+        the words' times are unknown. With the option `spans` they are cut by the words in any case.
 
         Args:
             u: The utterance.
@@ -187,19 +231,35 @@ class InterleavedBuilder(DocumentBuilder):
             rng: Of the document.
         """
         text = (u.text or "").strip()
-        if u.extra.get("chunks"):
+        if self.options.get("spans") and u.extra.get("words"):
+            pieces = _spans_by_turns(u, len(codes), rng, WordSpans(**self.options["spans"]))
+        elif u.extra.get("chunks"):
             pieces = _given_chunks(u, len(codes))
         elif u.extra.get("words"):
             pieces = _cut_chunks(u, len(codes), rng)
         else:
             self.without_word_times += 1
             pieces = [TimedChunk(text, 0, len(codes))]
+        words = self._said(u, len(codes)) if self._keeps_text and u.extra.get("words") else []
         chunks = []
         for piece in pieces:
             ids = self._text_ids(space_between(before, piece.text) + piece.text)
-            chunks.append(Chunk(ids, codes[piece.code_first : piece.code_stop], piece.modality))
+            own = codes[piece.code_first : piece.code_stop]
+            said = self._said_in(piece, ids, words, piece is pieces[-1]) if self._keeps_text else []
+            chunks.append(Chunk(ids, own, piece.modality, said))
             before = piece.text
         return chunks, before
+
+    @staticmethod
+    def _said_in(
+        piece: TimedChunk, ids: Sequence[int], words: Sequence[SpokenText], is_last: bool
+    ) -> list[SpokenText]:
+        """What a chunk says: its words where their times are known, else its text as a whole."""
+        first, stop = piece.code_first, piece.code_stop
+        if not words:
+            return [(0, stop - first, ids)] if ids else []
+        own = [w for w in words if first <= w[0] < stop or (is_last and w[0] == stop)]
+        return [(start - first, min(end, stop) - first, ids) for start, end, ids in own]
 
 
 def _given_chunks(u: Utterance, codes: int) -> list[TimedChunk]:
@@ -213,18 +273,40 @@ def _given_chunks(u: Utterance, codes: int) -> list[TimedChunk]:
 
 
 def _cut_chunks(u: Utterance, codes: int, rng: np.random.Generator) -> list[TimedChunk]:
-    try:
-        words = [(str(w), float(start), float(end)) for w, start, end in u.extra["words"]]
+    words = _timed_words(u)
+    with _aligned(u):
         spans = chunk_words(words, codes, rng)
+    # Aligners drop case and punctuation; the transcript has them.
+    written = (u.text or "").split()
+    spelled = written if len(written) == len(words) else [w for w, _, _ in words]
+    return [TimedChunk(join_words(spelled[s.first : s.stop]), s.code_first, s.code_stop) for s in spans]
+
+
+def _spans_by_turns(u: Utterance, codes: int, rng: np.random.Generator, spans: WordSpans) -> list[TimedChunk]:
+    words = _timed_words(u)
+    with _aligned(u):
+        found = spans_by_turns(words, codes, rng, spans)
+    texts = spelled_chunks((u.text or "").strip(), [w for w, *_ in words], [span for span, _ in found])
+    return [
+        TimedChunk(text, span.code_first, span.code_stop, modality)
+        for (span, modality), text in zip(found, texts, strict=True)
+    ]
+
+
+def _timed_words(u: Utterance) -> list[Word]:
+    with _aligned(u):
+        return [(str(w), float(start), float(end)) for w, start, end in u.extra["words"]]
+
+
+@contextmanager
+def _aligned(u: Utterance) -> Iterator[None]:
+    try:
+        yield
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{u.id}: words are no list of [word, start, end] in seconds, in order ({error}): align them "
             "again"
         ) from error
-    # Aligners drop case and punctuation; the transcript has them.
-    written = (u.text or "").split()
-    spelled = written if len(written) == len(words) else [w for w, _, _ in words]
-    return [TimedChunk(join_words(spelled[s.first : s.stop]), s.code_first, s.code_stop) for s in spans]
 
 
 class TextBuilder(DocumentBuilder):
@@ -273,8 +355,22 @@ class ConversationBuilder(DocumentBuilder):
                     self.incomplete += 1
                     continue
                 rows, mask = renderer.render(turns, user, reply, options["train_on"])
-                codes = (t.codes or () for t, m in zip(turns, needed, strict=True) if "speech" in m)
-                yield Document(f"{name}/{pair}", rows, mask, speech_sec=_seconds(sum(map(len, codes))))
+                spoken = [t for t, m in zip(turns, needed, strict=True) if "speech" in m]
+                seconds = _seconds(sum(len(t.codes or ()) for t in spoken))
+                said = self._said_in_turns(rows, spoken) if self._keeps_text else None
+                yield Document(f"{name}/{pair}", rows, mask, speech_sec=seconds, speech_text=said)
+
+    def _said_in_turns(self, rows: Sequence[int], spoken: Sequence[Turn]) -> list[SpokenText]:
+        """What the spoken turns say; nothing where a reply's speech is in several stretches (`interleaved`),
+        because which of its text is in which is not known."""
+        stretches = stretches_of_codes(rows, self.row_format)
+        if len(stretches) != len(spoken):
+            return []
+        return [
+            (first, stop, self._text_ids(turn.text))
+            for (first, stop), turn in zip(stretches, spoken, strict=True)
+            if turn.text
+        ]
 
     def _conversations(self, path: Path) -> Iterator[tuple[str, list[Turn]]]:
         if entry_kind(path) == "speech":
@@ -288,11 +384,51 @@ class ConversationBuilder(DocumentBuilder):
             yield name, [Turn(m.role, m.text, next(speech)[1] if m.recording else None) for m in messages]
 
 
+class TranscriptBuilder(DocumentBuilder):
+    """Utterances as `speech, then its text` (asr) and as `text, then its speech` (tts), one document each."""
+
+    @staticmethod
+    def recordings(path: Path) -> list[Utterance]:
+        return _manifest(path, "transcripts")
+
+    def documents(self, path: Path) -> Iterator[Document]:
+        options, rows_of = self.options, {"asr": self._asr, "tts": self._tts}
+        for u, codes in self._speech[path]:
+            text = (u.text or "").strip()
+            if not codes or not text:
+                self.skipped += [u.id] if codes else []
+                continue
+            name = unique_name(u.id, self._names)
+            drawn = document_rng(options["seed"], name).random()
+            ids = self._text_ids(text)
+            for shape, chosen in (
+                ("asr", drawn < options["asr"]),
+                ("tts", drawn >= 1 - options["tts"]),
+            ):
+                if not chosen:
+                    continue
+                rows, given, at = rows_of[shape](ids, codes)
+                mask = None if options["train_on"] == "all" else [i >= given for i in range(len(rows))]
+                said = shifted(self._said(u, len(codes)), at) if self._keeps_text else None
+                yield Document(f"{name}/{shape}", rows, mask, u.lang, _seconds(len(codes)), said)
+
+    def _asr(self, ids: list[int], codes: list[int]) -> tuple[list[int], int, int]:
+        """Rows, the number of those that are given, and the first row of a code."""
+        prompt = asr_prompt(self.options["asr_prompt"], codes, self.tokenizer, self.row_format)
+        return ended([*prompt, *ids], self.row_format), len(prompt), len(prompt) - 1 - len(codes)
+
+    def _tts(self, ids: list[int], codes: list[int]) -> tuple[list[int], int, int]:
+        prompt = [*self._text_ids(self.options["tts_prompt"]), *ids]
+        rows = ended([*prompt, *self.row_format.speech(codes)], self.row_format)
+        return rows, len(prompt), len(prompt) + 1
+
+
 BUILDERS: dict[str, type[DocumentBuilder]] = {
     "interleaved": InterleavedBuilder,
     "unsupervised": UnsupervisedBuilder,
     "text": TextBuilder,
     "sft": ConversationBuilder,
+    "transcripts": TranscriptBuilder,
 }
 
 

@@ -13,16 +13,18 @@ import hashlib
 import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from lit_moss.audio import rates
+from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat
 
 Word = tuple[str, float, float]  # the word, its start and its end in seconds
+SpokenText = tuple[int, int, Sequence[int]]  # first code (or row), the one after the last, text ids
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Chunk:
         text_ids: Text ids of its transcript, with a leading space if it continues a text.
         codes: Codes of its audio.
         modality: `text` or `speech` where it is decided already.
+        said: What its audio says, piece by piece: first code, code after the last, text ids.
     """
 
     text_ids: Sequence[int]
     codes: Sequence[int]
     modality: str | None = None
+    said: Sequence[SpokenText] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,30 @@ class Span:
     stop: int
     code_first: int
     code_stop: int
+
+
+@dataclass(frozen=True)
+class WordSpans:
+    """Text and speech by turns within an utterance, at borders of words.
+
+    Args:
+        min_words: Fewest words of a span.
+        max_words: Most words of a span.
+    """
+
+    min_words: int = 1
+    max_words: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_words <= self.max_words:
+            raise UserError(
+                f"spans has min_words {self.min_words} and max_words {self.max_words}: expected 1 or more, "
+                "the first one not above the second"
+            )
+
+    def record(self) -> dict[str, int]:
+        """Plain values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -104,6 +132,27 @@ def interleave(chunks: Sequence[Chunk], modalities: Sequence[str], row_format: R
     return ended(rows, row_format)
 
 
+def spoken_text(chunks: Sequence[Chunk], modalities: Sequence[str]) -> list[SpokenText]:
+    """What the speech of `interleave`'s rows says, at the rows of its codes."""
+    said: list[SpokenText] = []
+    at, is_open = 0, False
+    for chunk, modality in zip(chunks, modalities, strict=True):
+        if modality == "speech":
+            at += bool(chunk.codes) and not is_open  # sosp
+            is_open |= bool(chunk.codes)
+            said += shifted(chunk.said, at)
+            at += len(chunk.codes)
+            continue
+        at += is_open + len(chunk.text_ids)  # eosp
+        is_open = False
+    return said
+
+
+def shifted(said: Sequence[SpokenText], rows: int) -> list[SpokenText]:
+    """The same text, some rows later."""
+    return [(first + rows, stop + rows, ids) for first, stop, ids in said]
+
+
 def unsupervised(codes: Sequence[int], row_format: RowFormat) -> list[int]:
     """Rows of a document of speech only."""
     return ended(row_format.speech(codes), row_format)
@@ -112,6 +161,30 @@ def unsupervised(codes: Sequence[int], row_format: RowFormat) -> list[int]:
 def text_document(text_ids: Sequence[int], row_format: RowFormat) -> list[int]:
     """Rows of a document of text only."""
     return ended(text_ids, row_format)
+
+
+def asr_prompt(prompt: str, codes: Sequence[int], tokenizer: Any, row_format: RowFormat) -> list[int]:
+    """Rows after which a transcript of the codes begins.
+
+    Args:
+        prompt: Text before the speech; may be empty.
+        codes: The speech.
+        tokenizer: Text tokenizer.
+        row_format: Format of the rows.
+    """
+    return [*text_ids(tokenizer, row_format, prompt), *row_format.speech(codes)]
+
+
+def stretches_of_codes(rows: Sequence[int], row_format: RowFormat) -> list[tuple[int, int]]:
+    """(first, stop) of the codes of each stretch of speech: from the row after sosp to its eosp."""
+    stretches, first = [], None
+    for i, row in enumerate(rows):
+        if row == row_format.eosp_row and first is not None:
+            stretches.append((first, i))
+            first = None
+        elif row == row_format.sosp_token_id:
+            first = i + 1
+    return stretches
 
 
 def ended(rows: Sequence[int], row_format: RowFormat) -> list[int]:
@@ -214,6 +287,33 @@ def spans_of_words(words: Sequence[Word], codes: int, lengths: Sequence[int]) ->
         spans.append(Span(first, first + length, boundary[first], boundary[first + length]))
         first += length
     return spans
+
+
+def spans_by_turns(
+    words: Sequence[Word], codes: int, rng: np.random.Generator, spans: WordSpans
+) -> list[tuple[Span, str]]:
+    """Spans of a random number of words, as text and as speech by turns; the first modality is random.
+
+    A span whose words lie within one code (80 ms) is extended until it has a code of its own, so that no word
+    is lost as speech; what is left at the end without one belongs to the span before it.
+
+    Raises:
+        ValueError: if the times are not in order.
+    """
+    boundary = _word_boundaries(words, codes)
+    cuts = [0]
+    while cuts[-1] < len(words):
+        stop = min(len(words), cuts[-1] + int(rng.integers(spans.min_words, spans.max_words + 1)))
+        while stop < len(words) and boundary[stop] == boundary[cuts[-1]]:
+            stop += 1
+        if boundary[stop] == boundary[cuts[-1]] and len(cuts) > 1:
+            cuts.pop()
+        cuts.append(stop)
+    first = int(rng.integers(2))
+    return [
+        (Span(start, stop, boundary[start], boundary[stop]), ("text", "speech")[(first + i) % 2])
+        for i, (start, stop) in enumerate(pairwise(cuts))
+    ]
 
 
 def spelled_chunks(text: str, words: Sequence[str], spans: Sequence[Span]) -> list[str]:
