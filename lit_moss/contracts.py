@@ -212,6 +212,19 @@ class SpokenTextData(Protocol):
 
 
 @runtime_checkable
+class ListeningData(Protocol):
+    """Documents with held-out utterances for the model to transcribe."""
+
+    def asr_items(self) -> list[Any]:
+        """The utterances, see `lit_moss.llm.listening`; [] where none are asked for."""
+        ...
+
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of the text rows."""
+        ...
+
+
+@runtime_checkable
 class ReplyData(Protocol):
     """Documents that state the form of their spoken replies."""
 

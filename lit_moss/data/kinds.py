@@ -82,6 +82,7 @@ class TranscriptDataModule(TokenDataModule):
             where the next text follows the speech, an `asr_prompt` tells them apart.
         train_on: Whether all rows are targets, or those after what is given.
         document_seed: Seed of the choice of shapes.
+        min_fill: See `TokenDataModule`. By default no document is cut.
         **kwargs: Arguments of `TokenDataModule`.
     """
 
@@ -94,9 +95,10 @@ class TranscriptDataModule(TokenDataModule):
         tts_prompt: str = "",
         train_on: Literal["answer", "all"] = "all",
         document_seed: int = 1,
+        min_fill: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(min_fill=min_fill, **kwargs)
         if not (0 <= asr <= 1 and 0 <= tts <= 1 and asr + tts > 0):
             raise UserError(f"data.asr is {asr} and tts {tts}, expected 0 to 1 each, not both 0")
         self.asr, self.tts, self.tts_prompt = asr, tts, tts_prompt

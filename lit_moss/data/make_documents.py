@@ -229,7 +229,10 @@ def _checked_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
         if not all(0 <= share <= 1 for share in shares) or not sum(shares):
             raise UserError(f"asr is {shares[0]} and tts {shares[1]}, expected 0 to 1 each, not both 0")
     if chosen.get("spans"):
-        chosen["spans"] = WordSpans(**chosen["spans"]).record()
+        try:
+            chosen["spans"] = WordSpans(**chosen["spans"]).record()
+        except TypeError as error:
+            raise UserError(f"spans is {chosen['spans']}, expected min_words and max_words") from error
     if kind == "sft":
         ReplyForm(chosen["reply_form"], chosen["interleave_text"], chosen["interleave_codes"])
     return chosen

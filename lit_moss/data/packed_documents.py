@@ -69,11 +69,11 @@ class PackedDocuments:
             return packs
 
     def _pack(self, context: int, min_fill: float) -> Packs:
-        """Packs the documents; conversations are cut only where the user asks for a fill rate.
+        """Packs the documents; conversations and transcripts are cut only where a fill rate is asked for.
 
         An answer without its question teaches little, and a question without its answer nothing.
         """
-        whole = self.documents.meta["kind"] == "sft" and not min_fill
+        whole = self.documents.meta["kind"] in ("sft", "transcripts") and not min_fill
         return pack(self.documents.lengths, context, min_fill, self.documents.count_targets, whole)
 
     def _report_left_out(self, context: int) -> None:

@@ -287,6 +287,24 @@ class TokenDataModule(OrderedDataModule):
         with cache_lock(f"cloze {inputs}"):
             return make_cloze(*inputs, log_mel=self.log_mel)
 
+    def asr_items(self) -> list[Any]:
+        """Held-out utterances for the model to transcribe; [] where none are asked for."""
+        manifests = [e for e in self.heldout if not (Path(e) / META).is_file()]
+        if not self.asr_item_count or not manifests:
+            return []
+        if self.speech_tokenizer is None:
+            raise UserError(
+                "data.asr_items needs codes of the held-out manifests, but data.speech_tokenizer is not set: "
+                "name the speech tokenizer that made the documents, or set asr_items 0"
+            )
+        from lit_moss.data.listening import make_asr_items
+
+        named = NamedTokenizer(self.speech_tokenizer, self.log_mel)
+        with cache_lock(f"asr {manifests} {self.speech_tokenizer}"):
+            return make_asr_items(
+                manifests, self.text_tokenizer(), named, self.asr_item_count, self.asr_prompt
+            )
+
     def targets_of(self, batches: range) -> int:
         """Number of targets in these micro-batches of the order; counted without loading them."""
         order = self.training_batches

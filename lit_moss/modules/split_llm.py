@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from lit_moss import contracts
 from lit_moss.contracts import TokenData
 from lit_moss.data.batches import TokenBatch
+from lit_moss.data.listening import word_errors
 from lit_moss.data.prompts import Prompt
 from lit_moss.errors import UserError
 from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.llm import SplitLM, stages
 from lit_moss.llm.heldout import HeldOut
 from lit_moss.llm.init_codes import InitCodes, start_at_codebook, start_at_text
+from lit_moss.llm.listening import Listening
 from lit_moss.llm.lora import Lora, add_adapters, check_resumed, check_trained, merge_adapters, merged
 from lit_moss.llm.losses import SplitLoss
 from lit_moss.llm.metrics import LossSums, batch_metrics
@@ -138,6 +140,7 @@ class SplitLLM(StepModule):
         self._sums = LossSums(torch.device("cpu"))
         self._ctc_sums = CtcTotals()
         self._heldout: HeldOut | None = None
+        self._listening: Listening | None = None
         self._stored_ctc: dict[str, Any] | None = None  # head of the checkpoint that a run starts from
         self._frozen: dict[str, Any] | None = None  # record of the frozen weights, once it is known
 
@@ -374,6 +377,7 @@ class SplitLLM(StepModule):
         # Reduced already: the same on every rank.
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
         self.log_dict({f"heldout/{name}": value for name, value in self._measure_heldout().items()})
+        self.log_dict({f"heldout/{name}": value for name, value in self._measure_listening().items()})
 
     def _measure_heldout(self) -> dict[str, float]:
         if self._heldout is None:
@@ -382,6 +386,16 @@ class SplitLLM(StepModule):
             self._heldout = HeldOut(items, self.lm.format)
         with self.trainer.precision_plugin.val_step_context():
             return self._heldout.measure(self.lm, self.device)
+
+    def _measure_listening(self) -> dict[str, float]:
+        if self._listening is None:
+            data = contracts.datamodule_of(self.trainer)
+            items, decode = [], str
+            if isinstance(data, contracts.ListeningData) and (items := data.asr_items()):
+                decode = data.text_tokenizer().decode
+            self._listening = Listening(items, decode, word_errors)
+        with self.trainer.precision_plugin.val_step_context():
+            return self._listening.measure(self.lm, self.device)
 
     # --- replies --------------------------------------------------------------------------------------------
 

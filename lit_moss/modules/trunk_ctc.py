@@ -104,7 +104,8 @@ class CharLabels:
     def __init__(self, tokenizer: Any, ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         texts = [normalise(tokenizer.decode([i])) for i in ids]
-        self.vocabulary = CharVocabulary.from_texts([*texts, " "])
+        # An apostrophe belongs to a word, so that no id alone has it.
+        self.vocabulary = CharVocabulary.from_texts([*texts, " '"])
 
     def __len__(self) -> int:
         return len(self.vocabulary)

@@ -32,14 +32,13 @@ def codes_of(lm):
 
 def test_a_projection_to_a_greater_width_keeps_every_distance():
     x = codebook(16)
-    assert torch.allclose(torch.cdist(project(x, 32), project(x, 32)), torch.cdist(x, x), atol=1e-4)
+    assert torch.allclose(torch.pdist(project(x, 32)), torch.pdist(x), rtol=1e-5)
     assert torch.allclose(project(x, 32).mean(0), torch.zeros(32), atol=1e-5)
 
 
 def test_a_projection_to_a_smaller_width_keeps_distances_about():
     x = torch.randn(200, 300, generator=torch.Generator().manual_seed(3))
-    ratio = torch.cdist(project(x, 128), project(x, 128)) / torch.cdist(x, x).clamp_min(1e-9)
-    ratio = ratio[~torch.eye(200, dtype=torch.bool)]
+    ratio = torch.pdist(project(x, 128)) / torch.pdist(x)
     assert abs(float(ratio.mean()) / math.sqrt(128 / 300) - 1) < 0.02
     assert float(ratio.std() / ratio.mean()) < 0.08
 
@@ -56,7 +55,8 @@ def test_codes_have_the_words_spread_and_the_codebooks_geometry(joint):
     ratio = torch.pdist(codes_of(lm)) / torch.pdist(codebook())
     assert float(ratio.std() / ratio.mean()) < 1e-4
     head = lm.text_lm_head.weight[V:] if joint else lm.audio_lm_head.weight
-    assert not head.any() and head.requires_grad
+    assert not head.any()
+    assert head.requires_grad
     assert torch.equal(lm.model.embed_tokens.weight[:V], words)
     assert torch.equal(lm.text_lm_head.weight[:V], text_head)
 

@@ -30,22 +30,23 @@ def hidden(B=2, L=20):
 def test_it_is_torchs_loss_of_each_span():
     h, ctc = hidden(), head()
     spans = [SpeechText(0, 2, 9, [3, 7, 7]), SpeechText(1, 5, 18, [9, 4, 3, 4]), SpeechText(1, 0, 1, [4])]
-    want = 0.0
+    want = torch.zeros(())
     for b, first, stop, ids in spans:
         log_p = ctc.proj(ctc.norm(h[b, first:stop])).log_softmax(-1)[:, None]
         labels = torch.tensor([[2 + (3, 4, 7, 9).index(i) for i in ids]])
         want += F.ctc_loss(log_p, labels, (stop - first,), (len(ids),), reduction="sum")
     sums = ctc(h, spans)
     assert (sums.labels, sums.skipped) == (8, 0)
-    assert float(sums.nll) == pytest.approx(float(want), rel=1e-5)
-    assert float(sums.mean) == pytest.approx(float(want) / 8, rel=1e-5)
+    assert float(sums.nll.detach()) == pytest.approx(float(want.detach()), rel=1e-5)
+    assert float(sums.mean.detach()) == pytest.approx(float(want.detach()) / 8, rel=1e-5)
 
 
 def test_rows_of_text_ids_start_at_their_embeddings():
     torch.manual_seed(4)
     words = torch.randn(V, D)
     weight = TrunkCtcHead(TextLabels([3, 9]), words).proj.weight
-    assert torch.equal(weight[2:], words[[3, 9]]) and not weight[:2].any()
+    assert torch.equal(weight[2:], words[[3, 9]])
+    assert not weight[:2].any()
 
 
 def test_spans_with_more_labels_than_frames_are_counted_and_left_out():
@@ -60,7 +61,8 @@ def test_without_a_span_every_parameter_still_has_a_gradient():
     h, ctc = hidden().requires_grad_(), head()
     sums = ctc(h, [])
     sums.mean.backward()
-    assert float(sums.nll) == 0 and h.grad is not None
+    assert float(sums.nll) == 0
+    assert h.grad is not None
     assert all(p.grad is not None and not p.grad.any() for p in ctc.parameters())
 
 
@@ -68,14 +70,14 @@ def test_characters_have_four_frames_a_code():
     tokenizer = tokenizer_of_bytes()
     ids = tokenizer.encode("A cat's hat.")
     labels = CharLabels(tokenizer, ids)
-    assert labels.vocabulary.characters == " achst" and labels.vocabulary.decode(labels.encode(ids)) == (
-        "a cat\ufffds hat"  # an apostrophe alone is no character of a word
-    )
+    assert labels.vocabulary.characters == " 'achst"
+    assert labels.vocabulary.decode(labels.encode(ids)) == "a cat's hat"
     torch.manual_seed(4)
     ctc = TrunkCtcHead(labels, torch.randn(V, D))
     assert ctc.log_probs(hidden()[:, :5]).shape == (2, 20, len(labels))
     sums = ctc(hidden(), [SpeechText(0, 2, 6, ids)])  # 11 characters, 16 frames
-    assert (sums.labels, sums.skipped) == (11, 0) and torch.isfinite(sums.nll)
+    assert (sums.labels, sums.skipped) == (11, 0)
+    assert torch.isfinite(sums.nll)
 
 
 def test_errors_are_those_of_the_best_path():
@@ -89,7 +91,8 @@ def test_errors_are_those_of_the_best_path():
     totals.add(sums)
     metrics = totals.metrics(lambda x: x)
     assert metrics["ctc_error"] == pytest.approx(2 / 3)
-    assert metrics["ctc"] == pytest.approx(float(sums.nll) / 3) and metrics["ctc_skipped"] == 0
+    assert metrics["ctc"] == pytest.approx(float(sums.nll.detach()) / 3)
+    assert metrics["ctc_skipped"] == 0
 
 
 def documents():
@@ -97,9 +100,7 @@ def documents():
     a = [50, *(V + i for i in range(8)), V + CODES, 3, 4, 52]
     b = [7, 50, *(V + 2 * i for i in range(10)), V + CODES, 52]
     said = [(1, 9, [3, 4])], [(2, 7, [9]), (7, 12, [7, 3])]
-    return [
-        (n, np.array(r), np.ones(len(r), bool), s) for n, r, s in zip("ab", (a, b), said, strict=True)
-    ]
+    return [(n, np.array(r), np.ones(len(r), bool), s) for n, r, s in zip("ab", (a, b), said, strict=True)]
 
 
 def losses(packs, layer=None):
@@ -118,7 +119,8 @@ def test_packing_changes_nothing_and_neighbouring_pieces_are_one_span():
     assert spans == [SpeechText(0, 1, 9, [3, 4]), SpeechText(0, 15, 25, [9, 7, 3])]
     apart_spans, apart, _ = losses([[a], [b]])
     assert apart_spans == [SpeechText(0, 1, 9, [3, 4]), SpeechText(1, 2, 12, [9, 7, 3])]
-    assert torch.allclose(together.nll, apart.nll, rtol=1e-5) and together.labels == apart.labels == 5
+    assert torch.allclose(together.nll, apart.nll, rtol=1e-5)
+    assert together.labels == apart.labels == 5
 
 
 def test_hidden_states_are_those_after_the_layer_and_leave_the_loss_as_it_is():
