@@ -164,7 +164,8 @@ class MixtureDataModule(TokenDataModule):
 
     Context, batch sizes, seed, first batch, workers, max_bad_share, backbone, speech tokenizer, log_mel,
     speech_text, short_first_batches and asr_items are the mixture's, whatever a part says. Sources, kind
-    options and `min_fill` are each part's own.
+    options and `min_fill` are each part's own; `asr_prompt` is that of the first part that has one, unless
+    the mixture says another.
 
     Args:
         parts: The data modules.
@@ -188,6 +189,7 @@ class MixtureDataModule(TokenDataModule):
             )
         if any(isinstance(part, MixtureDataModule) for part in self.parts):
             raise UserError("data.parts holds a mixture: name its parts and epochs in the outer one")
+        self.asr_prompt = self.asr_prompt or next((p.asr_prompt for p in self.parts if p.asr_prompt), "")
         self.heldout = self.heldout or [e for part in self.parts for e in part.heldout]
         for part in self.parts:
             part.connect(self.context, self.max_bad_share, self.backbone, self.speech_tokenizer, self.log_mel)

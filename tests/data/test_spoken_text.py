@@ -269,9 +269,10 @@ def test_what_is_missing_is_named(tmp_path, form):
 
 
 def test_a_mixtures_parts_take_its_speech_text():
-    parts = [TranscriptDataModule(train=["x"]), TextDataModule(train=["y"])]
-    MixtureDataModule(parts, speech_text=True)
+    parts = [TextDataModule(train=["y"]), TranscriptDataModule(train=["x"], asr_prompt="Write: ")]
+    mixture = MixtureDataModule(parts, speech_text=True)
     assert all(part.speech_text for part in parts)
+    assert mixture.asr_prompt == "Write: "
 
 
 def test_short_documents_come_first_and_a_resume_continues(tmp_path, form):

@@ -4,8 +4,8 @@
     data/interleaved
 
 Kinds: `interleaved` (text and speech by turns), `unsupervised` (speech alone), `text`, `sft` (conversations
-in four modality pairs), `transcripts` (speech, then its text; text, then its speech). Sources: manifests (JSON
-lines) and `embedded:everyday-en`; for `text` also .txt (an empty line ends a document), .csv
+in four modality pairs), `transcripts` (speech, then its text; text, then its speech). Sources: manifests
+(JSON lines) and `embedded:everyday-en`; for `text` also .txt (an empty line ends a document), .csv
 (`id|text|normalised`) and .jsonl with a `text`; for `sft` .jsonl with `messages`.
 
 Utterances that belong together follow each other in a document: those with the same `document` in the
