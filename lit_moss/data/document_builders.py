@@ -1,26 +1,20 @@
 """Rows of token documents, one class per kind: interleaved, speech alone, text alone, conversations."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lit_moss.audio import rates
 from lit_moss.corpora.conversations import read_conversations
 from lit_moss.corpora.manifest import Utterance, read_manifest
 from lit_moss.corpora.sources import entry_kind
+from lit_moss.data.builder import Document, DocumentBuilder, aligned, seconds_of, timed_words
 from lit_moss.data.conversation import PAIRS, Renderer, Turn, modalities_needed
-from lit_moss.data.grouping import group, text_documents
+from lit_moss.data.grouping import text_documents
 from lit_moss.data.interleave import (
     Chunk,
     SpokenText,
     TimedChunk,
-    Word,
-    WordSpans,
     asr_prompt,
     choose_modalities,
     chunk_words,
@@ -31,125 +25,20 @@ from lit_moss.data.interleave import (
     read_chunks,
     shifted,
     space_between,
-    spans_by_turns,
-    spans_of_words,
     spelled_chunks,
     spoken_text,
     stretches_of_codes,
     text_document,
-    text_ids,
     unsupervised,
 )
+from lit_moss.data.word_spans import WordSpans, spans_by_turns
 from lit_moss.errors import UserError
 from lit_moss.hub.code_cache import EncodedUtterances
 from lit_moss.llm.replies import ReplyForm
-from lit_moss.llm.rows import RowFormat
 from lit_moss.records import unique_name
 
 _MAX_SILENT_SHARE = 0.01  # of utterances without a transcript
 _REPEAT = "Repeat what the user says."
-
-
-@dataclass
-class Document:
-    """One document, as `DocumentWriter.add` takes it.
-
-    Args:
-        id: Its name.
-        rows: Its rows.
-        loss_mask: Which rows count as targets; None for all.
-        lang: Language, ISO 639-1.
-        speech_sec: Seconds of speech in it.
-        speech_text: What its speech says, see `DocumentWriter.add`; None where that is not asked for.
-    """
-
-    id: str
-    rows: list[int]
-    loss_mask: list[bool] | None = None
-    lang: str | None = None
-    speech_sec: float = 0.0
-    speech_text: list[SpokenText] | None = None
-
-
-class DocumentBuilder(ABC):
-    """Documents of one kind, source by source.
-
-    Args:
-        tokenizer: Of `lit_moss.llm.backbone.load_text_tokenizer`.
-        row_format: Its row format.
-        options: Of the kind, see `lit_moss.data.make_documents.OPTIONS`.
-
-    Attributes:
-        skipped: Names of the utterances that were left out.
-        incomplete: Conversations left out because a turn lacks a modality, counted once per pair.
-        without_word_times: Utterances that are one chunk, whatever their length, because the times of their
-            words are unknown.
-    """
-
-    def __init__(self, tokenizer: Any, row_format: RowFormat, options: dict[str, Any]) -> None:
-        self.tokenizer, self.row_format, self.options = tokenizer, row_format, options
-        self.skipped: list[str] = []
-        self.incomplete = self.without_word_times = 0
-        self._speech: dict[Path, list[tuple[Utterance, list[int]]]] = {}
-        self._names: set[str] = set()  # of documents; their random choices are drawn by name
-
-    @staticmethod
-    @abstractmethod
-    def recordings(path: Path) -> list[Utterance]:
-        """Utterances of a source whose codes its documents need.
-
-        Raises:
-            UserError: if the source does not suit this kind.
-        """
-
-    @abstractmethod
-    def documents(self, path: Path) -> Iterator[Document]:
-        """All documents of a source, whose speech has been added before."""
-
-    def add_speech(self, path: Path, utterances: Sequence[Utterance], encoded: EncodedUtterances) -> None:
-        """Takes the codes of a source's recordings."""
-        self.skipped += [utterances[i].id for i in encoded.unread]
-        self._speech[path] = list(zip(utterances, encoded.codes, strict=True))
-
-    def forget_speech(self, path: Path) -> None:
-        """Frees the codes of a source whose documents have been made."""
-        self._speech.pop(path, None)
-
-    def meta(self) -> dict[str, Any]:
-        """What the rows mean, for the documents' `meta`."""
-        return {"format": self.row_format.to_dict(), "format_fingerprint": self.row_format.fingerprint}
-
-    def counts(self) -> dict[str, int]:
-        """`incomplete` and `without_word_times` where they are not 0; known once all documents are made."""
-        counts = {"incomplete": self.incomplete, "without_word_times": self.without_word_times}
-        return {name: count for name, count in counts.items() if count}
-
-    def _groups(self, path: Path) -> Iterator[tuple[str, list[tuple[Utterance, list[int]]]]]:
-        members = ((u, codes, _seconds(len(codes))) for u, codes in self._speech[path] if codes)
-        for name, group_members in group(members, self.options["document_sec"]):
-            yield unique_name(name, self._names), group_members
-
-    def _text_ids(self, text: str) -> list[int]:
-        return text_ids(self.tokenizer, self.row_format, text)
-
-    @property
-    def _keeps_text(self) -> bool:
-        return bool(self.options.get("speech_text"))
-
-    def _said(self, u: Utterance, codes: int) -> list[SpokenText]:
-        """What an utterance's codes say: of each word where their times are known, else as a whole."""
-        text = (u.text or "").strip()
-        if not u.extra.get("words"):
-            return [(0, codes, self._text_ids(text))] if text else []
-        words = _timed_words(u)
-        with _aligned(u):
-            spans = spans_of_words(words, codes, [1] * len(words))
-        said, before = [], ""
-        for span, word in zip(spans, spelled_chunks(text, [w for w, *_ in words], spans), strict=True):
-            ids = self._text_ids(space_between(before, word) + word)
-            said.append((span.code_first, span.code_stop, ids))
-            before = word or before
-        return said
 
 
 class UnsupervisedBuilder(DocumentBuilder):
@@ -170,7 +59,7 @@ class UnsupervisedBuilder(DocumentBuilder):
                     said += shifted(self._said(u, len(own)), at)
                     at += len(own)
             yield Document(
-                name, rows, lang=members[0][0].lang, speech_sec=_seconds(len(codes)), speech_text=said
+                name, rows, lang=members[0][0].lang, speech_sec=seconds_of(len(codes)), speech_text=said
             )
 
 
@@ -213,7 +102,7 @@ class InterleavedBuilder(DocumentBuilder):
                 name = group_name + (f"+{number}" if number else "")
                 said = spoken_text(part, chosen) if self._keeps_text else None
                 yield Document(
-                    name, rows, lang=members[0][0].lang, speech_sec=_seconds(spoken), speech_text=said
+                    name, rows, lang=members[0][0].lang, speech_sec=seconds_of(spoken), speech_text=said
                 )
 
     def _chunks(
@@ -273,8 +162,8 @@ def _given_chunks(u: Utterance, codes: int) -> list[TimedChunk]:
 
 
 def _cut_chunks(u: Utterance, codes: int, rng: np.random.Generator) -> list[TimedChunk]:
-    words = _timed_words(u)
-    with _aligned(u):
+    words = timed_words(u)
+    with aligned(u):
         spans = chunk_words(words, codes, rng)
     # Aligners drop case and punctuation; the transcript has them.
     written = (u.text or "").split()
@@ -283,30 +172,14 @@ def _cut_chunks(u: Utterance, codes: int, rng: np.random.Generator) -> list[Time
 
 
 def _spans_by_turns(u: Utterance, codes: int, rng: np.random.Generator, spans: WordSpans) -> list[TimedChunk]:
-    words = _timed_words(u)
-    with _aligned(u):
+    words = timed_words(u)
+    with aligned(u):
         found = spans_by_turns(words, codes, rng, spans)
     texts = spelled_chunks((u.text or "").strip(), [w for w, *_ in words], [span for span, _ in found])
     return [
         TimedChunk(text, span.code_first, span.code_stop, modality)
         for (span, modality), text in zip(found, texts, strict=True)
     ]
-
-
-def _timed_words(u: Utterance) -> list[Word]:
-    with _aligned(u):
-        return [(str(w), float(start), float(end)) for w, start, end in u.extra["words"]]
-
-
-@contextmanager
-def _aligned(u: Utterance) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{u.id}: words are no list of [word, start, end] in seconds, in order ({error}): align them "
-            "again"
-        ) from error
 
 
 class TextBuilder(DocumentBuilder):
@@ -356,7 +229,7 @@ class ConversationBuilder(DocumentBuilder):
                     continue
                 rows, mask = renderer.render(turns, user, reply, options["train_on"])
                 spoken = [t for t, m in zip(turns, needed, strict=True) if "speech" in m]
-                seconds = _seconds(sum(len(t.codes or ()) for t in spoken))
+                seconds = seconds_of(sum(len(t.codes or ()) for t in spoken))
                 said = self._said_in_turns(rows, spoken) if self._keeps_text else None
                 yield Document(f"{name}/{pair}", rows, mask, speech_sec=seconds, speech_text=said)
 
@@ -410,7 +283,7 @@ class TranscriptBuilder(DocumentBuilder):
                 rows, given, at = rows_of[shape](ids, codes)
                 mask = None if options["train_on"] == "all" else [i >= given for i in range(len(rows))]
                 said = shifted(self._said(u, len(codes)), at) if self._keeps_text else None
-                yield Document(f"{name}/{shape}", rows, mask, u.lang, _seconds(len(codes)), said)
+                yield Document(f"{name}/{shape}", rows, mask, u.lang, seconds_of(len(codes)), said)
 
     def _asr(self, ids: list[int], codes: list[int]) -> tuple[list[int], int, int]:
         """Rows, the number of those that are given, and the first row of a code."""
@@ -443,13 +316,9 @@ def _parts(chunks: Sequence[Chunk], document_sec: float) -> list[tuple[int, int]
     """(first, stop) of the chunks of each document of a recording that is longer than one."""
     parts, start, part_sec = [], 0, 0.0
     for i, chunk in enumerate(chunks):
-        seconds = _seconds(len(chunk.codes))
+        seconds = seconds_of(len(chunk.codes))
         if i > start and part_sec + seconds > document_sec + 1e-6:
             parts.append((start, i))
             start, part_sec = i, 0.0
         part_sec += seconds
     return [*parts, (start, len(chunks))]
-
-
-def _seconds(codes: int) -> float:
-    return codes * rates.SECONDS_PER_CODE

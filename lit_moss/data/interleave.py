@@ -13,14 +13,13 @@ import hashlib
 import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from lit_moss.audio import rates
-from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat
 
 Word = tuple[str, float, float]  # the word, its start and its end in seconds
@@ -52,30 +51,6 @@ class Span:
     stop: int
     code_first: int
     code_stop: int
-
-
-@dataclass(frozen=True)
-class WordSpans:
-    """Text and speech by turns within an utterance, at borders of words.
-
-    Args:
-        min_words: Fewest words of a span.
-        max_words: Most words of a span.
-    """
-
-    min_words: int = 1
-    max_words: int = 4
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_words <= self.max_words:
-            raise UserError(
-                f"spans has min_words {self.min_words} and max_words {self.max_words}: expected 1 or more, "
-                "the first one not above the second"
-            )
-
-    def record(self) -> dict[str, int]:
-        """Plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -262,7 +237,7 @@ def chunk_words(
     Raises:
         ValueError: if the times are not in order.
     """
-    boundary = _word_boundaries(words, codes)
+    boundary = word_boundaries(words, codes)
     least = math.ceil(min_sec / rates.SECONDS_PER_CODE)
     most = max(least, math.floor(max_sec / rates.SECONDS_PER_CODE))
     spans: list[Span] = []
@@ -281,39 +256,12 @@ def spans_of_words(words: Sequence[Word], codes: int, lengths: Sequence[int]) ->
     Raises:
         ValueError: if the times are not in order.
     """
-    boundary = _word_boundaries(words, codes)
+    boundary = word_boundaries(words, codes)
     spans, first = [], 0
     for length in lengths:
         spans.append(Span(first, first + length, boundary[first], boundary[first + length]))
         first += length
     return spans
-
-
-def spans_by_turns(
-    words: Sequence[Word], codes: int, rng: np.random.Generator, spans: WordSpans
-) -> list[tuple[Span, str]]:
-    """Spans of a random number of words, as text and as speech by turns; the first modality is random.
-
-    A span whose words lie within one code (80 ms) is extended until it has a code of its own, so that no word
-    is lost as speech; what is left at the end without one belongs to the span before it.
-
-    Raises:
-        ValueError: if the times are not in order.
-    """
-    boundary = _word_boundaries(words, codes)
-    cuts = [0]
-    while cuts[-1] < len(words):
-        stop = min(len(words), cuts[-1] + int(rng.integers(spans.min_words, spans.max_words + 1)))
-        while stop < len(words) and boundary[stop] == boundary[cuts[-1]]:
-            stop += 1
-        if boundary[stop] == boundary[cuts[-1]] and len(cuts) > 1:
-            cuts.pop()
-        cuts.append(stop)
-    first = int(rng.integers(2))
-    return [
-        (Span(start, stop, boundary[start], boundary[stop]), ("text", "speech")[(first + i) % 2])
-        for i, (start, stop) in enumerate(pairwise(cuts))
-    ]
 
 
 def spelled_chunks(text: str, words: Sequence[str], spans: Sequence[Span]) -> list[str]:
@@ -399,7 +347,7 @@ def _next_cut(boundary: Sequence[int], first: int, least: int, most: int, target
     return min(fitting)[1] if fitting else end
 
 
-def _word_boundaries(words: Sequence[Word], codes: int) -> list[int]:
+def word_boundaries(words: Sequence[Word], codes: int) -> list[int]:
     """Code boundary before each word and after the last, from 0 to `codes`, never decreasing."""
     previous_sec = 0.0
     for word, start_sec, end_sec in words:

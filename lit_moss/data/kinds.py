@@ -4,9 +4,9 @@ mixture."""
 from typing import Any, Literal
 
 from lit_moss.data.conversation import PAIRS
-from lit_moss.data.interleave import WordSpans
 from lit_moss.data.packed_documents import PackedDocuments
 from lit_moss.data.token_data import TokenDataModule
+from lit_moss.data.word_spans import WordSpans
 from lit_moss.errors import UserError
 from lit_moss.llm.replies import ReplyForm
 

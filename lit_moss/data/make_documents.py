@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 from lit_moss import assets
 from lit_moss.corpora.sources import locate
 from lit_moss.data.conversation import PAIRS
-from lit_moss.data.interleave import WordSpans
+from lit_moss.data.word_spans import WordSpans
 from lit_moss.errors import UserError
 from lit_moss.llm.replies import ReplyForm
 from lit_moss.records import file_name
 
 if TYPE_CHECKING:
     from lit_moss.corpora.manifest import Utterance
-    from lit_moss.data.document_builders import DocumentBuilder
+    from lit_moss.data.builder import DocumentBuilder
     from lit_moss.hub.tokenizer import NamedTokenizer
 
 # Kind -> its options and their defaults.

@@ -7,8 +7,7 @@ Callbacks decide which parameters train at which step (StagedFreezing, ReverseUn
 (LearningRateSchedule); they find the parameters by the names of the optimizer's groups.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,10 +20,9 @@ from lit_moss.data.batches import TokenBatch
 from lit_moss.data.listening import word_errors
 from lit_moss.data.prompts import Prompt
 from lit_moss.errors import UserError
-from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.llm import SplitLM, stages
 from lit_moss.llm.heldout import HeldOut
-from lit_moss.llm.init_codes import InitCodes, start_at_codebook, start_at_text
+from lit_moss.llm.init_codes import InitCodes
 from lit_moss.llm.listening import Listening
 from lit_moss.llm.lora import Lora, add_adapters, check_resumed, check_trained, merge_adapters, merged
 from lit_moss.llm.losses import SplitLoss
@@ -32,13 +30,12 @@ from lit_moss.llm.metrics import LossSums, batch_metrics
 from lit_moss.llm.parts import LORA, PARTS, Parts, named_parts, optimizer_groups
 from lit_moss.llm.replies import reply_codes, reply_text, split_reply
 from lit_moss.llm.rows import RowFormat
+from lit_moss.modules.first_weights import Start
 from lit_moss.modules.parallel import check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
-from lit_moss.modules.trunk_ctc import CtcTotals, TrunkCtc, TrunkCtcHead, check_same_ctc, labels_of
+from lit_moss.modules.trunk_ctc import HEAD, CtcTotals, TrunkCtc, TrunkCtcHead, check_same_ctc, labels_of
 from lit_moss.modules.window import Window
-from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
-_CTC_HEAD = "ctc_head"  # attribute, and name of the optimizer's group
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -111,7 +108,7 @@ class SplitLLM(StepModule):
         greedy: bool = False,
     ) -> None:
         super().__init__()
-        parts = [*PARTS, *LORA, *([] if ctc is None else [_CTC_HEAD])]
+        parts = [*PARTS, *LORA, *([] if ctc is None else [HEAD])]
         wrong = sorted(set(lr_factors or {}) - set(parts))
         if wrong:
             raise UserError(f"model.lr_factors names {wrong}, expected parts of {', '.join(parts)}")
@@ -198,7 +195,15 @@ class SplitLLM(StepModule):
             )
 
     def _build(self, row_format: RowFormat) -> SplitLM:
-        lm = self._weights_to_start_from(row_format)
+        start = Start(
+            self.backbone,
+            self.num_modality_layers,
+            self.joint,
+            self.init_from,
+            self.init_codes,
+            self.weights_dtype,
+        )
+        lm, self._stored_ctc = start.weights(self.trainer, row_format, self.resumes)
         if lm.format != row_format:
             raise UserError(
                 f"the documents' rows are {row_format.fingerprint}, {self.init_from}'s are "
@@ -215,62 +220,6 @@ class SplitLLM(StepModule):
         if self.compiled:
             lm.compile_layers()
         return lm
-
-    def _weights_to_start_from(self, row_format: RowFormat) -> SplitLM:
-        """The model with its first weights: in `weights_dtype`, or mapped from files in that of the files."""
-        fingerprints = contracts.fingerprints_of(self.trainer)
-        source = self.init_from
-        if source is not None and (Path(source) / "config.json").is_file():
-            keys = ("text_tokenizer", "speech_tokenizer")
-            known = {key: fingerprints.get(key, "none").replace("none", "") for key in keys}
-            record = ModelRecord.read(source)
-            record.check(source, **known)
-            self._warn_of_other_replies(record)
-            return SplitLM.from_pretrained(source)
-        path = None if source is None else stage_checkpoint(source)
-        checkpoint = None if path is None else load_checkpoint(path, mmap=True)
-        lm = SplitLM.from_backbone(
-            self.backbone,
-            self.num_modality_layers,
-            row_format.audio_vocab_size,
-            self.joint,
-            self.weights_dtype,
-            row_format,
-            empty=checkpoint is not None and checkpoint.get("frozen") is None,
-        )
-        if checkpoint is not None:
-            stages.check_tokenizers(checkpoint.get("made_by") or {}, fingerprints)
-            tensors = stages.take_over(lm, checkpoint, str(path), adopt=True)
-            rank_zero_info(f"{path}: {tensors} tensors loaded")
-            if self.ctc is not None and "ctc" in checkpoint:
-                self._stored_ctc = checkpoint["ctc"] | {"state": _ctc_weights(checkpoint["state_dict"])}
-        elif self.trainer.state.fn == "fit" and not self.resumes:  # a resumed run has its own in a moment
-            self._init_codes(lm)
-        return lm
-
-    def _init_codes(self, lm: SplitLM) -> None:
-        if self.init_codes == "random":
-            return
-        codebook = contracts.codebook_of(self.trainer)
-        if self.init_codes == "codebook":
-            start_at_codebook(lm, codebook)
-            rank_zero_info(f"embeddings of {len(codebook)} codes start at the codebook, the audio head at 0")
-            return
-        data = contracts.spoken_text_data(self.trainer, "model.init_codes text")
-        codes, ids = data.aligned_codes()
-        seen = start_at_text(lm, codes, ids, codebook)
-        rank_zero_info(
-            f"embeddings of {seen} of {len(codebook)} codes start at the mean of the text of {len(codes)} "
-            "aligned codes, the others at the codebook, the audio head at 0"
-        )
-
-    def _warn_of_other_replies(self, record: ModelRecord) -> None:
-        forms = [form.name for form in contracts.reply_forms(self.trainer)]
-        if record.reply_form and forms and record.form.name not in forms:
-            rank_zero_info(
-                f"{self.init_from} was trained for {record.form.name} spoken replies, these documents hold "
-                f"{' and '.join(forms)} ones (data.init_args.reply_form): it learns another form"
-            )
 
     def _caster(self, trained: set[str]) -> Callable[[nn.Module], None]:
         """What gives a part of the model the dtypes of the training."""
@@ -310,9 +259,9 @@ class SplitLLM(StepModule):
             self.parts(), self.ever_trained(), self.lr, self.lr_factors, self.weight_decay
         )
         if self.ctc_head is not None:
-            rate = self.lr * self.lr_factors.get(_CTC_HEAD, 1.0)
+            rate = self.lr * self.lr_factors.get(HEAD, 1.0)
             groups.append(
-                {"params": list(self.ctc_head.parameters()), "name": _CTC_HEAD, "lr": rate, "base_lr": rate,
+                {"params": list(self.ctc_head.parameters()), "name": HEAD, "lr": rate, "base_lr": rate,
                  "weight_decay": 0.0}
             )  # fmt: skip
         return self.adamw(groups, lr=self.lr, betas=self.betas)
@@ -448,7 +397,7 @@ class SplitLLM(StepModule):
         state = checkpoint.get("state_dict")
         if self.save_frozen or not state:
             return
-        heads = {name for name in state if name.startswith(f"{_CTC_HEAD}.")}
+        heads = {name for name in state if name.startswith(f"{HEAD}.")}
         left_out = stages.leave_out_frozen(state, self.ever_trained() | heads)
         if self._frozen is None and self.trainer.is_global_zero:  # the only rank that writes
             # Once a run: they never change, and at 8B 16 GB take longer to hash than the rest to write.
@@ -465,28 +414,8 @@ class SplitLLM(StepModule):
             check_same_ctc(checkpoint.get("ctc"), self.ctc_head)
         elif self.ctc_head is None and "state_dict" in checkpoint:  # replies need none
             kept = checkpoint["state_dict"].items()
-            checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(f"{_CTC_HEAD}.")}
+            checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(f"{HEAD}.")}
         if checkpoint.get("frozen") is not None:
             stages.add_frozen(checkpoint, self.lm.state_dict())
         if self.lora is None and "state_dict" in checkpoint:
             checkpoint["state_dict"] = dict(merged(checkpoint["state_dict"], stored))
-
-
-def _ctc_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = f"{_CTC_HEAD}."
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def stage_checkpoint(source: str) -> Path:
-    """Checkpoint of an earlier stage.
-
-    Args:
-        source: A checkpoint, a run's folder, or the folder of a name's runs.
-
-    Raises:
-        UserError: if there is none.
-    """
-    path = checkpoint_of(source, "last", end=False) or Path(source)
-    if not path.exists():
-        raise UserError(f"model.init_from: no {source}, expected a checkpoint or a folder with config.json")
-    return path

@@ -25,6 +25,7 @@ from lit_moss.data.batches import SpeechText
 from lit_moss.data.transcripts import edit_distance, normalise
 from lit_moss.errors import UserError
 
+HEAD = "ctc_head"  # attribute of the module, and name of the optimizer's group
 _FRAME_WIDTH = 256  # of a frame of the head for characters
 
 
@@ -254,6 +255,15 @@ class CtcTotals:
         nll, labels, errors, skipped = over_ranks(torch.tensor(values, dtype=torch.float64)).tolist()
         found = {"ctc": nll / labels, "ctc_error": errors / labels} if labels else {}
         return found | {"ctc_skipped": skipped}
+
+
+def stored_head(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Labels and weights of a checkpoint's head for CTC; None where it has none."""
+    if "ctc" not in checkpoint:
+        return None
+    prefix, state = f"{HEAD}.", checkpoint["state_dict"]
+    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return checkpoint["ctc"] | {"state": weights}
 
 
 def check_same_ctc(stored: Mapping[str, Any] | None, head: TrunkCtcHead | None) -> None:

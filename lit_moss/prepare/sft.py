@@ -16,8 +16,8 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal
 
+from lit_moss.data.builder import Document
 from lit_moss.data.conversation import PAIRS
-from lit_moss.data.document_builders import Document
 from lit_moss.data.make_documents import DocumentRecipe
 from lit_moss.errors import UserError
 from lit_moss.prepare.document_folders import (

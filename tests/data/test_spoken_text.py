@@ -12,8 +12,8 @@ from lit_moss.data import InterleavedDataModule, MixtureDataModule, TextDataModu
 from lit_moss.data.batches import SpeechText
 from lit_moss.data.document_builders import BUILDERS
 from lit_moss.data.documents import DocumentWriter, read_documents
-from lit_moss.data.interleave import WordSpans, spans_by_turns
 from lit_moss.data.make_documents import OPTIONS, _checked_options, _recorded_options
+from lit_moss.data.word_spans import WordSpans, spans_by_turns
 from lit_moss.errors import UserError
 from lit_moss.hub.code_cache import EncodedUtterances
 from lit_moss.llm.backbone import load_text_tokenizer, row_format
