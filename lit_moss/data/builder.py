@@ -110,15 +110,21 @@ class DocumentBuilder(ABC):
     def _keeps_text(self) -> bool:
         return bool(self.options.get("speech_text"))
 
-    def _said(self, u: Utterance, codes: int) -> list[SpokenText]:
-        """What an utterance's codes say: of each word where their times are known, else as a whole."""
+    def _said(self, u: Utterance, codes: int, before: str = "") -> list[SpokenText]:
+        """What an utterance's codes say: of each word where their times are known, else as a whole.
+
+        Args:
+            u: The utterance.
+            codes: Its codes.
+            before: Text that it continues.
+        """
         text = (u.text or "").strip()
         if not u.extra.get("words"):
-            return [(0, codes, self._text_ids(text))] if text else []
+            return [(0, codes, self._text_ids(space_between(before, text) + text))] if text else []
         words = timed_words(u)
         with aligned(u):
             spans = spans_of_words(words, codes, [1] * len(words))
-        said, before = [], ""
+        said = []
         for span, word in zip(spans, spelled_chunks(text, [w for w, *_ in words], spans), strict=True):
             ids = self._text_ids(space_between(before, word) + word)
             said.append((span.code_first, span.code_stop, ids))

@@ -54,10 +54,10 @@ class UnsupervisedBuilder(DocumentBuilder):
             rows = unsupervised(codes, self.row_format)
             said: list[SpokenText] | None = [] if self._keeps_text else None
             if said is not None:
-                at = 1  # after sosp
+                at, before = 1, ""  # after sosp
                 for u, own in members:
-                    said += shifted(self._said(u, len(own)), at)
-                    at += len(own)
+                    said += shifted(self._said(u, len(own), before), at)
+                    at, before = at + len(own), (u.text or "").strip()
             yield Document(
                 name, rows, lang=members[0][0].lang, speech_sec=seconds_of(len(codes)), speech_text=said
             )
@@ -129,7 +129,7 @@ class InterleavedBuilder(DocumentBuilder):
         else:
             self.without_word_times += 1
             pieces = [TimedChunk(text, 0, len(codes))]
-        words = self._said(u, len(codes)) if self._keeps_text and u.extra.get("words") else []
+        words = self._said(u, len(codes), before) if self._keeps_text and u.extra.get("words") else []
         chunks = []
         for piece in pieces:
             ids = self._text_ids(space_between(before, piece.text) + piece.text)

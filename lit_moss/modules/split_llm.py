@@ -25,7 +25,6 @@ from lit_moss.llm.heldout import HeldOut
 from lit_moss.llm.init_codes import InitCodes
 from lit_moss.llm.listening import Listening
 from lit_moss.llm.lora import Lora, add_adapters, check_resumed, check_trained, merge_adapters, merged
-from lit_moss.llm.losses import SplitLoss
 from lit_moss.llm.metrics import LossSums, batch_metrics
 from lit_moss.llm.parts import LORA, PARTS, Parts, named_parts, optimizer_groups
 from lit_moss.llm.replies import reply_codes, reply_text, split_reply
@@ -33,7 +32,15 @@ from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.first_weights import Start
 from lit_moss.modules.parallel import check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
-from lit_moss.modules.trunk_ctc import HEAD, CtcTotals, TrunkCtc, TrunkCtcHead, check_same_ctc, labels_of
+from lit_moss.modules.trunk_ctc import (
+    HEAD,
+    CtcSums,
+    CtcTotals,
+    TrunkCtc,
+    TrunkCtcHead,
+    check_same_ctc,
+    labels_of,
+)
 from lit_moss.modules.window import Window
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -292,18 +299,18 @@ class SplitLLM(StepModule):
         for name, value in batch_metrics(loss, targets).items():
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
         count = loss.text_count + loss.speech_count
-        total = loss.total + self._ctc_loss(loss, batch)
+        total = loss.total
+        if self.ctc is not None and self.ctc_head is not None and loss.hidden_BLD is not None:
+            total = total + self.ctc.weight * self._ctc_loss(self.ctc_head, loss.hidden_BLD, batch)
         return self._window.weighted(self.trainer, batch_idx, total, count, sum(targets.values()))
 
-    def _ctc_loss(self, loss: SplitLoss, batch: TokenBatch) -> Tensor | float:
-        """The weighted CTC loss, logged without its weight; 0 where it is off."""
-        if self.ctc is None or self.ctc_head is None or loss.hidden_BLD is None:
-            return 0.0
-        sums = self.ctc_head(loss.hidden_BLD, batch.speech_text)
+    def _ctc_loss(self, head: TrunkCtcHead, hidden_BLD: Tensor, batch: TokenBatch) -> Tensor:
+        """Nats a label, logged."""
+        sums: CtcSums = head(hidden_BLD, batch.speech_text)
         if sums.labels:
             self.log("train/ctc", sums.mean.detach())
         self.log("train/ctc_skipped", self.on_device(sums.skipped))
-        return self.ctc.weight * sums.mean
+        return sums.mean
 
     def on_validation_epoch_start(self) -> None:
         self._sums, self._ctc_sums = LossSums(self.device), CtcTotals()
