@@ -180,6 +180,51 @@ class TokenData(OrderedData, RowData, Protocol):
 
 
 @runtime_checkable
+class CodebookData(Protocol):
+    """Documents whose speech tokenizer can be asked for its codebook."""
+
+    def codebook(self) -> torch.Tensor:
+        """Vectors of the codes, float32 (codes, width)."""
+        ...
+
+
+@runtime_checkable
+class SpokenTextData(Protocol):
+    """Documents that carry the text of their speech.
+
+    Attributes:
+        speech_text: Whether they do.
+    """
+
+    speech_text: bool
+
+    def spoken_ids(self) -> torch.Tensor:
+        """Text ids that occur in the text of the training's speech, sorted, int64 (ids,)."""
+        ...
+
+    def aligned_codes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes, and the text id that each is aligned to: int64 (pairs,) both."""
+        ...
+
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of the text rows."""
+        ...
+
+
+@runtime_checkable
+class ListeningData(Protocol):
+    """Documents with held-out utterances for the model to transcribe."""
+
+    def asr_items(self) -> list[Any]:
+        """The utterances, see `lit_moss.llm.listening`; [] where none are asked for."""
+        ...
+
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of the text rows."""
+        ...
+
+
+@runtime_checkable
 class ReplyData(Protocol):
     """Documents that state the form of their spoken replies."""
 
@@ -369,6 +414,39 @@ def reply_forms(trainer: Trainer) -> "list[ReplyForm]":
     """Forms of spoken replies in the training data, each once; none where it does not state them."""
     data = datamodule_of(trainer)
     return data.reply_forms if isinstance(data, ReplyData) else []
+
+
+def codebook_of(trainer: Trainer) -> torch.Tensor:
+    """Codebook of the speech tokenizer that made the documents, float32 (codes, width).
+
+    Raises:
+        UserError: if the data has none.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, CodebookData):
+        raise _wrong_data(data, _TOKEN_DATA)
+    return data.codebook()
+
+
+def spoken_text_data(trainer: Trainer, option: str) -> SpokenTextData:
+    """The data module, whose documents carry the text of their speech.
+
+    Args:
+        trainer: Of the run.
+        option: What needs the text, for the message.
+
+    Raises:
+        UserError: if they do not.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, SpokenTextData):
+        raise _wrong_data(data, _TOKEN_DATA)
+    if not data.speech_text:
+        raise UserError(
+            f"{option} needs the text of the speech, which these documents do not carry: set "
+            "data.init_args.speech_text true (prepare: speech_text: true)"
+        )
+    return data
 
 
 def fingerprints_of(trainer: Trainer) -> dict[str, str]:

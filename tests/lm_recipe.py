@@ -45,8 +45,10 @@ def documents_folder(
     tokenizer = load_text_tokenizer(backbone)
     form = row_format(tokenizer, 128, eosp=CODES)
     rng = np.random.default_rng(seed)
-    meta = {"kind": kind, "options": {}, "text_tokenizer": text_tokenizer_fingerprint(tokenizer),
-            "speech_tokenizer": speech_tokenizer, "format": form.to_dict(), "version": 1,
+    spoken = kind == "transcripts"
+    meta = {"kind": kind, "options": {"speech_text": True} if spoken else {},
+            "text_tokenizer": text_tokenizer_fingerprint(tokenizer), "speech_tokenizer": speech_tokenizer,
+            "format": form.to_dict(), "version": 1,
             "sources": [str(seed)]}  # fmt: skip
     with DocumentWriter(path, meta) as writer:
         for i in range(count):
@@ -54,12 +56,15 @@ def documents_folder(
             while len(codes) < rng.integers(8, 30):
                 codes.append((codes[-1] * 3 + 1) % CODES)
             text = tokenizer.encode("abcdefghij"[: int(rng.integers(3, 10))])
-            rows = {"text": text * 3, "unsupervised": form.speech(codes)}.get(
-                kind, [*text, *form.speech(codes)]
-            )
+            rows = {
+                "text": text * 3,
+                "unsupervised": form.speech(codes),
+                "transcripts": [*form.speech(codes), *text],
+            }.get(kind, [*text, *form.speech(codes)])
             rows = [*rows, form.end_id]
             mask = [j >= len(text) for j in range(len(rows))] if kind == "sft" else None
-            writer.add(f"{kind}{seed}-{i}", rows, mask, kind, None, 0.08 * len(codes))
+            said = [(1, 1 + len(codes), text)] if spoken else None
+            writer.add(f"{kind}{seed}-{i}", rows, mask, kind, None, 0.08 * len(codes), said)
     return path
 
 
@@ -82,6 +87,7 @@ MODULES = {
     "unsupervised": "UnsupervisedDataModule",
     "sft": "SFTDataModule",
     "text": "TextDataModule",
+    "transcripts": "TranscriptDataModule",
 }
 
 

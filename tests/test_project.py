@@ -17,7 +17,7 @@ from lit_moss.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
-PARTS = ("data", "trainer", "predict", "sweep", "evaluate", "prepare")
+PARTS = ("data", "levers", "trainer", "predict", "sweep", "evaluate", "prepare")
 RUNS = [p for p in YAMLS if p.parent.name not in PARTS]
 
 
@@ -87,6 +87,18 @@ def test_data_parts_merge_onto_the_run_that_their_head_names(path, at_root, caps
     asked = yaml.safe_load(path.read_text())["data"]["init_args"]
     for part, own in zip(resolved["parts"], asked["parts"], strict=True):
         assert part["init_args"]["train"] == own["init_args"]["train"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/levers").glob("*.yaml")), ids=lambda p: p.stem)
+def test_levers_merge_onto_the_run_that_their_head_names(path, at_root, capsys):
+    words = shlex.split(path.read_text().splitlines()[0][2:])[3:]
+    with pytest.raises(SystemExit) as done:
+        cli.main([*words, "--print_config"])
+    assert done.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    for part, asked in yaml.safe_load(path.read_text()).items():
+        found = resolved[part]["init_args"]
+        assert {key: found[key] for key in asked["init_args"]} == asked["init_args"]
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)

@@ -185,6 +185,8 @@ class MossCLI(LightningCLI):
 
     def before_fit(self) -> None:
         self._agree()
+        if isinstance(self.model, StepModule):
+            self.model.resumes = self._checkpoint is not None
         # Data first: a start that fails on it must not leave a run behind that `last` would then choose.
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")

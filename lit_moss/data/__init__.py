@@ -8,7 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_moss.contracts import Batch, OrderedData, SpeechData, TokenData
+    from lit_moss.contracts import (
+        Batch,
+        CodebookData,
+        OrderedData,
+        SpeechData,
+        SpokenTextData,
+        TokenData,
+    )
     from lit_moss.data.batches import DecoderBatch, SpeechBatch, TokenBatch
     from lit_moss.data.decoder_data import DecoderDataModule
     from lit_moss.data.kinds import (
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
         MixtureDataModule,
         SFTDataModule,
         TextDataModule,
+        TranscriptDataModule,
         UnsupervisedDataModule,
     )
     from lit_moss.data.ordered import OrderedDataModule
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
     _batches: tuple[type[Batch], ...] = (DecoderBatch, SpeechBatch, TokenBatch)
     _ordered: tuple[type[OrderedData], ...] = (SpeechDataModule, DecoderDataModule, MixtureDataModule)
     _speech: type[SpeechData] = SpeechDataModule
+    _codebooks: tuple[type[CodebookData], ...] = (InterleavedDataModule, MixtureDataModule)
+    _spoken: tuple[type[SpokenTextData], ...] = (InterleavedDataModule, MixtureDataModule)
     _tokens: tuple[type[TokenData], ...] = (InterleavedDataModule, MixtureDataModule)
 
 __all__ = [
@@ -42,6 +52,7 @@ __all__ = [
     "TextDataModule",
     "TokenBatch",
     "TokenDataModule",
+    "TranscriptDataModule",
     "UnsupervisedDataModule",
 ]
 
@@ -53,6 +64,7 @@ _MODULES = {
         "MixtureDataModule",
         "SFTDataModule",
         "TextDataModule",
+        "TranscriptDataModule",
         "UnsupervisedDataModule",
     ),
     "ordered": ("OrderedDataModule",),

@@ -36,6 +36,11 @@ SCHEMA = pa.schema(
         "speech_sec": pa.float32(),
     }
 )
+# What each stretch of speech says, in documents made with `speech_text`: rows `first` to `stop`, text ids.
+SPEECH_TEXT = pa.field(
+    "speech_text",
+    pa.list_(pa.struct({"first": pa.int32(), "stop": pa.int32(), "ids": pa.list_(pa.int32())})),
+)
 Shards = Sequence[tuple[str, int, str]]  # name, documents, sha256
 
 
@@ -71,12 +76,17 @@ def damaged_shards(folder: Path, shards: Shards) -> dict[str, str]:
         return json.loads(stored.read_text())
 
 
-def arrow_copy(folder: Path, shards: Shards) -> ArrowCopy:
+def schema_of(speech_text: bool) -> pa.Schema:
+    """Columns of documents, with or without the text of their speech."""
+    return SCHEMA.append(SPEECH_TEXT) if speech_text else SCHEMA
+
+
+def arrow_copy(folder: Path, shards: Shards, speech_text: bool = False) -> ArrowCopy:
     """The copy of these shards; made if it does not exist yet."""
 
     def copy(out: Path) -> None:
         rank_zero_info(f"{folder}: copying {len(shards)} shards to {stored}, once on this machine")
-        _write_copy(folder, shards, out)
+        _write_copy(folder, shards, out, schema_of(speech_text))
 
     stored = cache_dir() / "arrow" / f"documents-{_key([sha256 for *_, sha256 in shards])}"
     with cache_errors():
@@ -86,14 +96,15 @@ def arrow_copy(folder: Path, shards: Shards) -> ArrowCopy:
     return ArrowCopy(_open(stored / "documents.arrow"), lengths, counts["speech_sec"])
 
 
-def _write_copy(folder: Path, shards: Shards, out: Path) -> None:
+def _write_copy(folder: Path, shards: Shards, out: Path, schema: pa.Schema) -> None:
     """Writes the copy into a new folder, shard by shard."""
     out.mkdir()
     lengths, speech_sec = [], 0.0
-    with pa.OSFile(str(out / "documents.arrow"), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as stream:
+    with pa.OSFile(str(out / "documents.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         for name, *_ in shards:
-            for batch in pq.ParquetFile(folder / name).iter_batches(columns=SCHEMA.names):
-                part = pa.Table.from_batches([batch]).select(SCHEMA.names).cast(SCHEMA)
+            # A column by its name, with whatever is nested in it.
+            for batch in pq.ParquetFile(folder / name).iter_batches(columns=schema.names):
+                part = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
                 stream.write_table(part)
                 column = part.column("rows").combine_chunks()
                 lengths.append(np.asarray(column.value_lengths(), dtype=np.int64))

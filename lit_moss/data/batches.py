@@ -5,7 +5,7 @@ Shapes: B items, T samples at 16 kHz (a whole number of codes), N codes, L rows.
 
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -87,6 +87,22 @@ class DecoderBatch:
         return sum(self.lengths) * rates.SECONDS_PER_CODE
 
 
+class SpeechText(NamedTuple):
+    """What a stretch of codes says.
+
+    Args:
+        sequence: Sequence of the batch.
+        first: Row of the first code.
+        stop: Row after the last one.
+        ids: Text ids.
+    """
+
+    sequence: int
+    first: int
+    stop: int
+    ids: list[int]
+
+
 @dataclass
 class TokenBatch:
     """Packed sequences.
@@ -102,6 +118,7 @@ class TokenBatch:
             counted if not given.
         text_targets: Number of text rows that count as targets; None if they were not counted.
         speech_targets: Number of speech rows that count as targets; None if they were not counted.
+        speech_text: What the speech says, where the documents carry it and `speech_text` is on.
     """
 
     rows_BL: Tensor
@@ -112,6 +129,7 @@ class TokenBatch:
     lengths: list[int] = field(default_factory=list)
     text_targets: int | None = None
     speech_targets: int | None = None
+    speech_text: list[SpeechText] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.lengths:

@@ -1,122 +1,44 @@
 """Rows of token documents, one class per kind: interleaved, speech alone, text alone, conversations."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lit_moss.audio import rates
 from lit_moss.corpora.conversations import read_conversations
 from lit_moss.corpora.manifest import Utterance, read_manifest
 from lit_moss.corpora.sources import entry_kind
+from lit_moss.data.builder import Document, DocumentBuilder, aligned, seconds_of, timed_words
 from lit_moss.data.conversation import PAIRS, Renderer, Turn, modalities_needed
-from lit_moss.data.grouping import group, text_documents
+from lit_moss.data.grouping import text_documents
 from lit_moss.data.interleave import (
     Chunk,
+    SpokenText,
     TimedChunk,
+    asr_prompt,
     choose_modalities,
     chunk_words,
     document_rng,
+    ended,
     interleave,
     join_words,
     read_chunks,
+    shifted,
     space_between,
+    spelled_chunks,
+    spoken_text,
+    stretches_of_codes,
     text_document,
-    text_ids,
     unsupervised,
 )
+from lit_moss.data.word_spans import WordSpans, spans_by_turns
 from lit_moss.errors import UserError
 from lit_moss.hub.code_cache import EncodedUtterances
 from lit_moss.llm.replies import ReplyForm
-from lit_moss.llm.rows import RowFormat
 from lit_moss.records import unique_name
 
 _MAX_SILENT_SHARE = 0.01  # of utterances without a transcript
 _REPEAT = "Repeat what the user says."
-
-
-@dataclass
-class Document:
-    """One document, as `DocumentWriter.add` takes it.
-
-    Args:
-        id: Its name.
-        rows: Its rows.
-        loss_mask: Which rows count as targets; None for all.
-        lang: Language, ISO 639-1.
-        speech_sec: Seconds of speech in it.
-    """
-
-    id: str
-    rows: list[int]
-    loss_mask: list[bool] | None = None
-    lang: str | None = None
-    speech_sec: float = 0.0
-
-
-class DocumentBuilder(ABC):
-    """Documents of one kind, source by source.
-
-    Args:
-        tokenizer: Of `lit_moss.llm.backbone.load_text_tokenizer`.
-        row_format: Its row format.
-        options: Of the kind, see `lit_moss.data.make_documents.OPTIONS`.
-
-    Attributes:
-        skipped: Names of the utterances that were left out.
-        incomplete: Conversations left out because a turn lacks a modality, counted once per pair.
-        without_word_times: Utterances that are one chunk, whatever their length, because the times of their
-            words are unknown.
-    """
-
-    def __init__(self, tokenizer: Any, row_format: RowFormat, options: dict[str, Any]) -> None:
-        self.tokenizer, self.row_format, self.options = tokenizer, row_format, options
-        self.skipped: list[str] = []
-        self.incomplete = self.without_word_times = 0
-        self._speech: dict[Path, list[tuple[Utterance, list[int]]]] = {}
-        self._names: set[str] = set()  # of documents; their random choices are drawn by name
-
-    @staticmethod
-    @abstractmethod
-    def recordings(path: Path) -> list[Utterance]:
-        """Utterances of a source whose codes its documents need.
-
-        Raises:
-            UserError: if the source does not suit this kind.
-        """
-
-    @abstractmethod
-    def documents(self, path: Path) -> Iterator[Document]:
-        """All documents of a source, whose speech has been added before."""
-
-    def add_speech(self, path: Path, utterances: Sequence[Utterance], encoded: EncodedUtterances) -> None:
-        """Takes the codes of a source's recordings."""
-        self.skipped += [utterances[i].id for i in encoded.unread]
-        self._speech[path] = list(zip(utterances, encoded.codes, strict=True))
-
-    def forget_speech(self, path: Path) -> None:
-        """Frees the codes of a source whose documents have been made."""
-        self._speech.pop(path, None)
-
-    def meta(self) -> dict[str, Any]:
-        """What the rows mean, for the documents' `meta`."""
-        return {"format": self.row_format.to_dict(), "format_fingerprint": self.row_format.fingerprint}
-
-    def counts(self) -> dict[str, int]:
-        """`incomplete` and `without_word_times` where they are not 0; known once all documents are made."""
-        counts = {"incomplete": self.incomplete, "without_word_times": self.without_word_times}
-        return {name: count for name, count in counts.items() if count}
-
-    def _groups(self, path: Path) -> Iterator[tuple[str, list[tuple[Utterance, list[int]]]]]:
-        members = ((u, codes, _seconds(len(codes))) for u, codes in self._speech[path] if codes)
-        for name, group_members in group(members, self.options["document_sec"]):
-            yield unique_name(name, self._names), group_members
-
-    def _text_ids(self, text: str) -> list[int]:
-        return text_ids(self.tokenizer, self.row_format, text)
 
 
 class UnsupervisedBuilder(DocumentBuilder):
@@ -130,7 +52,15 @@ class UnsupervisedBuilder(DocumentBuilder):
         for name, members in self._groups(path):
             codes = [code for _, codes in members for code in codes]
             rows = unsupervised(codes, self.row_format)
-            yield Document(name, rows, lang=members[0][0].lang, speech_sec=_seconds(len(codes)))
+            said: list[SpokenText] | None = [] if self._keeps_text else None
+            if said is not None:
+                at, before = 1, ""  # after sosp
+                for u, own in members:
+                    said += shifted(self._said(u, len(own), before), at)
+                    at, before = at + len(own), (u.text or "").strip()
+            yield Document(
+                name, rows, lang=members[0][0].lang, speech_sec=seconds_of(len(codes)), speech_text=said
+            )
 
 
 class InterleavedBuilder(DocumentBuilder):
@@ -170,7 +100,10 @@ class InterleavedBuilder(DocumentBuilder):
                 rows = interleave(part, chosen, self.row_format)
                 spoken = sum(len(c.codes) for c, m in zip(part, chosen, strict=True) if m == "speech")
                 name = group_name + (f"+{number}" if number else "")
-                yield Document(name, rows, lang=members[0][0].lang, speech_sec=_seconds(spoken))
+                said = spoken_text(part, chosen) if self._keeps_text else None
+                yield Document(
+                    name, rows, lang=members[0][0].lang, speech_sec=seconds_of(spoken), speech_text=said
+                )
 
     def _chunks(
         self, u: Utterance, codes: list[int], before: str, rng: np.random.Generator
@@ -178,7 +111,7 @@ class InterleavedBuilder(DocumentBuilder):
         """Chunks of one utterance, and the text they end with.
 
         They are the utterance's own `chunks` (see `read_chunks`), else cut now by its words, else one where
-        the words' times are unknown.
+        the words' times are unknown. With the option `spans` they are cut by the words in any case.
 
         Args:
             u: The utterance.
@@ -187,19 +120,35 @@ class InterleavedBuilder(DocumentBuilder):
             rng: Of the document.
         """
         text = (u.text or "").strip()
-        if u.extra.get("chunks"):
+        if self.options.get("spans") and u.extra.get("words"):
+            pieces = _spans_by_turns(u, len(codes), rng, WordSpans(**self.options["spans"]))
+        elif u.extra.get("chunks"):
             pieces = _given_chunks(u, len(codes))
         elif u.extra.get("words"):
             pieces = _cut_chunks(u, len(codes), rng)
         else:
             self.without_word_times += 1
             pieces = [TimedChunk(text, 0, len(codes))]
+        words = self._said(u, len(codes), before) if self._keeps_text and u.extra.get("words") else []
         chunks = []
         for piece in pieces:
             ids = self._text_ids(space_between(before, piece.text) + piece.text)
-            chunks.append(Chunk(ids, codes[piece.code_first : piece.code_stop], piece.modality))
+            own = codes[piece.code_first : piece.code_stop]
+            said = self._said_in(piece, ids, words, piece is pieces[-1]) if self._keeps_text else []
+            chunks.append(Chunk(ids, own, piece.modality, said))
             before = piece.text
         return chunks, before
+
+    @staticmethod
+    def _said_in(
+        piece: TimedChunk, ids: Sequence[int], words: Sequence[SpokenText], is_last: bool
+    ) -> list[SpokenText]:
+        """What a chunk says: its words where their times are known, else its text as a whole."""
+        first, stop = piece.code_first, piece.code_stop
+        if not words:
+            return [(0, stop - first, ids)] if ids else []
+        own = [w for w in words if first <= w[0] < stop or (is_last and w[0] == stop)]
+        return [(start - first, min(end, stop) - first, ids) for start, end, ids in own]
 
 
 def _given_chunks(u: Utterance, codes: int) -> list[TimedChunk]:
@@ -213,18 +162,24 @@ def _given_chunks(u: Utterance, codes: int) -> list[TimedChunk]:
 
 
 def _cut_chunks(u: Utterance, codes: int, rng: np.random.Generator) -> list[TimedChunk]:
-    try:
-        words = [(str(w), float(start), float(end)) for w, start, end in u.extra["words"]]
+    words = timed_words(u)
+    with aligned(u):
         spans = chunk_words(words, codes, rng)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{u.id}: words are no list of [word, start, end] in seconds, in order ({error}): align them "
-            "again"
-        ) from error
     # Aligners drop case and punctuation; the transcript has them.
     written = (u.text or "").split()
     spelled = written if len(written) == len(words) else [w for w, _, _ in words]
     return [TimedChunk(join_words(spelled[s.first : s.stop]), s.code_first, s.code_stop) for s in spans]
+
+
+def _spans_by_turns(u: Utterance, codes: int, rng: np.random.Generator, spans: WordSpans) -> list[TimedChunk]:
+    words = timed_words(u)
+    with aligned(u):
+        found = spans_by_turns(words, codes, rng, spans)
+    texts = spelled_chunks((u.text or "").strip(), [w for w, *_ in words], [span for span, _ in found])
+    return [
+        TimedChunk(text, span.code_first, span.code_stop, modality)
+        for (span, modality), text in zip(found, texts, strict=True)
+    ]
 
 
 class TextBuilder(DocumentBuilder):
@@ -273,8 +228,22 @@ class ConversationBuilder(DocumentBuilder):
                     self.incomplete += 1
                     continue
                 rows, mask = renderer.render(turns, user, reply, options["train_on"])
-                codes = (t.codes or () for t, m in zip(turns, needed, strict=True) if "speech" in m)
-                yield Document(f"{name}/{pair}", rows, mask, speech_sec=_seconds(sum(map(len, codes))))
+                spoken = [t for t, m in zip(turns, needed, strict=True) if "speech" in m]
+                seconds = seconds_of(sum(len(t.codes or ()) for t in spoken))
+                said = self._said_in_turns(rows, spoken) if self._keeps_text else None
+                yield Document(f"{name}/{pair}", rows, mask, speech_sec=seconds, speech_text=said)
+
+    def _said_in_turns(self, rows: Sequence[int], spoken: Sequence[Turn]) -> list[SpokenText]:
+        """What the spoken turns say; nothing where a reply's speech is in several stretches (`interleaved`),
+        because which of its text is in which is not known."""
+        stretches = stretches_of_codes(rows, self.row_format)
+        if len(stretches) != len(spoken):
+            return []
+        return [
+            (first, stop, self._text_ids(turn.text))
+            for (first, stop), turn in zip(stretches, spoken, strict=True)
+            if turn.text
+        ]
 
     def _conversations(self, path: Path) -> Iterator[tuple[str, list[Turn]]]:
         if entry_kind(path) == "speech":
@@ -288,11 +257,51 @@ class ConversationBuilder(DocumentBuilder):
             yield name, [Turn(m.role, m.text, next(speech)[1] if m.recording else None) for m in messages]
 
 
+class TranscriptBuilder(DocumentBuilder):
+    """Utterances as `speech, then its text` (asr) and as `text, then its speech` (tts), one document each."""
+
+    @staticmethod
+    def recordings(path: Path) -> list[Utterance]:
+        return _manifest(path, "transcripts")
+
+    def documents(self, path: Path) -> Iterator[Document]:
+        options, rows_of = self.options, {"asr": self._asr, "tts": self._tts}
+        for u, codes in self._speech[path]:
+            text = (u.text or "").strip()
+            if not codes or not text:
+                self.skipped += [u.id] if codes else []
+                continue
+            name = unique_name(u.id, self._names)
+            drawn = document_rng(options["seed"], name).random()
+            ids = self._text_ids(text)
+            for shape, chosen in (
+                ("asr", drawn < options["asr"]),
+                ("tts", drawn >= 1 - options["tts"]),
+            ):
+                if not chosen:
+                    continue
+                rows, given, at = rows_of[shape](ids, codes)
+                mask = None if options["train_on"] == "all" else [i >= given for i in range(len(rows))]
+                said = shifted(self._said(u, len(codes)), at) if self._keeps_text else None
+                yield Document(f"{name}/{shape}", rows, mask, u.lang, seconds_of(len(codes)), said)
+
+    def _asr(self, ids: list[int], codes: list[int]) -> tuple[list[int], int, int]:
+        """Rows, the number of those that are given, and the first row of a code."""
+        prompt = asr_prompt(self.options["asr_prompt"], codes, self.tokenizer, self.row_format)
+        return ended([*prompt, *ids], self.row_format), len(prompt), len(prompt) - 1 - len(codes)
+
+    def _tts(self, ids: list[int], codes: list[int]) -> tuple[list[int], int, int]:
+        prompt = [*self._text_ids(self.options["tts_prompt"]), *ids]
+        rows = ended([*prompt, *self.row_format.speech(codes)], self.row_format)
+        return rows, len(prompt), len(prompt) + 1
+
+
 BUILDERS: dict[str, type[DocumentBuilder]] = {
     "interleaved": InterleavedBuilder,
     "unsupervised": UnsupervisedBuilder,
     "text": TextBuilder,
     "sft": ConversationBuilder,
+    "transcripts": TranscriptBuilder,
 }
 
 
@@ -307,13 +316,9 @@ def _parts(chunks: Sequence[Chunk], document_sec: float) -> list[tuple[int, int]
     """(first, stop) of the chunks of each document of a recording that is longer than one."""
     parts, start, part_sec = [], 0, 0.0
     for i, chunk in enumerate(chunks):
-        seconds = _seconds(len(chunk.codes))
+        seconds = seconds_of(len(chunk.codes))
         if i > start and part_sec + seconds > document_sec + 1e-6:
             parts.append((start, i))
             start, part_sec = i, 0.0
         part_sec += seconds
     return [*parts, (start, len(chunks))]
-
-
-def _seconds(codes: int) -> float:
-    return codes * rates.SECONDS_PER_CODE

@@ -1,9 +1,11 @@
 """Token documents on disk: Parquet shards of rows, and `meta.json` with the fingerprints of what made them.
 
 Columns: `id`, `rows` list<int32>, `loss_mask` list<bool> (empty: every row counts), `kind`, `lang`,
-`speech_sec`. What made them is also in every shard's schema, so that a single shard can be identified;
-`meta.json` adds counts and the sha256 of each shard. Training reads them through the `datasets` library's
-memory-mapped Arrow cache: in random order, without decoding.
+`speech_sec`; with the option `speech_text` also what the speech says, a list of `first` row, `stop` row (not
+included) and text `ids`: of each word where its times are known, else of each utterance or chunk. What made
+them is also in every shard's schema, so that a single shard can be identified; `meta.json` adds counts and
+the sha256 of each shard. Training reads them through the `datasets` library's memory-mapped Arrow cache: in
+random order, without decoding.
 """
 
 import hashlib
@@ -15,17 +17,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_moss.assets import sha256_of
-from lit_moss.data.arrow import SCHEMA, arrow_copy, damaged_shards
+from lit_moss.data.arrow import arrow_copy, damaged_shards, schema_of
 from lit_moss.errors import UserError
 from lit_moss.files import scratch_beside
 from lit_moss.llm.rows import RowFormat
 
 META = "meta.json"
-KINDS = ("interleaved", "unsupervised", "text", "sft")
+KINDS = ("interleaved", "unsupervised", "text", "sft", "transcripts")
+SpokenText = tuple[int, int, Sequence[int]]  # first row of codes, row after the last one, text ids
 
 
 class DocumentWriter:
@@ -48,9 +52,10 @@ class DocumentWriter:
     def __init__(self, folder: str | Path, meta: dict[str, Any], shard_rows: int = 2**22) -> None:
         self.folder, self.meta, self.shard_rows = Path(folder), dict(meta), shard_rows
         row_format = RowFormat(**self.meta["format"])
+        self._schema = schema_of(has_speech_text(self.meta))
         self._vocab_size = row_format.text_vocab_size + row_format.audio_vocab_size
         self._scratch = ExitStack()
-        self._columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        self._columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
         self._shards: list[dict[str, Any]] = []
         self._digest = hashlib.sha256()
         self._open_rows = self.documents = self.rows = 0
@@ -73,6 +78,7 @@ class DocumentWriter:
         kind: str = "interleaved",
         lang: str | None = None,
         speech_sec: float = 0.0,
+        speech_text: Sequence[SpokenText] | None = None,
     ) -> None:
         """Adds one document of at least two rows (a single row has nothing to predict).
 
@@ -83,6 +89,7 @@ class DocumentWriter:
             kind: One of `KINDS`.
             lang: Language, e.g. "en".
             speech_sec: Seconds of speech in the document.
+            speech_text: What its speech says, in order; written only by a folder with the option.
 
         Raises:
             ValueError: if it is shorter, a row is outside the vocabularies, or the mask has another length.
@@ -97,12 +104,22 @@ class DocumentWriter:
         mask_L = np.asarray([] if loss_mask is None else loss_mask, dtype=bool)
         if loss_mask is not None and len(mask_L) != len(rows_L):
             raise ValueError(f"document {id}: {len(rows_L)} rows, a loss mask of {len(mask_L)}")
-        values = (id, rows_L.astype(np.int32), mask_L, kind, lang, speech_sec)
-        for column, value in zip(self._columns.values(), values, strict=True):
-            column.append(value)
+        values = {"id": id, "rows": rows_L.astype(np.int32), "loss_mask": mask_L, "kind": kind, "lang": lang,
+                  "speech_sec": speech_sec}  # fmt: skip
+        said: list[dict[str, Any]] = []
+        if "speech_text" in self._columns:
+            for first, stop, ids in speech_text or ():
+                if not 0 <= first <= stop <= len(rows_L):
+                    raise ValueError(f"document {id}: text of rows {first} to {stop} of {len(rows_L)}")
+                said.append({"first": first, "stop": stop, "ids": list(ids)})
+            values["speech_text"] = said
+        for name, column in self._columns.items():
+            column.append(values[name])
         self._digest.update(f"{id}\0{len(rows_L)}\0{len(mask_L)}\0".encode())
         self._digest.update(rows_L.astype("<i4").tobytes())
         self._digest.update(mask_L.tobytes())
+        if said:
+            self._digest.update(json.dumps(said).encode())
         self._open_rows += len(rows_L)
         self.documents += 1
         self.rows += len(rows_L)
@@ -112,13 +129,13 @@ class DocumentWriter:
     def _close_shard(self) -> None:
         if not self._open_rows:
             return
-        schema = SCHEMA.with_metadata({"lit_moss": json.dumps(self.meta)})
+        schema = self._schema.with_metadata({"lit_moss": json.dumps(self.meta)})
         path = self._partial / f"{len(self._shards):05d}.parquet"
         pq.write_table(pa.table(self._columns, schema=schema), path, compression="zstd")
         self._shards.append(
             {"name": path.name, "documents": len(self._columns["id"]), "sha256": sha256_of(path)}
         )
-        self._columns = {name: [] for name in SCHEMA.names}
+        self._columns = {name: [] for name in self._schema.names}
         self._open_rows = 0
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -160,6 +177,7 @@ class DocumentSet:
         format: Their `RowFormat`.
         lengths: Rows of each document, int64 (documents,).
         speech_sec: Seconds of speech of all documents together.
+        has_speech_text: Whether the documents carry the text of their speech.
         skipped: Name of each damaged shard -> how many documents it has, and what is wrong.
         skipped_documents: Number of documents in damaged shards.
     """
@@ -195,7 +213,8 @@ class DocumentSet:
                     f"{text}, more than {max_bad_share:.0%}: make them again, or raise data.max_bad_share"
                 )
             rank_zero_warn(f"{text}: left out")
-        copy = arrow_copy(self.folder, good)
+        self.has_speech_text = has_speech_text(self.meta)
+        copy = arrow_copy(self.folder, good, self.has_speech_text)
         self._table, self.lengths, self.speech_sec = copy.table, copy.lengths, copy.speech_sec
 
     def __len__(self) -> int:
@@ -209,6 +228,23 @@ class DocumentSet:
         """Which rows of document i count as targets, bool of the same length."""
         mask = self._table[i]["loss_mask"].chunk(0).flatten().to_numpy(zero_copy_only=False)
         return mask.astype(bool) if len(mask) else np.ones(int(self.lengths[i]), dtype=bool)
+
+    def speech_text(self, i: int) -> list[SpokenText]:
+        """What the speech of document i says, in order; [] where that is not known."""
+        if not self.has_speech_text:
+            return []
+        entries = self._table[i]["speech_text"][0].as_py() or []
+        return [(entry["first"], entry["stop"], entry["ids"]) for entry in entries]
+
+    def spoken_ids(self) -> np.ndarray:
+        """Text ids that occur in the text of the speech, sorted, int64 (ids,)."""
+        if not self.has_speech_text:
+            return np.zeros(0, dtype=np.int64)
+        found = [
+            np.unique(pc.struct_field(pc.list_flatten(chunk), "ids").flatten().to_numpy())
+            for chunk in self._table.data.column("speech_text").chunks
+        ]
+        return np.unique(np.concatenate(found)).astype(np.int64)
 
     def count_targets(self, document: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Number of targets of pieces of documents, int64 (pieces,).
@@ -247,6 +283,11 @@ class DocumentSet:
         makers = [str(self.meta.get(key)) for key in ("text_tokenizer", "speech_tokenizer")]
         text = json.dumps([self._content, self.format.fingerprint, *makers, *sorted(self.skipped)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def has_speech_text(meta: dict[str, Any]) -> bool:
+    """Whether documents with this `meta` carry the text of their speech."""
+    return bool((meta.get("options") or {}).get("speech_text"))
 
 
 def read_documents(folder: str | Path, max_bad_share: float = 0.01) -> DocumentSet:

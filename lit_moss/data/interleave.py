@@ -23,6 +23,7 @@ from lit_moss.audio import rates
 from lit_moss.llm.rows import RowFormat
 
 Word = tuple[str, float, float]  # the word, its start and its end in seconds
+SpokenText = tuple[int, int, Sequence[int]]  # first code (or row), the one after the last, text ids
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class Chunk:
         text_ids: Text ids of its transcript, with a leading space if it continues a text.
         codes: Codes of its audio.
         modality: `text` or `speech` where it is decided already.
+        said: What its audio says, piece by piece: first code, code after the last, text ids.
     """
 
     text_ids: Sequence[int]
     codes: Sequence[int]
     modality: str | None = None
+    said: Sequence[SpokenText] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,27 @@ def interleave(chunks: Sequence[Chunk], modalities: Sequence[str], row_format: R
     return ended(rows, row_format)
 
 
+def spoken_text(chunks: Sequence[Chunk], modalities: Sequence[str]) -> list[SpokenText]:
+    """What the speech of `interleave`'s rows says, at the rows of its codes."""
+    said: list[SpokenText] = []
+    at, is_open = 0, False
+    for chunk, modality in zip(chunks, modalities, strict=True):
+        if modality == "speech":
+            at += bool(chunk.codes) and not is_open  # sosp
+            is_open |= bool(chunk.codes)
+            said += shifted(chunk.said, at)
+            at += len(chunk.codes)
+            continue
+        at += is_open + len(chunk.text_ids)  # eosp
+        is_open = False
+    return said
+
+
+def shifted(said: Sequence[SpokenText], rows: int) -> list[SpokenText]:
+    """The same text, some rows later."""
+    return [(first + rows, stop + rows, ids) for first, stop, ids in said]
+
+
 def unsupervised(codes: Sequence[int], row_format: RowFormat) -> list[int]:
     """Rows of a document of speech only."""
     return ended(row_format.speech(codes), row_format)
@@ -112,6 +136,30 @@ def unsupervised(codes: Sequence[int], row_format: RowFormat) -> list[int]:
 def text_document(text_ids: Sequence[int], row_format: RowFormat) -> list[int]:
     """Rows of a document of text only."""
     return ended(text_ids, row_format)
+
+
+def asr_prompt(prompt: str, codes: Sequence[int], tokenizer: Any, row_format: RowFormat) -> list[int]:
+    """Rows after which a transcript of the codes begins.
+
+    Args:
+        prompt: Text before the speech; may be empty.
+        codes: The speech.
+        tokenizer: Text tokenizer.
+        row_format: Format of the rows.
+    """
+    return [*text_ids(tokenizer, row_format, prompt), *row_format.speech(codes)]
+
+
+def stretches_of_codes(rows: Sequence[int], row_format: RowFormat) -> list[tuple[int, int]]:
+    """(first, stop) of the codes of each stretch of speech: from the row after sosp to its eosp."""
+    stretches, first = [], None
+    for i, row in enumerate(rows):
+        if row == row_format.eosp_row and first is not None:
+            stretches.append((first, i))
+            first = None
+        elif row == row_format.sosp_token_id:
+            first = i + 1
+    return stretches
 
 
 def ended(rows: Sequence[int], row_format: RowFormat) -> list[int]:
@@ -189,7 +237,7 @@ def chunk_words(
     Raises:
         ValueError: if the times are not in order.
     """
-    boundary = _word_boundaries(words, codes)
+    boundary = word_boundaries(words, codes)
     least = math.ceil(min_sec / rates.SECONDS_PER_CODE)
     most = max(least, math.floor(max_sec / rates.SECONDS_PER_CODE))
     spans: list[Span] = []
@@ -208,7 +256,7 @@ def spans_of_words(words: Sequence[Word], codes: int, lengths: Sequence[int]) ->
     Raises:
         ValueError: if the times are not in order.
     """
-    boundary = _word_boundaries(words, codes)
+    boundary = word_boundaries(words, codes)
     spans, first = [], 0
     for length in lengths:
         spans.append(Span(first, first + length, boundary[first], boundary[first + length]))
@@ -299,7 +347,7 @@ def _next_cut(boundary: Sequence[int], first: int, least: int, most: int, target
     return min(fitting)[1] if fitting else end
 
 
-def _word_boundaries(words: Sequence[Word], codes: int) -> list[int]:
+def word_boundaries(words: Sequence[Word], codes: int) -> list[int]:
     """Code boundary before each word and after the last, from 0 to `codes`, never decreasing."""
     previous_sec = 0.0
     for word, start_sec, end_sec in words:

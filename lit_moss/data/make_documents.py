@@ -7,6 +7,7 @@
 | `text` | text alone | text lists (see `lit_moss.corpora.text`), manifests |
 | `sft` | conversations in the four modality pairs | conversations; a manifest, whose sentences the assistant
 repeats |
+| `transcripts` | speech then its text (asr), text then its speech (tts) | manifests |
 
 A source may also be `embedded:everyday-en`. How utterances are grouped into documents is in
 `lit_moss.data.grouping`.
@@ -23,19 +24,27 @@ from typing import TYPE_CHECKING, Any
 from lit_moss import assets
 from lit_moss.corpora.sources import locate
 from lit_moss.data.conversation import PAIRS
+from lit_moss.data.word_spans import WordSpans
 from lit_moss.errors import UserError
 from lit_moss.llm.replies import ReplyForm
 from lit_moss.records import file_name
 
 if TYPE_CHECKING:
     from lit_moss.corpora.manifest import Utterance
-    from lit_moss.data.document_builders import DocumentBuilder
+    from lit_moss.data.builder import DocumentBuilder
     from lit_moss.hub.tokenizer import NamedTokenizer
 
 # Kind -> its options and their defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "interleaved": {"speech_share": 0.5, "alternate": False, "document_sec": 60.0, "seed": 1},
-    "unsupervised": {"document_sec": 60.0},
+    "interleaved": {
+        "speech_share": 0.5,
+        "alternate": False,
+        "document_sec": 60.0,
+        "seed": 1,
+        "spans": None,
+        "speech_text": False,
+    },
+    "unsupervised": {"document_sec": 60.0, "speech_text": False},
     "text": {},
     "sft": {
         "pairs": ["speech-speech", "speech-text", "text-speech", "text-text"],
@@ -43,8 +52,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "reply_form": "direct",
         "interleave_text": 13,
         "interleave_codes": 26,
+        "speech_text": False,
+    },
+    "transcripts": {
+        "asr": 1.0,
+        "tts": 1.0,
+        "asr_prompt": "",
+        "tts_prompt": "",
+        "train_on": "all",
+        "seed": 1,
+        "speech_text": False,
     },
 }
+# Newer options, which change nothing by their defaults: documents made before them keep their names.
+_LATER = ("spans", "speech_text")
 _VERSION = 4  # of the rules that make documents; another one makes other documents
 CODES_OF_TEXT = 1024  # codebook size in the row format of documents without speech
 
@@ -62,7 +83,7 @@ def make_documents(
     """Folder of token documents; made once for the same inputs, then taken from the cache.
 
     Args:
-        kind: interleaved, unsupervised, text or sft.
+        kind: interleaved, unsupervised, text, sft or transcripts.
         sources: See the module.
         part: Part of embedded corpora, `train` or `validation`.
         backbone: Model whose tokenizer makes the text rows.
@@ -109,7 +130,7 @@ class DocumentRecipe:
     """What documents are made by, besides their sources.
 
     Args:
-        kind: interleaved, unsupervised, text or sft.
+        kind: interleaved, unsupervised, text, sft or transcripts.
         options: All options of the kind.
         text_tokenizer: See `load_text_tokenizer`.
         tokenizer: Speech tokenizer; None for text without speech.
@@ -176,10 +197,11 @@ def _cached_folder(inputs: dict[str, Any], recordings: Mapping[Path, Sequence["U
 
 def _recorded_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options without those that change nothing: equal documents have equal inputs."""
+    later = {key: options[key] for key in _LATER if options.get(key)}
     if kind != "sft":
-        return options
+        return {key: value for key, value in options.items() if key not in _LATER} | later
     form = ReplyForm(options["reply_form"], options["interleave_text"], options["interleave_codes"])
-    return {key: options[key] for key in ("pairs", "train_on")} | form.options()
+    return {key: options[key] for key in ("pairs", "train_on")} | form.options() | later
 
 
 def _checked_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -199,8 +221,18 @@ def _checked_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"document_sec is {chosen['document_sec']}, expected seconds above 0")
     if wrong := [pair for pair in chosen.get("pairs", []) if pair not in PAIRS]:
         raise UserError(f"pairs has {', '.join(wrong)}, expected some of {', '.join(PAIRS)}")
-    if chosen.get("train_on", "all") not in ("assistant", "all"):
-        raise UserError(f"train_on is {chosen['train_on']!r}, expected assistant or all")
+    answer = "answer" if kind == "transcripts" else "assistant"
+    if chosen.get("train_on", "all") not in (answer, "all"):
+        raise UserError(f"train_on is {chosen['train_on']!r}, expected {answer} or all")
+    if kind == "transcripts":
+        shares = [chosen["asr"], chosen["tts"]]
+        if not all(0 <= share <= 1 for share in shares) or not sum(shares):
+            raise UserError(f"asr is {shares[0]} and tts {shares[1]}, expected 0 to 1 each, not both 0")
+    if chosen.get("spans"):
+        try:
+            chosen["spans"] = WordSpans(**chosen["spans"]).record()
+        except TypeError as error:
+            raise UserError(f"spans is {chosen['spans']}, expected min_words and max_words") from error
     if kind == "sft":
         ReplyForm(chosen["reply_form"], chosen["interleave_text"], chosen["interleave_codes"])
     return chosen

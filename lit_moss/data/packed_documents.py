@@ -17,14 +17,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
 from lit_moss.assets import cache_dir
-from lit_moss.data.batches import TokenBatch
-from lit_moss.data.documents import DocumentSet, read_documents
+from lit_moss.data.batches import SpeechText, TokenBatch
+from lit_moss.data.documents import DocumentSet, SpokenText, read_documents
 from lit_moss.data.once import cache_lock
 from lit_moss.data.packing import VERSION, Packs, pack
 from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat
 
-Piece = tuple[str, np.ndarray, np.ndarray]  # name, rows, loss mask
+Piece = tuple[str, np.ndarray, np.ndarray, list[SpokenText]]  # name, rows, loss mask, text of its speech
 
 
 class PackedDocuments:
@@ -69,11 +69,11 @@ class PackedDocuments:
             return packs
 
     def _pack(self, context: int, min_fill: float) -> Packs:
-        """Packs the documents; conversations are cut only where the user asks for a fill rate.
+        """Packs the documents; conversations and transcripts are cut only where a fill rate is asked for.
 
         An answer without its question teaches little, and a question without its answer nothing.
         """
-        whole = self.documents.meta["kind"] == "sft" and not min_fill
+        whole = self.documents.meta["kind"] in ("sft", "transcripts") and not min_fill
         return pack(self.documents.lengths, context, min_fill, self.documents.count_targets, whole)
 
     def _report_left_out(self, context: int) -> None:
@@ -155,10 +155,15 @@ def check_same_tokenizers(sources: Sequence[PackedDocuments]) -> None:
 
 
 class PackSet(Dataset):
-    """Packs by (source, pack), each as its pieces in order."""
+    """Packs by (source, pack), each as its pieces in order.
 
-    def __init__(self, sources: Sequence[PackedDocuments]) -> None:
-        self.sources = list(sources)
+    Args:
+        sources: The documents.
+        speech_text: Read the text of their speech too.
+    """
+
+    def __init__(self, sources: Sequence[PackedDocuments], speech_text: bool = False) -> None:
+        self.sources, self.speech_text = list(sources), speech_text
 
     def __getitem__(self, key: tuple[int, int]) -> list[Piece]:
         source = self.sources[key[0]]
@@ -166,7 +171,10 @@ class PackSet(Dataset):
         for document, start, stop in source.packs.pieces(key[1]):
             name = documents.id(document) + (f"+{start}" if start else "")
             rows, mask = documents.rows(document), documents.loss_mask(document)
-            pieces.append((name, rows[start:stop], mask[start:stop]))
+            said = documents.speech_text(document) if self.speech_text else []
+            # What a cut goes through is left out: which half says what is not known.
+            said = [(a - start, b - start, ids) for a, b, ids in said if start <= a and b <= stop]
+            pieces.append((name, rows[start:stop], mask[start:stop], said))
         return pieces
 
 
@@ -188,12 +196,14 @@ class CollatePacks:
         mask_BL = np.zeros((B, self.context), dtype=bool)
         names: list[str] = []
         lengths: list[int] = []
+        said: list[SpeechText] = []
         for b, pieces in enumerate(packs):
             start = 0
-            for number, (name, rows, mask) in enumerate(pieces):
+            for number, (name, rows, mask, texts) in enumerate(pieces):
                 span = slice(start, start + len(rows))
                 rows_BL[b, span], ids_BL[b, span], mask_BL[b, span] = rows, number, mask
                 mask_BL[b, start] = False  # no row of the document comes before it
+                said += _joined(b, start, texts)
                 names.append(name)
                 lengths.append(len(rows))
                 start += len(rows)
@@ -201,4 +211,16 @@ class CollatePacks:
         speech_rows = int((speech_BL & (ids_BL >= 0)).sum())
         targets = int((mask_BL & ~speech_BL).sum()), int((mask_BL & speech_BL).sum())
         tensors = (torch.from_numpy(rows_BL), torch.from_numpy(ids_BL), torch.from_numpy(mask_BL))
-        return TokenBatch(*tensors, names, speech_rows, lengths, *targets)
+        return TokenBatch(*tensors, names, speech_rows, lengths, *targets, said)
+
+
+def _joined(sequence: int, start: int, texts: Sequence[SpokenText]) -> list[SpeechText]:
+    """Texts of a document that starts at a row; those of neighbouring codes are one, however it was cut into
+    words and utterances."""
+    joined: list[SpeechText] = []
+    for first, stop, ids in texts:
+        if joined and joined[-1].stop == start + first:
+            joined[-1] = SpeechText(sequence, joined[-1].first, start + stop, [*joined[-1].ids, *ids])
+        else:
+            joined.append(SpeechText(sequence, start + first, start + stop, list(ids)))
+    return joined

@@ -68,6 +68,11 @@ class Packs:
         span = slice(self.offsets[i], self.offsets[i + 1])
         return list(zip(*(x[span].tolist() for x in (self.document, self.start, self.stop)), strict=True))
 
+    @property
+    def rows_per_piece(self) -> np.ndarray:
+        """Mean rows of the pieces of each pack, float64 (packs,)."""
+        return np.add.reduceat(self.stop - self.start, self.offsets[:-1]) / np.diff(self.offsets)
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits."""
@@ -238,14 +243,27 @@ class PackOrder:
         sizes: Packs of each source.
         epochs: How often a round contains each source.
         seed: Seed of all shuffles.
+        rows: For `short_first`: length of the documents of each pack of each source.
+        short_first: So many samples at the beginning of the first round are the packs of the shortest
+            documents, in ascending order, as in Deep Speech 2's first epoch (arXiv:1512.02595, section
+            3.3). Each source keeps its places, so that shares stay as they are; the round contains the same
+            packs as without.
     """
 
-    def __init__(self, sizes: list[int], epochs: list[float], seed: int) -> None:
+    def __init__(
+        self,
+        sizes: list[int],
+        epochs: list[float],
+        seed: int,
+        rows: list[np.ndarray] | None = None,
+        short_first: int = 0,
+    ) -> None:
         if len(sizes) != len(epochs) or not sizes or min(sizes) < 1 or min(epochs) <= 0:
             raise ValueError(f"sizes {sizes} and epochs {epochs}: expected as many of both, all above 0")
         self.sizes, self.epochs, self.seed = list(sizes), list(epochs), seed
         # Exact: 0.1 means a tenth, not the nearest double to it.
         self._shares = [Fraction(str(e)) * size for size, e in zip(sizes, epochs, strict=True)]
+        self._rows, self.short_first = rows, short_first
         self._round = lru_cache(maxsize=2)(self._make_round)
         self._permutation = lru_cache(maxsize=4 * len(sizes))(self._make_permutation)
 
@@ -286,7 +304,20 @@ class PackOrder:
                 pack_[in_cycle] = self._permutation(source, cycle)[k[in_cycle] % size]
             parts.append(np.stack([np.full_like(k, source), pack_], axis=1))
         samples = np.concatenate(parts)
-        return samples[np.random.default_rng([self.seed, 1, number]).permutation(len(samples))]
+        samples = samples[np.random.default_rng([self.seed, 1, number]).permutation(len(samples))]
+        return samples if number or not self.short_first else self._shortest_first(samples)
+
+    def _shortest_first(self, samples: np.ndarray) -> np.ndarray:
+        assert self._rows is not None
+        ordered = samples.copy()
+        for source, rows in enumerate(self._rows):
+            places = np.flatnonzero(samples[:, 0] == source)
+            packs = samples[places, 1]
+            by_length = np.argsort(rows[packs], kind="stable")  # equally long ones stay shuffled
+            first = by_length[: np.searchsorted(places, self.short_first)]
+            rest = np.setdiff1d(np.arange(len(packs)), first)
+            ordered[places, 1] = packs[np.concatenate([first, rest])]
+        return ordered
 
     def _make_permutation(self, source: int, cycle: int) -> np.ndarray:
         return np.random.default_rng([self.seed, 2, source, cycle]).permutation(self.sizes[source])
@@ -294,7 +325,8 @@ class PackOrder:
     @property
     def fingerprint(self) -> str:
         """16 hex digits."""
-        return hashlib.sha256(repr((self.sizes, self.epochs, self.seed)).encode()).hexdigest()[:16]
+        content = (self.sizes, self.epochs, self.seed, *([self.short_first] if self.short_first else []))
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 class PackedBatches:

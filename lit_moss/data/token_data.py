@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch import Tensor
 
 from lit_moss.data.documents import META
 from lit_moss.data.once import cache_lock
@@ -15,10 +18,12 @@ from lit_moss.data.ordered import OrderedDataModule
 from lit_moss.data.packed_documents import CollatePacks, PackedDocuments, PackSet, check_same_tokenizers
 from lit_moss.data.packing import PackedBatches, PackOrder
 from lit_moss.errors import UserError
+from lit_moss.hub.tokenizer import NamedTokenizer
 from lit_moss.llm.replies import ReplyForm
 from lit_moss.llm.rows import RowFormat
 
 LogMel = Literal["causal", "whisper"]
+_ALIGNED_DOCUMENTS = 5000
 
 
 class TokenDataModule(OrderedDataModule):
@@ -51,6 +56,13 @@ class TokenDataModule(OrderedDataModule):
         max_bad_share: Share of unreadable documents above which a run does not start.
         first_batch: Micro-batch of the order at which a run starts, counted over all ranks: a second stage
             continues where the first one, with the same data and seed, stopped.
+        short_first_batches: So many micro-batches at the beginning of the order, counted over all ranks and
+            at most a round, hold the shortest documents, in ascending order; 0 shuffles all.
+        speech_text: Documents carry the text of their speech, for `model.ctc` and `init_codes: text`. Those
+            that are made here get it; a folder of documents has it if it was made with it.
+        asr_items: Number of short utterances of `heldout` that the model transcribes at each validation; 0
+            is none.
+        asr_prompt: Text before their speech.
 
     Attributes:
         left_out: Documents longer than the context, or without a target; set by `setup`.
@@ -75,6 +87,10 @@ class TokenDataModule(OrderedDataModule):
         min_fill: float = 0.97,
         max_bad_share: float = 0.01,
         first_batch: int = 0,
+        short_first_batches: int = 0,
+        speech_text: bool = False,
+        asr_items: int = 0,
+        asr_prompt: str = "",
     ) -> None:
         super().__init__(seed, workers, max_bad_share, first_batch)
         if min(context, batch_size, validation_batch_size) < 1 or context < 2:
@@ -86,10 +102,17 @@ class TokenDataModule(OrderedDataModule):
             raise UserError(f"data.min_fill is {min_fill}, expected 0 to 1")
         if first_batch < 0:
             raise UserError(f"data.first_batch is {first_batch}, expected 0 or more")
+        if min(short_first_batches, asr_items) < 0:
+            raise UserError(
+                f"data.short_first_batches is {short_first_batches} and asr_items {asr_items}, expected 0 or "
+                "more"
+            )
         self.train, self.validation = list(train or []), list(validation or [])
         self.heldout = list(heldout if heldout is not None else self.validation)
         self.heldout_items, self.min_fill = heldout_items, min_fill
         self.batch_size, self.validation_batch_size = batch_size, validation_batch_size
+        self.short_first_batches, self.speech_text = short_first_batches, speech_text
+        self.asr_item_count, self.asr_prompt = asr_items, asr_prompt
         self.connect(context, max_bad_share, backbone, speech_tokenizer, log_mel)
         self.left_out = 0
         self.sources: list[PackedDocuments] = []
@@ -97,6 +120,7 @@ class TokenDataModule(OrderedDataModule):
         self.order: PackOrder | None = None
         self._validation: list[PackedDocuments] = []
         self._format: RowFormat | None = None
+        self._text_tokenizer: Any = None
         self._folders: dict[tuple[str, str], Path] = {}  # folders of documents by entry and part
 
     def connect(
@@ -130,10 +154,10 @@ class TokenDataModule(OrderedDataModule):
             from lit_moss.data.make_documents import make_documents
 
             inputs = (self.kind, [entry], part, self.backbone, self.speech_tokenizer)
-            with cache_lock(f"documents {inputs} {self.options()}"):
-                self._folders[entry, part] = make_documents(
-                    *inputs, options=self.options(), log_mel=self.log_mel
-                )
+            spoken = self.speech_text and self.kind != "text"
+            options = self.options() | ({"speech_text": True} if spoken else {})
+            with cache_lock(f"documents {inputs} {options}"):
+                self._folders[entry, part] = make_documents(*inputs, options=options, log_mel=self.log_mel)
         return self._folders[entry, part]
 
     def prepare_data(self) -> None:
@@ -168,7 +192,7 @@ class TokenDataModule(OrderedDataModule):
             self._validation = self.load_validation()
         if stage == "fit" and self.order is None:
             self.load()
-            self.order = PackOrder([len(s.packs) for s in self.sources], self.epochs, self.seed)
+            self.order = self._make_order()
             self._log_contents(self.order)
         every = self.sources + self._validation
         if not every:
@@ -180,6 +204,18 @@ class TokenDataModule(OrderedDataModule):
         # Documents made without a speech tokenizer do not know its number of codes.
         spoken = [s for s in every if s.documents.meta.get("speech_tokenizer")]
         self._format = (spoken or every)[0].documents.format
+        if self.speech_text and not any(s.documents.has_speech_text for s in every):
+            raise UserError(
+                f"{every[0].folder} does not carry the text of its speech, which data.speech_text asks for: "
+                "make the documents again with speech_text (prepare documents --speech-text), or give "
+                "manifests"
+            )
+
+    def _make_order(self) -> PackOrder:
+        short_first = self.short_first_batches * self.batch_size
+        rows = [s.packs.rows_per_piece for s in self.sources] if short_first else None
+        sizes = [len(s.packs) for s in self.sources]
+        return PackOrder(sizes, self.epochs, self.seed, rows, short_first)
 
     @rank_zero_only
     def _log_contents(self, order: PackOrder) -> None:
@@ -251,12 +287,83 @@ class TokenDataModule(OrderedDataModule):
         with cache_lock(f"cloze {inputs}"):
             return make_cloze(*inputs, log_mel=self.log_mel)
 
+    def asr_items(self) -> list[Any]:
+        """Held-out utterances for the model to transcribe; [] where none are asked for."""
+        manifests = [e for e in self.heldout if not (Path(e) / META).is_file()]
+        if not self.asr_item_count or not manifests:
+            return []
+        if self.speech_tokenizer is None:
+            raise UserError(
+                "data.asr_items needs codes of the held-out manifests, but data.speech_tokenizer is not set: "
+                "name the speech tokenizer that made the documents, or set asr_items 0"
+            )
+        from lit_moss.data.listening import make_asr_items
+
+        named = NamedTokenizer(self.speech_tokenizer, self.log_mel)
+        with cache_lock(f"asr {manifests} {self.speech_tokenizer}"):
+            return make_asr_items(
+                manifests, self.text_tokenizer(), named, self.asr_item_count, self.asr_prompt
+            )
+
     def targets_of(self, batches: range) -> int:
         """Number of targets in these micro-batches of the order; counted without loading them."""
         order = self.training_batches
         assert order is not None, "call setup('fit') first"
         keys = (key for n in batches for key in order.keys(n))
         return sum(int(self.sources[source].packs.targets[pack]) for source, pack in keys)
+
+    # --- speech with its text -------------------------------------------------------------------------------
+
+    def codebook(self) -> Tensor:
+        """Vectors of the speech tokenizer's codes, float32 (codes, width).
+
+        Raises:
+            UserError: if it cannot be opened, or is not the one that made the documents.
+        """
+        if self.speech_tokenizer is None:
+            raise UserError(
+                "data.speech_tokenizer is not set, but model.init_codes needs its codebook: name the speech "
+                "tokenizer that made the documents, or set init_codes random"
+            )
+        named = NamedTokenizer(self.speech_tokenizer, self.log_mel)
+        made_by = self.fingerprints().get("speech_tokenizer", "none")
+        if made_by not in ("none", named.fingerprint):
+            raise UserError(
+                f"data.speech_tokenizer {self.speech_tokenizer} is {named.fingerprint}, the documents were "
+                f"made by {made_by}: give the tokenizer that made them"
+            )
+        return named.opened.encoder.codebook.weight.detach().float().cpu()
+
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of the text rows; opened on first use."""
+        if self._text_tokenizer is None:
+            from lit_moss.llm.backbone import load_text_tokenizer
+
+            self._text_tokenizer = load_text_tokenizer(self.backbone)
+        return self._text_tokenizer
+
+    def spoken_ids(self) -> Tensor:
+        """Text ids that occur in the text of the training's speech, sorted, int64 (ids,)."""
+        ids = [source.documents.spoken_ids() for source in self.sources]
+        return torch.from_numpy(np.unique(np.concatenate([np.zeros(0, np.int64), *ids])))
+
+    def aligned_codes(self) -> tuple[Tensor, Tensor]:
+        """Codes of the training, and the text id that each is aligned to: int64 (pairs,) both.
+
+        A piece of text (a word where their times are known) is spread evenly over its codes. Of each source
+        the first 5000 documents count.
+        """
+        codes, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for source in self.sources:
+            documents, V = source.documents, source.documents.format.text_vocab_size
+            for i in range(min(len(documents), _ALIGNED_DOCUMENTS)):
+                rows = documents.rows(i)
+                for first, stop, said in documents.speech_text(i):
+                    if stop > first and len(said):
+                        at = np.arange(stop - first) * len(said) // (stop - first)
+                        codes.append(rows[first:stop].astype(np.int64) - V)
+                        ids.append(np.asarray(said, dtype=np.int64)[at])
+        return torch.from_numpy(np.concatenate(codes)), torch.from_numpy(np.concatenate(ids))
 
     # --- loaders --------------------------------------------------------------------------------------------
 
@@ -265,10 +372,10 @@ class TokenDataModule(OrderedDataModule):
         return None if self.order is None else PackedBatches(self.order, self.batch_size)
 
     def training_set(self) -> PackSet:
-        return PackSet(self.sources)
+        return PackSet(self.sources, self.speech_text)
 
     def validation_set(self) -> PackSet:
-        return PackSet(self._validation)
+        return PackSet(self._validation, self.speech_text)
 
     def validation_batches(self) -> list[list[tuple[int, int]]]:
         """All packs in their order; an empty batch is collated to one sequence of filler."""

@@ -35,9 +35,17 @@ class Block(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.checkpointing = False
 
-    def forward(self, h_BLD: Tensor, rope: Any, **kwargs: Any) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        for layer in self.layers:
+    def forward(self, h_BLD: Tensor, rope: Any, keep: int | None = None, **kwargs: Any) -> Any:
+        """(B, L, D) -> (B, L, D).
+
+        Args:
+            h_BLD: Hidden states.
+            rope: Cosines and sines of the positions.
+            keep: Also return the states after so many layers; None: only the last ones.
+            **kwargs: Of the layers.
+        """
+        kept_BLD = h_BLD
+        for number, layer in enumerate(self.layers, start=1):
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 output: Any = checkpoint(
                     layer, h_BLD, position_embeddings=rope, use_reentrant=False, **kwargs
@@ -45,7 +53,9 @@ class Block(nn.Module):
                 h_BLD = output
             else:
                 h_BLD = layer(h_BLD, position_embeddings=rope, **kwargs)
-        return h_BLD
+            if number == keep:
+                kept_BLD = h_BLD
+        return h_BLD if keep is None else (h_BLD, kept_BLD)
 
 
 class Rotary(nn.Module):
@@ -136,7 +146,11 @@ class Network(Protocol):
 
     def check_context(self, rows: int) -> None: ...
 
-    def loss(self, rows: Tensor, document_ids: Tensor | None = None) -> Any: ...
+    def loss(
+        self, rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor | None = None
+    ) -> Any: ...
+
+    def generate(self, rows: Any, modality: Modality | None = None, **options: Any) -> Any: ...
 
     def train(self, mode: bool = True) -> Any: ...
 

@@ -59,6 +59,8 @@ class SplitLoss:
         text_correct: Text targets that were the head's first choice, int64 ().
         speech_correct: The same for the speech targets.
         nll_BL: -log p of every target row, at the row itself, 0 elsewhere; no gradient; (B, L).
+        hidden_BLD: Hidden states of the trunk, differentiable, where `SplitLM.keep_hidden` asks for them;
+            (B, L, D).
     """
 
     total: Tensor
@@ -69,6 +71,7 @@ class SplitLoss:
     text_correct: Tensor
     speech_correct: Tensor
     nll_BL: Tensor
+    hidden_BLD: Tensor | None = None
 
 
 class Head(nn.Linear):

@@ -16,6 +16,7 @@ Shapes: B sequences, L rows, N target rows, D width, V ids of a head.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class SplitLM(nn.Module):
         text_weight: Weight of a text target in the loss.
         speech_weight: Weight of a speech target.
         attention: Kernel for packed rows, see `lit_moss.llm.attention`.
+        keep_hidden: A loss also returns the trunk's hidden states after so many layers; None: it does not.
         stop_ids: Text ids that end a generation.
         tokenizer_folder: Folder whose tokenizer files `save_pretrained` copies; None if there is none.
     """
@@ -84,6 +86,7 @@ class SplitLM(nn.Module):
             self.audio_lm_head = Head(width, config.format.audio_vocab_size, bias=False)
         self.text_weight = self.speech_weight = 1.0
         self.attention: attention.Kind = "auto"
+        self.keep_hidden: int | None = None
         self.stop_ids = [x for x in (self.format.im_end_id, self.format.end_id) if x is not None]
         self.tokenizer_folder: Path | None = None
 
@@ -312,8 +315,11 @@ class SplitLM(nn.Module):
             else segments.positions_BL
         )
         kwargs = {"segments": segments, "rope": self.rotary(h_BLD, position_ids=positions)}
-        h_BLD = self.trunk(h_BLD, **kwargs)
-        return self._loss(h_BLD, rows, layout, kwargs) if with_loss else self._logits(h_BLD, kwargs)
+        if not with_loss or self.keep_hidden is None:
+            h_BLD = self.trunk(h_BLD, **kwargs)
+            return self._loss(h_BLD, rows, layout, kwargs) if with_loss else self._logits(h_BLD, kwargs)
+        h_BLD, hidden_BLD = self.trunk(h_BLD, keep=self.keep_hidden, **kwargs)
+        return replace(self._loss(h_BLD, rows, layout, kwargs), hidden_BLD=hidden_BLD)
 
     def loss(
         self, rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor | None = None

@@ -8,8 +8,7 @@ Callbacks decide which parameters train at which step (StagedFreezing, ReverseUn
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,20 +17,31 @@ from torch import Tensor, nn
 from lit_moss import contracts
 from lit_moss.contracts import TokenData
 from lit_moss.data.batches import TokenBatch
+from lit_moss.data.listening import word_errors
 from lit_moss.data.prompts import Prompt
 from lit_moss.errors import UserError
-from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.llm import SplitLM, stages
 from lit_moss.llm.heldout import HeldOut
+from lit_moss.llm.init_codes import InitCodes
+from lit_moss.llm.listening import Listening
 from lit_moss.llm.lora import Lora, add_adapters, check_resumed, check_trained, merge_adapters, merged
 from lit_moss.llm.metrics import LossSums, batch_metrics
 from lit_moss.llm.parts import LORA, PARTS, Parts, named_parts, optimizer_groups
 from lit_moss.llm.replies import reply_codes, reply_text, split_reply
 from lit_moss.llm.rows import RowFormat
+from lit_moss.modules.first_weights import Start
 from lit_moss.modules.parallel import check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
+from lit_moss.modules.trunk_ctc import (
+    HEAD,
+    CtcSums,
+    CtcTotals,
+    TrunkCtc,
+    TrunkCtcHead,
+    check_same_ctc,
+    labels_of,
+)
 from lit_moss.modules.window import Window
-from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -52,7 +62,14 @@ class SplitLLM(StepModule):
         text_weight: Weight of a text target in the loss; 0 leaves text out.
         speech_weight: Weight of a speech target.
         lr_factors: Part -> factor on `lr`, e.g. {audio_embedding: 2.0}; parts are named as in the table of
-            freezing.
+            freezing; `ctc_head` is that of `ctc`.
+        init_codes: What embeddings of codes start from: `random`; `codebook`, a fixed random projection of
+            the speech tokenizer's vectors with the words' standard deviation; `text`, the mean embedding of
+            the text that each code is aligned to (needs `data.speech_text`), from the codebook for codes
+            never seen. The audio head starts at zero in both. Not with `init_from`, whose embeddings stay.
+            Rates are not touched: 3.0 for audio_embedding and audio_head in `lr_factors` went with it where
+            it was measured.
+        ctc: Auxiliary CTC loss on the trunk's hidden states at codes; needs `data.speech_text`. None: off.
         attention: Kernel for packed rows: auto, segments, mask or varlen.
         activation_checkpointing: Recompute layers in the backward; less memory, a third more time.
         compile: torch.compile of every layer.
@@ -85,6 +102,8 @@ class SplitLLM(StepModule):
         text_weight: float = 1.0,
         speech_weight: float = 1.0,
         lr_factors: dict[str, float] | None = None,
+        init_codes: InitCodes = "random",
+        ctc: TrunkCtc | None = None,
         attention: Literal["auto", "segments", "mask", "varlen"] = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
@@ -96,9 +115,12 @@ class SplitLLM(StepModule):
         greedy: bool = False,
     ) -> None:
         super().__init__()
-        wrong = sorted(set(lr_factors or {}) - {*PARTS, *LORA})
+        parts = [*PARTS, *LORA, *([] if ctc is None else [HEAD])]
+        wrong = sorted(set(lr_factors or {}) - set(parts))
         if wrong:
-            raise UserError(f"model.lr_factors names {wrong}, expected parts of {', '.join([*PARTS, *LORA])}")
+            raise UserError(f"model.lr_factors names {wrong}, expected parts of {', '.join(parts)}")
+        if init_codes not in get_args(InitCodes):
+            raise UserError(f"model.init_codes is {init_codes!r}, expected {', '.join(get_args(InitCodes))}")
         if min(text_weight, speech_weight) < 0 or text_weight + speech_weight == 0:
             raise UserError(
                 f"model.text_weight {text_weight} and speech_weight {speech_weight}: expected 0 or more, "
@@ -107,6 +129,7 @@ class SplitLLM(StepModule):
         self.backbone, self.joint, self.init_from = backbone, joint, init_from
         self.num_modality_layers = 0 if joint else num_modality_layers
         self.lr, self.weight_decay, self.lr_factors = lr, weight_decay, dict(lr_factors or {})
+        self.init_codes, self.ctc = init_codes, ctc
         self.betas: tuple[float, float] = (betas[0], betas[1])  # a list in YAML
         self.weights = {"text": text_weight, "speech": speech_weight}
         self.attention: Literal["auto", "segments", "mask", "varlen"] = attention
@@ -116,9 +139,13 @@ class SplitLLM(StepModule):
         self.save_frozen, self.max_new_tokens, self.greedy = save_frozen, max_new_tokens, greedy
         self.lora = lora
         self.lm: SplitLM
+        self.ctc_head: TrunkCtcHead | None = None
         self._window = Window()
         self._sums = LossSums(torch.device("cpu"))
+        self._ctc_sums = CtcTotals()
         self._heldout: HeldOut | None = None
+        self._listening: Listening | None = None
+        self._stored_ctc: dict[str, Any] | None = None  # head of the checkpoint that a run starts from
         self._frozen: dict[str, Any] | None = None  # record of the frozen weights, once it is known
 
     # --- set-up ---------------------------------------------------------------------------------------------
@@ -130,6 +157,8 @@ class SplitLLM(StepModule):
         check_strategy(self.trainer, self.save_frozen)
         with whole_on_cpu(self.trainer.strategy):
             self.lm = self._build(contracts.row_data(self.trainer).format).train()
+            if self.ctc is not None and self.trainer.state.fn == "fit":
+                self.ctc_head = self._build_ctc_head(self.ctc)
             if self.lora is not None:
                 add_adapters(self.lm, self.lora)
         # Before a strategy wraps the model: reducers and shards leave out what never trains.
@@ -145,6 +174,22 @@ class SplitLLM(StepModule):
         else:
             self._caster(trained)(self.lm)
 
+    def _build_ctc_head(self, ctc: TrunkCtc) -> TrunkCtcHead:
+        if saves_shards(self.trainer.strategy):
+            raise UserError(
+                f"model.ctc with {type(self.trainer.strategy).__name__}: its head is not sharded, expected "
+                "one device or DDP (conf/trainer/ddp.yaml)"
+            )
+        self.lm.keep_hidden = ctc.layers(len(self.lm.trunk.layers))
+        labels = labels_of(ctc, contracts.spoken_text_data(self.trainer, "model.ctc"))
+        head = TrunkCtcHead(labels, self.lm.model.embed_tokens.weight.detach())
+        stored = self._stored_ctc
+        if stored and stored["labels"] == labels.record():
+            head.load_state_dict(stored["state"])
+            rank_zero_info("model.ctc: its head continues from model.init_from")
+        self._stored_ctc = None
+        return head.train()
+
     def _check_trained(self, trained: set[str]) -> None:
         names = [name for name, _ in self.lm.named_parameters()]
         check_trained(names, trained)
@@ -157,7 +202,15 @@ class SplitLLM(StepModule):
             )
 
     def _build(self, row_format: RowFormat) -> SplitLM:
-        lm = self._weights_to_start_from(row_format)
+        start = Start(
+            self.backbone,
+            self.num_modality_layers,
+            self.joint,
+            self.init_from,
+            self.init_codes,
+            self.weights_dtype,
+        )
+        lm, self._stored_ctc = start.weights(self.trainer, row_format, self.resumes)
         if lm.format != row_format:
             raise UserError(
                 f"the documents' rows are {row_format.fingerprint}, {self.init_from}'s are "
@@ -174,42 +227,6 @@ class SplitLLM(StepModule):
         if self.compiled:
             lm.compile_layers()
         return lm
-
-    def _weights_to_start_from(self, row_format: RowFormat) -> SplitLM:
-        """The model with its first weights: in `weights_dtype`, or mapped from files in that of the files."""
-        fingerprints = contracts.fingerprints_of(self.trainer)
-        source = self.init_from
-        if source is not None and (Path(source) / "config.json").is_file():
-            keys = ("text_tokenizer", "speech_tokenizer")
-            known = {key: fingerprints.get(key, "none").replace("none", "") for key in keys}
-            record = ModelRecord.read(source)
-            record.check(source, **known)
-            self._warn_of_other_replies(record)
-            return SplitLM.from_pretrained(source)
-        path = None if source is None else stage_checkpoint(source)
-        checkpoint = None if path is None else load_checkpoint(path, mmap=True)
-        lm = SplitLM.from_backbone(
-            self.backbone,
-            self.num_modality_layers,
-            row_format.audio_vocab_size,
-            self.joint,
-            self.weights_dtype,
-            row_format,
-            empty=checkpoint is not None and checkpoint.get("frozen") is None,
-        )
-        if checkpoint is not None:
-            stages.check_tokenizers(checkpoint.get("made_by") or {}, fingerprints)
-            tensors = stages.take_over(lm, checkpoint, str(path), adopt=True)
-            rank_zero_info(f"{path}: {tensors} tensors loaded")
-        return lm
-
-    def _warn_of_other_replies(self, record: ModelRecord) -> None:
-        forms = [form.name for form in contracts.reply_forms(self.trainer)]
-        if record.reply_form and forms and record.form.name not in forms:
-            rank_zero_info(
-                f"{self.init_from} was trained for {record.form.name} spoken replies, these documents hold "
-                f"{' and '.join(forms)} ones (data.init_args.reply_form): it learns another form"
-            )
 
     def _caster(self, trained: set[str]) -> Callable[[nn.Module], None]:
         """What gives a part of the model the dtypes of the training."""
@@ -248,6 +265,12 @@ class SplitLLM(StepModule):
         groups = optimizer_groups(
             self.parts(), self.ever_trained(), self.lr, self.lr_factors, self.weight_decay
         )
+        if self.ctc_head is not None:
+            rate = self.lr * self.lr_factors.get(HEAD, 1.0)
+            groups.append(
+                {"params": list(self.ctc_head.parameters()), "name": HEAD, "lr": rate, "base_lr": rate,
+                 "weight_decay": 0.0}
+            )  # fmt: skip
         return self.adamw(groups, lr=self.lr, betas=self.betas)
 
     # --- steps ----------------------------------------------------------------------------------------------
@@ -276,22 +299,41 @@ class SplitLLM(StepModule):
         for name, value in batch_metrics(loss, targets).items():
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
         count = loss.text_count + loss.speech_count
-        return self._window.weighted(self.trainer, batch_idx, loss.total, count, sum(targets.values()))
+        total = loss.total
+        if self.ctc is not None and self.ctc_head is not None and loss.hidden_BLD is not None:
+            total = total + self.ctc.weight * self._ctc_loss(self.ctc_head, loss.hidden_BLD, batch)
+        return self._window.weighted(self.trainer, batch_idx, total, count, sum(targets.values()))
+
+    def _ctc_loss(self, head: TrunkCtcHead, hidden_BLD: Tensor, batch: TokenBatch) -> Tensor:
+        """Nats a label, logged."""
+        sums: CtcSums = head(hidden_BLD, batch.speech_text)
+        if sums.labels:
+            self.log("train/ctc", sums.mean.detach())
+        self.log("train/ctc_skipped", self.on_device(sums.skipped))
+        return sums.mean
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = LossSums(self.device)
+        self._sums, self._ctc_sums = LossSums(self.device), CtcTotals()
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        self._sums.add(self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL))
+        loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
+        self._sums.add(loss)
+        if self.ctc_head is not None and loss.hidden_BLD is not None:
+            self._ctc_sums.add(self.ctc_head(loss.hidden_BLD, batch.speech_text, count_errors=True))
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
             return
         metrics = self._sums.metrics(lambda x: self.trainer.strategy.reduce(x, reduce_op="sum"))
+        if self.ctc_head is not None:
+            metrics |= self._ctc_sums.metrics(
+                lambda x: self.trainer.strategy.reduce(x.to(self.device), reduce_op="sum")
+            )
         self.log("step", float(self.global_step))
         # Reduced already: the same on every rank.
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
         self.log_dict({f"heldout/{name}": value for name, value in self._measure_heldout().items()})
+        self.log_dict({f"heldout/{name}": value for name, value in self._measure_listening().items()})
 
     def _measure_heldout(self) -> dict[str, float]:
         if self._heldout is None:
@@ -300,6 +342,16 @@ class SplitLLM(StepModule):
             self._heldout = HeldOut(items, self.lm.format)
         with self.trainer.precision_plugin.val_step_context():
             return self._heldout.measure(self.lm, self.device)
+
+    def _measure_listening(self) -> dict[str, float]:
+        if self._listening is None:
+            data = contracts.datamodule_of(self.trainer)
+            items, decode = [], str
+            if isinstance(data, contracts.ListeningData) and (items := data.asr_items()):
+                decode = data.text_tokenizer().decode
+            self._listening = Listening(items, decode, word_errors)
+        with self.trainer.precision_plugin.val_step_context():
+            return self._listening.measure(self.lm, self.device)
 
     # --- replies --------------------------------------------------------------------------------------------
 
@@ -347,10 +399,13 @@ class SplitLLM(StepModule):
             checkpoint["reply_form"] = {"reply_form": forms[0].name} | forms[0].options()
         if self.lora is not None:
             checkpoint["lora"] = self.lora.record()
+        if self.ctc_head is not None:
+            checkpoint["ctc"] = {"labels": self.ctc_head.labels.record()}
         state = checkpoint.get("state_dict")
         if self.save_frozen or not state:
             return
-        left_out = stages.leave_out_frozen(state, self.ever_trained())
+        heads = {name for name in state if name.startswith(f"{HEAD}.")}
+        left_out = stages.leave_out_frozen(state, self.ever_trained() | heads)
         if self._frozen is None and self.trainer.is_global_zero:  # the only rank that writes
             # Once a run: they never change, and at 8B 16 GB take longer to hash than the rest to write.
             start = {"backbone": self.backbone, "init_from": self.init_from}
@@ -363,22 +418,11 @@ class SplitLLM(StepModule):
         stored = checkpoint.get("lora")
         if self.trainer.state.fn == "fit":
             check_resumed(stored, self.lora)
+            check_same_ctc(checkpoint.get("ctc"), self.ctc_head)
+        elif self.ctc_head is None and "state_dict" in checkpoint:  # replies need none
+            kept = checkpoint["state_dict"].items()
+            checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(f"{HEAD}.")}
         if checkpoint.get("frozen") is not None:
             stages.add_frozen(checkpoint, self.lm.state_dict())
         if self.lora is None and "state_dict" in checkpoint:
             checkpoint["state_dict"] = dict(merged(checkpoint["state_dict"], stored))
-
-
-def stage_checkpoint(source: str) -> Path:
-    """Checkpoint of an earlier stage.
-
-    Args:
-        source: A checkpoint, a run's folder, or the folder of a name's runs.
-
-    Raises:
-        UserError: if there is none.
-    """
-    path = checkpoint_of(source, "last", end=False) or Path(source)
-    if not path.exists():
-        raise UserError(f"model.init_from: no {source}, expected a checkpoint or a folder with config.json")
-    return path

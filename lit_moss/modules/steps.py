@@ -28,6 +28,7 @@ class StepModule(LightningModule):
         step_targets: Targets of this rank since the last optimizer step; None where the module does not count
             them. A step without any, over all ranks, is skipped.
         gradient_norm: Norm of all gradients, once the callback has computed it; () float.
+        resumes: Whether the run continues from a checkpoint, where that is known before the model is built.
         validates_first: Whether a run validates before its first step too, see `callbacks.FirstValidation`.
     """
 
@@ -37,6 +38,7 @@ class StepModule(LightningModule):
         super().__init__()
         self.skip_step: bool | Tensor = False
         self.step_targets: int | None = None
+        self.resumes = False
         self.gradient_norm: Tensor | None = None
 
     def count_targets(self, targets: int) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 
 from lit_moss.assets import cache_dir
 from lit_moss.corpora.manifest import Utterance
-from lit_moss.data.document_builders import BUILDERS, Document
+from lit_moss.data.builder import Document
+from lit_moss.data.document_builders import BUILDERS
 from lit_moss.data.documents import META, DocumentWriter
 from lit_moss.data.grouping import document_key
 from lit_moss.data.make_documents import DocumentRecipe

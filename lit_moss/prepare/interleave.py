@@ -51,6 +51,9 @@ class InterleaveOptions:
         alternate: Whether neighbouring chunks always differ in modality.
         document_sec: Longest document in seconds of speech.
         seed: Seed of the choice of modalities.
+        spans: Text and speech by turns within utterances, e.g. {min_words: 1, max_words: 4}; needs the times
+            of words, and goes before the chunks of `prepare chunk`. null: chunks.
+        speech_text: Documents carry the text of their speech, for `model.ctc` and `init_codes: text`.
         context: Rows of a training sequence: longer documents are counted, and cut in training; null: not
             counted.
         validation_share: Share of recordings, 0 to 1, for folders of their own.
@@ -64,6 +67,8 @@ class InterleaveOptions:
     alternate: bool = False
     document_sec: float = 60.0
     seed: int = 1
+    spans: dict[str, int] | None = None
+    speech_text: bool = False
     context: int | None = None
     validation_share: float = 0.0
 
@@ -91,9 +96,12 @@ class InterleaveStage(WholeStage):
 
     @cache  # noqa: B019 - a stage lives as long as its run
     def _recipe(self, kind: str) -> DocumentRecipe:
-        options: dict[str, Any] = {"document_sec": self.options.document_sec}
+        options: dict[str, Any] = {
+            "document_sec": self.options.document_sec,
+            "speech_text": self.options.speech_text,
+        }
         if kind == "interleaved":
-            for name in ("speech_share", "alternate", "seed"):
+            for name in ("speech_share", "alternate", "seed", "spans"):
                 options[name] = getattr(self.options, name)
         o = self.options
         return DocumentRecipe.open(kind, o.backbone, o.speech_tokenizer, options, o.log_mel)

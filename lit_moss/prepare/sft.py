@@ -16,8 +16,8 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal
 
+from lit_moss.data.builder import Document
 from lit_moss.data.conversation import PAIRS
-from lit_moss.data.document_builders import Document
 from lit_moss.data.make_documents import DocumentRecipe
 from lit_moss.errors import UserError
 from lit_moss.prepare.document_folders import (
@@ -49,6 +49,7 @@ class SftOptions:
         reply_form: Form of spoken replies: direct, guided or interleaved.
         interleave_text: Text ids of a turn of interleaved replies.
         interleave_codes: Codes of a turn of interleaved replies.
+        speech_text: Documents carry the text of their speech, for `model.ctc`.
         context: Rows of a training sequence: longer documents are left out; null keeps all, and training
             leaves them out.
         validation_share: Share of conversations, 0 to 1, for a folder of their own.
@@ -62,6 +63,7 @@ class SftOptions:
     reply_form: Literal["direct", "guided", "interleaved"] = "direct"
     interleave_text: int = 13
     interleave_codes: int = 26
+    speech_text: bool = False
     context: int | None = None
     validation_share: float = 0.0
 
@@ -90,7 +92,7 @@ class SftStage(WholeStage):
     @cached_property
     def _recipe(self) -> DocumentRecipe:
         o = self.options
-        names = ("pairs", "train_on", "reply_form", "interleave_text", "interleave_codes")
+        names = ("pairs", "train_on", "reply_form", "interleave_text", "interleave_codes", "speech_text")
         options = {name: getattr(o, name) for name in names}
         return DocumentRecipe.open("sft", o.backbone, o.speech_tokenizer, options, o.log_mel)
 

@@ -316,3 +316,52 @@ def test_what_an_order_depends_on_is_in_its_fingerprint():
 def test_invalid_orders_are_refused(sizes, epochs):
     with pytest.raises(ValueError, match="expected as many of both"):
         PackOrder(sizes, epochs, 1)
+
+
+# Short documents first.
+
+
+def short_first(count, seed=3, epochs=(1.0, 0.5)):
+    rows = [np.random.default_rng(i).integers(5, 99, size).astype(float) for i, size in enumerate((40, 30))]
+    return PackOrder([40, 30], list(epochs), seed, rows, count), rows
+
+
+def test_the_first_samples_are_the_shortest_of_their_source_in_ascending_order():
+    order, rows = short_first(20)
+    plain = PackOrder([40, 30], [1.0, 0.5], 3)
+    first, whole = [order.at(n) for n in range(20)], [plain.at(n) for n in range(55)]
+    for source in (0, 1):
+        lengths = [rows[source][p] for s, p in first if s == source]
+        in_round = sorted(rows[source][p] for s, p in whole if s == source)
+        assert lengths == in_round[: len(lengths)]
+    assert [s for s, _ in first] == [s for s, _ in whole[:20]]  # shares stay
+    # The round holds the same packs; the rest keep their order, and later rounds do not change.
+    round_ = [order.at(n) for n in range(55)]
+    assert sorted(round_) == sorted(whole)
+    for source in (0, 1):
+        rest = [p for s, p in round_[20:] if s == source]
+        assert rest == [p for s, p in whole if s == source and p in set(rest)]
+    assert [order.at(n) for n in range(55, 200)] == [plain.at(n) for n in range(55, 200)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 54, 55, 1000])
+def test_short_first_is_a_permutation_of_the_round_and_a_function_of_seed_and_n(count):
+    order, other = short_first(count)[0], short_first(count)[0]
+    asked = np.random.default_rng(1).permutation(120).tolist()
+    found = {n: order.at(n) for n in asked}
+    assert {n: other.at(n) for n in range(120)} == found
+    assert sorted(found[n] for n in range(55)) == sorted(
+        PackOrder([40, 30], [1.0, 0.5], 3).at(n) for n in range(55)
+    )
+
+
+def test_short_first_is_in_the_fingerprint():
+    plain = PackOrder([40, 30], [1.0, 0.5], 3).fingerprint
+    assert short_first(0)[0].fingerprint == plain
+    assert len({plain, short_first(5)[0].fingerprint, short_first(6)[0].fingerprint}) == 3
+
+
+def test_length_of_a_packs_documents():
+    packs = pack(np.array([7, 3, 2, 4]), 8)
+    drawn = [[stop - start for _, start, stop in packs.pieces(i)] for i in range(len(packs))]
+    assert packs.rows_per_piece.tolist() == [np.mean(sizes) for sizes in drawn]

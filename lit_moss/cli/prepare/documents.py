@@ -4,10 +4,9 @@
     data/interleaved
 
 Kinds: `interleaved` (text and speech by turns), `unsupervised` (speech alone), `text`, `sft` (conversations
-    in
-four modality pairs). Sources: manifests (JSON lines) and `embedded:everyday-en`; for `text` also .txt (an
-empty line ends a document), .csv (`id|text|normalised`) and .jsonl with a `text`; for `sft` .jsonl with
-`messages`.
+in four modality pairs), `transcripts` (speech, then its text; text, then its speech). Sources: manifests
+(JSON lines) and `embedded:everyday-en`; for `text` also .txt (an empty line ends a document), .csv
+(`id|text|normalised`) and .jsonl with a `text`; for `sft` .jsonl with `messages`.
 
 Utterances that belong together follow each other in a document: those with the same `document` in the
 manifest, else the same name before the last dash (LJ001-0001, 103-1240-0000), else the same speaker, else the
@@ -36,6 +35,11 @@ _OPTIONS = (
     "reply_form",
     "interleave_text",
     "interleave_codes",
+    "asr",
+    "tts",
+    "asr_prompt",
+    "tts_prompt",
+    "speech_text",
 )
 
 
@@ -43,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the stage."""
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="manifests, text, embedded:everyday-en")
-    add("--kind", required=True, choices=["interleaved", "unsupervised", "text", "sft"])
+    add("--kind", required=True, choices=["interleaved", "unsupervised", "text", "sft", "transcripts"])
     add(
         "--speech-tokenizer",
         help="speech tokenizer: checkpoint, run folder, folder, hub id, embedded:whisper-tiny-kmeans",
@@ -59,7 +63,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--speech-share", type=float, help="interleaved: probability that a chunk is speech (0.5)")
     add("--alternate", action="store_true", default=None, help="interleaved: strictly by turns")
     add("--document-sec", type=float, help="interleaved, unsupervised: most seconds of a document (60)")
-    add("--seed", type=int, help="interleaved: of the choices (1)")
+    add("--seed", type=int, help="interleaved, transcripts: of the choices (1)")
+    add(
+        "--spans",
+        type=int,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="interleaved: text and speech by turns, in spans of so many words; needs their times",
+    )
+    add("--asr", type=float, help="transcripts: share of the utterances as speech, then text (1)")
+    add("--tts", type=float, help="transcripts: share of the utterances as text, then speech (1)")
+    add("--asr-prompt", help="transcripts: text before the speech of the first (none)")
+    add("--tts-prompt", help="transcripts: text before the text of the others (none)")
+    add(
+        "--speech-text",
+        action="store_true",
+        default=None,
+        help="documents carry the text of their speech, for model.ctc and init_codes: text",
+    )
     add(
         "--pairs",
         nargs="+",
@@ -67,7 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="USER-REPLY",
         help="sft: some of speech-speech, speech-text, text-speech, text-text (all four)",
     )
-    add("--train-on", choices=["assistant", "all"], help="sft: whose turns count (assistant)")
+    add(
+        "--train-on",
+        choices=["assistant", "answer", "all"],
+        help="sft: whose turns count (assistant); transcripts: all rows or the answer's (all)",
+    )
     add(
         "--reply-form",
         choices=["direct", "guided", "interleaved"],
@@ -82,6 +107,8 @@ def main(args: argparse.Namespace) -> None:
     from lit_moss.data.make_documents import make_documents
 
     options = {name: value for name, value in sorted(vars(args).items()) if name in _OPTIONS}
+    if args.spans:
+        options["spans"] = dict(zip(("min_words", "max_words"), args.spans, strict=True))
     folder = make_documents(
         args.kind,
         args.sources,

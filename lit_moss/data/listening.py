@@ -1,0 +1,84 @@
+"""Held-out utterances for transcripts by the language model, see `lit_moss.llm.listening`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_moss.corpora.manifest import Utterance, read_manifest
+from lit_moss.corpora.sources import entry_kind, locate
+from lit_moss.data.interleave import asr_prompt, ended, text_ids
+from lit_moss.data.transcripts import edit_distance, normalise
+from lit_moss.hub.code_cache import encode_utterances
+from lit_moss.hub.tokenizer import NamedTokenizer
+from lit_moss.llm.rows import audio_vocab_for
+
+_LEAST_WORDS = 2  # a single word says little about listening
+
+
+@dataclass(frozen=True)
+class AsrItem:
+    """An utterance to transcribe.
+
+    Args:
+        prompt: Rows up to the end of its speech.
+        expected: Text ids after them, with the document's end.
+        text: Its transcript.
+    """
+
+    prompt: list[int]
+    expected: list[int]
+    text: str
+
+
+def make_asr_items(
+    sources: Sequence[str],
+    text_tokenizer: Any,
+    tokenizer: NamedTokenizer,
+    items: int,
+    prompt: str = "",
+) -> list[AsrItem]:
+    """The shortest transcribed utterances of these manifests, of two words or more, in their order.
+
+    Only these are encoded; an equal length takes the first.
+
+    Args:
+        sources: Manifests or embedded corpora, of which the validation part counts; other files give none.
+        text_tokenizer: Tokenizer of the text rows.
+        tokenizer: Speech tokenizer.
+        items: Most items.
+        prompt: Text before the speech.
+    """
+    from lit_moss.llm.backbone import row_format
+
+    utterances: list[Utterance] = []
+    for path in (locate(source, "validation") for source in sources):
+        if entry_kind(path) == "speech":
+            utterances += [u for u in read_manifest(path) if len(_words(u.text or "")) >= _LEAST_WORDS]
+    # Without a length the text stands in for it: reading every file's would take long.
+    lengths = [u.duration_sec or len(u.text or "") / 14 for u in utterances]
+    chosen = sorted(sorted(range(len(utterances)), key=lambda i: lengths[i])[:items])
+    if not chosen:
+        return []
+    utterances = [utterances[i] for i in chosen]
+    codes = tokenizer.opened.config.quantize_vocab_size
+    rows = row_format(text_tokenizer, audio_vocab_for(codes), eosp=codes)
+    made = []
+    for u, own in zip(utterances, encode_utterances(utterances, tokenizer).codes, strict=True):
+        text = (u.text or "").strip()
+        if own:
+            ids = ended(text_ids(text_tokenizer, rows, text), rows)
+            made.append(AsrItem(asr_prompt(prompt, own, text_tokenizer, rows), ids, text))
+    return made
+
+
+def word_errors(reference: str, transcript: str) -> tuple[int, int]:
+    """Wrong words and words of the reference, both normalised; Chinese counts by characters."""
+    expected, recognised = _words(reference), _words(transcript)
+    return edit_distance(expected, recognised), len(expected)
+
+
+def _words(text: str) -> list[str]:
+    words: list[str] = []
+    for word in normalise(text).split():
+        words += [word] if word.isascii() else list(word)
+    return words

@@ -1,0 +1,123 @@
+"""What a run of the split language model starts from: a backbone, an earlier stage, or a released folder.
+
+backbone ─ SplitLM.from_backbone ─┬─ embeddings of codes: random, from the codebook, from their text
+                                  └─ weights of an earlier stage's checkpoint
+folder   ─ SplitLM.from_pretrained
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_moss import contracts
+from lit_moss.errors import UserError
+from lit_moss.hub.model_folder import ModelRecord
+from lit_moss.llm import SplitLM, stages
+from lit_moss.llm.init_codes import InitCodes, start_at_codebook, start_at_text
+from lit_moss.llm.rows import RowFormat
+from lit_moss.modules.trunk_ctc import stored_head
+from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Start:
+    """Options of `SplitLLM` that say what it starts from; see there.
+
+    Args:
+        backbone: The text model.
+        num_modality_layers: Layers of each tail.
+        joint: No split.
+        init_from: Weights to start from instead.
+        init_codes: What embeddings of codes start from.
+        dtype: Of the weights.
+    """
+
+    backbone: str
+    num_modality_layers: int
+    joint: bool
+    init_from: str | None
+    init_codes: InitCodes
+    dtype: torch.dtype
+
+    def weights(
+        self, trainer: Trainer, row_format: RowFormat, resumes: bool
+    ) -> tuple[SplitLM, dict[str, Any] | None]:
+        """The model with its first weights, in `dtype` or mapped from files in that of the files; and the
+        head for CTC of an earlier stage, see `trunk_ctc.stored_head`.
+
+        Args:
+            trainer: Of the run.
+            row_format: Of the documents.
+            resumes: The weights of a checkpoint follow: embeddings of codes are not computed.
+        """
+        fingerprints = contracts.fingerprints_of(trainer)
+        source = self.init_from
+        if source is not None and (Path(source) / "config.json").is_file():
+            keys = ("text_tokenizer", "speech_tokenizer")
+            known = {key: fingerprints.get(key, "none").replace("none", "") for key in keys}
+            record = ModelRecord.read(source)
+            record.check(source, **known)
+            self._warn_of_other_replies(trainer, record)
+            return SplitLM.from_pretrained(source), None
+        path = None if source is None else stage_checkpoint(source)
+        checkpoint = None if path is None else load_checkpoint(path, mmap=True)
+        lm = SplitLM.from_backbone(
+            self.backbone,
+            self.num_modality_layers,
+            row_format.audio_vocab_size,
+            self.joint,
+            self.dtype,
+            row_format,
+            empty=checkpoint is not None and checkpoint.get("frozen") is None,
+        )
+        if checkpoint is not None:
+            stages.check_tokenizers(checkpoint.get("made_by") or {}, fingerprints)
+            tensors = stages.take_over(lm, checkpoint, str(path), adopt=True)
+            rank_zero_info(f"{path}: {tensors} tensors loaded")
+            return lm, stored_head(checkpoint)
+        if trainer.state.fn == "fit" and not resumes:
+            self._init_codes(trainer, lm)
+        return lm, None
+
+    def _init_codes(self, trainer: Trainer, lm: SplitLM) -> None:
+        if self.init_codes == "random":
+            return
+        codebook = contracts.codebook_of(trainer)
+        if self.init_codes == "codebook":
+            start_at_codebook(lm, codebook)
+            rank_zero_info(f"embeddings of {len(codebook)} codes start at the codebook, the audio head at 0")
+            return
+        data = contracts.spoken_text_data(trainer, "model.init_codes text")
+        codes, ids = data.aligned_codes()
+        seen = start_at_text(lm, codes, ids, codebook)
+        rank_zero_info(
+            f"embeddings of {seen} of {len(codebook)} codes start at the mean of the text of {len(codes)} "
+            "aligned codes, the others at the codebook, the audio head at 0"
+        )
+
+    def _warn_of_other_replies(self, trainer: Trainer, record: ModelRecord) -> None:
+        forms = [form.name for form in contracts.reply_forms(trainer)]
+        if record.reply_form and forms and record.form.name not in forms:
+            rank_zero_info(
+                f"{self.init_from} was trained for {record.form.name} spoken replies, these documents hold "
+                f"{' and '.join(forms)} ones (data.init_args.reply_form): it learns another form"
+            )
+
+
+def stage_checkpoint(source: str) -> Path:
+    """Checkpoint of an earlier stage.
+
+    Args:
+        source: A checkpoint, a run's folder, or the folder of a name's runs.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = checkpoint_of(source, "last", end=False) or Path(source)
+    if not path.exists():
+        raise UserError(f"model.init_from: no {source}, expected a checkpoint or a folder with config.json")
+    return path

@@ -1,0 +1,290 @@
+"""An auxiliary CTC loss on the trunk of the split language model: its hidden states at codes say the words.
+
+    rows      sosp  c_1  c_2  c_3  c_4  eosp …        text of the speech, from the documents: "a cat"
+    hidden          h_1  h_2  h_3  h_4                of the trunk, or after one of its layers
+    head            └─ norm, linear ─┘                labels: text ids, or characters (four frames a code)
+    loss      -log p("a cat" | h_1 … h_4) / labels    CTC (Graves et al. 2006)
+
+A span is the codes of consecutive utterances, chunks or words: neighbours are joined, so alignments of words
+bind nothing. The head belongs to training and to its checkpoints, not to the exported model.
+Shapes: B sequences, L rows, D width, S spans, N codes of the longest, F frames (N, or 4 N for characters), V
+labels with blank and unknown.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_moss.audio import rates
+from lit_moss.codec.ctc import BLANK, UNKNOWN, CharVocabulary, fitting_items, greedy
+from lit_moss.contracts import SpokenTextData
+from lit_moss.data.batches import SpeechText
+from lit_moss.data.transcripts import edit_distance, normalise
+from lit_moss.errors import UserError
+
+HEAD = "ctc_head"  # attribute of the module, and name of the optimizer's group
+_FRAME_WIDTH = 256  # of a frame of the head for characters
+
+
+@dataclass(frozen=True)
+class TrunkCtc:
+    """An auxiliary CTC loss on the trunk.
+
+    Args:
+        weight: Weight beside the cross-entropy; both are nats a target.
+        layer: Layers of the trunk before the hidden states, 1 to all; null takes its output.
+        vocab: Labels: `text` ids of the text tokenizer, whose rows start at their embeddings; or `chars`,
+            normalised as for the speech tokenizer (`latin_chinese`), with four frames a code, because
+            English has 14 characters a second and 12.5 codes.
+    """
+
+    weight: float = 0.3
+    layer: int | None = None
+    vocab: Literal["text", "chars"] = "text"
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise UserError(f"model.ctc.weight is {self.weight}, expected above 0 (ctc: null turns it off)")
+        if self.vocab not in ("text", "chars"):
+            raise UserError(f"model.ctc.vocab is {self.vocab!r}, expected text or chars")
+        if self.layer is not None and self.layer < 1:
+            raise UserError(f"model.ctc.layer is {self.layer}, expected 1 or more, or null")
+
+    def layers(self, trunk: int) -> int:
+        """Layers before the hidden states.
+
+        Args:
+            trunk: Layers of the trunk.
+
+        Raises:
+            UserError: if it has fewer.
+        """
+        if self.layer is not None and self.layer > trunk:
+            raise UserError(f"model.ctc.layer is {self.layer}, the trunk has {trunk} layers")
+        return trunk if self.layer is None else self.layer
+
+
+class TextLabels:
+    """Labels of text ids: blank, unknown, then the ids in their order.
+
+    Args:
+        ids: Those that occur in the training, sorted.
+    """
+
+    frames_per_code = 1
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids = list(ids)
+        self._label = {text_id: i + 2 for i, text_id in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids) + 2
+
+    def encode(self, ids: Sequence[int]) -> list[int]:
+        """Labels of a text's ids."""
+        return [self._label.get(i, UNKNOWN) for i in ids]
+
+    def record(self) -> dict[str, Any]:
+        """What they are, for a checkpoint."""
+        return {"vocab": "text", "ids": self.ids}
+
+
+class CharLabels:
+    """Labels of characters, see `CharVocabulary`.
+
+    Args:
+        tokenizer: Of the text ids.
+        ids: Those that occur in the training; a character that no id spells alone is unknown.
+    """
+
+    frames_per_code = rates.HIDDEN_PER_CODE
+
+    def __init__(self, tokenizer: Any, ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        texts = [normalise(tokenizer.decode([i])) for i in ids]
+        # An apostrophe belongs to a word, so that no id alone has it.
+        self.vocabulary = CharVocabulary.from_texts([*texts, " '"])
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def encode(self, ids: Sequence[int]) -> list[int]:
+        """Labels of a text's ids."""
+        return self.vocabulary.encode(normalise(self._tokenizer.decode(ids)))
+
+    def record(self) -> dict[str, Any]:
+        """What they are, for a checkpoint."""
+        return {"vocab": "chars", "characters": self.vocabulary.characters}
+
+
+Labels = TextLabels | CharLabels
+
+
+def labels_of(ctc: TrunkCtc, data: SpokenTextData) -> Labels:
+    """Labels of the training's text.
+
+    Raises:
+        UserError: if there is none.
+    """
+    ids = data.spoken_ids().tolist()
+    if not ids:
+        raise UserError(
+            "model.ctc is on, but no speech of the training documents has its text beside it: give "
+            "transcribed speech, or ctc: null"
+        )
+    return TextLabels(ids) if ctc.vocab == "text" else CharLabels(data.text_tokenizer(), ids)
+
+
+@dataclass
+class CtcSums:
+    """Loss of a batch's spans.
+
+    Args:
+        nll: Sum of -log p over the spans that fit, in nats, differentiable; ().
+        labels: Their labels.
+        skipped: Spans with more labels than frames, which CTC cannot align.
+        errors: Wrong labels of the best path; 0 unless asked for.
+    """
+
+    nll: Tensor
+    labels: int
+    skipped: int
+    errors: int = 0
+
+    @property
+    def mean(self) -> Tensor:
+        """Nats a label, ()."""
+        return self.nll / max(1, self.labels)
+
+
+class TrunkCtcHead(nn.Module):
+    """Hidden states at codes -> labels.
+
+    Args:
+        labels: The labels.
+        words_VD: Embeddings of text ids, from which rows of `TextLabels` start.
+    """
+
+    def __init__(self, labels: Labels, words_VD: Tensor) -> None:
+        super().__init__()
+        self.labels = labels
+        width = words_VD.shape[1]
+        self.norm = nn.LayerNorm(width)
+        self.upsample: nn.Linear | None = None
+        self.frame_norm: nn.LayerNorm | None = None
+        if labels.frames_per_code > 1:
+            self.upsample = nn.Linear(width, labels.frames_per_code * _FRAME_WIDTH)
+            self.frame_norm = nn.LayerNorm(_FRAME_WIDTH)
+            width = _FRAME_WIDTH
+        self.proj = nn.Linear(width, len(labels))
+        if isinstance(labels, TextLabels):
+            with torch.no_grad():
+                self.proj.weight[:2] = 0.0
+                self.proj.weight[2:] = words_VD[torch.tensor(labels.ids)].to(self.proj.weight)
+                self.proj.bias.zero_()
+
+    def log_probs(self, h_SND: Tensor) -> Tensor:
+        """(S, N, D) -> (S, F, V), float32."""
+        x = self.norm(h_SND.to(self.norm.weight.dtype))
+        if self.upsample is not None and self.frame_norm is not None:
+            x = self.upsample(x).unflatten(-1, (self.labels.frames_per_code, -1)).flatten(1, 2)
+            x = self.frame_norm(x)
+        return self.proj(x).float().log_softmax(dim=-1)
+
+    def forward(self, h_BLD: Tensor, spans: Sequence[SpeechText], count_errors: bool = False) -> CtcSums:
+        """Loss of a batch.
+
+        Args:
+            h_BLD: Hidden states of the trunk.
+            spans: What its stretches of codes say.
+            count_errors: Count the wrong labels of the best path too.
+        """
+        device, L = h_BLD.device, h_BLD.shape[1]
+        labels = [self.labels.encode(span.ids) for span in spans]
+        codes = [span.stop - span.first for span in spans]
+        spoken = [i for i, ids in enumerate(labels) if ids]
+        fitting = set(fitting_items([n * self.labels.frames_per_code for n in codes], labels))
+        used = [i for i in spoken if i in fitting]
+        if not used:
+            # Every parameter needs a gradient on each rank.
+            nll = h_BLD.sum() * 0.0 + sum(p.sum() for p in self.parameters()) * 0.0
+            return CtcSums(torch.as_tensor(nll), 0, len(spoken))
+        firsts = torch.tensor([spans[i].sequence * L + spans[i].first for i in used])
+        stops = torch.tensor([spans[i].sequence * L + spans[i].stop - 1 for i in used])
+        at_SN = firsts[:, None] + torch.arange(max(codes[i] for i in used))
+        at_SN = torch.minimum(at_SN, stops[:, None]).to(device, non_blocking=True)  # behind its end: unused
+        log_probs_SFV = self.log_probs(h_BLD.flatten(0, 1)[at_SN])
+        frames = [codes[i] * self.labels.frames_per_code for i in used]
+        targets = [labels[i] for i in used]
+        flat = torch.tensor([x for ids in targets for x in ids]).to(device, non_blocking=True)
+        lengths = [len(ids) for ids in targets]
+        # Lengths as plain numbers, which `F.ctc_loss` does not declare; 0: one loss for each span.
+        nll = torch.ctc_loss(log_probs_SFV.transpose(0, 1), flat, frames, lengths, BLANK, 0, True)
+        errors = 0
+        if count_errors:
+            best = greedy(log_probs_SFV, torch.tensor(frames))
+            errors = sum(_distance(a, b) for a, b in zip(targets, best, strict=True))
+        return CtcSums(nll.sum(), sum(lengths), len(spoken) - len(used), errors)
+
+
+class CtcTotals:
+    """Sums over the batches of a validation."""
+
+    def __init__(self) -> None:
+        self._nll: Tensor | float = 0.0
+        self._labels = self._skipped = self._errors = 0
+
+    def add(self, sums: CtcSums) -> None:
+        """Counts a batch."""
+        self._nll = self._nll + sums.nll.detach().double()
+        self._labels += sums.labels
+        self._skipped += sums.skipped
+        self._errors += sums.errors
+
+    def metrics(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """`ctc` in nats a label, `ctc_error`, the share of wrong labels of the best path (insertions may take
+        it above 1), and `ctc_skipped`; without a label only the last.
+
+        Args:
+            over_ranks: Sum of a tensor over all ranks.
+        """
+        values = [float(self._nll), self._labels, self._errors, self._skipped]
+        nll, labels, errors, skipped = over_ranks(torch.tensor(values, dtype=torch.float64)).tolist()
+        found = {"ctc": nll / labels, "ctc_error": errors / labels} if labels else {}
+        return found | {"ctc_skipped": skipped}
+
+
+def stored_head(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Labels and weights of a checkpoint's head for CTC; None where it has none."""
+    if "ctc" not in checkpoint:
+        return None
+    prefix, state = f"{HEAD}.", checkpoint["state_dict"]
+    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return checkpoint["ctc"] | {"state": weights}
+
+
+def check_same_ctc(stored: Mapping[str, Any] | None, head: TrunkCtcHead | None) -> None:
+    """Refuses to resume with another head than the checkpoint's.
+
+    Raises:
+        UserError: if one of them has none, or their labels differ.
+    """
+    if (stored is None) != (head is None):
+        has, now = ("no head", "on") if stored is None else ("a head", "off")
+        raise UserError(
+            f"the checkpoint has {has} for CTC, model.ctc is {now}: resume as it was trained, or start a new "
+            "run from it (model.init_args.init_from)"
+        )
+    if stored is not None and head is not None and stored["labels"] != head.labels.record():
+        raise UserError(
+            f"the checkpoint's head for CTC has other labels ({stored['labels']['vocab']}) than this run's "
+            f"({len(head.labels)} of {head.labels.record()['vocab']}): resume with the same data and "
+            "model.ctc.vocab"
+        )
+
+
+def _distance(a: Sequence[int], b: Sequence[int]) -> int:
+    return edit_distance(list(map(str, a)), list(map(str, b)))
