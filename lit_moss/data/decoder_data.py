@@ -98,8 +98,9 @@ class DecoderDataModule(SpeechDataModule):
     def _with_texts(self, manifest: Path, utterances: list[Utterance]) -> list[Utterance]:
         return utterances  # transcripts are not used
 
-    def means(self, utterances: int = 48) -> tuple[Tensor, Tensor]:
-        """Mean log-mel (80,) and mean speaker vector (S,) of some training utterances, evenly spread."""
+    def statistics(self, utterances: int = 48) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and standard deviation of the log-mel's bands (80,), and the mean speaker vector (S,), of some
+        training utterances, evenly spread."""
         assert isinstance(self._train_set, _DecoderSet)
         size = len(self._train_set.utterances)
         items = [self._train_set[(n, 0, 0)] for n in range(0, size, max(1, size // utterances))]
@@ -109,8 +110,9 @@ class DecoderDataModule(SpeechDataModule):
                 f"none of {len(items)} training utterances can be read, expected some for the mean mel: "
                 f"check the paths in {', '.join(self.train)}"
             )
-        mel_M = torch.cat([item[2] for item in readable], dim=1).mean(dim=1)
-        return mel_M, torch.stack([item[3] for item in readable]).mean(dim=0)
+        mel_MT = torch.cat([item[2] for item in readable], dim=1)
+        voice_S = torch.stack([item[3] for item in readable]).mean(dim=0)
+        return mel_MT.mean(dim=1), mel_MT.std(dim=1, correction=0), voice_S
 
     def collate_function(self) -> Callable[[list[Any]], Any]:
         return collate
