@@ -65,11 +65,10 @@ def test_a_decoder_of_normalised_mels_learns_resumes_exports_and_streams(tmp_pat
     assert priors[0] < 1.5  # of bands with deviation 1, from their mean
     assert sum(priors[-3:]) < sum(priors[:3])
     assert found["val/roughness"][0][1] > 0
-    # Its statistics are those of the data, in averaged and current weights, the checkpoint and the folder.
-    assert_equal(
-        ours["state_dict"]["flow.bands.mean_M"], ours["current_model_state"]["flow.bands.mean_M"], ""
-    )
-    assert float(ours["state_dict"]["flow.bands.mean_M"].mean()) < -2
+    # Averaging rounds the statistics, which never change otherwise.
+    averaged, current = (ours[key]["flow.bands.mean_M"] for key in ("state_dict", "current_model_state"))
+    assert torch.allclose(averaged, current, atol=1e-4)
+    assert float(current.mean()) < -2
     opened = open_codec(str(next(runs["whole"].glob("runs/tiny/*/checkpoints/step-0000010.ckpt"))))
     assert (opened.flow.config.predict, opened.flow.config.normalise) == ("mel", "band")
     opened.save_pretrained(tmp_path / "folder")
