@@ -150,7 +150,7 @@ def test_shifted_clips_are_cut_at_their_start_and_one_shift_is_drawn_for_each_sa
     tokenizer = SpeechTokenizer.from_pretrained(codec)
     utterances = {u.id: u for u in read_manifest(tmp_path / "corpus/train.jsonl")}
     seen = set()
-    for batch in first(made(shifts=[0, 20, 60])):
+    for batch in first(made(shifts=[0, 20, 60]), 12):
         for i, name in enumerate(batch.ids):
             n = int(batch.lengths_B[i])
             found = batch.mel_BMT[i, :, : 4 * n]
