@@ -37,11 +37,12 @@ def test_a_run_on_changed_waves_resumes_to_the_bit(tmp_path, corpus):
 @pytest.mark.network
 def test_a_tokenizer_from_whisper_base_trains_and_opens(tmp_path, corpus):
     """Its width differs from the head's, and its codebook from Whisper-tiny's."""
-    path = recipe(tmp_path, corpus, 9)
+    path = recipe(tmp_path, corpus, 3)
     content = yaml.safe_load(path.read_text())
     options = content["model"]["init_args"]
     options |= {"init_from": "embedded:whisper-base", "encoder": None, "codebook_size": 32}
-    content["trainer"]["val_check_interval"] = 9
+    options |= {"quantize_from_step": 2, "kmeans_batches": 1}
+    content["trainer"]["val_check_interval"] = 3
     content["trainer"]["callbacks"] = [
         c for c in content["trainer"]["callbacks"] if c.get("init_args", {}).get("every_n_steps") != 5
     ]
