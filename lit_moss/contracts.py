@@ -125,8 +125,8 @@ class DecoderData(OrderedData, Protocol):
         """Tokenizer and speaker encoder, opened."""
         ...
 
-    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean log-mel (80,) and mean speaker vector (S,) of training utterances."""
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean and deviation of the log-mel's bands (80,) and mean speaker vector (S,) of training data."""
         ...
 
 

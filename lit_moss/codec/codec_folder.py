@@ -84,6 +84,11 @@ def _read_flow(path: Path, settings: dict[str, Any], config_path: Path) -> Flow:
     config = sizes_of_tensors(tensors)
     if "flow" in settings:  # a released folder has none
         config = _stated_config(settings["flow"], config, config_path)
+    elif config.normalise != "none":
+        raise UserError(
+            f"{path} was made with normalised mels, and {config_path}, which says what its network predicts, "
+            "is missing: get both"
+        )
     flow = Flow(config)
     report = load_fitting(flow, tensors, str(path))
     if report.kept or report.reshaped:

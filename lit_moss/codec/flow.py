@@ -34,7 +34,8 @@ class Flow(FlowNetwork):
     @property
     def sampler(self) -> Sampler:
         """The solver with the configured settings."""
-        return Sampler(self.config.guidance, self.config.steps, self.config.start)
+        config = self.config
+        return Sampler(config.guidance, config.steps, config.start, config.predict)
 
     @torch.no_grad()
     def sample(
@@ -65,7 +66,7 @@ class Flow(FlowNetwork):
         conditions = self.conditions(mu_BMT, lengths_B, prompt, chunks)
         noise_BMT = fixed_noise(0, mu_BMT.shape[-1], self.device).to(mu_BMT).expand(batch, -1, -1)
         mel_BMT = self.sampler.solve(self.decoder.estimator, noise_BMT, conditions)
-        return (mel_BMT * conditions.mask_B1T)[:, :, RATIO * before :]
+        return (self.restored(mel_BMT) * conditions.mask_B1T)[:, :, RATIO * before :]
 
     def stream(self, prompt: Prompt | None = None, left_chunks: int | None = HISTORY_CHUNKS) -> FlowStream:
         """A stream of one utterance; see `FlowStream`."""

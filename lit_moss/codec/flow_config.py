@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from lit_moss.codec.settings import check_settings
 from lit_moss.errors import UserError
+
+# Name of the bands' means among the tensors of a decoder with `normalise: band`.
+BAND_MEAN = "bands.mean_M"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,12 @@ class FlowConfig:
         start: Time at which the solver starts, on the way from noise to the encoder's output instead of at
             the noise: shallow sampling as in DiffSinger (arXiv:2105.02446). 0 is the released sampler; above
             0 the encoder must have learnt the mel (`FlowDecoder.prior_weight`).
+        predict: What the network's output means: `velocity`, as in the released decoder, or `mel`, the clean
+            mel x1, whose velocity is (x1 - x) / (1 - t). A velocity holds the noise of all 80 bands, which
+            the network has to carry through `channels`.
+        normalise: Mels inside the network: `none`, natural logarithms around -6 as in the released decoder,
+            or `band`, each band with mean 0 and deviation 1 over training clips. Prompts and the decoder's
+            output are mels as they are in either case.
     """
 
     vocab_size: int = 20480
@@ -52,6 +62,8 @@ class FlowConfig:
     guidance: float = 0.7
     steps: int = 10
     start: float = 0.0
+    predict: Literal["velocity", "mel"] = "velocity"
+    normalise: Literal["none", "band"] = "none"
 
     def __post_init__(self) -> None:
         check_settings(self, at_least={"guidance": 0.0, "mid_stages": 0})
@@ -66,8 +78,8 @@ class FlowConfig:
                 "(sines and cosines come in pairs)"
             )
 
-    def sizes_in_shapes(self) -> dict[str, int]:
-        """The sizes that shapes of tensors show, by name. Heads and their width show as a product only."""
+    def sizes_in_shapes(self) -> dict[str, int | str]:
+        """What names and shapes of tensors show, by name. Heads and their width show as a product only."""
         return {
             "vocab_size": self.vocab_size,
             "hidden": self.hidden,
@@ -79,12 +91,13 @@ class FlowConfig:
             "blocks": self.blocks,
             "mid_stages": self.mid_stages,
             "heads * head_width": self.heads * self.head_width,
+            "normalise": self.normalise,
         }
 
 
 def sizes_of_tensors(tensors: Mapping[str, Tensor]) -> FlowConfig:
     """Sizes of a `flow.pt` by its shapes; the velocity network's heads are taken as 64 wide, as officially,
-    or as one where that cannot be.
+    or as one where that cannot be. Statistics of bands among the tensors mean `normalise: band`.
 
     Raises:
         UserError: if these are not the tensors of a flow decoder.
@@ -110,6 +123,7 @@ def sizes_of_tensors(tensors: Mapping[str, Tensor]) -> FlowConfig:
             head_width=inner if inner % 64 else 64,
             blocks=count(unet + "down_blocks.0.1."),
             mid_stages=count(unet + "mid_blocks."),
+            normalise="band" if BAND_MEAN in tensors else "none",
         )
     except KeyError as error:
         raise UserError(f"no flow decoder: it holds no tensor {error}") from error

@@ -6,6 +6,12 @@
     x  <- x + (s_{i+1} - s_i) v(x, s_i),  s_i = 1 - cos(pi i / 2n)           (Euler, cosine steps)
     v   = (1 + w) v(conditioned) - w v(unconditioned)                        (guidance, w = 0.7)
 
+A network may predict the mel instead of the velocity (`FlowConfig.predict`):
+
+    v   = (x1(x, t) - x) / (1 - t)                                           (velocity of a predicted mel)
+    L   = sum min(1 / (1 - t)^2, W) |x1(y_t, t) - x1|^2 / (frames * bands)   (loss; W = 1: of the mel alone)
+    x  <- x + (s_{i+1} - s_i) / (1 - s_i) (x1(x, s_i) - x)                   (Euler; the last step ends at x1)
+
 Lipman et al. (arXiv:2210.02747) with the choices of CosyVoice 2 (arXiv:2412.10117), whose decoder
 arXiv:2510.00499 section 2.2 trains. Shapes: B batch, M mel bands, T frames.
 """
@@ -53,6 +59,23 @@ def euler(velocity: Callable[[Tensor, int, float], Tensor], x: Tensor, times: Se
     for i, (now, then) in enumerate(pairwise(times)):
         x = x + (then - now) * velocity(x, i, now)
     return x
+
+
+def euler_to_mel(mel: Callable[[Tensor, int, float], Tensor], x: Tensor, times: Sequence[float]) -> Tensor:
+    """`euler` with the velocity (mel(x, i, t) - x) / (1 - t), which is never computed: nothing is divided by
+    1 - t at t = 1, and a last step to 1 ends at the predicted mel itself."""
+    for i, (now, then) in enumerate(pairwise(times)):
+        way = 1.0 if then >= 1.0 else (then - now) / (1.0 - now)
+        x = torch.lerp(x, mel(x, i, now), way)
+    return x
+
+
+def mel_weight(t: Tensor, most: float) -> Tensor:
+    """Weight of a squared error of the mel at time t: min(1 / (1 - t)^2, most).
+
+    1 / (1 - t)^2 makes it the squared error of the velocity; `most` = 1 leaves it as it is.
+    """
+    return (1.0 - t).clamp(min=most**-0.5) ** -2.0
 
 
 def guided(conditioned: Tensor, unconditioned: Tensor, weight: float) -> Tensor:

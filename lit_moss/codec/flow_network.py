@@ -22,6 +22,8 @@ from lit_moss.codec.stream_cache import Chunks, length_mask, seen_keys
 from lit_moss.codec.unet import CausalUNet, Conditions
 
 RATIO = rates.FRAMES_PER_CODE_DECODER
+# Natural logarithms of magnitudes deviate by 1.5 to 2.5 in speech; a band of silence would be divided by 0.
+LEAST_DEVIATION = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,34 @@ class CFM(nn.Module):
         )
 
 
+class Bands(nn.Module):
+    """Mels <-> mels whose bands have mean 0 and deviation 1 over training clips: (x - mean) / deviation.
+
+    The statistics are buffers, saved with the weights.
+    """
+
+    mean_M: Tensor
+    deviation_M: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean_M", torch.zeros(rates.DECODER_MEL_BINS))
+        self.register_buffer("deviation_M", torch.ones(rates.DECODER_MEL_BINS))
+
+    def set(self, mean_M: Tensor, deviation_M: Tensor) -> None:
+        """Takes these statistics; a band that hardly changes is taken to deviate by `LEAST_DEVIATION`."""
+        self.mean_M.copy_(mean_M)
+        self.deviation_M.copy_(deviation_M.clamp(min=LEAST_DEVIATION))
+
+    def normalised(self, mel_MT: Tensor) -> Tensor:
+        """Mel (…, M, T) as the network sees it."""
+        return (mel_MT - self.mean_M.to(mel_MT)[:, None]) / self.deviation_M.to(mel_MT)[:, None]
+
+    def restored(self, x_MT: Tensor) -> Tensor:
+        """The inverse of `normalised`."""
+        return x_MT * self.deviation_M.to(x_MT)[:, None] + self.mean_M.to(x_MT)[:, None]
+
+
 class FlowNetwork(nn.Module):
     """Encoder, speaker projection and velocity network.
 
@@ -80,6 +110,16 @@ class FlowNetwork(nn.Module):
         )
         self.encoder_proj = nn.Linear(config.hidden, rates.DECODER_MEL_BINS)
         self.decoder = CFM(config)
+        # None for the released layout, whose state dict has no such tensors.
+        self.bands = Bands() if config.normalise == "band" else None
+
+    def normalised(self, mel_MT: Tensor) -> Tensor:
+        """Mel (…, M, T) as the network sees it, see `FlowConfig.normalise`."""
+        return mel_MT if self.bands is None else self.bands.normalised(mel_MT)
+
+    def restored(self, x_MT: Tensor) -> Tensor:
+        """The network's mel (…, M, T) as natural logarithms again."""
+        return x_MT if self.bands is None else self.bands.restored(x_MT)
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +172,7 @@ class FlowNetwork(nn.Module):
         """Conditions of whole utterances that begin with `prompt`, the same for all items."""
         mask_B1T, seen = self.frame_masks(lengths_B, mu_BMT.shape[-1], chunks)
         prompt_BMT = torch.zeros_like(mu_BMT)
-        prompt_BMT[:, :, : prompt.mel_MT.shape[-1]] = prompt.mel_MT.to(mu_BMT)
+        prompt_BMT[:, :, : prompt.mel_MT.shape[-1]] = self.normalised(prompt.mel_MT.to(mu_BMT))
         speaker_BM = self.speaker_of(prompt).expand(len(mu_BMT), -1)
         return Conditions(mask_B1T.to(mu_BMT), mu_BMT, speaker_BM, prompt_BMT, seen)
 

@@ -1,4 +1,5 @@
-"""The flow decoder's sampler: noise -> mel, by Euler steps with guidance along the network's velocity.
+"""The flow decoder's sampler: noise -> mel, by Euler steps with guidance along the network's velocity, or
+towards the mel that it predicts.
 
 The equations are in `flow_matching`. Shapes: B batch, M mel bands, T frames.
 """
@@ -6,6 +7,7 @@ The equations are in `flow_matching`. Shapes: B batch, M mel bands, T frames.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,11 +51,13 @@ class Sampler:
         guidance: Weight of classifier-free guidance; 0 turns it off.
         steps: Euler steps.
         start: Time of the first step.
+        predict: What the network's output means.
     """
 
     guidance: float
     steps: int
     start: float = 0.0
+    predict: Literal["velocity", "mel"] = "velocity"
 
     def solve(
         self,
@@ -62,10 +66,10 @@ class Sampler:
         conditions: Conditions,
         caches: Sequence[StreamCache] | None = None,
     ) -> Tensor:
-        """Mel (B, M, T); conditioned and unconditioned items are one batch of the velocity network.
+        """Mel (B, M, T), normalised where the network's are.
 
-        Everything but the network's insides is float32: under autocast a time in bfloat16 would turn its
-        embedding by 0.9 radians.
+        Conditioned and unconditioned items are one batch of the velocity network. Everything but its insides
+        is float32: under autocast a time in bfloat16 would turn its embedding by 0.9 radians.
 
         Args:
             estimator: The velocity network.
@@ -76,16 +80,18 @@ class Sampler:
         batch, guided = len(noise_BMT), self.guidance != 0.0
         all_conditions = conditions.with_unconditioned() if guided else conditions
 
-        def velocity(x_BMT: Tensor, step: int, t: float) -> Tensor:
+        def predicted(x_BMT: Tensor, step: int, t: float) -> Tensor:
             x = torch.cat([x_BMT, x_BMT]) if guided else x_BMT
             cache = None if caches is None else caches[step]
             if cache is not None:
                 cache.begin(x.shape[-1], x.device)
             v = estimator(x, x.new_full((len(x),), t), all_conditions, cache)
+            # Guidance of mels is guidance of their velocities: these are linear in them.
             return flow_matching.guided(v[:batch], v[batch:], self.guidance) if guided else v
 
         x_BMT = noise_BMT
         if self.start:
             t_111 = noise_BMT.new_full((1, 1, 1), self.start)
             x_BMT, _ = flow_matching.path(conditions.mu_BMT, noise_BMT, t_111)
-        return flow_matching.euler(velocity, x_BMT, flow_matching.schedule(self.steps, self.start))
+        solver = flow_matching.euler if self.predict == "velocity" else flow_matching.euler_to_mel
+        return solver(predicted, x_BMT, flow_matching.schedule(self.steps, self.start))

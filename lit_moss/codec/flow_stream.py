@@ -49,7 +49,7 @@ class FlowStream(ClosedByFlush):
         chunks = network.chunks(left_chunks, prompt_codes)
         self._encoder_caches = EncoderCaches.empty(chunks)
         self._solver_caches = [StreamCache(chunks.times(RATIO)) for _ in range(sampler.steps)]
-        self._prompt_mel = prompt.mel_MT[None].to(self.device)
+        self._prompt_mel = network.normalised(prompt.mel_MT[None].to(self.device))
         self._speaker_BM = network.speaker_of(prompt)
         self._waiting = prompt.codes_N.to(self.device)
         self._codes = 0  # codes turned into frames, the prompt's included
@@ -110,4 +110,5 @@ class FlowStream(ClosedByFlush):
         self._codes += len(codes_N)
         conditions = Conditions(mu_1MT.new_ones(1, 1, frames), mu_1MT, self._speaker_BM, prompt_1MT)
         noise_1MT = fixed_noise(first, frames, mu_1MT.device).to(mu_1MT)
-        return self._sampler.solve(network.decoder.estimator, noise_1MT, conditions, self._solver_caches)
+        x_1MT = self._sampler.solve(network.decoder.estimator, noise_1MT, conditions, self._solver_caches)
+        return network.restored(x_1MT)

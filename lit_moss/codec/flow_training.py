@@ -1,4 +1,4 @@
-"""What the flow decoder is trained on: random draws, and the network's velocity beside the true one.
+"""What the flow decoder is trained on: random draws, and the network's prediction beside the truth.
 
 Conditional flow matching (`flow_matching`), with prompts (half of the items are given their first frames) and
 dropped conditions (a fifth, for classifier-free guidance), as CosyVoice 2 does it (arXiv:2412.10117).
@@ -64,27 +64,42 @@ class Draws:
 
 @dataclass(frozen=True)
 class Velocities:
-    """What losses are computed from.
+    """What losses are computed from: velocities, or mels where the network predicts these.
 
     Args:
-        predicted_BMT: The network's velocity, float32.
-        target_BMT: The path's.
+        predicted_BMT: The network's output, float32.
+        target_BMT: The path's velocity, or the mel as the network sees it.
         mask_B1T: 1 at real frames.
         mu_BMT: The encoder's output, before conditions are dropped, float32.
+        mel_BMT: The mel as the network sees it.
+        weight_B: Weight of each item's errors; None for 1.
     """
 
     predicted_BMT: Tensor
     target_BMT: Tensor
     mask_B1T: Tensor
     mu_BMT: Tensor
+    mel_BMT: Tensor
+    weight_B: Tensor | None = None
 
     def loss(self) -> Tensor:
-        """Mean squared error over real frames and bands: scalar."""
-        return flow_matching.loss(self.predicted_BMT, self.target_BMT, self.mask_B1T)
+        """Mean weighted squared error over real frames and bands: scalar."""
+        if self.weight_B is None:
+            return flow_matching.loss(self.predicted_BMT, self.target_BMT, self.mask_B1T)
+        return self.squared_errors().sum() / (self.mask_B1T.sum() * self.predicted_BMT.shape[1])
 
     def squared_errors(self) -> Tensor:
-        """Sum of squared errors over the real frames of each item: (B,)."""
-        return flow_matching.squared_errors(self.predicted_BMT, self.target_BMT, self.mask_B1T)
+        """Sum of weighted squared errors over the real frames of each item: (B,)."""
+        errors_B = flow_matching.squared_errors(self.predicted_BMT, self.target_BMT, self.mask_B1T)
+        return errors_B if self.weight_B is None else errors_B * self.weight_B
+
+    def prior_loss(self) -> Tensor:
+        """Mean squared distance of the encoder's output from the mel: scalar."""
+        return flow_matching.loss(self.mu_BMT, self.mel_BMT, self.mask_B1T)
+
+    def prior_errors(self) -> Tensor:
+        """Sum of the squared distances over the real frames of each item: (B,)."""
+        return flow_matching.squared_errors(self.mu_BMT, self.mel_BMT, self.mask_B1T)
 
 
 def draw(
@@ -124,17 +139,24 @@ def draw(
     return Draws(*(x.to(mel_BMT.device, non_blocking=True) for x in drawn))
 
 
-def velocities(network: FlowNetwork, batch: FlowBatch, draws: Draws, streaming: bool = False) -> Velocities:
-    """The network's velocity and the path's, at the drawn times.
+def velocities(
+    network: FlowNetwork,
+    batch: FlowBatch,
+    draws: Draws,
+    streaming: bool = False,
+    most_weight: float = 1.0,
+) -> Velocities:
+    """The network's velocity (or mel) and the true one, at the drawn times.
 
     Args:
         network: The decoder.
         batch: What is learnt.
         draws: See `draw`.
         streaming: Chunk-causal masks in encoder and velocity network.
+        most_weight: Largest weight of an error of a predicted mel, see `flow_matching.mel_weight`.
     """
     chunks = network.chunks() if streaming else None
-    target_BMT, frames = batch.mel_BMT, batch.mel_BMT.shape[-1]
+    target_BMT, frames = network.normalised(batch.mel_BMT), batch.mel_BMT.shape[-1]
     mu_BMT = network.encode(batch.codes_BN, batch.lengths_B, chunks).transpose(1, 2)
     mask_B1T, seen = network.frame_masks(batch.lengths_B, frames, chunks)
     mask_B1T = mask_B1T.to(target_BMT.dtype)
@@ -146,5 +168,9 @@ def velocities(network: FlowNetwork, batch: FlowBatch, draws: Draws, streaming: 
         seen,
     ).where(draws.keep_B.to(target_BMT.dtype))
     y_BMT, u_BMT = flow_matching.path(target_BMT, draws.z_BMT, draws.t_B11)
-    predicted_BMT = network.decoder.estimator(y_BMT, draws.t_B11[:, 0, 0], conditions)
-    return Velocities(predicted_BMT.float(), u_BMT, mask_B1T, mu_BMT.float())
+    t_B = draws.t_B11[:, 0, 0]
+    predicted_BMT = network.decoder.estimator(y_BMT, t_B, conditions).float()
+    if network.config.predict == "velocity":
+        return Velocities(predicted_BMT, u_BMT, mask_B1T, mu_BMT.float(), target_BMT)
+    weight_B = flow_matching.mel_weight(t_B, most_weight)
+    return Velocities(predicted_BMT, target_BMT, mask_B1T, mu_BMT.float(), target_BMT, weight_B)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from lit_moss.errors import UserError
 
@@ -20,7 +20,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def check_settings(config: "DataclassInstance", at_least: Mapping[str, float]) -> None:
-    """Checks the fields of a dataclass of sizes, whose annotations are int, float or str.
+    """Checks the fields of a dataclass of sizes, whose annotations are int, float, str or Literal.
 
     Args:
         config: The dataclass.
@@ -32,6 +32,10 @@ def check_settings(config: "DataclassInstance", at_least: Mapping[str, float]) -
     values = asdict(config)
     for field in fields(config):
         value, annotation = values[field.name], field.type
+        if get_origin(annotation) is Literal:
+            if value not in get_args(annotation):
+                raise UserError(f"{field.name} is {value!r}, expected {' or '.join(get_args(annotation))}")
+            continue
         kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
         types, text = _KINDS[kind]
         if not isinstance(value, types) or isinstance(value, bool):

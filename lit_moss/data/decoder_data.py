@@ -4,13 +4,19 @@ Codes come from a frozen tokenizer, speaker vectors from a frozen encoder; both 
 the cache (see `lit_moss.hub.recordings`). Order, buckets, unreadable files and resume are those of
 `SpeechDataModule`.
 
+A code stands for 80 ms of a grid that begins with the clip. With `shifts`, training clips are cut by so many
+milliseconds at their start, and so have other codes for the same sound.
+
 Shapes: B items, N codes, T mel frames (= 4 N), M mel bands, S values of a speaker vector.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -52,6 +58,8 @@ class DecoderDataModule(SpeechDataModule):
         buckets: Most length buckets.
         workers: Loader processes per rank; 0 loads in the training process.
         max_bad_share: Share of unreadable utterances above which a run stops.
+        shifts: Milliseconds, 0 to 79, one of which is cut off the start of a training clip, drawn for each
+            sample: [0, 20, 40, 60] gives it four sets of codes, all cached. [0] cuts nothing.
     """
 
     def __init__(
@@ -71,6 +79,7 @@ class DecoderDataModule(SpeechDataModule):
         buckets: int = 16,
         workers: int = 1,
         max_bad_share: float = 0.01,
+        shifts: list[int] | None = None,
     ) -> None:
         super().__init__(
             train, validation, weights, batch_sec, validation_batch_sec, max_sec, min_sec, seed, buckets,
@@ -82,6 +91,18 @@ class DecoderDataModule(SpeechDataModule):
             speaker,
             cache,
         )
+        self.shifts = [0] if shifts is None else list(shifts)
+        code_ms = round(1000 * rates.SECONDS_PER_CODE)
+        if not self.shifts or any(not 0 <= ms < code_ms for ms in self.shifts):
+            raise UserError(
+                f"data.shifts is {self.shifts}, expected milliseconds from 0 to {code_ms - 1}: "
+                "for example [0, 20, 40, 60]"
+            )
+        if len(self.shifts) > 1 and min_sec < (code_ms + max(self.shifts)) / 1000:
+            raise UserError(
+                f"data.min_sec is {min_sec} and data.shifts {self.shifts}: the shortest clip would keep less "
+                f"than a code of {code_ms} ms; raise min_sec"
+            )
         self._frozen: SpeechParts | None = None
 
     @property
@@ -92,14 +113,18 @@ class DecoderDataModule(SpeechDataModule):
         return self._frozen
 
     def _make_set(self, utterances: list[Utterance], augmentation: Any) -> "_DecoderSet":
-        coded = self.frozen.cached(utterances) if self.cache else None
-        return _DecoderSet(utterances, self.frozen, coded)
+        parts = []
+        for ms in [0] if augmentation is None else self.shifts:
+            cut = [_shifted(u, ms) for u in utterances] if ms else utterances
+            parts.append((cut, self.frozen.cached(cut, voices=utterances) if self.cache else None))
+        return _DecoderSet(utterances, self.frozen, parts, self.seed)
 
     def _with_texts(self, manifest: Path, utterances: list[Utterance]) -> list[Utterance]:
         return utterances  # transcripts are not used
 
-    def means(self, utterances: int = 48) -> tuple[Tensor, Tensor]:
-        """Mean log-mel (80,) and mean speaker vector (S,) of some training utterances, evenly spread."""
+    def statistics(self, utterances: int = 48) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and standard deviation of the log-mel's bands (80,), and the mean speaker vector (S,), of some
+        training utterances, evenly spread."""
         assert isinstance(self._train_set, _DecoderSet)
         size = len(self._train_set.utterances)
         items = [self._train_set[(n, 0, 0)] for n in range(0, size, max(1, size // utterances))]
@@ -109,14 +134,19 @@ class DecoderDataModule(SpeechDataModule):
                 f"none of {len(items)} training utterances can be read, expected some for the mean mel: "
                 f"check the paths in {', '.join(self.train)}"
             )
-        mel_M = torch.cat([item[2] for item in readable], dim=1).mean(dim=1)
-        return mel_M, torch.stack([item[3] for item in readable]).mean(dim=0)
+        mel_MT = torch.cat([item[2] for item in readable], dim=1)
+        voice_S = torch.stack([item[3] for item in readable]).mean(dim=0)
+        return mel_MT.mean(dim=1), mel_MT.std(dim=1, correction=0), voice_S
 
     def collate_function(self) -> Callable[[list[Any]], Any]:
         return collate
 
     def fingerprints(self) -> dict[str, str]:
-        return super().fingerprints() | self.frozen.fingerprints
+        own = super().fingerprints() | self.frozen.fingerprints
+        if self.shifts != [0]:
+            text = f"{own['augmentation']} {self.shifts}"
+            own["augmentation"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         names = {"speech_tokenizer": self.speech_tokenizer, "speaker_encoder": str(self.speaker)}
@@ -131,27 +161,50 @@ class DecoderDataModule(SpeechDataModule):
         super().load_state_dict(state_dict)
 
 
+def _shifted(utterance: Utterance, ms: int) -> Utterance:
+    """The utterance without its first `ms` milliseconds."""
+    duration_sec = utterance.duration_sec
+    return replace(
+        utterance,
+        offset_sec=utterance.offset_sec + ms / 1000,
+        duration_sec=None if duration_sec is None else duration_sec - ms / 1000,
+    )
+
+
 class _DecoderSet(SpeechSet):
-    """Utterances by sample key: codes, mel and speaker vector, or why there are none."""
+    """Utterances by sample key: codes, mel and speaker vector, or why there are none.
+
+    Args:
+        utterances: As the manifest has them.
+        frozen: Computes what is not cached.
+        parts: For each shift the utterances cut by it, and what is cached of them.
+        seed: Of the choice among shifts, with batch number and place in the batch.
+    """
 
     def __init__(
         self,
         utterances: list[Utterance],
         frozen: SpeechParts,
-        coded: Sequence[CodedRecording | None] | None,
+        parts: Sequence[tuple[Sequence[Utterance], Sequence[CodedRecording | None] | None]],
+        seed: int,
     ) -> None:
         super().__init__(utterances, None)
-        self._frozen, self._coded = frozen, coded
+        self._frozen, self._parts, self._seed = frozen, parts, seed
 
     def __getitem__(self, key: SampleKey) -> Any:
-        u = self.utterances[key[0]]
+        index, n, place = key
+        shift = 0
+        if len(self._parts) > 1:
+            shift = int(np.random.default_rng([self._seed, n, place]).integers(len(self._parts)))
+        cut, all_coded = self._parts[shift]
+        u, part = self.utterances[index], cut[index]
         try:
-            wave24_T = io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec)
+            wave24_T = io.read(part.audio, rates.DECODER_RATE_HZ, part.offset_sec, part.duration_sec)
         except io.UnreadableAudio as error:
             return u, _too_short(u) or str(error)
         if len(wave24_T) < SHORTEST_SAMPLES:
             return u, f"{u.audio}: {len(wave24_T) / rates.DECODER_RATE_HZ:.3f} s, shorter than a code"
-        coded = self._coded[key[0]] if self._coded is not None else None
+        coded = all_coded[index] if all_coded is not None else None
         if coded is None:
             wave16_T = resample(wave24_T, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)
             (coded,) = self._frozen.encode([wave16_T])

@@ -5,7 +5,7 @@ Which utterances make batch n follows from the manifests, the seed and n (see `o
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lit_moss.data.batches import PlainLoader, SpeechBatch
 from lit_moss.data.order import BatchOrder, SampleKey
 from lit_moss.data.ordered import OrderedDataModule
 from lit_moss.data.transcripts import DEFAULT_CHARSET, Charset, normalise, report_losses
+from lit_moss.data.wave_changes import ChangedWaves, WaveChanges
 from lit_moss.errors import UserError
 
 
@@ -58,6 +59,7 @@ class SpeechDataModule(OrderedDataModule):
         charset: Letters that transcripts keep: latin_chinese (a-z without accents, digits, Chinese), or auto
             (those of every script that the manifests use), see `lit_moss.data.transcripts`.
         max_lost_share: Share of a manifest's letters that `charset` may drop, 0 to 1; above it the run stops.
+        wave_changes: Changes of level, noise, DC offset and room; none by default.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class SpeechDataModule(OrderedDataModule):
         max_bad_share: float = 0.01,
         charset: Charset = DEFAULT_CHARSET,
         max_lost_share: float = 0.01,
+        wave_changes: WaveChanges | None = None,
     ) -> None:
         super().__init__(seed, workers, max_bad_share)
         self.train, self.validation = list(train or []), list(validation or [])
@@ -117,6 +120,7 @@ class SpeechDataModule(OrderedDataModule):
             "time_share": time_mask_share,
         }
         self.augmentation = _Augmentation(seed, speeds, masks, shift, augment_from_batch)
+        self.wave_changes = wave_changes or WaveChanges()
         self._without_length = 0  # skipped utterances in neither set: the file does not give their length
         self._train_set: SpeechSet | None = None
         self._validation_set: SpeechSet | None = None
@@ -139,6 +143,12 @@ class SpeechDataModule(OrderedDataModule):
                     "data.train is empty: expected at least one manifest, e.g. [embedded:everyday-en]"
                 )
             utterances, weights = self._read([self._locate(n, "train") for n in self.train], self.weights)
+            if self.wave_changes.on:
+                noises, rooms = (
+                    _recordings(getattr(self.wave_changes, name), name) for name in ("noises", "rooms")
+                )
+                changed = ChangedWaves(self.wave_changes, self.seed, noises, rooms)
+                self.augmentation = replace(self.augmentation, changed=changed)
             self._train_set = self._make_set(utterances, self.augmentation)
             slowest = min(self.speeds)
             shift_sec = rates.SECONDS_PER_CODE if self.augmentation.shift else 0.0
@@ -235,7 +245,11 @@ class SpeechDataModule(OrderedDataModule):
         if self.validation:
             paths = [self._locate(n, "validation") for n in self.validation]
             fingerprints["validation"] = fingerprint(paths)
-        fingerprints["augmentation"] = hashlib.sha256(repr(self.augmentation).encode()).hexdigest()[:16]
+        augmentation = repr(self.augmentation)
+        if self.wave_changes.on:
+            used = [Path(name) for name in self.wave_changes.noises + self.wave_changes.rooms]
+            augmentation += f"{self.wave_changes}{fingerprint(used) if used else ''}"
+        fingerprints["augmentation"] = hashlib.sha256(augmentation.encode()).hexdigest()[:16]
         if self.order is not None:
             fingerprints["order"] = self.order.fingerprint
         return fingerprints
@@ -299,9 +313,14 @@ class _Augmentation:
     masks: dict[str, Any]
     shift: bool
     from_batch: int
+    changed: ChangedWaves | None = field(default=None, repr=False)
 
     def __call__(self, wave: Tensor, key: SampleKey) -> tuple[Tensor, Any, Any]:
-        """Changed wave, masked bins, masked frames."""
+        """Changed wave, masked bins, masked frames.
+
+        Raises:
+            UnreadableAudio: if a noise or an impulse response cannot be read.
+        """
         _, n, place = key
         if n < self.from_batch:
             return wave, [], []
@@ -311,6 +330,8 @@ class _Augmentation:
             wave = augment.change_speed(wave, speed)
         if self.shift:
             wave = torch.cat([wave.new_zeros(int(rng.integers(rates.SAMPLES_PER_CODE))), wave])
+        if self.changed is not None:
+            wave = self.changed(wave, n, place)
         return wave, *augment.spec_masks(rng, len(wave) // rates.WHISPER_HOP_SAMPLES, **self.masks)
 
 
@@ -324,9 +345,26 @@ class SpeechSet(Dataset):
         u = self.utterances[key[0]]
         try:
             wave = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec)
+            return (u, wave, [], []) if self.augmentation is None else (u, *self.augmentation(wave, key))
         except io.UnreadableAudio as error:
             return u, str(error), [], []
-        return (u, wave, [], []) if self.augmentation is None else (u, *self.augmentation(wave, key))
+
+
+def _recordings(manifests: Sequence[str], option: str) -> list[Utterance]:
+    """Recordings of the manifests, with their durations.
+
+    Raises:
+        UserError: if a manifest or the header of a recording cannot be read.
+    """
+    recordings = []
+    for manifest in manifests:
+        for u in read_manifest(manifest):
+            try:
+                seconds = io.span_sec(u.audio, io.info(u.audio, probe=False), u.offset_sec, u.duration_sec)
+            except io.UnreadableAudio as error:
+                raise UserError(f"data.wave_changes.{option}: {error}: take it out of {manifest}") from error
+            recordings.append(replace(u, duration_sec=seconds))
+    return recordings
 
 
 def collate(items: list[tuple[Utterance, Tensor | str, Any, Any]]) -> SpeechBatch:

@@ -64,13 +64,20 @@ class SpeechParts:
             return [torch.zeros(0) for _ in waves]
         return [self.speaker(wave_T).float() for wave_T in waves]
 
-    def cached(self, utterances: Sequence[Utterance]) -> list[CodedRecording | None]:
-        """The same of recordings, from the cache or into it; None for one that cannot be read."""
+    def cached(
+        self, utterances: Sequence[Utterance], voices: Sequence[Utterance] | None = None
+    ) -> list[CodedRecording | None]:
+        """The same of recordings, from the cache or into it; None for one that cannot be read.
+
+        Args:
+            utterances: The recordings.
+            voices: Recordings whose speaker vectors are taken instead, one for each: other parts of them.
+        """
         codes = code_cache(self._named).entries(utterances)
         if self.speaker is None:
             vectors = [torch.zeros(0)] * len(codes)
         else:
-            entries = self._vector_cache().entries(utterances)
+            entries = self._vector_cache().entries(utterances if voices is None else voices)
             vectors = [torch.zeros(0) if e.values is None else torch.tensor(e.values) for e in entries]
         return [
             None if entry.values is None else CodedRecording(torch.tensor(entry.values), vector_S)

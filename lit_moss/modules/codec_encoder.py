@@ -55,8 +55,8 @@ class CodecEncoder(CodebookModule):
     """Speech tokenizer with its training head.
 
     Args:
-        init_from: Weights to start from: a local folder, a hub id, `embedded:whisper-tiny`; None starts at
-            random.
+        init_from: Weights to start from: a local folder, a hub id, `embedded:whisper-tiny` or
+            `embedded:whisper-base`; None starts at random.
         encoder: Sizes; None takes those of `init_from`.
         codebook_size: Codebook entries; None takes what `encoder` or the source states.
         log_mel: Features: `causal` (streams) or `whisper` (whole recordings only); None takes what `encoder`

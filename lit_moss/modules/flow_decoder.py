@@ -1,7 +1,9 @@
 """Training of the flow-matching decoder (arXiv:2510.00499, section 2.2): codes of a frozen tokenizer -> mel.
 
-loss = squared error of the velocity (`lit_moss.codec.flow_training`) + prior_weight * squared error of the
-encoder's output against the mel.
+loss = squared error of the velocity, or of the mel that is predicted instead (`lit_moss.codec.flow_training`)
+     + prior_weight * squared error of the encoder's output against the mel.
+
+With `normalise: band` all errors are of normalised mels; `mel_distance_db` is of mels as they are.
 """
 
 import random
@@ -14,9 +16,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
 from lit_moss.audio import rates
-from lit_moss.codec import flow_matching
 from lit_moss.codec.flow import Flow
-from lit_moss.codec.flow_config import FlowConfig
+from lit_moss.codec.flow_config import BAND_MEAN, FlowConfig
 from lit_moss.codec.flow_network import Prompt
 from lit_moss.codec.flow_training import FlowBatch, draw, velocities
 from lit_moss.contracts import decoder_data
@@ -77,6 +78,8 @@ class FlowDecoder(StepModule):
         prior_weight: Weight of the squared distance between the encoder's output and the mel, the prior loss
             of Grad-TTS (arXiv:2105.06337), also in Matcha-TTS. 0 is the released recipe. With it the encoder
             learns the mel by regression, not only through the noise of the flow.
+        max_mel_weight: With `predict: mel`, largest weight min(1 / (1 - t)^2, this) of a squared error of the
+            mel: 1 is the error of the mel itself, 400 that of the velocity, clipped at t = 0.95.
         lr: Base learning rate.
         weight_decay: AdamW's decay, of matrices alone.
         streaming_share: Share of batches with chunk-causal masks; 1 is the released recipe, 0.5 trains for
@@ -91,6 +94,7 @@ class FlowDecoder(StepModule):
         init_from: str | None = None,
         start_from_data: bool = True,
         prior_weight: float = 0.0,
+        max_mel_weight: float = 1.0,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         streaming_share: float = 0.5,
@@ -109,18 +113,25 @@ class FlowDecoder(StepModule):
                 f"model.flow.start is {self.flow.config.start} and model.prior_weight 0: where sampling "
                 "starts near the encoder's output, that has to learn the mel; give a weight, for example 1.0"
             )
+        if not max_mel_weight >= 1.0 or (max_mel_weight > 1.0 and self.flow.config.predict != "mel"):
+            raise UserError(
+                f"model.max_mel_weight is {max_mel_weight} and model.flow.predict is "
+                f"{self.flow.config.predict}, expected 1 or more, and 1 where velocities are predicted"
+            )
         self.init_from, self.start_from_data = init_from, start_from_data
+        self._bands_are_given = False  # by `init_from`, whose weights were trained with them
         if init_from is not None:
             report = self.flow.load_official(init_from)
+            self._bands_are_given = BAND_MEAN in report.loaded
             rank_zero_info(f"{init_from}: {report}")
-        self.prior_weight = prior_weight
+        self.prior_weight, self.max_mel_weight = prior_weight, max_mel_weight
         self.lr, self.weight_decay = lr, weight_decay
         self.streaming_share, self.max_prompt_share = streaming_share, max_prompt_share
         self.example_count = examples
         self.examples: list[Resynthesis] = []
         self.val_loss, self.val_streaming, self.val_prior = MeanMetric(), MeanMetric(), MeanMetric()
         self.val_by_time = MeanByTime()
-        self.val_distance = MeanMetric()
+        self.val_distance, self.val_roughness = MeanMetric(), MeanMetric()
 
     # --- set-up ---------------------------------------------------------------------------------------------
 
@@ -140,7 +151,7 @@ class FlowDecoder(StepModule):
             )
         if stage != "fit":
             return
-        mean_M, voice_S = data.means()
+        mean_M, deviation_M, voice_S = data.statistics()
         self._source = {
             "speech_tokenizer": str(data.speech_tokenizer),
             "log_mel": data.log_mel,
@@ -148,6 +159,10 @@ class FlowDecoder(StepModule):
             "fingerprints": frozen.fingerprints,
             "voice": voice_S if len(voice_S) else None,
         }
+        if self.flow.bands is not None:
+            if not self._bands_are_given:
+                self.flow.bands.set(mean_M, deviation_M)
+            mean_M = torch.zeros_like(mean_M)
         if self.start_from_data and self.init_from is None:
             start_embeddings(self.flow.input_embedding.weight, codebook_KD)
             with torch.no_grad():
@@ -190,13 +205,13 @@ class FlowDecoder(StepModule):
         frames = [rates.FRAMES_PER_CODE_DECODER * n for n in batch.lengths]
         draws = draw(self.flow.config, batch.mel_BMT, frames, self.max_prompt_share)
         streaming = random.random() < self.streaming_share
-        predicted = velocities(self.flow, self.flow_batch(batch), draws, streaming)
+        predicted = velocities(self.flow, self.flow_batch(batch), draws, streaming, self.max_mel_weight)
         loss = predicted.loss()
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
         self.log("step", self.on_device(self.global_step + 1), batch_size=len(batch))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         if self.prior_weight:
-            prior = flow_matching.loss(predicted.mu_BMT, batch.mel_BMT, predicted.mask_B1T)
+            prior = predicted.prior_loss()
             self.log("train/prior", prior.detach(), batch_size=len(batch))
             loss = loss + self.prior_weight * prior
         return loss
@@ -217,16 +232,16 @@ class FlowDecoder(StepModule):
         draws = draw(self.flow.config, batch.mel_BMT, frames_B, self.max_prompt_share, prefixes, generator)
         values_B = frames_B * rates.DECODER_MEL_BINS
         for streaming, metric in ((False, self.val_loss), (True, self.val_streaming)):
-            predicted = velocities(self.flow, self.flow_batch(batch), draws, streaming)
+            predicted = velocities(self.flow, self.flow_batch(batch), draws, streaming, self.max_mel_weight)
             means_B = predicted.squared_errors() / values_B
             metric.update(means_B, frames_B.float())
             if not streaming:
                 self.val_by_time.update(draws.t_B11.flatten(), means_B, frames_B.float())
-                errors_B = flow_matching.squared_errors(predicted.mu_BMT, batch.mel_BMT, predicted.mask_B1T)
-                self.val_prior.update(errors_B / values_B, frames_B.float())
+                self.val_prior.update(predicted.prior_errors() / values_B, frames_B.float())
         if len(self.examples) < self.example_count:
             self.examples.append(self.resynthesis(batch, 0))
             self.val_distance.update(mel_distance(self.examples[-1]))
+            self.val_roughness.update(roughness(self.examples[-1]))
 
     def resynthesis(self, batch: DecoderBatch, item: int) -> Resynthesis:
         """An item generated from its codes and its speaker vector, without a prompt.
@@ -254,6 +269,7 @@ class FlowDecoder(StepModule):
                 self.log(f"{stage}/loss_t{n + 1}of{TIME_BINS}", mean)
         if self.example_count:
             self.log(f"{stage}/mel_distance_db", self.val_distance)
+            self.log(f"{stage}/roughness", self.val_roughness)
 
     test_step, on_test_epoch_start, on_test_epoch_end = (
         validation_step,
@@ -270,6 +286,15 @@ class FlowDecoder(StepModule):
 def mel_distance(clip: Resynthesis) -> Tensor:
     """Mean absolute difference over frames and bands, in dB."""
     return DECIBELS * (clip.made_MT - clip.truth_MT).abs().mean()
+
+
+def roughness(clip: Resynthesis) -> Tensor:
+    """Mean absolute difference of neighbouring frames over that of the true mel.
+
+    1 is as rough as speech; noise makes it larger, a blurred mel smaller.
+    """
+    made, truth = (mel_MT.diff(dim=1).abs().mean() for mel_MT in (clip.made_MT, clip.truth_MT))
+    return made / truth.clamp(min=1e-6)
 
 
 @torch.no_grad()

@@ -160,8 +160,10 @@ def test_a_folder_without_weights_is_an_error_that_says_what_is_expected(tmp_pat
 
 
 @pytest.mark.network
-def test_the_embedded_whisper_tiny_loads_64_tensors():
-    encoder, report = load_encoder("embedded:whisper-tiny")
-    assert len(report.loaded) == 64
-    assert (encoder.config.d_model, encoder.config.num_mel_bins, len(encoder.layers)) == (384, 80, 4)
+@pytest.mark.parametrize(("name", "tensors", "width", "layers"), [("tiny", 64, 384, 4), ("base", 94, 512, 6)])
+def test_the_embedded_whispers_load_whole(name, tensors, width, layers):
+    encoder, report = load_encoder(f"embedded:whisper-{name}")
+    assert len(report.loaded) == tensors
+    assert not report.reshaped
+    assert (encoder.config.d_model, encoder.config.num_mel_bins, len(encoder.layers)) == (width, 80, layers)
     assert all(value.isfinite().all() for value in encoder.state_dict().values())

@@ -141,3 +141,77 @@ def test_a_resume_on_other_codes_is_refused(made, tiny_encoder, tmp_path):
     with pytest.raises(UserError, match="trained on codes of another speech tokenizer"):
         other.load_state_dict(state)
     module.load_state_dict(state)
+
+
+# --- shifts of the code grid --------------------------------------------------------------------------------
+
+
+def test_shifted_clips_are_cut_at_their_start_and_one_shift_is_drawn_for_each_sample(made, codec, tmp_path):
+    tokenizer = SpeechTokenizer.from_pretrained(codec)
+    utterances = {u.id: u for u in read_manifest(tmp_path / "corpus/train.jsonl")}
+    seen = set()
+    for batch in first(made(shifts=[0, 20, 60]), 12):
+        for i, name in enumerate(batch.ids):
+            n = int(batch.lengths_B[i])
+            found = batch.mel_BMT[i, :, : 4 * n]
+            for ms in (0, 20, 60):
+                wave = io.read(
+                    utterances[name].audio, 24_000, ms / 1000, utterances[name].duration_sec - ms / 1000
+                )
+                mel = decoder_mel(wave[None])[0, :, : 4 * n]
+                if mel.shape == found.shape and torch.equal(mel, found):
+                    seen.add(ms)
+                    wave16 = io.read(
+                        utterances[name].audio, 16_000, ms / 1000, utterances[name].duration_sec - ms / 1000
+                    )
+                    assert torch.equal(batch.codes_BN[i, :n], tokenizer.encode(wave16, 16_000)[:n])
+                    break
+            else:
+                pytest.fail(f"{name} has no expected shift")
+    assert seen == {0, 20, 60}
+
+
+def test_shifts_follow_from_seed_and_batch_alone_and_are_cached(made, monkeypatch):
+    options = {"shifts": [0, 20, 40, 60]}
+    all_ = first(made(**options), 4)
+    monkeypatch.setattr(SpeechTokenizer, "encode", lambda *_: pytest.fail("computed again"))
+    resumed = made(**options, workers=1)
+    resumed.next_batch = 2
+    for a, b in zip(all_[2:], first(resumed, 2), strict=True):
+        assert a.ids == b.ids
+        assert torch.equal(a.codes_BN, b.codes_BN)
+        assert torch.equal(a.mel_BMT, b.mel_BMT)
+    monkeypatch.undo()
+
+
+def test_validation_is_not_shifted_and_a_resume_with_other_shifts_is_refused(made):
+    plain, shifted = made(), made(shifts=[0, 40])
+    for module in (plain, shifted):
+        module.setup("fit")
+    a, b = (next(iter(module.val_dataloader())) for module in (plain, shifted))
+    assert torch.equal(a.mel_BMT, b.mel_BMT)
+    assert made(shifts=[0]).fingerprints()["augmentation"] == plain.fingerprints()["augmentation"]
+    with pytest.raises(UserError, match="trained on other augmentation"):
+        shifted.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("shifts", [[], [80], [-20, 0]])
+def test_shifts_beyond_a_code_are_refused(made, shifts):
+    with pytest.raises(UserError, match="expected milliseconds from 0 to 79"):
+        made(shifts=shifts)
+
+
+def test_clips_shorter_than_a_code_after_a_shift_are_refused(made):
+    with pytest.raises(UserError, match="raise min_sec"):
+        made(shifts=[0, 60], min_sec=0.1)
+
+
+def test_statistics_are_the_bands_means_and_deviations(made):
+    module = made()
+    module.setup("fit")
+    mean_M, deviation_M, voice_S = module.statistics(utterances=1000)
+    items = [module.training_set()[(n, 0, 0)] for n in range(len(module.training_set().utterances))]
+    mel_MT = torch.cat([item[2] for item in items], dim=1).double()
+    assert torch.allclose(mean_M.double(), mel_MT.mean(dim=1), atol=1e-4)
+    assert torch.allclose(deviation_M.double(), mel_MT.var(dim=1, correction=0).sqrt(), atol=1e-4)
+    assert voice_S.shape == (0,)

@@ -10,7 +10,7 @@ from lit_moss.cli.main import main
 from lit_moss.codec.flow_network import Prompt
 from lit_moss.errors import UserError
 from lit_moss.hub import open_codec
-from lit_moss.modules.flow_decoder import MeanByTime, start_embeddings
+from lit_moss.modules.flow_decoder import MeanByTime, Resynthesis, roughness, start_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,60 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, corpus, codec, whole):
         assert_equal(ours[part], theirs[part], part)
     assert curves(tmp_path) == curves(whole)
     assert seen(tmp_path) == seen(whole)
+
+
+def mel_recipe(folder, corpus, codec, steps):
+    """A decoder that predicts normalised mels, with the weighted loss and the prior."""
+    path = decoder_recipe(folder, corpus, codec, steps)
+    content = yaml.safe_load(path.read_text())
+    options = content["model"]["init_args"]
+    options |= {"prior_weight": 1.0, "max_mel_weight": 25.0}
+    options["flow"] |= {"predict": "mel", "normalise": "band", "start": 0.5}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.slow
+def test_a_decoder_of_normalised_mels_learns_resumes_exports_and_streams(tmp_path, corpus, codec):
+    runs = {name: tmp_path / name for name in ("whole", "parts")}
+    for folder in runs.values():
+        folder.mkdir()
+    fit(runs["whole"], mel_recipe(runs["whole"], corpus, codec, 10))
+    fit(runs["parts"], mel_recipe(runs["parts"], corpus, codec, 5))
+    fit(runs["parts"], mel_recipe(runs["parts"], corpus, codec, 10), "--ckpt_path", "last")
+    ours, theirs = (checkpoints(folder)["step-0000010.ckpt"] for folder in runs.values())
+    for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "random_states"):
+        assert_equal(ours[part], theirs[part], part)
+    found = curves(runs["whole"])
+    assert found == curves(runs["parts"])
+    priors = [value for _, value in found["train/prior"]]
+    assert priors[0] < 1.5  # of bands with deviation 1, from their mean
+    assert sum(priors[-3:]) < sum(priors[:3])
+    assert found["val/roughness"][0][1] > 0
+    # Averaging rounds the statistics, which never change otherwise.
+    averaged, current = (ours[key]["flow.bands.mean_M"] for key in ("state_dict", "current_model_state"))
+    assert torch.allclose(averaged, current, atol=1e-4)
+    assert float(current.mean()) < -2
+    opened = open_codec(str(next(runs["whole"].glob("runs/tiny/*/checkpoints/step-0000010.ckpt"))))
+    assert (opened.flow.config.predict, opened.flow.config.normalise) == ("mel", "band")
+    opened.save_pretrained(tmp_path / "folder")
+    again, codes = open_codec(str(tmp_path / "folder")), torch.arange(12) % 64
+    wave = opened.decode(codes)
+    assert torch.equal(again.decode(codes), wave)
+    player = again.stream()
+    streamed = torch.cat([player.push(codes[:5]), player.push(codes[5:]), player.flush()])
+    assert streamed.shape == wave.shape
+    assert streamed.isfinite().all()
+
+
+def test_roughness_is_1_for_the_truth_more_for_noise_and_less_for_a_blur():
+    torch.manual_seed(0)
+    truth = torch.randn(80, 50).cumsum(dim=1)
+    blurred = torch.nn.functional.avg_pool1d(truth, 5, 1, 2)
+    assert roughness(Resynthesis("", truth, truth)) == 1
+    assert float(roughness(Resynthesis("", truth, 2 * truth - 6))) == pytest.approx(2)
+    assert roughness(Resynthesis("", truth, truth + torch.randn(80, 50))) > 1.3
+    assert roughness(Resynthesis("", truth, blurred)) < 0.7
 
 
 @pytest.mark.slow
@@ -139,6 +193,7 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
         ({"encoder_heads": 0}, "encoder_heads is 0, expected 1 or more"),
         ({"start": 0.8}, "model.prior_weight 0"),
         ({"start": 1.0}, "below 1"),
+        ({"predict": "noise"}, "predict"),
     ],
 )
 def test_sizes_that_do_not_fit_are_one_line(tmp_path, corpus, codec, capsys, change, message):
