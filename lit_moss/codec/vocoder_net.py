@@ -2,13 +2,14 @@
 
     mel (B, 80, T) -> convolution -> ConvNeXt blocks, all at 50 frames/s -> r spectra a frame -> overlap-add
 
-There is no upsampling: the inverse STFT does it, so that a second of speech costs as much as 50 positions of a
-small network. Convolutions see the past; `lookahead_frames` of them see ahead. A sample of mel frame i depends
-on no frame after i + lookahead_frames + overlap_frames, where `overlap_frames` are those whose windows reach
-it (2 with the default window of 80 ms). What a stream gives is therefore the whole's samples, to float
-rounding, that many frames late. Nothing is random.
+There is no upsampling: the inverse STFT does it, so that a second of speech costs as much as 50 positions of
+a small network. Convolutions see the past, and `lookahead_frames` ahead in all. A sample of mel frame i
+depends on no frame after i + lookahead_frames + overlap_frames, where `overlap_frames` are those whose
+windows reach it (2 with the default window of 80 ms). What a stream gives is therefore the whole's samples,
+to float rounding, that many frames late. Nothing is random.
 
-Shapes: B batch, T mel frames (50 a second), M mel bands, C channels, K spectra (r T), F frequencies, L samples.
+Shapes: B batch, T mel frames (50 a second), M mel bands, C channels, K spectra (r T), F frequencies,
+L samples.
 """
 
 import json
@@ -30,7 +31,7 @@ from lit_moss.errors import UserError
 from lit_moss.files import atomic_write
 
 HOP = rates.DECODER_HOP_SAMPLES
-# Mels that these networks take; stored with the weights, because others give speech of another pitch or noise.
+# Mels that these networks take; stored with the weights: of other mels they make noise, or another pitch.
 MEL = {
     "sample_rate_hz": rates.DECODER_RATE_HZ,
     "bins": rates.DECODER_MEL_BINS,
@@ -75,11 +76,11 @@ class VocoderConfig:
         if self.kernel % 2 == 0:
             raise UserError(f"kernel is {self.kernel}, expected an odd number of frames")
         if HOP % self.hop_samples:
-            raise UserError(f"hop_samples is {self.hop_samples}, expected 480 or a part of it (240, 160, 120)")
+            raise UserError(f"hop_samples is {self.hop_samples}, expected 480, 240, 160 or 120")
         if self.fft_samples % 2 or self.fft_samples < 2 * self.hop_samples or self.hop_samples % 2:
             raise UserError(
-                f"fft_samples is {self.fft_samples} and hop_samples {self.hop_samples}, expected even numbers, "
-                "the window at least twice the hop"
+                f"fft_samples is {self.fft_samples} and hop_samples {self.hop_samples}, expected even "
+                "numbers, the window at least twice the hop"
             )
         if self.lookahead_frames > self.kernel // 2 * (1 + self.blocks):
             raise UserError(
@@ -320,7 +321,7 @@ class TrainedVocoder:
         path = folder / "config.json"
         content = read_settings(path)
         if not isinstance(content.get("vocoder"), dict):
-            raise UserError(f"{folder} is no vocoder: expected config.json with `vocoder`, and model.safetensors")
+            raise UserError(f"{folder} holds no vocoder: expected config.json and model.safetensors of one")
         trained_on = content.get("trained_on")
         file = folder / "model.safetensors"
         net = net_of(content["vocoder"], content.get("mel"), read_state_dict(file), str(path), str(file))
@@ -346,8 +347,8 @@ def net_of(
     for name, own in MEL.items():
         if stored.get(name) != own:
             raise UserError(
-                f"{where}: the vocoder takes mels with {name} {stored.get(name)}, the decoder makes them with "
-                f"{own}: give a vocoder trained here (conf/vocoder.yaml)"
+                f"{where}: the vocoder takes mels with {name} {stored.get(name)}, the decoder makes them "
+                f"with {own}: give a vocoder trained here (conf/vocoder.yaml)"
             )
     unknown = sorted(set(settings) - {f.name for f in fields(VocoderConfig)})
     if unknown:
@@ -420,6 +421,6 @@ class TrainedVocoderStream(ClosedByFlush):
 
 
 def named_parameters_by_decay(module: nn.Module) -> Iterator[tuple[str, list[nn.Parameter], bool]]:
-    """Groups of an optimizer: `matrices`, which decay, and `vectors` (biases, norms, scales), which do not."""
+    """Groups of an optimizer: `matrices`, which decay, and `vectors` (biases, scales), which do not."""
     for name, wide in (("matrices", True), ("vectors", False)):
         yield name, [p for p in module.parameters() if p.requires_grad and (p.ndim > 1) == wide], wide

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_moss.contracts import Batch, OrderedData, SpeechData, TokenData
-    from lit_moss.data.batches import DecoderBatch, SpeechBatch, TokenBatch
+    from lit_moss.data.batches import DecoderBatch, SpeechBatch, TokenBatch, VocoderBatch
     from lit_moss.data.decoder_data import DecoderDataModule
     from lit_moss.data.kinds import (
         InterleavedDataModule,
@@ -22,10 +22,16 @@ if TYPE_CHECKING:
     from lit_moss.data.prompts import PromptDataModule
     from lit_moss.data.speech_data import SpeechDataModule
     from lit_moss.data.token_data import TokenDataModule
+    from lit_moss.data.vocoder_data import VocoderDataModule
 
     # What modules and callbacks expect of data and batches, checked by the type checker.
-    _batches: tuple[type[Batch], ...] = (DecoderBatch, SpeechBatch, TokenBatch)
-    _ordered: tuple[type[OrderedData], ...] = (SpeechDataModule, DecoderDataModule, MixtureDataModule)
+    _batches: tuple[type[Batch], ...] = (DecoderBatch, SpeechBatch, TokenBatch, VocoderBatch)
+    _ordered: tuple[type[OrderedData], ...] = (
+        SpeechDataModule,
+        DecoderDataModule,
+        MixtureDataModule,
+        VocoderDataModule,
+    )
     _speech: type[SpeechData] = SpeechDataModule
     _tokens: tuple[type[TokenData], ...] = (InterleavedDataModule, MixtureDataModule)
 
@@ -43,10 +49,12 @@ __all__ = [
     "TokenBatch",
     "TokenDataModule",
     "UnsupervisedDataModule",
+    "VocoderBatch",
+    "VocoderDataModule",
 ]
 
 _MODULES = {
-    "batches": ("DecoderBatch", "SpeechBatch", "TokenBatch"),
+    "batches": ("DecoderBatch", "SpeechBatch", "TokenBatch", "VocoderBatch"),
     "decoder_data": ("DecoderDataModule",),
     "kinds": (
         "InterleavedDataModule",
@@ -59,6 +67,7 @@ _MODULES = {
     "prompts": ("PromptDataModule",),
     "speech_data": ("SpeechDataModule",),
     "token_data": ("TokenDataModule",),
+    "vocoder_data": ("VocoderDataModule",),
 }
 _MODULE_OF_NAME = {name: module for module, names in _MODULES.items() for name in names}
 
