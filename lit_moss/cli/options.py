@@ -18,6 +18,7 @@ def add_vocoder_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocoder",
         metavar="NAME",
-        help="what makes sound of mels: griffin-lim, a run of conf/vocoder.yaml (runs/vocoder), a checkpoint, "
-        "a vocoder's or codec's folder, a file hift.pt (default: the codec's own; griffin-lim with a run)",
+        help="what makes sound of mels: griffin-lim, a run of conf/vocoder.yaml (runs/vocoder), a "
+        "checkpoint, a vocoder's or codec's folder, a file hift.pt (default: the codec's own; griffin-lim "
+        "with a run)",
     )
