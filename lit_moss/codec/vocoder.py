@@ -1,10 +1,12 @@
 """Vocoders, mel -> waveform, with a common interface: HiFT (released weights), Griffin-Lim (none needed).
 
+One that is trained here is in `lit_moss.codec.vocoder_net`.
+
     vocoder(mel (B, 80, T)) -> (B, 480 T)                 whole utterances
     stream = vocoder.stream(); stream.push(mel (1, 80, t)) -> (1, l); stream.flush()
 
 A stream gives 480 samples a frame in all, some frames late: a sample depends on mel frames that follow it
-(HiFT: 18, Griffin-Lim: those whose windows overlap).
+(HiFT: 18, Griffin-Lim: those whose windows overlap, a trained one: as many as its configuration says).
 
 Shapes: B batch, T frames, L samples, F frequencies (961).
 """
