@@ -129,11 +129,17 @@ def test_a_vocoder_for_other_mels_is_refused_by_name(released, trained, tmp_path
     assert "takes mels with hop_samples 256, the decoder makes them with 480" in said[0]
 
 
-def test_a_model_without_a_decoder_has_no_use_for_one(tmp_path, trained):
+def test_a_model_speaks_with_it_if_it_has_a_decoder(tmp_path, trained):
+    import shutil
+
     from talker import model_folder
 
     from lit_moss.serve.model import SpeechModel
 
     folder = model_folder(tmp_path / "tiny")
+    opened = SpeechModel.open(str(folder), device="cpu", vocoder=str(trained))
+    assert opened.codec is not None
+    assert isinstance(opened.codec.vocoder, TrainedVocoder)
+    shutil.rmtree(folder / "codec/flow")
     with pytest.raises(UserError, match=r"--vocoder .* needs a decoder"):
         SpeechModel.open(str(folder), device="cpu", vocoder=str(trained))
