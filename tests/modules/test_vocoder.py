@@ -77,6 +77,9 @@ def test_a_checkpoint_is_a_vocoder_with_the_averaged_weights(whole, tmp_path, ca
     assert vocoder.trained_on["steps"] == 20
     assert set(vocoder.trained_on) >= {"data", "order"}
     assert main(["export", str(file), "--out", str(tmp_path / "folder")]) == 0
+    card = (tmp_path / "folder/README.md").read_text()
+    assert "A vocoder: 80-band log-mels" in card
+    assert "| vocoder | " in card  # its size
     again, frames = open_vocoder(str(tmp_path / "folder")), torch.randn(1, 80, 9) - 5
     assert torch.equal(again(frames), vocoder(frames))
     assert open_vocoder(str(whole / "runs/tiny")).net.config == vocoder.net.config
