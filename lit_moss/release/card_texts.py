@@ -55,8 +55,8 @@ LIMITS: dict[str, tuple[str, ...]] = {
         "Codes keep what was said and little of who said it or how; they are no anonymisation.",
     ),
     "vocoder": (
-        "Not measured, unless the table above names it: voices and languages other than those of the training "
-        "data, music, noise, mels that a decoder has made.",
+        "Not measured, unless the table above names it: voices and languages other than those of the "
+        "training data, music, noise, mels that a decoder has made.",
         "The mels end at 8 kHz: what it adds above is what its training data sound like.",
     ),
 }
