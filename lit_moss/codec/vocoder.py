@@ -247,7 +247,7 @@ def linear_magnitude(mel_BMT: Tensor, updates: int = 50) -> Tensor:
     )
     target_BMT = mel_BMT.exp()
     with full_precision(mel_BMT.device):
-        magnitude = (_inverse_filters(mel_BMT.dtype, mel_BMT.device) @ target_BMT).clamp(min=1e-8)
+        magnitude = (inverse_filters(mel_BMT.dtype, mel_BMT.device) @ target_BMT).clamp(min=1e-8)
         wanted = filters_FM @ target_BMT
         for _ in range(updates):
             magnitude = magnitude * wanted / (filters_FM @ (filters_FM.T @ magnitude) + 1e-10)
@@ -255,7 +255,8 @@ def linear_magnitude(mel_BMT: Tensor, updates: int = 50) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _inverse_filters(dtype: torch.dtype, device: torch.device) -> Tensor:
+def inverse_filters(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Pseudo-inverse of the mel filters: (F, M), mel -> linear magnitudes."""
     # On the CPU: not every device has float64 or a pseudo-inverse.
     cpu = torch.device("cpu")
     filters = mel_filters(rates.DECODER_MEL_BINS, FFT, rates.DECODER_RATE_HZ, torch.float64, cpu)

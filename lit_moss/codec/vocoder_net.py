@@ -27,6 +27,7 @@ from lit_moss.audio import rates
 from lit_moss.audio.streams import ClosedByFlush, Stream
 from lit_moss.codec.settings import check_settings, read_settings
 from lit_moss.codec.state_dicts import check_finite, read_state_dict
+from lit_moss.codec.vocoder import inverse_filters
 from lit_moss.errors import UserError
 from lit_moss.files import atomic_write
 
@@ -46,6 +47,8 @@ SILENCE = math.log(1e-5)
 _SCALE = 4.0
 # Largest log magnitude: a sine of full scale has 0.25 * 1920 = 480.
 _LOUDEST = math.log(1000.0)
+# Smallest magnitude that the pseudo-inverse gives; it is negative in places, and 0 above 8 kHz.
+_QUIETEST = 1e-2
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class VocoderConfig:
             convolution takes up to (kernel - 1) / 2 of them, then each block as many.
         fft_samples: Window of the inverse STFT, even; at least twice `hop_samples`.
         hop_samples: Samples from one spectrum to the next; 480, or a part of it (240, 160, 120).
+        magnitudes: `mel`: the network multiplies magnitudes that have the given mel (by the pseudo-inverse of
+            its filters; needs the mel's own window and hop); `learnt`: it makes them all.
     """
 
     channels: int = 256
@@ -70,6 +75,7 @@ class VocoderConfig:
     lookahead_frames: int = 2
     fft_samples: int = rates.DECODER_FFT_SAMPLES
     hop_samples: int = HOP
+    magnitudes: str = "mel"
 
     def __post_init__(self) -> None:
         check_settings(self, {"lookahead_frames": 0})
@@ -81,6 +87,12 @@ class VocoderConfig:
             raise UserError(
                 f"fft_samples is {self.fft_samples} and hop_samples {self.hop_samples}, expected even "
                 "numbers, the window at least twice the hop"
+            )
+        own = (self.fft_samples, self.hop_samples) == (rates.DECODER_FFT_SAMPLES, HOP)
+        if self.magnitudes not in ("mel", "learnt") or (self.magnitudes == "mel" and not own):
+            raise UserError(
+                f"magnitudes is {self.magnitudes!r} with fft_samples {self.fft_samples} and hop_samples "
+                f"{self.hop_samples}, expected learnt, or mel with 1920 and 480"
             )
         if self.lookahead_frames > self.kernel // 2 * (1 + self.blocks):
             raise UserError(
@@ -215,7 +227,7 @@ class VocoderNet(nn.Module):
         x_BCT = self._normed(self.embed((mel_BMT - SILENCE) / _SCALE))
         for block in self.blocks:
             x_BCT = block(x_BCT)
-        return overlap_add(self._windows(x_BCT), self.config)
+        return overlap_add(self._windows(x_BCT, mel_BMT), self.config)
 
     def windows_step(self, mel_1MT: Tensor, state: StreamState, last: bool) -> Tensor:
         """The next mel frames of a stream -> windows of samples that are known now, (1, fft, K)."""
@@ -223,19 +235,27 @@ class VocoderNet(nn.Module):
         for block in self.blocks:
             assert isinstance(block, ConvNeXtBlock)
             x_BCT = block.step(x_BCT, state, last)
-        if not x_BCT.shape[-1]:
+        known = x_BCT.shape[-1]
+        if self in state.held:
+            mel_1MT = torch.cat([state.held[self], mel_1MT], dim=-1)
+        state.held[self] = mel_1MT[..., known:]
+        if not known:
             return x_BCT.new_zeros(len(x_BCT), self.config.fft_samples, 0)
-        return self._windows(x_BCT)
+        return self._windows(x_BCT, mel_1MT[..., :known])
 
     def _normed(self, x_BCT: Tensor) -> Tensor:
         return self.embed_norm(x_BCT.transpose(1, 2)).transpose(1, 2)
 
-    def _windows(self, x_BCT: Tensor) -> Tensor:
-        """Hidden frames -> windowed pieces of the waveform, (B, fft, K): irfft of exp(m) e^(i p)."""
+    def _windows(self, x_BCT: Tensor, mel_BMT: Tensor) -> Tensor:
+        """Hidden frames, their mel -> windowed pieces of the wave, (B, fft, K): irfft of exp(m) e^(i p)."""
         x_BTH = self.head(self.norm(x_BCT.transpose(1, 2)))
         with torch.autocast(x_BTH.device.type, enabled=False):
             x_BKH = x_BTH.float().unflatten(-1, (self.config.spectra_per_frame, -1)).flatten(1, 2)
             log_BKF, phase_BKF = x_BKH.chunk(2, dim=-1)
+            if self.config.magnitudes == "mel":
+                inverse_FM = inverse_filters(torch.float32, mel_BMT.device)
+                given_BKF = mel_BMT.float().exp().transpose(1, 2) @ inverse_FM.T
+                log_BKF = log_BKF + given_BKF.clamp(min=_QUIETEST).log()
             magnitude_BKF = log_BKF.clamp(max=_LOUDEST).exp()
             # Not `torch.polar`: it asks the device whether all magnitudes are finite.
             spectrum_BKF = torch.complex(magnitude_BKF * phase_BKF.cos(), magnitude_BKF * phase_BKF.sin())

@@ -21,8 +21,9 @@ from lit_moss.errors import UserError
 HOP = 480
 CAUSAL = {"lookahead_frames": 0}
 WIDE = {"lookahead_frames": 9}
-SHORT_WINDOWS = {"fft_samples": 960, "hop_samples": 240, "lookahead_frames": 4}
-SHAPES = [CAUSAL, {}, WIDE, SHORT_WINDOWS, {"fft_samples": 1000, "hop_samples": 120}]
+LEARNT = {"magnitudes": "learnt"}
+SHORT_WINDOWS = LEARNT | {"fft_samples": 960, "hop_samples": 240, "lookahead_frames": 4}
+SHAPES = [CAUSAL, {}, WIDE, LEARNT, SHORT_WINDOWS, LEARNT | {"fft_samples": 1000, "hop_samples": 120}]
 
 
 def mel(frames, seed=0):
@@ -170,6 +171,7 @@ def test_damaged_weights_are_one_line(tmp_path):
         ({"lookahead_frames": 10}, "at most 9: 3 for each convolution"),
         ({"hop_samples": 200}, "expected 480, 240, 160 or 120"),
         ({"fft_samples": 600}, "at least twice the hop"),
+        ({"fft_samples": 960, "hop_samples": 240}, "expected learnt, or mel with 1920 and 480"),
         ({"channels": 0}, "channels is 0, expected 1 or more"),
     ],
 )
