@@ -13,6 +13,7 @@ from callbacks.skipped_data import SkippedData
 from callbacks.staged_freezing import StagedFreezing
 from callbacks.throughput import Throughput
 from callbacks.tokenizer_report import TokenizerReport
+from callbacks.vocoder_report import VocoderReport
 
 __all__ = [
     "Checkpoint",
@@ -28,4 +29,5 @@ __all__ = [
     "StagedFreezing",
     "Throughput",
     "TokenizerReport",
+    "VocoderReport",
 ]

@@ -131,6 +131,17 @@ class DecoderData(OrderedData, Protocol):
 
 
 @runtime_checkable
+class VocoderData(OrderedData, Protocol):
+    """Waves with their mels, for the vocoder.
+
+    Attributes:
+        crop_sec: Length of a training crop in seconds.
+    """
+
+    crop_sec: float
+
+
+@runtime_checkable
 class FingerprintedData(Protocol):
     """Data that states fingerprints."""
 
@@ -379,6 +390,18 @@ def decoder_data(trainer: Trainer) -> DecoderData:
     data = datamodule_of(trainer)
     if not isinstance(data, DecoderData):
         raise _wrong_data(data, "DecoderDataModule")
+    return data
+
+
+def vocoder_data(trainer: Trainer) -> VocoderData:
+    """The data module of a vocoder's run.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, VocoderData):
+        raise _wrong_data(data, "VocoderDataModule")
     return data
 
 

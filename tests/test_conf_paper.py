@@ -14,7 +14,9 @@ from lit_moss.llm.lora import Lora, add_adapters, is_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
-    p for p in (ROOT / "conf/paper").glob("*.yaml") if p.stem not in ("codec_encoder", "flow_decoder")
+    p
+    for p in (ROOT / "conf/paper").glob("*.yaml")
+    if p.stem not in ("codec_encoder", "flow_decoder", "vocoder")
 )
 # Qwen3-8B's sizes, as the released model's manifest has them.
 QWEN3_8B = {"vocab_size": 151680, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
@@ -73,6 +75,19 @@ def test_memory_of_adapters_adds_up_to_what_its_head_states():
     stated = [float(x) for x in re.findall(r"^#\s+(\d+\.\d)  ", text, re.MULTILINE)]
     assert stated[:-1] == pytest.approx([x / 1e9 for x in gigabytes], abs=0.06)
     assert stated[-1] == pytest.approx(sum(stated[:-1]), abs=0.05)
+
+
+def test_the_vocoder_has_the_sizes_and_the_batch_that_its_head_states():
+    from lit_moss.codec.vocoder_net import VocoderConfig, VocoderNet
+
+    conf = yaml.safe_load((ROOT / "conf/paper/vocoder.yaml").read_text())
+    with torch.device("meta"):
+        net = VocoderNet(VocoderConfig(**conf["model"]["init_args"]["net"]))
+    # Vocos: 13.5 M, with 100 bands and a window of 1024.
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(13.9e6, rel=0.02)
+    data = conf["data"]["init_args"]
+    assert round(data["batch_sec"] / data["crop_sec"]) == 16
+    assert conf["name"] == "paper_vocoder"
 
 
 def test_layerwise_total_exceeds_what_appendix_d_needs():

@@ -216,6 +216,10 @@ SMALL = {
         "model": {"init_args": {"flow": {"vocab_size": 64}}},
         "data": {"init_args": {"batch_sec": 12, "validation_batch_sec": 12, "max_sec": 10, "workers": 0}},
     },
+    "Vocoder": {
+        "model": {"init_args": {"net": {"channels": 16, "inner": 32, "blocks": 2}}},
+        "data": {"init_args": {"batch_sec": 1.6, "crop_sec": 0.4, "max_sec": 10, "workers": 0}},
+    },
     "SplitLLM": {
         "model": {"init_args": {"num_modality_layers": 1}},
         "data": {"init_args": {"context": 384, "workers": 0}},

@@ -13,6 +13,7 @@ from lm_recipe import lm_recipe
 from recording import recipe
 from standin import StandIn, standin
 from standin_trainer import fit_on
+from vocoders import vocoder_recipe
 
 from lit_moss.codec import Codec, SpeechTokenizer, ctc
 from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder
@@ -137,6 +138,16 @@ def decoder(folder, corpus, steps):
     return config
 
 
+def vocoder(folder, corpus, steps):
+    config = vocoder_recipe(folder, corpus, steps, 2, trainer__val_check_interval=4)
+    content = yaml.safe_load(config.read_text())
+    kept = ("VocoderReport", "EMAWeightAveraging", "val/loss")
+    callbacks = content["trainer"]["callbacks"]
+    content["trainer"]["callbacks"] = [c for c in callbacks if not any(name in str(c) for name in kept)]
+    config.write_text(yaml.safe_dump(content))
+    return config
+
+
 def language_model(folder, corpus, steps, **options):
     config = lm_recipe(folder, steps, **options)
     content = yaml.safe_load(config.read_text())
@@ -156,7 +167,7 @@ def stages(folder, corpus, steps):
 
 # Recipe -> most waits of a training step for the device: whether the gradients are finite, one of Lightning's
 # for each number beside the progress bar, and the language model's for where documents and targets are.
-LIMITS = {tokenizer: 2, decoder: 2, stages: 4}
+LIMITS = {tokenizer: 2, decoder: 2, vocoder: 2, stages: 4}
 STEPS, COUNTED = 7, (1, 5)  # k-means before step 2, a validation after 3, a checkpoint after 4
 
 

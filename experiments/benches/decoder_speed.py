@@ -28,7 +28,8 @@ from lit_moss.codec.codec import Codec
 from lit_moss.codec.conformer import LOOKAHEAD_CODES
 from lit_moss.codec.flow import HISTORY_CHUNKS, Flow, FlowConfig, Prompt
 from lit_moss.codec.hift import HiFT
-from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder
+from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder, Vocoder
+from lit_moss.codec.vocoder_net import TrainedVocoder, VocoderNet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,6 +92,12 @@ def first_sound(codec: Codec, device: torch.device, repeats: int) -> dict[str, f
     }
 
 
+def vocoders(hift: HiFT, device: torch.device) -> dict[str, Vocoder]:
+    """HiFT, Griffin-Lim, and the trained one of conf/vocoder.yaml."""
+    trained = TrainedVocoder(VocoderNet()).to(device)
+    return {"HiFT": HiFTVocoder(hift), "Griffin-Lim": GriffinLim(), "trained": trained}
+
+
 @torch.no_grad()
 def stages(flow: Flow, hift: HiFT, device: torch.device, codes: int) -> dict[str, float]:
     """Real-time factor of each stage over a whole utterance, streaming masks."""
@@ -101,7 +108,7 @@ def stages(flow: Flow, hift: HiFT, device: torch.device, codes: int) -> dict[str
         with timed(modules, device) as spent:
             mel = flow.sample(ids, streaming=True)
     factors = {name: value / seconds for name, value in spent.items()}
-    for name, vocoder in (("HiFT", HiFTVocoder(hift)), ("Griffin-Lim", GriffinLim())):
+    for name, vocoder in vocoders(hift, device).items():
         for _ in range(2):
             _wait(device)
             start = time.perf_counter()
@@ -192,7 +199,7 @@ def main() -> int:
         official = name == "official"
         results[name] = stages(flow, hift, device, 50)
         results[name]["state of a stream, MiB"] = state_mib(flow)
-        for label, vocoder in (("HiFT", HiFTVocoder(hift)), ("Griffin-Lim", GriffinLim())):
+        for label, vocoder in vocoders(hift, device).items():
             measured = first_sound(Codec(None, flow, vocoder), device, 1 if official else args.repeats)
             results[name] |= {f"{label}: {key}": value for key, value in measured.items()}
         if not official:

@@ -4,13 +4,14 @@
     python -m lit_moss export runs/sft --out models/mine --dtype bfloat16 --push-to-hub OWNER/NAME
 
 One process, one tensor at a time, also from folders of shards of FSDP2 and DeepSpeed. A run of a codec
-(conf/codec_encoder.yaml, conf/flow_decoder.yaml) becomes a codec's folder.
+(conf/codec_encoder.yaml, conf/flow_decoder.yaml) becomes a codec's folder, one of conf/vocoder.yaml a
+vocoder's.
 """
 
 import argparse
 from pathlib import Path
 
-from lit_moss.cli.options import add_log_mel_argument
+from lit_moss.cli.options import add_log_mel_argument, add_vocoder_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder, or of the folder that a run was fine-tuned from)",
     )
     add_log_mel_argument(parser)
+    add_vocoder_argument(parser)
     parser.add_argument("--license", metavar="SPDX", help="licence of the weights, such as apache-2.0")
     parser.add_argument("--force", action="store_true", help="replace a model's folder at DIR")
     parser.add_argument(
@@ -87,6 +89,7 @@ def main(args: argparse.Namespace) -> None:
         license=args.license,
         force=args.force,
         log_mel=args.log_mel,
+        vocoder=args.vocoder,
     )
     what = f"{made.tensors} tensors" if made.tensors else "a codec"
     print(f"{made.folder}: {what}, {made.gigabytes:.2f} GB")

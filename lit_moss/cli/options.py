@@ -11,3 +11,14 @@ def add_log_mel_argument(parser: argparse.ArgumentParser) -> None:
         help="features of the speech tokenizer: whisper (released ones; whole recordings only) or causal "
         "(streams too); default: what its config.json states, whisper where it states none",
     )
+
+
+def add_vocoder_argument(parser: argparse.ArgumentParser) -> None:
+    """`--vocoder` of verbs that open a codec."""
+    parser.add_argument(
+        "--vocoder",
+        metavar="NAME",
+        help="what makes sound of mels: griffin-lim, a run of conf/vocoder.yaml (runs/vocoder), a "
+        "checkpoint, a vocoder's or codec's folder, a file hift.pt (default: the codec's own; griffin-lim "
+        "with a run)",
+    )

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from lit_moss.cli.options import add_log_mel_argument
+from lit_moss.cli.options import add_log_mel_argument, add_vocoder_argument
 from lit_moss.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "a decoder, replies are text alone)",
     )
     add_log_mel_argument(parser)
+    add_vocoder_argument(parser)
     parser.add_argument(
         "--voice", action="append", default=[], metavar="NAME=FILE",
         help="a voice to speak with: name and sound file, of which at most 10 s are used; may be repeated",
@@ -50,4 +51,4 @@ def open_model(args: argparse.Namespace) -> "SpeechModel":
             raise UserError(f"--voice is {voice!r}, expected NAME=FILE")
         voices[name] = file
     dtype = None if args.dtype is None else {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
-    return SpeechModel.open(args.model, args.codec, args.device, dtype, args.log_mel, voices)
+    return SpeechModel.open(args.model, args.codec, args.device, dtype, args.log_mel, voices, args.vocoder)

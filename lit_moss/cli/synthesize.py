@@ -9,7 +9,7 @@ import argparse
 import time
 from pathlib import Path
 
-from lit_moss.cli.options import add_log_mel_argument
+from lit_moss.cli.options import add_log_mel_argument, add_vocoder_argument
 from lit_moss.errors import UserError
 
 
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--codec", required=True, help="decoder run (runs/NAME), checkpoint, folder in the released layout"
     )
     add_log_mel_argument(parser)
+    add_vocoder_argument(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the sound files")
     parser.add_argument(
         "--voice-prompt",
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     existing = [path for line in lines if (path := args.out / f"{line.name}.wav").exists()]
     if existing and not args.force:
         raise UserError(f"{existing[0]} exists: give another --out, or --force to overwrite")
-    codec = moved(open_codec(args.codec, args.log_mel), args.device)
+    codec = moved(open_codec(args.codec, args.log_mel, args.vocoder), args.device)
     check_codes(lines, codec)
     prompt = voice_prompt(codec, args.voice_prompt)
     try:

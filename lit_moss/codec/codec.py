@@ -66,16 +66,20 @@ class Codec:
         self.speaker, self.voice = speaker, voice
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, log_mel: str | None = None) -> "Codec":
+    def from_pretrained(
+        cls, folder: str | Path, log_mel: str | None = None, vocoder: Vocoder | None = None
+    ) -> "Codec":
         """Codec of a folder in the official layout.
 
-        `model.safetensors` with `config.json` (tokenizer), `flow/flow.pt`, and, where they exist,
-        `flow/hift.pt` (else Griffin-Lim), `flow/campplus.onnx` or the encoder that `flow/config.json` names.
-        Sizes come from the tensors' shapes, and from `flow/config.json`, which `save_pretrained` writes.
+        `model.safetensors` with `config.json` (tokenizer), `flow/flow.pt`, and, where they exist, `vocoder/`
+        or `flow/hift.pt` (else Griffin-Lim), `flow/campplus.onnx` or the encoder that `flow/config.json`
+        names. Sizes come from the tensors' shapes, and from `flow/config.json`, which `save_pretrained`
+        writes.
 
         Args:
             folder: See above.
             log_mel: Features of the tokenizer, see `SpeechTokenizer.from_pretrained`.
+            vocoder: Takes the place of the folder's.
 
         Raises:
             UserError: if a part is missing, damaged (numbers that are not finite included), or is more than
@@ -90,15 +94,15 @@ class Codec:
         tokenizer = None
         if (path / "model.safetensors").is_file():
             tokenizer = SpeechTokenizer.from_pretrained(path, log_mel=log_mel)
-        decoder = read_decoder(path / "flow")
+        decoder = read_decoder(path, vocoder)
         return cls(tokenizer, decoder.flow, decoder.vocoder, decoder.speaker, decoder.voice)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the official layout, and `flow/config.json` with what shapes do not show."""
+        """Writes the official layout, `flow/config.json` with what shapes do not show, and `vocoder/`."""
         folder = Path(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        write_decoder(folder / "flow", self.flow, self.vocoder, self.speaker, self.voice)
+        write_decoder(folder, self.flow, self.vocoder, self.speaker, self.voice)
 
     def to(self, device: str | torch.device) -> "Codec":
         """Moves the networks; returns self."""

@@ -1,7 +1,11 @@
-"""The folder `flow` of a codec in the official layout: `flow.pt`, `hift.pt`, `campplus.onnx`, `config.json`.
+"""What makes speech of codes, in the folder of a codec in the official layout.
 
-`config.json` is ours: the settings that shapes do not show, the speaker encoder, the mean voice. A released
-folder has none.
+    flow/flow.pt, flow/campplus.onnx   the flow decoder, a speaker encoder
+    flow/hift.pt                       the released vocoder, HiFT
+    flow/config.json                   settings that shapes do not show, the speaker encoder, the mean voice
+    vocoder/                           a vocoder trained here, in the place of `hift.pt`
+
+A released folder has neither of the last two.
 """
 
 import json
@@ -21,8 +25,11 @@ from lit_moss.codec.settings import read_settings
 from lit_moss.codec.speaker import CampPlus, SpeakerEncoder, VoiceEncoder, open_speaker
 from lit_moss.codec.state_dicts import load_fitting, read_state_dict
 from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder, Vocoder
+from lit_moss.codec.vocoder_net import TrainedVocoder
 from lit_moss.errors import UserError
 from lit_moss.files import atomic_write
+
+FLOW, VOCODER = "flow", "vocoder"  # folders inside a codec's
 
 
 @dataclass(frozen=True)
@@ -42,33 +49,59 @@ class DecoderParts:
     voice: Tensor | None
 
 
-def read_decoder(folder: Path) -> DecoderParts:
-    """All parts of a folder; Griffin-Lim where it has no `hift.pt`.
+def read_decoder(folder: Path, vocoder: Vocoder | None = None) -> DecoderParts:
+    """All parts of a codec's folder; Griffin-Lim where it has no vocoder.
+
+    Args:
+        folder: The codec's.
+        vocoder: Takes the place of the folder's, which is not read.
 
     Raises:
         UserError: if a file is damaged, does not fit the others, or is more than plain tensors.
     """
-    config_path = folder / "config.json"
+    inside = folder / FLOW
+    config_path = inside / "config.json"
     config = read_settings(config_path)
-    flow = _read_flow(folder / "flow.pt", config, config_path)
-    vocoder: Vocoder = GriffinLim()
-    if (folder / "hift.pt").is_file():
-        vocoder = HiFTVocoder(load_hift(folder / "hift.pt"))
-    speaker_file = folder / "campplus.onnx"
+    flow = _read_flow(inside / "flow.pt", config, config_path)
+    vocoder = vocoder or read_vocoder(folder) or GriffinLim()
+    speaker_file = inside / "campplus.onnx"
     speaker = open_speaker(str(speaker_file) if speaker_file.is_file() else config.get("speaker"))
     return DecoderParts(
         flow, vocoder, speaker, _voice(config.get("voice"), flow.config.speaker_dim, config_path)
     )
 
 
+def read_vocoder(folder: Path) -> Vocoder | None:
+    """The vocoder of a codec's folder: `vocoder/`, else `flow/hift.pt`, else None.
+
+    Raises:
+        UserError: if a file is damaged, or the vocoder is for other mels.
+    """
+    if (folder / VOCODER).is_dir():
+        return TrainedVocoder.from_pretrained(folder / VOCODER)
+    hift = folder / FLOW / "hift.pt"
+    return HiFTVocoder(load_hift(hift)) if hift.is_file() else None
+
+
+def write_vocoder(folder: Path, vocoder: Vocoder) -> None:
+    """Writes a vocoder into a codec's folder, in the place of the one there; Griffin-Lim has no file."""
+    (folder / FLOW / "hift.pt").unlink(missing_ok=True)
+    if (folder / VOCODER).is_dir():
+        shutil.rmtree(folder / VOCODER)
+    if isinstance(vocoder, TrainedVocoder):
+        vocoder.save_pretrained(folder / VOCODER)
+    elif isinstance(vocoder, HiFTVocoder):
+        _save(vocoder.hift, folder / FLOW / "hift.pt")
+
+
 def write_decoder(
     folder: Path, flow: Flow, vocoder: Vocoder, speaker: SpeakerEncoder | None, voice: Tensor | None
 ) -> None:
-    """Writes what `read_decoder` reads; Griffin-Lim has no file."""
+    """Writes what `read_decoder` reads."""
+    codec, folder = folder, folder / FLOW
     folder.mkdir(parents=True, exist_ok=True)
     _save(flow, folder / "flow.pt")
-    if isinstance(vocoder, HiFTVocoder):
-        _save(vocoder.hift, folder / "hift.pt")
+    write_vocoder(codec, vocoder)
     if isinstance(speaker, CampPlus):
         shutil.copyfile(speaker.path, folder / "campplus.onnx")
     config = {

@@ -1,10 +1,12 @@
 """Vocoders, mel -> waveform, with a common interface: HiFT (released weights), Griffin-Lim (none needed).
 
+One that is trained here is in `lit_moss.codec.vocoder_net`.
+
     vocoder(mel (B, 80, T)) -> (B, 480 T)                 whole utterances
     stream = vocoder.stream(); stream.push(mel (1, 80, t)) -> (1, l); stream.flush()
 
 A stream gives 480 samples a frame in all, some frames late: a sample depends on mel frames that follow it
-(HiFT: 18, Griffin-Lim: those whose windows overlap).
+(HiFT: 18, Griffin-Lim: those whose windows overlap, a trained one: as many as its configuration says).
 
 Shapes: B batch, T frames, L samples, F frequencies (961).
 """
@@ -245,7 +247,7 @@ def linear_magnitude(mel_BMT: Tensor, updates: int = 50) -> Tensor:
     )
     target_BMT = mel_BMT.exp()
     with full_precision(mel_BMT.device):
-        magnitude = (_inverse_filters(mel_BMT.dtype, mel_BMT.device) @ target_BMT).clamp(min=1e-8)
+        magnitude = (inverse_filters(mel_BMT.dtype, mel_BMT.device) @ target_BMT).clamp(min=1e-8)
         wanted = filters_FM @ target_BMT
         for _ in range(updates):
             magnitude = magnitude * wanted / (filters_FM @ (filters_FM.T @ magnitude) + 1e-10)
@@ -253,7 +255,8 @@ def linear_magnitude(mel_BMT: Tensor, updates: int = 50) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _inverse_filters(dtype: torch.dtype, device: torch.device) -> Tensor:
+def inverse_filters(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Pseudo-inverse of the mel filters: (F, M), mel -> linear magnitudes."""
     # On the CPU: not every device has float64 or a pseudo-inverse.
     cpu = torch.device("cpu")
     filters = mel_filters(rates.DECODER_MEL_BINS, FFT, rates.DECODER_RATE_HZ, torch.float64, cpu)

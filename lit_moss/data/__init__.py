@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         SpokenTextData,
         TokenData,
     )
-    from lit_moss.data.batches import DecoderBatch, SpeechBatch, TokenBatch
+    from lit_moss.data.batches import DecoderBatch, SpeechBatch, TokenBatch, VocoderBatch
     from lit_moss.data.decoder_data import DecoderDataModule
     from lit_moss.data.kinds import (
         InterleavedDataModule,
@@ -30,10 +30,16 @@ if TYPE_CHECKING:
     from lit_moss.data.prompts import PromptDataModule
     from lit_moss.data.speech_data import SpeechDataModule
     from lit_moss.data.token_data import TokenDataModule
+    from lit_moss.data.vocoder_data import VocoderDataModule
 
     # What modules and callbacks expect of data and batches, checked by the type checker.
-    _batches: tuple[type[Batch], ...] = (DecoderBatch, SpeechBatch, TokenBatch)
-    _ordered: tuple[type[OrderedData], ...] = (SpeechDataModule, DecoderDataModule, MixtureDataModule)
+    _batches: tuple[type[Batch], ...] = (DecoderBatch, SpeechBatch, TokenBatch, VocoderBatch)
+    _ordered: tuple[type[OrderedData], ...] = (
+        SpeechDataModule,
+        DecoderDataModule,
+        MixtureDataModule,
+        VocoderDataModule,
+    )
     _speech: type[SpeechData] = SpeechDataModule
     _codebooks: tuple[type[CodebookData], ...] = (InterleavedDataModule, MixtureDataModule)
     _spoken: tuple[type[SpokenTextData], ...] = (InterleavedDataModule, MixtureDataModule)
@@ -54,10 +60,12 @@ __all__ = [
     "TokenDataModule",
     "TranscriptDataModule",
     "UnsupervisedDataModule",
+    "VocoderBatch",
+    "VocoderDataModule",
 ]
 
 _MODULES = {
-    "batches": ("DecoderBatch", "SpeechBatch", "TokenBatch"),
+    "batches": ("DecoderBatch", "SpeechBatch", "TokenBatch", "VocoderBatch"),
     "decoder_data": ("DecoderDataModule",),
     "kinds": (
         "InterleavedDataModule",
@@ -71,6 +79,7 @@ _MODULES = {
     "prompts": ("PromptDataModule",),
     "speech_data": ("SpeechDataModule",),
     "token_data": ("TokenDataModule",),
+    "vocoder_data": ("VocoderDataModule",),
 }
 _MODULE_OF_NAME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -104,6 +104,33 @@ class SpeechText(NamedTuple):
 
 
 @dataclass
+class VocoderBatch:
+    """One batch of waves with their mels.
+
+    Args:
+        wave_BL: Waveforms, float32 (B, L = 480 T) at 24 kHz, zero-padded.
+        mel_BMT: Natural-log mel, float32 (B, M = 80, T), zero-padded.
+        frames: Mel frames of each item, plain numbers.
+        ids: Names of the utterances.
+        skipped: Utterances that could not be read, as `key<TAB>reason`.
+    """
+
+    wave_BL: Tensor
+    mel_BMT: Tensor
+    frames: list[int]
+    ids: list[str]
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def audio_sec(self) -> float:
+        """Seconds of audio without padding."""
+        return sum(self.frames) * rates.DECODER_HOP_SAMPLES / rates.DECODER_RATE_HZ
+
+
+@dataclass
 class TokenBatch:
     """Packed sequences.
 

@@ -52,6 +52,7 @@ class Config:
         codec: Decoder: runs/NAME, a checkpoint, a folder in the released layout.
         clips: A manifest, or a Seed-TTS-Eval list.
         log_mel: Features of its speech tokenizer, causal or whisper; null takes what it states.
+        vocoder: Vocoder in the place of the codec's own: griffin-lim, runs/vocoder, a folder, a file hift.pt.
         rungs: Some of original, vocoder, codec, stream.
         voice_prompt: `list` uses each clip's own prompt from the list, `none` only the clip's speaker vector;
             a sound file is used for all clips.
@@ -72,6 +73,7 @@ class Config:
     codec: str
     clips: str
     log_mel: Literal["causal", "whisper"] | None = None
+    vocoder: str | None = None
     rungs: list[Rung] = field(default_factory=lambda: list(RUNGS))
     voice_prompt: str = "none"
     judge: str | None = "embedded:whisper-base"
@@ -121,7 +123,7 @@ def run(config: Config) -> dict[str, dict[str, float]]:
         UserError: for clips, a codec or a judge that cannot be opened, and where no clip can be read.
     """
     clips = read_clips(config.clips, config.limit)
-    codec = moved(open_codec(config.codec, config.log_mel), config.device)
+    codec = moved(open_codec(config.codec, config.log_mel, config.vocoder), config.device)
     codec.flow.config = replace(codec.flow.config, **config.sampler_changes())
     recogniser = judges.Recogniser(config.judge, config.device) if config.judge else None
     speaker = open_speaker(config.speaker)

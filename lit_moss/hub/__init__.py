@@ -1,6 +1,6 @@
 """Opens tokenizers, codecs and language models by name, and keeps the codes of recordings.
 
-    from lit_moss.hub import open_codec, open_lm, open_tokenizer
+    from lit_moss.hub import open_codec, open_lm, open_tokenizer, open_vocoder
 
 A name is a run (`runs/NAME`), a checkpoint, a folder in the released layout, a hub id, or `embedded:NAME`.
 Heavy libraries are imported when something is opened.
@@ -11,7 +11,15 @@ from lit_moss.hub.codec import open_codec
 from lit_moss.hub.kmeans import KMEANS, kmeans_tokenizer
 from lit_moss.hub.lm import open_lm
 from lit_moss.hub.tokenizer import NamedTokenizer, open_tokenizer, speech_tokenizer_fingerprint
+from lit_moss.hub.vocoder import open_vocoder
 
 assets.register(KMEANS, kmeans_tokenizer)
 
-__all__ = ["NamedTokenizer", "open_codec", "open_lm", "open_tokenizer", "speech_tokenizer_fingerprint"]
+__all__ = [
+    "NamedTokenizer",
+    "open_codec",
+    "open_lm",
+    "open_tokenizer",
+    "open_vocoder",
+    "speech_tokenizer_fingerprint",
+]

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_moss.errors import UserError
+from lit_moss.hub.vocoder import open_vocoder
 
 if TYPE_CHECKING:
     from lit_moss.codec import Codec
 
 
-def open_codec(name: str, log_mel: str | None = None) -> "Codec":
+def open_codec(name: str, log_mel: str | None = None, vocoder: str | None = None) -> "Codec":
     """Codec of a run of `conf/flow_decoder.yaml`, a .ckpt file, or a folder in the released layout.
 
     A checkpoint names the speech tokenizer and the speaker encoder that it was trained with; they are opened
@@ -20,25 +21,27 @@ def open_codec(name: str, log_mel: str | None = None) -> "Codec":
             or a hub id.
         log_mel: Features of its tokenizer; None takes those of the training, or what a folder states, see
             `SpeechTokenizer.from_pretrained`.
+        vocoder: See `open_vocoder`; None takes that of the folder, and Griffin-Lim with a run.
 
     Raises:
-        UserError: if there is no decoder, or its tokenizer has changed.
+        UserError: if there is no decoder or vocoder, or its tokenizer has changed.
     """
     from lit_moss.codec import Codec
     from lit_moss.runs.checkpoints import checkpoint_of
 
     checkpoint = checkpoint_of(name, "best")
     if checkpoint is not None:
-        return codec_of_checkpoint(checkpoint, log_mel)
-    return Codec.from_pretrained(name, log_mel)
+        return codec_of_checkpoint(checkpoint, log_mel, vocoder)
+    return Codec.from_pretrained(name, log_mel, None if vocoder is None else open_vocoder(vocoder))
 
 
-def codec_of_checkpoint(path: Path, log_mel: str | None = None) -> "Codec":
+def codec_of_checkpoint(path: Path, log_mel: str | None = None, vocoder: str | None = None) -> "Codec":
     """Codec of a Lightning checkpoint of `FlowDecoder`: its averaged weights, read as data only.
 
     Args:
         path: The checkpoint.
         log_mel: See `open_codec`.
+        vocoder: See `open_codec`.
 
     Raises:
         UserError: if it is another model's, or its tokenizer has changed.
@@ -85,4 +88,5 @@ def codec_of_checkpoint(path: Path, log_mel: str | None = None) -> "Codec":
                 f"log_mel {parts.tokenizer.config.log_mel} now has {now}: put that {part} back, or give the "
                 "log_mel of the training (--log-mel)"
             )
-    return Codec(parts.tokenizer, flow, None, parts.speaker, decoder.get("voice"))
+    opened = None if vocoder is None else open_vocoder(vocoder)
+    return Codec(parts.tokenizer, flow, opened, parts.speaker, decoder.get("voice"))

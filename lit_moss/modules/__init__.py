@@ -7,13 +7,15 @@ if TYPE_CHECKING:
     from lit_moss.modules.codec_encoder import CodecEncoder
     from lit_moss.modules.flow_decoder import FlowDecoder
     from lit_moss.modules.split_llm import SplitLLM
+    from lit_moss.modules.vocoder import Vocoder
 
 _WHERE = {
     "CodecEncoder": "lit_moss.modules.codec_encoder",
     "FlowDecoder": "lit_moss.modules.flow_decoder",
     "SplitLLM": "lit_moss.modules.split_llm",
+    "Vocoder": "lit_moss.modules.vocoder",
 }
-__all__ = ["CodecEncoder", "FlowDecoder", "SplitLLM"]
+__all__ = ["CodecEncoder", "FlowDecoder", "SplitLLM", "Vocoder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -43,7 +43,7 @@ class Facts:
 
     Args:
         name: Of the folder.
-        kind: `language model`, `codec` or `speech tokenizer`.
+        kind: `language model`, `codec`, `speech tokenizer` or `vocoder`.
         config: Content of `config.json`.
         record: Content of `lit_moss.json`.
         training: The runs.
@@ -97,13 +97,15 @@ def facts_of(folder: Path, run: RunFolder | None) -> Facts:
     """
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     has_flow = (folder / "flow" / "flow.pt").is_file()
-    kind = "codec" if has_flow else "speech tokenizer"
+    is_vocoder = isinstance(config.get("vocoder"), dict)
+    kind = "codec" if has_flow else "vocoder" if is_vocoder else "speech tokenizer"
     kind = "language model" if config.get("model_type") == MODEL_TYPE else kind
+    other = "vocoder" if kind == "vocoder" else "speech encoder"
     name, record, has_codec = folder.resolve().name, ModelRecord.read(folder), (folder / CODEC).is_dir()
-    return Facts(name, kind, config, record, training_of(run), *_weights(folder), has_codec)
+    return Facts(name, kind, config, record, training_of(run), *_weights(folder, other), has_codec)
 
 
-def _weights(folder: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+def _weights(folder: Path, other: str) -> tuple[dict[str, int], tuple[str, ...]]:
     sizes: dict[str, int] = {}
     dtypes = set()
     try:
@@ -111,7 +113,7 @@ def _weights(folder: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     except UserError:  # written later, or flow/ alone
         return {}, ()
     for name, tensor in tensors.items():
-        group = next((row for start, row in _GROUPS.items() if name.startswith(start)), "speech encoder")
+        group = next((row for start, row in _GROUPS.items() if name.startswith(start)), other)
         sizes[group] = sizes.get(group, 0) + prod(tensor.get_shape())
         dtypes.add(tensor.get_dtype())
     return sizes, tuple(sorted(dtypes))

@@ -19,6 +19,7 @@ SUMMARY = {
         "at 24 kHz)."
     ),
     "speech tokenizer": "A speech tokenizer: speech to codes, 12.5 a second.",
+    "vocoder": "A vocoder: 80-band log-mels, 50 frames a second, to speech at 24 kHz.",
 }
 
 SMALL = (
@@ -52,6 +53,11 @@ LIMITS: dict[str, tuple[str, ...]] = {
         "Not measured, unless the table above names it: noise, accents, children's speech, several speakers "
         "at once.",
         "Codes keep what was said and little of who said it or how; they are no anonymisation.",
+    ),
+    "vocoder": (
+        "Not measured, unless the table above names it: voices and languages other than those of the "
+        "training data, music, noise, mels that a decoder has made.",
+        "The mels end at 8 kHz: what it adds above is what its training data sound like.",
     ),
 }
 
@@ -118,14 +124,27 @@ codes = open_tokenizer(".").encode(io.read("question.wav", 16_000), 16_000)
 ```
 """
 
+_VOCODER = """
+```python
+from lit_moss.audio import io
+from lit_moss.audio.features import decoder_mel
+from lit_moss.hub import open_vocoder
+
+mel = decoder_mel(io.read("speech.wav", 24_000)[None])
+io.write("again.wav", open_vocoder(".")(mel)[0], 24_000)
+```
+
+With a codec: `--vocoder FOLDER` of `synthesize`, `serve`, `chat` and `export`.
+"""
+
 
 def usage(kind: str, has_codec: bool) -> str:
     """Section "How to use".
 
     Args:
-        kind: `language model`, `codec` or `speech tokenizer`.
+        kind: `language model`, `codec`, `speech tokenizer` or `vocoder`.
         has_codec: Whether the model's folder has a codec.
     """
     if kind == "language model":
         return _INSTALL + "\n" + _TALK.format(codec="" if has_codec else " --codec CODEC") + _PYTHON
-    return _INSTALL + "\n" + (_CODEC if kind == "codec" else _TOKENIZER)
+    return _INSTALL + "\n" + {"codec": _CODEC, "vocoder": _VOCODER}.get(kind, _TOKENIZER)

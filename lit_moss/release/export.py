@@ -100,6 +100,7 @@ def export(
     license: str | None = None,
     force: bool = False,
     log_mel: str | None = None,
+    vocoder: str | None = None,
 ) -> Exported:
     """Makes the folder.
 
@@ -117,6 +118,7 @@ def export(
         license: SPDX name of the weights' licence; None takes the recorded one.
         force: Replace a model's folder at `out`.
         log_mel: See `export_codec`.
+        vocoder: See `export_codec`.
 
     Raises:
         UserError: if there is no such model, it is damaged, `out` exists, or there is no room.
@@ -133,7 +135,7 @@ def export(
                 f"{name} is no language model: --average, --codec and --dtype are for language models"
             )
         part = checkpoint if which else checkpoint_of(name, "best") or checkpoint
-        _write(out, lambda folder: _fill_codec(folder, part, log_mel, license))
+        _write(out, lambda folder: _fill_codec(folder, part, log_mel, license, vocoder))
         return Exported(out, 0, _gigabytes(out), None)
     if checkpoint is None or stored is None:
         source = _of_folder(name, average)
@@ -149,12 +151,14 @@ def export(
     record = replace(source.record, license=license or source.record.license)
     if codec is None:
         codec, log_mel = _own_codec(source, log_mel)
+    if codec is None and vocoder is not None:
+        raise UserError(f"--vocoder {vocoder} belongs to a codec, and {name} has none: give --codec")
 
     def fill(folder: Path) -> None:
         nonlocal record
         folder.mkdir()
         if codec is not None:  # first: it may be refused, and the weights take minutes
-            given = add_codec(codec, log_mel, folder, name, record, source.config.format)
+            given = add_codec(codec, log_mel, folder, name, record, source.config.format, vocoder)
             record = replace(record, speech_tokenizer=given)
         write_weights(folder, tensors, kept, max_shard_size)
         _write_configs(folder, source.config, kept)
@@ -172,8 +176,10 @@ def export(
     return Exported(out, len(tensors), _gigabytes(out), record)
 
 
-def _fill_codec(folder: Path, checkpoint: Path, log_mel: str | None, license: str | None) -> None:
-    export_codec(str(checkpoint), folder, log_mel)
+def _fill_codec(
+    folder: Path, checkpoint: Path, log_mel: str | None, license: str | None, vocoder: str | None
+) -> None:
+    export_codec(str(checkpoint), folder, log_mel, vocoder)
     if license is not None:
         ModelRecord(license=license).write(folder)
     if not (folder / CARD).is_file():

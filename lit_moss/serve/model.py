@@ -80,6 +80,7 @@ class SpeechModel:
         dtype: torch.dtype | None = None,
         log_mel: str | None = None,
         voices: dict[str, str] | None = None,
+        vocoder: str | None = None,
     ) -> "SpeechModel":
         """Opens a model, on one device.
 
@@ -91,6 +92,7 @@ class SpeechModel:
             dtype: Of the language model's weights; None leaves it.
             log_mel: Features of the speech tokenizer, see `open_tokenizer`.
             voices: Name -> sound file of a voice to speak with.
+            vocoder: See `open_codec`.
 
         Raises:
             UserError: if a part is missing, or is not the one of the training.
@@ -102,7 +104,9 @@ class SpeechModel:
         text_tokenizer = load_text_tokenizer(lm.tokenizer_folder)
         check_text_tokenizer(model, record, text_tokenizer)
         _check_template(model, record, text_tokenizer)
-        speech_tokenizer, opened = _speech_parts(model, codec, record, log_mel)
+        speech_tokenizer, opened = _speech_parts(model, codec, record, log_mel, vocoder)
+        if vocoder is not None and opened is None:
+            raise UserError(f"--vocoder {vocoder} needs a decoder: give the codec by --codec")
         name, any_log_mel = codec or "its codec", log_mel is not None
         if opened is not None:
             check_codec(model, record, opened, lm.format, name, any_log_mel)
@@ -136,13 +140,13 @@ def _check_template(model: str, record: ModelRecord, text_tokenizer: Any) -> Non
 
 
 def _speech_parts(
-    model: str, codec: str | None, record: ModelRecord, log_mel: str | None
+    model: str, codec: str | None, record: ModelRecord, log_mel: str | None, vocoder: str | None
 ) -> "tuple[SpeechTokenizer | None, Codec | None]":
     inside = Path(model) / CODEC
     if codec is None and (inside / "flow").is_dir():
         codec = str(inside)
     if codec is not None:
-        opened = open_codec(codec, log_mel)
+        opened = open_codec(codec, log_mel, vocoder)
         return opened.tokenizer, opened
     if (inside / "model.safetensors").is_file():
         return open_tokenizer(str(inside), log_mel), None

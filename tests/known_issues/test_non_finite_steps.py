@@ -13,13 +13,14 @@ from decoders import decoder_recipe, made_up_codec
 from lm_recipe import lm_recipe
 from poison import moved
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process, recipe
+from vocoders import vocoder_recipe
 
 from callbacks import NonFiniteSteps
 from callbacks.non_finite_steps import _average
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 
-CODEC, DECODER, LM = "tokenizer", "decoder", "language model"
+CODEC, DECODER, LM, VOCODER = "tokenizer", "decoder", "language model", "vocoder"
 
 
 def run(folder, corpus, kind, steps, poison=(), *more, expected=0, extra=(), **trainer):
@@ -30,6 +31,8 @@ def run(folder, corpus, kind, steps, poison=(), *more, expected=0, extra=(), **t
     elif kind == CODEC:
         path = recipe(folder, corpus, steps, **{"trainer__callbacks+": add},
                       model__init_args__quantize_from_step=2)  # fmt: skip
+    elif kind == VOCODER:
+        path = vocoder_recipe(folder, corpus, steps, 2, **{"trainer__callbacks+": add})
     else:
         codec = folder.parent / "codec"
         if not codec.exists():
@@ -53,14 +56,14 @@ def status(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [CODEC, DECODER, LM])
+@pytest.mark.parametrize("kind", [CODEC, DECODER, LM, VOCODER])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, corpus, kind, capsys):
     poison = [{"steps": [3], "what": "loss"}, {"steps": [5], "what": "gradient"}]
     found = run(tmp_path / "run", corpus, kind, 8, poison)
     assert found[3] == found[5] == []
     for step in (0, 1, 2, 4, 6, 7):
         assert {"weights", "moments"} <= set(found[step]), step
-        assert ("averages" in found[step]) == (kind == DECODER)
+        assert ("averages" in found[step]) == (kind in (DECODER, VOCODER))
         assert ("buffers" in found[step]) == (kind == CODEC and step >= 2)
     logged = curves(tmp_path / "run")
     assert [v for _, v in logged["train/skipped_steps"]] == [0, 0, 0, 1, 1, 2, 2, 2]

@@ -1,0 +1,182 @@
+"""Discriminators of a vocoder in training, and their losses.
+
+    PeriodDiscriminator       the wave folded by a period, convolutions along time: HiFi-GAN, arXiv:2010.05646
+    ResolutionDiscriminator   magnitudes of an STFT, convolutions over both axes: UnivNet, arXiv:2106.07889
+
+Hinge losses as in Vocos (arXiv:2306.00814, section 3.3): D learns max(0, 1 - D(x)) + max(0, 1 + D(y)), the
+vocoder max(0, 1 - D(y)) and the L1 distance of all feature maps of x and y (x recording, y vocoder's wave).
+
+Shapes: B batch, L samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as nnf
+from torch.nn.utils.parametrizations import weight_norm
+
+from lit_moss.codec.spectral_losses import magnitudes
+from lit_moss.errors import UserError
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Sizes of the discriminators; the defaults are those of HiFi-GAN and UnivNet.
+
+    Args:
+        periods: Periods in samples by which the wave is folded; none leaves these discriminators out.
+        period_channels: Channels of the layers of each.
+        windows: STFT windows in samples, with a hop of a quarter; none leaves these discriminators out.
+        window_channels: Channels of the layers of each.
+    """
+
+    periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
+    period_channels: list[int] = field(default_factory=lambda: [32, 128, 512, 1024, 1024])
+    windows: list[int] = field(default_factory=lambda: [2048, 1024, 512])
+    window_channels: int = 32
+
+    def __post_init__(self) -> None:
+        sizes = [*self.periods, *self.period_channels, *self.windows, self.window_channels]
+        if any(size < 1 for size in sizes) or not (self.periods or self.windows):
+            raise UserError(
+                f"model.discriminators has periods {self.periods}, period_channels {self.period_channels}, "
+                f"windows {self.windows} and window_channels {self.window_channels}, expected sizes of 1 or "
+                "more, and a period or a window"
+            )
+
+
+@dataclass
+class Judgement:
+    """What one discriminator says of a wave.
+
+    Args:
+        score: Scores of places of the wave, (B, …): above 0 for a recording.
+        features: Outputs of its layers.
+    """
+
+    score: Tensor
+    features: list[Tensor]
+
+
+class PeriodDiscriminator(nn.Module):
+    """Judges samples that are `period` apart.
+
+    Args:
+        period: In samples.
+        channels: Of its layers.
+    """
+
+    def __init__(self, period: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.period = period
+        strides = [3] * (len(channels) - 1) + [1]
+        widths = [1, *channels]
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv2d(a, b, (5, 1), (stride, 1), (2, 0)))
+            for a, b, stride in zip(widths, channels, strides, strict=False)
+        )
+        self.last = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), 1, (1, 0)))
+
+    def forward(self, wave_BL: Tensor) -> Judgement:
+        """(B, L) -> scores and features."""
+        wave_BL = nnf.pad(wave_BL, (0, -wave_BL.shape[1] % self.period))
+        return _judged(self, wave_BL.unflatten(1, (-1, self.period))[:, None])
+
+
+class ResolutionDiscriminator(nn.Module):
+    """Judges the magnitudes of an STFT.
+
+    Args:
+        window: In samples.
+        channels: Of its layers.
+    """
+
+    def __init__(self, window: int, channels: int) -> None:
+        super().__init__()
+        self.window = window
+        shapes = [(1, (3, 9), (1, 1)), *[(channels, (3, 9), (1, 2))] * 3, (channels, (3, 3), (1, 1))]
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv2d(a, channels, kernel, stride, (kernel[0] // 2, kernel[1] // 2)))
+            for a, kernel, stride in shapes
+        )
+        self.last = weight_norm(nn.Conv2d(channels, 1, (3, 3), 1, (1, 1)))
+
+    def forward(self, wave_BL: Tensor) -> Judgement:
+        """(B, L) -> scores and features."""
+        with torch.autocast(wave_BL.device.type, enabled=False):
+            spectrum_BKF = magnitudes(wave_BL.float(), self.window, self.window // 4).transpose(1, 2)
+        return _judged(self, spectrum_BKF[:, None])
+
+
+def _judged(discriminator: "PeriodDiscriminator | ResolutionDiscriminator", x: Tensor) -> Judgement:
+    features = []
+    for layer in discriminator.layers:
+        x = nnf.leaky_relu(layer(x), 0.1)
+        features.append(x)
+    return Judgement(discriminator.last(x).flatten(1), features)
+
+
+class Discriminators(nn.Module):
+    """All of them.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: DiscriminatorConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or DiscriminatorConfig()
+        self.parts = nn.ModuleList(
+            [
+                *(PeriodDiscriminator(period, config.period_channels) for period in config.periods),
+                *(ResolutionDiscriminator(window, config.window_channels) for window in config.windows),
+            ]
+        )
+
+    def forward(self, wave_BL: Tensor) -> list[Judgement]:
+        """(B, L) -> what each says."""
+        return [part(wave_BL) for part in self.parts]
+
+    def frozen(self, wave_BL: Tensor) -> list[Judgement]:
+        """The same, whose gradients reach the wave, but not the discriminators."""
+        own = {name: p.detach() for name, p in self.named_parameters()}
+        return functional_call(self, own, (wave_BL,))
+
+
+@dataclass
+class AdversarialLosses:
+    """One step's losses, each a mean over discriminators: ().
+
+    Args:
+        discriminator: What the discriminators learn by.
+        adversarial: What the vocoder learns by: how far it is from being taken for a recording.
+        features: Distance of the feature maps.
+    """
+
+    discriminator: Tensor
+    adversarial: Tensor
+    features: Tensor
+
+
+def adversarial_losses(
+    discriminators: Discriminators, made_BL: Tensor, truth_BL: Tensor
+) -> AdversarialLosses:
+    """Losses of both sides in one graph: gradients of `discriminator` do not reach the vocoder, those of the
+    others not the discriminators. Both sides' weights are those before the step.
+    """
+    count = len(made_BL)
+    both = discriminators(torch.cat([truth_BL, made_BL.detach()]))
+    made = discriminators.frozen(made_BL)
+    against, for_it, distance = (made_BL.new_zeros(()) for _ in range(3))
+    for judged, again in zip(both, made, strict=True):
+        real, fake = judged.score.float().split(count)
+        against = against + nnf.relu(1 - real).mean() + nnf.relu(1 + fake).mean()
+        for_it = for_it + nnf.relu(1 - again.score.float()).mean()
+        pairs = zip(judged.features, again.features, strict=True)
+        gaps = [(own.float() - true[:count].detach().float()).abs().mean() for true, own in pairs]
+        distance = distance + sum(gaps, made_BL.new_zeros(())) / len(gaps)
+    parts = len(made)
+    return AdversarialLosses(against / parts, for_it / parts, distance / parts)

@@ -1,0 +1,192 @@
+"""Waves and their mels for the vocoder: manifests -> random crops for training, whole clips for validation.
+
+Which crops make batch n follows from the manifests, the seed and n (see `order`): an epoch holds an utterance
+as often as it has crops in its length, and where each crop begins is drawn from (seed, n, place in the
+batch). Unreadable files, workers and resume are those of `SpeechDataModule`.
+
+Shapes: B items, L samples at 24 kHz (= 480 T), M mel bands, T mel frames.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.nn import functional as nnf
+from torch.nn.utils.rnn import pad_sequence
+
+from lit_moss.audio import io, rates
+from lit_moss.audio.features import decoder_mel
+from lit_moss.corpora.manifest import Utterance
+from lit_moss.data.batches import VocoderBatch
+from lit_moss.data.order import BatchOrder, SampleKey
+from lit_moss.data.speech_data import SpeechDataModule, SpeechSet
+from lit_moss.errors import UserError
+
+HOP = rates.DECODER_HOP_SAMPLES
+FRAMES_PER_SEC = rates.DECODER_RATE_HZ / HOP
+# Frames read on either side of a crop: its mel then has no reflected edges, which need 720 samples.
+MARGIN = 2
+
+
+class VocoderDataModule(SpeechDataModule):
+    """Manifests -> `VocoderBatch`es.
+
+    Args:
+        train: Manifests to learn from: paths, or `embedded:everyday-en`; transcripts are not needed.
+        validation: Manifests to validate on, whole clips.
+        weights: How often an epoch holds each manifest of `train`; all once if empty.
+        crop_sec: Length of a training crop in seconds; shorter utterances are filled up with silence.
+        gain_db: Largest random change of a crop's level in dB, down and up; 0 leaves it.
+        batch_sec: Audio of a training batch in seconds.
+        validation_batch_sec: Audio budget of a validation batch in seconds, padding included.
+        max_sec: Longest utterance in seconds; longer ones are left out, counted and named.
+        min_sec: Shortest utterance in seconds.
+        seed: Seed of order and crops.
+        workers: Loader processes per rank; 0 loads in the training process.
+        max_bad_share: Share of unreadable utterances above which a run stops.
+    """
+
+    def __init__(
+        self,
+        train: list[str] | None = None,
+        validation: list[str] | None = None,
+        weights: list[float] | None = None,
+        crop_sec: float = 0.8,
+        gain_db: float = 6.0,
+        batch_sec: float = 12.8,
+        validation_batch_sec: float = 80.0,
+        max_sec: float = 30.0,
+        min_sec: float = 0.5,
+        seed: int = 1,
+        workers: int = 1,
+        max_bad_share: float = 0.01,
+    ) -> None:
+        # The base compares its budget with whole utterances; ours holds crops.
+        super().__init__(
+            train, validation, weights, max_sec, validation_batch_sec, max_sec, min_sec, seed,
+            workers=workers, freq_masks=0, max_bad_share=max_bad_share,
+        )  # fmt: skip
+        if not 0.1 <= crop_sec <= batch_sec:
+            raise UserError(
+                f"data.crop_sec is {crop_sec} and data.batch_sec {batch_sec}, expected a crop of 0.1 s or "
+                "more, and a batch of one or more crops"
+            )
+        if not 0.0 <= gain_db <= 40.0:
+            raise UserError(f"data.gain_db is {gain_db}, expected 0 to 40")
+        self.batch_sec, self.crop_sec = batch_sec, crop_sec
+        self.crops = Crops(seed, round(crop_sec * FRAMES_PER_SEC), gain_db)
+
+    def setup(self, stage: str) -> None:
+        super().setup("validate")
+        if stage != "fit" or self._train_set is not None:
+            return
+        if not self.train:
+            raise UserError("data.train is empty: expected a manifest, e.g. [embedded:everyday-en]")
+        utterances, weights = self._read([self._locate(n, "train") for n in self.train], self.weights)
+        self._train_set = _CropSet(utterances, self.crops)
+        crops = [max(1.0, (u.duration_sec or 0.0) / self.crop_sec) for u in utterances]
+        copies = [weight * count for weight, count in zip(weights, crops, strict=True)]
+        size = max(1, int(self.batch_sec / self.crop_sec + 1e-6))
+        self.order = BatchOrder([1.0] * len(utterances), size, self.seed, copies, buckets=1)
+        rank_zero_info(
+            f"train: {len(utterances)} utterances, {sum(u.duration_sec or 0.0 for u in utterances) / 60:.1f} "
+            f"min, {self.order.batches_per_epoch} batches of {size} crops an epoch"
+        )
+
+    def _make_set(self, utterances: list[Utterance], augmentation: Any) -> "_CropSet":
+        return _CropSet(utterances, None)
+
+    def _with_texts(self, manifest: Path, utterances: list[Utterance]) -> list[Utterance]:
+        return utterances  # transcripts are not used
+
+    def collate_function(self) -> Callable[[list[Any]], Any]:
+        return collate
+
+    def fingerprints(self) -> dict[str, str]:
+        crops = hashlib.sha256(repr(self.crops).encode()).hexdigest()[:16]
+        return super().fingerprints() | {"augmentation": crops}
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random crops, drawn from (seed, batch number, place in the batch).
+
+    Args:
+        seed: Seed.
+        frames: Mel frames of a crop.
+        gain_db: Largest change of level in dB.
+    """
+
+    seed: int
+    frames: int
+    gain_db: float
+
+    def draw(self, key: SampleKey, frames: int) -> tuple[int, float]:
+        """First frame of a crop of an utterance of `frames` frames, and the factor on its samples."""
+        rng = np.random.default_rng([self.seed, key[1], key[2]])
+        first = int(rng.integers(max(0, frames - self.frames) + 1))
+        return first, float(10.0 ** (rng.uniform(-self.gain_db, self.gain_db) / 20))
+
+
+class _CropSet(SpeechSet):
+    """Utterances by sample key: samples at 24 kHz and their mel, or why there are none."""
+
+    def __init__(self, utterances: list[Utterance], crops: Crops | None) -> None:
+        super().__init__(utterances, None)
+        self._crops = crops
+
+    def __getitem__(self, key: SampleKey) -> Any:
+        u = self.utterances[key[0]]
+        try:
+            if self._crops is None:
+                return u, *_whole(io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec))
+            return u, *_crop(u, key, self._crops)
+        except io.UnreadableAudio as error:
+            return u, str(error)
+
+
+def _whole(wave_T: Tensor) -> tuple[Tensor, Tensor]:
+    """A recording cut to whole frames, and its mel."""
+    if len(wave_T) < (MARGIN + 1) * HOP:
+        wave_T = nnf.pad(wave_T, (0, (MARGIN + 1) * HOP - len(wave_T)))
+    mel_MT = decoder_mel(wave_T[None])[0]
+    return wave_T[: HOP * mel_MT.shape[-1]], mel_MT
+
+
+def _crop(utterance: Utterance, key: SampleKey, crops: Crops) -> tuple[Tensor, Tensor]:
+    """A crop's samples and mel, as long as all are; reads only that part of the file."""
+    frames = int((utterance.duration_sec or 0.0) * FRAMES_PER_SEC)
+    first, gain = crops.draw(key, frames)
+    begin, end = max(0, first - MARGIN), first + crops.frames + MARGIN
+    begin_sec = begin / FRAMES_PER_SEC
+    # A part beyond the end would count as damage.
+    seconds = min((end - begin) / FRAMES_PER_SEC, (utterance.duration_sec or 0.0) - begin_sec)
+    offset_sec = utterance.offset_sec + begin_sec
+    wave_T = io.read(utterance.audio, rates.DECODER_RATE_HZ, offset_sec, seconds) * gain
+    wave_T = nnf.pad(wave_T, (0, max(0, (end - begin) * HOP - len(wave_T))))
+    mel_MT = decoder_mel(wave_T[None])[0]
+    inside = first - begin
+    samples = slice(inside * HOP, (inside + crops.frames) * HOP)
+    return wave_T[samples], mel_MT[:, inside : inside + crops.frames]
+
+
+def collate(items: list[Any]) -> VocoderBatch:
+    """Items of a loader -> one batch."""
+    good = [item for item in items if len(item) == 3]
+    wave_BL, mel_BTM = torch.zeros(0, 0), torch.zeros(0, 0, rates.DECODER_MEL_BINS)
+    if good:
+        wave_BL = pad_sequence([wave for _, wave, _ in good], batch_first=True)
+        mel_BTM = pad_sequence([mel.T for *_, mel in good], batch_first=True)
+    return VocoderBatch(
+        wave_BL=wave_BL,
+        mel_BMT=mel_BTM.transpose(1, 2).contiguous(),
+        frames=[mel.shape[-1] for *_, mel in good],
+        ids=[u.id for u, *_ in good],
+        skipped=[f"{item[0].key}\t{item[1]}" for item in items if len(item) == 2],
+    )

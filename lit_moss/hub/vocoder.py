@@ -1,0 +1,78 @@
+"""Vocoders by name, the names that `--vocoder` takes:
+
+    griffin-lim                      phases by iteration, no weights
+    runs/NAME, a run, a checkpoint   a run of conf/vocoder.yaml (the best checkpoint of the newest run)
+    a folder                         of a vocoder (config.json, model.safetensors), or of a codec in the
+                                     released layout or a model that has one: vocoder/, else flow/hift.pt
+    a file hift.pt                   released weights of HiFT
+    a hub id                         of such a codec
+
+A codec's folder holds one vocoder: `vocoder/`, else `flow/hift.pt`, else it is Griffin-Lim.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_moss.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_moss.codec.vocoder import Vocoder
+    from lit_moss.codec.vocoder_net import TrainedVocoder
+
+GRIFFIN_LIM = "griffin-lim"
+_EXPECTED = (
+    "expected griffin-lim, a run or checkpoint of conf/vocoder.yaml, a folder that `export` wrote, a codec "
+    "in the released layout, or a file hift.pt"
+)
+
+
+def open_vocoder(name: str) -> "Vocoder":
+    """Vocoder of a name, see the head of this file.
+
+    Raises:
+        UserError: if it is the name of nothing, of something else, or of a vocoder for other mels.
+    """
+    from lit_moss.assets import resolve
+    from lit_moss.codec.codec_folder import read_vocoder
+    from lit_moss.codec.hift import load_hift
+    from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder
+    from lit_moss.codec.vocoder_net import TrainedVocoder
+    from lit_moss.hub.model_folder import CODEC
+    from lit_moss.runs.checkpoints import checkpoint_of
+
+    if name == GRIFFIN_LIM:
+        return GriffinLim()
+    if Path(name).is_file() and Path(name).suffix == ".pt":
+        return HiFTVocoder(load_hift(Path(name)))
+    checkpoint = checkpoint_of(name, "best")
+    if checkpoint is not None:
+        return vocoder_of_checkpoint(checkpoint)
+    try:
+        folder = resolve(name)
+    except UserError as error:
+        raise UserError(f"no vocoder {name} ({error}): {_EXPECTED}") from error
+    for place in (folder, folder / CODEC):
+        if (vocoder := read_vocoder(place)) is not None:
+            return vocoder
+    if (folder / "model.safetensors").is_file() and not (folder / "flow").is_dir():
+        return TrainedVocoder.from_pretrained(folder)
+    raise UserError(f"{name} has no vocoder: {_EXPECTED}")
+
+
+def vocoder_of_checkpoint(path: Path) -> "TrainedVocoder":
+    """Vocoder of a Lightning checkpoint of `lit_moss.modules.Vocoder`: its averaged weights, read as data.
+
+    Raises:
+        UserError: if it is another model's, or its mels are not ours.
+    """
+    from lit_moss.codec.vocoder_net import TrainedVocoder, net_of
+    from lit_moss.runs.checkpoints import load_checkpoint
+
+    checkpoint = load_checkpoint(path, mmap=True)
+    stored = checkpoint.get("vocoder")
+    if stored is None:
+        raise UserError(f"{path} is no checkpoint of a vocoder run: expected one made by conf/vocoder.yaml")
+    prefix = "net."
+    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    net = net_of(stored["net"], stored["mel"], weights, str(path), str(path))
+    return TrainedVocoder(net, stored["trained_on"])
