@@ -314,10 +314,10 @@ def report(
     size = f" ({config.layers} layers of {config.width}, characters)" if config.probe_from == RANDOM else ""
     unit = "character" if config.language == "zh" else "word"
     return (
-        f"# Tokenizer probe from {config.probe_from}{size}\n\n{config.steps} steps of {config.batch_rows} rows, "
-        f"seed {config.seed}; utterances: {counts}; {failures} failures; {unit} errors pooled, lower case without "
-        "punctuation; weights of the lowest dev error; 95 % intervals by a bootstrap over utterances\n\n"
-        + markdown_table(table)
+        f"# Tokenizer probe from {config.probe_from}{size}\n\n{config.steps} steps of {config.batch_rows} "
+        f"rows, seed {config.seed}; utterances: {counts}; {failures} failures; {unit} errors pooled, lower "
+        "case without punctuation; weights of the lowest dev error; 95 % intervals by a bootstrap over "
+        f"utterances\n\n{markdown_table(table)}"
     )
 
 
