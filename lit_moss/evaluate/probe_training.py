@@ -174,8 +174,7 @@ class Probe:
             prompts = [self.prompt(utterances[i]) for i in batch]
             made = self.lm.generate(prompts, greedy=True, max_new_tokens=self.most_text_rows + 8)
             for i, rows in zip(batch, made, strict=True):
-                ids = [row for row in rows if row < self.form.text_vocab_size and row not in self.lm.stop_ids]
-                found[i] = self.texts.decode(ids)
+                found[i] = self.texts.decode(self.lm.words(rows))
         return found
 
     def word_error_rate(self, utterances: Sequence[Spoken]) -> float:
