@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +30,9 @@ def open_emotion(name: str | None, device: str = "auto") -> EmotionClassifier | 
         return Emotion2Vec(name if "/" in name else f"iic/{name}", device)
     module, colon, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function) if colon and module and function else None
+        found: Any = (
+            getattr(importlib.import_module(module), function) if colon and module and function else None
+        )
     except (ImportError, AttributeError) as error:
         raise UserError(f"emotion is {name!r}, which cannot be imported ({error})") from error
     if not callable(found):

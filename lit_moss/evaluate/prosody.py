@@ -4,6 +4,7 @@ Waves are samples (T,) at 16 kHz in [-1, 1]. Frames are 5 ms apart; frames of th
 and the longer side is cut.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -43,7 +44,7 @@ def f0_hz(wave_T: Tensor, floor_hz: float = 40.0, ceil_hz: float = 800.0) -> np.
         UserError: if pyworld is not installed.
     """
     try:
-        import pyworld
+        pyworld: Any = importlib.import_module("pyworld")
     except ImportError as error:
         raise UserError(f"pitch needs pyworld: {EXTRA}") from error
     wave = wave_T.double().numpy()
