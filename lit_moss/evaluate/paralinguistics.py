@@ -20,7 +20,6 @@ Rungs are those of `evaluate resynthesis`; `files` are copies made elsewhere. Wi
 the transcript's words, and rates differ by the pauses alone.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +36,7 @@ from lit_moss.evaluate import judges, prosody
 from lit_moss.evaluate.clips import Clip, read_clips
 from lit_moss.evaluate.emotion import EmotionClassifier, open_emotion
 from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, wilson
+from lit_moss.evaluate.intervals import half_width
 from lit_moss.evaluate.resynthesis import at_16khz, prompt_wave, read_clip, resynthesize, voice_of
 from lit_moss.hub import open_codec
 
@@ -313,7 +313,5 @@ def _cell(value: float, measured: Sequence[float], name: str) -> str:
     if name == "emotion_same":
         low, high = wilson(sum(measured), n)
         return f"{value:.3f} ({low:.3f} to {high:.3f})"
-    if n < 2:
-        return f"{value:.3f}"
-    deviation = math.sqrt(sum((x - value) ** 2 for x in measured) / (n - 1))
-    return f"{value:.3f} ± {1.96 * deviation / math.sqrt(n):.3f}"
+    half = half_width(measured)
+    return f"{value:.3f}" if half is None else f"{value:.3f} ± {half:.3f}"

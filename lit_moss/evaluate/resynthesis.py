@@ -45,6 +45,7 @@ from lit_moss.errors import UserError
 from lit_moss.evaluate import judges, wer
 from lit_moss.evaluate.clips import Clip, read_clips
 from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table
+from lit_moss.evaluate.intervals import half_width
 from lit_moss.evaluate.utmos import Utmos
 from lit_moss.hub import open_codec
 
@@ -151,10 +152,10 @@ class Judges:
 
     def row(self, clip: Clip, wave16_T: Tensor) -> dict[str, Any]:
         """Columns of a wave at 16 kHz that need no other wave."""
-        hypothesis = self.recogniser(wave16_T, self.language) if self.recogniser and clip.text else ""
-        row: dict[str, Any] = {"reference": clip.text, "hypothesis": hypothesis}
-        if self.recogniser:
-            row |= word_errors(clip.text, hypothesis, self.language)
+        row: dict[str, Any] = {"reference": clip.text, "hypothesis": ""}
+        if self.recogniser and clip.text:
+            row["hypothesis"] = self.recogniser(wave16_T, self.language)
+            row |= word_errors(clip.text, row["hypothesis"], self.language)
         if self.dnsmos:
             scores = judges.dnsmos_scores(wave16_T)
             row |= {"dnsmos": scores["ovrl"], "dnsmos_sig": scores["sig"], "dnsmos_bak": scores["bak"]}
@@ -206,7 +207,7 @@ def run(config: Config) -> dict[str, float]:
         ]
         metrics = means(rows, config.rungs, config.language)
         flat = {f"{rung}/{name}": value for rung, values in metrics.items() for name, value in values.items()}
-        text = report(metrics, config, len(clips), unread)
+        text = report(metrics, rows, config, len(clips), unread)
         return evaluation.finish(flat | {"n": len(clips), "failures": len(unread)}, text, rows)
 
 
@@ -224,7 +225,7 @@ def rows_of(clip: Clip, result: Result, config: Config) -> list[dict[str, Any]]:
     if FAILED not in result:
         return [empty | row for row in result["rows"]]
     row = empty | {"clip": clip.id, FAILED: result[FAILED], "reference": clip.text}
-    if config.judge:
+    if config.judge and clip.text:
         row |= {"hypothesis": "", **word_errors(clip.text, "", config.language)}
     return [row | {"rung": rung} for rung in config.rungs]
 
@@ -361,39 +362,52 @@ def means(
     return metrics
 
 
-def report(metrics: dict[str, dict[str, float]], config: Config, clips: int, unread: list[str]) -> str:
+def report(
+    metrics: dict[str, dict[str, float]],
+    rows: Sequence[dict[str, Any]],
+    config: Config,
+    clips: int,
+    unread: list[str],
+) -> str:
     """Markdown: a table with a line per rung, and one of the word errors in %."""
-
-    def lines(names: Sequence[str], scale: float = 1) -> str:
-        heads = [name for name in names if any(name in values for values in metrics.values())]
-        return markdown_table(
-            [
-                {"": rung} | {name: scale * values[name] if name in values else None for name in heads}
-                for rung, values in metrics.items()
-            ]
-        )
-
     text = (
         f"# Resynthesis: {config.codec}\n\n{clips} clips of {config.clips}, {len(unread)} failures; ASR "
-        f"{config.judge}, speaker encoder {config.speaker}, voice prompt {config.voice_prompt}"
+        f"{config.judge}, speaker encoder {config.speaker}, voice prompt {config.voice_prompt}; ± is half of a "
+        "95 % interval"
         + (f"; not readable, counted as not recognised: {', '.join(unread)}" if unread else "")
-        + f"\n\n{lines(METRICS)}"
+        + f"\n\n{_table(metrics, rows, METRICS)}"
     )
     if any("wer_seed" in values for values in metrics.values()):
-        unit = "Character" if config.language == "zh" else "Word"
+        unit, after = "Word", "Whisper's normaliser"
+        if config.language == "zh":
+            unit, after = "Character", "simplification and with digits written out"
         text += (
             f"\n{unit} errors in %: wer_seed as Seed-TTS-Eval (mean of clips, no normalisation of numbers), "
-            "wer_normalised after "
-            + (
-                "simplification and with digits written out"
-                if config.language == "zh"
-                else "Whisper's normaliser"
-            )
-            + f"\n\n{lines(WORD_ERRORS, 100)}"
+            f"wer_normalised after {after}\n\n{_table(metrics, rows, WORD_ERRORS, 100)}"
         )
     if any("similarity" in values for values in metrics.values()):
         text += "\nsimilarity: with the recording itself; similarity_prompt: with the voice prompt\n"
     return text
+
+
+def _table(
+    metrics: dict[str, dict[str, float]],
+    rows: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    scale: float = 1,
+) -> str:
+    """Markdown of those measures that there are, with intervals where they are means over clips."""
+    heads = [name for name in names if any(name in values for values in metrics.values())]
+    lines = []
+    for rung, values in metrics.items():
+        line: dict[str, Any] = {"": rung}
+        for name in heads:
+            own = [row[name] for row in rows if row["rung"] == rung and row.get(name) is not None]
+            half = half_width(own) if name in values else None
+            value = f"{scale * values[name]:.3f}" if name in values else ""
+            line[name] = value if half is None else f"{value} ± {scale * half:.3f}"
+        lines.append(line)
+    return markdown_table(lines)
 
 
 def at_16khz(wave_T: Tensor) -> Tensor:

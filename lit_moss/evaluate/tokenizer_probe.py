@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from lit_moss.corpora.manifest import Utterance, read_manifest
 from lit_moss.data.transcripts import normalise
 from lit_moss.errors import UserError
 from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table
+from lit_moss.evaluate.intervals import pooled_interval
 from lit_moss.evaluate.judges import word_errors
 from lit_moss.evaluate.probe_codes import SHUFFLED, CodeSource, entropy_bits, open_codes
 from lit_moss.evaluate.probe_training import RANDOM, Probe, ProbeOptions, Spoken, train_probe
@@ -295,14 +295,10 @@ def _label(kind: str) -> str:
     return "".join(c if c.isalnum() or c in "-_. " else "_" for c in kind)
 
 
-def pooled_with_interval(results: Sequence[Result], draws: int = 1000) -> tuple[float, float, float]:
-    """Errors over words of all results, and its 95 % interval by a bootstrap over utterances (seed 0)."""
-    errors = np.array([result["errors"] for result in results])
-    words = np.array([result["words"] for result in results])
-    chosen = np.random.default_rng(0).integers(0, len(results), (draws, len(results)))
-    rates = errors[chosen].sum(axis=1) / np.maximum(1, words[chosen].sum(axis=1))
-    low, high = np.percentile(rates, [2.5, 97.5])
-    return float(errors.sum() / max(1, words.sum())), float(low), float(high)
+def pooled_with_interval(results: Sequence[Result]) -> tuple[float, float, float]:
+    """Errors over words of all results, and its 95 % interval."""
+    errors, words = [result["errors"] for result in results], [result["words"] for result in results]
+    return sum(errors) / max(1, sum(words)), *pooled_interval(errors, words)
 
 
 def report(

@@ -159,11 +159,6 @@ def test_entropy():
     assert entropy_bits([]) == 0
 
 
-def test_the_interval_of_equal_utterances_has_no_width():
-    results = [{"errors": 1, "words": 4}] * 5
-    assert tokenizer_probe.pooled_with_interval(results) == (0.25, 0.25, 0.25)
-
-
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
