@@ -35,7 +35,8 @@ def open_emotion(name: str | None, device: str = "auto") -> EmotionClassifier | 
         )
     except (ImportError, AttributeError) as error:
         raise UserError(f"emotion is {name!r}, which cannot be imported ({error})") from error
-    if not callable(found):
+    is_function = callable(found)
+    if not is_function:
         raise UserError(f"emotion is {name!r}, expected emotion2vec_plus_large or package.module:function")
     return found
 

@@ -372,8 +372,8 @@ def report(
     """Markdown: a table with a line per rung, and one of the word errors in %."""
     text = (
         f"# Resynthesis: {config.codec}\n\n{clips} clips of {config.clips}, {len(unread)} failures; ASR "
-        f"{config.judge}, speaker encoder {config.speaker}, voice prompt {config.voice_prompt}; ± is half of a "
-        "95 % interval"
+        f"{config.judge}, speaker encoder {config.speaker}, voice prompt {config.voice_prompt}; ± is half of "
+        "a 95 % interval"
         + (f"; not readable, counted as not recognised: {', '.join(unread)}" if unread else "")
         + f"\n\n{_table(metrics, rows, METRICS)}"
     )
