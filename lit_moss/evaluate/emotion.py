@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -35,10 +35,9 @@ def open_emotion(name: str | None, device: str = "auto") -> EmotionClassifier | 
         )
     except (ImportError, AttributeError) as error:
         raise UserError(f"emotion is {name!r}, which cannot be imported ({error})") from error
-    is_function = callable(found)
-    if not is_function:
+    if not callable(found):
         raise UserError(f"emotion is {name!r}, expected emotion2vec_plus_large or package.module:function")
-    return found
+    return cast(EmotionClassifier, found)
 
 
 class Emotion2Vec:
