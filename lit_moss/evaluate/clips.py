@@ -1,6 +1,8 @@
 """Lists of clips to judge: our manifests, and Seed-TTS-Eval's `meta.lst`.
 
     UTTERANCE|PROMPT TEXT|PROMPT WAV|TEXT[|WAV]          paths relative to the list's folder
+    UTTERANCE|TEXT|PROMPT WAV
+    UTTERANCE|TEXT
 
 (github.com/BytedanceSpeech/seed-tts-eval). Without a fifth column the recording is `wavs/UTTERANCE.wav`.
 """
@@ -64,12 +66,13 @@ def _seed_tts_eval(path: Path) -> list[Clip]:
         if not line.strip():
             continue
         parts = line.split("|")
-        if len(parts) not in (4, 5):
+        if not 2 <= len(parts) <= 5:
             raise UserError(
                 f"{path} line {number} has {len(parts)} columns, expected "
-                "UTTERANCE|PROMPT TEXT|PROMPT WAV|TEXT[|WAV]"
+                "UTTERANCE|PROMPT TEXT|PROMPT WAV|TEXT[|WAV], UTTERANCE|TEXT|PROMPT WAV or UTTERANCE|TEXT"
             )
-        name, _, prompt, text = parts[:4]
+        name = parts[0]
+        prompt, text = parts[2:4] if len(parts) > 3 else ("".join(parts[2:]), parts[1])
         audio = parts[4] if len(parts) == 5 else f"wavs/{name}.wav"
         clips.append(Clip(name, path.parent / audio, text, path.parent / prompt if prompt else None))
     return clips

@@ -1,11 +1,11 @@
-"""Measures of speech: a recogniser, a speaker encoder, DNSMOS, mel-cepstral distance, seams of streams.
+"""Measures of speech: recognisers, speakers, DNSMOS, mel-cepstral distance, roughness, seams of streams.
 
 All take waves (T,) in [-1, 1]. The recogniser and DNSMOS come with the extra `evaluate`.
 """
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,25 @@ from lit_moss.errors import UserError
 from lit_moss.hub.whisper import open_whisper
 
 EXTRA = "pip install 'lit-moss[evaluate]'"
+
+
+class SpeechRecogniser(Protocol):
+    """Samples (T,) at 16 kHz and their language -> transcript."""
+
+    def __call__(self, wave_T: Tensor, language: str | None = "en") -> str: ...
+
+
+def open_recogniser(name: str, device: str = "auto") -> SpeechRecogniser:
+    """A recogniser by name.
+
+    Args:
+        name: `paraformer-zh` or another of funasr's paraformers, else a Whisper, see `Recogniser`.
+        device: auto, cpu or cuda.
+
+    Raises:
+        UserError: if there is none, or its package is not installed.
+    """
+    return Paraformer(name, device) if name.startswith("paraformer") else Recogniser(name, device)
 
 
 class Recogniser:
@@ -42,6 +61,46 @@ class Recogniser:
         return " ".join(segment.text for segment in segments)
 
 
+class Paraformer:
+    """A paraformer by funasr: Seed-TTS-Eval's recogniser of Chinese, without punctuation and voice activity.
+
+    Args:
+        name: Of the model, such as `paraformer-zh`; funasr fetches it.
+        device: auto, cpu or cuda.
+
+    Raises:
+        UserError: if funasr is not installed, or has no such model.
+    """
+
+    def __init__(self, name: str, device: str = "auto") -> None:
+        self._model = open_funasr(name, device)
+
+    def __call__(self, wave_T: Tensor, language: str | None = "zh") -> str:
+        """Transcript of samples at 16 kHz."""
+        (result,) = self._model.generate(input=wave_T.numpy(), fs=rates.TOKENIZER_RATE_HZ, batch_size_s=300)
+        return result["text"]
+
+
+def open_funasr(name: str, device: str = "auto") -> Any:
+    """A model of funasr, which is no dependency: its models are fetched from modelscope.
+
+    Raises:
+        UserError: if it is not installed, or has no such model.
+    """
+    try:
+        from funasr import AutoModel  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(f"{name} needs funasr, which is not installed: pip install funasr") from error
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        return AutoModel(model=name, device=device, ncpu=torch.get_num_threads(), disable_update=True)
+    except Exception as error:  # of funasr, of the network
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"funasr's {name} cannot be opened ({reason}): expected the name of a model"
+        ) from error
+
+
 def word_errors(reference: str, hypothesis: str, language: str = "en") -> tuple[int, int]:
     """Errors (substitutions, deletions, insertions) and words of the reference; characters in Chinese."""
     reference, hypothesis = normalise(reference), normalise(hypothesis)
@@ -58,14 +117,22 @@ def similarity(a_S: Tensor, b_S: Tensor) -> float:
 
 
 def dnsmos(wave_T: Tensor) -> float:
-    """Overall quality 1 to 5 of samples at 16 kHz (arXiv:2110.01763), by the package speechmos."""
+    """Overall quality 1 to 5 of samples at 16 kHz, see `dnsmos_scores`."""
+    return dnsmos_scores(wave_T)["ovrl"]
+
+
+def dnsmos_scores(wave_T: Tensor) -> dict[str, float]:
+    """DNSMOS P.835 (arXiv:2110.01763) of samples at 16 kHz: `ovrl`, `sig` and `bak`, 1 to 5, by speechmos.
+
+    Clips shorter than 9 s are repeated up to that length by the package.
+    """
     try:
         from speechmos import dnsmos as model
     except ImportError as error:
         raise UserError(f"DNSMOS needs speechmos and librosa: {EXTRA}") from error
     wave = np.clip(wave_T.numpy().astype(np.float32), -1, 1)
     scores: Any = model.run(wave, sr=rates.TOKENIZER_RATE_HZ, return_df=False)
-    return float(scores["ovrl_mos"])
+    return {name: float(scores[f"{name}_mos"]) for name in ("ovrl", "sig", "bak")}
 
 
 def mel_cepstral_distance(a_T: Tensor, b_T: Tensor, coefficients: int = 13) -> float:
@@ -89,6 +156,26 @@ def cepstral_distance(a_MF: Tensor, b_MF: Tensor, coefficients: int = 13) -> flo
     basis_KM = _cosines(coefficients, len(a_MF))
     a_KF, b_KF = basis_KM @ a_MF, basis_KM @ b_MF
     return float(10 / math.log(10) * (2 * (a_KF - b_KF).square().sum(dim=0)).sqrt().mean())
+
+
+def roughness(original_T: Tensor, other_T: Tensor) -> float:
+    """Roughness of the log-mel of a copy, as a share of the original's: 1 as the original, less is smoother.
+
+    Both waves at 24 kHz; see `mel_roughness`.
+    """
+    original_MF, other_MF = (decoder_mel(x[None].float())[0] for x in (original_T, other_T))
+    return mel_roughness(other_MF) / max(1e-12, mel_roughness(original_MF))
+
+
+def mel_roughness(mel_MF: Tensor) -> float:
+    """Mean squared second difference of a log-mel (bands, frames): along the bands, plus along the frames.
+
+        R = mean (m[b-1, f] - 2 m[b, f] + m[b+1, f])^2 + mean (m[b, f-1] - 2 m[b, f] + m[b, f+1])^2
+
+    White noise of variance v on the mel adds 12 v; slopes and a change of loudness add nothing.
+    """
+    mel_MF = mel_MF.double()
+    return float(sum(torch.diff(mel_MF, n=2, dim=dim).square().mean() for dim in (0, 1)))
 
 
 def seam_ratio(wave_T: Tensor, seams: list[int], reach: int = 8, chunk: int = 9600) -> float | None:

@@ -2,28 +2,37 @@
 
     original        the recording
     vocoder         its mel through the vocoder
-    codec           its codes through flow and vocoder
+    codec           its codes through decoder and vocoder
     stream          the same, code by code
 
-A row for each clip and rung of this ladder holds word errors, speaker similarity to the original, DNSMOS,
-mel-cepstral distance, real-time factor (computing time over audio time), and for streams the computing time
-to the first sound and the roughness of their seams over that inside chunks (1: inaudible). The speaker
-encoder that conditions the decoder overestimates the similarity: name another one where there is one.
+A row for each clip and rung of this ladder holds:
+
+    wer             errors over words of all clips, both sides without punctuation (`data.transcripts`)
+    wer_seed        mean of the clips' error rates by Seed-TTS-Eval's rules: the field's number
+    wer_normalised  the same after normalisation of numbers and spellings, see `lit_moss.evaluate.wer`
+                    (both also pooled over clips; errors are of characters in Chinese)
+    similarity      cosine of speaker vectors with the recording; similarity_prompt: with the voice prompt
+    dnsmos          DNSMOS: overall, and its parts for speech (sig) and background (bak)
+    utmos           UTMOS22 strong, where its weights are given
+    mcd_db          mel-cepstral distance
+    roughness       of the log-mel of the wave over the original's, see `judges.mel_roughness`
+    rtf             computing time over audio time
+    first_sound_sec computing time of a stream to its first sound
+    seam_ratio      roughness of a stream at its seams over that inside chunks (1: inaudible)
+
+The speaker encoder that conditions the decoder overestimates the similarity: name another one where there is
+one. A clip that cannot be read counts as one of which nothing was recognised; all other means leave it out.
 """
 
-import csv
-import json
-import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lit_moss.audio import io, rates
 from lit_moss.audio.features import decoder_mel, resample
@@ -33,15 +42,26 @@ from lit_moss.codec.flow import Prompt
 from lit_moss.codec.speaker import SpeakerEncoder, open_speaker
 from lit_moss.devices import moved
 from lit_moss.errors import UserError
-from lit_moss.evaluate import judges
+from lit_moss.evaluate import judges, wer
 from lit_moss.evaluate.clips import Clip, read_clips
+from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table
+from lit_moss.evaluate.intervals import half_width
+from lit_moss.evaluate.utmos import Utmos
 from lit_moss.hub import open_codec
-from lit_moss.runs.tracking import Tracker
 
 Rung = Literal["original", "vocoder", "codec", "stream"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
-METRICS = ("wer", "similarity", "dnsmos", "mcd_db", "rtf", "first_sound_sec", "seam_ratio")
-COLUMNS = ("clip", "rung", "seconds", "errors", "words", *METRICS[1:], "reference", "hypothesis")
+# Means over clips; word errors are computed apart.
+MEASURES = (
+    "similarity", "similarity_prompt", "dnsmos", "dnsmos_sig", "dnsmos_bak", "utmos", "mcd_db", "roughness",
+    "rtf", "first_sound_sec", "seam_ratio",
+)  # fmt: skip
+WORD_ERRORS = ("wer_seed", "wer_seed_pooled", "wer_normalised", "wer_normalised_pooled")
+METRICS = ("wer", *MEASURES)
+COLUMNS = (
+    "clip", "rung", "seconds", "errors", "words", *MEASURES, *(f"wer_{mode}" for mode in wer.MODES),
+    "reference", "hypothesis", FAILED,
+)  # fmt: skip
 
 
 @dataclass
@@ -56,9 +76,12 @@ class Config:
         rungs: Some of original, vocoder, codec, stream.
         voice_prompt: `list` uses each clip's own prompt from the list, `none` only the clip's speaker vector;
             a sound file is used for all clips.
-        judge: Speech recogniser for word errors: embedded:whisper-base, large-v3, …; null leaves them out.
+        judge: Speech recogniser for word errors: embedded:whisper-base, large-v3 (Seed-TTS-Eval's for
+            English), paraformer-zh (its own for Chinese; needs funasr), …; null leaves them out.
         speaker: Speaker encoder for the similarity; null leaves it out.
         dnsmos: Whether to judge by DNSMOS (about 2 s per clip and rung).
+        utmos: Checkout of SpeechMOS with the weights of UTMOS, see `lit_moss.evaluate.utmos`; null leaves it
+            out.
         language: Language of the clips, for word errors.
         steps: Solver steps; null uses the decoder's own.
         start: Time at which the solver starts, see `FlowConfig`; null uses the decoder's own.
@@ -68,6 +91,7 @@ class Config:
         name: MLflow experiment, and folder below `run_root`.
         run_root: Folder of all runs' files.
         save_audio: Whether to keep the sound files of all rungs.
+        again: Whether to begin anew where results exist.
     """
 
     codec: str
@@ -79,6 +103,7 @@ class Config:
     judge: str | None = "embedded:whisper-base"
     speaker: str | None = "embedded:resemblyzer"
     dnsmos: bool = True
+    utmos: str | None = None
     language: Literal["en", "zh"] = "en"
     steps: int | None = None
     start: float | None = None
@@ -88,6 +113,7 @@ class Config:
     name: str = "resynthesis"
     run_root: str = "runs"
     save_audio: bool = True
+    again: bool = False
 
     def __post_init__(self) -> None:
         if not self.rungs or (self.limit is not None and self.limit < 1):
@@ -116,99 +142,120 @@ class Resynthesis:
     seams: list[int] = field(default_factory=list)
 
 
-def run(config: Config) -> dict[str, dict[str, float]]:
-    """Judges all clips; returns and writes the means of each rung.
+@dataclass
+class Judges:
+    """What judges the waves; None for what is left out."""
+
+    recogniser: judges.SpeechRecogniser | None
+    speaker: SpeakerEncoder | None
+    utmos: Utmos | None
+    dnsmos: bool
+    language: str
+
+    def row(self, clip: Clip, wave16_T: Tensor) -> dict[str, Any]:
+        """Columns of a wave at 16 kHz that need no other wave."""
+        row: dict[str, Any] = {"reference": clip.text, "hypothesis": ""}
+        if self.recogniser and clip.text:
+            row["hypothesis"] = self.recogniser(wave16_T, self.language)
+            row |= word_errors(clip.text, row["hypothesis"], self.language)
+        if self.dnsmos:
+            scores = judges.dnsmos_scores(wave16_T)
+            row |= {"dnsmos": scores["ovrl"], "dnsmos_sig": scores["sig"], "dnsmos_bak": scores["bak"]}
+        if self.utmos is not None:
+            row["utmos"] = self.utmos(wave16_T)
+        return row
+
+
+def word_errors(reference: str, hypothesis: str, language: str) -> dict[str, Any]:
+    """Columns of the errors: counts, and the clip's rates by each rule."""
+    row: dict[str, Any] = dict(zip(("errors", "words"), judges.word_errors(reference, hypothesis, language),
+                                   strict=True))  # fmt: skip
+    return row | {f"wer_{m}": wer.errors(reference, hypothesis, language, m).rate for m in wer.MODES}
+
+
+def run(config: Config) -> dict[str, float]:
+    """Judges all clips; returns and writes the means of each rung, named `RUNG/MEASURE`.
 
     Raises:
         UserError: for clips, a codec or a judge that cannot be opened, and where no clip can be read.
     """
     clips = read_clips(config.clips, config.limit)
-    codec = moved(open_codec(config.codec, config.log_mel, config.vocoder), config.device)
-    codec.flow.config = replace(codec.flow.config, **config.sampler_changes())
-    recogniser = judges.Recogniser(config.judge, config.device) if config.judge else None
-    speaker = open_speaker(config.speaker)
-    folder = new_folder(Path(config.run_root) / config.name)
-    tracker = Tracker(config.name, folder.name, config.run_root, system_metrics=False)
-    tracker.log_hyperparams(vars(config))
-    rows: list[dict[str, Any]] = []
-    unread: list[str] = []
-    status = "failed"
+    voice = None if config.voice_prompt in ("list", "none") else config.voice_prompt
+    sources = [config.codec, config.vocoder, config.clips, voice]
+    with ExitStack() as stack:
+        evaluation = stack.enter_context(Evaluation("resynthesis", config, sources, config.again))
+        if (metrics := evaluation.done()) is not None:
+            return metrics
+        if config.judge:
+            wer.check_packages(config.language)
+        recogniser = judges.open_recogniser(config.judge, config.device) if config.judge else None
+        utmos = stack.enter_context(Utmos(config.utmos)) if config.utmos else None
+        jury = Judges(recogniser, open_speaker(config.speaker), utmos, config.dnsmos, config.language)
+        codec = moved(open_codec(config.codec, config.log_mel, config.vocoder), config.device)
+        codec.flow.config = replace(codec.flow.config, **config.sampler_changes())
+
+        def judged(batch: Sequence[Clip]) -> list[Result]:
+            return [result_of(clip, codec, config, jury, evaluation.folder) for clip in batch]
+
+        results = evaluation.results(clips, judged)
+        unread = [clip.id for clip, result in zip(clips, results, strict=True) if FAILED in result]
+        if len(unread) == len(clips):
+            raise UserError(
+                f"none of the {len(clips)} clips of {config.clips} can be read: expected sound files "
+                "(--again true tries them again)"
+            )
+        rows = [
+            row for clip, result in zip(clips, results, strict=True) for row in rows_of(clip, result, config)
+        ]
+        metrics = means(rows, config.rungs, config.language)
+        flat = {f"{rung}/{name}": value for rung, values in metrics.items() for name, value in values.items()}
+        text = report(metrics, rows, config, len(clips), unread)
+        return evaluation.finish(flat | {"n": len(clips), "failures": len(unread)}, text, rows)
+
+
+def result_of(clip: Clip, codec: Codec, config: Config, jury: Judges, folder: Path) -> Result:
+    """The rows of a clip, or why it has none."""
     try:
-        for clip in tqdm(clips, unit="clip", disable=None):
-            try:
-                rows += judge(clip, codec, config, recogniser, speaker, folder)
-            except io.UnreadableAudio as error:
-                unread.append(clip.id)
-                print(f"left out: {error}", file=sys.stderr, flush=True)
-                continue
-            _write(folder / "clips.csv", rows)
-        if not rows:
-            raise UserError(f"none of the {len(clips)} clips of {config.clips} can be read")
-        metrics = means(rows, config.rungs)
-        text = report(metrics, config, len(clips) - len(unread), unread)
-        (folder / "report.md").write_text(text)
-        (folder / "result.json").write_text(json.dumps(metrics, indent=1) + "\n")
-        _track(tracker, metrics, rows, len(unread), text)
-        status = "success"
-    finally:
-        tracker.finalize(status)
-    print(text)
-    print(f"{folder}: report.md, clips.csv, result.json")
-    return metrics
+        return {"rows": judge(clip, codec, config, jury, folder)}
+    except io.UnreadableAudio as error:
+        return {FAILED: str(error)}
 
 
-def _track(
-    tracker: Tracker, metrics: dict[str, dict[str, float]], rows: list[dict[str, Any]], unread: int, text: str
-) -> None:
-    """Logs the means of each rung, the rows and the report to MLflow."""
-    named = {f"{rung}/{key}": value for rung, values in metrics.items() for key, value in values.items()}
-    tracker.log_metrics(named | {"clips_left_out": float(unread)}, step=0)
-    tracker.log_table({key: [row[key] for row in rows] for key in rows[0]}, "clips.json")
-    tracker.log_text(text, "report.md")
+def rows_of(clip: Clip, result: Result, config: Config) -> list[dict[str, Any]]:
+    """A row for each rung; of a clip that cannot be read nothing was recognised."""
+    empty = {key: None for key in COLUMNS}
+    if FAILED not in result:
+        return [empty | row for row in result["rows"]]
+    row = empty | {"clip": clip.id, FAILED: result[FAILED], "reference": clip.text}
+    if config.judge and clip.text:
+        row |= {"hypothesis": "", **word_errors(clip.text, "", config.language)}
+    return [row | {"rung": rung} for rung in config.rungs]
 
 
-def new_folder(parent: Path) -> Path:
-    """A folder below `parent`, named after the time; two started in the same second get different ones."""
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
-        try:
-            (parent / name).mkdir(parents=True)
-            return parent / name
-        except FileExistsError:
-            continue
-    raise AssertionError
-
-
-def judge(
-    clip: Clip, codec: Codec, config: Config, recogniser: "judges.Recogniser | None",
-    speaker: SpeakerEncoder | None, folder: Path,
-) -> list[dict[str, Any]]:  # fmt: skip
+def judge(clip: Clip, codec: Codec, config: Config, jury: Judges, folder: Path) -> list[dict[str, Any]]:
     """The rows of one clip, one for each rung.
 
     Raises:
         UnreadableAudio: if it cannot be read, or is shorter than a code.
     """
-    span = (clip.offset_sec, clip.duration_sec)
-    wave_T = io.read(clip.audio, rates.DECODER_RATE_HZ, *span)
-    if len(wave_T) < rates.DECODER_SAMPLES_PER_CODE:
-        raise io.UnreadableAudio(f"{clip.audio}: shorter than a code of 80 ms")
-    codes_N = None
-    if codec.tokenizer is not None:
-        codes_N = codec.tokenizer.encode(io.read(clip.audio, rates.TOKENIZER_RATE_HZ, *span), 16_000)
-        codes_N, _ = trimmed(codes_N, decoder_mel(wave_T[None])[0])
-    prompt = _prompt(clip, wave_T, codec, config)
-    original_S = speaker(_at_16khz(wave_T)) if speaker is not None else None
+    wave_T, codes_N = read_clip(clip, codec)
+    prompt_T = prompt_wave(clip, config.voice_prompt)
+    prompt = voice_of(prompt_T, wave_T, codec)
+    speaker = jury.speaker
+    vectors = {} if speaker is None else {"similarity": speaker(at_16khz(wave_T))}
+    if speaker is not None and prompt_T is not None:
+        vectors["similarity_prompt"] = speaker(at_16khz(prompt_T))
     rows = []
     for rung in config.rungs:
         result = resynthesize(rung, wave_T, codes_N, codec, prompt)
-        wave16_T = _at_16khz(result.wave_T)
-        row = _word_errors(clip, wave16_T, config, recogniser)
-        if original_S is not None and speaker is not None:
-            row["similarity"] = judges.similarity(original_S, speaker(wave16_T))
-        if config.dnsmos:
-            row["dnsmos"] = judges.dnsmos(wave16_T)
+        wave16_T = at_16khz(result.wave_T)
+        row = jury.row(clip, wave16_T)
+        if speaker is not None:
+            own_S = speaker(wave16_T)
+            row |= {name: judges.similarity(vector_S, own_S) for name, vector_S in vectors.items()}
         if rung != "original":
             row["mcd_db"] = judges.mel_cepstral_distance(wave_T, result.wave_T)
+            row["roughness"] = judges.roughness(wave_T, result.wave_T)
             row["rtf"] = result.seconds * rates.DECODER_RATE_HZ / max(1, len(result.wave_T))
             row["first_sound_sec"] = result.first_sec
             chunk = codec.flow.config.chunk_codes * rates.DECODER_SAMPLES_PER_CODE
@@ -217,21 +264,24 @@ def judge(
             (folder / "audio").mkdir(exist_ok=True)
             io.write(folder / "audio" / f"{clip.id}_{rung}.wav", result.wave_T, rates.DECODER_RATE_HZ)
         seconds = round(len(wave_T) / rates.DECODER_RATE_HZ, 3)
-        rows.append(
-            {key: None for key in COLUMNS} | {"clip": clip.id, "rung": rung, "seconds": seconds} | row
-        )
+        rows.append({"clip": clip.id, "rung": rung, "seconds": seconds} | row)
     return rows
 
 
-def _word_errors(
-    clip: Clip, wave16_T: Tensor, config: Config, recogniser: "judges.Recogniser | None"
-) -> dict[str, Any]:
-    """Columns of the recogniser: what was said, what it understood, and the errors."""
-    hypothesis = recogniser(wave16_T, config.language) if recogniser and clip.text else ""
-    row: dict[str, Any] = {"reference": clip.text, "hypothesis": hypothesis}
-    if recogniser:
-        row["errors"], row["words"] = judges.word_errors(clip.text, hypothesis, config.language)
-    return row
+def read_clip(clip: Clip, codec: Codec) -> tuple[Tensor, Tensor | None]:
+    """Samples at 24 kHz, and their codes where the codec has a tokenizer.
+
+    Raises:
+        UnreadableAudio: if the clip cannot be read, or is shorter than a code.
+    """
+    span = (clip.offset_sec, clip.duration_sec)
+    wave_T = io.read(clip.audio, rates.DECODER_RATE_HZ, *span)
+    if len(wave_T) < rates.DECODER_SAMPLES_PER_CODE:
+        raise io.UnreadableAudio(f"{clip.audio}: shorter than a code of 80 ms")
+    if codec.tokenizer is None:
+        return wave_T, None
+    codes_N = codec.tokenizer.encode(io.read(clip.audio, rates.TOKENIZER_RATE_HZ, *span), 16_000)
+    return wave_T, trimmed(codes_N, decoder_mel(wave_T[None])[0])[0]
 
 
 @torch.no_grad()
@@ -265,20 +315,34 @@ def resynthesize(
     return Resynthesis(torch.cat(pieces), seconds, seconds if first_sec is None else first_sec, seams)
 
 
-def _prompt(clip: Clip, wave_T: Tensor, codec: Codec, config: Config) -> Prompt:
-    if config.voice_prompt == "none":
-        return Prompt.none(None if codec.speaker is None else codec.speaker(_at_16khz(wave_T)))
-    file = clip.prompt if config.voice_prompt == "list" else Path(config.voice_prompt)
+def prompt_wave(clip: Clip, voice_prompt: str) -> Tensor | None:
+    """Samples at 24 kHz of the voice prompt of a clip; None for none.
+
+    Raises:
+        UserError: if the list has none for this clip, or it cannot be read.
+    """
+    if voice_prompt == "none":
+        return None
+    file = clip.prompt if voice_prompt == "list" else Path(voice_prompt)
     if file is None:
         raise UserError(f"clip {clip.id} has no prompt in the list: set voice_prompt to none or a sound file")
     try:
-        return codec.prompt(io.read(file, rates.DECODER_RATE_HZ), rates.DECODER_RATE_HZ)
+        return io.read(file, rates.DECODER_RATE_HZ)
     except io.UnreadableAudio as error:
         raise UserError(f"prompt of clip {clip.id}: {error}") from error
 
 
-def means(rows: list[dict[str, Any]], rungs: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Rung -> errors over words, and the plain mean of everything else that was measured."""
+def voice_of(prompt_T: Tensor | None, wave_T: Tensor, codec: Codec) -> Prompt:
+    """The prompt of a decoder: of a voice prompt at 24 kHz, or the recording's speaker vector alone."""
+    if prompt_T is not None:
+        return codec.prompt(prompt_T, rates.DECODER_RATE_HZ)
+    return Prompt.none(None if codec.speaker is None else codec.speaker(at_16khz(wave_T)))
+
+
+def means(
+    rows: list[dict[str, Any]], rungs: Sequence[str], language: str = "en"
+) -> dict[str, dict[str, float]]:
+    """Rung -> errors over words, the rates of `WORD_ERRORS`, and the mean of all else that was measured."""
     metrics: dict[str, dict[str, float]] = {}
     for rung in rungs:
         own = [row for row in rows if row["rung"] == rung]
@@ -286,38 +350,68 @@ def means(rows: list[dict[str, Any]], rungs: Sequence[str]) -> dict[str, dict[st
         words = sum(row["words"] or 0 for row in own)
         if words:
             values["wer"] = sum(row["errors"] for row in own) / words
-        for key in METRICS[1:]:
-            measured = [row[key] for row in own if row[key] is not None]
+        spoken = [row for row in own if row.get("reference") and row.get("hypothesis") is not None and words]
+        for mode in wer.MODES if spoken else ():
+            counts = [wer.errors(row["reference"], row["hypothesis"], language, mode) for row in spoken]
+            values[f"wer_{mode}"], values[f"wer_{mode}_pooled"] = (
+                wer.mean_rate(counts),
+                wer.pooled_rate(counts),
+            )
+        for key in MEASURES:
+            measured = [row[key] for row in own if row.get(key) is not None]
             if measured:
                 values[key] = sum(measured) / len(measured)
     return metrics
 
 
-def report(metrics: dict[str, dict[str, float]], config: Config, clips: int, unread: list[str]) -> str:
-    """A Markdown table with a line per rung."""
-    heads = [key for key in METRICS if any(key in values for values in metrics.values())]
-    lines = [
-        f"# Resynthesis: {config.codec}",
-        "",
-        f"{clips} clips of {config.clips}; judge {config.judge}, speaker {config.speaker}, "
-        f"voice prompt {config.voice_prompt}"
-        + (f"; left out, not readable: {', '.join(unread)}" if unread else ""),
-        "",
-        f"| | {' | '.join(heads)} |",
-        f"|---|{'---|' * len(heads)}",
-    ]
+def report(
+    metrics: dict[str, dict[str, float]],
+    rows: Sequence[dict[str, Any]],
+    config: Config,
+    clips: int,
+    unread: list[str],
+) -> str:
+    """Markdown: a table with a line per rung, and one of the word errors in %."""
+    text = (
+        f"# Resynthesis: {config.codec}\n\n{clips} clips of {config.clips}, {len(unread)} failures; ASR "
+        f"{config.judge}, speaker encoder {config.speaker}, voice prompt {config.voice_prompt}; ± is half of "
+        "a 95 % interval"
+        + (f"; not readable, counted as not recognised: {', '.join(unread)}" if unread else "")
+        + f"\n\n{_table(metrics, rows, METRICS)}"
+    )
+    if any("wer_seed" in values for values in metrics.values()):
+        unit, after = "Word", "Whisper's normaliser"
+        if config.language == "zh":
+            unit, after = "Character", "simplification and with digits written out"
+        text += (
+            f"\n{unit} errors in %: wer_seed as Seed-TTS-Eval (mean of clips, no normalisation of numbers), "
+            f"wer_normalised after {after}\n\n{_table(metrics, rows, WORD_ERRORS, 100)}"
+        )
+    if any("similarity" in values for values in metrics.values()):
+        text += "\nsimilarity: with the recording itself; similarity_prompt: with the voice prompt\n"
+    return text
+
+
+def _table(
+    metrics: dict[str, dict[str, float]],
+    rows: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    scale: float = 1,
+) -> str:
+    """Markdown of those measures that there are, with intervals where they are means over clips."""
+    heads = [name for name in names if any(name in values for values in metrics.values())]
+    lines = []
     for rung, values in metrics.items():
-        cells = [f"{values[key]:.3f}" if key in values else "" for key in heads]
-        lines.append(f"| {rung} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        line: dict[str, Any] = {"": rung}
+        for name in heads:
+            own = [row[name] for row in rows if row["rung"] == rung and row.get(name) is not None]
+            half = half_width(own) if name in values else None
+            value = f"{scale * values[name]:.3f}" if name in values else ""
+            line[name] = value if half is None else f"{value} ± {scale * half:.3f}"
+        lines.append(line)
+    return markdown_table(lines)
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _at_16khz(wave_T: Tensor) -> Tensor:
+def at_16khz(wave_T: Tensor) -> Tensor:
+    """24 kHz -> 16 kHz."""
     return resample(wave_T, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)

@@ -66,6 +66,26 @@ def test_means_weigh_errors_by_words():
     assert means(rows, ["codec"]) == {"codec": {"wer": 0.1, "rtf": 1.0}}
 
 
+def test_seed_word_errors_are_the_mean_of_clips_and_pooled():
+    texts = (("fifty turns", "50 turns"), ("one two three four", "one two three four"))
+    row = {"rung": "codec", "errors": 0, "words": 1}
+    rows = [row | {"reference": reference, "hypothesis": hypothesis} for reference, hypothesis in texts]
+    values = means(rows, ["codec"])["codec"]
+    assert values["wer_seed"] == pytest.approx(0.25)
+    assert values["wer_seed_pooled"] == pytest.approx(1 / 6)
+    assert values["wer_normalised"] == values["wer_normalised_pooled"] == 0
+
+
+def test_roughness_of_noise_and_of_a_louder_copy():
+    mel = torch.linspace(0, 3, 80)[:, None] + torch.linspace(0, 1, 500)[None]
+    assert judges.mel_roughness(mel) == pytest.approx(0, abs=1e-9)  # slopes are smooth
+    noise = 0.1 * torch.randn(80, 500, generator=torch.Generator().manual_seed(0))
+    assert judges.mel_roughness(mel + noise) == pytest.approx(12 * 0.01, rel=0.03)
+    wave = torch.randn(24_000, generator=torch.Generator().manual_seed(0))
+    assert judges.roughness(wave, wave) == pytest.approx(1)
+    assert judges.roughness(wave, 0.5 * wave) == pytest.approx(1, rel=0.01)
+
+
 def test_a_seed_tts_eval_list_is_read(tmp_path):
     (tmp_path / "meta.lst").write_text("a|who|prompts/p.wav|What is said.|wavs/a-b.wav\nb|who|p.wav|So.\n")
     clips = read_clips(tmp_path / "meta.lst")
@@ -78,8 +98,12 @@ def test_a_seed_tts_eval_list_is_read(tmp_path):
         "a/b|who|p.wav|One\u2028two.\na_b|who|p.wav|Three.\n", encoding="utf-8"
     )
     assert [c.id for c in read_clips(tmp_path / "twice.lst")] == ["a_b", "a_b-2"]  # names of files
-    (tmp_path / "bad.lst").write_text("a|b\n")
-    with pytest.raises(UserError, match="line 1 has 2 columns"):
+    (tmp_path / "short.lst").write_text("a|What is said.\nb|So.|p.wav\n")
+    short = read_clips(tmp_path / "short.lst")
+    assert [(c.text, c.audio.name) for c in short] == [("What is said.", "a.wav"), ("So.", "b.wav")]
+    assert [c.prompt for c in short] == [None, tmp_path / "p.wav"]
+    (tmp_path / "bad.lst").write_text("a|b\na|b|c|d|e|f\n")
+    with pytest.raises(UserError, match="line 2 has 6 columns"):
         read_clips(tmp_path / "bad.lst")
 
 
@@ -98,21 +122,54 @@ def test_every_rung_of_every_clip_has_a_row_and_the_means_are_in_mlflow(conf, tm
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "resynthesis", "-c", str(conf)]) == 0
     (folder,) = (tmp_path / "runs/resynthesis").iterdir()
-    rows = list(csv.DictReader((folder / "clips.csv").open()))
+    rows = list(csv.DictReader((folder / "items.csv").open()))
     assert [row["rung"] for row in rows] == ["original", "vocoder", "codec", "stream"] * 2
     metrics = json.loads((folder / "result.json").read_text())
-    assert metrics["codec"]["mcd_db"] > metrics["vocoder"]["mcd_db"] > 0
-    assert metrics["stream"]["first_sound_sec"] > 0
-    assert 0 < metrics["stream"]["seam_ratio"] < 2
+    assert metrics["codec/mcd_db"] > metrics["vocoder/mcd_db"] > 0
+    assert metrics["stream/first_sound_sec"] > 0
+    assert metrics["codec/roughness"] > 0
+    assert 0 < metrics["stream/seam_ratio"] < 2
     assert len(list((folder / "audio").glob("*.wav"))) == 8
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("resynthesis").experiment_id])
-    assert run.data.metrics["codec/mcd_db"] == pytest.approx(metrics["codec"]["mcd_db"])
+    assert run.data.metrics["codec/mcd_db"] == pytest.approx(metrics["codec/mcd_db"])
     assert run.info.status == "FINISHED"
-    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"clips.json", "report.md"}
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"items.json", "report.md"}
 
 
-def test_a_clip_that_cannot_be_read_is_left_out_by_name(conf, tmp_path, monkeypatch, corpus, capsys):
+def test_a_killed_evaluation_judges_only_what_is_missing(conf, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "resynthesis", "-c", str(conf), "--rungs=[original,vocoder]"]
+    assert main(words) == 0
+    (folder,) = (tmp_path / "runs/resynthesis").iterdir()
+    whole = (folder / "result.json").read_text()
+    lines = (folder / "items.jsonl").read_text().splitlines(keepends=True)
+    first = json.loads(lines[0])
+    first["result"]["rows"][1]["mcd_db"] = 123.0  # known again by it
+    (folder / "items.jsonl").write_text(json.dumps(first) + "\n" + lines[1][:40])
+    (folder / "result.json").unlink()
+    assert main(words) == 0
+    again = json.loads((folder / "result.json").read_text())
+    second = json.loads(lines[1])["result"]["rows"][1]["mcd_db"]
+    assert again["vocoder/mcd_db"] == pytest.approx((123.0 + second) / 2)
+    assert again["n"] == json.loads(whole)["n"] == 2
+    assert main(words) == 0
+    assert "done before" in capsys.readouterr().out
+
+
+def test_similarity_is_with_the_recording_and_with_the_prompt(conf, tmp_path, monkeypatch, corpus):
+    monkeypatch.chdir(tmp_path)
+    clips = read_clips(corpus / "validation.jsonl")
+    words = ["--rungs=[original]", "--speaker=embedded:resemblyzer", f"--voice_prompt={clips[0].audio}"]
+    assert main(["evaluate", "resynthesis", "-c", str(conf), *words]) == 0
+    (items,) = tmp_path.glob("runs/resynthesis/*/items.csv")
+    rows = list(csv.DictReader(items.open()))
+    assert [float(row["similarity"]) for row in rows] == pytest.approx([1, 1], abs=1e-5)
+    assert float(rows[0]["similarity_prompt"]) == pytest.approx(1, abs=1e-5)
+    assert 0.5 < float(rows[1]["similarity_prompt"]) < 0.9999
+
+
+def test_a_clip_that_cannot_be_read_is_named_and_counted(conf, tmp_path, monkeypatch, corpus, capsys):
     monkeypatch.chdir(tmp_path)
     good = read_clips(corpus / "validation.jsonl")
     (tmp_path / "bad.wav").write_bytes(b"no sound")
@@ -121,7 +178,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_by_name(conf, tmp_path, monkeypa
         (tmp_path / "clips.jsonl").write_text("\n".join(rows) + "\n")
         keys = ["--clips", str(tmp_path / "clips.jsonl"), "--rungs", "[original]"]
         assert main(["evaluate", "resynthesis", "-c", str(conf), *keys]) == code
-        assert "left out" in capsys.readouterr().err
+        assert "counted as wrong" in capsys.readouterr().err
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("resynthesis").experiment_id])
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
@@ -137,9 +194,10 @@ def test_the_judges_recognise_the_text(conf, tmp_path, monkeypatch):
     assert main(["evaluate", "resynthesis", "-c", str(conf), *words]) == 0
     (result,) = tmp_path.glob("runs/resynthesis/*/result.json")
     metrics = json.loads(result.read_text())
-    assert metrics["original"]["wer"] < 0.3
-    assert metrics["vocoder"]["wer"] < 0.5
-    assert 2 < metrics["original"]["dnsmos"] < 5
+    assert metrics["original/wer"] < 0.3
+    assert metrics["vocoder/wer_normalised"] < 0.5
+    assert 2 < metrics["original/dnsmos"] < 5
+    assert 2 < metrics["original/dnsmos_sig"] < 5
 
 
 @pytest.mark.parametrize(
@@ -153,6 +211,11 @@ def test_the_judges_recognise_the_text(conf, tmp_path, monkeypatch):
         (["--clips", "none.jsonl"], "none.jsonl"),
         (["--voice_prompt", "none.wav"], "none.wav"),
         (["--voice_prompt", "list"], "has no prompt"),
+        (
+            ["--judge", "paraformer-zh"],
+            "paraformer-zh needs funasr, which is not installed: pip install funasr",
+        ),
+        (["--utmos", "none"], "has 0 .pt files, expected a checkout of tarepan/SpeechMOS with one"),
         (["--limit", "0"], "limit 0, expected one or more"),
         (["--limit", "few"], "limit is 'few', expected a whole number or null"),
         (["--device", "moon"], "--device is 'moon', expected"),
@@ -213,6 +276,6 @@ def test_help_explains_every_key(capsys):
 
 def test_an_unknown_benchmark_is_named_with_those_there_are(conf, capsys):
     assert main(["evaluate", "everything", "-c", str(conf)]) == 2
-    assert "no benchmark 'everything', expected one of resynthesis" in capsys.readouterr().err
+    assert "no benchmark 'everything', expected one of " in capsys.readouterr().err
     assert main(["evaluate", "--help"]) == 0
     assert "resynthesis" in capsys.readouterr().out
