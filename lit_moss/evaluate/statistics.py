@@ -5,9 +5,10 @@ are right, or wrong, with both models.
 """
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,24 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> McNemar:
     return McNemar(only_a, only_b, min(1.0, 2 * tail / 2**n))  # whole numbers: 2**n may exceed any float
 
 
-def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], samples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of a - b, and the 95 % percentile interval of that mean over resampled items.
+def bootstrap_interval(
+    differences: Sequence[float], draws: int = 10_000, seed: int = 1, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean of paired differences: items are drawn with replacement.
 
     Args:
-        a: Score of each item, of any kind.
-        b: The other model's, in the same order.
-        samples: Number of resamples.
-        seed: Seed of what is drawn.
-
-    Raises:
-        ValueError: if the lengths differ, or there are no items.
+        differences: One of each item, such as right in A minus right in B.
+        draws: Samples of the items.
+        seed: Of the draws.
+        level: Share of the draws inside.
     """
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    if not differences:
-        raise ValueError("no items to compare")
-    n, rng = len(differences), random.Random(seed)
-    means = sorted(sum(rng.choices(differences, k=n)) / n for _ in range(samples))
-    low, high = means[int(0.025 * samples)], means[min(samples - 1, int(0.975 * samples))]
-    return sum(differences) / n, low, high
+    values = np.asarray(differences, dtype=np.float64)
+    if not len(values):
+        return math.nan, math.nan
+    # Differences of right and wrong have few values: counts of each are drawn, which costs no n x draws.
+    kinds, counts = np.unique(values, return_counts=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(values), counts / len(values), size=draws)
+    means = drawn @ kinds / len(values)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,8 +1,10 @@
 """Paired tests, by hand."""
 
+import math
+
 import pytest
 
-from lit_moss.evaluate.statistics import mcnemar, paired_bootstrap
+from lit_moss.evaluate.statistics import bootstrap_interval, mcnemar
 
 
 def test_mcnemar_by_hand():
@@ -17,13 +19,12 @@ def test_mcnemar_by_hand():
     assert mcnemar([1] * 3000, [0] * 3000).p == 0.0  # 2^3000 exceeds any float
 
 
-def test_the_bootstrap_interval_is_that_of_the_difference():
-    a, b = [1] * 60 + [0] * 40, [1] * 50 + [0] * 50
-    mean, low, high = paired_bootstrap(a, b)
-    assert mean == pytest.approx(0.1)
-    # of 100 differences 10 are 1: +- 1.96 sqrt(.1 * .9 / 100) = .059; unpaired it would be .137
-    assert low == pytest.approx(0.1 - 0.059, abs=0.015)
-    assert high == pytest.approx(0.1 + 0.059, abs=0.015)
-    assert paired_bootstrap(a, a) == (0.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match="no items"):
-        paired_bootstrap([], [])
+def test_bootstrap_interval_is_that_of_the_normal_for_many_items():
+    differences = [1.0] * 400 + [0.0] * 600
+    low, high = bootstrap_interval(differences)
+    half = 1.96 * math.sqrt(0.4 * 0.6 / 1000)
+    assert low == pytest.approx(0.4 - half, abs=0.003)
+    assert high == pytest.approx(0.4 + half, abs=0.003)
+    assert bootstrap_interval(differences) == (low, high)
+    assert bootstrap_interval([2.0] * 9) == (2.0, 2.0)
+    assert all(map(math.isnan, bootstrap_interval([])))
