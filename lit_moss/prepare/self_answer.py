@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from lit_moss.assets import sha256_of
 from lit_moss.corpora.conversations import ROLES
+from lit_moss.corpora.facts import has_answer
 from lit_moss.devices import moved
 from lit_moss.errors import UserError
 from lit_moss.llm.backbone import load_text_tokenizer, resolve_backbone
@@ -50,6 +51,9 @@ class SelfAnswerOptions:
         max_words: Longest.
         max_repeated: Share of an answer, 0 to 1, in repeated sequences of 4 words or 8 Chinese characters.
         refusals: Whether answers that refuse, or talk about being a model, are kept.
+        sentences: Most sentences of an answer: what follows is cut off; null keeps all.
+        wrong: Whether an answer is dropped or kept that has none of the right `answers` of its item in it.
+            Items without `answers` are not judged.
     """
 
     backbone: str = "embedded:smollm2-135m"
@@ -68,6 +72,8 @@ class SelfAnswerOptions:
     max_words: int = 200
     max_repeated: float = 0.2
     refusals: bool = False
+    sentences: int | None = None
+    wrong: Literal["drop", "keep"] = "drop"
 
     def __post_init__(self) -> None:
         if min(self.max_new_tokens, self.batch, self.min_words) < 1 or self.max_words < self.min_words:
@@ -75,6 +81,8 @@ class SelfAnswerOptions:
                 f"max_new_tokens is {self.max_new_tokens}, batch {self.batch}, min_words {self.min_words}, "
                 f"max_words {self.max_words}: expected 1 or more, and max_words not below min_words"
             )
+        if self.sentences is not None and self.sentences < 1:
+            raise UserError(f"sentences is {self.sentences}, expected 1 or more, or null for all")
         _ = self.sampling
 
     @property
@@ -165,6 +173,8 @@ class SelfAnswerStage(Stage):
         """Adds the answer to the result's items, or to its rejections."""
         options, stopped = self.options, bool(rows) and rows[-1] in self._lm.stop_ids
         answer = self._tokenizer.decode(self._lm.words(rows), skip_special_tokens=True).strip()
+        if options.sentences and (begin := checks.first_sentences(answer, options.sentences)):
+            answer, stopped = begin, True
         answered = item | {"messages": [*messages, {"role": "assistant", "content": answer}]}
 
         def reject(reason: str, value: float | str, threshold: float | str | None = None) -> None:
@@ -192,6 +202,8 @@ class SelfAnswerStage(Stage):
             return reject("repetition", round(repeated, 3), options.max_repeated)
         if not options.refusals and checks.is_refusal(answer):
             return reject("refusal", answer[:80])
+        if options.wrong == "drop" and item.get("answers") and not has_answer(answer, item["answers"]):
+            return reject("wrong answer", answer[:80], " | ".join(item["answers"]))
         for key in ("question", "answer"):  # now in the messages; a given answer is replaced
             answered.pop(key, None)
         result.items.append(answered | {"lang": item.get("lang") or lang})

@@ -1,0 +1,456 @@
+"""A small system that listens and answers aloud, from nothing, on two cores.
+
+    python -m experiments.studies.talk -c conf/talk/cpu.yaml [--KEY VALUE …]
+
+    lists ─ answers ─ texts ─ speech, conversations, questions ─ manifests ─ tokenizer ─ decoder ─ vocoder
+                                                                     stage1 ─ stage2 ─ sft ─ export ─ evaluations ─ sounds
+
+The backbone answers plain questions and writes short texts; a voice speaks both. Everything is learnt from that.
+Each stage is a recipe in conf/talk, which can be run by itself, and an MLflow run below the study's. Repeat the
+command after a kill: what is done stays, fits continue from their checkpoints. A changed option runs again what
+depends on it. Writes report.md into DATA and the study's MLflow run, and the model into DATA/model.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from experiments.studies import talk_data, talk_report
+from experiments.studies.stages import Stage, Stages, file_digest, run_verb
+from lit_moss.cli.evaluate import BENCHMARKS
+from lit_moss.cli.yaml_options import OptionsParser
+from lit_moss.corpora import facts as known
+from lit_moss.errors import UserError
+from lit_moss.runs.launch import RunError, run_fit
+from lit_moss.runs.recipes import find_recipe, read_recipe, set_key
+from lit_moss.runs.study_run import study_run
+from lit_moss.runs.tracking import Tracker
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "talk"
+CHAINS = ("answers", "texts", "speech", "conversations", "questions")
+FITS = ("tokenizer", "decoder", "vocoder", "stage1", "stage2", "sft")
+# Evaluation -> benchmark and the key of its list; recipes are conf/talk/NAME.yaml.
+EVALUATIONS = {
+    "resynthesis": "resynthesis",
+    "qa": "spoken_qa",
+    "gap": "modality_gap",
+    "cloze": "cloze",
+    "text": "text",
+}
+_SOURCES = Path(known.__file__).parent
+
+
+@dataclass
+class Options:
+    """Options of the study.
+
+    Args:
+        name: Name of the study, and MLflow experiment.
+        data: Folder of lists, sounds, model and report.
+        run_root: Folder of all runs' files.
+        backbone: Text model; null takes that of the recipes.
+        seed: Of the splits and of all trainings.
+        workers: Processes of the chains of `prepare`.
+        threads: Threads of each training; null leaves it to torch.
+        relations: Relations of facts that are asked about; null for all.
+        per_fact: Phrasings in which each fact is asked for in training.
+        questions: Most questions about facts; null for all.
+        everyday: Whether everyday questions and small talk are added, which have no reference answers.
+        phrasings: Phrasings of each relation that are held out.
+        facts: Share of the facts of each relation that are held out, 0 to 1.
+        texts: Texts that the backbone writes.
+        most_texts: Most of them that are spoken; null for all.
+        carriers: Sentences in which each word of the facts is heard beside them.
+        voices: Questions that are also asked in the voices of `user_voices`.
+        user_voices: Users' voices of training beside the recipe's usual one; [] for none.
+        heldout_voices: Users' voices of the evaluation alone; [] for none.
+        heldout_phrasing: Most questions of the evaluation in held-out phrasings.
+        heldout_fact: Most of them about held-out facts.
+        heldout_voice: Most of them in held-out voices.
+        heldout_seen: Most of them that are trained.
+        validation_every: One in so many texts and conversations is held out for validation.
+        reply_form: Form of spoken replies: direct, guided or interleaved.
+        vocoder: Whether a vocoder is trained; otherwise Griffin-Lim turns mels into sound.
+        evaluations: Which of resynthesis, qa, gap, cloze and text are made; null for all that are there.
+        sounds: Held-out questions and answers that are kept as sounds.
+        until: Stage after which to stop; null for the last.
+        set: Changes of recipes: STAGE.KEY -> value, such as stage1.trainer.max_steps.
+    """
+
+    name: str = "talk"
+    data: str = "data/talk"
+    run_root: str = "runs"
+    backbone: str | None = None
+    seed: int = 1
+    workers: int = 2
+    threads: int | None = None
+    relations: list[str] | None = None
+    per_fact: int = 5
+    questions: int | None = None
+    everyday: bool = True
+    phrasings: int = 3
+    facts: float = 0.2
+    texts: int = 1800
+    most_texts: int | None = None
+    carriers: int = 2
+    voices: int = 300
+    user_voices: list[str] = field(
+        default_factory=lambda: [
+            f"embedded:kokoro/{v}" for v in ("af_bella", "am_michael", "af_sarah", "am_fenrir")
+        ]
+    )
+    heldout_voices: list[str] = field(
+        default_factory=lambda: [
+            f"embedded:kokoro/{v}" for v in ("af_nicole", "am_puck", "af_kore", "am_eric")
+        ]
+    )
+    heldout_phrasing: int = 200
+    heldout_fact: int = 120
+    heldout_voice: int = 60
+    heldout_seen: int = 60
+    validation_every: int = 30
+    reply_form: Literal["direct", "guided", "interleaved"] = "direct"
+    vocoder: bool = True
+    evaluations: list[str] | None = None
+    sounds: int = 10
+    until: str | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if both := set(self.user_voices) & set(self.heldout_voices):
+            raise UserError(
+                f"{', '.join(sorted(both))} in user_voices and heldout_voices: expected no voice in both"
+            )
+        names = (*CHAINS, *FITS, *EVALUATIONS)
+        if wrong := [key for key in self.set if key.partition(".")[0] not in names or "." not in key]:
+            raise UserError(
+                f"set: {wrong[0]} names no key of a stage, expected STAGE.KEY with one of {', '.join(names)}"
+            )
+        if wrong := sorted({*(self.evaluations or ())} - set(EVALUATIONS)):
+            raise UserError(f"evaluations: {', '.join(wrong)}, expected some of {', '.join(EVALUATIONS)}")
+        if self.workers < 1 or self.validation_every < 2 or min(self.per_fact, self.texts) < 1:
+            raise UserError(
+                f"workers is {self.workers}, per_fact {self.per_fact}, texts {self.texts} and validation_every "
+                f"{self.validation_every}, expected 1, 1, 1 and 2 or more"
+            )
+        _ = self.split.held
+
+    @property
+    def folder(self) -> Path:
+        """Folder of lists, sounds, model and report."""
+        return Path(self.data).absolute()
+
+    @property
+    def lists(self) -> Path:
+        """Folder of the lists."""
+        return self.folder / "lists"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the exported model."""
+        return self.folder / "model"
+
+    @property
+    def split(self) -> talk_data.Split:
+        """What is held out."""
+        return talk_data.Split(self.relations, self.seed, self.phrasings, self.facts)
+
+
+class Talk:
+    """The stages with their recipes.
+
+    Args:
+        options: Options of the study.
+        stages: Runs them.
+        study: The study's MLflow run.
+    """
+
+    def __init__(self, options: Options, stages: Stages, study: Tracker) -> None:
+        self.options, self.stages, self.study = options, stages, study
+        self._folders: dict[str, Path] = {}  # of fits, by name
+
+    def all(self) -> list[tuple[str, Callable[[], Stage]]]:
+        """Stages in order. A stage is built when those before it are done, since its recipe names their folders."""
+        o = self.options
+        named: dict[str, Callable[[], Stage]] = {
+            "lists": self._lists,
+            "answers": partial(self._chain, "answers", "adapt", ["lists"]),
+            "texts": partial(self._chain, "texts", "self-answer", ["lists"]),
+            "dialogues": self._dialogues,
+            "speech": partial(self._chain, "speech", "synthesize", ["dialogues"]),
+            "conversations": partial(self._chain, "conversations", None, ["dialogues"]),
+            "questions": partial(self._chain, "questions", None, ["lists"]),
+            "manifests": self._manifests,
+            "tokenizer": partial(self._fit, "tokenizer", ["manifests"]),
+            "decoder": partial(self._fit, "decoder", ["manifests", "tokenizer"]),
+        }
+        if self.has_vocoder:
+            named["vocoder"] = partial(self._fit, "vocoder", ["manifests", "tokenizer", "decoder"])
+        named |= {
+            "stage1": partial(self._fit, "stage1", ["manifests", "tokenizer"]),
+            "stage2": partial(self._fit, "stage2", ["manifests", "dialogues", "tokenizer", "stage1"]),
+            "sft": partial(self._fit, "sft", ["manifests", "tokenizer", "stage2"]),
+            "export": self._export,
+        }
+        for name in self.evaluations:
+            named[name] = partial(self._evaluate, name)
+        if o.sounds:
+            named["sounds"] = self._sounds
+        if o.until is not None and o.until not in named:
+            raise UserError(f"until is {o.until}, expected one of {', '.join(named)}")
+        upto = len(named) if o.until is None else list(named).index(o.until) + 1
+        return list(named.items())[:upto]
+
+    @property
+    def has_vocoder(self) -> bool:
+        """Whether one is trained."""
+        return self.options.vocoder and (CONF / "vocoder.yaml").is_file()
+
+    @property
+    def evaluations(self) -> list[str]:
+        """Those that are asked for and whose benchmark and recipe are there."""
+        asked = EVALUATIONS if self.options.evaluations is None else self.options.evaluations
+        return [
+            name
+            for name in asked
+            if (CONF / f"{name}.yaml").is_file() and find_spec(BENCHMARKS[EVALUATIONS[name]]) is not None
+        ]
+
+    # --- recipes --------------------------------------------------------------------------------------------
+
+    def recipe(self, name: str) -> dict[str, Any]:
+        """The recipe of a stage: conf/talk/NAME.yaml with the study's folders, backbone, seed and changes."""
+        file = f"prepare_{name}" if name in CHAINS else name
+        config = read_recipe([find_recipe(CONF / f"{file}.yaml")])
+        names = {"data/talk": str(self.options.folder), "models/talk": str(self.options.model)}
+        names |= {f"runs/talk_{fit}": str(folder) for fit, folder in self._folders.items()}
+        config = self._named(config, names)
+        for key, value in self.options.set.items():
+            stage, _, path = key.partition(".")
+            if stage == name:
+                set_key(config, path, value)
+        return config
+
+    def _named(self, value: Any, names: dict[str, str]) -> Any:
+        """A recipe's content with other folders, and with the study's backbone."""
+        if isinstance(value, dict):
+            other = self.options.backbone
+            return {
+                k: other if k == "backbone" and other and "${" not in str(v) else self._named(v, names)
+                for k, v in value.items()
+            }
+        if isinstance(value, list):
+            return [self._named(v, names) for v in value]
+        if isinstance(value, str):
+            for name, folder in names.items():
+                if value == name or value.startswith(f"{name}/"):
+                    return folder + value.removeprefix(name)
+        return value
+
+    def _tags(self, stage: str) -> dict[str, str]:
+        return {"mlflow.parentRunId": str(self.study.run_id), "stage": stage}
+
+    # --- stages ---------------------------------------------------------------------------------------------
+
+    def _lists(self) -> Stage:
+        o = self.options
+
+        def run(_: str) -> Any:
+            talk_data.write_questions(o.split, o.lists, o.per_fact, o.questions, o.everyday, o.texts)
+            talk_data.write_heldout(
+                o.split,
+                o.lists,
+                o.heldout_voices,
+                o.heldout_phrasing,
+                o.heldout_fact,
+                o.heldout_voice,
+                o.heldout_seen,
+            )
+            return file_digest(
+                *(o.lists / f"{name}.jsonl" for name in ("train", "prompts", "heldout", "heldout_voices"))
+            )
+
+        counts = [o.per_fact, o.questions, o.everyday, o.texts, bool(o.heldout_voices)]
+        counts += [o.heldout_phrasing, o.heldout_fact, o.heldout_voice, o.heldout_seen]
+        files = [
+            *sorted(_SOURCES.glob("*_en.txt")),
+            _SOURCES / "facts_en.yaml",
+            _SOURCES / "questions_en_zh.jsonl",
+        ]
+        return Stage("lists", [asdict(o.split), counts, file_digest(*files)], (), run)
+
+    def _chain(self, name: str, last: str | None, after: Sequence[str]) -> Stage:
+        """A chain of `prepare`; its output are the manifests of its last step, or of all."""
+        o, config = self.options, self.recipe(name)
+        voices = {"conversations": o.user_voices, "questions": o.heldout_voices}.get(name, [])
+        if "voices" in config["steps"]:
+            key = "user_voices" if name == "conversations" else "voices"
+            config["steps"]["voices"][key] = voices
+            if not voices or not (o.voices if name == "conversations" else o.heldout_voice):
+                del config["steps"]["voices"]
+        steps = [last] if last else list(config["steps"])
+
+        def run(_: str) -> Any:
+            whole = config | {"name": o.name, "workers": o.workers}
+            file = o.folder / "recipes" / f"{name}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
+            run_verb(["prepare", "-c", str(file)], o.folder / "logs" / f"{name}.log", self._tags(name))
+            return file_digest(*self._made(name, steps))
+
+        return Stage(name, config, after, run)
+
+    def _made(self, name: str, steps: Sequence[str]) -> list[Path]:
+        return [self.options.folder / name / step / "manifest.jsonl" for step in steps]
+
+    def _dialogues(self) -> Stage:
+        o = self.options
+
+        def run(_: str) -> Any:
+            (answers,), (texts,) = self._made("answers", ["adapt"]), self._made("texts", ["self-answer"])
+            talk_data.write_dialogues(o.split, answers, o.lists, o.voices)
+            talk_data.write_texts(
+                o.split, texts, o.lists / "dialogues.jsonl", o.lists, o.most_texts, o.carriers
+            )
+            return file_digest(
+                *(o.lists / f"{n}.jsonl" for n in ("dialogues", "dialogues_voices", "texts", "replay"))
+            )
+
+        return Stage(
+            "dialogues",
+            [asdict(o.split), o.voices, o.most_texts, o.carriers],
+            ["lists", "answers", "texts"],
+            run,
+        )
+
+    def _manifests(self) -> Stage:
+        o = self.options
+
+        def run(_: str) -> Any:
+            talk_data.write_manifests(
+                self._made("speech", ["synthesize"]), self._there("conversations"), o.folder / "manifests",
+                o.validation_every,
+            )  # fmt: skip
+            talk_data.write_spoken_list(self._there("questions"), o.lists / "qa.jsonl")
+            manifests = sorted((o.folder / "manifests").glob("*.jsonl"))
+            return file_digest(*manifests, o.lists / "qa.jsonl")
+
+        return Stage("manifests", o.validation_every, ["speech", "conversations", "questions"], run)
+
+    def _there(self, name: str) -> list[Path]:
+        config = self._chain(name, None, ()).inputs
+        return self._made(name, list(config["steps"]))
+
+    def _fit(self, name: str, after: Sequence[str]) -> Stage:
+        o, config = self.options, self.recipe(name)
+        config["seed_everything"] = o.seed
+        if name == "sft":
+            set_key(config, "data.init_args.reply_form", o.reply_form)
+        stage = Stage(name, config, after, lambda digest: self._train(name, config, digest))
+        self._folders[name] = self._run_folder(name, self.stages.digest(stage))
+        return stage
+
+    def _run_folder(self, name: str, digest: str) -> Path:
+        return Path(self.options.run_root).absolute() / self.options.name / f"{name}-{digest}"
+
+    def _train(self, name: str, config: dict[str, Any], digest: str) -> Any:
+        folder = self._run_folder(name, digest)
+        run_fit(config, folder, self._tags(name), self.options.threads)
+        return folder.name
+
+    def _export(self) -> Stage:
+        o = self.options
+        after = ["sft", "decoder", *(["vocoder"] if self.has_vocoder else [])]
+
+        def run(_: str) -> Any:
+            words = ["export", str(self._folders["sft"]), "--out", str(o.model), "--force"]
+            words += ["--codec", str(self._folders["decoder"])]
+            if self.has_vocoder:
+                words += ["--vocoder", str(self._folders["vocoder"])]
+            run_verb(words, o.folder / "logs" / "export.log")
+            return file_digest(*sorted(o.model.rglob("*.safetensors")))
+
+        return Stage("export", str(o.model), after, run)
+
+    def _evaluate(self, name: str) -> Stage:
+        o, config = self.options, self.recipe(name)
+
+        def run(_: str) -> Any:
+            file = o.folder / "recipes" / f"{name}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            words = [
+                "evaluate",
+                EVALUATIONS[name],
+                "-c",
+                str(file),
+                "--name",
+                o.name,
+                "--run_root",
+                o.run_root,
+            ]
+            run_verb(words, o.folder / "logs" / f"{name}.log", self._tags(name))
+            return talk_report.keep(name, EVALUATIONS[name], o.folder / "logs" / f"{name}.log", o.folder)
+
+        return Stage(name, config, ["export", "manifests"], run)
+
+    def _sounds(self) -> Stage:
+        o = self.options
+
+        def run(_: str) -> Any:
+            talk_report.answer_aloud(o.lists / "qa.jsonl", o.model, o.folder / "sounds", o.sounds, self._ask)
+            return file_digest(*sorted((o.folder / "sounds").glob("*.jsonl")))
+
+        return Stage("sounds", o.sounds, ["export", "manifests"], run)
+
+    def _ask(self, question: Path, answer: Path) -> None:
+        words = ["chat", "--model", str(self.options.model), "--once", str(question), "--out", str(answer)]
+        words += ["--temperature", "0", "--seed", "1", "--force"]
+        run_verb(words, self.options.folder / "logs" / "sounds.log")
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs what is missing and prints the report; 2 for what the user can correct, 1 if a stage failed."""
+    try:
+        options, _ = OptionsParser(Options, "python -m experiments.studies.talk", __doc__).read(words)
+        print(_run(options))
+    except UserError as error:
+        print(f"error: {error}")
+        return 2
+    except RunError as error:
+        print(f"error: {error}; repeat the command to continue")
+        return 1
+    return 0
+
+
+def _run(options: Options) -> str:
+    stages = Stages(options.folder)
+    with stages.held():
+        study = study_run(options.name, Path(options.run_root).absolute())
+        state = "interrupted"
+        try:
+            talk = Talk(options, stages, study)
+            names = []
+            for name, build in talk.all():
+                stages.run(build())
+                names.append(name)
+            text = talk_report.report(
+                options.folder, [(name, stages.record(name)["seconds"]) for name in names]
+            )
+            study.log_text(text, "report.md")
+            if "sounds" in names:
+                study.log_folder(options.folder / "sounds", "sounds")
+            state = "success"
+        finally:
+            study.finalize(state)
+    return f"{text}\nTo talk to it:\n    python -m lit_moss chat --model {options.data}/model\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
