@@ -1,11 +1,11 @@
 """Stages of a study: each done once, kept with what it was made from, and timed.
 
-    WORK/stages/NAME.json    digest of inputs, digest of what came out, seconds of computing so far, whether it is done
+    WORK/stages/NAME.json    digests of inputs and output, seconds of computing so far, whether it is done
 
-A stage whose inputs are the same is not run again. A killed one is: fits continue from their checkpoints, chains of
-`prepare` from their shards, evaluations from their items; what a function makes is made again. If an input has
-changed, the stage and those that read it run again, unless what comes out is the same. A changed fit gets a folder
-of its own, so that its predecessor stays.
+A stage whose inputs are the same is not run again. A killed one is: fits continue from their checkpoints,
+chains of `prepare` from their shards, evaluations from their items; what a function makes is made again. If
+an input has changed, the stage and those that read it run again, unless what comes out is the same. A
+changed fit gets a folder of its own, so that its predecessor stays.
 """
 
 import hashlib
@@ -41,7 +41,8 @@ class Stage:
         name: Its name.
         inputs: Everything it is made from besides other stages: recipe, options; plain values.
         after: Stages that it reads.
-        run: Makes it, given the digest of its inputs. Returns what tells its output from another: plain values.
+        run: Makes it, given the digest of its inputs. Returns what tells its output from another: plain
+            values.
     """
 
     name: str
@@ -131,7 +132,7 @@ class Stages:
 
 
 def run_verb(words: Sequence[str], log: Path, tags: Mapping[str, str] | None = None) -> None:
-    """`python -m lit_moss WORDS` in a process of its own, which ends with this one; its output goes to a file.
+    """`python -m lit_moss WORDS` in a process of its own, which ends with this one and writes to a file.
 
     Args:
         words: Verb and options.

@@ -2,13 +2,15 @@
 
     python -m experiments.studies.talk -c conf/talk/cpu.yaml [--KEY VALUE …]
 
-    lists ─ answers ─ texts ─ speech, conversations, questions ─ manifests ─ tokenizer ─ decoder ─ vocoder
-                                                                     stage1 ─ stage2 ─ sft ─ export ─ evaluations ─ sounds
+    lists ─ answers, texts ─ dialogues ─ speech, conversations, questions ─ manifests ─ tokenizer ─┐
+    ┌──────────────────────────────────────────────────────────────────────────────────────────────┘
+    └ decoder ─ vocoder ─ stage1 ─ stage2 ─ sft ─ export ─ evaluations ─ sounds
 
-The backbone answers plain questions and writes short texts; a voice speaks both. Everything is learnt from that.
-Each stage is a recipe in conf/talk, which can be run by itself, and an MLflow run below the study's. Repeat the
-command after a kill: what is done stays, fits continue from their checkpoints. A changed option runs again what
-depends on it. Writes report.md into DATA and the study's MLflow run, and the model into DATA/model.
+The backbone answers plain questions and writes short texts; a voice speaks both. Everything is learnt from
+that. Each stage is a recipe in conf/talk, which can be run by itself, and an MLflow run below the study's.
+Repeat the command after a kill: what is done stays, fits continue from their checkpoints. A changed option
+runs again what depends on it. Writes report.md into DATA and the study's MLflow run, and the model into
+DATA/model.
 """
 
 import sys
@@ -61,6 +63,7 @@ class Options:
         relations: Relations of facts that are asked about; null for all.
         per_fact: Phrasings in which each fact is asked for in training.
         questions: Most questions about facts; null for all.
+        examples: Facts with answers that the backbone is shown before it answers a question about another.
         everyday: Whether everyday questions and small talk are added, which have no reference answers.
         phrasings: Phrasings of each relation that are held out.
         facts: Share of the facts of each relation that are held out, 0 to 1.
@@ -93,6 +96,7 @@ class Options:
     relations: list[str] | None = None
     per_fact: int = 5
     questions: int | None = None
+    examples: int = 3
     everyday: bool = True
     phrasings: int = 3
     facts: float = 0.2
@@ -136,8 +140,8 @@ class Options:
             raise UserError(f"evaluations: {', '.join(wrong)}, expected some of {', '.join(EVALUATIONS)}")
         if self.workers < 1 or self.validation_every < 2 or min(self.per_fact, self.texts) < 1:
             raise UserError(
-                f"workers is {self.workers}, per_fact {self.per_fact}, texts {self.texts} and validation_every "
-                f"{self.validation_every}, expected 1, 1, 1 and 2 or more"
+                f"workers is {self.workers}, per_fact {self.per_fact}, texts {self.texts}, validation_every "
+                f"{self.validation_every}: expected 1, 1, 1 and 2 or more"
             )
         _ = self.split.held
 
@@ -176,7 +180,7 @@ class Talk:
         self._folders: dict[str, Path] = {}  # of fits, by name
 
     def all(self) -> list[tuple[str, Callable[[], Stage]]]:
-        """Stages in order. A stage is built when those before it are done, since its recipe names their folders."""
+        """Stages in order; each is built when those before it are done, whose folders its recipe names."""
         o = self.options
         named: dict[str, Callable[[], Stage]] = {
             "lists": self._lists,
@@ -262,7 +266,9 @@ class Talk:
         o = self.options
 
         def run(_: str) -> Any:
-            talk_data.write_questions(o.split, o.lists, o.per_fact, o.questions, o.everyday, o.texts)
+            talk_data.write_questions(
+                o.split, o.lists, o.per_fact, o.questions, o.examples, o.everyday, o.texts
+            )
             talk_data.write_heldout(
                 o.split,
                 o.lists,
@@ -276,7 +282,7 @@ class Talk:
                 *(o.lists / f"{name}.jsonl" for name in ("train", "prompts", "heldout", "heldout_voices"))
             )
 
-        counts = [o.per_fact, o.questions, o.everyday, o.texts, bool(o.heldout_voices)]
+        counts = [o.per_fact, o.questions, o.examples, o.everyday, o.texts, bool(o.heldout_voices)]
         counts += [o.heldout_phrasing, o.heldout_fact, o.heldout_voice, o.heldout_seen]
         files = [
             *sorted(_SOURCES.glob("*_en.txt")),

@@ -1,12 +1,12 @@
 """Lists that the study `talk` makes: questions with their splits, texts, dialogues, manifests.
 
-Each function writes whole files into a folder, the same bytes for the same arguments. `Split` says what is held out.
+Each function writes whole files into a folder, the same bytes for the same arguments. `Split` says what is
+held out.
 """
 
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -87,7 +87,13 @@ class Split:
 
 
 def write_questions(
-    split: Split, folder: Path, per_fact: int, limit: int | None, everyday: bool, texts: int
+    split: Split,
+    folder: Path,
+    per_fact: int,
+    limit: int | None,
+    examples: int,
+    everyday: bool,
+    texts: int,
 ) -> None:
     """`train.jsonl`: questions to train on; `prompts.jsonl`: what the backbone writes texts about.
 
@@ -96,12 +102,18 @@ def write_questions(
         folder: For both.
         per_fact: Phrasings in which each fact is asked for.
         limit: Most questions about facts; None for all.
-        everyday: Whether the shipped everyday questions and small talk, which have no reference answers, are added.
+        examples: Other facts of the relation, with answers, that the backbone is shown with each of them.
+        everyday: Whether the shipped everyday questions and small talk, which have no reference answers,
+            are added.
         texts: Number of prompts.
     """
-    records = [question.record() for question in split.questions("train", per_fact, limit)]
+    held, of_name = split.held, {fact.name: fact for relation in split.of for fact in relation.facts}
+    records = [
+        question.record() | {"examples": known.examples(of_name[question.fact], held, examples, split.seed)}
+        for question in split.questions("train", per_fact, limit)
+    ]
     if everyday:
-        records += list(_everyday(split.held))
+        records += list(_everyday(held))
     write_lines(folder / "train.jsonl", mixed_records(records, split.seed))
     topics = _lines("topics_en.txt")
     prompts = (
@@ -142,7 +154,7 @@ def write_heldout(
     voice: int,
     seen: int,
 ) -> None:
-    """Questions for the evaluation, before they are spoken: `heldout.jsonl`, and `heldout_voices.jsonl` in other voices.
+    """Questions of the evaluation: `heldout.jsonl`, and `heldout_voices.jsonl` for other voices.
 
     | group | fact | phrasing | voice |
     |---|---|---|---|
@@ -237,7 +249,7 @@ def _together(name: str, texts: Iterable[str]) -> Iterator[Record]:
 
 
 def write_dialogues(split: Split, answered: Path, folder: Path, voices: int) -> None:
-    """`dialogues.jsonl`: answered questions; `dialogues_voices.jsonl`: the first of them, for other users' voices.
+    """`dialogues.jsonl`: answered questions; `dialogues_voices.jsonl`: some of them, for other voices.
 
     Args:
         split: What is held out: an answer that states such a fact is left out.
@@ -259,11 +271,12 @@ def write_dialogues(split: Split, answered: Path, folder: Path, voices: int) -> 
 def write_manifests(speech: Sequence[Path], dialogues: Sequence[Path], folder: Path, every: int) -> None:
     """Manifests of utterances and of conversations.
 
-        train.jsonl, validation.jsonl              utterances: the spoken texts, all turns of the conversations
-        voice_train.jsonl, voice_validation.jsonl  those in the voice that has spoken most: the assistant's
-        sft_train.jsonl, sft_validation.jsonl      conversations
+        train, validation              utterances: the spoken texts, all turns of the conversations
+        voice_train, voice_validation  those in the voice that has spoken most: the assistant's
+        sft_train, sft_validation      conversations
 
-    Texts and conversations are held out by a hash of their names; a conversation in several voices is in one part.
+    Texts and conversations are held out by a hash of their names; a conversation in several voices is in
+    one part.
 
     Args:
         speech: Manifests of spoken texts.
@@ -286,9 +299,9 @@ def write_manifests(speech: Sequence[Path], dialogues: Sequence[Path], folder: P
                 text, voice = message["spoken"], message["speaker"]
                 parts[part].append(Utterance(sound, 0.0, message["duration"], text, voice, "en", extra))
     folder.mkdir(parents=True, exist_ok=True)
-    seconds = Counter[str | None]()
+    seconds: dict[str | None, float] = {}
     for utterance in parts["train"]:
-        seconds[utterance.speaker] += utterance.duration_sec or 0.0
+        seconds[utterance.speaker] = seconds.get(utterance.speaker, 0.0) + (utterance.duration_sec or 0.0)
     voice = max(seconds, key=lambda name: seconds[name])
     for part, utterances in parts.items():
         write_manifest(folder / f"{part}.jsonl", utterances)

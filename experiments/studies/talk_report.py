@@ -1,4 +1,4 @@
-"""What the study `talk` has reached: reports of its evaluations, sounds of held-out questions, aims, times."""
+"""What the study `talk` has reached: aims, times, reports of evaluations, sounds of held-out questions."""
 
 import json
 import re

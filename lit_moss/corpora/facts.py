@@ -1,14 +1,14 @@
 """Plain questions about facts, and their division into what is trained and what is held out.
 
-`facts_en.yaml` has relations (capital, opposite, …), each with facts (France: Paris) and phrasings ("What is the
-capital of {x}?"). A question is a fact in a phrasing. What is held out follows from a seed:
+`facts_en.yaml` has relations (capital, opposite, …), each with facts (France: Paris) and phrasings ("What
+is the capital of {x}?"). A question is a fact in a phrasing. What is held out follows from a seed:
 
     phrasings    asked in training about no fact
     facts        asked in training in no phrasing, and stated in no sentence (see `Held.states`); their words
                  may occur in other sentences
 
-So an answer to a held-out phrasing shows that a question is understood that was never heard, and one to a held-out
-fact that what the text model knows reaches speech.
+So an answer to a held-out phrasing shows that a question is understood that was never heard, and one to a
+held-out fact that what the text model knows reaches speech.
 """
 
 import re
@@ -58,11 +58,13 @@ class Relation:
         name: Name of the relation.
         ask: Phrasings, each with `{x}` or `{X}`.
         facts: Its facts.
+        say: How an answer is put, with `{y}`.
     """
 
     name: str
     ask: tuple[str, ...]
     facts: tuple[Fact, ...]
+    say: str
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,10 @@ class Held:
         return "phrasing" if phrasing_held else "fact" if fact_held else "train"
 
     def states(self, text: str) -> Fact | None:
-        """A held-out fact that a text may state: one whose entity and an answer of it both occur; else None."""
+        """A held-out fact whose entity and answer both occur in a text, which so may state it; else None."""
         words = words_of(text)
         for fact in self.facts:
-            entity = [word for word in words_of(fact.entity) if word not in _ARTICLES]
-            if _contains(words, entity) and has_answer(text, fact.answers):
+            if _contains(words, _entity_words(fact.entity)) and has_answer(text, fact.answers):
                 return fact
         return None
 
@@ -132,6 +133,7 @@ def relations() -> tuple[Relation, ...]:
             name,
             tuple(of["ask"]),
             tuple(Fact(name, entity, tuple(answers.split(" | "))) for entity, answers in of["facts"].items()),
+            of["say"],
         )
         for name, of in content.items()
     )
@@ -154,8 +156,8 @@ def hold_out(
 ) -> Held:
     """Chooses what is held out of each relation; each relation is drawn from the seed and its own name.
 
-    Two facts that are each other's answer (hot: cold, cold: hot) are held out together. A phrasing that another
-    relation has too is never held out.
+    Two facts that are each other's answer (hot: cold, cold: hot) are held out together. A phrasing that
+    another relation has too is never held out.
 
     Args:
         of: The relations.
@@ -175,8 +177,9 @@ def hold_out(
         own = [phrasing for phrasing in relation.ask if common.count(phrasing) == 1]
         if not 0 <= facts < 1 or not 0 <= phrasings < len(relation.ask) or phrasings > len(own):
             raise UserError(
-                f"{phrasings} phrasings and a share of {facts} of the facts of {relation.name} are to be held "
-                f"out: expected fewer than {min(len(relation.ask) - 1, len(own)) + 1} phrasings, and 0 to less than 1"
+                f"{phrasings} phrasings and a share of {facts} of the facts of {relation.name} are to be "
+                f"held out: expected at most {min(len(relation.ask) - 1, len(own))} phrasings, and a share "
+                "from 0 to less than 1"
             )
         held_phrasings += [(relation.name, own[i]) for i in sorted(rng.permutation(len(own))[:phrasings])]
         free = [fact for fact in relation.facts if fact.name not in seen]
@@ -197,13 +200,41 @@ def _mutual(a: Fact, b: Fact) -> bool:
 
 def ask(fact: Fact, phrasing: str, group: Group) -> Question:
     """The question about a fact in a phrasing."""
-    capital = fact.entity[:1].upper() + fact.entity[1:]
-    text = phrasing.replace("{x}", fact.entity).replace("{X}", capital)
-    relation = next(r for r in relations() if r.name == fact.relation)
-    number = relation.ask.index(phrasing)
+    number = _relation(fact).ask.index(phrasing)
     return Question(
-        f"{fact.name}-{number:02d}", text, fact.answers, fact.relation, fact.name, phrasing, group
+        f"{fact.name}-{number:02d}",
+        _filled(phrasing, fact),
+        fact.answers,
+        fact.relation,
+        fact.name,
+        phrasing,
+        group,
     )
+
+
+def answer(fact: Fact) -> str:
+    """A sentence with the usual answer."""
+    return _filled(_relation(fact).say, fact)
+
+
+def examples(fact: Fact, held: Held, count: int, seed: int = 1) -> list[tuple[str, str]]:
+    """Questions and answers about other facts of the relation, none held out, for a text model to go by."""
+    relation, rng = _relation(fact), _rng(seed, f"examples {fact.name}")
+    facts = [
+        f for f in relation.facts if f != fact and f not in held.facts and f.answers[0] not in fact.answers
+    ]
+    phrasings = [p for p in relation.ask if (relation.name, p) not in held.phrasings]
+    shown = [facts[i] for i in rng.permutation(len(facts))[:count]]
+    return [(_filled(phrasings[int(rng.integers(len(phrasings)))], f), answer(f)) for f in shown]
+
+
+def _relation(fact: Fact) -> Relation:
+    return next(relation for relation in relations() if relation.name == fact.relation)
+
+
+def _filled(template: str, fact: Fact) -> str:
+    capital = fact.entity[:1].upper() + fact.entity[1:]
+    return template.replace("{x}", fact.entity).replace("{X}", capital).replace("{y}", fact.answers[0])
 
 
 def questions(
@@ -245,6 +276,11 @@ def words_of(text: str) -> list[str]:
     """Words in lower case without accents."""
     plain = unicodedata.normalize("NFKD", text.casefold())
     return _WORD.findall("".join(c for c in plain if not unicodedata.combining(c)))
+
+
+@cache
+def _entity_words(entity: str) -> tuple[str, ...]:
+    return tuple(word for word in words_of(entity) if word not in _ARTICLES)
 
 
 def _contains(words: Sequence[str], part: Sequence[str]) -> bool:

@@ -2,9 +2,10 @@
 
     question, or messages ─ chat template ─ backbone ─ answer ─ filters ─ messages with the answer
 
-Prompts are answered in batches of consecutive items, which are the stage's units: in the last bits of the
-logits a prompt's neighbours count, and they are the same for any number of workers. The random numbers of an
-answer follow from the seed and its prompt alone.
+An item may bring `examples`, pairs of question and answer that the backbone is shown before the prompt; they
+are in no result. Prompts are answered in batches of consecutive items, which are the stage's units: in the
+last bits of the logits a prompt's neighbours count, and they are the same for any number of workers. The
+random numbers of an answer follow from the seed and its prompt alone.
 """
 
 import hashlib
@@ -130,7 +131,8 @@ class SelfAnswerStage(Stage):
         prompts: list[tuple[Item, list[Item], list[int]]] = []
         for item in unit:
             messages = prompt_messages(item)
-            ids = self._prompt_ids(messages)
+            begin = int(messages[0]["role"] == "system")
+            ids = self._prompt_ids([*messages[:begin], *example_messages(item), *messages[begin:]])
             if self._too_long(ids):
                 result.rejected.append(
                     Rejection(item, "prompt too long", len(ids), self._lm.config.max_context)
@@ -204,9 +206,31 @@ class SelfAnswerStage(Stage):
             return reject("refusal", answer[:80])
         if options.wrong == "drop" and item.get("answers") and not has_answer(answer, item["answers"]):
             return reject("wrong answer", answer[:80], " | ".join(item["answers"]))
-        for key in ("question", "answer"):  # now in the messages; a given answer is replaced
+        for key in ("question", "answer", "examples"):  # now in the messages; a given answer is replaced
             answered.pop(key, None)
         result.items.append(answered | {"lang": item.get("lang") or lang})
+
+
+def example_messages(item: Item) -> list[Item]:
+    """The item's examples as messages.
+
+    Raises:
+        UserError: if they are no pairs of texts.
+    """
+    examples = item.get("examples") or []
+    if not isinstance(examples, list) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in examples
+    ):
+        raise UserError(
+            f"item {item_id(item) or str(item)[:60]}: examples is {str(examples)[:60]!r}, expected a list of "
+            "[question, answer]"
+        )
+    return [
+        {"role": role, "content": text}
+        for pair in examples
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
 
 
 def prompt_messages(item: Item) -> list[Item]:
