@@ -37,6 +37,7 @@ from lit_moss.runs.tracking import Tracker
 CONF = Path(__file__).resolve().parents[2] / "conf" / "talk"
 CHAINS = ("answers", "texts", "speech", "conversations", "questions")
 FITS = ("tokenizer", "decoder", "vocoder", "stage1", "stage2", "sft")
+OTHERS = ("lists", "dialogues", "manifests", "export", "sounds")
 # Evaluation -> benchmark and the key of its list; recipes are conf/talk/NAME.yaml.
 EVALUATIONS = {
     "resynthesis": "resynthesis",
@@ -138,6 +139,10 @@ class Options:
             )
         if wrong := sorted({*(self.evaluations or ())} - set(EVALUATIONS)):
             raise UserError(f"evaluations: {', '.join(wrong)}, expected some of {', '.join(EVALUATIONS)}")
+        if self.until is not None and self.until not in (
+            known_stages := (*CHAINS, *OTHERS, *FITS, *EVALUATIONS)
+        ):
+            raise UserError(f"until is {self.until}, expected one of {', '.join(known_stages)}")
         if self.workers < 1 or self.validation_every < 2 or min(self.per_fact, self.texts) < 1:
             raise UserError(
                 f"workers is {self.workers}, per_fact {self.per_fact}, texts {self.texts}, validation_every "
@@ -206,9 +211,7 @@ class Talk:
             named[name] = partial(self._evaluate, name)
         if o.sounds:
             named["sounds"] = self._sounds
-        if o.until is not None and o.until not in named:
-            raise UserError(f"until is {o.until}, expected one of {', '.join(named)}")
-        upto = len(named) if o.until is None else list(named).index(o.until) + 1
+        upto = list(named).index(o.until) + 1 if o.until in named else len(named)
         return list(named.items())[:upto]
 
     @property

@@ -46,6 +46,12 @@ _CARRIERS = (
     "I dreamt about {x} last night.",
     "There was something about {x} on the radio.",
 )
+# How short an answer to small talk is to be.
+_EVERYDAY_EXAMPLES = (
+    ("Good afternoon.", "Good afternoon, how can I help you?"),
+    ("How do I keep bread fresh?", "Keep it in a paper bag and eat it within two days."),
+    ("I am cold.", "Put on a warm jumper and have some hot tea."),
+)
 _TOGETHER = 4  # sentences of a text that belong to none
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]")
 _PLAIN = re.compile(r"[A-Z][A-Za-z ,.'!?;:-]+")
@@ -133,12 +139,13 @@ def mixed_records(records: Sequence[Record], seed: int) -> list[Record]:
 
 
 def _everyday(held: known.Held) -> Iterator[Record]:
+    common = {"lang": "en", "group": "everyday", "examples": _EVERYDAY_EXAMPLES}
     for i, text in enumerate(_lines("smalltalk_en.txt")):
-        yield {"id": f"smalltalk-{i:03d}", "question": text, "lang": "en", "group": "everyday"}
+        yield {"id": f"smalltalk-{i:03d}", "question": text} | common
     for record in json_lines(questions_file(), "a question"):
         item = record.content
         if item["lang"] == "en" and item["id"].startswith("everyday") and held.states(_both(item)) is None:
-            yield {"id": item["id"], "question": item["question"], "lang": "en", "group": "everyday"}
+            yield {"id": item["id"], "question": item["question"]} | common
 
 
 def _both(item: Mapping[str, Any]) -> str:
