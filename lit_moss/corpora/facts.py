@@ -189,9 +189,17 @@ def hold_out(
             if len(picked) >= wanted:
                 break
             if free[i] not in picked:
-                picked += [fact for fact in free if fact == free[i] or _mutual(fact, free[i])]
+                picked += _linked(free[i], free)
         held_facts += sorted(picked, key=relation.facts.index)
     return Held(frozenset(held_phrasings), tuple(held_facts))
+
+
+def _linked(fact: Fact, facts: Sequence[Fact]) -> list[Fact]:
+    """The fact, and those that are its answer and it theirs, and so on."""
+    linked = [fact]
+    for one in linked:
+        linked += [other for other in facts if _mutual(one, other) and other not in linked]
+    return linked
 
 
 def _mutual(a: Fact, b: Fact) -> bool:

@@ -1,4 +1,4 @@
-"""The study `talk`: lists that hold out what they say, stages that are done once, the whole chain with kills."""
+"""The study `talk`: lists that hold out what they say, stages that are done once, the chain with kills."""
 
 import json
 import os
