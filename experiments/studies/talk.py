@@ -30,7 +30,7 @@ from lit_moss.cli.yaml_options import OptionsParser
 from lit_moss.corpora import facts as known
 from lit_moss.errors import UserError
 from lit_moss.runs.launch import RunError, run_fit
-from lit_moss.runs.recipes import find_recipe, read_recipe, set_key
+from lit_moss.runs.recipes import read_recipe, set_key
 from lit_moss.runs.study_run import study_run
 from lit_moss.runs.tracking import Tracker
 
@@ -61,6 +61,7 @@ class Options:
         seed: Of the splits and of all trainings.
         workers: Processes of the chains of `prepare`.
         threads: Threads of each training; null leaves it to torch.
+        machine: Machine part of the trainings, such as conf/trainer/cpu.yaml; null for none.
         relations: Relations of facts that are asked about; null for all.
         per_fact: Phrasings in which each fact is asked for in training.
         questions: Most questions about facts; null for all.
@@ -94,6 +95,7 @@ class Options:
     seed: int = 1
     workers: int = 2
     threads: int | None = None
+    machine: str | None = None
     relations: list[str] | None = None
     per_fact: int = 5
     questions: int | None = None
@@ -232,26 +234,42 @@ class Talk:
     # --- recipes --------------------------------------------------------------------------------------------
 
     def recipe(self, name: str) -> dict[str, Any]:
-        """The recipe of a stage: conf/talk/NAME.yaml with the study's folders, backbone, seed and changes."""
-        file = f"prepare_{name}" if name in CHAINS else name
-        config = read_recipe([find_recipe(CONF / f"{file}.yaml")])
-        names = {"data/talk": str(self.options.folder), "models/talk": str(self.options.model)}
-        names |= {f"runs/talk_{fit}": str(folder) for fit, folder in self._folders.items()}
-        config = self._named(config, names)
-        for key, value in self.options.set.items():
+        """The recipe of a stage: conf/talk/NAME.yaml with the study's backbone, seed, voices and changes.
+
+        Its folders are those of the recipe; `placed` names the study's.
+        """
+        o = self.options
+        files = [CONF / f"prepare_{name}.yaml" if name in CHAINS else CONF / f"{name}.yaml"]
+        config = read_recipe([*files, *([o.machine] if o.machine and name in FITS else [])])
+        for key, value in o.set.items():
             stage, _, path = key.partition(".")
             if stage == name:
                 set_key(config, path, value)
+        if o.backbone:
+            _set_everywhere(config, "backbone", o.backbone)
+        if name in FITS:
+            config["seed_everything"] = o.seed
+        if name == "sft":
+            set_key(config, "data.init_args.reply_form", o.reply_form)
+        if "voices" in config.get("steps", {}):
+            voices, count, key = {
+                "conversations": (o.user_voices, o.voices, "user_voices"),
+                "questions": (o.heldout_voices, o.heldout_voice, "voices"),
+            }[name]
+            config["steps"]["voices"][key] = voices
+            if not voices or not count:
+                del config["steps"]["voices"]
         return config
 
+    def placed(self, name: str) -> dict[str, Any]:
+        """The same with the study's folders."""
+        names = {"data/talk": str(self.options.folder), "models/talk": str(self.options.model)}
+        names |= {f"runs/talk_{fit}": str(folder) for fit, folder in self._folders.items()}
+        return self._named(self.recipe(name), names)
+
     def _named(self, value: Any, names: dict[str, str]) -> Any:
-        """A recipe's content with other folders, and with the study's backbone."""
         if isinstance(value, dict):
-            other = self.options.backbone
-            return {
-                k: other if k == "backbone" and other and "${" not in str(v) else self._named(v, names)
-                for k, v in value.items()
-            }
+            return {k: self._named(v, names) for k, v in value.items()}
         if isinstance(value, list):
             return [self._named(v, names) for v in value]
         if isinstance(value, str):
@@ -297,16 +315,10 @@ class Talk:
     def _chain(self, name: str, last: str | None, after: Sequence[str]) -> Stage:
         """A chain of `prepare`; its output are the manifests of its last step, or of all."""
         o, config = self.options, self.recipe(name)
-        voices = {"conversations": o.user_voices, "questions": o.heldout_voices}.get(name, [])
-        if "voices" in config["steps"]:
-            key = "user_voices" if name == "conversations" else "voices"
-            config["steps"]["voices"][key] = voices
-            if not voices or not (o.voices if name == "conversations" else o.heldout_voice):
-                del config["steps"]["voices"]
         steps = [last] if last else list(config["steps"])
 
         def run(_: str) -> Any:
-            whole = config | {"name": o.name, "workers": o.workers}
+            whole = self.placed(name) | {"name": o.name, "workers": o.workers}
             file = o.folder / "recipes" / f"{name}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
@@ -353,15 +365,11 @@ class Talk:
         return Stage("manifests", o.validation_every, ["speech", "conversations", "questions"], run)
 
     def _there(self, name: str) -> list[Path]:
-        config = self._chain(name, None, ()).inputs
-        return self._made(name, list(config["steps"]))
+        return self._made(name, list(self.recipe(name)["steps"]))
 
     def _fit(self, name: str, after: Sequence[str]) -> Stage:
-        o, config = self.options, self.recipe(name)
-        config["seed_everything"] = o.seed
-        if name == "sft":
-            set_key(config, "data.init_args.reply_form", o.reply_form)
-        stage = Stage(name, config, after, lambda digest: self._train(name, config, digest))
+        config = self.placed(name)
+        stage = Stage(name, self.recipe(name), after, lambda digest: self._train(name, config, digest))
         self._folders[name] = self._run_folder(name, self.stages.digest(stage))
         return stage
 
@@ -385,10 +393,10 @@ class Talk:
             run_verb(words, o.folder / "logs" / "export.log")
             return file_digest(*sorted(o.model.rglob("*.safetensors")))
 
-        return Stage("export", str(o.model), after, run)
+        return Stage("export", None, after, run)
 
     def _evaluate(self, name: str) -> Stage:
-        o, config = self.options, self.recipe(name)
+        o, config = self.options, self.placed(name)
 
         def run(_: str) -> Any:
             file = o.folder / "recipes" / f"{name}.yaml"
@@ -407,7 +415,7 @@ class Talk:
             run_verb(words, o.folder / "logs" / f"{name}.log", self._tags(name))
             return talk_report.keep(name, EVALUATIONS[name], o.folder / "logs" / f"{name}.log", o.folder)
 
-        return Stage(name, config, ["export", "manifests"], run)
+        return Stage(name, self.recipe(name), ["export", "manifests"], run)
 
     def _sounds(self) -> Stage:
         o = self.options
@@ -422,6 +430,19 @@ class Talk:
         words = ["chat", "--model", str(self.options.model), "--once", str(question), "--out", str(answer)]
         words += ["--temperature", "0", "--seed", "1", "--force"]
         run_verb(words, self.options.folder / "logs" / "sounds.log")
+
+
+def _set_everywhere(value: Any, key: str, new: Any) -> None:
+    """Changes a key wherever a recipe has it, but for references to another key."""
+    if isinstance(value, dict):
+        for name, content in value.items():
+            if name == key and "${" not in str(content):
+                value[name] = new
+            else:
+                _set_everywhere(content, key, new)
+    elif isinstance(value, list):
+        for content in value:
+            _set_everywhere(content, key, new)
 
 
 def main(words: Sequence[str]) -> int:
@@ -445,7 +466,7 @@ def _run(options: Options) -> str:
         state = "interrupted"
         try:
             talk = Talk(options, stages, study)
-            names = []
+            names: list[str] = []
             for name, build in talk.all():
                 stages.run(build())
                 names.append(name)
@@ -458,6 +479,8 @@ def _run(options: Options) -> str:
             state = "success"
         finally:
             study.finalize(state)
+    if "export" not in names:
+        return text
     return f"{text}\nTo talk to it:\n    python -m lit_moss chat --model {options.data}/model\n"
 
 

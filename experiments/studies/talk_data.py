@@ -15,7 +15,6 @@ from typing import Any
 
 from lit_moss.corpora import facts as known
 from lit_moss.corpora.everyday import sentences
-from lit_moss.corpora.manifest import Utterance, read_manifest, write_manifest
 from lit_moss.corpora.questions import questions_file
 from lit_moss.files import atomic_write
 from lit_moss.prepare.items import resolved_items
@@ -210,7 +209,7 @@ def write_texts(
         answered: Manifest of the texts that the backbone has written.
         dialogues: Its answers to questions, for the replay.
         folder: For the lists.
-        limit: Most texts; None for all.
+        limit: Most texts of all kinds; None for all.
         carriers: Sentences for each word or name of a fact that are about something else.
     """
     held = split.held
@@ -218,9 +217,11 @@ def write_texts(
         {"id": item["id"], "text": text, "lang": "en"}
         for item in resolved_items([str(answered)])
         if (text := " ".join(_usable(item["messages"][-1]["content"], held)))
-    ][:limit]
+    ]
     shipped = list(_together("everyday", (s for s in sentences() if held.states(s) is None)))
-    spoken = mixed_records([*own, *shipped, *_together("carrier", _carriers(split, carriers))], split.seed)
+    spoken = mixed_records([*own, *shipped, *_together("carrier", _carriers(split, carriers))], split.seed)[
+        :limit
+    ]
     write_lines(folder / "texts.jsonl", spoken)
     pairs = (
         {"id": item["id"], "text": "\n".join(m["content"] for m in item["messages"]), "lang": "en"}
@@ -291,33 +292,59 @@ def write_manifests(speech: Sequence[Path], dialogues: Sequence[Path], folder: P
         folder: For the lists.
         every: One in so many is held out.
     """
-    parts: dict[str, list[Utterance]] = {"train": [], "validation": []}
+    parts: dict[str, list[Record]] = {"train": [], "validation": []}
     talks: dict[str, list[Record]] = {"train": [], "validation": []}
-    for manifest in speech:
-        for utterance in read_manifest(manifest):
-            parts[_part(str(utterance.extra.get("document")), every)].append(utterance)
-    for item in resolved_items([str(manifest) for manifest in dialogues]):
-        part = _part(item["id"].removesuffix("-v"), every)
+    spoken = list(resolved_items([str(manifest) for manifest in speech]))
+    held = _held_out((_text_of(item) for item in spoken), every)
+    for item in spoken:
+        part = "validation" if _text_of(item) in held else "train"
+        parts[part].append(_utterance(item, item["text"], item["document"], folder))
+    said = list(resolved_items([str(manifest) for manifest in dialogues]))
+    held = _held_out((_talk_of(item) for item in said), every)
+    for item in said:
+        part = "validation" if _talk_of(item) in held else "train"
         talks[part].append(_beside(item, folder))
-        for number, message in enumerate(item["messages"]):
-            if message.get("audio_filepath"):
-                extra = {"document": f"{item['id']}-{number}"}
-                sound = Path(message["audio_filepath"])
-                text, voice = message["spoken"], message["speaker"]
-                parts[part].append(Utterance(sound, 0.0, message["duration"], text, voice, "en", extra))
-    folder.mkdir(parents=True, exist_ok=True)
-    seconds: dict[str | None, float] = {}
-    for utterance in parts["train"]:
-        seconds[utterance.speaker] = seconds.get(utterance.speaker, 0.0) + (utterance.duration_sec or 0.0)
+        parts[part] += [
+            _utterance(message, message["spoken"], f"{item['id']}-{number}", folder)
+            for number, message in enumerate(item["messages"])
+            if message.get("audio_filepath")
+        ]
+    seconds: dict[str, float] = {}
+    for record in parts["train"]:
+        seconds[record["speaker"]] = seconds.get(record["speaker"], 0.0) + record["duration"]
     voice = max(seconds, key=lambda name: seconds[name])
-    for part, utterances in parts.items():
-        write_manifest(folder / f"{part}.jsonl", utterances)
-        write_manifest(folder / f"voice_{part}.jsonl", [u for u in utterances if u.speaker == voice])
+    for part, records in parts.items():
+        write_lines(folder / f"{part}.jsonl", records)
+        write_lines(folder / f"voice_{part}.jsonl", [r for r in records if r["speaker"] == voice])
         write_lines(folder / f"sft_{part}.jsonl", talks[part])
 
 
-def _part(name: str, every: int) -> str:
-    return "train" if int.from_bytes(sha256(name.encode()).digest()[:4]) % every else "validation"
+def _text_of(item: Record) -> str:
+    """Name of the text that an utterance is a part of."""
+    return item["document"].partition("+")[0]
+
+
+def _talk_of(item: Record) -> str:
+    """Name of a conversation, whoever asks."""
+    return item["id"].removesuffix("-v")
+
+
+def _held_out(names: Iterable[str], every: int) -> set[str]:
+    """One name in so many, rounded up: those whose hashes are lowest."""
+    ordered = sorted(set(names), key=lambda name: sha256(name.encode()).digest())
+    return set(ordered[: -(-len(ordered) // every)])
+
+
+def _utterance(sound: Record, text: str, document: str, folder: Path) -> Record:
+    """A line of a manifest, with a relative path: the study's folder can be moved."""
+    return {
+        "audio_filepath": os.path.relpath(sound["audio_filepath"], folder),
+        "duration": sound["duration"],
+        "text": text,
+        "speaker": sound["speaker"],
+        "lang": "en",
+        "document": document,
+    }
 
 
 def _beside(item: Record, folder: Path) -> Record:

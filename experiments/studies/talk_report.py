@@ -12,6 +12,7 @@ from lit_moss.audio import io, rates
 from lit_moss.errors import UserError
 from lit_moss.evaluate.evaluation import markdown_table
 from lit_moss.records import json_lines
+from lit_moss.runs.launch import RunError
 
 _FOLDER = re.compile(r"^(?P<folder>\S.*): (?:done before|report\.md)", re.MULTILINE)
 
@@ -60,9 +61,13 @@ def answer_aloud(
         asked, said = folder / f"{i:02d}-question.flac", folder / f"{i:02d}-answer.flac"
         wave_T = io.read(questions.parent / record["audio"], rates.TOKENIZER_RATE_HZ)
         io.write(asked, wave_T, rates.TOKENIZER_RATE_HZ)
-        answer(asked, said)
-        record |= {"sound": asked.name, "answer": said.name}
-    kept = ("id", "question", "answers", "group", "voice", "sound", "answer")
+        record["sound"] = asked.name
+        try:
+            answer(asked, said)
+            record["answer"] = said.name
+        except RunError as error:  # a model may answer without any sound
+            record["failed"] = str(error)
+    kept = ("id", "question", "answers", "group", "voice", "sound", "answer", "failed")
     write_lines(folder / "sounds.jsonl", [{k: r[k] for k in kept if k in r} for r in records])
 
 

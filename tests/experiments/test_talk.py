@@ -95,6 +95,57 @@ def test_no_text_states_a_held_out_fact(tmp_path):
     assert all(SPLIT.held.states(s) is None for s in sentences)
 
 
+def sound(folder: Path, name: str, speaker: str) -> dict:
+    return {"audio_filepath": str(folder / f"{name}.flac"), "duration": 2.0, "speaker": speaker}
+
+
+def test_texts_and_conversations_are_held_out_whole(tmp_path):
+    made = tmp_path / "made"
+    texts = [
+        sound(made, f"t{i}-{j}", "hibari") | {"text": f"Text {i}.", "document": f"t{i}" + "+1" * (j == 2)}
+        for i in range(10)
+        for j in range(3)
+    ]
+    talks = [
+        {
+            "id": f"q{i}{ending}",
+            "lang": "en",
+            "messages": [
+                {"role": "user", "content": "Is it 1?", "spoken": "Is it one?"}
+                | sound(made, f"u{i}{ending}", voice),
+                {"role": "assistant", "content": "Yes.", "spoken": "Yes."} | sound(made, f"a{i}", "hibari"),
+            ],
+        }
+        for i in range(10)
+        for ending, voice in (("", "hibari"), ("-v", "nova"))
+    ]
+    talk_data.write_lines(made / "texts.jsonl", texts)
+    talk_data.write_lines(made / "talks.jsonl", talks)
+    talk_data.write_manifests([made / "texts.jsonl"], [made / "talks.jsonl"], tmp_path / "lists", every=4)
+    found = {path.stem: lines(path) for path in (tmp_path / "lists").iterdir()}
+    assert len(found["train"]) + len(found["validation"]) == 30 + 40
+    whole = {part: {r["document"].partition("+")[0] for r in found[part]} for part in ("train", "validation")}
+    assert not whole["train"] & whole["validation"]
+    held = {r["id"].removesuffix("-v") for r in found["sft_validation"]}
+    assert len(held) == 3  # of 10, one in four, rounded up
+    assert held.isdisjoint(r["id"].removesuffix("-v") for r in found["sft_train"])
+    assert {r["speaker"] for r in found["voice_train"]} == {"hibari"}
+    assert "Is it one?" in {r["text"] for r in found["train"]}  # as it is said
+    assert all(not Path(r["audio_filepath"]).is_absolute() for r in found["train"])
+    # The folder may be anywhere.
+    (tmp_path / "elsewhere").mkdir()
+    made.rename(tmp_path / "elsewhere/made")
+    made = tmp_path / "elsewhere/made"
+    for name in ("texts", "talks"):
+        text = (made / f"{name}.jsonl").read_text().replace(str(tmp_path / "made"), str(made))
+        (made / f"{name}.jsonl").write_text(text)
+    talk_data.write_manifests(
+        [made / "texts.jsonl"], [made / "talks.jsonl"], tmp_path / "elsewhere/lists", every=4
+    )
+    for name in found:
+        assert lines(tmp_path / f"elsewhere/lists/{name}.jsonl") == found[name]
+
+
 # --- stages -------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +232,7 @@ def test_every_scale_changes_keys_that_are_there(scale, tmp_path):
     study = talk.Talk(options, Stages(tmp_path), None)
     for name in (*talk.CHAINS, *talk.FITS):
         if name != "vocoder" or study.has_vocoder:
-            text = json.dumps(study.recipe(name))
+            text = json.dumps(study.placed(name))
             assert "data/talk/" not in text.replace(str(tmp_path), "")
     assert set(options.user_voices).isdisjoint(options.heldout_voices)
 
