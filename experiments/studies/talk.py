@@ -29,6 +29,7 @@ from lit_moss.cli.evaluate import BENCHMARKS
 from lit_moss.cli.yaml_options import OptionsParser
 from lit_moss.corpora import facts as known
 from lit_moss.errors import UserError
+from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import RunError, run_fit
 from lit_moss.runs.recipes import read_recipe, set_key
 from lit_moss.runs.study_run import study_run
@@ -230,6 +231,11 @@ class Talk:
             for name in asked
             if (CONF / f"{name}.yaml").is_file() and find_spec(BENCHMARKS[EVALUATIONS[name]]) is not None
         ]
+
+    def lowest(self, name: str, metric: str) -> float | None:
+        """Lowest value of a metric of a fit; None where it was not trained or not measured."""
+        result = RunFolder(self._folders[name]).result() if name in self._folders else None
+        return None if result is None else result["lowest"].get(metric)
 
     # --- recipes --------------------------------------------------------------------------------------------
 
@@ -470,9 +476,8 @@ def _run(options: Options) -> str:
             for name, build in talk.all():
                 stages.run(build())
                 names.append(name)
-            text = talk_report.report(
-                options.folder, [(name, stages.record(name)["seconds"]) for name in names]
-            )
+            seconds = [(name, stages.record(name)["seconds"]) for name in names]
+            text = talk_report.report(options.folder, seconds, talk.lowest("tokenizer", "val/cer"))
             study.log_text(text, "report.md")
             if "sounds" in names:
                 study.log_folder(options.folder / "sounds", "sounds")

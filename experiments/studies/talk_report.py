@@ -1,5 +1,6 @@
 """What the study `talk` has reached: aims, times, reports of evaluations, sounds of held-out questions."""
 
+import csv
 import json
 import re
 import shutil
@@ -9,8 +10,9 @@ from typing import Any
 
 from experiments.studies.talk_data import write_lines
 from lit_moss.audio import io, rates
+from lit_moss.corpora.facts import has_answer
 from lit_moss.errors import UserError
-from lit_moss.evaluate.evaluation import markdown_table
+from lit_moss.evaluate.evaluation import markdown_table, wilson
 from lit_moss.records import json_lines
 from lit_moss.runs.launch import RunError
 
@@ -35,8 +37,9 @@ def keep(name: str, benchmark: str, log: Path, folder: Path) -> dict[str, Any]:
         raise UserError(f"{log} names no folder of results: expected that of evaluate {benchmark}")
     kept = folder / "evaluations" / name
     kept.mkdir(parents=True, exist_ok=True)
-    for file in ("report.md", "result.json"):
-        shutil.copyfile(found[-1] / file, kept / file)
+    for file in ("report.md", "result.json", "items.csv"):
+        if (found[-1] / file).is_file():
+            shutil.copyfile(found[-1] / file, kept / file)
     return json.loads((kept / "result.json").read_text())
 
 
@@ -71,18 +74,35 @@ def answer_aloud(
     write_lines(folder / "sounds.jsonl", [{k: r[k] for k in kept if k in r} for r in records])
 
 
-def report(folder: Path, seconds: Sequence[tuple[str, float]]) -> str:
+def report(folder: Path, seconds: Sequence[tuple[str, float]], cer: float | None = None) -> str:
     """Markdown, also written to FOLDER/report.md.
 
     Args:
         folder: Of the study.
-        seconds: Computing time of each stage.
+        seconds: Computing time of each stage; evaluations that are none of them are left out.
+        cer: Character error of the tokenizer on held-out sentences; None if there is none.
     """
     parts = ["# A small system that talks", ""]
-    reports = sorted((folder / "evaluations").glob("*/report.md"))
+    names = [name for name, _ in seconds]
+    found = sorted((folder / "evaluations").glob("*/report.md"))
+    reports = [path for path in found if path.parent.name in names]
     results = {path.parent.name: json.loads((path.parent / "result.json").read_text()) for path in reports}
-    if rows := _aims(results):
-        parts += ["## Aims", "", markdown_table(rows)]
+    crossed: list[dict[str, Any]] = []
+    if "qa" in results:
+        with (folder / "evaluations" / "qa" / "items.csv").open(newline="", encoding="utf-8") as file:
+            relation = {
+                str(record.content["id"]): str(record.content["relation"])
+                for record in json_lines(folder / "lists" / "qa.jsonl", "a question")
+            }
+            crossed = crossing(list(csv.DictReader(file)), relation)
+    aims = (
+        [] if cer is None else [_aim("tokenizer, character errors, held-out sentences", "0.08 or less", cer)]
+    )
+    if aims := [*aims, *_aims(results), *_crossing_aims(crossed)]:
+        parts += ["## Aims", "", markdown_table(aims)]
+    if crossed:
+        parts += ["## What is known in text, asked and answered aloud", "", _CROSSING, ""]
+        parts.append(markdown_table(crossed))
     rows = [{"stage": name, "minutes": s / 60} for name, s in seconds]
     rows.append({"stage": "all", "minutes": sum(s for _, s in seconds) / 60})
     parts += ["## Computing time", "", markdown_table(rows, 1)]
@@ -93,11 +113,83 @@ def report(folder: Path, seconds: Sequence[tuple[str, float]]) -> str:
     return text
 
 
+_CROSSING = (
+    "`right` is the share of all questions, `of known` that of those with a right answer as text to text, "
+    "with its 95 % interval, and `chance` how often a reply fits another fact of the same relation instead."
+)
+
+
+def crossing(rows: Sequence[Mapping[str, Any]], relation: Mapping[str, str]) -> list[dict[str, Any]]:
+    """How much of what is known in text is answered by other pairs of modalities, by group and pair.
+
+    Args:
+        rows: Lines of items.csv of `evaluate spoken_qa`.
+        relation: Id of a question -> its relation.
+    """
+    known = {row["id"] for row in rows if row["pair"] == "text-text" and float(row["match_norm"])}
+    table = []
+    for group, pair in dict.fromkeys((row["group"], row["pair"]) for row in rows):
+        own = [row for row in rows if (row["group"], row["pair"]) == (group, pair)]
+        of_known = [float(row["match_norm"]) for row in own if row["id"] in known]
+        low, high = wilson(sum(of_known), len(of_known))
+        table.append(
+            {
+                "group": group,
+                "pair": pair,
+                "n": len(own),
+                "right": _mean([float(row["match_norm"]) for row in own]),
+                "known": len(of_known),
+                "of known": _mean(of_known),
+                "interval": f"{low:.2f} to {high:.2f}",
+                "chance": _chance([row for row in own if row["id"] in known], relation),
+            }
+        )
+    return table
+
+
+def _chance(rows: Sequence[Mapping[str, Any]], relation: Mapping[str, str]) -> float | None:
+    """Mean share of the other facts of a relation, with other answers, that a reply would be right about."""
+    shares = []
+    for row in rows:
+        reply, own = row.get("transcript") or row.get("reply") or "", row["answers"]
+        others = {
+            other["answers"]
+            for other in rows
+            if relation.get(other["id"]) == relation.get(row["id"]) and other["answers"] != own
+        }
+        if others:
+            shares.append(
+                _mean([float(has_answer(reply, answers.split(" | "))) for answers in sorted(others)])
+            )
+    return _mean(shares)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _aim(what: str, aim: str, reached: Any) -> dict[str, Any]:
+    return {"what": what, "aim": aim, "reached": reached}
+
+
+def _crossing_aims(crossed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        _aim(f"{pair}, held-out {group}, of those right in text", aim, line["of known"])
+        for group, pair, aim in (
+            ("phrasing", "speech-text", "0.60 or more"),
+            ("phrasing", "speech-speech", "0.40 or more"),
+            ("fact", "speech-text", "above chance"),
+            ("fact", "speech-speech", "above chance"),
+        )
+        for line in crossed
+        if (line["group"], line["pair"]) == (group, pair)
+    ]
+
+
 def _aims(results: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     return [
-        {"what": what, "aim": aim, "reached": results[name][key]}
-        for name, key, what, aim in AIMS
-        if key in results.get(name, {})
+        _aim(what, aim, results[name][key]) for name, key, what, aim in AIMS if key in results.get(name, {})
     ]
 
 

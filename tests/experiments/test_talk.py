@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from experiments.studies import stages as study_stages
-from experiments.studies import talk, talk_data
+from experiments.studies import talk, talk_data, talk_report
 from experiments.studies.stages import Stage, Stages
+from lit_moss.corpora import facts
 from lit_moss.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,6 +145,30 @@ def test_texts_and_conversations_are_held_out_whole(tmp_path):
     )
     for name in found:
         assert lines(tmp_path / f"elsewhere/lists/{name}.jsonl") == found[name]
+
+
+# --- report -------------------------------------------------------------------------------------------------
+
+
+def test_what_crosses_from_text_to_speech_is_counted_of_what_is_known_in_text():
+    relation = {"a": "capital", "b": "capital", "c": "sum"}
+    answers = {"a": "Paris", "b": "Rome", "c": "seven | 7"}
+    replies = {  # (text-text, speech-text)
+        "a": ("It is Paris.", "It is Paris."),
+        "b": ("It is Rome.", "It is Paris."),
+        "c": ("It is 8.", "It is 7."),
+    }
+    rows = [
+        {"id": i, "pair": pair, "group": "fact", "answers": answers[i], "reply": reply, "transcript": "",
+         "match_norm": str(float(facts.has_answer(reply, answers[i].split(" | "))))}
+        for i, both in replies.items()
+        for pair, reply in zip(("text-text", "speech-text"), both, strict=True)
+    ]  # fmt: skip
+    text, speech = talk_report.crossing(rows, relation)
+    assert (text["n"], text["known"], text["of known"], text["chance"]) == (3, 2, 1.0, 0.0)
+    assert text["right"] == speech["right"] == pytest.approx(2 / 3)
+    # Of two capitals one is right; the other reply would have been right about the first.
+    assert (speech["known"], speech["of known"], speech["chance"]) == (2, 0.5, 0.5)
 
 
 # --- stages -------------------------------------------------------------------------------------------------
