@@ -51,7 +51,7 @@ def answer_aloud(
     Args:
         questions: List as of `evaluate spoken_qa`.
         model: Folder of the model.
-        folder: For the sounds; those that are there already stay where it was killed between.
+        folder: For the sounds; what is in it is removed.
         count: How many.
         answer: Makes the sound of the answer to a sound.
     """
@@ -66,7 +66,11 @@ def answer_aloud(
         io.write(asked, wave_T, rates.TOKENIZER_RATE_HZ)
         record["sound"] = asked.name
         try:
-            answer(asked, said)
+            made = folder / "answer.wav"
+            answer(asked, made)
+            # 16 kHz as the questions, so that ten of both are under 1 MB.
+            io.write(said, io.read(made, rates.TOKENIZER_RATE_HZ), rates.TOKENIZER_RATE_HZ)
+            made.unlink()
             record["answer"] = said.name
         except RunError as error:  # a model may answer without any sound
             record["failed"] = str(error)
