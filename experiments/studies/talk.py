@@ -419,7 +419,7 @@ class Talk:
                 o.run_root,
             ]
             run_verb(words, o.folder / "logs" / f"{name}.log", self._tags(name))
-            return talk_report.keep(name, EVALUATIONS[name], o.folder / "logs" / f"{name}.log", o.folder)
+            return talk_report.keep(name, o.folder / "logs" / f"{name}.log", o.folder)
 
         return Stage(name, self.recipe(name), ["export", "manifests"], run)
 

@@ -19,12 +19,11 @@ from lit_moss.runs.launch import RunError
 _FOLDER = re.compile(r"^(?P<folder>\S.*): (?:done before|report\.md)", re.MULTILINE)
 
 
-def keep(name: str, benchmark: str, log: Path, folder: Path) -> dict[str, Any]:
+def keep(name: str, log: Path, folder: Path) -> dict[str, Any]:
     """Copies report and metrics of an evaluation into FOLDER/evaluations/NAME; returns the metrics.
 
     Args:
         name: Of the evaluation.
-        benchmark: Its benchmark.
         log: Output of `evaluate`, whose last lines name the folder of its results.
         folder: Of the study.
 
@@ -32,15 +31,24 @@ def keep(name: str, benchmark: str, log: Path, folder: Path) -> dict[str, Any]:
         UserError: if the log names none.
     """
     folders = [Path(m["folder"]) for m in _FOLDER.finditer(log.read_text(errors="replace"))]
-    found = [path for path in folders if path.name.startswith(f"{benchmark}-") and path.is_dir()]
+    found = [path for path in folders if (path / "result.json").is_file()]
     if not found:
-        raise UserError(f"{log} names no folder of results: expected that of evaluate {benchmark}")
+        raise UserError(f"{log} names no folder of results: expected that of {name} as its last line")
     kept = folder / "evaluations" / name
     kept.mkdir(parents=True, exist_ok=True)
     for file in ("report.md", "result.json", "items.csv"):
         if (found[-1] / file).is_file():
             shutil.copyfile(found[-1] / file, kept / file)
-    return json.loads((kept / "result.json").read_text())
+    return _metrics(kept)
+
+
+def _metrics(kept: Path) -> dict[str, float]:
+    """Metrics of an evaluation; those of rungs as RUNG/NAME."""
+    content = json.loads((kept / "result.json").read_text())
+    flat = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    return flat | {
+        f"{k}/{name}": v for k, of in content.items() if isinstance(of, dict) for name, v in of.items()
+    }
 
 
 def answer_aloud(
@@ -90,7 +98,7 @@ def report(folder: Path, seconds: Sequence[tuple[str, float]], cer: float | None
     names = [name for name, _ in seconds]
     found = sorted((folder / "evaluations").glob("*/report.md"))
     reports = [path for path in found if path.parent.name in names]
-    results = {path.parent.name: json.loads((path.parent / "result.json").read_text()) for path in reports}
+    results = {path.parent.name: _metrics(path.parent) for path in reports}
     crossed: list[dict[str, Any]] = []
     if "qa" in results:
         with (folder / "evaluations" / "qa" / "items.csv").open(newline="", encoding="utf-8") as file:
