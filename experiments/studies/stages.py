@@ -43,12 +43,14 @@ class Stage:
         after: Stages that it reads.
         run: Makes it, given the digest of its inputs. Returns what tells its output from another: plain
             values.
+        made: Files of it that must be there; it runs again if one is not.
     """
 
     name: str
     inputs: Any
     after: Sequence[str]
     run: Callable[[str], Any] = field(compare=False)
+    made: Sequence[Path] = ()
 
 
 class Stages:
@@ -91,7 +93,8 @@ class Stages:
     def run(self, stage: Stage) -> None:
         """Runs a stage unless it is done; see the module."""
         digest, before = self.digest(stage), self.record(stage.name)
-        if before.get("done") and before["digest"] == digest:
+        is_there = all(path.exists() for path in stage.made)
+        if before.get("done") and before["digest"] == digest and is_there:
             print(f"{stage.name}: done", flush=True)
         else:
             print(f"{stage.name}: {time.strftime('%H:%M:%S')}", flush=True)

@@ -15,7 +15,7 @@ DATA/model.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +48,7 @@ EVALUATIONS = {
     "text": "text",
 }
 _SOURCES = Path(known.__file__).parent
+_CODE = [Path(known.__file__), Path(talk_data.__file__)]  # other code makes other lists
 
 
 @dataclass
@@ -203,7 +204,7 @@ class Talk:
             "decoder": partial(self._fit, "decoder", ["manifests", "tokenizer"]),
         }
         if self.has_vocoder:
-            named["vocoder"] = partial(self._fit, "vocoder", ["manifests", "tokenizer", "decoder"])
+            named["vocoder"] = partial(self._fit, "vocoder", ["manifests"])
         named |= {
             "stage1": partial(self._fit, "stage1", ["manifests", "tokenizer"]),
             "stage2": partial(self._fit, "stage2", ["manifests", "dialogues", "tokenizer", "stage1"]),
@@ -305,18 +306,18 @@ class Talk:
                 o.heldout_voice,
                 o.heldout_seen,
             )
-            return file_digest(
-                *(o.lists / f"{name}.jsonl" for name in ("train", "prompts", "heldout", "heldout_voices"))
-            )
+            return file_digest(*made)
 
+        made = [o.lists / f"{name}.jsonl" for name in ("train", "prompts", "heldout", "heldout_voices")]
         counts = [o.per_fact, o.questions, o.examples, o.everyday, o.texts, bool(o.heldout_voices)]
         counts += [o.heldout_phrasing, o.heldout_fact, o.heldout_voice, o.heldout_seen]
         files = [
             *sorted(_SOURCES.glob("*_en.txt")),
             _SOURCES / "facts_en.yaml",
             _SOURCES / "questions_en_zh.jsonl",
+            *_CODE,
         ]
-        return Stage("lists", [asdict(o.split), counts, file_digest(*files)], (), run)
+        return Stage("lists", [asdict(o.split), counts, file_digest(*files)], (), run, made)
 
     def _chain(self, name: str, last: str | None, after: Sequence[str]) -> Stage:
         """A chain of `prepare`; its output are the manifests of its last step, or of all."""
@@ -329,9 +330,10 @@ class Talk:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
             run_verb(["prepare", "-c", str(file)], o.folder / "logs" / f"{name}.log", self._tags(name))
-            return file_digest(*self._made(name, steps))
+            return file_digest(*made)
 
-        return Stage(name, config, after, run)
+        made = self._made(name, steps)
+        return Stage(name, config, after, run, made)
 
     def _made(self, name: str, steps: Sequence[str]) -> list[Path]:
         return [self.options.folder / name / step / "manifest.jsonl" for step in steps]
@@ -345,16 +347,11 @@ class Talk:
             talk_data.write_texts(
                 o.split, texts, o.lists / "dialogues.jsonl", o.lists, o.most_texts, o.carriers
             )
-            return file_digest(
-                *(o.lists / f"{n}.jsonl" for n in ("dialogues", "dialogues_voices", "texts", "replay"))
-            )
+            return file_digest(*made)
 
-        return Stage(
-            "dialogues",
-            [asdict(o.split), o.voices, o.most_texts, o.carriers],
-            ["lists", "answers", "texts"],
-            run,
-        )
+        made = [o.lists / f"{n}.jsonl" for n in ("dialogues", "dialogues_voices", "texts", "replay")]
+        inputs = [asdict(o.split), o.voices, o.most_texts, o.carriers, file_digest(*_CODE)]
+        return Stage("dialogues", inputs, ["lists", "answers", "texts"], run, made)
 
     def _manifests(self) -> Stage:
         o = self.options
@@ -365,10 +362,12 @@ class Talk:
                 o.validation_every,
             )  # fmt: skip
             talk_data.write_spoken_list(self._there("questions"), o.lists / "qa.jsonl")
-            manifests = sorted((o.folder / "manifests").glob("*.jsonl"))
-            return file_digest(*manifests, o.lists / "qa.jsonl")
+            return file_digest(*made)
 
-        return Stage("manifests", o.validation_every, ["speech", "conversations", "questions"], run)
+        parts = [f"{kind}{part}" for kind in ("", "voice_", "sft_") for part in ("train", "validation")]
+        made = [*(o.folder / "manifests" / f"{part}.jsonl" for part in parts), o.lists / "qa.jsonl"]
+        inputs = [o.validation_every, file_digest(*_CODE)]
+        return Stage("manifests", inputs, ["speech", "conversations", "questions"], run, made)
 
     def _there(self, name: str) -> list[Path]:
         return self._made(name, list(self.recipe(name)["steps"]))
@@ -376,8 +375,8 @@ class Talk:
     def _fit(self, name: str, after: Sequence[str]) -> Stage:
         config = self.placed(name)
         stage = Stage(name, self.recipe(name), after, lambda digest: self._train(name, config, digest))
-        self._folders[name] = self._run_folder(name, self.stages.digest(stage))
-        return stage
+        folder = self._folders[name] = self._run_folder(name, self.stages.digest(stage))
+        return replace(stage, made=[folder / "result.json"])
 
     def _run_folder(self, name: str, digest: str) -> Path:
         return Path(self.options.run_root).absolute() / self.options.name / f"{name}-{digest}"
@@ -399,7 +398,7 @@ class Talk:
             run_verb(words, o.folder / "logs" / "export.log")
             return file_digest(*sorted(o.model.rglob("*.safetensors")))
 
-        return Stage("export", None, after, run)
+        return Stage("export", None, after, run, [o.model / "config.json"])
 
     def _evaluate(self, name: str) -> Stage:
         o, config = self.options, self.placed(name)
@@ -408,20 +407,13 @@ class Talk:
             file = o.folder / "recipes" / f"{name}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-            words = [
-                "evaluate",
-                EVALUATIONS[name],
-                "-c",
-                str(file),
-                "--name",
-                o.name,
-                "--run_root",
-                o.run_root,
-            ]
+            words = ["evaluate", EVALUATIONS[name], "-c", str(file)]
+            words += ["--name", o.name, "--run_root", o.run_root]
             run_verb(words, o.folder / "logs" / f"{name}.log", self._tags(name))
             return talk_report.keep(name, o.folder / "logs" / f"{name}.log", o.folder)
 
-        return Stage(name, self.recipe(name), ["export", "manifests"], run)
+        made = [o.folder / "evaluations" / name / "report.md"]
+        return Stage(name, self.recipe(name), ["export", "manifests"], run, made)
 
     def _sounds(self) -> Stage:
         o = self.options
@@ -430,7 +422,7 @@ class Talk:
             talk_report.answer_aloud(o.lists / "qa.jsonl", o.model, o.folder / "sounds", o.sounds, self._ask)
             return file_digest(*sorted((o.folder / "sounds").glob("*.jsonl")))
 
-        return Stage("sounds", o.sounds, ["export", "manifests"], run)
+        return Stage("sounds", o.sounds, ["export", "manifests"], run, [o.folder / "sounds" / "sounds.jsonl"])
 
     def _ask(self, question: Path, answer: Path) -> None:
         words = ["chat", "--model", str(self.options.model), "--once", str(question), "--out", str(answer)]

@@ -221,6 +221,18 @@ def test_a_stage_that_failed_runs_again_and_keeps_its_time(tmp_path, monkeypatch
     after = stages.record("one")
     assert after["done"]
     assert after["seconds"] >= before["seconds"]
+    # What it has made is gone.
+    there, ran = tmp_path / "file", []
+
+    def make(_):
+        ran.append(there.touch())
+
+    for _ in range(2):
+        Stages(tmp_path).run(Stage("file", 1, (), make, [there]))
+    assert len(ran) == 1
+    there.unlink()
+    Stages(tmp_path).run(Stage("file", 1, (), make, [there]))
+    assert len(ran) == 2
     with pytest.raises(UserError, match="expected stages before it"):
         stages.run(Stage("two", 1, ["missing"], lambda _: "x"))
 
