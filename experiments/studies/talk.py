@@ -105,7 +105,7 @@ class Options:
     everyday: bool = True
     phrasings: int = 3
     facts: float = 0.2
-    texts: int = 1800
+    texts: int = 1200
     most_texts: int | None = None
     carriers: int = 2
     voices: int = 300
