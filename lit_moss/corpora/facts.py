@@ -237,7 +237,12 @@ def examples(fact: Fact, held: Held, count: int, seed: int = 1) -> list[tuple[st
 
 
 def _relation(fact: Fact) -> Relation:
-    return next(relation for relation in relations() if relation.name == fact.relation)
+    return _by_name()[fact.relation]
+
+
+@cache
+def _by_name() -> dict[str, Relation]:
+    return {relation.name: relation for relation in relations()}
 
 
 def _filled(template: str, fact: Fact) -> str:
