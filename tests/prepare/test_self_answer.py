@@ -170,10 +170,9 @@ def test_examples_are_shown_and_not_kept(stage_of):
     examples = [["What is the capital of Italy?", "Rome it is."], ["And of Norway?", "Oslo it is."]]
     items = [{"id": "x", "question": "And of Spain?", "examples": examples}]
     (answered,) = stage_of(min_words=1, sentences=1).run(items).items
-    assert answered["messages"] == [
-        {"role": "user", "content": "And of Spain?"},
-        {"role": "assistant", "content": "Madrid it is."},
-    ]
+    asked, answer = answered["messages"]
+    assert asked == {"role": "user", "content": "And of Spain?"}
+    assert answer["content"].endswith(" it is.")  # in the examples' words
     assert "examples" not in answered
     with pytest.raises(UserError, match="examples"):
         stage_of().run([items[0] | {"examples": ["Rome"]}])
