@@ -221,7 +221,8 @@ class Talk:
     @property
     def has_vocoder(self) -> bool:
         """Whether one is trained."""
-        return self.options.vocoder and (CONF / "vocoder.yaml").is_file()
+        there = find_spec("lit_moss.modules.vocoder") is not None
+        return self.options.vocoder and there and (CONF / "vocoder.yaml").is_file()
 
     @property
     def evaluations(self) -> list[str]:
