@@ -16,7 +16,7 @@ DATA/model.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -218,13 +218,13 @@ class Talk:
         upto = list(named).index(o.until) + 1 if o.until in named else len(named)
         return list(named.items())[:upto]
 
-    @property
+    @cached_property
     def has_vocoder(self) -> bool:
         """Whether one is trained."""
         there = find_spec("lit_moss.modules.vocoder") is not None
         return self.options.vocoder and there and (CONF / "vocoder.yaml").is_file()
 
-    @property
+    @cached_property
     def evaluations(self) -> list[str]:
         """Those that are asked for and whose benchmark and recipe are there."""
         asked = EVALUATIONS if self.options.evaluations is None else self.options.evaluations
