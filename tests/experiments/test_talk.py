@@ -244,9 +244,12 @@ def test_a_stage_that_failed_runs_again_and_keeps_its_time(tmp_path, monkeypatch
     ("words", "message"),
     [
         (["--set.stage3.trainer.max_steps", "3"], "names no key of a stage"),
-        (["--heldout_voices", "[embedded:kokoro/af_bella]"], "expected no voice in both"),
+        (
+            ["--user_voices", "[x, y]", "--heldout_voices", "[y]"],
+            "y in user_voices and heldout_voices: expected no voice in both",
+        ),
         (["--relations", "[weather]"], "no relation weather"),
-        (["--until", "lunch"], "until is lunch, expected one of lists"),
+        (["--until", "lunch"], "until is lunch, expected one of"),
         (["--per_fact", "0"], "per_fact 0"),
         (["--evaluations", "[taste]"], "evaluations: taste"),
         (["--voicess", "3"], "unknown option"),
