@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart quickstart-tokenizer test check docs gpu-test
+.PHONY: quickstart quickstart-tokenizer talk test check docs gpu-test
 
 quickstart: $(VENV)/ready ## sets up, trains stage 1 of a split SmolLM2-135M on embedded real parts, answers two prompts
 	$(BIN)/python -m lit_moss fit -c conf/quickstart_lm.yaml
@@ -14,6 +14,9 @@ quickstart-tokenizer: $(VENV)/ready ## sets up, trains the speech tokenizer on t
 	$(BIN)/python -m lit_moss fit -c conf/quickstart.yaml
 	$(BIN)/python -m lit_moss tokenize "$$($(BIN)/python -m lit_moss prepare everyday)/audio/everyday-0009.flac" \
 		--speech-tokenizer runs/quickstart --out codes.jsonl --force
+
+talk: $(VENV)/ready-talk ## sets up, makes a small system that listens and answers aloud, overnight on two cores; a second call continues
+	$(BIN)/python -m experiments.studies.talk -c conf/talk/cpu.yaml
 
 test: $(VENV)/ready-dev ## sets up, then all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -26,7 +29,10 @@ check: $(VENV)/ready-dev docs ## lint, format, types, documentation
 docs: $(VENV)/ready-docs ## the documentation, built strictly into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
-gpu-test: $(VENV)/ready-dev ## the tests that need a CUDA device
+gpu-talk: $(VENV)/ready-talk ## sets up, makes a small system that listens and answers aloud, overnight on two cores; a second call continues
+	$(BIN)/python -m experiments.studies.talk -c conf/talk/cpu.yaml
+
+test: $(VENV)/ready-dev ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 $(VENV)/ready: pyproject.toml
@@ -42,4 +48,8 @@ $(VENV)/ready-docs: $(VENV)/ready
 
 $(VENV)/ready-dev: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+$(VENV)/ready-talk: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[prepare,evaluate,serve]"
 	@touch $@

@@ -18,7 +18,32 @@ from lit_moss.cli import main as cli
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
 PARTS = ("data", "levers", "trainer", "predict", "sweep", "evaluate", "prepare")
-RUNS = [p for p in YAMLS if p.parent.name not in PARTS]
+TALK = sorted((ROOT / "conf/talk").glob("*.yaml"))
+TALK_SCALES = ("cpu", "gpu", "smoke")  # of the study; its other files are recipes
+TALK_BENCHMARKS = {"qa": "spoken_qa", "gap": "modality_gap"} | {
+    n: n for n in ("cloze", "resynthesis", "text")
+}
+RUNS = [
+    p for p in YAMLS
+    if p.parent.name not in PARTS
+    and not (p in TALK and (p.stem in (*TALK_SCALES, *TALK_BENCHMARKS) or p.stem.startswith("prepare_")))
+]  # fmt: skip
+
+
+def command_of(path: Path) -> str:
+    """The program and verb that run a YAML."""
+    if path in TALK and path.stem in TALK_SCALES:
+        return "experiments.studies.talk"
+    if path in TALK:
+        benchmark = TALK_BENCHMARKS.get(path.stem)
+        verb = (
+            "prepare" if path.stem.startswith("prepare_") else f"evaluate {benchmark}" if benchmark else "fit"
+        )
+        return f"lit_moss {verb}"
+    verbs = {folder: folder for folder in ("predict", "sweep", "prepare")} | {
+        "evaluate": f"evaluate {path.stem}"
+    }
+    return f"lit_moss {verbs.get(path.parent.name, 'fit')}"
 
 
 @pytest.fixture
@@ -47,14 +72,22 @@ def test_every_sweep_makes_recipes_that_parse(path, at_root, tmp_path, capsys):
     assert done.value.code == 0
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "conf/evaluate").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / "conf/evaluate").glob("*.yaml")), *(p for p in TALK if p.stem in TALK_BENCHMARKS)],
+    ids=lambda p: p.stem,
+)
 def test_every_benchmarks_yaml_has_known_keys(path):
     with pytest.raises(SystemExit) as done:
-        cli.main(["evaluate", path.stem, "-c", str(path), "--print_config"])
+        cli.main([*command_of(path).split()[1:], "-c", str(path), "--print_config"])
     assert done.value.code == 0
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "conf/prepare").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / "conf/prepare").glob("*.yaml")), *(p for p in TALK if p.stem.startswith("prepare_"))],
+    ids=lambda p: p.stem,
+)
 def test_every_chain_has_stages_and_options_that_are_known(path):
     from lit_moss.prepare.chain import Chain, chain_steps
 
@@ -104,9 +137,7 @@ def test_levers_merge_onto_the_run_that_their_head_names(path, at_root, capsys):
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)
 def test_the_head_of_a_yaml_holds_the_command_that_runs_it(path):
     first = path.read_text().splitlines()[0]
-    verbs = {folder: folder for folder in ("predict", "sweep", "prepare")}
-    verb = verbs | {"evaluate": f"evaluate {path.stem}"}
-    assert first.startswith(f"# python -m lit_moss {verb.get(path.parent.name, 'fit')} -c ")
+    assert first.startswith(f"# python -m {command_of(path)} -c ")
     assert str(path.relative_to(ROOT)) in first
     for word in shlex.split(first[2:]):
         if word.endswith(".yaml"):

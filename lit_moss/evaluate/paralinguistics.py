@@ -56,6 +56,7 @@ class Config:
         codec: Decoder: runs/NAME, a checkpoint, a folder in the released layout; null judges `files` alone.
         files: Folder with a CLIP.wav for each clip, made by any codec; null for none.
         log_mel: Features of the codec's speech tokenizer, causal or whisper; null takes what it states.
+        vocoder: Vocoder in the place of the codec's own: griffin-lim, runs/vocoder, a folder, a file hift.pt.
         rungs: Some of vocoder, codec, stream, files.
         voice_prompt: `list` uses each clip's own prompt from the list, `none` only the clip's speaker vector;
             a sound file is used for all clips.
@@ -77,6 +78,7 @@ class Config:
     codec: str | None = None
     files: str | None = None
     log_mel: Literal["causal", "whisper"] | None = None
+    vocoder: str | None = None
     rungs: list[Rung] = field(default_factory=lambda: ["vocoder", "codec"])
     voice_prompt: str = "none"
     judge: str | None = None
@@ -191,7 +193,7 @@ def run(config: Config) -> dict[str, float]:
     """
     clips = read_clips(config.clips, config.limit)
     voice = None if config.voice_prompt in ("list", "none") else config.voice_prompt
-    sources = [config.codec, config.clips, voice, config.files]
+    sources = [config.codec, config.vocoder, config.clips, voice, config.files]
     with Evaluation("paralinguistics", config, sources, config.again) as evaluation:
         if (metrics := evaluation.done()) is not None:
             return metrics
@@ -201,7 +203,7 @@ def run(config: Config) -> dict[str, float]:
             open_speaker(config.speaker),
             open_emotion(config.emotion, config.device),
         )
-        codec = moved(open_codec(config.codec, config.log_mel), config.device) if config.codec else None
+        codec = moved(open_codec(config.codec, config.log_mel, config.vocoder), config.device) if config.codec else None
         results = evaluation.results(
             clips, lambda batch: [result_of(clip, codec, measures) for clip in batch]
         )

@@ -82,3 +82,9 @@ def finished_part(text: str) -> str:
     """The text up to the end of its last sentence; empty if none ends."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text) if match[1]]
     return text[: ends[-1]] if ends else ""
+
+
+def first_sentences(text: str, count: int) -> str:
+    """The first `count` sentences of a text; empty if it has fewer that end."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text) if match[1]]
+    return text[: ends[count - 1]] if len(ends) >= count else ""

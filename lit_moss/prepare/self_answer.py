@@ -2,9 +2,10 @@
 
     question, or messages ─ chat template ─ backbone ─ answer ─ filters ─ messages with the answer
 
-Prompts are answered in batches of consecutive items, which are the stage's units: in the last bits of the
-logits a prompt's neighbours count, and they are the same for any number of workers. The random numbers of an
-answer follow from the seed and its prompt alone.
+An item may bring `examples`, pairs of question and answer that the backbone is shown before the prompt; they
+are in no result. Prompts are answered in batches of consecutive items, which are the stage's units: in the
+last bits of the logits a prompt's neighbours count, and they are the same for any number of workers. The
+random numbers of an answer follow from the seed and its prompt alone.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from lit_moss.assets import sha256_of
 from lit_moss.corpora.conversations import ROLES
+from lit_moss.corpora.facts import has_answer
 from lit_moss.devices import moved
 from lit_moss.errors import UserError
 from lit_moss.llm.backbone import load_text_tokenizer, resolve_backbone
@@ -50,6 +52,9 @@ class SelfAnswerOptions:
         max_words: Longest.
         max_repeated: Share of an answer, 0 to 1, in repeated sequences of 4 words or 8 Chinese characters.
         refusals: Whether answers that refuse, or talk about being a model, are kept.
+        sentences: Most sentences of an answer: what follows is cut off; null keeps all.
+        wrong: Whether an answer is dropped or kept that has none of the right `answers` of its item in it.
+            Items without `answers` are not judged.
     """
 
     backbone: str = "embedded:smollm2-135m"
@@ -68,6 +73,8 @@ class SelfAnswerOptions:
     max_words: int = 200
     max_repeated: float = 0.2
     refusals: bool = False
+    sentences: int | None = None
+    wrong: Literal["drop", "keep"] = "drop"
 
     def __post_init__(self) -> None:
         if min(self.max_new_tokens, self.batch, self.min_words) < 1 or self.max_words < self.min_words:
@@ -75,6 +82,8 @@ class SelfAnswerOptions:
                 f"max_new_tokens is {self.max_new_tokens}, batch {self.batch}, min_words {self.min_words}, "
                 f"max_words {self.max_words}: expected 1 or more, and max_words not below min_words"
             )
+        if self.sentences is not None and self.sentences < 1:
+            raise UserError(f"sentences is {self.sentences}, expected 1 or more, or null for all")
         _ = self.sampling
 
     @property
@@ -122,7 +131,8 @@ class SelfAnswerStage(Stage):
         prompts: list[tuple[Item, list[Item], list[int]]] = []
         for item in unit:
             messages = prompt_messages(item)
-            ids = self._prompt_ids(messages)
+            begin = int(messages[0]["role"] == "system")
+            ids = self._prompt_ids([*messages[:begin], *example_messages(item), *messages[begin:]])
             if self._too_long(ids):
                 result.rejected.append(
                     Rejection(item, "prompt too long", len(ids), self._lm.config.max_context)
@@ -165,6 +175,8 @@ class SelfAnswerStage(Stage):
         """Adds the answer to the result's items, or to its rejections."""
         options, stopped = self.options, bool(rows) and rows[-1] in self._lm.stop_ids
         answer = self._tokenizer.decode(self._lm.words(rows), skip_special_tokens=True).strip()
+        if options.sentences and (begin := checks.first_sentences(answer, options.sentences)):
+            answer, stopped = begin, True
         answered = item | {"messages": [*messages, {"role": "assistant", "content": answer}]}
 
         def reject(reason: str, value: float | str, threshold: float | str | None = None) -> None:
@@ -192,9 +204,33 @@ class SelfAnswerStage(Stage):
             return reject("repetition", round(repeated, 3), options.max_repeated)
         if not options.refusals and checks.is_refusal(answer):
             return reject("refusal", answer[:80])
-        for key in ("question", "answer"):  # now in the messages; a given answer is replaced
+        if options.wrong == "drop" and item.get("answers") and not has_answer(answer, item["answers"]):
+            return reject("wrong answer", answer[:80], " | ".join(item["answers"]))
+        for key in ("question", "answer", "examples"):  # now in the messages; a given answer is replaced
             answered.pop(key, None)
         result.items.append(answered | {"lang": item.get("lang") or lang})
+
+
+def example_messages(item: Item) -> list[Item]:
+    """The item's examples as messages.
+
+    Raises:
+        UserError: if they are no pairs of texts.
+    """
+    examples = item.get("examples") or []
+    if not isinstance(examples, list) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in examples
+    ):
+        raise UserError(
+            f"item {item_id(item) or str(item)[:60]}: examples is {str(examples)[:60]!r}, expected a list of "
+            "[question, answer]"
+        )
+    return [
+        {"role": role, "content": text}
+        for pair in examples
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
 
 
 def prompt_messages(item: Item) -> list[Item]:

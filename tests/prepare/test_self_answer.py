@@ -132,3 +132,47 @@ def test_drawn_answers_follow_from_seed_and_prompt(stage_of):
     assert said(first, items[::-1]) == one  # not the place in the batch
     other = stage_of(min_words=1, temperature=1.0, refusals=True, seed=2)
     assert said(other, items) != one
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "first"),
+    [
+        ("It is Paris. It is big. Really", 1, "It is Paris."),
+        ("It is Paris. It is big. Really", 2, "It is Paris. It is big."),
+        ("It is Paris. It is", 2, ""),
+        ("About 3.5 km", 1, ""),
+    ],
+)
+def test_an_answer_is_cut_after_its_first_sentences(text, count, first):
+    assert checks.first_sentences(text, count) == first
+
+
+@pytest.mark.network
+def test_wrong_answers_and_further_sentences_are_dropped(stage_of):
+    items = [
+        {"id": "right", "question": QUESTIONS[0], "answers": ["paris"]},
+        {"id": "wrong", "question": QUESTIONS[0], "answers": ["Lyon", "Pari"]},
+        {"id": "any", "question": QUESTIONS[0]},
+    ]
+    result = stage_of(min_words=1).run(items)
+    assert [item["id"] for item in result.items] == ["right", "any"]
+    (rejected,) = result.rejected
+    assert (rejected.item["id"], rejected.reason) == ("wrong", "wrong answer")
+    kept = stage_of(min_words=1, wrong="keep").run(items)
+    assert [item["id"] for item in kept.items] == ["right", "wrong", "any"]
+    # Without an end within 12 tokens the answer is unfinished; its first sentence alone is whole.
+    with pytest.raises(UserError, match="sentences"):
+        SelfAnswerOptions(sentences=0)
+
+
+@pytest.mark.network
+def test_examples_are_shown_and_not_kept(stage_of):
+    examples = [["What is the capital of Italy?", "Rome it is."], ["And of Norway?", "Oslo it is."]]
+    items = [{"id": "x", "question": "And of Spain?", "examples": examples}]
+    (answered,) = stage_of(min_words=1, sentences=1).run(items).items
+    asked, answer = answered["messages"]
+    assert asked == {"role": "user", "content": "And of Spain?"}
+    assert answer["content"].endswith(" it is.")  # in the examples' words
+    assert "examples" not in answered
+    with pytest.raises(UserError, match="examples"):
+        stage_of().run([items[0] | {"examples": ["Rome"]}])

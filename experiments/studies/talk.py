@@ -1,0 +1,487 @@
+"""A small system that listens and answers aloud, from nothing, on two cores.
+
+    python -m experiments.studies.talk -c conf/talk/cpu.yaml [--KEY VALUE …]
+
+    lists ─ answers, texts ─ dialogues ─ speech, conversations, questions ─ manifests ─ tokenizer ─┐
+    ┌──────────────────────────────────────────────────────────────────────────────────────────────┘
+    └ decoder ─ vocoder ─ stage1 ─ stage2 ─ sft ─ export ─ evaluations ─ sounds
+
+The backbone answers plain questions and writes short texts; a voice speaks both. Everything is learnt from
+that. Each stage is a recipe in conf/talk, which can be run by itself, and an MLflow run below the study's.
+Repeat the command after a kill: what is done stays, fits continue from their checkpoints. A changed option
+runs again what depends on it. Writes report.md into DATA and the study's MLflow run, and the model into
+DATA/model.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from experiments.studies import talk_data, talk_report
+from experiments.studies.stages import Stage, Stages, file_digest, run_verb
+from lit_moss.cli.evaluate import BENCHMARKS
+from lit_moss.cli.yaml_options import OptionsParser
+from lit_moss.corpora import facts as known
+from lit_moss.errors import UserError
+from lit_moss.runs.folder import RunFolder
+from lit_moss.runs.launch import RunError, run_fit
+from lit_moss.runs.recipes import read_recipe, set_key
+from lit_moss.runs.study_run import study_run
+from lit_moss.runs.tracking import Tracker
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "talk"
+CHAINS = ("answers", "texts", "speech", "conversations", "questions")
+FITS = ("tokenizer", "decoder", "vocoder", "stage1", "stage2", "sft")
+OTHERS = ("lists", "dialogues", "manifests", "export", "sounds")
+# Evaluation -> benchmark and the key of its list; recipes are conf/talk/NAME.yaml.
+EVALUATIONS = {
+    "resynthesis": "resynthesis",
+    "qa": "spoken_qa",
+    "gap": "modality_gap",
+    "cloze": "cloze",
+    "text": "text",
+}
+_SOURCES = Path(known.__file__).parent
+_CODE = [Path(known.__file__), Path(talk_data.__file__)]  # other code makes other lists
+
+
+@dataclass
+class Options:
+    """Options of the study.
+
+    Args:
+        name: Name of the study, and MLflow experiment.
+        data: Folder of lists, sounds, model and report.
+        run_root: Folder of all runs' files.
+        backbone: Text model; null takes that of the recipes.
+        seed: Of the splits and of all trainings.
+        workers: Processes of the chains of `prepare`.
+        threads: Threads of each training; null leaves it to torch.
+        machine: Machine part of the trainings, such as conf/trainer/cpu.yaml; null for none.
+        relations: Relations of facts that are asked about; null for all.
+        per_fact: Phrasings in which each fact is asked for in training.
+        questions: Most questions about facts; null for all.
+        examples: Facts with answers that the backbone is shown before it answers a question about another.
+        everyday: Whether everyday questions and small talk are added, which have no reference answers.
+        phrasings: Phrasings of each relation that are held out.
+        facts: Share of the facts of each relation that are held out, 0 to 1.
+        texts: Texts that the backbone writes.
+        most_texts: Most of them that are spoken; null for all.
+        carriers: Sentences in which each word of the facts is heard beside them.
+        voices: Questions that are also asked in the voices of `user_voices`.
+        user_voices: Users' voices of training beside the recipe's usual one; [] for none.
+        heldout_voices: Users' voices of the evaluation alone; [] for none.
+        heldout_phrasing: Most questions of the evaluation in held-out phrasings.
+        heldout_fact: Most of them about held-out facts.
+        heldout_voice: Most of them in held-out voices.
+        heldout_seen: Most of them that are trained.
+        validation_every: One in so many texts and conversations is held out for validation.
+        reply_form: Form of spoken replies: direct, guided or interleaved.
+        vocoder: Whether a vocoder is trained; otherwise Griffin-Lim turns mels into sound.
+        evaluations: Which of resynthesis, qa, gap, cloze and text are made; null for all that are there.
+        sounds: Held-out questions and answers that are kept as sounds.
+        until: Stage after which to stop; null for the last.
+        set: Changes of recipes: STAGE.KEY -> value, such as stage1.trainer.max_steps.
+    """
+
+    name: str = "talk"
+    data: str = "data/talk"
+    run_root: str = "runs"
+    backbone: str | None = None
+    seed: int = 1
+    workers: int = 2
+    threads: int | None = None
+    machine: str | None = None
+    relations: list[str] | None = None
+    per_fact: int = 5
+    questions: int | None = None
+    examples: int = 3
+    everyday: bool = True
+    phrasings: int = 3
+    facts: float = 0.2
+    texts: int = 1200
+    most_texts: int | None = None
+    carriers: int = 2
+    voices: int = 300
+    user_voices: list[str] = field(
+        default_factory=lambda: [
+            f"embedded:kokoro/{v}" for v in ("af_bella", "am_michael", "af_sarah", "am_fenrir")
+        ]
+    )
+    heldout_voices: list[str] = field(
+        default_factory=lambda: [
+            f"embedded:kokoro/{v}" for v in ("af_nicole", "am_puck", "af_kore", "am_eric")
+        ]
+    )
+    heldout_phrasing: int = 200
+    heldout_fact: int = 120
+    heldout_voice: int = 60
+    heldout_seen: int = 60
+    validation_every: int = 30
+    reply_form: Literal["direct", "guided", "interleaved"] = "direct"
+    vocoder: bool = True
+    evaluations: list[str] | None = None
+    sounds: int = 10
+    until: str | None = None
+    set: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if both := set(self.user_voices) & set(self.heldout_voices):
+            raise UserError(
+                f"{', '.join(sorted(both))} in user_voices and heldout_voices: expected no voice in both"
+            )
+        names = (*CHAINS, *FITS, *EVALUATIONS)
+        if wrong := [key for key in self.set if key.partition(".")[0] not in names or "." not in key]:
+            raise UserError(
+                f"set: {wrong[0]} names no key of a stage, expected STAGE.KEY with one of {', '.join(names)}"
+            )
+        if wrong := sorted({*(self.evaluations or ())} - set(EVALUATIONS)):
+            raise UserError(f"evaluations: {', '.join(wrong)}, expected some of {', '.join(EVALUATIONS)}")
+        if self.until is not None and self.until not in (
+            known_stages := (*CHAINS, *OTHERS, *FITS, *EVALUATIONS)
+        ):
+            raise UserError(f"until is {self.until}, expected one of {', '.join(known_stages)}")
+        if self.workers < 1 or self.validation_every < 2 or min(self.per_fact, self.texts) < 1:
+            raise UserError(
+                f"workers is {self.workers}, per_fact {self.per_fact}, texts {self.texts}, validation_every "
+                f"{self.validation_every}: expected 1, 1, 1 and 2 or more"
+            )
+        _ = self.split.held
+
+    @property
+    def folder(self) -> Path:
+        """Folder of lists, sounds, model and report."""
+        return Path(self.data).absolute()
+
+    @property
+    def lists(self) -> Path:
+        """Folder of the lists."""
+        return self.folder / "lists"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the exported model."""
+        return self.folder / "model"
+
+    @property
+    def split(self) -> talk_data.Split:
+        """What is held out."""
+        return talk_data.Split(self.relations, self.seed, self.phrasings, self.facts)
+
+
+class Talk:
+    """The stages with their recipes.
+
+    Args:
+        options: Options of the study.
+        stages: Runs them.
+        study: The study's MLflow run.
+    """
+
+    def __init__(self, options: Options, stages: Stages, study: Tracker) -> None:
+        self.options, self.stages, self.study = options, stages, study
+        self._folders: dict[str, Path] = {}  # of fits, by name
+
+    def all(self) -> list[tuple[str, Callable[[], Stage]]]:
+        """Stages in order; each is built when those before it are done, whose folders its recipe names."""
+        o = self.options
+        named: dict[str, Callable[[], Stage]] = {
+            "lists": self._lists,
+            "answers": partial(self._chain, "answers", "adapt", ["lists"]),
+            "texts": partial(self._chain, "texts", "self-answer", ["lists"]),
+            "dialogues": self._dialogues,
+            "speech": partial(self._chain, "speech", "synthesize", ["dialogues"]),
+            "conversations": partial(self._chain, "conversations", None, ["dialogues"]),
+            "questions": partial(self._chain, "questions", None, ["lists"]),
+            "manifests": self._manifests,
+            "tokenizer": partial(self._fit, "tokenizer", ["manifests"]),
+            "decoder": partial(self._fit, "decoder", ["manifests", "tokenizer"]),
+        }
+        if self.has_vocoder:
+            named["vocoder"] = partial(self._fit, "vocoder", ["manifests"])
+        named |= {
+            "stage1": partial(self._fit, "stage1", ["manifests", "tokenizer"]),
+            "stage2": partial(self._fit, "stage2", ["manifests", "dialogues", "tokenizer", "stage1"]),
+            "sft": partial(self._fit, "sft", ["manifests", "tokenizer", "stage2"]),
+            "export": self._export,
+        }
+        for name in self.evaluations:
+            named[name] = partial(self._evaluate, name)
+        if o.sounds:
+            named["sounds"] = self._sounds
+        upto = list(named).index(o.until) + 1 if o.until in named else len(named)
+        return list(named.items())[:upto]
+
+    @cached_property
+    def has_vocoder(self) -> bool:
+        """Whether one is trained."""
+        there = find_spec("lit_moss.modules.vocoder") is not None
+        return self.options.vocoder and there and (CONF / "vocoder.yaml").is_file()
+
+    @cached_property
+    def evaluations(self) -> list[str]:
+        """Those that are asked for and whose benchmark and recipe are there."""
+        asked = EVALUATIONS if self.options.evaluations is None else self.options.evaluations
+        return [
+            name
+            for name in asked
+            if (CONF / f"{name}.yaml").is_file() and find_spec(BENCHMARKS[EVALUATIONS[name]]) is not None
+        ]
+
+    def lowest(self, name: str, metric: str) -> float | None:
+        """Lowest value of a metric of a fit; None where it was not trained or not measured."""
+        result = RunFolder(self._folders[name]).result() if name in self._folders else None
+        return None if result is None else result["lowest"].get(metric)
+
+    # --- recipes --------------------------------------------------------------------------------------------
+
+    def recipe(self, name: str) -> dict[str, Any]:
+        """The recipe of a stage: conf/talk/NAME.yaml with the study's backbone, seed, voices and changes.
+
+        Its folders are those of the recipe; `placed` names the study's.
+        """
+        o = self.options
+        files = [CONF / f"prepare_{name}.yaml" if name in CHAINS else CONF / f"{name}.yaml"]
+        config = read_recipe([*files, *([o.machine] if o.machine and name in FITS else [])])
+        for key, value in o.set.items():
+            stage, _, path = key.partition(".")
+            if stage == name:
+                set_key(config, path, value)
+        if o.backbone:
+            _set_everywhere(config, "backbone", o.backbone)
+        if name in FITS:
+            config["seed_everything"] = o.seed
+        if name == "sft":
+            set_key(config, "data.init_args.reply_form", o.reply_form)
+        if "voices" in config.get("steps", {}):
+            voices, count, key = {
+                "conversations": (o.user_voices, o.voices, "user_voices"),
+                "questions": (o.heldout_voices, o.heldout_voice, "voices"),
+            }[name]
+            config["steps"]["voices"][key] = voices
+            if not voices or not count:
+                del config["steps"]["voices"]
+        return config
+
+    def placed(self, name: str) -> dict[str, Any]:
+        """The same with the study's folders."""
+        names = {"data/talk": str(self.options.folder), "models/talk": str(self.options.model)}
+        names |= {f"runs/talk_{fit}": str(folder) for fit, folder in self._folders.items()}
+        return self._named(self.recipe(name), names)
+
+    def _named(self, value: Any, names: dict[str, str]) -> Any:
+        if isinstance(value, dict):
+            return {k: self._named(v, names) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._named(v, names) for v in value]
+        if isinstance(value, str):
+            for name, folder in names.items():
+                if value == name or value.startswith(f"{name}/"):
+                    return folder + value.removeprefix(name)
+        return value
+
+    def _tags(self, stage: str) -> dict[str, str]:
+        return {"mlflow.parentRunId": str(self.study.run_id), "stage": stage}
+
+    # --- stages ---------------------------------------------------------------------------------------------
+
+    def _lists(self) -> Stage:
+        o = self.options
+
+        def run(_: str) -> Any:
+            talk_data.write_questions(
+                o.split, o.lists, o.per_fact, o.questions, o.examples, o.everyday, o.texts
+            )
+            talk_data.write_heldout(
+                o.split,
+                o.lists,
+                o.heldout_voices,
+                o.heldout_phrasing,
+                o.heldout_fact,
+                o.heldout_voice,
+                o.heldout_seen,
+            )
+            return file_digest(*made)
+
+        made = [o.lists / f"{name}.jsonl" for name in ("train", "prompts", "heldout", "heldout_voices")]
+        counts = [o.per_fact, o.questions, o.examples, o.everyday, o.texts, bool(o.heldout_voices)]
+        counts += [o.heldout_phrasing, o.heldout_fact, o.heldout_voice, o.heldout_seen]
+        files = [
+            *sorted(_SOURCES.glob("*_en.txt")),
+            _SOURCES / "facts_en.yaml",
+            _SOURCES / "questions_en_zh.jsonl",
+            *_CODE,
+        ]
+        return Stage("lists", [asdict(o.split), counts, file_digest(*files)], (), run, made)
+
+    def _chain(self, name: str, last: str | None, after: Sequence[str]) -> Stage:
+        """A chain of `prepare`; its output are the manifests of its last step, or of all."""
+        o, config = self.options, self.recipe(name)
+        steps = [last] if last else list(config["steps"])
+
+        def run(_: str) -> Any:
+            whole = self.placed(name) | {"name": o.name, "workers": o.workers}
+            file = o.folder / "recipes" / f"{name}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
+            run_verb(["prepare", "-c", str(file)], o.folder / "logs" / f"{name}.log", self._tags(name))
+            return file_digest(*made)
+
+        made = self._made(name, steps)
+        return Stage(name, config, after, run, made)
+
+    def _made(self, name: str, steps: Sequence[str]) -> list[Path]:
+        return [self.options.folder / name / step / "manifest.jsonl" for step in steps]
+
+    def _dialogues(self) -> Stage:
+        o = self.options
+
+        def run(_: str) -> Any:
+            (answers,), (texts,) = self._made("answers", ["adapt"]), self._made("texts", ["self-answer"])
+            talk_data.write_dialogues(o.split, answers, o.lists, o.voices)
+            talk_data.write_texts(
+                o.split, texts, o.lists / "dialogues.jsonl", o.lists, o.most_texts, o.carriers
+            )
+            return file_digest(*made)
+
+        made = [o.lists / f"{n}.jsonl" for n in ("dialogues", "dialogues_voices", "texts", "replay")]
+        inputs = [asdict(o.split), o.voices, o.most_texts, o.carriers, file_digest(*_CODE)]
+        return Stage("dialogues", inputs, ["lists", "answers", "texts"], run, made)
+
+    def _manifests(self) -> Stage:
+        o = self.options
+
+        def run(_: str) -> Any:
+            talk_data.write_manifests(
+                self._made("speech", ["synthesize"]), self._there("conversations"), o.folder / "manifests",
+                o.validation_every,
+            )  # fmt: skip
+            talk_data.write_spoken_list(self._there("questions"), o.lists / "qa.jsonl")
+            return file_digest(*made)
+
+        parts = [f"{kind}{part}" for kind in ("", "voice_", "sft_") for part in ("train", "validation")]
+        made = [*(o.folder / "manifests" / f"{part}.jsonl" for part in parts), o.lists / "qa.jsonl"]
+        inputs = [o.validation_every, file_digest(*_CODE)]
+        return Stage("manifests", inputs, ["speech", "conversations", "questions"], run, made)
+
+    def _there(self, name: str) -> list[Path]:
+        return self._made(name, list(self.recipe(name)["steps"]))
+
+    def _fit(self, name: str, after: Sequence[str]) -> Stage:
+        config = self.placed(name)
+        stage = Stage(name, self.recipe(name), after, lambda digest: self._train(name, config, digest))
+        folder = self._folders[name] = self._run_folder(name, self.stages.digest(stage))
+        return replace(stage, made=[folder / "result.json"])
+
+    def _run_folder(self, name: str, digest: str) -> Path:
+        return Path(self.options.run_root).absolute() / self.options.name / f"{name}-{digest}"
+
+    def _train(self, name: str, config: dict[str, Any], digest: str) -> Any:
+        folder = self._run_folder(name, digest)
+        run_fit(config, folder, self._tags(name), self.options.threads)
+        return folder.name
+
+    def _export(self) -> Stage:
+        o = self.options
+        after = ["sft", "decoder", *(["vocoder"] if self.has_vocoder else [])]
+
+        def run(_: str) -> Any:
+            words = ["export", str(self._folders["sft"]), "--out", str(o.model), "--force"]
+            words += ["--codec", str(self._folders["decoder"])]
+            if self.has_vocoder:
+                words += ["--vocoder", str(self._folders["vocoder"])]
+            run_verb(words, o.folder / "logs" / "export.log")
+            return file_digest(*sorted(o.model.rglob("*.safetensors")))
+
+        return Stage("export", None, after, run, [o.model / "config.json"])
+
+    def _evaluate(self, name: str) -> Stage:
+        o, config = self.options, self.placed(name)
+
+        def run(_: str) -> Any:
+            file = o.folder / "recipes" / f"{name}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            words = ["evaluate", EVALUATIONS[name], "-c", str(file)]
+            words += ["--name", o.name, "--run_root", o.run_root]
+            run_verb(words, o.folder / "logs" / f"{name}.log", self._tags(name))
+            return talk_report.keep(name, o.folder / "logs" / f"{name}.log", o.folder)
+
+        made = [o.folder / "evaluations" / name / "report.md"]
+        return Stage(name, self.recipe(name), ["export", "manifests"], run, made)
+
+    def _sounds(self) -> Stage:
+        o = self.options
+
+        def run(_: str) -> Any:
+            talk_report.answer_aloud(o.lists / "qa.jsonl", o.model, o.folder / "sounds", o.sounds, self._ask)
+            return file_digest(*sorted((o.folder / "sounds").glob("*.jsonl")))
+
+        return Stage("sounds", o.sounds, ["export", "manifests"], run, [o.folder / "sounds" / "sounds.jsonl"])
+
+    def _ask(self, question: Path, answer: Path) -> None:
+        words = ["chat", "--model", str(self.options.model), "--once", str(question), "--out", str(answer)]
+        # An answer that does not end would be 40 s: ten of 8 s and their questions are about 1 MB.
+        words += ["--temperature", "0", "--seed", "1", "--max-new-tokens", "100", "--force"]
+        run_verb(words, self.options.folder / "logs" / "sounds.log")
+
+
+def _set_everywhere(value: Any, key: str, new: Any) -> None:
+    """Changes a key wherever a recipe has it, but for references to another key."""
+    if isinstance(value, dict):
+        for name, content in value.items():
+            if name == key and "${" not in str(content):
+                value[name] = new
+            else:
+                _set_everywhere(content, key, new)
+    elif isinstance(value, list):
+        for content in value:
+            _set_everywhere(content, key, new)
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs what is missing and prints the report; 2 for what the user can correct, 1 if a stage failed."""
+    try:
+        options, _ = OptionsParser(Options, "python -m experiments.studies.talk", __doc__).read(words)
+        print(_run(options))
+    except UserError as error:
+        print(f"error: {error}")
+        return 2
+    except RunError as error:
+        print(f"error: {error}; repeat the command to continue")
+        return 1
+    return 0
+
+
+def _run(options: Options) -> str:
+    stages = Stages(options.folder)
+    with stages.held():
+        study = study_run(options.name, Path(options.run_root).absolute())
+        state = "interrupted"
+        try:
+            talk = Talk(options, stages, study)
+            names: list[str] = []
+            for name, build in talk.all():
+                stages.run(build())
+                names.append(name)
+            seconds = [(name, stages.record(name)["seconds"]) for name in names]
+            text = talk_report.report(options.folder, seconds, talk.lowest("tokenizer", "val/cer"))
+            study.log_text(text, "report.md")
+            if "sounds" in names:
+                study.log_folder(options.folder / "sounds", "sounds")
+            state = "success"
+        finally:
+            study.finalize(state)
+    if "export" not in names:
+        return text
+    return f"{text}\nTo talk to it:\n    python -m lit_moss chat --model {options.data}/model\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

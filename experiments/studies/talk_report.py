@@ -1,0 +1,213 @@
+"""What the study `talk` has reached: aims, times, reports of evaluations, sounds of held-out questions."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.talk_data import write_lines
+from lit_moss.audio import io, rates
+from lit_moss.corpora.facts import has_answer
+from lit_moss.errors import UserError
+from lit_moss.evaluate.evaluation import markdown_table, wilson
+from lit_moss.records import json_lines
+from lit_moss.runs.launch import RunError
+
+_FOLDER = re.compile(r"^(?P<folder>\S.*): (?:done before|report\.md)", re.MULTILINE)
+
+
+def keep(name: str, log: Path, folder: Path) -> dict[str, Any]:
+    """Copies report and metrics of an evaluation into FOLDER/evaluations/NAME; returns the metrics.
+
+    Args:
+        name: Of the evaluation.
+        log: Output of `evaluate`, whose last lines name the folder of its results.
+        folder: Of the study.
+
+    Raises:
+        UserError: if the log names none.
+    """
+    folders = [Path(m["folder"]) for m in _FOLDER.finditer(log.read_text(errors="replace"))]
+    found = [path for path in folders if (path / "result.json").is_file()]
+    if not found:
+        raise UserError(f"{log} names no folder of results: expected that of {name} as its last line")
+    kept = folder / "evaluations" / name
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in ("report.md", "result.json", "items.csv"):
+        if (found[-1] / file).is_file():
+            shutil.copyfile(found[-1] / file, kept / file)
+    return _metrics(kept)
+
+
+def _metrics(kept: Path) -> dict[str, float]:
+    """Metrics of an evaluation; those of rungs as RUNG/NAME."""
+    content = json.loads((kept / "result.json").read_text())
+    flat = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    return flat | {
+        f"{k}/{name}": v for k, of in content.items() if isinstance(of, dict) for name, v in of.items()
+    }
+
+
+def answer_aloud(
+    questions: Path, model: Path, folder: Path, count: int, answer: Callable[[Path, Path], None]
+) -> None:
+    """The first questions of a list with the model's spoken answers, as FLAC, and `sounds.jsonl`.
+
+    Args:
+        questions: List as of `evaluate spoken_qa`.
+        model: Folder of the model.
+        folder: For the sounds; what is in it is removed.
+        count: How many.
+        answer: Makes the sound of the answer to a sound.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    records = [
+        record.content for _, record in zip(range(count), json_lines(questions, "a question"), strict=False)
+    ]
+    for i, record in enumerate(records):
+        asked, said = folder / f"{i:02d}-question.flac", folder / f"{i:02d}-answer.flac"
+        wave_T = io.read(questions.parent / record["audio"], rates.TOKENIZER_RATE_HZ)
+        io.write(asked, wave_T, rates.TOKENIZER_RATE_HZ)
+        record["sound"] = asked.name
+        try:
+            made = folder / "answer.wav"
+            answer(asked, made)
+            # 16 kHz as the questions, so that ten of both are under 1 MB.
+            io.write(said, io.read(made, rates.TOKENIZER_RATE_HZ), rates.TOKENIZER_RATE_HZ)
+            made.unlink()
+            record["answer"] = said.name
+        except RunError as error:  # a model may answer without any sound
+            record["failed"] = str(error)
+    kept = ("id", "question", "answers", "group", "voice", "sound", "answer", "failed")
+    write_lines(folder / "sounds.jsonl", [{k: r[k] for k in kept if k in r} for r in records])
+
+
+def report(folder: Path, seconds: Sequence[tuple[str, float]], cer: float | None = None) -> str:
+    """Markdown, also written to FOLDER/report.md.
+
+    Args:
+        folder: Of the study.
+        seconds: Computing time of each stage; evaluations that are none of them are left out.
+        cer: Character error of the tokenizer on held-out sentences; None if there is none.
+    """
+    parts = ["# A small system that talks", ""]
+    names = [name for name, _ in seconds]
+    found = sorted((folder / "evaluations").glob("*/report.md"))
+    reports = [path for path in found if path.parent.name in names]
+    results = {path.parent.name: _metrics(path.parent) for path in reports}
+    crossed: list[dict[str, Any]] = []
+    if "qa" in results:
+        with (folder / "evaluations" / "qa" / "items.csv").open(newline="", encoding="utf-8") as file:
+            relation = {
+                str(record.content["id"]): str(record.content["relation"])
+                for record in json_lines(folder / "lists" / "qa.jsonl", "a question")
+            }
+            crossed = crossing(list(csv.DictReader(file)), relation)
+    aims = (
+        [] if cer is None else [_aim("tokenizer, character errors, held-out sentences", "0.08 or less", cer)]
+    )
+    if aims := [*aims, *_aims(results), *_crossing_aims(crossed)]:
+        parts += ["## Aims", "", markdown_table(aims)]
+    if crossed:
+        parts += ["## What is known in text, asked and answered aloud", "", _CROSSING, ""]
+        parts.append(markdown_table(crossed))
+    rows = [{"stage": name, "minutes": s / 60} for name, s in seconds]
+    rows.append({"stage": "all", "minutes": sum(s for _, s in seconds) / 60})
+    parts += ["## Computing time", "", markdown_table(rows, 1)]
+    for path in reports:
+        parts += [f"## {path.parent.name}", "", path.read_text(encoding="utf-8").strip(), ""]
+    text = "\n".join(parts)
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    return text
+
+
+_CROSSING = (
+    "`right` is the share of all questions, `of known` that of those with a right answer as text to text, "
+    "with its 95 % interval, and `chance` how often a reply fits another fact of the same relation instead."
+)
+
+
+def crossing(rows: Sequence[Mapping[str, Any]], relation: Mapping[str, str]) -> list[dict[str, Any]]:
+    """How much of what is known in text is answered by other pairs of modalities, by group and pair.
+
+    Args:
+        rows: Lines of items.csv of `evaluate spoken_qa`.
+        relation: Id of a question -> its relation.
+    """
+    known = {row["id"] for row in rows if row["pair"] == "text-text" and float(row["match_norm"])}
+    table = []
+    for group, pair in dict.fromkeys((row["group"], row["pair"]) for row in rows):
+        own = [row for row in rows if (row["group"], row["pair"]) == (group, pair)]
+        of_known = [float(row["match_norm"]) for row in own if row["id"] in known]
+        low, high = wilson(sum(of_known), len(of_known))
+        table.append(
+            {
+                "group": group,
+                "pair": pair,
+                "n": len(own),
+                "right": _mean([float(row["match_norm"]) for row in own]),
+                "known": len(of_known),
+                "of known": _mean(of_known),
+                "interval": f"{low:.2f} to {high:.2f}",
+                "chance": _chance([row for row in own if row["id"] in known], relation),
+            }
+        )
+    return table
+
+
+def _chance(rows: Sequence[Mapping[str, Any]], relation: Mapping[str, str]) -> float | None:
+    """Mean share of the other facts of a relation, with other answers, that a reply would be right about."""
+    shares = []
+    for row in rows:
+        reply, own = row.get("transcript") or row.get("reply") or "", row["answers"]
+        others = {
+            other["answers"]
+            for other in rows
+            if relation.get(other["id"]) == relation.get(row["id"]) and other["answers"] != own
+        }
+        if others:
+            shares.append(
+                _mean([float(has_answer(reply, answers.split(" | "))) for answers in sorted(others)])
+            )
+    return _mean(shares)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _aim(what: str, aim: str, reached: Any) -> dict[str, Any]:
+    return {"what": what, "aim": aim, "reached": reached}
+
+
+def _crossing_aims(crossed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        _aim(f"{pair}, held-out {group}, of those right in text", aim, line["of known"])
+        for group, pair, aim in (
+            ("phrasing", "speech-text", "0.60 or more"),
+            ("phrasing", "speech-speech", "0.40 or more"),
+            ("fact", "speech-text", "above chance"),
+            ("fact", "speech-speech", "above chance"),
+        )
+        for line in crossed
+        if (line["group"], line["pair"]) == (group, pair)
+    ]
+
+
+def _aims(results: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    return [
+        _aim(what, aim, results[name][key]) for name, key, what, aim in AIMS if key in results.get(name, {})
+    ]
+
+
+# Evaluation, its metric, in words, the aim.
+AIMS: tuple[tuple[str, str, str, str], ...] = (
+    ("resynthesis", "codec/wer", "word errors of codes -> sound", "1.5 times those of true mels"),
+    ("resynthesis", "vocoder/wer", "word errors of true mels", ""),
+    ("resynthesis", "codec/dnsmos", "DNSMOS of codes -> sound", "2.5 or more"),
+)

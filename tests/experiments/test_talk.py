@@ -1,0 +1,320 @@
+"""The study `talk`: lists that hold out what they say, stages that are done once, the chain with kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.studies import stages as study_stages
+from experiments.studies import talk, talk_data, talk_report
+from experiments.studies.stages import Stage, Stages
+from lit_moss.corpora import facts
+from lit_moss.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SPLIT = talk_data.Split(["capital", "sum", "opposite"], seed=1)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- lists --------------------------------------------------------------------------------------------------
+
+
+def write_lists(folder: Path) -> dict[str, list[dict]]:
+    talk_data.write_questions(SPLIT, folder, per_fact=4, limit=None, examples=2, everyday=True, texts=30)
+    talk_data.write_heldout(SPLIT, folder, ["some voice"], phrasing=40, fact=20, voice=10, seen=10)
+    return {path.stem: lines(path) for path in folder.iterdir()}
+
+
+def test_the_evaluations_groups_hold_out_what_they_say(tmp_path):
+    lists = write_lists(tmp_path)
+    asked = [r for r in lists["train"] if r["group"] == "train"]
+    trained_facts, trained = {r["fact"] for r in asked}, {(r["relation"], r["phrasing"]) for r in asked}
+    by_group: dict[str, list[dict]] = {}
+    for record in lists["heldout"] + lists["heldout_voices"]:
+        by_group.setdefault(record["group"], []).append(record)
+    assert {g: len(r) for g, r in by_group.items()} == {"phrasing": 40, "fact": 20, "seen": 10, "voice": 10}
+    for group, records in by_group.items():
+        for r in records:
+            assert (r["fact"] in trained_facts) == (group != "fact")
+            assert ((r["relation"], r["phrasing"]) in trained) == (group in ("fact", "seen"))
+    ids = [r["id"] for records in by_group.values() for r in records]
+    assert len(set(ids)) == len(ids)
+    assert {r["question"] for r in asked}.isdisjoint(r["question"] for r in by_group["phrasing"])
+    assert any(r["group"] == "everyday" for r in lists["train"])
+    assert len(lists["prompts"]) == 30
+
+
+def test_the_same_seed_writes_the_same_lists(tmp_path):
+    assert write_lists(tmp_path / "a") == write_lists(tmp_path / "b")
+
+
+def answered(path: Path, items: list[tuple[str, str, str]]) -> Path:
+    talk_data.write_lines(
+        path,
+        (
+            {
+                "id": name,
+                "lang": "en",
+                "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}],
+            }
+            for name, q, a in items
+        ),
+    )
+    return path
+
+
+def test_no_text_states_a_held_out_fact(tmp_path):
+    fact = next(fact for fact in SPLIT.held.facts if fact.relation == "capital")
+    city, country = fact.answers[0], fact.entity
+    stated = f"The sun shines today. {city} is in {country}. We like *tea*. I saw 3 birds. Then we go home!"
+    texts = answered(tmp_path / "texts.jsonl", [("text-0", "Write.", stated)])
+    dialogues = answered(
+        tmp_path / "answers.jsonl", [("a", "Hello.", "Hello you."), ("b", f"{country}?", f"{city}, I say.")]
+    )
+    talk_data.write_dialogues(SPLIT, dialogues, tmp_path / "lists", voices=5)
+    assert [r["id"] for r in lines(tmp_path / "lists/dialogues.jsonl")] == ["a"]
+    assert [r["id"] for r in lines(tmp_path / "lists/dialogues_voices.jsonl")] == ["a-v"]
+    talk_data.write_texts(
+        SPLIT, texts, tmp_path / "lists/dialogues.jsonl", tmp_path / "lists", None, carriers=1
+    )
+    spoken = {r["id"]: r["text"] for r in lines(tmp_path / "lists/texts.jsonl")}
+    assert spoken["text-0"] == "The sun shines today. Then we go home!"
+    replay = [r["text"] for r in lines(tmp_path / "lists/replay.jsonl")]
+    assert "Hello.\nHello you." in replay
+    everything = " ".join(spoken.values())
+    for held in SPLIT.held.facts:  # their words are heard, apart
+        assert {held.entity in everything, held.answers[0] in everything} == {True}
+    sentences = [s for text in [*spoken.values(), *replay] for s in talk_data._SENTENCE.findall(text)]
+    assert all(SPLIT.held.states(s) is None for s in sentences)
+
+
+def sound(folder: Path, name: str, speaker: str) -> dict:
+    return {"audio_filepath": str(folder / f"{name}.flac"), "duration": 2.0, "speaker": speaker}
+
+
+def test_texts_and_conversations_are_held_out_whole(tmp_path):
+    made = tmp_path / "made"
+    texts = [
+        sound(made, f"t{i}-{j}", "hibari") | {"text": f"Text {i}.", "document": f"t{i}" + "+1" * (j == 2)}
+        for i in range(10)
+        for j in range(3)
+    ]
+    talks = [
+        {
+            "id": f"q{i}{ending}",
+            "lang": "en",
+            "messages": [
+                {"role": "user", "content": "Is it 1?", "spoken": "Is it one?"}
+                | sound(made, f"u{i}{ending}", voice),
+                {"role": "assistant", "content": "Yes.", "spoken": "Yes."} | sound(made, f"a{i}", "hibari"),
+            ],
+        }
+        for i in range(10)
+        for ending, voice in (("", "hibari"), ("-v", "nova"))
+    ]
+    talk_data.write_lines(made / "texts.jsonl", texts)
+    talk_data.write_lines(made / "talks.jsonl", talks)
+    talk_data.write_manifests([made / "texts.jsonl"], [made / "talks.jsonl"], tmp_path / "lists", every=4)
+    found = {path.stem: lines(path) for path in (tmp_path / "lists").iterdir()}
+    assert len(found["train"]) + len(found["validation"]) == 30 + 40
+    whole = {part: {r["document"].partition("+")[0] for r in found[part]} for part in ("train", "validation")}
+    assert not whole["train"] & whole["validation"]
+    held = {r["id"].removesuffix("-v") for r in found["sft_validation"]}
+    assert len(held) == 3  # of 10, one in four, rounded up
+    assert held.isdisjoint(r["id"].removesuffix("-v") for r in found["sft_train"])
+    assert {r["speaker"] for r in found["voice_train"]} == {"hibari"}
+    assert "Is it one?" in {r["text"] for r in found["train"]}  # as it is said
+    assert all(not Path(r["audio_filepath"]).is_absolute() for r in found["train"])
+    # The folder may be anywhere.
+    (tmp_path / "elsewhere").mkdir()
+    made.rename(tmp_path / "elsewhere/made")
+    made = tmp_path / "elsewhere/made"
+    for name in ("texts", "talks"):
+        text = (made / f"{name}.jsonl").read_text().replace(str(tmp_path / "made"), str(made))
+        (made / f"{name}.jsonl").write_text(text)
+    talk_data.write_manifests(
+        [made / "texts.jsonl"], [made / "talks.jsonl"], tmp_path / "elsewhere/lists", every=4
+    )
+    for name in found:
+        assert lines(tmp_path / f"elsewhere/lists/{name}.jsonl") == found[name]
+
+
+# --- report -------------------------------------------------------------------------------------------------
+
+
+def test_what_crosses_from_text_to_speech_is_counted_of_what_is_known_in_text():
+    relation = {"a": "capital", "b": "capital", "c": "sum"}
+    answers = {"a": "Paris", "b": "Rome", "c": "seven | 7"}
+    replies = {  # (text-text, speech-text)
+        "a": ("It is Paris.", "It is Paris."),
+        "b": ("It is Rome.", "It is Paris."),
+        "c": ("It is 8.", "It is 7."),
+    }
+    rows = [
+        {"id": i, "pair": pair, "group": "fact", "answers": answers[i], "reply": reply, "transcript": "",
+         "match_norm": str(float(facts.has_answer(reply, answers[i].split(" | "))))}
+        for i, both in replies.items()
+        for pair, reply in zip(("text-text", "speech-text"), both, strict=True)
+    ]  # fmt: skip
+    text, speech = talk_report.crossing(rows, relation)
+    assert (text["n"], text["known"], text["of known"], text["chance"]) == (3, 2, 1.0, 0.0)
+    assert text["right"] == speech["right"] == pytest.approx(2 / 3)
+    # Of two capitals one is right; the other reply would have been right about the first.
+    assert (speech["known"], speech["of known"], speech["chance"]) == (2, 0.5, 0.5)
+
+
+# --- stages -------------------------------------------------------------------------------------------------
+
+
+def run_all(work: Path, ran: list[str], a: int = 1, parity: bool = True) -> Stages:
+    """Three stages in a row; what the second makes depends on whether `a` is odd."""
+    stages = Stages(work)
+
+    def stage(name, inputs, after, output):
+        def run(_):
+            ran.append(name)
+            return output
+
+        return Stage(name, inputs, after, run)
+
+    stages.run(stage("first", a, (), a))
+    stages.run(stage("second", None, ["first"], a % 2 if parity else a))
+    stages.run(stage("third", None, ["second"], "end"))
+    stages.run(stage("apart", None, (), "apart"))
+    return stages
+
+
+def test_a_changed_option_runs_what_depends_on_it_and_nothing_else(tmp_path):
+    ran: list[str] = []
+    run_all(tmp_path, ran)
+    assert ran == ["first", "second", "third", "apart"]
+    run_all(tmp_path, ran)
+    assert len(ran) == 4
+    run_all(tmp_path, ran, a=2)
+    assert ran[4:] == ["first", "second", "third"]
+    run_all(tmp_path, ran, a=4)  # what the second makes is the same
+    assert ran[7:] == ["first", "second"]
+
+
+def test_a_stage_that_failed_runs_again_and_keeps_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_stages, "_PERIOD_SEC", 0.02)
+
+    def fail(_):
+        time.sleep(0.2)
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        Stages(tmp_path).run(Stage("one", 1, (), fail))
+    before = Stages(tmp_path).record("one")
+    assert not before["done"]
+    assert before["seconds"] >= 0.1
+    stages = Stages(tmp_path)
+    stages.run(Stage("one", 1, (), lambda _: "x"))
+    after = stages.record("one")
+    assert after["done"]
+    assert after["seconds"] >= before["seconds"]
+    # What it has made is gone.
+    there, ran = tmp_path / "file", []
+
+    def make(_):
+        ran.append(there.touch())
+
+    for _ in range(2):
+        Stages(tmp_path).run(Stage("file", 1, (), make, [there]))
+    assert len(ran) == 1
+    there.unlink()
+    Stages(tmp_path).run(Stage("file", 1, (), make, [there]))
+    assert len(ran) == 2
+    with pytest.raises(UserError, match="expected stages before it"):
+        stages.run(Stage("two", 1, ["missing"], lambda _: "x"))
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set.stage3.trainer.max_steps", "3"], "names no key of a stage"),
+        (
+            ["--user_voices", "[x, y]", "--heldout_voices", "[y]"],
+            "y in user_voices and heldout_voices: expected no voice in both",
+        ),
+        (["--relations", "[weather]"], "no relation weather"),
+        (["--until", "lunch"], "until is lunch, expected one of"),
+        (["--per_fact", "0"], "per_fact 0"),
+        (["--evaluations", "[taste]"], "evaluations: taste"),
+        (["--voicess", "3"], "unknown option"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert talk.main(["-c", str(ROOT / "conf/talk/smoke.yaml"), *words]) == 2
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu", "smoke"])
+def test_every_scale_changes_keys_that_are_there(scale, tmp_path):
+    from lit_moss.cli.yaml_options import OptionsParser
+
+    file = ROOT / f"conf/talk/{scale}.yaml"
+    options, _ = OptionsParser(talk.Options, "talk", None).read(["-c", str(file), "--data", str(tmp_path)])
+    study = talk.Talk(options, Stages(tmp_path), None)
+    for name in (*talk.CHAINS, *talk.FITS):
+        if name != "vocoder" or study.has_vocoder:
+            text = json.dumps(study.placed(name))
+            assert "data/talk/" not in text.replace(str(tmp_path), "")
+    assert set(options.user_voices).isdisjoint(options.heldout_voices)
+
+
+# --- the whole chain ----------------------------------------------------------------------------------------
+
+
+def study(folder: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.studies.talk", "-c", "conf/talk/smoke.yaml",
+               "--data", str(folder / "data"), "--run_root", str(folder / "runs"), *words]  # fmt: skip
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+    }
+    log = (folder / "log.txt").open("a")
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.skipif("LIT_MOSS_LONG_TESTS" not in os.environ, reason="10 minutes; set LIT_MOSS_LONG_TESTS=1")
+def test_three_kills_change_nothing(tmp_path):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert study(tmp_path / "whole").wait(1200) == 0
+    for stage in ("speech", "tokenizer", "stage2"):
+        process = study(tmp_path / "killed")
+        record = tmp_path / "killed/data/stages" / f"{stage}.json"
+        while not record.exists() and process.poll() is None:
+            time.sleep(0.2)
+        time.sleep(3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert study(tmp_path / "killed").wait(1200) == 0
+    one, other = (tmp_path / name / "data" for name in ("whole", "killed"))
+    weights = {f.relative_to(one): f.read_bytes() for f in sorted(one.rglob("model/**/*.safetensors"))}
+    assert weights
+    for name, content in weights.items():
+        assert (other / name).read_bytes() == content
+    for folder in ("lists", "manifests"):
+        for file in (one / folder).iterdir():
+            assert (other / folder / file.name).read_text() == file.read_text()
+    start = time.monotonic()
+    assert study(tmp_path / "killed").wait(300) == 0
+    assert time.monotonic() - start < 60
