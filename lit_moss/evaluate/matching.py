@@ -1,0 +1,232 @@
+"""Whether a reply holds one of the reference answers: rules without a model.
+
+| rule | what is compared |
+|---|---|
+| `match_raw` | UltraEval-Audio's `qa-exist-match`: lower-case tokens, an answer is a contiguous run of them |
+| `match_norm` | the same on normalised text, where words may be joined or apart: U.S. = US, well-known = wellknown |
+
+`match_raw` knows no numbers and no abbreviations: "3" is not in "three". `match_norm` normalises reply and
+answers alike. English: Whisper's English normaliser, then its basic one (numbers as digits, spelling, titles);
+before it, typographic quotes, `&`, `O'`, possessives and Roman numerals, and the text in a reply's brackets is
+kept; after it, no `the`, nor a leading `a` or `an` of an answer. In answers of several words ordinals equal
+cardinals (March 3rd = March 3, Henry VIII = Henry the Eighth). Chinese: NFKC, simplified characters, numbers
+as digits, lower case, no punctuation; characters are the words. Answers that hold nothing are left out: an
+empty one would be in every reply.
+
+The normalisers come with the extra `evaluate`.
+Sources: github.com/OpenBMB/UltraEval-Audio; the normalisers of arXiv:2212.04356, appendix C.
+"""
+
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from lit_moss.data.transcripts import edit_distance
+from lit_moss.errors import UserError
+from lit_moss.prepare.english_numbers import roman
+from lit_moss.prepare.language import HAN
+
+NORMALISER = "en: whisper English + basic, words joined or apart; zh: NFKC, opencc t2s, cn2an, characters"
+_EXTRA = "pip install 'lit-moss[evaluate]'"
+_PLAIN = str.maketrans(
+    {**dict.fromkeys("‘’ʼ´`", "'"), **dict.fromkeys("“”„«»", '"'), **dict.fromkeys("‐‑‒–−", "-"), "—": " - "}
+)
+_BRACKETED = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")
+_HAN_CHARACTER = re.compile(f"[{HAN}]")
+# Contractions, which Whisper's normaliser writes out; any other 's is a possessive, or part of a name.
+_POSSESSIVE = re.compile(r"\b(?!(?:it|he|she|that|what|there|who|where|how|here|let)'s\b)(\w+)'s\b", re.I)
+_ROMAN = re.compile(r"\b[IVX]{2,}\b")  # single letters are initials and pronouns
+_ORDINAL = re.compile(r"(\d+)(?:st|nd|rd|th)")
+_ARTICLES = ("a", "an")
+# No comma inside a number: 1,000; one thousand, two hundred.
+_CLAUSE_END = re.compile(
+    r"[;!?]|:(?!\d)|\.(?!\d)|(?<!thousand)(?<!million)(?<!billion)(?<!trillion),(?!\d{3}(?!\d))"
+)
+_CHINESE_SCALES = {"万": 10**4, "亿": 10**8}
+
+
+# --- rules --------------------------------------------------------------------------------------------------
+
+
+def match_raw(reply: str, answers: Iterable[str], lang: str = "en") -> bool:
+    """Whether the tokens of one of the answers are a contiguous run of the reply's.
+
+    Args:
+        reply: What the model wrote, or what was understood of its speech.
+        answers: Reference answers; one is enough.
+        lang: Language of the question, ISO 639-1. In Chinese every character is a token.
+    """
+    tokens = raw_tokens(reply, lang)
+    wanted = (raw_tokens(answer, lang) for answer in answers)
+    return any(answer and _is_run(answer, tokens) for answer in wanted)
+
+
+def match_norm(reply: str, answers: Iterable[str], lang: str = "en") -> bool:
+    """Whether one of the answers is in the reply after normalisation; arguments as of `match_raw`.
+
+    Raises:
+        UserError: if the normalisers are not installed.
+    """
+    return any(_is_said(answer, reply, lang) for answer in answers)
+
+
+def word_errors(reference: str, hypothesis: str, lang: str = "en") -> tuple[int, int]:
+    """Errors (substitutions, deletions, insertions) and words of the reference, both normalised as by
+    `match_norm` but with their articles; characters in Chinese."""
+    expected, recognised = norm_tokens(reference, lang), norm_tokens(hypothesis, lang)
+    return edit_distance(expected, recognised), len(expected)
+
+
+def is_answerable(answers: Iterable[str], lang: str = "en") -> bool:
+    """Whether one of the answers holds a token, so that a reply can be right."""
+    return any(raw_tokens(answer, lang) for answer in answers)
+
+
+# --- tokens -------------------------------------------------------------------------------------------------
+
+
+def raw_tokens(text: str, lang: str = "en") -> list[str]:
+    """Lower-case runs of letters, digits and marks, and single other visible characters, after NFD."""
+    tokens: list[str] = []
+    is_open = False
+    for character in unicodedata.normalize("NFD", text).lower():
+        kind = unicodedata.category(character)[0]
+        if kind in "LNM":
+            alone = lang == "zh" and bool(_HAN_CHARACTER.match(character))
+            if is_open and not alone:
+                tokens[-1] += character
+            else:
+                tokens.append(character)
+            is_open = not alone
+        else:
+            is_open = False
+            if kind not in "ZC":
+                tokens.append(character)
+    return tokens
+
+
+def norm_tokens(text: str, lang: str = "en") -> list[str]:
+    """Normalised words; in Chinese characters, numbers and Latin words."""
+    return list(_chinese(text) if lang == "zh" else _words(text, lang))
+
+
+def _is_run(wanted: Sequence[str], tokens: Sequence[str]) -> bool:
+    n = len(wanted)
+    return any(list(tokens[i : i + n]) == list(wanted) for i in range(len(tokens) - n + 1))
+
+
+def _is_said(answer: str, reply: str, lang: str) -> bool:
+    if not raw_tokens(answer, lang):
+        return False
+    if lang == "zh":
+        wanted, tokens = list(_chinese(answer)), list(_chinese(reply))
+        return bool(wanted) and _is_joined_run(wanted, tokens)
+    wanted = _wanted(answer, lang)
+    if not wanted:  # the normaliser drops all of it, such as a lone "um"
+        return match_raw(reply, [answer], lang)
+    tokens = list(_words(reply, lang))
+    if "the" not in wanted:
+        tokens = [token for token in tokens if token != "the"]
+    if _is_joined_run(wanted, tokens):
+        return True
+    return len(wanted) > 1 and _is_joined_run(_cardinals(wanted), _cardinals(tokens))
+
+
+def _wanted(answer: str, lang: str) -> list[str]:
+    """Words of an answer without its articles, unless it is nothing but articles."""
+    words = list(_words(_BRACKETED.sub(" ", answer), lang)) or list(_words(answer, lang))
+    wanted = [word for word in words if word != "the"]
+    if len(wanted) > 1 and wanted[0] in _ARTICLES:
+        wanted = wanted[1:]
+    return wanted or words
+
+
+def _cardinals(tokens: Sequence[str]) -> list[str]:
+    """The tokens with ordinals as cardinals; Whisper's normaliser writes 1 as "one"."""
+    numbers = (match[1] if (match := _ORDINAL.fullmatch(token)) else token for token in tokens)
+    return ["1" if token == "one" else token for token in numbers]
+
+
+def _is_joined_run(wanted: Sequence[str], tokens: Sequence[str]) -> bool:
+    """Whether the characters of `wanted` are those of a run of whole tokens, wherever either has its spaces.
+
+    Two numbers beside each other stay two: 2 1 is not 21.
+    """
+    target = _joined(wanted)
+    for start in range(len(tokens)):
+        text = ""
+        for token in tokens[start:]:
+            text = _joined([text, token] if text else [token])
+            if len(text) >= len(target):
+                break
+        if text == target:
+            return True
+    return False
+
+
+def _joined(tokens: Iterable[str]) -> str:
+    return re.sub(r"(?<=\d) (?=\d)", "_", " ".join(tokens)).replace(" ", "")
+
+
+# --- English, and other languages with spaces ---------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _words(text: str, lang: str) -> tuple[str, ...]:
+    english, basic = _normalisers()
+    text = unicodedata.normalize("NFKC", text.translate(_PLAIN))
+    if lang == "en":
+        text = text.replace("&", " and ")
+        text = re.sub(r"\bMt\b\.?", "Mount", text)
+        text = re.sub(r"\b([Oo])'(?=\w)", r"\1", text)  # else O'Neil becomes "0 neil"
+        text = _POSSESSIVE.sub(r"\1 s", text)
+        text = _ROMAN.sub(lambda match: str(roman(match[0]) or match[0]), text)
+        text = re.sub(r"\boh,", " ", text, flags=re.I)  # else a zero
+        # Whisper drops what is in brackets, where replies in text often have their answer. It joins numbers
+        # over commas (1984, fifty men -> 198450 men): clause by clause.
+        clauses = _CLAUSE_END.split(re.sub(r"[()\[\]<>]", " ", text))
+        text = " ".join(english(clause) for clause in clauses)
+    return tuple(basic(text).split())
+
+
+@lru_cache(maxsize=1)
+def _normalisers() -> tuple[Any, Any]:
+    try:
+        from whisper_normalizer.basic import BasicTextNormalizer
+        from whisper_normalizer.english import EnglishTextNormalizer
+    except ImportError as error:
+        raise UserError(f"match_norm needs whisper-normalizer: {_EXTRA}") from error
+    return EnglishTextNormalizer(), BasicTextNormalizer()
+
+
+# --- Chinese ------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _chinese(text: str) -> tuple[str, ...]:
+    simplified, to_digits = _chinese_converters()
+    text = simplified(unicodedata.normalize("NFKC", text.translate(_PLAIN))).lower().replace("〇", "零")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    with warnings.catch_warnings():  # it warns of every 万 that is no number
+        warnings.simplefilter("ignore")
+        text = to_digits(text, "cn2an")
+    text = re.sub(r"(\d+(?:\.\d+)?)\s*([万亿])", _scaled, text)
+    return tuple(re.findall(rf"\d+(?:\.\d+)?|[{HAN}]|[^\W\d_{HAN}]+", text))
+
+
+def _scaled(match: re.Match[str]) -> str:
+    """1.3亿 -> 130000000."""
+    return f"{float(match[1]) * _CHINESE_SCALES[match[2]]:.10f}".rstrip("0").rstrip(".")
+
+
+@lru_cache(maxsize=1)
+def _chinese_converters() -> tuple[Any, Any]:
+    try:
+        import cn2an
+        from opencc import OpenCC
+    except ImportError as error:
+        raise UserError(f"match_norm of Chinese needs opencc and cn2an: {_EXTRA}") from error
+    return OpenCC("t2s").convert, cn2an.transform
