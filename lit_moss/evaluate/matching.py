@@ -2,16 +2,16 @@
 
 | rule | what is compared |
 |---|---|
-| `match_raw` | UltraEval-Audio's `qa-exist-match`: lower-case tokens, an answer is a contiguous run of them |
-| `match_norm` | the same on normalised text, where words may be joined or apart: U.S. = US, well-known = wellknown |
+| `match_raw` | UltraEval-Audio's `qa-exist-match`: an answer's lower-case tokens are a run of the reply's |
+| `match_norm` | the same on normalised text, with words joined or apart: U.S. = US, well-known = wellknown |
 
 `match_raw` knows no numbers and no abbreviations: "3" is not in "three". `match_norm` normalises reply and
-answers alike. English: Whisper's English normaliser, then its basic one (numbers as digits, spelling, titles);
-before it, typographic quotes, `&`, `O'`, possessives and Roman numerals, and the text in a reply's brackets is
-kept; after it, no `the`, nor a leading `a` or `an` of an answer. In answers of several words ordinals equal
-cardinals (March 3rd = March 3, Henry VIII = Henry the Eighth). Chinese: NFKC, simplified characters, numbers
-as digits, lower case, no punctuation; characters are the words. Answers that hold nothing are left out: an
-empty one would be in every reply.
+answers alike. English: Whisper's English normaliser, then its basic one (numbers as digits, spelling,
+titles); before it, typographic quotes, `&`, `O'`, possessives and Roman numerals, and the text in a reply's
+brackets is kept; after it, no `the`, nor a leading `a` or `an` of an answer. In answers of several words
+ordinals equal cardinals (March 3rd = March 3, Henry VIII = Henry the Eighth). Chinese: NFKC, simplified
+characters, numbers as digits, lower case, no punctuation; characters are the words. Answers that hold nothing
+are left out: an empty one would be in every reply.
 
 The normalisers come with the extra `evaluate`.
 Sources: github.com/OpenBMB/UltraEval-Audio; the normalisers of arXiv:2212.04356, appendix C.

@@ -1,0 +1,262 @@
+"""Lists of questions with reference answers, in the formats in which they are published.
+
+| list | what it is |
+|---|---|
+| `.jsonl` | ours: `question`, `answers`, and optional `id`, `audio`, `lang`, `group`, `voice` |
+| `.jsonl`, `.json` | TriviaQA (`answer.aliases`, or the original's `Data`), WebQuestions (`answers`) |
+| `.tsv` | Llama Questions: `Questions`, `Answer`, `Wav Filename` |
+| `.csv`, or its folder | OpenAudioBench: `audio_filename`, question and answers by set, sounds in `audios/` |
+| `.parquet` | UltraEval-Audio's: `audio` with bytes, answers as text or a list |
+| `embedded:questions` | 24 plain facts in English and Chinese, for a first try |
+
+Paths of sounds are relative to the list's folder, to `audios/`, `audio/` or `wavs/` in it.
+"""
+
+import ast
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lit_moss.assets import cache_dir
+from lit_moss.errors import UserError
+from lit_moss.evaluate.matching import is_answerable
+from lit_moss.files import atomic_write
+from lit_moss.prepare.answer_checks import language_of
+from lit_moss.records import json_lines, read_text, unique_name
+
+EMBEDDED = "embedded:questions"
+EXPECTED = "a list of questions (.jsonl, .json, .tsv, .csv, .parquet, or a folder of OpenAudioBench)"
+_EMBEDDED_FILE = Path(__file__).with_name("questions.jsonl")
+_LINE = "an object with a question and answers"
+# Columns by the names that the lists have, in lower case; the first that a row holds counts.
+_QUESTION = ("question", "questions", "prompt", "instruction", "utterance")
+_ANSWERS = ("answers", "answer_normalized_aliases", "answer", "参考答案", "output", "targets")
+_AUDIO = ("audio", "audio_filepath", "audio_filename", "wav filename", "source_wav")
+_ID = ("id", "questionid", "question_id", "idx")
+_ALIASES = ("value", "aliases", "normalizedaliases", "normalized_aliases", "normalized_value")
+_SOUND_FOLDERS = (".", "audios", "audio", "wavs")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Args:
+        id: Unique name.
+        question: Its text; "" if it exists as sound alone.
+        answers: Reference answers, of which one is enough.
+        audio: Its sound file; None if it has none.
+        lang: Language of question and answers, en or zh.
+        group: What its score is reported under, such as "held-out phrasing"; "" for none.
+        voice: Who asks; a voice of `prepare synthesize` speaks the question if it has no sound.
+        source: Name of the list.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    audio: Path | None = None
+    lang: str = "en"
+    group: str = ""
+    voice: str = ""
+    source: str = ""
+
+
+def read_questions(names: Sequence[str], limit: int | None = None, lang: str | None = None) -> list[Question]:
+    """Questions of some lists, with unique names.
+
+    Args:
+        names: Files or folders, see the module.
+        limit: Only the first ones of each list; None for all.
+        lang: Language of all of them; None takes what a line states, else what its question is written in.
+
+    Raises:
+        UserError: for a list that does not exist or has no questions, and for a line that is none.
+    """
+    ids: set[str] = set()
+    found: list[Question] = []
+    for name in names:
+        rows = []
+        for row in _rows(name):
+            rows.append(row)
+            if limit is not None and len(rows) == limit:
+                break
+        if not rows:
+            raise UserError(f"{name} holds no questions: expected {EXPECTED}")
+        path = _EMBEDDED_FILE if name == EMBEDDED else Path(name)
+        for row in rows:
+            question = _question(row, path, lang)
+            found.append(replace(question, id=unique_name(question.id, ids)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of a list.
+
+    Args:
+        fields: Its columns.
+        where: File and line, for messages.
+        number: From 1.
+        folder: What paths are relative to.
+    """
+
+    fields: Mapping[str, Any]
+    where: str
+    number: int
+    folder: Path
+
+    def get(self, names: Sequence[str]) -> Any:
+        """The first of some columns that is there and not empty; upper and lower case are the same."""
+        lower = {str(key).strip().lower(): value for key, value in self.fields.items()}
+        for name in names:
+            value = lower.get(name)
+            if value is not None and value != "" and not (isinstance(value, list) and not value):
+                return value
+        return None
+
+    def error(self, got: str, expected: str) -> UserError:
+        """The error to raise for a line that is no question."""
+        return UserError(f"{self.where}: {got}, expected {expected}")
+
+
+def _rows(name: str) -> Iterator[_Row]:
+    path = _EMBEDDED_FILE if name == EMBEDDED else Path(name)
+    if path.is_dir():
+        tables = sorted(path.glob("*.csv"))
+        if len(tables) != 1:
+            raise UserError(f"{name} has {len(tables)} .csv files, expected one, with the sounds in audios/")
+        path = tables[0]
+    kind = path.suffix.lower()
+    if kind not in (".jsonl", ".json", ".tsv", ".csv", ".parquet"):
+        raise UserError(f"{name} is no list of questions: expected {EXPECTED}")
+    if not path.is_file():
+        raise UserError(f"no file {name}: expected {EXPECTED}")
+    if kind == ".jsonl":
+        records = ((record.content, record.where, record.number) for record in json_lines(path, _LINE))
+    else:
+        of_kind = {".json": _json, ".parquet": _parquet}.get(kind, _table)
+        records = ((row, f"{path}, row {n}", n) for n, row in enumerate(of_kind(path), start=1))
+    for fields, where, number in records:
+        yield _Row(fields, where, number, path.parent)
+
+
+def _table(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a .tsv, whose quotes are letters, or of a .csv."""
+    text = read_text(path, EXPECTED)  # ends of lines are \n in it, whatever they were
+    is_tsv = path.suffix.lower() == ".tsv"
+    quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
+    csv.field_size_limit(2**24)  # TriviaQA's aliases are longer than the default
+    yield from csv.DictReader(io.StringIO(text), **quoting)
+
+
+def _json(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        content = json.loads(read_text(path, EXPECTED))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}): expected {EXPECTED}") from error
+    rows = content.get("Data", content.get("data")) if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} holds no list of objects, expected one, or an object with it as Data")
+    yield from rows
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=16):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}): expected a parquet file") from error
+
+
+# --- one line -----------------------------------------------------------------------------------------------
+
+
+def _question(row: _Row, path: Path, lang: str | None) -> Question:
+    text, audio = row.get(_QUESTION), row.get(_AUDIO)
+    if not isinstance(text, str | None):
+        raise row.error(f"question is {text!r}", "text")
+    text = (text or "").strip()
+    if not text and audio is None:
+        raise row.error(f"neither question nor audio in {', '.join(map(str, row.fields))}", _LINE)
+    answers = tuple(_texts(row.get(_ANSWERS)))
+    lang = lang or _text(row, "lang") or language_of(text or " ".join(answers)) or "en"
+    if lang not in ("en", "zh"):
+        raise row.error(f"lang is {lang!r}", "en or zh")
+    if not is_answerable(answers, lang):
+        raise row.error(f"no answer for {text[:60]!r}", "one or more that are not empty")
+    sound = None if audio is None else _sound(audio, row)
+    name = row.get(_ID)
+    if name is None:
+        name = sound.stem if sound is not None and isinstance(audio, str) else f"{path.stem}-{row.number:05d}"
+    return Question(
+        str(name), text, answers, sound, lang, _text(row, "group"), _text(row, "voice"), path.stem
+    )
+
+
+def _text(row: _Row, key: str) -> str:
+    value = row.fields.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise row.error(f"{key} is {value!r}", "text")
+    return value.strip()
+
+
+def _texts(value: Any) -> list[str]:
+    """Answers of a text, a list, a list written as text (`['a', 'b']`), or TriviaQA's object."""
+    if isinstance(value, str):
+        listed = _written_list(value)
+        return [value] if listed is None else _texts(listed)
+    if isinstance(value, Mapping):
+        lower = {str(key).lower(): entry for key, entry in value.items()}
+        return list(dict.fromkeys(text for key in _ALIASES for text in _texts(lower.get(key))))
+    if isinstance(value, Sequence):
+        return [text for entry in value for text in ([entry] if isinstance(entry, str) else _texts(entry))]
+    return [str(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def _written_list(value: str) -> list[Any] | None:
+    """The list that a text is as JSON or as Python's literal, else None; nothing is evaluated."""
+    if not (value.strip().startswith("[") and value.strip().endswith("]")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and found:
+            return found
+    return None
+
+
+def _sound(audio: Any, row: _Row) -> Path:
+    """The sound file of a row; sounds inside a parquet file are written into the cache."""
+    if isinstance(audio, Mapping):
+        content = audio.get("bytes")
+        if content:
+            return _unpacked(bytes(content), str(audio.get("path") or ""))
+        audio = audio.get("path")
+    if not isinstance(audio, str) or not audio or "\0" in audio:
+        raise row.error(f"audio is {str(audio)[:60]!r}", "the path of a sound file")
+    places = [row.folder / folder / audio for folder in _SOUND_FOLDERS]
+    return next((place for place in places if place.is_file()), row.folder / audio)
+
+
+def _unpacked(content: bytes, name: str) -> Path:
+    suffix = Path(name).suffix.lower() or (".flac" if content[:4] == b"fLaC" else ".wav")
+    path = cache_dir() / "evaluate" / "questions" / f"{hashlib.sha256(content).hexdigest()[:32]}{suffix}"
+    if not path.exists():
+        with atomic_write(path) as partial:
+            partial.write_bytes(content)
+    return path

@@ -1,0 +1,446 @@
+"""Questions answered in text or speech, matched with reference answers (the paper's table 6).
+
+    pair             question   reply     what is matched
+    text-text        text       text      the reply's text
+    speech-text      sound      text      the reply's text
+    text-speech      text       sound     what a recogniser understands of it, and the text of replies that
+    speech-speech    sound      sound     hold both (guided, interleaved)
+
+`match_norm` is the score; `match_raw` (UltraEval-Audio's rule) and a language model as a judge stand beside it,
+since published numbers use either (`lit_moss/evaluate/matching.py`). Lists: `lit_moss/evaluate/questions.py`.
+Replies are the most likely ones. An item without a reply is wrong and stays in the denominator.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lit_moss.audio import io, rates
+from lit_moss.corpora.manifest import Utterance
+from lit_moss.data.conversation import PAIRS
+from lit_moss.errors import UserError
+from lit_moss.evaluate.answers import Answerer, Ask, Ears, ReplyOptions, open_answerer
+from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, wilson
+from lit_moss.evaluate.matching import NORMALISER, match_norm, match_raw, word_errors
+from lit_moss.evaluate.qa_judge import Judged, QAJudge
+from lit_moss.evaluate.questions import EMBEDDED, Question, read_questions
+from lit_moss.evaluate.utmos import Utmos
+from lit_moss.llm.replies import FormName
+from lit_moss.prepare.answer_checks import language_of
+from lit_moss.prepare.endpoint import Answers, ChatEndpoint, Server
+from lit_moss.records import file_name
+
+Row = dict[str, Any]
+RULES = ("match_norm", "match_raw", "judge")
+OWN_TEXT = "text_"  # begins the columns of the own text of spoken replies
+_SHOWN = 10  # failures and unparsable verdicts that a report names
+
+
+@dataclass
+class Config:
+    """Options of `evaluate spoken_qa`.
+
+    Args:
+        model: Language model: a run, a checkpoint, or a folder that `export` wrote.
+        questions: Lists: .jsonl, .json, .tsv, .csv, .parquet, a folder of OpenAudioBench, or
+            embedded:questions.
+        codec: Codec: a decoder's run, a checkpoint or a folder; null takes the `codec/` in the model's folder.
+        log_mel: Features of its speech tokenizer, causal or whisper; null takes what it states.
+        pairs: Some of text-text, speech-text, text-speech, speech-speech: the question's modality, the
+            reply's.
+        reply_form: Form of spoken replies: direct, guided or interleaved; null takes that of the training.
+        max_new_tokens: Most rows of a reply; a code of speech is a row of 80 ms.
+        greedy: Whether replies are the most likely ones; false draws them as the released model does.
+        seed: Of replies that are drawn.
+        lang: Language of all questions, en or zh; null takes what the lists state or are written in.
+        voices: Voices that speak questions without sound, as in `prepare synthesize`; of each language the
+            first.
+        reply_voice: Sound file of the voice of replies; null takes the codec's own.
+        asr: Recogniser of spoken replies: embedded:whisper-base, large-v3, … The language is fixed.
+        asr_of_questions: Whether the sounds of questions are transcribed too, with their word errors.
+        dnsmos: Whether spoken replies are judged by DNSMOS (about 2 s each).
+        utmos_folder: Copy of github.com/tarepan/SpeechMOS, for UTMOS of spoken replies; null leaves it out.
+        utmos_weights: Its weights, utmos22_strong_step7459_v1.pt.
+        judge: Model of an OpenAI-compatible server that grades replies too; null leaves it out.
+        judge_url: Address of the server, http(s)://HOST[:PORT]/v1; null for OpenAI's own.
+        judge_api_key_env: Environment variable with its key.
+        judge_response_format: json_schema, or what a server without it takes: json_object, none.
+        judge_max_requests: Most requests to it; null for no limit.
+        keep_sounds: Of how many questions, from the first of all lists, the sounds are kept.
+        limit: How many questions of each list, from the first; null uses all.
+        batch_size: Replies that are made together; they do not depend on it.
+        device: auto, cpu or cuda.
+        name: MLflow experiment, and folder below `run_root`.
+        run_root: Folder of all runs' files.
+        again: Whether to begin anew where results exist.
+    """
+
+    model: str
+    questions: list[str] = field(default_factory=lambda: [EMBEDDED])
+    codec: str | None = None
+    log_mel: Literal["causal", "whisper"] | None = None
+    pairs: list[str] = field(default_factory=lambda: ["speech-text", "speech-speech"])
+    reply_form: FormName | None = None
+    max_new_tokens: int = 500
+    greedy: bool = True
+    seed: int = 1
+    lang: Literal["en", "zh"] | None = None
+    voices: list[str] = field(default_factory=lambda: ["embedded:hibari", "embedded:kokoro/zf_xiaoxiao"])
+    reply_voice: str | None = None
+    asr: str = "embedded:whisper-base"
+    asr_of_questions: bool = False
+    dnsmos: bool = False
+    utmos_folder: str | None = None
+    utmos_weights: str | None = None
+    judge: str | None = None
+    judge_url: str | None = None
+    judge_api_key_env: str = "OPENAI_API_KEY"
+    judge_response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    judge_max_requests: int | None = None
+    keep_sounds: int = 10
+    limit: int | None = None
+    batch_size: int = 16
+    device: str = "auto"
+    name: str = "spoken_qa"
+    run_root: str = "runs"
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(self.max_new_tokens, self.batch_size, self.limit, self.keep_sounds)
+        if not self.pairs or set(self.pairs) - set(PAIRS) or len(set(self.pairs)) < len(self.pairs):
+            raise UserError(f"pairs is {self.pairs}, expected some of {', '.join(PAIRS)}, each once")
+        if (self.utmos_folder is None) != (self.utmos_weights is None):
+            raise UserError("UTMOS needs both utmos_folder and utmos_weights, or neither of them")
+
+
+def check_sizes(max_new_tokens: int, batch_size: int, limit: int | None, keep_sounds: int) -> None:
+    """Checks the counts among the options.
+
+    Raises:
+        UserError: if one is too small.
+    """
+    if min(max_new_tokens, batch_size, 1 if limit is None else limit) < 1 or keep_sounds < 0:
+        raise UserError(
+            f"max_new_tokens is {max_new_tokens}, batch_size {batch_size}, limit {limit} and keep_sounds "
+            f"{keep_sounds}: expected 1 or more, and keep_sounds 0 or more"
+        )
+
+
+def run(config: Config) -> dict[str, float]:
+    """Asks all questions in all pairs; returns and writes the scores.
+
+    Raises:
+        UserError: for a model, codec, list, recogniser or judge that cannot be used.
+    """
+    questions = read_questions(config.questions, config.limit, config.lang)
+    utmos = None
+    if config.utmos_folder and config.utmos_weights:
+        utmos = Utmos(config.utmos_folder, config.utmos_weights)
+    sources = [config.model, config.codec, config.reply_voice, *config.questions]
+    with Evaluation("spoken_qa", config, sources, config.again) as evaluation:
+        if (metrics := evaluation.done()) is not None:
+            return metrics
+        endpoint = open_judge(config, evaluation.folder)
+        answerer = open_answerer(
+            config.model, config.codec, config.device, config.log_mel, config.reply_voice,
+            ReplyOptions(config.reply_form, config.max_new_tokens, config.greedy, config.seed),
+            Ears(config.asr, config.device, config.dnsmos, utmos), config.voices,
+        )  # fmt: skip
+        try:
+            rows = ask_all(evaluation, answerer, questions, config, endpoint)
+        finally:
+            if utmos is not None:
+                utmos.close()
+        evaluation.tracker.log_folder(evaluation.folder / "sounds", "sounds")
+        return evaluation.finish(metrics_of(rows), report(rows, config, answerer), rows)
+
+
+def open_judge(config: Config, folder: Path) -> QAJudge | None:
+    """The judge of the options; None for none. Its answers are kept in the evaluation's folder.
+
+    Raises:
+        UserError: if it cannot be asked.
+    """
+    if config.judge is None:
+        return None
+    server = Server(
+        config.judge,
+        config.judge_url,
+        config.judge_api_key_env,
+        response_format=config.judge_response_format,
+    )
+    answers = Answers(folder / "judge.sqlite")
+    return QAJudge(ChatEndpoint(server, answers, "spoken_qa", config.judge_max_requests))
+
+
+def ask_all(
+    evaluation: Evaluation,
+    answerer: Answerer,
+    questions: Sequence[Question],
+    config: Config,
+    judge: QAJudge | None = None,
+) -> list[Row]:
+    """A row for each question and pair, in the order of the options and lists."""
+    answerer.check(config.pairs)
+    answerer.folder = evaluation.folder / "sounds"
+    answerer.folder.mkdir(exist_ok=True)
+    asks = answerer.asks(questions, config.pairs, config.keep_sounds)
+    replies = evaluation.results(asks, answerer.answer, config.batch_size)
+    result_of = {ask.id: result for ask, result in zip(asks, replies, strict=True)}
+    rows = [reply_row(ask, result_of[ask.id], answerer) for ask in asks]
+    if any(PAIRS[pair][0] == "speech" for pair in config.pairs):
+        keep_questions(answerer, questions[: config.keep_sounds])
+        if config.asr_of_questions:
+            heard = hear_questions(evaluation, answerer, questions)
+            for row in rows:
+                if PAIRS[row["pair"]][0] == "speech":
+                    row |= heard[row["id"]]
+    if judge is not None:
+        add_verdicts(evaluation, judge, rows)
+    place = {question.id: i for i, question in enumerate(questions)}
+    return sorted(rows, key=lambda row: (config.pairs.index(row["pair"]), place[row["id"]]))
+
+
+def keep_questions(answerer: Answerer, questions: Sequence[Question]) -> None:
+    """Keeps the sounds of some questions beside those of their replies."""
+    for question, sound in zip(questions, answerer.sounds_of(questions), strict=True):
+        if isinstance(sound, Utterance):
+            try:
+                wave_T = io.read(sound.audio, rates.DECODER_RATE_HZ)
+            except io.UnreadableAudio:
+                continue  # its row says so
+            answerer.keep(wave_T, rates.DECODER_RATE_HZ, f"questions/{file_name(question.id)}")
+
+
+def hear_questions(
+    evaluation: Evaluation, answerer: Answerer, questions: Sequence[Question]
+) -> dict[str, Row]:
+    """Question -> `heard`, and `heard_errors` of `heard_words`, where its sound can be read."""
+    ears = answerer.ears
+    assert ears is not None
+
+    def hear(batch: Sequence[Question]) -> list[Result]:
+        (question,) = batch
+        (sound,) = answerer.sounds_of([question])
+        if isinstance(sound, str):
+            return [{FAILED: sound}]
+        try:
+            wave_T = io.read(sound.audio, rates.TOKENIZER_RATE_HZ)
+        except io.UnreadableAudio as error:
+            return [{FAILED: str(error)}]
+        return [{"heard": ears.transcript(wave_T, question.lang)}]
+
+    results = evaluation.results(questions, hear, key=lambda question: f"heard/{question.id}")
+    found: dict[str, Row] = {}
+    for question, result in zip(questions, results, strict=True):
+        row = found[question.id] = {"heard": result.get("heard")}
+        if "heard" in result and question.question:
+            errors = word_errors(question.question, result["heard"], question.lang)
+            row["heard_errors"], row["heard_words"] = errors
+    return found
+
+
+def reply_row(ask: Ask, result: Result, answerer: Answerer) -> Row:
+    """What is shown of a reply, and its matches; columns that begin with `text_` are of the own text of a
+    spoken reply."""
+    question, lang = ask.question, ask.question.lang
+    is_spoken = PAIRS[ask.pair][1] == "speech"
+    own, said = result.get("text", ""), result.get("transcript", "")
+    has_text = is_spoken and answerer.form.has_text
+    row: Row = {
+        "id": question.id, "pair": ask.pair, "source": question.source, "group": question.group,
+        "lang": lang, "voice": question.voice, "question": question.question,
+        "answers": " | ".join(question.answers), "reply": own, "transcript": said if is_spoken else None,
+        "failed": result.get(FAILED),
+    }  # fmt: skip
+    scored = {"": said if is_spoken else own} | ({OWN_TEXT: own} if has_text else {})
+    for prefix, reply in scored.items():
+        row[f"{prefix}match_norm"] = float(match_norm(reply, question.answers, lang))
+        row[f"{prefix}match_raw"] = float(match_raw(reply, question.answers, lang))
+    if FAILED in result:
+        return row
+    row |= {"rows": result["rows"], "hit_limit": float(not result["ended"])}
+    row["empty"] = float(not scored[""].strip())
+    # A recogniser whose language is fixed writes that language, whatever it hears.
+    written = own if has_text or not is_spoken else ""
+    if written:
+        row["other_language"] = float(language_of(written) not in ("", lang))
+    if has_text and own:
+        row["errors"], row["words"] = word_errors(own, said, lang)
+    row |= {key: result[key] for key in ("seconds", "dnsmos", "utmos") if key in result}
+    return row
+
+
+def add_verdicts(evaluation: Evaluation, judge: QAJudge, rows: Sequence[Row]) -> None:
+    """Adds a judge's verdicts to rows that have a reply; the others are wrong."""
+    items: dict[str, tuple[Row, str, Judged]] = {}
+    for row in rows:
+        for prefix in ("", OWN_TEXT):
+            if f"{prefix}match_norm" not in row:
+                continue
+            row[f"{prefix}judge"] = 0.0
+            if row["failed"] is None:
+                reply = row["reply"] if prefix or row["transcript"] is None else row["transcript"]
+                name = f"judge/{prefix}{row['pair']}/{row['id']}"
+                answers = row["answers"].split(" | ")
+                items[name] = (row, prefix, Judged(name, row["question"], answers, reply))
+    judged = [item for _, _, item in items.values()]
+    for item, result in zip(judged, evaluation.results(judged, judge, 4 * judge.parallel), strict=True):
+        row, prefix, _ = items[item.id]
+        row |= {f"{prefix}judge": float(result["right"]), f"{prefix}judge_why": result["why"]}
+        if result.get("unparsable"):
+            row[f"{prefix}unparsable"] = 1.0
+
+
+# --- scores -------------------------------------------------------------------------------------------------
+
+
+def summary(rows: Sequence[Row], prefix: str = "") -> dict[str, float]:
+    """Shares and means of rows of one pair; what was not measured is left out.
+
+    Args:
+        rows: Of `reply_row`.
+        prefix: "" for what is scored, `OWN_TEXT` for the own text of spoken replies.
+    """
+    own = [row for row in rows if f"{prefix}match_norm" in row]
+    found: dict[str, float] = {"n": float(len(own))}
+    if not own:
+        return found
+    found["failed"] = float(sum(row["failed"] is not None for row in own))
+    for rule in RULES:
+        if f"{prefix}{rule}" in own[0]:
+            found[rule] = _mean(row[f"{prefix}{rule}"] for row in own)
+    found["unparsable"] = float(sum(f"{prefix}unparsable" in row for row in own))
+    if "judge" not in found:
+        del found["unparsable"]
+    for key in () if prefix else ("other_language", "hit_limit", "empty", "seconds", "dnsmos", "utmos"):
+        values = [row[key] for row in own if row.get(key) is not None]
+        if values:
+            found[key] = _mean(values)
+    for key, errors, words in (("wer", "errors", "words"), ("heard_wer", "heard_errors", "heard_words")):
+        total = sum(row.get(words) or 0 for row in own)
+        if total and not prefix:
+            found[key] = sum(row.get(errors) or 0 for row in own) / total
+    return found
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def parts_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by list, group, language and voice, of those columns that hold several values.
+
+    A group has a line of its own even if it is the only one.
+    """
+    parts: dict[str, list[Row]] = {}
+    for column in ("source", "group", "lang", "voice"):
+        values = list(dict.fromkeys(row[column] for row in rows))
+        if len(values) > 1 or (column == "group" and values != [""]):
+            for value in values:
+                parts[f"{column} {value or 'none'}"] = [row for row in rows if row[column] == value]
+    return parts
+
+
+def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
+    """`PAIR/NAME` of all rows, and `PAIR/PART/NAME` of the scores of each part."""
+    metrics: dict[str, float] = {}
+    for pair, own in by_pair(rows).items():
+        for prefix in ("", OWN_TEXT):
+            found = summary(own, prefix)
+            if found["n"]:
+                metrics |= {f"{pair}/{prefix}{key}": value for key, value in found.items()}
+                for part, some in parts_of(own).items():
+                    scores = summary(some, prefix)
+                    names = [name for name in ("n", *RULES) if name in scores]
+                    metrics |= {f"{pair}/{part}/{prefix}{name}": scores[name] for name in names}
+    return metrics
+
+
+def by_pair(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each pair."""
+    return {
+        pair: [row for row in rows if row["pair"] == pair] for pair in dict.fromkeys(r["pair"] for r in rows)
+    }
+
+
+# --- report -------------------------------------------------------------------------------------------------
+
+
+def report(rows: Sequence[Row], config: Config, answerer: Answerer) -> str:
+    """Markdown: scores, how replies are, scores of each part, and what failed."""
+    lines = [f"# Spoken question answering: {config.model}", "", *settings(config, answerer), ""]
+    lines += ["## Scores", "", score_table(by_pair(rows)), "## Replies", "", _reply_table(by_pair(rows))]
+    for pair, own in by_pair(rows).items():
+        if parts := parts_of(own):
+            lines += [f"## Parts of {pair}", "", score_table(parts)]
+    lines += _named("Failed, counted as wrong", {row["id"]: row["failed"] for row in rows if row["failed"]})
+    for prefix in ("", OWN_TEXT):
+        unparsed = {row["id"]: row[f"{prefix}judge_why"] for row in rows if f"{prefix}unparsable" in row}
+        lines += _named("Without a verdict of the judge, counted as wrong", unparsed)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def settings(config: Any, answerer: Answerer) -> list[str]:
+    """Lines that say how the scores were made."""
+    how = "the most likely ones" if config.greedy else f"drawn with seed {config.seed}"
+    judge = f"{config.judge} ({config.judge_url or 'OpenAI'})" if config.judge else "none"
+    return [
+        f"Lists {', '.join(config.questions)}; replies {how}, at most {config.max_new_tokens} rows, spoken ones "
+        f"{answerer.form.name}; ASR {config.asr}, its language fixed, pieces of at most 30 s; judge {judge}.",
+        f"match_norm: {NORMALISER}. match_raw: UltraEval-Audio's qa-exist-match, characters in Chinese. "
+        "Intervals: 95 % (Wilson).",
+    ]
+
+
+def score_table(parts: Mapping[str, Sequence[Row]]) -> str:
+    """A line for each part, and another for the own text of its spoken replies."""
+    lines = []
+    for name, own in parts.items():
+        for prefix in ("", OWN_TEXT):
+            found = summary(own, prefix)
+            if not found["n"]:
+                continue
+            low, high = wilson(found["match_norm"] * found["n"], int(found["n"]))
+            lines.append(
+                {
+                    "": f"{name}, own text" if prefix else name,
+                    "n": int(found["n"]),
+                    "failed": int(found["failed"]),
+                    "match_norm": found["match_norm"],
+                    "95 %": f"{low:.3f}–{high:.3f}",
+                    "match_raw": found["match_raw"],
+                    "judge": found.get("judge"),
+                    "unparsable": int(found["unparsable"]) if "unparsable" in found else None,
+                }
+            )
+    return markdown_table(_filled(lines))
+
+
+def _reply_table(parts: Mapping[str, Sequence[Row]]) -> str:
+    names = {
+        "other_language": "another language", "hit_limit": "hit the limit", "empty": "empty",
+        "wer": "WER to own text", "seconds": "seconds", "dnsmos": "DNSMOS", "utmos": "UTMOS",
+        "heard_wer": "WER of questions",
+    }  # fmt: skip
+    lines = []
+    for name, own in parts.items():
+        found = summary(own)
+        lines.append({"": name} | {head: found.get(key) for key, head in names.items()})
+    return markdown_table(_filled(lines))
+
+
+def _filled(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines without columns that are empty in all of them."""
+    heads = [head for head in (lines[0] if lines else ()) if any(line[head] is not None for line in lines)]
+    return [{head: line[head] for head in heads} for line in lines]
+
+
+def _named(title: str, reasons: Mapping[str, str]) -> list[str]:
+    if not reasons:
+        return []
+    shown = [f"- {name}: {why}" for name, why in list(reasons.items())[:_SHOWN]]
+    more = [f"- and {len(reasons) - _SHOWN} more, see items.csv"] if len(reasons) > _SHOWN else []
+    return [f"## {title}: {len(reasons)}", "", *shown, *more, ""]
