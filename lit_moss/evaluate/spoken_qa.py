@@ -6,9 +6,9 @@
     text-speech      text       sound     what a recogniser understands of it, and the text of replies that
     speech-speech    sound      sound     hold both (guided, interleaved)
 
-`match_norm` is the score; `match_raw` (UltraEval-Audio's rule) and a language model as a judge stand beside it,
-since published numbers use either (`lit_moss/evaluate/matching.py`). Lists: `lit_moss/evaluate/questions.py`.
-Replies are the most likely ones. An item without a reply is wrong and stays in the denominator.
+`match_norm` is the score; `match_raw` (UltraEval-Audio's rule) and a language model as a judge stand beside
+it, since published numbers use either (`lit_moss/evaluate/matching.py`). Lists of questions are described in
+`lit_moss/evaluate/questions.py`. An item without a reply is wrong and stays in the denominator.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ class Config:
         model: Language model: a run, a checkpoint, or a folder that `export` wrote.
         questions: Lists: .jsonl, .json, .tsv, .csv, .parquet, a folder of OpenAudioBench, or
             embedded:questions.
-        codec: Codec: a decoder's run, a checkpoint or a folder; null takes the `codec/` in the model's folder.
+        codec: Codec: a decoder's run, a checkpoint or a folder; null takes `codec/` in the model's folder.
         log_mel: Features of its speech tokenizer, causal or whisper; null takes what it states.
         pairs: Some of text-text, speech-text, text-speech, speech-speech: the question's modality, the
             reply's.
@@ -183,6 +183,8 @@ def ask_all(
 ) -> list[Row]:
     """A row for each question and pair, in the order of the options and lists."""
     answerer.check(config.pairs)
+    if any(PAIRS[p][0] == "text" for p in config.pairs) and not any(q.question for q in questions):
+        raise UserError("pairs has questions in text, but the lists have sounds alone: leave those pairs out")
     answerer.folder = evaluation.folder / "sounds"
     answerer.folder.mkdir(exist_ok=True)
     asks = answerer.asks(questions, config.pairs, config.keep_sounds)
@@ -197,7 +199,7 @@ def ask_all(
                 if PAIRS[row["pair"]][0] == "speech":
                     row |= heard[row["id"]]
     if judge is not None:
-        add_verdicts(evaluation, judge, rows)
+        add_verdicts(evaluation, judge, rows, {question.id: question.answers for question in questions})
     place = {question.id: i for i, question in enumerate(questions)}
     return sorted(rows, key=lambda row: (config.pairs.index(row["pair"]), place[row["id"]]))
 
@@ -272,8 +274,17 @@ def reply_row(ask: Ask, result: Result, answerer: Answerer) -> Row:
     return row
 
 
-def add_verdicts(evaluation: Evaluation, judge: QAJudge, rows: Sequence[Row]) -> None:
-    """Adds a judge's verdicts to rows that have a reply; the others are wrong."""
+def add_verdicts(
+    evaluation: Evaluation, judge: QAJudge, rows: Sequence[Row], answers: Mapping[str, Sequence[str]]
+) -> None:
+    """Adds a judge's verdicts to rows that have a reply; the others are wrong.
+
+    Args:
+        evaluation: Keeps the verdicts.
+        judge: Who grades.
+        rows: Of `reply_row`.
+        answers: Reference answers of each question.
+    """
     items: dict[str, tuple[Row, str, Judged]] = {}
     for row in rows:
         for prefix in ("", OWN_TEXT):
@@ -283,8 +294,7 @@ def add_verdicts(evaluation: Evaluation, judge: QAJudge, rows: Sequence[Row]) ->
             if row["failed"] is None:
                 reply = row["reply"] if prefix or row["transcript"] is None else row["transcript"]
                 name = f"judge/{prefix}{row['pair']}/{row['id']}"
-                answers = row["answers"].split(" | ")
-                items[name] = (row, prefix, Judged(name, row["question"], answers, reply))
+                items[name] = (row, prefix, Judged(name, row["question"], answers[row["id"]], reply))
     judged = [item for _, _, item in items.values()]
     for item, result in zip(judged, evaluation.results(judged, judge, 4 * judge.parallel), strict=True):
         row, prefix, _ = items[item.id]
@@ -376,10 +386,10 @@ def report(rows: Sequence[Row], config: Config, answerer: Answerer) -> str:
     for pair, own in by_pair(rows).items():
         if parts := parts_of(own):
             lines += [f"## Parts of {pair}", "", score_table(parts)]
-    lines += _named("Failed, counted as wrong", {row["id"]: row["failed"] for row in rows if row["failed"]})
+    lines += named("Failed, counted as wrong", {row["id"]: row["failed"] for row in rows if row["failed"]})
     for prefix in ("", OWN_TEXT):
         unparsed = {row["id"]: row[f"{prefix}judge_why"] for row in rows if f"{prefix}unparsable" in row}
-        lines += _named("Without a verdict of the judge, counted as wrong", unparsed)
+        lines += named("Without a verdict of the judge, counted as wrong", unparsed)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -388,8 +398,9 @@ def settings(config: Any, answerer: Answerer) -> list[str]:
     how = "the most likely ones" if config.greedy else f"drawn with seed {config.seed}"
     judge = f"{config.judge} ({config.judge_url or 'OpenAI'})" if config.judge else "none"
     return [
-        f"Lists {', '.join(config.questions)}; replies {how}, at most {config.max_new_tokens} rows, spoken ones "
-        f"{answerer.form.name}; ASR {config.asr}, its language fixed, pieces of at most 30 s; judge {judge}.",
+        f"Lists {', '.join(config.questions)}; replies {how}, at most {config.max_new_tokens} rows, spoken "
+        f"ones {answerer.form.name}; ASR {config.asr}, its language fixed, pieces of at most 30 s; "
+        f"judge {judge}.",
         f"match_norm: {NORMALISER}. match_raw: UltraEval-Audio's qa-exist-match, characters in Chinese. "
         "Intervals: 95 % (Wilson).",
     ]
@@ -438,7 +449,7 @@ def _filled(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{head: line[head] for head in heads} for line in lines]
 
 
-def _named(title: str, reasons: Mapping[str, str]) -> list[str]:
+def named(title: str, reasons: Mapping[str, str]) -> list[str]:
     if not reasons:
         return []
     shown = [f"- {name}: {why}" for name, why in list(reasons.items())[:_SHOWN]]

@@ -1,7 +1,7 @@
 """UTMOS22 strong (arXiv:2204.02152) from a copy of github.com/tarepan/SpeechMOS and its weights.
 
-That repository and the package of DNSMOS are both imported as `speechmos`: UTMOS runs in a process of its own,
-whose path begins with the copy. It has no mask for lengths, so sounds are judged one by one.
+That repository and the package of DNSMOS are both imported as `speechmos`: UTMOS runs in a process of its
+own, whose path begins with the copy. It has no mask for lengths, so sounds are judged one by one.
 """
 
 import json
