@@ -450,6 +450,7 @@ def _filled(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def named(title: str, reasons: Mapping[str, str]) -> list[str]:
+    """Lines with a heading, the number of some items, and the first of them with their reasons."""
     if not reasons:
         return []
     shown = [f"- {name}: {why}" for name, why in list(reasons.items())[:_SHOWN]]
