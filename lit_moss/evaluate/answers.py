@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lit_moss.assets import cache_dir
 from lit_moss.audio import io, rates
 from lit_moss.audio.features import resample
+from lit_moss.codec.encoder import fingerprint
 from lit_moss.corpora.manifest import Utterance
 from lit_moss.data.conversation import PAIRS, Modality, Renderer, Turn
 from lit_moss.errors import UserError
@@ -170,16 +171,18 @@ class Answerer:
         return self.renderer.form
 
     def check(self, pairs: Sequence[str]) -> None:
-        """Checks that the model has what some pairs need.
+        """Checks that what some pairs need is there, and opens the recogniser of spoken replies.
 
         Raises:
-            UserError: if a speech tokenizer or a decoder is missing.
+            UserError: if a speech tokenizer, a decoder or the recogniser is missing.
         """
         users, replies = ({PAIRS[pair][side] for pair in pairs} for side in (0, 1))
         if "speech" in users and self.model.speech_tokenizer is None:
             raise UserError(f"{self.model.name} has no speech tokenizer: give its codec (--codec)")
         if "speech" in replies and self.model.codec is None:
             raise UserError(f"{self.model.name} has no decoder for spoken replies: give its codec (--codec)")
+        if "speech" in replies and self.ears is not None:
+            _ = self.ears.recogniser
 
     # --- questions ------------------------------------------------------------------------------------------
 
@@ -238,19 +241,29 @@ class Answerer:
                 found.append(f"cannot be spoken ({error})")
         return found
 
-    def encoded(self, sounds: Sequence[Utterance | str]) -> list[list[int] | str]:
-        """Codes of each sound, from the cache or computed now, or why there are none."""
-        from lit_moss.codec.encoder import fingerprint
-
-        tokenizer = self.model.speech_tokenizer
-        assert tokenizer is not None
+    @cached_property
+    def _codes(self) -> RecordingCache:
+        """The cache of the speech tokenizer's codes, which training shares."""
+        assert self.model.speech_tokenizer is not None
+        mark = fingerprint(self.model.speech_tokenizer.encoder)
 
         @contextmanager
         def network() -> Iterator[Compute]:
-            yield lambda waves: tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ)
+            yield self.encode
 
-        cache = RecordingCache("codes", fingerprint(tokenizer.encoder), pa.int32(), network)
-        entries = iter(cache.entries([sound for sound in sounds if isinstance(sound, Utterance)]))
+        return RecordingCache("codes", mark, pa.int32(), network)
+
+    def encode(self, waves: list[Tensor]) -> list[Tensor]:
+        """Codes of waves at 16 kHz."""
+        assert self.model.speech_tokenizer is not None
+        return self.model.speech_tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ)
+
+    def encoded(self, sounds: Sequence[Utterance | str]) -> list[list[int] | str]:
+        """Codes of each sound, from the cache or computed now, or why there are none.
+
+        A call makes a file in the cache: give it all sounds at once.
+        """
+        entries = iter(self._codes.entries([sound for sound in sounds if isinstance(sound, Utterance)]))
         found: list[list[int] | str] = []
         for sound in sounds:
             if isinstance(sound, str):

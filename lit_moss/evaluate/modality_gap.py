@@ -21,10 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from torch import Tensor
-
 from lit_moss.audio import io, rates
-from lit_moss.corpora.manifest import Utterance
 from lit_moss.data.conversation import PAIRS
 from lit_moss.evaluate import spoken_qa
 from lit_moss.evaluate.answers import Answerer, ReplyOptions, at_16khz, open_answerer
@@ -149,8 +146,10 @@ def measure_parts(
     """A row for each question with what its sound, its codes, its answer and the cascades give."""
     speech_rows = {row["id"]: row for row in rows if row["pair"] == "speech-text"}
     text_rows = {row["id"]: row for row in rows if row["pair"] == "text-text"}
+    codes = answerer.encoded(answerer.sounds_of(questions))
+    codes_of = {question.id: found for question, found in zip(questions, codes, strict=True)}
     of_question = evaluation.results(
-        questions, lambda batch: [_resynthesised(answerer, q) for q in batch],
+        questions, lambda batch: [_resynthesised(answerer, q, codes_of[q.id]) for q in batch],
         key=lambda question: f"codes/{question.id}",
     )  # fmt: skip
     of_answer = evaluation.results(
@@ -206,14 +205,12 @@ def add_cascade(
         row[name] = float(match_norm(text_of[question.id], question.answers, question.lang))
 
 
-def _resynthesised(answerer: Answerer, question: Question) -> Result:
+def _resynthesised(answerer: Answerer, question: Question, codes: list[int] | str) -> Result:
     """What is understood of a question's codes, decoded."""
-    (sound,) = answerer.sounds_of([question])
-    wave_T = _through_codec(answerer, sound)
-    if isinstance(wave_T, str):
-        return {FAILED: wave_T}
+    if isinstance(codes, str):
+        return {FAILED: codes}
     assert answerer.ears is not None
-    return {"transcript": answerer.ears.transcript(wave_T, question.lang)}
+    return {"transcript": answerer.ears.transcript(at_16khz(answerer.decoded(codes)), question.lang)}
 
 
 def _spoken(answerer: Answerer, question: Question, text: str) -> Result:
@@ -225,18 +222,11 @@ def _spoken(answerer: Answerer, question: Question, text: str) -> Result:
         sound = answerer.said(text, question.lang)
     except CannotSay as error:
         return {FAILED: f"{text[:60]!r} cannot be spoken ({error})"}
-    wave_T = _through_codec(answerer, sound)
-    if isinstance(wave_T, str):
-        return {FAILED: wave_T}
-    original_T = io.read(sound.audio, rates.TOKENIZER_RATE_HZ)
-    spoken, codec = (answerer.ears.transcript(w, question.lang) for w in (original_T, wave_T))
+    wave_T = io.read(sound.audio, rates.TOKENIZER_RATE_HZ)
+    (codes_N,) = answerer.encode([wave_T])
+    decoded_T = at_16khz(answerer.decoded(codes_N.tolist()))
+    spoken, codec = (answerer.ears.transcript(w, question.lang) for w in (wave_T, decoded_T))
     return {"spoken": spoken, "codec": codec}
-
-
-def _through_codec(answerer: Answerer, sound: Utterance | str) -> Tensor | str:
-    """Samples at 16 kHz of a sound's codes, or why there are none."""
-    (codes,) = answerer.encoded([sound])
-    return codes if isinstance(codes, str) else at_16khz(answerer.decoded(codes))
 
 
 # --- gaps ---------------------------------------------------------------------------------------------------
