@@ -1,6 +1,7 @@
 """Lists of questions in their published formats."""
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,7 +131,7 @@ def test_the_shipped_list():
 )  # fmt: skip
 def test_mistakes_in_lists_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         read_questions([str(tmp_path / name)])
 
 

@@ -18,6 +18,8 @@ from lit_moss.evaluate.answers import Answerer, Ears, ReplyOptions, pieces
 from lit_moss.evaluate.matching import raw_tokens
 from lit_moss.evaluate.questions import read_questions
 from lit_moss.evaluate.utmos import Utmos
+from lit_moss.llm import SplitLM
+from lit_moss.llm.backbone import load_text_tokenizer
 from lit_moss.serve.model import SpeechModel
 
 pytest.importorskip("faster_whisper", reason="needs the extra `evaluate`")
@@ -29,7 +31,7 @@ def talker(tmp_path_factory) -> Path:
     """A folder with a model, and `questions.jsonl`: four questions with sounds of several lengths, one whose
     sound is not there."""
     folder = tmp_path_factory.mktemp("talker")
-    model_folder(folder / "model")
+    prefer_letters(model_folder(folder / "model"))
     lines = []
     for n, seconds in enumerate((0.9, 0.4, 0.7, 0.5)):
         io.write(folder / f"{n}.wav", wave(seconds, 120 + 20 * n, 16_000), 16_000)
@@ -38,6 +40,18 @@ def talker(tmp_path_factory) -> Path:
     lines.append({"id": "q4", "question": "Where?", "answers": ["here"], "audio": "4.wav", "group": "new"})
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def prefer_letters(folder):
+    """Zeroes what the text head has for other bytes: control characters would be no text to match."""
+    lm = SplitLM.from_pretrained(folder)
+    tokenizer = load_text_tokenizer(lm.tokenizer_folder)
+    letters = tokenizer("abcdefghijklmnopqrstuvwxyz", add_special_tokens=False)["input_ids"]
+    weight_VD = lm.branch_of("text").head.weight
+    with torch.no_grad():
+        others = [i for i in range(len(weight_VD)) if i not in letters]
+        weight_VD[others] = 0.0
+    lm.save_pretrained(folder, tokenizer)
 
 
 @pytest.fixture
@@ -63,6 +77,7 @@ def replies(folder):
     return {line["item"]: line["result"] for line in lines}
 
 
+@pytest.mark.slow
 def test_text_replies_have_the_scores_that_their_words_give(talker, here):
     content = options(talker, pairs=["text-text", "speech-text"], batch_size=2)
     assert evaluate("spoken_qa", here / "conf.yaml", content) == 0
@@ -196,8 +211,8 @@ def test_speech_is_understood_in_pieces(corpus):
     waves = [part for u in utterances[:14] for part in (io.read(u.audio, 16_000), pause_T)]
     text, wave_T = " ".join(u.text for u in utterances[:14]), torch.cat(waves)
     assert len(wave_T) > 30 * 16_000
-    errors, words = word_errors(text, Ears("embedded:whisper-base").transcript(wave_T, "en"))
-    assert errors < 0.2 * words
+    errors, words = word_errors(text, Ears("embedded:whisper-tiny").transcript(wave_T, "en"))
+    assert errors < 0.3 * words
 
 
 def test_questions_without_sound_are_spoken_once(talker, here, monkeypatch):
@@ -217,6 +232,7 @@ def test_questions_without_sound_are_spoken_once(talker, here, monkeypatch):
     assert "cannot be spoken" in first.fault
 
 
+@pytest.mark.slow
 def test_a_judge_grades_replies(talker, here):
     def grade(body, n):
         asked = json.loads(body["messages"][1]["content"])
