@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -240,10 +239,8 @@ class DocumentSet:
         """Text ids that occur in the text of the speech, sorted, int64 (ids,)."""
         if not self.has_speech_text:
             return np.zeros(0, dtype=np.int64)
-        found = [
-            np.unique(pc.struct_field(pc.list_flatten(chunk), "ids").flatten().to_numpy())
-            for chunk in self._table.data.column("speech_text").chunks
-        ]
+        chunks = self._table.data.column("speech_text").chunks
+        found = [np.unique(chunk.flatten().field("ids").flatten().to_numpy()) for chunk in chunks]
         return np.unique(np.concatenate(found)).astype(np.int64)
 
     def count_targets(self, document: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Held-out utterances for transcripts by the language model, see `lit_moss.llm.listening`."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from lit_moss.hub.code_cache import encode_utterances
 from lit_moss.hub.tokenizer import NamedTokenizer
 from lit_moss.llm.rows import audio_vocab_for
 
+_WORD = re.compile(r"[a-z0-9']+|\S")  # a word in Latin letters, or a Chinese character
 _LEAST_WORDS = 2  # a single word says little about listening
 
 
@@ -78,7 +80,4 @@ def word_errors(reference: str, transcript: str) -> tuple[int, int]:
 
 
 def _words(text: str) -> list[str]:
-    words: list[str] = []
-    for word in normalise(text).split():
-        words += [word] if word.isascii() else list(word)
-    return words
+    return _WORD.findall(normalise(text))

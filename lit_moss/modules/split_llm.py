@@ -129,7 +129,8 @@ class SplitLLM(StepModule):
         self.backbone, self.joint, self.init_from = backbone, joint, init_from
         self.num_modality_layers = 0 if joint else num_modality_layers
         self.lr, self.weight_decay, self.lr_factors = lr, weight_decay, dict(lr_factors or {})
-        self.init_codes, self.ctc = init_codes, ctc
+        self.init_codes: InitCodes = init_codes
+        self.ctc = ctc
         self.betas: tuple[float, float] = (betas[0], betas[1])  # a list in YAML
         self.weights = {"text": text_weight, "speech": speech_weight}
         self.attention: Literal["auto", "segments", "mask", "varlen"] = attention

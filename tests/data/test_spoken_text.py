@@ -7,7 +7,7 @@ import pytest
 import torch
 from lm_recipe import tokenizer_of_bytes
 
-from lit_moss.corpora.manifest import Utterance
+from lit_moss.corpora.manifest import Utterance, write_manifest
 from lit_moss.data import InterleavedDataModule, MixtureDataModule, TextDataModule, TranscriptDataModule
 from lit_moss.data.batches import SpeechText
 from lit_moss.data.document_builders import BUILDERS
@@ -51,8 +51,10 @@ def utterances(tmp_path, count=6, timed=True):
 def made(kind, tmp_path, tokenizer, form, timed=True, **options):
     builder = BUILDERS[kind](tokenizer, form, OPTIONS[kind] | options)
     found, codes = utterances(tmp_path, timed=timed)
-    builder.add_speech(tmp_path, found, EncodedUtterances(codes, []))
-    return list(builder.documents(tmp_path))
+    manifest = tmp_path / "manifest.jsonl"
+    write_manifest(manifest, found)
+    builder.add_speech(manifest, found, EncodedUtterances(codes, []))
+    return list(builder.documents(manifest))
 
 
 def spelled(rows, form, tokenizer):

@@ -42,7 +42,7 @@ def test_a_run_with_ctc_and_short_documents_first_resumes_to_the_bit(tmp_path, v
 
 
 @pytest.mark.slow
-def test_codes_start_at_the_codebook_once_and_later_stages_keep_them(tmp_path, tokenizer, capsys):
+def test_codes_start_at_the_codebook_once_and_later_stages_keep_them(tmp_path, tokenizer, caplog):
     folder, fingerprint = tokenizer
     one = tmp_path / "one"
     options = {"kind": "transcripts", "speech_tokenizer": fingerprint, "init_codes": "codebook", "lr": 0.0}
@@ -56,26 +56,28 @@ def test_codes_start_at_the_codebook_once_and_later_stages_keep_them(tmp_path, t
         state["lm.model.audio_embed.weight"][:CODES], want * words.std() / want.std(), rtol=1e-5
     )
     assert not state["lm.audio_lm_head.weight"].any()
-    assert "embeddings of 32 codes start at the codebook" in capsys.readouterr().err
+    assert "embeddings of 32 codes start at the codebook" in caplog.text
+    caplog.clear()
     # The next stage takes over what the first has made, CTC or not; nothing is computed again.
     two = tmp_path / "two"
     later = options | {"stages": FULL, "init_from": str(one / "runs/tiny"), "ctc": {}, "init_codes": "text"}
     fit(two, lm_recipe(two, 5, **later), *tokens, *TEXT)
     found = checkpoints(two)["step-0000005.ckpt"]["state_dict"]
     assert_equal({k: found[k] for k in state}, dict(state))
-    assert "start at" not in capsys.readouterr().err
+    assert "start at" not in caplog.text
 
 
 @pytest.mark.slow
-def test_codes_start_at_their_text_and_a_resume_does_not_do_it_again(tmp_path, tokenizer, capsys):
+def test_codes_start_at_their_text_and_a_resume_does_not_do_it_again(tmp_path, tokenizer, caplog):
     folder, fingerprint = tokenizer
     one = tmp_path / "one"
     options = {"kind": "transcripts", "speech_tokenizer": fingerprint, "init_codes": "text", "stages": FULL}
     words = ["--data.init_args.speech_tokenizer", folder, *TEXT]
     fit(one, lm_recipe(one, 5, **options), *words)
-    assert "codes start at the mean of the text" in capsys.readouterr().err
+    assert "codes start at the mean of the text" in caplog.text
+    caplog.clear()
     fit(one, lm_recipe(one, 6, **options), *words, "--ckpt_path", "last")
-    assert "start at the mean" not in capsys.readouterr().err
+    assert "start at the mean" not in caplog.text
 
 
 @pytest.mark.parametrize(
