@@ -27,9 +27,9 @@ from lit_moss.evaluate import spoken_qa
 from lit_moss.evaluate.answers import Answerer, ReplyOptions, at_16khz, open_answerer
 from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, wilson
 from lit_moss.evaluate.matching import match_norm, word_errors
-from lit_moss.evaluate.statistics import bootstrap_interval, mcnemar
 from lit_moss.evaluate.questions import EMBEDDED, Question, read_questions
 from lit_moss.evaluate.spoken_qa import Row, check_sizes
+from lit_moss.evaluate.statistics import bootstrap_interval, mcnemar
 from lit_moss.llm.replies import FormName
 from lit_moss.prepare.voice_protocol import CannotSay
 

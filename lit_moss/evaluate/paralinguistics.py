@@ -203,7 +203,11 @@ def run(config: Config) -> dict[str, float]:
             open_speaker(config.speaker),
             open_emotion(config.emotion, config.device),
         )
-        codec = moved(open_codec(config.codec, config.log_mel, config.vocoder), config.device) if config.codec else None
+        codec = (
+            moved(open_codec(config.codec, config.log_mel, config.vocoder), config.device)
+            if config.codec
+            else None
+        )
         results = evaluation.results(
             clips, lambda batch: [result_of(clip, codec, measures) for clip in batch]
         )
