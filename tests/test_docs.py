@@ -297,7 +297,7 @@ class Reader:
             steps = yaml.safe_load((self.folder / words[2]).read_text())["steps"]
             with_backbone = [name for name, options in steps.items() if "backbone" in (options or {})]
             return [w for name in with_backbone for w in (f"--steps.{name}.backbone", self.backbone)]
-        if words[0] == "evaluate":
+        if words[:2] == ["evaluate", "resynthesis"]:
             return ["--limit", "1", "--rungs", "[original, codec]"]
         return []
 

@@ -61,12 +61,11 @@ def test_the_keys_of_a_class_are_those_of_the_command_line(reference):
 
 
 def test_every_key_has_a_meaning(reference):
-    from lit_moss.evaluate.resynthesis import Config
     from lit_moss.sweep.config import Sweep
 
     missing = [
-        f"{cls.__name__}.{key.name}"
-        for cls in [*classes(reference), Config, Sweep]
+        f"{cls.__module__}.{cls.__name__}.{key.name}"
+        for cls in [*classes(reference), *reference.benchmark_configs().values(), Sweep]
         for key in reference.keys_of(cls)
         if not key.meaning
     ]

@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -242,11 +243,25 @@ def stage_sections() -> Iterator[str]:
         yield table(keys) if keys else "It has no keys."
 
 
+def benchmark_configs() -> dict[str, type]:
+    """Benchmark -> the dataclass of its options."""
+    from lit_moss.cli.evaluate import BENCHMARKS
+
+    return {name: importlib.import_module(module).Config for name, module in BENCHMARKS.items()}
+
+
+def benchmark_sections() -> Iterator[str]:
+    """A section for each benchmark of `evaluate`."""
+    for name, config in benchmark_configs().items():
+        yield f"## evaluate {name}"
+        yield f"```text\n{(sys.modules[config.__module__].__doc__ or '').strip()}\n```"
+        yield table(keys_of(config))
+
+
 def pages() -> dict[str, str]:
     """Name of each page, without folder and suffix -> Markdown."""
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
-    from lit_moss.evaluate.resynthesis import Config
     from lit_moss.sweep.config import Sweep
 
     def sections(package: str, base: type) -> Iterator[str]:
@@ -274,7 +289,7 @@ def pages() -> dict[str, str]:
         "studies": page(
             "Sweeps and benchmarks",
             f"Keys of the YAML files of `sweep` and `evaluate`. {made_from}",
-            (text for cls in (Sweep, Config) for text in section(cls, "", "")),
+            chain(section(Sweep, "", ""), benchmark_sections()),
         ),
     }
 
