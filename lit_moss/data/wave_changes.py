@@ -124,12 +124,12 @@ class ChangedWaves:
             u = self._rooms[int(rng.integers(len(self._rooms)))]
             response_T = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec)
             return reverberated(wave_T, from_direct_sound(response_T))
-        rt60_sec = rng.uniform(*self._changes.reverb_rt60_sec)
-        direct_db = rng.uniform(*self._changes.reverb_direct_db)
+        rt60_sec = _between(rng, self._changes.reverb_rt60_sec)
+        direct_db = _between(rng, self._changes.reverb_direct_db)
         return reverberated(wave_T, room_response(rng, rt60_sec, direct_db))
 
     def _with_noise(self, wave_T: Tensor, rng: np.random.Generator) -> Tensor:
-        snr_db = rng.uniform(*self._changes.noise_snr_db)
+        snr_db = _between(rng, self._changes.noise_snr_db)
         if self._noises:
             noise_T = _part_of(self._noises[int(rng.integers(len(self._noises)))], len(wave_T), rng)
         else:
@@ -138,7 +138,7 @@ class ChangedWaves:
         return with_noise(wave_T, noise_T, snr_db)
 
     def _at_another_level(self, wave_T: Tensor, rng: np.random.Generator) -> Tensor:
-        return wave_T * 10 ** (rng.uniform(*self._changes.gain_db) / 20)
+        return wave_T * 10 ** (_between(rng, self._changes.gain_db) / 20)
 
     def _with_an_offset(self, wave_T: Tensor, rng: np.random.Generator) -> Tensor:
         return wave_T + rng.uniform(-self._changes.offset, self._changes.offset)
@@ -210,3 +210,7 @@ def within_full_scale(wave_T: Tensor) -> Tensor:
     """The wave, scaled down where its peak exceeds 1."""
     peak = float(wave_T.abs().max()) if len(wave_T) else 0.0
     return wave_T / peak if peak > 1.0 else wave_T
+
+
+def _between(rng: np.random.Generator, bounds: Sequence[float]) -> float:
+    return float(rng.uniform(bounds[0], bounds[1]))

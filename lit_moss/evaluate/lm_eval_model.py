@@ -189,12 +189,14 @@ class LitMossLM(TemplateLM):
         """Texts up to the first stop string, which is not part of them."""
         groups: dict[str, list[tuple[Instance, list[int], list[int]]]] = {}
         for request in requests:
-            context, options = request.args
+            arguments: Any = request.args
+            context, options = arguments
             key = json.dumps(options, sort_keys=True, default=str)
             groups.setdefault(key, []).append((request, self.tok_encode(context), []))
         texts: dict[int, str] = {}
         for group in groups.values():
-            options = group[0][0].args[1]
+            first: Any = group[0][0].args
+            options = first[1]
             results = self._kept(
                 "generate_until",
                 group,
@@ -207,7 +209,7 @@ class LitMossLM(TemplateLM):
 
     def _generate(self, prompts: Sequence[list[int]], options: dict[str, Any], name: str) -> list[Result]:
         """New text after each prompt; what is drawn follows from the seed and the first request's name."""
-        known = normalize_gen_kwargs(options, _NEW_TOKENS)
+        known: Any = normalize_gen_kwargs(options, _NEW_TOKENS)
         stops = handle_stop_sequences(known.get("until"), eos=self.tokenizer.decode([self.eot_token_id]))
         count = known["max_gen_toks"]
         room = self.max_length - count
