@@ -29,10 +29,7 @@ check: $(VENV)/ready-dev docs ## lint, format, types, documentation
 docs: $(VENV)/ready-docs ## the documentation, built strictly into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
 
-gpu-talk: $(VENV)/ready-talk ## sets up, makes a small system that listens and answers aloud, overnight on two cores; a second call continues
-	$(BIN)/python -m experiments.studies.talk -c conf/talk/cpu.yaml
-
-test: $(VENV)/ready-dev ## the tests that need a CUDA device
+gpu-test: $(VENV)/ready-dev ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 $(VENV)/ready: pyproject.toml
