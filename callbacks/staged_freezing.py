@@ -19,6 +19,7 @@ POLICIES = {
     "shared": ["trunk", "audio_*"],
     "layerwise": ["*"],  # with callbacks.ReverseUnfreeze, which keeps trunk layers frozen
     "lora": ["lora_*"],  # adapters of model.lora alone
+    "listening": ["audio_embedding"],  # and the first `layers` of the trunk, for model.align
 }
 
 
@@ -30,10 +31,11 @@ class StagedFreezing(Callback):
     its adapters. To train more than adapters, list it: `train: ["lora_*", audio_embedding, "*_norm"]`.
 
     Args:
-        stages: In order, each with `policy` (stage1, full, shared, layerwise, lora) or `train` (a list
-            of patterns of parts or parameter names, `*` stands for anything), optionally `freeze` (patterns
-            to freeze among them), and `until_step` (the step at which the next one begins; the last has
-            none). A pattern without a match is an error.
+        stages: In order, each with `policy` (stage1, full, shared, layerwise, lora, listening) or `train` (a
+            list of patterns of parts or parameter names, `*` stands for anything), optionally `freeze`
+            (patterns to freeze among them), and `until_step` (the step at which the next one begins; the
+            last has none). The policy `listening` also says how many `layers` of the trunk train, from the
+            first. A pattern without a match is an error.
     """
 
     def __init__(self, stages: list[dict[str, Any]]) -> None:
@@ -117,7 +119,7 @@ class StagedFreezing(Callback):
 
 
 def _checked(stage: dict[str, Any], i: int, count: int) -> dict[str, Any]:
-    unknown = sorted(stage.keys() - {"policy", "train", "freeze", "until_step"})
+    unknown = sorted(stage.keys() - {"policy", "train", "freeze", "until_step", "layers"})
     if unknown or ("policy" in stage) == ("train" in stage):
         raise UserError(
             f"stage {i + 1} of StagedFreezing is {stage}: expected policy ({', '.join(POLICIES)}) or train "
@@ -131,7 +133,14 @@ def _checked(stage: dict[str, Any], i: int, count: int) -> dict[str, Any]:
             f"stage {i + 1} of {count} of StagedFreezing "
             + ("is the last and must have no until_step" if last else "needs an until_step")
         )
+    layers = stage.get("layers")
+    if (stage.get("policy") == "listening") != (layers is not None) or not isinstance(layers or 1, int):
+        raise UserError(
+            f"stage {i + 1} of StagedFreezing is {stage}: expected a number of layers, 1 or more, with the "
+            "policy listening, such as {policy: listening, layers: 10}, and with no other"
+        )
     train = POLICIES[stage["policy"]] if "policy" in stage else list(stage["train"])
+    train = [*train, *(f"trunk.{number}" for number in range(layers or 0))]
     return {"train": train, "freeze": list(stage.get("freeze") or []), "until_step": stage.get("until_step")}
 
 

@@ -51,7 +51,11 @@ class Throughput(Callback):
         targets = int(batch.loss_mask_BL.sum()) if None in counts else sum(counts)
         share = speech / max(1, batch.real_rows)
         self._flops += step_flops(
-            lm, batch.document_lengths(), int(targets * (1 - share)), int(targets * share)
+            lm,
+            batch.document_lengths(),
+            int(targets * (1 - share)),
+            int(targets * share),
+            getattr(pl_module, "layers_run", None),
         )
         self._batches += 1
         if self._batches < self.every_n_steps:

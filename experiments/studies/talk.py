@@ -4,13 +4,13 @@
 
     lists ─ answers, texts ─ dialogues ─ speech, conversations, questions ─ manifests ─ tokenizer ─┐
     ┌──────────────────────────────────────────────────────────────────────────────────────────────┘
-    └ decoder ─ vocoder ─ stage1 ─ stage2 ─ sft ─ export ─ evaluations ─ sounds
+    └ align ─ decoder ─ vocoder ─ listen ─ stage1 ─ stage2 ─ sft ─ export ─ evaluations ─ sounds
 
 The backbone answers plain questions and writes short texts; a voice speaks both. Everything is learnt from
-that. Each stage is a recipe in conf/talk, which can be run by itself, and an MLflow run below the study's.
-Repeat the command after a kill: what is done stays, fits continue from their checkpoints. A changed option
-runs again what depends on it. Writes report.md into DATA and the study's MLflow run, and the model into
-DATA/model.
+that; `align` is the tokenizer's times of words. Each stage is a recipe in conf/talk, which can be run by
+itself, and an MLflow run below the study's. Repeat the command after a kill: what is done stays, fits
+continue from their checkpoints. A changed option runs again what depends on it. Writes report.md into DATA
+and the study's MLflow run, and the model into DATA/model.
 """
 
 import sys
@@ -36,8 +36,8 @@ from lit_moss.runs.study_run import study_run
 from lit_moss.runs.tracking import Tracker
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "talk"
-CHAINS = ("answers", "texts", "speech", "conversations", "questions")
-FITS = ("tokenizer", "decoder", "vocoder", "stage1", "stage2", "sft")
+CHAINS = ("answers", "texts", "speech", "conversations", "questions", "align")
+FITS = ("tokenizer", "decoder", "vocoder", "listen", "stage1", "stage2", "sft")
 OTHERS = ("lists", "dialogues", "manifests", "export", "sounds")
 # Evaluation -> benchmark and the key of its list; recipes are conf/talk/NAME.yaml.
 EVALUATIONS = {
@@ -201,13 +201,15 @@ class Talk:
             "questions": partial(self._chain, "questions", None, ["lists"]),
             "manifests": self._manifests,
             "tokenizer": partial(self._fit, "tokenizer", ["manifests"]),
+            "align": partial(self._chain, "align", None, ["manifests", "tokenizer"]),
             "decoder": partial(self._fit, "decoder", ["manifests", "tokenizer"]),
         }
         if self.has_vocoder:
             named["vocoder"] = partial(self._fit, "vocoder", ["manifests"])
         named |= {
-            "stage1": partial(self._fit, "stage1", ["manifests", "tokenizer"]),
-            "stage2": partial(self._fit, "stage2", ["manifests", "dialogues", "tokenizer", "stage1"]),
+            "listen": partial(self._fit, "listen", ["align", "tokenizer"]),
+            "stage1": partial(self._fit, "stage1", ["align", "tokenizer", "listen"]),
+            "stage2": partial(self._fit, "stage2", ["align", "dialogues", "tokenizer", "stage1"]),
             "sft": partial(self._fit, "sft", ["manifests", "tokenizer", "stage2"]),
             "export": self._export,
         }

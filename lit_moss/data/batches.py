@@ -95,12 +95,15 @@ class SpeechText(NamedTuple):
         first: Row of the first code.
         stop: Row after the last one.
         ids: Text ids.
+        words: Its words in order, as (codes, text ids) of each; their sums are those of the stretch. One
+            where the times of words are not known.
     """
 
     sequence: int
     first: int
     stop: int
     ids: list[int]
+    words: list[tuple[int, int]] = []  # noqa: RUF012 - never changed in place
 
 
 @dataclass

@@ -219,8 +219,12 @@ def _joined(sequence: int, start: int, texts: Sequence[SpokenText]) -> list[Spee
     words and utterances."""
     joined: list[SpeechText] = []
     for first, stop, ids in texts:
+        word = (stop - first, len(ids))
         if joined and joined[-1].stop == start + first:
-            joined[-1] = SpeechText(sequence, joined[-1].first, start + stop, [*joined[-1].ids, *ids])
+            last = joined[-1]
+            joined[-1] = SpeechText(
+                sequence, last.first, start + stop, [*last.ids, *ids], [*last.words, word]
+            )
         else:
-            joined.append(SpeechText(sequence, start + first, start + stop, list(ids)))
+            joined.append(SpeechText(sequence, start + first, start + stop, list(ids), [word]))
     return joined

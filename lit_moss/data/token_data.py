@@ -58,8 +58,8 @@ class TokenDataModule(OrderedDataModule):
             continues where the first one, with the same data and seed, stopped.
         short_first_batches: So many micro-batches at the beginning of the order, counted over all ranks and
             at most a round, hold the shortest documents, in ascending order; 0 shuffles all.
-        speech_text: Documents carry the text of their speech, for `model.ctc` and `init_codes: text`. Those
-            that are made here get it; a folder of documents has it if it was made with it.
+        speech_text: Documents carry the text of their speech, for `model.ctc`, `model.align` and `init_codes:
+            text`. Those that are made here get it; a folder of documents has it if it was made with it.
         asr_items: Number of short utterances of `heldout` that the model transcribes at each validation; 0
             is none.
         asr_prompt: Text before their speech.

@@ -10,6 +10,7 @@ Shapes: B sequences, L rows, N target rows, D width, V ids of a head, E width of
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import torch
@@ -35,17 +36,20 @@ class Block(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.checkpointing = False
 
-    def forward(self, h_BLD: Tensor, rope: Any, keep: int | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self, h_BLD: Tensor, rope: Any, keep: int | None = None, stop: int | None = None, **kwargs: Any
+    ) -> Any:
         """(B, L, D) -> (B, L, D).
 
         Args:
             h_BLD: Hidden states.
             rope: Cosines and sines of the positions.
             keep: Also return the states after so many layers; None: only the last ones.
+            stop: Leave out the layers after so many; None: all count.
             **kwargs: Of the layers.
         """
         kept_BLD = h_BLD
-        for number, layer in enumerate(self.layers, start=1):
+        for number, layer in enumerate(islice(self.layers, stop), start=1):
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 output: Any = checkpoint(
                     layer, h_BLD, position_embeddings=rope, use_reentrant=False, **kwargs

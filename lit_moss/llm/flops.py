@@ -37,9 +37,26 @@ def attention_flops(lm: Network, document_rows: Iterable[int], layers: int, back
     return layers * pairs * 4 * width * (3 if backward else 1)
 
 
-def step_flops(lm: Network, document_rows: list[int], text_targets: int, speech_targets: int) -> int:
-    """Model FLOPs of one training step on packed documents."""
+def step_flops(
+    lm: Network,
+    document_rows: list[int],
+    text_targets: int,
+    speech_targets: int,
+    trunk_layers: int | None = None,
+) -> int:
+    """Model FLOPs of one training step on packed documents.
+
+    Args:
+        lm: The model.
+        document_rows: Rows of each document.
+        text_targets: Targets of the text head.
+        speech_targets: Targets of the speech head.
+        trunk_layers: Layers of the trunk that the step computes, and no head; None for the whole model.
+    """
     rows = sum(document_rows)
+    if trunk_layers is not None:
+        layers = list(lm.trunk.layers)[:trunk_layers]
+        return rows * matrix_flops(layers) + attention_flops(lm, document_rows, len(layers))
     total = rows * matrix_flops(lm.blocks())
     total += attention_flops(lm, document_rows, sum(len(b.layers) for b in lm.blocks()))
     total += text_targets * matrix_flops([lm.branch_of("text").head])

@@ -302,6 +302,25 @@ class SplitLM(nn.Module):
             document_ids = document_ids.to(rows.device)
         if loss_mask is not None:
             loss_mask = loss_mask.to(rows.device)
+        layout, h_BLD, kwargs = self._enter(rows, document_ids, loss_mask, with_loss)
+        if not with_loss or self.keep_hidden is None:
+            h_BLD = self.trunk(h_BLD, **kwargs)
+            return self._loss(h_BLD, rows, layout, kwargs) if with_loss else self._logits(h_BLD, kwargs)
+        h_BLD, hidden_BLD = self.trunk(h_BLD, keep=self.keep_hidden, **kwargs)
+        return replace(self._loss(h_BLD, rows, layout, kwargs), hidden_BLD=hidden_BLD)
+
+    def hidden(self, rows: Tensor, document_ids: Tensor, layers: int) -> Tensor:
+        """Hidden states of the trunk after so many layers, the others left out: (B, L, D).
+
+        Not for sharded models, which gather weights when the whole model is called.
+        """
+        _, h_BLD, kwargs = self._enter(rows, document_ids.to(rows.device), None, False)
+        return self.trunk(h_BLD, stop=layers, **kwargs)
+
+    def _enter(
+        self, rows: Tensor, document_ids: Tensor | None, loss_mask: Tensor | None, with_loss: bool
+    ) -> tuple[Layout, Tensor, dict[str, Any]]:
+        """Layout, embeddings (B, L, D), and what the layers take beside them."""
         layout = Layout.of(rows, self.format.text_vocab_size, document_ids, loss_mask, with_loss)
         self.check_context(layout.longest)
         segments = None
@@ -314,12 +333,7 @@ class SplitLM(nn.Module):
             if segments is None
             else segments.positions_BL
         )
-        kwargs = {"segments": segments, "rope": self.rotary(h_BLD, position_ids=positions)}
-        if not with_loss or self.keep_hidden is None:
-            h_BLD = self.trunk(h_BLD, **kwargs)
-            return self._loss(h_BLD, rows, layout, kwargs) if with_loss else self._logits(h_BLD, kwargs)
-        h_BLD, hidden_BLD = self.trunk(h_BLD, keep=self.keep_hidden, **kwargs)
-        return replace(self._loss(h_BLD, rows, layout, kwargs), hidden_BLD=hidden_BLD)
+        return layout, h_BLD, {"segments": segments, "rope": self.rotary(h_BLD, position_ids=positions)}
 
     def loss(
         self, rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor | None = None

@@ -8,6 +8,7 @@ Callbacks decide which parameters train at which step (StagedFreezing, ReverseUn
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,6 +33,7 @@ from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.first_weights import Start
 from lit_moss.modules.parallel import check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
+from lit_moss.modules.trunk_align import AlignLosses, AlignTotals, Teacher, TrunkAlign, TrunkAligner
 from lit_moss.modules.trunk_ctc import (
     HEAD,
     CtcSums,
@@ -70,6 +72,8 @@ class SplitLLM(StepModule):
             Rates are not touched: 3.0 for audio_embedding and audio_head in `lr_factors` went with it where
             it was measured.
         ctc: Auxiliary CTC loss on the trunk's hidden states at codes; needs `data.speech_text`. None: off.
+        align: Alignment of the trunk's states at the ends of words with the backbone's states of their text;
+            needs `data.speech_text` and times of words. None: off.
         attention: Kernel for packed rows: auto, segments, mask or varlen.
         activation_checkpointing: Recompute layers in the backward; less memory, a third more time.
         compile: torch.compile of every layer.
@@ -104,6 +108,7 @@ class SplitLLM(StepModule):
         lr_factors: dict[str, float] | None = None,
         init_codes: InitCodes = "random",
         ctc: TrunkCtc | None = None,
+        align: TrunkAlign | None = None,
         attention: Literal["auto", "segments", "mask", "varlen"] = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
@@ -121,6 +126,13 @@ class SplitLLM(StepModule):
             raise UserError(f"model.lr_factors names {wrong}, expected parts of {', '.join(parts)}")
         if init_codes not in get_args(InitCodes):
             raise UserError(f"model.init_codes is {init_codes!r}, expected {', '.join(get_args(InitCodes))}")
+        if align is not None and joint:
+            raise UserError("model.align with model.joint: expected a model with a split (joint: false)")
+        if align is not None and align.alone and ctc is not None:
+            raise UserError(
+                "model.align.alone computes the first layers only, model.ctc needs all: set align.alone "
+                "false, or ctc null"
+            )
         if min(text_weight, speech_weight) < 0 or text_weight + speech_weight == 0:
             raise UserError(
                 f"model.text_weight {text_weight} and speech_weight {speech_weight}: expected 0 or more, "
@@ -130,7 +142,7 @@ class SplitLLM(StepModule):
         self.num_modality_layers = 0 if joint else num_modality_layers
         self.lr, self.weight_decay, self.lr_factors = lr, weight_decay, dict(lr_factors or {})
         self.init_codes: InitCodes = init_codes
-        self.ctc = ctc
+        self.ctc, self.align = ctc, align
         self.betas: tuple[float, float] = (betas[0], betas[1])  # a list in YAML
         self.weights = {"text": text_weight, "speech": speech_weight}
         self.attention: Literal["auto", "segments", "mask", "varlen"] = attention
@@ -144,6 +156,8 @@ class SplitLLM(StepModule):
         self._window = Window()
         self._sums = LossSums(torch.device("cpu"))
         self._ctc_sums = CtcTotals()
+        self._aligner: TrunkAligner | None = None
+        self._align_sums = AlignTotals()
         self._heldout: HeldOut | None = None
         self._listening: Listening | None = None
         self._stored_ctc: dict[str, Any] | None = None  # head of the checkpoint that a run starts from
@@ -160,6 +174,8 @@ class SplitLLM(StepModule):
             self.lm = self._build(contracts.row_data(self.trainer).format).train()
             if self.ctc is not None and self.trainer.state.fn == "fit":
                 self.ctc_head = self._build_ctc_head(self.ctc)
+            if self.align is not None and self.trainer.state.fn == "fit":
+                self._aligner = self._build_aligner(self.align)
             if self.lora is not None:
                 add_adapters(self.lm, self.lora)
         # Before a strategy wraps the model: reducers and shards leave out what never trains.
@@ -191,7 +207,37 @@ class SplitLLM(StepModule):
         self._stored_ctc = None
         return head.train()
 
+    def _build_aligner(self, align: TrunkAlign) -> TrunkAligner:
+        if saves_shards(self.trainer.strategy):
+            raise UserError(
+                f"model.align with {type(self.trainer.strategy).__name__}: its layers are not sharded, "
+                "expected one device or DDP (conf/trainer/ddp.yaml)"
+            )
+        layer, kept = align.layers(len(self.lm.trunk.layers)), self.lm.keep_hidden
+        if kept not in (None, layer):
+            raise UserError(
+                f"model.align.layer is {layer}, model.ctc takes the states after layer {kept}: give both the "
+                "same layer"
+            )
+        if not align.alone:
+            self.lm.keep_hidden = layer
+        tokenizer = contracts.spoken_text_data(self.trainer, "model.align").text_tokenizer()
+        return TrunkAligner(align, Teacher(self._backbone_as_it_was(), layer, self.weights_dtype), tokenizer)
+
+    def _backbone_as_it_was(self) -> SplitLM:
+        if self.init_from is None:  # a checkpoint that is resumed is loaded later
+            return self.lm
+        if stages.is_split(Path(self.backbone)):
+            return SplitLM.from_pretrained(self.backbone)
+        row_format = self.lm.format
+        audio = row_format.audio_vocab_size
+        return SplitLM.from_backbone(
+            self.backbone, self.num_modality_layers, audio, dtype=self.weights_dtype, row_format=row_format
+        )
+
     def _check_trained(self, trained: set[str]) -> None:
+        if self.align is not None:
+            self.align.check_trained(trained)
         names = [name for name, _ in self.lm.named_parameters()]
         check_trained(names, trained)
         drawn = [name for name in names if name.startswith(("model.audio_embed.", "audio_lm_head."))]
@@ -284,6 +330,13 @@ class SplitLLM(StepModule):
         self._window = Window()
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        if self.layers_run is not None and self._aligner is not None:
+            losses = self._aligner(self.lm, batch)
+            self.log("step", self.on_device(self.global_step + 1))
+            self.count_targets(losses.places)
+            if losses.places:
+                self.log("train/loss", losses.total.detach(), prog_bar=True)
+            return self._logged(losses).total
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
         self.log("step", self.on_device(self.global_step + 1))
@@ -303,7 +356,21 @@ class SplitLLM(StepModule):
         total = loss.total
         if self.ctc is not None and self.ctc_head is not None and loss.hidden_BLD is not None:
             total = total + self.ctc.weight * self._ctc_loss(self.ctc_head, loss.hidden_BLD, batch)
+        if self._aligner is not None:
+            total = total + self._logged(self._aligner(self.lm, batch, loss.hidden_BLD)).total
         return self._window.weighted(self.trainer, batch_idx, total, count, sum(targets.values()))
+
+    @property
+    def layers_run(self) -> int | None:
+        """Layers of the trunk that a training step computes; None for the whole model."""
+        return self.align.layer if self.align is not None and self.align.alone else None
+
+    def _logged(self, losses: AlignLosses) -> AlignLosses:
+        if losses.places:
+            self.log("train/align", losses.align)
+            self.log("train/align_contrast", losses.contrast)
+            self.log("train/align_keep", losses.keep)
+        return losses
 
     def _ctc_loss(self, head: TrunkCtcHead, hidden_BLD: Tensor, batch: TokenBatch) -> Tensor:
         """Nats a label, logged."""
@@ -315,21 +382,31 @@ class SplitLLM(StepModule):
 
     def on_validation_epoch_start(self) -> None:
         self._sums, self._ctc_sums = LossSums(self.device), CtcTotals()
+        self._align_sums = AlignTotals()
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        if self.layers_run is not None and self._aligner is not None:
+            self._align_sums.add(self._aligner(self.lm, batch))
+            return
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
         self._sums.add(loss)
         if self.ctc_head is not None and loss.hidden_BLD is not None:
             self._ctc_sums.add(self.ctc_head(loss.hidden_BLD, batch.speech_text, count_errors=True))
+        if self._aligner is not None:
+            self._align_sums.add(self._aligner(self.lm, batch, loss.hidden_BLD))
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
             return
-        metrics = self._sums.metrics(lambda x: self.trainer.strategy.reduce(x, reduce_op="sum"))
+
+        def over_ranks(x: Tensor) -> Tensor:
+            return self.trainer.strategy.reduce(x.to(self.device), reduce_op="sum")
+
+        metrics = self._sums.metrics(over_ranks)
         if self.ctc_head is not None:
-            metrics |= self._ctc_sums.metrics(
-                lambda x: self.trainer.strategy.reduce(x.to(self.device), reduce_op="sum")
-            )
+            metrics |= self._ctc_sums.metrics(over_ranks)
+        if self._aligner is not None:
+            metrics |= self._align_sums.metrics(over_ranks, self.layers_run is not None)
         self.log("step", float(self.global_step))
         # Reduced already: the same on every rank.
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})

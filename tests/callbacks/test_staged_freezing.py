@@ -83,6 +83,7 @@ def parts_that_train(trainer, module, step):
         ({"policy": "full"}, AUDIO | TEXT | TRUNK),
         ({"policy": "layerwise"}, AUDIO | TEXT | TRUNK),
         ({"policy": "shared"}, AUDIO | TRUNK),
+        ({"policy": "listening", "layers": 2}, {"audio_embedding", "trunk.0", "trunk.1"}),
         ({"train": ["trunk.1", "*_norm"]}, {"trunk.1", "text_norm", "audio_norm"}),
         ({"train": ["trunk"], "freeze": ["trunk.0"]}, {"trunk.1", "trunk.2"}),
         ({"policy": "full", "freeze": ["text_*"]}, AUDIO | TRUNK),

@@ -31,7 +31,7 @@ def test_it_is_torchs_loss_of_each_span():
     h, ctc = hidden(), head()
     spans = [SpeechText(0, 2, 9, [3, 7, 7]), SpeechText(1, 5, 18, [9, 4, 3, 4]), SpeechText(1, 0, 1, [4])]
     want = torch.zeros(())
-    for b, first, stop, ids in spans:
+    for b, first, stop, ids, _ in spans:
         log_p = ctc.proj(ctc.norm(h[b, first:stop])).log_softmax(-1)[:, None]
         labels = torch.tensor([[2 + (3, 4, 7, 9).index(i) for i in ids]])
         want += F.ctc_loss(log_p, labels, (stop - first,), (len(ids),), reduction="sum")
@@ -116,9 +116,10 @@ def losses(packs, layer=None):
 def test_packing_changes_nothing_and_neighbouring_pieces_are_one_span():
     a, b = documents()
     spans, together, _ = losses([[a, b]])
-    assert spans == [SpeechText(0, 1, 9, [3, 4]), SpeechText(0, 15, 25, [9, 7, 3])]
+    words = [(8, 2)], [(5, 1), (5, 2)]
+    assert spans == [SpeechText(0, 1, 9, [3, 4], words[0]), SpeechText(0, 15, 25, [9, 7, 3], words[1])]
     apart_spans, apart, _ = losses([[a], [b]])
-    assert apart_spans == [SpeechText(0, 1, 9, [3, 4]), SpeechText(1, 2, 12, [9, 7, 3])]
+    assert apart_spans == [SpeechText(0, 1, 9, [3, 4], words[0]), SpeechText(1, 2, 12, [9, 7, 3], words[1])]
     assert torch.allclose(together.nll, apart.nll, rtol=1e-5)
     assert together.labels == apart.labels == 5
 

@@ -1,0 +1,335 @@
+"""Alignment of the trunk's states at the ends of words with those of the text.
+
+    rows      sosp  c_1  c_2  c_3  c_4  c_5  eosp …     "a" is c_1 c_2, "cat" c_3 c_4 c_5
+    student              s_1            s_2             the trunk's first layers, at a word's last code
+    teacher   sosp       a              cat             the backbone's first layers as they were, text alone
+    loss      |s - t|² / variance of t + contrast of s with the t of the batch + |student - teacher|² on text
+
+The trunk hears a word when its state at the word's end is the one that the word's text would have given. The
+backbone's later layers then continue from speech as they continue from text. Full training finds that state
+late; the distance to it can be lowered from the first step, by the lower layers alone.
+Shapes: B sequences, L rows, D width, P places, R rows of text.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_moss.data.batches import SpeechText, TokenBatch
+from lit_moss.errors import UserError
+from lit_moss.llm import SplitLM
+from lit_moss.llm.attention import Segments
+from lit_moss.llm.branches import Block, Rotary
+
+_TEMPERATURE = 0.05
+_MOST_COMPARED = 1024  # places that are compared with one another: the table of cosines is its square
+_LONGEST_WORD = 12  # text ids; more are a sentence whose words have no times
+_SPACES = ("\u0120", "\u2581")  # how tokens of byte-level and of SentencePiece vocabularies begin a word
+_LEAST_VARIANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class TrunkAlign:
+    """Alignment of the trunk's states at the ends of words with those of the text.
+
+    Args:
+        layer: Layers of the trunk before the states, 1 to all.
+        weight: Weight of the squared error, relative to the variance of the text's states.
+        contrast: Weight of the contrast, in nats: cross-entropy of the cosines of a state with the text's
+            states of the batch, at temperature 0.05.
+        keep: Weight of the relative squared error on rows of text alone, so that text stays as it was.
+        alone: Compute only these layers and no cross-entropy, a third of a step's cost; the run may train
+            `audio_embedding` and these layers, see the freezing policy `listening`. False adds the losses to
+            the cross-entropy, in nats a target; 0.3, 0.1 and 0 were used there.
+    """
+
+    layer: int = 10
+    weight: float = 1.0
+    contrast: float = 0.3
+    keep: float = 1.0
+    alone: bool = True
+
+    def __post_init__(self) -> None:
+        if self.layer < 1:
+            raise UserError(f"model.align.layer is {self.layer}, expected 1 or more")
+        weights = (self.weight, self.contrast, self.keep)
+        if min(weights) < 0 or self.weight + self.contrast <= 0:
+            raise UserError(
+                f"model.align has weight {self.weight}, contrast {self.contrast}, keep {self.keep}: expected "
+                "0 or more, weight or contrast above 0 (align: null turns it off)"
+            )
+
+    def layers(self, trunk: int) -> int:
+        """Layers before the states.
+
+        Args:
+            trunk: Layers of the trunk.
+
+        Raises:
+            UserError: if it has fewer.
+        """
+        if self.layer > trunk:
+            raise UserError(f"model.align.layer is {self.layer}, the trunk has {trunk} layers")
+        return self.layer
+
+    def check_trained(self, trained: set[str]) -> None:
+        """Refuses to train, with `alone`, what gets no gradient.
+
+        Args:
+            trained: Names of the parameters that train at some step.
+
+        Raises:
+            UserError: if there are such.
+        """
+        layers = tuple(f"model.shared_block.layers.{i}." for i in range(self.layer))
+        wrong = sorted(n for n in trained if not n.startswith(("model.audio_embed.", *layers)))
+        if self.alone and wrong:
+            raise UserError(
+                f"model.align.alone computes the first {self.layer} layers, but {wrong[0]} is to train: give "
+                f"StagedFreezing {{policy: listening, layers: {self.layer}}}, or align.alone false"
+            )
+
+
+class Places(NamedTuple):
+    """Where a batch's text ids are, in its speech and as text alone.
+
+    Args:
+        at: Rows of codes, in the flattened (B L) rows.
+        text_at: Rows of the text ids, in `rows`.
+        ids: The text ids.
+        rows: Rows of text alone: sosp and the ids of one stretch after another.
+        lengths: Rows of each stretch.
+    """
+
+    at: list[int]
+    text_at: list[int]
+    ids: list[int]
+    rows: list[int]
+    lengths: list[int]
+
+
+def places_of(spans: Sequence[SpeechText], L: int, sosp: int, is_word: Callable[[list[int]], bool]) -> Places:
+    """Places of text ids: a word's last id at its last code, those before it evenly spread over the word.
+
+    A word without a code of its own (80 ms) is at the last code before it. A stretch with words that are none
+    is left out: the times of its words are not known.
+
+    Args:
+        spans: What the batch's speech says.
+        L: Rows of a sequence.
+        sosp: Row at the start of each stretch of text, as speech has it.
+        is_word: Whether these ids are one word.
+    """
+    places = Places([], [], [], [], [])
+    for span in spans:
+        words, first = [], 0
+        for _, count in span.words:
+            words.append(span.ids[first : first + count])
+            first += count
+        if not span.ids or span.stop <= span.first or not all(map(is_word, words)):
+            continue
+        start = span.sequence * L + span.first
+        code = 0
+        for (codes, _), ids in zip(span.words, words, strict=True):
+            for j in range(len(ids)):
+                here = code + math.ceil(codes * (j + 1) / len(ids)) - 1
+                places.at.append(start + max(0, here))
+            code += codes
+        text = len(places.rows) + 1
+        places.text_at.extend(range(text, text + len(span.ids)))
+        places.ids.extend(span.ids)
+        places.rows.extend([sosp, *span.ids])
+        places.lengths.append(1 + len(span.ids))
+    return places
+
+
+class WordTest:
+    """Whether text ids are one word, as documents with the times of words have them.
+
+    Args:
+        tokenizer: Of the ids.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._begins: dict[int, bool] = {}
+
+    def __call__(self, ids: list[int]) -> bool:
+        """True for at most 12 ids of which none but the first begins a word."""
+        return len(ids) <= _LONGEST_WORD and not any(self._begins_word(i) for i in ids[1:])
+
+    def _begins_word(self, text_id: int) -> bool:
+        if text_id not in self._begins:
+            token = str(self._tokenizer.convert_ids_to_tokens(text_id))
+            self._begins[text_id] = token.startswith(_SPACES)
+        return self._begins[text_id]
+
+
+class Teacher(nn.Module):
+    """The backbone's first layers as they were, on rows of text, and the norm of the layer after them.
+
+    Args:
+        lm: A split model with the backbone's weights.
+        layers: Number of layers.
+        dtype: Of its weights.
+    """
+
+    def __init__(self, lm: SplitLM, layers: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        after = [*lm.trunk.layers, *lm.model.text_block.layers][layers:]
+        norm = getattr(after[0], "input_layernorm", nn.Identity()) if after else lm.model.text_norm
+        self.embed_tokens = copy.deepcopy(lm.model.embed_tokens)
+        self.block = Block([copy.deepcopy(layer) for layer in list(lm.trunk.layers)[:layers]])
+        self.rotary = Rotary(copy.deepcopy(lm.rotary.inner))
+        self.norm = copy.deepcopy(norm)
+        self.to(dtype).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, rows_1R: Tensor, document_ids_1R: Tensor, borders: list[list[int]]) -> Tensor:
+        """Text rows (1, R) -> states (1, R, D)."""
+        h = self.embed_tokens(rows_1R)
+        kind = h.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
+        segments = Segments.of(document_ids_1R, "auto", half, borders)
+        return self.block(h, rope=self.rotary(h, position_ids=segments.positions_BL), segments=segments)
+
+    def normed(self, h: Tensor) -> Tensor:
+        """States (…, D) as the next layer takes them, float32."""
+        with torch.autocast(h.device.type, enabled=False):
+            return self.norm(h.float()).float()
+
+
+@dataclass
+class AlignLosses:
+    """Losses of a batch.
+
+    Args:
+        total: Their weighted sum, differentiable; ().
+        align: Relative squared error of the places; ().
+        contrast: Nats a place; ().
+        keep: Relative squared error of the rows of text, 0 where its weight is 0; ().
+        found: Places whose nearest text state of the batch has their id; ().
+        places: Number of places.
+    """
+
+    total: Tensor
+    align: Tensor
+    contrast: Tensor
+    keep: Tensor
+    found: Tensor
+    places: int
+
+
+def relative_error(s_PD: Tensor, t_PD: Tensor) -> Tensor:
+    """mean (s - t)² / variance of t over the places; 0 where t does not vary."""
+    variance = (t_PD - t_PD.mean(0)).pow(2).mean()
+    error = (s_PD - t_PD).pow(2).mean() / variance.clamp_min(_LEAST_VARIANCE)
+    return torch.where(variance > _LEAST_VARIANCE, error, 0.0 * error)
+
+
+def contrast(s_PD: Tensor, t_PD: Tensor, ids_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean -log p(own t | s) over the t of all places of other ids, and how many s are nearest to a t of
+    their id; p by cosines of states without the mean of t.
+
+    More than 1024 places are compared in equal groups of neighbours.
+    """
+    centre_D = t_PD.mean(0)
+    s_PD, t_PD = (F.normalize(x - centre_D, dim=1) for x in (s_PD, t_PD))
+    nll, found = s_PD.new_zeros(()), torch.zeros((), dtype=torch.long, device=s_PD.device)
+    groups = math.ceil(len(ids_P) / _MOST_COMPARED)
+    for s, t, ids in zip(*(x.tensor_split(groups) for x in (s_PD, t_PD, ids_P)), strict=True):
+        logits = s @ t.T / _TEMPERATURE
+        own = torch.arange(len(ids), device=ids.device)
+        found += (ids[logits.detach().argmax(1)] == ids).sum()
+        same = (ids[:, None] == ids) & (own[:, None] != own)
+        nll = nll + F.cross_entropy(logits.masked_fill(same, -1e4), own, reduction="sum")
+    return nll / len(ids_P), found
+
+
+class TrunkAligner:
+    """Losses of batches against a teacher, which belongs to no module: it has no part in checkpoints,
+    optimizers and reducers, and is made from the backbone again.
+
+    Args:
+        option: Weights and layers.
+        teacher: The frozen layers.
+        tokenizer: Text tokenizer.
+    """
+
+    def __init__(self, option: TrunkAlign, teacher: Teacher, tokenizer: Any) -> None:
+        self.option, self.teacher = option, teacher
+        self._is_word = WordTest(tokenizer)
+
+    def __call__(self, lm: SplitLM, batch: TokenBatch, hidden_BLD: Tensor | None = None) -> AlignLosses:
+        """Losses of a batch.
+
+        Args:
+            lm: The student.
+            batch: Rows, and what their speech says.
+            hidden_BLD: Its states after `layer` layers, where they are known; otherwise they are computed.
+        """
+        o = self.option
+        if hidden_BLD is None:
+            hidden_BLD = lm.hidden(batch.rows_BL, batch.document_ids_BL, o.layer)
+        device, L = hidden_BLD.device, hidden_BLD.shape[1]
+        self.teacher.to(device)
+        places = places_of(batch.speech_text, L, lm.format.sosp_token_id, self._is_word)
+        zero = torch.zeros((), device=device)
+        if not places.at:
+            # Every parameter needs a gradient on each rank.
+            return AlignLosses(hidden_BLD.float().sum() * 0.0, zero, zero, zero, zero.long(), 0)
+        at_P, text_P, ids_P, rows_R = (
+            torch.tensor(x).to(device, non_blocking=True)
+            for x in (places.at, places.text_at, places.ids, places.rows)
+        )
+        lengths = torch.tensor(places.lengths)
+        documents_1R = torch.arange(len(lengths)).repeat_interleave(lengths)[None].to(device)
+        borders = [[0, *lengths.cumsum(0).tolist()]]
+        text_RD = self.teacher(rows_R[None], documents_1R, borders)[0]
+        s_PD = self.teacher.normed(hidden_BLD.flatten(0, 1)[at_P])
+        t_RD = self.teacher.normed(text_RD)
+        t_PD = t_RD[text_P]
+        align = relative_error(s_PD, t_PD)
+        nats, found = contrast(s_PD, t_PD, ids_P)
+        keep = zero
+        if o.keep:
+            keep = relative_error(
+                self.teacher.normed(lm.hidden(rows_R[None], documents_1R, o.layer)[0]), t_RD
+            )
+        total = o.weight * align + o.contrast * nats + o.keep * keep
+        return AlignLosses(total, align.detach(), nats.detach(), keep.detach(), found, len(places.at))
+
+
+class AlignTotals:
+    """Means over the places of a validation's batches."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | float = 0.0
+
+    def add(self, losses: AlignLosses) -> None:
+        """Counts a batch."""
+        n = losses.places
+        means = torch.stack([losses.total.detach(), losses.align, losses.contrast, losses.keep]).double()
+        counts = torch.stack([losses.found, torch.full_like(losses.found, n)]).double()
+        self._sums = self._sums + torch.cat([means * n, counts])
+
+    def metrics(self, over_ranks: Callable[[Tensor], Tensor], alone: bool) -> dict[str, float]:
+        """`align`, `align_contrast`, `align_keep` and `align_found`, the share of places whose nearest text
+        state of the batch has their id; without a place none.
+
+        Args:
+            over_ranks: Sum of a tensor over all ranks.
+            alone: Their weighted sum is the `loss`.
+        """
+        sums = torch.as_tensor(self._sums, dtype=torch.float64)
+        total, align, nats, keep, found, places = over_ranks(sums.expand(6).clone()).tolist()
+        if not places:
+            return {}
+        means = {"align": align, "align_contrast": nats, "align_keep": keep, "align_found": found}
+        return {name: x / places for name, x in (means | ({"loss": total} if alone else {})).items()}
