@@ -165,7 +165,7 @@ def test_a_folder_keeps_what_is_predicted_and_the_bands(tmp_path):
 )
 def test_a_folder_whose_settings_do_not_belong_to_it_is_refused(tmp_path, change, message):
     write_decoder(tmp_path, made_flow(), GriffinLim(), None, None)
-    config = tmp_path / "config.json"
+    config = tmp_path / "flow" / "config.json"
     if change is None:
         config.unlink()
     else:
