@@ -5,7 +5,7 @@
       report.md       the table
       result.json     the means
 
-A killed evaluation goes on behind the last line of `items.jsonl`. One that is done is read, not repeated.
+A killed evaluation continues after the last line of `items.jsonl`. One that is done is read, not repeated.
 """
 
 import csv
@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -42,7 +43,7 @@ class Evaluation:
             of `NEUTRAL` do not change the folder.
         sources: Everything the results depend on besides options: models, codecs, lists of items. A run or a
             file counts with its size and time of change, so that a model trained further is judged again.
-        again: Whether to begin anew where results exist.
+        again: Whether to start over where results exist.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Evaluation:
         items: Sequence[T],
         judge: Callable[[Sequence[T]], Sequence[Result]],
         batch_size: int = 1,
-        key: Callable[[T], str] = lambda item: item.id,  # type: ignore[attr-defined]
+        key: Callable[[T], str] = attrgetter("id"),
     ) -> list[Result]:
         """A result for each item, in the items' order; those of an earlier call are read.
 
@@ -190,7 +191,7 @@ class Evaluation:
 
 
 def identity(source: str | Path) -> list[Any]:
-    """What tells one state of a model or a file from another: names, sizes and times of its files.
+    """Names, sizes and times of the files of a model or a list: they differ once it has changed.
 
     Args:
         source: A file, a folder, a run (its newest checkpoint counts), or a name such as a hub id, which is

@@ -91,7 +91,7 @@ class Config:
         name: MLflow experiment, and folder below `run_root`.
         run_root: Folder of all runs' files.
         save_audio: Whether to keep the sound files of all rungs.
-        again: Whether to begin anew where results exist.
+        again: Whether to start over where results exist.
     """
 
     codec: str

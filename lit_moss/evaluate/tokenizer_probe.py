@@ -67,7 +67,7 @@ class Config:
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
         run_root: Folder of all runs' files.
-        again: Whether to begin anew where results exist.
+        again: Whether to start over where results exist.
     """
 
     train: list[str]
