@@ -26,11 +26,11 @@ from typing import Any, Literal
 
 import torch
 
-from lit_moss.cli.yaml_options import OptionsParser
+from experiments.studies.command import run_study
 from lit_moss.errors import UserError
 from lit_moss.files import write_json
 from lit_moss.runs.folder import RunFolder
-from lit_moss.runs.launch import RunError, run_fit
+from lit_moss.runs.launch import run_fit
 from lit_moss.runs.recipes import read_recipe, set_key
 from lit_moss.runs.study_run import study_run
 from lit_moss.runs.tracking import Tracker
@@ -250,16 +250,7 @@ def picture(before: dict[str, float], values_of: dict[str, list[dict[str, float]
 
 def main(words: Sequence[str]) -> int:
     """Runs what is missing and prints the table; 2 for what the user can correct, 1 if a run failed."""
-    try:
-        options, _ = OptionsParser(Options, "python -m experiments.studies.table7", __doc__).read(words)
-        print(_run(options))
-    except UserError as error:
-        print(f"error: {error}")
-        return 2
-    except RunError as error:
-        print(f"error: {error}; repeat the command to continue")
-        return 1
-    return 0
+    return run_study(words, Options, "python -m experiments.studies.table7", __doc__, _run)
 
 
 def _run(options: Options) -> str:

@@ -24,13 +24,13 @@ from typing import Any, Literal
 import yaml
 
 from experiments.studies import talk_data, talk_report
+from experiments.studies.command import run_study
 from experiments.studies.stages import Stage, Stages, file_digest, run_verb
 from lit_moss.cli.evaluate import BENCHMARKS
-from lit_moss.cli.yaml_options import OptionsParser
 from lit_moss.corpora import facts as known
 from lit_moss.errors import UserError
 from lit_moss.runs.folder import RunFolder
-from lit_moss.runs.launch import RunError, run_fit
+from lit_moss.runs.launch import run_fit
 from lit_moss.runs.recipes import read_recipe, set_key
 from lit_moss.runs.study_run import study_run
 from lit_moss.runs.tracking import Tracker
@@ -449,16 +449,7 @@ def _set_everywhere(value: Any, key: str, new: Any) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Runs what is missing and prints the report; 2 for what the user can correct, 1 if a stage failed."""
-    try:
-        options, _ = OptionsParser(Options, "python -m experiments.studies.talk", __doc__).read(words)
-        print(_run(options))
-    except UserError as error:
-        print(f"error: {error}")
-        return 2
-    except RunError as error:
-        print(f"error: {error}; repeat the command to continue")
-        return 1
-    return 0
+    return run_study(words, Options, "python -m experiments.studies.talk", __doc__, _run)
 
 
 def _run(options: Options) -> str:
