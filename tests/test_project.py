@@ -20,7 +20,7 @@ YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
 PARTS = ("data", "levers", "trainer", "predict", "sweep", "evaluate", "prepare")
 TALK = sorted((ROOT / "conf/talk").glob("*.yaml"))
 TALK_SCALES = ("cpu", "gpu", "smoke")  # of the study; its other files are recipes
-TALK_BENCHMARKS = {"qa": "spoken_qa", "gap": "modality_gap"} | {
+TALK_BENCHMARKS = {"qa": "spoken_qa", "gap": "modality_gap", "text_cloze": "cloze"} | {
     n: n for n in ("cloze", "resynthesis", "text")
 }
 RUNS = [

@@ -2,10 +2,11 @@
 
     python -m experiments.benches.serve_latency --random small [--vocoder hift] [--threads 1]
     python -m experiments.benches.serve_latency --random official --device cuda
-    python -m experiments.benches.serve_latency --model RUN_OR_FOLDER --codec NAME
+    python -m experiments.benches.serve_latency --model RUN_OR_FOLDER --codec NAME [--questions LIST]
 
 Clients in threads ask the engine, at the same time but begun within `--spread` seconds of one another; spoken
-questions are pushed at the speed of speech. Prints p50, p95 and p99 over all replies, in ms:
+questions are pushed at the speed of speech: those of a list as of `evaluate spoken_qa`, or tones. Prints p50,
+p95 and p99 over all replies with sound, in ms:
 
     encode        end of speech -> its codes are known           (speech -> speech alone)
     prefill       computing time of the prompt
@@ -16,24 +17,59 @@ questions are pushed at the speed of speech. Prints p50, p95 and p99 over all re
     first sound   end of speech (or the text's request) -> first sound
 
 and the real-time factor: seconds from the first sound to the last per second of sound, below 1 where playback
-never waits.
+never waits. `--out` also writes report.md and result.json into a folder.
 """
 
 import argparse
 import random
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from experiments.benches.talking_model import TimedVocoder, question, random_model
+from lit_moss.audio import io, rates
+from lit_moss.errors import UserError
+from lit_moss.files import write_json
+from lit_moss.records import json_lines
 from lit_moss.serve.engine import Engine, Session
 from lit_moss.serve.model import SpeechModel
 from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
 from lit_moss.serve.settings import Limits
 
 _PIECE = 480  # samples of a push: 20 ms
+_MOST_QUESTIONS = 100
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question in both modalities; samples (n,) at 24 kHz."""
+
+    text: str
+    samples_T: Tensor
+
+
+def listed_questions(file: Path) -> list[Question]:
+    """The first questions of a list.
+
+    Raises:
+        UserError: for a file that is no such list.
+    """
+    found = []
+    for record in json_lines(file, "a question"):
+        text, audio = record.text("question"), record.path("audio")
+        if text is None or audio is None:
+            raise UserError(f"{record.where}: expected question and audio")
+        found.append(Question(text, io.read(file.parent / audio, rates.DECODER_RATE_HZ)))
+        if len(found) == _MOST_QUESTIONS:
+            break
+    if not found:
+        raise UserError(f"{file} is empty, expected questions")
+    return found
 
 
 @dataclass
@@ -49,15 +85,18 @@ class Times:
     real_time: float
 
 
-def ask(session: Session, n: int, args: argparse.Namespace, spoken: bool) -> Times:
-    """One question and its reply."""
+def ask(
+    session: Session, n: int, asked_of: Callable[[int], Question], args: argparse.Namespace, spoken: bool
+) -> Times | None:
+    """One question and its reply; None if it has no sound."""
     options = ReplyOptions(max_new_tokens=args.rows, seed=n)
     conversation = session.conversation
     session.expected = None if args.no_ahead else options
     encode = None
+    one = asked_of(n)
     if spoken:
         turn, begin = session.listen(), time.monotonic()
-        for i, piece in enumerate(question(args.question_sec, n).split(_PIECE)):
+        for i, piece in enumerate(one.samples_T.split(_PIECE)):
             time.sleep(max(0.0, begin + i * _PIECE / 24_000 - time.monotonic()))
             turn.push(piece)
         asked = time.monotonic()
@@ -66,7 +105,7 @@ def ask(session: Session, n: int, args: argparse.Namespace, spoken: bool) -> Tim
         conversation.add(conversation.speech_message("user", codes))
     else:
         asked = time.monotonic()
-        conversation.add(conversation.text_message("user", f"Question {n}: what is the time in Oslo now?"))
+        conversation.add(conversation.text_message("user", one.text))
     reply, first, samples, last = session.start_reply(options), 0.0, 0, 0.0
     for event in reply:
         if isinstance(event, AudioDelta):
@@ -75,19 +114,21 @@ def ask(session: Session, n: int, args: argparse.Namespace, spoken: bool) -> Tim
     assert isinstance(event, ReplyDone)
     if event.reason == "failed":
         raise SystemExit(f"error: {event.error}")
-    if not samples:
-        raise SystemExit("error: a reply without sound: this model's replies are too short to be measured")
     usage = event.usage
     conversation.add(conversation.reply_message(event.rows, event.prompt))
+    if not samples:
+        return None
     return Times(
         encode, usage.prefill_sec, usage.first_row_sec or 0.0, usage.first_codes_sec or 0.0, usage.flow_sec,
         first - asked, (last - first) / (samples / 24_000),
     )  # fmt: skip
 
 
-def clients(engine: Engine, count: int, args: argparse.Namespace, spoken: bool) -> list[Times]:
+def clients(
+    engine: Engine, count: int, asked_of: Callable[[int], Question], args: argparse.Namespace, spoken: bool
+) -> list[Times | None]:
     """All replies of `count` clients side by side, each of `--repeats` sessions of two turns."""
-    times: list[Times] = []
+    times: list[Times | None] = []
 
     def client(n: int) -> None:
         rng = random.Random(n)
@@ -95,7 +136,7 @@ def clients(engine: Engine, count: int, args: argparse.Namespace, spoken: bool) 
         for repeat in range(args.repeats):
             session = engine.open_session()
             for turn in range(2):
-                times.append(ask(session, 1000 * n + 2 * repeat + turn, args, spoken))
+                times.append(ask(session, 1000 * n + 2 * repeat + turn, asked_of, args, spoken))
             session.close()
 
     threads = [threading.Thread(target=client, args=(n,)) for n in range(count)]
@@ -106,9 +147,17 @@ def clients(engine: Engine, count: int, args: argparse.Namespace, spoken: bool) 
     return times
 
 
-def report(title: str, times: list[Times], vocoder_sec: list[float]) -> None:
-    """One table."""
-    print(f"\n{title}: {len(times)} replies\n\n| | p50 | p95 | p99 |\n|---|---|---|---|")
+def summary(
+    title: str, replies: Sequence[Times | None], vocoder_sec: list[float]
+) -> tuple[str, dict[str, float]]:
+    """A table and its values in ms.
+
+    Raises:
+        UserError: if no reply has sound.
+    """
+    times = [t for t in replies if t is not None]
+    if not times:
+        raise UserError(f"{title}: no reply has sound, expected a model that speaks")
     vocoder = sum(vocoder_sec) / max(1, len(vocoder_sec))
     columns: dict[str, list[float]] = {
         "encode": [t.encode for t in times if t.encode is not None],
@@ -119,12 +168,18 @@ def report(title: str, times: list[Times], vocoder_sec: list[float]) -> None:
         "vocoder": vocoder_sec,
         "first sound": [t.first_sound for t in times],
     }
-    for name, values in columns.items():
-        if values:
-            quantiles = torch.tensor(values).quantile(torch.tensor([0.5, 0.95, 0.99])) * 1000
-            print(f"| {name} (ms) | " + " | ".join(f"{q:.0f}" for q in quantiles) + " |")
-    factors = torch.tensor([t.real_time for t in times]).quantile(torch.tensor([0.5, 0.95, 0.99]))
-    print("| real-time factor | " + " | ".join(f"{q:.2f}" for q in factors) + " |", flush=True)
+    lines = [f"{title}: {len(times)} of {len(replies)} replies have sound", "", "| | p50 | p95 | p99 |"]
+    lines.append("|---|---|---|---|")
+    values: dict[str, float] = {}
+    at = torch.tensor([0.5, 0.95, 0.99])
+    for name, column in columns.items():
+        if column:
+            found = (torch.tensor(column).quantile(at) * 1000).tolist()
+            lines.append(f"| {name} (ms) | " + " | ".join(f"{q:.0f}" for q in found) + " |")
+            values |= {f"{name.replace(' ', '_')}/p{p}": q for p, q in zip((50, 95, 99), found, strict=True)}
+    factors = torch.tensor([t.real_time for t in times]).quantile(at).tolist()
+    lines.append("| real-time factor | " + " | ".join(f"{q:.2f}" for q in factors) + " |")
+    return "\n".join(lines), values | {"real_time/p50": factors[0], "real_time/p95": factors[1]}
 
 
 def main() -> None:
@@ -141,7 +196,9 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--repeats", type=int, default=3, help="sessions of two turns for each client")
     parser.add_argument("--rows", type=int, default=50, help="rows of a reply")
-    parser.add_argument("--question-sec", type=float, default=3.0)
+    parser.add_argument("--question-sec", type=float, default=3.0, help="length of the tones")
+    parser.add_argument("--questions", type=Path, help="list of questions with audio, instead of tones")
+    parser.add_argument("--out", type=Path, help="folder for report.md and result.json")
     parser.add_argument("--spread", type=float, default=2.0, help="seconds within which the clients begin")
     parser.add_argument("--no-ahead", action="store_true", help="no prefill while the user speaks")
     parser.add_argument("--text-only", action="store_true", help="text to speech alone")
@@ -157,13 +214,28 @@ def main() -> None:
     vocoder = model.codec.vocoder = TimedVocoder(model.codec.vocoder)
     engine = Engine(model, Limits(max_sessions=max(args.sessions)), args.threads)
     engine.warm_up()
+    listed = listed_questions(args.questions) if args.questions else None
+
+    def asked_of(n: int) -> Question:
+        if listed:
+            return listed[n % len(listed)]
+        return Question(f"Question {n}: what is the time in Oslo now?", question(args.question_sec, n))
+
+    tables, metrics = [], {}
     for count in args.sessions:
         for spoken in (False,) if args.text_only else (False, True):
             vocoder.first_sec.clear()
-            times = clients(engine, count, args, spoken)
+            replies = clients(engine, count, asked_of, args, spoken)
             kind = "speech to speech" if spoken else "text to speech"
-            report(f"{kind}, {count} sessions", times, vocoder.first_sec)
+            table, values = summary(f"{kind}, {count} sessions", replies, vocoder.first_sec)
+            print(f"\n{table}", flush=True)
+            tables.append(table)
+            metrics |= {f"{kind.replace(' ', '_')}/{count}/{key}": value for key, value in values.items()}
     engine.close()
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "report.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        write_json(args.out / "result.json", metrics)
 
 
 if __name__ == "__main__":

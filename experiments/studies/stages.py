@@ -26,10 +26,10 @@ from lit_moss.files import locked, write_json
 from lit_moss.runs.launch import PARENT_VARIABLE, TAGS_VARIABLE, RunError
 
 _PERIOD_SEC = 5.0  # a killed stage loses that much of its time at most
-# A verb in a process that ends with the study: a second start never meets the first one's.
-_VERB = (
-    "import sys; from lit_moss.runs.launch import end_with_parent; end_with_parent(); "
-    "from lit_moss.cli.main import main; sys.exit(main(sys.argv[1:]))"
+# In a process that ends with the study: a second start never meets the first one's.
+_MODULE = (
+    "import runpy, sys; from lit_moss.runs.launch import end_with_parent; end_with_parent(); "
+    "name = sys.argv[1]; del sys.argv[1]; runpy.run_module(name, run_name='__main__', alter_sys=True)"
 )
 
 
@@ -135,10 +135,16 @@ class Stages:
 
 
 def run_verb(words: Sequence[str], log: Path, tags: Mapping[str, str] | None = None) -> None:
-    """`python -m lit_moss WORDS` in a process of its own, which ends with this one and writes to a file.
+    """`python -m lit_moss WORDS` as `run_module` does it."""
+    run_module("lit_moss", words, log, tags)
+
+
+def run_module(module: str, words: Sequence[str], log: Path, tags: Mapping[str, str] | None = None) -> None:
+    """`python -m MODULE WORDS` in a process of its own, which ends with this one and writes to a file.
 
     Args:
-        words: Verb and options.
+        module: Its name.
+        words: Its command line.
         log: Where its output is appended.
         tags: MLflow tags of a run that it makes.
 
@@ -153,15 +159,16 @@ def run_verb(words: Sequence[str], log: Path, tags: Mapping[str, str] | None = N
     with log.open("a") as file:
         begin = file.tell()
         code = subprocess.run(
-            [sys.executable, "-c", _VERB, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            env=environment, check=False,
+            [sys.executable, "-c", _MODULE, module, *words], stdin=subprocess.DEVNULL, stdout=file,
+            stderr=file, env=environment, check=False,
         ).returncode  # fmt: skip
     if code:
         with log.open("rb") as written:
             written.seek(begin)
             lines = [line for line in written.read().decode(errors="replace").splitlines() if line.strip()]
         last = lines[-1][:300] if lines else "no output"
-        raise RunError(f"{words[0]}: exit code {code}, {last} (log: {log})", killed=code < 0)
+        name = words[0] if module == "lit_moss" else module
+        raise RunError(f"{name}: exit code {code}, {last} (log: {log})", killed=code < 0)
 
 
 def digest_of(value: Any) -> str:

@@ -25,7 +25,7 @@ import yaml
 
 from experiments.studies import talk_data, talk_report
 from experiments.studies.command import run_study
-from experiments.studies.stages import Stage, Stages, file_digest, run_verb
+from experiments.studies.stages import Stage, Stages, file_digest, run_module, run_verb
 from lit_moss.cli.evaluate import BENCHMARKS
 from lit_moss.corpora import facts as known
 from lit_moss.errors import UserError
@@ -38,15 +38,20 @@ from lit_moss.runs.tracking import Tracker
 CONF = Path(__file__).resolve().parents[2] / "conf" / "talk"
 CHAINS = ("answers", "texts", "speech", "conversations", "questions", "align")
 FITS = ("tokenizer", "decoder", "vocoder", "listen", "stage1", "stage2", "sft")
-OTHERS = ("lists", "dialogues", "manifests", "export", "sounds")
-# Evaluation -> benchmark and the key of its list; recipes are conf/talk/NAME.yaml.
+OTHERS = ("lists", "dialogues", "manifests", "export", "latency", "sounds")
+# Evaluation -> benchmark; recipes are conf/talk/NAME.yaml.
 EVALUATIONS = {
     "resynthesis": "resynthesis",
     "qa": "spoken_qa",
     "gap": "modality_gap",
     "cloze": "cloze",
     "text": "text",
+    "text_cloze": "cloze",
+    "text_before": "text",
+    "text_cloze_before": "cloze",
 }
+# Of the backbone before training, by the recipe of the same evaluation of the system.
+BEFORE = {f"{name}_before": name for name in ("text", "text_cloze")}
 _SOURCES = Path(known.__file__).parent
 _CODE = [Path(known.__file__), Path(talk_data.__file__)]  # other code makes other lists
 
@@ -84,7 +89,9 @@ class Options:
         validation_every: One in so many texts and conversations is held out for validation.
         reply_form: Form of spoken replies: direct, guided or interleaved.
         vocoder: Whether a vocoder is trained; otherwise Griffin-Lim turns mels into sound.
-        evaluations: Which of resynthesis, qa, gap, cloze and text are made; null for all that are there.
+        evaluations: Which of resynthesis, qa, gap, cloze, text, text_cloze (perplexity), text_before and
+            text_cloze_before (of the backbone) are made; null for all that are there.
+        latency: Spoken questions whose answers are timed up to the first sound, by twos; 0 for none.
         sounds: Held-out questions and answers that are kept as sounds.
         until: Stage after which to stop; null for the last.
         set: Changes of recipes: STAGE.KEY -> value, such as stage1.trainer.max_steps.
@@ -127,6 +134,7 @@ class Options:
     reply_form: Literal["direct", "guided", "interleaved"] = "direct"
     vocoder: bool = True
     evaluations: list[str] | None = None
+    latency: int = 20
     sounds: int = 10
     until: str | None = None
     set: dict[str, Any] = field(default_factory=dict)
@@ -136,7 +144,7 @@ class Options:
             raise UserError(
                 f"{', '.join(sorted(both))} in user_voices and heldout_voices: expected no voice in both"
             )
-        names = (*CHAINS, *FITS, *EVALUATIONS)
+        names = (*CHAINS, *FITS, *(name for name in EVALUATIONS if name not in BEFORE))
         if wrong := [key for key in self.set if key.partition(".")[0] not in names or "." not in key]:
             raise UserError(
                 f"set: {wrong[0]} names no key of a stage, expected STAGE.KEY with one of {', '.join(names)}"
@@ -215,6 +223,8 @@ class Talk:
         }
         for name in self.evaluations:
             named[name] = partial(self._evaluate, name)
+        if o.latency:
+            named["latency"] = self._latency
         if o.sounds:
             named["sounds"] = self._sounds
         upto = list(named).index(o.until) + 1 if o.until in named else len(named)
@@ -233,7 +243,8 @@ class Talk:
         return [
             name
             for name in asked
-            if (CONF / f"{name}.yaml").is_file() and find_spec(BENCHMARKS[EVALUATIONS[name]]) is not None
+            if (CONF / f"{BEFORE.get(name, name)}.yaml").is_file()
+            and find_spec(BENCHMARKS[EVALUATIONS[name]]) is not None
         ]
 
     def lowest(self, name: str, metric: str) -> float | None:
@@ -249,6 +260,8 @@ class Talk:
         Its folders are those of the recipe; `placed` names the study's.
         """
         o = self.options
+        if name in BEFORE:
+            return self.recipe(BEFORE[name]) | {"model": o.backbone or _backbone()}
         files = [CONF / f"prepare_{name}.yaml" if name in CHAINS else CONF / f"{name}.yaml"]
         config = read_recipe([*files, *([o.machine] if o.machine and name in FITS else [])])
         for key, value in o.set.items():
@@ -416,7 +429,20 @@ class Talk:
             return talk_report.keep(name, o.folder / "logs" / f"{name}.log", o.folder)
 
         made = [o.folder / "evaluations" / name / "report.md"]
-        return Stage(name, self.recipe(name), ["export", "manifests"], run, made)
+        after = ["manifests"] if name in BEFORE else ["export", "manifests"]
+        return Stage(name, self.recipe(name), after, run, made)
+
+    def _latency(self) -> Stage:
+        o = self.options
+
+        def run(_: str) -> Any:
+            words = ["--model", str(o.model), "--questions", str(o.lists / "qa.jsonl"), "--sessions", "1"]
+            words += ["--repeats", str(-(-o.latency // 2)), "--rows", "100", "--out", str(folder)]
+            run_module("experiments.benches.serve_latency", words, o.folder / "logs" / "latency.log")
+            return file_digest(folder / "result.json")
+
+        folder = o.folder / "evaluations" / "latency"
+        return Stage("latency", o.latency, ["export", "manifests"], run, [folder / "report.md"])
 
     def _sounds(self) -> Stage:
         o = self.options
@@ -432,6 +458,11 @@ class Talk:
         # An answer that does not end would be 40 s: ten of 8 s and their questions are about 1 MB.
         words += ["--temperature", "0", "--seed", "1", "--max-new-tokens", "100", "--force"]
         run_verb(words, self.options.folder / "logs" / "sounds.log")
+
+
+def _backbone() -> str:
+    """Backbone of the recipes."""
+    return read_recipe([CONF / "stage1.yaml"])["model"]["init_args"]["backbone"]
 
 
 def _set_everywhere(value: Any, key: str, new: Any) -> None:

@@ -200,14 +200,34 @@ def _crossing_aims(crossed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def _aims(results: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    return [
-        _aim(what, aim, results[name][key]) for name, key, what, aim in AIMS if key in results.get(name, {})
-    ]
+    """Lines of what was measured; a metric over that of another evaluation is their ratio."""
+    lines = []
+    for what, aim, name, key, *by in AIMS:
+        found = (_value(results.get(of, {}), key) for of in (name, *by))
+        values = [value for value in found if value is not None]
+        if len(values) == 1 + len(by):
+            lines.append(_aim(what, aim, values[0] / max(values[1], 1e-9) if by else values[0]))
+    return lines
 
 
-# Evaluation, its metric, in words, the aim.
-AIMS: tuple[tuple[str, str, str, str], ...] = (
-    ("resynthesis", "codec/wer", "word errors of codes -> sound", "1.5 times those of true mels"),
-    ("resynthesis", "vocoder/wer", "word errors of true mels", ""),
-    ("resynthesis", "codec/dnsmos", "DNSMOS of codes -> sound", "2.5 or more"),
+def _value(metrics: Mapping[str, float], key: str) -> float | None:
+    """The metric whose name is `key`, after the names of its set where it has some."""
+    found = [value for name, value in metrics.items() if f"/{name}".endswith(f"/{key}")]
+    return found[0] if found else None
+
+
+# In words, the aim, evaluation, its metric, and the evaluation whose metric it is divided by.
+AIMS: tuple[tuple[str, ...], ...] = (
+    ("word errors of codes -> sound", "1.5 times those of true mels", "resynthesis", "codec/wer"),
+    ("word errors of true mels", "", "resynthesis", "vocoder/wer"),
+    ("DNSMOS of codes -> sound", "2.5 or more", "resynthesis", "codec/dnsmos"),
+    ("text perplexity, times the backbone's", "1.02 or less", "text_cloze", "ppl", "text_cloze_before"),
+    ("text cloze, times the backbone's", "0.98 or more", "text_cloze", "ending-mean", "text_cloze_before"),
+    ("everyday choices, times the backbone's", "0.98 or more", "text", "acc", "text_before"),
+    (
+        "end of a spoken question -> first sound, ms, median",
+        "1000 or less",
+        "latency",
+        "speech_to_speech/1/first_sound/p50",
+    ),
 )

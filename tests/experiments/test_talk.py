@@ -171,6 +171,32 @@ def test_what_crosses_from_text_to_speech_is_counted_of_what_is_known_in_text():
     assert (speech["known"], speech["of known"], speech["chance"]) == (2, 0.5, 0.5)
 
 
+def test_aims_compare_the_system_with_its_backbone(tmp_path):
+    found = {
+        "text_cloze": {"validation/text-text/ppl": 13.0, "validation/text-text/ending-mean": 0.6},
+        "text_cloze_before": {"validation/text-text/ppl": 12.5, "validation/text-text/ending-mean": 0.75},
+        "text": {"everyday_choices/acc": 0.95, "everyday_choices/acc_norm": 0.5},
+        "latency": {"speech_to_speech/1/first_sound/p50": 812.0, "text_to_speech/1/first_sound/p50": 9.0},
+        "resynthesis": {"codec": {"wer": 0.3}, "vocoder": {"wer": 0.1}},
+    }
+    for name, metrics in found.items():
+        folder = tmp_path / "evaluations" / name
+        folder.mkdir(parents=True)
+        (folder / "report.md").write_text(f"# {name}")
+        (folder / "result.json").write_text(json.dumps(metrics))
+    text = talk_report.report(tmp_path, [(name, 60.0) for name in found], cer=0.05)
+    reached = {
+        cells[1]: (cells[2], cells[3])
+        for line in text.splitlines()
+        if len(cells := [cell.strip() for cell in line.split("|")]) == 5
+    }
+    assert reached["text perplexity, times the backbone's"] == ("1.02 or less", "1.040")
+    assert reached["text cloze, times the backbone's"] == ("0.98 or more", "0.800")
+    assert float(reached["end of a spoken question -> first sound, ms, median"][1]) == 812
+    assert reached["word errors of codes -> sound"][1] == "0.300"
+    assert "everyday choices, times the backbone's" not in reached  # there is nothing to compare with
+
+
 # --- stages -------------------------------------------------------------------------------------------------
 
 
