@@ -15,172 +15,28 @@ and the study's MLflow run, and the model into DATA/model.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from experiments.studies import talk_data, talk_report
 from experiments.studies.command import run_study
 from experiments.studies.stages import Stage, Stages, file_digest, run_module, run_verb
+from experiments.studies.talk_options import BEFORE, CHAINS, CONF, EVALUATIONS, FITS, Options
 from lit_moss.cli.evaluate import BENCHMARKS
 from lit_moss.corpora import facts as known
-from lit_moss.errors import UserError
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import run_fit
 from lit_moss.runs.recipes import read_recipe, set_key
 from lit_moss.runs.study_run import study_run
 from lit_moss.runs.tracking import Tracker
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "talk"
-CHAINS = ("answers", "texts", "speech", "conversations", "questions", "align")
-FITS = ("tokenizer", "decoder", "vocoder", "listen", "stage1", "stage2", "sft")
-OTHERS = ("lists", "dialogues", "manifests", "export", "latency", "sounds")
-# Evaluation -> benchmark; recipes are conf/talk/NAME.yaml.
-EVALUATIONS = {
-    "resynthesis": "resynthesis",
-    "qa": "spoken_qa",
-    "gap": "modality_gap",
-    "cloze": "cloze",
-    "text": "text",
-    "text_cloze": "cloze",
-    "text_before": "text",
-    "text_cloze_before": "cloze",
-}
-# Of the backbone before training, by the recipe of the same evaluation of the system.
-BEFORE = {f"{name}_before": name for name in ("text", "text_cloze")}
 _SOURCES = Path(known.__file__).parent
 _CODE = [Path(known.__file__), Path(talk_data.__file__)]  # other code makes other lists
-
-
-@dataclass
-class Options:
-    """Options of the study.
-
-    Args:
-        name: Name of the study, and MLflow experiment.
-        data: Folder of lists, sounds, model and report.
-        run_root: Folder of all runs' files.
-        backbone: Text model; null takes that of the recipes.
-        seed: Of the splits and of all trainings.
-        workers: Processes of the chains of `prepare`.
-        threads: Threads of each training; null leaves it to torch.
-        machine: Machine part of the trainings, such as conf/trainer/cpu.yaml; null for none.
-        relations: Relations of facts that are asked about; null for all.
-        per_fact: Phrasings in which each fact is asked for in training.
-        questions: Most questions about facts; null for all.
-        examples: Facts with answers that the backbone is shown before it answers a question about another.
-        everyday: Whether everyday questions and small talk are added, which have no reference answers.
-        phrasings: Phrasings of each relation that are held out.
-        facts: Share of the facts of each relation that are held out, 0 to 1.
-        texts: Texts that the backbone writes.
-        most_texts: Most of them that are spoken; null for all.
-        carriers: Sentences in which each word of the facts is heard beside them.
-        voices: Questions that are also asked in the voices of `user_voices`.
-        user_voices: Users' voices of training beside the recipe's usual one; [] for none.
-        heldout_voices: Users' voices of the evaluation alone; [] for none.
-        heldout_phrasing: Most questions of the evaluation in held-out phrasings.
-        heldout_fact: Most of them about held-out facts.
-        heldout_voice: Most of them in held-out voices.
-        heldout_seen: Most of them that are trained.
-        validation_every: One in so many texts and conversations is held out for validation.
-        reply_form: Form of spoken replies: direct, guided or interleaved.
-        vocoder: Whether a vocoder is trained; otherwise Griffin-Lim turns mels into sound.
-        evaluations: Which of resynthesis, qa, gap, cloze, text, text_cloze (perplexity), text_before and
-            text_cloze_before (of the backbone) are made; null for all that are there.
-        latency: Spoken questions whose answers are timed up to the first sound, by twos; 0 for none.
-        sounds: Held-out questions and answers that are kept as sounds.
-        until: Stage after which to stop; null for the last.
-        set: Changes of recipes: STAGE.KEY -> value, such as stage1.trainer.max_steps.
-    """
-
-    name: str = "talk"
-    data: str = "data/talk"
-    run_root: str = "runs"
-    backbone: str | None = None
-    seed: int = 1
-    workers: int = 2
-    threads: int | None = None
-    machine: str | None = None
-    relations: list[str] | None = None
-    per_fact: int = 5
-    questions: int | None = None
-    examples: int = 3
-    everyday: bool = True
-    phrasings: int = 3
-    facts: float = 0.2
-    texts: int = 1200
-    most_texts: int | None = None
-    carriers: int = 2
-    voices: int = 300
-    user_voices: list[str] = field(
-        default_factory=lambda: [
-            f"embedded:kokoro/{v}" for v in ("af_bella", "am_michael", "af_sarah", "am_fenrir")
-        ]
-    )
-    heldout_voices: list[str] = field(
-        default_factory=lambda: [
-            f"embedded:kokoro/{v}" for v in ("af_nicole", "am_puck", "af_kore", "am_eric")
-        ]
-    )
-    heldout_phrasing: int = 200
-    heldout_fact: int = 120
-    heldout_voice: int = 60
-    heldout_seen: int = 60
-    validation_every: int = 30
-    reply_form: Literal["direct", "guided", "interleaved"] = "direct"
-    vocoder: bool = True
-    evaluations: list[str] | None = None
-    latency: int = 20
-    sounds: int = 10
-    until: str | None = None
-    set: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if both := set(self.user_voices) & set(self.heldout_voices):
-            raise UserError(
-                f"{', '.join(sorted(both))} in user_voices and heldout_voices: expected no voice in both"
-            )
-        names = (*CHAINS, *FITS, *(name for name in EVALUATIONS if name not in BEFORE))
-        if wrong := [key for key in self.set if key.partition(".")[0] not in names or "." not in key]:
-            raise UserError(
-                f"set: {wrong[0]} names no key of a stage, expected STAGE.KEY with one of {', '.join(names)}"
-            )
-        if wrong := sorted({*(self.evaluations or ())} - set(EVALUATIONS)):
-            raise UserError(f"evaluations: {', '.join(wrong)}, expected some of {', '.join(EVALUATIONS)}")
-        if self.until is not None and self.until not in (
-            known_stages := (*CHAINS, *OTHERS, *FITS, *EVALUATIONS)
-        ):
-            raise UserError(f"until is {self.until}, expected one of {', '.join(known_stages)}")
-        if self.workers < 1 or self.validation_every < 2 or min(self.per_fact, self.texts) < 1:
-            raise UserError(
-                f"workers is {self.workers}, per_fact {self.per_fact}, texts {self.texts}, validation_every "
-                f"{self.validation_every}: expected 1, 1, 1 and 2 or more"
-            )
-        _ = self.split.held
-
-    @property
-    def folder(self) -> Path:
-        """Folder of lists, sounds, model and report."""
-        return Path(self.data).absolute()
-
-    @property
-    def lists(self) -> Path:
-        """Folder of the lists."""
-        return self.folder / "lists"
-
-    @property
-    def model(self) -> Path:
-        """Folder of the exported model."""
-        return self.folder / "model"
-
-    @property
-    def split(self) -> talk_data.Split:
-        """What is held out."""
-        return talk_data.Split(self.relations, self.seed, self.phrasings, self.facts)
 
 
 class Talk:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.studies import stages as study_stages
-from experiments.studies import talk, talk_data, talk_report
+from experiments.studies import talk, talk_data, talk_options, talk_report
 from experiments.studies.stages import Stage, Stages
 from lit_moss.corpora import facts
 from lit_moss.errors import UserError
@@ -294,9 +294,9 @@ def test_every_scale_changes_keys_that_are_there(scale, tmp_path):
     from lit_moss.cli.yaml_options import OptionsParser
 
     file = ROOT / f"conf/talk/{scale}.yaml"
-    options, _ = OptionsParser(talk.Options, "talk", None).read(["-c", str(file), "--data", str(tmp_path)])
+    options, _ = OptionsParser(talk_options.Options, "talk", None).read(["-c", str(file), "--data", str(tmp_path)])
     study = talk.Talk(options, Stages(tmp_path), None)
-    for name in (*talk.CHAINS, *talk.FITS):
+    for name in (*talk_options.CHAINS, *talk_options.FITS):
         if name != "vocoder" or study.has_vocoder:
             text = json.dumps(study.placed(name))
             assert "data/talk/" not in text.replace(str(tmp_path), "")
