@@ -294,7 +294,9 @@ def test_every_scale_changes_keys_that_are_there(scale, tmp_path):
     from lit_moss.cli.yaml_options import OptionsParser
 
     file = ROOT / f"conf/talk/{scale}.yaml"
-    options, _ = OptionsParser(talk_options.Options, "talk", None).read(["-c", str(file), "--data", str(tmp_path)])
+    options, _ = OptionsParser(talk_options.Options, "talk", None).read(
+        ["-c", str(file), "--data", str(tmp_path)]
+    )
     study = talk.Talk(options, Stages(tmp_path), None)
     for name in (*talk_options.CHAINS, *talk_options.FITS):
         if name != "vocoder" or study.has_vocoder:
