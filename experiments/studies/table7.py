@@ -59,7 +59,9 @@ class Options:
     """Options of the study.
 
     Args:
-        speech: Folder with the manifests train.jsonl and validation.jsonl, as `prepare speak` makes it.
+        speech: Folder with the manifests train.jsonl and validation.jsonl, as `prepare speak` makes it, or
+            train/manifest.jsonl and validation/manifest.jsonl, as a chain makes them. Where they have the
+            times of words, speech and text alternate by chunks of 3 to 6 s, else by utterances.
         text: Text of which a tenth of an epoch is mixed in.
         speech_tokenizer: Speech tokenizer of all recipes.
         log_mel: Features of the speech tokenizer, causal or whisper; null takes what it states.
@@ -67,6 +69,8 @@ class Options:
         seeds: One run of each recipe per seed.
         stage1_steps: Steps of stage 1.
         stage2_steps: Steps of stage 2; NF and NF-NoSplit train as many steps as both stages.
+        init_codes: What embeddings of codes start from, see `model.init_codes`.
+        code_rate: Factor on the rates of audio embedding and audio head, in the recipes with a split.
         k: Steps between two layers of FP-Layerwise, appendix D.
         items: Held-out items of each modality.
         name: Name of the study.
@@ -81,6 +85,8 @@ class Options:
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     stage1_steps: int = 60
     stage2_steps: int = 40
+    init_codes: Literal["random", "codebook"] = "random"
+    code_rate: float = 1.0
     k: int = 1
     items: int = 80
     name: str = "table7"
@@ -90,6 +96,12 @@ class Options:
     def runs(self) -> Path:
         """Folder of the study's runs."""
         return Path(self.run_root).absolute() / self.name
+
+    def manifest(self, part: str) -> Path:
+        """Manifest of `train` or `validation`."""
+        folder = Path(self.speech)
+        made = folder / part / "manifest.jsonl"
+        return made if made.is_file() else folder / f"{part}.jsonl"
 
     def steps(self, kind: str) -> int:
         """Steps of a run of `conf/KIND.yaml`."""
@@ -123,8 +135,8 @@ def recipe(kind: str, seed: int, options: Options) -> dict[str, Any]:
                 {
                     "class_path": "lit_moss.data.InterleavedDataModule",
                     "init_args": {
-                        "train": [f"{options.speech}/train.jsonl"],
-                        "validation": [f"{options.speech}/validation.jsonl"],
+                        "train": [str(options.manifest("train"))],
+                        "validation": [str(options.manifest("validation"))],
                     },
                 },
                 {"class_path": "lit_moss.data.TextDataModule", "init_args": {"train": [options.text]}},
@@ -141,7 +153,12 @@ def recipe(kind: str, seed: int, options: Options) -> dict[str, Any]:
         changes["model.init_args.backbone"] = options.backbone
     if options.log_mel:
         changes["data.init_args.log_mel"] = options.log_mel
-    if kind.startswith("stage2"):
+    if options.code_rate != 1.0 and kind != "nf_nosplit":
+        factors = dict.fromkeys(("audio_embedding", "audio_head"), options.code_rate)
+        changes["model.init_args.lr_factors"] = factors
+    if not kind.startswith("stage2"):
+        changes["model.init_args.init_codes"] = options.init_codes
+    else:
         changes["model.init_args.init_from"] = str(options.runs / f"stage1-seed-{seed}")
     if kind == "stage2_layerwise":
         # Appendix D requires T >= (N - 1) k + w; k = 1 is its fastest.
@@ -190,17 +207,21 @@ def measure_before(config: dict[str, Any]) -> dict[str, float]:
     from lit_moss.llm import SplitLM
     from lit_moss.llm.backbone import load_text_tokenizer, row_format
     from lit_moss.llm.heldout import HeldOut
+    from lit_moss.llm.init_codes import start_at_codebook
     from lit_moss.llm.rows import audio_vocab_for
 
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     tokenizer = load_text_tokenizer(model["backbone"])
     log_mel = data.get("log_mel")
-    size = open_tokenizer(data["speech_tokenizer"], log_mel).config.quantize_vocab_size
+    speech_tokenizer = open_tokenizer(data["speech_tokenizer"], log_mel)
+    size = speech_tokenizer.config.quantize_vocab_size
     form = row_format(tokenizer, audio_vocab_for(size), eosp=size)
     torch.manual_seed(config["seed_everything"])
     lm = SplitLM.from_backbone(
         model["backbone"], model["num_modality_layers"], form.audio_vocab_size, row_format=form
     ).eval()
+    if model.get("init_codes") == "codebook":
+        start_at_codebook(lm, speech_tokenizer.encoder.codebook.weight.float())
     held_out = data["parts"][0]["init_args"]["validation"]
     count = data["heldout_items"]
     items = make_cloze(
@@ -254,9 +275,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _run(options: Options) -> str:
-    manifests = [f"{options.speech}/{name}.jsonl" for name in ("train", "validation")]
-    for what, file in (("manifest", manifests[0]), ("manifest", manifests[1]), ("text", options.text)):
-        if not Path(file).is_file():
+    manifests = [("manifest", options.manifest(part)) for part in ("train", "validation")]
+    for what, file in (*manifests, ("text", Path(options.text))):
+        if not file.is_file():
             raise UserError(f"no {what} {file}: see --help for what --speech and --text are")
     study = study_run(options.name, Path(options.run_root).absolute())
     state = "interrupted"

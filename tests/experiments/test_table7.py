@@ -42,6 +42,23 @@ def test_every_recipe_parses_and_sees_the_same_data(tmp_path, monkeypatch, capsy
     assert (resolved["model"]["init_args"]["init_from"] is not None) == second
 
 
+@pytest.mark.parametrize("kind", ["stage1", "stage2_shared", "nf", "nf_nosplit"])
+def test_codes_start_at_the_codebook_and_learn_faster_where_a_recipe_begins(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(ROOT)
+    chosen = options(tmp_path)
+    chosen.init_codes, chosen.code_rate = "codebook", 3.0
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/manifest.jsonl").touch()  # as a chain leaves it
+    config = table7.recipe(kind, 1, chosen)
+    init = config["model"]["init_args"]
+    assert init.get("init_codes", "random") == ("random" if kind == "stage2_shared" else "codebook")
+    factors = {} if kind == "nf_nosplit" else {"audio_embedding": 3.0, "audio_head": 3.0}
+    assert init.get("lr_factors", {}) == factors
+    interleaved = config["data"]["init_args"]["parts"][0]["init_args"]
+    assert interleaved["train"] == [str(tmp_path / "train/manifest.jsonl")]
+    assert interleaved["validation"] == [str(tmp_path / "validation.jsonl")]
+
+
 def test_the_table_has_mean_and_deviation():
     before = dict.fromkeys(table7.COLUMNS.values(), 2.0)
     values = {"NF": [dict.fromkeys(before, 1.0), dict.fromkeys(before, 3.0)]}
