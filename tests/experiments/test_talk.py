@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -303,6 +304,18 @@ def test_every_scale_changes_keys_that_are_there(scale, tmp_path):
             text = json.dumps(study.placed(name))
             assert "data/talk/" not in text.replace(str(tmp_path), "")
     assert set(options.user_voices).isdisjoint(options.heldout_voices)
+
+
+def test_the_documentation_names_every_stage(tmp_path):
+    study = talk.Talk(talk_options.Options(data=str(tmp_path)), Stages(tmp_path), None)
+    page = (ROOT / "docs/talk.md").read_text()
+    of_page = [
+        re.findall(r"`(\w+)`", row.split("|")[1]) for row in page.splitlines() if row.startswith("| `")
+    ]
+    named = [name for names in of_page for name in names]
+    made = [name for name, _ in study.all()]
+    assert [name for name in named if name in made] == [n for n in made if n in named]
+    assert set(made) - set(named) == {"text_cloze", "text_before", "text_cloze_before"}
 
 
 # --- the whole chain ----------------------------------------------------------------------------------------
