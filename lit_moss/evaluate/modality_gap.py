@@ -18,19 +18,19 @@ Beside the model stand its parts alone, so that a gap can be laid at their door:
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lit_moss.audio import io, rates
 from lit_moss.data.conversation import PAIRS
 from lit_moss.evaluate import spoken_qa
-from lit_moss.evaluate.answers import Answerer, ReplyOptions, at_16khz, open_answerer
+from lit_moss.evaluate.answers import Answerer, at_16khz
 from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, wilson
 from lit_moss.evaluate.matching import match_norm, word_errors
-from lit_moss.evaluate.questions import EMBEDDED, Question, read_questions
-from lit_moss.evaluate.spoken_qa import Row, check_sizes
+from lit_moss.evaluate.question_options import QuestionOptions
+from lit_moss.evaluate.questions import Question, read_questions
+from lit_moss.evaluate.spoken_qa import Row
 from lit_moss.evaluate.statistics import bootstrap_interval, mcnemar
-from lit_moss.llm.replies import FormName
 from lit_moss.prepare.voice_protocol import CannotSay
 
 # Name -> better side, worse side; names of sides are columns of `_rights`.
@@ -48,56 +48,16 @@ CASCADES = {"ASR of question": "heard", "ASR of codes of question": "heard_codec
 
 
 @dataclass
-class Config:
+class Config(QuestionOptions):
     """Options of `evaluate modality_gap`.
 
     Args:
-        model: Language model: a run, a checkpoint, or a folder that `export` wrote.
-        questions: Lists, as of `evaluate spoken_qa`.
-        codec: Codec: a decoder's run, a checkpoint or a folder; null takes `codec/` in the model's folder.
-        log_mel: Features of its speech tokenizer, causal or whisper; null takes what it states.
-        reply_form: Form of spoken replies: direct, guided or interleaved; null takes that of the training.
-        max_new_tokens: Most rows of a reply; a code of speech is a row of 80 ms.
-        greedy: Whether replies are the most likely ones; false draws them as the released model does.
-        seed: Of replies that are drawn.
-        lang: Language of all questions, en or zh; null takes what the lists state or are written in.
-        voices: Voices of questions without sound, of reference answers and of the cascade's replies, as in
-            `prepare synthesize`; of each language the first.
-        reply_voice: Sound file of the voice of decoded speech; null takes the codec's own.
-        asr: Recogniser of all sounds: embedded:whisper-base, large-v3, … The language is fixed.
         parts: Whether the parts are measured alone, and the cascades.
-        keep_sounds: Of how many questions, from the first of all lists, the sounds are kept.
-        limit: How many questions of each list, from the first; null uses all.
-        batch_size: Replies that are made together; they do not depend on it.
-        device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
-        run_root: Folder of all runs' files.
-        again: Whether to start over where results exist.
     """
 
-    model: str
-    questions: list[str] = field(default_factory=lambda: [EMBEDDED])
-    codec: str | None = None
-    log_mel: Literal["causal", "whisper"] | None = None
-    reply_form: FormName | None = None
-    max_new_tokens: int = 500
-    greedy: bool = True
-    seed: int = 1
-    lang: Literal["en", "zh"] | None = None
-    voices: list[str] = field(default_factory=lambda: ["embedded:hibari", "embedded:kokoro/zf_xiaoxiao"])
-    reply_voice: str | None = None
-    asr: str = "embedded:whisper-base"
     parts: bool = True
-    keep_sounds: int = 10
-    limit: int | None = None
-    batch_size: int = 16
-    device: str = "auto"
     name: str = "modality_gap"
-    run_root: str = "runs"
-    again: bool = False
-
-    def __post_init__(self) -> None:
-        check_sizes(self.max_new_tokens, self.batch_size, self.limit, self.keep_sounds)
 
     def of_qa(self) -> spoken_qa.Config:
         """The same as options of `spoken_qa`, in all four pairs."""
@@ -112,16 +72,11 @@ def run(config: Config) -> dict[str, float]:
         UserError: for a model, codec, list or recogniser that cannot be used.
     """
     questions = read_questions(config.questions, config.limit, config.lang)
-    sources = [config.model, config.codec, config.reply_voice, *config.questions]
-    with Evaluation("modality_gap", config, sources, config.again) as evaluation:
+    with Evaluation("modality_gap", config, config.sources, config.again) as evaluation:
         if (metrics := evaluation.done()) is not None:
             return metrics
         qa = config.of_qa()
-        answerer = open_answerer(
-            config.model, config.codec, config.device, config.log_mel, config.reply_voice,
-            ReplyOptions(config.reply_form, config.max_new_tokens, config.greedy, config.seed),
-            spoken_qa.Ears(config.asr, config.device), config.voices,
-        )  # fmt: skip
+        answerer = config.answerer()
         rows = spoken_qa.ask_all(evaluation, answerer, questions, qa)
         parts = measure_parts(evaluation, answerer, questions, rows, config) if config.parts else []
         rights = rights_of(questions, rows, parts)

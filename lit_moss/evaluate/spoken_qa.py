@@ -21,13 +21,13 @@ from lit_moss.audio import io, rates
 from lit_moss.corpora.manifest import Utterance
 from lit_moss.data.conversation import PAIRS
 from lit_moss.errors import UserError
-from lit_moss.evaluate.answers import Answerer, Ask, Ears, ReplyOptions, open_answerer
+from lit_moss.evaluate.answers import Answerer, Ask
 from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, wilson
 from lit_moss.evaluate.matching import NORMALISER, match_norm, match_raw, word_errors
 from lit_moss.evaluate.qa_judge import Judged, QAJudge
-from lit_moss.evaluate.questions import EMBEDDED, Question, read_questions
+from lit_moss.evaluate.question_options import QuestionOptions
+from lit_moss.evaluate.questions import Question, read_questions
 from lit_moss.evaluate.utmos import Utmos
-from lit_moss.llm.replies import FormName
 from lit_moss.prepare.answer_checks import language_of
 from lit_moss.prepare.endpoint import Answers, ChatEndpoint, Server
 from lit_moss.records import file_name
@@ -39,26 +39,12 @@ _SHOWN = 10  # failures and unparsable verdicts that a report names
 
 
 @dataclass
-class Config:
+class Config(QuestionOptions):
     """Options of `evaluate spoken_qa`.
 
     Args:
-        model: Language model: a run, a checkpoint, or a folder that `export` wrote.
-        questions: Lists: .jsonl, .json, .tsv, .csv, .parquet, a folder of OpenAudioBench, or
-            embedded:questions.
-        codec: Codec: a decoder's run, a checkpoint or a folder; null takes `codec/` in the model's folder.
-        log_mel: Features of its speech tokenizer, causal or whisper; null takes what it states.
         pairs: Some of text-text, speech-text, text-speech, speech-speech: the question's modality, the
             reply's.
-        reply_form: Form of spoken replies: direct, guided or interleaved; null takes that of the training.
-        max_new_tokens: Most rows of a reply; a code of speech is a row of 80 ms.
-        greedy: Whether replies are the most likely ones; false draws them as the released model does.
-        seed: Of replies that are drawn.
-        lang: Language of all questions, en or zh; null takes what the lists state or are written in.
-        voices: Voices that speak questions without sound, as in `prepare synthesize`; of each language the
-            first.
-        reply_voice: Sound file of the voice of replies; null takes the codec's own.
-        asr: Recogniser of spoken replies: embedded:whisper-base, large-v3, … The language is fixed.
         asr_of_questions: Whether the sounds of questions are transcribed too, with their word errors.
         dnsmos: Whether spoken replies are judged by DNSMOS (about 2 s each).
         utmos: Checkout of github.com/tarepan/SpeechMOS with its weights, for UTMOS of spoken replies; null
@@ -68,28 +54,10 @@ class Config:
         judge_api_key_env: Environment variable with its key.
         judge_response_format: json_schema, or what a server without it takes: json_object, none.
         judge_max_requests: Most requests to it; null for no limit.
-        keep_sounds: Of how many questions, from the first of all lists, the sounds are kept.
-        limit: How many questions of each list, from the first; null uses all.
-        batch_size: Replies that are made together; they do not depend on it.
-        device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
-        run_root: Folder of all runs' files.
-        again: Whether to start over where results exist.
     """
 
-    model: str
-    questions: list[str] = field(default_factory=lambda: [EMBEDDED])
-    codec: str | None = None
-    log_mel: Literal["causal", "whisper"] | None = None
     pairs: list[str] = field(default_factory=lambda: ["speech-text", "speech-speech"])
-    reply_form: FormName | None = None
-    max_new_tokens: int = 500
-    greedy: bool = True
-    seed: int = 1
-    lang: Literal["en", "zh"] | None = None
-    voices: list[str] = field(default_factory=lambda: ["embedded:hibari", "embedded:kokoro/zf_xiaoxiao"])
-    reply_voice: str | None = None
-    asr: str = "embedded:whisper-base"
     asr_of_questions: bool = False
     dnsmos: bool = False
     utmos: str | None = None
@@ -98,31 +66,12 @@ class Config:
     judge_api_key_env: str = "OPENAI_API_KEY"
     judge_response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
     judge_max_requests: int | None = None
-    keep_sounds: int = 10
-    limit: int | None = None
-    batch_size: int = 16
-    device: str = "auto"
     name: str = "spoken_qa"
-    run_root: str = "runs"
-    again: bool = False
 
     def __post_init__(self) -> None:
-        check_sizes(self.max_new_tokens, self.batch_size, self.limit, self.keep_sounds)
+        super().__post_init__()
         if not self.pairs or set(self.pairs) - set(PAIRS) or len(set(self.pairs)) < len(self.pairs):
             raise UserError(f"pairs is {self.pairs}, expected some of {', '.join(PAIRS)}, each once")
-
-
-def check_sizes(max_new_tokens: int, batch_size: int, limit: int | None, keep_sounds: int) -> None:
-    """Checks the counts among the options.
-
-    Raises:
-        UserError: if one is too small.
-    """
-    if min(max_new_tokens, batch_size, 1 if limit is None else limit) < 1 or keep_sounds < 0:
-        raise UserError(
-            f"max_new_tokens is {max_new_tokens}, batch_size {batch_size}, limit {limit} and keep_sounds "
-            f"{keep_sounds}: expected 1 or more, and keep_sounds 0 or more"
-        )
 
 
 def run(config: Config) -> dict[str, float]:
@@ -132,18 +81,13 @@ def run(config: Config) -> dict[str, float]:
         UserError: for a model, codec, list, recogniser or judge that cannot be used.
     """
     questions = read_questions(config.questions, config.limit, config.lang)
-    sources = [config.model, config.codec, config.reply_voice, *config.questions]
     with ExitStack() as stack:
-        evaluation = stack.enter_context(Evaluation("spoken_qa", config, sources, config.again))
+        evaluation = stack.enter_context(Evaluation("spoken_qa", config, config.sources, config.again))
         if (metrics := evaluation.done()) is not None:
             return metrics
         utmos = stack.enter_context(Utmos(config.utmos)) if config.utmos else None
         endpoint = open_judge(config, evaluation.folder)
-        answerer = open_answerer(
-            config.model, config.codec, config.device, config.log_mel, config.reply_voice,
-            ReplyOptions(config.reply_form, config.max_new_tokens, config.greedy, config.seed),
-            Ears(config.asr, config.device, config.dnsmos, utmos), config.voices,
-        )  # fmt: skip
+        answerer = config.answerer(config.dnsmos, utmos)
         rows = ask_all(evaluation, answerer, questions, config, endpoint)
         evaluation.tracker.log_folder(evaluation.folder / "sounds", "sounds")
         return evaluation.finish(metrics_of(rows), report(rows, config, answerer), rows)
