@@ -64,7 +64,9 @@ def keys_of(cls: type) -> list[Key]:
         if "__init__" not in vars(base):
             continue
         parameters = list(inspect.signature(base.__init__).parameters.values())[1:]
-        meanings = _meanings(base)
+        # A dataclass takes the fields of those it extends; each documents its own.
+        documented = reversed(base.__mro__[:-1]) if dataclasses.is_dataclass(base) else [base]
+        meanings = {name: line for owner in documented for name, line in _meanings(owner).items()}
         for parameter in parameters:
             named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
             if not named or parameter.name in found:
