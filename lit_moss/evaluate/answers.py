@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_moss.assets import cache_dir
 from lit_moss.audio import io, rates
 from lit_moss.audio.features import resample
 from lit_moss.codec.encoder import fingerprint
@@ -26,13 +25,11 @@ from lit_moss.errors import UserError
 from lit_moss.evaluate import judges
 from lit_moss.evaluate.evaluation import FAILED, Result
 from lit_moss.evaluate.questions import Question
+from lit_moss.evaluate.spoken_texts import SpokenTexts
 from lit_moss.evaluate.utmos import Utmos
 from lit_moss.hub.recordings import Compute, RecordingCache
 from lit_moss.llm.replies import FormName, ReplyForm, reply_codes, reply_text
-from lit_moss.prepare.pronounce import pieces_of, pronounce
-from lit_moss.prepare.storage import Storage
 from lit_moss.prepare.voice_protocol import CannotSay
-from lit_moss.prepare.voices import VoicePool, VoiceSettings
 from lit_moss.records import file_name
 from lit_moss.serve.model import DEFAULT_VOICE, SpeechModel
 
@@ -41,7 +38,6 @@ _CUT_SEC = 5.0  # a piece ends at the quietest place of its last seconds
 _FRAME_SAMPLES = 320  # 20 ms
 _SILENCE = 1e-3  # peak, -60 dB of full scale: no speech
 REPLY_VOICE = "reply"
-_VOICE_NAMES = ("embedded:", "http://", "https://", "command:")  # how names of voices begin
 
 
 @dataclass(frozen=True)
@@ -187,17 +183,8 @@ class Answerer:
     # --- questions ------------------------------------------------------------------------------------------
 
     @cached_property
-    def _pools(self) -> dict[tuple[str, ...], VoicePool]:
-        return {}
-
-    def _pool(self, voice: str) -> VoicePool:
-        """The voices that speak a question; those of the options, or the question's own."""
-        names = (voice,) if voice.startswith(_VOICE_NAMES) else tuple(self.voices)
-        if names not in self._pools:
-            pool = VoicePool(names, VoiceSettings(torch.get_num_threads()))
-            pool.open()
-            self._pools[names] = pool
-        return self._pools[names]
+    def _spoken(self) -> SpokenTexts:
+        return SpokenTexts(self.voices)
 
     def sound_of(self, question: Question) -> Utterance:
         """The question's sound; spoken now, or before, where it has none of its own.
@@ -210,24 +197,8 @@ class Answerer:
         return self.said(question.question, question.lang, question.voice)
 
     def said(self, text: str, lang: str, voice: str = "") -> Utterance:
-        """A text spoken by a voice, from the cache or now.
-
-        Args:
-            text: What is said.
-            lang: Its language.
-            voice: A voice's name; anything else takes the first of `voices` that speaks the language.
-
-        Raises:
-            CannotSay: if no voice can say it.
-        """
-        speaking = self._pool(voice).speaking(lang)
-        if not speaking:
-            raise CannotSay("no voice for the language", lang)
-        parts = pieces_of(text, lang)
-        if not parts:
-            raise CannotSay("no text")
-        storage = Storage(str(cache_dir() / "evaluate" / "spoken"))
-        return Utterance(Path(pronounce(storage, speaking[0], parts, lang).path))
+        """A text spoken by a voice, see `SpokenTexts.said`."""
+        return self._spoken.said(text, lang, voice)
 
     def sounds_of(self, questions: Sequence[Question]) -> list[Utterance | str]:
         """The sound of each question, or why there is none."""

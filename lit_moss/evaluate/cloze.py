@@ -13,6 +13,8 @@ items in the manner of StoryCloze: a sentence, the one after it, and another one
 from collections.abc import Iterator
 from dataclasses import replace
 
+from tqdm import tqdm
+
 from lit_moss.errors import UserError
 from lit_moss.evaluate.cloze_options import Config
 from lit_moss.evaluate.cloze_report import outcome, results_of, summary
@@ -28,6 +30,9 @@ from lit_moss.evaluate.cloze_sets import (
     set_name,
 )
 from lit_moss.evaluate.evaluation import Evaluation
+from lit_moss.evaluate.spoken_texts import SpokenTexts
+from lit_moss.prepare.answer_checks import language_of
+from lit_moss.prepare.voice_protocol import CannotSay
 from lit_moss.records import unique_name
 
 __all__ = ["Config", "run"]
@@ -67,6 +72,8 @@ def read_items(config: Config, scorer: "Scorer") -> Iterator[Item]:
             yield from _made_items(config, source, unique_name(set_name(source), names), scorer)
             continue
         for one in read_pairs(source, form):
+            if config.voices:
+                one = spoken_set(one.first(config.limit), SpokenTexts(config.voices))
             chosen = config.modalities or one.modalities()
             if not set(chosen) & set(one.modalities()):
                 raise UserError(
@@ -77,6 +84,24 @@ def read_items(config: Config, scorer: "Scorer") -> Iterator[Item]:
             for pair in part.pairs:
                 for modalities in chosen:
                     yield Item(part.name, pair, modalities)
+
+
+def spoken_set(one: PairSet, voice: SpokenTexts) -> PairSet:
+    """The set with sounds where a text has none; what cannot be spoken stays text."""
+
+    def spoken(part: Part | None) -> Part | None:
+        if part is None or part.audio is not None or not part.text:
+            return part
+        try:
+            return replace(part, audio=voice.said(part.text, language_of(part.text)).audio)
+        except CannotSay:
+            return part
+
+    pairs = [
+        replace(pair, prompt=spoken(pair.prompt), good=spoken(pair.good), bad=spoken(pair.bad))
+        for pair in tqdm(one.pairs, desc=f"spoken {one.name}", unit="pair", disable=None)
+    ]
+    return PairSet(one.name, pairs)
 
 
 def _made_items(config: Config, source: str, name: str, scorer: "Scorer") -> Iterator[Item]:

@@ -1,6 +1,6 @@
 """Options of the cloze benchmark."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from lit_moss.errors import UserError
@@ -16,9 +16,11 @@ class Config:
     Args:
         model: A run, a checkpoint, a folder in the released layout, a hub id, or for texts a backbone
             (embedded:smollm2-135m).
-        items: Files and folders of pairs, and corpora (manifests, texts, embedded ones) to make items from;
-            each is reported by itself.
+        items: Files and folders of pairs, embedded:stories-en, and corpora (manifests, texts, embedded ones)
+            to make items from; each is reported by itself.
         format: Format of the items; `auto` looks at the names in a folder and the first line of a file.
+        voices: Voices that speak texts of pairs that have no sound, as in `prepare synthesize`; of each
+            language the first. [] leaves them text alone.
         modalities: Modalities of context and ending; null uses all that the items have.
         score: The score that pictures and comparisons use; the report has all three.
         count_eosp: Whether the end of speech counts as a row (SlamKit's habit).
@@ -46,8 +48,9 @@ class Config:
     model: str
     items: list[str]
     format: Literal[
-        "auto", "numbered", "cross_modal", "gold", "salmon", "manifest", "xstorycloze", "documents"
+        "auto", "numbered", "cross_modal", "gold", "salmon", "manifest", "xstorycloze", "stories", "documents"
     ] = "auto"
+    voices: list[str] = field(default_factory=list)
     modalities: list[Literal["speech-speech", "text-text", "speech-text", "text-speech"]] | None = None
     score: Literal["whole-mean", "ending-sum", "ending-mean"] = "whole-mean"
     count_eosp: bool = True

@@ -13,6 +13,8 @@
                   the file.
     xstorycloze   JSON lines with input_sentence_1 … input_sentence_4, sentence_quiz1, sentence_quiz2 and
                   answer_right_ending (1 or 2): text alone
+    stories       embedded:stories-en, 60 shipped stories, each with a wrong ending (`story`, as sStoryCloze)
+                  and with another story's ending (`topic`, as tStoryCloze): text alone
 
 SlamKit pairs what its sorting happens to bring together; here names that leave the pairs open are refused.
 """
@@ -27,11 +29,14 @@ from typing import Literal, get_args
 
 from lit_moss.audio.io import EXTENSIONS
 from lit_moss.corpora.sources import entry_kind
+from lit_moss.corpora.stories import STORIES, stories
 from lit_moss.data.interleave import join_words
 from lit_moss.errors import UserError
 from lit_moss.records import json_lines, read_text, text_lines
 
-Format = Literal["numbered", "cross_modal", "gold", "salmon", "manifest", "xstorycloze", "documents"]
+Format = Literal[
+    "numbered", "cross_modal", "gold", "salmon", "manifest", "xstorycloze", "stories", "documents"
+]
 Modalities = Literal["speech-speech", "text-text", "speech-text", "text-speech"]
 MODALITIES: tuple[Modalities, ...] = get_args(Modalities)
 _SAMPLE = re.compile(r"sample_(\d+)_(\d+)")
@@ -113,6 +118,8 @@ def format_of(source: str) -> Format:
         UserError: if it is none of those known.
     """
     path = Path(source)
+    if source == STORIES:
+        return "stories"
     if path.is_dir():
         return _format_of_folder(path)
     if path.suffix.lower() == ".jsonl":
@@ -165,7 +172,7 @@ def read_pairs(source: str, form: Format, name: str | None = None) -> list[PairS
     else:
         readers: dict[str, Callable[[Path], list[Pair]]] = {
             "numbered": _numbered, "cross_modal": _cross_modal, "gold": _gold,
-            "manifest": _manifest, "xstorycloze": _xstorycloze,
+            "manifest": _manifest, "xstorycloze": _xstorycloze, "stories": _stories,
         }  # fmt: skip
         sets = [PairSet(name, readers[form](path))]
     if not any(one.pairs for one in sets):
@@ -335,6 +342,18 @@ def _xstorycloze(path: Path) -> list[Pair]:
         name = record.name("story_id") or record.name("id") or f"{path.stem}-{record.number}"
         good, bad = Part(text=endings[right]), Part(text=endings[1 - right])
         pairs.append(Pair(name, good, bad, Part(text=join_words(sentences)), name))
+    return pairs
+
+
+def _stories(_: Path) -> list[Pair]:
+    told = stories()
+    pairs = []
+    for number, story in enumerate(told):
+        other = told[(number + len(told) // 2) % len(told)].ending
+        for group, wrong in (("story", story.wrong), ("topic", other)):
+            name = f"{story.id}-{group}"
+            good, bad = Part(text=story.ending), Part(text=wrong)
+            pairs.append(Pair(name, good, bad, Part(text=story.context), name, group))
     return pairs
 
 

@@ -469,3 +469,51 @@ def test_the_perplexity_is_that_of_the_true_continuations(unigram, tmp_path):
     metrics = cloze.run(config(unigram[0], [path], tmp_path))
     expected = math.exp(-text_log_prob(unigram, "bc de") / 5)
     assert metrics["one/text-text/ppl"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_stories_have_a_wrong_ending_of_their_own_and_anothers():
+    assert format_of("embedded:stories-en") == "stories"
+    (one,) = read_pairs("embedded:stories-en", "stories")
+    own, other = ([p for p in one.pairs if p.group == group] for group in ("story", "topic"))
+    assert len(own) == len(other) == 60
+    assert len({p.prompt.text for p in own}) == 60
+    endings = {p.good.text for p in own}
+    assert {p.bad.text for p in other} == endings
+    assert not endings & {p.bad.text for p in own}
+    for a, b in zip(own, other, strict=True):
+        assert (a.prompt, a.good) == (b.prompt, b.good)
+        assert b.bad != b.good
+    # Length must not give the true ending away.
+    shorter = sum(len(p.good.text) < len(p.bad.text) for p in own)
+    longer = sum(len(p.good.text) > len(p.bad.text) for p in own)
+    assert abs(shorter - longer) <= 6
+
+
+@pytest.mark.network
+def test_texts_without_sound_are_spoken_where_a_voice_is_named(unigram, tmp_path):
+    """Needs the embedded voice."""
+    file = tmp_path / "pairs.jsonl"
+    io.write(tmp_path / "own.wav", wave(1.0, 1), 16000)
+    lines = [
+        {
+            "id": "a",
+            "prompt_text": "It was cold.",
+            "good_text": "It began to snow.",
+            "bad_text": "It was hot.",
+        },
+        {"id": "b", "prompt_text": "One.", "good_text": "Two.", "bad_text": "…", "good": "own.wav"},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    folder, _ = unigram
+    config = Config(str(folder), [str(file)], voices=["embedded:hibari"], run_root=str(tmp_path / "runs"))
+    items = {item.id: item for item in cloze.read_items(config, Scorer(config))}
+    spoken = items["pairs/a/speech-speech"].pair
+    parts = (spoken.prompt, spoken.good, spoken.bad)
+    assert [part.text for part in parts] == ["It was cold.", "It began to snow.", "It was hot."]
+    lengths = [len(io.read(part.audio, 16000)) / 16000 for part in parts]
+    assert all(0.3 < seconds < 4 for seconds in lengths)
+    assert items["pairs/b/speech-speech"].pair.good.audio == tmp_path / "own.wav"
+    metrics = cloze.run(config)
+    assert metrics["pairs/speech-speech/n"] == 2
+    assert metrics["pairs/speech-speech/failed"] == 1  # … cannot be spoken
+    assert metrics["pairs/text-text/failed"] == 0
