@@ -194,11 +194,12 @@ def test_aims_compare_the_system_with_its_backbone(tmp_path):
         for line in text.splitlines()
         if len(cells := [cell.strip() for cell in line.split("|")]) == 5
     }
-    assert reached["text perplexity, times the backbone's"] == ("1.02 or less", "1.040")
-    assert reached["text cloze, times the backbone's"] == ("0.98 or more", "0.800")
+    assert reached["text perplexity over the backbone's"] == ("1.02 or less", "1.040")
+    assert reached["text cloze over the backbone's"] == ("0.98 or more", "0.800")
     assert float(reached["end of a spoken question -> first sound, ms, median"][1]) == 812
     assert reached["word errors of codes -> sound"][1] == "0.300"
-    assert "everyday choices, times the backbone's" not in reached  # there is nothing to compare with
+    assert reached["the second over the first"] == ("1.5 or less", "3.000")
+    assert "everyday choices over the backbone's" not in reached  # there is nothing to compare with
 
 
 # --- stages -------------------------------------------------------------------------------------------------
