@@ -83,6 +83,10 @@ class Talk:
             named["latency"] = self._latency
         if o.sounds:
             named["sounds"] = self._sounds
+        for form in o.other_forms:
+            named[f"sft-{form}"] = partial(self._fit, f"sft-{form}", ["manifests", "tokenizer", "stage2"])
+            named[f"export-{form}"] = partial(self._export, form)
+            named[f"qa-{form}"] = partial(self._evaluate, f"qa-{form}")
         upto = list(named).index(o.until) + 1 if o.until in named else len(named)
         return list(named.items())[:upto]
 
@@ -113,9 +117,11 @@ class Talk:
     def recipe(self, name: str) -> dict[str, Any]:
         """The recipe of a stage: conf/talk/NAME.yaml with the study's backbone, seed, voices and changes.
 
-        Its folders are those of the recipe; `placed` names the study's.
+        NAME-FORM is that of NAME with another form of spoken replies. Folders are those of the recipe;
+        `placed` names the study's.
         """
         o = self.options
+        name, _, form = name.partition("-")
         if name in BEFORE:
             return self.recipe(BEFORE[name]) | {"model": o.backbone or _backbone()}
         files = [CONF / f"prepare_{name}.yaml" if name in CHAINS else CONF / f"{name}.yaml"]
@@ -129,7 +135,7 @@ class Talk:
         if name in FITS:
             config["seed_everything"] = o.seed
         if name == "sft":
-            set_key(config, "data.init_args.reply_form", o.reply_form)
+            set_key(config, "data.init_args.reply_form", form or o.reply_form)
         if "voices" in config.get("steps", {}):
             voices, count, key = {
                 "conversations": (o.user_voices, o.voices, "user_voices"),
@@ -142,7 +148,8 @@ class Talk:
 
     def placed(self, name: str) -> dict[str, Any]:
         """The same with the study's folders."""
-        names = {"data/talk": str(self.options.folder), "models/talk": str(self.options.model)}
+        model = self.options.model_of(name.partition("-")[2])
+        names = {"data/talk": str(self.options.folder), "models/talk": str(model)}
         names |= {f"runs/talk_{fit}": str(folder) for fit, folder in self._folders.items()}
         return self._named(self.recipe(name), names)
 
@@ -258,34 +265,37 @@ class Talk:
         run_fit(config, folder, self._tags(name), self.options.threads)
         return folder.name
 
-    def _export(self) -> Stage:
-        o = self.options
-        after = ["sft", "decoder", *(["vocoder"] if self.has_vocoder else [])]
+    def _export(self, form: str = "") -> Stage:
+        o, model = self.options, self.options.model_of(form)
+        sft, name = (f"{stage}-{form}" if form else stage for stage in ("sft", "export"))
+        after = [sft, "decoder", *(["vocoder"] if self.has_vocoder else [])]
 
         def run(_: str) -> Any:
-            words = ["export", str(self._folders["sft"]), "--out", str(o.model), "--force"]
+            words = ["export", str(self._folders[sft]), "--out", str(model), "--force"]
             words += ["--codec", str(self._folders["decoder"])]
             if self.has_vocoder:
                 words += ["--vocoder", str(self._folders["vocoder"])]
-            run_verb(words, o.folder / "logs" / "export.log")
-            return file_digest(*sorted(o.model.rglob("*.safetensors")))
+            run_verb(words, o.folder / "logs" / f"{name}.log")
+            return file_digest(*sorted(model.rglob("*.safetensors")))
 
-        return Stage("export", None, after, run, [o.model / "config.json"])
+        return Stage(name, None, after, run, [model / "config.json"])
 
     def _evaluate(self, name: str) -> Stage:
         o, config = self.options, self.placed(name)
+        kind, _, form = name.partition("-")
 
         def run(_: str) -> Any:
             file = o.folder / "recipes" / f"{name}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-            words = ["evaluate", EVALUATIONS[name], "-c", str(file)]
+            words = ["evaluate", EVALUATIONS[kind], "-c", str(file)]
             words += ["--name", o.name, "--run_root", o.run_root]
             run_verb(words, o.folder / "logs" / f"{name}.log", self._tags(name))
             return talk_report.keep(name, o.folder / "logs" / f"{name}.log", o.folder)
 
         made = [o.folder / "evaluations" / name / "report.md"]
-        after = ["manifests"] if name in BEFORE else ["export", "manifests"]
+        export = f"export-{form}" if form else "export"
+        after = ["manifests"] if name in BEFORE else [export, "manifests"]
         return Stage(name, self.recipe(name), after, run, made)
 
     def _latency(self) -> Stage:

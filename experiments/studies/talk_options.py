@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from experiments.studies import talk_data
 from lit_moss.errors import UserError
+from lit_moss.llm.replies import FormName
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "talk"
 CHAINS = ("answers", "texts", "speech", "conversations", "questions", "align")
@@ -58,6 +59,7 @@ class Options:
         heldout_seen: Most of them that are trained.
         validation_every: One in so many texts and conversations is held out for validation.
         reply_form: Form of spoken replies: direct, guided or interleaved.
+        other_forms: Further forms, each fine-tuned from the same stage 2 and asked the same questions.
         vocoder: Whether a vocoder is trained; otherwise Griffin-Lim turns mels into sound.
         evaluations: Which of resynthesis, qa, gap, cloze, text, text_cloze (perplexity), text_before and
             text_cloze_before (of the backbone) are made; null for all that are there.
@@ -101,7 +103,8 @@ class Options:
     heldout_voice: int = 60
     heldout_seen: int = 60
     validation_every: int = 30
-    reply_form: Literal["direct", "guided", "interleaved"] = "direct"
+    reply_form: FormName = "direct"
+    other_forms: list[FormName] = field(default_factory=list)
     vocoder: bool = True
     evaluations: list[str] | None = None
     latency: int = 20
@@ -118,6 +121,11 @@ class Options:
         if wrong := [key for key in self.set if key.partition(".")[0] not in names or "." not in key]:
             raise UserError(
                 f"set: {wrong[0]} names no key of a stage, expected STAGE.KEY with one of {', '.join(names)}"
+            )
+        if self.reply_form in self.other_forms or len({*self.other_forms}) < len(self.other_forms):
+            raise UserError(
+                f"reply_form is {self.reply_form} and other_forms {', '.join(self.other_forms)}: expected "
+                "each form once"
             )
         if wrong := sorted({*(self.evaluations or ())} - set(EVALUATIONS)):
             raise UserError(f"evaluations: {', '.join(wrong)}, expected some of {', '.join(EVALUATIONS)}")
@@ -146,6 +154,10 @@ class Options:
     def model(self) -> Path:
         """Folder of the exported model."""
         return self.folder / "model"
+
+    def model_of(self, form: str) -> Path:
+        """Folder of the exported model with another form of spoken replies; "" for the main one."""
+        return self.folder / f"model-{form}" if form else self.model
 
     @property
     def split(self) -> talk_data.Split:

@@ -13,6 +13,7 @@ from lit_moss.audio import io, rates
 from lit_moss.corpora.facts import has_answer
 from lit_moss.errors import UserError
 from lit_moss.evaluate.evaluation import markdown_table, wilson
+from lit_moss.evaluate.statistics import mcnemar
 from lit_moss.records import json_lines
 from lit_moss.runs.launch import RunError
 
@@ -101,12 +102,11 @@ def report(folder: Path, seconds: Sequence[tuple[str, float]], cer: float | None
     results = {path.parent.name: _metrics(path.parent) for path in reports}
     crossed: list[dict[str, Any]] = []
     if "qa" in results:
-        with (folder / "evaluations" / "qa" / "items.csv").open(newline="", encoding="utf-8") as file:
-            relation = {
-                str(record.content["id"]): str(record.content["relation"])
-                for record in json_lines(folder / "lists" / "qa.jsonl", "a question")
-            }
-            crossed = crossing(list(csv.DictReader(file)), relation)
+        relation = {
+            str(record.content["id"]): str(record.content["relation"])
+            for record in json_lines(folder / "lists" / "qa.jsonl", "a question")
+        }
+        crossed = crossing(_items(folder, "qa"), relation)
     aims = (
         [] if cer is None else [_aim("tokenizer, character errors, held-out sentences", "0.08 or less", cer)]
     )
@@ -115,6 +115,9 @@ def report(folder: Path, seconds: Sequence[tuple[str, float]], cer: float | None
     if crossed:
         parts += ["## What is known in text, asked and answered aloud", "", _CROSSING, ""]
         parts.append(markdown_table(crossed))
+    if len(forms := {p: p.partition("-")[2] for p in results if p == "qa" or p.startswith("qa-")}) > 1:
+        of_form = {form or "main": _items(folder, name) for name, form in forms.items()}
+        parts += ["## Forms of spoken replies", "", _FORMS, "", markdown_table(forms_table(of_form))]
     rows = [{"stage": name, "minutes": s / 60} for name, s in seconds]
     rows.append({"stage": "all", "minutes": sum(s for _, s in seconds) / 60})
     parts += ["## Computing time", "", markdown_table(rows, 1)]
@@ -129,6 +132,48 @@ _CROSSING = (
     "`right` is the share of all questions, `of known` that of those with a right answer as text to text, "
     "with its 95 % interval, and `chance` how often a reply fits another fact of the same relation instead."
 )
+
+
+def _items(folder: Path, name: str) -> list[dict[str, str]]:
+    """Lines of items.csv of an evaluation."""
+    with (folder / "evaluations" / name / "items.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+_FORMS = (
+    "`heard` is the share of right answers in what is understood of the sound, `written` that in the reply's "
+    "own text. p: McNemar's exact test of `heard` against the first form, on the same questions."
+)
+
+
+def forms_table(rows_of: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict[str, Any]]:
+    """Spoken replies of several forms side by side, by the question's modality.
+
+    Args:
+        rows_of: Form -> lines of items.csv of `evaluate spoken_qa`; the first is compared with.
+    """
+    table = []
+    first: dict[str, dict[str, float]] = {}
+    for form, rows in rows_of.items():
+        for pair in ("text-speech", "speech-speech"):
+            own = [row for row in rows if row["pair"] == pair]
+            heard = {row["id"]: float(row["match_norm"]) for row in own}
+            written = [float(row["text_match_norm"]) for row in own if row.get("text_match_norm")]
+            before = first.setdefault(pair, heard)
+            both = [name for name in before if name in heard]
+            low, high = wilson(sum(heard.values()), len(heard))
+            table.append(
+                {
+                    "form": form,
+                    "pair": pair,
+                    "n": len(own),
+                    "heard": _mean(list(heard.values())),
+                    "interval": f"{low:.2f} to {high:.2f}",
+                    "written": _mean(written),
+                    "p": mcnemar([before[n] for n in both], [heard[n] for n in both]).p,
+                }
+            )
+    return table
 
 
 def crossing(rows: Sequence[Mapping[str, Any]], relation: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -202,6 +202,38 @@ def test_aims_compare_the_system_with_its_backbone(tmp_path):
     assert "everyday choices over the backbone's" not in reached  # there is nothing to compare with
 
 
+def test_forms_of_replies_are_compared_on_the_same_questions(tmp_path):
+    def rows(heard, written=None):
+        return [
+            {"id": str(i), "pair": "speech-speech", "match_norm": str(float(right)),
+             "text_match_norm": "" if written is None else str(float(written[i]))}
+            for i, right in enumerate(heard)
+        ]  # fmt: skip
+
+    direct = rows([1, 0, 0, 0, 0, 0, 0])
+    guided = rows([1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0])
+    lines = talk_report.forms_table({"direct": direct, "guided": guided})
+    own = {line["form"]: line for line in lines if line["pair"] == "speech-speech"}
+    assert (own["direct"]["heard"], own["direct"]["written"], own["direct"]["p"]) == (1 / 7, None, 1.0)
+    assert (own["guided"]["heard"], own["guided"]["written"]) == (1.0, 6 / 7)
+    assert own["guided"]["p"] == pytest.approx(2 / 2**6)  # six questions differ, all one way
+
+
+def test_another_form_is_trained_exported_and_asked_beside_the_first(tmp_path):
+    options = talk_options.Options(data=str(tmp_path), other_forms=["guided"])
+    study = talk.Talk(options, Stages(tmp_path), None)
+    names = [name for name, _ in study.all()]
+    assert names[-3:] == ["sft-guided", "export-guided", "qa-guided"]
+    form = "data", "init_args", "reply_form"
+    for name, expected in (("sft", "direct"), ("sft-guided", "guided")):
+        value = study.recipe(name)
+        for key in form:
+            value = value[key]
+        assert value == expected
+    assert study.placed("qa")["model"] == str(tmp_path / "model")
+    assert study.placed("qa-guided")["model"] == str(tmp_path / "model-guided")
+
+
 # --- stages -------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +315,7 @@ def test_a_stage_that_failed_runs_again_and_keeps_its_time(tmp_path, monkeypatch
         (["--until", "lunch"], "until is lunch, expected one of"),
         (["--per_fact", "0"], "per_fact 0"),
         (["--evaluations", "[taste]"], "evaluations: taste"),
+        (["--other_forms", "[direct]"], "expected each form once"),
         (["--voicess", "3"], "unknown option"),
     ],
 )
