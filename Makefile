@@ -15,7 +15,7 @@ quickstart-tokenizer: $(VENV)/ready ## sets up, trains the speech tokenizer on t
 	$(BIN)/python -m lit_moss tokenize "$$($(BIN)/python -m lit_moss prepare everyday)/audio/everyday-0009.flac" \
 		--speech-tokenizer runs/quickstart --out codes.jsonl --force
 
-talk: $(VENV)/ready-talk ## sets up, makes a small system that listens and answers aloud, overnight on two cores; a second call continues
+talk: $(VENV)/ready-talk ## sets up, makes a small system that listens and answers aloud, in hours on two cores; a second call continues
 	$(BIN)/python -m experiments.studies.talk -c conf/talk/cpu.yaml
 
 test: $(VENV)/ready-dev ## sets up, then all tests

@@ -20,6 +20,7 @@ from lit_moss.evaluate.cloze_options import Config
 from lit_moss.evaluate.cloze_report import outcome, results_of, summary
 from lit_moss.evaluate.cloze_scorer import Item, Rows, Scorer
 from lit_moss.evaluate.cloze_sets import (
+    MODALITIES,
     Format,
     Modalities,
     Pair,
@@ -72,7 +73,7 @@ def read_items(config: Config, scorer: "Scorer") -> Iterator[Item]:
             yield from _made_items(config, source, unique_name(set_name(source), names), scorer)
             continue
         for one in read_pairs(source, form):
-            if config.voices:
+            if config.voices and any("speech" in m for m in config.modalities or MODALITIES):
                 one = spoken_set(one.first(config.limit), SpokenTexts(config.voices))
             chosen = config.modalities or one.modalities()
             if not set(chosen) & set(one.modalities()):

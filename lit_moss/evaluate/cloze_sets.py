@@ -346,10 +346,10 @@ def _xstorycloze(path: Path) -> list[Pair]:
 
 
 def _stories(_: Path) -> list[Pair]:
-    told = stories()
+    every = stories()
     pairs = []
-    for number, story in enumerate(told):
-        other = told[(number + len(told) // 2) % len(told)].ending
+    for number, story in enumerate(every):
+        other = every[(number + len(every) // 2) % len(every)].ending
         for group, wrong in (("story", story.wrong), ("topic", other)):
             name = f"{story.id}-{group}"
             good, bad = Part(text=story.ending), Part(text=wrong)

@@ -517,3 +517,17 @@ def test_texts_without_sound_are_spoken_where_a_voice_is_named(unigram, tmp_path
     assert metrics["pairs/speech-speech/n"] == 2
     assert metrics["pairs/speech-speech/failed"] == 1  # … cannot be spoken
     assert metrics["pairs/text-text/failed"] == 0
+
+
+def test_a_voice_is_not_opened_for_text_alone(unigram, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"id": "a", "good_text": "It began to snow.", "bad_text": "It was hot."}')
+    config = Config(
+        str(unigram[0]),
+        [str(file)],
+        voices=["embedded:nobody"],
+        modalities=["text-text"],
+        run_root=str(tmp_path),
+    )
+    (item,) = cloze.read_items(config, Scorer(config))
+    assert item.pair.good.audio is None
