@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from lit_moss.files import make_once
 
 PART = 2000  # recordings of a file: what a kill loses at most
 _BATCH_SEC = 240.0  # of speech read before it is computed; bounds the memory
+_LINE_EVERY_SEC = 60.0  # in logs, where there is no bar
 # Waves at 16 kHz -> the numbers of each, (n,).
 Compute = Callable[[list[Tensor]], list[Tensor]]
 
@@ -125,7 +127,11 @@ class RecordingCache:
         batch: dict[int, Tensor] = {}
         reasons: list[str] = []
         with self.network() as compute:
-            for i in tqdm(ordered, desc=self.kind, unit="recording", disable=None):
+            said = time.monotonic()
+            for done, i in enumerate(tqdm(ordered, desc=self.kind, unit="recording", disable=None)):
+                if time.monotonic() - said > _LINE_EVERY_SEC and not sys.stderr.isatty():  # no bar is drawn
+                    said = time.monotonic()
+                    print(f"{self.kind}: {done} of {len(ordered)} recordings", file=sys.stderr, flush=True)
                 u = utterances[i]
                 try:
                     batch[i] = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_moss import contracts
@@ -33,16 +32,9 @@ from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.first_weights import Start
 from lit_moss.modules.parallel import check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
-from lit_moss.modules.trunk_align import AlignLosses, AlignTotals, Teacher, TrunkAlign, TrunkAligner
-from lit_moss.modules.trunk_ctc import (
-    HEAD,
-    CtcSums,
-    CtcTotals,
-    TrunkCtc,
-    TrunkCtcHead,
-    check_same_ctc,
-    labels_of,
-)
+from lit_moss.modules.trunk_align import TrunkAlign
+from lit_moss.modules.trunk_ctc import HEAD, TrunkCtc, TrunkCtcHead, check_same_ctc
+from lit_moss.modules.trunk_losses import TrunkLosses
 from lit_moss.modules.window import Window
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -128,11 +120,6 @@ class SplitLLM(StepModule):
             raise UserError(f"model.init_codes is {init_codes!r}, expected {', '.join(get_args(InitCodes))}")
         if align is not None and joint:
             raise UserError("model.align with model.joint: expected a model with a split (joint: false)")
-        if align is not None and align.alone and ctc is not None:
-            raise UserError(
-                "model.align.alone computes the first layers only, model.ctc needs all: set align.alone "
-                "false, or ctc null"
-            )
         if min(text_weight, speech_weight) < 0 or text_weight + speech_weight == 0:
             raise UserError(
                 f"model.text_weight {text_weight} and speech_weight {speech_weight}: expected 0 or more, "
@@ -153,11 +140,9 @@ class SplitLLM(StepModule):
         self.lora = lora
         self.lm: SplitLM
         self.ctc_head: TrunkCtcHead | None = None
+        self._trunk = TrunkLosses(ctc, align)
         self._window = Window()
         self._sums = LossSums(torch.device("cpu"))
-        self._ctc_sums = CtcTotals()
-        self._aligner: TrunkAligner | None = None
-        self._align_sums = AlignTotals()
         self._heldout: HeldOut | None = None
         self._listening: Listening | None = None
         self._stored_ctc: dict[str, Any] | None = None  # head of the checkpoint that a run starts from
@@ -172,10 +157,10 @@ class SplitLLM(StepModule):
         check_strategy(self.trainer, self.save_frozen)
         with whole_on_cpu(self.trainer.strategy):
             self.lm = self._build(contracts.row_data(self.trainer).format).train()
-            if self.ctc is not None and self.trainer.state.fn == "fit":
-                self.ctc_head = self._build_ctc_head(self.ctc)
-            if self.align is not None and self.trainer.state.fn == "fit":
-                self._aligner = self._build_aligner(self.align)
+            if self.trainer.state.fn == "fit":
+                trunk, stored = self._trunk, self._stored_ctc
+                trunk.build(self.lm, self.trainer, stored, self._backbone_as_it_was, self.weights_dtype)
+                self.ctc_head, self._stored_ctc = trunk.head, None
             if self.lora is not None:
                 add_adapters(self.lm, self.lora)
         # Before a strategy wraps the model: reducers and shards leave out what never trains.
@@ -190,39 +175,6 @@ class SplitLLM(StepModule):
             shard(self.lm, mesh, str(self.trainer.precision), self._caster(trained))
         else:
             self._caster(trained)(self.lm)
-
-    def _build_ctc_head(self, ctc: TrunkCtc) -> TrunkCtcHead:
-        if saves_shards(self.trainer.strategy):
-            raise UserError(
-                f"model.ctc with {type(self.trainer.strategy).__name__}: its head is not sharded, expected "
-                "one device or DDP (conf/trainer/ddp.yaml)"
-            )
-        self.lm.keep_hidden = ctc.layers(len(self.lm.trunk.layers))
-        labels = labels_of(ctc, contracts.spoken_text_data(self.trainer, "model.ctc"))
-        head = TrunkCtcHead(labels, self.lm.model.embed_tokens.weight.detach())
-        stored = self._stored_ctc
-        if stored and stored["labels"] == labels.record():
-            head.load_state_dict(stored["state"])
-            rank_zero_info("model.ctc: its head continues from model.init_from")
-        self._stored_ctc = None
-        return head.train()
-
-    def _build_aligner(self, align: TrunkAlign) -> TrunkAligner:
-        if saves_shards(self.trainer.strategy):
-            raise UserError(
-                f"model.align with {type(self.trainer.strategy).__name__}: its layers are not sharded, "
-                "expected one device or DDP (conf/trainer/ddp.yaml)"
-            )
-        layer, kept = align.layers(len(self.lm.trunk.layers)), self.lm.keep_hidden
-        if kept not in (None, layer):
-            raise UserError(
-                f"model.align.layer is {layer}, model.ctc takes the states after layer {kept}: give both the "
-                "same layer"
-            )
-        if not align.alone:
-            self.lm.keep_hidden = layer
-        tokenizer = contracts.spoken_text_data(self.trainer, "model.align").text_tokenizer()
-        return TrunkAligner(align, Teacher(self._backbone_as_it_was(), layer, self.weights_dtype), tokenizer)
 
     def _backbone_as_it_was(self) -> SplitLM:
         if self.init_from is None:  # a checkpoint that is resumed is loaded later
@@ -330,13 +282,8 @@ class SplitLLM(StepModule):
         self._window = Window()
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        if self.layers_run is not None and self._aligner is not None:
-            losses = self._aligner(self.lm, batch)
-            self.log("step", self.on_device(self.global_step + 1))
-            self.count_targets(losses.places)
-            if losses.places:
-                self.log("train/loss", losses.total.detach(), prog_bar=True)
-            return self._logged(losses).total
+        if self._trunk.is_alone:
+            return self._alignment_step(batch)
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
         self.log("step", self.on_device(self.global_step + 1))
@@ -354,46 +301,39 @@ class SplitLLM(StepModule):
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
         count = loss.text_count + loss.speech_count
         total = loss.total
-        if self.ctc is not None and self.ctc_head is not None and loss.hidden_BLD is not None:
-            total = total + self.ctc.weight * self._ctc_loss(self.ctc_head, loss.hidden_BLD, batch)
-        if self._aligner is not None:
-            total = total + self._logged(self._aligner(self.lm, batch, loss.hidden_BLD)).total
+        added, logged = self._trunk.added(self.lm, batch, loss.hidden_BLD)
+        for part in added:
+            total = total + part
+        for name, value in logged.items():
+            self.log(f"train/{name}", value if isinstance(value, Tensor) else self.on_device(value))
         return self._window.weighted(self.trainer, batch_idx, total, count, sum(targets.values()))
+
+    def _alignment_step(self, batch: TokenBatch) -> Tensor:
+        losses = self._trunk.alone(self.lm, batch)
+        self.log("step", self.on_device(self.global_step + 1))
+        self.count_targets(losses.places)
+        if losses.places:
+            self.log("train/loss", losses.total.detach(), prog_bar=True)
+        for name, value in losses.values().items():
+            self.log(f"train/{name}", value)
+        return losses.total
 
     @property
     def layers_run(self) -> int | None:
         """Layers of the trunk that a training step computes; None for the whole model."""
-        return self.align.layer if self.align is not None and self.align.alone else None
-
-    def _logged(self, losses: AlignLosses) -> AlignLosses:
-        if losses.places:
-            self.log("train/align", losses.align)
-            self.log("train/align_contrast", losses.contrast)
-            self.log("train/align_keep", losses.keep)
-        return losses
-
-    def _ctc_loss(self, head: TrunkCtcHead, hidden_BLD: Tensor, batch: TokenBatch) -> Tensor:
-        """Nats a label, logged."""
-        sums: CtcSums = head(hidden_BLD, batch.speech_text)
-        if sums.labels:
-            self.log("train/ctc", sums.mean.detach())
-        self.log("train/ctc_skipped", self.on_device(sums.skipped))
-        return sums.mean
+        return self._trunk.layers_run
 
     def on_validation_epoch_start(self) -> None:
-        self._sums, self._ctc_sums = LossSums(self.device), CtcTotals()
-        self._align_sums = AlignTotals()
+        self._sums = LossSums(self.device)
+        self._trunk.reset()
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        if self.layers_run is not None and self._aligner is not None:
-            self._align_sums.add(self._aligner(self.lm, batch))
+        if self._trunk.is_alone:
+            self._trunk.validate(self.lm, batch, None)
             return
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
         self._sums.add(loss)
-        if self.ctc_head is not None and loss.hidden_BLD is not None:
-            self._ctc_sums.add(self.ctc_head(loss.hidden_BLD, batch.speech_text, count_errors=True))
-        if self._aligner is not None:
-            self._align_sums.add(self._aligner(self.lm, batch, loss.hidden_BLD))
+        self._trunk.validate(self.lm, batch, loss.hidden_BLD)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
@@ -402,11 +342,7 @@ class SplitLLM(StepModule):
         def over_ranks(x: Tensor) -> Tensor:
             return self.trainer.strategy.reduce(x.to(self.device), reduce_op="sum")
 
-        metrics = self._sums.metrics(over_ranks)
-        if self.ctc_head is not None:
-            metrics |= self._ctc_sums.metrics(over_ranks)
-        if self._aligner is not None:
-            metrics |= self._align_sums.metrics(over_ranks, self.layers_run is not None)
+        metrics = self._sums.metrics(over_ranks) | self._trunk.metrics(over_ranks)
         self.log("step", float(self.global_step))
         # Reduced already: the same on every rank.
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})

@@ -225,6 +225,11 @@ class AlignLosses:
     found: Tensor
     places: int
 
+    def values(self) -> dict[str, Tensor]:
+        """What is logged of a training batch; without a place nothing."""
+        named = {"align": self.align, "align_contrast": self.contrast, "align_keep": self.keep}
+        return named if self.places else {}
+
 
 def relative_error(s_PD: Tensor, t_PD: Tensor) -> Tensor:
     """mean (s - t)² / variance of t over the places; 0 where t does not vary."""

@@ -108,6 +108,15 @@ def test_parts_are_kept_as_they_are_done(manifest, tmp_path, encoded, monkeypatc
     assert not list((cache / "codes").rglob("*.partial*"))
 
 
+def test_logs_say_how_far_encoding_is(manifest, tmp_path, monkeypatch, capsys):
+    codec, utterances = str(made_up_codec(tmp_path / "codec")), read_manifest(manifest)
+    monkeypatch.setattr(recordings, "_LINE_EVERY_SEC", -1.0)
+    encode_utterances(utterances, NamedTokenizer(codec))
+    assert "codes: 4 of 8 recordings\n" in capsys.readouterr().err
+    encode_utterances(utterances, NamedTokenizer(codec))  # from the cache
+    assert "recordings" not in capsys.readouterr().err
+
+
 def test_a_recording_that_cannot_be_read_keeps_its_reason(manifest, tmp_path, encoded):
     codec = str(made_up_codec(tmp_path / "codec"))
     (tmp_path / "x-3.wav").write_bytes(b"no sound")
