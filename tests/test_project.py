@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from lit_moss.cli import main as cli
+from lit_moss.cli.evaluate import BENCHMARKS
+from lit_moss.runs.recipes import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
@@ -23,9 +25,11 @@ TALK_SCALES = ("cpu", "gpu", "smoke")  # of the study; its other files are recip
 TALK_BENCHMARKS = {"qa": "spoken_qa", "gap": "modality_gap", "text_cloze": "cloze"} | {
     n: n for n in ("cloze", "resynthesis", "text")
 }
+STUDIES = sorted(p for p in (ROOT / "conf/studies").glob("*.yaml") if "variants:" in p.read_text())
 RUNS = [
     p for p in YAMLS
     if p.parent.name not in PARTS
+    and p not in STUDIES
     and not (p in TALK and (p.stem in (*TALK_SCALES, *TALK_BENCHMARKS) or p.stem.startswith("prepare_")))
 ]  # fmt: skip
 
@@ -34,6 +38,8 @@ def command_of(path: Path) -> str:
     """The program and verb that run a YAML."""
     if path in TALK and path.stem in TALK_SCALES:
         return "experiments.studies.talk"
+    if path in STUDIES:
+        return "experiments.studies.variants"
     if path in TALK:
         benchmark = TALK_BENCHMARKS.get(path.stem)
         verb = (
@@ -70,6 +76,23 @@ def test_every_sweep_makes_recipes_that_parse(path, at_root, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main(["fit", "-c", str(recipe), "--print_config"])
     assert done.value.code == 0
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_variant_of_a_study_parses(path, at_root, tmp_path, capsys):
+    from experiments.studies import variants
+    from lit_moss.cli.yaml_options import OptionsParser
+
+    study, _ = OptionsParser(variants.Options, "variants").read(["-c", str(path)])
+    for name in study.variants:
+        recipe = tmp_path / f"{name}.yaml"
+        recipe.write_text(yaml.safe_dump(study.recipe_of(name, study.seeds[0])))
+        with pytest.raises(SystemExit) as done:
+            cli.main(["fit", "-c", str(recipe), "--print_config"])
+        assert done.value.code == 0
+    for name, file in study.evaluate.items():
+        assert study.evaluated_as in read_yaml(file)
+        assert name in BENCHMARKS
 
 
 @pytest.mark.parametrize(

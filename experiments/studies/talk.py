@@ -25,6 +25,7 @@ import yaml
 
 from experiments.studies import talk_data, talk_report
 from experiments.studies.command import run_study
+from experiments.studies.evaluations import keep
 from experiments.studies.stages import Stage, Stages, file_digest, run_module, run_verb
 from experiments.studies.talk_options import BEFORE, CHAINS, CONF, EVALUATIONS, FITS, Options
 from lit_moss.cli.evaluate import BENCHMARKS
@@ -291,7 +292,7 @@ class Talk:
             words = ["evaluate", EVALUATIONS[kind], "-c", str(file)]
             words += ["--name", o.name, "--run_root", o.run_root]
             run_verb(words, o.folder / "logs" / f"{name}.log", self._tags(name))
-            return talk_report.keep(name, o.folder / "logs" / f"{name}.log", o.folder)
+            return keep(name, o.folder / "logs" / f"{name}.log", o.folder / "evaluations" / name)
 
         made = [o.folder / "evaluations" / name / "report.md"]
         export = f"export-{form}" if form else "export"

@@ -1,55 +1,19 @@
 """What the study `talk` has reached: aims, times, reports of evaluations, sounds of held-out questions."""
 
 import csv
-import json
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.studies.evaluations import metrics_of
 from experiments.studies.talk_data import write_lines
 from lit_moss.audio import io, rates
 from lit_moss.corpora.facts import has_answer
-from lit_moss.errors import UserError
 from lit_moss.evaluate.evaluation import markdown_table, wilson
 from lit_moss.evaluate.statistics import mcnemar
 from lit_moss.records import json_lines
 from lit_moss.runs.launch import RunError
-
-_FOLDER = re.compile(r"^(?P<folder>\S.*): (?:done before|report\.md)", re.MULTILINE)
-
-
-def keep(name: str, log: Path, folder: Path) -> dict[str, Any]:
-    """Copies report and metrics of an evaluation into FOLDER/evaluations/NAME; returns the metrics.
-
-    Args:
-        name: Of the evaluation.
-        log: Output of `evaluate`, whose last lines name the folder of its results.
-        folder: Of the study.
-
-    Raises:
-        UserError: if the log names none.
-    """
-    folders = [Path(m["folder"]) for m in _FOLDER.finditer(log.read_text(errors="replace"))]
-    found = [path for path in folders if (path / "result.json").is_file()]
-    if not found:
-        raise UserError(f"{log} names no folder of results: expected that of {name} as its last line")
-    kept = folder / "evaluations" / name
-    kept.mkdir(parents=True, exist_ok=True)
-    for file in ("report.md", "result.json", "items.csv"):
-        if (found[-1] / file).is_file():
-            shutil.copyfile(found[-1] / file, kept / file)
-    return _metrics(kept)
-
-
-def _metrics(kept: Path) -> dict[str, float]:
-    """Metrics of an evaluation; those of rungs as RUNG/NAME."""
-    content = json.loads((kept / "result.json").read_text())
-    flat = {key: value for key, value in content.items() if not isinstance(value, dict)}
-    return flat | {
-        f"{k}/{name}": v for k, of in content.items() if isinstance(of, dict) for name, v in of.items()
-    }
 
 
 def answer_aloud(
@@ -99,7 +63,7 @@ def report(folder: Path, seconds: Sequence[tuple[str, float]], cer: float | None
     names = [name for name, _ in seconds]
     found = sorted((folder / "evaluations").glob("*/report.md"))
     reports = [path for path in found if path.parent.name in names]
-    results = {path.parent.name: _metrics(path.parent) for path in reports}
+    results = {path.parent.name: metrics_of(path.parent) for path in reports}
     crossed: list[dict[str, Any]] = []
     if "qa" in results:
         relation = {

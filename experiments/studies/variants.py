@@ -1,0 +1,262 @@
+"""Variants of a recipe side by side: the same data and steps, some keys changed.
+
+    python -m experiments.studies.variants -c conf/studies/listening.yaml [--KEY VALUE …]
+
+    variants   plain: {}                                      a run for each variant and seed
+               text: {model.init_args.init_codes: text}
+    after      aligned: first_layers                          `aligned` starts from that variant's weights
+    evaluate   resynthesis: conf/talk/resynthesis.yaml        a benchmark of each run
+
+Repeat the command to continue where it stopped. Writes variants.md and variants.png, with the metrics at
+every validation, into RUN_ROOT/studies/NAME/study/variants, and into the study's MLflow run.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+
+from experiments.studies.command import run_study
+from experiments.studies.compare import Curve, curves, picture
+from experiments.studies.evaluations import keep
+from experiments.studies.stages import run_verb
+from lit_moss.errors import UserError
+from lit_moss.evaluate.evaluation import markdown_table
+from lit_moss.runs.folder import Result
+from lit_moss.runs.launch import run_fit
+from lit_moss.runs.mlflow_access import open_client
+from lit_moss.runs.recipes import read_recipe, read_yaml, set_key
+from lit_moss.runs.study_run import study_run
+from lit_moss.runs.tracking import Tracker
+
+
+@dataclass
+class Options:
+    """Options of the study.
+
+    Args:
+        name: Name of the study, and MLflow experiment of its runs.
+        recipe: YAMLs of the recipe, merged from left to right as `fit -c` does.
+        variants: Name -> the keys of the recipe that it changes; {} for none.
+        metrics: Metrics of the fits that are compared; the first ones are drawn.
+        set: Keys that are changed in all variants.
+        recipes: Variant -> YAMLs of another recipe that it is made from.
+        after: Variant -> the variant from whose newest weights it starts (`model.init_from`).
+        evaluate: Benchmark -> YAML of `evaluate`, run on each variant that no other one starts from.
+        evaluated_as: Key of these YAMLs that takes the run's folder: model, codec, tokenizer.
+        evaluate_set: Keys of these YAMLs that are changed.
+        results: Metrics of the benchmarks that are compared, as BENCHMARK/METRIC.
+        seeds: One run of each variant per seed.
+        jobs: Runs at a time.
+        threads: Threads of each; null leaves it to torch.
+        run_root: Folder of all runs' files.
+    """
+
+    name: str
+    recipe: list[str]
+    variants: dict[str, dict[str, Any]]
+    metrics: list[str]
+    set: dict[str, Any] = field(default_factory=dict)
+    recipes: dict[str, list[str]] = field(default_factory=dict)
+    after: dict[str, str] = field(default_factory=dict)
+    evaluate: dict[str, str] = field(default_factory=dict)
+    evaluated_as: str = "model"
+    evaluate_set: dict[str, Any] = field(default_factory=dict)
+    results: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [1])
+    jobs: int = 1
+    threads: int | None = None
+    run_root: str = "runs"
+
+    def __post_init__(self) -> None:
+        if not self.variants or not self.seeds or not self.metrics or self.jobs < 1:
+            raise UserError(
+                "variants, seeds and metrics need one entry or more, and jobs 1 or more; got "
+                f"{len(self.variants)}, {len(self.seeds)}, {len(self.metrics)} and {self.jobs}"
+            )
+        named = {*self.recipes, *self.after, *self.after.values()}
+        if unknown := sorted(named - self.variants.keys()):
+            raise UserError(
+                f"recipes and after name {unknown}, expected variants: {', '.join(self.variants)}"
+            )
+        for name in self.variants:
+            seen = [name]
+            while (before := self.after.get(seen[-1])) is not None:
+                if before in seen:
+                    raise UserError(f"after: {before} starts from itself ({' after '.join([*seen, before])})")
+                seen.append(before)
+
+    @property
+    def ordered(self) -> list[str]:
+        """Variants, each behind the one that it starts from."""
+        order: list[str] = []
+
+        def add(name: str) -> None:
+            if name in self.after:
+                add(self.after[name])
+            if name not in order:
+                order.append(name)
+
+        for name in self.variants:
+            add(name)
+        return order
+
+    def folder(self, variant: str, seed: int) -> Path:
+        """Folder of a run."""
+        return Path(self.run_root).absolute() / self.name / f"{variant.replace('_', '-')}-seed-{seed}"
+
+    def recipe_of(self, variant: str, seed: int) -> dict[str, Any]:
+        """The recipe of a run."""
+        config = read_recipe(self.recipes.get(variant, self.recipe))
+        config["seed_everything"] = seed
+        for key, value in (self.variants[variant] | self.set).items():
+            set_key(config, key, value)
+        if variant in self.after:
+            set_key(config, "model.init_args.init_from", str(self.folder(self.after[variant], seed)))
+        return config
+
+
+@dataclass
+class Run:
+    """What a run has reached.
+
+    Args:
+        result: Of the fit.
+        measured: Metrics of its benchmarks, as BENCHMARK/METRIC.
+    """
+
+    result: Result
+    measured: dict[str, Any]
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs what is missing and prints the tables; 2 for what the user can correct, 1 if a run failed."""
+    return run_study(words, Options, "python -m experiments.studies.variants", __doc__, _run)
+
+
+def _run(options: Options) -> str:
+    for name in options.variants:  # mistakes are found before the first run
+        options.recipe_of(name, options.seeds[0])
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    study = study_run(options.name, Path(options.run_root).absolute())
+    state = "interrupted"
+    try:
+        runs = _all(options, {"mlflow.parentRunId": str(study.run_id)})
+        text = _report(options, runs, study)
+        state = "success"
+    finally:
+        study.finalize(state)
+    return text + f"{study.run_dir}/variants: variants.md, variants.png"
+
+
+def _all(options: Options, tags: Mapping[str, str]) -> dict[tuple[str, int], Run]:
+    started: dict[tuple[str, int], Future[Run]] = {}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for seed in options.seeds:
+            for name in options.ordered:
+                # In this order, so that what a run waits for has begun before it.
+                before = started[options.after[name], seed] if name in options.after else None
+                started[name, seed] = pool.submit(_one, options, name, seed, tags, before)
+        try:
+            return {key: future.result() for key, future in started.items()}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that run are waited for
+            raise
+
+
+def _one(options: Options, name: str, seed: int, tags: Mapping[str, str], before: Future[Run] | None) -> Run:
+    if before is not None:
+        before.result()
+    folder = options.folder(name, seed)
+    print(f"{folder.name}", flush=True)
+    own = {**tags, "variant": name, "seed": str(seed)}
+    result = run_fit(options.recipe_of(name, seed), folder, own)
+    measured: dict[str, Any] = {}
+    for benchmark, file in options.evaluate.items() if name not in options.after.values() else ():
+        recipe = read_yaml(file) | options.evaluate_set | {options.evaluated_as: str(folder)}
+        written, log = folder / f"{benchmark}.yaml", folder / f"{benchmark}.log"
+        written.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        words = ["evaluate", benchmark, "-c", str(written), "--name", options.name]
+        run_verb([*words, "--run_root", options.run_root], log, own)
+        found = keep(benchmark, log, folder / "evaluations" / benchmark)
+        measured |= {f"{benchmark}/{key}": value for key, value in found.items()}
+    return Run(result, measured)
+
+
+def _report(options: Options, runs: Mapping[tuple[str, int], Run], study: Tracker) -> str:
+    client = open_client()
+    points = {
+        key: curves(client, client.get_run(str(run.result["run_id"])), options.metrics)
+        for key, run in runs.items()
+    }
+    text = tables(options, runs, points)
+    out = study.run_dir / "variants"
+    out.mkdir(exist_ok=True)
+    (out / "variants.md").write_text(text, encoding="utf-8")
+    seeds = options.seeds
+    drawn = {
+        name if len(seeds) == 1 else f"{name}, seed {seed}": points[name, seed]
+        for name in options.variants
+        for seed in seeds
+    }
+    picture(drawn, options.metrics[:4], out / "variants.png")
+    study.log_folder(out, "variants")
+    return text
+
+
+def tables(
+    options: Options,
+    runs: Mapping[tuple[str, int], Run],
+    points: Mapping[tuple[str, int], Mapping[str, Curve]],
+) -> str:
+    """Markdown: the last values of each variant, then each metric of the fits at every validation.
+
+    Args:
+        options: Options of the study.
+        runs: Variant and seed -> run.
+        points: The same -> metric -> curve.
+    """
+    last = []
+    for name in options.variants:
+        of_seeds = [runs[name, seed] for seed in options.seeds]
+        row: dict[str, Any] = {"variant": name, "steps": of_seeds[0].result["step"]}
+        for metric in options.metrics:
+            row[metric] = spread([run.result["metrics"].get(metric) for run in of_seeds])
+        for metric in options.results:
+            row[metric] = spread([run.measured.get(metric) for run in of_seeds])
+        last.append(row)
+    parts = [f"Mean ± standard deviation of {len(options.seeds)} seeds.\n" * (len(options.seeds) > 1)]
+    parts.append(markdown_table(last))
+    for metric in options.metrics:
+        found = [dict(of[metric]) for of in points.values()]
+        steps = sorted({step for curve in found for step in curve})
+        rows = [
+            {metric: name}
+            | {
+                str(s): spread([dict(points[name, seed][metric]).get(s) for seed in options.seeds])
+                for s in steps
+            }
+            for name in options.variants
+        ]
+        if len(steps) > 1:
+            parts.append(markdown_table(rows))
+    return "\n".join(part for part in parts if part)
+
+
+def spread(values: Sequence[Any]) -> str:
+    """`mean ± standard deviation` of the values that are numbers; empty without one."""
+    numbers = [float(v) for v in values if v is not None]
+    if not numbers:
+        return ""
+    return f"{mean(numbers):.4g}" + (f" ± {stdev(numbers):.2g}" if len(numbers) > 1 else "")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
