@@ -14,12 +14,13 @@ import ast
 import importlib
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 
 import launch
@@ -123,12 +124,36 @@ def check(words: list[str]) -> int:
     elif "lit_moss" in words:
         return check_verb([word.removeprefix("/app/") for word in words[words.index("lit_moss") + 1 :]])
     elif words[:2] == ["python", "-m"]:
-        importlib.import_module(words[2])
+        check_program(words[2], words[3:])
     elif words[0] == "pip":
         listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         extras = {extra for word in words for extra in re.findall(r"\[(.*)\]", word)}
         assert extras <= set(listed), extras
     return 0
+
+
+class ParsedError(Exception):
+    """Ends a program behind its command line."""
+
+
+def check_program(module: str, words: list[str]) -> None:
+    """Raises or exits if a study or a bench does not take these options."""
+    options = getattr(importlib.import_module(module), "Options", None)
+    if is_dataclass(options):
+        OptionsParser(options, module).read(words)
+        return
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self, *args, **kwargs):
+        parse(self, *args, **kwargs)
+        raise ParsedError
+
+    sys.modules.pop(module)  # runpy warns of a program that is imported
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        patched.setattr(sys, "argv", [module, *words])
+        with pytest.raises(ParsedError):
+            runpy.run_module(module, run_name="__main__")
 
 
 def check_verb(words: list[str]) -> int:
