@@ -22,9 +22,12 @@ YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
 PARTS = ("data", "levers", "trainer", "predict", "sweep", "evaluate", "prepare")
 TALK = sorted((ROOT / "conf/talk").glob("*.yaml"))
 TALK_SCALES = ("cpu", "gpu", "smoke")  # of the study; its other files are recipes
-TALK_BENCHMARKS = {"qa": "spoken_qa", "gap": "modality_gap", "text_cloze": "cloze"} | {
-    n: n for n in ("cloze", "resynthesis", "text")
-}
+TALK_BENCHMARKS = {
+    "qa": "spoken_qa",
+    "gap": "modality_gap",
+    "text_cloze": "cloze",
+    "probe": "tokenizer_probe",
+} | {n: n for n in ("cloze", "resynthesis", "paralinguistics", "text")}
 STUDIES = sorted(p for p in (ROOT / "conf/studies").glob("*.yaml") if "variants:" in p.read_text())
 RUNS = [
     p for p in YAMLS

@@ -30,6 +30,7 @@ from experiments.studies.stages import Stage, Stages, file_digest, run_module, r
 from experiments.studies.talk_options import BEFORE, CHAINS, CONF, EVALUATIONS, FITS, Options
 from lit_moss.cli.evaluate import BENCHMARKS
 from lit_moss.corpora import facts as known
+from lit_moss.evaluate.probe_codes import SHUFFLED
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import run_fit
 from lit_moss.runs.recipes import read_recipe, set_key
@@ -160,9 +161,11 @@ class Talk:
         if isinstance(value, list):
             return [self._named(v, names) for v in value]
         if isinstance(value, str):
+            shuffled = SHUFFLED if value.startswith(SHUFFLED) else ""  # codes of the probe's control
+            path = value.removeprefix(shuffled)
             for name, folder in names.items():
-                if value == name or value.startswith(f"{name}/"):
-                    return folder + value.removeprefix(name)
+                if path == name or path.startswith(f"{name}/"):
+                    return shuffled + folder + path.removeprefix(name)
         return value
 
     def _tags(self, stage: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ OTHERS = ("lists", "dialogues", "manifests", "export", "latency", "sounds")
 # Evaluation -> benchmark; recipes are conf/talk/NAME.yaml.
 EVALUATIONS = {
     "resynthesis": "resynthesis",
+    "paralinguistics": "paralinguistics",
     "qa": "spoken_qa",
     "gap": "modality_gap",
     "cloze": "cloze",
@@ -22,6 +23,7 @@ EVALUATIONS = {
     "text_cloze": "cloze",
     "text_before": "text",
     "text_cloze_before": "cloze",
+    "probe": "tokenizer_probe",
 }
 # Of the backbone before training, by the recipe of the same evaluation of the system.
 BEFORE = {f"{name}_before": name for name in ("text", "text_cloze")}
@@ -61,8 +63,9 @@ class Options:
         reply_form: Form of spoken replies: direct, guided or interleaved.
         other_forms: Further forms, each fine-tuned from the same stage 2 and asked the same questions.
         vocoder: Whether a vocoder is trained; otherwise Griffin-Lim turns mels into sound.
-        evaluations: Which of resynthesis, qa, gap, cloze, text, text_cloze (perplexity), text_before and
-            text_cloze_before (of the backbone) are made; null for all that are there.
+        evaluations: Which of resynthesis, paralinguistics, qa, gap, cloze, text, text_cloze (perplexity),
+            text_before and text_cloze_before (of the backbone) and probe (of the codes) are made; null for
+            all that are there.
         latency: Spoken questions whose answers are timed up to the first sound, by twos; 0 for none.
         sounds: Held-out questions and answers that are kept as sounds.
         until: Stage after which to stop; null for the last.

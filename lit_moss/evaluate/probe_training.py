@@ -1,6 +1,7 @@
 """Training of the language model of `evaluate tokenizer_probe`: codes in, text out.
 
     document    sosp c_1 … c_n eosp  w_1 … w_m end       loss on w_1 … w_m and end alone
+    ctc         the states at c_1 … c_n say w_1 … w_m    an auxiliary loss, if asked for; recognises nothing
 
 A small loop of its own rather than `fit`: codes come from a file where no speech tokenizer exists, every
 evaluation is a decoding of the dev list, whose lowest word error decides which weights are kept, and a probe
@@ -21,12 +22,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lit_moss.data.batches import SpeechText
 from lit_moss.errors import UserError
 from lit_moss.evaluate.judges import word_errors
 from lit_moss.files import atomic_write
 from lit_moss.llm import SplitLM
 from lit_moss.llm.backbone import load_text_tokenizer, row_format
 from lit_moss.llm.rows import RowFormat, audio_vocab_for
+from lit_moss.modules.trunk_ctc import FRAMES_PER_CODE, TextLabels, TrunkCtcHead
 from lit_moss.schedule import rate_factor
 
 RANDOM = "random"
@@ -100,6 +103,7 @@ class ProbeOptions:
     decode_batch: int
     device: str
     bf16: bool
+    ctc: float = 0.0
 
 
 @dataclass
@@ -123,6 +127,7 @@ class Probe:
     texts: Texts
     form: RowFormat
     options: ProbeOptions
+    ctc_head: TrunkCtcHead | None = None
     most_text_rows: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -146,15 +151,27 @@ class Probe:
                 texts = Words(tokenizer)
                 form = row_format(tokenizer, audio_vocab_for(num_codes), eosp=num_codes)
                 lm = SplitLM.from_backbone(options.probe_from, 0, form.audio_vocab_size, row_format=form)
+            head = None
+            if options.ctc:
+                ids = sorted({i for u in train for i in texts.encode(u.text)})
+                # As many labels as codes have room for where labels are characters: 14 a second.
+                labels = TextLabels(ids, FRAMES_PER_CODE if options.probe_from == RANDOM else 1)
+                head = TrunkCtcHead(labels, lm.model.embed_tokens.weight.detach()).to(options.device)
+                lm.keep_hidden = len(lm.trunk.layers)
         lm.audio_lm_head.requires_grad_(False)  # no code is a target
         lm.stop_ids = [i for i in {form.end_id, form.im_end_id} if i is not None]
-        probe = cls(lm.to(options.device), texts, form, options)
+        probe = cls(lm.to(options.device), texts, form, options, head)
         probe.most_text_rows = max((len(probe.target(u)) for u in train), default=0)
         return probe
 
     def prompt(self, utterance: Spoken) -> list[int]:
         """Rows of the codes."""
         return self.form.speech(utterance.codes)
+
+    def trained(self) -> list[torch.nn.Parameter]:
+        """Parameters that learn."""
+        heads = [] if self.ctc_head is None else list(self.ctc_head.parameters())
+        return [*(p for p in self.lm.parameters() if p.requires_grad), *heads]
 
     def target(self, utterance: Spoken) -> list[int]:
         """Rows of the text and the end."""
@@ -223,6 +240,17 @@ def packed(documents: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Te
     return torch.tensor([rows]), torch.tensor([numbers]), torch.tensor([mask])
 
 
+def said(documents: Sequence[tuple[list[int], list[int]]]) -> list[SpeechText]:
+    """What the codes of packed (prompt, target) pairs say: the target without its end."""
+    spans, start = [], 0
+    for prompt, target in documents:
+        ids = target[:-1]
+        codes = len(prompt) - 2  # between sosp and eosp
+        spans.append(SpeechText(0, start + 1, start + 1 + codes, ids, [(codes, len(ids))]))
+        start += len(prompt) + len(target)
+    return spans
+
+
 def train_probe(
     probe: Probe, train: Sequence[Spoken], dev: Sequence[Spoken], folder: Path, title: str
 ) -> Path:
@@ -250,7 +278,7 @@ def train_probe(
             "raise it, or give other codes"
         )
     lengths = [len(prompt) + len(target) for prompt, target in documents]
-    trained = [p for p in probe.lm.parameters() if p.requires_grad]
+    trained = probe.trained()
     optimizer = torch.optim.AdamW(trained, options.lr, betas=(0.9, 0.95), weight_decay=0.01)
     folder.mkdir(parents=True, exist_ok=True)
     last, best = folder / "last.pt", folder / "best.pt"
@@ -286,7 +314,10 @@ def _train_step(
     rows, numbers, mask = (x.to(options.device) for x in packed(documents))
     lm.train()
     with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=options.bf16):
-        loss = lm.loss(rows, numbers, mask).total
+        losses = lm.loss(rows, numbers, mask)
+        loss = losses.total
+        if probe.ctc_head is not None and losses.hidden_BLD is not None:
+            loss = loss + options.ctc * probe.ctc_head(losses.hidden_BLD, said(documents)).mean
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -294,12 +325,13 @@ def _train_step(
     for group in optimizer.param_groups:
         group["lr"] = options.lr * factor
     optimizer.step()
-    return float(loss.detach())
+    return float(losses.total.detach())
 
 
 def _save(probe: Probe, optimizer: Any, step: int, losses: list[float], file: Path) -> None:
     state = {"lm": probe.lm.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-             "history": probe.history, "losses": losses}  # fmt: skip
+             "history": probe.history, "losses": losses,
+             "ctc": None if probe.ctc_head is None else probe.ctc_head.state_dict()}  # fmt: skip
     with atomic_write(file) as partial:
         torch.save(state, partial)
 
@@ -310,6 +342,8 @@ def _resume(probe: Probe, optimizer: Any, file: Path) -> tuple[int, list[float]]
         return 0, []
     state = torch.load(file, map_location="cpu", weights_only=True)
     probe.lm.load_state_dict(state["lm"])
+    if probe.ctc_head is not None:
+        probe.ctc_head.load_state_dict(state["ctc"])
     optimizer.load_state_dict(state["optimizer"])
     probe.history[:] = state["history"]
     return state["step"], state["losses"]

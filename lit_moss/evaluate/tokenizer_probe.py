@@ -61,6 +61,8 @@ class Config:
         limit: Utterances of each test list, from the first; null uses all.
         train_items: Utterances to learn from, from the first; null uses all.
         language: Language of the transcripts; Chinese is counted in characters.
+        ctc: Weight of an auxiliary CTC loss on the probe's states at codes. A probe from random weights
+            listens thousands of steps later without it; it recognises by its text rows in both cases.
         bf16: Whether to train in mixed precision; false for a processor without bfloat16 units.
         seed: Of new weights, the order of utterances, and the exchange of codes.
         batch_size: Utterances that are decoded at once.
@@ -86,6 +88,7 @@ class Config:
     limit: int | None = None
     train_items: int | None = None
     language: Literal["en", "zh"] = "en"
+    ctc: float = 0.0
     bf16: bool = True
     seed: int = 1
     batch_size: int = 16
@@ -103,6 +106,8 @@ class Config:
         for key in ("steps", "batch_rows", "eval_every", "batch_size", "layers", "width"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}, expected 1 or more")
+        if self.ctc < 0:
+            raise UserError(f"ctc is {self.ctc}, expected 0 (off) or more")
         for key in ("dev_items", "limit", "train_items"):
             if (getattr(self, key) or 1) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}, expected 1 or more, or null")
@@ -112,6 +117,7 @@ class Config:
         return ProbeOptions(
             self.probe_from, self.layers, self.width, self.steps, self.batch_rows, self.lr, self.seed,
             self.eval_every, self.language, self.batch_size, str(local_device(self.device)), self.bf16,
+            self.ctc,
         )  # fmt: skip
 
 
@@ -309,10 +315,11 @@ def report(
     counts = ", ".join(f"{name} {len(utterances)}" for name, utterances in lists.of.items())
     size = f" ({config.layers} layers of {config.width}, characters)" if config.probe_from == RANDOM else ""
     unit = "character" if config.language == "zh" else "word"
+    ctc = f", CTC {config.ctc}" if config.ctc else ""
     return (
         f"# Tokenizer probe from {config.probe_from}{size}\n\n{config.steps} steps of {config.batch_rows} "
-        f"rows, seed {config.seed}; utterances: {counts}; {failures} failures; {unit} errors pooled, lower "
-        "case without punctuation; weights of the lowest dev error; 95 % intervals by a bootstrap over "
+        f"rows, seed {config.seed}{ctc}; utterances: {counts}; {failures} failures; {unit} errors pooled, "
+        "lower case without punctuation; weights of the lowest dev error; 95 % intervals by a bootstrap over "
         f"utterances\n\n{markdown_table(table)}"
     )
 

@@ -26,6 +26,7 @@ from lit_moss.data.transcripts import edit_distance, normalise
 from lit_moss.errors import UserError
 
 HEAD = "ctc_head"  # attribute of the module, and name of the optimizer's group
+FRAMES_PER_CODE = rates.HIDDEN_PER_CODE  # of characters
 _FRAME_WIDTH = 256  # of a frame of the head for characters
 
 
@@ -72,12 +73,11 @@ class TextLabels:
 
     Args:
         ids: Those that occur in the training, sorted.
+        frames_per_code: More than one where ids are shorter than words, such as characters.
     """
 
-    frames_per_code = 1
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = list(ids)
+    def __init__(self, ids: Sequence[int], frames_per_code: int = 1) -> None:
+        self.ids, self.frames_per_code = list(ids), frames_per_code
         self._label = {text_id: i + 2 for i, text_id in enumerate(self.ids)}
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class CharLabels:
         ids: Those that occur in the training; a character that no id spells alone is unknown.
     """
 
-    frames_per_code = rates.HIDDEN_PER_CODE
+    frames_per_code = FRAMES_PER_CODE
 
     def __init__(self, tokenizer: Any, ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
@@ -180,7 +180,7 @@ class TrunkCtcHead(nn.Module):
             self.frame_norm = nn.LayerNorm(_FRAME_WIDTH)
             width = _FRAME_WIDTH
         self.proj = nn.Linear(width, len(labels))
-        if isinstance(labels, TextLabels):
+        if isinstance(labels, TextLabels) and labels.frames_per_code == 1:
             with torch.no_grad():
                 self.proj.weight[:2] = 0.0
                 self.proj.weight[2:] = words_VD[torch.tensor(labels.ids)].to(self.proj.weight)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lit_moss.cli.main import main
 from lit_moss.errors import UserError
 from lit_moss.evaluate import probe_training, tokenizer_probe
 from lit_moss.evaluate.probe_codes import entropy_bits, exchanged, open_codes
-from lit_moss.evaluate.probe_training import batches, packed
+from lit_moss.evaluate.probe_training import Probe, ProbeOptions, Spoken, batches, packed, said
 
 WORDS = ("cat", "dog", "owl", "bee", "ant", "fox")
 
@@ -69,8 +70,9 @@ def test_codes_that_say_the_words_are_learnt_and_exchanged_ones_are_not(lists, c
 
 
 @pytest.mark.slow
-def test_a_killed_probe_ends_as_one_that_was_not(lists, monkeypatch):
-    whole = evaluate("--codes=[codes.jsonl]")
+@pytest.mark.parametrize("ctc", [0.0, 0.5])
+def test_a_killed_probe_ends_as_one_that_was_not(lists, monkeypatch, ctc):
+    whole = evaluate("--codes=[codes.jsonl]", f"--ctc={ctc}")
     (folder,) = Path("runs/tokenizer_probe").iterdir()
     items = (folder / "items.jsonl").read_text()
     steps = probe_training._train_step
@@ -83,9 +85,9 @@ def test_a_killed_probe_ends_as_one_that_was_not(lists, monkeypatch):
 
         monkeypatch.setattr(probe_training, "_train_step", dies)
         with pytest.raises(KeyboardInterrupt):
-            tokenizer_probe.run(_config(run_root="killed"))
+            tokenizer_probe.run(_config(run_root="killed", ctc=ctc))
     monkeypatch.setattr(probe_training, "_train_step", steps)
-    assert tokenizer_probe.run(_config(run_root="killed")) == whole
+    assert tokenizer_probe.run(_config(run_root="killed", ctc=ctc)) == whole
     (killed,) = Path("killed/tokenizer_probe").iterdir()
     assert (killed / "items.jsonl").read_text() == items
 
@@ -144,6 +146,30 @@ def test_only_texts_are_targets():
     assert rows[mask].tolist() == [1, 2, 3]
 
 
+def test_ctc_reads_the_codes_and_says_the_text():
+    """Of two packed documents: the rows of their codes, and their text without its end."""
+    spans = said([([90, 1, 2, 3, 91], [7, 8, 99]), ([90, 4, 5, 91], [6, 99])])
+    assert [(s.sequence, s.first, s.stop, s.ids) for s in spans] == [(0, 1, 4, [7, 8]), (0, 9, 11, [6])]
+    rows, *_ = packed([([90, 1, 2, 3, 91], [7, 8, 99]), ([90, 4, 5, 91], [6, 99])])
+    assert [rows[0, s.first : s.stop].tolist() for s in spans] == [[1, 2, 3], [4, 5]]
+
+
+def test_ctc_has_four_frames_a_code_where_texts_are_characters():
+    """English has 14 characters a second and 12.5 codes: with one frame a code none would fit."""
+    train = [Spoken([1, 2], "abcdef")]
+    options = ProbeOptions("random", 1, 64, 1, 64, 1e-3, 1, 1, "en", 1, "cpu", False, ctc=0.5)
+    probe = Probe.open(options, 8, train)
+    documents = [(probe.prompt(train[0]), probe.target(train[0]))]
+    losses = probe.lm.loss(*packed(documents))
+    sums = probe.ctc_head(losses.hidden_BLD, said(documents))
+    assert (sums.labels, sums.skipped) == (6, 0)
+    sums.mean.backward()
+    assert any(p.grad is not None and p.grad.any() for p in probe.lm.trunk.parameters())
+    plain = Probe.open(replace(options, ctc=0.0), 8, train)
+    ours, theirs = probe.lm.state_dict(), plain.lm.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)  # the same start
+
+
 def test_exchanged_codes_are_those_of_others():
     codes = [[i] * 3 for i in range(9)] + [[]]
     moved = exchanged(codes, seed=3)
@@ -193,6 +219,7 @@ def test_codes_as_tokenize_writes_them_are_found_by_path(tmp_path):
         (["--codes=[codes.jsonl,codes.jsonl]"], "expected each kind once"),
         (["--codes=[codes.jsonl]", "--test=[]"], "test is empty"),
         (["--codes=[codes.jsonl]", "--steps=0"], "steps is 0, expected 1 or more"),
+        (["--codes=[codes.jsonl]", "--ctc=-1"], "ctc is -1.0, expected 0 (off) or more"),
         (["--codes=[codes.jsonl]", "--width=100"], "width is 100, expected a multiple of 64"),
         (["--codes=[codes.jsonl]", "--batch_rows=3"], "none of the 48 utterances to learn from fits"),
         (["--codes=[codes.jsonl]", "--dev=none.jsonl"], "no manifest none.jsonl"),

@@ -343,6 +343,19 @@ def test_every_scale_changes_keys_that_are_there(scale, tmp_path):
     assert set(options.user_voices).isdisjoint(options.heldout_voices)
 
 
+def test_evaluations_read_the_studys_own_folders(tmp_path):
+    """Also the codes of the probe's control, whose name has a prefix."""
+    study = talk.Talk(talk_options.Options(data=str(tmp_path / "here")), Stages(tmp_path), None)
+    study._folders["tokenizer"] = tmp_path / "tokenizer-1"
+    codes = study.placed("probe")["codes"]
+    assert codes[0] == str(tmp_path / "tokenizer-1")
+    assert codes[2] == f"shuffled:{tmp_path / 'tokenizer-1'}"
+    for name in talk_options.EVALUATIONS:
+        text = json.dumps(study.placed(name))
+        assert "data/talk/" not in text
+        assert "runs/talk_" not in text
+
+
 def test_the_documentation_names_every_stage(tmp_path):
     study = talk.Talk(talk_options.Options(data=str(tmp_path)), Stages(tmp_path), None)
     page = (ROOT / "docs/talk.md").read_text()
