@@ -138,7 +138,7 @@ class Talk:
             config["seed_everything"] = o.seed
         if name == "sft":
             set_key(config, "data.init_args.reply_form", form or o.reply_form)
-        if "voices" in config.get("steps", {}):
+        if name in CHAINS and "voices" in config["steps"]:
             voices, count, key = {
                 "conversations": (o.user_voices, o.voices, "user_voices"),
                 "questions": (o.heldout_voices, o.heldout_voice, "voices"),
