@@ -7,7 +7,9 @@ A name stands for the newest finished run of that name, a run id for itself; the
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from lit_moss.errors import UserError
@@ -56,6 +58,14 @@ def table(named: dict[str, dict[str, Curve]], metrics: list[str]) -> str:
         cells = [f"{p[0][1]:.4g} -> {p[-1][1]:.4g}" if p else "–" for p in (curves_of[m] for m in metrics)]
         lines.append(f"| {name} | {last} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """`mean ± standard deviation` of the values that are numbers; empty without one."""
+    numbers = [float(v) for v in values if v is not None]
+    if not numbers:
+        return ""
+    return f"{mean(numbers):.4g}" + (f" ± {stdev(numbers):.2g}" if len(numbers) > 1 else "")
 
 
 def picture(named: dict[str, dict[str, Curve]], metrics: list[str], path: Path) -> None:

@@ -1,14 +1,41 @@
-"""Results of `evaluate` runs that a study has started."""
+"""Benchmarks that a study runs by `evaluate`, and their results."""
 
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from experiments.studies.stages import run_verb
 from lit_moss.errors import UserError
 
 _FOLDER = re.compile(r"^(?P<folder>\S.*): (?:done before|report\.md)", re.MULTILINE)
+
+
+def run_benchmark(
+    benchmark: str, recipe: Mapping[str, Any], file: Path, log: Path, kept: Path, study: tuple[str, str],
+    tags: Mapping[str, str],
+) -> dict[str, Any]:  # fmt: skip
+    """Runs `evaluate`, which continues a killed evaluation; returns its metrics.
+
+    Args:
+        benchmark: Its name.
+        recipe: Its options.
+        file: Where they are written.
+        log: Where its output is appended.
+        kept: Where report and metrics are copied, see `keep`.
+        study: MLflow experiment, and folder of all runs' files.
+        tags: MLflow tags of its run.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+    name, run_root = study
+    words = ["evaluate", benchmark, "-c", str(file), "--name", name, "--run_root", run_root]
+    run_verb(words, log, tags)
+    return keep(benchmark, log, kept)
 
 
 def keep(name: str, log: Path, kept: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 
 from experiments.studies.command import run_study
+from experiments.studies.compare import spread
 from lit_moss.errors import UserError
 from lit_moss.files import write_json
 from lit_moss.runs.folder import RunFolder
@@ -237,13 +238,9 @@ def table(before: dict[str, float], values_of: dict[str, list[dict[str, float]]]
     lines = ["| recipe | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     lines.append("| before | – | " + " | ".join(f"{before[key]:.4g}" for key in COLUMNS.values()) + " |")
     for name, values in values_of.items():
-        cells = [_spread([v[key] for v in values]) for key in COLUMNS.values()]
+        cells = [spread([v[key] for v in values]) for key in COLUMNS.values()]
         lines.append(f"| {name} | {len(values)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
 
 
 def picture(before: dict[str, float], values_of: dict[str, list[dict[str, float]]]) -> Any:

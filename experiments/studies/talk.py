@@ -25,7 +25,7 @@ import yaml
 
 from experiments.studies import talk_data, talk_report
 from experiments.studies.command import run_study
-from experiments.studies.evaluations import keep
+from experiments.studies.evaluations import run_benchmark
 from experiments.studies.stages import Stage, Stages, file_digest, run_module, run_verb
 from experiments.studies.talk_options import BEFORE, CHAINS, CONF, EVALUATIONS, FITS, Options
 from lit_moss.cli.evaluate import BENCHMARKS
@@ -289,13 +289,9 @@ class Talk:
         kind, _, form = name.partition("-")
 
         def run(_: str) -> Any:
-            file = o.folder / "recipes" / f"{name}.yaml"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-            words = ["evaluate", EVALUATIONS[kind], "-c", str(file)]
-            words += ["--name", o.name, "--run_root", o.run_root]
-            run_verb(words, o.folder / "logs" / f"{name}.log", self._tags(name))
-            return keep(name, o.folder / "logs" / f"{name}.log", o.folder / "evaluations" / name)
+            file, log = o.folder / "recipes" / f"{name}.yaml", o.folder / "logs" / f"{name}.log"
+            kept, study = o.folder / "evaluations" / name, (o.name, o.run_root)
+            return run_benchmark(EVALUATIONS[kind], config, file, log, kept, study, self._tags(name))
 
         made = [o.folder / "evaluations" / name / "report.md"]
         export = f"export-{form}" if form else "export"

@@ -17,15 +17,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-import yaml
-
 from experiments.studies.command import run_study
-from experiments.studies.compare import Curve, curves, picture
-from experiments.studies.evaluations import keep
-from experiments.studies.stages import run_verb
+from experiments.studies.compare import Curve, curves, picture, spread
+from experiments.studies.evaluations import run_benchmark
 from lit_moss.errors import UserError
 from lit_moss.evaluate.evaluation import markdown_table
 from lit_moss.runs.folder import Result
@@ -45,7 +41,7 @@ class Options:
         recipe: YAMLs of the recipe, merged from left to right as `fit -c` does.
         variants: Name -> the keys of the recipe that it changes; {} for none.
         metrics: Metrics of the fits that are compared; the first ones are drawn.
-        set: Keys that are changed in all variants.
+        set: Keys that are changed in all variants; a variant's own value of the same key counts.
         recipes: Variant -> YAMLs of another recipe that it is made from.
         after: Variant -> the variant from whose newest weights it starts (`model.init_from`).
         evaluate: Benchmark -> YAML of `evaluate`, run on each variant that no other one starts from.
@@ -94,7 +90,7 @@ class Options:
 
     @property
     def ordered(self) -> list[str]:
-        """Variants, each behind the one that it starts from."""
+        """Variants, each after the one that it starts from."""
         order: list[str] = []
 
         def add(name: str) -> None:
@@ -115,8 +111,9 @@ class Options:
         """The recipe of a run."""
         config = read_recipe(self.recipes.get(variant, self.recipe))
         config["seed_everything"] = seed
-        for key, value in (self.variants[variant] | self.set).items():
-            set_key(config, key, value)
+        changes = self.set | self.variants[variant]  # of the same key the variant's counts
+        for key in sorted(changes, key=lambda key: key.count(".")):  # `data` before what is in it
+            set_key(config, key, changes[key])
         if variant in self.after:
             set_key(config, "model.init_args.init_from", str(self.folder(self.after[variant], seed)))
         return config
@@ -181,11 +178,10 @@ def _one(options: Options, name: str, seed: int, tags: Mapping[str, str], before
     measured: dict[str, Any] = {}
     for benchmark, file in options.evaluate.items() if name not in options.after.values() else ():
         recipe = read_yaml(file) | options.evaluate_set | {options.evaluated_as: str(folder)}
-        written, log = folder / f"{benchmark}.yaml", folder / f"{benchmark}.log"
-        written.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-        words = ["evaluate", benchmark, "-c", str(written), "--name", options.name]
-        run_verb([*words, "--run_root", options.run_root], log, own)
-        found = keep(benchmark, log, folder / "evaluations" / benchmark)
+        found = run_benchmark(
+            benchmark, recipe, folder / f"{benchmark}.yaml", folder / f"{benchmark}.log",
+            folder / "evaluations" / benchmark, (options.name, options.run_root), own,
+        )  # fmt: skip
         measured |= {f"{benchmark}/{key}": value for key, value in found.items()}
     return Run(result, measured)
 
@@ -225,37 +221,27 @@ def tables(
     """
     last = []
     for name in options.variants:
-        of_seeds = [runs[name, seed] for seed in options.seeds]
-        row: dict[str, Any] = {"variant": name, "steps": of_seeds[0].result["step"]}
+        own = [runs[name, seed] for seed in options.seeds]
+        row: dict[str, Any] = {"variant": name, "steps": own[0].result["step"]}
         for metric in options.metrics:
-            row[metric] = spread([run.result["metrics"].get(metric) for run in of_seeds])
+            row[metric] = spread([run.result["metrics"].get(metric) for run in own])
         for metric in options.results:
-            row[metric] = spread([run.measured.get(metric) for run in of_seeds])
+            row[metric] = spread([run.measured.get(metric) for run in own])
         last.append(row)
     parts = [f"Mean ± standard deviation of {len(options.seeds)} seeds.\n" * (len(options.seeds) > 1)]
     parts.append(markdown_table(last))
     for metric in options.metrics:
         found = [dict(of[metric]) for of in points.values()]
         steps = sorted({step for curve in found for step in curve})
-        rows = [
-            {metric: name}
-            | {
-                str(s): spread([dict(points[name, seed][metric]).get(s) for seed in options.seeds])
-                for s in steps
-            }
-            for name in options.variants
-        ]
+        rows: list[dict[str, str]] = []
+        for name in options.variants:
+            of_seeds = [dict(points[name, seed][metric]) for seed in options.seeds]
+            rows.append(
+                {metric: name} | {str(s): spread([curve.get(s) for curve in of_seeds]) for s in steps}
+            )
         if len(steps) > 1:
             parts.append(markdown_table(rows))
     return "\n".join(part for part in parts if part)
-
-
-def spread(values: Sequence[Any]) -> str:
-    """`mean ± standard deviation` of the values that are numbers; empty without one."""
-    numbers = [float(v) for v in values if v is not None]
-    if not numbers:
-        return ""
-    return f"{mean(numbers):.4g}" + (f" ± {stdev(numbers):.2g}" if len(numbers) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,13 @@ def test_a_variant_changes_its_keys_and_those_of_all(tmp_path):
     assert own.ordered == ["first", "second"]
 
 
+def test_a_variants_value_counts_and_broader_keys_come_first(tmp_path):
+    changes = {"first": {"model.init_args.lr": 5.0}, "second": {"model": {"init_args": {"lr": 6.0, "x": 1}}}}
+    own = options(tmp_path, set={"model.init_args.lr": 2.0}, variants=changes)
+    assert own.recipe_of("first", 1)["model"]["init_args"] == {"lr": 5.0}
+    assert own.recipe_of("second", 1)["model"]["init_args"] == {"lr": 2.0, "x": 1}
+
+
 def test_a_variant_may_have_a_recipe_of_its_own(tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump({"trainer": {"max_steps": 9}}))
@@ -124,6 +131,6 @@ def test_a_study_trains_each_variant_once(tmp_path):
     out = tmp_path / "runs/studies/compared/study/variants"
     assert (out / "variants.png").stat().st_size > 1000
     assert (out / "variants.md").read_text() in text
-    assert start().splitlines()[3:] == text.splitlines()[3:]  # behind the names of runs
+    assert start().splitlines()[3:] == text.splitlines()[3:]  # after the names of runs
     assert {path.name: path.stat().st_mtime_ns for path in runs.glob("*/log.txt")} == logs
     assert json.loads((runs / "second-seed-1/run.json").read_text())["mlflow_run_id"]
