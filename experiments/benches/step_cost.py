@@ -6,6 +6,7 @@
     full     everything trains
 
     python -m experiments.benches.step_cost [--backbone embedded:smollm2-135m] [--rows 2048] [--repeats 5]
+    python -m experiments.benches.step_cost --official --kinds stage1 lora --rows 4096     (a GPU of 80 GB)
 
 Every measurement runs in a process of its own, the kinds take turns. Memory is measured in further
 processes, where every tensor of weight is a mapping of its own (MAPPED), so that freed memory is gone and the
@@ -22,7 +23,9 @@ import time
 
 import torch
 
+from experiments.benches.talking_model import official_lm
 from lit_moss.llm import SplitLM
+from lit_moss.llm.backbone import load_text_tokenizer
 from lit_moss.llm.lora import Lora, add_adapters, is_adapter
 
 KINDS = ("stage1", "embed", "lora", "full")
@@ -30,17 +33,27 @@ KINDS = ("stage1", "embed", "lora", "full")
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": "200000", "MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1"}
 
 
-def measure(kind: str, backbone: str, rows: int, steps: int) -> dict[str, float]:
+def measure(kind: str, backbone: str, rows: int, steps: int, official: bool = False) -> dict[str, float]:
     """Median seconds of a step with `rows` packed rows, of the clock and of computing on all cores together,
-    and peak GiB of memory, after two warm-up steps."""
+    and peak GiB of memory, after two warm-up steps.
+
+    Args:
+        kind: One of `KINDS`.
+        backbone: The backbone; with `official` only its text tokenizer is taken.
+        rows: Rows of a step.
+        steps: Measured steps.
+        official: Random weights in the released shape. What does not train is kept in bfloat16, as with
+            `frozen_dtype: bfloat16`.
+    """
     from callbacks.throughput import memory_gib
 
     before = memory_gib()
     torch.manual_seed(0)
-    lm = SplitLM.from_backbone(backbone, 4, 1152).train()
-    if torch.cuda.is_available():
-        lm = lm.cuda()
-    device = lm.model.text_norm.weight.device
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu") as device:
+        if official:
+            lm = official_lm(load_text_tokenizer(backbone)).train()
+        else:
+            lm = SplitLM.from_backbone(backbone, 4, 1152).to(device).train()
     if kind == "lora":
         add_adapters(lm, Lora())
         for name, p in lm.named_parameters():
@@ -49,12 +62,14 @@ def measure(kind: str, backbone: str, rows: int, steps: int) -> dict[str, float]
     if part is not None:
         for name, p in lm.named_parameters():
             p.requires_grad_(part in name)
+    for p in lm.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
     optimizer = torch.optim.AdamW([p for p in lm.parameters() if p.requires_grad], lr=1e-5, fused=True)
     V = lm.format.text_vocab_size
     text, speech = torch.randint(0, 1000, (rows,)), torch.randint(V, V + 1024, (rows,))
-    mixed = torch.where(torch.arange(rows) // 40 % 4 > 0, speech, text)[None].to(
-        device
-    )  # three quarters speech
+    three_quarters = torch.arange(rows) // 40 % 4 > 0
+    mixed = torch.where(three_quarters, speech, text)[None].to(device)
     ids = (torch.arange(rows) // 400)[None].to(device)
     seconds, computing = [], []
     for _ in range(steps + 2):
@@ -88,13 +103,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=5, help="measured steps of one process")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each kind, taking turns")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--official", action="store_true", help="random weights in the released shape")
     parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.one, args.backbone, args.rows, args.steps)))
+        print(json.dumps(measure(args.one, args.backbone, args.rows, args.steps, args.official)))
         return
-    measured: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
-    sizes = ["--backbone", args.backbone, "--rows", str(args.rows)]
+    measured: dict[str, list[dict[str, float]]] = {kind: [] for kind in args.kinds}
+    sizes = ["--backbone", args.backbone, "--rows", str(args.rows), *["--official"] * args.official]
     for _ in range(args.repeats):
         for kind, results in measured.items():
             results.append(_run([*sizes, "--one", kind, "--steps", str(args.steps)], {}))
@@ -107,11 +124,11 @@ def main() -> None:
         sec, cpu_sec, gib = found["sec"], found["cpu_sec"], found["gib"]
         print(f"{kind:<7} {sec:.3f} s a step ({cpu_sec:.3f} s of computing), {args.rows / sec:.0f} rows/s, "
               f"peak {gib:.2f} GiB")  # fmt: skip
-    full = best["full"]
-    for kind in ("stage1", "embed", "lora"):
-        ratios = {key: best[kind][key] / value for key, value in full.items()}
-        print(f"{kind} / full: time {ratios['sec']:.3f}, computing {ratios['cpu_sec']:.3f}, "
-              f"memory {ratios['gib']:.3f}")  # fmt: skip
+    if full := best.pop("full", None):
+        for kind, found in best.items():
+            ratios = {key: found[key] / value for key, value in full.items()}
+            print(f"{kind} / full: time {ratios['sec']:.3f}, computing {ratios['cpu_sec']:.3f}, "
+                  f"memory {ratios['gib']:.3f}")  # fmt: skip
 
 
 if __name__ == "__main__":

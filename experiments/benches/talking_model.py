@@ -54,7 +54,7 @@ def random_model(size: str, device: str, vocoder: str = "griffin-lim") -> Speech
     torch.manual_seed(0)
     with torch.device(device):
         if size == "official":
-            lm = _official_lm(text_tokenizer)
+            lm = official_lm(text_tokenizer)
             encoder, flow, hift = EncoderConfig(), FlowConfig(speaker_dim=192), HiFTConfig()
         elif size == "tiny":
             form = row_format(text_tokenizer, 128, eosp=_TINY_ENCODER.quantize_vocab_size)
@@ -81,7 +81,8 @@ def random_model(size: str, device: str, vocoder: str = "griffin-lim") -> Speech
     return SpeechModel(size, lm, text_tokenizer, tokenizer, moved(codec, device))
 
 
-def _official_lm(text_tokenizer: Any) -> SplitLM:
+def official_lm(text_tokenizer: Any) -> SplitLM:
+    """Random weights in the released shape: Qwen3-8B with a speech tail of four layers, bfloat16."""
     config = Qwen3Config(
         hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
         num_key_value_heads=8, head_dim=128, vocab_size=151_680, max_position_embeddings=40960,

@@ -20,6 +20,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -28,8 +29,10 @@ import torch
 
 from experiments.studies.command import run_study
 from experiments.studies.compare import spread
+from experiments.studies.parallel import run_all
 from lit_moss.errors import UserError
 from lit_moss.files import write_json
+from lit_moss.hub.recordings import local_device
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import run_fit
 from lit_moss.runs.recipes import read_recipe, set_key
@@ -74,6 +77,7 @@ class Options:
         code_rate: Factor on the rates of audio embedding and audio head, in the recipes with a split.
         k: Steps between two layers of FP-Layerwise, appendix D.
         items: Held-out items of each modality.
+        jobs: Runs at a time.
         name: Name of the study.
         run_root: Folder of all runs' files.
     """
@@ -90,6 +94,7 @@ class Options:
     code_rate: float = 1.0
     k: int = 1
     items: int = 80
+    jobs: int = 1
     name: str = "table7"
     run_root: str = "runs"
 
@@ -172,14 +177,14 @@ def recipe(kind: str, seed: int, options: Options) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def other_text_ppl(lm: Any, tokenizer: Any) -> float:
+def other_text_ppl(lm: Any, tokenizer: Any, device: torch.device) -> float:
     """Perplexity of the first 8192 rows of Python's language reference, in chunks of 1024."""
     from pydoc_data.topics import topics
 
     ids = tokenizer("\n\n".join(topics[k] for k in sorted(topics)), add_special_tokens=False)["input_ids"]
-    rows = torch.tensor(ids[:OTHER_TEXT_ROWS]).view(-1, OTHER_TEXT_CHUNK)
+    rows = torch.tensor(ids[:OTHER_TEXT_ROWS], device=device).view(-1, OTHER_TEXT_CHUNK)
     nll = count = 0.0
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         for chunk in rows:
             loss = lm.loss(chunk[None])
             nll, count = nll + float(loss.text * loss.text_count), count + float(loss.text_count)
@@ -196,7 +201,8 @@ def measure(folder: Path) -> dict[str, float]:
         from lit_moss.llm.backbone import load_text_tokenizer
 
         init = RunFolder(folder).config()["model"]["init_args"]
-        value = other_text_ppl(open_lm(folder), load_text_tokenizer(init["backbone"]))
+        device = local_device()
+        value = other_text_ppl(open_lm(folder).to(device), load_text_tokenizer(init["backbone"]), device)
         write_json(kept, {"other_text_ppl": value})
     return result["metrics"] | json.loads(kept.read_text())
 
@@ -228,9 +234,11 @@ def measure_before(config: dict[str, Any]) -> dict[str, float]:
     items = make_cloze(
         held_out, "validation", model["backbone"], data["speech_tokenizer"], count, log_mel=log_mel
     )
-    with torch.autocast("cpu", torch.bfloat16):
-        metrics = {f"heldout/{k}": v for k, v in HeldOut(items, form).measure(lm, "cpu").items()}
-    return metrics | {"other_text_ppl": other_text_ppl(lm, tokenizer)}
+    device = local_device()
+    lm.to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        metrics = {f"heldout/{k}": v for k, v in HeldOut(items, form).measure(lm, device).items()}
+    return metrics | {"other_text_ppl": other_text_ppl(lm, tokenizer, device)}
 
 
 def table(before: dict[str, float], values_of: dict[str, list[dict[str, float]]]) -> str:
@@ -288,14 +296,12 @@ def _run(options: Options) -> str:
 
 def _study(options: Options, study: Tracker) -> str:
     parent = {"mlflow.parentRunId": str(study.run_id)}
-    values: dict[str, list[dict[str, float]]] = {}
-    for seed in options.seeds:
-        for name, stages in RECIPES.items():
-            for kind in stages:
-                folder = options.runs / f"{kind.replace('_', '-')}-seed-{seed}"
-                print(f"seed {seed}, {name}: {folder.name}", flush=True)
-                run_fit(recipe(kind, seed, options), folder, parent | {"recipe": name, "seed": str(seed)})
-            values.setdefault(name, []).append(measure(folder))
+    recipes = [(seed, name, kind) for seed in options.seeds for name in RECIPES for kind in RECIPES[name]]
+    fits = {(kind, seed): partial(_fit, kind, seed, options, parent | {"recipe": name, "seed": str(seed)})
+            for seed, name, kind in recipes}  # fmt: skip
+    after = {(kind, seed): ("stage1", seed) for kind, seed in fits if kind.startswith("stage2")}
+    found = run_all(fits, after, options.jobs)
+    values = {name: [found[kinds[-1], seed] for seed in options.seeds] for name, kinds in RECIPES.items()}
     before = _before(recipe("stage1", options.seeds[0], options), study.run_dir)
     text = table(before, values)
     (study.run_dir / "table7.md").write_text(text)
@@ -304,6 +310,14 @@ def _study(options: Options, study: Tracker) -> str:
     study.log_text(text, "table7.md")
     study.log_figure(figure, "table7.png")
     return text
+
+
+def _fit(kind: str, seed: int, options: Options, tags: dict[str, str]) -> dict[str, float]:
+    """Trains a run and measures it; nothing is measured of stage 1, which is no recipe of its own."""
+    folder = options.runs / f"{kind.replace('_', '-')}-seed-{seed}"
+    print(f"seed {seed}: {folder.name}", flush=True)
+    run_fit(recipe(kind, seed, options), folder, tags)
+    return {} if kind == "stage1" else measure(folder)
 
 
 def _before(config: dict[str, Any], folder: Path) -> dict[str, float]:

@@ -14,14 +14,15 @@ every validation, into RUN_ROOT/studies/NAME/study/variants, and into the study'
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.studies.command import run_study
 from experiments.studies.compare import Curve, curves, picture, spread
 from experiments.studies.evaluations import run_benchmark
+from experiments.studies.parallel import run_all
 from lit_moss.errors import UserError
 from lit_moss.evaluate.evaluation import markdown_table
 from lit_moss.runs.folder import Result
@@ -154,23 +155,13 @@ def _run(options: Options) -> str:
 
 
 def _all(options: Options, tags: Mapping[str, str]) -> dict[tuple[str, int], Run]:
-    started: dict[tuple[str, int], Future[Run]] = {}
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for seed in options.seeds:
-            for name in options.ordered:
-                # In this order, so that what a run waits for has begun before it.
-                before = started[options.after[name], seed] if name in options.after else None
-                started[name, seed] = pool.submit(_one, options, name, seed, tags, before)
-        try:
-            return {key: future.result() for key, future in started.items()}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that run are waited for
-            raise
+    keys = [(name, seed) for seed in options.seeds for name in options.ordered]
+    runs = {key: partial(_one, options, *key, tags) for key in keys}
+    after = {key: (options.after[key[0]], key[1]) for key in keys if key[0] in options.after}
+    return run_all(runs, after, options.jobs)
 
 
-def _one(options: Options, name: str, seed: int, tags: Mapping[str, str], before: Future[Run] | None) -> Run:
-    if before is not None:
-        before.result()
+def _one(options: Options, name: str, seed: int, tags: Mapping[str, str]) -> Run:
     folder = options.folder(name, seed)
     print(f"{folder.name}", flush=True)
     own = {**tags, "variant": name, "seed": str(seed)}
