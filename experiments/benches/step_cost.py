@@ -24,6 +24,7 @@ import time
 import torch
 
 from experiments.benches.talking_model import official_lm
+from lit_moss.hub.recordings import local_device
 from lit_moss.llm import SplitLM
 from lit_moss.llm.backbone import load_text_tokenizer
 from lit_moss.llm.lora import Lora, add_adapters, is_adapter
@@ -49,11 +50,11 @@ def measure(kind: str, backbone: str, rows: int, steps: int, official: bool = Fa
 
     before = memory_gib()
     torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu") as device:
-        if official:
-            lm = official_lm(load_text_tokenizer(backbone)).train()
-        else:
-            lm = SplitLM.from_backbone(backbone, 4, 1152).to(device).train()
+    device = local_device()
+    if official:
+        lm = _filled(official_lm(load_text_tokenizer(backbone), empty=True), device).train()
+    else:
+        lm = SplitLM.from_backbone(backbone, 4, 1152).to(device).train()
     if kind == "lora":
         add_adapters(lm, Lora())
         for name, p in lm.named_parameters():
@@ -84,6 +85,17 @@ def measure(kind: str, backbone: str, rows: int, steps: int, official: bool = Fa
         computing.append(time.process_time() - start[1])
     sec, cpu_sec = (sorted(x[2:])[steps // 2] for x in (seconds, computing))
     return {"sec": sec, "cpu_sec": cpu_sec, "gib": memory_gib() - before}
+
+
+@torch.no_grad()
+def _filled(lm: SplitLM, device: torch.device) -> SplitLM:
+    """A model from the meta device, with random weights; its time does not depend on them."""
+    lm.to_empty(device=device)
+    for p in lm.parameters():
+        p.normal_(0.0, 0.02) if p.dim() > 1 else p.fill_(1.0)
+    for b in lm.buffers():
+        b.fill_(0.01) if b.is_floating_point() else b.zero_()
+    return lm
 
 
 def _run(options: list[str], environment: dict[str, str]) -> dict[str, float]:

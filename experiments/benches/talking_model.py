@@ -81,15 +81,20 @@ def random_model(size: str, device: str, vocoder: str = "griffin-lim") -> Speech
     return SpeechModel(size, lm, text_tokenizer, tokenizer, moved(codec, device))
 
 
-def official_lm(text_tokenizer: Any) -> SplitLM:
-    """Random weights in the released shape: Qwen3-8B with a speech tail of four layers, bfloat16."""
+def official_lm(text_tokenizer: Any, empty: bool = False) -> SplitLM:
+    """Random weights in the released shape: Qwen3-8B with a speech tail of four layers, bfloat16.
+
+    Args:
+        text_tokenizer: Whose ids the format names.
+        empty: On the meta device, without weights.
+    """
     config = Qwen3Config(
         hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
         num_key_value_heads=8, head_dim=128, vocab_size=151_680, max_position_embeddings=40960,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=False,
     )  # fmt: skip
     form = row_format(text_tokenizer, 16512, 151_680, eosp=16384)
-    return SplitLM.from_backbone(config, 4, 16512, dtype=torch.bfloat16, row_format=form)
+    return SplitLM.from_backbone(config, 4, 16512, dtype=torch.bfloat16, row_format=form, empty=empty)
 
 
 def question(seconds: float, seed: int, rate_hz: int = rates.DECODER_RATE_HZ) -> Tensor:

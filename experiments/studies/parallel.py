@@ -12,7 +12,7 @@ def run_all(runs: Mapping[Key, Callable[[], Value]], after: Mapping[Key, Key], j
     """Results of all runs; the first error is raised once those that had begun have ended.
 
     Args:
-        runs: Name -> the run, each behind the one it starts from.
+        runs: Name -> the run, each after the one it starts from.
         after: Name -> the run that must have ended before.
         jobs: Runs at a time.
     """
