@@ -244,7 +244,7 @@ def measure_before(config: dict[str, Any]) -> dict[str, float]:
 def table(before: dict[str, float], values_of: dict[str, list[dict[str, float]]]) -> str:
     """Markdown: mean and standard deviation over seeds of each recipe."""
     lines = ["| recipe | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    # An audio head that starts at zero finds all codes equally likely: no item of a cloze is right, none wrong.
+    # An audio head that starts at zero finds all codes equally likely: no item of a cloze is right.
     known = [f"{before[key]:.4g}" if before[key] else "–" for key in COLUMNS.values()]
     lines.append("| before | – | " + " | ".join(known) + " |")
     for name, values in values_of.items():

@@ -296,6 +296,7 @@ class Talk:
         made = [o.folder / "evaluations" / name / "report.md"]
         export = f"export-{form}" if form else "export"
         after = ["manifests"] if name in BEFORE else [export, "manifests"]
+        after = ["align", "tokenizer"] if name == "probe" else after
         return Stage(name, self.recipe(name), after, run, made)
 
     def _latency(self) -> Stage:
