@@ -5,7 +5,7 @@ ask once, in one place, and say in one line what is missing.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -309,6 +309,17 @@ class LaterMetrics(Protocol):
 
 
 _TOKEN_DATA = "InterleavedDataModule, SFTDataModule or another data module of token documents"
+# Kind of data -> what a message calls it.
+_EXPECTED: dict[type, str] = {
+    SpeechData: "SpeechDataModule",
+    DecoderData: "DecoderDataModule",
+    VocoderData: "VocoderDataModule",
+    PromptData: "PromptDataModule",
+    RowData: _TOKEN_DATA,
+    CodebookData: _TOKEN_DATA,
+    SpokenTextData: _TOKEN_DATA,
+}
+Data = TypeVar("Data")
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -369,68 +380,20 @@ def ordered_data(trainer: Trainer) -> OrderedData | None:
     return data if isinstance(data, OrderedData) else None
 
 
-def speech_data(trainer: Trainer) -> SpeechData:
-    """The data module of a speech tokenizer's run.
+def data_of(trainer: Trainer, kind: type[Data]) -> Data:
+    """The data module, of the kind that a model needs.
+
+    Args:
+        trainer: Of the run.
+        kind: A protocol of `_EXPECTED`.
 
     Raises:
         UserError: if it is of another kind.
     """
     data = datamodule_of(trainer)
-    if not isinstance(data, SpeechData):
-        raise _wrong_data(data, "SpeechDataModule")
+    if not isinstance(data, kind):
+        raise UserError(f"data is {type(data).__name__}, this model expects {_EXPECTED[kind]}")
     return data
-
-
-def decoder_data(trainer: Trainer) -> DecoderData:
-    """The data module of a flow decoder's run.
-
-    Raises:
-        UserError: if it is of another kind.
-    """
-    data = datamodule_of(trainer)
-    if not isinstance(data, DecoderData):
-        raise _wrong_data(data, "DecoderDataModule")
-    return data
-
-
-def vocoder_data(trainer: Trainer) -> VocoderData:
-    """The data module of a vocoder's run.
-
-    Raises:
-        UserError: if it is of another kind.
-    """
-    data = datamodule_of(trainer)
-    if not isinstance(data, VocoderData):
-        raise _wrong_data(data, "VocoderDataModule")
-    return data
-
-
-def row_data(trainer: Trainer) -> RowData:
-    """The data module of a language model's run, of documents or of prompts.
-
-    Raises:
-        UserError: if it is of another kind.
-    """
-    data = datamodule_of(trainer)
-    if not isinstance(data, RowData):
-        raise _wrong_data(data, _TOKEN_DATA)
-    return data
-
-
-def prompt_data(trainer: Trainer) -> PromptData:
-    """The data module of prompts that a language model replies to.
-
-    Raises:
-        UserError: if it is of another kind.
-    """
-    data = datamodule_of(trainer)
-    if not isinstance(data, PromptData):
-        raise _wrong_data(data, "PromptDataModule")
-    return data
-
-
-def _wrong_data(data: object, expected: str) -> UserError:
-    return UserError(f"data is {type(data).__name__}, this model expects {expected}")
 
 
 def reply_forms(trainer: Trainer) -> "list[ReplyForm]":
@@ -445,10 +408,7 @@ def codebook_of(trainer: Trainer) -> torch.Tensor:
     Raises:
         UserError: if the data has none.
     """
-    data = datamodule_of(trainer)
-    if not isinstance(data, CodebookData):
-        raise _wrong_data(data, _TOKEN_DATA)
-    return data.codebook()
+    return data_of(trainer, CodebookData).codebook()
 
 
 def spoken_text_data(trainer: Trainer, option: str) -> SpokenTextData:
@@ -461,9 +421,7 @@ def spoken_text_data(trainer: Trainer, option: str) -> SpokenTextData:
     Raises:
         UserError: if they do not.
     """
-    data = datamodule_of(trainer)
-    if not isinstance(data, SpokenTextData):
-        raise _wrong_data(data, _TOKEN_DATA)
+    data = data_of(trainer, SpokenTextData)
     if not data.speech_text:
         raise UserError(
             f"{option} needs the text of the speech, which these documents do not carry: set "

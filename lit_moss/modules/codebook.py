@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_moss.codec import quantizer
 from lit_moss.codec.encoder import CausalEncoder
-from lit_moss.contracts import speech_data
+from lit_moss.contracts import SpeechData, data_of
 from lit_moss.data.batches import SpeechBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import HostCopy, StepModule
@@ -104,7 +104,7 @@ class CodebookModule(StepModule, ABC):
     def _frames_of_next_batches(self) -> list[Tensor]:
         frames = []
         self.encoder.eval()
-        for batch in speech_data(self.trainer).probe_loader(self.codebook_schedule.kmeans_batches):
+        for batch in data_of(self.trainer, SpeechData).probe_loader(self.codebook_schedule.kmeans_batches):
             batch = self.trainer.strategy.batch_to_device(batch)
             if len(batch):
                 with self.trainer.precision_plugin.forward_context():

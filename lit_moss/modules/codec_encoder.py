@@ -22,7 +22,7 @@ from lit_moss.audio.features import CausalLogMel, whisper_log_mel
 from lit_moss.codec import ctc, quantizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 from lit_moss.codec.pretrained import load_encoder
-from lit_moss.contracts import speech_data
+from lit_moss.contracts import SpeechData, data_of
 from lit_moss.data.augment import apply_spec_masks
 from lit_moss.data.batches import SpeechBatch
 from lit_moss.data.transcripts import DEFAULT_CHARSET, Charset
@@ -125,7 +125,7 @@ class CodecEncoder(CodebookModule):
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        data = speech_data(self.trainer)
+        data = data_of(self.trainer, SpeechData)
         self.charset = data.charset
         if self.vocabulary is None and stage == "fit":
             self.vocabulary = ctc.CharVocabulary.from_texts(data.train_texts())

@@ -20,7 +20,7 @@ from lit_moss.codec.flow import Flow
 from lit_moss.codec.flow_config import BAND_MEAN, FlowConfig
 from lit_moss.codec.flow_network import Prompt
 from lit_moss.codec.flow_training import FlowBatch, draw, velocities
-from lit_moss.contracts import decoder_data
+from lit_moss.contracts import DecoderData, data_of
 from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
@@ -136,7 +136,7 @@ class FlowDecoder(StepModule):
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        data = decoder_data(self.trainer)
+        data = data_of(self.trainer, DecoderData)
         frozen, config = data.frozen, self.flow.config
         codebook_KD = frozen.tokenizer.encoder.codebook.weight.detach()
         if len(codebook_KD) > config.vocab_size:

@@ -156,7 +156,7 @@ class SplitLLM(StepModule):
             return
         check_strategy(self.trainer, self.save_frozen)
         with whole_on_cpu(self.trainer.strategy):
-            self.lm = self._build(contracts.row_data(self.trainer).format).train()
+            self.lm = self._build(contracts.data_of(self.trainer, contracts.RowData).format).train()
             if self.trainer.state.fn == "fit":
                 trunk, stored = self._trunk, self._stored_ctc
                 trunk.build(self.lm, self.trainer, stored, self._backbone_as_it_was, self.weights_dtype)
@@ -376,7 +376,7 @@ class SplitLLM(StepModule):
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
         """Replies to prompts: their text and their codes. For spoken replies that hold their text too, also
         the order of both, as [modality, number of ids]."""
-        tokenizer = contracts.prompt_data(self.trainer).tokenizer
+        tokenizer = contracts.data_of(self.trainer, contracts.PromptData).tokenizer
         # Seeded for each batch: a reply follows from the seed and its prompt, not from how prompts are
         # batched.
         replies = self.lm.generate(

@@ -22,7 +22,7 @@ from lit_moss.audio.features import decoder_mel
 from lit_moss.codec.discriminators import DiscriminatorConfig, Discriminators, adversarial_losses
 from lit_moss.codec.spectral_losses import stft_loss
 from lit_moss.codec.vocoder_net import MEL, VocoderConfig, VocoderNet, named_parameters_by_decay
-from lit_moss.contracts import fingerprints_of, vocoder_data
+from lit_moss.contracts import VocoderData, data_of, fingerprints_of
 from lit_moss.data.batches import VocoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.flow_decoder import DECIBELS
@@ -129,7 +129,7 @@ class Vocoder(StepModule):
         rank_zero_info(f"vocoder started from {name}")
 
     def setup(self, stage: str) -> None:
-        vocoder_data(self.trainer)
+        data_of(self.trainer, VocoderData)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained_on = {"steps": self.global_step, **fingerprints_of(self.trainer)}

@@ -221,11 +221,11 @@ def test_two_ranks_validate_and_draw_different_numbers(tmp_path, corpus, codec):
 def test_data_of_another_kind_is_refused():
     from types import SimpleNamespace
 
-    from lit_moss.contracts import decoder_data
+    from lit_moss.contracts import DecoderData, data_of
     from lit_moss.data import SpeechDataModule
 
     with pytest.raises(UserError, match="data is SpeechDataModule, this model expects DecoderDataModule"):
-        decoder_data(SimpleNamespace(datamodule=SpeechDataModule()))
+        data_of(SimpleNamespace(datamodule=SpeechDataModule()), DecoderData)
 
 
 def test_means_by_time_of_two_ranks_are_those_of_one():

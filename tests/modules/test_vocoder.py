@@ -132,8 +132,8 @@ def test_options_that_do_not_fit_are_one_line(tmp_path, corpus, capsys, change, 
 def test_data_of_another_kind_is_refused():
     from types import SimpleNamespace
 
-    from lit_moss.contracts import vocoder_data
+    from lit_moss.contracts import VocoderData, data_of
     from lit_moss.data import SpeechDataModule
 
     with pytest.raises(UserError, match="data is SpeechDataModule, this model expects VocoderDataModule"):
-        vocoder_data(SimpleNamespace(datamodule=SpeechDataModule()))
+        data_of(SimpleNamespace(datamodule=SpeechDataModule()), VocoderData)
