@@ -174,3 +174,17 @@ def velocities(
         return Velocities(predicted_BMT, u_BMT, mask_B1T, mu_BMT.float(), target_BMT)
     weight_B = flow_matching.mel_weight(t_B, most_weight)
     return Velocities(predicted_BMT, target_BMT, mask_B1T, mu_BMT.float(), target_BMT, weight_B)
+
+
+def prior_loss(network: FlowNetwork, batch: FlowBatch, streaming: bool = False) -> Tensor:
+    """Mean squared distance of the encoder's output from the mel, without the velocity network: scalar.
+
+    Args:
+        network: The decoder.
+        batch: What is learnt.
+        streaming: Chunk-causal masks.
+    """
+    chunks = network.chunks() if streaming else None
+    mu_BMT = network.encode(batch.codes_BN, batch.lengths_B, chunks).transpose(1, 2).float()
+    mask_B1T, _ = network.frame_masks(batch.lengths_B, mu_BMT.shape[-1], chunks)
+    return flow_matching.loss(mu_BMT, network.normalised(batch.mel_BMT), mask_B1T.to(mu_BMT.dtype))

@@ -19,7 +19,7 @@ from lit_moss.audio import rates
 from lit_moss.codec.flow import Flow
 from lit_moss.codec.flow_config import BAND_MEAN, FlowConfig
 from lit_moss.codec.flow_network import Prompt
-from lit_moss.codec.flow_training import FlowBatch, draw, velocities
+from lit_moss.codec.flow_training import FlowBatch, draw, prior_loss, velocities
 from lit_moss.contracts import DecoderData, data_of
 from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
@@ -78,6 +78,8 @@ class FlowDecoder(StepModule):
         prior_weight: Weight of the squared distance between the encoder's output and the mel, the prior loss
             of Grad-TTS (arXiv:2105.06337), also in Matcha-TTS. 0 is the released recipe. With it the encoder
             learns the mel by regression, not only through the noise of the flow.
+        prior_steps: Steps at the start that train the encoder alone, by that distance: a fraction of a whole
+            step's cost, where sampling starts near the encoder's output and words depend on it.
         max_mel_weight: With `predict: mel`, largest weight min(1 / (1 - t)^2, this) of a squared error of the
             mel: 1 is the error of the mel itself, 400 that of the velocity, clipped at t = 0.95.
         lr: Base learning rate.
@@ -94,6 +96,7 @@ class FlowDecoder(StepModule):
         init_from: str | None = None,
         start_from_data: bool = True,
         prior_weight: float = 0.0,
+        prior_steps: int = 0,
         max_mel_weight: float = 1.0,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
@@ -113,6 +116,11 @@ class FlowDecoder(StepModule):
                 f"model.flow.start is {self.flow.config.start} and model.prior_weight 0: where sampling "
                 "starts near the encoder's output, that has to learn the mel; give a weight, for example 1.0"
             )
+        if prior_steps < 0 or (prior_steps and not prior_weight):
+            raise UserError(
+                f"model.prior_steps is {prior_steps} and model.prior_weight {prior_weight}: expected 0 or "
+                "more steps, and a weight above 0 where there are any"
+            )
         if not max_mel_weight >= 1.0 or (max_mel_weight > 1.0 and self.flow.config.predict != "mel"):
             raise UserError(
                 f"model.max_mel_weight is {max_mel_weight} and model.flow.predict is "
@@ -124,7 +132,7 @@ class FlowDecoder(StepModule):
             report = self.flow.load_official(init_from)
             self._bands_are_given = BAND_MEAN in report.loaded
             rank_zero_info(f"{init_from}: {report}")
-        self.prior_weight, self.max_mel_weight = prior_weight, max_mel_weight
+        self.prior_weight, self.prior_steps, self.max_mel_weight = prior_weight, prior_steps, max_mel_weight
         self.lr, self.weight_decay = lr, weight_decay
         self.streaming_share, self.max_prompt_share = streaming_share, max_prompt_share
         self.example_count = examples
@@ -202,6 +210,8 @@ class FlowDecoder(StepModule):
         self.count_targets(len(batch))
         if not len(batch):  # every file of it was unreadable: this rank adds zeros to the gradients
             return sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=self.device))
+        if self.global_step < self.prior_steps:
+            return self._prior_step(batch)
         frames = [rates.FRAMES_PER_CODE_DECODER * n for n in batch.lengths]
         draws = draw(self.flow.config, batch.mel_BMT, frames, self.max_prompt_share)
         streaming = random.random() < self.streaming_share
@@ -215,6 +225,14 @@ class FlowDecoder(StepModule):
             self.log("train/prior", prior.detach(), batch_size=len(batch))
             loss = loss + self.prior_weight * prior
         return loss
+
+    def _prior_step(self, batch: DecoderBatch) -> Tensor:
+        loss = prior_loss(self.flow, self.flow_batch(batch), random.random() < self.streaming_share)
+        self.log("step", self.on_device(self.global_step + 1), batch_size=len(batch))
+        self.log("train/prior", loss.detach(), prog_bar=True, batch_size=len(batch))
+        if self.trainer.world_size > 1:  # ranks wait for the gradients of all parameters
+            loss = loss + sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
+        return self.prior_weight * loss
 
     # --- validation -----------------------------------------------------------------------------------------
 
