@@ -229,7 +229,7 @@ class FlowDecoder(StepModule):
     def _prior_step(self, batch: DecoderBatch) -> Tensor:
         loss = prior_loss(self.flow, self.flow_batch(batch), random.random() < self.streaming_share)
         self.log("step", self.on_device(self.global_step + 1), batch_size=len(batch))
-        self.log("train/prior", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/prior", loss.detach(), batch_size=len(batch))
         if self.trainer.world_size > 1:  # ranks wait for the gradients of all parameters
             loss = loss + sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
         return self.prior_weight * loss

@@ -146,6 +146,18 @@ def test_the_prior_loss_teaches_the_encoder_the_mel(tmp_path, corpus, codec):
 
 
 @pytest.mark.slow
+def test_the_velocity_network_begins_after_the_prior_steps(tmp_path, corpus, codec):
+    path = mel_recipe(tmp_path, corpus, codec, 8)
+    content = yaml.safe_load(path.read_text())
+    content["model"]["init_args"]["prior_steps"] = 5
+    path.write_text(yaml.safe_dump(content))
+    fit(tmp_path, path)
+    found = curves(tmp_path)
+    assert [step for step, _ in found["train/prior"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [step for step, _ in found["train/loss"]] == [6, 7, 8]
+
+
+@pytest.mark.slow
 def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole, tmp_path):
     file = next(whole.glob("runs/tiny/*/checkpoints/step-0000020.ckpt"))
     codec = open_codec(str(file))
