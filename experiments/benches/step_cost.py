@@ -6,7 +6,7 @@
     full     everything trains
 
     python -m experiments.benches.step_cost [--backbone embedded:smollm2-135m] [--rows 2048] [--repeats 5]
-    python -m experiments.benches.step_cost --official --kinds stage1 lora --rows 4096     (a GPU of 80 GB)
+    python -m experiments.benches.step_cost --official --kinds stage1 lora --rows 4096    (not run yet)
 
 Every measurement runs in a process of its own, the kinds take turns. Memory is measured in further
 processes, where every tensor of weight is a mapping of its own (MAPPED), so that freed memory is gone and the
@@ -92,9 +92,12 @@ def _filled(lm: SplitLM, device: torch.device) -> SplitLM:
     """A model from the meta device, with random weights; its time does not depend on them."""
     lm.to_empty(device=device)
     for p in lm.parameters():
-        p.normal_(0.0, 0.02) if p.dim() > 1 else p.fill_(1.0)
+        if p.dim() > 1:
+            p.normal_(0.0, 0.02)
+        else:
+            p.fill_(1.0)
     for b in lm.buffers():
-        b.fill_(0.01) if b.is_floating_point() else b.zero_()
+        b.fill_(0.01 if b.is_floating_point() else 0)
     return lm
 
 

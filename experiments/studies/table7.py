@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -301,8 +301,10 @@ def _study(options: Options, study: Tracker) -> str:
     # Those that wait for stage 1 last, so that they take no place of one that could run.
     recipes = [(seed, name, kind) for seed in options.seeds for late in (False, True) for name in RECIPES
                for kind in RECIPES[name] if kind.startswith("stage2") == late]  # fmt: skip
-    fits = {(kind, seed): partial(_fit, kind, seed, options, parent | {"recipe": name, "seed": str(seed)})
-            for seed, name, kind in recipes}  # fmt: skip
+    fits: dict[tuple[str, int], Callable[[], dict[str, float]]] = {}
+    for seed, name, kind in recipes:  # three recipes share stage 1, which is trained as the first one's
+        tags = parent | {"recipe": name, "seed": str(seed)}
+        fits.setdefault((kind, seed), partial(_fit, kind, seed, options, tags))
     after = {(kind, seed): ("stage1", seed) for kind, seed in fits if kind.startswith("stage2")}
     found = run_all(fits, after, options.jobs)
     values = {name: [found[kinds[-1], seed] for seed in options.seeds] for name, kinds in RECIPES.items()}

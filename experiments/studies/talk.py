@@ -38,6 +38,7 @@ from lit_moss.runs.study_run import study_run
 from lit_moss.runs.tracking import Tracker
 
 _SOURCES = Path(known.__file__).parent
+_READS = {"probe": ["align", "tokenizer"]} | {name: ["manifests"] for name in BEFORE}  # no exported model
 _CODE = [Path(known.__file__), Path(talk_data.__file__)]  # other code makes other lists
 
 
@@ -295,8 +296,7 @@ class Talk:
 
         made = [o.folder / "evaluations" / name / "report.md"]
         export = f"export-{form}" if form else "export"
-        after = ["manifests"] if name in BEFORE else [export, "manifests"]
-        after = ["align", "tokenizer"] if name == "probe" else after
+        after = _READS.get(name, [export, "manifests"])
         return Stage(name, self.recipe(name), after, run, made)
 
     def _latency(self) -> Stage:

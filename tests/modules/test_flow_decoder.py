@@ -37,6 +37,14 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, corpus, codec, whole):
     assert seen(tmp_path) == seen(whole)
 
 
+def with_options(path, **options):
+    """The recipe with options of the model changed."""
+    content = yaml.safe_load(path.read_text())
+    content["model"]["init_args"] |= options
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
 def mel_recipe(folder, corpus, codec, steps):
     """A decoder that predicts normalised mels, with the weighted loss and the prior."""
     path = decoder_recipe(folder, corpus, codec, steps)
@@ -134,11 +142,7 @@ def test_it_learns_and_reports(whole):
 
 @pytest.mark.slow
 def test_the_prior_loss_teaches_the_encoder_the_mel(tmp_path, corpus, codec):
-    path = decoder_recipe(tmp_path, corpus, codec, 20)
-    content = yaml.safe_load(path.read_text())
-    content["model"]["init_args"]["prior_weight"] = 1.0
-    path.write_text(yaml.safe_dump(content))
-    fit(tmp_path, path)
+    fit(tmp_path, with_options(decoder_recipe(tmp_path, corpus, codec, 20), prior_weight=1.0))
     found = curves(tmp_path)
     priors = [value for _, value in found["train/prior"]]
     assert sum(priors[-5:]) < 0.9 * sum(priors[:5])
@@ -147,11 +151,7 @@ def test_the_prior_loss_teaches_the_encoder_the_mel(tmp_path, corpus, codec):
 
 @pytest.mark.slow
 def test_the_velocity_network_begins_after_the_prior_steps(tmp_path, corpus, codec):
-    path = mel_recipe(tmp_path, corpus, codec, 8)
-    content = yaml.safe_load(path.read_text())
-    content["model"]["init_args"]["prior_steps"] = 5
-    path.write_text(yaml.safe_dump(content))
-    fit(tmp_path, path)
+    fit(tmp_path, with_options(mel_recipe(tmp_path, corpus, codec, 8), prior_steps=5))
     found = curves(tmp_path)
     assert [step for step, _ in found["train/prior"]] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [step for step, _ in found["train/loss"]] == [6, 7, 8]
