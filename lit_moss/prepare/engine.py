@@ -37,6 +37,7 @@ from lit_moss.prepare.shards import (
     ShardCounts,
     fingerprint_of,
     plan_shards,
+    remove_logs,
     shard_counts,
     to_line,
 )
@@ -165,6 +166,7 @@ def _run_shards(
     if todo or _state(storage) != state:
         _join(storage, shards)
         storage.remove_partials()
+        remove_logs(storage, shards)
         _write_state(step, storage, counts, state)
     return counts, ran
 

@@ -202,6 +202,14 @@ def run_shard(
     log.with_suffix(".lock").unlink(missing_ok=True)
 
 
+def remove_logs(storage: Storage, shards: Sequence[Shard]) -> None:
+    """Removes what a worker left that was ended after its shard was done; call it when all shards are done."""
+    for shard in shards:
+        log = _log_path(storage, shard)
+        log.unlink(missing_ok=True)
+        log.with_suffix(".lock").unlink(missing_ok=True)
+
+
 def shard_counts(storage: Storage, shard: Shard, fingerprint: str) -> ShardCounts | None:
     """Counts of a finished shard; None if it is not finished, or its files are damaged."""
     if not storage.exists(f"{shard.name}.done"):

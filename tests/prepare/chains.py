@@ -76,6 +76,11 @@ def pairs(folder: Path) -> Path:
     return path
 
 
+def has_sounds(folder: Path) -> bool:
+    """Whether a FLAC is there, while another process writes: `rglob` fails if a folder goes away under it."""
+    return any(name.endswith(".flac") for _, _, names in os.walk(folder) for name in names)
+
+
 def own_cache(folder: Path) -> str:
     """A cache that holds the pretrained parts, and nothing that was computed from recordings."""
     from lit_moss.assets import cache_dir

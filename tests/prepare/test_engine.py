@@ -130,6 +130,17 @@ def test_a_killed_worker_is_one_clear_line_and_nothing_is_lost(source, tmp_path,
     assert contents(tmp_path / "out") == uninterrupted
 
 
+def test_a_worker_that_ended_after_its_shard_was_done_leaves_no_log(source, tmp_path, uninterrupted):
+    """The pool ends the other workers of a killed one, and may do so just before they remove their logs."""
+    counting = step(source, tmp_path / "out", least=2, batch=3)
+    run_step(counting, Machine(shard_items=5))
+    (tmp_path / "out" / "parts" / "part-00003.done").unlink()  # of the killed worker
+    for ending in ("log", "lock"):
+        (tmp_path / "out" / "parts" / f"part-00002.{ending}").write_text("{}\n")
+    run_step(counting, Machine(shard_items=5))
+    assert contents(tmp_path / "out") == uninterrupted
+
+
 @pytest.mark.slow
 def test_workers_of_a_killed_run_end_with_it(source, tmp_path, uninterrupted):
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "prepare")])}
