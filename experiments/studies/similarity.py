@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_moss.devices import has_fast_bf16
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.llm.branches import Modality
@@ -129,9 +130,9 @@ def measure(lm: SplitLM, given: Sequence[Sample]) -> tuple[list[Alignment], list
 
 
 def _states(lm: SplitLM, rows_L: Tensor, modality: Modality) -> Tensor:
-    """Hidden states on the model's device, by bfloat16 products."""
+    """Hidden states on the model's device, by bfloat16 products where they are fast."""
     device = next(lm.parameters()).device
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device.type)):
         return hidden_states(lm, rows_L.to(device), modality)
 
 

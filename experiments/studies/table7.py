@@ -30,6 +30,7 @@ import torch
 from experiments.studies.command import run_study
 from experiments.studies.compare import spread
 from experiments.studies.parallel import run_all
+from lit_moss.devices import has_fast_bf16
 from lit_moss.errors import UserError
 from lit_moss.files import write_json
 from lit_moss.hub.recordings import local_device
@@ -184,7 +185,7 @@ def other_text_ppl(lm: Any, tokenizer: Any, device: torch.device) -> float:
     ids = tokenizer("\n\n".join(topics[k] for k in sorted(topics)), add_special_tokens=False)["input_ids"]
     rows = torch.tensor(ids[:OTHER_TEXT_ROWS], device=device).view(-1, OTHER_TEXT_CHUNK)
     nll = count = 0.0
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device.type)):
         for chunk in rows:
             loss = lm.loss(chunk[None])
             nll, count = nll + float(loss.text * loss.text_count), count + float(loss.text_count)
@@ -236,7 +237,7 @@ def measure_before(config: dict[str, Any]) -> dict[str, float]:
     )
     device = local_device()
     lm.to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device.type)):
         metrics = {f"heldout/{k}": v for k, v in HeldOut(items, form).measure(lm, device).items()}
     return metrics | {"other_text_ppl": other_text_ppl(lm, tokenizer, device)}
 

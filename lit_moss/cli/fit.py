@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks import FirstValidation
 from lit_moss.cli.choose_run import Start, find_start, open_run
-from lit_moss.cli.defaults import TRAINER_DEFAULTS, arranged, completed
+from lit_moss.cli.defaults import arranged, completed, trainer_defaults
 from lit_moss.cli.errors import OneLineParser, one_line_errors
 from lit_moss.cli.result_file import ResultFile
 from lit_moss.contracts import fingerprints_of
@@ -78,7 +78,7 @@ class MossCLI(LightningCLI):
                 # The resolved configuration goes into the run, not into the working folder.
                 save_config_callback=None,
                 seed_everything_default=1,
-                trainer_defaults=TRAINER_DEFAULTS,
+                trainer_defaults=trainer_defaults(),
                 parser_class=OneLineParser,
                 parser_kwargs={"parser_mode": "omegaconf+"},
                 auto_configure_optimizers=False,

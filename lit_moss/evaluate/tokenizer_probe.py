@@ -26,6 +26,7 @@ import torch
 
 from lit_moss.corpora.manifest import Utterance, read_manifest
 from lit_moss.data.transcripts import normalise
+from lit_moss.devices import has_fast_bf16
 from lit_moss.errors import UserError
 from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table
 from lit_moss.evaluate.intervals import pooled_interval
@@ -63,7 +64,7 @@ class Config:
         language: Language of the transcripts; Chinese is counted in characters.
         ctc: Weight of an auxiliary CTC loss on the probe's states at codes (Watanabe et al. 2017); 0 for
             none. The probe recognises by its text rows in both cases.
-        bf16: Whether to train in mixed precision; false for a processor without bfloat16 units.
+        bf16: Whether to train in mixed precision; null where the device is faster with it.
         seed: Of new weights, the order of utterances, and the exchange of codes.
         batch_size: Utterances that are decoded at once.
         device: auto, cpu or cuda.
@@ -89,7 +90,7 @@ class Config:
     train_items: int | None = None
     language: Literal["en", "zh"] = "en"
     ctc: float = 0.0
-    bf16: bool = True
+    bf16: bool | None = None
     seed: int = 1
     batch_size: int = 16
     device: str = "auto"
@@ -114,10 +115,11 @@ class Config:
 
     def options(self) -> ProbeOptions:
         """What a probe needs to know."""
+        device = str(local_device(self.device))
         return ProbeOptions(
             self.probe_from, self.layers, self.width, self.steps, self.batch_rows, self.lr, self.seed,
-            self.eval_every, self.language, self.batch_size, str(local_device(self.device)), self.bf16,
-            self.ctc,
+            self.eval_every, self.language, self.batch_size, device,
+            has_fast_bf16(device) if self.bf16 is None else self.bf16, self.ctc,
         )  # fmt: skip
 
 

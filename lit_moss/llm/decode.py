@@ -93,7 +93,7 @@ def _product(x: Tensor, *linears: nn.Linear) -> Tensor:
     On CPU by oneDNN, because F.linear runs one row on one thread (AMD EPYC, 2 cores, 1536 x 576: 11 against
     23 GB/s in float32; 12 against 24 in bfloat16, for which the weights must be in oneDNN's layout).
     """
-    if not _ONEDNN or not _small(x) or x.dtype != linears[0].weight.dtype:
+    if not _ONEDNN or not _small(x) or x.dtype != linears[0].weight.dtype or not _is_packable(x.dtype):
         parts = [F.linear(x, one.weight, one.bias) for one in linears]
     elif x.dtype == torch.float32:
         parts = [_onednn(x, one.weight, one.bias, "none", [], "") for one in linears]
@@ -109,6 +109,14 @@ def _small(x: Tensor) -> bool:
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _onednn: Any = torch.ops.mkldnn._linear_pointwise if _ONEDNN else None
+# oneDNN multiplies bfloat16 with AVX512 alone, and raises elsewhere.
+_ONEDNN_BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _is_packable(dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 or _ONEDNN_BF16
+
+
 _layouts: MutableMapping[nn.Linear, tuple[Any, Tensor, Tensor | None]] = WeakKeyDictionary()
 
 

@@ -203,7 +203,7 @@ def run_shard(
 
 
 def remove_logs(storage: Storage, shards: Sequence[Shard]) -> None:
-    """Removes what a worker left that was ended after its shard was done; call it when all shards are done."""
+    """Removes what workers left that were ended after their shards were done; call it when all are done."""
     for shard in shards:
         log = _log_path(storage, shard)
         log.unlink(missing_ok=True)

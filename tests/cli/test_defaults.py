@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch import LightningDataModule
 
 from callbacks import ExactResume, NonFiniteSteps, Progress, SkippedData
-from lit_moss.cli.defaults import ALWAYS_ON, TRAINER_DEFAULTS, arranged, completed
+from lit_moss.cli.defaults import ALWAYS_ON, arranged, completed, trainer_defaults
 from lit_moss.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def test_a_resolved_recipe_is_its_own_values_and_the_defaults(capsys, path):
     trainer.pop("strategy", None)  # DeepSpeed's options are shown as a text
     parts = own["data"]["init_args"].pop("parts", [])
     assert contains(config, own)
-    assert contains(config["trainer"], TRAINER_DEFAULTS | trainer)
+    assert contains(config["trainer"], trainer_defaults() | trainer)
     for mine, all_of_it in zip(parts, config["data"]["init_args"].get("parts", []), strict=True):
         assert contains(all_of_it, mine)
     for mine, all_of_it in zip(callbacks, config["trainer"]["callbacks"], strict=False):
