@@ -4,7 +4,8 @@ import torch
 import yaml
 from recording import recipe
 
-from lit_moss.codec.vocoder_net import TrainedVocoder, VocoderConfig, VocoderNet
+from lit_moss.codec.trained_vocoder import TrainedVocoder
+from lit_moss.codec.vocoder_net import VocoderConfig, VocoderNet
 
 SMALL = {"channels": 16, "inner": 32, "blocks": 2, "lookahead_frames": 2}
 DISCRIMINATORS = {"periods": [3], "period_channels": [4, 8], "windows": [256], "window_channels": 4}

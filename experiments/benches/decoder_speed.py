@@ -28,8 +28,9 @@ from lit_moss.codec.codec import Codec
 from lit_moss.codec.conformer import LOOKAHEAD_CODES
 from lit_moss.codec.flow import HISTORY_CHUNKS, Flow, FlowConfig, Prompt
 from lit_moss.codec.hift import HiFT
+from lit_moss.codec.trained_vocoder import TrainedVocoder
 from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder, Vocoder
-from lit_moss.codec.vocoder_net import TrainedVocoder, VocoderNet
+from lit_moss.codec.vocoder_net import VocoderNet
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ that are not finite, leaves the stream as it was. After `flush` the stream is cl
 | `codec.tokenizer_stream.TokenizerStream` | samples (T,) at 16 kHz | codes, int64 (n,) |
 | `codec.flow_stream.FlowStream` | codes, int64 (n,) | mel (1, 80, t) |
 | `codec.vocoder.HiFTStream`, `GriffinLimStream` | mel (1, 80, t) | samples (1, l) at 24 kHz |
-| `codec.vocoder_net.TrainedVocoderStream` | mel (1, 80, t) | samples (1, l) at 24 kHz |
+| `codec.trained_vocoder.TrainedVocoderStream` | mel (1, 80, t) | samples (1, l) at 24 kHz |
 | `codec.codec.Player` | codes, int64 (n,) | samples, float32 (l,) at 24 kHz |
 """
 

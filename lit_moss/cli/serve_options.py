@@ -30,7 +30,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"),
-        help="numbers of the language model (default: those of its files)",
+        help="numbers of the language model (default: those of its files; float32 on a processor without "
+        "units for bfloat16)",
     )  # fmt: skip
 
 

@@ -24,8 +24,8 @@ from lit_moss.codec.hift import load_hift
 from lit_moss.codec.settings import read_settings
 from lit_moss.codec.speaker import CampPlus, SpeakerEncoder, VoiceEncoder, open_speaker
 from lit_moss.codec.state_dicts import load_fitting, read_state_dict
+from lit_moss.codec.trained_vocoder import TrainedVocoder
 from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder, Vocoder
-from lit_moss.codec.vocoder_net import TrainedVocoder
 from lit_moss.errors import UserError
 from lit_moss.files import atomic_write
 

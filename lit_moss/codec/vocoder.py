@@ -1,6 +1,6 @@
 """Vocoders, mel -> waveform, with a common interface: HiFT (released weights), Griffin-Lim (none needed).
 
-One that is trained here is in `lit_moss.codec.vocoder_net`.
+One that is trained here is in `lit_moss.codec.trained_vocoder`.
 
     vocoder(mel (B, 80, T)) -> (B, 480 T)                 whole utterances
     stream = vocoder.stream(); stream.push(mel (1, 80, t)) -> (1, l); stream.flush()

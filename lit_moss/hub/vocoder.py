@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from lit_moss.errors import UserError
 
 if TYPE_CHECKING:
+    from lit_moss.codec.trained_vocoder import TrainedVocoder
     from lit_moss.codec.vocoder import Vocoder
-    from lit_moss.codec.vocoder_net import TrainedVocoder
 
 GRIFFIN_LIM = "griffin-lim"
 _EXPECTED = (
@@ -35,8 +35,8 @@ def open_vocoder(name: str) -> "Vocoder":
     from lit_moss.assets import resolve
     from lit_moss.codec.codec_folder import read_vocoder
     from lit_moss.codec.hift import load_hift
+    from lit_moss.codec.trained_vocoder import TrainedVocoder
     from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder
-    from lit_moss.codec.vocoder_net import TrainedVocoder
     from lit_moss.hub.model_folder import CODEC
     from lit_moss.runs.checkpoints import checkpoint_of
 
@@ -65,7 +65,7 @@ def vocoder_of_checkpoint(path: Path) -> "TrainedVocoder":
     Raises:
         UserError: if it is another model's, or its mels are not ours.
     """
-    from lit_moss.codec.vocoder_net import TrainedVocoder, net_of
+    from lit_moss.codec.trained_vocoder import TrainedVocoder, net_of
     from lit_moss.runs.checkpoints import load_checkpoint
 
     checkpoint = load_checkpoint(path, mmap=True)

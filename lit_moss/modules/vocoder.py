@@ -21,7 +21,8 @@ from lit_moss.audio import rates
 from lit_moss.audio.features import decoder_mel
 from lit_moss.codec.discriminators import DiscriminatorConfig, Discriminators, adversarial_losses
 from lit_moss.codec.spectral_losses import stft_loss
-from lit_moss.codec.vocoder_net import MEL, VocoderConfig, VocoderNet, named_parameters_by_decay
+from lit_moss.codec.trained_vocoder import MEL
+from lit_moss.codec.vocoder_net import VocoderConfig, VocoderNet, named_parameters_by_decay
 from lit_moss.contracts import VocoderData, data_of, fingerprints_of
 from lit_moss.data.batches import VocoderBatch
 from lit_moss.errors import UserError
@@ -112,7 +113,7 @@ class Vocoder(StepModule):
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def _start_from(self, name: str) -> None:
-        from lit_moss.codec.vocoder_net import TrainedVocoder
+        from lit_moss.codec.trained_vocoder import TrainedVocoder
         from lit_moss.hub import open_vocoder
 
         source = open_vocoder(name)

@@ -8,7 +8,7 @@ import torch
 
 from lit_moss.data.chat_template import chat_template, template_fingerprint
 from lit_moss.data.conversation import Renderer
-from lit_moss.devices import moved
+from lit_moss.devices import has_fast_bf16, moved
 from lit_moss.errors import UserError
 from lit_moss.hub import open_codec, open_lm, open_tokenizer
 from lit_moss.hub.codes_to_audio import voice_prompt
@@ -89,7 +89,8 @@ class SpeechModel:
             codec: See `open_codec`; None takes the folder `codec` of the model's, else the speech tokenizer
                 of its training alone.
             device: auto, cpu, cuda.
-            dtype: Of the language model's weights; None leaves it.
+            dtype: Of the language model's weights; None leaves it, but for bfloat16 on a processor that is ten
+                times slower with it, where weights become float32, twice as large.
             log_mel: Features of the speech tokenizer, see `open_tokenizer`.
             voices: Name -> sound file of a voice to speak with.
             vocoder: See `open_codec`.
@@ -115,6 +116,8 @@ class SpeechModel:
             check_speech_tokenizer(model, record, speech_tokenizer, lm.format, name, any_log_mel)
             speech_tokenizer = moved(speech_tokenizer, device)
         lm = moved(lm if dtype is None else lm.to(dtype), device).eval()
+        if dtype is None and next(lm.parameters()).device.type == "cpu" and not has_fast_bf16("cpu"):
+            lm = lm.float()
         prompts = {}
         for voice, file in (voices or {}).items():
             if opened is None:

@@ -7,15 +7,9 @@ import pytest
 import torch
 from vocoders import small_vocoder
 
+from lit_moss.codec.trained_vocoder import TrainedVocoder, net_of
 from lit_moss.codec.vocoder import Vocoder
-from lit_moss.codec.vocoder_net import (
-    SILENCE,
-    TrainedVocoder,
-    VocoderConfig,
-    VocoderNet,
-    net_of,
-    overlap_add,
-)
+from lit_moss.codec.vocoder_net import SILENCE, VocoderConfig, VocoderNet, overlap_add
 from lit_moss.errors import UserError
 
 HOP = 480
@@ -185,7 +179,7 @@ def test_weights_under_other_names_are_refused():
     tensors = net.state_dict() | {"extra": torch.zeros(1)}
     from dataclasses import asdict
 
-    from lit_moss.codec.vocoder_net import MEL
+    from lit_moss.codec.trained_vocoder import MEL
 
     with pytest.raises(UserError, match="extra is not of the sizes"):
         net_of(asdict(net.config), MEL, tensors, "a", "b")

@@ -11,8 +11,8 @@ from vocoders import small_vocoder
 from lit_moss.audio import io
 from lit_moss.cli.main import main
 from lit_moss.codec import Codec, SpeechTokenizer
+from lit_moss.codec.trained_vocoder import TrainedVocoder
 from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder
-from lit_moss.codec.vocoder_net import TrainedVocoder
 from lit_moss.errors import UserError
 from lit_moss.hub import open_codec, open_vocoder
 from lit_moss.release.codec_export import export_codec
