@@ -89,8 +89,8 @@ class SpeechModel:
             codec: See `open_codec`; None takes the folder `codec` of the model's, else the speech tokenizer
                 of its training alone.
             device: auto, cpu, cuda.
-            dtype: Of the language model's weights; None leaves it, but for bfloat16 on a processor that is ten
-                times slower with it, where weights become float32, twice as large.
+            dtype: Of the language model's weights; None leaves it, or makes it float32 on a processor
+                without units for bfloat16: twice the memory, a tenth of the time for a prompt.
             log_mel: Features of the speech tokenizer, see `open_tokenizer`.
             voices: Name -> sound file of a voice to speak with.
             vocoder: See `open_codec`.
