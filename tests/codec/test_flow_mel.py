@@ -123,7 +123,8 @@ def test_the_stream_is_the_whole(start, prompt):
     for pieces in (1, 7):
         stream = flow.stream(prompt, 2)
         found = torch.cat([*(stream.push(piece) for piece in row.split(pieces)), stream.flush()], dim=-1)
-        assert torch.allclose(found, whole, atol=5e-5)
+        # Mels of up to 20; processors add in different orders: 7e-5 with AVX2, below 5e-5 with AVX512.
+        assert torch.allclose(found, whole, atol=2e-4)
 
 
 @pytest.mark.parametrize("predict", ["velocity", "mel"])
