@@ -4,8 +4,8 @@
 
 FOLDER holds one folder for each module (`encoder`, `features`, `flow`, `hift`, `streaming_decode`), each with
 `config.json`, `io.safetensors` (recorded inputs and outputs) and, where the module has weights,
-`weights.safetensors`. Prints one line for each quantity: its largest difference and the tolerance; of values
-above 1 the difference is relative. Exit code 0 if all are within, 1 if one is not, 2 if FOLDER cannot be used.
+`weights.safetensors`. Prints one line for each quantity: its largest difference, relative for values above 1,
+and the tolerance. Exit code 0 if all are within, 1 if one is not, 2 if FOLDER cannot be used.
 """
 
 import argparse
@@ -195,7 +195,7 @@ def check(folder: Path) -> bool:
                     f"shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}",
                 )
             else:
-                # Neighbouring float32 numbers at 30, which activations of the decoder reach, are 2e-6 apart, and
+                # Activations of the decoder reach 30, where neighbouring float32 numbers are 2e-6 apart, and
                 # processors add in different orders: 2.1e-5 with AVX2 where AVX512 is within 2e-5.
                 size = recorded.double().abs().clamp(min=1.0)
                 difference = float(((ours.double() - recorded.double()).abs() / size).max())
