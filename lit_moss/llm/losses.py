@@ -109,7 +109,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             at_target = logits.gather(1, targets)
             lse = logits.logsumexp(1, keepdim=True)
             nll_N[start : start + step] = (lse - at_target)[:, 0]
-            correct += (at_target >= logits.amax(1, keepdim=True)).sum()
+            correct += (logits.argmax(1, keepdim=True) == targets).sum()
             if not (want_hidden or want_weight):
                 continue
             # d nll / d logits = softmax - onehot

@@ -384,7 +384,9 @@ def study(folder: Path, *words: str) -> subprocess.Popen:
 
 @pytest.mark.slow
 @pytest.mark.network
-@pytest.mark.skipif("LIT_MOSS_LONG_TESTS" not in os.environ, reason="half an hour or more; set LIT_MOSS_LONG_TESTS=1")
+@pytest.mark.skipif(
+    "LIT_MOSS_LONG_TESTS" not in os.environ, reason="half an hour or more; set LIT_MOSS_LONG_TESTS=1"
+)
 def test_three_kills_change_nothing(tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
