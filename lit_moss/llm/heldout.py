@@ -85,7 +85,7 @@ class HeldOut:
             items = [i for i, item in enumerate(self.items) if item.modality == modality]
             if items:
                 metrics[f"{modality}_ppl"] = math.exp(min(nll[modality] / max(1, count[modality]), 80.0))
-                # A head of zeros, as `init_codes: codebook` has, tells nothing apart: chance.
+                # Equal scores, as a head of zeros gives before its first step, count as half right.
                 right = sum(
                     0.5 * ((score[i, True] < score[i, False]) + (score[i, True] <= score[i, False]))
                     for i in items

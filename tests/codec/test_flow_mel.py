@@ -123,8 +123,9 @@ def test_the_stream_is_the_whole(start, prompt):
     for pieces in (1, 7):
         stream = flow.stream(prompt, 2)
         found = torch.cat([*(stream.push(piece) for piece in row.split(pieces)), stream.flush()], dim=-1)
-        # Mels of up to 20; processors add in different orders: 7e-5 with AVX2, below 5e-5 with AVX512.
-        assert torch.allclose(found, whole, atol=2e-4)
+        # Processors add in different orders: 6.6e-5 with AVX2, mels of up to 20.
+        near = 5e-5 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1e-4
+        assert torch.allclose(found, whole, atol=near)
 
 
 @pytest.mark.parametrize("predict", ["velocity", "mel"])
