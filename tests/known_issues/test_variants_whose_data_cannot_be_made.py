@@ -1,5 +1,5 @@
 """A variant of conf/studies/decoder.yaml had batches of 10 s for utterances of up to 20 s: the study ended
-after its other runs. Parsing finds wrong keys and types; that values fit together is seen when the data is made.
+after its other runs. Parsing finds wrong keys and types; that values fit together is seen when data is made.
 """
 
 from pathlib import Path
