@@ -22,7 +22,7 @@ STUDIES = [p for p in YAMLS if p.parent.name == "studies" and "variants:" in p.r
 def make_data(config: dict) -> LightningDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    return parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    return parser.instantiate_classes(parser.parse_object({"data": config["data"]}))["data"]
 
 
 @pytest.fixture
