@@ -1,8 +1,8 @@
 """A speech tokenizer without training, so that a language model can be tried before one has been trained.
 
 `embedded:whisper-tiny-kmeans`: Whisper-tiny's encoder run causally, and a codebook of 1024 k-means centres of
-its pooled frames over the embedded corpus; made on first use in some 20 s. `prepare kmeans-tokenizer` makes
-one from your own speech, `fit -c conf/codec_encoder.yaml` trains a better one.
+its pooled frames over the embedded corpus; made on first use in some 20 to 30 s. `prepare kmeans-tokenizer`
+makes one from your own speech, `fit -c conf/codec_encoder.yaml` trains a better one.
 """
 
 import hashlib
