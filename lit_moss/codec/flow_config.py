@@ -33,7 +33,8 @@ class FlowConfig:
         dropout: Of the encoder, in training.
         unconditioned_share: Share of items trained without conditions, for guidance.
         guidance: Weight w of classifier-free guidance; 0 turns it off and halves the work.
-        steps: Solver steps.
+        steps: Solver steps; 0 leaves the velocity network out: the encoder's output is the mel, which it must
+            have learnt (`FlowDecoder.prior_weight`). It knows no speaker and no prompt: for one voice.
         start: Time at which the solver starts, on the way from noise to the encoder's output instead of at
             the noise: shallow sampling as in DiffSinger (arXiv:2105.02446). 0 is the released sampler; above
             0 the encoder must have learnt the mel (`FlowDecoder.prior_weight`).
@@ -66,7 +67,7 @@ class FlowConfig:
     normalise: Literal["none", "band"] = "none"
 
     def __post_init__(self) -> None:
-        check_settings(self, at_least={"guidance": 0.0, "mid_stages": 0})
+        check_settings(self, at_least={"guidance": 0.0, "mid_stages": 0, "steps": 0})
         for name, share in (("dropout", self.dropout), ("unconditioned_share", self.unconditioned_share)):
             if not 0.0 <= share <= 1.0:
                 raise UserError(f"{name} is {share}, expected a share from 0 to 1")

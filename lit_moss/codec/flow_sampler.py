@@ -49,7 +49,7 @@ class Sampler:
 
     Args:
         guidance: Weight of classifier-free guidance; 0 turns it off.
-        steps: Euler steps.
+        steps: Euler steps; 0 ends at the encoder's output, where it would have begun with `start` 1.
         start: Time of the first step.
         predict: What the network's output means.
     """
@@ -77,6 +77,8 @@ class Sampler:
             conditions: Of the B items.
             caches: State of a stream of which these frames are the next chunk, one cache for each step.
         """
+        if not self.steps:
+            return conditions.mu_BMT
         batch, guided = len(noise_BMT), self.guidance != 0.0
         all_conditions = conditions.with_unconditioned() if guided else conditions
 

@@ -83,7 +83,7 @@ class Config:
         utmos: Checkout of SpeechMOS with the weights of UTMOS, see `lit_moss.evaluate.utmos`; null leaves it
             out.
         language: Language of the clips, for word errors.
-        steps: Solver steps; null uses the decoder's own.
+        steps: Solver steps, 0 for the encoder's own mel; null uses the decoder's own.
         start: Time at which the solver starts, see `FlowConfig`; null uses the decoder's own.
         guidance: Weight of classifier-free guidance; null uses the decoder's own.
         limit: How many clips, from the first; null uses all.
@@ -192,6 +192,11 @@ def run(config: Config) -> dict[str, float]:
         utmos = stack.enter_context(Utmos(config.utmos)) if config.utmos else None
         jury = Judges(recogniser, open_speaker(config.speaker), utmos, config.dnsmos, config.language)
         codec = moved(open_codec(config.codec, config.log_mel, config.vocoder), config.device)
+        if config.steps and not codec.flow.config.steps:
+            raise UserError(
+                f"steps is {config.steps}, and the decoder of {config.codec} was trained with steps 0, its "
+                "encoder alone: leave steps out"
+            )
         codec.flow.config = replace(codec.flow.config, **config.sampler_changes())
 
         def judged(batch: Sequence[Clip]) -> list[Result]:

@@ -69,7 +69,8 @@ class FlowDecoder(StepModule):
     """The decoder in training.
 
     Args:
-        flow: Sizes; None is the official size.
+        flow: Sizes; None is the official size. With `steps: 0` the encoder alone is trained, by the prior
+            loss.
         init_from: A `flow.pt` to start from, of the released codec or of CosyVoice 2; tensors of another
             shape are skipped and reported. None starts at random.
         start_from_data: Start the code embeddings from the tokenizer's codebook, so that codes that sound
@@ -111,20 +112,22 @@ class FlowDecoder(StepModule):
                 "expected shares from 0 to 1"
             )
         self.flow = Flow(flow or FlowConfig())
-        if self.flow.config.start and not prior_weight:
+        config = self.flow.config
+        if not prior_weight and (config.start or not config.steps):
+            given = f"start is {config.start}" if config.start else "steps is 0"
             raise UserError(
-                f"model.flow.start is {self.flow.config.start} and model.prior_weight 0: where sampling "
-                "starts near the encoder's output, that has to learn the mel; give a weight, for example 1.0"
+                f"model.flow.{given} and model.prior_weight 0: where sampling starts near the encoder's "
+                "output, or ends at it, that has to learn the mel; give a weight, for example 1.0"
             )
         if prior_steps < 0 or (prior_steps and not prior_weight):
             raise UserError(
                 f"model.prior_steps is {prior_steps} and model.prior_weight {prior_weight}: expected 0 or "
                 "more steps, and a weight above 0 where there are any"
             )
-        if not max_mel_weight >= 1.0 or (max_mel_weight > 1.0 and self.flow.config.predict != "mel"):
+        if not max_mel_weight >= 1.0 or (max_mel_weight > 1.0 and config.predict != "mel"):
             raise UserError(
-                f"model.max_mel_weight is {max_mel_weight} and model.flow.predict is "
-                f"{self.flow.config.predict}, expected 1 or more, and 1 where velocities are predicted"
+                f"model.max_mel_weight is {max_mel_weight} and model.flow.predict is {config.predict}, "
+                "expected 1 or more, and 1 where velocities are predicted"
             )
         self.init_from, self.start_from_data = init_from, start_from_data
         self._bands_are_given = False  # by `init_from`, whose weights were trained with them
@@ -132,6 +135,10 @@ class FlowDecoder(StepModule):
             report = self.flow.load_official(init_from)
             self._bands_are_given = BAND_MEAN in report.loaded
             rank_zero_info(f"{init_from}: {report}")
+        self.encoder_alone = config.steps == 0
+        if self.encoder_alone:  # the rest has no part in the output
+            self.flow.decoder.requires_grad_(False)
+            self.flow.spk_embed_affine_layer.requires_grad_(False)
         self.prior_weight, self.prior_steps, self.max_mel_weight = prior_weight, prior_steps, max_mel_weight
         self.lr, self.weight_decay = lr, weight_decay
         self.streaming_share, self.max_prompt_share = streaming_share, max_prompt_share
@@ -210,7 +217,7 @@ class FlowDecoder(StepModule):
         self.count_targets(len(batch))
         if not len(batch):  # every file of it was unreadable: this rank adds zeros to the gradients
             return sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=self.device))
-        if self.global_step < self.prior_steps:
+        if self.encoder_alone or self.global_step < self.prior_steps:
             return self._prior_step(batch)
         frames = [rates.FRAMES_PER_CODE_DECODER * n for n in batch.lengths]
         draws = draw(self.flow.config, batch.mel_BMT, frames, self.max_prompt_share)
@@ -230,6 +237,8 @@ class FlowDecoder(StepModule):
         loss = prior_loss(self.flow, self.flow_batch(batch), random.random() < self.streaming_share)
         self.log("step", self.on_device(self.global_step + 1), batch_size=len(batch))
         self.log("train/prior", loss.detach(), batch_size=len(batch))
+        if self.encoder_alone:
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         if self.trainer.world_size > 1:  # ranks wait for the gradients of all parameters
             loss = loss + sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
         return self.prior_weight * loss
@@ -243,6 +252,24 @@ class FlowDecoder(StepModule):
     def validation_step(self, batch: DecoderBatch, batch_idx: int) -> None:
         if not len(batch):
             return
+        if self.encoder_alone:
+            self._validate_encoder(batch)
+        else:
+            self._validate_velocities(batch, batch_idx)
+        if len(self.examples) < self.example_count:
+            self.examples.append(self.resynthesis(batch, 0))
+            self.val_distance.update(mel_distance(self.examples[-1]))
+            self.val_roughness.update(roughness(self.examples[-1]))
+
+    def _validate_encoder(self, batch: DecoderBatch) -> None:
+        frames = int(batch.lengths_B.sum()) * rates.FRAMES_PER_CODE_DECODER
+        for streaming, metric in ((False, self.val_loss), (True, self.val_streaming)):
+            loss = prior_loss(self.flow, self.flow_batch(batch), streaming)
+            metric.update(loss, frames)
+            if not streaming:
+                self.val_prior.update(loss, frames)
+
+    def _validate_velocities(self, batch: DecoderBatch, batch_idx: int) -> None:
         frames_B = rates.FRAMES_PER_CODE_DECODER * batch.lengths_B
         # The same draws at every validation, and none of the training's.
         generator = torch.Generator(self.device).manual_seed(batch_idx)
@@ -256,10 +283,6 @@ class FlowDecoder(StepModule):
             if not streaming:
                 self.val_by_time.update(draws.t_B11.flatten(), means_B, frames_B.float())
                 self.val_prior.update(predicted.prior_errors() / values_B, frames_B.float())
-        if len(self.examples) < self.example_count:
-            self.examples.append(self.resynthesis(batch, 0))
-            self.val_distance.update(mel_distance(self.examples[-1]))
-            self.val_roughness.update(roughness(self.examples[-1]))
 
     def resynthesis(self, batch: DecoderBatch, item: int) -> Resynthesis:
         """An item generated from its codes and its speaker vector, without a prompt.
@@ -282,7 +305,8 @@ class FlowDecoder(StepModule):
         self.log(f"{stage}/loss_streaming", self.val_streaming)
         if self.prior_weight:
             self.log(f"{stage}/prior", self.val_prior)
-        for n, mean in enumerate(self.val_by_time.compute()):  # the same on every rank
+        by_time = [] if self.encoder_alone else self.val_by_time.compute()
+        for n, mean in enumerate(by_time):  # the same on every rank
             if mean.isfinite():
                 self.log(f"{stage}/loss_t{n + 1}of{TIME_BINS}", mean)
         if self.example_count:

@@ -91,6 +91,19 @@ def test_a_stream_with_a_later_start_is_the_whole_and_comes_near_the_encoders_ou
     assert bool(near) == (start > 0.9)
 
 
+@pytest.mark.parametrize("normalise", ["none", "band"])
+def test_without_steps_the_mel_is_the_encoders_output_as_a_stream_too(normalise):
+    flow, row = small_flow(steps=0, normalise=normalise), codes(17)
+    if flow.bands is not None:
+        flow.bands.set(torch.full((80,), -6.0), torch.linspace(1.0, 3.0, 80))
+    for streaming in (False, True):
+        chunks = flow.chunks() if streaming else None
+        mu_BMT = flow.encode(row, torch.tensor([17]), chunks).transpose(1, 2)
+        assert torch.equal(flow.sample(row, streaming=streaming), flow.restored(mu_BMT))
+    whole = flow.sample(row, streaming=True)
+    assert torch.allclose(streamed(flow, row[0], None, None, 4), whole, atol=2e-5)
+
+
 def test_schedule_is_one_minus_the_cosine():
     times = flow_matching.schedule(10)
     assert times[0] == 0.0

@@ -158,6 +158,35 @@ def test_the_velocity_network_begins_after_the_prior_steps(tmp_path, corpus, cod
 
 
 @pytest.mark.slow
+def test_without_solver_steps_the_encoder_alone_is_trained(tmp_path, corpus, codec, capsys):
+    path = with_options(decoder_recipe(tmp_path, corpus, codec, 20), prior_weight=1.0)
+    content = yaml.safe_load(path.read_text())
+    content["model"]["init_args"]["flow"] |= {"steps": 0}
+    path.write_text(yaml.safe_dump(content))
+    fit(tmp_path, path)
+    found = curves(tmp_path)
+    for key in ("val/loss", "val/loss_streaming"):
+        assert found[key][-1][1] < found[key][0][1], key
+    losses = [value for _, value in found["train/loss"]]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert found["val/prior"] == found["val/loss"]
+    assert not [key for key in found if key.startswith("val/loss_t")]
+    files = sorted(tmp_path.glob("runs/tiny/*/checkpoints/step-*.ckpt"))
+    states = [torch.load(file, weights_only=True)["state_dict"] for file in (files[0], files[-1])]
+    changed = {n for n in states[0] if not torch.equal(states[0][n], states[-1][n])}
+    assert "flow.encoder_proj.weight" in changed
+    assert not [n for n in changed if n.startswith(("flow.decoder.", "flow.spk_embed"))]
+    opened = open_codec(str(files[-1]))
+    codes = opened.encode(torch.randn(16_000), 16_000)
+    assert opened.decode(codes).shape == (1920 * len(codes),)
+    (tmp_path / "clips.yaml").write_text(
+        yaml.safe_dump({"codec": str(files[-1]), "clips": str(corpus / "train.jsonl")})
+    )
+    assert main(["evaluate", "resynthesis", "-c", str(tmp_path / "clips.yaml"), "--steps", "4"]) == 2
+    assert "was trained with steps 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole, tmp_path):
     file = next(whole.glob("runs/tiny/*/checkpoints/step-0000020.ckpt"))
     codec = open_codec(str(file))
@@ -203,7 +232,9 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
         ({"vocab_size": 32}, "has 64 codes, model.flow.vocab_size is 32"),
         ({"hidden": 33}, "expected an even multiple of encoder_heads"),
         ({"encoder_heads": 0}, "encoder_heads is 0, expected 1 or more"),
-        ({"start": 0.8}, "model.prior_weight 0"),
+        ({"start": 0.8}, "start is 0.8 and model.prior_weight 0"),
+        ({"steps": 0}, "steps is 0 and model.prior_weight 0"),
+        ({"steps": -1}, "steps is -1, expected 0 or more"),
         ({"start": 1.0}, "below 1"),
         ({"predict": "noise"}, "predict"),
     ],
