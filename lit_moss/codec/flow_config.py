@@ -40,7 +40,8 @@ class FlowConfig:
             0 the encoder must have learnt the mel (`FlowDecoder.prior_weight`).
         predict: What the network's output means: `velocity`, as in the released decoder, or `mel`, the clean
             mel x1, whose velocity is (x1 - x) / (1 - t). A velocity holds the noise of all 80 bands, which
-            the network has to carry through `channels`.
+            the network has to carry through `channels`. The last step ends at the predicted mel, whatever
+            `start` is, so that a little trained network loses words that the encoder has (docs/levers.md).
         normalise: Mels inside the network: `none`, natural logarithms around -6 as in the released decoder,
             or `band`, each band with mean 0 and deviation 1 over training clips. Prompts and the decoder's
             output are mels as they are in either case.
