@@ -216,6 +216,8 @@ def test_the_judges_recognise_the_text(conf, tmp_path, monkeypatch):
             "paraformer-zh needs funasr, which is not installed: pip install funasr",
         ),
         (["--utmos", "none"], "has 0 .pt files, expected a checkout of tarepan/SpeechMOS with one"),
+        (["--steps", "0"], "samples from noise, with start 0"),
+        (["--steps", "-1"], "steps is -1, expected 0 or more"),
         (["--limit", "0"], "limit 0, expected one or more"),
         (["--limit", "few"], "limit is 'few', expected a whole number or null"),
         (["--device", "moon"], "--device is 'moon', expected"),
