@@ -143,9 +143,14 @@ class Codec:
             max_sec: At most this much of them.
 
         Raises:
-            UserError: if there is less than 0.1 s of it.
+            UserError: if there is less than 0.1 s of it, or the decoder has one voice (`FlowConfig.steps` 0).
             ValueError: if the samples are not a recording, see `check_wave`.
         """
+        if not self.flow.config.steps:
+            raise UserError(
+                "a voice prompt, and this decoder has steps 0, its encoder alone, which speaks in the one "
+                "voice of its training: leave the prompt out"
+            )
         wave_T = check_wave(wave_T)[: round(max_sec * sample_rate_hz)]
         if len(wave_T) < 0.1 * sample_rate_hz:
             raise UserError(

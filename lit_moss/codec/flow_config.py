@@ -1,8 +1,8 @@
 """Sizes and sampler settings of the flow decoder: stated, or read off the shapes of a released `flow.pt`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -79,6 +79,26 @@ class FlowConfig:
                 f"hidden is {self.hidden}, expected an even multiple of encoder_heads, {self.encoder_heads} "
                 "(sines and cosines come in pairs)"
             )
+
+    def sampling(self, changes: Mapping[str, Any]) -> "FlowConfig":
+        """These settings with some of the sampler's changed.
+
+        Raises:
+            UserError: if `steps` turns to the velocity network of a decoder whose encoder alone was trained,
+                or to the encoder alone of one that samples from noise.
+        """
+        changed = replace(self, **changes)
+        if changed.steps and not self.steps:
+            raise UserError(
+                f"steps is {changed.steps}, and this decoder was trained with steps 0, its encoder alone: "
+                "leave steps out"
+            )
+        if self.steps and not changed.steps and not self.start:
+            raise UserError(
+                "steps is 0, and this decoder samples from noise, with start 0: its encoder's output need "
+                "not be a mel; give 1 step or more, or leave steps out"
+            )
+        return changed
 
     def sizes_in_shapes(self) -> dict[str, int | str]:
         """What names and shapes of tensors show, by name. Heads and their width show as a product only."""

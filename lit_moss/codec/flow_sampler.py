@@ -49,7 +49,7 @@ class Sampler:
 
     Args:
         guidance: Weight of classifier-free guidance; 0 turns it off.
-        steps: Euler steps; 0 ends at the encoder's output, where it would have begun with `start` 1.
+        steps: Euler steps; with 0 the encoder's output is the mel.
         start: Time of the first step.
         predict: What the network's output means.
     """

@@ -27,7 +27,7 @@ one. A clip that cannot be read counts as one of which nothing was recognised; a
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -192,9 +192,7 @@ def run(config: Config) -> dict[str, float]:
         utmos = stack.enter_context(Utmos(config.utmos)) if config.utmos else None
         jury = Judges(recogniser, open_speaker(config.speaker), utmos, config.dnsmos, config.language)
         codec = moved(open_codec(config.codec, config.log_mel, config.vocoder), config.device)
-        if fault := steps_fault(config, codec):
-            raise UserError(fault)
-        codec.flow.config = replace(codec.flow.config, **config.sampler_changes())
+        codec.flow.config = codec.flow.config.sampling(config.sampler_changes())
 
         def judged(batch: Sequence[Clip]) -> list[Result]:
             return [result_of(clip, codec, config, jury, evaluation.folder) for clip in batch]
@@ -213,22 +211,6 @@ def run(config: Config) -> dict[str, float]:
         flat = {f"{rung}/{name}": value for rung, values in metrics.items() for name, value in values.items()}
         text = report(metrics, rows, config, len(clips), unread)
         return evaluation.finish(flat | {"n": len(clips), "failures": len(unread)}, text, rows)
-
-
-def steps_fault(config: Config, codec: Codec) -> str | None:
-    """Why the decoder cannot sample with `config.steps`; None if it can, or has its own."""
-    trained = codec.flow.config
-    if config.steps and not trained.steps:
-        return (
-            f"steps is {config.steps}, and the decoder of {config.codec} was trained with steps 0, its "
-            "encoder alone: leave steps out"
-        )
-    if config.steps == 0 and trained.steps and not trained.start:
-        return (
-            f"steps is 0, and the decoder of {config.codec} samples from noise, with start 0: its encoder's "
-            "output need not be a mel; give 1 step or more, or leave steps out"
-        )
-    return None
 
 
 def result_of(clip: Clip, codec: Codec, config: Config, jury: Judges, folder: Path) -> Result:

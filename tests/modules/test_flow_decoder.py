@@ -179,6 +179,8 @@ def test_without_solver_steps_the_encoder_alone_is_trained(tmp_path, corpus, cod
     opened = open_codec(str(files[-1]))
     codes = opened.encode(torch.randn(16_000), 16_000)
     assert opened.decode(codes).shape == (1920 * len(codes),)
+    with pytest.raises(UserError, match="speaks in the one voice of its training"):
+        opened.prompt(torch.randn(16_000), 16_000)
     (tmp_path / "clips.yaml").write_text(
         yaml.safe_dump({"codec": str(files[-1]), "clips": str(corpus / "train.jsonl")})
     )
