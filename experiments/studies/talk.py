@@ -4,7 +4,7 @@
 
     lists ─ answers, texts ─ dialogues ─ speech, conversations, questions ─ manifests ─ tokenizer ─┐
     ┌──────────────────────────────────────────────────────────────────────────────────────────────┘
-    └ align ─ decoder ─ vocoder ─ listen ─ stage1 ─ stage2 ─ sft ─ export ─ evaluations ─ sounds
+    └ align ─ decoder ─ vocoders ─ listen ─ stage1 ─ stage2 ─ sft ─ export ─ evaluations ─ sounds
 
 The backbone answers plain questions and writes short texts; a voice speaks both. Everything is learnt from
 that; `align` is the tokenizer's times of words. Each stage is a recipe in conf/talk, which can be run by
@@ -73,6 +73,7 @@ class Talk:
         }
         if self.has_vocoder:
             named["vocoder"] = partial(self._fit, "vocoder", ["manifests"])
+            named["vocoder_tuned"] = partial(self._fit, "vocoder_tuned", ["manifests", "decoder", "vocoder"])
         named |= {
             "listen": partial(self._fit, "listen", ["align", "tokenizer"]),
             "stage1": partial(self._fit, "stage1", ["align", "tokenizer", "listen"]),
@@ -273,13 +274,13 @@ class Talk:
     def _export(self, form: str = "") -> Stage:
         o, model = self.options, self.options.model_of(form)
         sft, name = (f"{stage}-{form}" if form else stage for stage in ("sft", "export"))
-        after = [sft, "decoder", *(["vocoder"] if self.has_vocoder else [])]
+        after = [sft, "decoder", *(["vocoder_tuned"] if self.has_vocoder else [])]
 
         def run(_: str) -> Any:
             words = ["export", str(self._folders[sft]), "--out", str(model), "--force"]
             words += ["--codec", str(self._folders["decoder"])]
             if self.has_vocoder:
-                words += ["--vocoder", str(self._folders["vocoder"])]
+                words += ["--vocoder", str(self._folders["vocoder_tuned"])]
             run_verb(words, o.folder / "logs" / f"{name}.log")
             return file_digest(*sorted(model.rglob("*.safetensors")))
 

@@ -10,7 +10,7 @@ from lit_moss.llm.replies import FormName
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "talk"
 CHAINS = ("answers", "texts", "speech", "conversations", "questions", "align")
-FITS = ("tokenizer", "decoder", "vocoder", "listen", "stage1", "stage2", "sft")
+FITS = ("tokenizer", "decoder", "vocoder", "vocoder_tuned", "listen", "stage1", "stage2", "sft")
 OTHERS = ("lists", "dialogues", "manifests", "export", "latency", "sounds")
 # Evaluation -> benchmark; recipes are conf/talk/NAME.yaml.
 EVALUATIONS = {

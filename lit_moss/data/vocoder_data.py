@@ -4,10 +4,14 @@ Which crops make batch n follows from the manifests, the seed and n (see `order`
 as often as it has crops in its length, and where each crop begins is drawn from (seed, n, place in the
 batch). Unreadable files, workers and resume are those of `SpeechDataModule`.
 
+With a `decoder`, the mels are those that it makes of the recordings' codes, as a vocoder will get them: they
+lack detail that the recordings have, and the vocoder learns to put it back.
+
 Shapes: B items, L samples at 24 kHz (= 480 T), M mel bands, T mel frames.
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +26,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lit_moss.audio import io, rates
 from lit_moss.audio.features import decoder_mel
+from lit_moss.codec.vocoder_net import SILENCE
 from lit_moss.corpora.manifest import Utterance
 from lit_moss.data.batches import VocoderBatch
 from lit_moss.data.order import BatchOrder, SampleKey
 from lit_moss.data.speech_data import SpeechDataModule, SpeechSet
 from lit_moss.errors import UserError
+from lit_moss.hub.decoder_mels import DecoderMels
 
 HOP = rates.DECODER_HOP_SAMPLES
 FRAMES_PER_SEC = rates.DECODER_RATE_HZ / HOP
@@ -50,6 +56,8 @@ class VocoderDataModule(SpeechDataModule):
         seed: Seed of order and crops.
         workers: Loader processes per rank; 0 loads in the training process.
         max_bad_share: Share of unreadable utterances above which a run stops.
+        decoder: Decoder whose mels are the input, see `open_codec`; None takes those of the recordings. They
+            are computed once, and kept in the cache and in memory, 8 kB for a second.
     """
 
     def __init__(
@@ -66,6 +74,7 @@ class VocoderDataModule(SpeechDataModule):
         seed: int = 1,
         workers: int = 1,
         max_bad_share: float = 0.01,
+        decoder: str | None = None,
     ) -> None:
         # The base compares its budget with whole utterances; ours holds crops.
         super().__init__(
@@ -81,6 +90,7 @@ class VocoderDataModule(SpeechDataModule):
             raise UserError(f"data.gain_db is {gain_db}, expected 0 to 40")
         self.batch_sec, self.crop_sec = batch_sec, crop_sec
         self.crops = Crops(seed, round(crop_sec * FRAMES_PER_SEC), gain_db)
+        self.decoder = None if decoder is None else DecoderMels(decoder)
 
     def setup(self, stage: str) -> None:
         super().setup("validate")
@@ -89,7 +99,7 @@ class VocoderDataModule(SpeechDataModule):
         if not self.train:
             raise UserError("data.train is empty: expected a manifest, e.g. [embedded:everyday-en]")
         utterances, weights = self._read([self._locate(n, "train") for n in self.train], self.weights)
-        self._train_set = _CropSet(utterances, self.crops)
+        self._train_set = _CropSet(utterances, self.crops, self._decoded(utterances))
         crops = [max(1.0, (u.duration_sec or 0.0) / self.crop_sec) for u in utterances]
         copies = [weight * count for weight, count in zip(weights, crops, strict=True)]
         size = max(1, int(self.batch_sec / self.crop_sec + 1e-6))
@@ -100,7 +110,10 @@ class VocoderDataModule(SpeechDataModule):
         )
 
     def _make_set(self, utterances: list[Utterance], augmentation: Any) -> "_CropSet":
-        return _CropSet(utterances, None)
+        return _CropSet(utterances, None, self._decoded(utterances))
+
+    def _decoded(self, utterances: list[Utterance]) -> list[np.ndarray | None] | None:
+        return None if self.decoder is None else self.decoder.cached(utterances)
 
     def _with_texts(self, manifest: Path, utterances: list[Utterance]) -> list[Utterance]:
         return utterances  # transcripts are not used
@@ -110,7 +123,17 @@ class VocoderDataModule(SpeechDataModule):
 
     def fingerprints(self) -> dict[str, str]:
         crops = hashlib.sha256(repr(self.crops).encode()).hexdigest()[:16]
-        return super().fingerprints() | {"augmentation": crops}
+        own = super().fingerprints() | {"augmentation": crops}
+        return own if self.decoder is None else own | {"decoder": self.decoder.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved, now = state_dict["fingerprints"].get("decoder"), self.fingerprints().get("decoder")
+        if saved != now:
+            raise UserError(
+                f"the checkpoint was trained on the mels of another decoder (fingerprint {saved}, now "
+                f"{now}): give that of the training, or start a new run"
+            )
+        super().load_state_dict(state_dict)
 
 
 @dataclass(frozen=True)
@@ -135,34 +158,63 @@ class Crops:
 
 
 class _CropSet(SpeechSet):
-    """Utterances by sample key: samples at 24 kHz and their mel, or why there are none."""
+    """Utterances by sample key: samples at 24 kHz and their mel, or why there are none.
 
-    def __init__(self, utterances: list[Utterance], crops: Crops | None) -> None:
+    Args:
+        utterances: As the manifest has them.
+        crops: Draws crops; None for whole clips.
+        decoded: The decoder's mel of each, (80, T) in float16, None for one that cannot be read; None without
+            a decoder.
+    """
+
+    def __init__(
+        self,
+        utterances: list[Utterance],
+        crops: Crops | None,
+        decoded: list[np.ndarray | None] | None = None,
+    ) -> None:
         super().__init__(utterances, None)
-        self._crops = crops
+        self._crops, self._decoded = crops, decoded
 
     def __getitem__(self, key: SampleKey) -> Any:
         u = self.utterances[key[0]]
+        mel_MT = None if self._decoded is None else self._decoded[key[0]]
         try:
+            if self._decoded is not None and mel_MT is None:
+                # Reading it again says why; one that is whole by now has no mel yet.
+                io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec)
+                return u, f"{u.audio}: could not be read when the decoder's mels were computed"
             if self._crops is None:
-                return u, *_whole(io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec))
-            return u, *_crop(u, key, self._crops)
+                wave_T = io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec)
+                return u, *_whole(wave_T, mel_MT)
+            return u, *_crop(u, key, self._crops, mel_MT)
         except io.UnreadableAudio as error:
             return u, str(error)
 
 
-def _whole(wave_T: Tensor) -> tuple[Tensor, Tensor]:
+def _whole(wave_T: Tensor, decoded_MT: np.ndarray | None) -> tuple[Tensor, Tensor]:
     """A recording cut to whole frames, and its mel."""
     if len(wave_T) < (MARGIN + 1) * HOP:
         wave_T = nnf.pad(wave_T, (0, (MARGIN + 1) * HOP - len(wave_T)))
     mel_MT = decoder_mel(wave_T[None])[0]
+    if decoded_MT is not None:
+        mel_MT = _part(decoded_MT, 0, min(mel_MT.shape[-1], decoded_MT.shape[-1]))
     return wave_T[: HOP * mel_MT.shape[-1]], mel_MT
 
 
-def _crop(utterance: Utterance, key: SampleKey, crops: Crops) -> tuple[Tensor, Tensor]:
+def _part(decoded_MT: np.ndarray, first: int, frames: int, factor: float = 1.0) -> Tensor:
+    """Frames of a decoder's mel in float32, `factor` times as loud; silence after its end."""
+    part_MT = torch.from_numpy(decoded_MT[:, first : first + frames].astype(np.float32)) + math.log(factor)
+    return nnf.pad(part_MT.clamp(min=SILENCE), (0, frames - part_MT.shape[-1]), value=SILENCE)
+
+
+def _crop(
+    utterance: Utterance, key: SampleKey, crops: Crops, decoded_MT: np.ndarray | None
+) -> tuple[Tensor, Tensor]:
     """A crop's samples and mel, as long as all are; reads only that part of the file."""
     frames = int((utterance.duration_sec or 0.0) * FRAMES_PER_SEC)
-    first, gain = crops.draw(key, frames)
+    # A last part of less than a code has no mel of the decoder.
+    first, gain = crops.draw(key, frames if decoded_MT is None else min(frames, decoded_MT.shape[-1]))
     begin, end = max(0, first - MARGIN), first + crops.frames + MARGIN
     begin_sec = begin / FRAMES_PER_SEC
     # A part beyond the end would count as damage.
@@ -170,9 +222,11 @@ def _crop(utterance: Utterance, key: SampleKey, crops: Crops) -> tuple[Tensor, T
     offset_sec = utterance.offset_sec + begin_sec
     wave_T = io.read(utterance.audio, rates.DECODER_RATE_HZ, offset_sec, seconds) * gain
     wave_T = nnf.pad(wave_T, (0, max(0, (end - begin) * HOP - len(wave_T))))
-    mel_MT = decoder_mel(wave_T[None])[0]
     inside = first - begin
     samples = slice(inside * HOP, (inside + crops.frames) * HOP)
+    if decoded_MT is not None:
+        return wave_T[samples], _part(decoded_MT, first, crops.frames, gain)
+    mel_MT = decoder_mel(wave_T[None])[0]
     return wave_T[samples], mel_MT[:, inside : inside + crops.frames]
 
 

@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import torch
+from decoders import small_flow
 
 from lit_moss.audio import io
 from lit_moss.audio.features import decoder_mel
+from lit_moss.codec import Codec, SpeechTokenizer
 from lit_moss.corpora.manifest import read_manifest
 from lit_moss.data import VocoderDataModule
 from lit_moss.data.vocoder_data import Crops
@@ -133,8 +135,83 @@ def test_unreadable_files_are_left_out_by_name(made, tmp_path):
         ({"crop_sec": 2.0}, "crop_sec is 2.0 and data.batch_sec 1.6"),
         ({"gain_db": -1.0}, "gain_db is -1.0"),
         ({"train": []}, "data.train is empty"),
+        ({"decoder": "runs/none"}, "runs/none"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(made, change, message):
     with pytest.raises(UserError, match=message):
         made(**change).setup("fit")
+
+
+@pytest.fixture
+def decoder(tiny_encoder, tmp_path, monkeypatch):
+    """Folder of a small codec; codes and mels are kept in a cache of this test's own."""
+    monkeypatch.setenv("LIT_MOSS_CACHE", str(tmp_path / "cache"))
+    Codec(SpeechTokenizer(tiny_encoder()), small_flow()).save_pretrained(tmp_path / "codec")
+    return tmp_path / "codec"
+
+
+def test_with_a_decoder_the_mels_are_those_of_its_stream(made, decoder, tmp_path):
+    codec = Codec.from_pretrained(decoder)
+    utterances = {
+        u.id: u for part in ("train", "validation") for u in read_manifest(tmp_path / f"corpus/{part}.jsonl")
+    }
+
+    def streamed(name):
+        (codes,) = codec.encode([io.read(utterances[name].audio, 16_000)], 16_000)
+        stream = codec.flow.stream()
+        return torch.cat([stream.push(codes), stream.flush()], dim=-1)[0]
+
+    module = made(decoder=str(decoder), gain_db=0.0)
+    for batch in first(module):
+        assert batch.mel_BMT.shape == (4, 80, 20)
+        for name, wave, mel in zip(batch.ids, batch.wave_BL, batch.mel_BMT, strict=True):
+            truth, whole = streamed(name), io.read(utterances[name].audio, 24_000)
+            places = range(truth.shape[1] - 19)
+            errors = [float((truth[:, i : i + 20] - mel).abs().max()) for i in places]
+            place = min(places, key=errors.__getitem__)
+            assert errors[place] < 0.01  # kept in float16
+            assert torch.allclose(whole[480 * place : 480 * (place + 20)], wave, atol=1e-3)
+    (batch,) = module.val_dataloader()
+    for name, frames, mel in zip(batch.ids, batch.frames, batch.mel_BMT, strict=True):
+        truth = streamed(name)
+        assert frames == min(truth.shape[1], len(io.read(utterances[name].audio, 24_000)) // 480)
+        assert torch.allclose(mel[:, :frames], truth[:, :frames], atol=0.01)
+
+
+def test_a_louder_crop_has_a_louder_mel_of_the_decoder(made, decoder):
+    plain, louder = (first(made(decoder=str(decoder), gain_db=gain), 1)[0] for gain in (0.0, 6.0))
+    factor = (louder.wave_BL.abs().amax(dim=1) / plain.wave_BL.abs().amax(dim=1)).log()
+    assert factor.abs().max() > 0.1
+    changed = louder.mel_BMT - plain.mel_BMT
+    above = (plain.mel_BMT > -10) & (louder.mel_BMT > -10)
+    assert above.any()
+    assert torch.allclose(changed[above], factor[:, None, None].expand_as(changed)[above], atol=0.02)
+
+
+def test_another_decoder_is_refused_at_a_resume(made, decoder, tiny_encoder, tmp_path):
+    Codec(SpeechTokenizer(tiny_encoder()), small_flow(seed=1)).save_pretrained(tmp_path / "other")
+    module = made(decoder=str(decoder))
+    module.setup("fit")
+    state = module.state_dict()
+    for changes in ({"decoder": str(tmp_path / "other")}, {}):
+        other = made(**changes)
+        other.setup("fit")
+        with pytest.raises(UserError, match="the mels of another decoder"):
+            other.load_state_dict(state)
+
+
+def test_a_file_that_the_decoder_could_not_hear_is_left_out_by_name(made, decoder, tmp_path):
+    utterances = read_manifest(tmp_path / "corpus/train.jsonl")
+    utterances[0].audio.write_bytes(b"no sound")
+    module = made(decoder=str(decoder))
+    module.setup("fit")
+    (batch,) = module.loader(module.training_set(), [[(0, 0, 0), (1, 0, 1)]])
+    assert batch.ids == [utterances[1].id]
+    assert batch.skipped[0].startswith(utterances[0].key)
+
+
+def test_a_decoder_without_a_tokenizer_is_refused(made, decoder):
+    (decoder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="has no speech tokenizer"):
+        made(decoder=str(decoder)).setup("fit")

@@ -337,7 +337,7 @@ def test_every_scale_changes_keys_that_are_there(scale, tmp_path):
     )
     study = talk.Talk(options, Stages(tmp_path), None)
     for name in (*talk_options.CHAINS, *talk_options.FITS):
-        if name != "vocoder" or study.has_vocoder:
+        if not name.startswith("vocoder") or study.has_vocoder:
             text = json.dumps(study.placed(name))
             assert "data/talk/" not in text.replace(str(tmp_path), "")
     assert set(options.user_voices).isdisjoint(options.heldout_voices)

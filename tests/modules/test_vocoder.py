@@ -3,10 +3,12 @@
 import pytest
 import torch
 import yaml
+from decoders import small_flow
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process, seen
 from vocoders import SMALL, small_vocoder, vocoder_recipe
 
 from lit_moss.cli.main import main
+from lit_moss.codec import Codec, SpeechTokenizer
 from lit_moss.errors import UserError
 from lit_moss.hub import open_vocoder
 from lit_moss.modules import Vocoder
@@ -96,6 +98,26 @@ def test_two_ranks_train_and_judge_together(tmp_path, corpus):
     assert done.returncode == 0, done.stderr[-2000:]
     assert [step for step, _ in curves(tmp_path)["val/loss"]] == [8]
     assert (tmp_path / "ids.0").read_text() != (tmp_path / "ids.1").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_learns_on_from_the_mels_of_a_decoder(tmp_path, corpus, tiny_encoder, monkeypatch):
+    monkeypatch.setenv("LIT_MOSS_CACHE", str(tmp_path / "cache"))
+    Codec(SpeechTokenizer(tiny_encoder()), small_flow()).save_pretrained(tmp_path / "codec")
+    small_vocoder().save_pretrained(tmp_path / "first")
+    path = vocoder_recipe(tmp_path, corpus, 10)
+    content = yaml.safe_load(path.read_text())
+    content["data"]["init_args"]["decoder"] = str(tmp_path / "codec")
+    content["model"]["init_args"]["init_from"] = str(tmp_path / "first")
+    path.write_text(yaml.safe_dump(content))
+    fit(tmp_path, path)
+    found = checkpoints(tmp_path)["step-0000010.ckpt"]
+    fingerprint = found["vocoder"]["trained_on"]["decoder"]
+    assert len(fingerprint) == 16
+    assert [f.name for f in (tmp_path / "cache/decoder_mels").iterdir()] == [fingerprint]
+    assert sum(value for _, value in curves(tmp_path)["train/loss"][-3:]) < sum(
+        value for _, value in curves(tmp_path)["train/loss"][:3]
+    )
 
 
 def test_a_run_starts_from_another_vocoder(tmp_path):
