@@ -196,9 +196,10 @@ def _whole(wave_T: Tensor, decoded_MT: np.ndarray | None) -> tuple[Tensor, Tenso
     """A recording cut to whole frames, and its mel."""
     if len(wave_T) < (MARGIN + 1) * HOP:
         wave_T = nnf.pad(wave_T, (0, (MARGIN + 1) * HOP - len(wave_T)))
-    mel_MT = decoder_mel(wave_T[None])[0]
-    if decoded_MT is not None:
-        mel_MT = _part(decoded_MT, 0, min(mel_MT.shape[-1], decoded_MT.shape[-1]))
+    if decoded_MT is None:
+        mel_MT = decoder_mel(wave_T[None])[0]
+    else:
+        mel_MT = _part(decoded_MT, 0, min(len(wave_T) // HOP, decoded_MT.shape[-1]))
     return wave_T[: HOP * mel_MT.shape[-1]], mel_MT
 
 

@@ -1,4 +1,4 @@
-"""Training of a vocoder: mels of recordings -> their waveforms.
+"""Training of a vocoder: mels of recordings, or those that a decoder makes of their codes -> their waveforms.
 
 loss = mel_weight * L1 of log-mels + stft_weight * multi-resolution STFT loss            (from the first step)
      + adversarial_weight * hinge + feature_weight * feature matching       (from step adversarial_from_step)
