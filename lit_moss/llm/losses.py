@@ -4,10 +4,12 @@
 
 At 151,680 words and 14,336 rows full logits are 8.7 GB in float32, and as much again for their gradient. Here
 one chunk of them exists at a time. The gradient of the hidden rows is computed in the same pass, so the
-backward multiplies by one number. A frozen head gets no weight gradient at all.
+backward multiplies by one number. A frozen head gets no weight gradient at all. The divergence from another
+head's distribution is computed in the same way.
 Shapes: B sequences, L rows, N target rows, D width, V ids of the head.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,6 +63,8 @@ class SplitLoss:
         nll_BL: -log p of every target row, at the row itself, 0 elsewhere; no gradient; (B, L).
         hidden_BLD: Hidden states of the trunk, differentiable, where `SplitLM.keep_hidden` asks for them;
             (B, L, D).
+        text_BLD: Outputs of the text tail before the norm, differentiable, where `SplitLM.keep_text` asks for
+            them; (B, L, D).
     """
 
     total: Tensor
@@ -72,6 +76,7 @@ class SplitLoss:
     speech_correct: Tensor
     nll_BL: Tensor
     hidden_BLD: Tensor | None = None
+    text_BLD: Tensor | None = None
 
 
 class Head(nn.Linear):
@@ -86,56 +91,122 @@ class Head(nn.Linear):
 
 def head_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> HeadLoss:
     """Cross-entropy of hidden (N, D) against a head (V, D); the arithmetic follows autocast."""
-    if torch.is_autocast_enabled(hidden_ND.device.type):
-        dtype = torch.get_autocast_dtype(hidden_ND.device.type)
-        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-    nll, nll_N, correct = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N)
+    nll, nll_N, correct = _ChunkedCrossEntropy.apply(*_in_autocast(hidden_ND, weight_VD), targets_N)
     return HeadLoss(nll, nll_N, correct)
+
+
+def divergence(hidden_ND: Tensor, weight_VD: Tensor, teacher_ND: Tensor, teacher_VD: Tensor) -> Tensor:
+    """Sum over rows of KL(p_teacher || p) in nats, differentiable in the first two; ().
+
+    Args:
+        hidden_ND: Rows before a head.
+        weight_VD: The head.
+        teacher_ND: Rows before another head, which has as many ids.
+        teacher_VD: That head.
+    """
+    return _ChunkedDivergence.apply(*_in_autocast(hidden_ND, weight_VD, teacher_ND, teacher_VD))
+
+
+def _in_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(kind)) for x in tensors)
+
+
+class _Gradients:
+    """Gradients of a head and of the rows before it, made a chunk of rows at a time in the forward."""
+
+    def __init__(self, ctx: Any, hidden_ND: Tensor, weight_VD: Tensor) -> None:
+        self.hidden_ND, self.weight_VD = hidden_ND, weight_VD
+        want_hidden, want_weight = ctx.needs_input_grad[:2]
+        self.wanted = want_hidden, want_weight
+        V, D = weight_VD.shape
+        self.step = max(1, CHUNK_ELEMENTS.get(hidden_ND.device.type, 2**25) // V)
+        self.d_hidden = torch.empty_like(hidden_ND) if want_hidden else None
+        self.d_weight = (
+            torch.zeros(V, D, dtype=torch.float32, device=hidden_ND.device) if want_weight else None
+        )
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Places of the rows of a chunk, and their logits in float32."""
+        for start in range(0, len(self.hidden_ND), self.step):
+            at = slice(start, start + self.step)
+            yield at, (self.hidden_ND[at] @ self.weight_VD.T).float()
+
+    def add(self, at: slice, grad_NV: Tensor) -> None:
+        """Takes the gradient of a chunk's logits."""
+        h = self.hidden_ND[at]
+        grad_NV = grad_NV.to(h.dtype)
+        if self.d_hidden is not None:
+            self.d_hidden[at] = grad_NV @ self.weight_VD
+        if self.d_weight is not None and h.dtype == torch.float32:
+            self.d_weight.addmm_(grad_NV.T, h)  # without a second (V, D)
+        elif self.d_weight is not None:
+            self.d_weight += grad_NV.T @ h
+
+    def save(self, ctx: Any) -> None:
+        """Keeps them for the backward."""
+        ctx.save_for_backward(*(x for x in (self.d_hidden, self.d_weight) if x is not None))
+        ctx.wanted, ctx.dtype = self.wanted, self.weight_VD.dtype
+
+    @staticmethod
+    def times(ctx: Any, factor: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The saved gradients of the rows and of the head, multiplied by one number."""
+        saved = iter(ctx.saved_tensors)
+        d_hidden = next(saved) if ctx.wanted[0] else None
+        d_weight = next(saved) if ctx.wanted[1] else None
+        return (
+            # In place, because a copy would be as large as the head: one backward per forward.
+            None if d_hidden is None else d_hidden.mul_(factor),
+            None if d_weight is None else d_weight.mul_(factor).to(ctx.dtype),
+        )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, ...]:
-        want_hidden, want_weight = ctx.needs_input_grad[:2]
-        (N, D), V = hidden_ND.shape, len(weight_VD)
-        step = max(1, CHUNK_ELEMENTS.get(hidden_ND.device.type, 2**25) // V)
-        nll_N = torch.empty(N, dtype=torch.float32, device=hidden_ND.device)
+        gradients = _Gradients(ctx, hidden_ND, weight_VD)
+        nll_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden_ND.device)
-        d_hidden = torch.empty_like(hidden_ND) if want_hidden else None
-        d_weight = torch.zeros(V, D, dtype=torch.float32, device=hidden_ND.device) if want_weight else None
-        for start in range(0, N, step):
-            h, targets = hidden_ND[start : start + step], targets_N[start : start + step, None]
-            logits = (h @ weight_VD.T).float()
+        for at, logits in gradients.chunks():
+            targets = targets_N[at, None]
             at_target = logits.gather(1, targets)
             lse = logits.logsumexp(1, keepdim=True)
-            nll_N[start : start + step] = (lse - at_target)[:, 0]
+            nll_N[at] = (lse - at_target)[:, 0]
             correct += (logits.argmax(1, keepdim=True) == targets).sum()
-            if not (want_hidden or want_weight):
+            if not any(gradients.wanted):
                 continue
             # d nll / d logits = softmax - onehot
             grad = logits.sub_(lse).exp_()
             grad.scatter_add_(1, targets, torch.full_like(at_target, -1.0))
-            grad = grad.to(h.dtype)
-            if d_hidden is not None:
-                d_hidden[start : start + step] = grad @ weight_VD
-            if d_weight is not None and h.dtype == torch.float32:
-                d_weight.addmm_(grad.T, h)  # without a second (V, D)
-            elif d_weight is not None:
-                d_weight += grad.T @ h
-        ctx.save_for_backward(*(x for x in (d_hidden, d_weight) if x is not None))
-        ctx.wanted, ctx.dtype = (want_hidden, want_weight), weight_VD.dtype
+            gradients.add(at, grad)
+        gradients.save(ctx)
         ctx.mark_non_differentiable(nll_N, correct)
         return nll_N.sum(), nll_N, correct
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        d_hidden = next(saved) if ctx.wanted[0] else None
-        d_weight = next(saved) if ctx.wanted[1] else None
-        factor = grads[0]
-        return (
-            # In place, because a copy would be as large as the head: one backward per forward.
-            None if d_hidden is None else d_hidden.mul_(factor),
-            None if d_weight is None else d_weight.mul_(factor).to(ctx.dtype),
-            None,
-        )
+        return *_Gradients.times(ctx, grads[0]), None
+
+
+class _ChunkedDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, teacher_ND: Tensor, teacher_VD: Tensor
+    ) -> Tensor:
+        gradients = _Gradients(ctx, hidden_ND, weight_VD)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        for at, logits in gradients.chunks():
+            log_p = logits.log_softmax(1)
+            log_q = (teacher_ND[at] @ teacher_VD.T).float().log_softmax(1)
+            q = log_q.exp()
+            total += (q * (log_q - log_p)).sum()
+            if any(gradients.wanted):
+                gradients.add(at, log_p.exp_().sub_(q))  # d KL / d logits = p - q
+        gradients.save(ctx)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *_Gradients.times(ctx, grads[0]), None, None

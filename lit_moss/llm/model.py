@@ -66,6 +66,7 @@ class SplitLM(nn.Module):
         speech_weight: Weight of a speech target.
         attention: Kernel for packed rows, see `lit_moss.llm.attention`.
         keep_hidden: A loss also returns the trunk's hidden states after so many layers; None: it does not.
+        keep_text: A loss also returns the outputs of the text tail.
         stop_ids: Text ids that end a generation.
         tokenizer_folder: Folder whose tokenizer files `save_pretrained` copies; None if there is none.
     """
@@ -87,6 +88,7 @@ class SplitLM(nn.Module):
         self.text_weight = self.speech_weight = 1.0
         self.attention: attention.Kind = "auto"
         self.keep_hidden: int | None = None
+        self.keep_text = False
         self.stop_ids = [x for x in (self.format.im_end_id, self.format.end_id) if x is not None]
         self.tokenizer_folder: Path | None = None
 
@@ -365,6 +367,7 @@ class SplitLM(nn.Module):
         losses: dict[str, HeadLoss] = {}
         targets = {"text": layout.text_N, "speech": layout.speech_N}  # places in the flattened rows
         nll_BL = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
+        text_BLD = None
         for branch in self.branches:
             tail_BLD = None
             for modality in branch.predicts:
@@ -372,11 +375,13 @@ class SplitLM(nn.Module):
                 # A branch without targets still runs where ranks must do the same: in training every
                 # parameter needs a gradient on each of them (DDP), in validation each rank gathers the
                 # weights that it calls (FSDP, ZeRO-3).
-                if not self.training and not len(at_N) and not _sharded():
+                keep = self.keep_text and modality == "text"
+                if not (self.training or len(at_N) or keep or _sharded()):
                     losses[modality] = _no_loss(h_BLD)
                     continue
                 if tail_BLD is None:
                     tail_BLD = branch.block(h_BLD, **kwargs)
+                text_BLD = tail_BLD if keep else text_BLD
                 # Row i predicts row i + 1; no target is the first row of a sequence, so `at_N - 1` stays
                 # inside the sequence.
                 loss = branch.loss(tail_BLD.flatten(0, 1)[at_N - 1], rows.flatten()[at_N])
@@ -395,6 +400,7 @@ class SplitLM(nn.Module):
             text_correct=text.correct,
             speech_correct=speech.correct,
             nll_BL=nll_BL,
+            text_BLD=text_BLD,
         )
 
 

@@ -29,12 +29,13 @@ from lit_moss.llm.metrics import LossSums, batch_metrics
 from lit_moss.llm.parts import LORA, PARTS, Parts, named_parts, optimizer_groups
 from lit_moss.llm.replies import reply_codes, reply_text, split_reply
 from lit_moss.llm.rows import RowFormat
+from lit_moss.modules.added_losses import AddedLosses
 from lit_moss.modules.first_weights import Start
 from lit_moss.modules.parallel import check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
+from lit_moss.modules.text_distill import TextDistill
 from lit_moss.modules.trunk_align import TrunkAlign
 from lit_moss.modules.trunk_ctc import HEAD, TrunkCtc, TrunkCtcHead, check_same_ctc
-from lit_moss.modules.trunk_losses import TrunkLosses
 from lit_moss.modules.window import Window
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -66,6 +67,8 @@ class SplitLLM(StepModule):
         ctc: Auxiliary CTC loss on the trunk's hidden states at codes; needs `data.speech_text`. None: off.
         align: Alignment of the trunk's states at the ends of words with the backbone's states of their text;
             needs `data.speech_text` and times of words. None: off.
+        distill: Distillation of text from the backbone as it was, on the text before a document's first
+            speech (replayed text, written questions and answers, sentences to be read out). None: off.
         attention: Kernel for packed rows: auto, segments, mask or varlen.
         activation_checkpointing: Recompute layers in the backward; less memory, a third more time.
         compile: torch.compile of every layer.
@@ -101,6 +104,7 @@ class SplitLLM(StepModule):
         init_codes: InitCodes = "random",
         ctc: TrunkCtc | None = None,
         align: TrunkAlign | None = None,
+        distill: TextDistill | None = None,
         attention: Literal["auto", "segments", "mask", "varlen"] = "auto",
         activation_checkpointing: bool = False,
         compile: bool = False,
@@ -120,6 +124,8 @@ class SplitLLM(StepModule):
             raise UserError(f"model.init_codes is {init_codes!r}, expected {', '.join(get_args(InitCodes))}")
         if align is not None and joint:
             raise UserError("model.align with model.joint: expected a model with a split (joint: false)")
+        if distill is not None and joint:
+            raise UserError("model.distill with model.joint: expected a model with a split (joint: false)")
         if min(text_weight, speech_weight) < 0 or text_weight + speech_weight == 0:
             raise UserError(
                 f"model.text_weight {text_weight} and speech_weight {speech_weight}: expected 0 or more, "
@@ -140,7 +146,7 @@ class SplitLLM(StepModule):
         self.lora = lora
         self.lm: SplitLM
         self.ctc_head: TrunkCtcHead | None = None
-        self._trunk = TrunkLosses(ctc, align)
+        self._added = AddedLosses(ctc, align, distill)
         self._window = Window()
         self._sums = LossSums(torch.device("cpu"))
         self._heldout: HeldOut | None = None
@@ -158,9 +164,9 @@ class SplitLLM(StepModule):
         with whole_on_cpu(self.trainer.strategy):
             self.lm = self._build(contracts.data_of(self.trainer, contracts.RowData).format).train()
             if self.trainer.state.fn == "fit":
-                trunk, stored = self._trunk, self._stored_ctc
-                trunk.build(self.lm, self.trainer, stored, self._backbone_as_it_was, self.weights_dtype)
-                self.ctc_head, self._stored_ctc = trunk.head, None
+                added, stored = self._added, self._stored_ctc
+                added.build(self.lm, self.trainer, stored, self._backbone_as_it_was, self.weights_dtype)
+                self.ctc_head, self._stored_ctc = added.head, None
             if self.lora is not None:
                 add_adapters(self.lm, self.lora)
         # Before a strategy wraps the model: reducers and shards leave out what never trains.
@@ -282,7 +288,7 @@ class SplitLLM(StepModule):
         self._window = Window()
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        if self._trunk.is_alone:
+        if self._added.is_alone:
             return self._alignment_step(batch)
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
@@ -301,7 +307,7 @@ class SplitLLM(StepModule):
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
         count = loss.text_count + loss.speech_count
         total = loss.total
-        added, logged = self._trunk.added(self.lm, batch, loss.hidden_BLD)
+        added, logged = self._added.added(self.lm, batch, loss)
         for part in added:
             total = total + part
         for name, value in logged.items():
@@ -309,7 +315,7 @@ class SplitLLM(StepModule):
         return self._window.weighted(self.trainer, batch_idx, total, count, sum(targets.values()))
 
     def _alignment_step(self, batch: TokenBatch) -> Tensor:
-        losses = self._trunk.alone(self.lm, batch)
+        losses = self._added.alone(self.lm, batch)
         self.log("step", self.on_device(self.global_step + 1))
         self.count_targets(losses.places)
         if losses.places:
@@ -321,19 +327,19 @@ class SplitLLM(StepModule):
     @property
     def layers_run(self) -> int | None:
         """Layers of the trunk that a training step computes; None for the whole model."""
-        return self._trunk.layers_run
+        return self._added.layers_run
 
     def on_validation_epoch_start(self) -> None:
         self._sums = LossSums(self.device)
-        self._trunk.reset()
+        self._added.reset()
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        if self._trunk.is_alone:
-            self._trunk.validate(self.lm, batch, None)
+        if self._added.is_alone:
+            self._added.validate(self.lm, batch, None)
             return
         loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
         self._sums.add(loss)
-        self._trunk.validate(self.lm, batch, loss.hidden_BLD)
+        self._added.validate(self.lm, batch, loss)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
@@ -342,7 +348,7 @@ class SplitLLM(StepModule):
         def over_ranks(x: Tensor) -> Tensor:
             return self.trainer.strategy.reduce(x.to(self.device), reduce_op="sum")
 
-        metrics = self._sums.metrics(over_ranks) | self._trunk.metrics(over_ranks)
+        metrics = self._sums.metrics(over_ranks) | self._added.metrics(over_ranks)
         self.log("step", float(self.global_step))
         # Reduced already: the same on every rank.
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})

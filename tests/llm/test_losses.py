@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lit_moss.llm import losses
-from lit_moss.llm.losses import Head, head_loss
+from lit_moss.llm.losses import Head, divergence, head_loss
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -30,6 +30,22 @@ def test_equal_to_plain_cross_entropy(monkeypatch, dtype, chunk):
         torch.testing.assert_close(a, b, **near)
     assert found.correct == ((h @ w.T).float().argmax(1) == t).sum()
     torch.testing.assert_close(found.nll_N.sum(), plain.detach(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [50, 1000, 2**25])
+def test_the_divergence_of_two_heads_is_the_plain_one(monkeypatch, chunk):
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", {"cpu": chunk})
+    g = torch.Generator().manual_seed(0)
+    h, teacher_h = torch.randn(37, 16, generator=g).requires_grad_(), torch.randn(37, 24, generator=g)
+    w, teacher_w = torch.randn(101, 16, generator=g).requires_grad_(), torch.randn(101, 24, generator=g)
+    p, q = (h @ w.T).log_softmax(1), (teacher_h @ teacher_w.T).log_softmax(1)
+    plain = F.kl_div(p, q, reduction="sum", log_target=True)
+    wanted = torch.autograd.grad(plain * 0.5, (h, w))
+    found = divergence(h, w, teacher_h, teacher_w)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-4)
+    for a, b in zip(torch.autograd.grad(found * 0.5, (h, w)), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert divergence(h, w, h.detach(), w.detach()).abs() < 1e-4
 
 
 def test_a_frozen_head_makes_no_weight_gradient():

@@ -1,9 +1,11 @@
-"""Losses of a run on the trunk's hidden states beside the cross-entropy: CTC and alignment, each an option.
+"""Losses of a run beside the cross-entropy: CTC, alignment and distillation of text, each an option.
 
-    TokenBatch ─ SplitLM.loss ─ hidden_BLD ─┬─ TrunkCtcHead ─ weight · ctc ─┬─ added to the loss
-                                            └─ TrunkAligner ─ align ────────┘
+    TokenBatch ─ SplitLM.loss ─┬─ hidden_BLD ─┬─ TrunkCtcHead ── weight · ctc ─┬─ added to the loss
+                               │              └─ TrunkAligner ── align ────────┤
+                               └─ text_BLD ───── TextDistiller ─ weight · nats ┘
 
-Both need the first layers' states, `SplitLM.keep_hidden`, and what the batch's speech says.
+CTC and alignment need the trunk's states after some layers, `SplitLM.keep_hidden`, and what the batch's
+speech says; distillation needs the text tail's outputs, `SplitLM.keep_text`.
 """
 
 from collections.abc import Callable
@@ -18,31 +20,36 @@ from lit_moss import contracts
 from lit_moss.data.batches import TokenBatch
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
+from lit_moss.llm.losses import SplitLoss
 from lit_moss.modules.parallel import saves_shards
+from lit_moss.modules.text_distill import DistillTotals, TextDistill, TextDistiller, TextTeacher
 from lit_moss.modules.trunk_align import AlignLosses, AlignTotals, Teacher, TrunkAlign, TrunkAligner
 from lit_moss.modules.trunk_ctc import CtcTotals, TrunkCtc, TrunkCtcHead, labels_of
 
 
-class TrunkLosses:
+class AddedLosses:
     """The losses of a run; none until `build`.
 
     Args:
         ctc: Option of CTC.
         align: Option of the alignment.
+        distill: Option of the distillation of text.
 
     Raises:
         UserError: if one excludes the other.
     """
 
-    def __init__(self, ctc: TrunkCtc | None, align: TrunkAlign | None) -> None:
-        if align is not None and align.alone and ctc is not None:
-            raise UserError(
-                "model.align.alone computes the first layers only, model.ctc needs all: set align.alone "
-                "false, or ctc null"
-            )
-        self.ctc, self.align = ctc, align
+    def __init__(self, ctc: TrunkCtc | None, align: TrunkAlign | None, distill: TextDistill | None) -> None:
+        for name, other in (("ctc", ctc), ("distill", distill)):
+            if align is not None and align.alone and other is not None:
+                raise UserError(
+                    f"model.align.alone computes the first layers only, model.{name} needs all: set "
+                    f"align.alone false, or {name} null"
+                )
+        self.ctc, self.align, self.distill = ctc, align, distill
         self.head: TrunkCtcHead | None = None
         self.aligner: TrunkAligner | None = None
+        self.distiller: TextDistiller | None = None
         self.reset()
 
     @property
@@ -69,7 +76,8 @@ class TrunkLosses:
             lm: The model, whose hidden states are kept from here on.
             trainer: With the data that knows the text of speech.
             stored: Labels and weights of the head of the checkpoint that the run starts from.
-            backbone: Gives a model with the weights before training, from which the alignment copies layers.
+            backbone: Gives a model with the weights before training, from which alignment and distillation
+                copy layers.
             dtype: Of these copies.
 
         Raises:
@@ -84,6 +92,7 @@ class TrunkLosses:
                 head.load_state_dict(stored["state"])
                 rank_zero_info("model.ctc: its head continues from model.init_from")
             self.head = head.train()
+        before = backbone() if self.align is not None or self.distill is not None else lm
         if self.align is not None:
             _check_unsharded(trainer, "model.align", "its layers are")
             layer, kept = self.align.layers(len(lm.trunk.layers)), lm.keep_hidden
@@ -95,7 +104,11 @@ class TrunkLosses:
             if not self.align.alone:
                 lm.keep_hidden = layer
             tokenizer = contracts.spoken_text_data(trainer, "model.align").text_tokenizer()
-            self.aligner = TrunkAligner(self.align, Teacher(backbone(), layer, dtype), tokenizer)
+            self.aligner = TrunkAligner(self.align, Teacher(before, layer, dtype), tokenizer)
+        if self.distill is not None:
+            _check_unsharded(trainer, "model.distill", "its copy of the backbone is")
+            lm.keep_text = True
+            self.distiller = TextDistiller(self.distill, TextTeacher(before, dtype))
 
     def alone(self, lm: SplitLM, batch: TokenBatch) -> AlignLosses:
         """The alignment of a batch, by the first layers only."""
@@ -103,17 +116,18 @@ class TrunkLosses:
         return self.aligner(lm, batch)
 
     def added(
-        self, lm: SplitLM, batch: TokenBatch, hidden_BLD: Tensor | None
+        self, lm: SplitLM, batch: TokenBatch, loss: SplitLoss
     ) -> tuple[list[Tensor], dict[str, Tensor | int]]:
         """Losses of a batch, weighted, to be added to the cross-entropy; and values to log.
 
         Args:
             lm: The model.
             batch: Rows, and what their speech says.
-            hidden_BLD: States of `lm.keep_hidden` layers.
+            loss: The cross-entropy, with the states that the model keeps.
         """
         losses: list[Tensor] = []
         logged: dict[str, Tensor | int] = {}
+        hidden_BLD = loss.hidden_BLD
         if self.ctc is not None and self.head is not None and hidden_BLD is not None:
             sums = self.head(hidden_BLD, batch.speech_text)
             losses.append(self.ctc.weight * sums.mean)
@@ -122,21 +136,29 @@ class TrunkLosses:
             aligned = self.aligner(lm, batch, hidden_BLD)
             losses.append(aligned.total)
             logged |= aligned.values()
+        if self.distill is not None and self.distiller is not None and loss.text_BLD is not None:
+            text = self.distiller(lm, batch, loss.text_BLD)
+            targets = (loss.text_count + loss.speech_count).clamp_min(1)
+            losses.append(self.distill.weight * text.nats / targets)
+            logged |= {"distill": text.nats.detach() / text.rows} if text.rows else {}
         return losses, logged
 
     def reset(self) -> None:
         """Begins a validation."""
-        self._ctc_sums, self._align_sums = CtcTotals(), AlignTotals()
+        self._ctc_sums, self._align_sums, self._text_sums = CtcTotals(), AlignTotals(), DistillTotals()
 
-    def validate(self, lm: SplitLM, batch: TokenBatch, hidden_BLD: Tensor | None) -> None:
-        """Counts a batch of a validation; arguments as of `added`."""
+    def validate(self, lm: SplitLM, batch: TokenBatch, loss: SplitLoss | None) -> None:
+        """Counts a batch of a validation; arguments as of `added`, without a loss for `is_alone`."""
+        hidden_BLD = None if loss is None else loss.hidden_BLD
         if self.head is not None and hidden_BLD is not None:
             self._ctc_sums.add(self.head(hidden_BLD, batch.speech_text, count_errors=True))
         if self.aligner is not None:
             self._align_sums.add(self.aligner(lm, batch, hidden_BLD))
+        if self.distiller is not None and loss is not None and loss.text_BLD is not None:
+            self._text_sums.add(self.distiller(lm, batch, loss.text_BLD))
 
     def metrics(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Of the validation, see `CtcTotals` and `AlignTotals`.
+        """Of the validation, see `CtcTotals`, `AlignTotals` and `DistillTotals`.
 
         Args:
             over_ranks: Sum of a tensor over all ranks.
@@ -146,6 +168,8 @@ class TrunkLosses:
             found |= self._ctc_sums.metrics(over_ranks)
         if self.aligner is not None:
             found |= self._align_sums.metrics(over_ranks, self.layers_run is not None)
+        if self.distiller is not None:
+            found |= self._text_sums.metrics(over_ranks)
         return found
 
 
