@@ -68,7 +68,7 @@ class SplitLLM(StepModule):
         align: Alignment of the trunk's states at the ends of words with the backbone's states of their text;
             needs `data.speech_text` and times of words. None: off.
         distill: Distillation of text from the backbone as it was, on the text before a document's first
-            speech (replayed text, written questions and answers, sentences to be read out). None: off.
+            speech or reply (replayed text, written questions, sentences to be read out). None: off.
         attention: Kernel for packed rows: auto, segments, mask or varlen.
         activation_checkpointing: Recompute layers in the backward; less memory, a third more time.
         compile: torch.compile of every layer.

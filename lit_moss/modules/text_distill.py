@@ -1,8 +1,11 @@
 """Distillation of text from the backbone as it was, so that learning speech does not cost text.
 
-    rows      t_1 t_2 t_3 eos | t_1 t_2 sosp c_1 c_2 …        text before a document's first speech
+    rows      t_1 t_2 t_3 eos | t_1 t_2 sosp c_1 c_2 … | q_1 q_2 a_1 a_2 …
+    text      t_1 t_2 t_3 eos   t_1 t_2                  q_1 q_2        before the first speech or reply
     teacher   the backbone as it was, on these rows alone
     loss      sum of KL(p_backbone(· | t_1 … t_i) || p_model(· | t_1 … t_i)) over rows that another follows
+
+A reply, that is what is learnt after a prompt that is not, may become another than the backbone's.
 
 A target of replayed text teaches one id and narrows the model to the replay; the backbone's distribution says
 of every id how likely it was (Hinton et al. 2015, arXiv:1503.02531; Li and Hoiem 2016, arXiv:1606.09282).
@@ -42,25 +45,33 @@ class TextDistill:
             )
 
 
-def text_before_speech(
-    rows_BL: Tensor, document_ids_BL: Tensor, row_format: RowFormat
+def kept_text(
+    rows_BL: Tensor, document_ids_BL: Tensor, loss_mask_BL: Tensor, row_format: RowFormat
 ) -> tuple[Tensor, Tensor]:
-    """Rows of each document before its first sosp or code.
+    """Rows of each document before its first sosp or code, and before its first reply.
+
+    A reply begins at a target after a row that is none; a document's first row is no target in any case.
 
     Args:
         rows_BL: Packed rows.
         document_ids_BL: Their documents, negative for filler.
+        loss_mask_BL: Which rows are targets.
         row_format: Which rows are text.
 
     Returns:
         Places in the flattened (B L) rows (R,), and the number of the document of each (R,).
     """
     new_N = starts(document_ids_BL).flatten()
-    rows_N = rows_BL.flatten()
+
+    def earlier(what_N: Tensor) -> Tensor:
+        """How many of the document's earlier rows are it."""
+        sum_N = what_N.cumsum(0) - what_N.long()
+        return sum_N - torch.where(new_N, sum_N, 0).cummax(0).values  # the sum never falls
+
+    rows_N, target_N = rows_BL.flatten(), loss_mask_BL.flatten().bool()
     speech_N = (rows_N >= row_format.text_vocab_size) | (rows_N == row_format.sosp_token_id)
-    before_N = speech_N.cumsum(0) - speech_N.long()
-    at_start_N = torch.where(new_N, before_N, 0).cummax(0).values  # it never falls
-    text_N = ~speech_N & (before_N == at_start_N) & (document_ids_BL.flatten() >= 0)
+    stop_N = speech_N | (target_N & (earlier(~target_N & ~new_N) > 0))
+    text_N = ~stop_N & (earlier(stop_N) == 0) & (document_ids_BL.flatten() >= 0)
     at_R = text_N.nonzero()[:, 0]
     return at_R, new_N.cumsum(0)[at_R]
 
@@ -129,8 +140,10 @@ class TextDistiller:
             batch: Packed rows.
             text_BLD: Its outputs of the text tail, before the norm.
         """
-        rows_BL = batch.rows_BL.to(text_BLD.device)
-        at_R, documents_R = text_before_speech(rows_BL, batch.document_ids_BL.to(text_BLD.device), lm.format)
+        rows_BL, document_ids_BL, loss_mask_BL = (
+            x.to(text_BLD.device) for x in (batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
+        )
+        at_R, documents_R = kept_text(rows_BL, document_ids_BL, loss_mask_BL, lm.format)
         pairs_N = (documents_R[1:] == documents_R[:-1]).nonzero()[:, 0]
         if not len(pairs_N):
             return DistillLoss(text_BLD.float().sum() * 0.0, 0)  # each rank needs a gradient

@@ -15,7 +15,7 @@ from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.llm.rows import RowFormat
 from lit_moss.modules import SplitLLM
-from lit_moss.modules.text_distill import TextDistill, TextDistiller, TextTeacher, text_before_speech
+from lit_moss.modules.text_distill import TextDistill, TextDistiller, TextTeacher, kept_text
 from lit_moss.modules.trunk_align import TrunkAlign
 
 V, CODES, D = 260, 30, 32
@@ -26,8 +26,11 @@ DOCUMENTS = {
     "text, speech, text": [9, 10, *SPEECH, 11, 12, 13, 252],
     "speech first": [*SPEECH, 14, 15, 252],
     "one row before speech": [16, *SPEECH, 252],
+    "prompt and reply": [17, 18, 19, 20, 252],
+    "prompt and speech": [21, 22, *SPEECH, 252],
 }
-BEFORE = [5, 6, 7, 8, 252, 9, 10, 16]
+PROMPTS = {"prompt and reply": 3, "prompt and speech": 2}  # their rows are no targets
+KEPT = [[5, 6, 7, 8, 252], [9, 10], [16], [17, 18, 19], [21, 22]]
 
 
 def split_lm():
@@ -36,8 +39,8 @@ def split_lm():
     return SplitLM.from_backbone(config, 1, 40, row_format=FORM)
 
 
-def batch(documents=DOCUMENTS, context=32, sequences=1):
-    made = [(n, np.array(r), np.ones(len(r), bool), []) for n, r in documents.items()]
+def batch(documents=DOCUMENTS, context=40, sequences=1):
+    made = [(n, np.array(r), np.arange(len(r)) >= PROMPTS.get(n, 0), []) for n, r in documents.items()]
     return CollatePacks(context, FORM)([made] * sequences)
 
 
@@ -52,17 +55,17 @@ def moved(lm):
 
 
 @pytest.mark.parametrize("sequences", [1, 2])
-def test_rows_are_those_before_the_first_speech_of_their_document(sequences):
+def test_rows_are_those_before_the_first_speech_or_reply_of_their_document(sequences):
     packed = batch(sequences=sequences)
-    at, documents = text_before_speech(packed.rows_BL, packed.document_ids_BL, FORM)
-    assert packed.rows_BL.flatten()[at].tolist() == BEFORE * sequences
+    at, documents = kept_text(packed.rows_BL, packed.document_ids_BL, packed.loss_mask_BL, FORM)
+    assert packed.rows_BL.flatten()[at].tolist() == [row for rows in KEPT for row in rows] * sequences
     _, lengths = documents.unique_consecutive(return_counts=True)
-    assert lengths.tolist() == [5, 2, 1] * sequences
+    assert lengths.tolist() == [len(rows) for rows in KEPT] * sequences
 
 
 def test_filler_is_not_text():
     packed = batch({"short": [5, 6, 252]}, context=16)
-    at, _ = text_before_speech(packed.rows_BL, packed.document_ids_BL, FORM)
+    at, _ = kept_text(packed.rows_BL, packed.document_ids_BL, packed.loss_mask_BL, FORM)
     assert at.tolist() == [0, 1, 2]
 
 
@@ -77,10 +80,10 @@ def test_the_loss_is_the_divergence_of_the_two_models_on_each_text_by_itself():
     backbone = copy.deepcopy(lm)
     found = distilled(moved(lm), TextTeacher(backbone, torch.float32), batch())
     want = torch.zeros(())
-    for rows in ([5, 6, 7, 8, 252], [9, 10]):
+    for rows in KEPT:
         logits, before = (model(torch.tensor([rows])).text_logits[0, :-1] for model in (lm, backbone))
         want = want + F.kl_div(logits.log_softmax(1), before.log_softmax(1), reduction="sum", log_target=True)
-    assert found.rows == 5
+    assert found.rows == sum(len(rows) - 1 for rows in KEPT)
     assert float(want.detach()) > 0.01
     torch.testing.assert_close(found.nats, want, rtol=1e-4, atol=1e-6)
     ours, theirs = (
