@@ -39,6 +39,7 @@ from lit_moss.runs.tracking import Tracker
 
 _SOURCES = Path(known.__file__).parent
 _READS = {"probe": ["align", "tokenizer"]} | {name: ["manifests"] for name in BEFORE}  # no exported model
+_CONVERSATIONS = "data.init_args.parts.SFTDataModule.init_args"  # in the recipe of sft
 _CODE = [Path(known.__file__), Path(talk_data.__file__)]  # other code makes other lists
 
 
@@ -74,11 +75,12 @@ class Talk:
         if self.has_vocoder:
             named["vocoder"] = partial(self._fit, "vocoder", ["manifests"])
             named["vocoder_tuned"] = partial(self._fit, "vocoder_tuned", ["manifests", "decoder", "vocoder"])
+        conversing = ["manifests", "dialogues", "tokenizer", "stage2"]
         named |= {
             "listen": partial(self._fit, "listen", ["align", "tokenizer"]),
             "stage1": partial(self._fit, "stage1", ["align", "tokenizer", "listen"]),
             "stage2": partial(self._fit, "stage2", ["align", "dialogues", "tokenizer", "stage1"]),
-            "sft": partial(self._fit, "sft", ["manifests", "tokenizer", "stage2"]),
+            "sft": partial(self._fit, "sft", conversing),
             "export": self._export,
         }
         for name in self.evaluations:
@@ -88,7 +90,7 @@ class Talk:
         if o.sounds:
             named["sounds"] = self._sounds
         for form in o.other_forms:
-            named[f"sft-{form}"] = partial(self._fit, f"sft-{form}", ["manifests", "tokenizer", "stage2"])
+            named[f"sft-{form}"] = partial(self._fit, f"sft-{form}", conversing)
             named[f"export-{form}"] = partial(self._export, form)
             named[f"qa-{form}"] = partial(self._evaluate, f"qa-{form}")
         upto = list(named).index(o.until) + 1 if o.until in named else len(named)
@@ -139,7 +141,7 @@ class Talk:
         if name in FITS:
             config["seed_everything"] = o.seed
         if name == "sft":
-            set_key(config, "data.init_args.reply_form", form or o.reply_form)
+            set_key(config, f"{_CONVERSATIONS}.reply_form", form or o.reply_form)
         if name in CHAINS and "voices" in config["steps"]:
             voices, count, key = {
                 "conversations": (o.user_voices, o.voices, "user_voices"),

@@ -224,12 +224,10 @@ def test_another_form_is_trained_exported_and_asked_beside_the_first(tmp_path):
     study = talk.Talk(options, Stages(tmp_path), None)
     names = [name for name, _ in study.all()]
     assert names[-3:] == ["sft-guided", "export-guided", "qa-guided"]
-    form = "data", "init_args", "reply_form"
     for name, expected in (("sft", "direct"), ("sft-guided", "guided")):
-        value = study.recipe(name)
-        for key in form:
-            value = value[key]
-        assert value == expected
+        conversations, _ = study.recipe(name)["data"]["init_args"]["parts"]
+        assert conversations["class_path"] == "lit_moss.data.SFTDataModule"
+        assert conversations["init_args"]["reply_form"] == expected
     assert study.placed("qa")["model"] == str(tmp_path / "model")
     assert study.placed("qa-guided")["model"] == str(tmp_path / "model-guided")
 
