@@ -237,3 +237,26 @@ def seen(folder: Path, ranks: int = 1) -> list[tuple[int, list[str]]]:
     """(step, ids) of all training batches in the order they were noted, rank by rank within a step."""
     files = [(folder / f"ids.{rank}").read_text().splitlines() for rank in range(ranks)]
     return [tuple(json.loads(line)) for step in zip(*files, strict=True) for line in step]
+
+
+def assert_resumes(folder: Path, recipe: Any, *flags: str) -> dict[str, Any]:
+    """Trains 15 steps at once and again with a stop after step 5; both end alike, to the bit.
+
+    Args:
+        folder: Gets both runs, `whole` and `parts`.
+        recipe: Folder of a run, its steps -> its YAML.
+        *flags: Of `fit`.
+
+    Returns:
+        The last checkpoint.
+    """
+    fit(folder / "whole", recipe(folder / "whole", 15), *flags)
+    for stop in (5, 15):
+        resume = ["--ckpt_path", "last"] if stop > 5 else []
+        fit(folder / "parts", recipe(folder / "parts", stop), *flags, *resume)
+    ours, theirs = (checkpoints(folder / f)["step-0000015.ckpt"] for f in ("parts", "whole"))
+    for part in ("state_dict", "optimizer_states", "random_states", "global_step"):
+        assert_equal(ours[part], theirs[part], part)
+    assert all(name.startswith("lm.") for name in ours["state_dict"])
+    assert seen(folder / "parts") == seen(folder / "whole")
+    return ours

@@ -1,6 +1,7 @@
 """Distillation of text from the backbone as it was: which rows, closed forms, gradients, whole runs."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from backbones import config_of
 from lm_recipe import lm_recipe
-from recording import assert_equal, checkpoints, curves, fit, seen
+from recording import assert_equal, assert_resumes, curves, fit
 
 from lit_moss.data.packed_documents import CollatePacks
 from lit_moss.errors import UserError
@@ -137,15 +138,7 @@ def test_a_validation_without_text_targets_still_gives_the_texts_states():
 @pytest.mark.slow
 def test_a_run_resumes_to_the_bit_and_logs_what_it_does(tmp_path):
     options = {"distill": {"weight": 2.0}, "stages": [{"policy": "full"}]}
-    fit(tmp_path / "whole", lm_recipe(tmp_path / "whole", 15, **options))
-    for stop in (5, 15):
-        resume = ["--ckpt_path", "last"] if stop > 5 else []
-        fit(tmp_path / "parts", lm_recipe(tmp_path / "parts", stop, **options), *resume)
-    ours, theirs = (checkpoints(tmp_path / f)["step-0000015.ckpt"] for f in ("parts", "whole"))
-    for part in ("state_dict", "optimizer_states", "random_states", "global_step"):
-        assert_equal(ours[part], theirs[part], part)
-    assert all(name.startswith("lm.") for name in ours["state_dict"])
-    assert seen(tmp_path / "parts") == seen(tmp_path / "whole")
+    assert_resumes(tmp_path, partial(lm_recipe, **options))
     found = curves(tmp_path / "whole")
     assert found["val/distill"][0][1] == pytest.approx(0, abs=1e-5)  # before the first step
     assert found["val/distill"][-1][1] > 0

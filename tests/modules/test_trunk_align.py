@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from backbones import config_of
 from lm_recipe import backbone_folder, lm_recipe, tokenizer_of_bytes
-from recording import assert_equal, checkpoints, curves, fit, seen
+from recording import assert_equal, assert_resumes, curves, fit
 
 from lit_moss.data.batches import SpeechText
 from lit_moss.data.packed_documents import CollatePacks
@@ -158,15 +159,7 @@ def test_a_run_resumes_to_the_bit_and_trains_what_it_says(tmp_path, alone):
     align = {"layer": 2, "alone": alone}
     stages = LISTENING if alone else [{"policy": "full"}]
     options = {"stages": stages, "kind": "transcripts", "align": align}
-    fit(tmp_path / "whole", lm_recipe(tmp_path / "whole", 15, **options), *TEXT)
-    for stop in (5, 15):
-        resume = ["--ckpt_path", "last"] if stop > 5 else []
-        fit(tmp_path / "parts", lm_recipe(tmp_path / "parts", stop, **options), *TEXT, *resume)
-    ours, theirs = (checkpoints(tmp_path / f)["step-0000015.ckpt"] for f in ("parts", "whole"))
-    for part in ("state_dict", "optimizer_states", "random_states", "global_step"):
-        assert_equal(ours[part], theirs[part], part)
-    assert all(name.startswith("lm.") for name in ours["state_dict"])
-    assert seen(tmp_path / "parts") == seen(tmp_path / "whole")
+    ours = assert_resumes(tmp_path, partial(lm_recipe, **options), *TEXT)
     found = curves(tmp_path / "whole")
     assert found["train/align"][-1][1] < found["train/align"][0][1]
     assert found["val/align_keep"][0][1] == 0  # before the first step
