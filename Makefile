@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart quickstart-tokenizer talk test check docs gpu-test
+.PHONY: quickstart quickstart-tokenizer talk test test-nightly check docs gpu-test
 
 quickstart: $(VENV)/ready ## sets up, trains stage 1 of a split SmolLM2-135M on embedded real parts, answers two prompts
 	$(BIN)/python -m lit_moss fit -c conf/quickstart_lm.yaml
@@ -18,8 +18,11 @@ quickstart-tokenizer: $(VENV)/ready ## sets up, trains the speech tokenizer on t
 talk: $(VENV)/ready-talk ## sets up, makes a small system that listens and answers aloud, in hours on two cores; a second call continues
 	$(BIN)/python -m experiments.studies.talk -c conf/talk/cpu.yaml
 
-test: $(VENV)/ready-dev ## sets up, then all tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(VENV)/ready-dev ## sets up, then the tests, but for those that train at length or start several processes
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not nightly"
+
+test-nightly: $(VENV)/ready-dev ## those that train at length or start several processes
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m nightly
 
 check: $(VENV)/ready-dev docs ## lint, format, types, documentation
 	$(BIN)/ruff check .

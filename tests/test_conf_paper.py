@@ -39,6 +39,7 @@ def test_rows_a_step_are_those_the_head_states_and_the_papers(path):
     assert lr == {"sft": 1e-5, "finetune_lora": 1e-4}.get(path.stem, 6e-5 if "stage2" in path.stem else 4e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_its_model_exists_on_the_meta_device(path):
     options = yaml.safe_load(path.read_text())["model"]["init_args"]

@@ -99,6 +99,7 @@ def not_run(page: Path) -> Iterator[str]:
             yield from block.commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=name_of)
 def test_commands_that_are_not_run_parse(page, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
@@ -350,7 +351,7 @@ class Reader:
                 path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_the_tutorial_runs_chapter_by_chapter(tmp_path):
     reader = Reader(tmp_path)
@@ -363,7 +364,7 @@ def test_the_tutorial_runs_chapter_by_chapter(tmp_path):
 OTHERS = [page for page in PAGES if page not in TUTORIAL and any(map(is_run, blocks(page)))]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 @pytest.mark.parametrize("page", OTHERS, ids=name_of)
 def test_commands_of_a_page_run(page, tmp_path):

@@ -53,7 +53,7 @@ def tiny(recipe: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_losses_of_every_small_recipe_are_the_recorded_ones(tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(1)

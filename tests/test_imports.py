@@ -18,6 +18,7 @@ def imports():
     return graph.imports_of(ROOT)
 
 
+@pytest.mark.slow
 def test_no_import_points_up(imports):
     wrong = [f"{i.source}:{i.line} imports {i.target} ({i.kind})" for i in graph.upward(imports)]
     assert not wrong, "\n".join(wrong)

@@ -18,7 +18,7 @@ def test_the_notebook_is_kept_without_outputs():
         assert cell.get("execution_count") is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_every_cell_of_the_notebook_runs(tmp_path, monkeypatch):
     from jupyter_client.kernelspec import KernelSpecManager

@@ -60,6 +60,7 @@ def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_every_yaml_parses_against_the_real_signatures(path, at_root, capsys):
     with pytest.raises(SystemExit) as done:
@@ -68,6 +69,7 @@ def test_every_yaml_parses_against_the_real_signatures(path, at_root, capsys):
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "conf/sweep").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_sweep_makes_recipes_that_parse(path, at_root, tmp_path, capsys):
     from lit_moss.cli.sweep import read_sweep
@@ -81,6 +83,7 @@ def test_every_sweep_makes_recipes_that_parse(path, at_root, tmp_path, capsys):
     assert done.value.code == 0
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_every_variant_of_a_study_parses(path, at_root, tmp_path, capsys):
     from experiments.studies import variants
@@ -124,6 +127,7 @@ def test_every_chain_has_stages_and_options_that_are_known(path):
         step.build()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", sorted((ROOT / "conf/trainer").glob("*.yaml")), ids=lambda p: p.stem)
 def test_machine_parts_merge_onto_a_run(machine, at_root, capsys):
     with pytest.raises(SystemExit) as done:
@@ -148,6 +152,7 @@ def test_data_parts_merge_onto_the_run_that_their_head_names(path, at_root, caps
         assert part["init_args"]["train"] == own["init_args"]["train"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "conf/levers").glob("*.yaml")), ids=lambda p: p.stem)
 def test_levers_merge_onto_the_run_that_their_head_names(path, at_root, capsys):
     words = shlex.split(path.read_text().splitlines()[0][2:])[3:]
@@ -198,9 +203,10 @@ def test_commands_of_the_readme_are_known():
             assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file(), command
 
 
-def test_ci_runs_the_readmes_test_command():
-    assert re.search(r"^make test$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
-    assert "make test" in readme()
+@pytest.mark.parametrize("command", ["make test", "make test-nightly"])
+def test_ci_runs_the_readmes_test_commands(command):
+    assert re.search(rf"^{command}$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert command in readme()
 
 
 def test_dockerfile_copies_and_calls_what_exists():
@@ -258,7 +264,7 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_the_wheel_carries_the_packages_and_the_recipes(wheel):
     names = zipfile.ZipFile(wheel).namelist()
@@ -268,7 +274,7 @@ def test_the_wheel_carries_the_packages_and_the_recipes(wheel):
     assert conf | texts | {"lit_moss/cli/main.py", "callbacks/exact_resume.py"} <= set(names)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_an_installed_wheel_finds_its_recipes_from_any_folder(wheel, tmp_path):
     site, empty = tmp_path / "site", tmp_path / "empty"

@@ -140,6 +140,7 @@ def resolves(name: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_members_of_classes_named_in_the_pages_exist():
     """`SplitLM.loss`: a method, field or attribute of a class of that name, or of one of its bases."""
     known = members_of_classes()

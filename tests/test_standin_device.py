@@ -182,7 +182,7 @@ def run_on(tmp_path_factory, corpus):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("make", LIMITS)
 def test_training_computes_the_cpus_losses(run_on, make):
     on_standin, on_cpu = run_on("standin", make), run_on("cpu", make)
@@ -190,7 +190,7 @@ def test_training_computes_the_cpus_losses(run_on, make):
     assert on_standin.losses == pytest.approx(on_cpu.losses, rel=2e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("make", LIMITS)
 def test_a_training_step_seldom_waits_for_the_device(run_on, make):
     on_standin = run_on("standin", make)
@@ -200,7 +200,7 @@ def test_a_training_step_seldom_waits_for_the_device(run_on, make):
         assert not waits.to_device, f"step {step}{waits}"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_resumed_run_on_the_device_is_the_uninterrupted_one(run_on, tmp_path, corpus):
     fit_on("standin", stages(tmp_path / "parts", corpus, 5))
     rest = fit_on("standin", stages(tmp_path / "parts", corpus, STEPS), "--ckpt_path", "last")
@@ -220,6 +220,7 @@ def lm(tmp_path_factory):
     return SplitLM.from_backbone(folder, 2, 40, row_format=FORM).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["segments", "mask"])
 @pytest.mark.parametrize("modality", ["both", "text"])
 def test_losses_and_gradients_are_the_cpus(lm, kind, modality):
@@ -255,6 +256,7 @@ def test_documents_of_known_borders_are_described_without_waiting(kind):
             assert ours is theirs is None or torch.equal(ours.cpu(), theirs), name
 
 
+@pytest.mark.slow
 def test_generated_rows_seldom_wait_for_the_device(lm):
     greedy = lm.generate(PROMPTS, max_new_tokens=12, greedy=True)
     with standin() as waits:
@@ -271,6 +273,7 @@ def test_generated_rows_seldom_wait_for_the_device(lm):
         assert not per_row[1], str(waits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"prompt_chunk": 2}, {"min_new_tokens": 3}])
 def test_sampled_generation_runs(lm, options):
     how = Sampling(temperature=1.0, top_k=10)
@@ -300,6 +303,7 @@ def test_a_cpu_generator_serves_a_model_on_the_device(lm):
 # --- tokenizer and decoder ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [True, False])
 def test_codes_are_the_cpus_whole_and_live(tiny_encoder, speech, exact):
     waves = [wave[:40_000] for wave in speech[:3]]
@@ -322,6 +326,7 @@ def test_codes_are_the_cpus_whole_and_live(tiny_encoder, speech, exact):
     assert torch.equal(torch.cat(found), on_cpu[0])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["hift", "griffin-lim"])
 def test_decoder_streams_on_the_device(kind):
     codes = torch.randint(0, 256, (30,), generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ from recording import checkpoints, curves, recipe
 
 from lit_moss.cli.main import main
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 def test_resume_at_a_validated_step_neither_skips_nor_repeats_it(tmp_path, corpus, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import yaml
 from lm_recipe import lm_recipe
 from recording import assert_equal, checkpoints, curves, fit
@@ -18,6 +19,7 @@ def run(folder, *more, **trainer):
     return folder
 
 
+@pytest.mark.nightly
 def test_the_rest_of_the_run_is_the_same_to_the_bit(tmp_path):
     with_it = run(tmp_path / "with")
     without = run(tmp_path / "without", "--first_validation", "false")
@@ -39,6 +41,7 @@ def test_the_rest_of_the_run_is_the_same_to_the_bit(tmp_path):
     assert [step for step, _ in curves(with_it)["val/loss"]].count(0) == 1
 
 
+@pytest.mark.slow
 def test_callbacks_that_end_a_run_do_not_see_it(tmp_path):
     """Nothing is better than the value before training, by this measure: the run would end at the first."""
     stop = {

@@ -14,7 +14,7 @@ STEPS, BAD = 5, [1, 3]
 STRATEGIES = ["fsdp2", *(["zero2", "zero3"] if find_spec("deepspeed") else [])]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_shard_moves_in_a_step_that_is_not_finite(tmp_path):
     wait_for(start_ranks(2, tmp_path, __file__, str(tmp_path)), tmp_path)
     for strategy in STRATEGIES:

@@ -97,6 +97,7 @@ def test_eta_max_and_floor_are_the_trunks_peak_and_end():
     assert [callback.rate(s, group) for s in (0, 1, 3, T)] == pytest.approx([0, 0.01, 0.03, 0.015], abs=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2, 5, 6, 9])
 def test_a_resume_at_any_step_goes_on_as_if_never_stopped(stop):
     whole, module = run_of(ReverseUnfreeze(K, W))

@@ -56,7 +56,7 @@ def trains(name, rules, step):
     return not layer or step > (2 - layer[0]) * DELAY
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_is_frozen_moves_by_0_and_the_rest_as_in_one_process(tmp_path):
     states = states_of_all(tmp_path)
     for (strategy, rules, precision), found in states.items():

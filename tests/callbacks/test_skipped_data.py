@@ -8,7 +8,7 @@ from recording import curves, recipe
 from lit_moss.cli.main import main
 from lit_moss.corpora.manifest import read_manifest, write_manifest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def python(*args):
     return done, time.monotonic() - begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "named"),
     [
@@ -136,6 +137,7 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CHANGES)
 def test_a_mistake_in_a_configuration_is_named(capsys, tmp_path, corpus, case):
     changes, named = CHANGES[case]
@@ -148,6 +150,7 @@ def test_a_mistake_in_a_configuration_is_named(capsys, tmp_path, corpus, case):
     assert all(word in line for word in named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -164,6 +167,7 @@ def test_a_mistake_on_the_command_line_is_named(capsys, tmp_path, corpus, words,
     assert all(word in line for word in named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_other_trainer_verbs_ask_for_a_checkpoint(capsys, tmp_path, corpus, verb):
     line = error_of(capsys, verb, "-c", recipe(tmp_path, corpus, 3))
@@ -178,6 +182,7 @@ class Payload:
         return (Path.write_text, (Path("mark"), "the payload ran"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["text", "half", "one bit", "foreign", "malicious"])
 def test_a_file_that_is_no_whole_checkpoint_of_ours_is_named_and_runs_nothing(
     capsys, tmp_path, corpus, content
@@ -273,6 +278,7 @@ def test_the_printed_configuration_is_a_configuration(capsys, tmp_path, corpus):
     assert printed(capsys, "fit", "-c", "again.yaml", "--print_config") == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(ROOT.glob("conf/*.yaml")), ids=lambda path: path.name)
 @pytest.mark.parametrize("machine", ["", "conf/trainer/cpu.yaml", "conf/trainer/gpu.yaml"])
 def test_every_shipped_configuration_parses(capsys, path, machine):

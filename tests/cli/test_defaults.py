@@ -43,6 +43,7 @@ def contains(config, part):
     return config == part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "conf")))
 def test_a_resolved_recipe_is_its_own_values_and_the_defaults(capsys, path):
     own, config = yaml.safe_load(path.read_text()), resolved(capsys, "fit", "-c", path)
@@ -68,6 +69,7 @@ def test_linked_keys_follow_the_command_line(capsys):
     assert (data["seed"], data["backbone"]) == (5, "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [
     ["--data.init_args.seed", "9", "--data.init_args.backbone", "own"],
     ["--data.seed=9", "--data.backbone=own"],
@@ -98,6 +100,7 @@ def test_only_what_the_data_module_takes_is_linked(words, linked):
     assert set(more.get("data", {}).get("init_args", {})) == linked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "expected"),
     [

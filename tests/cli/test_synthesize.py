@@ -32,6 +32,7 @@ def synthesize(lines, codec, out, *more):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--stream"], ["--batch-codes", "1"]])
 def test_files_of_1920_samples_a_code(lines, codec, tmp_path, capsys, more):
     assert synthesize(lines, codec, tmp_path / "out", *more) == 0
@@ -68,6 +69,7 @@ def test_codes_of_another_tokenizer_are_refused(codec, speech, tmp_path, capsys)
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_prompt_gives_another_voice(lines, codec, tmp_path, speech):
     io.write(tmp_path / "voice.wav", speech[0][:32_000], 16_000)
     assert synthesize(lines, codec, tmp_path / "plain") == 0
@@ -75,6 +77,7 @@ def test_a_prompt_gives_another_voice(lines, codec, tmp_path, speech):
     assert (tmp_path / "plain/one.wav").read_bytes() != (tmp_path / "voiced/one.wav").read_bytes()
 
 
+@pytest.mark.slow
 def test_existing_files_stay_unless_forced(lines, codec, tmp_path, capsys):
     assert synthesize(lines, codec, tmp_path / "out") == 0
     assert synthesize(lines, codec, tmp_path / "out") == 2

@@ -26,6 +26,7 @@ def official(codec, tmp_path):
     return tmp_path / "codec"
 
 
+@pytest.mark.nightly
 def test_beyond_its_history_a_stream_is_still_the_offline_wave(codec):
     codes = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(0))
     for left_chunks in (25, None):
@@ -89,6 +90,7 @@ def test_speech_goes_in_codes_come_out_speech_comes_back(codec, speech):
     assert len(codec.decode([3])) == 1920
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompted", [False, True])
 @pytest.mark.parametrize("pieces", [1, 3, 64])
 def test_a_stream_is_the_offline_wave(codec, speech, prompted, pieces):
@@ -119,6 +121,7 @@ def test_a_prompts_codes_and_mel_are_of_the_same_time(codec, speech):
     assert not torch.equal(codec.decode([1] * 9, prompt), codec.decode([1] * 9))
 
 
+@pytest.mark.nightly
 def test_long_codes_are_decoded_as_a_stream(codec):
     codec.vocoder = GriffinLim(1)
     codes = torch.zeros(LONGEST_AT_ONCE + 9, dtype=torch.long)
@@ -137,6 +140,7 @@ def test_what_is_not_a_code_is_an_error(codec, codes, message):
         codec.stream().push(torch.tensor(codes))
 
 
+@pytest.mark.slow
 def test_a_speaker_encoder_of_another_width_is_refused(codec):
     class Speaker:
         dim = 9

@@ -70,6 +70,7 @@ def test_gradients_of_each_side_stay_on_it(judges):
     assert all(p.grad is not None and bool(p.grad.any()) for p in judges.parameters())
 
 
+@pytest.mark.slow
 def test_they_learn_to_tell_noise_from_a_tone(judges):
     tone = 0.1 * torch.sin(torch.arange(4800) * 0.05)[None].repeat(2, 1)
     optimizer = torch.optim.Adam(judges.parameters(), 3e-3)

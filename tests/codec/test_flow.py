@@ -257,6 +257,7 @@ def streamed(flow, row, prompt, left_chunks, pieces):
     return torch.cat([*(stream.push(piece) for piece in row.split(pieces)), stream.flush()], dim=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 5, 8, 33])
 @pytest.mark.parametrize("prompt", [None, 5, 7])
 @pytest.mark.parametrize("left_chunks", [None, 2])
@@ -269,6 +270,7 @@ def test_the_stream_is_the_whole(flow, n, prompt, left_chunks):
         assert torch.allclose(found, whole, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_stream_equals_the_released_scheme_before_its_last_chunk(flow):
     from experiments.contract.released_streaming import mel_chunks
 
@@ -288,6 +290,7 @@ def test_frames_come_as_soon_as_a_chunk_and_its_look_ahead_are_there(flow):
         stream.push(row)
 
 
+@pytest.mark.nightly
 def test_memory_of_a_stream_is_bounded_and_all_history_is_not(flow):
     held = {}
     for left_chunks in (2, None):

@@ -114,6 +114,7 @@ def test_a_perfect_network_samples_the_mel(monkeypatch, streaming):
     assert torch.allclose(flow.sample(codes(12), streaming=streaming), mel, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0.0, 0.6])
 @pytest.mark.parametrize("prompt", [None, 7])
 def test_the_stream_is_the_whole(start, prompt):

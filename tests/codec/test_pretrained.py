@@ -159,6 +159,7 @@ def test_a_folder_without_weights_is_an_error_that_says_what_is_expected(tmp_pat
         load_encoder(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.network
 @pytest.mark.parametrize(("name", "tensors", "width", "layers"), [("tiny", 64, 384, 4), ("base", 94, 512, 6)])
 def test_the_embedded_whispers_load_whole(name, tensors, width, layers):

@@ -135,7 +135,7 @@ def run_rank(rank, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_end_with_the_one_codebook_of_one_process_on_the_union(tmp_path):
     mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

@@ -11,6 +11,7 @@ from lit_moss.codec.speaker import CampPlus, VoiceEncoder, open_speaker
 from lit_moss.errors import UserError
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_the_embedded_encoder_separates_voices(shared_data):
     """Halves of one utterance against halves of others, ten speakers."""

@@ -27,6 +27,7 @@ def make(request, tiny_encoder):
     }[request.param]()
 
 
+@pytest.mark.slow
 def test_outputs_of_any_pieces_are_as_long_as_that_of_the_whole(make):
     stream, whole, axis = make
     expected = run_stream(stream(), [whole])
@@ -59,6 +60,7 @@ def test_an_error_about_a_piece_leaves_a_stream_as_it_was(tiny_encoder):
     assert torch.equal(torch.cat(codes), tokenizer.encode(WAVE, 16_000))
 
 
+@pytest.mark.slow
 def test_copies_of_a_player_speak_in_its_voice_and_do_not_mix():
     codec = Codec(None, small_flow(steps=2), HiFTVocoder(small_hift()))
     prompt, other = small_prompt(codes=10), CODES.flip(0)

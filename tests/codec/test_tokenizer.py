@@ -86,6 +86,7 @@ def test_samples_that_are_no_sound_are_an_error(tokenizer, wave):
 # --- streams --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 2, 4, 10])
 def test_chunks_of_whole_tokens_give_the_codes_of_the_whole(tokenizer, speech, tokens):
     for wave in speech[:4]:

@@ -54,6 +54,7 @@ def test_a_sample_depends_on_18_frames_on_either_side(hift):
     assert int(reached.max()) <= 45 + HiFT.REACH_FRAMES
 
 
+@pytest.mark.slow
 def test_pitch_becomes_a_sine_of_that_pitch_without_drift(hift):
     with torch.no_grad():
         seconds = 120
@@ -66,6 +67,7 @@ def test_pitch_becomes_a_sine_of_that_pitch_without_drift(hift):
     assert torch.allclose(wave[late], wave[late - 48_000], atol=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [1, 7, 20, 100])
 def test_with_its_whole_look_ahead_a_stream_is_the_whole(hift, pieces):
     vocoder, frames = HiFTVocoder(hift, lookahead_frames=HiFT.REACH_FRAMES), mel(100)
@@ -136,6 +138,7 @@ def test_a_stream_of_it_has_the_length_and_the_mel(spoken):
     assert (decoder_mel(made) - target)[loud].abs().mean() < 0.25
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["griffin-lim", "hift"])
 def test_no_clicks_at_the_seams(kind, hift, speech):
     from lit_moss.audio.features import resample

@@ -34,6 +34,7 @@ def pieces(frames, sizes):
     return cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[1], [3], [20], [1, 0, 2, 7, 11, 13], [57]], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_stream_gives_the_samples_of_the_whole(shape, sizes):

@@ -24,6 +24,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.slow
 def test_made_twice_it_is_the_same_to_the_byte_and_then_kept(cache):
     folders = []
     for name in ("one", "two"):
@@ -46,6 +47,7 @@ def test_made_twice_it_is_the_same_to_the_byte_and_then_kept(cache):
     assert folders[1].stat().st_mtime_ns == made
 
 
+@pytest.mark.slow
 def test_other_sentences_are_another_folder(cache):
     cache("one")
     assert everyday_corpus(limit=1) != everyday_corpus(limit=2)
@@ -73,7 +75,7 @@ def test_the_shipped_sentences_are_many_and_different():
     assert all(text == text.strip() and text.isascii() for text in texts)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_the_corpus_of_several_voices_names_its_speakers():
     from lit_moss.corpora.everyday import VOICES

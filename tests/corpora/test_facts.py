@@ -44,6 +44,7 @@ def test_an_answer_counts_where_its_words_stand(reply, answers, right):
     assert facts.has_answer(reply, answers) is right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_training_has_neither_held_out_phrasings_nor_held_out_facts(seed):
     held = facts.hold_out(RELATIONS, seed)

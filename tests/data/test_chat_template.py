@@ -78,6 +78,7 @@ def check(tokenizer, turns, form, pair, system=None, same_ids=True):
         assert (again == channel) == same_ids, (pair, form.name, prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pair", "form"), product(PAIRS, FORMS))
 def test_rendered_text_and_its_ids_are_those_of_training(tokenizer, pair, form):
     check(tokenizer, TURNS, FORMS[form], pair)

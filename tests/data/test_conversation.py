@@ -42,6 +42,7 @@ HEARD = "<|object_ref_start|>[3 1 4 1 5]"
 SAID = "<|object_ref_start|>[9 2 6]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pair", "user", "reply"),
     [

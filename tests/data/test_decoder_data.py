@@ -77,6 +77,7 @@ def test_a_changed_file_is_coded_anew(made, tmp_path):
     assert len(list((tmp_path / "cache/codes").rglob("*.parquet"))) == 3  # one of the two sets again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [True, False])
 def test_bad_files_are_skipped_by_name(made, tmp_path, cache):
     broken = read_manifest(tmp_path / "corpus/train.jsonl")[:2]
@@ -90,6 +91,7 @@ def test_bad_files_are_skipped_by_name(made, tmp_path, cache):
     assert skipped == {u.key for u in broken}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [300, 1400])
 def test_audio_shorter_than_its_manifest_says_is_skipped(made, tmp_path, samples):
     """25 ms stopped the loader, 60 ms gave an item without codes."""
@@ -146,6 +148,7 @@ def test_a_resume_on_other_codes_is_refused(made, tiny_encoder, tmp_path):
 # --- shifts of the code grid --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shifted_clips_are_cut_at_their_start_and_one_shift_is_drawn_for_each_sample(made, codec, tmp_path):
     tokenizer = SpeechTokenizer.from_pretrained(codec)
     utterances = {u.id: u for u in read_manifest(tmp_path / "corpus/train.jsonl")}
@@ -171,6 +174,7 @@ def test_shifted_clips_are_cut_at_their_start_and_one_shift_is_drawn_for_each_sa
     assert seen == {0, 20, 60}
 
 
+@pytest.mark.slow
 def test_shifts_follow_from_seed_and_batch_alone_and_are_cached(made, monkeypatch):
     options = {"shifts": [0, 20, 40, 60]}
     all_ = first(made(**options), 4)

@@ -159,6 +159,7 @@ def test_every_public_name_is_found_and_others_are_not():
         lit_moss.data.Nothing  # noqa: B018
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["order", "packing", "interleave", "conversation", "augment", "transcripts"])
 def test_mathematics_imports_no_lightning(name):
     code = (

@@ -78,6 +78,7 @@ def targets_of(packs):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("min_fill", [0.0, 0.9, 0.97, 1.0])
 @pytest.mark.parametrize("seed", range(25))
 def test_every_row_is_a_target_exactly_once(seed, min_fill):
@@ -199,7 +200,7 @@ def test_long_documents_fill_every_context():
     assert pack(lengths, 14_336).fill_rate > 0.99
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_million_documents_take_seconds():
     import time
 

@@ -66,7 +66,7 @@ def test_prompts_are_rows_up_to_the_reply(tmp_path, codec, speech):
     assert batch[2].rows[: len(batch[2].rows)] != batch[3].rows[: len(batch[2].rows)]  # other system prompts
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_predict_answers_all_four_pairs(tmp_path, codec, speech):
     folder = tmp_path / "run"
     made_by = speech_tokenizer_fingerprint(str(codec))

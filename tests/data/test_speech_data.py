@@ -53,11 +53,13 @@ def twelve(corpus):
 # Order.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 4])
 def test_workers_change_nothing(corpus, twelve, workers):
     assert_same(batches(module(corpus, workers=workers), 12), twelve)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("first", [1, 5, 11])
 def test_setting_next_batch_continues_from_there(corpus, twelve, first, workers):

@@ -186,11 +186,13 @@ def test_every_row_of_a_round_is_a_target_once_and_keeps_its_place(speech):
 # Order.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 4])
 def test_workers_change_nothing(speech, workers):
     assert_same(batches(ready(train=[speech], workers=workers), 25), batches(ready(train=[speech]), 25))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("first", [1, 7, 24])
 def test_setting_next_batch_continues_from_there(speech, first, workers):

@@ -151,6 +151,7 @@ def decoder(tiny_encoder, tmp_path, monkeypatch):
     return tmp_path / "codec"
 
 
+@pytest.mark.nightly
 def test_with_a_decoder_the_mels_are_those_of_its_stream(made, decoder, tmp_path):
     codec = Codec.from_pretrained(decoder)
     utterances = {
@@ -179,6 +180,7 @@ def test_with_a_decoder_the_mels_are_those_of_its_stream(made, decoder, tmp_path
         assert torch.allclose(mel[:, :frames], truth[:, :frames], atol=0.01)
 
 
+@pytest.mark.nightly
 def test_a_louder_crop_has_a_louder_mel_of_the_decoder(made, decoder):
     plain, louder = (first(made(decoder=str(decoder), gain_db=gain), 1)[0] for gain in (0.0, 6.0))
     factor = (louder.wave_BL.abs().amax(dim=1) / plain.wave_BL.abs().amax(dim=1)).log()
@@ -189,6 +191,7 @@ def test_a_louder_crop_has_a_louder_mel_of_the_decoder(made, decoder):
     assert torch.allclose(changed[above], factor[:, None, None].expand_as(changed)[above], atol=0.02)
 
 
+@pytest.mark.nightly
 def test_another_decoder_is_refused_at_a_resume(made, decoder, tiny_encoder, tmp_path):
     Codec(SpeechTokenizer(tiny_encoder()), small_flow(seed=1)).save_pretrained(tmp_path / "other")
     module = made(decoder=str(decoder))
@@ -201,6 +204,7 @@ def test_another_decoder_is_refused_at_a_resume(made, decoder, tiny_encoder, tmp
             other.load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_a_file_that_the_decoder_could_not_hear_is_left_out_by_name(made, decoder, tmp_path):
     utterances = read_manifest(tmp_path / "corpus/train.jsonl")
     utterances[0].audio.write_bytes(b"no sound")

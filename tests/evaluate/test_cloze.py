@@ -99,6 +99,7 @@ def only_result(tmp_path, set_name):
 # --- scores -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eosp", [True, False])
 def test_scores_of_whole_files_have_their_closed_form(unigram, tmp_path, eosp):
     folder = sounds(tmp_path / "tSC", ["0_a.wav", "1_a.wav", "2_b.wav", "3_b.wav"])
@@ -119,6 +120,7 @@ def test_scores_of_whole_files_have_their_closed_form(unigram, tmp_path, eosp):
     assert metrics["tSC/speech-speech/n"] == 2
 
 
+@pytest.mark.slow
 def test_crossed_items_score_each_modality_with_its_head_and_never_sosp(unigram, tmp_path):
     folder = sounds(tmp_path / "cm", ["7_mutual.wav", "7_correct.wav", "7_incorrect.wav"])
     texts = {"mutual": "it was dark", "correct": "he slept", "incorrect": "a tree ran"}
@@ -172,6 +174,7 @@ def test_joining_codes_and_removing_repetitions_change_rows_as_they_say(unigram,
     assert all(a != b for a, b in zip(good.rows, good.rows[1:], strict=False))
 
 
+@pytest.mark.slow
 def test_equal_continuations_are_half_right(unigram, tmp_path):
     path = tmp_path / "same.jsonl"
     path.write_text(json.dumps({"id": 1, "prompt_text": "one", "good_text": "two", "bad_text": "owt"}) + "\n")
@@ -197,6 +200,7 @@ def test_length_decides_between_sum_and_mean(unigram, tmp_path):
     assert metrics["length/text-text/shorter"] == 0.0
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch(random_model, tmp_path):
     folder = sounds(
         tmp_path / "cm", [f"{i}_{p}.wav" for i in range(3) for p in ("mutual", "correct", "incorrect")], 0.3
@@ -374,6 +378,7 @@ def manifest(tmp_path):
     return tmp_path / "pairs.jsonl"
 
 
+@pytest.mark.slow
 def test_a_pair_that_fails_counts_as_wrong_and_is_named(unigram, tmp_path, manifest, capsys):
     metrics = cloze.run(config(unigram[0], [manifest], tmp_path, modalities=["speech-speech", "speech-text"]))
     assert metrics["pairs/speech-speech/failed"] == 1
@@ -389,6 +394,7 @@ def test_a_pair_that_fails_counts_as_wrong_and_is_named(unigram, tmp_path, manif
     assert (folder / "margins.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(random_model, tmp_path, manifest, monkeypatch):
     whole = cloze.run(config(random_model, [manifest], tmp_path / "whole", batch_size=3))
     calls = []
@@ -408,6 +414,7 @@ def test_a_killed_run_goes_on_to_the_same_result(random_model, tmp_path, manifes
     assert resumed == whole
 
 
+@pytest.mark.nightly
 def test_a_comparison_pairs_the_items_of_two_models_without_scoring_again(
     unigram, random_model, tmp_path, manifest, capsys, monkeypatch
 ):
@@ -432,6 +439,7 @@ def test_items_made_from_a_corpus(random_model, tmp_path):
     assert metrics["stories/text-text/ppl"] > 1
 
 
+@pytest.mark.slow
 def test_the_text_of_a_backbone_is_that_of_its_split_model_before_training(random_model, tmp_path):
     text = tmp_path / "stories.txt"
     text.write_text("\n".join(f"Sentence number {i} of this story." for i in range(12)) + "\n")
@@ -447,6 +455,7 @@ def test_the_text_of_a_backbone_is_that_of_its_split_model_before_training(rando
             assert second[name][side]["whole"] == pytest.approx(result[side]["whole"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_line(unigram, tmp_path, manifest, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(f"model: {unigram[0]}\nitems: [{manifest}]\nmodalities: [text-text]\n")
@@ -489,6 +498,7 @@ def test_stories_have_a_wrong_ending_of_their_own_and_anothers():
     assert abs(shorter - longer) <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_texts_without_sound_are_spoken_where_a_voice_is_named(unigram, tmp_path):
     """Needs the embedded voice."""

@@ -39,6 +39,7 @@ def evaluate(corpus, *words: str) -> dict[str, float]:
     return json.loads(result.read_text())
 
 
+@pytest.mark.nightly
 def test_a_softer_copy_keeps_all_but_its_level(corpus, copies):
     emotion = f"--emotion={__name__}:loud_or_soft"
     metrics = evaluate(corpus, "--rungs=[files]", f"--files={copies}", emotion)
@@ -52,6 +53,7 @@ def test_a_softer_copy_keeps_all_but_its_level(corpus, copies):
     assert "(0.000 to 0.658)" in (folder / "report.md").read_text()  # Wilson's interval of 0 of 2
 
 
+@pytest.mark.nightly
 def test_a_missing_copy_is_counted_as_a_failure(corpus, copies, capsys):
     next(copies.glob("*.wav")).unlink()
     metrics = evaluate(corpus, "--rungs=[files]", f"--files={copies}")
@@ -59,7 +61,7 @@ def test_a_missing_copy_is_counted_as_a_failure(corpus, copies, capsys):
     assert "counted as wrong" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_codec_is_compared_and_a_killed_run_goes_on(corpus, copies, tiny_encoder, tmp_path):
     Codec(SpeechTokenizer(tiny_encoder()), small_flow()).save_pretrained(tmp_path / "codec")
     words = [f"--codec={tmp_path / 'codec'}", "--rungs=[vocoder,codec]"]
@@ -76,6 +78,7 @@ def test_a_codec_is_compared_and_a_killed_run_goes_on(corpus, copies, tiny_encod
     assert evaluate(corpus, *words) == metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

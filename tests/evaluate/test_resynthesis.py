@@ -118,6 +118,7 @@ def conf(tiny_encoder, tmp_path, corpus):
     return path
 
 
+@pytest.mark.nightly
 def test_every_rung_of_every_clip_has_a_row_and_the_means_are_in_mlflow(conf, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "resynthesis", "-c", str(conf)]) == 0
@@ -137,6 +138,7 @@ def test_every_rung_of_every_clip_has_a_row_and_the_means_are_in_mlflow(conf, tm
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"items.json", "report.md"}
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_judges_only_what_is_missing(conf, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["evaluate", "resynthesis", "-c", str(conf), "--rungs=[original,vocoder]"]
@@ -157,6 +159,7 @@ def test_a_killed_evaluation_judges_only_what_is_missing(conf, tmp_path, monkeyp
     assert "done before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_similarity_is_with_the_recording_and_with_the_prompt(conf, tmp_path, monkeypatch, corpus):
     monkeypatch.chdir(tmp_path)
     clips = read_clips(corpus / "validation.jsonl")
@@ -169,6 +172,7 @@ def test_similarity_is_with_the_recording_and_with_the_prompt(conf, tmp_path, mo
     assert 0.5 < float(rows[1]["similarity_prompt"]) < 0.9999
 
 
+@pytest.mark.slow
 def test_a_clip_that_cannot_be_read_is_named_and_counted(conf, tmp_path, monkeypatch, corpus, capsys):
     monkeypatch.chdir(tmp_path)
     good = read_clips(corpus / "validation.jsonl")
@@ -185,7 +189,7 @@ def test_a_clip_that_cannot_be_read_is_named_and_counted(conf, tmp_path, monkeyp
 
 
 @pytest.mark.network
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_judges_recognise_the_text(conf, tmp_path, monkeypatch):
     pytest.importorskip("faster_whisper", reason="needs the extra `evaluate`")
     pytest.importorskip("speechmos", reason="needs the extra `evaluate`")
@@ -200,6 +204,7 @@ def test_the_judges_recognise_the_text(conf, tmp_path, monkeypatch):
     assert 2 < metrics["original/dnsmos_sig"] < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -76,7 +76,7 @@ def replies(folder):
     return {line["item"]: line["result"] for line in lines}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_text_replies_have_the_scores_that_their_words_give(talker, here):
     content = options(talker, pairs=["text-text", "speech-text"], batch_size=2)
     assert evaluate("spoken_qa", here / "conf.yaml", content) == 0
@@ -110,7 +110,7 @@ def test_text_replies_have_the_scores_that_their_words_give(talker, here):
     assert "q4: " in report
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_spoken_replies_are_decoded_heard_and_kept(talker, here, monkeypatch, capsys):
     content = options(talker, pairs=["speech-speech"], keep_sounds=2, batch_size=2, asr_of_questions=True)
     heard = []
@@ -147,6 +147,7 @@ def test_spoken_replies_are_decoded_heard_and_kept(talker, here, monkeypatch, ca
     assert "done before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_replies_of_both_channels_are_matched_both_ways(talker, tmp_path):
     model = SpeechModel.open(str(talker / "model"), device="cpu")
     questions = read_questions([str(talker / "questions.jsonl")], limit=2)
@@ -200,7 +201,7 @@ def test_silence_is_never_given_to_the_recogniser():
     assert ears.judge(torch.full((48_000,), 1e-4), "en") == {"transcript": ""}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_speech_is_understood_in_pieces(corpus):
     from lit_moss.corpora.manifest import read_manifest
     from lit_moss.evaluate.matching import word_errors
@@ -231,7 +232,7 @@ def test_questions_without_sound_are_spoken_once(talker, here, monkeypatch):
     assert "cannot be spoken" in first.fault
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_judge_grades_replies(talker, here):
     def grade(body, n):
         asked = json.loads(body["messages"][1]["content"])
@@ -249,7 +250,7 @@ def test_a_judge_grades_replies(talker, here):
     assert "- q4: I cannot say" in report.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gaps_of_the_same_questions(talker, here):
     content = options(talker, limit=2, keep_sounds=1)
     assert evaluate("modality_gap", here / "conf.yaml", content) == 0

@@ -107,6 +107,7 @@ def test_generated_texts_are_those_of_the_hf_model(ours, theirs):
     assert any(got)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("options", [{}, {"num_fewshot": 2, "apply_chat_template": True}])
 def test_a_task_has_the_accuracies_of_the_hf_model(split_model, theirs, options):
     lm, tokenizer, _ = open_text_model(str(split_model))
@@ -162,6 +163,7 @@ def config(model, tmp_path, **more) -> Config:
     return Config(str(model), run_root=str(tmp_path / "runs"), **more)
 
 
+@pytest.mark.slow
 def test_a_run_reports_each_task_and_question(split_model, tmp_path, capsys):
     metrics = text.run(config(split_model, tmp_path))
     assert metrics["everyday_choices/n"] == 20
@@ -174,6 +176,7 @@ def test_a_run_reports_each_task_and_question(split_model, tmp_path, capsys):
     assert "done before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(split_model, tmp_path, monkeypatch):
     whole = text.run(config(split_model, tmp_path / "whole", limit=6))
     calls = []
@@ -198,7 +201,7 @@ def test_a_killed_run_goes_on_to_the_same_result(split_model, tmp_path, monkeypa
     assert len(computed) == 24 - 15
 
 
-@pytest.mark.slow  # lm-eval looks through all its tasks
+@pytest.mark.nightly  # lm-eval looks through all its tasks
 def test_local_tasks_and_groups_with_local_data(split_model, tmp_path, monkeypatch):
     """A group of MMLU's subjects with copies of the data, as the head of the YAML describes."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -248,7 +251,7 @@ def test_a_task_without_room_for_its_answer_is_refused(ours):
 
 
 @pytest.mark.network
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_smollm2_has_the_scores_of_the_hf_model():
     from lit_moss.llm.backbone import SMOLLM2, resolve_backbone
 

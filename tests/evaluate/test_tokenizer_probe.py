@@ -51,7 +51,7 @@ def evaluate(*words: str) -> dict[str, float]:
     return json.loads(result.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_codes_that_say_the_words_are_learnt_and_exchanged_ones_are_not(lists, capsys):
     metrics = evaluate("--codes=[codes.jsonl,shuffled:codes.jsonl]")
     for name in ("dev", "clean", "other"):
@@ -69,7 +69,7 @@ def test_codes_that_say_the_words_are_learnt_and_exchanged_ones_are_not(lists, c
     assert not (folder / "probes").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("ctc", [0.0, 0.5])
 def test_a_killed_probe_ends_as_one_that_was_not(lists, monkeypatch, ctc):
     whole = evaluate("--codes=[codes.jsonl]", f"--ctc={ctc}")
@@ -100,7 +100,7 @@ def _config(**changes) -> tokenizer_probe.Config:
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_codes_of_a_speech_tokenizer_and_a_backbone(corpus, tiny_encoder, tmp_path, monkeypatch):
     from backbones import folder_of
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -212,6 +212,7 @@ def test_codes_as_tokenize_writes_them_are_found_by_path(tmp_path):
     assert found == [[3], [1, 2], []]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

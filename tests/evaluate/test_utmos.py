@@ -34,6 +34,7 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_scores_come_from_the_checkout_though_another_speechmos_is_installed(checkout):
     pytest.importorskip("speechmos", reason="needs the extra `evaluate`")
     with Utmos(checkout) as utmos:
@@ -44,6 +45,7 @@ def test_scores_come_from_the_checkout_though_another_speechmos_is_installed(che
     assert Path(str(speechmos.__file__)).parent != checkout / "speechmos"
 
 
+@pytest.mark.slow
 def test_a_checkout_that_cannot_be_run_is_one_line(checkout):
     (checkout / "speechmos/utmos22/scale.py").unlink()
     with (

@@ -50,6 +50,7 @@ def change(path, name, by):
     save_file(tensors | {name: tensors[name] + by}, path)
 
 
+@pytest.mark.slow
 def test_the_recorded_tensors_are_within_tolerance(contract, run, capsys):
     assert run(contract / "codec/golden") == 0
     said = capsys.readouterr().out

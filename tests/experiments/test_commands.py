@@ -35,7 +35,7 @@ def test_help_is_shown(monkeypatch, capsys, module):
 
 
 @pytest.mark.network
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules.*")
 def test_live_latency_runs_with_its_defaults(monkeypatch, capsys, tmp_path):
     """The default tokenizer is one that only lit_moss.hub can open."""

@@ -23,6 +23,7 @@ def tracked(tmp_path, monkeypatch):
     return ids
 
 
+@pytest.mark.slow
 def test_first_and_last_values_of_the_newest_runs(tracked, tmp_path, capsys):
     assert compare.main(["a", tracked["b"], "--metrics", "heldout/text_ppl", "none/such"]) == 0
     text = (tmp_path / "compare" / "compare.md").read_text()
@@ -32,6 +33,7 @@ def test_first_and_last_values_of_the_newest_runs(tracked, tmp_path, capsys):
     assert (tmp_path / "compare" / "compare.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_an_unknown_name_is_one_line(tracked, capsys):
     assert compare.main(["nobody"]) == 2
     assert "no experiment and no run 'nobody'" in capsys.readouterr().out

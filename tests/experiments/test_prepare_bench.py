@@ -89,7 +89,7 @@ def test_joined_recordings_hold_all_utterances(tmp_path):
         assert (wave > 0.05).sum() == 13 * 64_000
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_the_bench_measures_given_recordings(monkeypatch, capsys, tmp_path, workers):
     noise = np.random.default_rng(0).normal(0, 0.1, (2, 32_000))
     for n, wave in enumerate(noise):

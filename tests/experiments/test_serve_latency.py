@@ -38,6 +38,7 @@ def test_questions_come_from_a_list_with_paths_beside_it(tmp_path):
         listed_questions(tmp_path / "empty.jsonl")
 
 
+@pytest.mark.nightly
 @pytest.mark.network
 def test_the_bench_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     io.write(tmp_path / "a.wav", 0.1 * torch.randn(16000), 16000)

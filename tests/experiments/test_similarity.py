@@ -1,5 +1,6 @@
 """The similarity study of a real (tiny) run: both scores, by layer, in its report and in MLflow."""
 
+import pytest
 import torch
 import yaml
 from lm_recipe import CODES, lm_recipe
@@ -13,6 +14,7 @@ from lit_moss.corpora.manifest import read_manifest
 from lit_moss.llm.backbone import load_text_tokenizer
 
 
+@pytest.mark.nightly
 def test_the_report_holds_the_papers_and_the_centred_score(
     tmp_path, monkeypatch, capsys, corpus, tiny_encoder
 ):

@@ -24,6 +24,7 @@ def options(tmp_path) -> table7.Options:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted({k for stages in table7.RECIPES.values() for k in stages}))
 def test_every_recipe_parses_and_sees_the_same_data(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.chdir(ROOT)
@@ -68,6 +69,7 @@ def test_the_table_has_mean_and_deviation():
     assert table7.picture(before, values).axes
 
 
+@pytest.mark.nightly
 def test_missing_speech_is_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.studies.table7", "--speech", str(tmp_path), "--text", "none.txt"],

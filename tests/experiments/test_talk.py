@@ -53,6 +53,7 @@ def test_the_evaluations_groups_hold_out_what_they_say(tmp_path):
     assert len(lists["prompts"]) == 30
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_lists(tmp_path):
     assert write_lists(tmp_path / "a") == write_lists(tmp_path / "b")
 
@@ -72,6 +73,7 @@ def answered(path: Path, items: list[tuple[str, str, str]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_no_text_states_a_held_out_fact(tmp_path):
     fact = next(fact for fact in SPLIT.held.facts if fact.relation == "capital")
     city, country = fact.answers[0], fact.entity
@@ -325,6 +327,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, words, message):
     assert message in last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["cpu", "gpu", "smoke"])
 def test_every_scale_changes_keys_that_are_there(scale, tmp_path):
     from lit_moss.cli.yaml_options import OptionsParser
@@ -380,7 +383,7 @@ def study(folder: Path, *words: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 @pytest.mark.skipif(
     "LIT_MOSS_LONG_TESTS" not in os.environ, reason="half an hour or more; set LIT_MOSS_LONG_TESTS=1"

@@ -96,7 +96,7 @@ def test_tables_have_mean_deviation_and_curves(tmp_path):
     assert "| first | 7 ± 1.4 | 5 |" in text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_study_trains_each_variant_once(tmp_path):
     """Two at a time, one from the weights of another; a second start trains nothing and prints the same."""
     give_database(tmp_path)

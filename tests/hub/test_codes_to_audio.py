@@ -45,6 +45,7 @@ def test_names_of_files_are_unique_and_keep_the_ids(tmp_path):
     assert names == ["one", "one-2", "one-2-2", "a@12.345", "a@12.900", "x_y"]
 
 
+@pytest.mark.slow
 def test_a_stream_writes_all_samples_and_times_the_first(codec, tmp_path):
     whole = Codec.from_pretrained(codec)
     whole.vocoder = GriffinLim(1)

@@ -19,6 +19,7 @@ def folder(tmp_path, tiny_encoder):
     return tmp_path / "codec"
 
 
+@pytest.mark.nightly
 @pytest.mark.network
 def test_made_twice_it_is_the_same_and_leaves_random_numbers_alone(corpus, speech):
     state = torch.get_rng_state()
@@ -34,6 +35,7 @@ def test_made_twice_it_is_the_same_and_leaves_random_numbers_alone(corpus, speec
     assert torch.allclose(e.ema_weight / e.ema_count[:, None], e.codebook.weight, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_it_streams_the_codes_it_gives_offline(corpus, speech):
     tok = make_kmeans_tokenizer(corpus / "train.jsonl", size=64)
@@ -61,7 +63,7 @@ def test_parts_of_files_are_read_as_parts_and_unreadable_ones_left_out(corpus, t
     assert "left out" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_its_name_opens_it_everywhere(speech):
     made = kmeans_tokenizer()
@@ -95,6 +97,7 @@ def test_the_fingerprint_is_of_weights_and_settings(folder, tmp_path, tiny_encod
         speech_tokenizer_fingerprint(str(tmp_path / "empty"))
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_prepare_codec_makes_one_for_speech_of_ones_own(corpus, speech, tmp_path, capsys):
     from lit_moss.cli.main import main

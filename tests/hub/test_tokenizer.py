@@ -114,6 +114,7 @@ def test_a_run_opens_its_best_checkpoint(tiny_encoder, tmp_path):
     assert len({speech_tokenizer_fingerprint(name) for name in names}) == 1
 
 
+@pytest.mark.slow
 def test_the_embedded_name_without_the_hub_is_one_clear_line():
     code = (
         "from lit_moss.codec import SpeechTokenizer\n"
@@ -128,7 +129,7 @@ def test_the_embedded_name_without_the_hub_is_one_clear_line():
     assert len(result.stdout.splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_is_tagged_with_the_fingerprint_of_what_its_name_opens(tmp_path, corpus, monkeypatch):
     import mlflow
     from recording import fit, recipe

@@ -85,6 +85,7 @@ def test_a_given_vocoder_is_heard_in_the_whole_and_in_streams(released, trained)
     assert len(whole) == 1920 * len(codes)
 
 
+@pytest.mark.slow
 def test_exports_hold_the_given_vocoder(released, trained, tmp_path, capsys):
     export_codec(str(released), tmp_path / "a", vocoder=str(trained))
     assert not (tmp_path / "a/flow/hift.pt").exists()
@@ -104,6 +105,7 @@ def test_exports_hold_the_given_vocoder(released, trained, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--stream"]], ids=["whole", "stream"])
 def test_synthesize_speaks_with_it(released, trained, tmp_path, more):
     (tmp_path / "codes.jsonl").write_text(json.dumps({"id": "one", "codes": list(range(12))}) + "\n")

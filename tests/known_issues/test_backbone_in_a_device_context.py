@@ -24,6 +24,7 @@ def on_cuda(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_a_backbone_is_read_without_accelerate(tmp_path, kind, on_cuda, monkeypatch):
     folder, model = folder_of(tmp_path, kind)
@@ -39,7 +40,7 @@ def test_a_backbone_is_read_without_accelerate(tmp_path, kind, on_cuda, monkeypa
         assert torch.equal(again(rows).text_logits, wanted)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_and_a_next_stage_read_it_without_accelerate(tmp_path, on_cuda, monkeypatch):
     monkeypatch.setattr(transformers.integrations.accelerate, "is_accelerate_available", lambda: False)
     fit(tmp_path / "run", lm_recipe(tmp_path / "run", 5, save_frozen=False))
@@ -82,7 +83,7 @@ assert "accelerate" not in sys.modules
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_same_weights_where_accelerate_is_not_installed(tmp_path):
     folder, _ = folder_of(tmp_path, "llama")
     done = subprocess.run(

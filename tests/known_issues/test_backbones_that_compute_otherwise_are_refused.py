@@ -16,6 +16,7 @@ from lit_moss.llm import SplitLM
 from lit_moss.llm.check import check_backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changes", "part"),
     [
@@ -74,7 +75,7 @@ def test_a_document_beyond_the_positions_is_refused(tmp_path):
     assert made[1] == lm.generate([5] * 4, max_new_tokens=40, greedy=True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_context_beyond_the_positions_is_refused_before_training(tmp_path, capsys):
     from recording import fit
 

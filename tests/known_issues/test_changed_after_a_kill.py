@@ -2,6 +2,7 @@
 in MLflow as the old rate had made them, those of the new rate were dropped.
 """
 
+import pytest
 from lm_recipe import lm_recipe
 from recording import fit, losses, mlflow_runs
 
@@ -9,6 +10,7 @@ LOWER = ("--model.init_args.lr", "0.001")
 NAN = {"class_path": "poison.Poison", "init_args": {"steps": [7, 8, 9]}}
 
 
+@pytest.mark.nightly
 def test_steps_taken_again_with_another_rate_have_a_record_of_their_own(tmp_path, capfd):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 12, extra=[NAN]), expected=2)
@@ -30,6 +32,7 @@ def test_steps_taken_again_with_another_rate_have_a_record_of_their_own(tmp_path
     assert [step for step, _ in losses(folder, new)] == list(range(6, 14))
 
 
+@pytest.mark.nightly
 def test_the_same_settings_go_on_in_the_same_record(tmp_path):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 12, extra=[NAN]), expected=2)
@@ -38,6 +41,7 @@ def test_the_same_settings_go_on_in_the_same_record(tmp_path):
     assert [step for step, _ in losses(folder, run)] == list(range(1, 12))
 
 
+@pytest.mark.nightly
 def test_a_setting_changed_back_is_recorded_too(tmp_path):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 1))

@@ -59,7 +59,7 @@ def importable(monkeypatch):
 pytestmark = pytest.mark.usefixtures("importable")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_language_model(tmp_path):
     folder = tmp_path / "run"
     before = {"lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.95], "lr_factors": {"audio_head": 2.0}}
@@ -76,7 +76,7 @@ def test_language_model(tmp_path):
     assert len(tags_of(folder)) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_changed_rate_follows_the_schedule(tmp_path):
     same, changed = tmp_path / "same", tmp_path / "changed"
     for folder, more in ((same, ()), (changed, ("--model.init_args.lr", "3.0"))):
@@ -86,7 +86,7 @@ def test_a_changed_rate_follows_the_schedule(tmp_path):
     assert ours == pytest.approx(theirs * 1000, rel=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tokenizer(tmp_path, corpus):
     before = {"encoder_lr": 1e-4, "head_lr": 1e-3, "weight_decay": 0.01}
     after = {"encoder_lr": 3e-4, "head_lr": 2e-3, "weight_decay": 0.05}
@@ -99,7 +99,7 @@ def test_tokenizer(tmp_path, corpus):
     assert len(tags_of(tmp_path)) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_decoder(tmp_path, monkeypatch):
     monkeypatch.setenv("LIT_MOSS_CACHE", str(tmp_path / "cache"))
     manifest, codec = str(made_up_manifest(tmp_path / "sounds", 8)), str(made_up_codec(tmp_path / "codec"))
@@ -131,7 +131,7 @@ def test_decoder(tmp_path, monkeypatch):
     assert len(tags_of(tmp_path)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_only_counts_at_the_start_is_not_recorded(tmp_path, recwarn):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 5))
@@ -144,7 +144,7 @@ def test_what_only_counts_at_the_start_is_not_recorded(tmp_path, recwarn):
     assert any("init_from" in text and "has no effect on a resumed run" in text for text in said)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_same_settings_say_nothing(tmp_path, capfd):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 5, stages=[{"policy": "full"}]))
@@ -152,7 +152,7 @@ def test_the_same_settings_say_nothing(tmp_path, capfd):
     assert "other settings" not in capfd.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("stages", [[{"policy": "full"}], [{"train": ["audio_head"]}]])
 def test_other_parts_are_refused_in_one_line_and_not_recorded(tmp_path, capfd, stages):
     """It was a traceback of torch: a different number of parameter groups."""
@@ -166,7 +166,7 @@ def test_other_parts_are_refused_in_one_line_and_not_recorded(tmp_path, capfd, s
     fit(folder, lm_recipe(folder, 7), "--ckpt_path", "last")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_refused_data_are_not_recorded(tmp_path):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 5))

@@ -8,7 +8,7 @@ from recording import curves, recipe
 
 from lit_moss.cli.main import main
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 def test_a_resumed_run_saves_at_whole_steps_alone(tmp_path, corpus, monkeypatch):

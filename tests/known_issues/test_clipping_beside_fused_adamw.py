@@ -10,7 +10,7 @@ from recording import checkpoints, fit
 from lit_moss.modules.steps import StepModule
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_a_fused_step_is_the_plain_one(tmp_path, algorithm, monkeypatch):
     states = {}

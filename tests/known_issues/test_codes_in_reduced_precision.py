@@ -156,6 +156,7 @@ def test_nothing_depends_on_the_default_device_or_type(tiny_encoder, speech):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 def test_a_decoder_stream_does_not_depend_on_the_default_device():
     from lit_moss.codec.codec import Codec
     from lit_moss.codec.flow import Flow, FlowConfig

@@ -92,7 +92,7 @@ def long_talks_recipe(folder, steps, lengths, **model):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_counts_them_in_mlflow(tmp_path):
     fit(tmp_path / "run", long_talks_recipe(tmp_path / "run", 4, [40, 500, 30, 97, 60]))
     logged = curves(tmp_path / "run")
@@ -100,14 +100,14 @@ def test_a_run_counts_them_in_mlflow(tmp_path):
     assert all(value > 0 for _, value in logged["train/loss"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_on_nothing_else_ends_in_one_line(tmp_path, capsys):
     fit(tmp_path / "run", long_talks_recipe(tmp_path / "run", 4, [140, 500]), expected=2)
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: talks: 2 of 2 documents")
     assert not list(tmp_path.glob("run/runs/tiny/*/run.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_targets_without_weight_train_nothing(tmp_path):
     """`text_weight: 0` on text alone."""
     extra = [moves(tmp_path / "run")]
@@ -121,7 +121,7 @@ def test_targets_without_weight_train_nothing(tmp_path):
     assert logged["train/empty_steps"][-1][1] == 3.0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_batch_of_unreadable_files_alone_trains_nothing(tmp_path, corpus):
     """The tokenizer's kind of a batch without targets: weights decayed, moments too."""
     broken = tmp_path / "corpus"

@@ -134,6 +134,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_damaged_backbone_is_one_line(tmp_path, case):
     folder, _ = folder_of(tmp_path, "llama")
@@ -170,6 +171,7 @@ MODEL_CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MODEL_CASES)
 def test_a_damaged_split_model_is_one_line(tmp_path, case):
     folder, _ = folder_of(tmp_path / "backbone", "llama")
@@ -181,6 +183,7 @@ def test_a_damaged_split_model_is_one_line(tmp_path, case):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"eos_token_id": []}, {"eos_token_id": None}, {"quantization_config": None}]
 )
@@ -196,6 +199,7 @@ def test_settings_that_say_nothing_change_nothing(tmp_path, changes):
         assert torch.equal(SplitLM.from_pretrained(tmp_path / "saved")(rows).text_logits, wanted)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "phi3", "gemma", "apertus", "sarvam_moe"])
 @pytest.mark.parametrize("shards", ["60KB", "5GB"])
 def test_whole_folders_of_kinds_with_other_names_on_disk_are_read(tmp_path, kind, shards):

@@ -66,6 +66,7 @@ def test_a_whole_file_is_whole(tmp_path, kind):
     assert io.info(path).frames == len(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.99, "one byte"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_that_was_cut_off_is_named(tmp_path, kind, share):

@@ -34,6 +34,7 @@ def test_the_folder_is_read_while_it_is_whole(folder):
     assert Codec.from_pretrained(folder).decode([1, 2, 3]).shape == (3 * 1920,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["[]", '"a"', "1", "null", "{", "", "\xff", '["flow"]', '"flow"'])
 def test_a_config_that_is_no_object_is_one_line(folder, content):
     (folder / "flow" / "config.json").write_bytes(content.encode("latin1"))
@@ -42,7 +43,7 @@ def test_a_config_that_is_no_object_is_one_line(folder, content):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "changes",
     [{"flow": []}, {"flow": "a"}, {"flow": None}, {"flow": SIZES | {"hidden": "16"}},
@@ -69,6 +70,7 @@ def test_a_voice_of_another_width_is_refused():
         small_codec(["a"] * 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["flow", "hift"])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_weights_that_are_not_finite_are_refused(folder, part, value):

@@ -12,7 +12,7 @@ EARLY = [{
 }]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("last", [13, 8])
 def test_a_longer_run_goes_on_from_the_last_step(tmp_path, corpus, last):
     """Step 8 is validated, 13 is not."""
@@ -29,7 +29,7 @@ def test_a_longer_run_goes_on_from_the_last_step(tmp_path, corpus, last):
     assert seen(parts) == seen(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_stops_early_keeps_its_end_and_the_next_stage_starts_where_it_did(tmp_path):
     fit(tmp_path / "run", lm_recipe(tmp_path / "run", 30, extra=EARLY))
     folder = tmp_path / "run" / "runs" / "tiny"
@@ -42,7 +42,7 @@ def test_a_run_that_stops_early_keeps_its_end_and_the_next_stage_starts_where_it
     fit(tmp_path / "next", config)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_damaged_end_falls_back_to_the_state_before_and_is_named(tmp_path, capsys):
     fit(tmp_path / "run", lm_recipe(tmp_path / "run", 7))
     folder = tmp_path / "run" / "runs" / "tiny"
@@ -54,7 +54,7 @@ def test_a_damaged_end_falls_back_to_the_state_before_and_is_named(tmp_path, cap
     assert "last.ckpt is damaged" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_old_end_left_by_a_kill_is_not_taken_for_the_newest(tmp_path):
     fit(tmp_path / "run", lm_recipe(tmp_path / "run", 7))
     folder = tmp_path / "run" / "runs" / "tiny"

@@ -32,7 +32,7 @@ def run(ten, tmp_path):
     return origin
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_older_checkpoint_begins_a_run_of_its_own(run, tmp_path, caplog):
     folder, config = tmp_path / "run", lm_recipe(tmp_path / "run", 10)
     origin_id = RunFolder(run).mlflow_run_id
@@ -69,7 +69,7 @@ def test_an_older_checkpoint_begins_a_run_of_its_own(run, tmp_path, caplog):
     assert len(mlflow_runs(folder)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_fork_that_ended_before_its_first_own_checkpoint_goes_on_from_where_it_forked(run, tmp_path):
     folder, config = tmp_path / "run", lm_recipe(tmp_path / "run", 5)
     fit(folder, config, "--run_name", "again", "--ckpt_path", str(run / "checkpoints" / "step-0000005.ckpt"))
@@ -80,7 +80,7 @@ def test_a_fork_that_ended_before_its_first_own_checkpoint_goes_on_from_where_it
     assert [step for step, _ in losses(folder, new.info.run_id)] == [6, 7]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_newest_state_by_its_path_goes_on_in_its_run(run, tmp_path):
     folder, config = tmp_path / "run", lm_recipe(tmp_path / "run", 12)
     fit(folder, config, "--ckpt_path", str(run / "checkpoints" / "step-0000010.ckpt"))
@@ -89,7 +89,7 @@ def test_the_newest_state_by_its_path_goes_on_in_its_run(run, tmp_path):
     assert [step for step, _ in losses(folder, RunFolder(run).mlflow_run_id)] == list(range(1, 13))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_another_run_name_and_a_checkpoint_outside_of_a_run_are_forks_too(run, tmp_path):
     folder, config = tmp_path / "run", lm_recipe(tmp_path / "run", 11)
     fit(folder, config, "--ckpt_path", "last", "--run_name", "other")

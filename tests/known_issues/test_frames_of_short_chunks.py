@@ -10,6 +10,7 @@ import torch
 from lit_moss.audio.features import CausalLogMel
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bins", [80, 128])
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 7, 37])
 def test_chunks_give_the_frames_of_the_whole_to_the_bit(bins, frames):

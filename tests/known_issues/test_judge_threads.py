@@ -8,7 +8,7 @@ from lit_moss.evaluate import judges
 pytest.importorskip("faster_whisper")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_judge_leaves_the_number_of_threads_alone():
     before = torch.get_num_threads()
     judge = judges.Recogniser("embedded:whisper-tiny")

@@ -19,6 +19,7 @@ from lit_moss.llm.layers import DecoderLayer
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2", "llama"])
 def test_generation_inside_autocast_is_generation_without(kind):
     """bf16-mixed `predict` gave bfloat16 rows to float32 weights: no such product."""
@@ -70,6 +71,7 @@ def test_backbones_whose_mathematics_would_be_lost_are_refused(changes):
         SplitLM.from_backbone(config, 2, 40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rotations_stay_in_float32(tmp_path, dtype):
     """Cast with the weights, phases at row 14,335 were off by whole turns."""
@@ -112,6 +114,7 @@ def test_without_a_split_no_end_of_speech_before_the_asked_rows():
     assert eosp not in made[:4]
 
 
+@pytest.mark.slow
 def test_a_policy_that_trains_nothing_is_one_line(tmp_path, capsys):
     from recording import fit
 
@@ -120,7 +123,7 @@ def test_a_policy_that_trains_nothing_is_one_line(tmp_path, capsys):
     assert "trains none of the parts" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_predict_with_another_speech_tokenizer_is_refused(tmp_path, capsys):
     """Same count of codes, other codes: nothing complained."""
     from recording import fit
@@ -144,7 +147,7 @@ def test_predict_with_another_speech_tokenizer_is_refused(tmp_path, capsys):
     assert "was trained on rows of the speech tokenizer made up" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_predict_of_a_run_without_a_checkpoint_is_one_line(tmp_path, capsys):
     """It was an AssertionError."""
     from recording import fit
@@ -189,7 +192,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_ranks_call_the_same_and_weigh_targets_alike(tmp_path):
     """A rank without speech left the others alone in FSDP's gathering."""
     script = tmp_path / "ranks.py"

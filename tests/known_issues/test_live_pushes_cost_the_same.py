@@ -24,6 +24,7 @@ def tied(tiny_encoder, speech):
     return SpeechTokenizer(encoder), wave
 
 
+@pytest.mark.slow
 def test_no_push_computes_more_frames_than_it_brings(tied, monkeypatch):
     tokenizer, wave = tied
     frames, forward = [], CausalEncoder.forward
@@ -44,6 +45,7 @@ def test_no_push_computes_more_frames_than_it_brings(tied, monkeypatch):
     assert most <= 2 * 8
 
 
+@pytest.mark.slow
 def test_streamed_codes_are_those_of_the_whole(tied):
     tokenizer, wave = tied
     for size in (1, 3, 40):
@@ -52,6 +54,7 @@ def test_streamed_codes_are_those_of_the_whole(tied):
         assert torch.equal(codes, tokenizer.encode(wave, 16_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [True, False])
 def test_equal_rows_are_one_tie_and_the_lowest_is_taken(tiny_encoder, speech, exact):
     encoder = tiny_encoder()

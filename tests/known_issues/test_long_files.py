@@ -40,7 +40,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(io, "BLOCK_FRAMES", 50_001)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("from_hz", "to_hz"), PAIRS)
 def test_blocks_give_the_samples_of_the_whole(small_blocks, from_hz, to_hz):
     for samples in (2**17 + 1, 3 * 2**16 - 1, 5 * 2**16 + 12_345):
@@ -64,6 +64,7 @@ def test_blocks_of_batches_and_short_pushes(small_blocks):
     assert len(Resampler(48_000, 16_000).flush()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate_hz", [16_000, 44_100, 48_000])
 @pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
 def test_a_long_file_reads_as_its_whole(small_blocks, tmp_path, kind, rate_hz):
@@ -125,7 +126,7 @@ print(len(wave), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_of_a_long_file_is_that_of_its_result(tmp_path):
     """Four minutes of stereo at 48 kHz: 92 MB as floats, 15 MB at 16 kHz. All at once took over 400 MB."""
     with soundfile.SoundFile(tmp_path / "long.wav", "w", 48_000, 2) as file:

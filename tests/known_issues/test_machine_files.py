@@ -50,6 +50,7 @@ def test_deepspeed_in_a_recipe_sums_in_float32_and_leaves_nothing_out(path):
         assert config.get("model", {}).get("init_args", {}).get("save_frozen", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "conf/paper").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_machine_file_names_its_strategy(path):
     """Laid over a recipe for DeepSpeed, one that names none would keep DeepSpeed's, also on a CPU."""
@@ -57,6 +58,7 @@ def test_every_machine_file_names_its_strategy(path):
         assert read_recipe([path, file])["trainer"]["strategy"] == read_recipe([file])["trainer"]["strategy"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with GPUs")
 @pytest.mark.parametrize("file", ["ddp", "fsdp2", "gpu"])
 def test_a_machine_without_the_devices_asked_for_is_one_line(tmp_path, capsys, file):
@@ -156,7 +158,7 @@ def newest(folder):
     return checkpoints(folder)["step-0000010.ckpt"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_frozen_bfloat16_changes_no_bit_of_the_training(runs):
     timed = ("train/tflops", "train/memory_gib")
     kept = {name: {k: v for k, v in curves(runs / name).items() if k not in timed}
@@ -173,6 +175,7 @@ def test_frozen_bfloat16_changes_no_bit_of_the_training(runs):
     assert sizes[0] < 0.51 * sizes[1]
 
 
+@pytest.mark.slow
 def test_text_logits_are_the_backbones(runs):
     found = SplitLM.from_backbone(runs / "backbone", 1, 128).eval()
     start = SplitLM.from_backbone(runs / "backbone", 1, 128).eval()
@@ -184,7 +187,7 @@ def test_text_logits_are_the_backbones(runs):
         assert torch.equal(start(rows).text_logits, found(rows).text_logits)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_next_stage_takes_them_from_the_same_backbone_in_another_dtype(runs):
     (source,) = (runs / "left out/runs/tiny").iterdir()
     fit(
@@ -193,6 +196,7 @@ def test_the_next_stage_takes_them_from_the_same_backbone_in_another_dtype(runs)
     assert newest(runs / "next")["state_dict"].keys() == newest(runs / "float32")["state_dict"].keys()
 
 
+@pytest.mark.slow
 def test_a_resume_takes_them_from_the_backbone(runs):
     fit(runs / "left out", recipe(runs / "left out", 12, frozen_dtype="bfloat16", save_frozen=False),
         "--ckpt_path", "last")  # fmt: skip
@@ -216,6 +220,7 @@ def test_replies_of_a_run_with_frozen_bfloat16(runs):
             assert module.lm.eval().generate([5, 6, 7], "speech", max_new_tokens=4, greedy=True)
 
 
+@pytest.mark.slow
 def test_another_backbone_is_refused(runs, tmp_path, capsys):
     (source,) = (runs / "left out/runs/tiny").iterdir()
     config = recipe(tmp_path / "run", 10, init_from=str(source))
@@ -227,6 +232,7 @@ def test_another_backbone_is_refused(runs, tmp_path, capsys):
     assert "give the same backbone" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_frozen_bfloat16_needs_autocast(tmp_path, capsys):
     fit(tmp_path / "run", recipe(tmp_path / "run", 1, "32-true", frozen_dtype="bfloat16"), expected=2)
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]

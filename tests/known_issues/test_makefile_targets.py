@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 MAKEFILE = Path(__file__).resolve().parents[2] / "Makefile"
 
 
@@ -15,7 +17,8 @@ def test_every_target_is_written_once_and_is_phony():
     assert set(phony[1].split()) == set(targets)
 
 
-def test_the_target_of_the_readme_runs_the_whole_suite():
-    recipe = re.search(r"^test:.*\n\t(.*)$", MAKEFILE.read_text(), re.MULTILINE)
+@pytest.mark.parametrize(("target", "left_out"), [("test", '-m "not nightly"'), ("test-nightly", "-m nightly")])
+def test_two_targets_run_the_whole_suite_between_them(target, left_out):
+    recipe = re.search(rf"^{target}:.*\n\t(.*)$", MAKEFILE.read_text(), re.MULTILINE)
     assert recipe is not None
-    assert recipe[1].endswith("-m pytest -n 2 --dist worksteal")
+    assert recipe[1].endswith(f"-m pytest -n 2 --dist worksteal {left_out}")

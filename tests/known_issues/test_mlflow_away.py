@@ -54,6 +54,7 @@ def run(five, tmp_path):
 # Names.
 
 
+@pytest.mark.slow
 def test_patterns_of_groups_are_recorded(tmp_path):
     folder = tmp_path / "run"
     rates = {"class_path": "callbacks.LearningRateSchedule",
@@ -82,7 +83,7 @@ def test_every_name_becomes_one_that_mlflow_takes(pattern):
 # A start that fails.
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_failed_start_leaves_no_run_that_last_takes(run, tmp_path, capfd):
     folder = tmp_path / "run"
     wrong = {"class_path": "callbacks.LearningRateSchedule", "init_args": {"groups": {"tail": 2.0}}}
@@ -103,7 +104,7 @@ def client_of(folder: Path) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("gone", ["database", "run", "run for good"])
 def test_a_run_without_its_record_goes_on_in_a_new_one(run, tmp_path, capfd, gone):
     folder, old = tmp_path / "run", RunFolder(run).mlflow_run_id
@@ -127,6 +128,7 @@ def test_a_run_without_its_record_goes_on_in_a_new_one(run, tmp_path, capfd, gon
     assert [step for step, _ in losses(folder, new.info.run_id)] == [6, 7, 8, 9]
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_is_one_line(run, tmp_path, capfd):
     folder = tmp_path / "run"
     client = client_of(folder)
@@ -137,7 +139,7 @@ def test_a_deleted_experiment_is_one_line(run, tmp_path, capfd):
     assert newest_checkpoint(run.parent, "last").parent.parent == run
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("address", ["nobody listens", "no such scheme", "no database", "folder"])
 def test_a_store_that_is_not_there_is_one_line(run, tmp_path, capfd, monkeypatch, address):
     with socket.socket() as s:

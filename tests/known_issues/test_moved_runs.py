@@ -28,7 +28,7 @@ def config_of(folder, steps, **monitor):
 WORSE = ("--model.init_args.lr", "1.0")  # destroys the model within a step
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("how", "mode"),
     [
@@ -62,7 +62,7 @@ def test_best_is_not_overwritten_by_a_worse_state(tmp_path, how, mode):
     assert [step for step, _ in losses(folder, record)] == list(range(1, 17))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("first", ["the copy", "the original"])
 def test_a_copy_and_its_original_that_both_go_on_have_a_record_each(tmp_path, capfd, first):
     folder = tmp_path / "run"
@@ -79,7 +79,7 @@ def test_a_copy_and_its_original_that_both_go_on_have_a_record_each(tmp_path, ca
     assert [[step for step, _ in losses(folder, i)] for i in ids] == [list(range(1, 9)), list(range(5, 9))]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_its_best_file_a_moved_run_takes_the_next_best(tmp_path):
     folder = tmp_path / "run"
     fit(folder, config_of(folder, 8))

@@ -10,6 +10,7 @@ import torch
 from lit_moss.codec import SpeechTokenizer
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("spacing", [1e-6, 1e-4, 5e-4, 2e-3])
 @pytest.mark.parametrize("layout", ["pairs", "one point"])
 def test_chunks_give_the_codes_of_the_whole(tiny_encoder, speech, spacing, layout):

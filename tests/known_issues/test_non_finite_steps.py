@@ -55,7 +55,7 @@ def status(folder):
     return run.info.status
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", [CODEC, DECODER, LM, VOCODER])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, corpus, kind, capsys):
     poison = [{"steps": [3], "what": "loss"}, {"steps": [5], "what": "gradient"}]
@@ -73,7 +73,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, corp
     assert all(torch.isfinite(v).all() for v in state.values())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", [CODEC, DECODER, LM])
 def test_three_in_a_row_stop_the_run_in_one_line(tmp_path, corpus, kind, capsys):
     folder = tmp_path / "run"
@@ -93,7 +93,7 @@ def test_three_in_a_row_stop_the_run_in_one_line(tmp_path, corpus, kind, capsys)
     assert status(folder) == "FINISHED"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", [CODEC, LM])
 @pytest.mark.parametrize("micro", [0, 1])
 def test_one_bad_micro_batch_skips_its_whole_step(tmp_path, corpus, kind, micro):
@@ -104,7 +104,7 @@ def test_one_bad_micro_batch_skips_its_whole_step(tmp_path, corpus, kind, micro)
     assert all(found[step] for step in (0, 1, 2, 4))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision(tmp_path, corpus, precision):
     found = run(tmp_path / "run", corpus, LM, 5, [{"steps": [3], "what": "gradient"}], precision=precision)
@@ -112,7 +112,7 @@ def test_mixed_precision(tmp_path, corpus, precision):
     assert all(found[step] for step in (0, 1, 2, 4))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_gradient_scaler_that_looks_for_its_scale_does_not_stop_the_run(tmp_path, corpus):
     scaler = {"class_path": "torch.amp.GradScaler", "init_args": {"device": "cpu", "init_scale": 2.0**40}}
     plugin = {"class_path": "lightning.pytorch.plugins.MixedPrecision",
@@ -122,7 +122,7 @@ def test_a_gradient_scaler_that_looks_for_its_scale_does_not_stop_the_run(tmp_pa
     assert found[39]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_resumed_run_equals_the_whole_one_with_skipped_steps(tmp_path, corpus):
     poison = [{"steps": [3, 4, 6]}]
     run(tmp_path / "whole", corpus, CODEC, 10, poison)
@@ -136,7 +136,7 @@ def test_a_resumed_run_equals_the_whole_one_with_skipped_steps(tmp_path, corpus)
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_rank_skips_what_one_rank_sees(tmp_path, corpus):
     add = [{"class_path": "poison.Poison", "init_args": {"steps": [1], "rank": 1}},
            {"class_path": "poison.Poison", "init_args": {"steps": [3], "what": "gradient", "rank": 0}},
@@ -154,7 +154,7 @@ def test_every_rank_skips_what_one_rank_sees(tmp_path, corpus):
     assert curves(tmp_path / "run")["train/skipped_steps"][-1][1] == 2.0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, corpus, capsys):
     extra = [{"class_path": "poison.BreakWeights", "init_args": {"step": 5}}]
     run(tmp_path / "run", corpus, LM, 8, extra=extra, expected=2)
@@ -163,7 +163,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, corpus, capsys):
     assert not checkpoints(tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_best_is_never_a_score_that_is_not_finite(tmp_path, corpus):
     extra = [{"class_path": "poison.SpoilScore", "init_args": {"step": 4}},
              {"class_path": "callbacks.Checkpoint", "init_args": {"monitor": "val/spoilt"}}]  # fmt: skip

@@ -87,7 +87,7 @@ def test_a_validation_manifest_is_checked_too(tmp_path):
         SpeechDataModule(validation=[str(tmp_path / "validation.jsonl")], workers=0).setup("validate")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("texts", [JAPANESE, RUSSIAN])
 def test_a_tokenizer_learns_other_scripts_with_a_charset_of_their_own(tmp_path, capsys, texts):
     corpus(tmp_path / "in", texts * 2), corpus(tmp_path / "in", texts, "validation")

@@ -50,6 +50,7 @@ def follows(lm, prompt, made):
     return True
 
 
+@pytest.mark.slow
 def test_greedy_rows_are_the_most_likely_ones_alone_and_in_a_batch(lm):
     f = lm.format
     prompts = [[5, 9, 60], [4, 77, 8, 21, 9, f.sosp_token_id], [*f.speech([3, 9]), 7, 80]]
@@ -59,6 +60,7 @@ def test_greedy_rows_are_the_most_likely_ones_alone_and_in_a_batch(lm):
         assert made == lm.generate(prompt, max_new_tokens=7, greedy=True)
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_read_again(lm, tmp_path):
     """Gemma's scale of embeddings is in no file, and stayed on the meta device."""
     lm.save_pretrained(tmp_path)

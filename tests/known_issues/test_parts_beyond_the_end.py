@@ -159,7 +159,7 @@ def test_a_codebook_is_made_of_the_others(manifest, capfd):
     assert names_of(capfd.readouterr().err) == ["after", "late", "long"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_evaluation_leaves_them_out_by_name(manifest, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Codec(None, small_flow()).save_pretrained(tmp_path / "decoder")

@@ -31,6 +31,7 @@ def prepare(*words: str) -> int:
     return main(["prepare", *words, "--track", "false"])
 
 
+@pytest.mark.slow
 def test_the_key_of_an_endpoint_is_in_no_file_param_or_message(folder, monkeypatch, capfd):
     monkeypatch.setenv("CHAT_KEY", KEY)
     monkeypatch.setenv("LIT_MOSS_CACHE", str(folder / "cache"))

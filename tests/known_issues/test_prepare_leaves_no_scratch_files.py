@@ -54,6 +54,7 @@ def names(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["CountingStage", "LongestStage"])
 def test_a_step_killed_at_any_of_its_writes_ends_like_any_other(stage, tmp_path):
     source = tmp_path / "source.jsonl"

@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT / "tests" / "prepare"))
 import chains
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_mistake_is_one_line_on_ray(tmp_path):
     pytest.importorskip("ray")
     source = tmp_path / "source.jsonl"

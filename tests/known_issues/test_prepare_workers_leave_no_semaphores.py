@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_that_are_done_leave_nothing(tmp_path):
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps({"id": f"t{i}", "text": "abcd"}) + "\n" for i in range(4)))

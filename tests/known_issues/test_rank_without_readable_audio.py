@@ -13,7 +13,7 @@ from recording import fit_in_process, recipe
 from lit_moss.corpora.manifest import read_manifest, write_manifest
 from lit_moss.data import SpeechDataModule
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 STEPS, FROM = 10, 2  # the codebook starts before step FROM
 
 

@@ -28,7 +28,7 @@ def recipe_of_two(folder, steps, *extra):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("started", ["by rank 0", "by a cluster"])
 def test_a_fork_of_the_best_state_on_two_ranks(tmp_path, started):
     folder = tmp_path / "run"
@@ -78,7 +78,7 @@ def test_which_process_is_rank_zero(monkeypatch, variables, first):
     assert ranks.is_rank_zero() == first
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_fork_that_cannot_start_leaves_no_state_behind(tmp_path, capsys):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 10))

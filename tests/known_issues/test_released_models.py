@@ -114,6 +114,7 @@ def test_a_codec_that_has_been_replaced_is_not_copied(tuned, tmp_path, capsys):
     assert not (tmp_path / "out/codec").exists()
 
 
+@pytest.mark.slow
 def test_a_given_codec_that_is_not_that_of_the_training_is_refused(tuned, tmp_path):
     run, codec = tuned
     other = codec_folder(tmp_path / "other", codes=CODES, seed=1)
@@ -171,6 +172,7 @@ def test_a_mean_of_adapters_is_the_mean_of_their_products(tmp_path):
 # --- folders and processes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_opening_a_tokenizer_of_a_split_model_prints_nothing(tmp_path):
     model = model_folder(tmp_path / "model")
     code = f"from lit_moss.llm.backbone import load_text_tokenizer as t; print(len(t({str(model)!r})))"
@@ -244,6 +246,7 @@ def load_as_the_strategies_do(folder, kind, place):
         torch.load(place, weights_only=False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("kind", ["metadata", "bytes", "meta", "deepspeed", "latest"])
 def test_a_run_does_not_resume_from_shards_that_hold_code(tmp_path, capsys, kind):
@@ -284,6 +287,7 @@ def documents_of_form(folder, form):
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_states_the_form_of_replies_of_documents_made_before(tmp_path, caplog):
     conf = lm_recipe(tmp_path / "run", 5, kind="sft", stages=[{"policy": "full"}])
     documents_of_form(tmp_path / "sft-train", "guided")

@@ -27,6 +27,7 @@ def lm():
     return model()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("options", [{"greedy": True}, {"text": HOT, "speech": HOT}])
 def test_no_text_row_reads_back_as_speech(joint, options):
@@ -44,6 +45,7 @@ def test_no_text_row_reads_back_as_speech(joint, options):
         assert torch.equal(from_grid(to_grid(rows, lm.format), lm.format), rows)
 
 
+@pytest.mark.slow
 def test_sampled_replies_do_not_depend_on_neighbours(lm):
     options = {"max_new_tokens": 30, "text": HOT, "speech": HOT}
     prompts = [mixed_rows(lm, 1, n, n)[0].tolist() for n in (5, 9, 17, 6)]
@@ -64,6 +66,7 @@ def test_sampled_replies_do_not_depend_on_neighbours(lm):
     assert len({tuple(r) for r in same}) == 3  # several samples of one prompt
 
 
+@pytest.mark.slow
 def test_without_a_generator_torchs_own_seed_decides(lm):
     drawn = []
     for seed in (1, 1, 2):
@@ -74,7 +77,7 @@ def test_without_a_generator_torchs_own_seed_decides(lm):
     assert drawn[0] != drawn[1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("options", [{"greedy": True}, {"text": HOT, "speech": HOT}])
 @pytest.mark.parametrize("unseen", [3, 16, 64])
 def test_rows_are_the_same_however_rarely_the_host_looks(lm, monkeypatch, unseen, options):

@@ -19,7 +19,7 @@ def config_of(folder, steps, rates):
     return lm_recipe(folder, steps, rates=rates, stages=stages)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("rates", "floor"), [(RATES, 0.1), (LAYERS, 0.2)])
 def test_a_longer_run_keeps_the_lowest_rate_and_says_so(tmp_path, rates, floor):
     folder = tmp_path / "run"
@@ -33,7 +33,7 @@ def test_a_longer_run_keeps_the_lowest_rate_and_says_so(tmp_path, rates, floor):
     assert rates_of(folder, 20) == pytest.approx(dict.fromkeys(rates_of(folder, 20), floor), rel=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stretched_course_is_a_decision_and_says_where_the_rate_jumps(tmp_path, recwarn):
     folder = tmp_path / "run"
     longer = yaml.safe_load(yaml.safe_dump(RATES))
@@ -49,7 +49,7 @@ def test_a_stretched_course_is_a_decision_and_says_where_the_rate_jumps(tmp_path
     assert not [w for w in recwarn if "total_steps" in str(w.message)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nothing_is_said_of_a_rate_that_does_not_change(tmp_path, recwarn):
     folder, constant = tmp_path / "run", RATES | {"init_args": {"kind": "constant", "warmup_steps": 2}}
     fit(folder, config_of(folder, 5, constant))

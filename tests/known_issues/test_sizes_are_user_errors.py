@@ -14,6 +14,7 @@ def test_a_tokenizers_sizes_that_do_not_fit_are_one_line(tmp_path, corpus, capsy
     assert "64 is not a multiple of 7 heads" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["log_mel", "quantize_vocab_size"])
 def test_so_are_its_other_values(tmp_path, corpus, capsys, key):
     path = recipe(tmp_path, corpus, 2)

@@ -114,6 +114,7 @@ def test_a_copied_folder_is_checked_and_not_copied_to_arrow_again(folder, work, 
     assert work().count("hash") == 2 * first.count("hash")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_copy_that_is_damaged_is_made_again(folder, damage, tmp_path):
     rows = [read_documents(folder).rows(i).tolist() for i in range(60)]

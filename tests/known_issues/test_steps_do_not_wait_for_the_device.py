@@ -97,7 +97,7 @@ def fused(self, groups, **options):
     return torch.optim.AdamW(groups, fused=True, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["tokenizer", "decoder", "language model"])
 def test_no_question_between_logging_intervals(tmp_path, corpus, asked, monkeypatch, kind):
     monkeypatch.setattr("lit_moss.modules.steps.StepModule.adamw", fused)

@@ -13,7 +13,7 @@ from recording import assert_equal, checkpoints, curves, fit, fit_in_process
 from lit_moss.data import SFTDataModule
 from lit_moss.data.packing import PackedBatches
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 STEPS = 4
 
 

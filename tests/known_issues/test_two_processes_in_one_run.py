@@ -4,6 +4,7 @@ other's checkpoints."""
 import subprocess
 import sys
 
+import pytest
 from recording import ROOT, checkpoints, fit, recipe
 
 HOLD = """
@@ -12,6 +13,7 @@ held = RunFolder(Path(sys.argv[1])).hold(); print("held", flush=True); sys.stdin
 """
 
 
+@pytest.mark.nightly
 def test_a_run_that_goes_on_is_not_continued_by_another_process(tmp_path, corpus, capsys):
     fit(tmp_path, recipe(tmp_path, corpus, 5))
     (run,) = (tmp_path / "runs/tiny").iterdir()

@@ -7,10 +7,12 @@ import json
 import re
 
 import numpy as np
+import pytest
 from lm_recipe import lm_recipe
 from recording import curves, fit, mlflow_runs
 
 
+@pytest.mark.slow
 def test_one_clock_and_one_precision(tmp_path, capfd):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 16))
@@ -26,6 +28,7 @@ def test_one_clock_and_one_precision(tmp_path, capfd):
     assert "step" not in json.loads(result.read_text())["metrics"]
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_count_as_one_step(tmp_path):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 8), "--trainer.accumulate_grad_batches", "2")
@@ -34,6 +37,7 @@ def test_accumulated_micro_batches_count_as_one_step(tmp_path):
     assert [step for step, _ in found["val/loss"]] == [0, 4, 8]  # every eight micro-batches
 
 
+@pytest.mark.slow
 def test_throughput_leaves_out_the_time_of_validations(tmp_path):
     """The time of a validation counted as that of the training steps around it."""
     folder = tmp_path / "run"

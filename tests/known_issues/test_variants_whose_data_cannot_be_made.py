@@ -30,11 +30,13 @@ def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FITS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_the_data_of_every_recipe_can_be_made(path, at_root):
     assert isinstance(make_data(read_recipe([path])), LightningDataModule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
 def test_the_data_of_every_variant_can_be_made(path, at_root):
     study, _ = OptionsParser(variants.Options, "variants").read(["-c", str(path)])

@@ -84,6 +84,7 @@ def _tokenizer(folder):
     return tokenizer, row_format(tokenizer, 128, eosp=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "line", "field"), CASES)
 def test_file_line_field_got_and_expected_stand_in_one_line(tmp_path, kind, line, field):
     path = tmp_path / "in.jsonl"
@@ -164,6 +165,7 @@ def codec_with_decoder(folder):
     return folder / "decoder"
 
 
+@pytest.mark.slow
 def test_ids_of_zero_and_null_name_files(folder):
     """0 was taken for no id, and a prompt's null became `None`."""
     from lit_moss.hub.codes_to_audio import read_code_lines

@@ -204,6 +204,7 @@ def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path):
         row_format(tokenizer_of(*SPECIAL), 128)
 
 
+@pytest.mark.nightly
 def test_the_fingerprint_is_that_of_the_tokenizer_and_nothing_else(tmp_path):
     tokenizer_of(*SPECIAL).save_pretrained(tmp_path / "a")
     tokenizer = load_text_tokenizer(tmp_path / "a")
@@ -256,6 +257,7 @@ def smollm2():
     return folder, load_text_tokenizer(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_smollm2_is_a_plain_folder_with_the_known_sizes(smollm2):
     folder, _ = smollm2
@@ -289,7 +291,7 @@ CHAT_IDS = [1, 4093, 198, 1780, 314, 216, 33, 34, 1232, 216, 35, 47, 2, 198]
 
 
 @pytest.mark.network
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_smollm2_knows_the_capital_of_france(smollm2):
     folder, tokenizer = smollm2
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -69,6 +69,7 @@ def prompts(lm):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 @pytest.mark.parametrize(
     "which", ["text", "ends with sosp", "inside speech", "speech ended", "one row", "long"]
@@ -80,6 +81,7 @@ def test_greedy_equals_the_rules(lm, which, penalty):
     assert ours == by_the_rules(lm, prompt, 40, penalty=penalty)
 
 
+@pytest.mark.nightly
 def test_the_mode_changes_on_the_way_and_tails_catch_up(lm):
     """eosp and sosp are made likely, so that the text tail waits long and both modes come again and again."""
     f = lm.format
@@ -102,12 +104,14 @@ def test_the_mode_changes_on_the_way_and_tails_catch_up(lm):
             lm.audio_lm_head.weight.copy_(before[1])
 
 
+@pytest.mark.slow
 def test_batches_of_any_lengths_equal_each_alone(lm):
     many = list(prompts(lm).values())
     together = lm.generate(many, max_new_tokens=30, greedy=True)
     assert together == [lm.generate(p, max_new_tokens=30, greedy=True) for p in many]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7, 59])
 def test_chunks_of_the_prompt_change_nothing(lm, chunk):
     for prompt in prompts(lm).values():
@@ -130,6 +134,7 @@ def test_modality_speech_appends_sosp_once(lm):
     assert speech[0] >= f.text_vocab_size
 
 
+@pytest.mark.slow
 def test_no_eosp_before_min_new_tokens(lm):
     f = lm.format
     with torch.no_grad():
@@ -161,6 +166,7 @@ def test_sampling_is_reproducible_by_its_generator(lm):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.slow
 def test_an_ended_sequence_stays_ended_in_a_batch(lm):
     with torch.no_grad():
         before = lm.text_lm_head.weight.clone()

@@ -32,6 +32,7 @@ def item(code, ids):
     return Item([50, *[V + code] * 4, V + CODES], [*ids, 52], decode(ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learnt", [False, True])
 def test_a_model_that_learnt_the_transcripts_makes_no_errors(learnt):
     torch.manual_seed(1)

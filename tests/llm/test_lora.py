@@ -47,6 +47,7 @@ def merged_copy(lm, kind, **changes):
     return plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_adapters_and_adapters_switched_off_leave_the_base_to_the_bit(kind, autocast):
@@ -74,6 +75,7 @@ def test_new_adapters_and_adapters_switched_off_leave_the_base_to_the_bit(kind, 
     assert not any(map(torch.equal, outputs(), base))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_merged_weights(kind, checkpointing):
@@ -106,6 +108,7 @@ def test_loss_and_gradients_are_those_of_merged_weights(kind, checkpointing):
         assert (found[name] - grad).norm() <= 1e-6 * grad.norm(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_generated_with_the_adapters(kind):
     lm = adapted(kind)

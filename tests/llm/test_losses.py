@@ -86,7 +86,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_heads_add_at_most_half_a_gigabyte_at_released_size():
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -25,6 +25,7 @@ def pair(request, tmp_path_factory):
     return folder, backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, 1, 2, 5])
 def test_invariant_1_text_logits_equal_the_backbones_to_the_bit(pair, depth):
     folder, backbone = pair
@@ -262,7 +263,7 @@ def test_activation_checkpointing_changes_nothing(pair):
         assert torch.equal(grads[0][name], grads[1][name]), name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("pair", "stage1"), [("qwen3", True), ("llama", False)], indirect=["pair"])
 def test_compiled_layers_agree(pair, stage1):
     """Stage 1 in bf16 takes the frozen projections' own path; a compilation takes 10 to 30 s."""

@@ -65,6 +65,7 @@ def run_all(lm, prompts, options, rng):
     return [ended[n] for n in range(len(prompts))]
 
 
+@pytest.mark.nightly
 def test_greedy_rows_side_by_side_equal_those_alone(lm):
     prompts = questions(lm)
     options = [{"text": GREEDY, "speech": GREEDY, "max_new_tokens": 20 + 5 * n} for n in range(len(prompts))]
@@ -75,6 +76,7 @@ def test_greedy_rows_side_by_side_equal_those_alone(lm):
     assert {row >= lm.format.text_vocab_size for row in made} == {True, False}
 
 
+@pytest.mark.nightly
 def test_sampled_rows_follow_from_seed_and_prompt_alone(lm):
     prompts = questions(lm)
     options = [{"seed": n % 3, "max_new_tokens": 40} for n in range(len(prompts))]
@@ -112,6 +114,7 @@ def finish(g):
     return g
 
 
+@pytest.mark.slow
 def test_later_questions_prefill_their_new_rows_alone(lm):
     context, prompt = Context(lm), questions(lm)[4]
     first = reply(lm, context, prompt)
@@ -152,6 +155,7 @@ def test_long_prompts_come_in_pieces_and_ahead(lm):
     assert g.rows == lm.generate(prompt, max_new_tokens=10, greedy=True)
 
 
+@pytest.mark.slow
 def test_contexts_of_closed_sessions_are_found_again_and_bounded(lm):
     pool = ContextPool(lm, 2**30)
     prompts = questions(lm)
@@ -183,6 +187,7 @@ def test_contexts_of_closed_sessions_are_found_again_and_bounded(lm):
     assert pool.bytes == 0
 
 
+@pytest.mark.slow
 def test_a_failing_reply_leaves_the_others_alone(lm):
     prompts = questions(lm)[:3]
     expected = [lm.generate(p, max_new_tokens=15, greedy=True) for p in prompts]

@@ -18,7 +18,7 @@ def changed_recipe(folder, corpus, steps):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_on_changed_waves_resumes_to_the_bit(tmp_path, corpus):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
@@ -33,7 +33,7 @@ def test_a_run_on_changed_waves_resumes_to_the_bit(tmp_path, corpus):
     assert seen(parts) == seen(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_a_tokenizer_from_whisper_base_trains_and_opens(tmp_path, corpus):
     """Its width differs from the head's, and its codebook from Whisper-tiny's."""

@@ -56,7 +56,7 @@ def mel_recipe(folder, corpus, codec, steps):
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_decoder_of_normalised_mels_learns_resumes_exports_and_streams(tmp_path, corpus, codec):
     runs = {name: tmp_path / name for name in ("whole", "parts")}
     for folder in runs.values():
@@ -99,7 +99,7 @@ def test_roughness_is_1_for_the_truth_more_for_noise_and_less_for_a_blur():
     assert roughness(Resynthesis("", truth, blurred)) < 0.7
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sigterm_in_a_validation_saves_the_current_weights_as_current(tmp_path, corpus, codec, whole):
     """Averaged weights stand in for the current ones until a validation ends: they were saved exchanged."""
     term = [{"class_path": "recording.TermInValidation", "init_args": {"step": 8}}]
@@ -116,7 +116,7 @@ def test_sigterm_in_a_validation_saves_the_current_weights_as_current(tmp_path, 
         assert_equal(ours[part], theirs[part], part)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_validation_with_another_tokenizer_is_refused(whole, corpus, tmp_path, tmp_path_factory, capsys):
     path = decoder_recipe(tmp_path, corpus, made_up_codec(tmp_path_factory.mktemp("other"), seed=1), 20)
     checkpoint = next(whole.glob("runs/tiny/*/checkpoints/step-0000020.ckpt"))
@@ -124,7 +124,7 @@ def test_validation_with_another_tokenizer_is_refused(whole, corpus, tmp_path, t
     assert "was trained on codes of" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_learns_and_reports(whole):
     found = curves(whole)
     losses = [value for _, value in found["train/loss"]]
@@ -140,7 +140,7 @@ def test_it_learns_and_reports(whole):
     assert sounds == {"truth.wav", "0000008.wav", "0000016.wav"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_prior_loss_teaches_the_encoder_the_mel(tmp_path, corpus, codec):
     fit(tmp_path, with_options(decoder_recipe(tmp_path, corpus, codec, 20), prior_weight=1.0))
     found = curves(tmp_path)
@@ -149,7 +149,7 @@ def test_the_prior_loss_teaches_the_encoder_the_mel(tmp_path, corpus, codec):
     assert [step for step, _ in found["val/prior"]] == [8, 16]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_velocity_network_begins_after_the_prior_steps(tmp_path, corpus, codec):
     fit(tmp_path, with_options(mel_recipe(tmp_path, corpus, codec, 8), prior_steps=5))
     found = curves(tmp_path)
@@ -157,7 +157,7 @@ def test_the_velocity_network_begins_after_the_prior_steps(tmp_path, corpus, cod
     assert [step for step, _ in found["train/loss"]] == [6, 7, 8]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_solver_steps_the_encoder_alone_is_trained(tmp_path, corpus, codec, capsys):
     path = with_options(decoder_recipe(tmp_path, corpus, codec, 20), prior_weight=1.0)
     content = yaml.safe_load(path.read_text())
@@ -188,7 +188,7 @@ def test_without_solver_steps_the_encoder_alone_is_trained(tmp_path, corpus, cod
     assert "was trained with steps 0" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole, tmp_path):
     file = next(whole.glob("runs/tiny/*/checkpoints/step-0000020.ckpt"))
     codec = open_codec(str(file))
@@ -210,7 +210,7 @@ def test_a_checkpoint_is_a_codec_with_the_averaged_weights(whole, tmp_path):
     assert open_codec(str(whole / "runs/tiny")).flow.config.vocab_size == 64
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
@@ -228,6 +228,7 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
         file.write_bytes(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -251,7 +252,7 @@ def test_sizes_that_do_not_fit_are_one_line(tmp_path, corpus, codec, capsys, cha
     assert message in said[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_ranks_validate_and_draw_different_numbers(tmp_path, corpus, codec):
     """Ranks that had seen other quarters of t waited for each other in different collectives."""
     path = decoder_recipe(tmp_path, corpus, codec, 8, trainer__devices=2, trainer__strategy="ddp")

@@ -26,7 +26,7 @@ def text_digest(state: dict) -> dict[str, str]:
     return {k: hashlib.sha256(v.numpy().tobytes()).hexdigest() for k, v in state.items() if "audio" not in k}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("stage", STAGES)
 def test_twenty_steps_equal_parts_with_resumes_between(tmp_path, stage):
     """Resumed at 5 and 10: in the middle of each stage of the staged ones."""
@@ -61,6 +61,7 @@ def stage1(tmp_path_factory):
     return folder, run(folder, 10)
 
 
+@pytest.mark.slow
 def test_invariant_2_stage_1_leaves_every_text_parameter_and_text_logits_as_they_were(stage1):
     folder, checkpoint = stage1
     state = {k.removeprefix("lm."): v for k, v in checkpoint["state_dict"].items()}
@@ -89,6 +90,7 @@ def test_never_trained_parameters_are_not_in_the_optimizer(stage1):
     assert names == {"audio_embedding", "audio_tail", "audio_norm", "audio_head"}
 
 
+@pytest.mark.slow
 def test_frozen_weights_left_out_are_checked_and_come_back(tmp_path, capsys):
     folder = tmp_path / "run"
     checkpoint = run(folder, 5, save_frozen=False)
@@ -108,6 +110,7 @@ def test_frozen_weights_left_out_are_checked_and_come_back(tmp_path, capsys):
     assert "give the same backbone" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("policy", ["full", "shared"])
 def test_stage_2_starts_from_stage_1s_checkpoint(stage1, tmp_path, policy):
     folder, checkpoint = stage1
@@ -135,6 +138,7 @@ def test_stage_2_starts_from_stage_1s_checkpoint(stage1, tmp_path, policy):
     assert_equal(dict(torch.load(path, weights_only=True)["state_dict"]), dict(checkpoint["state_dict"]))
 
 
+@pytest.mark.slow
 def test_invariant_5_a_layer_does_not_move_until_its_step(tmp_path):
     folder = tmp_path / "run"
     fit(folder, lm_recipe(folder, 20, stages=[{"policy": "layerwise"}], rates=UNFREEZE))
@@ -174,6 +178,7 @@ def raw_names(folder):
     return found.data.metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "part"),
     [

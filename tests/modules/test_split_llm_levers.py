@@ -22,7 +22,7 @@ def tokenizer(tmp_path, tiny_encoder):
     return str(tmp_path / "tokenizer"), speech_tokenizer_fingerprint(str(tmp_path / "tokenizer"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("vocab", ["text", "chars"])
 def test_a_run_with_ctc_and_short_documents_first_resumes_to_the_bit(tmp_path, vocab):
     options = {"stages": FULL, "kind": "transcripts", "ctc": {"vocab": vocab, "layer": 2}}
@@ -41,7 +41,7 @@ def test_a_run_with_ctc_and_short_documents_first_resumes_to_the_bit(tmp_path, v
     assert {"val/ctc", "val/ctc_error", "val/ctc_skipped", "train/ctc_skipped"} <= set(found)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_codes_start_at_the_codebook_once_and_later_stages_keep_them(tmp_path, tokenizer, caplog):
     folder, fingerprint = tokenizer
     one = tmp_path / "one"
@@ -67,7 +67,7 @@ def test_codes_start_at_the_codebook_once_and_later_stages_keep_them(tmp_path, t
     assert "start at" not in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_codes_start_at_their_text_and_a_resume_does_not_do_it_again(tmp_path, tokenizer, caplog):
     folder, fingerprint = tokenizer
     one = tmp_path / "one"
@@ -80,6 +80,7 @@ def test_codes_start_at_their_text_and_a_resume_does_not_do_it_again(tmp_path, t
     assert "start at the mean" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "more", "message"),
     [
@@ -95,7 +96,7 @@ def test_what_an_option_lacks_is_said_in_one_line(tmp_path, capsys, model, more,
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ctc_is_not_switched_in_a_resume_and_not_in_the_model(tmp_path, capsys):
     one = tmp_path / "one"
     options = {"kind": "transcripts", "stages": FULL, "save_frozen": False}

@@ -52,6 +52,7 @@ def newest(folder):
     return found[max(found)]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_adapters_and_what_trains_alone(adapters, first):
     checkpoint = newest(adapters)
     assert all(".lora_" in name for name in checkpoint["state_dict"])
@@ -66,6 +67,7 @@ def test_a_checkpoint_holds_the_adapters_and_what_trains_alone(adapters, first):
     assert table["train/loss"][-1][1] < table["train/loss"][0][1]
 
 
+@pytest.mark.slow
 def test_whoever_opens_the_run_gets_merged_weights(adapters, first):
     checkpoint, base = newest(adapters), newest(first)["state_dict"]
     lm = open_lm(adapters / "runs/tiny")
@@ -81,6 +83,7 @@ def test_whoever_opens_the_run_gets_merged_weights(adapters, first):
     assert_equal(dict(newest(folder)["state_dict"]), found)
 
 
+@pytest.mark.slow
 def test_an_exported_run_is_the_model_with_its_adapters_and_can_be_tuned_again(adapters, first):
     model = first.parent / "model"
     export(str(adapters / "runs/tiny"), model)
@@ -106,7 +109,7 @@ def test_an_exported_run_is_the_model_with_its_adapters_and_can_be_tuned_again(a
     assert moved == {name for name in base if name.endswith("_proj.weight")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("same_recipe", [True, False])  # or one of a run without adapters
 def test_replies_of_predict_are_those_of_the_merged_model(tmp_path, tiny_encoder, monkeypatch, same_recipe):
     folder, codec = tmp_path / "run", tmp_path / "codec"
@@ -142,7 +145,7 @@ def test_replies_of_predict_are_those_of_the_merged_model(tmp_path, tiny_encoder
         assert rows != others
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_twenty_steps_equal_parts_with_resumes_between(first):
     options = {"save_frozen": False, "lora": LORA | {"dropout": 0.1}}
     whole = run("whole", first, 20, **options)
@@ -156,6 +159,7 @@ def test_twenty_steps_equal_parts_with_resumes_between(first):
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_frozen_weights_in_bfloat16_and_parts_beside_the_adapters(first):
     config = lora_recipe(
         "half", first, 5, frozen_dtype="bfloat16", lr_factors={"lora_trunk": 2.0},
@@ -181,6 +185,7 @@ def test_frozen_weights_in_bfloat16_and_parts_beside_the_adapters(first):
     }
 
 
+@pytest.mark.nightly
 def test_adapters_on_a_folder_in_bfloat16_are_float32_and_resume(first):
     model = first.parent / "half_model"
     export(str(first / "runs/tiny"), model, dtype="bfloat16")
@@ -210,6 +215,7 @@ def test_adapters_on_a_folder_in_bfloat16_are_float32_and_resume(first):
     assert_equal(dict(opened.state_dict()), dict(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -230,6 +236,7 @@ def test_mistakes_are_one_clear_line(first, capsys, changes, message):
     assert last.startswith("error: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"lora": {"rank": 8, "alpha": 8}}, {"lora": None, "stages": [{"policy": "full"}]}]
 )

@@ -39,7 +39,7 @@ def recipe(folder, steps, strategy):
     path.write_text(yaml.safe_dump(config))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_resume_on_two_ranks_and_a_next_stage_from_them(tmp_path):
     for strategy in STRATEGIES:
         for run in ("whole", "parts"):

@@ -155,7 +155,7 @@ def test_text_stays_nearer_to_the_backbone(tmp_path):
     assert last[10.0] < 0.7 * last[1e-6]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_later_stage_is_measured_against_the_backbone_not_against_its_start(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     options = {"distill": {"weight": 0.1}, "stages": [{"policy": "full"}]}

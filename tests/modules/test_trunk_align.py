@@ -153,7 +153,7 @@ def test_a_batch_without_a_word_has_a_gradient_of_zero():
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_run_resumes_to_the_bit_and_trains_what_it_says(tmp_path, alone):
     align = {"layer": 2, "alone": alone}
@@ -178,7 +178,7 @@ def test_a_run_resumes_to_the_bit_and_trains_what_it_says(tmp_path, alone):
     }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_later_stage_is_measured_against_the_backbone_not_against_its_start(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     options = {"kind": "transcripts", "align": {"layer": 2}, "stages": LISTENING}
@@ -190,6 +190,7 @@ def test_a_later_stage_is_measured_against_the_backbone_not_against_its_start(tm
     assert start["val/align"][0][1] < end["val/align"][0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "stages", "more", "message"),
     [

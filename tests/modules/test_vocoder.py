@@ -23,7 +23,7 @@ def whole(tmp_path_factory, corpus):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("stop", [5, 10], ids=["before the discriminators", "with them"])
 def test_killed_and_resumed_run_equals_uninterrupted_run(tmp_path, corpus, whole, stop):
     kill = [{"class_path": "recording.KillAt", "init_args": {"step": stop + 2}}]
@@ -42,7 +42,7 @@ def test_killed_and_resumed_run_equals_uninterrupted_run(tmp_path, corpus, whole
     assert seen(tmp_path) == seen(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_learns_judges_and_reports(whole):
     found = curves(whole)
     losses = [value for _, value in found["train/loss"]]
@@ -58,7 +58,7 @@ def test_it_learns_judges_and_reports(whole):
     assert sounds == {"truth.wav", "0000008.wav", "0000016.wav"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_discriminators_wait_untouched_for_their_step(whole):
     saved = checkpoints(whole)
     states = {n: saved[f"step-{n:07d}.ckpt"]["current_model_state"] for n in (5, 10)}
@@ -69,7 +69,7 @@ def test_discriminators_wait_untouched_for_their_step(whole):
     assert not set(own) & set(moments["state"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_checkpoint_is_a_vocoder_with_the_averaged_weights(whole, tmp_path, capsys):
     file = next(whole.glob("runs/tiny/*/checkpoints/step-0000020.ckpt"))
     vocoder, saved = open_vocoder(str(file)), torch.load(file, weights_only=True)
@@ -91,7 +91,7 @@ def test_a_checkpoint_is_a_vocoder_with_the_averaged_weights(whole, tmp_path, ca
         open_vocoder(str(tmp_path / "other.ckpt"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_ranks_train_and_judge_together(tmp_path, corpus):
     path = vocoder_recipe(tmp_path, corpus, 8, 3, trainer__devices=2, trainer__strategy="ddp")
     done = fit_in_process(tmp_path, path)
@@ -100,7 +100,7 @@ def test_two_ranks_train_and_judge_together(tmp_path, corpus):
     assert (tmp_path / "ids.0").read_text() != (tmp_path / "ids.1").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_learns_on_from_the_mels_of_a_decoder(tmp_path, corpus, tiny_encoder, monkeypatch):
     monkeypatch.setenv("LIT_MOSS_CACHE", str(tmp_path / "cache"))
     Codec(SpeechTokenizer(tiny_encoder()), small_flow()).save_pretrained(tmp_path / "codec")
@@ -132,6 +132,7 @@ def test_a_run_starts_from_another_vocoder(tmp_path):
         Vocoder(init_from="griffin-lim")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -26,6 +26,7 @@ def adapt(question, answer):
     return RuleAdapter().adapt(question, answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_hard_case(case):
     shipped = SHIPPED[case["id"]]
@@ -58,6 +59,7 @@ def test_everyday_pairs_pass_unchanged():
             ), name
 
 
+@pytest.mark.slow
 def test_every_result_can_be_spoken_and_is_left_as_it_is_the_second_time():
     for name, shipped in SHIPPED.items():
         try:

@@ -87,6 +87,7 @@ def test_shift_is_taken_off_and_told(sound):
     assert early["words"][-1][1:] == [8.0, 8.0]  # not after the end of the utterance
 
 
+@pytest.mark.slow
 def test_chinese_is_romanised_for_letters_and_kept_for_characters(sound):
     for model in (
         Script("yi ge ren you liang qian kuai"),
@@ -301,6 +302,7 @@ def test_a_tokenizer_without_a_head_is_named(tmp_path):
             tokenizer_checkpoint(name)
 
 
+@pytest.mark.slow
 def test_known_borders_measure_a_shift():
     """Words that begin 100 ms late and end 20 ms late have their borders 60 ms late."""
     from lit_moss.corpora.everyday import RATE_HZ as VOICE_HZ

@@ -32,7 +32,7 @@ def words(corpus, tmp_path_factory) -> dict[str, tuple[str, ...]]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", list(KILLS))
 def test_a_chain_that_is_killed_in_each_stage_writes_the_same(name, words, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -55,7 +55,7 @@ def run_speech(folder: Path, joined, *words: str) -> subprocess.CompletedProcess
     return chains.prepare(folder, cache, "-c", "short.yaml", sources, *chains.SMALL, "--out", "out", *words)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_nothing_of_the_speech_is_cut_off(speech, joined):
     items = lines(speech / "tokenize" / "manifest.jsonl")
     codes = 0
@@ -72,7 +72,7 @@ def test_nothing_of_the_speech_is_cut_off(speech, joined):
     assert codes == sum(i["codes"] for i in items)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_documents_are_read_and_hold_every_code(speech):
     items = lines(speech / "tokenize" / "manifest.jsonl")
     rows = {}
@@ -87,14 +87,14 @@ def test_documents_are_read_and_hold_every_code(speech):
     assert sum(i["codes"] for i in items) <= held <= sum(i["codes"] for i in items) + 3 * len(items)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_workers_write_the_same_bytes(speech, joined, tmp_path):
     done = run_speech(tmp_path, joined, "--workers", "2")
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(tmp_path / "out", speech)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ray_writes_the_same_bytes(speech, joined, tmp_path):
     pytest.importorskip("ray")
     done = run_speech(tmp_path, joined, "--workers", "2", "--engine", "ray")
@@ -118,7 +118,7 @@ def synthesis(tmp_path):
     return words, chains.own_cache(tmp_path / "cache")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_so_and_goes_on(synthesis, tmp_path, workers, number, code):
@@ -138,7 +138,7 @@ def test_a_stopped_run_says_so_and_goes_on(synthesis, tmp_path, workers, number,
     assert not list((tmp_path / "out").rglob("*.partial-*"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_worker_of_a_real_stage_is_one_line(synthesis, tmp_path):
     words, cache = synthesis
     done = chains.prepare(tmp_path, cache, *words, "--workers", "2", kill={"synthesize": 1})

@@ -120,7 +120,7 @@ def test_a_killed_run_goes_on_where_it_was(source, tmp_path, uninterrupted, vict
     assert contents(tmp_path / "out") == uninterrupted
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_worker_is_one_clear_line_and_nothing_is_lost(source, tmp_path, uninterrupted):
     options = ("--kill_at", "t22", "--once", str(tmp_path / "once"), "--workers", "2")
     killed = killed_run(source, tmp_path / "out", *options)
@@ -141,7 +141,7 @@ def test_a_worker_that_ended_after_its_shard_was_done_leaves_no_log(source, tmp_
     assert contents(tmp_path / "out") == uninterrupted
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_of_a_killed_run_end_with_it(source, tmp_path, uninterrupted):
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "prepare")])}
     command = [
@@ -388,7 +388,7 @@ def test_the_command_line_runs_one_stage(source, tmp_path, capsys):
 # --- a cluster, a store -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ray_writes_the_same_bytes(source, tmp_path, uninterrupted, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests" / "prepare")]))
@@ -418,7 +418,7 @@ def store(monkeypatch):
     server.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_store_holds_the_same_bytes(source, tmp_path, uninterrupted, store):
     import fsspec
 

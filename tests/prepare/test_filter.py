@@ -145,8 +145,9 @@ def run(stage: FilterStage, items: list[dict]) -> tuple[dict[str, dict], dict[st
     return kept, rejected
 
 
+@pytest.mark.slow
 @pytest.mark.network
-@pytest.mark.parametrize("per_kind", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("per_kind", [1, pytest.param(5, marks=pytest.mark.nightly)])
 def test_planted_bad_audio_is_dropped_among_good_audio(stage, good, tmp_path, per_kind):
     bad = planted(good, tmp_path, per_kind)
     fine = good[: len(bad)]
@@ -162,6 +163,7 @@ def test_planted_bad_audio_is_dropped_among_good_audio(stage, good, tmp_path, pe
         assert item["heard"]
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_a_conversation_fails_with_one_of_its_messages(stage, good):
     def message(role: str, item: dict) -> dict:

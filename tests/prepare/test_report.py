@@ -88,6 +88,7 @@ def report_of(chain, tmp_path, **options) -> str:
     return (tmp_path / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_tables_hold_what_the_steps_have_written(chain, tmp_path):
     text = report_of(chain, tmp_path, context=15)
     for line in (
@@ -123,6 +124,7 @@ def test_pictures_and_sounds_lie_beside_it(chain, tmp_path):
     assert "longer than" not in text  # no context was given
 
 
+@pytest.mark.slow
 def test_the_same_steps_give_the_same_report(chain, tmp_path):
     def content(name: str) -> dict[str, bytes]:
         stage = ReportStage(ReportOptions(sounds=1), Storage(str(tmp_path / name)))

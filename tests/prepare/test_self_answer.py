@@ -101,6 +101,7 @@ QUESTIONS = (
 )
 
 
+@pytest.mark.nightly
 @pytest.mark.network
 def test_the_backbone_answers_by_its_own_template(stage_of):
     stage = stage_of(min_words=1)
@@ -117,6 +118,7 @@ def test_the_backbone_answers_by_its_own_template(stage_of):
     assert (again.items, again.rejected) == (result.items, result.rejected)
 
 
+@pytest.mark.nightly
 @pytest.mark.network
 def test_drawn_answers_follow_from_seed_and_prompt(stage_of):
     first = stage_of(min_words=1, temperature=1.0, refusals=True)
@@ -147,6 +149,7 @@ def test_an_answer_is_cut_after_its_first_sentences(text, count, first):
     assert checks.first_sentences(text, count) == first
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_wrong_answers_and_further_sentences_are_dropped(stage_of):
     items = [

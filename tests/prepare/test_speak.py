@@ -99,7 +99,7 @@ def test_what_is_no_conversation_stops_the_run(tmp_path):
         run([{"id": "c", "messages": [{"role": "user"}]}], tmp_path / "out2", **HIBARI)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_users_have_many_voices_and_keep_them_and_the_assistant_has_one(tmp_path):
     conversations = [

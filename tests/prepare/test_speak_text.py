@@ -7,6 +7,7 @@ from lit_moss.cli.main import main
 from lit_moss.corpora.manifest import read_manifest
 
 
+@pytest.mark.slow
 def test_sentences_become_sounds_and_manifests_and_are_not_spoken_twice(tmp_path, capsys):
     text = tmp_path / "meta.csv"
     text.write_text("A-1|Dr. Who|Doctor who.\nA-2|Two.|Two.\n\nA-3|x|The third one.\n")

@@ -366,6 +366,7 @@ def test_unknown_language_is_refused():
         spoken("bonjour", "fr")
 
 
+@pytest.mark.slow
 def test_readings_agree_with_those_of_a_corpus(shared_data):
     """LJ Speech has its texts as written and as read out."""
     rows = [

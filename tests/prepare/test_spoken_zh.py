@@ -156,6 +156,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("written", "expected"), CASES, ids=[written for written, _ in CASES])
 def test_reading(written, expected):
     assert spoken(written, "zh") == expected
@@ -212,11 +213,13 @@ def check(text):
         assert all(words for _, words in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [written for written, _ in CASES])
 def test_cases_keep_every_character(text):
     check(text)
 
 
+@pytest.mark.slow
 def test_any_mixture_of_characters_is_read_to_its_end():
     draw = random.Random(1)
     cases = [written for written, _ in CASES]

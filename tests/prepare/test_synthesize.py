@@ -108,7 +108,7 @@ def test_pace_is_drawn_by_text_or_by_utterance(tmp_path):
     assert len({i["duration"] for i in each}) > 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_workers_write_the_same_bytes_as_one(tmp_path):
     texts = [{"id": f"t{i}", "text": f"This is the sentence with the number {i}."} for i in range(4)]
     run(texts, tmp_path / "one", min_speed=0.9, max_speed=1.1)
@@ -140,7 +140,7 @@ def test_options_that_cannot_be_are_refused(tmp_path, options):
         run([{"id": "a", "text": "A text."}], tmp_path / "out", **options)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_a_piece_of_too_many_phonemes_is_said_in_parts(tmp_path):
     text = "the extraordinarily straightforward characteristics, " * 18

@@ -43,6 +43,7 @@ def test_texts_become_documents_and_utterances_of_one_document_are_joined(tmp_pa
     assert (tmp_path / "out" / "manifest.jsonl").read_text() == ""
 
 
+@pytest.mark.slow
 def test_a_share_is_held_out(tmp_path):
     run(
         [{"id": f"t{i}", "text": f"Text number {i}."} for i in range(40)],
@@ -54,7 +55,7 @@ def test_a_share_is_held_out(tmp_path):
     assert 2 <= len(validation) <= 16
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rows_have_the_format_of_the_speech_beside_them(tmp_path, corpus):
     from lit_moss.data.make_documents import make_documents
 

@@ -66,6 +66,7 @@ def saved(folder, name: str, wave_T: torch.Tensor) -> dict:
     return {"audio_filepath": str(folder / f"{name}.flac"), "duration": len(wave_T) / RATE}
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_segments_of_a_recording_get_their_texts_and_scores(transcribed, recording):
     assert [item["said"] for item in transcribed] == [item["said"] for item in recording]
@@ -96,6 +97,7 @@ def test_word_times_count_from_the_start_of_the_segment(transcribed, spoken):
         assert all(0 <= word[3] <= 1 for word in words)
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_a_unit_does_not_depend_on_what_ran_before(stage, transcribed, recording, tmp_path):
     noise = saved(tmp_path, "noise", 0.1 * torch.randn(5 * RATE))
@@ -111,6 +113,7 @@ def test_a_segment_in_a_batch_and_alone_have_the_same_words(stage, transcribed, 
         assert word[1:3] == pytest.approx(in_batch[1:3], abs=0.021)
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_segments_over_30_s_are_rejected_and_change_nothing_else(stage, transcribed, recording):
     long = {"audio_filepath": recording[0]["audio_filepath"], "offset": 3.0, "duration": 30.5}
@@ -123,6 +126,7 @@ def test_segments_over_30_s_are_rejected_and_change_nothing_else(stage, transcri
     assert stage.run([whole]).rejected[0].value == 80.0
 
 
+@pytest.mark.nightly
 @pytest.mark.network
 def test_what_is_written_over_silence_and_noise_is_caught(stage, tmp_path):
     generator = torch.Generator().manual_seed(0)
@@ -138,6 +142,7 @@ def test_what_is_written_over_silence_and_noise_is_caught(stage, tmp_path):
     assert None not in found, [item["text"] for item in items]
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_a_stock_phrase_that_was_said_is_kept(stage, tmp_path):
     from hibari import Hibari
@@ -175,7 +180,7 @@ def test_languages_that_the_model_does_not_know_are_refused(stage, recording):
 
 
 @pytest.mark.network
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_language_of_each_segment_is_detected_or_taken_from_the_item(recording):
     stage = opened(None, model="embedded:whisper-base", compute_type="int8", word_times=False)
     detected, stated = stage.run([recording[0], recording[0] | {"lang": "zh"}]).items

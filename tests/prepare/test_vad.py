@@ -65,6 +65,7 @@ def whole(silero: Silero, wave: np.ndarray) -> np.ndarray:
 # --- probabilities ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece_samples", [1000, 16_000, 100_001])
 @pytest.mark.parametrize("window_frames", [1, 7, 100])
 def test_windows_equal_the_whole_to_the_bit(silero, wave, window_frames, piece_samples):
@@ -75,6 +76,7 @@ def test_windows_equal_the_whole_to_the_bit(silero, wave, window_frames, piece_s
     assert np.array_equal(outputs, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("onnx", "tolerance"), [(True, 2e-6), (False, 1e-4)], ids=["ONNX", "TorchScript"])
 def test_probabilities_are_those_of_the_library_s_own_loop(silero, wave, onnx, tolerance):
     """TorchScript's kernels round otherwise: up to 6e-5 apart on 8 minutes of speech; ONNX's were equal."""
@@ -255,6 +257,7 @@ def test_speech_is_found_between_silence_noise_and_tones(spoken):
     assert all(i["speech_prob"] > 0.5 for i in result.items)
 
 
+@pytest.mark.slow
 def test_real_speech_is_found_between_silence_noise_and_tones(shared_data, tmp_path):
     clips = sorted((shared_data / "librispeech").glob("*.flac"))
     joined = join_clips(clips, tmp_path / "ten_minutes.flac")
@@ -265,6 +268,7 @@ def test_real_speech_is_found_between_silence_noise_and_tones(shared_data, tmp_p
     assert recall >= 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate_hz", [44_100, 48_000])
 def test_segments_do_not_depend_on_the_rate(spoken, tmp_path, rate_hz):
     path = tmp_path / "other.flac"
@@ -397,7 +401,7 @@ print(len(probabilities), samples, megabytes("VmHWM") - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_hour_needs_little_memory_and_loses_no_frame(spoken, tmp_path):
     rate_hz, path = 48_000, tmp_path / "hour.wav"
     wave = resample(io.read(spoken.path, RATE_HZ), RATE_HZ, rate_hz).numpy()

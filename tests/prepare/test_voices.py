@@ -99,7 +99,7 @@ def test_speed_and_seed_of_hibari():
     assert len(say()) > 1.08 * len(say(speed=1.2))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_kokoro_refuses_too_many_phonemes_and_says_latin_words_in_chinese():
     voice = pool("embedded:kokoro/zf_xiaoxiao").voices[0]
@@ -113,7 +113,7 @@ def test_kokoro_refuses_too_many_phonemes_and_says_latin_words_in_chinese():
     assert len(mixed) > len(plain) + 0.2 * 24_000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 @pytest.mark.parametrize("speaker", ["zf_xiaoxiao", "zm_yunxi"])
 def test_chinese_speech_is_understood(speaker):

@@ -160,6 +160,7 @@ def test_no_path_user_or_host_is_in_a_card(place, away):
     assert "Qwen3-8B" in card
 
 
+@pytest.mark.slow
 def test_mlflow_adds_the_commit_and_the_results_of_a_killed_run(place, monkeypatch, tmp_path):
     from mlflow import MlflowClient
 

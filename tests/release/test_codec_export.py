@@ -161,6 +161,7 @@ def test_a_decoder_run_becomes_a_whole_codec(tokenizer_run, tmp_path, capsys):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_folders_are_copied_as_they_are_also_out_of_a_models_folder(tmp_path):
     source = codec_folder(tmp_path / "model/codec")
     (source / "pytorch_model.bin").write_bytes(b"code")
@@ -213,6 +214,7 @@ def released_codec(folder: Path, golden: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_released_folder_is_copied_to_the_byte_and_saved_under_present_names(contract, tmp_path):
     source = released_codec(tmp_path / "released", contract / "codec/golden")
     tiny_camplus(source / "flow/campplus.onnx")

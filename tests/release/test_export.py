@@ -244,6 +244,7 @@ def test_what_is_at_the_target_is_kept(tmp_path):
         export(str(tmp_path / "out"), tmp_path / "out", force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "half", "no weights", "another shape", "no model"])
 def test_a_damaged_checkpoint_is_one_line(tmp_path, damage):
     run = run_folder(tmp_path)
@@ -284,6 +285,7 @@ def test_another_template_is_refused(tmp_path):
         export(str(tmp_path / "a"), tmp_path / "b")
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(os.name != "posix", reason="limits of a process")
 def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path):
     run = run_folder(tmp_path)
@@ -327,7 +329,7 @@ def test_a_file_in_the_way_of_the_folder_is_one_line(tmp_path):
 # --- processes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_export_leaves_nothing_that_looks_whole(tmp_path):
     run = run_folder(tmp_path)
     for delay in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4):
@@ -348,7 +350,7 @@ def test_a_killed_export_leaves_nothing_that_looks_whole(tmp_path):
     assert_same(dict(SplitLM.from_pretrained(tmp_path / "out").state_dict()), dict(open_lm(run).state_dict()))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     backbone = backbone_folder(tmp_path / "backbone")
     form = row_format(load_text_tokenizer(backbone), 128, eosp=CODES)
@@ -374,7 +376,7 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     assert int(done.stdout.splitlines()[-1]) < 4 * largest + 50e6
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_trained_model_answers_the_same_after_export_in_all_modality_pairs(tmp_path):
     conf = lm_recipe(tmp_path / "run", 12, kind="sft", stages=[{"policy": "full"}])
     trained = launch.run(conf.parent, "fit", "-c", "conf.yaml")

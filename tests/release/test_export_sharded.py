@@ -30,7 +30,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_weights_of_two_ranks_are_read_exported_and_refused_where_they_hold_code(tmp_path):
     sharded_runs.train_all(tmp_path)
     for strategy in sharded_runs.STRATEGIES:

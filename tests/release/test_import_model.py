@@ -44,6 +44,7 @@ def files(folder):
     return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
 
 
+@pytest.mark.slow
 def test_a_released_model_and_codec_become_one_folder(sources):
     out = sources / "out"
     made = import_model(sources / "model", out, str(sources / "codec"))
@@ -217,6 +218,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_leaves_nothing(sources, br
     assert sorted(p.name for p in sources.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_codec_of_another_training_is_refused(sources):
     first = import_model(sources / "model", sources / "first", str(sources / "codec"))
     codec_folder(sources / "other", seed=1)
@@ -232,6 +234,7 @@ def test_a_codec_of_another_training_is_refused(sources):
     assert again.record.speech_tokenizer == ours
 
 
+@pytest.mark.slow
 def test_an_import_that_is_killed_leaves_no_folder(sources):
     """It dies once all weights are there, in the middle of the codec."""
     script = sources / "script.py"

@@ -47,6 +47,7 @@ def model(tmp_path_factory):
     return place / "model"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("visible", [[], ["--public"]])
 def test_export_pushes_what_it_has_made_private_unless_asked(model, tmp_path, visible):
     with Hub() as hub:
@@ -57,6 +58,7 @@ def test_export_pushes_what_it_has_made_private_unless_asked(model, tmp_path, vi
         assert hub.private["me/model"] == (not visible)
 
 
+@pytest.mark.nightly
 def test_a_card_that_the_hub_does_not_take_is_one_line(model, tmp_path):
     with Hub() as hub:
         words = ["--push-to-hub", "me/model", "--license", "not a licence"]
@@ -67,6 +69,7 @@ def test_a_card_that_the_hub_does_not_take_is_one_line(model, tmp_path):
         assert not hub.repos["me/model"]
 
 
+@pytest.mark.nightly
 def test_a_missing_token_is_said_before_anything_is_written(model, tmp_path):
     done = export(model, tmp_path / "out", "http://127.0.0.1:9", "--push-to-hub", "me/model", HF_TOKEN="")
     assert done.returncode == 2
@@ -96,6 +99,7 @@ def test_a_pushed_repository_holds_the_folder_in_one_commit(model):
         assert hub.commits == ["model, by lit_moss"]
 
 
+@pytest.mark.slow
 def test_pushing_again_sends_no_weights_and_deletes_those_of_before(model):
     with Hub() as hub:
         push(model, endpoint=hub.address, visible="public")
@@ -108,6 +112,7 @@ def test_pushing_again_sends_no_weights_and_deletes_those_of_before(model):
         assert hub.repos["me/model"]["notes.md"] == b"theirs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -77,6 +77,7 @@ def decoded(audio: str, place: Path) -> tuple[np.ndarray, int]:
     return soundfile.read(place / "answer.wav")
 
 
+@pytest.mark.slow
 def test_text_is_answered_as_the_model_answers_it(loaded, place):
     from lit_moss.data.conversation import Renderer, Turn
 
@@ -89,6 +90,7 @@ def test_text_is_answered_as_the_model_answers_it(loaded, place):
     assert answer["codes"] == []
 
 
+@pytest.mark.slow
 def test_speech_is_heard_and_answered_with_speech(loaded, place):
     from lit_moss.data.conversation import Renderer, Turn
 
@@ -106,6 +108,7 @@ def test_speech_is_heard_and_answered_with_speech(loaded, place):
     assert len(samples) == 1920 * len(answer["codes"])
 
 
+@pytest.mark.slow
 def test_all_four_pairs_in_one_call(loaded, place):
     audio = encoded(question(place / "question.wav"))
     rows = [{"text": "abc", "audio": None, "reply": r} for r in ("text", "speech")]
@@ -268,7 +271,7 @@ def ask(address: str, *rows: dict) -> tuple[int, dict]:
         return error.code, json.loads(error.read())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mlflow_models_serve_answers(server, loaded, place):
     audio = encoded(question(place / "question.wav"))
     row = {"audio": audio, "reply": "speech", "max_new_tokens": 12, "temperature": 0}

@@ -75,7 +75,7 @@ def test_export_and_import_keep_tensors_and_replies(first):
         assert replies(SplitLM.from_pretrained(top / folder), top / folder) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_fine_tuning_does_not_train_comes_out_as_it_went_in(first):
     top, options = first
     still = second(top, options, "still", lr=0.0)
@@ -92,7 +92,7 @@ def test_what_fine_tuning_does_not_train_comes_out_as_it_went_in(first):
     assert not changed(top / "imported", top / "exported")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_documents_of_another_codec_and_codecs_of_another_size_are_refused(first, tmp_path, capsys):
     top, options = first
     shutil.copytree(top / "backbone", tmp_path / "backbone")
@@ -112,7 +112,7 @@ def test_documents_of_another_codec_and_codecs_of_another_size_are_refused(first
     assert f"has {CODES} codes (eosp_token_id of its config.json)" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_recipe_needs_one_path(first, corpus, tmp_path):
     """conf/finetune/full.yaml on a small corpus; text tokenizer and codec are those of the folder."""
     top, _ = first

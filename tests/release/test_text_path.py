@@ -20,6 +20,7 @@ def train(lm, steps=4):
     lm.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_its_logits_are_ours_to_the_bit_before_and_after_training(tmp_path, kind):
     lm = SplitLM.from_backbone(backbone_folder(tmp_path / "backbone", kind), 2, 128)

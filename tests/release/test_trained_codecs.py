@@ -12,7 +12,7 @@ from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.serve.model import SpeechModel
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_runs_of_tokenizer_decoder_and_model_are_exported_by_the_command_line(corpus, tmp_path, capsys):
     tokenizer, decoder, model = (tmp_path / name for name in ("tokenizer", "decoder", "model"))
     fit(tokenizer, recipe(tokenizer, corpus, 10))

@@ -76,6 +76,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, cap
     assert "damaged" in line
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_anywhere_is_harmless_or_found(tmp_path, capsys):
     path = run_folder(tmp_path, steps=[5, 10]) / "checkpoints" / "step-0000010.ckpt"
     whole = path.read_bytes()
@@ -200,6 +201,7 @@ def saves(tmp_path_factory):
     return {case: (folders[case], words) for case, words in zip(CASES, said, strict=True)}
 
 
+@pytest.mark.nightly
 def test_a_save_in_a_process_of_its_own_works(saves):
     folder, said = saves["plain"]
     assert said == "saved"

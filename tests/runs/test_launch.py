@@ -50,7 +50,7 @@ def test_two_elements_of_a_class_are_compared_by_place(tmp_path):
         run_fit(config, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_is_continued_after_a_kill_and_left_alone_when_done(tmp_path, monkeypatch):
     """The program that starts the run is killed with -9: the run ends too, and the next call continues it to
     the same weights as an uninterrupted run."""

@@ -3,8 +3,6 @@
 import pytest
 from recording import assert_equal, checkpoints, curves, fit, fit_in_process, recipe, seen
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, corpus):
@@ -22,12 +20,14 @@ def assert_same_run(folder, whole):
     assert seen(folder)[-1] == seen(whole)[-1]
 
 
+@pytest.mark.nightly
 def test_the_whole_run_covers_the_quantized_part(whole):
     state = checkpoints(whole)["step-0000020.ckpt"]["state_dict"]
     assert state["codebook_ready"]
     assert state["updates"] == 13  # steps 7 to 19
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [5, 10])
 def test_resume_equals_uninterrupted_run(tmp_path, corpus, whole, stop):
     fit(tmp_path, recipe(tmp_path, corpus, stop))
@@ -36,6 +36,7 @@ def test_resume_equals_uninterrupted_run(tmp_path, corpus, whole, stop):
     assert [s for s, _ in seen(tmp_path)] == list(range(1, 21))
 
 
+@pytest.mark.nightly
 def test_resume_equals_uninterrupted_run_with_gradient_accumulation(tmp_path, corpus):
     changes = {"trainer__accumulate_grad_batches": 2}
     for folder, stops in ((tmp_path / "whole", [20]), (tmp_path / "parts", [5, 20])):
@@ -45,6 +46,7 @@ def test_resume_equals_uninterrupted_run_with_gradient_accumulation(tmp_path, co
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.nightly
 def test_two_resumes_in_one_epoch_at_its_end_and_after_the_last_step(tmp_path, corpus, whole):
     # 5 and 10 lie inside epochs, 15 behind a validation at 8 and before the one at 16; 20 is the last step.
     for stop in (5, 10, 15, 20, 20):
@@ -54,6 +56,7 @@ def test_two_resumes_in_one_epoch_at_its_end_and_after_the_last_step(tmp_path, c
     assert seen(tmp_path) == seen(whole)
 
 
+@pytest.mark.nightly
 def test_every_sample_once_per_epoch(whole, corpus):
     order, per_epoch = seen(whole), {}
     first = [ids for _, ids in order]
@@ -66,6 +69,7 @@ def test_every_sample_once_per_epoch(whole, corpus):
     assert len(per_epoch) == 22
 
 
+@pytest.mark.slow
 def test_killed_between_saves_continues_the_same_mlflow_run(tmp_path, corpus, whole):
     killed = recipe(tmp_path, corpus, 20, **{
         "trainer__callbacks+": [{"class_path": "recording.KillAt", "init_args": {"step": 12}}]})  # fmt: skip
@@ -77,6 +81,7 @@ def test_killed_between_saves_continues_the_same_mlflow_run(tmp_path, corpus, wh
     assert_same_run(tmp_path, whole)  # `curves` takes the only run there is, each step of each metric once
 
 
+@pytest.mark.nightly
 def test_killed_before_the_first_save_starts_again_in_the_same_run(tmp_path, corpus, whole):
     killed = recipe(tmp_path, corpus, 20, **{
         "trainer__callbacks+": [{"class_path": "recording.KillAt", "init_args": {"step": 3}}]})  # fmt: skip
@@ -87,6 +92,7 @@ def test_killed_before_the_first_save_starts_again_in_the_same_run(tmp_path, cor
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.nightly
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, corpus, whole, capsys):
     fit(tmp_path, recipe(tmp_path, corpus, 10))
     (newest,) = tmp_path.glob("runs/tiny/*/checkpoints/step-0000010.ckpt")
@@ -98,12 +104,14 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, corp
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("workers", [1, 4])
 def test_workers_change_nothing(tmp_path, corpus, whole, workers):
     fit(tmp_path, recipe(tmp_path, corpus, 20, data__init_args__workers=workers))
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.nightly
 def test_one_rank_two_ranks_and_back_see_every_sample_in_the_order(tmp_path, corpus, whole):
     two = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__val_check_interval": 100}
     one = {"trainer__val_check_interval": 100}
@@ -122,6 +130,7 @@ def test_one_rank_two_ranks_and_back_see_every_sample_in_the_order(tmp_path, cor
     assert len(curves(tmp_path)["train/loss"]) == 15  # one MLflow run of all three parts, two ranks included
 
 
+@pytest.mark.nightly
 def test_resume_on_other_data_is_refused(tmp_path, corpus, capsys):
     fit(tmp_path, recipe(tmp_path, corpus, 5))
     other = recipe(tmp_path, corpus, 10, data__init_args__seed=99)

@@ -22,6 +22,7 @@ def history(client, run_id, key):
     return [(m.step, m.value) for m in client.get_metric_history(run_id, key)]
 
 
+@pytest.mark.slow
 def test_values_arrive_at_full_precision_and_the_run_closes(database):
     tracker = Tracker("study", "first")
     tracker.log_metrics({"train/loss": 0.1 + 0.2, "epoch": 3}, step=1)
@@ -33,6 +34,7 @@ def test_values_arrive_at_full_precision_and_the_run_closes(database):
     assert run.data.tags["version.torch"].startswith("2.11")
 
 
+@pytest.mark.slow
 def test_a_continued_run_logs_no_step_twice(database):
     first = Tracker("study", "first")
     for step in range(1, 8):
@@ -47,6 +49,7 @@ def test_a_continued_run_logs_no_step_twice(database):
     assert database.get_run(first.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_parameters_are_flat_and_a_changed_one_is_a_tag_not_an_error(database):
     tracker = Tracker("study", "first")
     tracker.log_hyperparams({"model": {"init_args": {"head_lr": 0.1}}, "trainer": {"devices": 1}})
@@ -57,6 +60,7 @@ def test_parameters_are_flat_and_a_changed_one_is_a_tag_not_an_error(database):
     assert run.data.tags["resumed_with.model.init_args.head_lr"] == "0.1 -> 0.2"
 
 
+@pytest.mark.slow
 def test_pictures_sounds_tables_and_texts_are_stored(database):
     import torch
     from matplotlib.figure import Figure
@@ -117,7 +121,7 @@ def stop(server):
     server.wait(30)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_server_that_goes_away_delays_the_record_and_nothing_else(tmp_path, monkeypatch):
     port = free_port()
     monkeypatch.chdir(tmp_path)
@@ -141,7 +145,7 @@ def test_a_server_that_goes_away_delays_the_record_and_nothing_else(tmp_path, mo
     assert [s for s, _ in history(client, tracker.run_id, "train/loss")] == list(range(1, 50))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_server_that_never_returns_leaves_the_values_in_a_file(tmp_path, monkeypatch):
     port = free_port()
     monkeypatch.chdir(tmp_path)

@@ -110,6 +110,7 @@ def collect(stream):
 # --- replies ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", ["text", "speech"])
 def test_text_reply_holds_what_the_model_writes(client, model, user):
     answer = ask(client, HEARD if user == "speech" else QUESTION, **EXACT)
@@ -122,6 +123,7 @@ def test_text_reply_holds_what_the_model_writes(client, model, user):
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", ["text", "speech"])
 def test_spoken_reply_holds_the_sound_of_the_models_codes(client, model, user):
     answer = ask(client, HEARD if user == "speech" else QUESTION, **SPOKEN, **EXACT)
@@ -137,6 +139,7 @@ def test_spoken_reply_holds_the_sound_of_the_models_codes(client, model, user):
     assert (heard > 0) == (user == "speech")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sound_format", "container"), [("wav", "WAV"), ("flac", "FLAC"), ("opus", "OGG")])
 def test_spoken_reply_comes_in_the_format_asked_for(client, sound_format, container):
     audio = {"voice": {"id": "default"}, "format": sound_format}
@@ -191,6 +194,7 @@ def test_fields_that_change_nothing_are_ignored(client):
 # --- streams ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_streamed_sound_equals_the_whole_answer(client):
     options = SPOKEN | {"seed": 3, "max_tokens": 33}
     whole = base64.b64decode(ask(client, HEARD, **options).choices[0].message.audio.data)
@@ -209,6 +213,7 @@ def test_streamed_text_equals_the_whole_answer(client):
     assert got["usage"] == got["id"] == []
 
 
+@pytest.mark.slow
 def test_clients_stream_helper_adds_up_to_the_whole_answer(client):
     options = SPOKEN | {"seed": 4, "max_tokens": 20}
     with client.chat.completions.stream(model="tiny", messages=QUESTION, **options) as stream:
@@ -236,6 +241,7 @@ def test_events_are_chunks_between_blank_lines_and_end_with_done(client, live):
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
 
 
+@pytest.mark.nightly
 def test_sound_arrives_while_the_reply_is_still_being_made(client, live):
     stream = ask(client, **SPOKEN, max_tokens=250, stream=True)
     times, is_running = [], []
@@ -299,6 +305,7 @@ def test_leaving_before_a_whole_answer_ends_the_reply(live):
     live.wait_for_sessions(0, 2.0)
 
 
+@pytest.mark.slow
 def test_clients_side_by_side_get_what_each_gets_alone(live):
     def run(seed, got):
         with OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0) as client:

@@ -63,6 +63,7 @@ class Heard:
         self.pieces = len(waves)
 
 
+@pytest.mark.slow
 def test_a_reply_is_that_of_generate_and_of_the_codec(engine, model):
     for reply in ("speech", "text"):
         session = engine.open_session("Be brief.")
@@ -87,6 +88,7 @@ def test_a_reply_is_that_of_generate_and_of_the_codec(engine, model):
         session.close()
 
 
+@pytest.mark.nightly
 def test_eight_sessions_at_once_say_what_each_says_alone(model):
     engine = Engine(model, Limits(max_kept_bytes=1))
 
@@ -120,6 +122,7 @@ def test_eight_sessions_at_once_say_what_each_says_alone(model):
     assert len({tuple(one.done.rows) for one in alone}) == 8
 
 
+@pytest.mark.slow
 def test_the_second_question_prefills_its_new_rows_alone(engine):
     session = engine.open_session()
     first = Heard(ask(session, "One?")).done
@@ -149,11 +152,13 @@ def second_of_two(engine, scope, other_scope, instructions=""):
     return first, second
 
 
+@pytest.mark.slow
 def test_a_new_session_with_the_whole_history_finds_its_cache(engine):
     first, second = second_of_two(engine, "client", "client")
     assert second.usage.cached_rows == len(first.prompt) + len(first.rows) - 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("scopes", [("one", "other"), (None, None), ("one", None), (None, "one")])
 def test_sessions_of_others_find_the_system_turn_alone(engine, scopes):
     _, second = second_of_two(engine, *scopes)
@@ -168,6 +173,7 @@ def test_sessions_of_others_find_the_system_turn_alone(engine, scopes):
     assert Heard(ask(session, "One?")).done.usage.cached_rows == 0
 
 
+@pytest.mark.slow
 def test_closed_sessions_without_successors_leave_their_system_turn_alone(engine):
     for _ in range(3):
         session = engine.open_session()
@@ -180,6 +186,7 @@ def test_closed_sessions_without_successors_leave_their_system_turn_alone(engine
     assert len(context.rows) == done.usage.cached_rows
 
 
+@pytest.mark.slow
 def test_cancel_ends_a_reply_within_a_row(engine):
     session = engine.open_session()
     reply = ask(session, "Tell me all.", max_new_tokens=2000, speech=LONG, text=LONG)
@@ -213,6 +220,7 @@ def test_events_arrive_in_an_event_loop_too(engine):
     assert sum(isinstance(e, AudioDelta) for e in events) >= 1
 
 
+@pytest.mark.nightly
 def test_a_client_that_does_not_read_holds_up_itself_alone(model):
     engine = Engine(model, Limits(max_unsent_sec=1.0))
     try:
@@ -236,6 +244,7 @@ def test_a_client_that_does_not_read_holds_up_itself_alone(model):
         engine.close()
 
 
+@pytest.mark.slow
 def test_sound_that_is_not_finite_fails_its_reply_alone(engine, model):
     model.voices["broken"] = Prompt(
         torch.zeros(5, dtype=torch.long), torch.full((80, 20), torch.nan), model.codec.no_prompt().speaker_S
@@ -252,6 +261,7 @@ def test_sound_that_is_not_finite_fails_its_reply_alone(engine, model):
         del model.voices["broken"]
 
 
+@pytest.mark.slow
 def test_lack_of_memory_fails_a_reply_and_not_the_engine(engine, monkeypatch):
     def fails(self, *args, **kwargs):
         raise torch.OutOfMemoryError("out of memory\nand a long report")
@@ -319,6 +329,7 @@ def test_a_model_without_speech_tokenizer_says_so_at_the_end_of_the_turn(model):
         engine.close()
 
 
+@pytest.mark.nightly
 def test_open_and_close_leave_nothing(model):
     engine = Engine(model, Limits(max_kept_bytes=100_000))
     try:
@@ -358,6 +369,7 @@ def test_open_and_close_leave_nothing(model):
         engine.close()
 
 
+@pytest.mark.slow
 def test_full_and_closing_engines_refuse(model):
     engine = Engine(model, Limits(max_sessions=2))
     sessions = [engine.open_session() for _ in range(2)]
@@ -424,6 +436,7 @@ def test_special_tokens_are_no_text(model):
     assert "".join([*pieces, stream.flush()]) == "Good morning"
 
 
+@pytest.mark.slow
 def test_metrics_count_what_happened(model):
     from prometheus_client.parser import text_string_to_metric_families
 

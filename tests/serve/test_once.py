@@ -25,6 +25,7 @@ def chat(folder, *words):
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["answer.wav", "answer.flac"])
 @pytest.mark.parametrize("asked", ["once", "text"])
 def test_spoken_answer_is_written_and_its_times_are_printed(folder, capsys, name, asked):
@@ -38,6 +39,7 @@ def test_spoken_answer_is_written_and_its_times_are_printed(folder, capsys, name
         assert words in printed
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_answer_and_another_one_another(folder):
     sounds = []
     for n, seed in enumerate(("1", "1", "2")):
@@ -54,6 +56,7 @@ def test_answer_in_text_is_printed(folder, capsys):
     assert "20 rows" in line
 
 
+@pytest.mark.slow
 def test_rows_of_an_answer_are_those_of_the_demo_unless_more_are_asked_for(folder, capsys, monkeypatch):
     asked = []
 

@@ -122,7 +122,7 @@ def test_config_states_what_the_model_can_and_never_the_key(model):
 # --- in the browser -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("reply", ["speech", "text"])
 @pytest.mark.parametrize("user", ["speech", "text"])
 def test_reply_is_that_of_the_engine_in_all_four_modes(page, server, tmp_path, user, reply):
@@ -149,7 +149,7 @@ def test_reply_is_that_of_the_engine_in_all_four_modes(page, server, tmp_path, u
         assert page.locator("#history > li:first-child canvas").first.evaluate("wave => wave.width") > 50
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_text_grows_and_sound_is_heard_before_the_reply_is_whole(page):
     page.evaluate("""() => {
       window.lengths = new Set();
@@ -173,7 +173,7 @@ def test_text_grows_and_sound_is_heard_before_the_reply_is_whole(page):
     assert 0 < first_sound_sec < 30
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stop_ends_the_reply_and_the_conversation_keeps_what_was_heard(page, server):
     _, engine = server
     settings(page, max_tokens=400)
@@ -212,7 +212,7 @@ def download(page):
         return record, {name: file.read(name) for name in file.namelist() if name.endswith(".wav")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_download_holds_every_turn(page, tmp_path):
     path, wave_T = question_file(tmp_path)
     page.set_input_files("#file", path)
@@ -231,7 +231,7 @@ def test_download_holds_every_turn(page, tmp_path):
         assert file.getnframes() == 40 * 1920
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_clear_begins_a_new_conversation(page, server):
     _, engine = server
     choose_reply(page, "text")
@@ -252,7 +252,7 @@ def test_clear_begins_a_new_conversation(page, server):
     assert text_of(page) == first
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_sessions_side_by_side_are_not_mixed(browser, server, tmp_path):
     address, engine = server
     with opened(browser, address) as one, opened(browser, address) as other:
@@ -267,7 +267,7 @@ def test_two_sessions_side_by_side_are_not_mixed(browser, server, tmp_path):
         assert text_of(other).strip() == expected(engine, [wave_T], "text")[0].strip()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_microphone_turns_by_button_and_hands_free(playwright, server, tmp_path, speech):
     """Chromium's fake microphone plays a file of a voice and a pause, over and over."""
     path = tmp_path / "microphone.wav"
@@ -298,7 +298,7 @@ def test_microphone_turns_by_button_and_hands_free(playwright, server, tmp_path,
         browser.close()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_page_fits_a_phone(browser, server):
     with opened(browser, server[0], viewport={"width": 390, "height": 844}, has_touch=True) as page:
         say(page, "What is rain? " * 20)
@@ -315,7 +315,7 @@ def test_page_fits_a_phone(browser, server):
                 assert box["x"] + box["width"] <= 390
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_resampling_in_chunks_is_that_of_the_whole_and_keeps_a_tone(browser):
     page = browser.new_page()
     page.add_script_tag(content=f"""

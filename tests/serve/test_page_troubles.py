@@ -18,7 +18,7 @@ from chat_page import (
     wait_until_silent,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 def test_bad_file_is_one_line_and_the_session_goes_on(page, tmp_path):

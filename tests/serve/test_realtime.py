@@ -37,6 +37,7 @@ def order(kind):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listens", [False, True])
 @pytest.mark.parametrize("kind", ["output_text", "output_audio"])
 def test_four_modes_send_all_events_in_their_order(server, listens, kind):
@@ -68,6 +69,7 @@ def test_four_modes_send_all_events_in_their_order(server, listens, kind):
             assert joined == item["content"][0]["text"] != ""
 
 
+@pytest.mark.slow
 def test_streamed_sound_is_that_of_the_codes(server):
     with connected(server, lit_moss=GREEDY | {"codes": True, "temperature": 1.0, "seed": 3}) as client:
         client.say("Tell me something")
@@ -192,6 +194,7 @@ async def replies_to(server, text, seed, turns=2):
     return b"".join(base64.b64decode(part) for part in heard)
 
 
+@pytest.mark.nightly
 def test_sessions_side_by_side_hear_what_they_hear_alone(server):
     asked = [("one", 1), ("two", 2), ("three", 3)]
 
@@ -204,6 +207,7 @@ def test_sessions_side_by_side_hear_what_they_hear_alone(server):
     assert all(len(sound) > 1920 * 2 * 20 for sound in alone)
 
 
+@pytest.mark.slow
 def test_items_of_speech_equal_speech_from_the_buffer(server):
     extras = GREEDY | {"temperature": 1.0, "seed": 4}
     replies = []
@@ -223,6 +227,7 @@ def test_items_of_speech_equal_speech_from_the_buffer(server):
     assert np.array_equal(*replies)
 
 
+@pytest.mark.slow
 def test_history_is_edited(server):
     with connected(server) as client:
         first = client.say("one")
@@ -262,6 +267,7 @@ def test_history_is_edited(server):
         assert sound(client.respond()).tolist() == sound(events).tolist()
 
 
+@pytest.mark.nightly
 def test_responses_have_settings_of_their_own(server):
     with connected(server) as client:
         client.say("one")
@@ -293,6 +299,7 @@ def test_responses_have_settings_of_their_own(server):
         assert empty[-1]["response"]["status"] == "incomplete"
 
 
+@pytest.mark.slow
 def test_a_second_turn_computes_only_its_own_rows(server):
     with connected(server, lit_moss=GREEDY | {"codes": True}) as client:
         client.speak(wave(0.8))

@@ -161,6 +161,7 @@ def test_a_full_server_says_so_and_closes(server):
         assert client.respond(max_output_tokens=3)
 
 
+@pytest.mark.slow
 def test_clients_that_leave_in_the_middle_free_their_place(server):
     for _ in range(3):
         with connect(server.ws) as socket:
@@ -175,6 +176,7 @@ def test_clients_that_leave_in_the_middle_free_their_place(server):
     server.wait_for_sessions(0)
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_holds_nobody(server):
     with connect(server.ws, max_queue=1, close_timeout=0.5) as stalled:
         talk(stalled, rows=1500)
@@ -187,6 +189,7 @@ def test_a_client_that_does_not_read_holds_nobody(server):
     server.wait_for_sessions(0)
 
 
+@pytest.mark.slow
 def test_idle_clients_and_long_sessions_are_ended():
     with running(shared_model(), idle_sec=0.5) as server:
         with connect(server.ws) as socket:
@@ -206,6 +209,7 @@ def test_idle_clients_and_long_sessions_are_ended():
         server.wait_for_sessions(0)
 
 
+@pytest.mark.slow
 def test_a_drained_server_ends_responses_and_takes_no_clients():
     with running(shared_model()) as server:
         with connect(server.ws) as idle, connect(server.ws) as busy:

@@ -125,6 +125,7 @@ WRONG_FIELDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG_FIELDS)
 def test_wrong_field_is_named(live, name):
     fields, param = WRONG_FIELDS[name]
@@ -286,6 +287,7 @@ def guarded(model):
         yield live
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", f"Basic {KEY}", KEY, "Bearer ü"])
 def test_key_is_asked_for(guarded, header):
     headers = {} if header is None else {"authorization": header.encode()}

@@ -36,6 +36,7 @@ def model(folder):
     return SpeechModel.open(str(folder), device="cpu")
 
 
+@pytest.mark.nightly
 def test_draining_server_finishes_its_replies_and_takes_no_new_ones(model):
     with live_server(model, drain_sec=30.0) as live:
         with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=long_question()) as stream:
@@ -52,6 +53,7 @@ def test_draining_server_finishes_its_replies_and_takes_no_new_ones(model):
     assert not live.server.was_cut
 
 
+@pytest.mark.slow
 def test_replies_that_take_longer_than_the_drain_are_cut(model):
     question = long_question(most=390)
     with (
@@ -113,7 +115,7 @@ def test_bound_socket_is_not_open_before_the_server_listens():
         bind("no.such.host.invalid", 0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signal_drains_the_process(folder, tmp_path, sent, code):
     started = start(tmp_path, "serve", "--model", str(folder), "--port", "0", "--device", "cpu")
@@ -135,7 +137,7 @@ def test_signal_drains_the_process(folder, tmp_path, sent, code):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_second_signal_ends_the_process_at_once(folder, tmp_path):
     started = start(tmp_path, "serve", "--model", str(folder), "--port", "0", "--device", "cpu")
     url = address_of(started)

@@ -38,6 +38,7 @@ def borders(wave_T, piece, options=RULE, first=0):
     return [b for piece_T in wave_T.split(piece) for b in detector.push(piece_T)]
 
 
+@pytest.mark.slow
 def test_turns_are_where_the_speech_is_however_the_sound_is_cut(talk):
     wave_T, speech = talk
     found = borders(wave_T, 2400)
@@ -93,6 +94,7 @@ def append(client, samples_T, piece=2400):
         client.send(type="input_audio_buffer.append", audio=b64(piece_T))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [2400, 15 * RATE_HZ])
 def test_speech_is_committed_and_answered(server, talk, piece):
     wave_T, speech = talk
@@ -121,6 +123,7 @@ def test_speech_is_committed_and_answered(server, talk, piece):
         assert session.conversation.messages[0].codes(session.conversation.format) == codes
 
 
+@pytest.mark.slow
 def test_speech_interrupts_a_response(server, talk):
     wave_T, speech = talk
     with connected(server, audio=vad(), max_output_tokens=1500) as client:

@@ -95,6 +95,7 @@ def test_every_key_can_be_given_on_the_command_line(tmp_path):
     assert sweep.distributions() == {LR: FloatDistribution(1e-3, 2e-3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

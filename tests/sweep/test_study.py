@@ -59,6 +59,7 @@ def done(path: str) -> list[int]:
     return [int(line) for line in (Path(path).parent / "done.txt").read_text().split()]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "sampler",
     [
@@ -84,6 +85,7 @@ def test_a_killed_sweep_draws_what_one_that_was_not_draws(tmp_path, sampler):
     assert done(killed) == done(whole) == list(range(len(drawn(whole))))
 
 
+@pytest.mark.nightly
 def test_two_workers_of_which_one_dies_lose_no_trial_and_do_none_twice(tmp_path):
     path = sweep_file(tmp_path / "two", trials=10)
     workers = [start(path, die_in=4, pause=0.2), start(path, die_in=6, pause=0.2)]
@@ -115,6 +117,7 @@ def test_a_dead_workers_trial_of_another_machine_comes_back_by_its_heartbeat(tmp
     assert list(by_slot(study, sweep)) == [0]
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_dies_each_time_is_given_up(tmp_path):
     path = sweep_file(tmp_path / "bad", trials=2, retries=1)
     assert [start(path, die_in=1).wait(120) for _ in range(3)] == [-9, -9, 0]
@@ -124,6 +127,7 @@ def test_a_trial_whose_worker_dies_each_time_is_given_up(tmp_path):
     assert [len(members) for members in by_slot(study, sweep).values()] == [1, 2]
 
 
+@pytest.mark.nightly
 def test_failed_trials_are_run_again_on_request_only(tmp_path):
     search = {
         "model.init_args.lr": {"choices": [-1.0]},
@@ -212,6 +216,7 @@ def in_processes(code: str, path: str, count: int = 4) -> list[str]:
     return found
 
 
+@pytest.mark.nightly
 def test_no_waiting_trial_is_taken_twice(tmp_path):
     path = sweep_file(tmp_path / "many", trials=60)
     study = open_study(sweep_of(path))
@@ -221,6 +226,7 @@ def test_no_waiting_trial_is_taken_twice(tmp_path):
     assert sorted(int(n) for out in taken for n in out.split()) == list(range(60))
 
 
+@pytest.mark.nightly
 def test_many_workers_bury_the_same_dead_and_none_falls(tmp_path):
     path = sweep_file(tmp_path / "many", trials=6)
     study, sweep = open_study(sweep_of(path)), sweep_of(path)
@@ -233,6 +239,7 @@ def test_many_workers_bury_the_same_dead_and_none_falls(tmp_path):
     assert is_finished(study, sweep)
 
 
+@pytest.mark.nightly
 def test_more_trials_later_go_on_where_the_fewer_ended(tmp_path):
     few, many = (sweep_file(tmp_path / name, trials=8) for name in ("few", "many"))
     sweep_file(tmp_path / "few", trials=4)

@@ -55,7 +55,7 @@ def sweep_here(tmp_path, monkeypatch, capfd):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_killed_in_a_run_goes_on_in_that_run(tmp_path, base, sweep_here):
     sweep = {
         "study": "depths",
@@ -93,7 +93,7 @@ def test_a_sweep_killed_in_a_run_goes_on_in_that_run(tmp_path, base, sweep_here)
     assert "trial 1/" not in out  # nothing left to run
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_workers_prune_a_hopeless_trial(tmp_path, base):
     sweep = {
         "study": "rates",
@@ -131,7 +131,7 @@ def test_workers_share_the_visible_devices(workers, devices, shares):
     assert shares_of_devices(workers, devices) == shares
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_misspelt_objective_stops_the_study_at_the_first_validation(tmp_path, base, sweep_here):
     """And the corrected name continues it; `validation: best` takes the best of the run's validations."""
     config = read_recipe([base])
@@ -163,7 +163,7 @@ def test_a_misspelt_objective_stops_the_study_at_the_first_validation(tmp_path, 
     assert f"| {result['highest']['val/speech_ppl']:.4g} | complete |" in out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_bad_recipe_fails_its_trial_with_its_own_line(tmp_path, base, sweep_here):
     sweep = {
         "study": "bad",
