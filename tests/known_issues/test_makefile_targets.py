@@ -17,7 +17,9 @@ def test_every_target_is_written_once_and_is_phony():
     assert set(phony[1].split()) == set(targets)
 
 
-@pytest.mark.parametrize(("target", "left_out"), [("test", '-m "not nightly"'), ("test-nightly", "-m nightly")])
+@pytest.mark.parametrize(
+    ("target", "left_out"), [("test", '-m "not nightly"'), ("test-nightly", "-m nightly")]
+)
 def test_two_targets_run_the_whole_suite_between_them(target, left_out):
     recipe = re.search(rf"^{target}:.*\n\t(.*)$", MAKEFILE.read_text(), re.MULTILINE)
     assert recipe is not None
