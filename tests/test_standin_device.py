@@ -273,7 +273,7 @@ def test_generated_rows_seldom_wait_for_the_device(lm):
         assert not per_row[1], str(waits)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("options", [{}, {"prompt_chunk": 2}, {"min_new_tokens": 3}])
 def test_sampled_generation_runs(lm, options):
     how = Sampling(temperature=1.0, top_k=10)
@@ -290,6 +290,7 @@ def test_sampled_generation_runs(lm, options):
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.slow
 def test_a_cpu_generator_serves_a_model_on_the_device(lm):
     with standin():
         model = copy.deepcopy(lm).to(DEVICE)
@@ -355,6 +356,7 @@ def test_decoder_streams_on_the_device(kind):
         assert (streamed - whole).abs().mean() < 1e-2
 
 
+@pytest.mark.slow
 def test_prompts_of_recordings_on_the_device(tmp_path, speech):
     with standin():
         codec = Codec(

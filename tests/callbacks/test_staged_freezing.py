@@ -102,6 +102,7 @@ def test_without_a_split_the_trunk_is_all_layers_and_codes_are_words():
     assert parts_that_train(trainer, module, 0) == {f"trunk.{i}" for i in range(5)} | TEXT - {"text_tail"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "trained"),
     [
@@ -234,6 +235,7 @@ def test_ever_trained_is_the_union_of_the_stages():
     assert found == AUDIO | {"trunk.2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates_first", [True, False])
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_resume_at_any_step_goes_on_as_if_never_stopped(stop, rates_first):

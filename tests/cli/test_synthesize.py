@@ -32,7 +32,7 @@ def synthesize(lines, codec, out, *more):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("more", [[], ["--stream"], ["--batch-codes", "1"]])
 def test_files_of_1920_samples_a_code(lines, codec, tmp_path, capsys, more):
     assert synthesize(lines, codec, tmp_path / "out", *more) == 0
@@ -49,6 +49,7 @@ def test_files_of_1920_samples_a_code(lines, codec, tmp_path, capsys, more):
     assert ("first sound after" in said) == ("--stream" in more)
 
 
+@pytest.mark.slow
 def test_codes_of_another_tokenizer_are_refused(codec, speech, tmp_path, capsys):
     """Codes of any tokenizer below the vocabulary were taken, and became noise without a word."""
     io.write(tmp_path / "a.wav", speech[0], 16_000)

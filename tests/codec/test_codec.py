@@ -103,6 +103,7 @@ def test_a_stream_is_the_offline_wave(codec, speech, prompted, pieces):
     assert torch.allclose(torch.cat(parts), whole, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocoder", [GriffinLim(3), HiFTVocoder(small_hift())], ids=["gl", "hift"])
 def test_first_sound_comes_with_the_eighth_code(codec, vocoder):
     codec.vocoder = vocoder

@@ -193,6 +193,7 @@ def test_prompt_stays_in_sight_of_a_bounded_history(flow):
     assert not torch.equal(*made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_padding_changes_nothing(flow, streaming):
     torch.manual_seed(3)

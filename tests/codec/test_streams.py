@@ -36,6 +36,7 @@ def test_outputs_of_any_pieces_are_as_long_as_that_of_the_whole(make):
         assert run_stream(stream(), pieces).shape == expected.shape
 
 
+@pytest.mark.slow
 def test_after_flush_every_call_is_the_same_error(make):
     stream, whole, _ = make
     flushed = stream()

@@ -104,6 +104,7 @@ def test_a_stream_begins_a_segment_where_the_whole_does(tiny_encoder, speech):
     assert torch.equal(streamed(tokenizer, wave, [10 * CODE]), tokenizer.encode(wave, 16_000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 2, 4, 10])
 def test_near_ties_are_decided_alike(tiny_encoder, speech, tokens):
     """Each vector of the wave lies midway between two codes: `exact=False` flips many of them."""

@@ -67,7 +67,7 @@ def test_pitch_becomes_a_sine_of_that_pitch_without_drift(hift):
     assert torch.allclose(wave[late], wave[late - 48_000], atol=5e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("pieces", [1, 7, 20, 100])
 def test_with_its_whole_look_ahead_a_stream_is_the_whole(hift, pieces):
     vocoder, frames = HiFTVocoder(hift, lookahead_frames=HiFT.REACH_FRAMES), mel(100)

@@ -66,6 +66,7 @@ def test_training_has_neither_held_out_phrasings_nor_held_out_facts(seed):
         assert any(fact.relation == relation.name for fact in held.facts)
 
 
+@pytest.mark.slow
 def test_the_same_seed_holds_out_the_same_whatever_else_is_asked():
     held = facts.hold_out(RELATIONS, 1)
     assert facts.hold_out(facts.chosen(), 1) == held != facts.hold_out(RELATIONS, 2)
@@ -92,6 +93,7 @@ def test_texts_that_state_a_held_out_fact_are_found():
     assert facts.Held(frozenset(), ()).states("Paris is in France.") is None
 
 
+@pytest.mark.slow
 def test_examples_are_of_the_relation_and_never_held_out():
     held = facts.hold_out(RELATIONS, 1)
     for fact in FACTS[::7]:

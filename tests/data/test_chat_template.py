@@ -78,7 +78,7 @@ def check(tokenizer, turns, form, pair, system=None, same_ids=True):
         assert (again == channel) == same_ids, (pair, form.name, prompt)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("pair", "form"), product(PAIRS, FORMS))
 def test_rendered_text_and_its_ids_are_those_of_training(tokenizer, pair, form):
     check(tokenizer, TURNS, FORMS[form], pair)
@@ -91,6 +91,7 @@ def test_counts_of_interleaved_replies_and_texts_longer_than_their_speech(tokeni
     check(tokenizer, turns, ReplyForm("interleaved", 4, 2), "speech-speech")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["Hi\n", "Hi\n\n", "Hi ", "Hi\t", "1", "'s", "ﬁ", "e\u0301", "\u0301e"])
 def test_ends_of_texts(tokenizer, text):
     turns = [Turn("user", text), Turn("assistant", text)]

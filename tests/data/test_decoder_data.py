@@ -40,6 +40,7 @@ def first(module, n=3):
     return [next(loader) for _ in range(n)]
 
 
+@pytest.mark.slow
 def test_a_batch_holds_codes_and_four_frames_of_mel_each(made, codec, tmp_path):
     tokenizer = SpeechTokenizer.from_pretrained(codec)
     utterances = {u.id: u for u in read_manifest(tmp_path / "corpus/train.jsonl")}
@@ -56,6 +57,7 @@ def test_a_batch_holds_codes_and_four_frames_of_mel_each(made, codec, tmp_path):
         assert batch.speaker_BS.shape == (len(batch), 0)
 
 
+@pytest.mark.slow
 def test_the_cache_holds_what_is_computed_on_the_fly(made, monkeypatch):
     cached, direct = first(made()), first(made(cache=False))
     for a, b in zip(cached, direct, strict=True):
@@ -69,6 +71,7 @@ def test_the_cache_holds_what_is_computed_on_the_fly(made, monkeypatch):
     assert torch.equal(first(again)[0].codes_BN, cached[0].codes_BN)
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_coded_anew(made, tmp_path):
     first(made())
     file = next((tmp_path / "corpus").rglob("*.flac"))
@@ -106,6 +109,7 @@ def test_audio_shorter_than_its_manifest_says_is_skipped(made, tmp_path, samples
     assert "shorter than a code" in skipped[0]
 
 
+@pytest.mark.slow
 def test_two_that_write_the_cache_at_once_do_not_meet(made, tmp_path):
     """The name of the half-written file was made of the seed alone, which all ranks share."""
     import multiprocessing
@@ -133,6 +137,7 @@ def test_another_speaker_encoder_under_the_same_name_is_another_cache(tmp_path):
     assert found[0] != found[1]
 
 
+@pytest.mark.slow
 def test_a_resume_on_other_codes_is_refused(made, tiny_encoder, tmp_path):
     module = made()
     module.setup("fit")
@@ -188,6 +193,7 @@ def test_shifts_follow_from_seed_and_batch_alone_and_are_cached(made, monkeypatc
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_validation_is_not_shifted_and_a_resume_with_other_shifts_is_refused(made):
     plain, shifted = made(), made(shifts=[0, 40])
     for module in (plain, shifted):
@@ -210,6 +216,7 @@ def test_clips_shorter_than_a_code_after_a_shift_are_refused(made):
         made(shifts=[0, 60], min_sec=0.1)
 
 
+@pytest.mark.slow
 def test_statistics_are_the_bands_means_and_deviations(made):
     module = made()
     module.setup("fit")

@@ -129,6 +129,7 @@ def test_interleaved_groups_chapters_and_frames_speech(manifest, backbone, speec
     assert found.format.audio_vocab_size == 384
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unsupervised", "interleaved"])
 def test_no_code_is_lost_or_doubled(manifest, backbone, speech_tokenizer, kind):
     options = {"speech_share": 1.0} if kind == "interleaved" else {}

@@ -88,6 +88,7 @@ def test_every_row_is_a_target_exactly_once(seed, min_fill):
     assert targets_of(packs) == want
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("min_fill", [0.0, 0.9, 0.97, 1.0])
 @pytest.mark.parametrize("seed", range(25))
 def test_packs_fit_the_context_and_pieces_have_two_rows_or_more(seed, min_fill):
@@ -292,6 +293,7 @@ def test_shares_do_not_drift_and_no_pack_comes_twice_before_all_came_once(sizes,
         assert max(times.values(), default=0) - min(times.get(p, 0) for p in range(size)) <= 2 + int(epoch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_fresh_objects_agree_in_any_order_of_asking(seed):
     a, b = (PackOrder([20, 31, 2], [1.0, 0.27, 1.5], seed) for _ in range(2))

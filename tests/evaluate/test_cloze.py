@@ -152,6 +152,7 @@ def test_crossed_items_score_each_modality_with_its_head_and_never_sosp(unigram,
     assert (got["whole_rows"], got["ending_rows"]) == (rows, rows - inside_context)
 
 
+@pytest.mark.slow
 def test_joining_codes_and_removing_repetitions_change_rows_as_they_say(unigram, tmp_path):
     folder = sounds(tmp_path / "cm", ["0_mutual.wav", "0_correct.wav", "0_incorrect.wav"])
     cloze.run(config(unigram[0], [folder], tmp_path, join="codes"))
@@ -187,6 +188,7 @@ def test_equal_continuations_are_half_right(unigram, tmp_path):
         assert metrics[f"same/text-text/{method}"] == 0.5
 
 
+@pytest.mark.slow
 def test_length_decides_between_sum_and_mean(unigram, tmp_path):
     """The sum prefers the short ending, the mean does not: the report states what `shorter` would get."""
     letters = {c: text_log_prob(unigram, c) for c in "abcdefghijklmnopqrstuvwxyz"}
@@ -200,7 +202,7 @@ def test_length_decides_between_sum_and_mean(unigram, tmp_path):
     assert metrics["length/text-text/shorter"] == 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_results_do_not_depend_on_the_batch(random_model, tmp_path):
     folder = sounds(
         tmp_path / "cm", [f"{i}_{p}.wav" for i in range(3) for p in ("mutual", "correct", "incorrect")], 0.3
@@ -260,6 +262,7 @@ def test_masking_takes_probabilities_among_one_modality_of_a_joint_model(random_
 # --- formats ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gold_pairs_are_those_of_id_and_voice_and_voices_are_averaged_first(unigram, tmp_path):
     folder = sounds(tmp_path / "syntactic/dev", [f"{c}.wav" for c in "abcdef"])
     lines = ["filename,id,voice,type,transcription,correct"]
@@ -431,6 +434,7 @@ def test_a_comparison_pairs_the_items_of_two_models_without_scoring_again(
         cloze.run(config(random_model, [manifest], tmp_path, against=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_items_made_from_a_corpus(random_model, tmp_path):
     text = tmp_path / "stories.txt"
     text.write_text("\n".join(f"Sentence number {i} of this story." for i in range(12)) + "\n")
@@ -472,6 +476,7 @@ def test_the_command_line(unigram, tmp_path, manifest, monkeypatch, capsys):
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_perplexity_is_that_of_the_true_continuations(unigram, tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text(json.dumps({"prompt_text": "abc", "good_text": "de", "bad_text": "xy"}) + "\n")

@@ -80,6 +80,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reply", "answers", "lang", "raw", "norm"), CASES)
 def test_scores_of_hand_made_replies(reply, answers, lang, raw, norm):
     assert match_raw(reply, answers, lang) is raw

@@ -78,7 +78,7 @@ def test_a_codec_is_compared_and_a_killed_run_goes_on(corpus, copies, tiny_encod
     assert evaluate(corpus, *words) == metrics
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("words", "message"),
     [

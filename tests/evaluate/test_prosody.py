@@ -20,6 +20,7 @@ def tone(f0_hz: float, seconds: float = 2.0, vibrato_semitones: float = 3.0) -> 
     return 0.1 * sum(torch.cos(k * phase) / k for k in range(1, 11)).float()
 
 
+@pytest.mark.slow
 def test_a_shift_of_pitch_is_its_rmse_and_leaves_the_correlation():
     pytest.importorskip("pyworld", reason="needs the extra `evaluate`")
     original = prosody.f0_hz(tone(180))

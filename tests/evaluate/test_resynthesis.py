@@ -138,7 +138,7 @@ def test_every_rung_of_every_clip_has_a_row_and_the_means_are_in_mlflow(conf, tm
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"items.json", "report.md"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_evaluation_judges_only_what_is_missing(conf, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["evaluate", "resynthesis", "-c", str(conf), "--rungs=[original,vocoder]"]
@@ -204,7 +204,7 @@ def test_the_judges_recognise_the_text(conf, tmp_path, monkeypatch):
     assert 2 < metrics["original/dnsmos_sig"] < 5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -268,6 +268,7 @@ def test_gaps_of_the_same_questions(talker, here):
     assert "### group new" in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -71,6 +71,7 @@ def asked(kind, *arguments):
     return [Instance(kind, {}, args, 0, metadata=("task", i, 1)) for i, args in enumerate(arguments)]
 
 
+@pytest.mark.slow
 def test_likelihoods_are_those_of_the_hf_model(ours, theirs):
     pairs = [
         ("What do bees make?", " honey"), ("What do bees make?", " bread"), ("one ", "two"),
@@ -94,6 +95,7 @@ def test_rolling_likelihoods_are_those_of_the_hf_model(ours, theirs):
     assert got == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_generated_texts_are_those_of_the_hf_model(ours, theirs):
     prompts = ["What do bees make?", "one two", "a much longer prompt than the others are", "x" * 600]
     options = {"until": ["\n", "z"], "max_gen_toks": 12, "do_sample": False}
@@ -122,6 +124,7 @@ def test_a_task_has_the_accuracies_of_the_hf_model(split_model, theirs, options)
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_sampling_is_repeatable_and_gives_words_alone(ours):
     options = {"until": [], "max_gen_toks": 30, "do_sample": True, "temperature": 1.5}
     requests = asked("generate_until", ("so", options), ("so", options))

@@ -34,6 +34,7 @@ def write_lists(folder: Path) -> dict[str, list[dict]]:
     return {path.stem: lines(path) for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_evaluations_groups_hold_out_what_they_say(tmp_path):
     lists = write_lists(tmp_path)
     asked = [r for r in lists["train"] if r["group"] == "train"]
@@ -303,6 +304,7 @@ def test_a_stage_that_failed_runs_again_and_keeps_its_time(tmp_path, monkeypatch
 # --- options ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

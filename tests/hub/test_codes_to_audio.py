@@ -18,6 +18,7 @@ def codec(tiny_encoder, tmp_path):
     return tmp_path / "codec"
 
 
+@pytest.mark.slow
 def test_a_wave_does_not_depend_on_its_batch(codec):
     whole = Codec.from_pretrained(codec)
     whole.vocoder = GriffinLim(2)
@@ -28,6 +29,7 @@ def test_a_wave_does_not_depend_on_its_batch(codec):
         assert torch.allclose(made[line.name], whole.decode(line.codes), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_limit_of_a_batch_includes_the_prompt(codec):
     whole = Codec.from_pretrained(codec)
     whole.vocoder = GriffinLim(1)

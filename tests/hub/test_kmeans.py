@@ -97,7 +97,7 @@ def test_the_fingerprint_is_of_weights_and_settings(folder, tmp_path, tiny_encod
         speech_tokenizer_fingerprint(str(tmp_path / "empty"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.network
 def test_prepare_codec_makes_one_for_speech_of_ones_own(corpus, speech, tmp_path, capsys):
     from lit_moss.cli.main import main

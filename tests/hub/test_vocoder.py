@@ -36,6 +36,7 @@ def same(a, b) -> bool:
     return torch.equal(a(FRAMES), b(FRAMES))
 
 
+@pytest.mark.slow
 def test_what_each_name_opens(trained, released, tmp_path):
     assert isinstance(open_vocoder("griffin-lim"), GriffinLim)
     assert same(open_vocoder(str(trained)), small_vocoder())
@@ -58,6 +59,7 @@ def test_names_of_nothing_are_one_line(tmp_path, name, tiny_encoder, monkeypatch
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_codec_keeps_its_vocoder_in_its_folder(tmp_path, released):
     codes = torch.arange(9)
     codec = Codec(None, small_flow(), small_vocoder())
@@ -73,6 +75,7 @@ def test_a_codec_keeps_its_vocoder_in_its_folder(tmp_path, released):
         assert files == found & {"flow/hift.pt", "vocoder", "vocoder/config.json"}
 
 
+@pytest.mark.slow
 def test_a_given_vocoder_is_heard_in_the_whole_and_in_streams(released, trained):
     codes = torch.arange(12)
     codec = open_codec(str(released), vocoder=str(trained))
@@ -131,6 +134,7 @@ def test_a_vocoder_for_other_mels_is_refused_by_name(released, trained, tmp_path
     assert "takes mels with hop_samples 256, the decoder makes them with 480" in said[0]
 
 
+@pytest.mark.slow
 def test_a_model_speaks_with_it_if_it_has_a_decoder(tmp_path, trained):
     import shutil
 

@@ -56,6 +56,7 @@ def test_frequencies_that_are_fixed_pass(rope):
     check_backbone(config_of("llama", rope_parameters=parameters), SplitLM)
 
 
+@pytest.mark.slow
 def test_a_document_beyond_the_positions_is_refused(tmp_path):
     lm = SplitLM.from_backbone(config_of("llama", max_position_embeddings=32), 1, 40).eval()
     rows = torch.arange(40)[None]

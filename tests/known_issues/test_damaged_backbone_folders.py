@@ -134,7 +134,7 @@ CASES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", CASES)
 def test_a_damaged_backbone_is_one_line(tmp_path, case):
     folder, _ = folder_of(tmp_path, "llama")

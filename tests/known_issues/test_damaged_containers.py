@@ -180,6 +180,7 @@ def with_sizes(kind: str, size: int) -> bytes:
 PIPE_SIZES = {"zero": 0, "2^31-1": 0x7FFFFFFF, "2^32-1": 0xFFFFFFFF, "sox": 0x7FFFF000, "all_ones": -1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", PIPE_SIZES)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*SHORTEST_CUT, "nist", "wav_adpcm")])
 def test_sizes_of_a_pipe_mean_to_the_end_of_the_file(tmp_path, kind, size):

@@ -40,6 +40,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LIT_MOSS_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unsupervised", "interleaved", "sft"])
 def test_the_limit_holds_for_files_of_one_name(tmp_path, capsys, kind):
     manifest, codec = corpus(tmp_path, damaged=6), made_up_codec(tmp_path / "codec")

@@ -8,6 +8,7 @@ from lit_moss.codec import Codec
 from lit_moss.codec.flow_config import sizes_of_tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "width"), [(2, 48), (1, 48), (3, 32), (2, 64), (4, 64), (1, 80), (2, 80)])
 def test_a_saved_decoder_opens(tmp_path, heads, width):
     flow = small_flow(heads=heads, head_width=width)

@@ -8,6 +8,7 @@ from backbones import config_of, mixed_rows
 from lit_moss.llm import SplitLM, stages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("trained", ["nothing", "audio", "text"])
 def test_logits_do_not_depend_on_which_weights_are_frozen_in_bfloat16(joint, trained):

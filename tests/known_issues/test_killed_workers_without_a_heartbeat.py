@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 import yaml
 from optuna.trial import TrialState
 
@@ -19,6 +20,7 @@ from lit_moss.sweep.study import WORKER, _machine, bury_and_requeue, open_study
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_zombie_is_dead(tmp_path):
     recipe = {
         "study": "zombie", "base": [str(ROOT / "conf" / "stage1.yaml")],

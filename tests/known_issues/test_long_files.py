@@ -90,6 +90,7 @@ def test_the_sparse_kernel_is_that_of_torchaudio(from_hz, to_hz, monkeypatch):
     assert (resample(wave.float(), from_hz, to_hz) - sparse).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate_hz", [44_101, 8_001, 22_051, 47_999, 191_999])
 def test_odd_rates_are_bounded_and_right(tmp_path, rate_hz, tiny_encoder):
     """A tone of 440 Hz stays one; a second of sound takes well below a second (two minutes before)."""

@@ -39,6 +39,7 @@ def test_frozen_weights_cannot_be_left_out_of_shards(kind):
     check_strategy(trainer("ddp"), save_frozen=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_deepspeed_in_a_recipe_sums_in_float32_and_leaves_nothing_out(path):
     config = yaml.safe_load(path.read_text()) or {}
@@ -50,7 +51,7 @@ def test_deepspeed_in_a_recipe_sums_in_float32_and_leaves_nothing_out(path):
         assert config.get("model", {}).get("init_args", {}).get("save_frozen", True)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("path", sorted((ROOT / "conf/paper").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_machine_file_names_its_strategy(path):
     """Laid over a recipe for DeepSpeed, one that names none would keep DeepSpeed's, also on a CPU."""

@@ -50,7 +50,7 @@ def follows(lm, prompt, made):
     return True
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_greedy_rows_are_the_most_likely_ones_alone_and_in_a_batch(lm):
     f = lm.format
     prompts = [[5, 9, 60], [4, 77, 8, 21, 9, f.sosp_token_id], [*f.speech([3, 9]), 7, 80]]
@@ -73,6 +73,7 @@ def test_a_saved_model_is_read_again(lm, tmp_path):
     torch.testing.assert_close(found.speech_logits, wanted.speech_logits)
 
 
+@pytest.mark.slow
 def test_varlen_attention_gets_half_precision_under_autocast(lm, monkeypatch):
     """transformers' layers rotate queries and keys in float32 there, which the kernel does not take."""
     from torch.nn.attention import varlen

@@ -46,6 +46,7 @@ def sound(tmp_path, request):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("offset_sec", "duration_sec", "inside"), SPANS)
 def test_read_takes_parts_inside_the_file_alone(sound, offset_sec, duration_sec, inside):
     if inside:

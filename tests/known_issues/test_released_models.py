@@ -55,6 +55,7 @@ def test_the_licence_of_a_backbone_is_not_that_of_the_weights(tmp_path):
         assert ModelRecord.read(tmp_path / "out").license == (license if words else "")
 
 
+@pytest.mark.slow
 def test_paths_of_an_imported_folder_are_not_published_by_its_export(tmp_path):
     source = model_folder(tmp_path / "secret/source")
     codec = codec_folder(tmp_path / "secret/codec")
@@ -66,6 +67,7 @@ def test_paths_of_an_imported_folder_are_not_published_by_its_export(tmp_path):
     assert ModelRecord.read(tmp_path / "out").source == "source"
 
 
+@pytest.mark.slow
 def test_what_is_written_can_be_read_by_others(tmp_path):
     source = model_folder(tmp_path / "source")
     codec = codec_folder(tmp_path / "codec")
@@ -93,6 +95,7 @@ def tuned(tmp_path):
     return run_folder(tmp_path, made_by=made_by, model={"init_from": str(model)}), codec
 
 
+@pytest.mark.slow
 def test_the_codec_of_the_folder_that_a_run_started_from_goes_along(tuned, tmp_path, capsys):
     run, codec = tuned
     export(str(run), tmp_path / "out")
@@ -105,6 +108,7 @@ def test_the_codec_of_the_folder_that_a_run_started_from_goes_along(tuned, tmp_p
     assert "--codec" not in (tmp_path / "out/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_codec_that_has_been_replaced_is_not_copied(tuned, tmp_path, capsys):
     run, codec = tuned
     shutil.rmtree(codec)
@@ -152,6 +156,7 @@ def test_frozen_weights_that_a_run_rounded_are_rounded_wherever_it_is_opened(tmp
     assert all(torch.equal(opened[k], v) for k, v in weights_of(tmp_path / "out").items())
 
 
+@pytest.mark.slow
 def test_a_mean_of_adapters_is_the_mean_of_their_products(tmp_path):
     run = run_folder(tmp_path, steps=(5, 10, 15), lora=Lora(rank=2, alpha=3.0).record())
     name = "lm.model.shared_block.layers.0.self_attn.q_proj"
@@ -246,7 +251,7 @@ def load_as_the_strategies_do(folder, kind, place):
         torch.load(place, weights_only=False)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("kind", ["metadata", "bytes", "meta", "deepspeed", "latest"])
 def test_a_run_does_not_resume_from_shards_that_hold_code(tmp_path, capsys, kind):

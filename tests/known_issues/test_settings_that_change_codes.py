@@ -77,6 +77,7 @@ def test_a_config_that_is_no_object_is_one_line(folder, content):
         SpeechTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["conv1.weight", "layers.1.fc2.bias", "codebook.weight"])
 def test_weights_that_are_not_finite_are_refused(folder, tiny_encoder, name, value):

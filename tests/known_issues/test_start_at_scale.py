@@ -74,6 +74,7 @@ def in_processes(folder, count):
     return found
 
 
+@pytest.mark.slow
 def test_ranks_that_start_together_share_the_work_and_later_starts_have_none(folder, work):
     shards = len(list(folder.glob("*.parquet")))
     together = in_processes(folder, 4)

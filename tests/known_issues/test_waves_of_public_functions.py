@@ -55,6 +55,7 @@ def codec(tiny_encoder):
     return Codec(SpeechTokenizer(tiny_encoder()), small_flow())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOOD)
 def test_forms_of_the_same_recording_give_the_same(codec, name):
     wave = GOOD[name]
@@ -70,6 +71,7 @@ def test_forms_of_the_same_recording_give_the_same(codec, name):
     assert cut_at_pauses(wave, RATE_HZ, 0.4) == cut_at_pauses(WAVE, RATE_HZ, 0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_no_recording_is_one_line(codec, name):
     wave, message = BAD[name]
@@ -89,6 +91,7 @@ def test_what_is_no_recording_is_one_line(codec, name):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate_hz", [16_000, 24_000, 44_100, 44_101])
 @pytest.mark.parametrize("empty", [torch.zeros(0), torch.zeros(2, 0), np.zeros(0, np.float32)], ids=repr)
 def test_no_samples_are_no_codes(codec, rate_hz, empty):

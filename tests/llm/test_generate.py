@@ -111,7 +111,7 @@ def test_batches_of_any_lengths_equal_each_alone(lm):
     assert together == [lm.generate(p, max_new_tokens=30, greedy=True) for p in many]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("chunk", [1, 7, 59])
 def test_chunks_of_the_prompt_change_nothing(lm, chunk):
     for prompt in prompts(lm).values():
@@ -151,6 +151,7 @@ def test_no_eosp_before_min_new_tokens(lm):
             lm.audio_lm_head.weight.copy_(before)
 
 
+@pytest.mark.slow
 def test_ids_above_eosp_never_come(lm):
     f = lm.format
     g = torch.Generator().manual_seed(0)
@@ -159,6 +160,7 @@ def test_ids_above_eosp_never_come(lm):
     assert max(rows) <= f.eosp_row
 
 
+@pytest.mark.slow
 def test_sampling_is_reproducible_by_its_generator(lm):
     drawn = [
         lm.generate([4, 9], max_new_tokens=20, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)

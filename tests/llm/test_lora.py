@@ -132,6 +132,7 @@ def test_adapters_on_one_part_leave_the_others_paths_fast_and_unchanged():
     assert [part for part in named_parts(lm) if part.startswith("lora")] == ["lora_audio_tail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_model_is_the_merged_one_without_peft(kind, tmp_path, monkeypatch):
     lm = adapted(kind)

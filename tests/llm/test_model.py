@@ -84,6 +84,7 @@ def packed(lm, lengths, seed=0):
     return rows, ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["segments", "mask"])
 def test_invariant_3_packed_equals_separate(pair, kernel):
     lm = SplitLM.from_backbone(pair[0], 2, 40).eval()
@@ -335,6 +336,7 @@ def test_the_released_config_is_read(tmp_path):
     assert config.backbone.rope_parameters["rope_theta"] == 1000000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["no config", "no weights", "other shape", "no json"])
 def test_a_damaged_folder_is_one_clear_line(pair, tmp_path, damage):
     SplitLM.from_backbone(pair[0], 2, 40).save_pretrained(tmp_path)

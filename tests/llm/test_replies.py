@@ -69,7 +69,7 @@ def test_wrong_forms_are_named():
     assert ReplyForm("guided", 1, 2).options() == {"reply_form": "guided"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["guided", "interleaved"])
 def test_generation_makes_what_was_trained(name):
     """A model that has learned one reply by heart writes it after a prompt that ends in text."""

@@ -135,6 +135,7 @@ def test_later_questions_prefill_their_new_rows_alone(lm):
     assert (again.cached_rows, again.rows) == (len(other) - 1, third.rows)
 
 
+@pytest.mark.slow
 def test_long_prompts_come_in_pieces_and_ahead(lm):
     prompt = mixed_rows(lm, 1, 300, 5)[0].tolist()
     context = Context(lm)

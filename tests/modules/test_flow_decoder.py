@@ -228,7 +228,7 @@ def test_a_decoder_whose_tokenizer_has_changed_is_refused(whole, codec, tmp_path
         file.write_bytes(kept)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -285,6 +285,7 @@ def test_means_by_time_of_two_ranks_are_those_of_one():
     assert torch.nan_to_num(one.compute(), -1).tolist() == [1, -1, -1, 4]
 
 
+@pytest.mark.slow
 def test_sampling_under_autocast_keeps_times_and_states_in_float32():
     from decoders import small_flow
 

@@ -178,7 +178,7 @@ def raw_names(folder):
     return found.data.metrics
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("options", "part"),
     [

@@ -80,7 +80,7 @@ def test_codes_start_at_their_text_and_a_resume_does_not_do_it_again(tmp_path, t
     assert "start at the mean" not in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("model", "more", "message"),
     [

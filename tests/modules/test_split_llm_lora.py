@@ -52,7 +52,7 @@ def newest(folder):
     return found[max(found)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_checkpoint_holds_the_adapters_and_what_trains_alone(adapters, first):
     checkpoint = newest(adapters)
     assert all(".lora_" in name for name in checkpoint["state_dict"])
@@ -83,7 +83,7 @@ def test_whoever_opens_the_run_gets_merged_weights(adapters, first):
     assert_equal(dict(newest(folder)["state_dict"]), found)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_exported_run_is_the_model_with_its_adapters_and_can_be_tuned_again(adapters, first):
     model = first.parent / "model"
     export(str(adapters / "runs/tiny"), model)
@@ -215,7 +215,7 @@ def test_adapters_on_a_folder_in_bfloat16_are_float32_and_resume(first):
     assert_equal(dict(opened.state_dict()), dict(found))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

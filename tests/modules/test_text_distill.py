@@ -166,6 +166,7 @@ def test_a_later_stage_is_measured_against_the_backbone_not_against_its_start(tm
     assert start > 1e-3
 
 
+@pytest.mark.slow
 def test_a_joint_model_is_refused_in_one_line(tmp_path, capsys):
     config = lm_recipe(tmp_path / "run", 3, distill={"weight": 1.0}, joint=True)
     fit(tmp_path / "run", config, expected=2)

@@ -190,7 +190,7 @@ def test_a_later_stage_is_measured_against_the_backbone_not_against_its_start(tm
     assert start["val/align"][0][1] < end["val/align"][0][1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("model", "stages", "more", "message"),
     [

@@ -169,6 +169,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wrong", "told"), WRONG.values(), ids=list(WRONG))
 def test_model_is_told_what_is_wrong_with_its_answer(stage_of, wrong, told):
     with ChatServer(lambda body, n: Answer(wrong if n == 1 else GOOD)) as server:

@@ -50,6 +50,7 @@ def test_shipped_pairs_are_enough_and_in_both_languages():
     assert all(pair["source"] and pair["licence"] for pair in SHIPPED.values())
 
 
+@pytest.mark.slow
 def test_everyday_pairs_pass_unchanged():
     for name, pair in SHIPPED.items():
         if name.startswith("everyday"):

@@ -143,6 +143,7 @@ def test_wrong_options_and_items_are_refused(tmp_path):
         run([{"id": "a"}], tmp_path / "out2")
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_found_among_real_sentences(shared_data, tmp_path):
     lines = (shared_data / "ljspeech_text.csv").read_text(encoding="utf-8").splitlines()[:1500]
     items = [{"id": line.split("|")[0], "text": line.split("|")[-1]} for line in lines]

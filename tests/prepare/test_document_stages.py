@@ -127,6 +127,7 @@ def test_chunks_with_a_modality_are_taken_as_they_are(tmp_path, models):
     assert codes == sum(round((c[3] - c[2]) / 0.08) for c in chunks if c[5] == "speech")
 
 
+@pytest.mark.slow
 def test_speech_of_untrusted_transcripts_is_never_interleaved(tmp_path, models, capsys):
     items = utterances(tmp_path / "a")
     items[1]["use"] = "speech"
@@ -147,6 +148,7 @@ def test_speech_of_untrusted_transcripts_is_never_interleaved(tmp_path, models, 
         assert not (out / "interleave/blocks").exists()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_folder_and_in_small_blocks(tmp_path, models, monkeypatch):
     options = {"validation_share": 0.3, "unsupervised": "all"}
     for name, block in (("a", 2000), ("b", 1)):

@@ -110,6 +110,7 @@ def test_tables_hold_what_the_steps_have_written(chain, tmp_path):
     assert text.index("English interleaved") < text.index("Chinese interleaved") < text.index("Unsupervised")
 
 
+@pytest.mark.slow
 def test_pictures_and_sounds_lie_beside_it(chain, tmp_path):
     text = report_of(chain, tmp_path, sounds=2, sound_sec=1.0)
     folder = tmp_path / "report"

@@ -168,6 +168,7 @@ def test_wrong_answers_and_further_sentences_are_dropped(stage_of):
         SelfAnswerOptions(sentences=0)
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_examples_are_shown_and_not_kept(stage_of):
     examples = [["What is the capital of Italy?", "Rome it is."], ["And of Norway?", "Oslo it is."]]

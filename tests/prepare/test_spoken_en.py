@@ -290,6 +290,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("written", "expected"), CASES, ids=[written for written, _ in CASES])
 def test_reading(written, expected):
     assert spoken(written, "en") == expected
@@ -346,6 +347,7 @@ def check(text):
         assert all(words for _, words in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [written for written, _ in CASES])
 def test_cases_keep_every_token(text):
     check(text)

@@ -18,6 +18,7 @@ def run(items: list[dict], folder, **options):
     return run_step(Step("text", "text", values, (str(source),), str(folder), str(folder)), Machine()).counts
 
 
+@pytest.mark.slow
 def test_texts_become_documents_and_utterances_of_one_document_are_joined(tmp_path):
     items = [
         {"id": "a", "text": "A text of its own."},

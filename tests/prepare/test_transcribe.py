@@ -105,6 +105,7 @@ def test_a_unit_does_not_depend_on_what_ran_before(stage, transcribed, recording
     assert stage.run(recording).items == transcribed
 
 
+@pytest.mark.slow
 @pytest.mark.network
 def test_a_segment_in_a_batch_and_alone_have_the_same_words(stage, transcribed, recording):
     (alone,) = stage.run(recording[1:2]).items

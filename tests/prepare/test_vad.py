@@ -102,6 +102,7 @@ def test_no_tail_is_lost_at_other_rates(silero, wave, tmp_path, rate_hz):
         assert np.abs(probabilities - whole(silero, wave)[: len(probabilities)]).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_speech_that_goes_on_to_the_end_is_a_segment_to_the_end(spoken, tmp_path):
     wave_T = io.read(spoken.path, RATE_HZ)
     start, end = spoken.speech[3]
@@ -152,6 +153,7 @@ def test_overlapping_windows_give_each_frame_once(samples):
 # --- segments -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_segments_without_joins_and_margins_are_silero_s(silero, wave):
     own = import_silero().get_speech_timestamps(
         torch.from_numpy(wave), import_silero().load_silero_vad(), speech_pad_ms=0

@@ -93,6 +93,7 @@ def run(stage: str, options, items: list[dict], folder):
     ]
 
 
+@pytest.mark.slow
 def test_texts_are_spoken_by_the_endpoint_and_the_key_is_written_nowhere(server, tmp_path, capfd):
     server.busy = 2
     options = SynthesizeOptions(

@@ -159,6 +159,7 @@ def program(tmp_path) -> str:
     return f"command: {sys.executable} '{tmp_path}/a voice.py' {{text_file}} {{out}} {{lang}} {{style}}"
 
 
+@pytest.mark.slow
 def test_a_program_is_a_voice_and_no_shell_reads_the_text(program, tmp_path):
     voice = pool(program).voices[0]
     voice.open()

@@ -68,6 +68,7 @@ def tiny_camplus(path: Path, values: int = 192) -> Path:
 # --- round trips --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_saved_and_opened_again_a_codec_is_the_same_with_all_its_parts(tiny_encoder, tmp_path):
     speaker = CampPlus(tiny_camplus(tmp_path / "speaker.onnx"))
     flow = small_flow(speaker_dim=192, guidance=0.3, steps=4)
@@ -135,6 +136,7 @@ def test_a_tokenizer_run_becomes_a_folder_that_says_it_has_no_decoder(tokenizer_
         assert speech_tokenizer_fingerprint(str(tmp_path / "out")) == fingerprint(encoder)
 
 
+@pytest.mark.slow
 def test_a_decoder_run_becomes_a_whole_codec(tokenizer_run, tmp_path, capsys):
     run, encoder = tokenizer_run
     flow = small_flow()
@@ -232,6 +234,7 @@ def test_a_released_folder_is_copied_to_the_byte_and_saved_under_present_names(c
         assert all(torch.equal(v, theirs.state_dict()[k]) for k, v in ours.state_dict().items())
 
 
+@pytest.mark.slow
 def test_at_official_size_all_names_and_shapes_are_the_manifests_both_ways(contract):
     """What we write: the networks' own. What we accept: sizes are read off the manifests' shapes."""
     manifests = {

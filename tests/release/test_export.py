@@ -115,6 +115,7 @@ def test_official_size_is_planned_with_the_released_names_and_shapes():
 # --- folders ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_checkpoint_and_its_folder_hold_the_same_model(tmp_path):
     run = run_folder(tmp_path)
     made = export(str(run), tmp_path / "out", max_shard_size="40KB", license="mit")
@@ -153,6 +154,7 @@ def test_bfloat16_rounds_each_number_once(tmp_path):
     assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.mark.slow
 def test_average_of_the_last_states_and_too_few_of_them(tmp_path):
     run = run_folder(tmp_path, steps=(5, 10, 15, 20))
     export(str(run), tmp_path / "out", average=3)

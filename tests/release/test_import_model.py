@@ -188,6 +188,7 @@ def not_finite(sources):
     save_file(tensors, file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [

@@ -87,6 +87,7 @@ def files_of(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_pushed_repository_holds_the_folder_in_one_commit(model):
     (model / "model.safetensors.lock").write_text("")
     (model / ".cache").mkdir(exist_ok=True)

@@ -192,6 +192,7 @@ def test_no_temporary_file_of_an_upload_stays(loaded, place, monkeypatch):
     assert not list((place / "scratch").iterdir())
 
 
+@pytest.mark.slow
 def test_another_codec_or_tokenizer_is_refused(address, place, tmp_path):
     import mlflow
 

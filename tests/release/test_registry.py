@@ -49,6 +49,7 @@ def test_a_version_holds_the_folder_byte_for_byte(model, client):
     assert {f.relative_to(copied): f.read_bytes() for f in copied.rglob("*") if f.is_file()} == files
 
 
+@pytest.mark.slow
 def test_export_registers_and_names_the_version(model, client, tmp_path, capsys):
     words = ["export", str(model), "--out", str(tmp_path / "out"), "--force"]
     assert main([*words, "--register", "talker", "--alias", "champion"]) == 0
@@ -112,6 +113,7 @@ def test_the_model_belongs_to_the_run_of_its_weights(client, tmp_path):
     assert (after.status, after.end_time) == ("FINISHED", before.end_time)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_id", ["", "0" * 32])
 def test_without_that_run_there_is_a_new_one(client, tmp_path, run_id):
     register(spoken_model(tmp_path / "model", codec=False, run_id=run_id), "talker")

@@ -154,6 +154,7 @@ def test_guided_reply_has_a_transcript_where_the_model_writes_first(client):
     assert answer.choices[0].message.audio.transcript
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_reply_and_another_seed_another(client):
     texts = [
         ask(client, seed=seed, temperature=2.0, max_tokens=30).choices[0].message.content
@@ -254,6 +255,7 @@ def test_sound_arrives_while_the_reply_is_still_being_made(client, live):
     assert times[-1] - times[0] > 0.2
 
 
+@pytest.mark.slow
 def test_a_silent_stream_is_kept_open_by_comments(client, live, monkeypatch):
     monkeypatch.setattr("lit_moss.serve.http_streams.PING_SEC", 0.05)
     free = threading.Event()
@@ -347,6 +349,7 @@ def test_failure_of_the_decoder_is_an_error_event_and_frees_the_session(client, 
 # --- later turns --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_earlier_spoken_reply_stands_in_the_prompt_as_its_rows(client):
     first = ask(client, HEARD, **SPOKEN, seed=1)
     audio = first.choices[0].message.audio
@@ -357,6 +360,7 @@ def test_earlier_spoken_reply_stands_in_the_prompt_as_its_rows(client):
     assert second.usage.prompt_tokens_details.audio_tokens == heard + made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, SPOKEN], ids=["text", "speech"])
 def test_second_question_computes_none_of_the_first_again(client, options):
     first = ask(client, HEARD, **options, seed=1)
@@ -403,6 +407,7 @@ def test_clients_do_not_learn_what_others_asked(client, live):
     assert cached(extra_body={"prompt_cache_key": "berta"})[0] == rows - 1
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_replies(model):
     from prometheus_client.parser import text_string_to_metric_families
 

@@ -274,6 +274,7 @@ def test_lack_of_memory_fails_a_reply_and_not_the_engine(engine, monkeypatch):
     assert Heard(ask(session, "Two?")).done.reason == "length"
 
 
+@pytest.mark.slow
 def test_speech_is_encoded_while_it_comes_with_the_codes_of_the_whole(engine, model):
     session = engine.open_session()
     session.expected = ReplyOptions()
@@ -295,6 +296,7 @@ def test_speech_is_encoded_while_it_comes_with_the_codes_of_the_whole(engine, mo
     assert done.rows == model.lm.generate(done.prompt, max_new_tokens=12, greedy=True)
 
 
+@pytest.mark.slow
 def test_recordings_and_short_turns_and_cleared_ones(engine, model):
     session = engine.open_session()
     for seconds, rate_hz in ((0.05, 24_000), (1.0, 16_000), (5.0, 44_100), (31.0, 16_000)):

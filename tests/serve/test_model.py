@@ -29,17 +29,20 @@ def codec_of(path, codes, seed=0):
     return path
 
 
+@pytest.mark.slow
 def test_codec_with_another_number_of_codes_is_refused_without_a_record(folder, tmp_path):
     with pytest.raises(UserError, match=r"has 64 codes .*has 32: give the codec of the training"):
         opened(folder, codec_of(tmp_path / "small", 32))
 
 
+@pytest.mark.slow
 def test_decoder_without_all_codes_is_refused(folder, tmp_path):
     Codec(None, small_flow(vocab_size=40)).save_pretrained(tmp_path / "decoder")
     with pytest.raises(UserError, match=r"has 64 codes .*decoder has 40"):
         opened(folder, tmp_path / "decoder")
 
 
+@pytest.mark.slow
 def test_another_speech_tokenizer_is_refused_and_both_are_named(folder, tmp_path):
     own = fingerprint(SpeechTokenizer.from_pretrained(folder / "codec").encoder)
     ModelRecord(speech_tokenizer=own, speech_tokenizer_name="ours").write(folder)
@@ -50,6 +53,7 @@ def test_another_speech_tokenizer_is_refused_and_both_are_named(folder, tmp_path
         opened(folder, other)
 
 
+@pytest.mark.slow
 def test_other_features_of_the_same_tokenizer_are_a_matter_of_an_option(folder):
     config = json.loads((folder / "codec" / "config.json").read_text())
     tokenizer = SpeechTokenizer.from_pretrained(folder / "codec")
@@ -61,6 +65,7 @@ def test_other_features_of_the_same_tokenizer_are_a_matter_of_an_option(folder):
     assert opened(folder, log_mel=other[trained]).speech_tokenizer is not None
 
 
+@pytest.mark.slow
 def test_another_template_is_refused_and_both_are_named(folder):
     model = opened(folder)
     ours = template_fingerprint(chat_template(model.text_tokenizer, model.record.form))

@@ -49,6 +49,7 @@ def test_same_seed_gives_the_same_answer_and_another_one_another(folder):
     assert sounds[0] == sounds[1] != sounds[2]
 
 
+@pytest.mark.slow
 def test_answer_in_text_is_printed(folder, capsys):
     assert chat(folder, "--once", str(folder / "question.wav"), "--temperature", "0") == 0
     text, line = capsys.readouterr().out.rsplit("\n", 2)[:2]
@@ -71,6 +72,7 @@ def test_rows_of_an_answer_are_those_of_the_demo_unless_more_are_asked_for(folde
     assert asked == [(500, 2000), (2500, 2500)]
 
 
+@pytest.mark.slow
 def test_answer_without_temperature_is_the_greedy_one(folder, capsys):
     assert chat(folder, "--text", "What is rain?", "--temperature", "0") == 0
     printed = capsys.readouterr().out.rsplit("\n", 2)[0]
@@ -81,6 +83,7 @@ def test_answer_without_temperature_is_the_greedy_one(folder, capsys):
     assert printed.rstrip("\n") == conversation.text_of(rows).rstrip("\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -107,6 +110,7 @@ def test_mistakes_are_one_line(folder, capsys, words, expected):
     assert expected.replace("{folder}", str(folder)) in error
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_but_the_answer(folder, capfd):
     """transformers warns of a split model's type, and draws a bar while it reads a backbone."""
     assert chat(folder, "--text", "What is rain?", "--temperature", "0") == 0

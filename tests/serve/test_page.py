@@ -82,6 +82,7 @@ def client_of(model, api_key=None):
     return TestClient(app), engine
 
 
+@pytest.mark.slow
 def test_page_is_complete_and_loads_nothing_from_elsewhere(model):
     client, engine = client_of(model)
     try:

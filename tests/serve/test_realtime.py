@@ -37,7 +37,7 @@ def order(kind):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("listens", [False, True])
 @pytest.mark.parametrize("kind", ["output_text", "output_audio"])
 def test_four_modes_send_all_events_in_their_order(server, listens, kind):
@@ -89,6 +89,7 @@ def test_streamed_sound_is_that_of_the_codes(server):
     assert {"prompt_rows", "cached_rows", "prefilled_rows"} <= set(timing["usage"])
 
 
+@pytest.mark.slow
 def test_deltas_arrive_before_the_end_and_a_cancel_stops_them(server):
     with connected(server, max_output_tokens=1500) as client:
         client.say("Good morning")
@@ -130,6 +131,7 @@ def test_a_cancel_does_not_lose_the_turn_that_is_being_encoded(server):
         assert response["usage"]["input_token_details"]["audio_tokens"] == 13
 
 
+@pytest.mark.slow
 def test_temperature_zero_is_greedy(server):
     with connected(server, output_modalities=["text"]) as client:
         client.say("Good morning")
@@ -146,6 +148,7 @@ def test_temperature_zero_is_greedy(server):
         )
 
 
+@pytest.mark.slow
 def test_a_response_right_after_a_cancel_waits_for_its_end(server):
     with connected(server, max_output_tokens=1500) as client:
         client.say("Good morning")
@@ -157,6 +160,7 @@ def test_a_response_right_after_a_cancel_waits_for_its_end(server):
         assert client.until("response.done")[-1]["response"]["status"] == "incomplete"
 
 
+@pytest.mark.slow
 def test_one_response_at_a_time(server):
     with connected(server, max_output_tokens=1500) as client:
         client.say("Good morning")

@@ -134,6 +134,7 @@ def test_refused_pages_are_answered_with_options_that_exist(server):
         pass
 
 
+@pytest.mark.slow
 def test_a_response_that_outlasts_the_drain_is_cut_and_counted():
     with live_server(shared_model(), drain_sec=0.3) as live:
         with connect(live.ws) as socket:

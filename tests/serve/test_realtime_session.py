@@ -126,6 +126,7 @@ APPEND = "input_audio_buffer.append"
 HALF_SECOND = b64(wave(0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "code"),
     [
@@ -234,6 +235,7 @@ def test_a_turn_that_is_too_long_keeps_what_was_taken(server):
         client.respond(max_output_tokens=3)
 
 
+@pytest.mark.slow
 def test_speech_without_a_code_is_taken_out_of_the_history(server):
     with connected(server) as client:
         part = {"type": "input_audio", "audio": ""}

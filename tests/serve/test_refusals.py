@@ -178,6 +178,7 @@ def broken_sounds():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", broken_sounds())
 def test_sound_that_cannot_be_used(live, uploads, name):
     error = refused(live, 400, messages=heard(broken_sounds()[name]))
@@ -324,6 +325,7 @@ def test_pages_of_listed_origins_alone_may_read(guarded, live):
     assert "access-control-allow-origin" not in httpx.get(f"{live.url}/health", headers=asked).headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://[", "http://127.0.0.1.evil"])
 def test_foreign_pages_cannot_use_a_server_without_a_key(live, guarded, origin):
     answer = httpx.get(f"{live.url}/v1/models", headers={"origin": origin})

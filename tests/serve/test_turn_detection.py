@@ -142,6 +142,7 @@ def test_speech_interrupts_a_response(server, talk):
         client.until("response.done")
 
 
+@pytest.mark.slow
 def test_detection_without_responses_and_turned_off(server, talk):
     wave_T, speech = talk
     first_T = wave_T[: speech[1][0]]

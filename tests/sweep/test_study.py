@@ -117,7 +117,7 @@ def test_a_dead_workers_trial_of_another_machine_comes_back_by_its_heartbeat(tmp
     assert list(by_slot(study, sweep)) == [0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_trial_whose_worker_dies_each_time_is_given_up(tmp_path):
     path = sweep_file(tmp_path / "bad", trials=2, retries=1)
     assert [start(path, die_in=1).wait(120) for _ in range(3)] == [-9, -9, 0]
@@ -172,6 +172,7 @@ def test_a_death_after_a_failure_was_retried_is_queued_again(opened):
     assert len(by_slot(study, sweep)) == 1
 
 
+@pytest.mark.slow
 def test_interrupting_by_hand_uses_up_no_retry(opened):
     study, sweep = opened
     for _ in range(4):
@@ -250,6 +251,7 @@ def test_more_trials_later_go_on_where_the_fewer_ended(tmp_path):
     assert drawn(few) == drawn(many)
 
 
+@pytest.mark.slow
 def test_another_search_does_not_join_the_study(tmp_path):
     path = sweep_file(tmp_path / "one")
     open_study(sweep_of(path))
