@@ -22,22 +22,35 @@ from lit_moss.runs.tracking import Tracker
 Start = Path | tuple[Path, str | None]
 
 
-def find_start(asked: str | None, folder: Path, verb: str) -> Start | None:
+def find_start(asked: str | None, folder: Path, verb: str, run_name: str | None = None) -> Start | None:
     """Where a verb starts from; None for a new run.
 
     Args:
-        asked: `--ckpt_path`: a checkpoint, a run's folder, `last` or `best`.
-        folder: RUN_ROOT/NAME, in which `last` and `best` are looked up.
+        asked: `--ckpt_path`: a checkpoint, a run's folder, `last`, `best` or `auto`.
+        folder: RUN_ROOT/NAME, in which `last`, `best` and `auto` are looked up.
         verb: `fit`, `validate`, `test` or `predict`.
+        run_name: `--run_name`, the run that `auto` continues; the newest in `folder` if None.
 
     Raises:
         UserError: if there is no such checkpoint, none is given to a verb that needs one, or a folder of
             shards holds more than data.
     """
+    if asked == "auto":
+        asked = _run_to_continue(folder, verb, run_name)
     start = _named_start(asked, folder, verb)
     if isinstance(start, Path) and start.is_dir():
         check_shards(start)
     return start
+
+
+def _run_to_continue(folder: Path, verb: str, run_name: str | None) -> str | None:
+    """What `auto` stands for: a run's folder, or None where there is no such run yet."""
+    if verb != "fit":
+        raise UserError(f"--ckpt_path auto is for fit: give {verb} a file, a run's folder, `last` or `best`")
+    if run_name:
+        return str(folder / run_name) if RunFolder(folder / run_name).is_run() else None
+    runs = RunFolder.all_in(folder)
+    return str(runs[-1].path) if runs else None
 
 
 def _named_start(asked: str | None, folder: Path, verb: str) -> Start | None:
@@ -53,7 +66,9 @@ def _named_start(asked: str | None, folder: Path, verb: str) -> Start | None:
     elif RunFolder(path).is_run():
         start = newest_of_run(path, "last")
     elif not path.is_file():
-        raise UserError(f"no checkpoint {asked}: expected a .ckpt file, a run's folder, `last` or `best`")
+        raise UserError(
+            f"no checkpoint {asked}: expected a .ckpt file, a run's folder, `last`, `best` or `auto`"
+        )
     elif "pytorch-lightning_version" not in load_checkpoint(path, mmap=True):
         raise UserError(f"{asked} is no checkpoint of a run: expected one written by `fit`")
     else:

@@ -119,7 +119,7 @@ class MossCLI(LightningCLI):
         if self._verb == "fit":
             choice = ranks.inherited()
             asked = choice.checkpoint if choice else None if ranks.waits_for_choice() else asked
-        self._start = find_start(asked, self._run_root / self._run_name, self._verb)
+        self._start = find_start(asked, self._run_root / self._run_name, self._verb, config.get("run_name"))
 
     @property
     def _checkpoint(self) -> Path | None:

@@ -117,7 +117,8 @@ def _trainer_help(verb: str) -> str:
   -c, --config FILE      recipe (YAML); several are merged from left to right. conf/… is also looked up among
                          the recipes that come with lit_moss
   --KEY VALUE            any key of the recipe by its dotted name: --trainer.max_steps 100 --model.lr 2e-3
-  --ckpt_path PATH       a checkpoint, a run's folder, or `last` or `best` of the newest run of this name
+  --ckpt_path PATH       a checkpoint, a run's folder, or `last` or `best` of the newest run of this name;
+                         `auto` continues that run, and begins one where there is none
   --name NAME            name of the runs' folder and of the MLflow experiment
   --run_name NAME        folder of this run below it; by default the time
   --print_config         print the whole resolved configuration and exit
