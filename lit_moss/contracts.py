@@ -224,7 +224,13 @@ class SpokenTextData(Protocol):
 
 @runtime_checkable
 class ListeningData(Protocol):
-    """Documents with held-out utterances for the model to transcribe."""
+    """Documents with held-out utterances for the model to transcribe.
+
+    Attributes:
+        asr_item_count: How many are asked for.
+    """
+
+    asr_item_count: int
 
     def asr_items(self) -> list[Any]:
         """The utterances, see `lit_moss.llm.listening`; [] where none are asked for."""
@@ -242,6 +248,11 @@ class ReplyData(Protocol):
     @property
     def reply_forms(self) -> "list[ReplyForm]":
         """Forms of the training's conversations, each once."""
+        ...
+
+    @property
+    def trains_on_prompts(self) -> bool:
+        """Whether the user's turns of some conversations are targets too."""
         ...
 
 
@@ -400,6 +411,12 @@ def reply_forms(trainer: Trainer) -> "list[ReplyForm]":
     """Forms of spoken replies in the training data, each once; none where it does not state them."""
     data = datamodule_of(trainer)
     return data.reply_forms if isinstance(data, ReplyData) else []
+
+
+def trains_on_prompts(trainer: Trainer) -> bool:
+    """Whether conversations in the training data have the user's turns as targets too."""
+    data = datamodule_of(trainer)
+    return isinstance(data, ReplyData) and data.trains_on_prompts
 
 
 def codebook_of(trainer: Trainer) -> torch.Tensor:

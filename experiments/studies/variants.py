@@ -11,6 +11,7 @@ Repeat the command to continue where it stopped. Writes variants.md and variants
 every validation, into RUN_ROOT/studies/NAME/study/variants, and into the study's MLflow run.
 """
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ from experiments.studies.evaluations import run_benchmark
 from experiments.studies.parallel import run_all
 from lit_moss.errors import UserError
 from lit_moss.evaluate.evaluation import markdown_table
-from lit_moss.runs.folder import Result
+from lit_moss.files import atomic_write
+from lit_moss.runs.folder import Result, RunFolder
 from lit_moss.runs.launch import run_fit
 from lit_moss.runs.mlflow_access import open_client
 from lit_moss.runs.recipes import read_recipe, read_yaml, set_key
@@ -165,6 +167,8 @@ def _one(options: Options, name: str, seed: int, tags: Mapping[str, str]) -> Run
     folder = options.folder(name, seed)
     print(f"{folder.name}", flush=True)
     own = {**tags, "variant": name, "seed": str(seed)}
+    if name in options.after:
+        _check_start(folder, options.folder(options.after[name], seed))
     result = run_fit(options.recipe_of(name, seed), folder, own)
     measured: dict[str, Any] = {}
     for benchmark, file in options.evaluate.items() if name not in options.after.values() else ():
@@ -175,6 +179,21 @@ def _one(options: Options, name: str, seed: int, tags: Mapping[str, str]) -> Run
         )  # fmt: skip
         measured |= {f"{benchmark}/{key}": value for key, value in found.items()}
     return Run(result, measured)
+
+
+def _check_start(folder: Path, start: Path) -> None:
+    """Refuses a run that began from other weights than `start` has now; records the step for a new one."""
+    result = RunFolder(start).result()
+    step, record = result["step"] if result else None, folder / "started_from.json"
+    begun = json.loads(record.read_text())["step"] if record.exists() else step
+    if begun != step:
+        raise UserError(
+            f"{folder} was begun from step {begun} of {start}, which is at step {step} now: give another "
+            "name, or remove the folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(record) as partial:
+        partial.write_text(json.dumps({"run": start.name, "step": step}))
 
 
 def _report(options: Options, runs: Mapping[tuple[str, int], Run], study: Tracker) -> str:

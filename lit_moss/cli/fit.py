@@ -139,6 +139,12 @@ class MossCLI(LightningCLI):
                 )
             if config.get("max_steps", -1) < 0:
                 raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
+            for key in ("limit_train_batches", "overfit_batches"):
+                if config.get(key):
+                    raise UserError(
+                        f"trainer.{key} is {config[key]}, expected none: Lightning would take the same "
+                        "batches again and again; trainer.max_steps is the length of a run"
+                    )
             kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
             first = isinstance(self.model, StepModule) and self.model.validates_first
             if first and self._get(self.config_init, "first_validation"):

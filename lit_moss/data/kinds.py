@@ -190,7 +190,7 @@ class MixtureDataModule(TokenDataModule):
         if any(isinstance(part, MixtureDataModule) for part in self.parts):
             raise UserError("data.parts holds a mixture: name its parts and epochs in the outer one")
         self.asr_prompt = self.asr_prompt or next((p.asr_prompt for p in self.parts if p.asr_prompt), "")
-        self.heldout = self.heldout or [e for part in self.parts for e in part.heldout]
+        self.heldout = self.heldout or list(dict.fromkeys(e for part in self.parts for e in part.heldout))
         for part in self.parts:
             part.connect(self.context, self.max_bad_share, self.backbone, self.speech_tokenizer, self.log_mel)
             part.speech_text = self.speech_text

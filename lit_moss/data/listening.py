@@ -53,7 +53,7 @@ def make_asr_items(
     from lit_moss.llm.backbone import row_format
 
     utterances: list[Utterance] = []
-    for path in (locate(source, "validation") for source in sources):
+    for path in dict.fromkeys(locate(source, "validation") for source in sources):
         if entry_kind(path) == "speech":
             utterances += [u for u in read_manifest(path) if len(_words(u.text or "")) >= _LEAST_WORDS]
     # Without a length the text stands in for it: reading every file's would take long.

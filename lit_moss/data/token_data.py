@@ -238,6 +238,12 @@ class TokenDataModule(OrderedDataModule):
         options = [meta.get("options") or {} for meta in metas if meta["kind"] == "sft"]
         return list(dict.fromkeys(map(ReplyForm.of_options, options)))
 
+    @property
+    def trains_on_prompts(self) -> bool:
+        """Whether the user's turns of some conversations are targets too."""
+        metas = [source.documents.meta for source in self.sources]
+        return any(m["kind"] == "sft" and (m.get("options") or {}).get("train_on") == "all" for m in metas)
+
     # --- what the data is -----------------------------------------------------------------------------------
 
     @property

@@ -12,6 +12,7 @@ items in the manner of StoryCloze: a sentence, the one after it, and another one
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -44,13 +45,16 @@ _DOCUMENT_ITEMS = 64  # items of a corpus where no limit is given
 def run(config: Config) -> dict[str, float]:
     """Scores all pairs; returns and writes the accuracies.
 
+    Another score and a comparison are computed from the same results, into a report of their own; the
+    evaluation's result keeps the intervals of the default score.
+
     Raises:
         UserError: for items, a model or a codec that cannot be used, and where no pair could be scored.
     """
     against = results_of(config.against) if config.against else None
     plain = replace(config, against=None, score="whole-mean")  # neither changes what is computed
     with Evaluation("cloze", plain, [config.model, config.codec, *config.items], config.again) as evaluation:
-        if against is None and config.score == "whole-mean" and (known := evaluation.done()) is not None:
+        if config.score == plain.score and against is None and (known := evaluation.done()) is not None:
             return known
         scorer = Scorer(config)
         items = list(read_items(config, scorer))
@@ -58,7 +62,14 @@ def run(config: Config) -> dict[str, float]:
         outcomes = [outcome(item, result) for item, result in zip(items, results, strict=True)]
         if all(o.failed for o in outcomes):
             raise UserError(f"none of the {len(items)} items could be scored, first: {outcomes[0].failed}")
-        return evaluation.finish(*summary(config, outcomes, against))
+        if config.score == plain.score and against is None:
+            return evaluation.finish(*summary(plain, outcomes))
+        if not evaluation.is_done:
+            evaluation.finish(*summary(plain, outcomes), say=False)
+        metrics, report, *_ = summary(config, outcomes, against)
+        compared = f"-against-{Path(config.against).resolve().name}" if config.against else ""
+        evaluation.add_report(f"report-{config.score}{compared}.md", report)
+        return metrics
 
 
 # --- items --------------------------------------------------------------------------------------------------

@@ -58,11 +58,13 @@ class Evaluation:
         self.folder = self.run.path
         self._held = self.run.hold()
         self._items = self.folder / "items.jsonl"
+        known, tags = self.run.mlflow_run_id if self.run.is_run() else None, {}
         if again:
             for file in (self._items, self.folder / "result.json"):
                 file.unlink(missing_ok=True)
-        known = self.run.mlflow_run_id if self.run.is_run() else None
-        self.tracker = Tracker(name, self.folder.name, root, known, system_metrics=False)
+            if known is not None:  # MLflow keeps the first value of a step, and adds rows to a table
+                known, tags = None, {"repeats": known}
+        self.tracker = Tracker(name, self.folder.name, root, known, tags=tags, system_metrics=False)
         self._status = "interrupted"
 
     def __enter__(self) -> Self:
@@ -76,13 +78,24 @@ class Evaluation:
         self.tracker.finalize(self._status)
         self._held.close()
 
-    def done(self) -> dict[str, float] | None:
-        """The means of an evaluation that is complete, whose report is printed; None if it is not."""
+    @property
+    def is_done(self) -> bool:
+        """Whether the evaluation is complete."""
+        return self._outcome() is not None
+
+    def _outcome(self) -> tuple[dict[str, float], str] | None:
         try:
             metrics = json.loads((self.folder / "result.json").read_text())
-            report = (self.folder / "report.md").read_text()
+            return metrics, (self.folder / "report.md").read_text(encoding="utf-8")
         except (OSError, ValueError):
             return None
+
+    def done(self) -> dict[str, float] | None:
+        """The means of an evaluation that is complete, whose report is printed; None if it is not."""
+        outcome = self._outcome()
+        if outcome is None:
+            return None
+        metrics, report = outcome
         self._status = "success"
         print(f"{report}\n{self.folder}: done before; --again true repeats it")
         return metrics
@@ -156,6 +169,7 @@ class Evaluation:
         report: str,
         table: Sequence[Mapping[str, Any]] = (),
         figures: Mapping[str, Any] | None = None,
+        say: bool = True,
     ) -> dict[str, float]:
         """Writes and logs the outcome, and prints the report.
 
@@ -165,6 +179,7 @@ class Evaluation:
             table: A row for each item, or for each item and way of judging; a key that a row lacks is empty.
                 Goes to items.csv and to MLflow's table of the run.
             figures: File name -> matplotlib figure, for the folder and MLflow.
+            say: Whether to print the report.
 
         Returns:
             The metrics.
@@ -186,8 +201,21 @@ class Evaluation:
         with atomic_write(self.folder / "result.json") as partial:  # last: it says that all else is there
             partial.write_text(json.dumps(found, indent=1) + "\n")
         self._status = "success"
-        print(f"{report}\n{self.folder}: report.md, items.jsonl, result.json")
+        if say:
+            print(f"{report}\n{self.folder}: report.md, items.jsonl, result.json")
         return found
+
+    def add_report(self, name: str, report: str) -> None:
+        """Writes, logs and prints a further report on the same results.
+
+        Args:
+            name: Of the file.
+            report: Markdown.
+        """
+        self.tracker.log_text(report, name)
+        (self.folder / name).write_text(report, encoding="utf-8")
+        self._status = "success"
+        print(f"{report}\n{self.folder / name}")
 
 
 def identity(source: str | Path) -> list[Any]:

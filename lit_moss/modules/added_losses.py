@@ -1,15 +1,17 @@
 """Losses of a run beside the cross-entropy: CTC, alignment and distillation of text, each an option.
 
-    TokenBatch ─ SplitLM.loss ─┬─ hidden_BLD ─┬─ TrunkCtcHead ── weight · ctc ─┬─ added to the loss
-                               │              └─ TrunkAligner ── align ────────┤
-                               └─ text_BLD ───── TextDistiller ─ weight · nats ┘
+    TokenBatch ─ SplitLM.loss ─┬─ hidden_BLD ─┬─ TrunkCtcHead ─┬─ weight · sum / targets ─ added to the loss
+                               │              └─ TrunkAligner ─┤
+                               └─ text_BLD ───── TextDistiller ┘
 
+Each is the sum over its labels, places or rows, divided by the batch's targets: so micro-batches and ranks
+count by what they hold, as they do in the cross-entropy, see `Window`.
 CTC and alignment need the trunk's states after some layers, `SplitLM.keep_hidden`, and what the batch's
 speech says; distillation needs the text tail's outputs, `SplitLM.keep_text`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -25,6 +27,20 @@ from lit_moss.modules.parallel import saves_shards
 from lit_moss.modules.text_distill import DistillTotals, TextDistill, TextDistiller, TextTeacher
 from lit_moss.modules.trunk_align import AlignLosses, AlignTotals, Teacher, TrunkAlign, TrunkAligner
 from lit_moss.modules.trunk_ctc import CtcTotals, TrunkCtc, TrunkCtcHead, labels_of
+
+
+class Added(NamedTuple):
+    """What is added for a batch.
+
+    Args:
+        losses: Weighted, to be added to the cross-entropy.
+        count: Labels, places and rows of text that they are of; without any they are 0.
+        logged: Values to log.
+    """
+
+    losses: list[Tensor]
+    count: int
+    logged: dict[str, Tensor | int]
 
 
 class AddedLosses:
@@ -107,6 +123,11 @@ class AddedLosses:
             self.aligner = TrunkAligner(self.align, Teacher(before, layer, dtype), tokenizer)
         if self.distill is not None:
             _check_unsharded(trainer, "model.distill", "its copy of the backbone is")
+            if contracts.trains_on_prompts(trainer):
+                raise UserError(
+                    "model.distill with conversations made with train_on all: replies begin where targets "
+                    "do, and here all rows are targets; make them with train_on assistant, or distill null"
+                )
             lm.keep_text = True
             self.distiller = TextDistiller(self.distill, TextTeacher(before, dtype))
 
@@ -115,10 +136,8 @@ class AddedLosses:
         assert self.aligner is not None, "is_alone comes first"
         return self.aligner(lm, batch)
 
-    def added(
-        self, lm: SplitLM, batch: TokenBatch, loss: SplitLoss
-    ) -> tuple[list[Tensor], dict[str, Tensor | int]]:
-        """Losses of a batch, weighted, to be added to the cross-entropy; and values to log.
+    def added(self, lm: SplitLM, batch: TokenBatch, loss: SplitLoss) -> Added:
+        """Losses of a batch, each a sum divided by the batch's targets.
 
         Args:
             lm: The model.
@@ -127,21 +146,25 @@ class AddedLosses:
         """
         losses: list[Tensor] = []
         logged: dict[str, Tensor | int] = {}
+        count = 0
+        targets = (loss.text_count + loss.speech_count).clamp_min(1)
         hidden_BLD = loss.hidden_BLD
         if self.ctc is not None and self.head is not None and hidden_BLD is not None:
             sums = self.head(hidden_BLD, batch.speech_text)
-            losses.append(self.ctc.weight * sums.mean)
+            losses.append(self.ctc.weight * sums.nll / targets)
+            count += sums.labels
             logged |= ({"ctc": sums.mean.detach()} if sums.labels else {}) | {"ctc_skipped": sums.skipped}
         if self.aligner is not None:
             aligned = self.aligner(lm, batch, hidden_BLD)
-            losses.append(aligned.total)
+            losses.append(aligned.total * aligned.places / targets)
+            count += aligned.places
             logged |= aligned.values()
         if self.distill is not None and self.distiller is not None and loss.text_BLD is not None:
             text = self.distiller(lm, batch, loss.text_BLD)
-            targets = (loss.text_count + loss.speech_count).clamp_min(1)
             losses.append(self.distill.weight * text.nats / targets)
+            count += text.rows
             logged |= {"distill": text.nats.detach() / text.rows} if text.rows else {}
-        return losses, logged
+        return Added(losses, count, logged)
 
     def reset(self) -> None:
         """Begins a validation."""

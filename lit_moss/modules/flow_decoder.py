@@ -137,8 +137,8 @@ class FlowDecoder(StepModule):
             rank_zero_info(f"{init_from}: {report}")
         self.encoder_alone = config.steps == 0
         if self.encoder_alone:  # the rest has no part in the output
-            self.flow.decoder.requires_grad_(False)
-            self.flow.spk_embed_affine_layer.requires_grad_(False)
+            for part in self._not_of_the_prior():
+                part.requires_grad_(False)
         self.prior_weight, self.prior_steps, self.max_mel_weight = prior_weight, prior_steps, max_mel_weight
         self.lr, self.weight_decay = lr, weight_decay
         self.streaming_share, self.max_prompt_share = streaming_share, max_prompt_share
@@ -242,6 +242,15 @@ class FlowDecoder(StepModule):
         if self.trainer.world_size > 1:  # ranks wait for the gradients of all parameters
             loss = loss + sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
         return self.prior_weight * loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.global_step < self.prior_steps:
+            for part in self._not_of_the_prior():  # zeros, on several ranks: AdamW would count and decay
+                for p in part.parameters():
+                    p.grad = None
+
+    def _not_of_the_prior(self) -> tuple[torch.nn.Module, ...]:
+        return self.flow.decoder, self.flow.spk_embed_affine_layer
 
     # --- validation -----------------------------------------------------------------------------------------
 

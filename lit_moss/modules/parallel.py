@@ -62,6 +62,32 @@ def saves_shards(strategy: Any) -> bool:
     return is_kind_of(strategy, "ModelParallel", "FSDP", "DeepSpeed")
 
 
+def shards_weights(strategy: Any) -> bool:
+    """Whether a rank has a part of the weights only: FSDP2 and ZeRO-3."""
+    return is_kind_of(strategy, "ModelParallel", "FSDP") or bool(getattr(strategy, "zero_stage_3", False))
+
+
+def check_replies(trainer: Trainer, asr_items: int) -> None:
+    """Refuses replies of a model whose weights are sharded: they are made row by row from whole weights.
+
+    Raises:
+        UserError: for `predict`, or for held-out utterances that are to be transcribed.
+    """
+    if not shards_weights(trainer.strategy):
+        return
+    name = type(trainer.strategy).__name__
+    if trainer.state.fn == "predict":
+        raise UserError(
+            f"predict with {name}: replies need whole weights; leave conf/trainer/… out (a checkpoint of "
+            "shards is read by one process)"
+        )
+    if asr_items:
+        raise UserError(
+            f"data.asr_items is {asr_items} with {name}: transcripts need whole weights; set asr_items 0, or "
+            "use DDP or ZeRO-1 or -2 (conf/trainer/ddp.yaml, deepspeed_1.yaml, deepspeed_2.yaml)"
+        )
+
+
 def check_strategy(trainer: Trainer, save_frozen: bool) -> None:
     """Refuses what would be ignored or wrong, before a large model is read.
 

@@ -31,12 +31,12 @@ from lit_moss.llm.replies import reply_codes, reply_text, split_reply
 from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.added_losses import AddedLosses
 from lit_moss.modules.first_weights import Start
-from lit_moss.modules.parallel import check_strategy, saves_shards, shard, whole_on_cpu
+from lit_moss.modules.parallel import check_replies, check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
 from lit_moss.modules.text_distill import TextDistill
 from lit_moss.modules.trunk_align import TrunkAlign
 from lit_moss.modules.trunk_ctc import HEAD, TrunkCtc, TrunkCtcHead, check_same_ctc
-from lit_moss.modules.window import Window
+from lit_moss.modules.window import Window, every_target_once
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -161,6 +161,8 @@ class SplitLLM(StepModule):
         if "lm" in self._modules:
             return
         check_strategy(self.trainer, self.save_frozen)
+        data = contracts.datamodule_of(self.trainer)
+        check_replies(self.trainer, data.asr_item_count if isinstance(data, contracts.ListeningData) else 0)
         with whole_on_cpu(self.trainer.strategy):
             self.lm = self._build(contracts.data_of(self.trainer, contracts.RowData).format).train()
             if self.trainer.state.fn == "fit":
@@ -299,18 +301,16 @@ class SplitLLM(StepModule):
             "text": int(loss.text_count) if text is None else text,
             "speech": int(loss.speech_count) if speech is None else speech,
         }
+        added = self._added.added(self.lm, batch, loss)
         trained = sum(count for head, count in targets.items() if self.weights[head])
-        self.count_targets(trained)
+        self.count_targets(trained + added.count)
         if trained:
             self.log("train/loss", loss.total.detach(), prog_bar=True)
         for name, value in batch_metrics(loss, targets).items():
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
         count = loss.text_count + loss.speech_count
-        total = loss.total
-        added, logged = self._added.added(self.lm, batch, loss)
-        for part in added:
-            total = total + part
-        for name, value in logged.items():
+        total = sum(added.losses, start=loss.total)
+        for name, value in added.logged.items():
             self.log(f"train/{name}", value if isinstance(value, Tensor) else self.on_device(value))
         return self._window.weighted(self.trainer, batch_idx, total, count, sum(targets.values()))
 
@@ -322,7 +322,7 @@ class SplitLLM(StepModule):
             self.log("train/loss", losses.total.detach(), prog_bar=True)
         for name, value in losses.values().items():
             self.log(f"train/{name}", value)
-        return losses.total
+        return every_target_once(losses.total, torch.full((), losses.places, device=self.device))
 
     @property
     def layers_run(self) -> int | None:

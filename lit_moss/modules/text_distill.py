@@ -50,7 +50,8 @@ def kept_text(
 ) -> tuple[Tensor, Tensor]:
     """Rows of each document before its first sosp or code, and before its first reply.
 
-    A reply begins at a target after a row that is none; a document's first row is no target in any case.
+    A reply begins at a target after a row that is none; a document's first row is no target in any case. A
+    document that was cut to fit the context counts by what it has there: that is all the model sees.
 
     Args:
         rows_BL: Packed rows.

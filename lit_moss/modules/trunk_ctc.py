@@ -35,14 +35,15 @@ class TrunkCtc:
     """An auxiliary CTC loss on the trunk.
 
     Args:
-        weight: Weight beside the cross-entropy; both are nats a target.
+        weight: Weight beside the cross-entropy; both are sums of nats, divided by the targets. Labels are
+            about a sixth of the targets, so 1.7 is as much as 0.3 of the mean over labels.
         layer: Layers of the trunk before the hidden states, 1 to all; null takes its output.
         vocab: Labels: `text` ids of the text tokenizer, whose rows start at their embeddings; or `chars`,
             normalised as for the speech tokenizer (`latin_chinese`), with four frames a code, because
             English has 14 characters a second and 12.5 codes.
     """
 
-    weight: float = 0.3
+    weight: float = 1.7
     layer: int | None = None
     vocab: Literal["text", "chars"] = "text"
 

@@ -194,6 +194,11 @@ class Vocoder(StepModule):
         """A loss of 0 that gives every parameter a gradient of 0."""
         return sum((p.sum() * 0.0 for p in module.parameters()), torch.zeros((), device=self.device))
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.discriminators is not None and self.global_step < (self.adversarial_from_step or 0):
+            for p in self.discriminators.parameters():  # zeros, on several ranks: AdamW would count and decay
+                p.grad = None
+
     # --- validation -----------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:

@@ -58,6 +58,18 @@ def test_a_variant_may_have_a_recipe_of_its_own(tmp_path):
     assert "model" not in own.recipe_of("first", 1)
 
 
+def test_a_run_whose_start_was_trained_on_is_refused(tmp_path):
+    own = options(tmp_path, after={"second": "first"})
+    start, folder = own.folder("first", 1), own.folder("second", 1)
+    start.mkdir(parents=True)
+    for step in (2, 2):  # begun, and repeated
+        (start / "result.json").write_text(json.dumps({"step": step, "metrics": {}}))
+        variants._check_start(folder, start)
+    (start / "result.json").write_text(json.dumps({"step": 9, "metrics": {}}))
+    with pytest.raises(UserError, match=r"second-seed-1 was begun from step 2 of .*, which is at step 9 now"):
+        variants._check_start(folder, start)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -104,9 +104,8 @@ def test_items_are_the_shortest_with_two_words(tmp_path, tiny_encoder, monkeypat
         found.append(Utterance(path, 0.0, seconds, text))
     write_manifest(tmp_path / "m.jsonl", found)
     text_tokenizer = load_text_tokenizer(tmp_path / "text")
-    items = make_asr_items(
-        [str(tmp_path / "m.jsonl")], text_tokenizer, NamedTokenizer(str(tmp_path / "tokenizer")), 2, "Write: "
-    )
+    sources = [str(tmp_path / "m.jsonl")] * 2  # parts of a mixture may name the same manifest
+    items = make_asr_items(sources, text_tokenizer, NamedTokenizer(str(tmp_path / "tokenizer")), 2, "Write: ")
     assert [i.text for i in items] == ["four five six", "seven eight"]
     assert [text_tokenizer.decode(i.expected[:-1]) for i in items] == [i.text for i in items]
     assert text_tokenizer.decode([r for r in items[0].prompt[:7]]) == "Write: "

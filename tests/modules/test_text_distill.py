@@ -1,6 +1,7 @@
 """Distillation of text from the backbone as it was: which rows, closed forms, gradients, whole runs."""
 
 import copy
+import json
 from functools import partial
 
 import numpy as np
@@ -164,6 +165,16 @@ def test_a_later_stage_is_measured_against_the_backbone_not_against_its_start(tm
     end, start = curves(one)["val/distill"][-1][1], curves(two)["val/distill"][0][1]
     assert start == pytest.approx(end, rel=1e-3)
     assert start > 1e-3
+
+
+@pytest.mark.slow
+def test_conversations_whose_prompts_are_targets_too_are_refused(tmp_path, capsys):
+    """Replies could not be told from prompts, and were kept at the backbone's."""
+    path = lm_recipe(tmp_path, 2, kind="sft", stages=[{"policy": "full"}], distill={"weight": 1.0})
+    meta = tmp_path.parent / "sft-train" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"options": {"train_on": "all"}}))
+    fit(tmp_path, path, expected=2)
+    assert "model.distill with conversations made with train_on all" in capsys.readouterr().err
 
 
 @pytest.mark.slow
