@@ -167,7 +167,8 @@ class SplitLLM(StepModule):
             self.lm = self._build(contracts.data_of(self.trainer, contracts.RowData).format).train()
             if self.trainer.state.fn == "fit":
                 added, stored = self._added, self._stored_ctc
-                added.build(self.lm, self.trainer, stored, self._backbone_as_it_was, self.weights_dtype)
+                dtype = self.frozen_dtype or self.weights_dtype
+                added.build(self.lm, self.trainer, stored, self._backbone_as_it_was, dtype)
                 self.ctc_head, self._stored_ctc = added.head, None
             if self.lora is not None:
                 add_adapters(self.lm, self.lora)
