@@ -128,7 +128,9 @@ def check(words: list[str]) -> int:
         check_program(words[2], words[3:])
     elif words[0] == "pip":
         listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        extras = {extra for word in words for extra in re.findall(r"\[(.*)\]", word)}
+        extras = {
+            extra for word in words for found in re.findall(r"\[(.*)\]", word) for extra in found.split(",")
+        }
         assert extras <= set(listed), extras
     return 0
 
