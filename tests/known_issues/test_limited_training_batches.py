@@ -1,7 +1,7 @@
 """`trainer.limit_train_batches` trained on the same first batches again and again.
 
-Lightning ends an epoch there and begins the loader anew, which starts at the batch where the run began; a
-resumed run went on elsewhere.
+Lightning ends an epoch there and restarts the loader, which starts at the batch where the run began; a
+resumed run continued elsewhere in the order.
 """
 
 import pytest

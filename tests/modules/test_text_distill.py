@@ -169,7 +169,7 @@ def test_a_later_stage_is_measured_against_the_backbone_not_against_its_start(tm
 
 @pytest.mark.slow
 def test_conversations_whose_prompts_are_targets_too_are_refused(tmp_path, capsys):
-    """Replies could not be told from prompts, and were kept at the backbone's."""
+    """Replies cannot be told from prompts there, and were distilled from the backbone too."""
     path = lm_recipe(tmp_path, 2, kind="sft", stages=[{"policy": "full"}], distill={"weight": 1.0})
     meta = tmp_path.parent / "sft-train" / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"options": {"train_on": "all"}}))
