@@ -63,6 +63,15 @@ class TermAt(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class TermParentAt(TermAt):
+    """A signal, SIGTERM or that of Ctrl-C, to the program that has started the run."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getppid(), int(os.environ["LIT_MOSS_SENT"]))
+            time.sleep(2)  # until it is gone and the run has seen it
+
+
 class TermInValidation(Callback):
     """The same behind the first batch of the validation at a step."""
 

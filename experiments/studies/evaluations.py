@@ -17,7 +17,7 @@ _FOLDER = re.compile(r"^(?P<folder>\S.*): (?:done before|report\.md)", re.MULTIL
 
 def run_benchmark(
     benchmark: str, recipe: Mapping[str, Any], file: Path, log: Path, kept: Path, study: tuple[str, str],
-    tags: Mapping[str, str],
+    tags: Mapping[str, str], threads: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Runs `evaluate`, which continues a killed evaluation; returns its metrics.
 
@@ -29,12 +29,13 @@ def run_benchmark(
         kept: Where report and metrics are copied, see `keep`.
         study: MLflow experiment, and folder of all runs' files.
         tags: MLflow tags of its run.
+        threads: Its OMP_NUM_THREADS; None leaves it unchanged.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
     name, run_root = study
     words = ["evaluate", benchmark, "-c", str(file), "--name", name, "--run_root", run_root]
-    run_verb(words, log, tags)
+    run_verb(words, log, tags, threads)
     return keep(benchmark, log, kept)
 
 

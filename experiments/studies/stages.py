@@ -1,6 +1,6 @@
 """Stages of a study: each done once, kept with what it was made from, and timed.
 
-    WORK/stages/NAME.json    digests of inputs and output, seconds of computing so far, whether it is done
+    WORK/stages/NAME.json    digests of inputs and output, when it was computed, whether it is done
 
 A stage whose inputs are the same is not run again. A killed one is: fits continue from their checkpoints,
 chains of `prepare` from their shards, evaluations from their items; what a function makes is made again. If
@@ -11,11 +11,12 @@ changed fit gets a folder of its own, so that its predecessor stays.
 import hashlib
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from lit_moss.errors import UserError
 from lit_moss.files import locked, write_json
 from lit_moss.runs.launch import PARENT_VARIABLE, TAGS_VARIABLE, RunError
 
+Span = tuple[float, float]  # seconds since 1970, of a begin and an end
 _PERIOD_SEC = 5.0  # a killed stage loses that much of its time at most
 # In a process that ends with the study: a second start never meets the first one's.
 _MODULE = (
@@ -53,8 +55,25 @@ class Stage:
     made: Sequence[Path] = ()
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A stage that is built when those that it reads are done, whose folders its recipe may name.
+
+    Args:
+        name: Its name.
+        after: Stages that it reads.
+        build: Makes the stage.
+        alone: Whether no other stage runs meanwhile.
+    """
+
+    name: str
+    after: Sequence[str]
+    build: Callable[[], Stage] = field(compare=False)
+    alone: bool = True
+
+
 class Stages:
-    """The stages of a study, run in order.
+    """The stages of a study.
 
     Args:
         work: Folder of the study's data.
@@ -86,9 +105,47 @@ class Stages:
         Raises:
             UserError: if one of these was not run.
         """
-        if missing := [name for name in stage.after if name not in self._outputs]:
-            raise UserError(f"stage {stage.name} reads {', '.join(missing)}: expected stages before it")
+        if self._missing(stage.after):
+            raise UserError(self._reads_missing(stage.name, stage.after))
         return digest_of([stage.name, stage.inputs, [self._outputs[name] for name in stage.after]])
+
+    def run_all(self, plans: Sequence[Planned], at_once: int = 1) -> None:
+        """Runs stages in their order, several at once where they do not read each other.
+
+        Args:
+            plans: The stages.
+            at_once: Most stages that run at the same time.
+
+        Raises:
+            UserError: if a stage reads one that is not there.
+            Exception: what the first stage that failed has raised; others then end with this process.
+        """
+        waiting, running = list(plans), dict[str, Planned]()
+        ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
+
+        def work(name: str, stage: Stage) -> None:
+            try:
+                self.run(stage)
+            except Exception as error:
+                ended.put((name, error))
+            else:
+                ended.put((name, None))
+
+        while waiting or running:
+            for plan in list(waiting):
+                if len(running) >= at_once or any(other.alone for other in running.values()):
+                    break
+                if not self._missing(plan.after) and not (plan.alone and running):
+                    waiting.remove(plan)
+                    running[plan.name] = plan
+                    # A thread that the end of this process does not wait for.
+                    threading.Thread(target=work, args=(plan.name, plan.build()), daemon=True).start()
+            if not running:
+                raise UserError(self._reads_missing(waiting[0].name, waiting[0].after))
+            name, error = ended.get()
+            if error is not None:
+                raise error
+            del running[name]
 
     def run(self, stage: Stage) -> None:
         """Runs a stage unless it is done; see the module."""
@@ -98,48 +155,75 @@ class Stages:
             print(f"{stage.name}: done", flush=True)
         else:
             print(f"{stage.name}: {time.strftime('%H:%M:%S')}", flush=True)
-            seconds = before.get("seconds", 0.0) if before.get("digest") == digest else 0.0
-            with self._timed(stage.name, digest, seconds) as clock:
+            spans = before.get("spans", []) if before.get("digest") == digest else []
+            with self._timed(stage.name, digest, spans) as now:
                 output = stage.run(digest)
-            self._write(stage.name, digest, clock(), done=True, output=digest_of(output))
-            print(f"{stage.name}: done after {clock():.0f} s of computing", flush=True)
+            self._write(stage.name, digest, now(), done=True, output=digest_of(output))
+            print(f"{stage.name}: done after {seconds_of(now()):.0f} s of computing", flush=True)
         self._outputs[stage.name] = self.record(stage.name)["output"]
+
+    def seconds(self, names: Sequence[str]) -> float:
+        """Time in which one of these stages or more were computed."""
+        return seconds_of([span for name in names for span in self.record(name).get("spans", [])])
+
+    def _missing(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if name not in self._outputs]
+
+    def _reads_missing(self, name: str, after: Sequence[str]) -> str:
+        return f"stage {name} reads {', '.join(self._missing(after))}: expected stages before it"
 
     def _file(self, name: str) -> Path:
         return self.work / "stages" / f"{name}.json"
 
-    def _write(self, name: str, digest: str, seconds: float, **more: Any) -> None:
+    def _write(self, name: str, digest: str, spans: Sequence[Span], **more: Any) -> None:
         file = self._file(name)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"digest": digest, "seconds": round(seconds, 1), "done": False} | more)
+        write_json(file, {"digest": digest, "spans": spans, "done": False} | more)
 
     @contextmanager
-    def _timed(self, name: str, digest: str, seconds: float) -> Iterator[Callable[[], float]]:
-        """Adds up the time that a stage takes, kills included."""
-        start, ended = time.monotonic(), threading.Event()
+    def _timed(self, name: str, digest: str, before: list[Span]) -> Iterator[Callable[[], list[Span]]]:
+        """Notes when a stage is computed, kills included."""
+        begin, start, ended = time.time(), time.monotonic(), threading.Event()
 
-        def clock() -> float:
-            return seconds + time.monotonic() - start
+        def spans() -> list[Span]:
+            return [*before, (round(begin, 1), round(begin + time.monotonic() - start, 1))]
 
         def watch() -> None:
             while not ended.wait(_PERIOD_SEC):
-                self._write(name, digest, clock())
+                self._write(name, digest, spans())
 
         thread = threading.Thread(target=watch, daemon=True, name="clock")
         thread.start()
         try:
-            yield clock
+            yield spans
         finally:
             ended.set()
             thread.join()
 
 
-def run_verb(words: Sequence[str], log: Path, tags: Mapping[str, str] | None = None) -> None:
+def seconds_of(spans: Iterable[Span]) -> float:
+    """Seconds that lie in one span or more."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted((begin, end) for begin, end in spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
+def run_verb(
+    words: Sequence[str], log: Path, tags: Mapping[str, str] | None = None, threads: int | None = None
+) -> None:
     """`python -m lit_moss WORDS` as `run_module` does it."""
-    run_module("lit_moss", words, log, tags)
+    run_module("lit_moss", words, log, tags, threads)
 
 
-def run_module(module: str, words: Sequence[str], log: Path, tags: Mapping[str, str] | None = None) -> None:
+def run_module(
+    module: str,
+    words: Sequence[str],
+    log: Path,
+    tags: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> None:
     """`python -m MODULE WORDS` in a process of its own, which ends with this one and writes to a file.
 
     Args:
@@ -147,6 +231,7 @@ def run_module(module: str, words: Sequence[str], log: Path, tags: Mapping[str, 
         words: Its command line.
         log: Where its output is appended.
         tags: MLflow tags of a run that it makes.
+        threads: Its OMP_NUM_THREADS; None leaves it unchanged.
 
     Raises:
         RunError: if it ends with an error; the message has its last line.
@@ -156,6 +241,8 @@ def run_module(module: str, words: Sequence[str], log: Path, tags: Mapping[str, 
         PARENT_VARIABLE: str(os.getpid()),
         TAGS_VARIABLE: json.dumps(dict(tags or {})),
     }
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     with log.open("a") as file:
         begin = file.tell()
         code = subprocess.run(
@@ -168,7 +255,7 @@ def run_module(module: str, words: Sequence[str], log: Path, tags: Mapping[str, 
             lines = [line for line in written.read().decode(errors="replace").splitlines() if line.strip()]
         last = lines[-1][:300] if lines else "no output"
         name = words[0] if module == "lit_moss" else module
-        raise RunError(f"{name}: exit code {code}, {last} (log: {log})", killed=code < 0)
+        raise RunError(f"{name}: exit code {code}, {last} (log: {log})", killed=code < 0 or code == 143)
 
 
 def digest_of(value: Any) -> str:

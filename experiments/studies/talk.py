@@ -13,6 +13,7 @@ continue from their checkpoints. A changed option runs again what depends on it.
 and the study's MLflow run, and the model into DATA/model.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ import yaml
 from experiments.studies import talk_data, talk_report
 from experiments.studies.command import run_study
 from experiments.studies.evaluations import run_benchmark
-from experiments.studies.stages import Stage, Stages, file_digest, run_module, run_verb
+from experiments.studies.stages import Planned, Stage, Stages, file_digest, run_module, run_verb
 from experiments.studies.talk_options import BEFORE, CHAINS, CONF, EVALUATIONS, FITS, Options
 from lit_moss.cli.evaluate import BENCHMARKS
 from lit_moss.corpora import facts as known
@@ -38,7 +39,31 @@ from lit_moss.runs.study_run import study_run
 from lit_moss.runs.tracking import Tracker
 
 _SOURCES = Path(known.__file__).parent
-_READS = {"probe": ["align", "tokenizer"]} | {name: ["manifests"] for name in BEFORE}  # no exported model
+# Stages that each one reads; the others read the exported model, and questions and sounds beside it.
+_READS: dict[str, list[str]] = {
+    "lists": [],
+    "answers": ["lists"],
+    "texts": ["lists"],
+    "dialogues": ["lists", "answers", "texts"],
+    "speech": ["dialogues"],
+    "conversations": ["dialogues"],
+    "questions": ["lists"],
+    "manifests": ["speech", "conversations", "questions"],
+    "tokenizer": ["manifests"],
+    "align": ["manifests", "tokenizer"],
+    "decoder": ["manifests", "tokenizer"],
+    "vocoder": ["manifests"],
+    "vocoder_tuned": ["manifests", "decoder", "vocoder"],
+    "listen": ["align", "tokenizer"],
+    "stage1": ["align", "tokenizer", "listen"],
+    "stage2": ["align", "dialogues", "tokenizer", "stage1"],
+    "sft": ["manifests", "dialogues", "tokenizer", "stage2"],
+    "probe": ["align", "tokenizer"],
+    **{name: ["manifests"] for name in BEFORE},
+}
+# May run beside others: on two cores, two trainings of one thread each do 1.4 times the work of one of two
+# threads (experiments/LOG.md, 2026-11-27). Beside stage 2 and fine-tuning nothing is left to do.
+_BESIDE = ("tokenizer", "align", "decoder", "vocoder", "vocoder_tuned", "listen", "stage1", *EVALUATIONS)
 _CONVERSATIONS = "data.init_args.parts.SFTDataModule.init_args"  # in the recipe of sft
 _CODE = [Path(known.__file__), Path(talk_data.__file__)]  # other code makes other lists
 
@@ -56,45 +81,54 @@ class Talk:
         self.options, self.stages, self.study = options, stages, study
         self._folders: dict[str, Path] = {}  # of fits, by name
 
-    def all(self) -> list[tuple[str, Callable[[], Stage]]]:
-        """Stages in order; each is built when those before it are done, whose folders its recipe names."""
+    def all(self) -> list[Planned]:
+        """Stages in order."""
         o = self.options
         named: dict[str, Callable[[], Stage]] = {
             "lists": self._lists,
-            "answers": partial(self._chain, "answers", "adapt", ["lists"]),
-            "texts": partial(self._chain, "texts", "self-answer", ["lists"]),
+            "answers": partial(self._chain, "answers", "adapt"),
+            "texts": partial(self._chain, "texts", "self-answer"),
             "dialogues": self._dialogues,
-            "speech": partial(self._chain, "speech", "synthesize", ["dialogues"]),
-            "conversations": partial(self._chain, "conversations", None, ["dialogues"]),
-            "questions": partial(self._chain, "questions", None, ["lists"]),
+            "speech": partial(self._chain, "speech", "synthesize"),
+            "conversations": partial(self._chain, "conversations"),
+            "questions": partial(self._chain, "questions"),
             "manifests": self._manifests,
-            "tokenizer": partial(self._fit, "tokenizer", ["manifests"]),
-            "align": partial(self._chain, "align", None, ["manifests", "tokenizer"]),
-            "decoder": partial(self._fit, "decoder", ["manifests", "tokenizer"]),
+            "tokenizer": partial(self._fit, "tokenizer"),
+            "align": partial(self._chain, "align"),
+            "decoder": partial(self._fit, "decoder"),
         }
         if self.has_vocoder:
-            named["vocoder"] = partial(self._fit, "vocoder", ["manifests"])
-            named["vocoder_tuned"] = partial(self._fit, "vocoder_tuned", ["manifests", "decoder", "vocoder"])
-        conversing = ["manifests", "dialogues", "tokenizer", "stage2"]
-        named |= {
-            "listen": partial(self._fit, "listen", ["align", "tokenizer"]),
-            "stage1": partial(self._fit, "stage1", ["align", "tokenizer", "listen"]),
-            "stage2": partial(self._fit, "stage2", ["align", "dialogues", "tokenizer", "stage1"]),
-            "sft": partial(self._fit, "sft", conversing),
-            "export": self._export,
-        }
-        for name in self.evaluations:
-            named[name] = partial(self._evaluate, name)
+            named |= {name: partial(self._fit, name) for name in ("vocoder", "vocoder_tuned")}
+        named |= {name: partial(self._fit, name) for name in ("listen", "stage1", "stage2", "sft")}
+        named["export"] = self._export
+        named |= {name: partial(self._evaluate, name) for name in self.evaluations}
         if o.latency:
             named["latency"] = self._latency
         if o.sounds:
             named["sounds"] = self._sounds
         for form in o.other_forms:
-            named[f"sft-{form}"] = partial(self._fit, f"sft-{form}", conversing)
+            named[f"sft-{form}"] = partial(self._fit, f"sft-{form}")
             named[f"export-{form}"] = partial(self._export, form)
             named[f"qa-{form}"] = partial(self._evaluate, f"qa-{form}")
         upto = list(named).index(o.until) + 1 if o.until in named else len(named)
-        return list(named.items())[:upto]
+        return [
+            Planned(name, self.reads(name), build, alone=name.partition("-")[0] not in _BESIDE)
+            for name, build in list(named.items())[:upto]
+        ]
+
+    def reads(self, name: str) -> list[str]:
+        """Stages that one reads; NAME-FORM reads those of its form."""
+        kind, dash, form = name.partition("-")
+        if kind == "export":
+            return [f"sft{dash}{form}", "decoder", *(["vocoder_tuned"] if self.has_vocoder else [])]
+        return _READS.get(kind, [f"export{dash}{form}", "manifests"])
+
+    def threads(self, name: str) -> int | None:
+        """Threads of a training or evaluation: with others beside it its share of the cores."""
+        o = self.options
+        if o.threads or o.at_once == 1 or name.partition("-")[0] not in _BESIDE:
+            return o.threads
+        return max(1, (os.cpu_count() or 1) // o.at_once)
 
     @cached_property
     def has_vocoder(self) -> bool:
@@ -204,15 +238,16 @@ class Talk:
             _SOURCES / "questions_en_zh.jsonl",
             *_CODE,
         ]
-        return Stage("lists", [asdict(o.split), counts, file_digest(*files)], (), run, made)
+        return Stage("lists", [asdict(o.split), counts, file_digest(*files)], self.reads("lists"), run, made)
 
-    def _chain(self, name: str, last: str | None, after: Sequence[str]) -> Stage:
+    def _chain(self, name: str, last: str | None = None) -> Stage:
         """A chain of `prepare`; its output are the manifests of its last step, or of all."""
         o, config = self.options, self.recipe(name)
         steps = [last] if last else list(config["steps"])
 
         def run(_: str) -> Any:
-            whole = self.placed(name) | {"name": o.name, "workers": o.workers}
+            workers = max(1, o.workers // o.at_once) if name in _BESIDE else o.workers
+            whole = self.placed(name) | {"name": o.name, "workers": workers}
             file = o.folder / "recipes" / f"{name}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
@@ -220,7 +255,7 @@ class Talk:
             return file_digest(*made)
 
         made = self._made(name, steps)
-        return Stage(name, config, after, run, made)
+        return Stage(name, config, self.reads(name), run, made)
 
     def _made(self, name: str, steps: Sequence[str]) -> list[Path]:
         return [self.options.folder / name / step / "manifest.jsonl" for step in steps]
@@ -238,7 +273,7 @@ class Talk:
 
         made = [o.lists / f"{n}.jsonl" for n in ("dialogues", "dialogues_voices", "texts", "replay")]
         inputs = [asdict(o.split), o.voices, o.most_texts, o.carriers, file_digest(*_CODE)]
-        return Stage("dialogues", inputs, ["lists", "answers", "texts"], run, made)
+        return Stage("dialogues", inputs, self.reads("dialogues"), run, made)
 
     def _manifests(self) -> Stage:
         o = self.options
@@ -254,14 +289,16 @@ class Talk:
         parts = [f"{kind}{part}" for kind in ("", "voice_", "sft_") for part in ("train", "validation")]
         made = [*(o.folder / "manifests" / f"{part}.jsonl" for part in parts), o.lists / "qa.jsonl"]
         inputs = [o.validation_every, file_digest(*_CODE)]
-        return Stage("manifests", inputs, ["speech", "conversations", "questions"], run, made)
+        return Stage("manifests", inputs, self.reads("manifests"), run, made)
 
     def _there(self, name: str) -> list[Path]:
         return self._made(name, list(self.recipe(name)["steps"]))
 
-    def _fit(self, name: str, after: Sequence[str]) -> Stage:
+    def _fit(self, name: str) -> Stage:
         config = self.placed(name)
-        stage = Stage(name, self.recipe(name), after, lambda digest: self._train(name, config, digest))
+        stage = Stage(
+            name, self.recipe(name), self.reads(name), lambda digest: self._train(name, config, digest)
+        )
         folder = self._folders[name] = self._run_folder(name, self.stages.digest(stage))
         return replace(stage, made=[folder / "result.json"])
 
@@ -270,13 +307,12 @@ class Talk:
 
     def _train(self, name: str, config: dict[str, Any], digest: str) -> Any:
         folder = self._run_folder(name, digest)
-        run_fit(config, folder, self._tags(name), self.options.threads)
+        run_fit(config, folder, self._tags(name), self.threads(name))
         return folder.name
 
     def _export(self, form: str = "") -> Stage:
         o, model = self.options, self.options.model_of(form)
         sft, name = (f"{stage}-{form}" if form else stage for stage in ("sft", "export"))
-        after = [sft, "decoder", *(["vocoder_tuned"] if self.has_vocoder else [])]
 
         def run(_: str) -> Any:
             words = ["export", str(self._folders[sft]), "--out", str(model), "--force"]
@@ -286,21 +322,20 @@ class Talk:
             run_verb(words, o.folder / "logs" / f"{name}.log")
             return file_digest(*sorted(model.rglob("*.safetensors")))
 
-        return Stage(name, None, after, run, [model / "config.json"])
+        return Stage(name, None, self.reads(name), run, [model / "config.json"])
 
     def _evaluate(self, name: str) -> Stage:
         o, config = self.options, self.placed(name)
-        kind, _, form = name.partition("-")
+        kind = name.partition("-")[0]
 
         def run(_: str) -> Any:
             file, log = o.folder / "recipes" / f"{name}.yaml", o.folder / "logs" / f"{name}.log"
             kept, study = o.folder / "evaluations" / name, (o.name, o.run_root)
-            return run_benchmark(EVALUATIONS[kind], config, file, log, kept, study, self._tags(name))
+            tags, threads = self._tags(name), self.threads(name)
+            return run_benchmark(EVALUATIONS[kind], config, file, log, kept, study, tags, threads)
 
         made = [o.folder / "evaluations" / name / "report.md"]
-        export = f"export-{form}" if form else "export"
-        after = _READS.get(name, [export, "manifests"])
-        return Stage(name, self.recipe(name), after, run, made)
+        return Stage(name, self.recipe(name), self.reads(name), run, made)
 
     def _latency(self) -> Stage:
         o = self.options
@@ -312,7 +347,7 @@ class Talk:
             return file_digest(folder / "result.json")
 
         folder = o.folder / "evaluations" / "latency"
-        return Stage("latency", o.latency, ["export", "manifests"], run, [folder / "report.md"])
+        return Stage("latency", o.latency, self.reads("latency"), run, [folder / "report.md"])
 
     def _sounds(self) -> Stage:
         o = self.options
@@ -321,7 +356,8 @@ class Talk:
             talk_report.answer_aloud(o.lists / "qa.jsonl", o.model, o.folder / "sounds", o.sounds, self._ask)
             return file_digest(*sorted((o.folder / "sounds").glob("*.jsonl")))
 
-        return Stage("sounds", o.sounds, ["export", "manifests"], run, [o.folder / "sounds" / "sounds.jsonl"])
+        made = [o.folder / "sounds" / "sounds.jsonl"]
+        return Stage("sounds", o.sounds, self.reads("sounds"), run, made)
 
     def _ask(self, question: Path, answer: Path) -> None:
         words = ["chat", "--model", str(self.options.model), "--once", str(question), "--out", str(answer)]
@@ -360,11 +396,10 @@ def _run(options: Options) -> str:
         state = "interrupted"
         try:
             talk = Talk(options, stages, study)
-            names: list[str] = []
-            for name, build in talk.all():
-                stages.run(build())
-                names.append(name)
-            seconds = [(name, stages.record(name)["seconds"]) for name in names]
+            plans = talk.all()
+            stages.run_all(plans, options.at_once)
+            names = [plan.name for plan in plans]
+            seconds = {name: stages.seconds([name]) for name in names} | {"all": stages.seconds(names)}
             text = talk_report.report(options.folder, seconds, talk.lowest("tokenizer", "val/cer"))
             study.log_text(text, "report.md")
             if "sounds" in names:

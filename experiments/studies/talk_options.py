@@ -40,7 +40,9 @@ class Options:
         backbone: Text model; null takes that of the recipes.
         seed: Of the splits and of all trainings.
         workers: Processes of the chains of `prepare`.
-        threads: Threads of each training; null leaves it to torch.
+        at_once: Trainings and evaluations that run at the same time, on as large a share of the cores each,
+            where they do not read each other; 1 for none.
+        threads: Threads of each training and evaluation; null gives each its share of the cores.
         machine: Machine part of the trainings, such as conf/trainer/cpu.yaml; null for none.
         relations: Relations of facts that are asked about; null for all.
         per_fact: Phrasings in which each fact is asked for in training.
@@ -78,6 +80,7 @@ class Options:
     backbone: str | None = None
     seed: int = 1
     workers: int = 2
+    at_once: int = 2
     threads: int | None = None
     machine: str | None = None
     relations: list[str] | None = None
@@ -136,6 +139,8 @@ class Options:
             known_stages := (*CHAINS, *OTHERS, *FITS, *EVALUATIONS)
         ):
             raise UserError(f"until is {self.until}, expected one of {', '.join(known_stages)}")
+        if self.at_once < 1:
+            raise UserError(f"at_once is {self.at_once}, expected 1 or more")
         if self.workers < 1 or self.validation_every < 2 or min(self.per_fact, self.texts) < 1:
             raise UserError(
                 f"workers is {self.workers}, per_fact {self.per_fact}, texts {self.texts}, validation_every "

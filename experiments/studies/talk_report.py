@@ -51,18 +51,18 @@ def answer_aloud(
     write_lines(folder / "sounds.jsonl", [{k: r[k] for k in kept if k in r} for r in records])
 
 
-def report(folder: Path, seconds: Sequence[tuple[str, float]], cer: float | None = None) -> str:
+def report(folder: Path, seconds: Mapping[str, float], cer: float | None = None) -> str:
     """Markdown, also written to FOLDER/report.md.
 
     Args:
         folder: Of the study.
-        seconds: Computing time of each stage; evaluations that are none of them are left out.
+        seconds: Computing time of each stage, and of `all`, some of which run at the same time; evaluations
+            that are none of them are left out.
         cer: Character error of the tokenizer on held-out sentences; None if there is none.
     """
     parts = ["# A small system that talks", ""]
-    names = [name for name, _ in seconds]
     found = sorted((folder / "evaluations").glob("*/report.md"))
-    reports = [path for path in found if path.parent.name in names]
+    reports = [path for path in found if path.parent.name in seconds]
     results = {path.parent.name: metrics_of(path.parent) for path in reports}
     crossed: list[dict[str, Any]] = []
     if "qa" in results:
@@ -82,8 +82,7 @@ def report(folder: Path, seconds: Sequence[tuple[str, float]], cer: float | None
     if len(forms := {p: p.partition("-")[2] for p in results if p == "qa" or p.startswith("qa-")}) > 1:
         of_form = {form or "main": _items(folder, name) for name, form in forms.items()}
         parts += ["## Forms of spoken replies", "", _FORMS, "", markdown_table(forms_table(of_form))]
-    rows = [{"stage": name, "minutes": s / 60} for name, s in seconds]
-    rows.append({"stage": "all", "minutes": sum(s for _, s in seconds) / 60})
+    rows = [{"stage": name, "minutes": s / 60} for name, s in seconds.items()]
     parts += ["## Computing time", "", markdown_table(rows, 1)]
     for path in reports:
         parts += [f"## {path.parent.name}", "", path.read_text(encoding="utf-8").strip(), ""]

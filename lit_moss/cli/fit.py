@@ -68,7 +68,7 @@ class MossCLI(LightningCLI):
         """Parses and runs one verb."""
         _silence_libraries()
         if PARENT_VARIABLE in os.environ:
-            end_with_parent()
+            end_with_parent(saving=True)
         with contextlib.ExitStack() as cls._while_running:
             return cls(
                 model_class=LightningModule,

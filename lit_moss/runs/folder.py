@@ -189,6 +189,16 @@ class RunFolder:
                 pass  # a file system without locks
         return file
 
+    def is_held(self) -> bool:
+        """Whether another process trains this run."""
+        if not (self.path / "fit.lock").exists():
+            return False
+        try:
+            self.hold().close()
+        except UserError:
+            return True
+        return False
+
     def starting(self) -> AbstractContextManager[None]:
         """Held by a program that runs a `fit` in this folder; others wait for it."""
         return locked(self.path / "lock")

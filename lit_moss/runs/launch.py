@@ -6,6 +6,7 @@ it ends, a kill ends only this run, and its recipe is in its folder, so that it 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from lit_moss.runs.folder import Result, RunFolder
 TAGS_VARIABLE = "LIT_MOSS_RUN_TAGS"  # JSON: MLflow tags of the run that is started
 PARENT_VARIABLE = "LIT_MOSS_PARENT"  # id of the process that the started one must not outlive
 METRICS_VARIABLE = "LIT_MOSS_METRICS"  # JSON: metrics that every validation of the run must give
+_SAVING_SEC = 60.0  # a run that is to end has so long for the step that it is in, and for its state
 
 
 class RunError(Exception):
@@ -72,6 +74,9 @@ def run_fit(
 def _run_fit(config: dict[str, Any], run: RunFolder, environment: dict[str, str]) -> Result:
     if run.recipe_file.exists():
         _check_same(yaml.safe_load(run.recipe_file.read_text()), config, run)
+    until = time.monotonic() + _SAVING_SEC + 5
+    while run.is_held() and time.monotonic() < until:  # by the run of a program that was ended just now
+        time.sleep(0.2)
     result = run.result()
     if result is not None and (result["step"] >= config["trainer"]["max_steps"] or result.get("stopped")):
         return result
@@ -83,15 +88,30 @@ def _run_fit(config: dict[str, Any], run: RunFolder, environment: dict[str, str]
         command += ["--ckpt_path", str(run)]
     environment = environment | {PARENT_VARIABLE: str(os.getpid())}
     with run.log_file.open("a") as log:
-        code = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        ).returncode
+        code = _returncode(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
     result = run.result()
     if code or result is None:
         lines = [x for x in run.log_file.read_text(errors="replace").splitlines() if x.strip()]
         last = lines[-1][:300] if lines else "no output"
-        raise RunError(f"exit code {code}, {last} (log: {run.log_file})", killed=code < 0)
+        raise RunError(f"exit code {code}, {last} (log: {run.log_file})", killed=code < 0 or code == 143)
     return result
+
+
+def _returncode(command: list[str], **options: Any) -> int:
+    """Runs a process to its end; one that is left early, at Ctrl-C, writes its state first.
+
+    `subprocess.run` would kill it a quarter of a second after Ctrl-C.
+    """
+    process = subprocess.Popen(command, **options)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(_SAVING_SEC)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
 
 
 def _check_same(begun: dict[str, Any], asked: dict[str, Any], run: RunFolder) -> None:
@@ -121,10 +141,14 @@ def _flat(config: Any, key: str = "") -> dict[str, Any]:
     return flat
 
 
-def end_with_parent() -> None:
+def end_with_parent(saving: bool = False) -> None:
     """Ends this process within a second of the sweep or study that started it.
 
     Otherwise, after a kill and a new start of that program, two processes would write into one folder.
+
+    Args:
+        saving: Whether it gets SIGTERM first, at which a `fit` ends after the step that it is in and writes
+            its state, and a minute for it. `run_fit` waits for it.
     """
     parent = os.getppid()
     if "LOCAL_RANK" not in os.environ and parent != int(os.environ[PARENT_VARIABLE]):
@@ -133,6 +157,9 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        if saving and "LOCAL_RANK" not in os.environ:  # rank 0 sends it to the others
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_SAVING_SEC)
         os._exit(1)  # as after a kill: what follows the last checkpoint is done again
 
     threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from experiments.studies import talk, talk_data, talk_options, talk_report
 from experiments.studies.stages import Stage, Stages
 from lit_moss.corpora import facts
 from lit_moss.errors import UserError
+from lit_moss.runs.launch import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLIT = talk_data.Split(["capital", "sum", "opposite"], seed=1)
@@ -191,7 +193,7 @@ def test_aims_compare_the_system_with_its_backbone(tmp_path):
         folder.mkdir(parents=True)
         (folder / "report.md").write_text(f"# {name}")
         (folder / "result.json").write_text(json.dumps(metrics))
-    text = talk_report.report(tmp_path, [(name, 60.0) for name in found], cer=0.05)
+    text = talk_report.report(tmp_path, {name: 60.0 for name in [*found, "all"]}, cer=0.05)
     reached = {
         cells[1]: (cells[2], cells[3])
         for line in text.splitlines()
@@ -225,7 +227,7 @@ def test_forms_of_replies_are_compared_on_the_same_questions(tmp_path):
 def test_another_form_is_trained_exported_and_asked_beside_the_first(tmp_path):
     options = talk_options.Options(data=str(tmp_path), other_forms=["guided"])
     study = talk.Talk(options, Stages(tmp_path), None)
-    names = [name for name, _ in study.all()]
+    names = [plan.name for plan in study.all()]
     assert names[-3:] == ["sft-guided", "export-guided", "qa-guided"]
     for name, expected in (("sft", "direct"), ("sft-guided", "guided")):
         conversations, _ = study.recipe(name)["data"]["init_args"]["parts"]
@@ -279,12 +281,13 @@ def test_a_stage_that_failed_runs_again_and_keeps_its_time(tmp_path, monkeypatch
         Stages(tmp_path).run(Stage("one", 1, (), fail))
     before = Stages(tmp_path).record("one")
     assert not before["done"]
-    assert before["seconds"] >= 0.1
+    seconds = Stages(tmp_path).seconds(["one"])
+    assert seconds >= 0.1
     stages = Stages(tmp_path)
     stages.run(Stage("one", 1, (), lambda _: "x"))
     after = stages.record("one")
     assert after["done"]
-    assert after["seconds"] >= before["seconds"]
+    assert stages.seconds(["one"]) >= seconds
     # What it has made is gone.
     there, ran = tmp_path / "file", []
 
@@ -299,6 +302,69 @@ def test_a_stage_that_failed_runs_again_and_keeps_its_time(tmp_path, monkeypatch
     assert len(ran) == 2
     with pytest.raises(UserError, match="expected stages before it"):
         stages.run(Stage("two", 1, ["missing"], lambda _: "x"))
+
+
+def test_stages_run_beside_each_other_where_they_do_not_read_each_other(tmp_path):
+    stages, events, both = Stages(tmp_path), [], threading.Barrier(2, timeout=30)
+
+    def plan(name, after, alone=False, meets=False):
+        def run(_):
+            events.append(f"{name} begins")
+            if meets:
+                both.wait()  # falls unless two of them run at the same time
+            events.append(f"{name} ends")
+            return name
+
+        return study_stages.Planned(name, after, lambda: Stage(name, None, after, run), alone)
+
+    plans = [
+        plan("lists", [], alone=True),
+        plan("tokenizer", ["lists"], meets=True),
+        plan("align", ["tokenizer"]),
+        plan("decoder", ["tokenizer"], meets=True),
+        plan("vocoder", ["lists"], meets=True),
+        plan("listen", ["align"], meets=True),
+        plan("tuned", ["decoder", "vocoder"]),
+        plan("export", ["vocoder"], alone=True),
+    ]
+    stages.run_all(plans, at_once=2)
+    place = {event: i for i, event in enumerate(events)}
+    assert len(place) == 2 * len(plans)
+    for plan in plans:
+        for read in plan.after:
+            assert place[f"{read} ends"] < place[f"{plan.name} begins"]
+        if plan.alone:
+            assert place[f"{plan.name} ends"] == place[f"{plan.name} begins"] + 1
+    assert place["lists begins"] == 0
+    events.clear()
+    again = Stages(tmp_path)
+    again.run_all(plans, at_once=2)  # all done
+    assert not events
+    whole = again.seconds([plan.name for plan in plans])
+    assert 0 <= whole <= sum(again.seconds([plan.name]) for plan in plans) + 0.1 * len(plans)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_stage_that_fails_ends_the_study(tmp_path, at_once):
+    def fail(_):
+        raise RunError("broken")
+
+    ran = []
+    plans = [
+        study_stages.Planned("one", [], lambda: Stage("one", 1, [], fail), alone=False),
+        study_stages.Planned("two", ["one"], lambda: Stage("two", 1, ["one"], ran.append), alone=False),
+    ]
+    with pytest.raises(RunError, match="broken"):
+        Stages(tmp_path).run_all(plans, at_once)
+    assert not ran
+    with pytest.raises(UserError, match="stage two reads one: expected stages before it"):
+        Stages(tmp_path).run_all(plans[1:], at_once)
+
+
+def test_time_in_which_two_stages_ran_counts_once():
+    spans = [(10.0, 20.0), (12.0, 15.0), (18.0, 25.0), (30.0, 31.0)]
+    assert study_stages.seconds_of(spans) == 16.0
+    assert study_stages.seconds_of([]) == 0
 
 
 # --- options ------------------------------------------------------------------------------------------------
@@ -366,7 +432,7 @@ def test_the_documentation_names_every_stage(tmp_path):
         re.findall(r"`(\w+)`", row.split("|")[1]) for row in page.splitlines() if row.startswith("| `")
     ]
     named = [name for names in of_page for name in names]
-    made = [name for name, _ in study.all()]
+    made = [plan.name for plan in study.all()]
     assert [name for name in named if name in made] == [n for n in made if n in named]
     assert set(made) - set(named) == {"text_cloze", "text_before", "text_cloze_before"}
 
