@@ -61,7 +61,7 @@ _READS: dict[str, list[str]] = {
     "probe": ["align", "tokenizer"],
     **{name: ["manifests"] for name in BEFORE},
 }
-# May run beside others: on two cores, two trainings of one thread each do 1.4 times the work of one of two
+# May run beside others: on two cores, two trainings of one thread each do 1.26 times the work of one of two
 # threads (experiments/LOG.md, 2026-11-27). Beside stage 2 and fine-tuning nothing is left to do.
 _BESIDE = ("tokenizer", "align", "decoder", "vocoder", "vocoder_tuned", "listen", "stage1", *EVALUATIONS)
 _CONVERSATIONS = "data.init_args.parts.SFTDataModule.init_args"  # in the recipe of sft
