@@ -58,6 +58,8 @@ class VocoderDataModule(SpeechDataModule):
         max_bad_share: Share of unreadable utterances above which a run stops.
         decoder: Decoder whose mels are the input, see `open_codec`; None takes those of the recordings. They
             are computed once, and kept in the cache and in memory, 8 kB for a second.
+        train_items: Utterances to learn from, drawn with the seed; None for all. With a decoder, mels are
+            computed of these alone.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class VocoderDataModule(SpeechDataModule):
         workers: int = 1,
         max_bad_share: float = 0.01,
         decoder: str | None = None,
+        train_items: int | None = None,
     ) -> None:
         # The base compares its budget with whole utterances; ours holds crops.
         super().__init__(
@@ -88,7 +91,9 @@ class VocoderDataModule(SpeechDataModule):
             )
         if not 0.0 <= gain_db <= 40.0:
             raise UserError(f"data.gain_db is {gain_db}, expected 0 to 40")
-        self.batch_sec, self.crop_sec = batch_sec, crop_sec
+        if train_items is not None and train_items < 1:
+            raise UserError(f"data.train_items is {train_items}, expected 1 or more, or null for all")
+        self.batch_sec, self.crop_sec, self.train_items = batch_sec, crop_sec, train_items
         self.crops = Crops(seed, round(crop_sec * FRAMES_PER_SEC), gain_db)
         self.decoder = None if decoder is None else DecoderMels(decoder)
 
@@ -99,6 +104,9 @@ class VocoderDataModule(SpeechDataModule):
         if not self.train:
             raise UserError("data.train is empty: expected a manifest, e.g. [embedded:everyday-en]")
         utterances, weights = self._read([self._locate(n, "train") for n in self.train], self.weights)
+        if self.train_items is not None and self.train_items < len(utterances):
+            drawn = np.random.default_rng(self.seed).choice(len(utterances), self.train_items, replace=False)
+            utterances, weights = ([of[i] for i in sorted(drawn)] for of in (utterances, weights))
         self._train_set = _CropSet(utterances, self.crops, self._decoded(utterances))
         crops = [max(1.0, (u.duration_sec or 0.0) / self.crop_sec) for u in utterances]
         copies = [weight * count for weight, count in zip(weights, crops, strict=True)]

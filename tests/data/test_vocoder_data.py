@@ -136,11 +136,30 @@ def test_unreadable_files_are_left_out_by_name(made, tmp_path):
         ({"gain_db": -1.0}, "gain_db is -1.0"),
         ({"train": []}, "data.train is empty"),
         ({"decoder": "runs/none"}, "runs/none"),
+        ({"train_items": 0}, "train_items is 0, expected 1 or more"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(made, change, message):
     with pytest.raises(UserError, match=message):
         made(**change).setup("fit")
+
+
+def test_a_part_of_the_utterances_is_drawn_with_the_seed(made, tmp_path):
+    names = [u.id for u in read_manifest(tmp_path / "corpus/train.jsonl")]
+
+    def drawn(**changes):
+        module = made(**changes)
+        module.setup("fit")
+        seen = {i for n in range(module.order.batches_per_epoch) for i in module.order.batch(n)}
+        assert seen == set(range(len(module.training_set().utterances)))
+        return [u.id for u in module.training_set().utterances]
+
+    some = drawn(train_items=3)
+    assert len(some) == 3
+    assert some == [name for name in names if name in some]
+    assert drawn(train_items=3) == some
+    assert any(drawn(train_items=3, seed=seed) != some for seed in range(2, 6))
+    assert drawn(train_items=len(names) + 1) == drawn() == names
 
 
 @pytest.fixture
