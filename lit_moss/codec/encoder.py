@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lit_moss.audio import rates
 from lit_moss.codec import quantizer
 from lit_moss.codec.settings import check_settings
+from lit_moss.cpu_attention import causal_attention
 from lit_moss.errors import UserError
 
 # Keys of a released `config.json` that change the numbers -> the value this network computes. Attention that
@@ -197,7 +198,10 @@ class SelfAttention(nn.Module):
             new, every = q.shape[2], k.shape[2]
             if new < every:
                 mask = torch.ones(new, every, dtype=torch.bool, device=q.device).tril(every - new)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        if mask is None:
+            out = causal_attention(q, k, v)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2)), past
 
 

@@ -26,6 +26,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lit_moss import cpu_attention
+
 NAME = "lit_moss"
 Kind = Literal["auto", "segments", "mask", "varlen"]
 
@@ -158,7 +160,7 @@ class _Documents(torch.autograd.Function):
         out_BLHE = q.new_empty(B, L, H, E)
         lse_BHL = q.new_empty(B, H, L, dtype=_wide(q))
         for here in _places(borders):
-            out, lse = _CPU(q[here], _repeat(k[here], H), _repeat(v[here], H), 0.0, True, scale=scale)
+            out, lse = cpu_attention.forward(q[here], _repeat(k[here], H), _repeat(v[here], H), scale)
             out_BLHE.transpose(1, 2)[here] = out
             lse_BHL[here] = lse
         ctx.save_for_backward(q, k, v, out_BLHE, lse_BHL)
@@ -174,17 +176,13 @@ class _Documents(torch.autograd.Function):
         dq, dk, dv = (torch.empty_like(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
         for here in _places(ctx.borders):
             keys, values = _repeat(k[here], H), _repeat(v[here], H)
-            d_query, d_keys, d_values = _CPU_BACKWARD(
-                d_out[here], q[here], keys, values, out[here], lse_BHL[here], 0.0, True, scale=ctx.scale
+            d_query, d_keys, d_values = cpu_attention.backward(
+                d_out[here], q[here], keys, values, out[here], lse_BHL[here], ctx.scale
             )
             dq[here] = d_query
             for into, part in ((dk, d_keys), (dv, d_values)):
                 into[here] = part if kv == H else part.unflatten(1, (kv, H // kv)).sum(2)
         return dq, dk, dv, None, None
-
-
-_CPU: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_CPU_BACKWARD: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def _wide(x: Tensor) -> torch.dtype:
