@@ -135,11 +135,14 @@ class Stages:
             for plan in list(waiting):
                 if len(running) >= at_once or any(other.alone for other in running.values()):
                     break
-                if not self._missing(plan.after) and not (plan.alone and running):
-                    waiting.remove(plan)
-                    running[plan.name] = plan
-                    # A thread that the end of this process does not wait for.
-                    threading.Thread(target=work, args=(plan.name, plan.build()), daemon=True).start()
+                if self._missing(plan.after):
+                    continue
+                if plan.alone and running:
+                    break  # others that were begun now would delay it
+                waiting.remove(plan)
+                running[plan.name] = plan
+                # A thread that the end of this process does not wait for.
+                threading.Thread(target=work, args=(plan.name, plan.build()), daemon=True).start()
             if not running:
                 raise UserError(self._reads_missing(waiting[0].name, waiting[0].after))
             name, error = ended.get()

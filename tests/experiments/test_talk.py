@@ -326,6 +326,7 @@ def test_stages_run_beside_each_other_where_they_do_not_read_each_other(tmp_path
         plan("listen", ["align"], meets=True),
         plan("tuned", ["decoder", "vocoder"]),
         plan("export", ["vocoder"], alone=True),
+        plan("probe", ["lists"]),
     ]
     stages.run_all(plans, at_once=2)
     place = {event: i for i, event in enumerate(events)}
@@ -336,6 +337,7 @@ def test_stages_run_beside_each_other_where_they_do_not_read_each_other(tmp_path
         if plan.alone:
             assert place[f"{plan.name} ends"] == place[f"{plan.name} begins"] + 1
     assert place["lists begins"] == 0
+    assert place["export ends"] < place["probe begins"]  # which would have delayed it
     events.clear()
     again = Stages(tmp_path)
     again.run_all(plans, at_once=2)  # all done
