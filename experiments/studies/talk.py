@@ -62,8 +62,8 @@ _READS: dict[str, list[str]] = {
     **{name: ["manifests"] for name in BEFORE},
 }
 # May run beside others: on two cores, two trainings of one thread each do 1.26 times the work of one of two
-# threads (experiments/LOG.md, 2026-11-27). Beside stage 2 and fine-tuning nothing is left to do.
-_BESIDE = ("tokenizer", "align", "decoder", "vocoder", "vocoder_tuned", "listen", "stage1", *EVALUATIONS)
+# threads (experiments/LOG.md, 2026-11-27). Of others the time is measured, or they use all cores themselves.
+_BESIDE = ("align", *FITS, *EVALUATIONS)
 _CONVERSATIONS = "data.init_args.parts.SFTDataModule.init_args"  # in the recipe of sft
 _CODE = [Path(known.__file__), Path(talk_data.__file__)]  # other code makes other lists
 
