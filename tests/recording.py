@@ -64,11 +64,11 @@ class TermAt(Callback):
 
 
 class TermParentAt(TermAt):
-    """A signal, SIGTERM or that of Ctrl-C, to the program that has started the run."""
+    """A signal, SIGTERM or that of Ctrl-C, to the process group of the program that has started the run."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == self.step:
-            os.kill(os.getppid(), int(os.environ["LIT_MOSS_SENT"]))
+            os.killpg(os.getpgid(os.getppid()), int(os.environ["LIT_MOSS_SENT"]))
             time.sleep(2)  # until it is gone and the run has seen it
 
 

@@ -98,11 +98,12 @@ def _run_fit(config: dict[str, Any], run: RunFolder, environment: dict[str, str]
 
 
 def _returncode(command: list[str], **options: Any) -> int:
-    """Runs a process to its end; one that is left early, at Ctrl-C, writes its state first.
+    """Runs a process to its end; one that is left early, at Ctrl-C, gets SIGTERM and a minute.
 
-    `subprocess.run` would kill it a quarter of a second after Ctrl-C.
+    It has a process group of its own: Ctrl-C in a terminal would otherwise reach it too, within a step.
+    `subprocess.run` would kill it a quarter of a second later.
     """
-    process = subprocess.Popen(command, **options)
+    process = subprocess.Popen(command, process_group=0, **options)
     try:
         return process.wait()
     except BaseException:

@@ -63,7 +63,7 @@ def test_a_program_that_is_stopped_lets_its_run_write_the_state(tmp_path, corpus
     monkeypatch.setenv("LIT_MOSS_SENT", str(int(sent)))
     config = _terminating(tmp_path / "base", corpus, "TermParentAt")
     Path("config.json").write_text(json.dumps(config))
-    started = subprocess.run([sys.executable, "-c", START], timeout=120)
+    started = subprocess.run([sys.executable, "-c", START], timeout=120, start_new_session=True)
     assert started.returncode == -sent
     folder = tmp_path / "runs" / "study" / "a"
     assert run_fit(config, folder)["step"] == 12  # at once: it waits for the run that still writes
