@@ -35,7 +35,7 @@ LAYERS = (
     "experiments", "cli", "callbacks", "release", "evaluate", "serve", "sweep", "prepare", "modules", "data",
     "contracts", "hub", "corpora", "codec", "llm", "runs", "audio", "base",
 )  # fmt: skip
-# assets.py, cpu_attention.py, schedule.py, devices.py, records.py, files.py, errors.py, __init__.py of lit_moss.
+# Files of lit_moss itself: assets, contracts apart, cpu_attention, devices, errors, files, records, schedule.
 BASE = LAYERS[-1]
 # Neither may import the other, although one of them stands above.
 SEPARATE = (("codec", "llm"),)
