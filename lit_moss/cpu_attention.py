@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SHORT_ROWS = 400
-_KERNEL: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_BACKWARD: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+KERNEL: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+KERNEL_BACKWARD: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
     """Output (B, H, L, E) and log-sum-exp (B, H, L) of SDPA's CPU kernel."""
-    return _KERNEL(q, k, v, 0.0, True, scale=scale)
+    return KERNEL(q, k, v, 0.0, True, scale=scale)
 
 
 def backward(
@@ -52,7 +52,7 @@ def backward(
     """
     if q.dtype == torch.bfloat16 and q.shape[2] <= _SHORT_ROWS:
         d_out, q, k, v, out = (x.float() for x in (d_out, q, k, v, out))
-    return _BACKWARD(d_out, q, k, v, out, lse, 0.0, True, scale=scale)
+    return KERNEL_BACKWARD(d_out, q, k, v, out, lse, 0.0, True, scale=scale)
 
 
 class _Causal(torch.autograd.Function):

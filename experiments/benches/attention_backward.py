@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_moss.cpu_attention import KERNEL, KERNEL_BACKWARD
+
 ROWS = (32, 64, 100, 150, 200, 300, 400, 500, 1000)
-_KERNEL: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_BACKWARD: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def best_ms(run: Callable[[], Any], repeats: int = 5) -> float:
@@ -32,14 +32,14 @@ def best_ms(run: Callable[[], Any], repeats: int = 5) -> float:
 def measure(heads: int, rows: int, width: int) -> tuple[float, float]:
     """Milliseconds of the backward in bfloat16, and in float32 with the casts."""
     q, k, v, d_out = (torch.randn(1, heads, rows, width).bfloat16() for _ in range(4))
-    out, lse = _KERNEL(q, k, v, 0.0, True)
+    out, lse = KERNEL(q, k, v, 0.0, True)
 
     def half() -> Any:
-        return _BACKWARD(d_out, q, k, v, out, lse, 0.0, True)
+        return KERNEL_BACKWARD(d_out, q, k, v, out, lse, 0.0, True)
 
     def wide() -> list[Tensor]:
         inputs = (x.float() for x in (d_out, q, k, v, out))
-        return [grad.bfloat16() for grad in _BACKWARD(*inputs, lse, 0.0, True)]
+        return [grad.bfloat16() for grad in KERNEL_BACKWARD(*inputs, lse, 0.0, True)]
 
     return best_ms(half), best_ms(wide)
 
