@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lit_moss.contracts import callbacks_of
+from lit_moss.modules.steps import StepModule
 from lit_moss.runs.checkpoints import LAST, STEP, seal_folder
 
 
@@ -46,13 +47,16 @@ class Checkpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
-        self._is_best, self._deferred = best, False
+        self.is_best, self._deferred = best, False
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """A score that is not finite is never the best, not even the first one."""
-        if self._is_best:
+        """A score that is not finite is never the best, nor is a module that cannot be used yet."""
+        if self.is_best:
             finite = current is not None and bool(torch.isfinite(current))
             if not trainer.strategy.reduce_boolean_decision(finite):  # a score may be each rank's own
+                return False
+            module = trainer.lightning_module
+            if isinstance(module, StepModule) and not module.is_usable:
                 return False
         return super().check_monitor_top_k(trainer, current)
 
@@ -65,7 +69,7 @@ class Checkpoint(ModelCheckpoint):
                 (folder / STEP).write_text(f"{trainer.global_step}\n")
                 seal_folder(folder)
             trainer.strategy.barrier()
-        if not self._is_best and folder.name != LAST:  # a resumed run has passed its earlier end
+        if not self.is_best and folder.name != LAST:  # a resumed run has passed its earlier end
             trainer.strategy.remove_checkpoint(folder.with_name(LAST))
 
     def _save_end(self, trainer: Trainer) -> None:
@@ -76,7 +80,7 @@ class Checkpoint(ModelCheckpoint):
         ends = trainer.should_stop or trainer.global_step >= trainer.max_steps >= 0
         if (
             ends
-            and not self._is_best
+            and not self.is_best
             and self._every_n_train_steps
             and trainer.global_step > self._last_global_step_saved
         ):
@@ -123,7 +127,7 @@ class Checkpoint(ModelCheckpoint):
             return  # a checkpoint between two micro-batches would lose the gradients accumulated so far
         loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
-        if not self._is_best and fetcher is not None and loop._should_check_val_fx(fetcher):
+        if not self.is_best and fetcher is not None and loop._should_check_val_fx(fetcher):
             self._deferred = True
         else:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -132,17 +136,14 @@ class Checkpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """On SIGTERM, which clusters send before they stop a job, writes the current state: no step is lost.
 
-        Lightning raises it after a whole step, or between two batches of a validation, during which averaged
-        weights replace the current ones. Between two micro-batches nothing is written: the gradients
-        accumulated so far would be lost silently.
+        It is raised after a whole step (see `lit_moss.cli.signals`), or between two batches of a validation,
+        during which averaged weights replace the current ones. The exception then has `is_saved`.
         """
-        if (
-            isinstance(exception, SIGTERMException)
-            and not self._is_best
-            and self._every_n_train_steps
-            and trainer.global_step > self._last_global_step_saved
-            and not trainer.fit_loop._should_accumulate()
-        ):
+        if not isinstance(exception, SIGTERMException) or self.is_best or not self._every_n_train_steps:
+            return
+        if trainer.fit_loop._should_accumulate():  # a trainer of another program: gradients would be lost
+            return
+        if trainer.global_step > self._last_global_step_saved:
             callbacks = callbacks_of(trainer) if trainer.validating else []
             averaging = [c for c in callbacks if isinstance(c, WeightAveraging)]
             for callback in averaging:
@@ -150,6 +151,7 @@ class Checkpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
             for callback in averaging:
                 callback.on_validation_epoch_start(trainer, pl_module)
+        exception.is_saved = self._last_global_step_saved > 0  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._deferred:

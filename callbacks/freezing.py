@@ -3,7 +3,7 @@
 A rule is a callback with `trained(parts, step)` and `ever_trained(parts)`, both pure functions that return
 parameters' names; several rules intersect. Parts come from the module (`parts()`: part -> named parameters).
 
-  one process   `requires_grad` follows the rules: a frozen matrix gets no gradient
+  one process   without DDP: `requires_grad` follows the rules: a frozen matrix gets no gradient
   DDP, FSDP2    the reducer must know from the start what will train later, so only parameters that never
                 train have `requires_grad` off; gradients of the other frozen ones are dropped before clipping
                 and before the optimizer's step
@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lit_moss.contracts import all_names, freezing_rules, parts_of
+from lit_moss.contracts import all_names, freezing_rules, parts_of, waits_for_all_gradients
 from lit_moss.errors import UserError
 
 # DeepSpeed: parameter with a hook on its gradient -> whether it is frozen now.
@@ -44,7 +44,7 @@ def apply_freezing(trainer: Trainer, module: LightningModule, trained: set[str])
     """
     parts = parts_of(module)
     deepspeed = any("deepspeed" in c.__name__.lower() for c in type(trainer.strategy).__mro__)
-    alone = trainer.world_size == 1 and not deepspeed
+    alone = not waits_for_all_gradients(trainer)
     for part, named in parts.items():
         if deepspeed:
             _zero_frozen_gradients(part, named, trained)

@@ -62,7 +62,8 @@ class Schedule(Callback, ABC):
                 )
         elif self.total_steps is None and last > self._total:
             lowest, stretched = (self._rate_of(total, self._total, group) for total in (self._total, last))
-            if lowest != stretched:
+            stays = lowest == self._rate_of(self._total, last, group)  # not if it ends within its warm-up
+            if stays and lowest != stretched:
                 rank_zero_warn(
                     f"{name}: the run began with a schedule of {self._total} steps and now continues to "
                     f"{last}: from step {self._total} on the rate stays at {lowest:.3g}. To stretch it, "
@@ -111,6 +112,11 @@ class LearningRateSchedule(Schedule):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._set_length(trainer)
+        if self.warmup_steps >= self._total:
+            rank_zero_warn(
+                f"LearningRateSchedule: warmup_steps is {self.warmup_steps}, the schedule has {self._total} "
+                f"steps: the rate only rises, to {self._total / self.warmup_steps:.2g} of the base rate"
+            )
         groups = trainer.optimizers[0].param_groups
         for pattern in self.groups:
             if not any(_fits(group, pattern) for group in groups):

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.freezing import apply_freezing, drop_gradients, trained_names
 from callbacks.learning_rate import LearningRateSchedule, Schedule, set_rates
-from lit_moss.contracts import Parts, all_names, callbacks_of, parts_of
+from lit_moss.contracts import Parts, all_names, callbacks_of, parts_of, waits_for_all_gradients
 from lit_moss.errors import UserError
 from lit_moss.schedule import layerwise_lr, rate_factor
 
@@ -93,7 +93,7 @@ class ReverseUnfreeze(Schedule):
         set_rates(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        if self._trained is not None and trainer.world_size > 1:
+        if self._trained is not None and waits_for_all_gradients(trainer):
             drop_gradients(pl_module, self._trained)
 
 

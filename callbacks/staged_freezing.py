@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.freezing import apply_freezing, drop_gradients, trained_names
 from callbacks.learning_rate import set_rates
-from lit_moss.contracts import Parts, all_names, parts_of, total_parameters
+from lit_moss.contracts import Parts, all_names, parts_of, total_parameters, waits_for_all_gradients
 from lit_moss.errors import UserError
 from lit_moss.runs.tracking import Tracker
 
@@ -96,7 +96,7 @@ class StagedFreezing(Callback):
             trainer.logger.log_metrics({"train/trainable_parameters": float(count)}, step)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        if self._trained is not None and trainer.world_size > 1:
+        if self._trained is not None and waits_for_all_gradients(trainer):
             drop_gradients(pl_module, self._trained)
 
     def table(self, parts: Parts, trained: set[str], step: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_moss.data.batches import TokenBatch
 from lit_moss.llm.flops import step_flops
 
 # Dense bf16 peak of one device in TFLOP/s, from the makers' data sheets.
@@ -17,7 +18,8 @@ class Throughput(Callback):
     """Logs `train/rows_per_sec`, text and speech apart, `train/tflops`, `train/mfu` and `train/memory_gib`.
 
     Model FLOPs count 4 a weight and row for frozen matrices, 6 for trained ones, and the pairs that attention
-    really has (see `lit_moss.llm.flops`). Validation is left out of the time. Filler rows do not count.
+    really has (see `lit_moss.llm.flops`). Validation is left out of the time. Filler rows do not count. Rows
+    are those of all ranks, FLOPs and utilisation those of one device.
 
     Args:
         every_n_steps: Micro-batches an average is taken over.
@@ -47,15 +49,8 @@ class Throughput(Callback):
         speech = batch.speech_rows
         self._speech += speech
         self._text += batch.real_rows - speech
-        counts = batch.text_targets, batch.speech_targets  # the host's: asking the device would wait for it
-        targets = int(batch.loss_mask_BL.sum()) if None in counts else sum(counts)
-        share = speech / max(1, batch.real_rows)
         self._flops += step_flops(
-            lm,
-            batch.document_lengths(),
-            int(targets * (1 - share)),
-            int(targets * share),
-            getattr(pl_module, "layers_run", None),
+            lm, batch.document_lengths(), *_targets(batch), getattr(pl_module, "layers_run", None)
         )
         self._batches += 1
         if self._batches < self.every_n_steps:
@@ -72,6 +67,16 @@ class Throughput(Callback):
             found["train/mfu"] = found["train/tflops"] / self.peak_tflops
         pl_module.log_dict(found, rank_zero_only=True)
         self._reset()
+
+
+def _targets(batch: TokenBatch) -> tuple[int, int]:
+    """Targets of the text head and of the speech head."""
+    text, speech = batch.text_targets, batch.speech_targets
+    if text is None or speech is None:  # counted here, which waits for the device, and split by rows
+        targets = int(batch.loss_mask_BL.sum())
+        speech = targets * batch.speech_rows // max(1, batch.real_rows)
+        text = targets - speech
+    return text, speech
 
 
 def memory_gib() -> float:

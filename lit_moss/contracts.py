@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 # Its isinstance looks attributes up without computing properties, unlike `typing`'s before Python 3.12.
 from typing_extensions import Protocol, runtime_checkable
@@ -336,6 +337,14 @@ Data = TypeVar("Data")
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """All callbacks of a trainer (an attribute that Lightning sets without declaring it)."""
     return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def waits_for_all_gradients(trainer: Trainer) -> bool:
+    """Whether a step needs the gradient of each parameter that requires one, whatever the loss depends on.
+
+    So with several ranks, and with DDP and DeepSpeed on one rank too: the next step then fails otherwise.
+    """
+    return trainer.world_size > 1 or isinstance(trainer.strategy, DDPStrategy)  # DeepSpeed's is one
 
 
 def freezing_rules(trainer: Trainer) -> list[FreezingRule]:

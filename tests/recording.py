@@ -55,12 +55,14 @@ class KillAt(Callback):
 class TermAt(Callback):
     """Sends SIGTERM, as a cluster does before it takes a machine away, in a step."""
 
-    def __init__(self, step: int):
-        self.step = step
+    def __init__(self, step: int, micro_batch: int = 0):
+        self.step, self.micro_batch = step, micro_batch
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            if self.micro_batch == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            self.micro_batch -= 1
 
 
 class TermParentAt(TermAt):

@@ -12,15 +12,16 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks import FirstValidation
+from callbacks import Checkpoint, FirstValidation
 from lit_moss.cli.choose_run import Start, find_start, open_run
 from lit_moss.cli.defaults import arranged, completed, trainer_defaults
 from lit_moss.cli.errors import OneLineParser, one_line_errors
 from lit_moss.cli.result_file import ResultFile
-from lit_moss.contracts import fingerprints_of
+from lit_moss.cli.signals import wait_for_step_ends
+from lit_moss.contracts import callbacks_of, fingerprints_of
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 from lit_moss.runs import ranks
@@ -145,6 +146,13 @@ class MossCLI(LightningCLI):
                         f"trainer.{key} is {config[key]}, expected none: Lightning would take the same "
                         "batches again and again; trainer.max_steps is the length of a run"
                     )
+            every, steps = config.get("val_check_interval"), config.get("accumulate_grad_batches") or 1
+            if isinstance(every, int) and every % steps:
+                raise UserError(
+                    f"trainer.val_check_interval is {every} micro-batches, expected a multiple of "
+                    f"trainer.accumulate_grad_batches, {steps}: a validation between two micro-batches of a "
+                    "step would save a best.ckpt without their gradients"
+                )
             kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
             first = isinstance(self.model, StepModule) and self.model.validates_first
             if first and self._get(self.config_init, "first_validation"):
@@ -156,7 +164,9 @@ class MossCLI(LightningCLI):
         else:
             kwargs["logger"] = False
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        wait_for_step_ends(trainer)
+        return trainer
 
     def _make_tracker(self) -> Tracker:
         asked = self.config["fit"].get("run_name")
@@ -173,6 +183,11 @@ class MossCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Runs `Trainer.predict` and writes what it returns into the run's folder, one JSON line an item."""
         assert self._checkpoint is not None
+        if (count := self.trainer.world_size) > 1:
+            raise UserError(
+                f"predict on {count} devices, expected one: each would write its own items into one file; "
+                "leave the machine part out, or set --trainer.devices 1 --trainer.num_nodes 1"
+            )
         batches = self.trainer.predict(**kwargs) or []
         items = [item for batch in batches for item in batch]
         file = RunFolder(self._checkpoint.absolute().parent.parent).write_predictions(items)
@@ -196,7 +211,20 @@ class MossCLI(LightningCLI):
         # Data first: a start that fails on it must not leave a run behind that `last` would then choose.
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
+        self._warn_without_validation()
         self._begin()
+
+    def _warn_without_validation(self) -> None:
+        trainer = self.trainer
+        every, batches = trainer.val_check_interval, trainer.max_steps * trainer.accumulate_grad_batches
+        if trainer.limit_val_batches == 0 or (isinstance(every, int) and every <= batches):
+            return
+        best = any(isinstance(c, Checkpoint) and c.is_best for c in callbacks_of(trainer))
+        asked = f"{every} micro-batches" if isinstance(every, int) else "not set"
+        rank_zero_warn(
+            f"trainer.val_check_interval is {asked}, the run has {batches}: it never validates, so there are "
+            f"no val/ metrics{' and no best.ckpt' if best else ''}"
+        )
 
     def after_fit(self) -> None:
         ResultFile.write(self.trainer, ended=True)

@@ -69,7 +69,10 @@ def main(argv: Sequence[str]) -> int:
         # By name: only the verbs that train import lightning.
         if type(error).__name__ != "SIGTERMException":
             raise
-        print("stopped by SIGTERM, the state is saved: resume with --ckpt_path last", file=sys.stderr)
+        saved = ", the state is saved: resume with --ckpt_path last"
+        if not getattr(error, "is_saved", False):
+            saved = "; no state was saved: training had not begun, or no callbacks.Checkpoint writes any"
+        print(f"stopped by SIGTERM{saved}", file=sys.stderr)
         return 143
 
 

@@ -2,11 +2,12 @@
 
 It does not depend on the number of workers or ranks, nor on where a run was interrupted: ranks take batches
 n, n + 1, …, and a resume sets n. An epoch is a number, not a state: batch n belongs to epoch
-n // batches_per_epoch.
+n // batches_per_epoch. Only where weights are fractions do epochs differ by a few samples.
 """
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -17,21 +18,23 @@ import numpy as np
 # augmentation.
 SampleKey = tuple[int, int, int]
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 
 class BatchOrder:
     """Batches of similar length within a budget of audio.
 
     Utterances are sorted by length once and cut into buckets. In each epoch every bucket is shuffled and cut
     into batches of one fixed size (what fits the budget at the bucket's greatest length), and all batches are
-    shuffled. So every epoch has the same number of batches, and finding any batch takes the shuffles of at
-    most one epoch.
+    shuffled. So finding any batch takes the shuffles of at most one epoch.
 
     Args:
         durations_sec: Length of each utterance in seconds.
         batch_sec: Budget in seconds: batch size times the greatest length in it, padding included.
         seed: Seed of all shuffles.
         weights: How often an epoch contains each utterance; once each by default. A fraction draws a new
-            random share of its bucket in each epoch.
+            random share of its bucket in each epoch: over many epochs each bucket as often as its weights
+            say, also where they add up to less than one sample an epoch.
         buckets: Largest number of length buckets; small corpora get fewer.
 
     Raises:
@@ -63,44 +66,70 @@ class BatchOrder:
         for members in np.array_split(by_length, count):
             size = max(1, int(batch_sec / lengths[members].max()))
             self._buckets.append((members, weights_N[members], size))
-        self.samples_per_epoch = sum(_copies(w) for _, w, _ in self._buckets)
-        self.batches_per_epoch = sum(-(-_copies(w) // size) for _, w, size in self._buckets if _copies(w))
-        text = json.dumps([lengths.tolist(), weights_N.tolist(), batch_sec, seed, buckets])
+        self._whole = np.array([int(np.floor(w).sum()) for _, w, _ in self._buckets])
+        # Rounded, so that ten tenths are one.
+        fractions = np.round([(w - np.floor(w)).sum() for _, w, _ in self._buckets], 9)
+        self._fraction_ends = np.concatenate([[0.0], np.cumsum(fractions)]).round(9)
+        self._has_fractions = bool(fractions.any())
+        self._first = [0]  # number of the first batch of each epoch, as far as it was asked for
+        self.batches_per_epoch = self._batches(0)
+        content = [lengths.tolist(), weights_N.tolist(), batch_sec, seed, buckets]
+        text = json.dumps([*content, "rotating"] if self._has_fractions else content)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def batch(self, n: int) -> list[int]:
         """Utterance indices of batch n >= 0."""
-        epoch, place = divmod(n, self.batches_per_epoch)
+        epoch, place = self._place(n)
         return self._epoch(epoch)[place]
+
+    def epoch_of(self, n: int) -> int:
+        """Epoch of batch n >= 0."""
+        return self._place(n)[0]
 
     def keys(self, n: int) -> list[SampleKey]:
         """Sample keys of batch n."""
         return [(index, n, place) for place, index in enumerate(self.batch(n))]
 
+    def _place(self, n: int) -> tuple[int, int]:
+        """(epoch, place in it) of batch n."""
+        if not self._has_fractions:
+            return divmod(n, self.batches_per_epoch)
+        while self._first[-1] <= n:
+            self._first.append(self._first[-1] + self._batches(len(self._first) - 1))
+        epoch = bisect_right(self._first, n) - 1  # the last one that begins there: others are empty
+        return epoch, n - self._first[epoch]
+
+    def _extra(self, epoch: int) -> np.ndarray:
+        """Samples of each bucket beyond the whole copies: its fractions' sum, rounded up or down.
+
+        Systematic sampling: marks lie one apart on the line of all fractions, and a bucket gets as many as
+        lie in its part. The marks' offset goes through multiples of the golden ratio, which are spread
+        evenly, so that each bucket gets its mean over few epochs.
+        """
+        marks = np.floor(self._fraction_ends + epoch * _GOLDEN % 1.0)
+        return np.diff(marks).astype(np.int64)
+
+    def _batches(self, epoch: int) -> int:
+        sizes = np.array([size for _, _, size in self._buckets])
+        return int((-(-(self._whole + self._extra(epoch)) // sizes)).sum())
+
     def _make_epoch(self, epoch: int) -> list[list[int]]:
         rng = np.random.default_rng([self.seed, epoch])
         batches: list[list[int]] = []
-        for members, weights, size in self._buckets:
-            drawn = rng.permutation(_draw(members, weights, rng))
+        for (members, weights, size), extra in zip(self._buckets, self._extra(epoch).tolist(), strict=True):
+            drawn = rng.permutation(_draw(members, weights, extra, rng))
             batches += [drawn[i : i + size].tolist() for i in range(0, len(drawn), size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def _copies(weights: np.ndarray) -> int:
-    """Samples of a bucket in an epoch: whole copies, and the rounded sum of the fractions."""
-    whole = np.floor(weights)
-    return int(whole.sum() + round(float((weights - whole).sum())))
-
-
-def _draw(members: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each member floor(weight) times, and random further ones, as many as the fractions add up to."""
+def _draw(members: np.ndarray, weights: np.ndarray, extra: int, rng: np.random.Generator) -> np.ndarray:
+    """Each member floor(weight) times, and `extra` random further ones, likelier with a greater fraction."""
     whole = np.floor(weights).astype(np.int64)
-    fractions = weights - whole
-    extra = _copies(weights) - int(whole.sum())
     repeated = np.repeat(members, whole)
     if not extra:
         return repeated
+    fractions = weights - whole
     chosen = rng.choice(members, size=extra, replace=False, p=fractions / fractions.sum())
     return np.concatenate([repeated, chosen])
 

@@ -190,7 +190,7 @@ def _cut_to_fit(
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[list[int]]]:
     """Breaks up the `count` emptiest packs; pieces that then fit nowhere make new packs.
 
-    Nothing is cut to fewer than `SHORTEST_CUT` rows.
+    A document is not cut for fewer than `SHORTEST_CUT` free rows; what is left of it may be shorter.
     """
     emptiest = np.argsort(filled, kind="stable")[:count].tolist()
     broken_up = set(emptiest)

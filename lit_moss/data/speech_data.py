@@ -327,12 +327,18 @@ class _Augmentation:
         rng = np.random.default_rng([self.seed, n, place])
         speed = self.speeds[int(rng.integers(len(self.speeds)))]
         if speed != 1.0:
-            wave = augment.change_speed(wave, speed)
+            wave = _within_window(augment.change_speed(wave, speed), wave)
         if self.shift:
-            wave = torch.cat([wave.new_zeros(int(rng.integers(rates.SAMPLES_PER_CODE))), wave])
+            silence = wave.new_zeros(int(rng.integers(rates.SAMPLES_PER_CODE)))
+            wave = _within_window(torch.cat([silence, wave]), wave)
         if self.changed is not None:
             wave = self.changed(wave, n, place)
         return wave, *augment.spec_masks(rng, len(wave) // rates.WHISPER_HOP_SAMPLES, **self.masks)
+
+
+def _within_window(changed: Tensor, wave: Tensor) -> Tensor:
+    """The changed wave, unless it has become longer than the encoder's 30 s: then the wave as it was."""
+    return changed if len(changed) <= rates.MAX_SEGMENT_SAMPLES else wave
 
 
 class SpeechSet(Dataset):

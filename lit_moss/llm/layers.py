@@ -118,7 +118,8 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(…, in) -> (…, out)."""
         dtype = _autocast_dtype(input)
-        if dtype is None or self.weight.requires_grad or self.weight.dtype == dtype:
+        trains = any(p.requires_grad for p in self.parameters(recurse=False))  # a bias may train alone
+        if dtype is None or trains or self.weight.dtype == dtype:
             return super().forward(input)
         return _FrozenLinear.apply(input, self.weight, self.bias, dtype)
 

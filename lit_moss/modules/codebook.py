@@ -69,6 +69,11 @@ class CodebookModule(StepModule, ABC):
         """Whether the codebook is in place; a function of the run's state alone."""
         return bool(self._ready.get(self.codebook_ready))
 
+    @property
+    def is_usable(self) -> bool:
+        """There are no codes before that, and error rates are lower without them."""
+        return self.quantizing
+
     def keep_frames(self, x_SD: Tensor, codes_S: Tensor) -> None:
         """Frames of a micro-batch and their codes, for the next update."""
         self._frames.append((x_SD.detach(), codes_S))

@@ -20,7 +20,7 @@ from lit_moss.codec.flow import Flow
 from lit_moss.codec.flow_config import BAND_MEAN, FlowConfig
 from lit_moss.codec.flow_network import Prompt
 from lit_moss.codec.flow_training import FlowBatch, draw, prior_loss, velocities
-from lit_moss.contracts import DecoderData, data_of
+from lit_moss.contracts import DecoderData, data_of, waits_for_all_gradients
 from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
@@ -239,13 +239,13 @@ class FlowDecoder(StepModule):
         self.log("train/prior", loss.detach(), batch_size=len(batch))
         if self.encoder_alone:
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        if self.trainer.world_size > 1:  # ranks wait for the gradients of all parameters
+        if waits_for_all_gradients(self.trainer):
             loss = loss + sum(p.sum() * 0.0 for p in self.parameters() if p.requires_grad)
         return self.prior_weight * loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         if self.global_step < self.prior_steps:
-            for part in self._not_of_the_prior():  # zeros, on several ranks: AdamW would count and decay
+            for part in self._not_of_the_prior():  # zeros, where a reducer waits: AdamW would count and decay
                 for p in part.parameters():
                     p.grad = None
 

@@ -41,6 +41,11 @@ class StepModule(LightningModule):
         self.resumes = False
         self.gradient_norm: Tensor | None = None
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether what is trained can be used as it is now; a state before that is never the best."""
+        return True
+
     def count_targets(self, targets: int) -> None:
         """Adds a micro-batch's targets, a number that is known without asking the device."""
         self.step_targets = targets + (self.step_targets or 0)

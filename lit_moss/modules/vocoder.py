@@ -23,7 +23,7 @@ from lit_moss.codec.discriminators import DiscriminatorConfig, Discriminators, a
 from lit_moss.codec.spectral_losses import stft_loss
 from lit_moss.codec.trained_vocoder import MEL
 from lit_moss.codec.vocoder_net import VocoderConfig, VocoderNet, named_parameters_by_decay
-from lit_moss.contracts import VocoderData, data_of, fingerprints_of
+from lit_moss.contracts import VocoderData, data_of, fingerprints_of, waits_for_all_gradients
 from lit_moss.data.batches import VocoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.flow_decoder import DECIBELS
@@ -181,8 +181,9 @@ class Vocoder(StepModule):
         if self.discriminators is None:
             return loss
         if self.global_step < (self.adversarial_from_step or 0):
-            # Other ranks wait for all gradients. On one rank there are none, and AdamW changes nothing.
-            return loss + self._zero(self.discriminators) if self.trainer.world_size > 1 else loss
+            # Without gradients AdamW changes nothing.
+            waits = waits_for_all_gradients(self.trainer)
+            return loss + self._zero(self.discriminators) if waits else loss
         judged = adversarial_losses(self.discriminators, made_BL, batch.wave_BL)
         self.log("train/adversarial", judged.adversarial.detach(), batch_size=len(batch))
         self.log("train/features", judged.features.detach(), batch_size=len(batch))
@@ -196,7 +197,9 @@ class Vocoder(StepModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         if self.discriminators is not None and self.global_step < (self.adversarial_from_step or 0):
-            for p in self.discriminators.parameters():  # zeros, on several ranks: AdamW would count and decay
+            for p in (
+                self.discriminators.parameters()
+            ):  # zeros, where a reducer waits: AdamW would count and decay
                 p.grad = None
 
     # --- validation -----------------------------------------------------------------------------------------

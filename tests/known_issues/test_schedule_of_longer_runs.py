@@ -54,5 +54,5 @@ def test_nothing_is_said_of_a_rate_that_does_not_change(tmp_path, recwarn):
     folder, constant = tmp_path / "run", RATES | {"init_args": {"kind": "constant", "warmup_steps": 2}}
     fit(folder, config_of(folder, 5, constant))
     fit(folder, config_of(folder, 10, constant), "--ckpt_path", "last")
-    assert not [w for w in recwarn if "course" in str(w.message)]
+    assert not [w for w in recwarn if "the rate" in str(w.message)]
     assert set(rates_of(folder, 10).values()) == {1.0}

@@ -1,6 +1,7 @@
 """SIGTERM ended a run after its last checkpoint: all steps since were lost.
 
-So did one to the sweep or study that had started it, whose runs ended within half a second, and Ctrl-C there.
+With several micro-batches a step it came between two of them, in most cases, and nothing was written. So did
+one to the sweep or study that had started it, whose runs ended within half a second, and Ctrl-C there.
 """
 
 import json
@@ -23,16 +24,19 @@ START = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("accumulate", "saved"), [(1, 7), (2, 7)])
-def test_sigterm_writes_the_state_and_the_next_run_loses_no_step(tmp_path, corpus, accumulate, saved):
+@pytest.mark.parametrize(("accumulate", "micro_batch", "saved"), [(1, 0, 7), (2, 0, 7), (4, 2, 8)])
+def test_sigterm_writes_the_state_and_the_next_run_loses_no_step(
+    tmp_path, corpus, accumulate, micro_batch, saved
+):
     changes = {"trainer__accumulate_grad_batches": accumulate}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(whole, recipe(whole, corpus, 12, **changes))
-    term = [{"class_path": "recording.TermAt", "init_args": {"step": 7}}]
+    at = {"step": 7, "micro_batch": micro_batch}
+    term = [{"class_path": "recording.TermAt", "init_args": at}]
     path = recipe(stopped, corpus, 12, **changes, **{"trainer__callbacks+": term})
     done = fit_in_process(stopped, path)
     assert done.returncode == 143, done.stderr[-2000:]
-    assert "resume with --ckpt_path last" in done.stderr
+    assert "the state is saved: resume with --ckpt_path last" in done.stderr
     assert max(c["global_step"] for c in checkpoints(stopped).values()) == saved
     fit(stopped, recipe(stopped, corpus, 12, **changes), "--ckpt_path", "last")
     ours, theirs = checkpoints(stopped)["step-0000010.ckpt"], checkpoints(whole)["step-0000010.ckpt"]
@@ -40,6 +44,14 @@ def test_sigterm_writes_the_state_and_the_next_run_loses_no_step(tmp_path, corpu
         assert_equal(ours[part], theirs[part], part)
     assert curves(stopped) == curves(whole)
     assert seen(stopped)[-1] == seen(whole)[-1]
+
+
+@pytest.mark.nightly
+def test_a_run_without_checkpoints_does_not_say_that_its_state_is_saved(tmp_path, corpus):
+    term = [{"class_path": "recording.TermAt", "init_args": {"step": 3}}]
+    done = fit_in_process(tmp_path, recipe(tmp_path, corpus, 12, trainer__callbacks=term))
+    assert done.returncode == 143, done.stderr[-2000:]
+    assert "stopped by SIGTERM; no state was saved" in done.stderr
 
 
 def _terminating(folder: Path, corpus: Path, whom: str) -> dict:
