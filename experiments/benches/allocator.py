@@ -1,15 +1,20 @@
 """What it costs that freed memory goes back to the kernel: steps of a language model, side by side.
 
     default   glibc's allocator as it is
-    kept      `lit_moss.allocator.keep_freed_memory`
+    kept      freed memory is kept, by mallopt
     huge      the same by GLIBC_TUNABLES, with pages of 2 MB
 
     python -m experiments.benches.allocator [--rows 1024] [--steps 6] [--repeats 3]
 
 Each measurement runs in a process of its own; the ways take turns.
+
+By default glibc gives freed blocks of more than 32 MB back to the kernel and gets the next ones page by page:
+each page of 4 KiB costs a fault and is filled with zeros. A step of a language model frees and asks again for
+some gigabytes.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -17,19 +22,21 @@ import statistics
 import subprocess
 import sys
 
-from lit_moss.allocator import keep_freed_memory
-
 HUGE = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:"
     "glibc.malloc.top_pad=268435456:glibc.malloc.arena_max=1"
 )
 WAYS = ("default", "kept", "huge")
+# Options of mallopt (malloc.h): large blocks from the heap too (M_MMAP_MAX), which is never trimmed
+# (M_TRIM_THRESHOLD), grows by 64 MB at least (M_TOP_PAD) and is one for all threads (M_ARENA_MAX).
+KEPT = {-4: 0, -1: -1, -2: 64 * 2**20, -8: 1}
 
 
 def measure(way: str, rows: int, steps: int) -> dict[str, float]:
     """Median seconds of a step, peak GiB, and thousands of page faults of all steps together."""
     if way == "kept":
-        keep_freed_memory()
+        for option, value in KEPT.items():
+            ctypes.CDLL(None).mallopt(option, value)
     from experiments.benches import step_cost
 
     found = step_cost.measure("full", "embedded:smollm2-135m", rows, steps)
@@ -37,6 +44,7 @@ def measure(way: str, rows: int, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Prints each measurement and the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=6)
