@@ -66,7 +66,10 @@ class OptionsParser(ArgumentParser):
         entries, words = self._entries(words)
         content = read_recipe(files)
         for key, added in entries.items():
-            content[key] = {**(content.get(key) or {}), **added}
+            given = content.get(key) or {}
+            if not isinstance(given, dict):
+                raise UserError(f"{key} is {given!r} in the YAML, expected {_words_for(dict[str, Any])}")
+            content[key] = {**given, **added}
         if self._interpolate:
             content = _resolved(content)
         if content:
@@ -108,7 +111,7 @@ class OptionsParser(ArgumentParser):
                     if not remaining:
                         raise UserError(f"{word} has no value: expected {word} VALUE")
                     value = remaining.pop(0)
-                entries.setdefault(key, {})[entry] = yaml.safe_load(value)
+                entries.setdefault(key, {})[entry] = _yaml_value(name, value)
             else:
                 others.append(word)
         return entries, others
@@ -126,6 +129,20 @@ class OptionsParser(ArgumentParser):
         if wrong and wrong[1] in self._types:
             return f"{wrong[1]} is {wrong[2]!r}, expected {_words_for(self._types[wrong[1]])}"
         return message
+
+
+def _yaml_value(name: str, value: str) -> Any:
+    """A word of the command line as in a YAML."""
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a day that there is not
+        why = getattr(error, "problem", None) or one_line(str(error))
+        raise UserError(
+            without_secrets(
+                f"--{name} is {value[:60]!r}, which is no YAML ({why}): expected a value such as 20, true or "
+                "[1, 2], or text; text with such signs stands in quotes of its own"
+            )
+        ) from error
 
 
 def one_line(message: str) -> str:

@@ -136,7 +136,9 @@ def _kinds(name: str, modalities: Modalities, own: Sequence[Outcome], method: st
     lines = []
     for group in groups if len(groups) > 1 else ():
         value, n = accuracy([o for o in own if o.item.pair.group == group], method)
-        lines.append({"set": name, "context-ending": modalities, "kind": group, "n": n, method: value})
+        low, high = wilson(value * n, n)
+        head = {"set": name, "context-ending": modalities, "kind": group, "n": n}
+        lines.append({**head, method: value, "95 %": f"{low:.3f} to {high:.3f}"})
     return lines
 
 

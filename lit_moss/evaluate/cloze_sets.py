@@ -274,15 +274,21 @@ def _salmon(path: Path) -> list[Pair]:
 
 def _gold(path: Path) -> list[Pair]:
     file = path / "gold.csv"
-    lines = (line for _, line in text_lines(file, "ZeroSpeech's gold.csv") if line.strip())
-    rows = csv.DictReader(lines)
-    missing = {"filename", "id", "voice", "correct"} - set(rows.fieldnames or ())
+    lines = [(number, line) for number, line in text_lines(file, "ZeroSpeech's gold.csv") if line.strip()]
+    rows = csv.DictReader(line for _, line in lines)
+    needed = {"filename", "id", "voice", "correct"}
+    missing = needed - set(rows.fieldnames or ())
     if missing:
         raise UserError(
             f"{file} has no column {', '.join(sorted(missing))}: expected filename, id, voice, correct"
         )
     found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for row in rows:
+        if any(row[column] is None for column in needed):
+            raise UserError(
+                f"{file}, line {lines[rows.line_num - 1][0]}: has {sum(v is not None for v in row.values())} "
+                f"columns, expected {len(row)}: {', '.join(row)}"
+            )
         found.setdefault((row["id"], row["voice"]), {}).setdefault(row["correct"].strip(), row)
     pairs = []
     for (name, voice), sides in sorted(found.items(), key=lambda item: [_natural(part) for part in item[0]]):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,10 @@ T = TypeVar("T")
 Result = dict[str, Any]
 # Options that change where or how fast an evaluation runs, not what comes out.
 NEUTRAL = ("name", "run_root", "device", "batch_size", "again")
+# These as well, but the folder's name counts them with their defaults, so that folders of before are found.
+NEUTRAL_DEFAULTS = ("keep_sounds", "judge_max_requests", "judge_api_key_env")
 FAILED = "failed"  # key of an item that has no result: why
+_SHOWN = 10  # items that a report names under one heading
 
 
 class Evaluation:
@@ -40,7 +43,7 @@ class Evaluation:
     Args:
         benchmark: Name of the benchmark, the first word of the folder's name.
         config: The benchmark's dataclass of options, with `name` (MLflow experiment) and `run_root`; options
-            of `NEUTRAL` do not change the folder.
+            of `NEUTRAL` and `NEUTRAL_DEFAULTS` do not change the folder.
         sources: Everything the results depend on besides options: models, codecs, lists of items. A run or a
             file counts with its size and time of change, so that a model trained further is judged again.
         again: Whether to start over where results exist.
@@ -51,6 +54,7 @@ class Evaluation:
     ) -> None:
         self.benchmark, self.options = benchmark, asdict(config)
         kept = {key: value for key, value in self.options.items() if key not in NEUTRAL}
+        kept |= {one.name: one.default for one in fields(config) if one.name in NEUTRAL_DEFAULTS}
         facts = [benchmark, kept, [identity(source) for source in sources if source]]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
         name, root = self.options["name"], self.options["run_root"]
@@ -64,7 +68,9 @@ class Evaluation:
                 file.unlink(missing_ok=True)
             if known is not None:  # MLflow keeps the first value of a step, and adds rows to a table
                 known, tags = None, {"repeats": known}
-        self.tracker = Tracker(name, self.folder.name, root, known, tags=tags, system_metrics=False)
+        self.tracker = Tracker(
+            name, self.folder.name, root, known, tags=tags, system_metrics=False, kind="evaluation"
+        )
         self._status = "interrupted"
 
     def __enter__(self) -> Self:
@@ -222,19 +228,49 @@ def identity(source: str | Path) -> list[Any]:
     """Names, sizes and times of the files of a model or a list: they differ once it has changed.
 
     Args:
-        source: A file, a folder, a run (its newest checkpoint counts), or a name such as a hub id, which is
-            taken as it is.
+        source: A file, a folder, a run (its newest state and its best weights count), or a name such as a
+            hub id, which is taken as it is.
+
+    Raises:
+        UserError: if a run has neither.
     """
     path = Path(source)
-    if path.is_dir():
-        path = checkpoint_of(source, "last") or path
-    if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-    else:
-        return [str(source)]
-    return [str(path.absolute()), *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+    facts: list[Any] = []
+    for place in (_checkpoints(path) if path.is_dir() else []) or [path]:
+        if place.is_file():
+            files = [place]
+        elif place.is_dir():
+            # Importing a task's code writes into this folder, and the same command would begin another one.
+            files = sorted(f for f in place.rglob("*") if f.is_file() and f.parent.name != "__pycache__")
+        else:
+            return [str(source)]
+        facts += [str(place.absolute()), *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+    return facts
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Newest state of a run and its best weights, whichever there are; nothing for a folder that is no run.
+
+    Language models are opened from the one, codecs, tokenizers and vocoders from the other.
+
+    Raises:
+        UserError: if a run has neither.
+    """
+    try:
+        best = checkpoint_of(folder, "best")
+    except UserError:
+        last = checkpoint_of(folder, "last")
+        return [last] if last else []
+    if best is None or best == folder:
+        return [best] if best else []
+    # Asked only where there are states: of a run without one it would say that it starts again.
+    if all(other == best for other in best.parent.glob("*.ckpt")):
+        return [best]
+    try:
+        last = checkpoint_of(folder, "last")
+    except UserError:  # damaged
+        return [best]
+    return [last, best] if last else [best]
 
 
 def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -245,6 +281,15 @@ def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     scale = 1 + z * z / n
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def named(title: str, reasons: Mapping[str, str]) -> list[str]:
+    """Lines with a heading, the number of some items, and the first of them with their reasons."""
+    if not reasons:
+        return []
+    shown = [f"- {name}: {why}" for name, why in list(reasons.items())[:_SHOWN]]
+    more = [f"- and {len(reasons) - _SHOWN} more, see items.csv"] if len(reasons) > _SHOWN else []
+    return [f"## {title}: {len(reasons)}", "", *shown, *more, ""]
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], digits: int = 3) -> str:

@@ -21,7 +21,9 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from functools import lru_cache
+from math import inf, prod
 from typing import Any
 
 from lit_moss.data.transcripts import edit_distance
@@ -45,7 +47,16 @@ _ARTICLES = ("a", "an")
 _CLAUSE_END = re.compile(
     r"[;!?]|:(?!\d)|\.(?!\d)|(?<!thousand)(?<!million)(?<!billion)(?<!trillion),(?!\d{3}(?!\d))"
 )
-_CHINESE_SCALES = {"万": 10**4, "亿": 10**8}
+_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
+_DIGITS = {digit: str(number) for number, digit in enumerate("一二三四五六七八九", start=1)} | {"两": "2"}
+_DIGIT = f"[{''.join(_DIGITS)}]"
+_TERM = re.compile(rf"(\d+(?:\.\d+)?|{_DIGIT})\s*([十百千万亿]+)")
+# 十, 百 and 千 alone follow one digit: 12千瓦 is 12 kilowatts.
+_ONE_TERM = (
+    rf"(?:(?:\d+(?:\.\d+)?|{_DIGIT})\s*[十百千]?[万亿]+|(?:(?<![\d.])\d(?:\.\d+)?|{_DIGIT})\s*[十百千])"
+)
+# The last number has no unit, unless it belongs to what follows.
+_MIXED = re.compile(rf"{_ONE_TERM}(?:\s*零?\s*{_ONE_TERM})*(?:(零?)(\d+)(?!\.?\d|[\d.]*\s*[十百千万亿]))?")
 
 
 # --- rules --------------------------------------------------------------------------------------------------
@@ -212,16 +223,51 @@ def _chinese(text: str) -> tuple[str, ...]:
     simplified, to_digits = _chinese_converters()
     text = simplified(unicodedata.normalize("NFKC", text.translate(_PLAIN))).lower().replace("〇", "零")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = _MIXED.sub(_added, text)
+    text = re.sub(rf"(点[零{''.join(_DIGITS)}]+)(?=[百千]?[万亿])", r"\1 ", text)  # cn2an knows no 一点五亿
     with warnings.catch_warnings():  # it warns of every 万 that is no number
         warnings.simplefilter("ignore")
         text = to_digits(text, "cn2an")
-    text = re.sub(r"(\d+(?:\.\d+)?)\s*([万亿])", _scaled, text)
+    text = _MIXED.sub(_added, text)
     return tuple(re.findall(rf"\d+(?:\.\d+)?|[{HAN}]|[^\W\d_{HAN}]+", text))
 
 
-def _scaled(match: re.Match[str]) -> str:
-    """1.3亿 -> 130000000."""
-    return f"{float(match[1]) * _CHINESE_SCALES[match[2]]:.10f}".rstrip("0").rstrip(".")
+def _added(match: re.Match[str]) -> str:
+    """1.3亿 -> 130000000, 3亿5000万 -> 350000000, 1万5 -> 15000; numbers that make no sum stay apart.
+
+    Numerals without digits are left to cn2an.
+    """
+    if not re.search(r"\d", match[0]):
+        return match[0]
+    apart: list[Decimal] = []
+    total = section = Decimal(0)  # up to the last 万 or 亿, and since then
+    least: float = inf  # unit that the next number of the section is below
+    scale: float = inf  # the last 万 or 亿
+    is_sum, unit = True, 1
+    for number, units in _TERM.findall(match[0]):
+        value = Decimal(_DIGITS.get(number) or number)
+        small, big = (prod(_UNITS[u] for u in units if u in some) for some in ("十百千", "万亿"))
+        unit = small * big
+        apart.append(value * unit)
+        is_sum &= value * small < least
+        section, least = section + value * small, small
+        if big > scale:  # 3万5千亿
+            is_sum &= section < scale
+            total, section = (total + section) * big, Decimal(0)
+        elif big > 1:
+            is_sum &= section * big < scale
+            total, section = total + section * big, Decimal(0)
+        if big > 1:
+            least, scale = inf, big
+    if match[2]:
+        last = Decimal(match[2])
+        apart.append(last)
+        if not match[1] and len(match[2]) == 1:  # 1万5 is 1万5千
+            last *= unit // 10
+        is_sum &= last < unit
+        section += last
+    found = [total + section] if is_sum else apart
+    return f" {' '.join(f'{value.normalize():f}' for value in found)} "
 
 
 @lru_cache(maxsize=1)

@@ -25,7 +25,7 @@ from lit_moss.audio import io, rates
 from lit_moss.data.conversation import PAIRS
 from lit_moss.evaluate import spoken_qa
 from lit_moss.evaluate.answers import Answerer, at_16khz
-from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, wilson
+from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, named, wilson
 from lit_moss.evaluate.matching import match_norm, word_errors
 from lit_moss.evaluate.question_options import QuestionOptions
 from lit_moss.evaluate.questions import Question, read_questions
@@ -303,7 +303,7 @@ def report(
     if "wer" in spoken:
         lines += [f"Word errors of spoken replies against their own text: {spoken['wer']:.3f}.", ""]
     failed = {f"{row['pair']}/{row['id']}": row["failed"] for row in [*rows, *parts] if row["failed"]}
-    lines += spoken_qa.named("Failed, counted as wrong", failed)
+    lines += named("Failed, counted as wrong", failed)
     return "\n".join(lines).rstrip() + "\n"
 
 

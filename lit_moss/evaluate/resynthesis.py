@@ -44,20 +44,13 @@ from lit_moss.devices import moved
 from lit_moss.errors import UserError
 from lit_moss.evaluate import judges, wer
 from lit_moss.evaluate.clips import Clip, read_clips
-from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table
-from lit_moss.evaluate.intervals import half_width
+from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result
+from lit_moss.evaluate.resynthesis_report import MEASURES, means, report
 from lit_moss.evaluate.utmos import Utmos
 from lit_moss.hub import open_codec
 
 Rung = Literal["original", "vocoder", "codec", "stream"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
-# Means over clips; word errors are computed apart.
-MEASURES = (
-    "similarity", "similarity_prompt", "dnsmos", "dnsmos_sig", "dnsmos_bak", "utmos", "mcd_db", "roughness",
-    "rtf", "first_sound_sec", "seam_ratio",
-)  # fmt: skip
-WORD_ERRORS = ("wer_seed", "wer_seed_pooled", "wer_normalised", "wer_normalised_pooled")
-METRICS = ("wer", *MEASURES)
 COLUMNS = (
     "clip", "rung", "seconds", "errors", "words", *MEASURES, *(f"wer_{mode}" for mode in wer.MODES),
     "reference", "hypothesis", FAILED,
@@ -337,79 +330,6 @@ def voice_of(prompt_T: Tensor | None, wave_T: Tensor, codec: Codec) -> Prompt:
     if prompt_T is not None:
         return codec.prompt(prompt_T, rates.DECODER_RATE_HZ)
     return Prompt.none(None if codec.speaker is None else codec.speaker(at_16khz(wave_T)))
-
-
-def means(
-    rows: list[dict[str, Any]], rungs: Sequence[str], language: str = "en"
-) -> dict[str, dict[str, float]]:
-    """Rung -> errors over words, the rates of `WORD_ERRORS`, and the mean of all else that was measured."""
-    metrics: dict[str, dict[str, float]] = {}
-    for rung in rungs:
-        own = [row for row in rows if row["rung"] == rung]
-        values = metrics[rung] = {}
-        words = sum(row["words"] or 0 for row in own)
-        if words:
-            values["wer"] = sum(row["errors"] for row in own) / words
-        spoken = [row for row in own if row.get("reference") and row.get("hypothesis") is not None and words]
-        for mode in wer.MODES if spoken else ():
-            counts = [wer.errors(row["reference"], row["hypothesis"], language, mode) for row in spoken]
-            values[f"wer_{mode}"], values[f"wer_{mode}_pooled"] = (
-                wer.mean_rate(counts),
-                wer.pooled_rate(counts),
-            )
-        for key in MEASURES:
-            measured = [row[key] for row in own if row.get(key) is not None]
-            if measured:
-                values[key] = sum(measured) / len(measured)
-    return metrics
-
-
-def report(
-    metrics: dict[str, dict[str, float]],
-    rows: Sequence[dict[str, Any]],
-    config: Config,
-    clips: int,
-    unread: list[str],
-) -> str:
-    """Markdown: a table with a line per rung, and one of the word errors in %."""
-    text = (
-        f"# Resynthesis: {config.codec}\n\n{clips} clips of {config.clips}, {len(unread)} failures; ASR "
-        f"{config.judge}, speaker encoder {config.speaker}, voice prompt {config.voice_prompt}; ± is half of "
-        "a 95 % interval"
-        + (f"; not readable, counted as not recognised: {', '.join(unread)}" if unread else "")
-        + f"\n\n{_table(metrics, rows, METRICS)}"
-    )
-    if any("wer_seed" in values for values in metrics.values()):
-        unit, after = "Word", "Whisper's normaliser"
-        if config.language == "zh":
-            unit, after = "Character", "simplification and with digits written out"
-        text += (
-            f"\n{unit} errors in %: wer_seed as Seed-TTS-Eval (mean of clips, no normalisation of numbers), "
-            f"wer_normalised after {after}\n\n{_table(metrics, rows, WORD_ERRORS, 100)}"
-        )
-    if any("similarity" in values for values in metrics.values()):
-        text += "\nsimilarity: with the recording itself; similarity_prompt: with the voice prompt\n"
-    return text
-
-
-def _table(
-    metrics: dict[str, dict[str, float]],
-    rows: Sequence[dict[str, Any]],
-    names: Sequence[str],
-    scale: float = 1,
-) -> str:
-    """Markdown of those measures that there are, with intervals where they are means over clips."""
-    heads = [name for name in names if any(name in values for values in metrics.values())]
-    lines = []
-    for rung, values in metrics.items():
-        line: dict[str, Any] = {"": rung}
-        for name in heads:
-            own = [row[name] for row in rows if row["rung"] == rung and row.get(name) is not None]
-            half = half_width(own) if name in values else None
-            value = f"{scale * values[name]:.3f}" if name in values else ""
-            line[name] = value if half is None else f"{value} ± {scale * half:.3f}"
-        lines.append(line)
-    return markdown_table(lines)
 
 
 def at_16khz(wave_T: Tensor) -> Tensor:

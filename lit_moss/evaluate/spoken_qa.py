@@ -22,7 +22,7 @@ from lit_moss.corpora.manifest import Utterance
 from lit_moss.data.conversation import PAIRS
 from lit_moss.errors import UserError
 from lit_moss.evaluate.answers import Answerer, Ask
-from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, wilson
+from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, named, wilson
 from lit_moss.evaluate.matching import NORMALISER, match_norm, match_raw, word_errors
 from lit_moss.evaluate.qa_judge import Judged, QAJudge
 from lit_moss.evaluate.question_options import QuestionOptions
@@ -35,7 +35,6 @@ from lit_moss.records import file_name
 Row = dict[str, Any]
 RULES = ("match_norm", "match_raw", "judge")
 OWN_TEXT = "text_"  # begins the columns of the own text of spoken replies
-_SHOWN = 10  # failures and unparsable verdicts that a report names
 
 
 @dataclass
@@ -108,7 +107,8 @@ def open_judge(config: Config, folder: Path) -> QAJudge | None:
         response_format=config.judge_response_format,
     )
     answers = Answers(folder / "judge.sqlite")
-    return QAJudge(ChatEndpoint(server, answers, "spoken_qa", config.judge_max_requests))
+    limit = config.judge_max_requests
+    return QAJudge(ChatEndpoint(server, answers, "spoken_qa", limit, prefix="judge_"))
 
 
 def ask_all(
@@ -323,10 +323,16 @@ def report(rows: Sequence[Row], config: Config, answerer: Answerer) -> str:
     for pair, own in by_pair(rows).items():
         if parts := parts_of(own):
             lines += [f"## Parts of {pair}", "", score_table(parts)]
-    lines += named("Failed, counted as wrong", {row["id"]: row["failed"] for row in rows if row["failed"]})
+    several = len(config.pairs) > 1
+
+    def name(row: Row) -> str:
+        return f"{row['pair']}/{row['id']}" if several else row["id"]
+
+    lines += named("Failed, counted as wrong", {name(row): row["failed"] for row in rows if row["failed"]})
     for prefix in ("", OWN_TEXT):
-        unparsed = {row["id"]: row[f"{prefix}judge_why"] for row in rows if f"{prefix}unparsable" in row}
-        lines += named("Without a verdict of the judge, counted as wrong", unparsed)
+        unparsed = {name(row): row[f"{prefix}judge_why"] for row in rows if f"{prefix}unparsable" in row}
+        what = "own text, without" if prefix else "Without"
+        lines += named(f"{what.capitalize()} a verdict of the judge, counted as wrong", unparsed)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -384,12 +390,3 @@ def _filled(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines without columns that are empty in all of them."""
     heads = [head for head in (lines[0] if lines else ()) if any(line[head] is not None for line in lines)]
     return [{head: line[head] for head in heads} for line in lines]
-
-
-def named(title: str, reasons: Mapping[str, str]) -> list[str]:
-    """Lines with a heading, the number of some items, and the first of them with their reasons."""
-    if not reasons:
-        return []
-    shown = [f"- {name}: {why}" for name, why in list(reasons.items())[:_SHOWN]]
-    more = [f"- and {len(reasons) - _SHOWN} more, see items.csv"] if len(reasons) > _SHOWN else []
-    return [f"## {title}: {len(reasons)}", "", *shown, *more, ""]

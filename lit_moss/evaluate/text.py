@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from lit_moss.errors import UserError
 from lit_moss.evaluate.evaluation import Evaluation, markdown_table, wilson
+from lit_moss.evaluate.task_files import files_of_tasks
 from lit_moss.evaluate.text_model import open_text_model
 
 EXTRA = "text benchmarks need lm-eval: pip install 'lit-moss[evaluate]'"
@@ -85,7 +86,8 @@ def run(config: Config) -> dict[str, float]:
         raise UserError(EXTRA) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     local = [task for task in config.tasks if Path(task).is_file()]
-    sources = [config.model, *local, *config.task_folders]
+    tasks_from = [*local, *config.task_folders]
+    sources = [config.model, *tasks_from, *files_of_tasks(tasks_from)]
     with Evaluation("text", config, sources, config.again) as evaluation:
         if (known := evaluation.done()) is not None:
             return known

@@ -28,7 +28,7 @@ from lit_moss.corpora.manifest import Utterance, read_manifest
 from lit_moss.data.transcripts import normalise
 from lit_moss.devices import has_fast_bf16
 from lit_moss.errors import UserError
-from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table
+from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, named
 from lit_moss.evaluate.intervals import pooled_interval
 from lit_moss.evaluate.judges import word_errors
 from lit_moss.evaluate.probe_codes import SHUFFLED, CodeSource, entropy_bits, open_codes
@@ -110,8 +110,9 @@ class Config:
         if self.ctc < 0:
             raise UserError(f"ctc is {self.ctc}, expected 0 (off) or more")
         for key in ("dev_items", "limit", "train_items"):
-            if (getattr(self, key) or 1) < 1:
-                raise UserError(f"{key} is {getattr(self, key)}, expected 1 or more, or null")
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"{key} is {value}, expected 1 or more, or null for all")
 
     def options(self) -> ProbeOptions:
         """What a probe needs to know."""
@@ -313,16 +314,21 @@ def report(
     config: Config, lists: Lists, table: Sequence[dict[str, Any]], judged: Sequence[tuple[Item, Result]]
 ) -> str:
     """Markdown."""
-    failures = sum(FAILED in result for _, result in judged)
+    failed = {
+        f"{item.id} ({lists.of[item.split][item.utterance].id})": result[FAILED]
+        for item, result in judged
+        if FAILED in result
+    }
     counts = ", ".join(f"{name} {len(utterances)}" for name, utterances in lists.of.items())
     size = f" ({config.layers} layers of {config.width}, characters)" if config.probe_from == RANDOM else ""
     unit = "character" if config.language == "zh" else "word"
     ctc = f", CTC {config.ctc}" if config.ctc else ""
     return (
         f"# Tokenizer probe from {config.probe_from}{size}\n\n{config.steps} steps of {config.batch_rows} "
-        f"rows, seed {config.seed}{ctc}; utterances: {counts}; {failures} failures; {unit} errors pooled, "
+        f"rows, seed {config.seed}{ctc}; utterances: {counts}; {len(failed)} failures; {unit} errors pooled, "
         "lower case without punctuation; weights of the lowest dev error; 95 % intervals by a bootstrap over "
         f"utterances\n\n{markdown_table(table)}"
+        + "\n".join(["", *named("Failed, counted as not recognised", failed)])
     )
 
 

@@ -143,8 +143,16 @@ class Answers:
                 (run, requests, tokens),
             )
 
-    def reserve(self, run: str, max_requests: int | None, max_tokens_total: int | None) -> None:
+    def reserve(
+        self, run: str, max_requests: int | None, max_tokens_total: int | None, prefix: str = ""
+    ) -> None:
         """Counts a request that is about to be sent.
+
+        Args:
+            run: Whose spend it is.
+            max_requests: See `ChatEndpoint`.
+            max_tokens_total: See `ChatEndpoint`.
+            prefix: See `ChatEndpoint`.
 
         Raises:
             UserError: if the run has reached a limit.
@@ -162,8 +170,8 @@ class Answers:
                 ):
                     if limit is not None and spent >= limit:
                         raise UserError(
-                            f"{name} is {limit} and {spent} are spent: raise {name} and run the same command "
-                            "again; what was answered is kept"
+                            f"{prefix}{name} is {limit} and {spent} are spent: raise {prefix}{name} and run "
+                            "the same command again; what was answered is kept"
                         )
                 self._base.execute(
                     "INSERT INTO spent VALUES (?, 1, 0) "
@@ -188,6 +196,7 @@ class ChatEndpoint:
         max_requests: Most requests of the run; None for no limit. Repetitions after 429, 5xx and timeouts,
             which no answer is paid for, are not counted.
         max_tokens_total: Most tokens of the run; requests already under way are finished.
+        prefix: What the user's names of the limits begin with, for messages.
 
     Raises:
         UserError: if `openai` is not installed or there is no key for OpenAI's own server.
@@ -200,6 +209,7 @@ class ChatEndpoint:
         run: str,
         max_requests: int | None = None,
         max_tokens_total: int | None = None,
+        prefix: str = "",
     ) -> None:
         try:
             import openai
@@ -208,7 +218,7 @@ class ChatEndpoint:
                 "an endpoint needs the package openai: pip install 'lit-moss[prepare]'"
             ) from error
         self._openai, self._server, self._answers, self._run = openai, server, answers, run
-        self._limits = (max_requests, max_tokens_total)
+        self._limits = (max_requests, max_tokens_total, prefix)
         self._key = os.environ.get(server.api_key_env, "").strip()
         if not self._key and server.base_url is None and not os.environ.get("OPENAI_BASE_URL"):
             raise UserError(

@@ -1,6 +1,6 @@
 """The folder of a run, RUN_ROOT/NAME/RUN_NAME: which files are in it, and what they hold.
 
-run.json            id of its MLflow run; its presence makes a folder a run
+run.json            id of its MLflow run, `kind` where it is no training; its presence makes a folder a run
 config.yaml         the whole resolved configuration of the latest start
 checkpoints/        states and weights, see `lit_moss.runs.checkpoints`
 result.json         step, last, lowest and highest values of its metrics
@@ -71,7 +71,9 @@ class RunFolder:
 
     @classmethod
     def all_in(cls, folder: Path) -> "list[RunFolder]":
-        """All runs of one name, in the order in which they were begun.
+        """All trainings of one name, in the order in which they were begun.
+
+        Evaluations of the same name, whose notes say so, are none.
 
         Args:
             folder: RUN_ROOT/NAME.
@@ -79,7 +81,7 @@ class RunFolder:
         notes = sorted(
             folder.glob(f"*/{_NOTE}"), key=lambda note: (note.stat().st_mtime_ns, note.parent.name)
         )
-        return [cls(note.parent) for note in notes]
+        return [cls(note.parent) for note in notes if "kind" not in json.loads(note.read_text())]
 
     # --- what makes it a run --------------------------------------------------------------------------------
 
@@ -96,14 +98,18 @@ class RunFolder:
         """
         return json.loads((self.path / _NOTE).read_text())["mlflow_run_id"]
 
-    def begin(self, mlflow_run_id: str | None) -> None:
+    def begin(self, mlflow_run_id: str | None, kind: str | None = None) -> None:
         """Makes the folder a run, or replaces its MLflow run.
 
         The file keeps the time of the first call, by which the newest run is chosen.
+
+        Args:
+            mlflow_run_id: Its MLflow run.
+            kind: What it is instead of a training: `evaluation`.
         """
         note = self.path / _NOTE
         before = note.stat() if note.exists() else None
-        write_json(note, {"mlflow_run_id": mlflow_run_id})
+        write_json(note, {"mlflow_run_id": mlflow_run_id} | ({"kind": kind} if kind else {}))
         if before is not None:
             os.utime(note, ns=(before.st_atime_ns, before.st_mtime_ns))
 

@@ -18,12 +18,13 @@ from typing import Any
 import yaml
 
 from lit_moss.errors import UserError
+from lit_moss.files import atomic_write
 from lit_moss.runs.folder import Result, RunFolder
 
 TAGS_VARIABLE = "LIT_MOSS_RUN_TAGS"  # JSON: MLflow tags of the run that is started
 PARENT_VARIABLE = "LIT_MOSS_PARENT"  # id of the process that the started one must not outlive
 METRICS_VARIABLE = "LIT_MOSS_METRICS"  # JSON: metrics that every validation of the run must give
-_SAVING_SEC = 60.0  # a run that is to end has so long for the step that it is in, and for its state
+SAVING_SEC = 60.0  # a run that is to end has so long for the step that it is in, and for its state
 
 
 class RunError(Exception):
@@ -72,15 +73,17 @@ def run_fit(
 
 
 def _run_fit(config: dict[str, Any], run: RunFolder, environment: dict[str, str]) -> Result:
-    if run.recipe_file.exists():
-        _check_same(yaml.safe_load(run.recipe_file.read_text()), config, run)
-    until = time.monotonic() + _SAVING_SEC + 5
+    begun = yaml.safe_load(run.recipe_file.read_text()) if run.recipe_file.exists() else None
+    if begun is not None:
+        _check_same(begun, config, run)
+    until = time.monotonic() + SAVING_SEC + 5
     while run.is_held() and time.monotonic() < until:  # by the run of a program that was ended just now
         time.sleep(0.2)
     result = run.result()
     if result is not None and (result["step"] >= config["trainer"]["max_steps"] or result.get("stopped")):
         return result
-    run.recipe_file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    with atomic_write(run.recipe_file) as partial:
+        partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     command = [sys.executable, "-m", "lit_moss", "fit", "-c", str(run.recipe_file),
                "--name", run.path.parent.name, "--run_root", str(run.path.parent.parent),
                "--run_name", run.path.name]  # fmt: skip
@@ -109,7 +112,7 @@ def _returncode(command: list[str], **options: Any) -> int:
     except BaseException:
         process.terminate()
         try:
-            process.wait(_SAVING_SEC)
+            process.wait(SAVING_SEC)
         except subprocess.TimeoutExpired:
             process.kill()
         raise
@@ -160,7 +163,7 @@ def end_with_parent(saving: bool = False) -> None:
             time.sleep(0.5)
         if saving and "LOCAL_RANK" not in os.environ:  # rank 0 sends it to the others
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(_SAVING_SEC)
+            time.sleep(SAVING_SEC)
         os._exit(1)  # as after a kill: what follows the last checkpoint is done again
 
     threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -60,6 +60,7 @@ class Tracker(Logger):
         flush_sec: Longest time in seconds before a metric is sent.
         give_up_sec: How many seconds the end of a run waits for a tracking server that does not answer. What
             could not be sent by then is written to `unsent_metrics.jsonl` in the run's folder.
+        kind: See `RunFolder.begin`.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class Tracker(Logger):
         flush_sec: float = 2.0,
         give_up_sec: float = 120.0,
         tags: Mapping[str, str] | None = None,
+        kind: str | None = None,
     ) -> None:
         super().__init__()
-        self._tags = dict(tags or {})
+        self._tags, self._kind = dict(tags or {}), kind
         self._began_folder = False  # whether this tracker has written `run.json`
         self._run_id_before: str | None = None  # what it held before
         self._from_step = 0
@@ -161,7 +163,7 @@ class Tracker(Logger):
         before = self.folder.mlflow_run_id if self.folder.is_run() else None
         if before is None or before != self._run_id:
             self._began_folder, self._run_id_before = True, before
-            self.folder.begin(self._run_id)
+            self.folder.begin(self._run_id, self._kind)
 
     @rank_zero_only
     def abandon(self) -> None:
@@ -174,7 +176,7 @@ class Tracker(Logger):
             self.folder.forget()
         elif self._began_folder:
             self._run_id = self._run_id_before
-            self.folder.begin(self._run_id)
+            self.folder.begin(self._run_id, self._kind)
 
     def _continued(self, client: Any) -> str | None:
         """The run to continue, set running; None if there is none."""
