@@ -170,6 +170,8 @@ class NonFiniteSteps(Callback):
             model = callback._average_model if isinstance(callback, WeightAveraging) else None
             if model is not None:
                 average: Any = model
+                if average.avg_fn is not None:
+                    average.avg_fn = partial(_keep_equal, average.avg_fn)
                 average.update_parameters = partial(_average, model, type(model).update_parameters)
 
     # --- checkpoints ----------------------------------------------------------------------------------------
@@ -237,6 +239,11 @@ def _not_finite(named: dict[str, Any]) -> str:
     norms = [torch.linalg.vector_norm(v, float("inf")).to(device, torch.float32) for v in local.values()]
     wrong = (~torch.isfinite(torch.stack(norms))).nonzero().flatten().tolist()
     return list(local)[wrong[0]] if wrong else ""
+
+
+def _keep_equal(average: Any, mean: Tensor, value: Tensor, steps: Any) -> Tensor:
+    """The new mean; where a value is the mean already it stays so to the bit, as frozen weights have to."""
+    return torch.where(mean == value, mean, average(mean, value, steps).to(mean.dtype))
 
 
 def _average(average: Any, update: Any, module: LightningModule) -> None:

@@ -9,7 +9,8 @@ and of rows fed one by one with a cache have to be the same.
 import copy
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -84,6 +85,7 @@ def check_backbone(config: PretrainedConfig, split: Split) -> None:
         return
     devices: list[int] = []  # only the CPU's generator is used, and given back as it was
     with (
+        _float32_by_default(),
         torch.random.fork_rng(devices),
         torch.device("cpu"),
         torch.autocast("cpu", enabled=False),
@@ -105,6 +107,17 @@ def check_backbone(config: PretrainedConfig, split: Split) -> None:
 
 
 _checked: set[str] = set()
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Lightning builds models with bfloat16 as the default where `precision` is bf16-true."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _check_computation(config: PretrainedConfig, split: Split) -> None:

@@ -20,6 +20,7 @@ import hashlib
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -185,6 +186,8 @@ class Decoder:
         self.device = lm.branches[0].head.weight.device
         layers = [layer for block in lm.blocks() for layer in block.layers]
         self.fast = all(map(runs_on, layers))
+        modules = [*layers, *(branch.head for branch in lm.branches)]
+        self.mixed = len({p.dtype for module in modules for p in module.parameters()}) > 1
         # transformers 5.24 renamed the argument of its layers.
         names = inspect.signature(layers[0].forward).parameters
         self.cache_name = "cache" if "cache" in names else "past_key_values"
@@ -247,8 +250,7 @@ class Decoder:
             stop = min(done + ahead, count)
             for made in range(done, stop):
                 new_BL = rows_BN[:, made - 1 : made] if made else self.prompt_BL
-                # In the weights' own precision: autocast would cast all of them again for each row.
-                with torch.autocast(self.device.type, enabled=False):
+                with self._precision():
                     self.forward(new_BL)
                     rows_BN[:, made] = self._next(new_BL[:, -1], made, modes)
             ahead = min(2 * ahead, most)
@@ -266,6 +268,12 @@ class Decoder:
                 ]
                 if not any(alive):
                     return
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The weights' own: autocast casts all of them again for each row. Weights of two dtypes need it."""
+        if self.mixed:
+            return nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
 
     def _modes(self, last: list[int], alive: list[bool]) -> set[Modality]:
         """Names of the branches that predict the rows after the last ones."""

@@ -19,7 +19,7 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from lit_moss.audio import rates
 from lit_moss.audio.features import CausalLogMel, whisper_log_mel
-from lit_moss.codec import ctc, quantizer
+from lit_moss.codec import SpeechTokenizer, ctc, quantizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 from lit_moss.codec.pretrained import load_encoder
 from lit_moss.contracts import SpeechData, data_of
@@ -291,7 +291,8 @@ class CodecEncoder(CodebookModule):
         pairs = [(hypothesis, text) for hypothesis, text in zip(hypotheses, batch.texts, strict=True) if text]
         for metric in (self.cer, self.wer):
             metric.update([hypothesis for hypothesis, _ in pairs], [text for _, text in pairs])
-        self.val_ctc.update(loss, len(batch))
+        if fitting := int(fits_B.sum()):
+            self.val_ctc.update(loss, fitting)
         self.val_too_long.update((~fits_B).sum())
         self._keep_examples(batch, mel_BMF, codes_BN, hypotheses)
 
@@ -337,17 +338,20 @@ class CodecEncoder(CodebookModule):
     )
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Codes and transcript of each utterance."""
+        """Codes, those of `SpeechTokenizer` in any precision, and transcript of each utterance."""
         assert self.head is not None and self.vocabulary is not None
         if not len(batch):
             return []
         _, pooled_BND, valid_BN = self.pooled_frames(self.log_mel(batch), batch.samples_B)
-        codes_BN = self.encoder.quantize(pooled_BND)
+        waves = [wave[:n] for wave, n in zip(batch.wave_BT, batch.samples_B.tolist(), strict=True)]
+        codes = SpeechTokenizer(self.encoder).encode(waves, rates.TOKENIZER_RATE_HZ)
+        codes_BN = torch.zeros(valid_BN.shape, dtype=torch.long, device=self.device)
+        codes_BN[valid_BN] = torch.cat(codes).to(self.device)
         log_probs = self.head(self.encoder.codebook(codes_BN) if self.quantizing else pooled_BND)
         paths = ctc.greedy(log_probs, valid_BN.sum(dim=1) * rates.HIDDEN_PER_CODE)
         return [
-            {"id": name, "codes": codes[valid].tolist(), "text": self.vocabulary.decode(path)}
-            for name, codes, valid, path in zip(batch.ids, codes_BN, valid_BN, paths, strict=True)
+            {"id": name, "codes": own.tolist(), "text": self.vocabulary.decode(path)}
+            for name, own, path in zip(batch.ids, codes, paths, strict=True)
         ]
 
 

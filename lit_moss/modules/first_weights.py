@@ -22,6 +22,8 @@ from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.trunk_ctc import stored_head
 from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
+_LAYERS = 4  # of each tail, as the released model has
+
 
 @dataclass(frozen=True)
 class Start:
@@ -29,7 +31,7 @@ class Start:
 
     Args:
         backbone: The text model.
-        num_modality_layers: Layers of each tail.
+        num_modality_layers: Layers of each tail; None for those of a folder in `init_from`, else 4.
         joint: No split.
         init_from: Weights to start from instead.
         init_codes: What embeddings of codes start from.
@@ -37,7 +39,7 @@ class Start:
     """
 
     backbone: str
-    num_modality_layers: int
+    num_modality_layers: int | None
     joint: bool
     init_from: str | None
     init_codes: InitCodes
@@ -62,12 +64,14 @@ class Start:
             record = ModelRecord.read(source)
             record.check(source, **known)
             self._warn_of_other_replies(trainer, record)
-            return SplitLM.from_pretrained(source), None
+            lm = SplitLM.from_pretrained(source)
+            self._check_split(lm)
+            return lm, None
         path = None if source is None else stage_checkpoint(source)
         checkpoint = None if path is None else load_checkpoint(path, mmap=True)
         lm = SplitLM.from_backbone(
             self.backbone,
-            self.num_modality_layers,
+            _LAYERS if self.num_modality_layers is None else self.num_modality_layers,
             row_format.audio_vocab_size,
             self.joint,
             self.dtype,
@@ -82,6 +86,14 @@ class Start:
         if trainer.state.fn == "fit" and not resumes:
             self._init_codes(trainer, lm)
         return lm, None
+
+    def _check_split(self, lm: SplitLM) -> None:
+        layers, own = self.num_modality_layers, lm.config.num_modality_layers
+        if self.joint != lm.config.joint or (layers is not None and layers != own):
+            raise UserError(
+                f"model.num_modality_layers is {layers} and joint {self.joint}, {self.init_from} has {own} "
+                f"and {lm.config.joint}: a model in a folder keeps its split, leave both out"
+            )
 
     def _init_codes(self, trainer: Trainer, lm: SplitLM) -> None:
         if self.init_codes == "random":

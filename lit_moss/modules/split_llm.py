@@ -46,7 +46,7 @@ class SplitLLM(StepModule):
 
     Args:
         backbone: Folder, Hugging Face id, or `embedded:smollm2-135m`.
-        num_modality_layers: Layers of each tail.
+        num_modality_layers: Layers of each tail; None for those of a folder in `init_from`, else 4.
         joint: No split: codes join the text vocabulary, one softmax (NF-NoSplit).
         init_from: Weights to start from instead of the backbone's: a checkpoint of an earlier stage, a folder
             of a run or of a name's runs (the newest checkpoint), or a folder of a split model. The optimizer
@@ -92,7 +92,7 @@ class SplitLLM(StepModule):
     def __init__(
         self,
         backbone: str = "embedded:smollm2-135m",
-        num_modality_layers: int = 4,
+        num_modality_layers: int | None = None,
         joint: bool = False,
         init_from: str | None = None,
         lr: float = 4e-4,
@@ -190,10 +190,10 @@ class SplitLLM(StepModule):
             return self.lm
         if stages.is_split(Path(self.backbone)):
             return SplitLM.from_pretrained(self.backbone)
-        row_format = self.lm.format
+        row_format, layers = self.lm.format, self.lm.config.num_modality_layers
         audio = row_format.audio_vocab_size
         return SplitLM.from_backbone(
-            self.backbone, self.num_modality_layers, audio, dtype=self.weights_dtype, row_format=row_format
+            self.backbone, layers, audio, dtype=self.weights_dtype, row_format=row_format
         )
 
     def _check_trained(self, trained: set[str]) -> None:

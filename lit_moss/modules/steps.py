@@ -52,7 +52,16 @@ class StepModule(LightningModule):
 
     def on_device(self, value: float) -> Tensor:
         """A number to log, created on the device: `self.log` of a float copies it there and waits."""
-        return torch.full((), float(value), device=self.device)
+        return torch.full((), float(value), dtype=torch.float32, device=self.device)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Undoes one of two divisions by the number of micro-batches, with DeepSpeed: its engine's.
+
+        Lightning has divided the loss already, so that gradients would be that much too small, and clipping
+        would hardly ever clip.
+        """
+        if getattr(self.trainer.strategy, "handles_gradient_accumulation", False):
+            loss.mul_(self.trainer.accumulate_grad_batches)
 
     def adamw(self, groups: list[dict[str, Any]], **options: Any) -> torch.optim.AdamW:
         """AdamW; fused on CUDA, where it can skip a step without the host knowing.

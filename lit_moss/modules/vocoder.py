@@ -64,7 +64,7 @@ class Vocoder(StepModule):
         discriminators: Their sizes; None is HiFi-GAN's and UnivNet's.
         lr: Base learning rate.
         discriminator_lr: Base learning rate of the discriminators; None is `lr`.
-        weight_decay: AdamW's decay, of matrices alone.
+        weight_decay: AdamW's decay, of the network's matrices alone and of all of the discriminators.
         examples: Validated clips that are kept as sounds and pictures.
     """
 
