@@ -3,6 +3,8 @@
     default   glibc's allocator as it is
     kept      freed memory is kept, by mallopt
     huge      the same by GLIBC_TUNABLES, with pages of 2 MB
+    tcmalloc  TCMalloc, which keeps freed memory (Debian: libtcmalloc-minimal4), where it is installed
+    jemalloc  jemalloc, told to keep it (Debian: libjemalloc2), where it is installed
 
     python -m experiments.benches.allocator [--rows 1024] [--steps 6] [--repeats 3]
 
@@ -21,12 +23,23 @@ import resource
 import statistics
 import subprocess
 import sys
+from ctypes.util import find_library
 
 HUGE = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:"
     "glibc.malloc.top_pad=268435456:glibc.malloc.arena_max=1"
 )
-WAYS = ("default", "kept", "huge")
+ENVIRONMENTS = {
+    "default": {},
+    "kept": {},
+    "huge": {"GLIBC_TUNABLES": HUGE},
+    "tcmalloc": {"LD_PRELOAD": "libtcmalloc_minimal.so.4", "TCMALLOC_RELEASE_RATE": "0"},
+    "jemalloc": {
+        "LD_PRELOAD": "libjemalloc.so.2",
+        "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1,metadata_thp:auto,thp:always",
+    },
+}
+LIBRARIES = {"tcmalloc": "tcmalloc_minimal", "jemalloc": "jemalloc"}
 # Options of mallopt (malloc.h): large blocks from the heap too (M_MMAP_MAX), which is never trimmed
 # (M_TRIM_THRESHOLD), grows by 64 MB at least (M_TOP_PAD) and is one for all threads (M_ARENA_MAX).
 KEPT = {-4: 0, -1: -1, -2: 64 * 2**20, -8: 1}
@@ -49,19 +62,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", choices=WAYS)
+    parser.add_argument("--one", choices=ENVIRONMENTS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options.rows, options.steps)))
         return
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    found: dict[str, list[dict[str, float]]] = {
+        way: [] for way in ENVIRONMENTS if way not in LIBRARIES or find_library(LIBRARIES[way])
+    }
     for _ in range(options.repeats):
-        for way in WAYS:
+        for way in found:
             words = ["--one", way, "--rows", str(options.rows), "--steps", str(options.steps)]
-            environment = os.environ | ({"GLIBC_TUNABLES": HUGE} if way == "huge" else {})
             done = subprocess.run(
                 [sys.executable, "-m", "experiments.benches.allocator", *words],
-                env=environment, stdout=subprocess.PIPE, text=True, check=True,
+                env=os.environ | ENVIRONMENTS[way], stdout=subprocess.PIPE, text=True, check=True,
             )  # fmt: skip
             found[way].append(json.loads(done.stdout.splitlines()[-1]))
             print(way, found[way][-1], flush=True)

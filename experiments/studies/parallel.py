@@ -1,7 +1,8 @@
 """Runs of a study at the same time, each after the one it starts from."""
 
+import queue
+import threading
 from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -11,23 +12,35 @@ Value = TypeVar("Value")
 def run_all(runs: Mapping[Key, Callable[[], Value]], after: Mapping[Key, Key], jobs: int) -> dict[Key, Value]:
     """Results of all runs; the first error is raised once those that had begun have ended.
 
+    Ctrl-C does not wait: the runs' processes notice that this one is gone, write their states and end.
+
     Args:
         runs: Name -> the run, each after the one it starts from.
         after: Name -> the run that must have ended before.
         jobs: Runs at a time.
     """
-    started: dict[Key, Future[Value]] = {}
+    waiting, running, results, errors = [*runs], set[Key](), dict[Key, Value](), list[BaseException]()
+    ended: queue.Queue[Key] = queue.Queue()
 
-    def one(key: Key, before: Future[Value] | None) -> Value:
-        if before is not None:
-            before.result()
-        return runs[key]()
-
-    with ThreadPoolExecutor(jobs) as pool:
-        for key in runs:  # in this order, so that what a run waits for has begun before it
-            started[key] = pool.submit(one, key, started[after[key]] if key in after else None)
+    def work(key: Key) -> None:
         try:
-            return {key: future.result() for key, future in started.items()}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that run are waited for
-            raise
+            value = runs[key]()
+        except BaseException as error:
+            errors.append(error)
+        else:
+            results[key] = value
+        ended.put(key)
+
+    while running or (waiting and not errors):
+        ready = [key for key in waiting if key not in after or after[key] in results]
+        for key in [] if errors else ready[: jobs - len(running)]:
+            waiting.remove(key)
+            running.add(key)
+            # A thread that the end of this process does not wait for.
+            threading.Thread(target=work, args=(key,), daemon=True).start()
+        if not running:
+            raise ValueError(f"{waiting} follow runs that are not among these")
+        running.remove(ended.get())
+    if errors:
+        raise errors[0]
+    return {key: results[key] for key in runs}

@@ -195,6 +195,7 @@ class Stages:
             while not ended.wait(_PERIOD_SEC):
                 self._write(name, digest, spans())
 
+        self._write(name, digest, before)  # from here on what an earlier run has made is no longer its own
         thread = threading.Thread(target=watch, daemon=True, name="clock")
         thread.start()
         try:

@@ -31,6 +31,7 @@ from experiments.studies.stages import Planned, Stage, Stages, file_digest, run_
 from experiments.studies.talk_options import BEFORE, CHAINS, CONF, EVALUATIONS, FITS, Options
 from lit_moss.cli.evaluate import BENCHMARKS
 from lit_moss.corpora import facts as known
+from lit_moss.errors import UserError
 from lit_moss.evaluate.probe_codes import SHUFFLED
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import run_fit
@@ -110,7 +111,9 @@ class Talk:
             named[f"sft-{form}"] = partial(self._fit, f"sft-{form}")
             named[f"export-{form}"] = partial(self._export, form)
             named[f"qa-{form}"] = partial(self._evaluate, f"qa-{form}")
-        upto = list(named).index(o.until) + 1 if o.until in named else len(named)
+        if o.until is not None and o.until not in named:
+            raise UserError(f"until is {o.until}, which is switched off: expected one of {', '.join(named)}")
+        upto = len(named) if o.until is None else list(named).index(o.until) + 1
         return [
             Planned(name, self.reads(name), build, alone=name.partition("-")[0] not in _BESIDE)
             for name, build in list(named.items())[:upto]
@@ -189,7 +192,7 @@ class Talk:
     def placed(self, name: str) -> dict[str, Any]:
         """The same with the study's folders."""
         model = self.options.model_of(name.partition("-")[2])
-        names = {"data/talk": str(self.options.folder), "models/talk": str(model)}
+        names = {"data/talk/model": str(model), "data/talk": str(self.options.folder)}
         names |= {f"runs/talk_{fit}": str(folder) for fit, folder in self._folders.items()}
         return self._named(self.recipe(name), names)
 

@@ -181,7 +181,10 @@ class MossCLI(LightningCLI):
         return kwargs
 
     def predict(self, **kwargs: Any) -> None:
-        """Runs `Trainer.predict` and writes what it returns into the run's folder, one JSON line an item."""
+        """Runs `Trainer.predict` and writes what it returns, one JSON line an item.
+
+        Into the run's folder, or beside a checkpoint that is in none.
+        """
         assert self._checkpoint is not None
         if (count := self.trainer.world_size) > 1:
             raise UserError(
@@ -190,7 +193,8 @@ class MossCLI(LightningCLI):
             )
         batches = self.trainer.predict(**kwargs) or []
         items = [item for batch in batches for item in batch]
-        file = RunFolder(self._checkpoint.absolute().parent.parent).write_predictions(items)
+        run = RunFolder.of_checkpoint(self._checkpoint) or RunFolder(self._checkpoint.absolute().parent)
+        file = run.write_predictions(items)
         print(f"{file}: {len(items)} items")
 
     def _agree(self) -> None:

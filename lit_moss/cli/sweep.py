@@ -8,7 +8,9 @@ machine's runs. At the end the report and pictures are in RUN_ROOT/studies/STUDY
 MLflow run. `optuna-dashboard STORAGE` shows the study while it runs.
 """
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -100,7 +102,7 @@ def _check_complete(study: "Study", sweep: "Sweep", report: Path) -> None:
 
 def _run_workers(count: int, words: Sequence[str]) -> None:
     """The same command in `count` processes, each running trials on its own share of the GPUs."""
-    from lit_moss.runs.launch import PARENT_VARIABLE
+    from lit_moss.runs.launch import PARENT_VARIABLE, SAVING_SEC
 
     command = [sys.executable, "-m", "lit_moss", "sweep", *(word for word in words if word != RETRY_FLAG)]
     workers = []
@@ -108,8 +110,17 @@ def _run_workers(count: int, words: Sequence[str]) -> None:
         environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
         if share:
             environment[DEVICES_VARIABLE] = ",".join(share)
-        workers.append(subprocess.Popen(command, env=environment))
-    codes = [worker.wait() for worker in workers]
+        # A process group of its own: Ctrl-C in a terminal reaches it once, by the handler below.
+        workers.append(subprocess.Popen(command, env=environment, process_group=0))
+    try:
+        codes = [worker.wait() for worker in workers]
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.send_signal(signal.SIGINT)
+        for worker in workers:  # their runs write their states, and they note that no trial has died
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(SAVING_SEC + 5)
+        raise
     if 2 in codes:
         raise UserError("a worker stopped at a mistake in the study, see its line above; repeat the command")
 
