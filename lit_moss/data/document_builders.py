@@ -1,5 +1,6 @@
 """Rows of token documents, one class per kind: interleaved, speech alone, text alone, conversations."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class InterleavedBuilder(DocumentBuilder):
 
     @staticmethod
     def recordings(path: Path) -> list[Utterance]:
-        return _manifest(path, "interleaved")
+        return _trusted(path, "interleaved")
 
     def add_speech(self, path: Path, utterances: Sequence[Utterance], encoded: EncodedUtterances) -> None:
         super().add_speech(path, utterances, encoded)
@@ -98,6 +99,9 @@ class InterleavedBuilder(DocumentBuilder):
             for number, (start, stop) in enumerate(_parts(chunks, options["document_sec"])):
                 part, chosen = chunks[start:stop], modalities[start:stop]
                 rows = interleave(part, chosen, self.row_format)
+                if len(rows) < 2:  # a text of no token, and no code
+                    self.skipped += [u.id for u, _ in members]
+                    continue
                 spoken = sum(len(c.codes) for c, m in zip(part, chosen, strict=True) if m == "speech")
                 name = group_name + (f"+{number}" if number else "")
                 said = spoken_text(part, chosen) if self._keeps_text else None
@@ -154,7 +158,7 @@ class InterleavedBuilder(DocumentBuilder):
 def _given_chunks(u: Utterance, codes: int) -> list[TimedChunk]:
     try:
         return read_chunks(u.extra["chunks"], codes)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(
             f"{u.id}: chunks are no list of [first word, stop word, start, end, text] in order ({error}): "
             "chunk them again"
@@ -262,7 +266,7 @@ class TranscriptBuilder(DocumentBuilder):
 
     @staticmethod
     def recordings(path: Path) -> list[Utterance]:
-        return _manifest(path, "transcripts")
+        return _trusted(path, "transcripts")
 
     def documents(self, path: Path) -> Iterator[Document]:
         options, rows_of = self.options, {"asr": self._asr, "tts": self._tts}
@@ -310,6 +314,21 @@ def _manifest(path: Path, kind: str) -> list[Utterance]:
     if entries != "speech":
         raise UserError(f"{path} holds {entries}, expected a manifest for kind {kind}")
     return read_manifest(path)
+
+
+def _trusted(path: Path, kind: str) -> list[Utterance]:
+    """Those of a manifest whose transcripts are trusted: not `use: speech`."""
+    found = _manifest(path, kind)
+    trusted = [u for u in found if u.extra.get("use") != "speech"]
+    if len(trusted) < len(found):
+        print(
+            f"{path}: {len(found) - len(trusted)} of {len(found)} utterances have `use: speech`, their "
+            f"transcripts are not trusted: left out of documents of kind {kind}",
+            file=sys.stderr,
+        )
+    if not trusted:
+        raise UserError(f"{path} has no utterance for kind {kind}: take kind unsupervised, or align better")
+    return trusted
 
 
 def _parts(chunks: Sequence[Chunk], document_sec: float) -> list[tuple[int, int]]:

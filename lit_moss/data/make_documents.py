@@ -79,6 +79,7 @@ def make_documents(
     out: Path | None = None,
     options: dict[str, Any] | None = None,
     log_mel: str | None = None,
+    max_bad_share: float = 0.01,
 ) -> Path:
     """Folder of token documents; made once for the same inputs, then taken from the cache.
 
@@ -91,6 +92,7 @@ def make_documents(
         out: Folder to make; must not exist. None: a folder of the cache, named by a hash of all inputs.
         options: Of the kind, see `OPTIONS`.
         log_mel: Features of the speech tokenizer, see `open_tokenizer`.
+        max_bad_share: See `encode_utterances`.
 
     Raises:
         UserError: if a source is missing, empty or of another kind, an option is wrong, or there is no speech
@@ -112,7 +114,8 @@ def make_documents(
     builder = recipe.builder()
     for path, utterances in recordings.items():
         if utterances and recipe.tokenizer:
-            builder.add_speech(path, utterances, encode_utterances(utterances, recipe.tokenizer))
+            encoded = encode_utterances(utterances, recipe.tokenizer, max_bad_share)
+            builder.add_speech(path, utterances, encoded)
     if out is None and folder.exists():  # another process has made it meanwhile, with the same content
         return folder
     with DocumentWriter(folder, inputs | builder.meta() | {"skipped": builder.skipped}) as writer:

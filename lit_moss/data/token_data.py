@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from lit_moss.data.documents import META
@@ -157,7 +157,9 @@ class TokenDataModule(OrderedDataModule):
             spoken = self.speech_text and self.kind != "text"
             options = self.options() | ({"speech_text": True} if spoken else {})
             with cache_lock(f"documents {inputs} {options}"):
-                self._folders[entry, part] = make_documents(*inputs, options=options, log_mel=self.log_mel)
+                self._folders[entry, part] = make_documents(
+                    *inputs, options=options, log_mel=self.log_mel, max_bad_share=self.max_bad_share
+                )
         return self._folders[entry, part]
 
     def prepare_data(self) -> None:
@@ -221,6 +223,11 @@ class TokenDataModule(OrderedDataModule):
     def _log_contents(self, order: PackOrder) -> None:
         for source, share in zip(self.sources, order.shares, strict=True):
             documents, packs = source.documents, source.packs
+            if skipped := documents.meta.get("skipped"):
+                rank_zero_warn(
+                    f"{source.folder.name} lacks {len(skipped)} recordings that could not be read or have no "
+                    f"transcript: {', '.join(map(str, skipped[:5]))}{' …' if len(skipped) > 5 else ''}"
+                )
             rank_zero_info(
                 f"train: {source.folder.name}: {len(documents)} documents of kind {documents.meta['kind']}, "
                 f"{int(documents.lengths.sum())} rows, {documents.speech_sec / 3600:.2f} h of speech, "

@@ -12,8 +12,6 @@ from lit_moss.errors import UserError
 from lit_moss.hub.recordings import Compute, RecordingCache, local_device
 from lit_moss.hub.tokenizer import NamedTokenizer
 
-_MAX_BAD_SHARE = 0.01
-
 
 @dataclass(frozen=True)
 class EncodedUtterances:
@@ -56,11 +54,18 @@ def code_cache(
     return RecordingCache("codes", tokenizer.fingerprint, pa.int32(), encoding)
 
 
-def encode_utterances(utterances: Sequence[Utterance], tokenizer: NamedTokenizer) -> EncodedUtterances:
+def encode_utterances(
+    utterances: Sequence[Utterance], tokenizer: NamedTokenizer, max_bad_share: float = 0.01
+) -> EncodedUtterances:
     """Codes of every utterance, from the cache or computed now.
 
+    Args:
+        utterances: Parts of recordings.
+        tokenizer: The tokenizer.
+        max_bad_share: Share that may be unreadable; a single one always may.
+
     Raises:
-        UserError: if more than 1 % (and more than one) of them cannot be read.
+        UserError: if more of them cannot be read.
     """
     entries = code_cache(tokenizer).entries(utterances)
     codes = [[] if entry.values is None else entry.values.tolist() for entry in entries]
@@ -68,9 +73,9 @@ def encode_utterances(utterances: Sequence[Utterance], tokenizer: NamedTokenizer
     encoded = EncodedUtterances(codes, reasons)
     # Counted by place: files of several folders may share a name.
     unread, total = len(encoded.unread), len(codes)
-    if unread > max(1, _MAX_BAD_SHARE * total):
+    if unread > max(1, max_bad_share * total):
         raise UserError(
-            f"{unread} of {total} recordings cannot be read, more than {_MAX_BAD_SHARE:.0%}: "
-            f"{'; '.join(reasons[:3])}"
+            f"{unread} of {total} recordings cannot be read, more than {max_bad_share:.0%} "
+            f"(max_bad_share): {'; '.join(reasons[:3])}"
         )
     return encoded

@@ -258,6 +258,25 @@ def recording_of(item: Item) -> str:
     return document_key(Utterance(Path(item["audio_filepath"]), speaker=item.get("speaker"), extra=extra))
 
 
+def source_of(item: Item) -> str:
+    """What decides whether an item is held out: its `text_id`, else the document or recording that it is of.
+
+    The same for a text and for speech that `synthesize` makes of it: one that is held out as speech is not
+    trained as text.
+    """
+    if item.get("text_id") is not None:
+        return str(item["text_id"])
+    return recording_of(item) if item.get("audio_filepath") else name_of_text(item)
+
+
+def name_of_text(item: Item) -> str:
+    """A text's `document`, else its `id`, else a hash of it."""
+    for key in ("document", "id"):
+        if item.get(key) is not None:
+            return str(item[key])
+    return sha256(str(item.get("text")).encode()).hexdigest()[:16]
+
+
 def check_share(validation_share: float) -> None:
     """Checks an option.
 

@@ -28,6 +28,7 @@ from lit_moss.prepare.document_folders import (
     check_share,
     recording_of,
     say_longer,
+    source_of,
     write_folder,
 )
 from lit_moss.prepare.items import resolved_items
@@ -108,7 +109,7 @@ class InterleaveStage(WholeStage):
 
     def run_all(self, sources: Sequence[str]) -> Result:
         result = Result()
-        split = Split(map(_recording, resolved_items(sources)), self.options.validation_share)
+        split = Split(map(_source, resolved_items(sources)), self.options.validation_share)
         with blocks_beside(self.storage) as blocks:
             for item in resolved_items(sources):
                 self._sort_in(item, split, blocks)
@@ -122,8 +123,7 @@ class InterleaveStage(WholeStage):
         return result
 
     def _sort_in(self, item: Item, split: Split, blocks: Blocks) -> None:
-        key = _recording(item)
-        ending = split.ending(key)
+        key, ending = recording_of(item), split.ending(source_of(item))
         is_speech_only = item.get("use") == "speech"
         if not is_speech_only:
             blocks.add(f"interleaved{ending}", item, key)
@@ -147,10 +147,10 @@ class InterleaveStage(WholeStage):
                 result.counts[key] = result.counts.get(key, 0) + number
 
 
-def _recording(item: Item) -> str:
+def _source(item: Item) -> str:
     if not item.get("audio_filepath"):
         raise UserError(f"{str(item)[:100]}: no audio_filepath, expected utterances")
-    return recording_of(item)
+    return source_of(item)
 
 
 def _say_without_times(name: Name, counts: FolderCounts) -> None:

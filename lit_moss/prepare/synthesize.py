@@ -4,8 +4,9 @@
                                                                           written, spoken, speaker, duration
 
 A text has one voice, drawn by its id, or one for each piece. Numbers, abbreviations and symbols are spoken;
-a piece with signs that nothing can say is rejected, and what follows it is another `document`, so that no
-document has a hole. Sounds are named by what was said and by whom: a killed run uses those that are there.
+a piece with signs that nothing can say is rejected, and what follows it in its text is another `document`, so
+that none has a hole; `text_id` then names the text. Sounds are named by what was said and by whom: a killed
+run uses those that are there.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 
 from lit_moss.data.interleave import document_rng
 from lit_moss.errors import UserError
+from lit_moss.prepare.document_folders import name_of_text
 from lit_moss.prepare.language import text_language
 from lit_moss.prepare.pronounce import pieces_of, pronounce
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage
@@ -85,7 +87,7 @@ class SynthesizeStage(Stage):
     """See the module."""
 
     name = "synthesize"
-    version = 2
+    version = 3
     Options = SynthesizeOptions
 
     def __init__(self, options: SynthesizeOptions, storage: Storage) -> None:
@@ -116,25 +118,28 @@ class SynthesizeStage(Stage):
         if score is not None and score < self.options.min_score:
             return Result(rejected=[Rejection(item, "score", score, self.options.min_score)])
         lang = item.get("lang") or text_language(text)
-        name = str(item.get("id") or sha256(text.encode()).hexdigest()[:16])
+        name = sha256(text.encode()).hexdigest()[:16] if item.get("id") is None else str(item["id"])
         rng = document_rng(self.options.seed, name)
         voice, speed = self._draw(lang, rng)
         if voice is None:
             return Result(rejected=[Rejection(item, "no voice for the language", lang)])
-        carried = {k: v for k, v in item.items() if k not in ("id", "text", "lang")}
-        document, holes = name, 0
+        carried = {k: v for k, v in item.items() if k not in ("id", "text", "lang", "document")}
+        source = document = name_of_text(item)
+        holes = 0
         for number, piece in enumerate(pieces_of(text, lang, self.options.max_chars, self.options.min_words)):
             if number and self.options.voice_per == "utterance":
                 voice, speed = self._draw(lang, rng)
                 assert voice is not None
             common = {"id": f"{name}-{number:04d}", "document": document, "lang": lang, **carried}
+            if holes:
+                common["text_id"] = source  # what is held out is held out whole
             try:
                 said = pronounce(self.storage, voice, [piece], lang, speed)
             except CannotSay as error:
                 rejected = Rejection({**common, "text": piece}, error.reason, error.value, error.threshold)
                 result.rejected.append(rejected)
                 holes += 1
-                document = f"{name}+{holes}"
+                document = f"{source}+{holes}"
                 continue
             result.items.append(
                 {

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_moss.assets import cache_dir
 from lit_moss.data.documents import META, DocumentWriter
 from lit_moss.data.interleave import join_words, text_document, text_ids
 from lit_moss.data.make_documents import DocumentRecipe
 from lit_moss.files import scratch_beside
-from lit_moss.prepare.document_folders import Split, check_context, check_share
+from lit_moss.prepare.document_folders import Split, check_context, check_share, name_of_text, source_of
 from lit_moss.prepare.items import resolved_items
 from lit_moss.prepare.language import text_language
 from lit_moss.prepare.stage import Item, Rejection, Result, WholeStage
@@ -56,10 +56,18 @@ class TextOptions:
         check_share(self.validation_share)
 
 
+class _Text(NamedTuple):
+    name: str
+    source: str  # see `source_of`
+    text: str
+    lang: str
+
+
 class TextStage(WholeStage):
     """Writes `text/`; its manifest is empty."""
 
     name = "text"
+    version = 2
     Options = TextOptions
 
     def __init__(self, options: TextOptions, storage: Storage) -> None:
@@ -81,11 +89,12 @@ class TextStage(WholeStage):
 
     def run_all(self, sources: Sequence[str]) -> Result:
         result = Result()
-        split = Split((name for name, _, _ in self._texts(sources, Result())), self.options.validation_share)
+        share = self.options.validation_share
+        split = Split((text.source for text in self._texts(sources, Result())), share)
         digest, endings = sha256(), {""}
-        for name, text, lang in self._texts(sources, result):
-            digest.update(json.dumps([name, text, lang]).encode())
-            endings.add(split.ending(name))
+        for text in self._texts(sources, result):
+            digest.update(json.dumps([text.name, text.text, text.lang]).encode())
+            endings.add(split.ending(text.source))
         builder = self._recipe().builder()
         meta = self._recipe().inputs | {"sources": [digest.hexdigest()[:16]], "skipped": []} | builder.meta()
         used: set[str] = set()
@@ -94,12 +103,12 @@ class TextStage(WholeStage):
                 f"text{ending}": stack.enter_context(_folder(self.storage, f"text{ending}", meta))
                 for ending in sorted(endings)
             }
-            for name, text, lang in self._texts(sources, Result()):
-                ids = text_ids(builder.tokenizer, builder.row_format, text)
+            for text in self._texts(sources, Result()):
+                ids = text_ids(builder.tokenizer, builder.row_format, text.text)
                 rows = text_document(ids, builder.row_format)
                 if len(rows) > 1:
-                    folder = f"text{split.ending(name)}"
-                    writers[folder].add(unique_name(name, used), rows, kind="text", lang=lang)
+                    folder = f"text{split.ending(text.source)}"
+                    writers[folder].add(unique_name(text.name, used), rows, kind="text", lang=text.lang)
                     self._count(result, folder, len(rows))
         return result
 
@@ -110,12 +119,13 @@ class TextStage(WholeStage):
         for key, number in counts.items():
             result.counts[key] = result.counts.get(key, 0) + number
 
-    def _texts(self, sources: Sequence[str], result: Result) -> Iterator[tuple[str, str, str]]:
-        """(name, text, language) of every document; what is left out is added to the result."""
+    def _texts(self, sources: Sequence[str], result: Result) -> Iterator[_Text]:
+        """Every document; what is left out is added to the result."""
         items = checked_scale(resolved_items(sources), self.options.min_score)
-        for name, group in groupby(enumerate(items), key=lambda pair: _name(*pair)):
+        for _, group in groupby(enumerate(items), key=lambda pair: _document(*pair)):
+            members = [item for _, item in group]
             texts, lang = [], None
-            for _, item in group:
+            for item in members:
                 text, score = item.get("text"), item.get("score")
                 if not isinstance(text, str) or not text.strip():
                     result.rejected.append(Rejection(item, "no text"))
@@ -125,7 +135,7 @@ class TextStage(WholeStage):
                     texts.append(text.strip())
                     lang = lang or item.get("lang") or text_language(text)
             if texts and lang:
-                yield name, join_words(texts), lang
+                yield _Text(name_of_text(members[0]), source_of(members[0]), join_words(texts), lang)
 
 
 @contextmanager
@@ -142,5 +152,6 @@ def _folder(storage: Storage, name: str, meta: dict[str, Any]) -> Iterator[Docum
             storage.write(f"{name}/{path.name}", path.read_bytes())
 
 
-def _name(number: int, item: Item) -> str:
-    return str(item.get("document") or item.get("id") or number)
+def _document(number: int, item: Item) -> tuple[str, bool]:
+    """What consecutive items of one document share, and no others."""
+    return (str(number), False) if item.get("document") is None else (str(item["document"]), True)

@@ -276,6 +276,24 @@ def test_a_missing_transcript_is_counted_and_many_are_refused(manifest, backbone
     assert len(make("unsupervised", manifest, backbone, speech_tokenizer)) == 2
 
 
+@pytest.mark.parametrize("kind", ["interleaved", "transcripts"])
+def test_untrusted_transcripts_are_left_out(manifest, backbone, speech_tokenizer, capsys, kind):
+    def marked(i, u):
+        return replace(u, extra=u.extra | {"use": "speech" if i in (2, 5) else "interleave"})
+
+    trusted = [u for i, u in enumerate(read_manifest(manifest)) if i not in (2, 5)]
+    write_manifest(manifest.with_name("trusted.jsonl"), trusted)
+    expected = all_rows(make(kind, manifest.with_name("trusted.jsonl"), backbone, speech_tokenizer))
+    whole = all_rows(make(kind, manifest, backbone, speech_tokenizer))
+    changed(manifest, marked)
+    assert all_rows(make(kind, manifest, backbone, speech_tokenizer)) == expected != whole
+    assert "2 of 12 utterances have `use: speech`" in capsys.readouterr().err
+    assert len(all_rows(make("unsupervised", manifest, backbone, speech_tokenizer))) == 2
+    changed(manifest, lambda _, u: replace(u, extra={"use": "speech"}))
+    with pytest.raises(UserError, match="no utterance for kind"):
+        make(kind, manifest, backbone, speech_tokenizer)
+
+
 # --- codes and the cache ------------------------------------------------------------------------------------
 
 
@@ -287,7 +305,12 @@ def test_one_bad_recording_is_named_and_many_are_refused(manifest, backbone, spe
         assert found.meta["skipped"] == ["LJ001-0003"]
     assert "1 of 12 left out" in capsys.readouterr().err
     paths[5].write_bytes(b"no sound")
-    with pytest.raises(UserError, match="2 of 12 recordings cannot be read"):
+    found = make_documents(
+        "unsupervised", [str(manifest)], "train", backbone, speech_tokenizer, max_bad_share=0.2
+    )
+    assert read_documents(found).meta["skipped"] == ["LJ001-0003", "LJ001-0006"]
+    changed(manifest, lambda i, u: replace(u, text=f"{u.text}!"))  # another source, made again
+    with pytest.raises(UserError, match=r"2 of 12 recordings cannot be read, more than 1% \(max_bad_share\)"):
         make("unsupervised", manifest, backbone, speech_tokenizer)
 
 
