@@ -13,6 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lit_moss.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # not on Windows
@@ -102,6 +104,51 @@ def atomic_write(path: Path) -> Iterator[Path]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         os.replace(partial, path)
+
+
+@contextmanager
+def errors_of_writing(path: Path) -> Iterator[None]:
+    """Errors of the system while `path` is written, as one line.
+
+    Raises:
+        UserError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(
+            f"{path} could not be written ({why}): make room or rights, or give another place"
+        ) from error
+
+
+def check_can_write(path: Path) -> None:
+    """Refuses a file that could not be written, before the work that it is for; makes no folders yet.
+
+    Raises:
+        UserError: if it is a folder, or its own cannot be made or written to.
+    """
+    folder = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    with errors_of_writing(path):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: expected the name of a file to write")
+        tempfile.TemporaryDirectory(prefix=f"{path.name}{PARTIAL}", dir=folder).cleanup()
+
+
+def folder_to_make(path: str | Path) -> Path:
+    """The absolute path of a folder that `atomic_write` is to make or replace; of a link, where it leads.
+
+    Raises:
+        UserError: for the working folder and those above it: whoever stands in a folder that is replaced
+            looks into an empty one.
+    """
+    try:
+        folder, here = Path(path).resolve(), Path.cwd()
+    except (OSError, RuntimeError) as error:  # links in a circle, a working folder that is gone
+        raise UserError(f"{path} cannot be found ({error}): give another folder") from error
+    if here.is_relative_to(folder):
+        raise UserError(f"{path} is the working folder or above it, expected a folder inside: give its name")
+    return folder
 
 
 def write_json(path: Path, content: Any) -> None:

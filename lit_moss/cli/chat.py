@@ -35,10 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     terminal.add_argument(
         "--reply", choices=("speech", "text"), help="modality of the answer (default: speech with --out)"
     )
-    terminal.add_argument("--instructions", default="", help="text added to the system prompt")
-    terminal.add_argument(
-        "--temperature", type=float, default=0.6, help="of text and codes; 0 is greedy (default 0.6)"
-    )
+    terminal.add_argument("--instructions", help="text added to the system prompt")
+    terminal.add_argument("--temperature", type=float, help="of text and codes; 0 is greedy (default 0.6)")
     terminal.add_argument("--seed", type=int, help="of the sampling (default: drawn)")
     terminal.add_argument("--force", action="store_true", help="overwrite --out")
 
@@ -46,8 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Answers one question, or serves until it is interrupted."""
     if args.once is None and args.text is None:
-        if args.out is not None or args.reply is not None:
-            raise UserError("--out and --reply need a question: give --once FILE or --text TEXT")
+        names = ("out", "reply", "instructions", "temperature", "seed")
+        given = [f"--{name}" for name in names if getattr(args, name) is not None]
+        given += ["--force"] if args.force else []
+        if given:
+            raise UserError(
+                f"options that need a question: {', '.join(given)}; give --once FILE or --text TEXT as well"
+            )
         serve.main(args, "/")
     else:
         _answer(args)
@@ -58,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _answer(args: argparse.Namespace) -> None:
     from lit_moss.audio import io, rates
-    from lit_moss.files import atomic_write
+    from lit_moss.files import atomic_write, errors_of_writing
     from lit_moss.serve.engine import Engine
 
     options, limits = _reply_options(args), serve.limits_of(args)
@@ -69,13 +72,13 @@ def _answer(args: argparse.Namespace) -> None:
     engine = Engine(open_model(args), limits)
     try:
         engine.warm_up()  # so that the times are those of a server that runs
-        session = engine.open_session(args.instructions)
+        session = engine.open_session(args.instructions or "")
         _ask(session, args.text, wave_T)
         sound_T, line = _listen(session, options)
         if args.out is not None:
             if not len(sound_T):
                 raise UserError("the answer has no sound, nothing was written: try another --seed")
-            with atomic_write(args.out) as partial:
+            with errors_of_writing(args.out), atomic_write(args.out) as partial:
                 io.write(partial, sound_T, rates.DECODER_RATE_HZ)
             line = f"{args.out}: {line}"
         print(line)
@@ -85,7 +88,9 @@ def _answer(args: argparse.Namespace) -> None:
 
 def _reply_options(args: argparse.Namespace) -> "ReplyOptions":
     """What is asked for; mistakes are found before anything is opened."""
+    from lit_moss.files import check_can_write
     from lit_moss.llm.sampling import sampling_of
+    from lit_moss.records import printable
     from lit_moss.serve.replies import ReplyOptions
 
     reply = args.reply or ("text" if args.out is None else "speech")
@@ -96,6 +101,7 @@ def _reply_options(args: argparse.Namespace) -> "ReplyOptions":
     if args.out is not None:
         if args.out.suffix.lower() not in (".wav", ".flac", ".ogg", ".mp3"):
             raise UserError(f"--out is {args.out}, expected a name that ends in .wav, .flac, .ogg or .mp3")
+        check_can_write(args.out)
         if args.out.exists() and not args.force:
             raise UserError(f"{args.out} exists: give another --out, or --force to overwrite")
     most = ReplyOptions.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
@@ -103,7 +109,13 @@ def _reply_options(args: argparse.Namespace) -> "ReplyOptions":
         raise UserError(f"--max-new-tokens is {most}, expected 1 or more")
     if args.text is not None and not args.text.strip():
         raise UserError("--text is empty: expected a question")
-    if not args.temperature >= 0:
+    for name in ("text", "instructions"):
+        text = getattr(args, name) or ""
+        if printable(text) != text:
+            raise UserError(
+                f"--{name} holds {printable(text)!r:.80}, which is not UTF-8: expected text in UTF-8"
+            )
+    if args.temperature is not None and not args.temperature >= 0:
         raise UserError(f"--temperature is {args.temperature}, expected 0 or more")
     sampling = sampling_of(args.temperature)
     voice = args.voice[0].partition("=")[0] if args.voice else "default"

@@ -18,8 +18,9 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from callbacks import ExactResume, NonFiniteSteps, Progress, SkippedData
+from lit_moss.cli.yaml_options import yaml_value
 from lit_moss.devices import has_fast_bf16
-from lit_moss.runs.recipes import find_recipe, read_yaml
+from lit_moss.runs.recipes import find_recipe, get_key, list_above, merged, read_yaml, set_key
 
 TRAINER_DEFAULTS = {
     "accelerator": "auto",
@@ -57,7 +58,7 @@ def completed(words: Sequence[str]) -> list[str]:
     words = [_with_shipped_files(word) for word in words]
     if {"-h", "--help"} & {*words}:
         return words
-    given = _Given(words)
+    given, words = _Given(words), _with_changed_lists(words)
     linked = {
         target: f"${{{source}}}"
         for target, source in LINKS.items()
@@ -74,6 +75,39 @@ def completed(words: Sequence[str]) -> list[str]:
     if linked:
         more["data"] = {"init_args": linked}
     return [*words, "--config", json.dumps(more)] if more else words
+
+
+def _with_changed_lists(words: Sequence[str]) -> list[str]:
+    """Words that name an element of a list become the whole list, in a configuration after the recipes.
+
+    `--trainer.callbacks.LearningRateSchedule.init_args.warmup_steps 4`, see `set_key`: the parser knows no
+    keys below a list.
+    """
+    recipe: dict[str, Any] = {}
+    for key, value in _options(words):
+        if key in ("c", "config"):
+            recipe = merged(recipe, read_yaml(value))
+    kept, lists = list[str](), dict[str, Any]()
+    end, is_value = 0, False  # of the recipes' words; whether the word is the value of one that was taken
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        key, is_joined, value = word.lstrip("-").partition("=")
+        name = list_above(recipe, key) if word.startswith("--") else None
+        if is_value:
+            is_value = False
+        elif name is not None:
+            set_key(recipe, key, yaml_value(key, value if is_joined else after))
+            lists[name] = get_key(recipe, name)
+            is_value = not is_joined
+        else:
+            kept.append(word)
+            if key in ("c", "config"):
+                end = len(kept) + (not is_joined)
+    for name, changed in lists.items():
+        config: Any = changed
+        for part in reversed(name.split(".")):
+            config = {part: config}
+        kept[end:end] = ["--config", json.dumps(config)]
+    return kept
 
 
 def arranged(callbacks: Sequence[Callback], verb: str) -> list[Callback]:

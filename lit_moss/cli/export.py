@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from lit_moss.cli.options import add_log_mel_argument, add_vocoder_argument
+from lit_moss.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +75,10 @@ def main(args: argparse.Namespace) -> None:
     """Exports, prints one line, then pushes and registers."""
     from lit_moss.release.export import export
 
+    if args.alias is not None and not args.register:
+        raise UserError(f"--alias {args.alias} names a registered version: give --register NAME as well")
+    if args.public and not args.push_to_hub:
+        raise UserError("--public is for a repository of the hub: give --push-to-hub OWNER/NAME as well")
     if args.push_to_hub:
         from lit_moss.release.push import check_push
 

@@ -10,6 +10,7 @@ A second signal ends it at once.
 """
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,8 +88,8 @@ def main(args: argparse.Namespace, path: str = "/v1") -> None:
     """
     api_key = _api_key(args)
     _check_exposure(args, api_key)
-    if args.drain_sec < 0:
-        raise UserError(f"--drain-sec is {args.drain_sec}, expected 0 or more")
+    if not 0 <= args.drain_sec < math.inf:
+        raise UserError(f"--drain-sec is {args.drain_sec}, expected seconds from 0 on")
     try:
         import fastapi  # noqa: F401  so that a missing package is known before the model is opened
         import uvicorn  # noqa: F401
@@ -96,14 +97,17 @@ def main(args: argparse.Namespace, path: str = "/v1") -> None:
         raise UserError(f"the server needs {error.name}: pip install 'lit-moss[serve]'") from error
     from lit_moss.serve.context import Context
     from lit_moss.serve.engine import Engine
+    from lit_moss.serve.guard import checked_host, checked_origin
     from lit_moss.serve.server import bind, serve
 
     limits = limits_of(args)
+    names = [checked_host(name) for name in args.allow_host]
+    origins = tuple(checked_origin(page) for page in args.cors_origin)
+    hosts = () if api_key or args.insecure else (*LOOPBACK, *names)
     bound = bind(args.host, args.port)
     host, port = bound.getsockname()[:2]
     model = open_model(args)
-    hosts = () if api_key or args.insecure else (*LOOPBACK, *(name.lower() for name in args.allow_host))
-    context = Context(Engine(model, limits), api_key, cors_origins=tuple(args.cors_origin), hosts=hosts)
+    context = Context(Engine(model, limits), api_key, cors_origins=origins, hosts=hosts)
     hears = "text and speech" if model.speech_tokenizer is not None else "text"
     speaks = "text and speech" if model.codec is not None else "text"
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -122,16 +126,27 @@ def limits_of(args: argparse.Namespace) -> "Limits":
     """The bounds that the options name.
 
     Raises:
-        UserError: for a number that is not above 0.
+        UserError: for a number that is not above 0, or is infinite.
     """
-    from lit_moss.serve.settings import Limits
+    from lit_moss.serve.settings import Limits, check_limit
 
+    for name in ("max_turn_sec", "idle_sec", "session_sec"):
+        check_limit(f"--{name.replace('_', '-')}", getattr(args, name))
     most = Limits.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
     return Limits(
         max_sessions=args.max_sessions, max_turn_sec=args.max_turn_sec, max_new_tokens=most,
-        max_upload_bytes=int(args.max_upload_mb * 2**20), max_context_rows=args.max_context_rows,
-        max_kept_bytes=int(args.kept_mb * 2**20), idle_sec=args.idle_sec, session_sec=args.session_sec,
+        max_upload_bytes=_bytes("--max-upload-mb", args.max_upload_mb),
+        max_context_rows=args.max_context_rows,
+        max_kept_bytes=_bytes("--kept-mb", args.kept_mb), idle_sec=args.idle_sec,
+        session_sec=args.session_sec,
     )  # fmt: skip
+
+
+def _bytes(option: str, mebibytes: float) -> int:
+    size = mebibytes * 2**20
+    if not 1 <= size < math.inf:
+        raise UserError(f"{option} is {mebibytes}, expected a number of MiB above 0")
+    return int(size)
 
 
 def _api_key(args: argparse.Namespace) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lit_moss.cli.options import add_log_mel_argument
 from lit_moss.errors import UserError
+from lit_moss.files import check_can_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +44,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out} exists: give another --out, or --force to overwrite it")
     if args.out.is_dir():
         raise UserError(f"{args.out} is a folder: expected the name of a file to write")
+    check_can_write(args.out)
     if not args.batch_sec > 0:
         raise UserError(f"--batch-sec is {args.batch_sec}, expected seconds above 0")
     utterances = list(utterances_of(args.audio))

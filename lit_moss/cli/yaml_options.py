@@ -111,7 +111,7 @@ class OptionsParser(ArgumentParser):
                     if not remaining:
                         raise UserError(f"{word} has no value: expected {word} VALUE")
                     value = remaining.pop(0)
-                entries.setdefault(key, {})[entry] = _yaml_value(name, value)
+                entries.setdefault(key, {})[entry] = yaml_value(name, value)
             else:
                 others.append(word)
         return entries, others
@@ -131,7 +131,7 @@ class OptionsParser(ArgumentParser):
         return message
 
 
-def _yaml_value(name: str, value: str) -> Any:
+def yaml_value(name: str, value: str) -> Any:
     """A word of the command line as in a YAML."""
     try:
         return yaml.safe_load(value)

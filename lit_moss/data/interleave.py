@@ -173,6 +173,9 @@ def ended(rows: Sequence[int], row_format: RowFormat) -> list[int]:
 def text_ids(tokenizer: Any, row_format: RowFormat, text: str) -> list[int]:
     """Ids of plain text. What looks like a special token in it stays text: it starts no turn and no speech.
 
+    Threads may share the tokenizer. transformers keeps `split_special_tokens` in the tokenizer itself, where
+    a call without it would make special tokens of the text of another thread: no call here leaves it out.
+
     Args:
         tokenizer: Text tokenizer, see `lit_moss.llm.backbone.load_text_tokenizer`.
         row_format: Format of the rows.
@@ -187,7 +190,8 @@ def text_ids(tokenizer: Any, row_format: RowFormat, text: str) -> list[int]:
     for i in ids:
         word = tokenizer.convert_ids_to_tokens(i)
         parts = (word[:1], word[1:]) if i in reserved else ()
-        split_ids += [x for p in parts for x in tokenizer.encode(p, add_special_tokens=False)] or [i]
+        pieces = [tokenizer.encode(p, add_special_tokens=False, split_special_tokens=True) for p in parts]
+        split_ids += [x for ids in pieces for x in ids] or [i]
     return split_ids
 
 

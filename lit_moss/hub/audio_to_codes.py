@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_moss.corpora.manifest import Utterance
-from lit_moss.files import atomic_write
+from lit_moss.files import atomic_write, errors_of_writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,7 +103,11 @@ def _encoded(
 def write_codes(
     path: Path, utterances: Sequence[Utterance], tokenizer: "SpeechTokenizer", batch_sec: float = 240.0
 ) -> EncodingSummary:
-    """Encodes recordings and writes their lines to `path`, which appears when all of them are done."""
+    """Encodes recordings and writes their lines to `path`, which appears when all of them are done.
+
+    Raises:
+        UserError: if it cannot be written; that its folder cannot be made is found before the first one.
+    """
     import time
 
     from tqdm import tqdm
@@ -112,6 +116,7 @@ def write_codes(
 
     mark, summary, start = fingerprint(tokenizer.encoder), EncodingSummary(), time.monotonic()
     with (
+        errors_of_writing(path),
         atomic_write(path) as partial,
         partial.open("w", encoding="utf-8") as lines,
         tqdm(total=len(utterances), unit="file", disable=None) as bar,

@@ -5,7 +5,7 @@ that a codec, a tokenizer or a template of another kind is refused instead of sp
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,14 +60,18 @@ class ModelRecord:
         """The record of a folder; an empty one where there is none, as in a released folder.
 
         Raises:
-            UserError: if the file is damaged.
+            UserError: if the file is damaged, or a field is of another kind than here.
         """
         path = Path(folder) / RECORD
         if not path.is_file():
             return cls()
-        content = read_json(path)
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in content.items() if key in known})
+        content, default = read_json(path), asdict(cls())
+        known = {key: value for key, value in content.items() if key in default}
+        for key, value in known.items():
+            if not _is_of_kind(value, default[key]):
+                kind = type(default[key]).__name__
+                raise UserError(f"{path} has {key} {value!r:.80}, expected a {kind}: get it again")
+        return cls(**known)
 
     def write(self, folder: str | Path) -> None:
         """Writes it into a folder."""
@@ -105,6 +109,19 @@ class ModelRecord:
         """Fingerprint of the training for messages, with the speech tokenizer's name where it is known."""
         is_named = name == "speech_tokenizer" and self.speech_tokenizer_name
         return f"{asdict(self)[name]}" + (f" ({self.speech_tokenizer_name})" if is_named else "")
+
+
+def _is_of_kind(value: Any, default: Any) -> bool:
+    """Whether a field of a file is what the program reads there: lists hold texts, a form's counts are whole
+    numbers."""
+    if isinstance(value, list):
+        inside = all(isinstance(entry, str) for entry in value)
+    elif isinstance(value, dict):
+        counts = ("interleave_text", "interleave_codes")
+        inside = all(isinstance(value.get(count, 0), int) for count in counts)
+    else:
+        inside = True
+    return isinstance(value, type(default)) and inside
 
 
 def record_of(name: str | Path) -> ModelRecord:

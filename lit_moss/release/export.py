@@ -23,7 +23,7 @@ import torch
 
 from lit_moss.data.chat_template import chat_template, template_fingerprint
 from lit_moss.errors import UserError
-from lit_moss.files import atomic_write, remove_leftovers
+from lit_moss.files import atomic_write, errors_of_writing, folder_to_make, remove_leftovers
 from lit_moss.hub.lm import backbone_of
 from lit_moss.hub.model_folder import CODEC, RECORD, ModelRecord, check_text_tokenizer, record_of_checkpoint
 from lit_moss.hub.tokenizer import speech_tokenizer_fingerprint
@@ -123,7 +123,7 @@ def export(
     Raises:
         UserError: if there is no such model, it is damaged, `out` exists, or there is no room.
     """
-    out = Path(out)
+    named, out = Path(out), folder_to_make(out)
     if average < 1:
         raise UserError(f"--average {average}, expected 1 or more")
     _check_out(out, force)
@@ -136,7 +136,7 @@ def export(
             )
         part = checkpoint if which else checkpoint_of(name, "best") or checkpoint
         _write(out, lambda folder: _fill_codec(folder, part, log_mel, license, vocoder))
-        return Exported(out, 0, _gigabytes(out), None)
+        return Exported(named, 0, _gigabytes(out), None)
     if checkpoint is None or stored is None:
         source = _of_folder(name, average)
     else:
@@ -173,7 +173,7 @@ def export(
             write_card(folder, source.run)
 
     _write(out, fill)
-    return Exported(out, len(tensors), _gigabytes(out), record)
+    return Exported(named, len(tensors), _gigabytes(out), record)
 
 
 def _fill_codec(
@@ -213,13 +213,8 @@ def _check_room(out: Path, size: int) -> None:
 
 
 def _write(out: Path, fill: Callable[[Path], None]) -> None:
-    try:
-        with atomic_write(out) as partial:
-            fill(partial)
-    except OSError as error:
-        raise UserError(
-            f"{out} could not be written ({error.strerror or error}): make room or rights"
-        ) from error
+    with errors_of_writing(out), atomic_write(out) as partial:
+        fill(partial)
 
 
 def _gigabytes(folder: Path) -> float:

@@ -18,7 +18,7 @@ import torch
 from lit_moss import assets
 from lit_moss.data.chat_template import chat_template, template_fingerprint
 from lit_moss.errors import UserError
-from lit_moss.files import atomic_write, remove_leftovers
+from lit_moss.files import atomic_write, errors_of_writing, folder_to_make, remove_leftovers
 from lit_moss.hub.model_folder import CODEC, ModelRecord
 from lit_moss.llm import SplitLM
 from lit_moss.llm.backbone import MODALITY_PAD_NAMES, SOSP_NAMES, load_text_tokenizer
@@ -82,7 +82,7 @@ def import_model(
         UserError: if `out` exists, a part is missing or damaged, a tensor does not fit `config.json`, or
             model, text tokenizer and codec do not belong together.
     """
-    source, out = str(model), Path(out)
+    source, named, out = str(model), Path(out), folder_to_make(out)
     folder = _source_folder(source, out, force)
     folder, config = read_split_config(folder)
     tensors = _checked_tensors(folder, config)
@@ -92,27 +92,22 @@ def import_model(
         codec = str(folder / CODEC)
     files = weight_files(folder)
     remove_leftovers(out)
-    try:
-        with atomic_write(out) as partial:
-            partial.mkdir()
-            linked = _copy_model(folder, files, partial)
-            _write_config(folder, config, partial)
-            if codec is not None:
-                speech_tokenizer = add_codec(codec, log_mel, partial, source, record, config.format)
-                record = replace(record, speech_tokenizer=speech_tokenizer)
-            record = replace(
-                record,
-                speech_tokenizer_name=record.speech_tokenizer_name or codec or "",
-                template=record.template or _add_template(partial, record),
-                source=source,
-            )
-            record.write(partial)
-    except OSError as error:
-        raise UserError(
-            f"{out} could not be written ({error.strerror or error}): make room or rights"
-        ) from error
+    with errors_of_writing(out), atomic_write(out) as partial:
+        partial.mkdir()
+        linked = _copy_model(folder, files, partial)
+        _write_config(folder, config, partial)
+        if codec is not None:
+            speech_tokenizer = add_codec(codec, log_mel, partial, source, record, config.format)
+            record = replace(record, speech_tokenizer=speech_tokenizer)
+        record = replace(
+            record,
+            speech_tokenizer_name=record.speech_tokenizer_name or codec or "",
+            template=record.template or _add_template(partial, record),
+            source=source,
+        )
+        record.write(partial)
     size = sum(file.stat().st_size for file in files)
-    return Imported(out, tensors, len(files), size / 1e9, linked, record)
+    return Imported(named, tensors, len(files), size / 1e9, linked, record)
 
 
 # --- checks -------------------------------------------------------------------------------------------------

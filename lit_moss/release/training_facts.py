@@ -109,12 +109,13 @@ class Stage:
         return (result["step"] if result else 0) or None
 
     def locate(self, name: str) -> Path:
-        """A path of the configuration: as it is, else relative to where the run was begun."""
+        """A path of the configuration: as it is, else relative to where the run was begun, if its folder is
+        still as deep as then."""
         path = Path(name)
         if path.exists() or path.is_absolute() or Path(self.run_root).is_absolute():
             return path
-        levels = len(Path(self.run_root).parts) + 1
-        return self.folder.path.absolute().parents[levels] / path
+        levels, above = len(Path(self.run_root).parts) + 1, self.folder.path.absolute().parents
+        return above[levels] / path if levels < len(above) else path
 
     def metrics(self) -> list[Metric]:
         """Validation and held-out metrics, from `result.json`, else from MLflow."""

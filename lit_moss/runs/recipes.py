@@ -85,6 +85,49 @@ def read_recipe(files: Sequence[str | Path]) -> dict[str, Any]:
     return {str(key): value for key, value in recipe.items()}
 
 
+def merged(recipe: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe and another one over it: mappings by key, lists as wholes; those of `KEY+` are appended."""
+    found = dict(recipe)
+    for name, value in content.items():
+        key = str(name)
+        if key.endswith("+"):
+            found[key[:-1]] = [*_as_list(found.get(key[:-1])), *_as_list(value)]
+        elif isinstance(value, dict):
+            before = found.get(key)
+            found[key] = merged(before if isinstance(before, dict) else {}, value)
+        else:
+            found[key] = value
+    return found
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def list_above(config: dict[str, Any], key: str) -> str | None:
+    """Key of the list that a key goes through, see `set_key`; None if it does not go through one."""
+    place: Any = config
+    names = key.split(".")
+    for i, name in enumerate(names):
+        if isinstance(place, list):
+            return ".".join(names[:i])
+        place = place.get(name) if isinstance(place, dict) else None
+    return None
+
+
+def get_key(config: dict[str, Any], key: str) -> Any:
+    """Value of a key, as `set_key` names it.
+
+    Raises:
+        UserError: if its parents do not exist.
+    """
+    *path, last = key.split(".")
+    place: Any = config
+    for i, name in enumerate(path):
+        place = _child(place, name, ".".join(path[: i + 1]), key)
+    return _child(place, last, key, key)
+
+
 def _drop_other_strategy(merged: Any, content: Any) -> None:
     """Removes the options of a strategy that `content` replaces: FSDP2 does not take DeepSpeed's `config`."""
     before, after = (OmegaConf.select(c, "trainer.strategy.class_path") for c in (merged, content))
@@ -105,6 +148,8 @@ def set_key(config: dict[str, Any], key: str, value: Any) -> None:
     place: Any = config
     value = copy.deepcopy(value)
     for i, name in enumerate(path):
+        if name == "init_args" and isinstance(place, dict) and "class_path" in place:
+            place.setdefault(name, {})  # a class without any
         place = _child(place, name, ".".join(path[: i + 1]), key)
     if isinstance(place, list):
         place[_index(place, last, key, key)] = value

@@ -16,6 +16,7 @@ from lit_moss.errors import UserError
 from lit_moss.llm.generate import modality_after
 from lit_moss.llm.replies import ReplyForm, reply_codes, reply_text
 from lit_moss.llm.rows import RowFormat
+from lit_moss.records import printable
 
 Role = Literal["system", "user", "assistant"]
 
@@ -41,16 +42,30 @@ class Message:
         return reply_codes(self.rows, row_format)
 
 
+def _checked(text: str) -> str:
+    """The text, if UTF-8 can encode it, which tokenizers ask for.
+
+    Raises:
+        UserError: if it holds half of a surrogate pair, as cut off JSON and bytes of another encoding do.
+    """
+    if printable(text) != text:
+        raise UserError(f"the text {printable(text)!r:.80} is not Unicode: expected text in UTF-8")
+    return text
+
+
 class Conversation:
     """Turns in their order, and the rows that a reply to them starts from.
 
     Args:
         renderer: Text ids and heads of turns; its form is that of spoken replies.
         instructions: Text that is appended to the system prompt, as in training.
+
+    Raises:
+        UserError: for instructions that are no text.
     """
 
     def __init__(self, renderer: Renderer, instructions: str = "") -> None:
-        self.renderer, self.instructions = renderer, instructions
+        self.renderer, self.instructions = renderer, _checked(instructions)
         self.messages: list[Message] = []
 
     @property
@@ -67,8 +82,12 @@ class Conversation:
         return message
 
     def text_message(self, role: Role, text: str) -> Message:
-        """A turn in text."""
-        return Message(role, self.renderer.ids(text), text=text)
+        """A turn in text.
+
+        Raises:
+            UserError: if it is none.
+        """
+        return Message(role, self.renderer.ids(_checked(text)), text=text)
 
     def speech_message(self, role: Role, codes: Sequence[int], text: str = "") -> Message:
         """A turn in speech.

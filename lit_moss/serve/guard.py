@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lit_moss.errors import UserError
 from lit_moss.serve.api_errors import ApiError, draining
 from lit_moss.serve.context import Context
 
@@ -153,6 +154,45 @@ def check_access(context: Context, headers: Headers, keys: Sequence[str] = ()) -
             403, f"a page of {origin} may not use a server without a key: start it with --api-key-file, or "
             "allow the origin (--cors-origin)", code="foreign_origin",
         )  # fmt: skip
+
+
+def checked_origin(option: str) -> str:
+    """An origin of --cors-origin as browsers send it: in lower case, without a path or the usual port.
+
+    Raises:
+        UserError: for what no browser sends. `*` and `null` stay as they are.
+    """
+    if option in ("*", "null"):
+        return option
+    try:
+        parts = urlsplit(option.lower())
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+        rest = (parts.path.strip("/"), parts.query, parts.fragment, parts.username)
+    except ValueError:
+        scheme, host, port, rest = "", None, None, ()
+    if not scheme or not host or any(rest) or not option.isascii() or "*" in option:
+        raise UserError(f"--cors-origin is {option!r}, expected an origin such as https://example.org")
+    name = f"[{host}]" if ":" in host else host
+    usual = {"http": 80, "https": 443}.get(scheme)
+    return f"{scheme}://{name}" + (f":{port}" if port not in (None, usual) else "")
+
+
+def checked_host(option: str) -> str:
+    """A name of --allow-host as `check_host` compares it: in lower case, without port and brackets.
+
+    Raises:
+        UserError: for what is no name.
+    """
+    is_ipv6 = option.count(":") > 1 and not option.startswith("[")
+    try:
+        parts = urlsplit(f"//[{option}]" if is_ipv6 else f"//{option}")
+        host, _ = parts.hostname, parts.port
+        rest = (parts.path, parts.query, parts.fragment, parts.username)
+    except ValueError:
+        host, rest = None, ()
+    if not host or any(rest) or not option.isascii() or "*" in option:
+        raise UserError(f"--allow-host is {option!r}, expected a name such as example.org")
+    return host
 
 
 def _host_of(url: str) -> str | None:

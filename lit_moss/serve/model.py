@@ -1,5 +1,6 @@
 """What a server speaks with: language model, text tokenizer and codec, opened together and checked."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,12 @@ class SpeechModel:
             if opened is None:
                 raise UserError(f"--voice {voice}={file} needs a decoder: give the codec by --codec")
             prompts[voice] = voice_prompt(opened, file, f"--voice {voice}=FILE:")
-        return cls(Path(model).name or model, lm, text_tokenizer, speech_tokenizer, opened, record, prompts)
+        return cls(_name_of(model), lm, text_tokenizer, speech_tokenizer, opened, record, prompts)
+
+
+def _name_of(model: str) -> str:
+    """The folder's own name also for `.` and `..`; a link's is the link's."""
+    return Path(os.path.abspath(model) if Path(model).exists() else model).name or model
 
 
 def _check_template(model: str, record: ModelRecord, text_tokenizer: Any) -> None:

@@ -76,12 +76,15 @@ class Realtime:
             return
         if session is None:
             return
-        connection = Connection(websocket, session, self.turn_detection_model)
-        self._connections.add(connection)
         try:
-            await connection.run()
+            connection = Connection(websocket, session, self.turn_detection_model)
+            self._connections.add(connection)
+            try:
+                await connection.run()
+            finally:
+                self._connections.discard(connection)
         finally:
-            self._connections.discard(connection)
+            session.close()  # whatever fails: one that stays open takes a place for good
 
     async def drain(self, timeout_sec: float = 30.0) -> bool:
         """Takes no more clients, and ends each connection after the response that it is sending, with 1001.

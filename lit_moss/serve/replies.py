@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_moss.audio import rates
 from lit_moss.data.conversation import Modality
+from lit_moss.errors import UserError
 from lit_moss.llm.replies import ReplyForm
 from lit_moss.llm.sampling import Sampling
 
@@ -32,6 +33,9 @@ class ReplyOptions:
         speech: Sampling of codes.
         seed: Of the sampling; None draws one.
         voice: Name of the voice that speaks.
+
+    Raises:
+        UserError: for a seed that torch's generators do not take.
     """
 
     reply: Modality = "speech"
@@ -41,6 +45,10 @@ class ReplyOptions:
     speech: Sampling = field(default_factory=Sampling)
     seed: int | None = None
     voice: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"seed is {self.seed}, expected a whole number from -2^63 to 2^63 - 1")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Limits of a server: what a client may ask for, and what one may take from the others."""
 
+import math
 from dataclasses import dataclass
 
 from lit_moss.errors import UserError
@@ -23,6 +24,9 @@ class Limits:
         max_kept_bytes: Memory for keys and values of closed sessions, for clients that send the whole
             conversation with each question.
         max_replies_kept: Spoken replies that chat completions can refer to by their id.
+
+    Raises:
+        UserError: for one that is not above 0, or is infinite: times are stated to clients as dates.
     """
 
     max_sessions: int = 8
@@ -38,8 +42,21 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value <= 0:
-                raise UserError(f"{name} is {value}, expected more than 0")
+            check_limit(name, value)
+
+
+def check_limit(name: str, value: float) -> None:
+    """Refuses a limit that is no number above 0 and below infinity.
+
+    Args:
+        name: Of the setting or option, for the message.
+        value: The number.
+
+    Raises:
+        UserError: if so.
+    """
+    if not 0 < value < math.inf:
+        raise UserError(f"{name} is {value}, expected more than 0 and less than infinity")
 
 
 class SessionLimit(Exception):  # noqa: N818 - not an error of the program

@@ -91,9 +91,10 @@ class Speaker:
         self._group: list[int] = []  # codes not given to the worker yet
         # Codes taken by the thread of rows, given to the worker, decoded by the worker.
         self._taken = self._given = self._decoded = 0
-        codec = model.codec
+        # A model may write a sosp and codes into a reply in text too; those are no sound that was asked for.
+        codec = model.codec if reply.options.reply == "speech" else None
         self._chunk = 0 if codec is None else codec.flow.config.chunk_codes
-        if codec is not None and reply.options.reply == "speech":
+        if codec is not None:
             worker.submit(self, lambda: self._try(self._open))  # beside the prefill
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_moss.llm.sampling import Sampling
 from lit_moss.serve.context import Context
+from lit_moss.serve.replies import ReplyOptions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -52,7 +53,7 @@ def page_config(context: Context) -> dict[str, Any]:
             **asdict(Sampling()),
             "repetition_penalty": None,  # see `Extras`
             "reply_form": model.record.form.name,
-            "max_tokens": 500,
+            "max_tokens": min(ReplyOptions.max_new_tokens, limits.max_new_tokens),
         },
         "limits": {"max_turn_sec": limits.max_turn_sec, "max_new_tokens": limits.max_new_tokens},
     }
