@@ -5,10 +5,11 @@ another, both without an error: part of the sound would then be paired with the 
 
 | container | what is compared |
 |---|---|
-| WAV, RF64, W64, AIFF, CAF, AU, NIST | the size stated for the samples, with the bytes that follow |
+| WAV, RF64, AIFF, CAF, AU | the size stated for the samples, with the bytes that follow: all, and no more |
+| W64, NIST | the same; of what follows beyond that size libsndfile leaves nothing out |
 | OGG (Vorbis, Opus) | the last page of each stream is complete and marked as the last; no page is missing |
 | MP3 | the last frame is complete, none is broken; as many as the Xing, Info or VBRI header states |
-| FLAC | one stream; the number of samples is compared by decoding, see `io` |
+| FLAC | one stream, with no frames beyond its samples; that all are there is seen by decoding, see `io` |
 
 A program that writes to a pipe cannot state a size. It writes 0 or the largest possible number, and the sound
 then goes to the end of the file; where libsndfile does not recognise this, `patches` state the size.
@@ -24,12 +25,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from lit_moss.audio import mp3
+from lit_moss.audio import flac, mp3
 
 # 2^31 - 1 and 2^32 - 1, 2^31 (arecord), 0x7FFFF000 and 0x7F000000 (sox), their counterparts in 64 bits. Some
 # writers subtract the sizes of the headers.
 _PIPE_SIZES = (0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 _PIPE_SLACK = 128
+# Bytes after the samples that count as no samples, whatever they are: writers miscount by their headers.
+_TAIL_SLACK = 128
+_LARGEST_CUT_CHUNK = 2**26  # bytes that a chunk may state which the file's end cuts off
+_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # ends every GUID of W64 but the first
 
 
@@ -222,6 +227,8 @@ def _chunked(file: BinaryIO, length: int, layout: _Layout, magic: bytes) -> Cont
             file.seek(end)
             if magic in file.read(layout.align - 1 + len(magic)):
                 return Container(_SEVERAL)
+        if name == layout.data and layout is not _W64 and not _is_no_sound(file, end, length, layout):
+            return Container(_left_over(end - body - layout.lead, length - end))
     return Container()
 
 
@@ -240,6 +247,42 @@ def _chunks_to_the_end(file: BinaryIO, at: int, length: int, layout: _Layout) ->
         end = at + header + written - layout.counted
         at = -(-end // layout.align) * layout.align
     return at - layout.align < length <= at
+
+
+def _is_no_sound(file: BinaryIO, begin: int, length: int, layout: _Layout | None) -> bool:
+    """Whether what follows the samples from `begin` on is no sound: next to nothing, a stretch of one value,
+    a tag, or a chunk, which the file's end may cut off."""
+    file.seek(max(begin, length - 128))
+    if file.read(3) == b"TAG":  # ID3v1 is the last thing in a file
+        length -= 128
+    if length - begin <= _TAIL_SLACK or _is_uniform(file, begin, length):
+        return True
+    file.seek(begin)
+    head = file.read(40)
+    if layout is None or head.startswith(_TAGS):
+        return head.startswith(_TAGS)
+    paddings = (0, -begin % layout.align)  # some writers leave it out
+    return any(_is_chunk(head[padding:], length - begin - padding, layout) for padding in paddings)
+
+
+def _is_chunk(head: bytes, left: int, layout: _Layout) -> bool:
+    """Whether a chunk begins with these bytes, `left` of which follow in the file.
+
+    Samples may look like a chunk's name, but seldom like one of a likely size.
+    """
+    name, size = _split(head, layout)
+    is_name = 0x20 < name[0] < 0x7F and all(not byte or 0x20 <= byte < 0x7F for byte in name)
+    is_inside = size <= left - layout.id_bytes - layout.size.size
+    return is_name and size >= 0 and (is_inside or (size <= _LARGEST_CUT_CHUNK and 0 not in name))
+
+
+def _is_uniform(file: BinaryIO, at: int, length: int) -> bool:
+    """Whether the bytes from here on are all the same: zeros, 0xFF, silence."""
+    file.seek(at)
+    first = file.read(1)
+    file.seek(at)
+    blocks = (file.read(min(2**20, length - place)) for place in range(at, length, 2**20))
+    return all(block.count(first) == len(block) for block in blocks)
 
 
 def _sized(
@@ -266,7 +309,10 @@ def _au(file: BinaryIO, length: int, magic: bytes) -> Container:
     file.seek(begin + min(stated, available))
     if file.read(4) == magic:
         return Container(_SEVERAL)
-    return Container(_cut_off(stated, available) if stated > available else "")
+    if stated > available:
+        return Container(_cut_off(stated, available))
+    is_whole = _is_no_sound(file, begin + stated, length, None)
+    return Container("" if is_whole else _left_over(stated, available - stated))
 
 
 def _nist(file: BinaryIO, length: int) -> Container:
@@ -294,6 +340,11 @@ def _cut_off(stated: int, available: int) -> str:
     return f"cut off: its header states {stated:,} bytes of samples, the file holds {max(0, available):,}"
 
 
+def _left_over(stated: int, more: int) -> str:
+    stated_and_more = f"its header states {stated:,} bytes of samples, {more:,} more follow that are no tags"
+    return f"read in part: {stated_and_more}: re-encode it by a program that reads to the end"
+
+
 _SEVERAL = (
     "several recordings one after another, of which only the first would be read: split or re-encode it"
 )
@@ -312,9 +363,7 @@ def _of_frames(data: mmap.mmap) -> Container:
 
 
 def _flac(data: mmap.mmap, begin: int) -> Container:
-    # The marker and the head of the metadata block that must follow it: 8 bytes that do not occur by chance.
-    again = (data.find(b"fLaC" + last + b"\x00\x00\x22", begin + 4) for last in (b"\x00", b"\x80"))
-    return Container(_SEVERAL if any(at >= 0 for at in again) else "")
+    return Container(flac.inspect(data, begin, _SEVERAL))
 
 
 def _ogg(data: mmap.mmap, begin: int) -> Container:

@@ -5,6 +5,7 @@ is found here: containers that state another length than they have (see `contain
 less than they state, parts beyond the end of their file, samples that are not audio.
 """
 
+import errno
 import math
 import os
 import sys
@@ -27,12 +28,16 @@ from lit_moss.records import printable
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 # Version of what counts as damaged: codes that were computed under another one are computed again.
-RULES = 2
+RULES = 3
 END_SLACK_SEC = 0.1  # a part may end this much after its file: corpora round their times
 BLOCK_FRAMES = 2**19  # samples of each channel that are decoded at once
+_WRITTEN_SAMPLES = 2**16  # that are encoded at once
 RATES_HZ = (1_000, 1_000_000)  # a header with a rate outside is damaged
 Opened = soundfile.SoundFile | ChainedFile
 _UNKNOWN_FRAMES = 2**62  # libsndfile returns 2^63 - 1 for a stream whose header states no length
+_SYSTEM_ERROR = 2  # libsndfile's code for a call of the system that failed
+# What a path itself is to blame for. Any other error is of rights, disks, networks or limits, and may pass.
+_OF_THE_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 class UnreadableAudio(Exception):  # noqa: N818
@@ -40,6 +45,11 @@ class UnreadableAudio(Exception):  # noqa: N818
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class RefusedAudio(UnreadableAudio):
+    """A sound file that the system does not let us read: missing rights, too many open files, a failing disk
+    or server. The file may be whole, so nothing that lasts may follow from this."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,15 @@ class AudioInfo:
     def duration_sec(self) -> float:
         """Length in seconds."""
         return self.frames / self.rate_hz
+
+
+def is_refused(path: str | Path) -> bool:
+    """Whether the system does not let a file be read to its last byte, see `RefusedAudio`."""
+    try:
+        _read_through(path)
+    except OSError as error:
+        return bool(_refusal(path, error))
+    return False
 
 
 def info(path: str | Path, probe: bool = True) -> AudioInfo:
@@ -172,6 +191,8 @@ def read_blocks(
                 peaks = np.maximum(peaks, np.abs(block).max(axis=0))
             yield resampler.push(wave_T)
         yield resampler.flush()
+        if got < min(wanted, least):
+            _read_through(path)
     if not got:
         raise UnreadableAudio(f"{path}: no samples at {offset_sec:.3f} s")
     # A damaged stream ends early without an error; its header states the length.
@@ -185,18 +206,27 @@ def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
 
     Raises:
         ValueError: if it is not a float tensor (T,).
+        OSError: if the file cannot be made or its disk is full; libsndfile does not say which.
     """
     wave = torch.as_tensor(wave)
     if wave.ndim != 1 or not wave.dtype.is_floating_point:
         raise ValueError(f"got {wave.dtype} of shape {tuple(wave.shape)}, expected float samples (T,)")
     # soundfile knows no format of this name: Opus is stored in Ogg.
     container, subtype = ("OGG", "OPUS") if Path(path).suffix.lower() == ".opus" else (None, None)
-    soundfile.write(_name(path), wave.detach().cpu().numpy(), rate_hz, format=container, subtype=subtype)
+    samples = wave.detach().cpu().numpy()
+    try:
+        with soundfile.SoundFile(_name(path), "w", rate_hz, 1, subtype, format=container) as file:
+            # In blocks: of a wave of some 90 s in one call libsndfile's Vorbis encoder overruns its stack.
+            for first in range(0, len(samples), _WRITTEN_SAMPLES):
+                file.write(samples[first : first + _WRITTEN_SAMPLES])
+    except soundfile.SoundFileError as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Opened]:
-    """The file, whose container shows no damage; errors of libsndfile become `UnreadableAudio`."""
+    """The file, whose container shows no damage; errors of libsndfile and of the system become
+    `UnreadableAudio`."""
     try:
         status = os.stat(path)
         container = _inspected(str(path), status.st_size, status.st_mtime_ns)
@@ -211,7 +241,31 @@ def _opened(path: str | Path) -> Iterator[Opened]:
                 source = stack.enter_context(containers.PatchedFile(path, container))
             yield _plausible(path, stack.enter_context(soundfile.SoundFile(source)))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
+        if why := _refusal(path, error):
+            raise RefusedAudio(f"{path}: cannot be read now ({why})") from error
         raise UnreadableAudio(f"{path}: {_why(path, error)}") from error
+
+
+def _refusal(path: str | Path, error: Exception) -> str:
+    """Why the system refuses the file, as far as an error says so; else empty."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno and error.errno not in _OF_THE_PATH else ""
+    try:
+        _read_through(path)
+    except OSError as again:
+        return _refusal(path, again)
+    return "an error of the system" if getattr(error, "code", None) == _SYSTEM_ERROR else ""
+
+
+def _read_through(path: str | Path) -> None:
+    """Reads all bytes: libsndfile does not tell an end of the file from a disk that fails.
+
+    Raises:
+        OSError: if it cannot be read to its end.
+    """
+    with open(path, "rb", buffering=0) as file:
+        while file.read(2**20):
+            pass
 
 
 def _name(path: str | Path) -> Any:
@@ -249,6 +303,7 @@ def _has_last_sample(path: str, size: int, modified_ns: int) -> bool:
             file.seek(file.frames - 1)
             return len(file.read(1)) == 1
         except soundfile.SoundFileError:
+            _read_through(path)
             return False
 
 

@@ -4,11 +4,10 @@ A message has a text (`content`), a recording (with `offset` and `duration`, if 
 both. Paths are relative to the file's folder. A line may have an `id`, its name.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_moss.corpora.manifest import Utterance
+from lit_moss.corpora.manifest import Utterance, absolute_path
 from lit_moss.records import Record, json_lines
 
 ROLES = ("system", "user", "assistant")
@@ -58,6 +57,6 @@ def _message(fields: Record, folder: Path) -> Message:
     if not text and not audio:
         raise fields.error("content", "a text, or an audio_filepath beside it")
     recording = None
-    if audio:  # without `..`, as in manifests
-        recording = Utterance(Path(os.path.normpath(folder / audio)), float(offset_sec or 0.0), duration_sec)
+    if audio:
+        recording = Utterance(absolute_path(folder, audio), float(offset_sec or 0.0), duration_sec)
     return Message(role, text, recording)

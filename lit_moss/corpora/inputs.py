@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lit_moss.corpora.folders import print_left_out, sound_files
 from lit_moss.corpora.manifest import Utterance, read_manifest
-from lit_moss.corpora.readers import print_left_out, sound_files
 from lit_moss.errors import UserError
 
 

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class Utterance:
         return printable(self.audio) + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
 
 
+USES = ("interleave", "speech")  # values of `use`, what the transcript is trusted with
 _KEYS = ("audio_filepath", "offset", "duration", "text", "speaker", "lang")
 
 
@@ -80,10 +82,11 @@ def _parse(record: Record, path: Path) -> Utterance:
     if audio is None:
         raise record.error("audio_filepath", "the path of a sound file")
     check_words(record)
+    check_chunks(record)
+    record.choice("use", USES)
     record.name("document")
     return Utterance(
-        # Without `..`: the cache of codes knows a recording by its path.
-        audio=Path(os.path.normpath(path.parent.absolute() / audio)),
+        audio=absolute_path(path.parent, audio),
         offset_sec=record.seconds("offset") or 0.0,
         duration_sec=record.seconds("duration"),
         text=record.text("text"),
@@ -106,6 +109,47 @@ def check_words(record: Record) -> None:
         whole = isinstance(word, list) and len(word) == 3
         if not whole or not isinstance(word[0], str) or not all(is_number(t) and t >= 0 for t in word[1:]):
             raise record.error("words", "a list of [word, start, end] in seconds, 0 or more")
+
+
+def check_chunks(record: Record) -> None:
+    """Checks that `chunks` is a list of [first word, stop word, start, end, text], or that and a modality.
+
+    Raises:
+        UserError: if it is not.
+    """
+    chunks = record.content.get("chunks")
+    if chunks is None:
+        return
+    for chunk in chunks if isinstance(chunks, list) else [chunks]:
+        whole = isinstance(chunk, list) and 5 <= len(chunk) <= 6
+        if not whole or not all(map(is_number, chunk[:4])) or not isinstance(chunk[4], str):
+            raise record.error("chunks", "a list of [first word, stop word, start, end, text] in seconds")
+        if len(chunk) == 6 and chunk[5] not in (None, "text", "speech"):
+            raise record.error("chunks", "text or speech after the text of each chunk, or nothing")
+
+
+def absolute_path(folder: Path, name: str) -> Path:
+    """The path of a file named from a folder, without `..`: caches know a recording by its path.
+
+    As the system does it, `..` is resolved after the symbolic links before it, unless nothing is there: what
+    `prepare` has written needs no such links.
+    """
+    whole = os.path.join(folder.absolute(), name)
+    if ".." not in whole:
+        return Path(os.path.normpath(whole))
+    plain, followed = _resolved_folders(os.path.dirname(whole))
+    base = os.path.basename(whole)
+    if followed != plain and os.path.exists(found := os.path.join(followed, base)):
+        return Path(found)
+    return Path(os.path.normpath(os.path.join(plain, base)))
+
+
+@lru_cache(maxsize=4096)
+def _resolved_folders(folder: str) -> tuple[str, str]:
+    """A folder without its `..`: by its name alone, and by its links where that is another folder."""
+    plain = os.path.normpath(folder)
+    followed = os.path.realpath(folder)
+    return plain, plain if os.path.realpath(plain) == followed else followed
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:

@@ -10,27 +10,23 @@ import os
 import re
 import tarfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from lit_moss.corpora.folders import counted, print_left_out, sound_files
 from lit_moss.errors import UserError
-from lit_moss.records import Record, file_name, json_lines, printable, text_lines, unique_name
+from lit_moss.records import Record, file_name, is_number, json_lines, printable, text_lines, unique_name
 
 if TYPE_CHECKING:
     from lit_moss.corpora.manifest import Utterance
 
+_SLACK_SEC = 0.1  # by which a supervision may differ from its cut: corpora round their times
 NAMED = 5  # files that a message names
 _EXTENSION_OF = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}  # by the first four bytes
 _LANG_OF = {"english": "en", "chinese": "zh", "mandarin": "zh"}
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def first_few(messages: Sequence[str]) -> str:
@@ -77,30 +73,6 @@ def _utterance(audio: Path, text: str | None = None, speaker: str | None = None,
 
 def _clean(text: str | None) -> str | None:
     return None if text is None else " ".join(text.split()) or None
-
-
-def sound_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
-    """Sound files and others at any depth, sorted; hidden ones (macOS leaves `._a.wav`) are left out."""
-    from lit_moss.audio.io import EXTENSIONS
-
-    if not Path(folder).is_dir():
-        raise UserError(f"no folder {folder}: expected a folder of sound files, check SOURCE")
-    files = sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file())
-    sounds = [path for path in files if path.suffix.lower() in EXTENSIONS]
-    return sounds, [path for path in files if path.suffix.lower() not in EXTENSIONS]
-
-
-def print_left_out(files: Iterable[Path]) -> None:
-    """Prints how many files are read neither as sound nor as text, by ending: no .m4a is lost silently."""
-    from lit_moss.audio.io import EXTENSIONS
-
-    endings = Counter(printable(path.suffix).lower() or "without ending" for path in files)
-    if endings:
-        ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
-        counts = ", ".join(f"{number} {ending}" for ending, number in ordered)
-        total = counted(sum(endings.values()), "file")
-        hint = f"sound is read from {' '.join(EXTENSIONS)}: convert it"
-        print(f"left out {total} of other kinds: {counts}; {hint}")
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -286,11 +258,12 @@ def _lhotse(corpus: Corpus) -> Iterator[Utterance]:
             recordings = recordings or _recordings(path)
             if name not in recordings:
                 raise UserError(f"{record.where}: expected recording {name!r} in the recordings: add it")
-            cut = cut | {"type": "MonoCut", "recording": recordings[name], "supervisions": [cut]}
+            whole = [cut | {"start": 0.0}]
+            cut = cut | {"type": "MonoCut", "recording": recordings[name], "supervisions": whole}
         try:
             yield _utterance_of_cut(replace(record, content=cut), path.parent)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            expected = "expected a MonoCut of one file's first channel with at most one supervision"
+            expected = "expected a MonoCut of one file's first channel with at most one (whole) supervision"
             hint = "save_audios() and trim_to_supervisions() of lhotse make such cuts"
             raise UserError(f"{record.where}: got {_brief(error)}; {expected}: {hint}") from error
 
@@ -330,8 +303,25 @@ def _utterance_of_cut(record: Record, folder: Path) -> Utterance:
     audio = (audio if os.path.exists(audio) else folder / audio).absolute()
     lang = (supervision.text("language") or "").lower().partition("-")[0]
     lang = _LANG_OF.get(lang, lang if len(lang) == 2 else None)
+    _check_span(supervision, duration_sec)
     times = {"offset_sec": float(start_sec), "duration_sec": float(duration_sec)}
     return _utterance(audio, supervision.text("text"), supervision.name("speaker"), lang=lang, **times)
+
+
+def _check_span(supervision: Record, cut_sec: float) -> None:
+    """Checks that a cut holds all that its transcript says; it may hold more, as padded cuts do.
+
+    Raises:
+        ValueError: if the supervision reaches beyond the cut.
+    """
+    start_sec, length_sec = supervision.content.get("start"), supervision.seconds("duration")
+    if start_sec is None or length_sec is None:
+        return
+    if not is_number(start_sec):  # from the start of the cut, below 0 where it begins before
+        raise supervision.error("start", "seconds from the start of the cut, a number")
+    if start_sec < -_SLACK_SEC or start_sec + length_sec > cut_sec + _SLACK_SEC:
+        span = f"{start_sec:.2f} to {start_sec + length_sec:.2f} s"
+        raise ValueError(f"a supervision from {span} in a cut of {cut_sec:.2f} s")
 
 
 READERS: dict[str, Callable[[Corpus], Iterator[Utterance]]] = {

@@ -7,6 +7,9 @@ and time of change; `values`, a list of numbers, null for one that cannot be rea
 
 A list that has no file yet takes from the other files of its folder what they hold, and computes the rest:
 documents and a decoder's data, which keep other utterances of the same manifest, share their codes.
+
+A recording that the system refuses (missing rights, a disk or server that fails) may be whole, so it has the
+key `_TRY_AGAIN`, and the next run tries it again. Its file does not change when the cause is repaired.
 """
 
 import hashlib
@@ -15,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +33,15 @@ from tqdm import tqdm
 from lit_moss.assets import cache_dir
 from lit_moss.audio import io, rates
 from lit_moss.corpora.manifest import Utterance
+from lit_moss.corpora.readers import first_few
 from lit_moss.errors import UserError
 from lit_moss.files import make_once
 
 PART = 2000  # recordings of a file: what a kill loses at most
 _BATCH_SEC = 240.0  # of speech read before it is computed; bounds the memory
 _LINE_EVERY_SEC = 60.0  # in logs, where there is no bar
+_TRY_AGAIN = "0" * 32
+_STARTED_NS = time.time_ns()
 # Waves at 16 kHz -> the numbers of each, (n,).
 Compute = Callable[[list[Tensor]], list[Tensor]]
 
@@ -47,10 +53,12 @@ class Entry:
     Args:
         values: (n,), read-only; None for a recording that cannot be read.
         reason: Why it cannot be read: `path: reason`; empty where it can.
+        is_refused: Whether the system is why: it may be readable later.
     """
 
     values: np.ndarray | None
     reason: str = ""
+    is_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class RecordingCache:
         """One entry per utterance, from the cache or computed now.
 
         Of several processes (ranks of a node, trials of a sweep) one computes a part, the others wait for it.
+        What is left out is printed, also where it was found by an earlier run: once by a process.
 
         Raises:
             UserError: if the cache cannot be written.
@@ -95,9 +104,13 @@ class RecordingCache:
             keys = [recording_key(u) for u in part]
             path = self.folder / f"{_hash(keys)[:16]}.parquet"
             make_once(
-                path, lambda file, part=part, keys=keys: self._write(file, part, keys), waiting=_say_waiting
+                path,
+                lambda file, part=part, keys=keys: self._write(file, part, keys),
+                _is_whole,
+                waiting=_say_waiting,
             )
-            entries += _read(path)
+            entries += (entry for _, entry in _read(path))
+        _say_left_out(entries)
         return entries
 
     def _write(self, path: Path, utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
@@ -106,8 +119,9 @@ class RecordingCache:
         if missing:
             known |= {keys[i]: entry for i, entry in self._compute(utterances, missing)}
         entries = [known[key] for key in keys]
+        kept = [_TRY_AGAIN if e.is_refused else key for key, e in zip(keys, entries, strict=True)]
         columns = {
-            "key": pa.array(keys, pa.string()),
+            "key": pa.array(kept, pa.string()),
             "values": pa.array([entry.values for entry in entries], pa.list_(self.value_type)),
             "reason": pa.array([entry.reason for entry in entries], pa.string()),
         }
@@ -117,8 +131,7 @@ class RecordingCache:
         """Entries that other files of the folder hold already."""
         known: dict[str, Entry] = {}
         for path in _files_with(self.folder, keys):
-            held = pq.read_table(path, columns=["key"]).column("key").to_pylist()
-            known |= {key: entry for key, entry in zip(held, _read(path), strict=True) if key in keys}
+            known |= {key: entry for key, entry in _read(path) if key in keys}
         return known
 
     def _compute(self, utterances: Sequence[Utterance], places: Sequence[int]) -> Iterator[tuple[int, Entry]]:
@@ -126,7 +139,8 @@ class RecordingCache:
         ordered = sorted(places, key=lambda i: utterances[i].duration_sec or 0.0)
         batch: dict[int, Tensor] = {}
         reasons: list[str] = []
-        with self.network() as compute:
+        with ExitStack() as stack:
+            compute = _opened_late(stack, self.network)
             said = time.monotonic()
             for done, i in enumerate(tqdm(ordered, desc=self.kind, unit="recording", disable=None)):
                 if time.monotonic() - said > _LINE_EVERY_SEC and not sys.stderr.isatty():  # no bar is drawn
@@ -137,7 +151,7 @@ class RecordingCache:
                     batch[i] = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec)
                 except io.UnreadableAudio as error:
                     reasons.append(str(error))
-                    yield i, Entry(None, str(error))
+                    yield i, Entry(None, str(error), isinstance(error, io.RefusedAudio))
                     continue
                 if sum(map(len, batch.values())) >= _BATCH_SEC * rates.TOKENIZER_RATE_HZ:
                     yield from _computed(compute, batch)
@@ -145,13 +159,47 @@ class RecordingCache:
             yield from _computed(compute, batch)
         if reasons:
             print(f"{len(reasons)} of {len(places)} left out: {'; '.join(reasons)}", file=sys.stderr)
+            _said.update(reasons)
+
+
+def _opened_late(stack: ExitStack, network: Callable[[], AbstractContextManager[Compute]]) -> Compute:
+    """The network's function; the network is opened by its first call, so not where nothing can be read."""
+    opened: list[Compute] = []
+
+    def compute(waves: list[Tensor]) -> list[Tensor]:
+        if not opened:
+            opened.append(stack.enter_context(network()))
+        return opened[0](waves)
+
+    return compute
+
+
+_said: set[str] = set()  # reasons that this process has printed
+
+
+def _say_left_out(entries: Sequence[Entry]) -> None:
+    """Prints what an earlier run, or another process, found unreadable."""
+    reasons = [entry.reason for entry in entries if entry.reason and entry.reason not in _said]
+    if reasons and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{len(reasons)} of {len(entries)} left out, as before: {first_few(reasons)}", file=sys.stderr)
+    _said.update(reasons)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there, with nothing to try again.
+
+    Ranks of a run must see the same recordings: what was written since this process began is left as it is.
+    """
+    if not path.exists() or path.stat().st_mtime_ns >= _STARTED_NS:
+        return path.exists()
+    return _TRY_AGAIN not in pq.read_table(path, columns=["key"]).column("key").to_pylist()
 
 
 class _KeysOfFiles:
     """Which file of a folder holds which key, by the first 64 bits of the keys: 8 bytes a recording.
 
-    Files never change, so each is read once by a process: a corpus that is encoded in many small lists would
-    otherwise read all files for each of them.
+    Files do not change but for what is tried again, so each is read once by a process: a corpus that is
+    encoded in many small lists would otherwise read all files for each of them.
     """
 
     def __init__(self) -> None:
@@ -194,11 +242,14 @@ def _computed(compute: Compute, batch: dict[int, Tensor]) -> Iterator[tuple[int,
             yield i, Entry(values.numpy())
 
 
-def _read(path: Path) -> list[Entry]:
-    table = pq.read_table(path, columns=["values", "reason"])
+def _read(path: Path) -> list[tuple[str, Entry]]:
+    """(key, entry) of each row."""
+    table = pq.read_table(path, columns=["key", "values", "reason"])
+    keys, reasons = (table.column(name).to_pylist() for name in ("key", "reason"))
     entries = []
-    for values, reason in zip(table.column("values"), table.column("reason").to_pylist(), strict=True):
-        entries.append(Entry(values.values.to_numpy() if values.is_valid else None, reason))
+    for key, values, reason in zip(keys, table.column("values"), reasons, strict=True):
+        own = values.values.to_numpy() if values.is_valid else None
+        entries.append((key, Entry(own, reason, key == _TRY_AGAIN)))
     return entries
 
 
@@ -211,6 +262,8 @@ def recording_key(utterance: Utterance) -> str:
     # `os.path`: Path raises for a name that no file can have.
     stat = utterance.audio.stat() if os.path.exists(utterance.audio) else None
     state = None if stat is None else (stat.st_size, stat.st_mtime_ns)
+    if state is not None and not os.access(utterance.audio, os.R_OK):
+        state = (*state, "refused")  # giving the right to read it changes neither size nor time
     return _hash([io.RULES, utterance.key, utterance.duration_sec, state])[:32]
 
 

@@ -89,6 +89,7 @@ class AlignStage(Stage):
     """See the module."""
 
     name = "align"
+    needs = ("audio_filepath",)
     version = 2
     summary = "times of words, by CTC"
     Options = AlignOptions

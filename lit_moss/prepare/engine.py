@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 from lit_moss.errors import UserError
 from lit_moss.files import PARTIAL, locked
-from lit_moss.prepare.items import read_items, speech_sec
+from lit_moss.prepare.items import forget_stamps, read_items, speech_sec
 from lit_moss.prepare.shards import (
     UNREADABLE,
     Shard,
     ShardCounts,
     fingerprint_of,
+    is_to_be_tried_again,
     plan_shards,
     remove_logs,
     shard_counts,
@@ -58,6 +59,7 @@ def run_step(step: Step, machine: Machine) -> StepResult:
             or too many unreadable items.
     """
     start = time.monotonic()
+    forget_stamps()
     stage, storage = step.build(), Storage(step.folder)
     with refusals_to_write(f"step {step.name}", step.folder), _step_lock(step):
         _claim(step, storage)
@@ -118,10 +120,11 @@ def _manifests(stage: Stage | WholeStage, step: Step, storage: Storage) -> list[
     """The step's sources as manifests; what is none is read into one in the step's folder.
 
     Raises:
-        UserError: if there is no source, or no item in any of them.
+        UserError: if there is no source, one is given twice, or there is no item in any of them.
     """
     if not step.sources:
         raise UserError(f"step {step.name}: no sources, expected a manifest or another input of {step.stage}")
+    _check_once(step)
     manifests = []
     for number, source in enumerate(step.sources):
         items = stage.read_source(source)
@@ -140,6 +143,17 @@ def _manifests(stage: Stage | WholeStage, step: Step, storage: Storage) -> list[
     return manifests
 
 
+def _check_once(step: Step) -> None:
+    """Items that are there twice would be learnt twice; recipes have weights for that."""
+    files: set[str] = set()
+    for source in step.sources:
+        file = os.path.realpath(source) if os.path.exists(source) else source
+        if file in files:
+            got = f"step {step.name}: source {source} is given twice"
+            raise UserError(f"{got}, expected each source once: leave one out")
+        files.add(file)
+
+
 # --- stages that run unit by unit ---------------------------------------------------------------------------
 
 
@@ -149,6 +163,10 @@ def _run_shards(
     shards = plan_shards(stage, sources, step.manifest_folder, machine.shard_items)
     fingerprint = fingerprint_of(stage)
     finished = {shard.number: shard_counts(storage, shard, fingerprint) for shard in shards}
+    for shard in shards:
+        counts = finished[shard.number]
+        if counts is not None and is_to_be_tried_again(shard, counts, step.manifest_folder):
+            finished[shard.number] = None
     todo = [shard for shard in shards if finished[shard.number] is None]
     state = sha256(json.dumps([fingerprint, [s.digest for s in shards]]).encode()).hexdigest()[:16]
     if todo:
@@ -302,7 +320,7 @@ def _run_whole(
     counts = ShardCounts()
     for source in sources:
         for line in read_items(source):
-            item = folder.resolved(line.item, source, line.number)
+            item = folder.resolved(line.item, source, line.number, stage.needs)
             digest.update(line.content + folder.stamps(item))
             counts.items_in += 1
             counts.speech_sec_in += speech_sec(item)

@@ -137,6 +137,7 @@ class FilterStage(Stage):
     """Drops utterances and conversations whose speech differs from its text."""
 
     name = "filter"
+    needs = ("audio_filepath", "messages")
     version = 3
     Options = FilterOptions
 

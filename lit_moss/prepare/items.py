@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
+from pathlib import Path
 from typing import Any
 
+from lit_moss.corpora.manifest import absolute_path
 from lit_moss.errors import UserError
-from lit_moss.prepare.item_keys import check_item
+from lit_moss.prepare.item_keys import check_item, check_needs
 from lit_moss.prepare.storage import Storage, absolute, is_inside, is_remote, open_read
 from lit_moss.records import BYTE_ORDER_MARK, is_number
 
@@ -100,19 +102,27 @@ class ManifestFolder:
     work: str
     root: str | None = None
 
-    def resolved(self, item: Item, source: str, number: int) -> Item:
+    def resolved(self, item: Item, source: str, number: int, needs: Sequence[str] = ()) -> Item:
         """The item with absolute paths.
 
+        Args:
+            item: As it stands in the manifest.
+            source: The manifest.
+            number: Of its line.
+            needs: Keys of which it must have one.
+
         Raises:
-            UserError: if a path is not text, or outside the root, or another key is not of its type.
+            UserError: if a path is not text, or outside the root, or another key is not of its type, or it
+                has none of the keys that are needed.
         """
         check_item(item, f"{source}, line {number}")
+        check_needs(item, needs, f"{source}, line {number}")
 
         def resolve(path: Any) -> str:
             where = f"{source}, line {number}: audio_filepath is {str(path)[:60]!r}"
             if not isinstance(path, str) or "\0" in path:
                 raise UserError(f"{where}, expected the path of a sound file")
-            whole = absolute(path, os.path.dirname(source) or ".")
+            whole = _absolute(path, os.path.dirname(source) or ".")
             if self.root is not None and not (is_inside(whole, self.root) or is_inside(whole, self.work)):
                 raise UserError(f"{where}, expected a file below the root {self.root}: move it there")
             return whole
@@ -157,9 +167,22 @@ def _with_paths(item: Item, change: Any) -> Item:
     return item
 
 
+def _absolute(path: str, folder: str) -> str:
+    if is_remote(path) or is_remote(folder):
+        return absolute(path, folder)
+    return str(absolute_path(Path(folder), path))
+
+
 @lru_cache(maxsize=4096)
 def _stamp(path: str, with_time: bool) -> bytes:
     if is_remote(path) or not os.path.exists(path):
         return b""
     status = os.stat(path)
-    return f"{status.st_size} {status.st_mtime_ns if with_time else ''}".encode()
+    # Giving the right to read a file changes neither its size nor its time.
+    refused = "" if os.access(path, os.R_OK) else " refused"
+    return f"{status.st_size} {status.st_mtime_ns if with_time else ''}{refused}".encode()
+
+
+def forget_stamps() -> None:
+    """Files are looked at anew: a process may run a step again after they were changed."""
+    _stamp.cache_clear()

@@ -15,17 +15,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock
 
-from lit_moss.audio.io import UnreadableAudio
+from lit_moss.audio.io import RefusedAudio, UnreadableAudio, is_refused
+from lit_moss.errors import UserError
 from lit_moss.prepare.items import ManifestFolder, read_items, speech_sec
 from lit_moss.prepare.stage import Item, Rejection, Result, Stage
-from lit_moss.prepare.storage import Storage
+from lit_moss.prepare.storage import Storage, is_remote
 
 UNREADABLE = "unreadable audio"
+_REFUSED = "a file that the system lets us read"
 _SYNC_SEC = 2.0  # a killed machine loses no more than that; a killed process loses one unit
 _LEAST, _MOST = 16, 1024  # items of a shard
 _SHARDS = 64
@@ -114,7 +117,7 @@ def plan_shards(
         shard_items: Items of a shard, at least; None for a 64th of all, 16 to 1024.
 
     Raises:
-        UserError: if a source cannot be read.
+        UserError: if a source cannot be read, or an item has none of the keys that the stage needs.
     """
     if shard_items is None:
         total = sum(1 for source in sources for _ in read_items(source))
@@ -126,7 +129,7 @@ def plan_shards(
     def items() -> Iterator[Item]:
         for source in sources:
             for line in read_items(source):
-                item = folder.resolved(line.item, source, line.number)
+                item = folder.resolved(line.item, source, line.number, stage.needs)
                 spans.append(Span(source, line.first, line.stop))
                 stamps.append(line.content + folder.stamps(item))
                 yield item
@@ -149,7 +152,7 @@ def plan_shards(
 def _shard(number: int, lines: Sequence[Span], units: Sequence[int], stamps: Sequence[bytes]) -> Shard:
     joined: list[Span] = []
     for line in lines:
-        if joined and joined[-1].source == line.source:
+        if joined and joined[-1].source == line.source and joined[-1].stop <= line.first:
             joined[-1] = Span(line.source, joined[-1].first, line.stop)
         else:
             joined.append(line)
@@ -226,6 +229,33 @@ def shard_counts(storage: Storage, shard: Shard, fingerprint: str) -> ShardCount
         return None
 
 
+def unreadable(item: Item, reason: str, is_refused: bool) -> Rejection:
+    """The rejection of an item whose sound cannot be read.
+
+    Args:
+        item: The item.
+        reason: `path: reason`.
+        is_refused: Whether the system refused the file, see `RefusedAudio`: the item is tried again once it
+            does not.
+    """
+    return Rejection(item, UNREADABLE, reason, _REFUSED if is_refused else None)
+
+
+def is_to_be_tried_again(shard: Shard, counts: ShardCounts, folder: ManifestFolder) -> bool:
+    """Whether a finished shard has rejected a sound that the system refused then, and does not now."""
+    if not counts.rejected.get(UNREADABLE):
+        return False
+    of_the_step = folder.storage.path("rejected.jsonl")  # beside which the paths are
+    for line in read_items(folder.storage.path(f"{shard.name}.rejected.jsonl")):
+        if line.item["threshold"] == _REFUSED:
+            item = folder.resolved(line.item["item"], of_the_step, line.number)
+            parts = (item, *(item.get("messages") or ()))
+            paths = [path for part in parts if (path := part.get("audio_filepath"))]
+            if not any(is_refused(path) for path in paths if not is_remote(path)):
+                return True
+    return False
+
+
 def fingerprint_of(stage: Any) -> str:
     """16 hex digits of a stage's name, version and options."""
     content = [stage.name, stage.version, stage.content()]
@@ -237,7 +267,7 @@ def _run_unit(stage: Stage, unit: list[Item]) -> Result:
         return stage.run(unit)
     except UnreadableAudio as error:
         if len(unit) == 1:
-            return Result(rejected=[Rejection(unit[0], UNREADABLE, str(error))])
+            return Result(rejected=[unreadable(unit[0], str(error), isinstance(error, RefusedAudio))])
     except Exception as error:
         error.add_note(f"in stage {stage.name}, unit {[str(item)[:300] for item in unit[:3]]}")
         raise
@@ -261,7 +291,10 @@ def _units(shard: Shard, folder: ManifestFolder, skip: int) -> Iterator[list[Ite
         for line in read_items(span.source, span.first, span.stop)
     )
     for number, size in enumerate(shard.units):
-        unit = [next(items) for _ in range(size)]
+        unit = list(islice(items, size))
+        if len(unit) < size:
+            got = f"{shard.spans[-1].source}: has lost lines since the step began"
+            raise UserError(f"{got}, expected a file that stays as it is: start again")
         if number >= skip:
             yield unit
 

@@ -71,6 +71,7 @@ class _Named(ABC):
         name: As on the command line: `prepare NAME`.
         version: Raise it when the same unit and options give another result.
         reads: Which earlier steps of a chain it reads if its step does not say: the previous one, or all.
+        needs: Keys of which each item must have one; where it has none, the step ends before it begins.
         Options: A dataclass; every field has a default and a line under `Args:`. A field with
             `metadata=NOT_CONTENT` (a device, the name of a variable with a key) does not change the result.
     """
@@ -78,6 +79,7 @@ class _Named(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     reads: ClassVar[Literal["previous", "all"]] = "previous"
+    needs: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type]
 
     def __init__(self, options: Any, storage: Storage) -> None:

@@ -5,7 +5,7 @@
 | `.txt` | a text from each empty line to the next |
 | `.csv` | LJ Speech's metadata: 32 sentences of a chapter |
 | `.parquet` | a text each row, columns `text` (or `content`) and `score` (FineWeb-Edu) |
-| a folder | all `.parquet` and `.jsonl` files below it, by name |
+| a folder | all files of these kinds below it, by name; others are counted in a line |
 | `.jsonl`, `.jsonl.gz` below a folder, or whose path states a score | a text each line |
 
 Chinese Fineweb-Edu V2.1 keeps its scores in names of folders: a file below `4_5` has the score 4. Such a name
@@ -21,6 +21,7 @@ from typing import Any
 
 import fsspec
 
+from lit_moss.corpora.folders import files_below, print_left_out
 from lit_moss.corpora.text import read_texts
 from lit_moss.errors import UserError
 from lit_moss.prepare.items import Item
@@ -34,6 +35,7 @@ _BATCH_ROWS = 256
 _SCORE_FOLDER = re.compile(r"(\d)_(\d)")
 _SCALE_SAMPLE = 100  # scores from which the scale is judged
 _JSON = (".jsonl", ".jsonl.gz")
+_LISTS = (".txt", ".csv")
 
 
 def read_text_source(source: str) -> Iterator[Item] | None:
@@ -43,7 +45,7 @@ def read_text_source(source: str) -> Iterator[Item] | None:
         UserError: if it cannot be read or has no texts.
     """
     lower = source.lower()
-    if lower.endswith((".txt", ".csv")):
+    if lower.endswith(_LISTS):
         return _listed(source)
     if lower.endswith(".parquet"):
         return _parquet(source, _stem(source))
@@ -106,9 +108,12 @@ def _check_scale(seen: int, largest: float, min_score: float) -> None:
         )
 
 
-def _listed(source: str) -> Iterator[Item]:
-    for name, text in read_texts(local_copy(source)):
-        yield {"id": name, "text": text, "source": posixpath.basename(source)}
+def _listed(source: str, folder: str = "") -> Iterator[Item]:
+    local = local_copy(source)
+    for name, text in read_texts(local):
+        if local.suffix.lower() == ".txt":  # a copy has another name
+            name = _stem(source) + name.removeprefix(local.stem)
+        yield _item({}, text, posixpath.join(folder, name), source)
 
 
 def _json(source: str, name: str) -> Iterator[Item]:
@@ -119,23 +124,36 @@ def _json(source: str, name: str) -> Iterator[Item]:
 
 
 def _folder(folder: str) -> Iterator[Item]:
-    endings = (".parquet", *_JSON)
+    endings = (".parquet", *_JSON, *_LISTS)
     if is_remote(folder):
         system, inner = fsspec.url_to_fs(folder)
-        files = sorted(system.unstrip_protocol(path) for path in system.find(inner))
+        files = sorted(system.unstrip_protocol(path) for path in _not_hidden(system.find(inner), inner))
     else:
-        files = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
-    files = [path for path in files if path.lower().endswith(endings)]
-    if not files:
+        files = list(map(str, files_below(folder)))
+    texts = [path for path in files if path.lower().endswith(endings)]
+    others = [Path(path) for path in files if not path.lower().endswith(endings)]
+    print_left_out(others, f"texts are read from {' '.join(endings)}: convert what holds texts")
+    if not texts:
         raise UserError(f"{folder} has no {', '.join(endings)} files: check the path")
-    return _texts_of(files, folder.rstrip("/") + "/")
+    return _texts_of(texts, folder.rstrip("/") + "/")
+
+
+def _not_hidden(paths: Iterable[str], folder: str) -> Iterator[str]:
+    for path in paths:
+        if not any(part.startswith(".") for part in path.removeprefix(folder).split("/")):
+            yield path
 
 
 def _texts_of(files: list[str], folder: str) -> Iterator[Item]:
     for path in files:
         inside = path.split(folder.partition("://")[2] or folder, 1)[-1]
-        name = posixpath.join(posixpath.dirname(inside), _stem(inside))
-        yield from _parquet(path, name) if path.lower().endswith(".parquet") else _json(path, name)
+        name, lower = posixpath.join(posixpath.dirname(inside), _stem(inside)), path.lower()
+        if lower.endswith(".parquet"):
+            yield from _parquet(path, name)
+        elif lower.endswith(_JSON):
+            yield from _json(path, name)
+        else:  # a .txt names its texts itself; chapters of several .csv may have the same names
+            yield from _listed(path, posixpath.dirname(inside) if lower.endswith(".txt") else name)
 
 
 def _parquet(source: str, name: str) -> Iterator[Item]:
@@ -179,6 +197,6 @@ def _item(values: dict[str, Any], text: str, name: str, source: str) -> Item:
 
 def _stem(path: str) -> str:
     name = posixpath.basename(path)
-    for ending in (".gz", ".parquet", ".jsonl"):
+    for ending in (".gz", ".parquet", ".jsonl", *_LISTS):
         name = name[: -len(ending)] if name.lower().endswith(ending) else name
     return name

@@ -14,8 +14,8 @@ from lit_moss.errors import UserError
 from lit_moss.hub.code_cache import code_cache
 from lit_moss.hub.recordings import Entry, RecordingCache
 from lit_moss.hub.tokenizer import NamedTokenizer
-from lit_moss.prepare.shards import UNREADABLE
-from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage
+from lit_moss.prepare.shards import unreadable
+from lit_moss.prepare.stage import NOT_CONTENT, Item, Result, Stage
 from lit_moss.prepare.storage import Storage, local_copy
 
 _UNIT_ITEMS = 64
@@ -44,6 +44,7 @@ class TokenizeStage(Stage):
     """
 
     name = "tokenize"
+    needs = ("audio_filepath", "messages")
     Options = TokenizeOptions
 
     def __init__(self, options: TokenizeOptions, storage: Storage) -> None:
@@ -79,13 +80,13 @@ class TokenizeStage(Stage):
         return result
 
     def _add(self, item: Item, entries: Sequence[Entry], result: Result) -> None:
-        if not entries and "messages" in item:  # a conversation in writing
+        if not entries and item.get("messages") is not None:  # a conversation in writing
             result.items.append(item)
             return
         if not entries:
             raise UserError(f"{str(item)[:100]}: neither audio_filepath nor messages, expected recordings")
-        if unread := [entry.reason for entry in entries if not _count(entry)]:
-            result.rejected.append(Rejection(item, UNREADABLE, unread[0]))
+        if unread := [entry for entry in entries if not _count(entry)]:
+            result.rejected.append(unreadable(item, unread[0].reason, any(e.is_refused for e in unread)))
             return
         counts = [_count(entry) for entry in entries]
         result.items.append(_with_codes(item, counts))
@@ -98,7 +99,7 @@ def _count(entry: Entry) -> int:
 
 def _spoken_parts(item: Item) -> list[Item]:
     """The item, or those of its messages that have a recording."""
-    if "messages" not in item:
+    if item.get("messages") is None:
         return [item] if item.get("audio_filepath") else []
     return [message for message in item["messages"] if message.get("audio_filepath")]
 
@@ -109,7 +110,7 @@ def _utterance(part: Item) -> Utterance:
 
 
 def _with_codes(item: Item, counts: Sequence[int]) -> Item:
-    if "messages" not in item:
+    if item.get("messages") is None:
         return item | {"codes": counts[0]}
     left = iter(counts)
     messages = [m | {"codes": next(left)} if m.get("audio_filepath") else m for m in item["messages"]]

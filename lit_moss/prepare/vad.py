@@ -125,6 +125,7 @@ class VadStage(Stage):
     """
 
     name = "vad"
+    needs = ("audio_filepath",)
     Options = VadOptions
     options: VadOptions
 

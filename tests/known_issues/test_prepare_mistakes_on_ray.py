@@ -11,13 +11,14 @@ import chains
 
 
 @pytest.mark.nightly
-def test_a_mistake_is_one_line_on_ray(tmp_path):
+def test_a_mistake_that_a_stage_finds_is_one_line_on_ray(tmp_path):
     pytest.importorskip("ray")
     source = tmp_path / "source.jsonl"
-    source.write_text("".join(json.dumps({"id": f"t{i}", "text": "no sound"}) + "\n" for i in range(4)))
+    source.write_text("".join(json.dumps({"id": f"t{i}", "text": "a text"}) + "\n" for i in range(4)))
     cache = chains.own_cache(tmp_path / "cache")
-    words = ("tokenize", str(source), "--out", "out", *chains.SMALL, "--workers", "2", "--engine", "ray")
+    ray = ("--workers", "2", "--engine", "ray")
+    words = ("refusing_stage.Refusing", str(source), "--out", "out", *chains.SMALL, *ray)
     done = chains.prepare(tmp_path, cache, *words)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
-    assert "neither audio_filepath nor messages, expected recordings" in done.stderr.splitlines()[-1]
+    assert "is refused: expected another one" in done.stderr.splitlines()[-1]
