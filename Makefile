@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Where TCMalloc is installed, freed memory is kept, which makes training on a CPU faster (docs/machines.md).
+TCMALLOC := $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib64/libtcmalloc_minimal.so.4))
+KEEP_MEMORY := $(if $(TCMALLOC),LD_PRELOAD=$(TCMALLOC) TCMALLOC_RELEASE_RATE=0)
 
 .PHONY: quickstart quickstart-tokenizer talk test test-nightly check docs gpu-test
 
@@ -16,7 +19,7 @@ quickstart-tokenizer: $(VENV)/ready ## sets up, trains the speech tokenizer on t
 		--speech-tokenizer runs/quickstart --out codes.jsonl --force
 
 talk: $(VENV)/ready-talk ## sets up, makes a small system that listens and answers aloud, in hours on two cores; a second call continues
-	$(BIN)/python -m experiments.studies.talk -c conf/talk/cpu.yaml
+	$(KEEP_MEMORY) $(BIN)/python -m experiments.studies.talk -c conf/talk/cpu.yaml
 
 test: $(VENV)/ready-dev ## sets up, then the tests, but for those that train at length or start several processes
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not nightly"

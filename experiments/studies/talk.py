@@ -107,10 +107,10 @@ class Talk:
             named["latency"] = self._latency
         if o.sounds:
             named["sounds"] = self._sounds
-        for form in o.other_forms:
-            named[f"sft-{form}"] = partial(self._fit, f"sft-{form}")
-            named[f"export-{form}"] = partial(self._export, form)
-            named[f"qa-{form}"] = partial(self._evaluate, f"qa-{form}")
+        # By kind, not by form: the questions of all forms may be asked at once.
+        named |= {f"sft-{form}": partial(self._fit, f"sft-{form}") for form in o.other_forms}
+        named |= {f"export-{form}": partial(self._export, form) for form in o.other_forms}
+        named |= {f"qa-{form}": partial(self._evaluate, f"qa-{form}") for form in o.other_forms}
         if o.until is not None and o.until not in named:
             raise UserError(f"until is {o.until}, which is switched off: expected one of {', '.join(named)}")
         upto = len(named) if o.until is None else list(named).index(o.until) + 1
