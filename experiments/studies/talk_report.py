@@ -243,7 +243,12 @@ AIMS: tuple[tuple[Any, ...], ...] = (
         ("text_cloze", _PPL),
         ("text_cloze_before", _PPL),
     ),
-    ("text cloze of stories over the backbone's", "0.98 or more", ("text_cloze", _CLOZE), ("text_cloze_before", _CLOZE)),
+    (
+        "text cloze of stories over the backbone's",
+        "0.98 or more",
+        ("text_cloze", _CLOZE),
+        ("text_cloze_before", _CLOZE),
+    ),
     ("everyday choices over the backbone's", "0.98 or more", ("text", "/acc"), ("text_before", "/acc")),
     (
         "end of a spoken question -> first sound, ms, median",

@@ -5,8 +5,8 @@
 1. Unicode NFKC: full-width letters, ligatures and compatibility signs become plain ones.
 2. Lower case.
 3. Accents are dropped from Latin letters (é -> e, ø -> o, ß -> ss); typographic apostrophes become '; soft
-   hyphens go.
-4. Kept: a-z, digits, the apostrophe inside a word, and Chinese characters (CJK ideographs).
+   hyphens go. The Chinese zero 〇 becomes 零, which is read alike, so that no vocabulary needs both.
+4. Kept: a-z, digits, the apostrophe inside a word, and Chinese characters (CJK ideographs, without 々).
 5. Everything else - punctuation, symbols, other scripts - becomes a space; spaces are collapsed.
 6. Spaces next to a Chinese character are dropped: Chinese is written without them.
 
@@ -41,6 +41,7 @@ _LETTERS = str.maketrans(
         "ð": "d",
         "þ": "th",
         "ı": "i",
+        "〇": "零",
         "\u00ad": "",
     }
 )

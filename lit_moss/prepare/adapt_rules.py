@@ -154,7 +154,7 @@ def _words_before_markdown(text: str, chinese: bool) -> str:
     text = re.sub(r"^[ \t]*[•·●▪◦‣][ \t]*", "- ", text, flags=re.MULTILINE)
     text = re.sub(r"^([ \t]*)(\d+)[)、．][ \t]*(?=\S)", r"\1\2. ", text, flags=re.MULTILINE)
     text = plain.speak_addresses(text, chinese)
-    return speak_plain_formulas(text, chinese)
+    return speak_plain_formulas(plain.speak_ranges(text, chinese), chinese)
 
 
 def _outside_code(text: str, change: Callable[[str], str]) -> str:

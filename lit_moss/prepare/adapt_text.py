@@ -13,7 +13,11 @@ _OTHER_SCRIPTS = re.compile(
 _EMOJI = re.compile(
     "[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\u23e9-\u23fa\u200d\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]+"
 )
-_EMOTICON = re.compile(r"(?:(?<=\s)|^)[:;=][-']?[)(DPp/|](?=\s|$|[.!?])|\^_\^|<3(?=\s|$|[.!?])")
+_EMOTICON = re.compile(  # but `<3 days` is no heart
+    r"(?:(?<=\s)|^)[:;=][-']?[)(DPp/|](?=\s|$|[.!?])|\^_\^"
+    r"|<3(?=\s|$|[.!?])"
+    r"(?! (?:%|percent|[kcm]?m\b|k?g\b|(?:second|minute|hour|day|week|month|year|time|mile|point)s?\b))"
+)
 _OF_FRENCH = str.split(
     "le la les des est une dans pour que qui vous nous avec sur pas je et du au mon ma mes "
     "vais bien merci sont "
@@ -239,6 +243,49 @@ def without_brackets(text: str, chinese: bool) -> str:
     return re.sub(r" +(?=[,.!?;:])", "", text)
 
 
+_FIGURE = r"[$€£¥￥]?\d+(?:,\d{3})*(?:[.:]\d+)?"
+_DASHED = re.compile(
+    rf"(?<![A-Za-z\d_.,:/$€£¥￥–—-])(?P<first>{_FIGURE})"
+    r"(?P<unit> ?(?:[%°][CF]?|[ap]\.m\.|[A-Za-z]+|[\u4e00-\u9fff]))?"
+    rf"(?: ?(?:—+|--) ?| – )(?P<last>{_FIGURE})(?![\d,.:]*\d| ?[–—-])(?P<last_unit> ?[ap]\.?m\b)?"
+)
+_OPERAND = r"(?:\d[\d.,]*|[A-Za-z](?![A-Za-z]))"
+_MINUS = re.compile(rf"(?<=\d|\b[A-Za-z]) – (?={_OPERAND}(?: [–+*×/-] {_OPERAND})* ?=)")
+# What is numbered: `Step 1 – 2 eggs` is no range.
+_NUMBERED = re.compile(
+    r"\b(?:chapter|step|lesson|part|section|level|episode|season|round|question|rule|tip|day|week|unit|stage|phase"
+    r"|volume|number|no\.|exercise|example|type|option) $|(?:第|步骤|问题|例|图|表|规则|方法|技巧) ?$",
+    re.IGNORECASE,
+)
+
+
+def speak_ranges(text: str, chinese: bool) -> str:
+    """The text with dashes between two numbers in words, or as minus before `=`; asides keep their dash.
+
+    `100 – 200 people` -> "100 to 200 people"; not `In 2020 – 3 years later`, whose numbers fall.
+    """
+
+    def spoken(m: re.Match[str]) -> str:
+        first, last = (float(re.sub("[^\\d.]", "", m[name].replace(":", "."))) for name in ("first", "last"))
+        unit = (m["unit"] or "").strip()
+        is_time = bool(m["last_unit"]) or (":" in m["first"] and ":" in m["last"])
+        same = is_time or not unit or text[m.end("last") :].lstrip().startswith(unit)
+        years = [re.fullmatch(r"1\d{3}|20\d\d", m[name]) for name in ("first", "last")]
+        is_range = (
+            same
+            and (is_time or first < last)
+            and (not years[0] or bool(years[1]) or unit)
+            and not re.match(r"0\d", m["first"])
+            and not _NUMBERED.search(text[max(0, m.start() - 12) : m.start()])
+        )
+        if not is_range:
+            return m[0]
+        return f"{m['first']}{m['unit'] or ''}{'到' if chinese else ' to '}{m['last']}{m['last_unit'] or ''}"
+
+    return _DASHED.sub(spoken, _MINUS.sub(" - ", text))
+
+
+_NO_TAG = r"(?!/?[A-Za-z]\w*\s?/?>)"
 _ENGLISH_SIGNS = (
     (r"\bE\.g\.,?\s*", "For example, "), (r"\bI\.e\.,?\s*", "That is, "),
     (r"\be\.g\.,?\s*", "for example, "), (r"\bi\.e\.,?\s*", "that is, "),
@@ -252,13 +299,18 @@ _ENGLISH_SIGNS = (
     (r"(?<!\w)#(?=[A-Za-z])", "hashtag "), (r"(?<!\w)@(?=\w)", "at "), (r"(?<=\w) \+ (?=[\w$])", " plus "),
     (r"\s*(?:→|⇒|➜|=>|->|-->)\s*", " to "), (r"(?<=\d)\s*[x×]\s*(?=\d)", " by "),
     (r"(?<=\w) = (?=[\w$])", " equals "),
-    (r"(?<=\s)>=?\s?(?=\d)", "more than "), (r"(?<=\s)<=?\s?(?=\d)", "less than "), (r"[™®©]", ""),
+    (r"(?:\s|(?<=\w))>=\s?(?=[\w$])", " at least "), (r"(?:\s|(?<=\w))<=\s?(?=[\w$])", " at most "),
+    (r"(?<!\S)>\s?(?=\d)", "more than "), (r"(?<!\S)<\s?(?=\d)", "less than "),
+    # A tag and a menu are no comparisons: `<b>`, `File > Open`.
+    (rf"(?<=[\w%])\s?<{_NO_TAG}\s?(?=[\w$])", " less than "),
+    (r"(?<=[\w%])>(?=\d)|(?<=[a-z\d%]) > (?=[a-z$])", " greater than "), (r"[™®©]", ""),
     (r"(?<=[a-z])/(?=[a-z]{3})", " or "),
 )  # fmt: skip
 _CHINESE_SIGNS = (
     (r"(?<=\w)\s*&\s*(?=\w)", "和"), (r"~\s?(?=\d)", "约"), (r"≈\s?", "约"), (r"(?<!\w)#(?=\d)", "第"),
     (r"(?<=\w)\s?\+\s?(?=\w)", "加"), (r"\s*(?:→|⇒|➜|=>|->|-->)\s*", "，然后"),
-    (r"(?<=\w)\s?=\s?(?=\w)", "等于"),
+    (r"(?<=\w)\s?=\s?(?=\w)", "等于"), (r"\s?>=\s?(?=\w)", "大于等于"), (r"\s?<=\s?(?=\w)", "小于等于"),
+    (rf"(?<=[\w%])\s?<{_NO_TAG}\s?(?=\w)", "小于"), (r"(?<=[\w%])\s?>\s?(?=\d)", "大于"),
     (r"(?<=\d)\s*[x×]\s*(?=\d)", "乘"), (r"[™®©]", ""), (r"(?<!\w)@(?=\w)", "艾特"),
 )  # fmt: skip
 

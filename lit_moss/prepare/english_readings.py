@@ -85,6 +85,18 @@ def time(m: Match) -> str | None:
     return f"{words} {am_or_pm(half)}" if half else words
 
 
+_ENDS_A_TIME = re.compile(r"(?:\d ?[ap]\.?m\.?|\d:\d\d|noon|midnight) ?$", re.IGNORECASE)
+_ENDS_IN_AN_HOUR = re.compile(r"(?<![\w.:])\d{1,2} ?$")
+
+
+def until(m: Match) -> str | None:
+    """The dash of `9:30-10 am`, `noon-1 p.m.` and `10-11 am`; None between other numbers."""
+    before = m.string[max(0, m.start() - 10) : m.start()]
+    if m["hour"] and before[-1:] == " ":
+        return None  # woke at 5 am - 3 hours early
+    return " to " if _ENDS_A_TIME.search(before) or (m["half"] and _ENDS_IN_AN_HOUR.search(before)) else None
+
+
 # --- money, units, fractions ---------------------------------------------------------------------------
 
 
@@ -289,6 +301,11 @@ def mixed(m: Match) -> str:
     groups: list[str] = re.findall(r"\d+\.\d+|\d+|[^\d-]+", m[0])
     said = (numbers.cardinal(g) if "." in g else numbers.coded(g) if g[0].isdecimal() else g for g in groups)
     return " ".join(said).replace("_", " underscore ")
+
+
+def scientific(m: Match) -> str:
+    """`1.5e-3` -> one point five e minus three."""
+    return f"{numbers.cardinal(m['number'])} {m['e']} {numbers.cardinal(m['exponent'])}"
 
 
 _ADDRESS_SIGNS = {

@@ -40,6 +40,7 @@ SCALE = r"hundred|thousand|million|billion|trillion|mn|bn|tn|[kKmMbBtT]"
 BEFORE = r"(?<![\w.])(?<!\d,)"  # a number starts here
 AFTER = r"(?!\w|[.,]\d)"  # and ends here
 MONTH = rf"(?:{'|'.join(MONTHS)}|(?:{'|'.join(SHORT_MONTHS)})\b\.?)"
+HALF = r"[aApP]\.?[mM](?![A-Za-z])"
 SECONDS = r"for |ter |ery |hin "  # (af)ter, (ev)ery, (wit)hin 30s
 
 
@@ -49,7 +50,9 @@ _UNIT = _any(list(UNITS))
 _PER = _any([*UNITS, "day", "week", "month", "year", "hour", "minute", "second", "person", "night", "user"])
 
 MONEY_RULE = rule(
-    rf"(?P<minus>(?<![\w])[-−])?(?P<sign>{_any(list(MONEY))})(?P<number>{NUMBER})"
+    rf"(?P<minus>(?<![\w])[-−])?(?P<sign>{_any(list(MONEY))})"
+    r"(?:[ \u00a0\u202f](?<!\d[$€£¥￥₹₩₽].)(?<!\d [$€£¥￥₹₩₽].))?"  # but not in `5 $ 3`
+    rf"(?P<number>{NUMBER})"
     rf"(?:[ -]?(?P<scale>{SCALE})(?![A-Za-z]))?"
     rf"(?:[-–—](?P=sign)?(?P<upto>{NUMBER})(?: ?(?P<upto_scale>{SCALE})(?![A-Za-z]))?)?",
     say.money,
@@ -68,6 +71,15 @@ NUMBER_RULES = [
         rf"{BEFORE}(?P<day>\d{{1,2}})(?P<th>st|nd|rd|th)? (?P<of>of )?(?P<month>{MONTH})(?![a-z])"
         rf"(?:,? (?P<year>\d{{4}}){AFTER})?(?P<the>(?!))?",
         say.day_month,
+    ),
+    rule(
+        rf"[-–—] ?(?=(?P<half>\d{{1,2}}(?::\d\d)? ?{HALF}|[Nn]oon\b|[Mm]idnight\b)|\d{{1,2}}:\d\d"
+        r"|(?P<hour>(?<! )\d{1,2}(?!\w|[.,:]\d)))",
+        say.until,
+    ),
+    rule(
+        rf"(?<![\w.:])\d{{1,2}}(?= ?[-–—] ?(?:\d{{1,2}}(?::\d\d)? ?{HALF}))",
+        lambda m: numbers.cardinal(m[0]),
     ),
     rule(
         r"(?<![\w.])(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d))?(?![\d:])"
@@ -131,6 +143,7 @@ NUMBER_RULES = [
     rule(r"!=|/=", " is not equal to "),
     rule(r"==", " equals "),
     rule(r"->|-->", " to "),
+    rule(rf"(?P<number>{SIGN}\d+(?:\.\d+)?)(?P<e>[eE])(?P<exponent>[-−+]\d+)(?!\w|\.\d)", say.scientific),
     rule(r"(?<![\w.])\d+-[A-Z](?!\w)", say.mixed),
     rule(rf"(?P<sign>{SIGN})(?P<number>{NUMBER})(?!\w|\.\d)", say.plain_number),
     rule(
@@ -202,6 +215,7 @@ LETTER_RULES = [
     rule(r"sqrt", "square root"),
     rule(r"(?:[Mm]id|[Pp]re|[Pp]ost|[Ll]ate|[Ee]arly)-(?=\d)", lambda m: f"{m[0][:-1]} "),
     rule(r"(?P<letter>[CF])#(?!\w)", lambda m: f"{m['letter']} sharp"),
+    rule(r"(?:[Nn]oon|[Mm]idnight)(?=[-–—]\d)", lambda m: m[0]),  # a time, not a name
     rule(r"[A-Za-z]+[A-Za-z-]*\d[A-Za-z0-9_-]*", say.mixed),
 ]
 

@@ -1,8 +1,9 @@
 """Chinese text as a voice says it: own rules where wetext errs, wetext for the other numbers.
 
 Words in Latin letters stay as they are. Own rules take numbers with thousands separators, ranges, signs and
-percentages below zero, letters with digits (`GPT-4`, `A380`: digits one by one), web addresses, phone numbers
-in groups, symbols and Greek letters. What lies between goes to wetext, clause by clause.
+percentages below zero, a single 2 (两 or 二), powers, letters with digits (`GPT-4`, `A380`: digits one by
+one), web addresses, phone numbers in groups, symbols and Greek letters. What lies between goes to wetext,
+clause by clause: it would read `2，3个` as 23.
 """
 
 import re
@@ -15,9 +16,15 @@ from lit_moss.errors import UserError
 from lit_moss.prepare import spoken_en
 from lit_moss.prepare.chinese_tables import (
     ADDRESS_SIGNS,
+    COUNTED,
+    DAYS_AFTER,
+    DAYS_BEFORE,
     GREEK,
     MONEY,
+    NAMED_BY_TWO,
+    ORDERED,
     PER,
+    RAISED_UNITS,
     RANGE_UNITS,
     SCALES,
     SYMBOLS,
@@ -28,7 +35,13 @@ from lit_moss.prepare.spoken_rules import Piece, Rule, Unit, rule, scan, units, 
 
 Match = re.Match[str]
 DIGITS = "零一二三四五六七八九"
-NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?)"
+# A full-width comma separates thousands only where a list is unlikely: not in `100，200，300元`.
+_WIDE_THOUSANDS = (
+    r"(?<!第)(?<!\d，)(?:[1-9]\d?(?:，\d{3}){2,}|[1-9]\d{0,2}(?:，\d{3})*?，0\d\d(?:，\d{3})*"
+    r"|[1-9]\d?，\d{3}(?=[万亿]?(?:元|美元|欧元|英镑|日元|港元|人|名|个|件|次|米|公里|公斤|吨)))"
+)
+_THOUSANDS = rf"(?<!\d)(?:\d{{1,3}}(?:,\d{{3}})+|{_WIDE_THOUSANDS})(?!\d)(?:\.\d+)?"
+NUMBER = rf"(?:{_THOUSANDS}|\d+(?:\.\d+)?)"
 BEFORE = r"(?<![\w.])(?<!\d,)|(?<=[^\W\d_a-zA-Zａ-ｚ])"  # Han characters are word characters
 _PUNCTUATION = "〇。，；：！？、·《》〈〉「」『』【】（）〔〕“”‘’—…～.,;:!?\"'()[]{}-`"
 
@@ -49,7 +62,7 @@ def digits(text: str) -> str:
 
 def cardinal(number: str) -> str:
     """`1,234.5` -> 一千二百三十四点五; numbers of more than 16 digits one by one."""
-    whole, _, decimals = number.replace(",", "").partition(".")
+    whole, _, decimals = re.sub("[,，]", "", number).partition(".")
     if len(whole) > 16 or (len(whole) > 1 and whole[0] == "0"):
         said = digits(whole)
     else:
@@ -88,18 +101,18 @@ def _range(m: Match) -> str:
         return f"百分之{cardinal(first)}到百分之{cardinal(last)}"
     if unit == "年" and len(first) == 4:
         return f"{digits(first)}到{digits(last)}年"
-    start = "两" if first == "2" and unit not in ("", *"年月日号度页章万亿千百") else cardinal(first)
+    said_first, said_last = cardinal(first), cardinal(last)
+    counted = _COUNTED.match(m.string, m.end("last")) or unit not in ("", *"年元月日号度页章楼")
+    if counted and not _ORDERED.search(_text_before(m)):
+        said_first, said_last = _two(said_first), _two(said_last)
     between = m["first_unit"] or ""
-    return f"{start}{UNITS.get(between, between)}到{cardinal(last)}{UNITS.get(unit, unit)}"
+    return f"{said_first}{UNITS.get(between, between)}到{said_last}{UNITS.get(unit, unit)}"
 
 
 def _money(m: Match) -> str:
-    return (
-        ("负" if m["minus"] else "")
-        + cardinal(m["number"])
-        + SCALES.get(m["scale"] or "", m["scale"] or "")
-        + MONEY[m["sign"]]
-    )
+    number, scale = cardinal(m["number"]), SCALES.get(m["scale"] or "", m["scale"] or "")
+    number = number if scale[:1] == "十" else _two(number)
+    return f"{'负' if m['minus'] else ''}{number}{scale}{MONEY[m['sign']]}"
 
 
 def _percent(m: Match) -> str:
@@ -132,6 +145,27 @@ def _height(m: Match) -> str:
 
 def _two(said: str) -> str:
     return "两" if said == "二" else said
+
+
+def _text_before(m: Match) -> str:
+    """The last characters before a match; a whole prefix for each match would be quadratic."""
+    return m.string[max(0, m.start() - 20) : m.start()].rstrip()
+
+
+def _lone_two(m: Match) -> str | None:
+    """二 in `5月2日`, `2次函数`, `第1、2次`, `第1，2页`; 两 in `2次`, `为期2日`; None where wetext knows."""
+    before, at = _text_before(m), m.end()
+    part = m.string[at : at + 1] in [*"页章节条款行卷册集课题段"]  # else a clause may begin: 居第3，2次夺冠
+    if re.search(r"第[\d、，,和及至到]+$" if part else r"第[\d、和及至到]+$", before) or _NAMED.match(
+        m.string, at
+    ):
+        return "二"
+    if _COUNTED.match(m.string, at):
+        return "二" if _ORDERED.search(before) else "两"
+    if not _DAY.match(m.string, at):
+        return None
+    is_time = _DAYS_AFTER.search(before) or (_DAYS_BEFORE.match(m.string, at) and before[-1:] != "月")
+    return "两" if is_time else "二"
 
 
 def _mixed(m: Match) -> str:
@@ -177,11 +211,23 @@ def _single_number(m: Match) -> str | None:
     return f"{cardinal(below)}分之{cardinal(above)}" if below else None
 
 
-def _power(m: Match) -> str:
-    base = cardinal(m["base"]) if m["base"][0].isdigit() else m["base"]
-    exponent = m["exponent"]
-    said = _signed(exponent) if exponent.lstrip("-").isdecimal() else exponent
-    return base + {"2": "的平方", "3": "的立方"}.get(exponent, f"的{said}次方")
+def _power(m: Match) -> str | None:
+    """What is said after the base: `^2` and `²` -> 的平方. None after a word: there `²` marks a footnote."""
+    if not _BASE.search(_text_before(m)):
+        return None
+    exponent = m["exponent"] or m["raised"].translate(_PLAIN_DIGITS)
+    said = exponent if exponent.lstrip("-").isalpha() else _signed(exponent)
+    return {"2": "的平方", "3": "的立方"}.get(exponent, f"的{said.replace('-', '负')}次方")
+
+
+def _minus(m: Match) -> str | None:
+    """The minus of `x²-1`, `a-b²` and `-x²`; None beside no power, where it may be a dash."""
+    before = _text_before(m)
+    if not _POWER_ENDS.search(before) and not _POWER_BEGINS.match(m.string, m.end()):
+        return None
+    if re.search(rf"[A-Za-z\d{_SMALL_DIGITS}ⁿ)）\]]$", before):
+        return "减"
+    return None if m[0][-1] == " " else "负"
 
 
 _UNIT = "|".join(re.escape(u) for u in sorted(UNITS, key=len, reverse=True))
@@ -189,6 +235,19 @@ _MONEY = "|".join(re.escape(sign) for sign in sorted(MONEY, key=len, reverse=Tru
 PER_UNITS = rf"(?:{_UNIT})|元|美元|块|次|个|人|公里|千米|米|克|升|分|页"
 _SYMBOL = [rule(re.escape(sign), said) for sign, said in SYMBOLS.items()]
 _DASH = r" ?[-–—~～至] ?"
+_PER = "|".join(re.escape(u) for u in sorted(PER, key=len, reverse=True))
+_COUNTED, _NAMED = re.compile(f" ?(?:{COUNTED})"), re.compile(f" ?(?:{NAMED_BY_TWO})")
+_DAY = re.compile(" ?日(?!元(?!旦|宵))")
+_ORDERED = re.compile(f"(?:{ORDERED})$")
+_DAYS_AFTER = re.compile(f"(?:{DAYS_AFTER})$")
+_DAYS_BEFORE = re.compile(f" ?日(?:{DAYS_BEFORE})")
+_SMALL_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+_PLAIN_DIGITS = str.maketrans(f"{_SMALL_DIGITS}⁻ⁿ", "0123456789-n")
+_RAISED = rf"⁻?[{_SMALL_DIGITS}ⁿ]+(?![⁺⁻])"  # but not the charge of Ca²⁺
+_POWER_ENDS = re.compile(rf"[{_SMALL_DIGITS}ⁿ]$|\^-?(?:\d+|[A-Za-z])$")
+_POWER_BEGINS = re.compile(rf"\d*[A-Za-z]{{1,3}}(?:\^|{_RAISED})")
+_BASE = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]{1,3}|[\d)）\]₀-₉α-ω])$")
+_MINUS = r"(?:(?<![\w.])[-−]|(?<=[^\W\da-zA-Z_])[-−])?"
 
 RULES = [
     rule(r"[a-zA-Z]+://[A-Za-z0-9./?=&%_#:+~-]*[A-Za-z0-9/]", _address),
@@ -225,15 +284,18 @@ RULES = [
     ),
     rule(r"(?<![\d.])(?P<feet>\d)['’′](?:(?P<inches>\d{1,2})[\"”″])", _height),
     rule(r"No\. ?(?=\d)", "第"),
-    rule(r"(?<=第)\d+(?![\d.-])", lambda m: cardinal(m[0])),
-    rule(r"(?<![\d第月.])2(?=[点倍])(?!点\d)", "两"),
+    rule(r"(?<=第)\d+(?![\d.-]|[–—~～]\d)", lambda m: cardinal(m[0])),
+    rule(r"(?<![\d第月.])2(?= ?[点倍])(?! ?点\d)", "两"),
     rule(r"(?<=\d)·(?=\d)", "点"),
     rule(r"(?<![\d.])\d+(?:\.\d+)?[wW](?![A-Za-z])", lambda m: cardinal(m[0][:-1]) + "万"),
-    rule(
-        rf"(?P<number>{NUMBER}) ?(?P<unit>{PER_UNITS})/(?P<per>{_UNIT}|h|s|{'|'.join(PER)})(?![A-Za-z])",
-        _per,
+    rule(rf"(?P<number>{NUMBER}) ?(?P<unit>{PER_UNITS})/(?P<per>{_UNIT}|{_PER})(?![A-Za-z])", _per),
+    rule(rf"\^(?P<exponent>-?(?:\d+(?:\.\d+)?|[A-Za-z]+))|(?P<raised>{_RAISED})", _power),
+    rule(r"[-−–] ?(?=[\dA-Za-z(（])", _minus),
+    rule(rf"[A-Za-z](?=-{_POWER_BEGINS.pattern})", lambda m: m[0]),  # x-2y² is no name
+    rule(  # a unit without a number, but no term of an equation
+        rf"(?<![A-Za-z\d=+*×^-])(?<![=+*×-] )(?:{'|'.join(RAISED_UNITS)})(?! ?[-+=*×^])",
+        lambda m: UNITS[m[0]],
     ),
-    rule(r"(?P<base>\d+|(?<![A-Za-z])[A-Za-z])(?:\^|(?=[²³]))(?P<exponent>-?[0-9a-zA-Z]+)", _power),
     rule(
         rf"(?P<minus>(?<![\w])[-−])?(?P<sign>{_MONEY}) ?"
         rf"(?P<number>{NUMBER})(?P<scale>[万亿千百十]+|[kKmMbB](?![A-Za-z])| ?(?:million|billion))?"
@@ -248,19 +310,23 @@ RULES = [
     rule(
         rf"(?P<number>(?:(?<![\d\w.%])[-−+]|(?<=[^\W\da-zA-Z_])[-−+])?{NUMBER}) ?(?P<sign>[%％‰])", _percent
     ),
+    rule(rf"(?P<number>{_MINUS}{NUMBER}) ?(?P<unit>{_UNIT})(?![A-Za-z/²³])", _unit),
+    rule(rf"{NUMBER}(?=[A-Za-z]{{0,3}}(?:\^-?[A-Za-z\d]|{_RAISED}))", lambda m: cardinal(m[0])),
     rule(
-        rf"(?P<number>(?:(?<![\w.])[-−]|(?<=[^\W\da-zA-Z_])[-−])?{NUMBER}) ?(?P<unit>{_UNIT})(?![A-Za-z/²³])",
-        _unit,
+        rf"(?P<number>{_MINUS}(?<![A-Za-z\d.])\d+(?:\.\d+)?)(?P<e>[eE])(?P<exponent>[-−+]\d+)(?![A-Za-z\d]|\.\d)",
+        lambda m: f"{_signed(m['number'])}{m['e']}{_signed(m['exponent'])}",
     ),
+    rule(r"(?<![\d第.万亿千百十零〇+−-])(?<!\d[:：/])[2２](?![\d.])", _lone_two),
     rule(r"(?<=\d) ?[-−] ?(?=\d)", "减"),
     rule(r"(?<=\d) ?\* ?(?=\d)", "乘"),
     rule(r"\d+(?:\.\d+)?[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*", _mixed),
     rule(r"[A-Za-z]+(?:-?\d[A-Za-z0-9]*)(?:\.\d+)*(?:-[A-Za-z0-9]+)*", _mixed),
-    rule(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)", lambda m: cardinal(m[0])),
+    rule(_THOUSANDS, lambda m: cardinal(m[0])),
     rule(r"[¼½¾⅐-⅞²³¹⁰⁴-⁹₀-₉①-⑳⑴-⒇❶-❿Ⅰ-ⅻ]", _single_number),
 ]
 _FOR_ALL = RULES + _SYMBOL + [rule(rf"(?i:{letter})", name) for letter, name in GREEK.items()]
 _COPIED = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*")
+_CLAUSE = re.compile(r"(?:[^，,。；;！!？?、\n：]|(?<=\d)：(?=\d))*(?:[，,。；;！!？?、\n：]|$)")
 
 
 def _rules_at(character: str) -> Sequence[Rule]:
@@ -283,7 +349,13 @@ def pieces(text: str) -> list[Piece]:
 
 
 def _by_wetext(text: str, start: int, stop: int) -> Iterator[Piece]:
-    """Pieces of `text[start:stop]`; digits that wetext leaves are said one by one."""
+    """Pieces of `text[start:stop]`, clause by clause."""
+    for clause in _CLAUSE.finditer(text, start, stop):
+        yield from _clause_by_wetext(text, *clause.span())
+
+
+def _clause_by_wetext(text: str, start: int, stop: int) -> Iterator[Piece]:
+    """Pieces of a clause; digits that wetext leaves are said one by one."""
     part = text[start:stop]
     mappings = ()
     if any(c.isdecimal() for c in part):
