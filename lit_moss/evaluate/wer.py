@@ -100,7 +100,7 @@ def _seed_words(text: str, language: str) -> list[str]:
 def _normalised_words(text: str, language: str) -> list[str]:
     if language != "zh":
         return _english_normaliser()(text).split()
-    text = _chinese_numbers(simplified(unicodedata.normalize("NFKC", text)))
+    text = _chinese_numbers(simplified(unicodedata.normalize("NFKC", text)).replace("〇", "零"))
     return [c for c in text.lower() if unicodedata.category(c)[0] in "LMN"]
 
 

@@ -13,9 +13,9 @@ _OTHER_SCRIPTS = re.compile(
 _EMOJI = re.compile(
     "[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\u23e9-\u23fa\u200d\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]+"
 )
-_EMOTICON = re.compile(  # but `<3 days` is no heart
+_EMOTICON = re.compile(  # but `<3 days` and `n <3` are no hearts
     r"(?:(?<=\s)|^)[:;=][-']?[)(DPp/|](?=\s|$|[.!?])|\^_\^"
-    r"|<3(?=\s|$|[.!?])"
+    r"|(?<!\b[A-Za-z])(?<!\b[A-HJ-Za-z] )(?<![\d)])<3(?=\s|$|[.!?])"
     r"(?! (?:%|percent|[kcm]?m\b|k?g\b|(?:second|minute|hour|day|week|month|year|time|mile|point)s?\b))"
 )
 _OF_FRENCH = str.split(

@@ -69,7 +69,7 @@ class SpeakStage(Stage):
     """See the module."""
 
     name = "speak"
-    version = 2
+    version = 3
     Options = SpeakOptions
 
     def __init__(self, options: SpeakOptions, storage: Storage) -> None:

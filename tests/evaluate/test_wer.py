@@ -51,6 +51,7 @@ def test_rules_of_seed_tts_eval(reference, hypothesis, language, errors_and_word
         ("二十五点五", "２５．５", ZH, (0, 5)),  # full width
         ("軟件，AI！", "软件ai", ZH, (0, 4)),
         ("你好", "你 好 吗", ZH, (1, 2)),
+        ("二〇二四年", "二零二四年", ZH, (0, 5)),
     ],
 )
 def test_rules_of_the_normalised_mode(reference, hypothesis, language, errors_and_words):
