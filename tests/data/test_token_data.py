@@ -439,7 +439,7 @@ def made(tmp_path, monkeypatch):
 
     calls = []
 
-    def make(kind, sources, part, backbone, speech_tokenizer, out=None, options=None, log_mel=None):
+    def make(kind, sources, part, backbone, speech_tokenizer, options, log_mel, max_bad_share):
         calls.append((kind, list(sources), part, backbone, speech_tokenizer, options))
         folder = tmp_path / f"made{len(calls)}"
         write(folder, random_documents("m", 20, len(calls)), kind=kind)
