@@ -10,6 +10,8 @@
 
 Each measurement runs in a process of its own; the ways take turns.
 
+TCMalloc was the fastest and took the least memory (experiments/LOG.md, 2026-11-28); jemalloc was no gain.
+
 By default glibc gives freed blocks of more than 32 MB back to the kernel and gets the next ones page by page:
 each page of 4 KiB costs a fault and is filled with zeros. A step of a language model frees and asks again for
 some gigabytes.
