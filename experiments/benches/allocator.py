@@ -4,7 +4,7 @@
     kept      freed memory is kept, by mallopt
     huge      the same by GLIBC_TUNABLES, with pages of 2 MB
     tcmalloc  TCMalloc, which keeps freed memory (Debian: libtcmalloc-minimal4), where it is installed
-    jemalloc  jemalloc, told to keep it (Debian: libjemalloc2), where it is installed
+    jemalloc  jemalloc, set to keep it (Debian: libjemalloc2), where it is installed
 
     python -m experiments.benches.allocator [--rows 1024] [--steps 6] [--repeats 3]
 

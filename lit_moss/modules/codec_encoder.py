@@ -337,6 +337,9 @@ class CodecEncoder(CodebookModule):
         on_validation_epoch_end,
     )
 
+    def on_predict_start(self) -> None:
+        self._tokenizer = SpeechTokenizer(self.encoder)  # one for all batches: it may make a copy in float64
+
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Codes, those of `SpeechTokenizer` in any precision, and transcript of each utterance."""
         assert self.head is not None and self.vocabulary is not None
@@ -344,11 +347,14 @@ class CodecEncoder(CodebookModule):
             return []
         _, pooled_BND, valid_BN = self.pooled_frames(self.log_mel(batch), batch.samples_B)
         waves = [wave[:n] for wave, n in zip(batch.wave_BT, batch.samples_B.tolist(), strict=True)]
-        codes = SpeechTokenizer(self.encoder).encode(waves, rates.TOKENIZER_RATE_HZ)
-        codes_BN = torch.zeros(valid_BN.shape, dtype=torch.long, device=self.device)
-        codes_BN[valid_BN] = torch.cat(codes).to(self.device)
-        log_probs = self.head(self.encoder.codebook(codes_BN) if self.quantizing else pooled_BND)
-        paths = ctc.greedy(log_probs, valid_BN.sum(dim=1) * rates.HIDDEN_PER_CODE)
+        codes = self._tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ)
+        if self.quantizing:
+            codes_BN = self.encoder.quantize(
+                pooled_BND
+            )
+            codes_BN[valid_BN] = torch.cat(codes).to(self.device)
+            pooled_BND = self.encoder.codebook(codes_BN)
+        paths = ctc.greedy(self.head(pooled_BND), valid_BN.sum(dim=1) * rates.HIDDEN_PER_CODE)
         return [
             {"id": name, "codes": own.tolist(), "text": self.vocabulary.decode(path)}
             for name, own, path in zip(batch.ids, codes, paths, strict=True)

@@ -23,7 +23,7 @@ RANGE_UNITS = (
     "年|月|日|号|点|时|小时|分钟|分|秒|天|周|岁|个月|个|人|次|元|块|"
     "倍|万|亿|千|百|米|公里|克|公斤|度|名|位|页|章|层|楼"
 )
-# Before these a single 2 is 两; patterns. What follows 次, 年 and 元 tells counting from naming (二次函数).
+# Patterns before which a single 2 is read 两. What follows 次, 年, 元 tells a count from a name (二次函数).
 COUNTED = (
     r"次(?!元|方|函数|曲线|型|项|多项|根式|不等式|开发|创作|加工|利用|污染|感染)"
     r"|年(?!级|代|生|\d{1,2}月|\d*班)"

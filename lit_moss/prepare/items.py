@@ -184,5 +184,5 @@ def _stamp(path: str, with_time: bool) -> bytes:
 
 
 def forget_stamps() -> None:
-    """Files are looked at anew: a process may run a step again after they were changed."""
+    """Reads sizes and times of files again: a process may run a step twice, with changes between."""
     _stamp.cache_clear()

@@ -86,7 +86,10 @@ def read_recipe(files: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def merged(recipe: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """A recipe and another one over it: mappings by key, lists as wholes; those of `KEY+` are appended."""
+    """A recipe and another one over it: mappings by key, lists as wholes; those of `KEY+` are appended.
+
+    Unlike `read_recipe`'s merge it takes a single entry in place of a list, as Lightning does for callbacks.
+    """
     found = dict(recipe)
     for name, value in content.items():
         key = str(name)

@@ -1,7 +1,7 @@
 """A text that was held out as speech was trained as text: `synthesize` and `text` named it differently.
 
 Without an `id` one took a hash and the other its place; after a piece that no voice can say, the rest of the
-text was drawn anew.
+text was assigned to training or validation by itself.
 """
 
 import json

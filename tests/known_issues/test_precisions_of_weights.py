@@ -70,6 +70,7 @@ def test_codes_of_predict_are_those_of_the_tokenizer_under_autocast(tiny_encoder
     batch = SpeechBatch(wave_BT, torch.tensor(lengths), ["a", "b", "c"], [""] * 3)
     expected = [codes.tolist() for codes in SpeechTokenizer(module.encoder).encode(waves, 16_000)]
     module.eval()
+    module.on_predict_start()
     with torch.no_grad():
         plain = module.predict_step(batch, 0)
         with torch.autocast("cpu", torch.bfloat16):
