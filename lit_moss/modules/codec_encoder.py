@@ -349,9 +349,7 @@ class CodecEncoder(CodebookModule):
         waves = [wave[:n] for wave, n in zip(batch.wave_BT, batch.samples_B.tolist(), strict=True)]
         codes = self._tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ)
         if self.quantizing:
-            codes_BN = self.encoder.quantize(
-                pooled_BND
-            )
+            codes_BN = self.encoder.quantize(pooled_BND)
             codes_BN[valid_BN] = torch.cat(codes).to(self.device)
             pooled_BND = self.encoder.codebook(codes_BN)
         paths = ctc.greedy(self.head(pooled_BND), valid_BN.sum(dim=1) * rates.HIDDEN_PER_CODE)
