@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from lit_moss.contracts import Batch
+from lit_moss.contracts import Batch, steps_done
 
 
 class Progress(ProgressBar):
@@ -58,7 +58,7 @@ class Progress(ProgressBar):
                 for k, v in trainer.callback_metrics.items()
                 if k.startswith(("val/", "heldout/"))
             }
-            text = f"validation at step {trainer.global_step}: " + ", ".join(
+            text = f"validation at step {steps_done(trainer)}: " + ", ".join(
                 f"{k} {v}" for k, v in shown.items()
             )
             tqdm.write(text, file=sys.stderr) if self._bar is not None else print(

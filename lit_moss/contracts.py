@@ -5,16 +5,19 @@ ask once, in one place, and say in one line what is missing.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 # Its isinstance looks attributes up without computing properties, unlike `typing`'s before Python 3.12.
 from typing_extensions import Protocol, runtime_checkable
 
 from lit_moss.errors import UserError
+from lit_moss.runs.checkpoints import step_of
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -387,6 +390,13 @@ def parts_of(module: object) -> Parts:
             "SplitLLM"
         )
     return module.parts()
+
+
+def steps_done(trainer: Trainer) -> int:
+    """Optimizer steps behind the weights: those of the run, and of the checkpoint that other verbs read."""
+    if trainer.state.fn == TrainerFn.FITTING or trainer.ckpt_path is None:
+        return trainer.global_step
+    return max(0, step_of(Path(trainer.ckpt_path)))
 
 
 def datamodule_of(trainer: Trainer) -> object | None:

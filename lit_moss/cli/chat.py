@@ -53,6 +53,7 @@ def main(args: argparse.Namespace) -> None:
             )
         serve.main(args, "/")
     else:
+        _check_no_server(args)
         _answer(args)
 
 
@@ -84,6 +85,15 @@ def _answer(args: argparse.Namespace) -> None:
         print(line)
     finally:
         engine.close()
+
+
+def _check_no_server(args: argparse.Namespace) -> None:
+    server = argparse.ArgumentParser()
+    serve.add_server_arguments(server)
+    given = [name for name in vars(server.parse_args([])) if getattr(args, name) != server.get_default(name)]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"options of the server: {options}; --once and --text start none, leave them out")
 
 
 def _reply_options(args: argparse.Namespace) -> "ReplyOptions":

@@ -162,6 +162,8 @@ class MossCLI(LightningCLI):
                 self.tracker = self._make_tracker()
                 kwargs["logger"] = self.tracker
         else:
+            # The callbacks of a training are left out on purpose.
+            warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
             kwargs["logger"] = False
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         trainer = super().instantiate_trainer(**kwargs)

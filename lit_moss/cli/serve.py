@@ -28,6 +28,28 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_model_arguments(parser)
+    _add_reply_arguments(parser)
+    add_server_arguments(parser)
+
+
+def _add_reply_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that hold for one question too."""
+    parser.add_argument(
+        "--max-turn-sec", type=float, default=120.0, help="seconds of speech in a turn (default 120)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int,
+        help="rows of a reply at most (default 2000 = 160 s; 500 = 40 s for one question of `chat`)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-context-rows", type=int, default=16384,
+        help="rows of a conversation and the reply to it at most; the model's own limit holds too "
+        "(default 16384)",
+    )  # fmt: skip
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of a server with clients."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
     parser.add_argument(
@@ -48,20 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--max-sessions", type=int, default=8, help="sessions at once (default 8)")
     parser.add_argument(
-        "--max-turn-sec", type=float, default=120.0, help="seconds of speech in a turn (default 120)"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int,
-        help="rows of a reply at most (default 2000 = 160 s; 500 = 40 s for one question of `chat`)",
-    )  # fmt: skip
-    parser.add_argument(
         "--max-upload-mb", type=float, default=24.0, help="MiB of a request at most (default 24)"
     )
-    parser.add_argument(
-        "--max-context-rows", type=int, default=16384,
-        help="rows of a conversation and the reply to it at most; the model's own limit holds too "
-        "(default 16384)",
-    )  # fmt: skip
     parser.add_argument(
         "--kept-mb", type=float, default=1024.0,
         help="MiB of keys and values kept of closed sessions, for clients that send the whole conversation "

@@ -53,7 +53,8 @@ def run(config: Config) -> dict[str, float]:
     """
     against = results_of(config.against) if config.against else None
     plain = replace(config, against=None, score="whole-mean")  # neither changes what is computed
-    with Evaluation("cloze", plain, [config.model, config.codec, *config.items], config.again) as evaluation:
+    sources = [config.model, config.codec, config.speech_tokenizer, *config.items]
+    with Evaluation("cloze", plain, sources, config.again) as evaluation:
         if config.score == plain.score and against is None and (known := evaluation.done()) is not None:
             return known
         scorer = Scorer(config)

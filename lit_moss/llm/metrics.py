@@ -1,11 +1,12 @@
 """Losses as metrics: of a training batch, and of all batches of a validation.
 
-    loss = (nll_text + nll_speech) / targets     ppl = exp(nll / targets of the head)     accuracy likewise
+    loss = (w_t nll_text + w_s nll_speech) / targets   ppl = exp(nll / targets of the head)   accuracy too
 
 Names are `text_loss`, `speech_ppl` …; values of a head without targets are left out.
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -37,9 +38,11 @@ class LossSums:
 
     Args:
         device: Where the losses are.
+        weights: Modality -> weight of its targets in `loss`, as in training; 1 where it is not named.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, weights: Mapping[str, float] = MappingProxyType({})) -> None:
+        self._weights = weights
         self._sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in _SUMS}
 
     def add(self, loss: SplitLoss) -> None:
@@ -65,7 +68,8 @@ class LossSums:
         metrics: dict[str, float] = {}
         targets = sums["text_count"] + sums["speech_count"]
         if targets:
-            metrics["loss"] = (sums["text_nll"] + sums["speech_nll"]) / targets
+            weighted = (self._weights.get(name, 1.0) * sums[f"{name}_nll"] for name in ("text", "speech"))
+            metrics["loss"] = sum(weighted) / targets
         for name in ("text", "speech"):
             if count := sums[f"{name}_count"]:
                 mean = sums[f"{name}_nll"] / count

@@ -22,7 +22,7 @@ from lit_moss.audio.features import CausalLogMel, whisper_log_mel
 from lit_moss.codec import SpeechTokenizer, ctc, quantizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 from lit_moss.codec.pretrained import load_encoder
-from lit_moss.contracts import SpeechData, data_of
+from lit_moss.contracts import SpeechData, data_of, steps_done
 from lit_moss.data.augment import apply_spec_masks
 from lit_moss.data.batches import SpeechBatch
 from lit_moss.data.transcripts import DEFAULT_CHARSET, Charset
@@ -316,7 +316,7 @@ class CodecEncoder(CodebookModule):
 
     def on_validation_epoch_end(self) -> None:
         stage = "test" if self.trainer.testing else "val"
-        self.log("step", float(self.global_step))
+        self.log("step", float(steps_done(self.trainer)))
         self.log(f"{stage}/cer", self.cer, prog_bar=True)
         self.log(f"{stage}/wer", self.wer)
         self.log(f"{stage}/ctc", self.val_ctc)

@@ -20,7 +20,7 @@ from lit_moss.codec.flow import Flow
 from lit_moss.codec.flow_config import BAND_MEAN, FlowConfig
 from lit_moss.codec.flow_network import Prompt
 from lit_moss.codec.flow_training import FlowBatch, draw, prior_loss, velocities
-from lit_moss.contracts import DecoderData, data_of, waits_for_all_gradients
+from lit_moss.contracts import DecoderData, data_of, steps_done, waits_for_all_gradients
 from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
@@ -309,7 +309,7 @@ class FlowDecoder(StepModule):
 
     def on_validation_epoch_end(self) -> None:
         stage = "test" if self.trainer.testing else "val"
-        self.log("step", float(self.global_step))
+        self.log("step", float(steps_done(self.trainer)))
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True)
         self.log(f"{stage}/loss_streaming", self.val_streaming)
         if self.prior_weight:

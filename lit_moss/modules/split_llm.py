@@ -331,7 +331,7 @@ class SplitLLM(StepModule):
         return self._added.layers_run
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = LossSums(self.device)
+        self._sums = LossSums(self.device, self.weights)
         self._added.reset()
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
@@ -350,7 +350,7 @@ class SplitLLM(StepModule):
             return self.trainer.strategy.reduce(x.to(self.device), reduce_op="sum")
 
         metrics = self._sums.metrics(over_ranks) | self._added.metrics(over_ranks)
-        self.log("step", float(self.global_step))
+        self.log("step", float(contracts.steps_done(self.trainer)))
         # Reduced already: the same on every rank.
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
         self.log_dict({f"heldout/{name}": value for name, value in self._measure_heldout().items()})

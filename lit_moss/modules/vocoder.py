@@ -23,7 +23,7 @@ from lit_moss.codec.discriminators import DiscriminatorConfig, Discriminators, a
 from lit_moss.codec.spectral_losses import stft_loss
 from lit_moss.codec.trained_vocoder import MEL
 from lit_moss.codec.vocoder_net import VocoderConfig, VocoderNet, named_parameters_by_decay
-from lit_moss.contracts import VocoderData, data_of, fingerprints_of, waits_for_all_gradients
+from lit_moss.contracts import VocoderData, data_of, fingerprints_of, steps_done, waits_for_all_gradients
 from lit_moss.data.batches import VocoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.flow_decoder import DECIBELS
@@ -229,7 +229,7 @@ class Vocoder(StepModule):
 
     def on_validation_epoch_end(self) -> None:
         stage = "test" if self.trainer.testing else "val"
-        self.log("step", float(self.global_step))
+        self.log("step", float(steps_done(self.trainer)))
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True)
         self.log(f"{stage}/stft", self.val_stft)
         self.log(f"{stage}/mel_distance_db", self.val_distance)

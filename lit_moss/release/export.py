@@ -38,7 +38,7 @@ from lit_moss.release.codec_export import add_codec, export_codec
 from lit_moss.release.model_tensors import Tensors, checkpoint_tensors, config_of, folder_tensors
 from lit_moss.release.public_names import is_private, part_name
 from lit_moss.release.training_facts import Training, training_of
-from lit_moss.release.weights import mean_of, widest_dtype, write_weights
+from lit_moss.release.weights import check_shard_size, mean_of, widest_dtype, write_weights
 from lit_moss.runs.checkpoints import checkpoint_of, is_whole, open_checkpoint, step_of
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.stored import Stored
@@ -126,6 +126,7 @@ def export(
     named, out = Path(out), folder_to_make(out)
     if average < 1:
         raise UserError(f"--average {average}, expected 1 or more")
+    check_shard_size(max_shard_size)
     _check_out(out, force)
     checkpoint = checkpoint_of(name, which or "last")
     stored = None if checkpoint is None else open_checkpoint(checkpoint)

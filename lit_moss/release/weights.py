@@ -12,6 +12,7 @@ bytes are the same as its own (https://huggingface.co/docs/safetensors/index#for
 import functools
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,17 @@ def widest_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype:
     return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
 
 
+def check_shard_size(max_shard_size: str) -> None:
+    """Refuses a size that is not above 0 or has no unit.
+
+    Raises:
+        UserError: if it is none.
+    """
+    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[KMGT]B\s*", max_shard_size, re.IGNORECASE)
+    if size is None or float(size[1]) == 0:
+        raise UserError(f"--max-shard-size {max_shard_size!r}, expected such as 5GB or 500MB")
+
+
 def plan_shards(
     tensors: Mapping[str, StoredTensor], dtype: torch.dtype, max_shard_size: str
 ) -> StateDictSplit:
@@ -50,16 +62,14 @@ def plan_shards(
     Raises:
         UserError: if that is no size.
     """
+    check_shard_size(max_shard_size)
     sizes = {name: tensor.numel * dtype.itemsize for name, tensor in tensors.items()}
-    try:
-        return split_state_dict_into_shards_factory(
-            sizes,
-            get_storage_size=lambda size: size,
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-    except ValueError as error:
-        raise UserError(f"--max-shard-size {max_shard_size!r}, expected such as 5GB or 500MB") from error
+    return split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
 
 
 def write_weights(

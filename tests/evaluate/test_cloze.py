@@ -459,6 +459,19 @@ def test_the_text_of_a_backbone_is_that_of_its_split_model_before_training(rando
             assert second[name][side]["whole"] == pytest.approx(result[side]["whole"], abs=1e-4)
 
 
+def test_a_speech_tokenizer_trained_further_gives_another_evaluation(random_model, tmp_path, monkeypatch):
+    class SeenError(Exception):
+        pass
+
+    def record(benchmark, options, sources, again):
+        raise SeenError(sources)
+
+    monkeypatch.setattr(cloze, "Evaluation", record)
+    with pytest.raises(SeenError) as seen:
+        cloze.run(config(random_model, [tmp_path], tmp_path, speech_tokenizer="runs/tokenizer"))
+    assert "runs/tokenizer" in seen.value.args[0]
+
+
 @pytest.mark.slow
 def test_the_command_line(unigram, tmp_path, manifest, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

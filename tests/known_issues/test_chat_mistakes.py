@@ -79,3 +79,12 @@ def test_options_of_publishing_need_a_place(capsys, tmp_path, words, expected):
     line = error_of(capsys, ["export", "no-such-run", "--out", str(tmp_path / "out"), *words])
     assert expected in line
     assert words[0] in line
+
+
+@pytest.mark.parametrize(
+    "words", [["--port", "9"], ["--host", "::1", "--insecure"], ["--idle-sec", "5"], ["--cors-origin", "a"]]
+)
+def test_options_of_the_server_are_not_for_one_question(capsys, words):
+    line = error_of(capsys, [*CHAT, "--text", "Hi", *words])
+    assert "options of the server" in line
+    assert all(word in line for word in words if word.startswith("--"))

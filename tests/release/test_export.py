@@ -79,6 +79,12 @@ def test_shards_are_those_of_save_pretrained(tmp_path):
     assert ours == theirs
 
 
+@pytest.mark.parametrize("size", ["0GB", "0.0MB", "-5GB", "nanGB", "5", "5GiB", ""])
+def test_a_size_of_files_is_checked_before_anything_is_read(tmp_path, size):
+    with pytest.raises(UserError, match="expected such as 5GB"):
+        export("no-such-model", tmp_path / "out", max_shard_size=size)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(tmp_path, bad):
     with pytest.raises(UserError, match="w holds NaN or inf"):
