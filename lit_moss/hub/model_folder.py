@@ -177,24 +177,6 @@ def _reply_form(data: Mapping[str, Any]) -> dict[str, Any]:
 # --- comparisons with what is at hand -----------------------------------------------------------------------
 
 
-def codec_of(folder: str | Path, codec: str | None = None) -> str:
-    """Name of the codec to open with a model: the given one, else the `codec/` in the model's folder.
-
-    Args:
-        folder: The model's.
-        codec: A name that `lit_moss.hub.open_codec` opens, or None.
-
-    Raises:
-        UserError: if there is neither.
-    """
-    if codec is not None:
-        return codec
-    own = Path(folder) / CODEC
-    if not own.is_dir():
-        raise UserError(f"{folder} has no {CODEC}/: give a codec (--codec), a folder, run or hub id")
-    return str(own)
-
-
 def check_codec(
     folder: str | Path,
     record: ModelRecord,

@@ -33,11 +33,6 @@ def units_of(text: str) -> list[str]:
     return _UNIT.findall(text.lower())
 
 
-def count_words(text: str) -> int:
-    """Words; every Chinese character counts as one."""
-    return len(units_of(text))
-
-
 def language_of(text: str) -> str:
     """`zh` where at least a third of the words are Chinese characters, else `en`; empty without words."""
     units = units_of(text)

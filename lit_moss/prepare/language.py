@@ -96,20 +96,9 @@ def is_han(character: str) -> bool:
 def text_language(text: str, min_han_share: float = MIN_HAN_SHARE) -> str:
     """`zh` if at least this share of the words are Chinese characters (see `han_share`), else `en`.
 
-    Only these two are distinguished: a French or Japanese text gets one of them. `other_letters` finds most
-    of those.
+    Only these two are distinguished: a French or Japanese text gets one of them.
     """
     return "zh" if han_share(text) >= min_han_share else "en"
-
-
-def other_letters(text: str) -> float:
-    """Share of letters that are neither Latin nor Chinese, 0 to 1."""
-    letters = [c for c in text if unicodedata.category(c)[0] == "L"]
-    other = sum(
-        not is_han(c) and not unicodedata.name(c, "").startswith(("LATIN", "FULLWIDTH LATIN"))
-        for c in letters
-    )
-    return other / len(letters) if letters else 0.0
 
 
 def simplified(text: str, rules: Literal["t2s", "tw2s"] = "t2s") -> str:
