@@ -36,12 +36,21 @@ def read_conversations(path: Path) -> list[tuple[str, list[Message]]]:
     """
     folder = path.parent.absolute()
     return [
-        (record.name("id") or f"{path.stem}-{record.number}", _messages(record, folder))
+        (record.name("id") or f"{path.stem}-{record.number}", messages_of(record, folder))
         for record in json_lines(path, "an object with messages")
     ]
 
 
-def _messages(record: Record, folder: Path) -> list[Message]:
+def messages_of(record: Record, folder: Path) -> list[Message]:
+    """Messages of one conversation.
+
+    Args:
+        record: Its line.
+        folder: What relative paths are relative to.
+
+    Raises:
+        UserError: if it is none; the message names line and field.
+    """
     messages = [_message(fields, folder) for fields in record.objects("messages")]
     if not any(message.role == "assistant" for message in messages):
         raise record.error("messages", "at least one of the role assistant")

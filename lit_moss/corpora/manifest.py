@@ -71,13 +71,24 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no manifest {path}: expected a JSON-lines file, as `prepare manifest` writes it")
-    utterances = [_parse(record, path) for record in json_lines(path, "an object with an audio_filepath")]
+    utterances = [
+        utterance_of(record, path.parent) for record in json_lines(path, "an object with an audio_filepath")
+    ]
     if not utterances:
         raise UserError(f"{path} has no lines: expected one JSON object an utterance")
     return utterances
 
 
-def _parse(record: Record, path: Path) -> Utterance:
+def utterance_of(record: Record, folder: Path) -> Utterance:
+    """The utterance of one line.
+
+    Args:
+        record: The line.
+        folder: What relative paths are relative to.
+
+    Raises:
+        UserError: if it is none; the message names line and field.
+    """
     audio = record.path("audio_filepath")
     if audio is None:
         raise record.error("audio_filepath", "the path of a sound file")
@@ -86,7 +97,7 @@ def _parse(record: Record, path: Path) -> Utterance:
     record.choice("use", USES)
     record.name("document")
     return Utterance(
-        audio=absolute_path(path.parent, audio),
+        audio=absolute_path(folder, audio),
         offset_sec=record.seconds("offset") or 0.0,
         duration_sec=record.seconds("duration"),
         text=record.text("text"),

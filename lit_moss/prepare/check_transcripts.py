@@ -12,6 +12,7 @@ from lit_moss.errors import UserError
 from lit_moss.prepare import transcript_rules as measure
 from lit_moss.prepare.language import is_unspaced, script_share, simplified, words_of
 from lit_moss.prepare.stage import Item, Rejection, Result, Stage
+from lit_moss.records import is_number
 
 OTHER = "other"  # key of a threshold by language: every language that is not named
 
@@ -87,6 +88,13 @@ class CheckTranscriptsOptions:
             limits = getattr(self, name)
             if limits is not None and OTHER not in limits:
                 raise UserError(f"{name} is {limits}, expected a number for {OTHER!r} in it: add one")
+            for language, limit in (limits or {}).items():
+                if not is_number(limit):
+                    raise UserError(f"{name} of {language!r} is {limit!r}, expected a number")
+        for language, phrases in self.more_stock_phrases.items():
+            if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+                got = f"more_stock_phrases of {language!r} is {phrases!r}"
+                raise UserError(f"{got}, expected a list of phrases: [{str(phrases)[:40]!r}]")
         for name in ("repeat_words", "repeat_characters"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 1 or more")

@@ -20,11 +20,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lit_moss.audio import rates
+from lit_moss.audio import io, rates
 from lit_moss.data.interleave import Span, Word, chunk_words, document_rng, spans_of_words, spelled_chunks
 from lit_moss.errors import UserError
 from lit_moss.prepare.stage import Item, Rejection, Result, Stage, item_id
-from lit_moss.prepare.storage import Storage
+from lit_moss.prepare.storage import Storage, local_copy
+from lit_moss.records import printable
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class ChunkStage(Stage):
     """
 
     name = "chunk"
+    version = 2
     summary = "chunks of 3 to 6 s at borders of words"
     Options = ChunkOptions
 
@@ -102,6 +104,7 @@ class ChunkStage(Stage):
         return result
 
     def _add_chunks(self, item: Item, result: Result) -> None:
+        item = _with_duration(item)
         try:
             words = [(str(word), float(start), float(end)) for word, start, end in item["words"]]
             codes = rates.codes_of_samples(round(float(item["duration"]) * rates.TOKENIZER_RATE_HZ))
@@ -114,7 +117,7 @@ class ChunkStage(Stage):
 
     def _chunks(self, item: Item, words: list[Word], codes: int) -> list[list[Any]]:
         options, text = self.options, str(item.get("text") or "").strip()
-        rng = document_rng(options.seed, f"{item_id(item)} {text}")
+        rng = document_rng(options.seed, printable(f"{item_id(item)} {text}"))
         modalities: list[str] | None = None
         if options.method == "seconds":
             spans = chunk_words(words, codes, rng, options.min_sec, options.max_sec)
@@ -169,6 +172,14 @@ class ChunkStage(Stage):
             lengths.append(written - before)
             modalities.append("text")
         return lengths, modalities
+
+
+def _with_duration(item: Item) -> Item:
+    """The item with a duration: one that states none ends with its file."""
+    if item.get("duration") is not None or not item.get("audio_filepath"):
+        return item
+    path = local_copy(item["audio_filepath"])
+    return item | {"duration": round(io.span_sec(path, io.info(path), item.get("offset") or 0.0, None), 6)}
 
 
 def _entry(span: Span, text: str) -> list[Any]:

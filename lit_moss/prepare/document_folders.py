@@ -27,8 +27,10 @@ from lit_moss.data.grouping import document_key
 from lit_moss.data.make_documents import DocumentRecipe
 from lit_moss.errors import UserError
 from lit_moss.hub.code_cache import encode_utterances
+from lit_moss.prepare.items import read_items
 from lit_moss.prepare.stage import Item
 from lit_moss.prepare.storage import Storage, local_copy
+from lit_moss.records import Record, printable
 
 BLOCK_ITEMS = 2000  # at least, as a file of the code cache
 Name = str  # of a folder: `interleaved`, `interleaved-validation`
@@ -218,6 +220,21 @@ def say_longer(name: Name, counts: FolderCounts, context: int | None, what: str)
 # --- which part, which document -----------------------------------------------------------------------------
 
 
+def check_records(sources: Sequence[str], read: Callable[[Record, Path], Any]) -> None:
+    """Reads all lines as the builders will: their own errors would name lines of a scratch file.
+
+    Args:
+        sources: Manifests.
+        read: Reads one line; its paths do not matter.
+
+    Raises:
+        UserError: for the first line that `read` refuses.
+    """
+    for source in sources:
+        for line in read_items(source):
+            read(Record(line.item, f"{source}, line {line.number}"), Path("/"))
+
+
 class Split:
     """Which documents are for validation: a share of them, by a hash of their names, the same in every run.
 
@@ -249,7 +266,8 @@ class Split:
 
 
 def _place(name: str) -> float:
-    return int.from_bytes(sha256(name.encode()).digest()[:8], "big") / 2.0**64
+    # Names of recordings may hold bytes that are not UTF-8.
+    return int.from_bytes(sha256(printable(name).encode()).digest()[:8], "big") / 2.0**64
 
 
 def recording_of(item: Item) -> str:
@@ -274,7 +292,7 @@ def name_of_text(item: Item) -> str:
     for key in ("document", "id"):
         if item.get(key) is not None:
             return str(item[key])
-    return sha256(str(item.get("text")).encode()).hexdigest()[:16]
+    return sha256(printable(str(item.get("text"))).encode()).hexdigest()[:16]
 
 
 def check_share(validation_share: float) -> None:

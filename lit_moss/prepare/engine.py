@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from lit_moss.errors import UserError
 from lit_moss.files import PARTIAL, locked
-from lit_moss.prepare.items import forget_stamps, read_items, speech_sec
+from lit_moss.prepare.items import FileName, Item, forget_stamps, read_items, speech_sec
 from lit_moss.prepare.shards import (
     UNREADABLE,
     Shard,
@@ -44,7 +44,7 @@ from lit_moss.prepare.shards import (
 )
 from lit_moss.prepare.stage import Stage, WholeStage
 from lit_moss.prepare.step import Machine, Step, StepResult, Worker, set_threads
-from lit_moss.prepare.storage import Storage, refusals_to_write
+from lit_moss.prepare.storage import Storage, is_inside, refusals_to_write
 
 MANIFEST, REJECTED, STATE, TIMING = "manifest.jsonl", "rejected.jsonl", "stage.json", "timing.json"
 _QUICK_ITEMS = 10_000  # of a light stage, which one process runs in some seconds
@@ -128,19 +128,35 @@ def _manifests(stage: Stage | WholeStage, step: Step, storage: Storage) -> list[
     manifests = []
     for number, source in enumerate(step.sources):
         items = stage.read_source(source)
-        if items is None:
+        if items is None and _is_stated(stage, step, source):
             manifests.append(source)
             continue
         name = f"input-{number}.jsonl"
         with storage.writer(name) as file:
             empty = True
-            for item in items:
-                file.write(to_line(step.manifest_folder.written(dict(step.stated) | item)))
+            for item in _read(stage, step, source) if items is None else items:
+                lacking = {k: v for k, v in step.stated if isinstance(item.get(k), FileName | None)}
+                own = {k: v for k, v in item.items() if k not in lacking}
+                file.write(to_line(step.manifest_folder.written(lacking | own)))
                 empty = False
         if empty:
             raise UserError(f"{source} has nothing for the stage {step.stage}: check the path")
         manifests.append(storage.path(name))
     return manifests
+
+
+def _is_stated(stage: Stage | WholeStage, step: Step, manifest: str) -> bool:
+    """Whether a manifest may be read as it is: a step of the chain made it, or no key has to be added."""
+    if not step.stated or stage.reads == "all":
+        return True
+    if is_inside(manifest, step.work) and Storage(os.path.dirname(manifest)).exists(_MARKER):
+        return True
+    return all(line.item.get(key) is not None for line in read_items(manifest) for key, _ in step.stated)
+
+
+def _read(stage: Stage | WholeStage, step: Step, manifest: str) -> Iterator[Item]:
+    for line in read_items(manifest):
+        yield step.manifest_folder.resolved(line.item, manifest, line.number, stage.needs)
 
 
 def _check_once(step: Step) -> None:
@@ -181,7 +197,7 @@ def _run_shards(
         counts.add(done)
         if finished[shard.number] is None:
             ran.add(done)
-    if todo or _state(storage) != state:
+    if todo or _state(storage) != state or not storage.exists(MANIFEST):
         _join(storage, shards)
         storage.remove_partials()
         remove_logs(storage, shards)
@@ -351,6 +367,8 @@ def _clear(step: Step, storage: Storage, keep: Sequence[str]) -> None:
     """Removes what an earlier run with other inputs has left in the step's own folder."""
     if storage.is_remote:
         return
+    # First: a kill must not leave it beside half of what it is of.
+    Path(step.folder, STATE).unlink(missing_ok=True)
     for path in Path(step.folder).iterdir():
         if path.name != _MARKER and str(path) not in keep:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

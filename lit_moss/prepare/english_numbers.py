@@ -41,8 +41,10 @@ def cardinal(number: str) -> str:
 
 
 def ordinal(number: str) -> str:
-    """`22` -> twenty-second."""
-    whole = number.replace(",", "")
+    """`22` -> twenty-second; the digits of longer numbers than `MAX_DIGITS` one by one."""
+    whole = re.sub("[,\\s]", "", number)
+    if len(whole) > MAX_DIGITS:
+        return f"{digits(whole[:-1])} {_words(int(whole[-1]), 'ordinal')}"
     return _words(int(whole), "ordinal")
 
 

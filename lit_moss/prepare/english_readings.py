@@ -189,9 +189,22 @@ def height(m: Match) -> str:
 # --- other numbers -------------------------------------------------------------------------------------
 
 
+_ROUND = re.compile(r"\d(?:00|50)-[1-9]\d00")
+_CALLED = re.compile(
+    r"\b(?:call|dial|phone|tel|fax|text|ring|reach|contact|number|hotline)\b[^.!?]{0,24}$", re.IGNORECASE
+)
+_AMOUNT = re.compile(
+    rf" ?(?:{'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?!\w)"
+    r"| (?:people|men|women|children|percent)\b"
+    r"| (?!(?:was|has|does|always)\b)[a-z]{2,}(?<!s)(?<!u)(?<!i)s\b"
+)
+
+
 def phone(m: Match) -> str | None:
-    """Digit by digit, a pause between groups; None for a range such as 100-2000."""
-    if re.fullmatch(r"\d{3}-\d000", m[0]):
+    """Digit by digit, a pause between groups; None for a range: 100-2000, 500-1500, 480-1250 words."""
+    called = _CALLED.search(m.string[max(0, m.start() - 40) : m.start()])
+    counted = re.fullmatch(r"\d\d0-[1-9]\d\d0", m[0]) and _AMOUNT.match(m.string, m.end())
+    if re.fullmatch(r"\d{3}-\d000", m[0]) or (not called and (counted or _ROUND.fullmatch(m[0]))):
         return None
     groups: list[str] = re.findall(r"\d+", m[0])
     return ("plus " if m[0][0] == "+" else "") + ", ".join(numbers.digits(g) for g in groups)

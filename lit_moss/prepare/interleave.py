@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from lit_moss.corpora.manifest import utterance_of
 from lit_moss.data.make_documents import DocumentRecipe
 from lit_moss.errors import UserError
 from lit_moss.prepare.document_folders import (
@@ -25,6 +26,7 @@ from lit_moss.prepare.document_folders import (
     Split,
     blocks_beside,
     check_context,
+    check_records,
     check_share,
     recording_of,
     say_longer,
@@ -109,6 +111,7 @@ class InterleaveStage(WholeStage):
 
     def run_all(self, sources: Sequence[str]) -> Result:
         result = Result()
+        check_records(sources, utterance_of)
         split = Split(map(_source, resolved_items(sources)), self.options.validation_share)
         with blocks_beside(self.storage) as blocks:
             for item in resolved_items(sources):

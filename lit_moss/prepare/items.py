@@ -18,6 +18,10 @@ from lit_moss.records import BYTE_ORDER_MARK, is_number
 Item = dict[str, Any]
 
 
+class FileName(str):
+    """A `source` that is but the name of its file: what a chain states goes before it."""
+
+
 @dataclass(frozen=True)
 class Line:
     """A line of a manifest.

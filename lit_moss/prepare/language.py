@@ -103,7 +103,9 @@ def text_language(text: str, min_han_share: float = MIN_HAN_SHARE) -> str:
 
 def simplified(text: str, rules: Literal["t2s", "tw2s"] = "t2s") -> str:
     """Chinese in simplified characters, by OpenCC; `tw2s` also maps Taiwan's variants."""
-    return _opencc(rules).convert(text)
+    # OpenCC takes no half of a surrogate pair, as a text has that was cut inside an emoji.
+    parts = re.split("([\ud800-\udfff]+)", text)
+    return "".join(part if i % 2 else _opencc(rules).convert(part) for i, part in enumerate(parts))
 
 
 @cache

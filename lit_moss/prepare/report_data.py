@@ -115,8 +115,11 @@ def _read_step(manifest: str) -> StepFiles:
 
 def _documents(storage: Storage, step: str) -> Iterator[Documents]:
     system, inner = fsspec.url_to_fs(storage.folder)
-    for path in sorted(system.glob(f"{inner}/*/{_META}")):
-        folder = posixpath.basename(posixpath.dirname(path))
+    # No pattern of names: the folder's own name may have brackets.
+    for path in sorted(system.ls(inner, detail=False)):
+        folder = posixpath.basename(path.rstrip("/"))
+        if not storage.exists(f"{folder}/{_META}"):
+            continue
         meta = json.loads(storage.read(f"{folder}/{_META}"))
         yield _read_documents(storage, folder, meta, f"{step}/{folder}")
 

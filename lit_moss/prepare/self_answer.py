@@ -25,6 +25,7 @@ from lit_moss.llm.sampling import Sampling
 from lit_moss.prepare import answer_checks as checks
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id
 from lit_moss.prepare.storage import Storage
+from lit_moss.records import printable
 
 _AUDIO_IDS = 1024  # of the speech head, which is not used; small
 _GRAM = {"en": 4, "zh": 8}  # words, or characters, that a loop repeats
@@ -136,6 +137,10 @@ class SelfAnswerStage(Stage):
         prompts: list[tuple[Item, list[Item], list[int]]] = []
         for item in unit:
             messages = prompt_messages(item)
+            if halves := [m for m in messages if printable(m["content"]) != m["content"]]:
+                shown = printable(halves[0]["content"])[:80]
+                result.rejected.append(Rejection(item, "half a surrogate pair", shown))
+                continue
             begin = int(messages[0]["role"] == "system")
             ids = self._prompt_ids([*messages[:begin], *example_messages(item), *messages[begin:]])
             if self._too_long(ids):

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal
 
+from lit_moss.corpora.conversations import Message, messages_of
 from lit_moss.data.builder import Document
 from lit_moss.data.conversation import PAIRS
 from lit_moss.data.make_documents import DocumentRecipe
@@ -26,6 +28,7 @@ from lit_moss.prepare.document_folders import (
     Split,
     blocks_beside,
     check_context,
+    check_records,
     check_share,
     say_longer,
     write_folder,
@@ -33,7 +36,7 @@ from lit_moss.prepare.document_folders import (
 from lit_moss.prepare.items import resolved_items
 from lit_moss.prepare.stage import Item, Rejection, Result, WholeStage
 from lit_moss.prepare.storage import Storage
-from lit_moss.records import unique_name
+from lit_moss.records import Record, unique_name
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class SftStage(WholeStage):
 
     def run_all(self, sources: Sequence[str]) -> Result:
         result, names, too_long = Result(), set[str](), list[Document]()
+        check_records(sources, _conversation)
         split = Split(map(_name, resolved_items(sources)), self.options.validation_share)
         with blocks_beside(self.storage) as blocks:
             for item in resolved_items(sources):
@@ -139,6 +143,12 @@ class SftStage(WholeStage):
             "rows_longer_than_context": counts.rows_longer,
         }.items():
             result.counts[key] = result.counts.get(key, 0) + number
+
+
+def _conversation(record: Record, folder: Path) -> list[Message]:
+    if not isinstance(record.content.get("messages"), list):
+        raise UserError(f"{record.where}: no messages, expected conversations")
+    return messages_of(record, folder)
 
 
 def _name(item: Item) -> str:

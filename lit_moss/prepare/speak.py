@@ -18,7 +18,7 @@ from lit_moss.data.interleave import document_rng
 from lit_moss.errors import UserError
 from lit_moss.prepare.language import text_language
 from lit_moss.prepare.pronounce import pieces_of, pronounce
-from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage
+from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, without_sound
 from lit_moss.prepare.storage import Storage
 from lit_moss.prepare.synthesize import check_speeds, draw_speed
 from lit_moss.prepare.voice_protocol import CannotSay, Voice
@@ -69,7 +69,7 @@ class SpeakStage(Stage):
     """See the module."""
 
     name = "speak"
-    version = 3
+    version = 4
     Options = SpeakOptions
 
     def __init__(self, options: SpeakOptions, storage: Storage) -> None:
@@ -97,7 +97,7 @@ class SpeakStage(Stage):
         except CannotSay as error:
             if not self.options.keep_text:
                 return Result(rejected=[Rejection(item, error.reason, error.value, error.threshold)])
-            spoken = [{k: v for k, v in m.items() if k not in SPEECH_KEYS} for m in messages]
+            spoken = list(map(without_sound, messages))
             result = Result(counts={"conversations kept as text": 1})
         result.items.append({**item, "lang": lang, "messages": spoken})
         return result
@@ -134,7 +134,7 @@ class SpeakStage(Stage):
                 )
                 result.counts[key] = result.counts.get(key, 0) + 1
             sound = (said.path, said.duration_sec, voice.speaker, said.spoken)
-            spoken.append({**message, **dict(zip(SPEECH_KEYS, sound, strict=True))})
+            spoken.append({**without_sound(message), **dict(zip(SPEECH_KEYS, sound, strict=True))})
         return spoken
 
     def _cast(self, item: Item, messages: list[Item], lang: str) -> tuple[dict[str, Voice], dict[str, float]]:

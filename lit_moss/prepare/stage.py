@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from lit_moss.prepare.items import Item
 from lit_moss.prepare.storage import Storage
+from lit_moss.records import printable
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,23 @@ class WholeStage(_Named):
 NOT_CONTENT = {"not_content": True}
 
 
+# Keys of an utterance or message that say something of its sound: another sound of the same text has others.
+OF_A_SOUND = (
+    *("audio_filepath", "offset", "duration", "speaker", "spoken", "heard", "wer", "edits"),
+    *("words", "chunks", "codes", "use", "asr", "asr_words", "align_score", "aligner"),
+    *("lang_prob", "avg_logprob", "no_speech_prob", "speech_prob", "speech_share"),
+)
+
+
+def without_sound(item: Item) -> Item:
+    """An utterance or message without its sound and what was measured of it."""
+    return {key: value for key, value in item.items() if key not in OF_A_SOUND}
+
+
 def item_id(item: Item) -> str:
     """A name of the item to show: its `id`, else its file's name and offset."""
     if item.get("id"):
-        return str(item["id"])
+        return printable(str(item["id"]))
     stem = PurePosixPath(str(item.get("audio_filepath", ""))).stem
     offset = item.get("offset") or 0.0
-    return stem + (f"@{offset:.3f}" if offset else "") or str(item.get("text", ""))[:40]
+    return printable(stem + (f"@{offset:.3f}" if offset else "") or str(item.get("text", ""))[:40])

@@ -45,7 +45,8 @@ class Step:
         work: Folder of the whole chain.
         root: If given, sound files must be below it or below `work`.
         max_bad_share: Share of unreadable items, 0 to 1, above which the step fails.
-        stated: Keys that items of sources other than manifests get where they lack them: source, licence.
+        stated: Keys that items of sources get where they lack them: source, licence. Manifests of
+            steps of the same chain have them already.
     """
 
     name: str

@@ -21,11 +21,12 @@ from lit_moss.errors import UserError
 from lit_moss.prepare.document_folders import name_of_text
 from lit_moss.prepare.language import text_language
 from lit_moss.prepare.pronounce import pieces_of, pronounce
-from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage
+from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, without_sound
 from lit_moss.prepare.storage import Storage
 from lit_moss.prepare.text_sources import check_min_score, checked_scale, read_text_source
 from lit_moss.prepare.voice_protocol import CannotSay, Voice
 from lit_moss.prepare.voices import VoicePool, VoiceSettings
+from lit_moss.records import printable
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class SynthesizeStage(Stage):
     """See the module."""
 
     name = "synthesize"
-    version = 3
+    version = 4
     Options = SynthesizeOptions
 
     def __init__(self, options: SynthesizeOptions, storage: Storage) -> None:
@@ -118,12 +119,14 @@ class SynthesizeStage(Stage):
         if score is not None and score < self.options.min_score:
             return Result(rejected=[Rejection(item, "score", score, self.options.min_score)])
         lang = item.get("lang") or text_language(text)
-        name = sha256(text.encode()).hexdigest()[:16] if item.get("id") is None else str(item["id"])
+        stated = item.get("id")
+        name = sha256(printable(text).encode()).hexdigest()[:16] if stated is None else printable(str(stated))
         rng = document_rng(self.options.seed, name)
         voice, speed = self._draw(lang, rng)
         if voice is None:
             return Result(rejected=[Rejection(item, "no voice for the language", lang)])
-        carried = {k: v for k, v in item.items() if k not in ("id", "text", "lang", "document")}
+        own = ("id", "text", "written", "lang", "document")
+        carried = {k: v for k, v in without_sound(item).items() if k not in own}
         source = document = name_of_text(item)
         holes = 0
         for number, piece in enumerate(pieces_of(text, lang, self.options.max_chars, self.options.min_words)):

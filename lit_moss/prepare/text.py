@@ -27,7 +27,7 @@ from lit_moss.prepare.language import text_language
 from lit_moss.prepare.stage import Item, Rejection, Result, WholeStage
 from lit_moss.prepare.storage import Storage
 from lit_moss.prepare.text_sources import check_min_score, checked_scale, read_text_source
-from lit_moss.records import unique_name
+from lit_moss.records import printable, unique_name
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ class TextStage(WholeStage):
                 text, score = item.get("text"), item.get("score")
                 if not isinstance(text, str) or not text.strip():
                     result.rejected.append(Rejection(item, "no text"))
+                elif printable(text) != text:
+                    result.rejected.append(Rejection(item, "half a surrogate pair", printable(text)[:80]))
                 elif score is not None and score < self.options.min_score:
                     result.rejected.append(Rejection(item, "score", score, self.options.min_score))
                 else:

@@ -24,7 +24,7 @@ import fsspec
 from lit_moss.corpora.folders import files_below, print_left_out
 from lit_moss.corpora.text import read_texts
 from lit_moss.errors import UserError
-from lit_moss.prepare.items import Item
+from lit_moss.prepare.items import FileName, Item
 from lit_moss.prepare.stage import item_id
 from lit_moss.prepare.storage import is_remote, local_copy, open_read
 from lit_moss.records import is_number, json_lines
@@ -191,8 +191,8 @@ def _item(values: dict[str, Any], text: str, name: str, source: str) -> Item:
     if stated is not None:
         item["score"] = stated
     item["id"] = str(item.get("id") or name)
-    item.setdefault("source", posixpath.basename(source))
-    return {"id": item.pop("id"), "text": text, **json.loads(json.dumps(item, default=str))}
+    named = {} if "source" in item else {"source": FileName(posixpath.basename(source))}
+    return {"id": item.pop("id"), "text": text, **json.loads(json.dumps(item, default=str)), **named}
 
 
 def _stem(path: str) -> str:
