@@ -108,6 +108,8 @@ def _reply_options(args: argparse.Namespace) -> "ReplyOptions":
         raise UserError(
             "--reply speech needs --out FILE" if reply == "speech" else "--out needs an answer in speech"
         )
+    if len(args.voice) > 1:
+        raise UserError(f"--voice is given {len(args.voice)} times, one answer has one: leave the others out")
     if args.out is not None:
         if args.out.suffix.lower() not in (".wav", ".flac", ".ogg", ".mp3"):
             raise UserError(f"--out is {args.out}, expected a name that ends in .wav, .flac, .ogg or .mp3")

@@ -179,7 +179,8 @@ def results_of(folder: str) -> dict[str, dict[str, Any]]:
     """
     file = Path(folder) / "items.jsonl"
     try:
-        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        # A newline alone ends a line: a name may hold U+2028.
+        records = [json.loads(line) for line in file.read_bytes().splitlines()]
         return {record["item"]: record["result"] for record in records}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

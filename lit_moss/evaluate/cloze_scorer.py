@@ -234,6 +234,11 @@ class Scorer:
         if not wanted:
             return _Codes({})
         tokenizer = self.model.speech_tokenizer
+        if tokenizer is None and is_backbone(self.config.model):
+            raise UserError(
+                f"{self.config.model} is a text backbone, which reads no codes, and the items have sound: "
+                "give --modalities [text-text], or a model with speech"
+            )
         if tokenizer is None:
             raise UserError(f"{self.config.model} has no speech tokenizer: give one by --codec")
         return _Codes.encoded(wanted, tokenizer)

@@ -289,7 +289,13 @@ def _gold(path: Path) -> list[Pair]:
                 f"{file}, line {lines[rows.line_num - 1][0]}: has {sum(v is not None for v in row.values())} "
                 f"columns, expected {len(row)}: {', '.join(row)}"
             )
-        found.setdefault((row["id"], row["voice"]), {}).setdefault(row["correct"].strip(), row)
+        sides, correct = found.setdefault((row["id"], row["voice"]), {}), row["correct"].strip()
+        if sides.setdefault(correct, row) is not row:
+            raise UserError(
+                f"{file}, line {lines[rows.line_num - 1][0]}: id {row['id']}, voice {row['voice']} has "
+                f"another row with correct {correct}, expected one with 1 and one with 0: give pairs ids of "
+                "their own"
+            )
     pairs = []
     for (name, voice), sides in sorted(found.items(), key=lambda item: [_natural(part) for part in item[0]]):
         if set(sides) != {"0", "1"}:

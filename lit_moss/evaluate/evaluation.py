@@ -11,6 +11,7 @@ A killed evaluation continues after the last line of `items.jsonl`. One that is 
 import csv
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -246,6 +247,12 @@ def identity(source: str | Path) -> list[Any]:
             return [str(source)]
         facts += [str(place.absolute()), *((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
     return facts
+
+
+def local_parts(*names: str | None) -> list[str]:
+    """Names of recognisers, speaker encoders and the like that are files or folders here, whose content may
+    change. Others do not count as sources, so that folders of before are found."""
+    return [name for name in names if name and os.path.exists(name)]
 
 
 def _checkpoints(folder: Path) -> list[Path]:

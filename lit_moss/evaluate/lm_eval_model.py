@@ -200,15 +200,20 @@ class LitMossLM(TemplateLM):
             results = self._kept(
                 "generate_until",
                 group,
-                lambda batch, o=options: self._generate([r[1] for _, r in batch], o, batch[0][0]),
+                lambda batch, o=options: self._generate(
+                    [r[1] for _, r in batch], o, [name for name, _ in batch]
+                ),
             )
             # By identity: a request that lm-eval repeats is the same object, in a row.
             for number, result in zip(_positions(requests, group), results, strict=True):
                 texts[number] = result["text"]
         return [texts[number] for number in range(len(requests))]
 
-    def _generate(self, prompts: Sequence[list[int]], options: dict[str, Any], name: str) -> list[Result]:
-        """New text after each prompt; what is drawn follows from the seed and the first request's name."""
+    def _generate(
+        self, prompts: Sequence[list[int]], options: dict[str, Any], names: Sequence[str]
+    ) -> list[Result]:
+        """New text after each prompt; what is drawn follows from the seed and the request's own name, so that
+        it is the same in any batch."""
         known: Any = normalize_gen_kwargs(options, _NEW_TOKENS)
         stops = handle_stop_sequences(known.get("until"), eos=self.tokenizer.decode([self.eot_token_id]))
         count = known["max_gen_toks"]
@@ -220,7 +225,8 @@ class LitMossLM(TemplateLM):
             )
         cut = [prompt[-room:] or [self.prefix_token_id] for prompt in prompts]
         decoder = _Words(self.lm, cut, _sampling(known), self._allowed["text"])
-        decoder.draw(cut, count, int.from_bytes(hashlib.sha256(f"{self._seed} {name}".encode()).digest()[:7]))
+        digests = [hashlib.sha256(f"{self._seed} {name}".encode()).digest() for name in names]
+        decoder.draw(cut, count, [int.from_bytes(digest[:7]) for digest in digests])
         rows: list[list[int]] = [[] for _ in cut]
         texts = [""] * len(cut)
         open_ = set(range(len(cut)))
@@ -230,7 +236,9 @@ class LitMossLM(TemplateLM):
                 if row is not None:
                     rows[number].append(row)
                     texts[number] = self.tokenizer.decode(rows[number], skip_special_tokens=True)
-                if row is None or any(stop in texts[number] for stop in stops if stop):
+                # A stop text may be a special token, which no text shows.
+                shown = texts[number], self.tokenizer.decode(rows[number])
+                if row is None or any(stop in text for stop in stops if stop for text in shown):
                     open_.discard(number)
             if not open_:
                 break
@@ -281,11 +289,14 @@ class _Words(Decoder):
         super().__init__(lm, [list(prompt) for prompt in prompts], {"text": sampling, "speech": GREEDY})
         self._barred_V, self._is_greedy = ~allowed_V, sampling.temperature == 0
 
-    def draw(self, prompts: Sequence[list[int]], count: int, seed: int) -> None:
-        """Draws the numbers that sampling needs."""
+    def draw(self, prompts: Sequence[list[int]], count: int, seeds: Sequence[int]) -> None:
+        """Draws the numbers that sampling needs, those of each prompt by a seed of its own."""
         if not self._is_greedy:
-            generator = torch.Generator().manual_seed(seed)
-            self.draws_BN = draws(prompts, count, generator).to(self.device)
+            own = [
+                draws([prompt], count, torch.Generator().manual_seed(seed))
+                for prompt, seed in zip(prompts, seeds, strict=True)
+            ]
+            self.draws_BN = torch.cat(own).to(self.device)
 
     def choose(self, name: Modality, logits_BV: Tensor, made: int) -> Tensor:
         logits_BV[:, self._barred_V] = -torch.inf

@@ -35,7 +35,7 @@ from lit_moss.errors import UserError
 from lit_moss.evaluate import judges, prosody
 from lit_moss.evaluate.clips import Clip, read_clips
 from lit_moss.evaluate.emotion import EmotionClassifier, open_emotion
-from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, wilson
+from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, local_parts, markdown_table, wilson
 from lit_moss.evaluate.intervals import half_width
 from lit_moss.evaluate.resynthesis import at_16khz, prompt_wave, read_clip, resynthesize, voice_of
 from lit_moss.hub import open_codec
@@ -94,6 +94,8 @@ class Config:
     again: bool = False
 
     def __post_init__(self) -> None:
+        if len(set(self.rungs)) < len(self.rungs):
+            raise UserError(f"rungs is {self.rungs}, expected each once")
         if not self.rungs or (self.limit is not None and self.limit < 1):
             raise UserError(f"rungs is {self.rungs} and limit {self.limit}, expected one or more of each")
         if not 0 < self.f0_floor_hz < self.f0_ceil_hz <= prosody.RATE_HZ / 4:
@@ -193,7 +195,8 @@ def run(config: Config) -> dict[str, float]:
     """
     clips = read_clips(config.clips, config.limit)
     voice = None if config.voice_prompt in ("list", "none") else config.voice_prompt
-    sources = [config.codec, config.vocoder, config.clips, voice, config.files]
+    local = local_parts(config.judge, config.speaker)
+    sources = [config.codec, config.vocoder, config.clips, voice, config.files, *local]
     with Evaluation("paralinguistics", config, sources, config.again) as evaluation:
         if (metrics := evaluation.done()) is not None:
             return metrics

@@ -5,6 +5,7 @@ from typing import Literal
 
 from lit_moss.errors import UserError
 from lit_moss.evaluate.answers import Answerer, Ears, ReplyOptions, open_answerer
+from lit_moss.evaluate.evaluation import local_parts
 from lit_moss.evaluate.questions import EMBEDDED
 from lit_moss.evaluate.utmos import Utmos
 from lit_moss.llm.replies import FormName
@@ -67,7 +68,7 @@ class QuestionOptions:
     @property
     def sources(self) -> list[str | None]:
         """What the results follow from besides the options."""
-        return [self.model, self.codec, self.reply_voice, *self.questions]
+        return [self.model, self.codec, self.reply_voice, *self.questions, *local_parts(self.asr)]
 
     def answerer(self, dnsmos: bool = False, utmos: Utmos | None = None) -> Answerer:
         """What asks the model.

@@ -44,7 +44,7 @@ from lit_moss.devices import moved
 from lit_moss.errors import UserError
 from lit_moss.evaluate import judges, wer
 from lit_moss.evaluate.clips import Clip, read_clips
-from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result
+from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, local_parts
 from lit_moss.evaluate.resynthesis_report import MEASURES, means, report
 from lit_moss.evaluate.utmos import Utmos
 from lit_moss.hub import open_codec
@@ -109,6 +109,8 @@ class Config:
     again: bool = False
 
     def __post_init__(self) -> None:
+        if len(set(self.rungs)) < len(self.rungs):
+            raise UserError(f"rungs is {self.rungs}, expected each once")
         if not self.rungs or (self.limit is not None and self.limit < 1):
             raise UserError(f"rungs is {self.rungs} and limit {self.limit}, expected one or more of each")
 
@@ -174,7 +176,8 @@ def run(config: Config) -> dict[str, float]:
     """
     clips = read_clips(config.clips, config.limit)
     voice = None if config.voice_prompt in ("list", "none") else config.voice_prompt
-    sources = [config.codec, config.vocoder, config.clips, voice]
+    local = local_parts(config.judge, config.speaker, config.utmos)
+    sources = [config.codec, config.vocoder, config.clips, voice, *local]
     with ExitStack() as stack:
         evaluation = stack.enter_context(Evaluation("resynthesis", config, sources, config.again))
         if (metrics := evaluation.done()) is not None:

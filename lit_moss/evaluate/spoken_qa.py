@@ -22,7 +22,15 @@ from lit_moss.corpora.manifest import Utterance
 from lit_moss.data.conversation import PAIRS
 from lit_moss.errors import UserError
 from lit_moss.evaluate.answers import Answerer, Ask
-from lit_moss.evaluate.evaluation import FAILED, Evaluation, Result, markdown_table, named, wilson
+from lit_moss.evaluate.evaluation import (
+    FAILED,
+    Evaluation,
+    Result,
+    local_parts,
+    markdown_table,
+    named,
+    wilson,
+)
 from lit_moss.evaluate.matching import NORMALISER, match_norm, match_raw, word_errors
 from lit_moss.evaluate.qa_judge import Judged, QAJudge
 from lit_moss.evaluate.question_options import QuestionOptions
@@ -81,7 +89,8 @@ def run(config: Config) -> dict[str, float]:
     """
     questions = read_questions(config.questions, config.limit, config.lang)
     with ExitStack() as stack:
-        evaluation = stack.enter_context(Evaluation("spoken_qa", config, config.sources, config.again))
+        sources = [*config.sources, *local_parts(config.utmos)]
+        evaluation = stack.enter_context(Evaluation("spoken_qa", config, sources, config.again))
         if (metrics := evaluation.done()) is not None:
             return metrics
         utmos = stack.enter_context(Utmos(config.utmos)) if config.utmos else None
@@ -93,7 +102,8 @@ def run(config: Config) -> dict[str, float]:
 
 
 def open_judge(config: Config, folder: Path) -> QAJudge | None:
-    """The judge of the options; None for none. Its answers are kept in the evaluation's folder.
+    """The judge of the options; None for none. Its answers are kept in the evaluation's folder, until it is
+    repeated (`again`).
 
     Raises:
         UserError: if it cannot be asked.
@@ -106,7 +116,11 @@ def open_judge(config: Config, folder: Path) -> QAJudge | None:
         config.judge_api_key_env,
         response_format=config.judge_response_format,
     )
-    answers = Answers(folder / "judge.sqlite")
+    kept = folder / "judge.sqlite"
+    if config.again:  # the journal first: left alone, it would be played into the new file
+        for file in (kept.with_name(f"{kept.name}-journal"), kept):
+            file.unlink(missing_ok=True)
+    answers = Answers(kept)
     limit = config.judge_max_requests
     return QAJudge(ChatEndpoint(server, answers, "spoken_qa", limit, prefix="judge_"))
 

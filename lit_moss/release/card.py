@@ -5,6 +5,7 @@ not recorded is said to be so. Paths of data and runs are written as names, see 
 Header: https://huggingface.co/docs/hub/model-cards
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,11 @@ _TRAINER = ("max_steps", "max_epochs", "precision", "devices", "num_nodes", "acc
             "gradient_clip_val")  # fmt: skip
 _SCHEDULES = ("StagedFreezing", "LearningRateSchedule", "ReverseUnfreeze", "EMAWeightAveraging")
 _SMALL_PARAMETERS = 1_000_000_000
+_MADE_WITH = "Made with lit_moss"
+_NO_CODEC = (
+    "There is no codec in this folder: give the one of the training with `--codec`. Codes of another speech "
+    "tokenizer are refused."
+)
 
 
 def write_card(folder: Path, run: RunFolder | None) -> None:
@@ -65,6 +71,47 @@ def write_card(folder: Path, run: RunFolder | None) -> None:
         partial.write_text(card.content, encoding="utf-8")
 
 
+def copy_card(source: Path, folder: Path, license: str | None) -> None:
+    """Copies the card of a folder that is exported again; nothing in it changes but what is another now.
+
+    Args:
+        source: The folder that it lies in.
+        folder: The new one, with its weights, `lit_moss.json` and codec.
+        license: SPDX name of the weights' licence where a new one was stated; None leaves the card's.
+
+    Raises:
+        UserError: if `config.json` or `lit_moss.json` is damaged.
+    """
+    text = (source / CARD).read_bytes().decode("utf-8", "surrogateescape")
+    is_ours = f" {_MADE_WITH} " in text
+    if license is not None:
+        text = _with_license(text, license)
+        if is_ours:
+            own = r"(?<=\n## Licence\n\n).*?(?= They come from these parts|\n)"
+            text = re.sub(own, lambda _: f"The weights are under {license}.", text, count=1)
+    if is_ours:
+        facts = facts_of(folder, None)
+        stored = f"\nStored as {', '.join(facts.dtypes)} safetensors."
+        text = re.sub(r"\nStored as [\w, ]+ safetensors\.", stored, text, count=1)
+        if facts.has_codec:
+            text = text.replace(f"- {_NO_CODEC}\n", "").replace(
+                usage(facts.kind, False), usage(facts.kind, True)
+            )
+    (folder / CARD).write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def _with_license(text: str, license: str) -> str:
+    """A card with a licence in its header, in the place of another one, or of none."""
+    line = f"license: {license.lower()}"
+    front = re.match(r"\s*---\r?\n(.*?)^---[ \t\r]*$", text, re.DOTALL | re.MULTILINE)
+    if front is None:
+        return f"---\n{line}\n---\n\n{text}"
+    entry = r"^license:[^\r\n]*(?:\r?\n(?:[ \t]+|- )[^\r\n]*)*"  # also a list
+    header, found = re.subn(entry, lambda _: line, front[1], count=1, flags=re.MULTILINE)
+    header = header if found else f"{line}\n{header}"
+    return f"{text[: front.start(1)]}{header}{text[front.end(1) :]}"
+
+
 # --- header -------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +137,7 @@ def _header(facts: Facts) -> Any:
 def _summary(facts: Facts) -> str:
     backbone = repository_of(name := facts.parts.get("backbone", "")) or name
     return (
-        f"{SUMMARY[facts.kind]}{f' Its backbone is {backbone}.' if backbone else ''} Made with lit_moss "
+        f"{SUMMARY[facts.kind]}{f' Its backbone is {backbone}.' if backbone else ''} {_MADE_WITH} "
         f"{_version()}, code for the method of [arXiv:2510.00499](https://arxiv.org/abs/2510.00499)."
     )
 
@@ -207,10 +254,7 @@ def _limits(facts: Facts) -> str:
     if facts.kind == "language model" and 0 < facts.parameters < _SMALL_PARAMETERS:
         lines.insert(0, SMALL.format(millions=facts.parameters / 1e6))
     if facts.kind == "language model" and not facts.has_codec:
-        lines.append(
-            "There is no codec in this folder: give the one of the training with `--codec`. Codes of another "
-            "speech tokenizer are refused."
-        )
+        lines.append(_NO_CODEC)
     languages = facts.training.languages
     known = f"The training data state these languages: {', '.join(languages)}." if languages else (
         "The languages of the training data are not recorded."

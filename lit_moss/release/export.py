@@ -33,7 +33,7 @@ from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.released import read_split_config
 from lit_moss.llm.sampling import Sampling
 from lit_moss.llm.stages import is_released, is_split
-from lit_moss.release.card import CARD, write_card
+from lit_moss.release.card import CARD, copy_card, write_card
 from lit_moss.release.codec_export import add_codec, export_codec
 from lit_moss.release.model_tensors import Tensors, checkpoint_tensors, config_of, folder_tensors
 from lit_moss.release.public_names import is_private, part_name
@@ -169,7 +169,7 @@ def export(
         record = replace(record, template=template_fingerprint(template) if template else "")
         record.write(folder)
         if source.folder is not None and (source.folder / CARD).is_file():
-            shutil.copyfile(source.folder / CARD, folder / CARD)
+            copy_card(source.folder, folder, license)
         else:
             write_card(folder, source.run)
 

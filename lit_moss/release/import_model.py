@@ -26,6 +26,7 @@ from lit_moss.llm.backbone import text_tokenizer_fingerprint as fingerprint_of
 from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.folders import INDEX, WEIGHTS, open_tensors, read_json, refuse_pointer, weight_files
 from lit_moss.llm.released import fitting_tensors, read_split_config
+from lit_moss.release.card import CARD, copy_card
 from lit_moss.release.codec_export import add_codec, copy_file
 from lit_moss.runs.checkpoints import checkpoint_of
 
@@ -106,6 +107,8 @@ def import_model(
             source=source,
         )
         record.write(partial)
+        if (partial / CARD).is_file():
+            copy_card(folder, partial, None)  # it may say that there is no codec
     size = sum(file.stat().st_size for file in files)
     return Imported(named, tensors, len(files), size / 1e9, linked, record)
 

@@ -128,7 +128,8 @@ class InputBuffer:
 
     async def _detect(self, piece_T: Tensor, detector: TurnDetector) -> list[SpeechStarted | SpeechStopped]:
         assert self._settings is not None
-        padding = self._settings.prefix_padding_ms * RATE_HZ // 1000
+        # Of a short turn the padding takes half at most: what was said must have room.
+        padding = min(self._settings.prefix_padding_ms * RATE_HZ // 1000, self._most_samples // 2)
         borders = await asyncio.to_thread(detector.push, piece_T)
         self._held_T = torch.cat([self._held_T, piece_T])
         self._appended += len(piece_T)
@@ -149,19 +150,28 @@ class InputBuffer:
             self._drop_before(self._appended - padding - detector.MAX_DELAY_SAMPLES)
         return found
 
+    @property
+    def _most_samples(self) -> int:
+        """Longest turn."""
+        return max(1, int(self._session.engine.limits.max_turn_sec * RATE_HZ))
+
     def _fill_turn(self, end: int) -> list[SpeechStarted | SpeechStopped]:
         """Moves what is held before `end` to the turn; one that becomes too long ends, and another begins."""
-        samples_T = self._held_T[: end - self._held_from]
-        try:
-            self._open_turn().push(samples_T)
+        found: list[SpeechStarted | SpeechStopped] = []
+        while True:
+            turn = self._open_turn()
+            samples_T = self._held_T[: max(0, end - self._held_from)]
+            if turn.samples + len(samples_T) > self._most_samples:
+                if not turn.samples:  # the piece is longer than a turn
+                    turn.push(samples_T[: self._most_samples])
+                    self._drop_before(self._held_from + self._most_samples)
+                item_id, turn = self._take_turn()
+                at = _ms(self._held_from)
+                found += [SpeechStopped(item_id, at, turn), SpeechStarted(self._item_id, at)]
+                continue
+            turn.push(samples_T)
             self._drop_before(end)
-            return []
-        except UserError:
-            item_id, turn = self._take_turn()
-            at = _ms(self._held_from)
-            self._open_turn().push(samples_T)
-            self._drop_before(end)
-            return [SpeechStopped(item_id, at, turn), SpeechStarted(self._item_id, at)]
+            return found
 
     def _drop_before(self, sample: int) -> None:
         dropped = min(max(sample - self._held_from, 0), len(self._held_T))

@@ -39,7 +39,7 @@ def test_an_option_that_is_no_finite_number_is_named(capsys, option, value):
 
 @pytest.mark.parametrize("megabytes", ["1e305", "1e-07"])
 def test_sizes_that_are_no_number_of_bytes(capsys, megabytes):
-    assert main(["chat", "--model", "no-such-model", "--kept-mb", megabytes, "--text", "Hi"]) == 2
+    assert main(["serve", "--model", "no-such-model", "--port", "0", "--kept-mb", megabytes]) == 2
     assert f"--kept-mb is {float(megabytes)}, expected" in capsys.readouterr().err
 
 
