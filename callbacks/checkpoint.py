@@ -10,8 +10,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from lit_moss.contracts import callbacks_of
+from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
-from lit_moss.runs.checkpoints import LAST, STEP, seal_folder
+from lit_moss.runs.checkpoints import LAST, STEP, seal_folder, step_of
 
 
 class Checkpoint(ModelCheckpoint):
@@ -26,9 +27,9 @@ class Checkpoint(ModelCheckpoint):
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints, for resuming; 0 writes none, nor `last.ckpt`.
-        keep: Number of newest checkpoints to keep.
+        keep: Number of newest checkpoints to keep, beside the one that a start resumes from; -1 keeps all.
         monitor: Metric whose best checkpoint is kept as `best.ckpt`, compared after each validation; None
-            writes none.
+            writes none. A callback of its own, without `every_n_steps`.
         mode: Whether the `min` or `max` of it is best.
     """
 
@@ -36,6 +37,16 @@ class Checkpoint(ModelCheckpoint):
         self, every_n_steps: int = 0, keep: int = 2, monitor: str | None = None, mode: str = "min"
     ) -> None:
         best = monitor is not None
+        if every_n_steps < 0 or keep < -1 or keep == 0 or mode not in ("min", "max"):
+            raise UserError(
+                f"Checkpoint got every_n_steps {every_n_steps}, keep {keep} and mode {mode!r}: expected 0 or "
+                "more, 1 or more (-1 keeps all), min or max"
+            )
+        if best and every_n_steps:
+            raise UserError(
+                f"Checkpoint got monitor {monitor!r} and every_n_steps {every_n_steps}: one callback writes "
+                "best.ckpt or states to resume from, list two (callbacks.Checkpoint) for both"
+            )
         super().__init__(
             filename="best" if best else "step-{step:07d}",
             monitor=monitor if best else "step",
@@ -71,6 +82,22 @@ class Checkpoint(ModelCheckpoint):
             trainer.strategy.barrier()
         if not self.is_best and folder.name != LAST:  # a resumed run has passed its earlier end
             trainer.strategy.remove_checkpoint(folder.with_name(LAST))
+            self._remove_older(trainer, folder)
+
+    def _remove_older(self, trainer: Trainer, newest: Path) -> None:
+        """Leaves `keep` states up to the newest one, and the one that this start resumed from.
+
+        Lightning keeps those of all earlier starts, removes at most one at a time, and its list is empty
+        after a resume with another `every_n_steps`.
+        """
+        if self.save_top_k < 1:
+            return
+        resumed = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
+        names = (path for path in newest.parent.glob("step-*.ckpt") if path.stem[5:].isdigit())
+        states = sorted((step, path) for path in names if (step := step_of(path)) <= step_of(newest))
+        for _, path in states[: -self.save_top_k]:
+            if path.resolve() != resumed:
+                trainer.strategy.remove_checkpoint(path)
 
     def _save_end(self, trainer: Trainer) -> None:
         """Writes the state in which a run ends, whatever ends it: its length, an early stop, a time limit.

@@ -1,6 +1,7 @@
 """Learning rates as a function of the global step."""
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -109,6 +110,8 @@ class LearningRateSchedule(Schedule):
             )
         self.warmup_steps, self.total_steps, self.floor = warmup_steps, total_steps, floor
         self.kind, self.groups = kind, dict(groups or {})
+        if wrong := {part: factor for part, factor in self.groups.items() if not 0 <= factor < math.inf}:
+            raise UserError(f"LearningRateSchedule's groups have factors {wrong}, expected 0 or more")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._set_length(trainer)

@@ -39,7 +39,7 @@ class StagedFreezing(Callback):
     """
 
     def __init__(self, stages: list[dict[str, Any]]) -> None:
-        self.stages = [_checked(dict(stage), i, len(stages)) for i, stage in enumerate(stages)]
+        self.stages = [_checked(stage, i, len(stages)) for i, stage in enumerate(stages)]
         if not stages:
             raise UserError("StagedFreezing has no stages, expected e.g. [{policy: stage1}]")
         borders = [s["until_step"] for s in self.stages[:-1]]
@@ -118,15 +118,30 @@ class StagedFreezing(Callback):
         return "\n".join([f"{head}: {share}", f"{'part':<18}{'parameters':>14}{'trainable':>14}", *rows])
 
 
-def _checked(stage: dict[str, Any], i: int, count: int) -> dict[str, Any]:
+def _checked(stage: Any, i: int, count: int) -> dict[str, Any]:
+    if not isinstance(stage, dict):
+        raise UserError(
+            f"stage {i + 1} of StagedFreezing is {stage!r}, expected a mapping: {{policy: stage1}}"
+        )
     unknown = sorted(stage.keys() - {"policy", "train", "freeze", "until_step", "layers"})
     if unknown or ("policy" in stage) == ("train" in stage):
         raise UserError(
             f"stage {i + 1} of StagedFreezing is {stage}: expected policy ({', '.join(POLICIES)}) or train "
             "(patterns), optionally freeze and until_step"
         )
-    if "policy" in stage and stage["policy"] not in POLICIES:
+    for key, patterns in (("train", stage.get("train", [])), ("freeze", stage.get("freeze") or [])):
+        if not (isinstance(patterns, list | tuple) and all(isinstance(p, str) for p in patterns)):
+            raise UserError(
+                f"stage {i + 1} of StagedFreezing has {key} {patterns!r}, expected a list of patterns, such "
+                "as [audio_*]"
+            )
+    if "policy" in stage and str(stage["policy"]) not in POLICIES:
         raise UserError(f"no freezing policy {stage['policy']!r}, expected one of {', '.join(POLICIES)}")
+    until = stage.get("until_step", 0)
+    if until is not None and not (isinstance(until, int | float) and until >= 0 and until % 1 == 0):
+        raise UserError(
+            f"stage {i + 1} of StagedFreezing has until_step {until!r}, expected an optimizer step, 0 or more"
+        )
     last = i == count - 1
     if last == (stage.get("until_step") is not None):
         raise UserError(
@@ -134,7 +149,8 @@ def _checked(stage: dict[str, Any], i: int, count: int) -> dict[str, Any]:
             + ("is the last and must have no until_step" if last else "needs an until_step")
         )
     layers = stage.get("layers")
-    if (stage.get("policy") == "listening") != (layers is not None) or not isinstance(layers or 1, int):
+    is_number = layers is None or (type(layers) is int and layers >= 1)
+    if (stage.get("policy") == "listening") != (layers is not None) or not is_number:
         raise UserError(
             f"stage {i + 1} of StagedFreezing is {stage}: expected a number of layers, 1 or more, with the "
             "policy listening, such as {policy: listening, layers: 10}, and with no other"

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_moss.data.batches import TokenBatch
+from lit_moss.errors import UserError
 from lit_moss.llm.flops import step_flops
 
 # Dense bf16 peak of one device in TFLOP/s, from the makers' data sheets.
@@ -28,19 +29,29 @@ class Throughput(Callback):
     """
 
     def __init__(self, every_n_steps: int = 10, peak_tflops: float | None = None) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"Throughput got every_n_steps {every_n_steps}, expected 1 or more")
         self.every_n_steps, self.peak_tflops = every_n_steps, peak_tflops
+        self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.peak_tflops is None and torch.cuda.is_available():
             name = torch.cuda.get_device_name()
             self.peak_tflops = next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
         self._reset()
+        self._paused = self._since
 
     def _reset(self) -> None:
         self._since, self._text, self._speech, self._flops, self._batches = time.monotonic(), 0, 0, 0, 0
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.device.type == "cuda":  # steps that are queued belong to the training
+            torch.cuda.synchronize(pl_module.device)
+        self._paused = time.monotonic()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._reset()  # `trainer.training` is false here, also in a validation between two training steps
+        # Not begun anew: validations more often than `every_n_steps` would leave nothing to log.
+        self._since += time.monotonic() - self._paused
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

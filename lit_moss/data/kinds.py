@@ -1,6 +1,7 @@
 """Token data modules by kind: interleaved, speech only, transcripts, text only, conversations, and their
 mixture."""
 
+import math
 from typing import Any, Literal
 
 from lit_moss.data.conversation import PAIRS
@@ -183,14 +184,16 @@ class MixtureDataModule(TokenDataModule):
             raise UserError("data.train and data.validation of a mixture belong into its parts (data.parts)")
         self.parts = list(parts)
         self.part_epochs = list(epochs or [1.0] * len(self.parts))
-        if not self.parts or len(self.parts) != len(self.part_epochs) or min(self.part_epochs) <= 0:
+        possible = all(0 < epochs < math.inf for epochs in self.part_epochs)
+        if not self.parts or len(self.parts) != len(self.part_epochs) or not possible:
             raise UserError(
                 f"data.epochs is {self.part_epochs} for {len(self.parts)} parts, expected one above 0 each"
             )
         if any(isinstance(part, MixtureDataModule) for part in self.parts):
             raise UserError("data.parts holds a mixture: name its parts and epochs in the outer one")
         self.asr_prompt = self.asr_prompt or next((p.asr_prompt for p in self.parts if p.asr_prompt), "")
-        self.heldout = self.heldout or list(dict.fromkeys(e for part in self.parts for e in part.heldout))
+        if kwargs.get("heldout") is None:
+            self.heldout = list(dict.fromkeys(e for part in self.parts for e in part.heldout))
         for part in self.parts:
             part.connect(self.context, self.max_bad_share, self.backbone, self.speech_tokenizer, self.log_mel)
             part.speech_text = self.speech_text

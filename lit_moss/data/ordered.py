@@ -36,6 +36,8 @@ class OrderedDataModule(LightningDataModule, ABC):
 
     def __init__(self, seed: int, workers: int, max_bad_share: float, first_batch: int = 0) -> None:
         super().__init__()
+        if seed < 0 or workers < 0:
+            raise UserError(f"data.seed is {seed} and workers {workers}, expected 0 or more")
         self.seed, self.workers, self.max_bad_share = seed, workers, max_bad_share
         self.next_batch = first_batch
         self.skipped: dict[str, str] = {}

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
+from lit_moss.corpora.sources import entry_kind, locate
 from lit_moss.data.documents import META
 from lit_moss.data.once import cache_lock
 from lit_moss.data.ordered import OrderedDataModule
@@ -102,6 +103,8 @@ class TokenDataModule(OrderedDataModule):
             raise UserError(f"data.min_fill is {min_fill}, expected 0 to 1")
         if first_batch < 0:
             raise UserError(f"data.first_batch is {first_batch}, expected 0 or more")
+        if heldout_items < 0:
+            raise UserError(f"data.heldout_items is {heldout_items}, expected 0 or more")
         if min(short_first_batches, asr_items) < 0:
             raise UserError(
                 f"data.short_first_batches is {short_first_batches} and asr_items {asr_items}, expected 0 or "
@@ -206,6 +209,8 @@ class TokenDataModule(OrderedDataModule):
         # Documents made without a speech tokenizer do not know its number of codes.
         spoken = [s for s in every if s.documents.meta.get("speech_tokenizer")]
         self._format = (spoken or every)[0].documents.format
+        if self.speech_tokenizer is not None and self._held_out_sounds:
+            self._named_tokenizer("the held-out items")
         if self.speech_text and not any(s.documents.has_speech_text for s in every):
             raise UserError(
                 f"{every[0].folder} does not carry the text of its speech, which data.speech_text asks for: "
@@ -288,10 +293,33 @@ class TokenDataModule(OrderedDataModule):
             fingerprints["order"] = f"{self.order.fingerprint}-{self.context}x{self.batch_size}"
         return fingerprints
 
+    @property
+    def _held_out_sources(self) -> list[str]:
+        """Entries of `heldout` that have sentences; rows, in folders of documents, have none."""
+        return [entry for entry in self.heldout if not (Path(entry) / META).is_file()]
+
+    @property
+    def _held_out_sounds(self) -> bool:
+        """Whether held-out items are made of codes."""
+        if not (self.heldout_items or self.asr_item_count):
+            return False
+        return any(entry_kind(locate(entry, "validation")) == "speech" for entry in self._held_out_sources)
+
+    def _named_tokenizer(self, what: str) -> NamedTokenizer:
+        """`speech_tokenizer`, compared with the one that made the documents."""
+        assert self.speech_tokenizer is not None
+        named = NamedTokenizer(self.speech_tokenizer, self.log_mel)
+        made_by = self.fingerprints().get("speech_tokenizer", "none")
+        if made_by not in ("none", named.fingerprint):
+            raise UserError(
+                f"data.speech_tokenizer {self.speech_tokenizer}, of which {what} are made, is "
+                f"{named.fingerprint}, the documents were made by {made_by}: give the one that made them"
+            )
+        return named
+
     def cloze_items(self) -> list[Any]:
         """Held-out items of both modalities; made once."""
-        # Rows have no sentences: folders of documents give no items.
-        manifests = [e for e in self.heldout if not (Path(e) / META).is_file()]
+        manifests = self._held_out_sources
         if not self.heldout_items or not manifests:
             return []
         from lit_moss.data.cloze import make_cloze
@@ -302,7 +330,7 @@ class TokenDataModule(OrderedDataModule):
 
     def asr_items(self) -> list[Any]:
         """Held-out utterances for the model to transcribe; [] where none are asked for."""
-        manifests = [e for e in self.heldout if not (Path(e) / META).is_file()]
+        manifests = self._held_out_sources
         if not self.asr_item_count or not manifests:
             return []
         if self.speech_tokenizer is None:
@@ -338,13 +366,7 @@ class TokenDataModule(OrderedDataModule):
                 "data.speech_tokenizer is not set, but model.init_codes needs its codebook: name the speech "
                 "tokenizer that made the documents, or set init_codes random"
             )
-        named = NamedTokenizer(self.speech_tokenizer, self.log_mel)
-        made_by = self.fingerprints().get("speech_tokenizer", "none")
-        if made_by not in ("none", named.fingerprint):
-            raise UserError(
-                f"data.speech_tokenizer {self.speech_tokenizer} is {named.fingerprint}, the documents were "
-                f"made by {made_by}: give the tokenizer that made them"
-            )
+        named = self._named_tokenizer("embeddings of codes")
         return named.opened.encoder.codebook.weight.detach().float().cpu()
 
     def text_tokenizer(self) -> Any:

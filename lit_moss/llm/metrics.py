@@ -6,7 +6,6 @@ Names are `text_loss`, `speech_ppl` …; values of a head without targets are le
 """
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -41,8 +40,8 @@ class LossSums:
         weights: Modality -> weight of its targets in `loss`, as in training; 1 where it is not named.
     """
 
-    def __init__(self, device: torch.device, weights: Mapping[str, float] = MappingProxyType({})) -> None:
-        self._weights = weights
+    def __init__(self, device: torch.device, weights: Mapping[str, float] | None = None) -> None:
+        self._weights = dict(weights or {})  # can be copied, as a module is for averaged weights
         self._sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in _SUMS}
 
     def add(self, loss: SplitLoss) -> None:

@@ -105,7 +105,7 @@ def open_backbone(
         folder = text.resolve_backbone(str(source))
     config = read_config(folder)
     check(config)
-    if row_format is None and _has_tokenizer(folder):
+    if row_format is None and has_tokenizer(folder):
         row_format = text.row_format(text.load_text_tokenizer(folder), audio_vocab_size)
     elif row_format is None:
         row_format = _format_of_config(config, audio_vocab_size)
@@ -115,7 +115,8 @@ def open_backbone(
     return Backbone(load_backbone(folder, config, dtype), config, row_format, folder)
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a text tokenizer."""
     return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
 
 
@@ -294,7 +295,7 @@ def read_split_config(folder: str | Path) -> tuple[Path, SplitConfig]:
     """
     path = assets.resolve(str(folder))
     config = SplitConfig.from_json(path / "config.json")
-    if not _has_tokenizer(path):
+    if not has_tokenizer(path):
         return path, config
     own = config.format
     theirs = text.row_format(text.load_text_tokenizer(path), own.audio_vocab_size, eosp=own.eosp_token_id)

@@ -26,6 +26,9 @@ from lit_moss.llm.model import SplitLM
 from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
 _PREFIX = "lm."  # of the model's weights in a checkpoint
+CURRENT = (
+    "current_model_state"  # of a checkpoint whose `state_dict` is an average, see Lightning's WeightAveraging
+)
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -227,7 +230,8 @@ def add_frozen(checkpoint: dict[str, Any], own: dict[str, Tensor]) -> None:
     if frozen is not None:
         names = {lora.base_name(name): name for name in own}
         check_frozen(frozen, {name: own[key] for name, key in names.items()}, "the checkpoint")
-        checkpoint["state_dict"] |= {_PREFIX + names[name]: own[names[name]] for name in frozen["names"]}
+        for key in {"state_dict", CURRENT} & checkpoint.keys():
+            checkpoint[key] |= {_PREFIX + names[name]: own[names[name]] for name in frozen["names"]}
 
 
 def hash_record(tensors: dict[str, Tensor]) -> dict[str, Any]:

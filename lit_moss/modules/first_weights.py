@@ -17,7 +17,9 @@ from lit_moss import contracts
 from lit_moss.errors import UserError
 from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.llm import SplitLM, stages
+from lit_moss.llm.backbone import load_text_tokenizer, resolve_backbone, text_tokenizer_fingerprint
 from lit_moss.llm.init_codes import InitCodes, start_at_codebook, start_at_text
+from lit_moss.llm.released import has_tokenizer
 from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.trunk_ctc import stored_head
 from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
@@ -68,6 +70,8 @@ class Start:
             self._check_split(lm)
             return lm, None
         path = None if source is None else stage_checkpoint(source)
+        if path is None and trainer.state.fn == "fit" and not resumes:
+            self._check_text_tokenizer(trainer, fingerprints.get("text_tokenizer"))
         checkpoint = None if path is None else load_checkpoint(path, mmap=True)
         lm = SplitLM.from_backbone(
             self.backbone,
@@ -86,6 +90,31 @@ class Start:
         if trainer.state.fn == "fit" and not resumes:
             self._init_codes(trainer, lm)
         return lm, None
+
+    def _check_text_tokenizer(self, trainer: Trainer, made_by: str | None) -> None:
+        """Compares the documents' text tokenizer with the backbone's: the same ids would be other words.
+
+        Tokenizers that differ in their rules alone have the same ids; that is seen where `data.backbone`
+        names the documents' own.
+        """
+        folder = Path(self.backbone)
+        folder = folder if folder.is_dir() else resolve_backbone(self.backbone)
+        if made_by in (None, "none") or not has_tokenizer(folder):
+            return
+        own, data = load_text_tokenizer(folder), contracts.datamodule_of(trainer)
+        found = text_tokenizer_fingerprint(own)
+        if found == made_by:
+            return
+        named = getattr(data, "backbone", None)
+        if named is not None and named != self.backbone:
+            theirs = load_text_tokenizer(named)
+            if text_tokenizer_fingerprint(theirs) == made_by and theirs.get_vocab() == own.get_vocab():
+                return
+        raise UserError(
+            f"the documents' text ids are of the text tokenizer {made_by}, {self.backbone} has {found}: make "
+            "the documents with this backbone, or train the one that they were made with "
+            "(model.init_args.backbone)"
+        )
 
     def _check_split(self, lm: SplitLM) -> None:
         layers, own = self.num_modality_layers, lm.config.num_modality_layers

@@ -7,6 +7,7 @@ Callbacks decide which parameters train at which step (StagedFreezing, ReverseUn
 (LearningRateSchedule); they find the parameters by the names of the optimizer's groups.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -126,7 +127,8 @@ class SplitLLM(StepModule):
             raise UserError("model.align with model.joint: expected a model with a split (joint: false)")
         if distill is not None and joint:
             raise UserError("model.distill with model.joint: expected a model with a split (joint: false)")
-        if min(text_weight, speech_weight) < 0 or text_weight + speech_weight == 0:
+        weights = (text_weight, speech_weight)
+        if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
             raise UserError(
                 f"model.text_weight {text_weight} and speech_weight {speech_weight}: expected 0 or more, "
                 "not both 0"
@@ -425,8 +427,9 @@ class SplitLLM(StepModule):
         state = checkpoint.get("state_dict")
         if self.save_frozen or not state:
             return
-        heads = {name for name in state if name.startswith(f"{HEAD}.")}
-        left_out = stages.leave_out_frozen(state, self.ever_trained() | heads)
+        kept = self.ever_trained() | {name for name in state if name.startswith(f"{HEAD}.")}
+        left_out = stages.leave_out_frozen(state, kept)
+        stages.leave_out_frozen(checkpoint.get(stages.CURRENT) or {}, kept)
         if self._frozen is None and self.trainer.is_global_zero:  # the only rank that writes
             # Once a run: they never change, and at 8B 16 GB take longer to hash than the rest to write.
             start = {"backbone": self.backbone, "init_from": self.init_from}

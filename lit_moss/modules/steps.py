@@ -4,12 +4,15 @@
 their moments as they were; the module itself keeps anything else that a step changes, such as a codebook.
 """
 
+import math
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from typing_extensions import Protocol, runtime_checkable
+
+from lit_moss.errors import UserError
 
 
 @runtime_checkable
@@ -69,6 +72,12 @@ class StepModule(LightningModule):
         With a gradient scaler (float16) it is not fused: the fused one would unscale by itself, after the
         clipping.
         """
+        for group in groups:
+            refuse_impossible(group.get("lr", options.get("lr")), "lr", str(group.get("name", "")))
+            refuse_impossible(group.get("weight_decay", options.get("weight_decay")), "weight_decay")
+        betas = options.get("betas", (0.9, 0.999))
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"model.betas is {list(betas)}, expected two numbers from 0 to below 1")
         precision = None if self._trainer is None else self._trainer.precision_plugin
         scaled = isinstance(precision, _Scaling) and precision.scaler is not None
         fused = (self.device.type == "cuda" and not scaled) or None
@@ -96,6 +105,22 @@ class StepModule(LightningModule):
         norm = self.gradient_norm if self.gradient_norm is not None else total_norm(params)
         if params:
             torch.nn.utils.clip_grads_with_norm_(params, float(gradient_clip_val), norm)
+
+
+def refuse_impossible(value: float | None, option: str, part: str = "") -> None:
+    """Refuses a rate or decay that would train upwards, or that torch refuses in a traceback.
+
+    Args:
+        value: Of the optimizer; None where it has a default.
+        option: Its name.
+        part: Part of the model that it is for.
+
+    Raises:
+        UserError: if it is negative or not finite.
+    """
+    if value is not None and not (value >= 0 and math.isfinite(value)):
+        where = f" of {part.removesuffix('.no_decay')}" if part else ""
+        raise UserError(f"model.{option}{where} is {value}, expected 0 or more")
 
 
 class HostCopy:

@@ -90,6 +90,10 @@ class Sweep:
             )
         if not self.seeds or len({*self.seeds}) != len(self.seeds):
             raise UserError(f"seeds are {self.seeds}, expected each once")
+        if "seed_everything" in {*self.search, *self.set}:
+            raise UserError(
+                "search or set names seed_everything, which every run takes from seeds: give seeds"
+            )
         self.distributions()
         if self.sampler == "grid":
             size = len(self.grid())
