@@ -44,7 +44,8 @@ class Resampler(ClosedByFlush):
         from_hz: Rate of the input.
         to_hz: Rate of the output.
         block_samples: Input of one block; `BLOCK_SAMPLES` if not given. Small ones are for live sound: from
-            sample 20,481 on, the output follows the input by two blocks at most.
+            sample 20,481 on, the output follows the input by two blocks at most. A block is no shorter than
+            the kernel's half.
     """
 
     # 11 s at 48 kHz. A recording of less than two blocks is resampled at once.
@@ -63,11 +64,13 @@ class Resampler(ClosedByFlush):
         common = math.gcd(from_hz, to_hz)
         # `_out` samples for each `_period` samples of the input.
         self._period, self._out = from_hz // common, to_hz // common
-        self._block = -(-(block_samples or self.BLOCK_SAMPLES) // self._period) * self._period
         self._width = math.ceil(_ZEROS * self._period / (min(self._period, self._out) * _ROLLOFF))
         self._sparse = self._out * (self._period + 2 * self._width) > self.MOST_WEIGHTS
         # Input that a block's first and last outputs need beyond it, in whole periods.
         self._around = -(-self._width // self._period) * self._period
+        # No less than that: what a block needs of the samples before it is held from the block before.
+        block = max(block_samples or self.BLOCK_SAMPLES, self._around)
+        self._block = -(-block // self._period) * self._period
         self._held: Tensor | None = None  # the input from sample `_held_from` on
         self._held_from = self._next = 0  # `_next` is the first sample of the next block
 

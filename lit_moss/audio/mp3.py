@@ -4,6 +4,7 @@ Sources: ISO/IEC 11172-3 and 13818-3 for the frame's head, id3.org for the tags,
 """
 
 import mmap
+import re
 import struct
 
 _RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
@@ -17,6 +18,7 @@ _KBITS = {
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _NO_KIND = (0, 0, 0)
+_NOT_ZERO = re.compile(rb"[^\0]")
 # An empty tag, by which libsndfile recognises an MP3 that does not come from a file.
 _ID3 = b"ID3\x03\x00\x00\x00\x00\x00\x0aTIT2" + bytes(6)
 
@@ -35,8 +37,8 @@ def inspect(data: mmap.mmap, begin: int, several: str) -> tuple[str, int, bytes]
     Returns:
         Damage, empty if there is none or this is not an MP3; byte to begin at; header to put before it.
     """
-    while data[begin : begin + 1] == b"\0":
-        begin += 1
+    # By a pattern: in a file of zeros (room reserved for a download) a loop took 0.2 s for each megabyte.
+    begin = sound.start() if (sound := _NOT_ZERO.search(data, begin)) else len(data)
     at, frames, sound_begin, sound_end = begin, 0, begin, begin
     stated: tuple[int, int] | None = None
     kind = _frame(data, begin)[1]

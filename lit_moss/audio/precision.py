@@ -5,12 +5,14 @@ products of oneDNN and autocast keep 8 to 11 bits of each factor. Deciding betwe
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch.amp.autocast_mode import is_autocast_available
+
+from lit_moss.errors import UserError
 
 # The flags are per process, not per thread: of overlapping users the first saves, the last restores.
 _lock = threading.Lock()
@@ -89,3 +91,23 @@ def full_precision(device: torch.device) -> Iterator[None]:
                 _users -= 1
                 if _users == 0:
                     _restore()
+
+
+def check_weights(precision: str, whole: Collection[str] = ("32-true", "64-true")) -> None:
+    """Refuses to train what computes with waves and mels in the weights' type, where that is a small one.
+
+    With `bf16-true` the waves themselves would have 8 bits, which the Fourier transform does not take; the
+    times of flow matching would, and a codebook's moving averages, which would stop.
+
+    Args:
+        precision: Lightning's name of it.
+        whole: Types of weights and batches that will do.
+
+    Raises:
+        UserError: if it is another one.
+    """
+    if precision.endswith("-true") and precision not in whole:
+        raise UserError(
+            f"trainer.precision is {precision}, and waves, mels and codebooks are held in float32: expected "
+            "32-true, or bf16-mixed, which multiplies in bfloat16"
+        )

@@ -12,6 +12,8 @@ from pathlib import Path
 from lit_moss.cli.options import add_log_mel_argument, add_vocoder_argument
 from lit_moss.errors import UserError
 
+BATCH_CODES = 750
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
@@ -32,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stream", action="store_true", help="write each file chunk by chunk")
     parser.add_argument(
-        "--batch-codes", type=int, default=750, help="codes computed at once, padding included (default 750)"
+        "--batch-codes",
+        type=int,
+        help=f"codes computed at once, padding included (default {BATCH_CODES}); not with --stream",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default auto)")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
@@ -52,8 +56,11 @@ def main(args: argparse.Namespace) -> None:
     )
 
     lines = read_code_lines(args.codes)
-    if args.batch_codes < 1:
-        raise UserError(f"--batch-codes is {args.batch_codes}, expected 1 or more")
+    if args.stream and args.batch_codes is not None:
+        raise UserError("--batch-codes with --stream, which computes one file after the other: leave one out")
+    batch_codes = BATCH_CODES if args.batch_codes is None else args.batch_codes
+    if batch_codes < 1:
+        raise UserError(f"--batch-codes is {batch_codes}, expected 1 or more")
     existing = [path for line in lines if (path := args.out / f"{line.name}.wav").exists()]
     if existing and not args.force:
         raise UserError(f"{existing[0]} exists: give another --out, or --force to overwrite")
@@ -68,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     if args.stream:
         latency = f", first sound after {write_streams(codec, lines, prompt, args.out):.2f} s"
     else:
-        write_batches(codec, lines, prompt, args.out, args.batch_codes)
+        write_batches(codec, lines, prompt, args.out, batch_codes)
     taken = time.monotonic() - start
     seconds = sum(len(line.codes) for line in lines) * rates.SECONDS_PER_CODE
     print(f"{args.out}: {len(lines)} files, {seconds / 60:.1f} min, {taken:.1f} s "

@@ -40,11 +40,12 @@ class DiscriminatorConfig:
 
     def __post_init__(self) -> None:
         sizes = [*self.periods, *self.period_channels, *self.windows, self.window_channels]
-        if any(size < 1 for size in sizes) or not (self.periods or self.windows):
+        hops = [window // 4 for window in self.windows]
+        if any(size < 1 for size in [*sizes, *hops]) or not (self.periods or self.windows):
             raise UserError(
                 f"model.discriminators has periods {self.periods}, period_channels {self.period_channels}, "
                 f"windows {self.windows} and window_channels {self.window_channels}, expected sizes of 1 or "
-                "more, and a period or a window"
+                "more, windows of 4 or more, and a period or a window"
             )
 
 

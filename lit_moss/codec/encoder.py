@@ -91,6 +91,16 @@ class EncoderConfig:
             raise UserError(
                 f"d_model {self.d_model} is not a multiple of {self.encoder_attention_heads} heads"
             )
+        if self.d_model < 4 or self.d_model % 2:
+            raise UserError(
+                f"d_model is {self.d_model}, expected an even number of 4 or more: sines and cosines come in "
+                "pairs"
+            )
+        if self.max_source_positions < rates.HIDDEN_PER_CODE:
+            raise UserError(
+                f"max_source_positions is {self.max_source_positions}, expected {rates.HIDDEN_PER_CODE} or "
+                "more: a code has as many"
+            )
         if self.quantize_vocab_size < 2:
             raise UserError(f"quantize_vocab_size is {self.quantize_vocab_size}, expected 2 or more")
         if self.log_mel not in ("causal", "whisper"):

@@ -103,7 +103,7 @@ def ema_update(
     codes_S: Tensor,
     decay: float,
     skip: Tensor | None = None,
-) -> None:
+) -> Tensor:
     """One step of the moving averages n and m, in place; codebook = m / n with Laplace smoothing of n.
 
     n <- decay n + (1 - decay) count;  m <- decay m + (1 - decay) sum of assigned vectors
@@ -111,10 +111,14 @@ def ema_update(
 
     A rank without vectors passes none: it adds zeros to the sums of the others. Where `skip` is True (bool
     (), on the device) nothing changes; the host need not know.
+
+    Returns:
+        How often each code occurs on all ranks, int64 (K,).
     """
     size = len(codebook_KD)
     x_SD = x_SD.to(ema_weight_KD.dtype)
-    count_K = _all_sum(counts(codes_S, size).to(ema_count_K.dtype))
+    use_K = _all_sum(counts(codes_S, size))
+    count_K = use_K.to(ema_count_K.dtype)
     sums_KD = _all_sum(torch.zeros_like(ema_weight_KD).index_add_(0, codes_S, x_SD))
     new_count_K = (ema_count_K * decay).add_(count_K, alpha=1 - decay)
     total = new_count_K.sum()
@@ -126,6 +130,7 @@ def ema_update(
         (ema_weight_KD, new_weight_KD),
     ):
         old.copy_(new if skip is None else torch.where(skip, old, new))
+    return use_K
 
 
 def counts(codes_S: Tensor, size: int) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lit_moss.audio import rates
 from lit_moss.audio.features import resample
+from lit_moss.errors import UserError
 
 
 def spec_masks(
@@ -39,6 +40,30 @@ def spec_masks(
     return draw(freq_masks, freq_bins, bins), draw(time_masks, int(time_share * frames), frames)
 
 
+def check_masks(bins: int, freq_masks: int, freq_bins: int, time_masks: int, time_share: float) -> None:
+    """Refuses masks that cannot be drawn.
+
+    Args:
+        bins: See `spec_masks`, as for all arguments.
+        freq_masks: See there.
+        freq_bins: See there.
+        time_masks: See there.
+        time_share: See there.
+
+    Raises:
+        UserError: if one is negative, or there are no mel bins.
+    """
+    counts = {"freq_masks": freq_masks, "freq_mask_bins": freq_bins, "time_masks": time_masks}
+    for name, value in counts.items():
+        if value < 0:
+            raise UserError(f"data.{name} is {value}, expected 0 or more")
+    if bins < 1 or not 0.0 <= time_share <= 1.0:
+        raise UserError(
+            f"data.mel_bins is {bins} and data.time_mask_share {time_share}, expected 1 bin or more and a "
+            "share from 0 to 1"
+        )
+
+
 def apply_spec_masks(
     mel_BMF: Tensor, freq_B: list[list[tuple[int, int]]], time_B: list[list[tuple[int, int]]]
 ) -> Tensor:
@@ -57,3 +82,8 @@ def apply_spec_masks(
 def change_speed(wave_T: Tensor, factor: float) -> Tensor:
     """Changes speed and pitch by `factor`, by resampling: (T,) -> (about T / factor,)."""
     return resample(wave_T, round(rates.TOKENIZER_RATE_HZ * factor), rates.TOKENIZER_RATE_HZ)
+
+
+def within_window(changed: Tensor, wave: Tensor) -> Tensor:
+    """The changed wave, unless it has become longer than the encoder's 30 s: then the wave as it was."""
+    return changed if len(changed) <= rates.MAX_SEGMENT_SAMPLES else wave

@@ -98,7 +98,7 @@ class DecoderDataModule(SpeechDataModule):
                 f"data.shifts is {self.shifts}, expected milliseconds from 0 to {code_ms - 1}: "
                 "for example [0, 20, 40, 60]"
             )
-        if len(self.shifts) > 1 and min_sec < (code_ms + max(self.shifts)) / 1000:
+        if any(self.shifts) and min_sec < (code_ms + max(self.shifts)) / 1000:
             raise UserError(
                 f"data.min_sec is {min_sec} and data.shifts {self.shifts}: the shortest clip would keep less "
                 f"than a code of {code_ms} ms; raise min_sec"
@@ -121,6 +121,11 @@ class DecoderDataModule(SpeechDataModule):
 
     def _with_texts(self, manifest: Path, utterances: list[Utterance]) -> list[Utterance]:
         return utterances  # transcripts are not used
+
+    def _to_learn_from(
+        self, utterances: list[Utterance], weights: list[float]
+    ) -> tuple[list[Utterance], list[float]]:
+        return utterances, weights
 
     def statistics(self, utterances: int = 48) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and standard deviation of the log-mel's bands (80,), and the mean speaker vector (S,), of some

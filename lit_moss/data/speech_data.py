@@ -23,7 +23,7 @@ from lit_moss.data.batches import PlainLoader, SpeechBatch
 from lit_moss.data.order import BatchOrder, SampleKey
 from lit_moss.data.ordered import OrderedDataModule
 from lit_moss.data.transcripts import DEFAULT_CHARSET, Charset, normalise, report_losses
-from lit_moss.data.wave_changes import ChangedWaves, WaveChanges
+from lit_moss.data.wave_changes import ChangedWaves, WaveChanges, recordings_of
 from lit_moss.errors import UserError
 
 
@@ -34,6 +34,7 @@ class SpeechDataModule(OrderedDataModule):
 
     Args:
         train: Manifests to train on: paths, or `embedded:everyday-en` (a corpus made on first use).
+            Utterances without a transcript are left out and named; a `text` of "" says that nobody speaks.
         validation: Manifests to validate on; `embedded:everyday-en` stands for its held-out part.
         weights: How often an epoch contains each manifest of `train`, e.g. [1.0, 0.5]; once each if empty.
         batch_sec: Audio budget of a training batch in seconds, padding included.
@@ -107,6 +108,8 @@ class SpeechDataModule(OrderedDataModule):
                 f"data.batch_sec {batch_sec} is less than data.max_sec {max_sec} at the slowest speed "
                 f"{min(speeds)}: one utterance would exceed a batch; raise it or lower max_sec"
             )
+        if buckets < 1:
+            raise UserError(f"data.buckets is {buckets}, expected 1 or more")
         self.batch_sec, self.validation_batch_sec = batch_sec, validation_batch_sec
         self.max_sec, self.min_sec = max_sec, min_sec
         self.buckets, self.speeds = buckets, speeds
@@ -119,6 +122,8 @@ class SpeechDataModule(OrderedDataModule):
             "time_masks": time_masks,
             "time_share": time_mask_share,
         }
+        augment.check_masks(**masks)
+        self.masked_bins = mel_bins if freq_masks and freq_mask_bins else None  # what the model has to have
         self.augmentation = _Augmentation(seed, speeds, masks, shift, augment_from_batch)
         self.wave_changes = wave_changes or WaveChanges()
         self._without_length = 0  # skipped utterances in neither set: the file does not give their length
@@ -142,17 +147,16 @@ class SpeechDataModule(OrderedDataModule):
                 raise UserError(
                     "data.train is empty: expected at least one manifest, e.g. [embedded:everyday-en]"
                 )
-            utterances, weights = self._read([self._locate(n, "train") for n in self.train], self.weights)
+            read = self._read([self._locate(n, "train") for n in self.train], self.weights)
+            utterances, weights = self._to_learn_from(*read)
             if self.wave_changes.on:
                 noises, rooms = (
-                    _recordings(getattr(self.wave_changes, name), name) for name in ("noises", "rooms")
+                    recordings_of(getattr(self.wave_changes, name), name) for name in ("noises", "rooms")
                 )
                 changed = ChangedWaves(self.wave_changes, self.seed, noises, rooms)
                 self.augmentation = replace(self.augmentation, changed=changed)
             self._train_set = self._make_set(utterances, self.augmentation)
-            slowest = min(self.speeds)
-            shift_sec = rates.SECONDS_PER_CODE if self.augmentation.shift else 0.0
-            longest_sec = [(u.duration_sec or 0.0) / slowest + shift_sec for u in utterances]
+            longest_sec = [self._slowest_sec(u.duration_sec or 0.0) for u in utterances]
             self.order = BatchOrder(longest_sec, self.batch_sec, self.seed, weights, self.buckets)
             rank_zero_info(
                 f"train: {len(utterances)} utterances, "
@@ -204,6 +208,29 @@ class SpeechDataModule(OrderedDataModule):
             raise UserError(text)
         return utterances, utterance_weights
 
+    def _slowest_sec(self, seconds: float) -> float:
+        shift_sec = rates.SECONDS_PER_CODE if self.augmentation.shift else 0.0
+        return seconds / min(self.speeds) + shift_sec
+
+    @property
+    def longest_sec(self) -> float:
+        """Longest item that a batch may hold, in seconds: changed in speed, but within Whisper's window."""
+        return min(self._slowest_sec(self.max_sec), rates.MAX_SEGMENT_SAMPLES / rates.TOKENIZER_RATE_HZ)
+
+    def _to_learn_from(
+        self, utterances: list[Utterance], weights: list[float]
+    ) -> tuple[list[Utterance], list[float]]:
+        """Those with a transcript, and their weights: CTC would learn that the others are silence."""
+        missing = [u.id for u in utterances if u.text is None]
+        if not missing or len(missing) == len(utterances):  # where all lack one, the model says so
+            return utterances, weights
+        rank_zero_info(
+            f"train: {len(missing)} utterances without a transcript left out (text '' says silence): "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}"
+        )
+        kept = [(u, w) for u, w in zip(utterances, weights, strict=True) if u.text is not None]
+        return [u for u, _ in kept], [w for _, w in kept]
+
     def _with_duration(self, utterance: Utterance) -> Utterance | None:
         """The utterance with its duration, read from the file's header if need be; None if that fails."""
         if utterance.duration_sec is not None:
@@ -218,7 +245,7 @@ class SpeechDataModule(OrderedDataModule):
         return replace(utterance, duration_sec=seconds)
 
     def _with_texts(self, manifest: Path, utterances: list[Utterance]) -> list[Utterance]:
-        """Utterances with normalised transcripts, "" where there is none; logs which letters were dropped.
+        """Utterances with normalised transcripts, None where there is none; logs which letters were dropped.
 
         Raises:
             UserError: if that is more than `max_lost_share`.
@@ -227,7 +254,7 @@ class SpeechDataModule(OrderedDataModule):
         if note := report_losses(texts, manifest, self.charset, self.max_lost_share):
             rank_zero_info(note)
         return [
-            replace(u, text=normalise(text, self.charset)) for u, text in zip(utterances, texts, strict=True)
+            replace(u, text=None if u.text is None else normalise(u.text, self.charset)) for u in utterances
         ]
 
     @property
@@ -327,18 +354,13 @@ class _Augmentation:
         rng = np.random.default_rng([self.seed, n, place])
         speed = self.speeds[int(rng.integers(len(self.speeds)))]
         if speed != 1.0:
-            wave = _within_window(augment.change_speed(wave, speed), wave)
+            wave = augment.within_window(augment.change_speed(wave, speed), wave)
         if self.shift:
             silence = wave.new_zeros(int(rng.integers(rates.SAMPLES_PER_CODE)))
-            wave = _within_window(torch.cat([silence, wave]), wave)
+            wave = augment.within_window(torch.cat([silence, wave]), wave)
         if self.changed is not None:
             wave = self.changed(wave, n, place)
         return wave, *augment.spec_masks(rng, len(wave) // rates.WHISPER_HOP_SAMPLES, **self.masks)
-
-
-def _within_window(changed: Tensor, wave: Tensor) -> Tensor:
-    """The changed wave, unless it has become longer than the encoder's 30 s: then the wave as it was."""
-    return changed if len(changed) <= rates.MAX_SEGMENT_SAMPLES else wave
 
 
 class SpeechSet(Dataset):
@@ -354,23 +376,6 @@ class SpeechSet(Dataset):
             return (u, wave, [], []) if self.augmentation is None else (u, *self.augmentation(wave, key))
         except io.UnreadableAudio as error:
             return u, str(error), [], []
-
-
-def _recordings(manifests: Sequence[str], option: str) -> list[Utterance]:
-    """Recordings of the manifests, with their durations.
-
-    Raises:
-        UserError: if a manifest or the header of a recording cannot be read.
-    """
-    recordings = []
-    for manifest in manifests:
-        for u in read_manifest(manifest):
-            try:
-                seconds = io.span_sec(u.audio, io.info(u.audio, probe=False), u.offset_sec, u.duration_sec)
-            except io.UnreadableAudio as error:
-                raise UserError(f"data.wave_changes.{option}: {error}: take it out of {manifest}") from error
-            recordings.append(replace(u, duration_sec=seconds))
-    return recordings
 
 
 def collate(items: list[tuple[Utterance, Tensor | str, Any, Any]]) -> SpeechBatch:

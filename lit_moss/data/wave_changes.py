@@ -7,7 +7,7 @@ Shapes: T samples at 16 kHz.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_moss.audio import io, rates
-from lit_moss.corpora.manifest import Utterance
+from lit_moss.corpora.manifest import Utterance, read_manifest
 from lit_moss.errors import UserError
 
 Colour = Literal["white", "pink"]
@@ -66,6 +66,12 @@ class WaveChanges:
                 raise UserError(
                     f"data.wave_changes.{name} is {pair}, expected [least, greatest] from {least:g} to "
                     f"{most:g}"
+                )
+        for name, share in (("noises", "noise_share"), ("rooms", "reverb_share")):
+            if getattr(self, name) and not getattr(self, share):
+                raise UserError(
+                    f"data.wave_changes.{name} is {getattr(self, name)} and {share} 0: no item would have "
+                    f"any; give {share}, for example 0.5, or leave {name} out"
                 )
         if not self.noise_colours or not set(self.noise_colours) <= set(get_args(Colour)):
             raise UserError(
@@ -142,6 +148,23 @@ class ChangedWaves:
 
     def _with_an_offset(self, wave_T: Tensor, rng: np.random.Generator) -> Tensor:
         return wave_T + rng.uniform(-self._changes.offset, self._changes.offset)
+
+
+def recordings_of(manifests: Sequence[str], option: str) -> list[Utterance]:
+    """Recordings of the manifests, with their durations.
+
+    Raises:
+        UserError: if a manifest or the header of a recording cannot be read.
+    """
+    recordings = []
+    for manifest in manifests:
+        for u in read_manifest(manifest):
+            try:
+                seconds = io.span_sec(u.audio, io.info(u.audio, probe=False), u.offset_sec, u.duration_sec)
+            except io.UnreadableAudio as error:
+                raise UserError(f"data.wave_changes.{option}: {error}: take it out of {manifest}") from error
+            recordings.append(replace(u, duration_sec=seconds))
+    return recordings
 
 
 def _part_of(recording: Utterance, samples: int, rng: np.random.Generator) -> Tensor:

@@ -33,6 +33,13 @@ class CodebookSchedule:
     kmeans_batches: int
     restart_share: float
 
+    def __post_init__(self) -> None:
+        if self.start_step < 0 or self.kmeans_batches < 1:
+            raise UserError(
+                f"model.quantize_from_step is {self.start_step} and kmeans_batches {self.kmeans_batches}, "
+                "expected 0 steps or more, and 1 batch or more"
+            )
+
 
 class CodebookModule(StepModule, ABC):
     """Base of the speech tokenizer's LightningModule: an encoder and the learning of its codebook.
@@ -135,9 +142,8 @@ class CodebookModule(StepModule, ABC):
         decay, every = encoder.config.quantize_ema_decay, encoder.config.quantize_restart_interval
         # Counts skipped steps too where the host does not know of them, until a restart may be due.
         updates = self._updates.get(self.updates) + 1
-        quantizer.ema_update(*state, x_SD, codes_S, decay, skip)
+        use_K = quantizer.ema_update(*state, x_SD, codes_S, decay, skip)
         self.updates += 1 if skip is None else (~skip).long()
-        use_K = quantizer.counts(codes_S, len(self.train_use_K))
         self.train_use_K += use_K if skip is None else use_K * ~skip
         due = updates % every == 0
         taken = int(self.updates) if due else updates

@@ -19,6 +19,7 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from lit_moss.audio import rates
 from lit_moss.audio.features import CausalLogMel, whisper_log_mel
+from lit_moss.audio.precision import check_weights
 from lit_moss.codec import SpeechTokenizer, ctc, quantizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 from lit_moss.codec.pretrained import load_encoder
@@ -73,7 +74,7 @@ class CodecEncoder(CodebookModule):
         frame_loss_weight: Weight of CTC on the 50 Hz frames before pooling. It brings the network past CTC's
             plateau: without it the loss was still 2.8 after 200 steps, with it 2.0 within 100.
         restart_share: A code is dead if its average count is below this share of what one update decays to;
-            0.1 as in the GLM-4-Voice tokenizer.
+            the GLM-4-Voice tokenizer's is 1.
         examples: Validated utterances that are kept for pictures.
     """
 
@@ -97,8 +98,11 @@ class CodecEncoder(CodebookModule):
         examples: int = 6,
         log_mel: Literal["causal", "whisper"] | None = None,
     ) -> None:
-        if head_width % 64:
-            raise UserError(f"model.head_width is {head_width}, expected a multiple of 64")
+        if head_width < 64 or head_width % 64 or head_layers < 0 or not 0.0 <= head_dropout <= 1.0:
+            raise UserError(
+                f"model.head_width is {head_width}, head_layers {head_layers}, head_dropout {head_dropout}, "
+                "expected a multiple of 64, 0 layers or more, and a share from 0 to 1"
+            )
         network, ready = _build_encoder(init_from, encoder, codebook_size)
         if log_mel is not None:
             network.config = replace(network.config, log_mel=log_mel)
@@ -125,7 +129,9 @@ class CodecEncoder(CodebookModule):
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        check_weights(self.trainer.precision, ("32-true",))
         data = data_of(self.trainer, SpeechData)
+        self._check_sizes(data, stage)
         self.charset = data.charset
         if self.vocabulary is None and stage == "fit":
             self.vocabulary = ctc.CharVocabulary.from_texts(data.train_texts())
@@ -136,6 +142,19 @@ class CodecEncoder(CodebookModule):
                 )
         if self.vocabulary is not None:
             self._build_head(self.vocabulary)
+
+    def _check_sizes(self, data: object, stage: str) -> None:
+        """Masks and longest items of the data, as far as it tells them, have to fit the network."""
+        bins, own = getattr(data, "masked_bins", None), self.encoder.config.num_mel_bins
+        if stage == "fit" and not self.resumes and bins not in (None, own):
+            raise UserError(f"data.mel_bins is {bins}, the network has {own} (num_mel_bins): set them equal")
+        longest_sec = getattr(data, "longest_sec", 0.0)
+        limit = rates.segment_samples(self.encoder.config.max_source_positions)
+        if longest_sec * rates.TOKENIZER_RATE_HZ > limit:
+            raise UserError(
+                f"data.max_sec lets items of {longest_sec:.2f} s pass, at the slowest speed and shifted; "
+                f"max_source_positions are for {limit / rates.TOKENIZER_RATE_HZ:.2f} s: lower max_sec"
+            )
 
     def _build_head(self, vocabulary: ctc.CharVocabulary) -> None:
         if self.head is None:
@@ -336,6 +355,10 @@ class CodecEncoder(CodebookModule):
         on_validation_epoch_start,
         on_validation_epoch_end,
     )
+
+    def on_predict_epoch_start(self) -> None:
+        if not self.quantizing:
+            raise UserError("the checkpoint is from before quantization, it has no codebook: take another")
 
     def on_predict_start(self) -> None:
         self._tokenizer = SpeechTokenizer(self.encoder)  # one for all batches: it may make a copy in float64

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
 from lit_moss.audio import rates
+from lit_moss.audio.precision import check_weights
 from lit_moss.codec.flow import Flow
 from lit_moss.codec.flow_config import BAND_MEAN, FlowConfig
 from lit_moss.codec.flow_network import Prompt
@@ -151,6 +152,7 @@ class FlowDecoder(StepModule):
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        check_weights(self.trainer.precision)
         data = data_of(self.trainer, DecoderData)
         frozen, config = data.frozen, self.flow.config
         codebook_KD = frozen.tokenizer.encoder.codebook.weight.detach()

@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 
 from lit_moss.audio import rates
 from lit_moss.audio.features import decoder_mel
+from lit_moss.audio.precision import check_weights
 from lit_moss.codec.discriminators import DiscriminatorConfig, Discriminators, adversarial_losses
 from lit_moss.codec.spectral_losses import stft_loss
 from lit_moss.codec.trained_vocoder import MEL
@@ -130,6 +131,7 @@ class Vocoder(StepModule):
         rank_zero_info(f"vocoder started from {name}")
 
     def setup(self, stage: str) -> None:
+        check_weights(self.trainer.precision)
         data_of(self.trainer, VocoderData)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -191,7 +191,9 @@ def damaged(corpus, tmp_path):
     wave[7000] = np.nan
     soundfile.write(tmp_path / "nan.wav", wave, 16_000, subtype="FLOAT")
     bad = ("zero.flac", "words.wav", "half.flac", "flipped.flac", "nan.wav", "gone.flac")
-    entries += [{"audio_filepath": name, "duration": 2.0 + 0.1 * i} for i, name in enumerate(bad)]
+    entries += [
+        {"audio_filepath": name, "duration": 2.0 + 0.1 * i, "text": "lost"} for i, name in enumerate(bad)
+    ]
     entries[6 + bad.index("half.flac")]["duration"] = good[0].duration_sec
     entries[6 + bad.index("flipped.flac")]["duration"] = good[0].duration_sec
     manifest = tmp_path / "train.jsonl"
