@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.freezing import trained_names
 from lit_moss.contracts import PartedModule, RateSchedule, rate_schedule
+from lit_moss.errors import UserError
 from lit_moss.runs.tracking import Tracker
 
 
@@ -17,6 +18,8 @@ class SchedulePicture(Callback):
     """
 
     def __init__(self, points: int = 200) -> None:
+        if points < 1:
+            raise UserError(f"SchedulePicture got points {points}, expected 1 or more")
         self.points = points
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -38,6 +38,8 @@ class OrderedDataModule(LightningDataModule, ABC):
         super().__init__()
         if seed < 0 or workers < 0:
             raise UserError(f"data.seed is {seed} and workers {workers}, expected 0 or more")
+        if not 0 <= max_bad_share <= 1:
+            raise UserError(f"data.max_bad_share is {max_bad_share}, expected a share from 0 to 1")
         self.seed, self.workers, self.max_bad_share = seed, workers, max_bad_share
         self.next_batch = first_batch
         self.skipped: dict[str, str] = {}

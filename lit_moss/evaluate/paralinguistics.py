@@ -9,6 +9,7 @@ A resynthesis has the timing of its original, so the two are compared frame by f
     common_voiced   frames voiced in both over frames voiced in either
     energy_correlation, level_db        of the root mean square of 25 ms in dB (floor -60): correlation, and
                                         how much louder the copy is
+    duration_ratio  length over the original's; of a copy that is cut off the rest is compared
     pause_iou       overlap over union of the pauses (silero-vad), over clips with any
     pause_count_ratio, pause_sec_ratio  of all clips together, over the original's
     rate            words (Chinese: characters) per second of speech without pauses
@@ -43,7 +44,7 @@ from lit_moss.hub import open_codec
 Rung = Literal["vocoder", "codec", "stream", "files"]
 MEASURES = (
     "f0_correlation", "f0_rmse_semitones", "octave_error", "voicing_error", "common_voiced",
-    "energy_correlation", "level_db", "pause_iou", "rate", "rate_ratio", "similarity",
+    "energy_correlation", "level_db", "duration_ratio", "pause_iou", "rate", "rate_ratio", "similarity",
 )  # fmt: skip
 
 
@@ -170,6 +171,7 @@ def compare(original: Voice, other: Voice) -> dict[str, Any]:
         "common_voiced": pitch.common_voiced,
         "energy_correlation": correlation,
         "level_db": level_db,
+        "duration_ratio": len(other.energy_F) / max(1, len(original.energy_F)),
         "pause_iou": common_sec / either_sec if either_sec else None,
         "pauses": len(other.timing.pauses),
         "pause_sec": other.timing.pause_sec,

@@ -267,7 +267,7 @@ def _message(role: str, side: Side, written: str) -> Item:
 
 
 def _id(item: Item) -> str:
-    if item.get("id"):
+    if item.get("id") not in (None, ""):
         return str(item["id"])
     content = repr((item.get("question"), item.get("answer"), item.get("messages")))
     return "qa-" + hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:12]

@@ -139,7 +139,9 @@ class SpeakStage(Stage):
 
     def _cast(self, item: Item, messages: list[Item], lang: str) -> tuple[dict[str, Voice], dict[str, float]]:
         """Voice and pace of each role."""
-        name = str(item.get("id") or sha256(repr([m["content"] for m in messages]).encode()).hexdigest()[:16])
+        name = str(item.get("id", ""))
+        if item.get("id") in (None, ""):
+            name = sha256(repr([m["content"] for m in messages]).encode()).hexdigest()[:16]
         rng = document_rng(self.options.seed, name)
         assistant = next(iter(self._assistants.speaking(lang)), None)
         user = self._users.draw(lang, rng, but=assistant)

@@ -157,6 +157,10 @@ OF_A_SOUND = (
 )
 
 
+# Those that say something of sound and text together: another text has others.
+OF_A_TEXT = ("spoken", "written", "heard", "wer", "edits", "words", "chunks", "use", "align_score", "aligner")
+
+
 def without_sound(item: Item) -> Item:
     """An utterance or message without its sound and what was measured of it."""
     return {key: value for key, value in item.items() if key not in OF_A_SOUND}
@@ -164,7 +168,7 @@ def without_sound(item: Item) -> Item:
 
 def item_id(item: Item) -> str:
     """A name of the item to show: its `id`, else its file's name and offset."""
-    if item.get("id"):
+    if item.get("id") not in (None, ""):
         return printable(str(item["id"]))
     stem = PurePosixPath(str(item.get("audio_filepath", ""))).stem
     offset = item.get("offset") or 0.0

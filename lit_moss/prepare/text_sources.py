@@ -190,7 +190,7 @@ def _item(values: dict[str, Any], text: str, name: str, source: str) -> Item:
     stated = folder_score(source)
     if stated is not None:
         item["score"] = stated
-    item["id"] = str(item.get("id") or name)
+    item["id"] = name if item.get("id") in (None, "") else str(item["id"])
     named = {} if "source" in item else {"source": FileName(posixpath.basename(source))}
     return {"id": item.pop("id"), "text": text, **json.loads(json.dumps(item, default=str)), **named}
 

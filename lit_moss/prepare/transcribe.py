@@ -15,7 +15,7 @@ import numpy as np
 from lit_moss.audio import rates
 from lit_moss.errors import UserError
 from lit_moss.prepare.language import simplified
-from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage
+from lit_moss.prepare.stage import NOT_CONTENT, OF_A_TEXT, Item, Rejection, Result, Stage
 from lit_moss.prepare.storage import local_copy
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class TranscribeStage(Stage):
     """Adds `text`, `lang`, `lang_prob`, `avg_logprob`, `no_speech_prob`, `asr`, `asr_words` to each item."""
 
     name = "transcribe"
+    version = 2
     summary = "segments -> transcripts, by ASR"
     Options: ClassVar[type] = TranscribeOptions
 
@@ -192,7 +193,7 @@ class TranscribeStage(Stage):
     def _item(self, clip: _Clip, segments: Sequence["Segment"]) -> Item:
         chinese = clip.language == "zh" and self.options.simplified
         write = simplified if chinese else str
-        item = clip.item | {
+        item = {key: value for key, value in clip.item.items() if key not in OF_A_TEXT} | {
             "text": write("".join(segment.text for segment in segments).strip()),
             "lang": clip.language,
             "avg_logprob": round(min((s.avg_logprob for s in segments), default=0.0), 4),

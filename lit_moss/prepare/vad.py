@@ -29,14 +29,14 @@ import numpy as np
 
 from lit_moss.audio import io, rates
 from lit_moss.errors import UserError
-from lit_moss.prepare.stage import Item, Rejection, Result, Stage
+from lit_moss.prepare.stage import OF_A_TEXT, Item, Rejection, Result, Stage
 from lit_moss.prepare.storage import Storage, is_remote, local_copy
 from lit_moss.prepare.vad_models import FRAME_SAMPLES, SpeechModel, import_silero, load, model_fingerprint
 
 RATE_HZ = rates.TOKENIZER_RATE_HZ
 NEG_BELOW = 0.15  # silero's own distance between the two thresholds
 # What is true of a whole recording, and not of a part of it.
-_OF_THE_WHOLE = ("text", "words", "chunks", "codes")
+_OF_THE_WHOLE = ("text", "codes", "asr", "asr_words", "avg_logprob", "no_speech_prob", *OF_A_TEXT)
 
 
 @dataclass
@@ -125,6 +125,7 @@ class VadStage(Stage):
     """
 
     name = "vad"
+    version = 2
     needs = ("audio_filepath",)
     Options = VadOptions
     options: VadOptions
@@ -299,7 +300,7 @@ def _segment_item(item: Item, segment: Segment, share: float, document: str) -> 
         "speech_prob": round(segment.probability, 4),
         "speech_share": round(share, 4),
     }
-    if item.get("id"):
+    if item.get("id") not in (None, ""):
         made["id"] = f"{item['id']}@{start_sec:.3f}"
     return made
 

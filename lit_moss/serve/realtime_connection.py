@@ -18,7 +18,7 @@ from lit_moss.serve.realtime_input import InputBuffer, SpeechStarted
 from lit_moss.serve.realtime_items import History, Item, checked_sound
 from lit_moss.serve.realtime_outbox import MAX_CHARACTERS, MAX_EVENTS, Outbox
 from lit_moss.serve.realtime_response import Response
-from lit_moss.serve.realtime_session import ResponseSettings, SessionSettings, check_output
+from lit_moss.serve.realtime_session import ResponseSettings, SessionSettings, check_output, check_voice
 from lit_moss.serve.turn_detection import Probabilities
 
 # What starlette raises when it sends to a client that has left, or whose connection was closed.
@@ -188,9 +188,11 @@ class Connection:
         event_id = client_event.get("event_id")
         self.outbox.send(error_event(error, event_id[:512] if isinstance(event_id, str) else None))
 
+    def _has_spoken(self) -> bool:
+        return self._spoke or (self._response is not None and self._response.spoke)
+
     async def _update_session(self, update: Json) -> None:
-        spoke = self._spoke or (self._response is not None and self._response.spoke)
-        new = self.settings.updated(update.get("session"), voice_is_fixed=spoke)
+        new = self.settings.updated(update.get("session"), voice_is_fixed=self._has_spoken())
         check_output(new.output_modalities, new.audio.output.voice, self._voices, "session")
         await self._input.set_detection(new.audio.input.turn_detection)  # the last that can fail
         self._session.conversation.instructions = new.instructions
@@ -279,6 +281,8 @@ class Connection:
         settings = ResponseSettings.of(self.settings, changes)
         check_output(settings.output_modalities, settings.audio.output.voice, self._voices, "response")
         await self._cancelled_response_ended()
+        if self._has_spoken():
+            check_voice(self.settings.audio.output.voice, settings.audio.output.voice, "response")
         if self._response is not None:
             raise Refused(
                 "a response is being made already: cancel it, or wait for its end",

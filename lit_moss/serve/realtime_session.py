@@ -165,12 +165,8 @@ class SessionSettings(Settings):
         for name in ("id", "object", "model", "expires_at"):
             if new.model_dump()[name] != self.model_dump()[name]:
                 raise Refused(f"session.{name} cannot change", param=f"session.{name}")
-        if voice_is_fixed and new.audio.output.voice != self.audio.output.voice:
-            raise Refused(
-                "the voice cannot change after the first sound: open another session",
-                "cannot_update_voice",
-                "session.audio.output.voice",
-            )
+        if voice_is_fixed:
+            check_voice(self.audio.output.voice, new.audio.output.voice, "session")
         return new
 
 
@@ -235,6 +231,25 @@ class ResponseSettings(Settings):
             speech=sampling,
             seed=self.lit_moss.seed,
             voice=self.audio.output.voice,
+        )
+
+
+def check_voice(own: str, voice: str, path: str) -> None:
+    """Refuses another voice than the session's, for use after the first sound.
+
+    Args:
+        own: The session's.
+        voice: The one asked for.
+        path: Where it is stated, for the message.
+
+    Raises:
+        Refused: if it is another.
+    """
+    if voice != own:
+        raise Refused(
+            "the voice cannot change after the first sound: open another session",
+            "cannot_update_voice",
+            f"{path}.audio.output.voice",
         )
 
 

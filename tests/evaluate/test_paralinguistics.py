@@ -48,9 +48,19 @@ def test_a_softer_copy_keeps_all_but_its_level(corpus, copies):
     assert -14.1 < metrics["files/level_db"] < -10  # 20 lg 0.2; at the floor of -60 dB it is less
     assert metrics["files/rate_ratio"] == pytest.approx(1, abs=0.1)
     assert metrics["files/emotion_same"] == 0
+    assert metrics["files/duration_ratio"] == 1
     assert (metrics["n"], metrics["failures"]) == (2, 0)
     (folder,) = Path("runs/paralinguistics").iterdir()
     assert "(0.000 to 0.658)" in (folder / "report.md").read_text()  # Wilson's interval of 0 of 2
+
+
+@pytest.mark.nightly
+def test_a_copy_that_is_cut_off_shows_in_its_duration(corpus, copies):
+    for file in copies.glob("*.wav"):
+        wave_T = io.read(file, 24_000)
+        io.write(file, wave_T[: len(wave_T) // 2], 24_000)
+    metrics = evaluate(corpus, "--rungs=[files]", f"--files={copies}")
+    assert metrics["files/duration_ratio"] == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.nightly

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from callbacks import LearningRateSchedule, StagedFreezing
+from callbacks import LearningRateSchedule, SchedulePicture, StagedFreezing
 from lit_moss.data import MixtureDataModule, TextDataModule
 from lit_moss.errors import UserError
 from lit_moss.modules import SplitLLM
@@ -95,3 +95,11 @@ def test_a_sweep_over_the_seed_is_refused(options):
         Sweep(
             study="s", base=["conf/nf.yaml"], objectives={"val/loss": "minimize"}, trials=2, **rates | options
         )
+
+
+def test_pictures_have_points_and_shares_are_shares():
+    with pytest.raises(UserError, match="points 0"):
+        SchedulePicture(points=0)
+    for share in (-0.1, 1.5, math.nan):
+        with pytest.raises(UserError, match="max_bad_share"):
+            TextDataModule(train=["a"], max_bad_share=share)

@@ -320,3 +320,26 @@ def test_a_second_turn_computes_only_its_own_rows(server):
         assert details["cached_tokens"] >= before["total_tokens"] - 1
         timing = second[-2]["usage"]
         assert timing["prefilled_rows"] + timing["cached_rows"] == usage["input_tokens"]
+
+
+@pytest.mark.slow
+def test_a_session_keeps_its_voice_after_the_first_sound(server):
+    voices = shared_model().voices
+    voices["other"] = voices["default"]
+    try:
+        with connected(server) as client:
+            client.say("one")
+            client.respond(
+                conversation="none", audio={"output": {"voice": "other"}}, output_modalities=["text"]
+            )
+            sound(client.respond())
+            change = {"audio": {"output": {"voice": "other"}}}
+            for event in (
+                {"type": "session.update", "session": {"type": "realtime", **change}},
+                {"type": "response.create", "response": change},
+            ):
+                error = client.error(**event)
+                assert error["code"] == "cannot_update_voice"
+            sound(client.respond())
+    finally:
+        del voices["other"]
