@@ -1,6 +1,6 @@
-"""Word times, chunks and error rates of an older transcript stayed beside a new one; an `id` of 0 counted as none.
+"""Word times, chunks and error rates of an older transcript stayed beside a new one; an `id` of 0 was none.
 
-Times of other words then cut the speech for interleaving, and error rates chose utterances by a text that was gone.
+Times of other words then cut speech for interleaving; error rates chose utterances by a text that was gone.
 """
 
 import pytest
