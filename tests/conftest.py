@@ -1,6 +1,7 @@
 """Fixtures: real speech where it lies beside the project, synthesised speech everywhere."""
 
 import os
+import signal
 from pathlib import Path
 
 import lit_moss  # noqa: F401  before torch: it sets how long waiting OpenMP threads spin
@@ -19,6 +20,10 @@ if not torch.cuda.is_available():
 # Threads that wait for each other on tiny tensors spin: on two busy cores a test of 5 s took over 100 s with
 # two.
 torch.set_num_threads(1)
+# In the background of a shell that is not interactive pytest starts with Ctrl-C ignored, and so would the
+# programs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
