@@ -304,3 +304,17 @@ def test_an_installed_wheel_finds_its_recipes_from_any_folder(wheel, tmp_path):
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
     assert not list(empty.iterdir())
+
+
+def test_no_stray_files_are_tracked():
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a checkout of git")
+    tracked = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")[:-1]
+    empty = [
+        name
+        for name in tracked
+        if (ROOT / name).is_file()
+        and not (ROOT / name).stat().st_size
+        and Path(name).name not in ("__init__.py", "py.typed")
+    ]
+    assert not empty
