@@ -50,7 +50,7 @@ class Throughput(Callback):
         self._paused = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not begun anew: validations more often than `every_n_steps` would leave nothing to log.
+        # Not reset: with validations more often than `every_n_steps` nothing would ever be logged.
         self._since += time.monotonic() - self._paused
 
     def on_train_batch_end(

@@ -189,6 +189,8 @@ def height(m: Match) -> str:
 # --- other numbers -------------------------------------------------------------------------------------
 
 
+# Three and four digits with a hyphen are a phone number (555-0134). A range they are where no word such as
+# "call" comes before, and both are round (500-1500) or end in zeros before what is counted (480-1250 words).
 _ROUND = re.compile(r"\d(?:00|50)-[1-9]\d00")
 _CALLED = re.compile(
     r"\b(?:call|dial|phone|tel|fax|text|ring|reach|contact|number|hotline)\b[^.!?]{0,24}$", re.IGNORECASE
