@@ -2,7 +2,7 @@
 FROM nvidia/cuda:13.0.2-cudnn-runtime-ubuntu24.04
 RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv git make && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
-COPY pyproject.toml README.md LICENSE Makefile ./
+COPY pyproject.toml constraints.txt README.md LICENSE Makefile ./
 COPY lit_moss lit_moss
 COPY callbacks callbacks
 COPY experiments experiments

@@ -5,8 +5,16 @@ BIN := $(VENV)/bin
 # Where TCMalloc is installed, freed memory is kept, which makes training on a CPU faster (docs/machines.md).
 TCMALLOC := $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib64/libtcmalloc_minimal.so.4))
 KEEP_MEMORY := $(if $(TCMALLOC),LD_PRELOAD=$(TCMALLOC) TCMALLOC_RELEASE_RATE=0)
+# The versions that the tests passed with; `make CONSTRAINTS= ...` takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Where an index or a machine lacks one of them, what pyproject.toml allows is taken instead.
+install = $(if $(CONSTRAINTS),$(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable ".$(1)" || \
+	{ echo "$(CONSTRAINTS) did not install (above): trying what pyproject.toml allows"; $(PIP_INSTALL) --editable ".$(1)"; },\
+	$(PIP_INSTALL) --editable ".$(1)")
+TALK_EXTRAS := [prepare,evaluate,serve]
 
-.PHONY: quickstart quickstart-tokenizer talk test test-nightly check docs gpu-test
+.PHONY: quickstart quickstart-tokenizer talk test test-nightly check docs gpu-test constraints
 
 quickstart: $(VENV)/ready ## sets up, trains stage 1 of a split SmolLM2-135M on embedded real parts, answers two prompts
 	$(BIN)/python -m lit_moss fit -c conf/quickstart_lm.yaml
@@ -38,21 +46,25 @@ docs: $(VENV)/ready-docs ## the documentation, built strictly into site/
 gpu-test: $(VENV)/ready-dev ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-$(VENV)/ready: pyproject.toml
+constraints: $(VENV)/ready-dev ## writes constraints.txt; in a fresh clone, after `make CONSTRAINTS= test`
+	@echo "# The versions that the tests passed with, written by \`make constraints\`; used by the Makefile." > constraints.txt
+	$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable >> constraints.txt
+
+$(VENV)/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV), some three minutes …"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(call install)
 	@touch $@
 
 $(VENV)/ready-docs: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(call install,[docs])
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(call install,[dev])
 	@touch $@
 
 $(VENV)/ready-talk: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[prepare,evaluate,serve]"
+	$(call install,$(TALK_EXTRAS))
 	@touch $@

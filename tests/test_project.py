@@ -243,6 +243,23 @@ def test_packages_in_pyproject_are_all_there_are():
     assert (ROOT / setup["package-dir"]["lit_moss.conf"]).is_dir()
 
 
+def test_constraints_name_every_requirement_in_a_version_that_is_allowed():
+    import tomllib
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if not x.startswith("#")]
+    versions = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    assert len(versions) == len(lines)
+    extras = project["optional-dependencies"].values()
+    for requirement in map(Requirement, (*project["dependencies"], *(x for extra in extras for x in extra))):
+        name = canonicalize_name(requirement.name)
+        if name != project["name"]:
+            assert requirement.specifier.contains(versions[name], prereleases=True), requirement
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """Built from the sources alone: setuptools takes over what an earlier build has left in build/."""
