@@ -9,7 +9,7 @@ KEEP_MEMORY := $(if $(TCMALLOC),LD_PRELOAD=$(TCMALLOC) TCMALLOC_RELEASE_RATE=0)
 CONSTRAINTS ?= constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Where an index or a machine lacks one of them, what pyproject.toml allows is taken instead.
-install = $(if $(CONSTRAINTS),$(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable ".$(1)" || \
+install = echo "installing .$(1) into $(VENV), some minutes …"; $(if $(CONSTRAINTS),$(PIP_INSTALL) --constraint $(CONSTRAINTS) --editable ".$(1)" || \
 	{ echo "$(CONSTRAINTS) did not install (above): trying what pyproject.toml allows"; $(PIP_INSTALL) --editable ".$(1)"; },\
 	$(PIP_INSTALL) --editable ".$(1)")
 TALK_EXTRAS := [prepare,evaluate,serve]
@@ -53,18 +53,17 @@ constraints: $(VENV)/ready-dev ## writes constraints.txt; in a fresh clone, afte
 $(VENV)/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV), some three minutes …"
-	$(call install)
+	@$(call install)
 	@touch $@
 
 $(VENV)/ready-docs: $(VENV)/ready
-	$(call install,[docs])
+	@$(call install,[docs])
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(call install,[dev])
+	@$(call install,[dev])
 	@touch $@
 
 $(VENV)/ready-talk: $(VENV)/ready
-	$(call install,$(TALK_EXTRAS))
+	@$(call install,$(TALK_EXTRAS))
 	@touch $@
