@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_moss import contracts
@@ -281,6 +282,9 @@ class SplitLLM(StepModule):
                 {"params": list(self.ctc_head.parameters()), "name": HEAD, "lr": rate, "base_lr": rate,
                  "weight_decay": 0.0}
             )  # fmt: skip
+        trained = {group["name"].split(".")[0] for group in groups}
+        if idle := sorted({*self.lr_factors} - trained):
+            rank_zero_warn(f"model.lr_factors names {', '.join(idle)}, frozen in all of this run: no effect")
         return self.adamw(groups, lr=self.lr, betas=self.betas)
 
     # --- steps ----------------------------------------------------------------------------------------------

@@ -94,6 +94,12 @@ class Sweep:
             raise UserError(
                 "search or set names seed_everything, which every run takes from seeds: give seeds"
             )
+        lost = sorted(s for s in self.set for key in self.search if f"{s}.".startswith(f"{key}."))
+        if lost:
+            raise UserError(
+                f"set names {', '.join(lost)}, which search gives another value in every trial: "
+                "expected each key in one of them"
+            )
         self.distributions()
         if self.sampler == "grid":
             size = len(self.grid())

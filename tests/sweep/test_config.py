@@ -132,6 +132,11 @@ def test_every_key_can_be_given_on_the_command_line(tmp_path):
         ({"base": ["no.yaml"]}, "no configuration no.yaml"),
         ({"set": {"trainer.callbacks.NoSuch.x": 1}}, "names 0 elements"),
         ({"set": {"modle.init_args.lr": 1}}, "no modle in the recipe"),
+        ({"set": {LR: 1e-3}}, "set names model.init_args.lr, which search gives another value"),
+        (
+            {"set": {LR: 1e-3}, "search": {"model.init_args": {"choices": {"a": {}, "b": {}}}}},
+            "set names model.init_args.lr, which search gives another value",
+        ),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, changes, message):
