@@ -1,22 +1,129 @@
 """Mistakes in a configuration as one line, in place of the parser's and Lightning's longer messages."""
 
+import argparse
 import contextlib
-from collections.abc import Iterator
-from typing import NoReturn
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_moss.cli.yaml_options import one_line
-from lit_moss.errors import UserError
+from lit_moss.cli.yaml_options import one_line, words_for
+from lit_moss.errors import UserError, without_secrets
+
+
+class OptionError(UserError):
+    """A mistake in an option of a class, found by the parser of that class.
+
+    Args:
+        key: Where it is, seen from that parser: `lora.rank`; "" for its options as a whole.
+        problem: What was got and what is expected.
+    """
+
+    def __init__(self, key: str, problem: str) -> None:
+        self.key, self.problem = key, problem if len(problem) <= 600 else f"{problem[:600]} …"
+        super().__init__(without_secrets(f"{key} {self.problem}".strip()))
 
 
 class OneLineParser(LightningArgumentParser):
-    """Reports an error without the usage, which lists several hundred keys."""
+    """Reports an error without the usage, which lists several hundred keys.
+
+    A class within the configuration has a parser of its own, whose error reaches this method first; the
+    parsers around it add where it is.
+    """
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(one_line(message)) from ex
+        where = re.match(r'Parser key "(.*?)"', message)
+        key = where[1] if where else ""
+        inner = _first(ex, OptionError)
+        if key and isinstance(inner, OptionError):
+            raise OptionError(_joined(key, inner.key), inner.problem) from ex
+        raise OptionError(*self._explained(key, message)) from ex
+
+    def _explained(self, key: str, message: str) -> tuple[str, str]:
+        """Key and problem of a message of jsonargparse; of one that is not known, the message itself."""
+        types = self._types()
+        group = re.match(r"Group '(.*?)' does not accept option '(.*?)'", message)
+        if group:
+            return group[1], _unknown(group[2], _below(group[1], types))
+        option = re.match(r"Option '(.*?)' is not accepted", message)
+        if option:
+            place = "" if self._verbs() is None else "the configuration"
+            return place, _unknown(option[1].split(".")[0], _below("", types))
+        # Of a class that is not the first of several types, its error is part of the message only.
+        option = re.search(r"^ *- (has no option .*)", message, re.MULTILINE)
+        if option:
+            return key, option[1]
+        path = re.search(r"Problem with given class_path '(.*?)':\s*(.*)", message)
+        if path:
+            return key, f"names a class {path[1]!r} that is not there ({path[2]}){_like(path[1])}"
+        values = re.findall(r"^.*?(?:Got value|Given value): (.*)$", message, re.MULTILINE)
+        if key and values and types.get(key):
+            return key, f"is {values[-1]!r}, expected {words_for(types[key])}"
+        if message.startswith("unrecognized arguments"):
+            return "", f"{message}, expected --KEY VALUE with the keys of the YAML"
+        return "", one_line(message)
+
+    def _types(self) -> dict[str, Any]:
+        """Option -> its type; of the parser of all verbs, those of the first, which shares most keys."""
+        parser = self._verbs() or self
+        return {
+            action.dest: getattr(action, "_typehint", None) or action.type
+            for action in parser._actions
+            if action.dest.split(".")[-1] not in ("help", "print_config")
+        }
+
+    def _verbs(self) -> argparse.ArgumentParser | None:
+        """The parser of the first verb; None for a parser without verbs."""
+        verbs = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        return next(iter(verbs[0].values())) if verbs else None
+
+
+def _first(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
+    """The first error of a kind among the causes of an error, itself included."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _joined(outer: str, inner: str) -> str:
+    """Key of an option from that of a class's place and that within the class."""
+    if not inner:
+        return outer
+    if outer in ("model", "data"):
+        return f"{outer}.init_args.{inner}"
+    return (
+        f"{outer}: {inner}" if outer.startswith("trainer.") else f"{outer}.{inner}"
+    )  # a list's element or a class
+
+
+def _below(group: str, names: Iterable[str]) -> list[str]:
+    """Names one level below a group of options."""
+    start = f"{group}." if group else ""
+    below = (name.removeprefix(start).split(".")[0] for name in names if name.startswith(start))
+    return list(dict.fromkeys(below))
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    if not known:
+        return f"has an option {name!r} but no class: expected a recipe before it, -c FILE, or a class_path"
+    like = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    expected = f"did you mean {like[0]}?" if like else f"expected one of {', '.join(known)}"
+    return f"has no option {name!r}, {expected}"
+
+
+def _like(class_path: str) -> str:
+    """`; did you mean …?` for a class path that is like one that exists, or ""."""
+    module, _, name = class_path.rpartition(".")
+    with contextlib.suppress(ImportError, ValueError):
+        names = importlib.import_module(module)
+        for like in difflib.get_close_matches(name, {*dir(names), *getattr(names, "__all__", ())}, n=1):
+            return f"; did you mean {module}.{like}?"
+    return ""
 
 
 @contextlib.contextmanager
@@ -35,9 +142,7 @@ def one_line_errors() -> Iterator[None]:
     except MisconfigurationException as error:  # such as a machine without the accelerator that is asked for
         raise UserError(f"the trainer cannot be made: {one_line(str(error))}") from error
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, UserError):
-            raise cause from None
-        raise
+        cause = _first(error, UserError)
+        if cause is None:
+            raise
+        raise cause from None

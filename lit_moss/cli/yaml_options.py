@@ -68,7 +68,7 @@ class OptionsParser(ArgumentParser):
         for key, added in entries.items():
             given = content.get(key) or {}
             if not isinstance(given, dict):
-                raise UserError(f"{key} is {given!r} in the YAML, expected {_words_for(dict[str, Any])}")
+                raise UserError(f"{key} is {given!r} in the YAML, expected {words_for(dict[str, Any])}")
             content[key] = {**given, **added}
         if self._interpolate:
             content = _resolved(content)
@@ -127,7 +127,7 @@ class OptionsParser(ArgumentParser):
             return f"no {key}: give it in the YAML or as --{key}"
         wrong = re.match(r'Parser key "(.*?)":.*?(?:Given value|Got value): (.*)', message)
         if wrong and wrong[1] in self._types:
-            return f"{wrong[1]} is {wrong[2]!r}, expected {_words_for(self._types[wrong[1]])}"
+            return f"{wrong[1]} is {wrong[2]!r}, expected {words_for(self._types[wrong[1]])}"
         return message
 
 
@@ -151,18 +151,24 @@ def one_line(message: str) -> str:
     return re.sub(r"\s+", " ", ": ".join(line.rstrip(":") for line in lines))[:600]
 
 
-def _words_for(kind: Any) -> str:
+def words_for(kind: Any) -> str:
     """A type for a message: `a whole number or null`."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path",
              types.NoneType: "null", Any: "any value"}  # fmt: skip
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(map(_words_for, get_args(kind)))
+        return " or ".join(map(words_for, get_args(kind)))
     if get_origin(kind) is list:
-        return f"a list [{_words_for(get_args(kind)[0])}, …]"
+        return f"a list [{words_for(get_args(kind)[0])}, …]"
+    if get_origin(kind) is tuple:
+        return f"a list [{', '.join(map(words_for, get_args(kind)))}]"
     if get_origin(kind) is dict:
         return "a mapping {key: value, …}"
+    if is_dataclass(kind):
+        return f"a mapping with {', '.join(field.name for field in fields(kind))}"
+    if isinstance(kind, type) and kind not in names:
+        return f"the class_path and init_args of a {kind.__name__}"
     return names.get(kind, str(kind))
 
 
