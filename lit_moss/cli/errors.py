@@ -50,7 +50,7 @@ class OneLineParser(LightningArgumentParser):
         group = re.match(r"Group '(.*?)' does not accept option '(.*?)'", message)
         if group:
             return group[1], _unknown(group[2], _below(group[1], types))
-        option = re.match(r"Option '(.*?)' is not accepted", message)
+        option = re.match(r"(?:Option|Subcommand '.*?' does not accept option) '(.*?)'", message)
         if option:
             place = "" if self._verbs() is None else "the configuration"
             return place, _unknown(option[1].split(".")[0], _below("", types))
@@ -65,7 +65,7 @@ class OneLineParser(LightningArgumentParser):
         if key and values and types.get(key):
             return key, f"is {values[-1]!r}, expected {words_for(types[key])}"
         if message.startswith("unrecognized arguments"):
-            return "", f"{message}, expected --KEY VALUE with the keys of the YAML"
+            return "", f"{message}, expected -c FILE or --KEY VALUE, with a key of the YAML"
         return "", one_line(message)
 
     def _types(self) -> dict[str, Any]:

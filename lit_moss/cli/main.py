@@ -9,9 +9,10 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from lit_moss import __version__
+from lit_moss.cli.options import VerbParser
 from lit_moss.errors import UserError
 
 TRAINER_VERBS = {
@@ -40,13 +41,6 @@ VERBS = {
 }
 # Those that read a YAML make their parser from the class that it describes: their modules have main(words).
 YAML_VERBS = ("evaluate", "prepare", "sweep")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake without the usage, which fills a screen."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,7 +90,7 @@ def _dispatch(argv: list[str]) -> int:
     if verb in YAML_VERBS:
         module.main(rest)
         return 0
-    parser = _Parser(
+    parser = VerbParser(
         prog=f"python -m lit_moss {verb}", description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

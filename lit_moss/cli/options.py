@@ -1,6 +1,16 @@
-"""Options that several verbs share."""
+"""Options that several verbs share, and their parser."""
 
 import argparse
+from typing import NoReturn
+
+from lit_moss.errors import UserError
+
+
+class VerbParser(argparse.ArgumentParser):
+    """Reports a mistake without the usage, which fills a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
 def add_log_mel_argument(parser: argparse.ArgumentParser) -> None:

@@ -77,10 +77,24 @@ def test_classes_are_named_with_one_that_is_like_it(error_of):
     assert line.endswith("; did you mean callbacks.StagedFreezing?")
 
 
+def test_the_yaml_of_another_verb(error_of):
+    line = error_of(recipe="conf/sweep/split_depth.yaml")
+    assert line.startswith("the configuration has no option '")
+    assert "seed_everything, trainer, model, data, name, " in line
+
+
+def test_stages_with_options_of_their_own_report_one_line(capsys):
+    assert main(["prepare", "documents"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the following arguments are required: SOURCE, --kind (python -m lit_moss prepare documents "
+        "--help lists the options)\n"
+    )
+
+
 def test_words_that_need_something_else(error_of):
     assert error_of("--model.init_args.lr", "1", recipe=None) == (
         "model has an option 'lr' but no class: expected a recipe before it, -c FILE, or a class_path"
     )
     assert error_of("trainer.max_steps=5") == (
-        "unrecognized arguments: trainer.max_steps=5, expected --KEY VALUE with the keys of the YAML"
+        "unrecognized arguments: trainer.max_steps=5, expected -c FILE or --KEY VALUE, with a key of the YAML"
     )

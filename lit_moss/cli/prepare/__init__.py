@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
+from lit_moss.cli.options import VerbParser
 from lit_moss.cli.prepare import documents, everyday, kmeans_tokenizer, manifest, speak
 from lit_moss.errors import UserError
 from lit_moss.prepare.registry import STAGES as STAGES_OF_CHAINS
@@ -72,7 +73,7 @@ def main(words: Sequence[str]) -> None:
 
         run_stage(words[0], words[1:])
     elif words[0] in STAGES:
-        parser = argparse.ArgumentParser(prog="python -m lit_moss prepare", description=__doc__)
+        parser = VerbParser(prog="python -m lit_moss prepare", description=__doc__)
         add_arguments(parser)
         args = parser.parse_args(list(words))
         args.run(args)
