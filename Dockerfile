@@ -7,6 +7,7 @@ COPY lit_moss lit_moss
 COPY callbacks callbacks
 COPY experiments experiments
 COPY conf conf
-RUN make .venv/ready
+RUN make .venv/ready-talk
+ENV LIT_MOSS_CACHE=/data/.cache/lit_moss
 ENV PATH="/app/.venv/bin:$PATH"
 ENTRYPOINT ["python", "-m", "lit_moss"]

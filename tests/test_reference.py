@@ -190,3 +190,16 @@ def test_variables_of_the_environment_are_listed():
     used = {name for path in code for name in re.findall(r"LIT_MOSS_[A-Z_]+", path.read_text())}
     assert used
     assert used <= set(re.findall(r"LIT_MOSS_[A-Z_]+", listed))
+
+
+def test_embedded_parts_are_listed():
+    from lit_moss.assets import EMBEDDED
+
+    page = (ROOT / "docs" / "machines.md").read_text()
+    listed = {
+        name
+        for line in re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)
+        for name in re.findall(r"`([\w-]+)`", line)
+    }
+    code = "\n".join(path.read_text() for path in (ROOT / "lit_moss").rglob("*.py"))
+    assert {*EMBEDDED, *re.findall(r'"embedded:([a-z0-9-]+)"', code)} <= listed

@@ -79,7 +79,7 @@ The code that made this model: lit_moss, version {version}. This model: by the n
 repository.
 """
 
-_INSTALL = "Install lit_moss (`pip install 'lit-moss[serve]'`, or a checkout of the project). In this folder:"
+_INSTALL = "In a checkout of lit_moss: `pip install --editable '.[serve]'`. In this folder:"
 
 _TALK = """
 ```sh
