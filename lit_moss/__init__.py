@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
 
-# MLflow reports the use of its functions to its makers, huggingface_hub that of parts that it fetches. Both read
-# these when they are imported.
+# MLflow reports the use of its functions to its makers, huggingface_hub that of parts that it fetches; the
+# variables are read variables when they are imported.
 for _name in ("MLFLOW_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_name, "true")

@@ -65,6 +65,19 @@ class TermAt(Callback):
             self.micro_batch -= 1
 
 
+class InterruptAt(Callback):
+    """Ctrl-C, once or several times, in a step."""
+
+    def __init__(self, step: int, times: int = 1):
+        self.step, self.times = step, times
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+
+
 class TermParentAt(TermAt):
     """A signal, SIGTERM or that of Ctrl-C, to the process group of the program that has started the run."""
 

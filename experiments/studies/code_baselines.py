@@ -8,11 +8,13 @@ times); eosp counts as a code, as it does for the language model.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from lit_moss.data.documents import read_documents
+from lit_moss.errors import UserError
 
 BACKOFF = 20.0
 
@@ -45,20 +47,25 @@ def perplexities(train: list[np.ndarray], heldout: list[np.ndarray], ids: int) -
     return float(np.exp(-np.log(unigram).mean())), float(np.exp(-np.log(np.concatenate(bigram)).mean()))
 
 
-def main() -> None:
-    """Prints one line."""
+def main() -> int:
+    """Prints one line; 2 for folders that are none of documents."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("train", type=Path, nargs="+")
     parser.add_argument("--heldout", type=Path, required=True)
     args = parser.parse_args()
-    train = [codes for folder in args.train for codes in stretches(folder)[0]]
-    heldout, ids = stretches(args.heldout)
+    try:
+        train = [codes for folder in args.train for codes in stretches(folder)[0]]
+        heldout, ids = stretches(args.heldout)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     unigram, bigram = perplexities(train, heldout, ids)
     sizes = f"{sum(map(len, train))} codes to count, {sum(map(len, heldout))} held out"
     print(f"{sizes}: unigram {unigram:.1f}, bigram {bigram:.1f}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

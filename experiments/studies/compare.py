@@ -7,13 +7,14 @@ A name stands for the newest finished run of that name, a run id for itself; the
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from lit_moss.errors import UserError
-from lit_moss.runs.mlflow_access import tracking_uri
+from lit_moss.runs.mlflow_access import mlflow_errors, open_client
 
 METRICS = ["heldout/speech_ppl", "heldout/text_ppl", "heldout/speech_cloze", "heldout/text_cloze"]
 Curve = list[tuple[int, float]]
@@ -101,13 +102,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--metrics", nargs="+", default=METRICS)
     parser.add_argument("--out", type=Path, default=Path("compare"))
     args = parser.parse_args(arguments)
-    import mlflow
-
-    client = mlflow.MlflowClient(tracking_uri())
     try:
-        named = {name: curves(client, run_named(client, name), args.metrics) for name in args.runs}
+        with mlflow_errors("be read"):
+            client = open_client()
+            named = {name: curves(client, run_named(client, name), args.metrics) for name in args.runs}
     except UserError as error:
-        print(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 2
     text = table(named, args.metrics)
     args.out.mkdir(parents=True, exist_ok=True)

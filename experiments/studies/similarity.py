@@ -287,7 +287,8 @@ def _run(args: argparse.Namespace) -> str:
         study.log_figure(figure, name)
     (study.run_dir / "similarity.md").write_text(text)
     study.log_text(text, "similarity.md")
-    study.log_metrics({"proposed_depth": proposed_depth(curves["trained"][0])}, 0)
+    # Not log_metrics, which keeps the first value of a step: the study may be repeated with other options.
+    study.experiment.log_metric(study.run_id, "proposed_depth", proposed_depth(curves["trained"][0]))
     study.finalize("success")
     return text + f"{study.run_dir}/similarity.md"
 

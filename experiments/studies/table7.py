@@ -99,6 +99,12 @@ class Options:
     name: str = "table7"
     run_root: str = "runs"
 
+    def __post_init__(self) -> None:
+        if not self.seeds or self.jobs < 1:
+            raise UserError(
+                f"seeds is {self.seeds} and jobs {self.jobs}, expected one seed or more and 1 or more"
+            )
+
     @property
     def runs(self) -> Path:
         """Folder of the study's runs."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import warnings
 from pathlib import Path
@@ -12,16 +13,19 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from callbacks import Checkpoint, FirstValidation
 from lit_moss.cli.choose_run import Start, find_start, open_run
 from lit_moss.cli.defaults import arranged, completed, trainer_defaults
 from lit_moss.cli.errors import OneLineParser, one_line_errors
 from lit_moss.cli.result_file import ResultFile
-from lit_moss.cli.signals import wait_for_step_ends
-from lit_moss.contracts import callbacks_of, fingerprints_of
+from lit_moss.cli.signals import Interrupted, wait_for_step_ends, was_interrupted
+from lit_moss.cli.yaml_options import one_line
+from lit_moss.contracts import FreezingRule, RateSchedule, callbacks_of, fingerprints_of
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 from lit_moss.runs import ranks
@@ -146,8 +150,23 @@ class MossCLI(LightningCLI):
                         f"trainer.{key} is {config[key]}, expected none: Lightning would take the same "
                         "batches again and again; trainer.max_steps is the length of a run"
                     )
+            if config.get("fast_dev_run"):
+                raise UserError(
+                    f"trainer.fast_dev_run is {config['fast_dev_run']}, expected false: it would leave a run "
+                    "without checkpoints; a short one has a small trainer.max_steps"
+                )
+            clip = config.get("gradient_clip_val")
+            if clip is not None and not (clip >= 0 and math.isfinite(clip)):
+                raise UserError(
+                    f"trainer.gradient_clip_val is {clip}, expected a number above 0, or null for no clipping"
+                )
             every, steps = config.get("val_check_interval"), config.get("accumulate_grad_batches") or 1
-            if isinstance(every, int) and every % steps:
+            if every is not None and not isinstance(every, int):
+                raise UserError(
+                    f"trainer.val_check_interval is {every}, expected a number of micro-batches: validations "
+                    "belong to steps, so that a resumed run has the same ones"
+                )
+            if every and every % steps:
                 raise UserError(
                     f"trainer.val_check_interval is {every} micro-batches, expected a multiple of "
                     f"trainer.accumulate_grad_batches, {steps}: a validation between two micro-batches of a "
@@ -166,7 +185,14 @@ class MossCLI(LightningCLI):
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
             kwargs["logger"] = False
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # such as an accelerator or strategy that Lightning does not know
+            if self.tracker is not None:  # its folder, if it is new, is empty
+                for folder in (self.tracker.run_dir, self.tracker.run_dir.parent, self._run_root):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+            raise UserError(f"the trainer cannot be made: {one_line(str(error))}") from error
         wait_for_step_ends(trainer)
         return trainer
 
@@ -235,16 +261,41 @@ class MossCLI(LightningCLI):
     def after_fit(self) -> None:
         ResultFile.write(self.trainer, ended=True)
 
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything is {seed}, expected 0 to {2**32 - 1}")
+        super()._set_seed()
+
+    def _check_verb(self, verb: str) -> None:
+        """Refuses `test` and `predict` where the model or the data has nothing for them."""
+        if verb == "test" and not is_overridden("test_step", self.model):
+            raise UserError(
+                f"{type(self.model).__name__} has no test of its own: use validate, with the test data as "
+                "data.init_args.validation"
+            )
+        if verb == "predict" and not is_overridden("predict_dataloader", self.datamodule):
+            raise UserError(
+                f"{type(self.datamodule).__name__} gives nothing to predict: add a recipe that does, such as "
+                "-c conf/predict/prompts.yaml"
+            )
+
     def _run_subcommand(self, subcommand: str) -> None:
+        self._check_verb(subcommand)
         try:
             super()._run_subcommand(subcommand)
-        except SIGTERMException:
+        except SIGTERMException as error:
+            if was_interrupted(self.trainer):
+                raise Interrupted(getattr(error, "is_saved", False)) from error
             raise
-        except (Exception, KeyboardInterrupt, SystemExit):
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             if self.tracker is not None and self.trainer.global_step <= self._first_step():
                 self.tracker.abandon()
                 if self._forked is not None:  # the next fork of that name may start from another state
                     self.trainer.strategy.remove_checkpoint(self._forked)
+            # Lightning ends the process by itself at Ctrl-C, with exit code 1.
+            if isinstance(error, SystemExit) and self.trainer.state.status == TrainerStatus.INTERRUPTED:
+                raise KeyboardInterrupt from error
             raise
 
     def _first_step(self) -> int:
@@ -260,7 +311,10 @@ class MossCLI(LightningCLI):
         self._while_running.enter_context(folder.hold())
         if self._is_fork and self._checkpoint:
             self._forked = begin_fork(self._checkpoint, folder)
-        self.tracker.resume_from(self._first_step(), self._settings()[1], _ONLY_AT_START)
+        rules = {
+            type(c).__name__ for c in callbacks_of(self.trainer) if isinstance(c, FreezingRule | RateSchedule)
+        }
+        self.tracker.resume_from(self._first_step(), self._settings()[1], _ONLY_AT_START, rules)
         self.tracker.experiment  # noqa: B018 - creates or continues the run
         rank_zero_info(f"run {folder}, MLflow experiment {self.tracker.name!r}")
 

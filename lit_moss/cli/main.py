@@ -56,8 +56,11 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        saved = (
+            ", the state is saved: resume with --ckpt_path last" if getattr(error, "is_saved", False) else ""
+        )
+        print(f"interrupted{saved}", file=sys.stderr)
         return 130
     except SystemExit as error:
         # By name: only the verbs that train import lightning.

@@ -1,17 +1,35 @@
-"""When the training loop learns of SIGTERM."""
+"""When the training loop learns of SIGTERM and of Ctrl-C."""
+
+import signal
+import sys
+import threading
+from types import FrameType
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the step that it came in.
+
+    Args:
+        is_saved: Whether the state after that step was written.
+    """
+
+    def __init__(self, is_saved: bool) -> None:
+        super().__init__()
+        self.is_saved = is_saved
+
+
 class StepEndSignals(_SignalConnector):
-    """Shows SIGTERM to the loops between two optimizer steps only.
+    """Shows SIGTERM to the loops between two optimizer steps only, and Ctrl-C like SIGTERM.
 
     Lightning would stop between two micro-batches, where the state cannot be saved: the gradients that have
     been accumulated are not part of it. With 19 micro-batches a step that is 18 times in 19.
     """
 
     _received: bool
+    was_interrupted = False
 
     @property
     def received_sigterm(self) -> bool:
@@ -21,7 +39,34 @@ class StepEndSignals(_SignalConnector):
     def received_sigterm(self, value: bool) -> None:
         self._received = value
 
+    def register_signal_handlers(self) -> None:
+        super().register_signal_handlers()
+        # Only where it would raise KeyboardInterrupt: not in the background, nor under another handler. Of
+        # several processes each gets Ctrl-C in a step of its own, and they would wait for one another.
+        takes = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        alone = self.trainer.world_size == 1 and threading.current_thread() is threading.main_thread()
+        if takes and alone and self.trainer.state.fn == "fit":
+            signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def teardown(self) -> None:
+        if signal.getsignal(signal.SIGINT) == self._on_interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        super().teardown()
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Stops after this step with the state written; at once if it comes again."""
+        if self._received:
+            signal.default_int_handler(number, frame)
+        print("\nstopping after this step, Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        self.was_interrupted = self._received = True
+
 
 def wait_for_step_ends(trainer: Trainer) -> None:
     """Makes a trainer stop on SIGTERM after the optimizer step that it is in, not within it."""
     trainer._signal_connector = StepEndSignals(trainer)
+
+
+def was_interrupted(trainer: Trainer) -> bool:
+    """Whether a trainer stopped because of Ctrl-C."""
+    connector = trainer._signal_connector
+    return isinstance(connector, StepEndSignals) and connector.was_interrupted

@@ -81,7 +81,9 @@ def main(words: Sequence[str]) -> None:
         report = write_report(study, sweep, tracker)
         state = "success" if is_finished(study, sweep) else "interrupted"
     finally:
-        if not helper and not flags.report:
+        if flags.report:
+            tracker.leave()
+        elif not helper:
             tracker.finalize(state)
     print(report.read_text() + str(report))
     if not flags.report:

@@ -156,11 +156,14 @@ def write_batches(
     from tqdm import tqdm
 
     from lit_moss.audio import io, rates
+    from lit_moss.files import atomic_write, errors_of_writing
 
     with tqdm(total=len(lines), unit="file", disable=None) as bar:
         for group, waves in decode_batches(codec, lines, prompt, max_codes):
             for line, wave_T in zip(group, waves, strict=True):
-                io.write(folder / f"{line.name}.wav", wave_T, rates.DECODER_RATE_HZ)
+                path = folder / f"{line.name}.wav"
+                with errors_of_writing(path), atomic_write(path) as partial:
+                    io.write(partial, wave_T, rates.DECODER_RATE_HZ)
             bar.update(len(group))
 
 
@@ -181,13 +184,19 @@ def write_streams(codec: "Codec", lines: Sequence[CodeLine], prompt: "Prompt | N
     for line in tqdm(lines, unit="file", disable=None):
         codes_N = torch.tensor(line.codes, dtype=torch.long)
         elapsed_sec, first_sec = 0.0, None
-        with soundfile.SoundFile(folder / f"{line.name}.wav", "w", rates.DECODER_RATE_HZ, 1) as file:
-            for samples_T, seconds in timed_outputs(codec.stream(prompt), codes_N.split(1)):
-                elapsed_sec += seconds
-                if len(samples_T):
-                    first_sec = elapsed_sec if first_sec is None else first_sec
-                    file.write(samples_T.numpy())
-                    file.flush()
+        path = folder / f"{line.name}.wav"
+        try:
+            with soundfile.SoundFile(path, "w", rates.DECODER_RATE_HZ, 1) as file:
+                for samples_T, seconds in timed_outputs(codec.stream(prompt), codes_N.split(1)):
+                    elapsed_sec += seconds
+                    if len(samples_T):
+                        first_sec = elapsed_sec if first_sec is None else first_sec
+                        file.write(samples_T.numpy())
+                        file.flush()
+        except soundfile.LibsndfileError as error:
+            raise UserError(
+                f"{path} could not be written ({error}): make room or rights, or give another --out"
+            ) from error
         if line.codes:
             first_sound_sec.append(elapsed_sec if first_sec is None else first_sec)
     return sum(first_sound_sec) / max(1, len(first_sound_sec))

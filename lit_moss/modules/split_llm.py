@@ -168,7 +168,7 @@ class SplitLLM(StepModule):
         check_replies(self.trainer, data.asr_item_count if isinstance(data, contracts.ListeningData) else 0)
         with whole_on_cpu(self.trainer.strategy):
             self.lm = self._build(contracts.data_of(self.trainer, contracts.RowData).format).train()
-            if self.trainer.state.fn == "fit":
+            if self.trainer.state.fn in ("fit", "validate"):
                 added, stored = self._added, self._stored_ctc
                 dtype = self.frozen_dtype or self.weights_dtype
                 added.build(self.lm, self.trainer, stored, self._backbone_as_it_was, dtype)

@@ -95,7 +95,7 @@ class StepModule(LightningModule):
         bfloat16, where there is no scaler.
         """
         sharded = "deepspeed" in type(self.trainer.strategy).__name__.lower()
-        if sharded or not gradient_clip_val:
+        if sharded or not gradient_clip_val or gradient_clip_val < 0:  # Lightning clips by no negative value
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -160,11 +160,11 @@ class Vocoder(StepModule):
         for group in optimizer.param_groups:
             side = sides[group["name"] == DISCRIMINATOR]
             side += [p for p in group["params"] if p.grad is not None]
-        if not sides[1] or not gradient_clip_val or gradient_clip_algorithm == "value":
+        if not sides[1] or (gradient_clip_val or 0) <= 0 or gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         for params in sides:
-            torch.nn.utils.clip_grad_norm_(params, float(gradient_clip_val))
+            torch.nn.utils.clip_grad_norm_(params, float(gradient_clip_val or 0))
 
     # --- training -------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lit_moss.audio import io as audio_io
@@ -44,6 +45,14 @@ from lit_moss.runs.mlflow_access import (
 from lit_moss.runs.provenance import provenance
 
 _FOLDER = "run_folder"  # tag: where the run was trained last
+
+# Options of the trainer that decide what a step does.
+_OF_STEPS = (
+    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
+    "trainer.precision",
+    "trainer.accumulate_grad_batches",
+)
 
 
 class Tracker(Logger):
@@ -81,6 +90,8 @@ class Tracker(Logger):
         self._run_id_before: str | None = None  # what it held before
         self._from_step = 0
         self._settings: dict[str, str] = {}
+        self._rules: set[str] = set()
+        self._found: tuple[str, int | None] | None = None  # status and end of the run that is continued
         self._name, self._version, self._save_dir = name, version, save_dir
         self._run_id, self._give_up_sec = run_id, give_up_sec
         self._client: Any = None
@@ -144,7 +155,13 @@ class Tracker(Logger):
                 self._system_metrics = _start_system_metrics(self._run_id)
         return self._client
 
-    def resume_from(self, step: int, params: Mapping[str, Any], only_at_start: Collection[str]) -> None:
+    def resume_from(
+        self,
+        step: int,
+        params: Mapping[str, Any],
+        only_at_start: Collection[str],
+        rules: Collection[str] = (),
+    ) -> None:
         """States from which optimizer step and with what settings a run is resumed; call it before the start.
 
         If the settings differ from the recorded ones, and later steps are recorded already, what follows is
@@ -154,10 +171,25 @@ class Tracker(Logger):
             step: Optimizer steps done.
             params: The resolved configuration.
             only_at_start: Names of settings that have no effect on a resumed run.
+            rules: Classes of the callbacks that decide what trains and at which rate.
         """
         self._from_step = step
-        self._settings = {k: v for k, v in flat_params(params).items()
-                          if k.startswith("model.init_args.") and k not in only_at_start}  # fmt: skip
+        self._rules = {*rules}
+        self._settings = {k: v for k, v in self._deciding(params).items() if k not in only_at_start}
+
+    def _deciding(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """The settings that decide what a step does: of the model, of the trainer, of the rules."""
+        found = {
+            key: value
+            for key, value in flat_params(config).items()
+            if key.startswith("model.init_args.") or key in _OF_STEPS
+        }
+        for callback in (config.get("trainer") or {}).get("callbacks") or []:
+            name = str(callback["class_path"]).rpartition(".")[2]
+            if name in self._rules:
+                options = callback.get("init_args") or {}
+                found |= {f"{name}.{key}": str(value) for key, value in options.items()}
+        return found
 
     def _begin_folder(self) -> None:
         before = self.folder.mlflow_run_id if self.folder.is_run() else None
@@ -172,11 +204,35 @@ class Tracker(Logger):
         A new folder is then not a run, so that `last` does not choose it.
         """
         self.finalize("failed")
+        self._restore_status()
         if self._began_folder and self._run_id_before is None:
             self.folder.forget()
         elif self._began_folder:
             self._run_id = self._run_id_before
             self.folder.begin(self._run_id, self._kind)
+
+    @rank_zero_only
+    def leave(self) -> None:
+        """Ends the use of a run without a change of its status: a sweep that is looked at may be running."""
+        if self._found is None:  # a new run
+            self.finalize("interrupted")
+            return
+        self._sender.stop(self._give_up_sec)
+        self._client = None
+        self._restore_status()
+
+    def _restore_status(self) -> None:
+        """Gives a continued run the status and the end that it had, as nothing was added to it."""
+        if self._found is None:
+            return
+        status, end_time = self._found
+        try:
+            if status == "RUNNING":  # killed, or in use by another process
+                open_client().update_run(self._run_id, status=status)
+            else:
+                open_client().set_terminated(self._run_id, status, end_time)
+        except Exception as error:
+            rank_zero_warn(f"the MLflow run's status is not restored: {str(error).splitlines()[0]}")
 
     def _continued(self, client: Any) -> str | None:
         """The run to continue, set running; None if there is none."""
@@ -212,6 +268,7 @@ class Tracker(Logger):
             self._tags = {"forked_from": f"run {self._run_id}, step {self._from_step}"} | self._tags
             return None
         client.set_tag(self._run_id, _FOLDER, str(self.run_dir.resolve()))
+        self._found = (run.info.status, run.info.end_time)
         client.update_run(self._run_id, status="RUNNING")
         self._last_step = last_step
         return self._run_id
@@ -222,7 +279,7 @@ class Tracker(Logger):
             step <= self._from_step for name, step in last_step.items() if not name.startswith("system/")
         ):
             return False
-        known = flat_params(self.folder.config())
+        known = self._deciding(self.folder.config())
         both = ((known[k], v) for k, v in self._settings.items() if k in known)
         return any(old != new and os.sep not in old + new for old, new in both)  # folders may have moved
 
@@ -371,6 +428,8 @@ class Tracker(Logger):
             with path.open("a") as file:
                 file.writelines(json.dumps([m.key, m.value, m.timestamp, m.step]) + "\n" for m in unsent)
             rank_zero_warn(f"{len(unsent)} metrics did not reach MLflow; they are in {path}")
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt | SIGTERMException):  # Lightning calls it failed
+            status = "interrupted"
         state = {"success": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}.get(status, "FINISHED")
         try:
             self._client.set_terminated(self._run_id, state)

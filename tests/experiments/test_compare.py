@@ -36,4 +36,4 @@ def test_first_and_last_values_of_the_newest_runs(tracked, tmp_path, capsys):
 @pytest.mark.slow
 def test_an_unknown_name_is_one_line(tracked, capsys):
     assert compare.main(["nobody"]) == 2
-    assert "no experiment and no run 'nobody'" in capsys.readouterr().out
+    assert "no experiment and no run 'nobody'" in capsys.readouterr().err

@@ -33,6 +33,10 @@ def test_the_report_holds_the_papers_and_the_centred_score(
     stored = {a.path for r in client.search_runs([experiment.experiment_id])
               for a in client.list_artifacts(r.info.run_id)}  # fmt: skip
     assert {"similarity.md", "similarity.png", "similarity_centred.png"} <= stored
+    # Repeated with other options, the study's metric follows: it once kept that of the first call.
+    (study,) = client.search_runs([experiment.experiment_id])
+    assert similarity.main([str(run), *words[:-1], "3"]) == 0
+    assert len(client.get_metric_history(study.info.run_id, "proposed_depth")) == 2
     # Another run of the same folder, whose codes were made by Whisper's features.
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["init_args"]["log_mel"] = "whisper"

@@ -6,6 +6,11 @@ import pytest
 from lm_recipe import lm_recipe
 from recording import fit, losses, mlflow_runs
 
+OTHER_RULES = {
+    "clip": ("--trainer.gradient_clip_val", "0.1"),
+    "floor": ("--trainer.callbacks.LearningRateSchedule.init_args.floor", "0.5"),
+    "accumulate": ("--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "8"),
+}
 LOWER = ("--model.init_args.lr", "0.001")
 NAN = {"class_path": "poison.Poison", "init_args": {"steps": [7, 8, 9]}}
 
@@ -30,6 +35,17 @@ def test_steps_taken_again_with_another_rate_have_a_record_of_their_own(tmp_path
     fit(folder, lm_recipe(folder, 13), "--ckpt_path", "last", *LOWER)  # the same settings go on in it
     assert len(mlflow_runs(folder)) == 2
     assert [step for step, _ in losses(folder, new)] == list(range(6, 14))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("words", OTHER_RULES.values(), ids=OTHER_RULES)
+def test_so_do_steps_taken_again_with_other_rules(tmp_path, capfd, words):
+    """Only options of the model were compared."""
+    folder = tmp_path / "run"
+    fit(folder, lm_recipe(folder, 12, extra=[NAN]), expected=2)
+    fit(folder, lm_recipe(folder, 8), "--ckpt_path", "last", *words)
+    assert "recorded in a new MLflow run" in capfd.readouterr().err
+    assert len(mlflow_runs(folder)) == 2
 
 
 @pytest.mark.nightly

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ from backbones import config_of
 from lm_recipe import backbone_folder, lm_recipe, tokenizer_of_bytes
 from recording import assert_equal, assert_resumes, curves, fit
 
+from lit_moss.cli.main import main
 from lit_moss.data.batches import SpeechText
 from lit_moss.data.packed_documents import CollatePacks
 from lit_moss.errors import UserError
@@ -176,6 +178,24 @@ def test_a_run_resumes_to_the_bit_and_trains_what_it_says(tmp_path, alone):
         n for n in first
         if n.startswith(("model.shared_block.layers.0.", "model.shared_block.layers.1.", "model.audio_embed"))
     }  # fmt: skip
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("alone", [True, False])
+def test_validate_measures_what_the_runs_own_validation_measured(tmp_path, monkeypatch, capsys, alone):
+    stages = LISTENING if alone else [{"policy": "full"}]
+    align = {"layer": 2, "alone": alone}
+    config = lm_recipe(tmp_path / "run", 8, stages=stages, kind="transcripts", align=align)
+    fit(tmp_path / "run", config, *TEXT)
+    monkeypatch.chdir(tmp_path / "run")
+    capsys.readouterr()
+    assert main(["validate", "-c", str(config), *TEXT, "--ckpt_path", "last"]) == 0
+    said = capsys.readouterr().out
+    metrics = {name: float(value) for name, value in re.findall(r"(val/\w+)\W+([-\d.e]+)", said)}
+    assert {"val/loss", "val/align", "val/align_found"} <= metrics.keys()
+    found = curves(tmp_path / "run")
+    for name, value in metrics.items():
+        assert found[name][-1] == (8, pytest.approx(value, rel=1e-4, abs=1e-6)), name
 
 
 @pytest.mark.nightly
