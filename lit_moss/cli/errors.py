@@ -25,7 +25,7 @@ class OptionError(UserError):
     """
 
     def __init__(self, key: str, problem: str) -> None:
-        self.key, self.problem = key, problem if len(problem) <= 600 else f"{problem[:600]} …"
+        self.key, self.problem = key, problem if len(problem) <= 500 else f"{problem[:500]} …"
         super().__init__(without_secrets(f"{key} {self.problem}".strip()))
 
 
@@ -52,8 +52,11 @@ class OneLineParser(LightningArgumentParser):
             return group[1], _unknown(group[2], _below(group[1], types))
         option = re.match(r"(?:Option|Subcommand '.*?' does not accept option) '(.*?)'", message)
         if option:
-            place = "" if self._verbs() is None else "the configuration"
-            return place, _unknown(option[1].split(".")[0], _below("", types))
+            place, names = "", option[1].split(".")
+            while len(names) > 1 and names[0] in _below(place, types):  # trainer.max_stepz
+                place = ".".join(filter(None, (place, names.pop(0))))
+            problem = _unknown(names[0], _below(place, types))
+            return place or ("" if self._verbs() is None else "the configuration"), problem
         # Of a class that is not the first of several types, its error is part of the message only.
         option = re.search(r"^ *- (has no option .*)", message, re.MULTILINE)
         if option:

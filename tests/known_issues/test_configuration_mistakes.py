@@ -42,6 +42,7 @@ def test_unknown_options_are_named_with_those_that_exist(error_of):
     assert error_of(trainer={"callbacks": [staged]}) == (
         "trainer.callbacks has no option 'stage', did you mean stages?"
     )
+    assert error_of(trainer={"max_stepz": 1}) == "trainer has no option 'max_stepz', did you mean max_steps?"
     line = error_of(trainer={"foo": 1})
     assert line.startswith("trainer has no option 'foo', expected one of accelerator, ")
     assert "max_steps" in line
