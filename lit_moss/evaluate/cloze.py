@@ -40,6 +40,7 @@ from lit_moss.records import unique_name
 __all__ = ["Config", "run"]
 
 _DOCUMENT_ITEMS = 64  # items of a corpus where no limit is given
+_MADE: tuple[Modalities, ...] = ("speech-speech", "text-text")  # what items of a corpus can be
 
 
 def run(config: Config) -> dict[str, float]:
@@ -82,7 +83,15 @@ def read_items(config: Config, scorer: "Scorer") -> Iterator[Item]:
     for source in config.items:
         form: Format = format_of(source) if config.format == "auto" else config.format
         if form == "documents":
-            yield from _made_items(config, source, unique_name(set_name(source), names), scorer)
+            made = list(_made_items(config, source, unique_name(set_name(source), names), scorer))
+            if not made:
+                wanted = ", ".join(config.modalities or _MADE)
+                raise UserError(
+                    f"{source} gives no items of {wanted}, expected three sentences or more that follow each "
+                    "other, for speech-speech recordings; conversations give none: give other modalities, or "
+                    "leave it out"
+                )
+            yield from made
             continue
         for one in read_pairs(source, form):
             if config.voices and any("speech" in m for m in config.modalities or MODALITIES):
@@ -129,7 +138,7 @@ def _made_items(config: Config, source: str, name: str, scorer: "Scorer") -> Ite
     made = make_cloze(
         [source], config.part, folder, speech, config.limit or _DOCUMENT_ITEMS, config.seed, config.log_mel
     )
-    wanted = set(config.modalities or ("speech-speech", "text-text"))
+    wanted = set(config.modalities or _MADE)
     form = scorer.model.lm.format
     for number, item in enumerate(made):
         modalities: Modalities = "speech-speech" if item.modality == "speech" else "text-text"

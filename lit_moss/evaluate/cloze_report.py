@@ -120,14 +120,16 @@ def _summary_row(
     nll, counted = (sum(values) for values in zip(*(o.nll for o in own), strict=True))
     values = {method: value for method, (value, _) in right.items()}
     failed = sum(bool(o.failed) for o in own)
+    # None of a set in which every item failed: a perplexity of 1 would be a perfect one.
     more = {
-        "shorter": sum(shorter.values()) / max(1, len(shorter)),
-        "ppl": math.exp(min(nll / max(1, counted), 80.0)),
+        "shorter": sum(shorter.values()) / len(shorter) if shorter else None,
+        "ppl": math.exp(min(nll / counted, 80.0)) if counted else None,
     }
     low, high = wilson(right[score][0] * n, n)
     head = {"set": name, "context-ending": modalities, "n": n, "failed": failed}
     line = {**head, **values, "95 %": f"{low:.3f} to {high:.3f}", **more}
-    return line, {**values, **more, "low": low, "high": high, "n": n, "failed": failed}
+    known = {key: value for key, value in more.items() if value is not None}
+    return line, {**values, **known, "low": low, "high": high, "n": n, "failed": failed}
 
 
 def _kinds(name: str, modalities: Modalities, own: Sequence[Outcome], method: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Literal
 from lit_moss.errors import UserError
 from lit_moss.evaluate.answers import Answerer, Ears, ReplyOptions, open_answerer
 from lit_moss.evaluate.evaluation import local_parts
-from lit_moss.evaluate.questions import EMBEDDED
+from lit_moss.evaluate.questions import EMBEDDED, list_names
 from lit_moss.evaluate.utmos import Utmos
 from lit_moss.llm.replies import FormName
 
@@ -68,7 +68,15 @@ class QuestionOptions:
     @property
     def sources(self) -> list[str | None]:
         """What the results follow from besides the options."""
-        return [self.model, self.codec, self.reply_voice, *self.questions, *local_parts(self.asr)]
+        # Reports of before took lists with the same file name for one; all other folders are found again.
+        told_apart = [f"list {name}" for name, file in self._list_names() if name != file]
+        lists = [*self.questions, *told_apart]
+        return [self.model, self.codec, self.reply_voice, *lists, *local_parts(self.asr)]
+
+    def _list_names(self) -> list[tuple[str, str]]:
+        """Name of each list, and the name that it has alone."""
+        together, alone = list_names(self.questions), [list_names([name])[0] for name in self.questions]
+        return list(zip(together, alone, strict=True))
 
     def answerer(self, dnsmos: bool = False, utmos: Utmos | None = None) -> Answerer:
         """What asks the model.

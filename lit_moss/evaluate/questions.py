@@ -17,6 +17,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,7 @@ class Question:
         lang: Language of question and answers, en or zh.
         group: What its score is reported under, such as "held-out phrasing"; "" for none.
         voice: Who asks; a voice of `prepare synthesize` speaks the question if it has no sound.
-        source: Name of the list.
+        source: Name of the list, see `list_names`.
     """
 
     id: str
@@ -80,7 +81,7 @@ def read_questions(names: Sequence[str], limit: int | None = None, lang: str | N
     """
     ids: set[str] = set()
     found: list[Question] = []
-    for name in names:
+    for name, source in zip(names, list_names(names), strict=True):
         rows = []
         for row in _rows(name):
             rows.append(row)
@@ -88,11 +89,33 @@ def read_questions(names: Sequence[str], limit: int | None = None, lang: str | N
                 break
         if not rows:
             raise UserError(f"{name} holds no questions: expected {EXPECTED}")
-        path = _EMBEDDED_FILE if name == EMBEDDED else Path(name)
         for row in rows:
-            question = _question(row, path, lang)
+            question = _question(row, source, lang)
             found.append(replace(question, id=unique_name(question.id, ids)))
     return found
+
+
+def list_names(names: Sequence[str]) -> list[str]:
+    """What each of some lists is called: its file's name, and where several files have the same one, also the
+    folders above it that tell them apart. Published lists are called `test` or `test-00000-of-00001`."""
+    places = [
+        ("embedded", _EMBEDDED_FILE.stem) if name == EMBEDDED else _parts(Path(os.path.abspath(name)))
+        for name in names
+    ]
+    used: set[str] = set()
+    return [unique_name(_short_name(place, places), used) for place in places]
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    return (*path.parent.parts[1:], path.stem)
+
+
+def _short_name(place: tuple[str, ...], places: Sequence[tuple[str, ...]]) -> str:
+    others = [other for other in places if other[-1] == place[-1] and other != place]
+    count = 1
+    while count < len(place) and any(other[-count:] == place[-count:] for other in others):
+        count += 1
+    return "-".join(place[-count:])
 
 
 @dataclass(frozen=True)
@@ -130,7 +153,10 @@ def _rows(name: str) -> Iterator[_Row]:
     if path.is_dir():
         tables = sorted(path.glob("*.csv"))
         if len(tables) != 1:
-            raise UserError(f"{name} has {len(tables)} .csv files, expected one, with the sounds in audios/")
+            raise UserError(
+                f"{name} has {len(tables)} .csv files, expected one, with the sounds in audios/; give a "
+                "list in another format by its file"
+            )
         path = tables[0]
     kind = path.suffix.lower()
     if kind not in (".jsonl", ".json", ".tsv", ".csv", ".parquet"):
@@ -182,7 +208,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 # --- one line -----------------------------------------------------------------------------------------------
 
 
-def _question(row: _Row, path: Path, lang: str | None) -> Question:
+def _question(row: _Row, source: str, lang: str | None) -> Question:
     text, audio = row.get(_QUESTION), row.get(_AUDIO)
     if not isinstance(text, str | None):
         raise row.error(f"question is {text!r}", "text")
@@ -198,10 +224,8 @@ def _question(row: _Row, path: Path, lang: str | None) -> Question:
     sound = None if audio is None else _sound(audio, row)
     name = row.get(_ID)
     if name is None:
-        name = sound.stem if sound is not None and isinstance(audio, str) else f"{path.stem}-{row.number:05d}"
-    return Question(
-        str(name), text, answers, sound, lang, _text(row, "group"), _text(row, "voice"), path.stem
-    )
+        name = sound.stem if sound is not None and isinstance(audio, str) else f"{source}-{row.number:05d}"
+    return Question(str(name), text, answers, sound, lang, _text(row, "group"), _text(row, "voice"), source)
 
 
 def _text(row: _Row, key: str) -> str:

@@ -7,11 +7,11 @@ Everything is optional: a folder from elsewhere has no runs, data may have moved
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,7 +24,10 @@ from lit_moss.runs.mlflow_access import find_run, open_client, tracking_uri
 
 _LONGEST_CHAIN = 20  # runs that name each other in a circle end here
 _MEASURED = ("val/", "heldout/", "test/", "eval/")
-_HIGHER_IS_BETTER = ("accuracy", "cloze", "mos", "similarity")
+_HIGHER_IS_BETTER = (
+    "accuracy", "cloze", "codebook_perplexity", "codebook_used", "found", "mos", "similarity",
+)  # fmt: skip
+_NEITHER_IS_BETTER = ("bit_rate", "roughness")  # a cost and a use at once; 1 is the best roughness
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of a run: value at its last validation, and the best one over all of them."""
+    """A metric of a run: value at its last validation, and the best one over all of them; None where neither
+    the lowest nor the highest is the best."""
 
     name: str
     last: float | None
@@ -123,7 +127,10 @@ class Stage:
         if result is None:
             return list(self.in_mlflow)
         names = [name for name in sorted(result["metrics"]) if name.startswith(_MEASURED)]
-        return [Metric(name, result["metrics"][name], result[_best_side(name)].get(name)) for name in names]
+        return [
+            Metric(name, result["metrics"][name], _best(name, result["lowest"], result["highest"]))
+            for name in names
+        ]
 
     @cached_property
     def data(self) -> list[Data]:
@@ -210,18 +217,25 @@ def _from_mlflow(folder: RunFolder) -> tuple[Any, tuple[Metric, ...]]:
     if run is None or folder.result() is not None:
         return run, ()
     names = [name for name in sorted(run.data.metrics) if name.startswith(_MEASURED)]
-    best = {"lowest": min, "highest": max}
     metrics = []
     for name in names:
         values = [m.value for m in client.get_metric_history(run_id, name) if math.isfinite(m.value)]
-        metrics.append(
-            Metric(name, run.data.metrics[name], best[_best_side(name)](values) if values else None)
-        )
+        lowest, highest = ({name: end(values)} if values else {} for end in (min, max))
+        metrics.append(Metric(name, run.data.metrics[name], _best(name, lowest, highest)))
     return run, tuple(metrics)
 
 
-def _best_side(name: str) -> Literal["lowest", "highest"]:
-    return "highest" if name.endswith(_HIGHER_IS_BETTER) else "lowest"
+def _best(name: str, lowest: Mapping[str, float | None], highest: Mapping[str, float | None]) -> float | None:
+    """The best value of a metric.
+
+    Args:
+        name: Of the metric.
+        lowest: Lowest values of all validations, by name.
+        highest: Highest ones.
+    """
+    if name.endswith(_NEITHER_IS_BETTER):
+        return None
+    return (highest if name.endswith(_HIGHER_IS_BETTER) else lowest).get(name)
 
 
 def _begun_ns(run: RunFolder) -> int:

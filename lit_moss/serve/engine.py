@@ -177,6 +177,9 @@ class Engine:
         threads: Threads of torch's operations on the CPU, for each of the two workers; None: half of the
             cores.
 
+    Raises:
+        UserError: if the model's text tokenizer has no tokens for turns.
+
     Attributes:
         counts: What it has done so far.
         rows: Worker of the language model.
@@ -185,6 +188,7 @@ class Engine:
 
     def __init__(self, model: SpeechModel, limits: Limits | None = None, threads: int | None = None) -> None:
         self.model, self.limits = model, limits or Limits()
+        _ = model.renderer  # refuses a model that cannot chat before its first client
         self.counts = Counts()
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +57,18 @@ class SpeechModel:
     voices: "dict[str, Prompt]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.renderer = Renderer(self.text_tokenizer, self.lm.format, self.record.form)
         if self.codec is not None:
             self.voices = {DEFAULT_VOICE: self.codec.no_prompt(), **self.voices}
         self._players: dict[str, tuple[Prompt, Player]] = {}
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Turns -> rows. Likelihoods need none, and models that do not chat have none.
+
+        Raises:
+            UserError: if the text tokenizer has no tokens for turns.
+        """
+        return Renderer(self.text_tokenizer, self.lm.format, self.record.form)
 
     def player(self, voice: str) -> "Player":
         """A stream of one utterance in a voice, whose prompt is computed for the first utterance alone.

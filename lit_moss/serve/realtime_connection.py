@@ -222,7 +222,12 @@ class Connection:
             self.outbox.send(
                 event("input_audio_buffer.speech_stopped", item_id=found.item_id, audio_end_ms=found.ms)
             )
-            self._add_turn(found.item_id, found.turn)
+            try:
+                await self.history.room()
+                self._add_turn(found.item_id, found.turn)
+            except Refused as error:  # of this turn alone: what was said after it is still in the event
+                self._refuse(error, append)
+                continue
             if vad and vad.create_response:
                 self._want_response()
 

@@ -293,9 +293,18 @@ class History:
             Refused: if not.
         """
         self.check_can_listen()
-        waiting = [i for i in self._items.values() if i.filling is not None and not i.filling.done()]
-        if len(waiting) >= MAX_ENCODING:
-            raise Refused(f"{len(waiting)} turns wait for their codes already", "rate_limit_exceeded")
+        if (count := len(self._waiting())) >= MAX_ENCODING:
+            raise Refused(f"{count} turns wait for their codes already", "rate_limit_exceeded")
+
+    async def room(self) -> None:
+        """Waits until the session may have one more turn encoded."""
+        while len(waiting := self._waiting()) >= MAX_ENCODING:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+    def _waiting(self) -> "list[asyncio.Task[str]]":
+        """What fills in the codes of items that have none yet."""
+        tasks = (item.filling for item in self._items.values())
+        return [task for task in tasks if task is not None and not task.done()]
 
     def _add(self, item: Item, parts: list[Part], after: str | None) -> Item:
         conversation, lm = self.session.conversation, self.session.engine.model.lm

@@ -87,7 +87,13 @@ def read_pcm16(text: str, max_bytes: int) -> Tensor:
 
 
 def sound_bytes(samples_T: Tensor, sound_format: str) -> bytes:
-    """Samples at 24 kHz as a file of a format, or as bare samples (`pcm16`)."""
+    """Samples at 24 kHz as a file of a format, or as bare samples (`pcm16`).
+
+    No samples become a code's length of silence: FLAC and MP3 of none are no bytes at all, which clients
+    cannot decode.
+    """
+    if not len(samples_T):
+        samples_T = torch.zeros(rates.DECODER_SAMPLES_PER_CODE)
     content = pcm16(samples_T)
     if sound_format == "pcm16":
         return content

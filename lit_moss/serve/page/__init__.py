@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 SCRIPTS = (
-    "buttons.js", "chat.js", "download.js", "heard.js", "message.js", "realtime.js", "settings.js",
-    "sound.js", "view.js", "worklets.js", "zip.js",
+    "buttons.js", "chat.js", "download.js", "heard.js", "message.js", "queue.js", "realtime.js",
+    "settings.js", "sound.js", "view.js", "worklets.js", "zip.js",
 )  # fmt: skip
 FILES = {
     "index.html": "text/html; charset=utf-8",

@@ -13,6 +13,11 @@ export function openSettings(isOpen) {
   $("open-settings").setAttribute("aria-expanded", isOpen);
 }
 
+/** Whether a key is for the input method, to choose what is written. Safari has ended the composition by then. */
+function isOfInputMethod(event) {
+  return event.isComposing || event.keyCode === 229;
+}
+
 export function connectButtons(actions) {
   for (const type of ["click", "keydown"]) document.addEventListener(type, wakeSound, { capture: true });
   connectMicrophone(actions);
@@ -28,12 +33,14 @@ export function connectButtons(actions) {
     };
   }
   $("text").onkeydown = (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || isOfInputMethod(event)) return;
     event.preventDefault();
     guard(actions.sendText);
   };
   // No `onkeydown`: one that returns false, such as `key === "Escape" && …`, cancels the key.
-  document.addEventListener("keydown", ({ key }) => key === "Escape" && guard(actions.stop));
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !isOfInputMethod(event)) guard(actions.stop);
+  });
   $("stop").onclick = () => guard(actions.stop);
   $("clear").onclick = () => confirm("Begin a new conversation? This one is lost.") && guard(actions.clear);
   $("save").onclick = actions.save;

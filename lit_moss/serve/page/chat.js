@@ -7,9 +7,10 @@
 
 import { connectButtons, openSettings } from "./buttons.js";
 import { download } from "./download.js";
-import { Message, pausePlayback } from "./message.js";
-import { Realtime } from "./realtime.js";
+import { Message, live, pausePlayback } from "./message.js";
+import { Realtime, endOf } from "./realtime.js";
 import { Heard } from "./heard.js";
+import { beginConversation, inTurn } from "./queue.js";
 import { checkSettings, fields, sessionSettings, showConfig } from "./settings.js";
 import { Microphone, RATE, SoundOut, audioContext, base64Of, pcmOf, readFile } from "./sound.js";
 import { addDivider, addToHistory, fail, following, guard, say, swap, write } from "./view.js";
@@ -21,18 +22,19 @@ const $ = (id) => document.getElementById(id);
 
 let config;
 let session = null; // Realtime
-let sent = ""; // settings that the session has, as JSON
 let spoke = false; // whether the session has spoken
 let out = null; // SoundOut
 let microphone = null;
 let isHandsFree = false; // whether the microphone is open until it is closed, and the server finds the turns
 let turn = null; // Message of the user whose sound is coming
 let reply = null; // the latest one
-let queue = Promise.resolve(); // what the user asked for, one after the other
+let asked = 0; // replies so far, in all conversations
+let written = 0; // turns in text, too
 let replies = new Map(); // by id of the response
 let messages = [];
 let heard = null; // Heard: what was appended in this session
 let speechStartMs = 0; // of the turn that is being spoken, hands-free
+let found = null; // the latest one: its item, and when the last of it was recorded
 
 // --- session -----------------------------------------------------------------------------------------------------
 
@@ -48,25 +50,24 @@ async function ready() {
     say("Connecting …");
     session = await Realtime.open(fields.key.value.trim(), receive, ended);
     say("");
-    sent = "";
     spoke = false;
     heard = new Heard(config.limits.max_turn_sec + 5);
     if (messages.length) addDivider("A new session: the model does not know what is above.");
   }
   const settings = sessionSettings(isHandsFree);
   if (spoke) delete settings.audio.output.voice; // fixed by now; `askFor` gives it
-  if (JSON.stringify(settings) !== sent) session.send({ type: "session.update", event_id: "settings", session: settings });
-  sent = JSON.stringify(settings);
-  return session;
+  const open = session;
+  await open.update(settings);
+  return open;
 }
 
 function ended(words) {
   session = null;
-  if (reply?.isRunning) finishReply(reply, { status: "failed", status_details: { error: { message: words } } });
+  for (const its of unfinished()) finishReply(its, { status: "failed", status_details: { error: { message: words } } });
   microphone?.close();
   microphone = turn = null;
   isHandsFree = false;
-  if (words) fail(new Error(`${words} The next message begins a new session.`));
+  fail(endOf(words));
   show();
 }
 
@@ -104,7 +105,10 @@ function receive(event) {
       say("Listening …");
       break;
     case "input_audio_buffer.speech_stopped":
-      turnFound(event.audio_end_ms);
+      turnFound(event);
+      break;
+    case "input_audio_buffer.committed":
+      if (event.item_id === found?.item_id) beginReply(found.time); // when the last of it was recorded
       break;
     case "error":
       refused(event.error);
@@ -114,7 +118,6 @@ function receive(event) {
 function refused(error) {
   if (error.code === "response_cancel_not_active") return; // a stop that came just after the end
   fail(new Error(error.message));
-  if (error.event_id === "settings") sent = "";
   if (error.event_id && error.event_id === reply?.askedBy) finishReply(reply, { status: "failed", status_details: { error } });
 }
 
@@ -126,7 +129,7 @@ function beginReply(since = performance.now()) {
   const message = new Message("assistant", config.codebook);
   message.state = "running";
   add(message);
-  reply = { message, since, isRunning: true, isPlaying: false, isStopped: false, number: (reply?.number ?? 0) + 1 };
+  reply = { message, since, isRunning: true, isPlaying: false, isStopped: false, number: ++asked };
   reply.whenDone = new Promise((resolve) => (reply.done = resolve));
   out?.start(reply.number);
   show();
@@ -140,27 +143,42 @@ function askFor(open, since) {
   open.send({ type: "response.create", event_id: reply.askedBy, response });
 }
 
+/** Replies whose end has not come. */
+function unfinished() {
+  return [...new Set([reply, ...replies.values()])].filter((its) => its?.isRunning);
+}
+
 function hear(its, pcm) {
   its.message.addSound(pcm);
   spoke = true;
-  its.isPlaying = Boolean(out);
-  out?.push(pcm);
+  if (!out || its.whenSilenced) return;
+  if (!its.isPlaying) pausePlayback();
+  its.isPlaying = true;
+  out.push(pcm);
 }
+
+/** A message is played instead of the live sound, all of which stays in the conversation. */
+live.silence = () => {
+  const its = reply;
+  if (!its?.isPlaying || its.isStopped) return;
+  its.isPlaying = false;
+  its.whenSilenced = out.flush();
+  its.message.move(0);
+  show();
+};
 
 function finishReply(its, response) {
   const { message } = its;
   its.isRunning = false;
   if (its === reply && !its.isStopped) out?.end();
-  message.state = response.status;
+  message.state = message.facts.status = response.status;
   message.facts.seconds = (performance.now() - its.since) / 1000;
   if (response.status === "failed") {
-    message.note = response.status_details?.error?.message ?? "The reply failed.";
-  } else {
-    message.finish(`reply_${messages.indexOf(message) + 1}.wav`);
-    message.facts.status = response.status;
-    message.showFacts();
-    if (!out && message.samples && !its.isStopped) message.toggle().catch(() => {}); // without a click none may play
+    message.facts.error = response.status_details?.error?.message ?? "The reply failed.";
   }
+  message.finish(`reply_${messages.indexOf(message) + 1}.wav`);
+  message.showFacts();
+  if (!out && message.samples && !its.isStopped) message.toggle().catch(() => {}); // without a click none may play
   its.done();
   show();
 }
@@ -174,7 +192,7 @@ function played({ type, reply: number, samples, gaps, time }) {
     message.element.dataset.firstSound = message.facts.firstSound;
     if (!reply.isRunning) message.showFacts();
   }
-  if (type === "played") message.move(samples);
+  if (type === "played" && reply.isPlaying) message.move(samples);
   if (type === "ended") {
     reply.isPlaying = false;
     message.facts.gaps = gaps;
@@ -186,17 +204,17 @@ function played({ type, reply: number, samples, gaps, time }) {
 
 /** Ends the reply, and takes what was not heard out of the conversation. */
 async function stop({ asks = true } = {}) {
-  const stopped = reply;
+  const [stopped, open] = [reply, session];
   if (!stopped || stopped.isStopped || !(stopped.isRunning || stopped.isPlaying)) return;
   stopped.isStopped = true;
-  if (asks && stopped.isRunning) session?.send({ type: "response.cancel" });
-  const heard = out && stopped.isPlaying ? await out.flush() : 0;
+  if (asks && stopped.isRunning) open?.send({ type: "response.cancel" });
+  const heard = await (stopped.whenSilenced ?? (stopped.isPlaying ? out.flush() : 0));
   stopped.isPlaying = false;
   await stopped.whenDone;
   const { message } = stopped;
   if (message.samples > heard && stopped.itemId) {
     const audio_end_ms = Math.floor((1000 * heard) / RATE);
-    session?.send({ type: "conversation.item.truncate", item_id: stopped.itemId, content_index: 0, audio_end_ms });
+    open?.send({ type: "conversation.item.truncate", item_id: stopped.itemId, content_index: 0, audio_end_ms });
     message.facts.heardSeconds = heard / RATE;
     message.showFacts();
   }
@@ -206,22 +224,25 @@ async function stop({ asks = true } = {}) {
 
 // --- turns of the user -------------------------------------------------------------------------------------------
 
-/** Sends a turn by `send(session)` and asks for the reply. */
+/** Sends a turn by `send(session)`, which is fulfilled once the server has taken it, and asks for the reply. */
 function ask(message, send) {
-  return inTurn(async () => {
+  return inTurn(async (check) => {
     await stop();
+    check();
     if (fields.reply.value === "speech") await openPlayer();
     const open = await ready();
+    check();
     add(message);
-    send(open);
-    askFor(open);
+    const since = performance.now();
+    try {
+      await send(open);
+    } catch (error) {
+      takeOut(message);
+      throw error;
+    }
+    check();
+    askFor(open, since);
   });
-}
-
-function inTurn(action) {
-  const result = queue.then(action);
-  queue = result.catch(() => {});
-  return result;
 }
 
 async function sendText() {
@@ -230,11 +251,11 @@ async function sendText() {
   write("");
   const message = new Message("user", config.codebook);
   message.addText(text);
-  const item = { type: "message", role: "user", content: [{ type: "input_text", text }] };
+  const item = { id: `text_${++written}`, type: "message", role: "user", content: [{ type: "input_text", text }] };
   try {
-    await ask(message, (open) => open.send({ type: "conversation.item.create", item }));
+    await ask(message, (open) => open.request({ type: "conversation.item.create", item }, "conversation.item.done"));
   } catch (error) {
-    if (!$("text").value) write(text); // to be sent again
+    write([text, $("text").value].filter(Boolean).join("\n")); // to be sent again, before what was typed since
     throw error;
   }
 }
@@ -248,24 +269,32 @@ async function sendFile(file) {
   message.note = file.name;
   return ask(message, (open) => {
     for (let n = 0; n < pcm.length; n += APPEND) append(open, pcm.subarray(n, n + APPEND));
-    open.send({ type: "input_audio_buffer.commit" });
+    return commit(open);
   });
 }
 
+/** Ends the turn whose sound was appended. */
+function commit(open) {
+  return open.request({ type: "input_audio_buffer.commit" }, "input_audio_buffer.committed");
+}
+
 function append(open, pcm) {
+  if (open !== session) return; // the microphone's last sound comes when it is closed
   open.send({ type: "input_audio_buffer.append", audio: base64Of(pcm) });
   heard.add(pcm);
 }
 
 /** Begins to listen: to one turn, or hands-free until it is ended. */
-async function listen() {
+async function listen(check) {
   const audio = await openSound();
   pausePlayback();
   await stop();
+  check();
   isHandsFree = fields.hands_free.checked;
   const open = await ready();
+  check();
   const speaking = isHandsFree ? null : new Message("user", config.codebook);
-  microphone = await Microphone.open(audio, (pcm) => {
+  const opened = await Microphone.open(audio, (pcm) => {
     const level = Math.sqrt(pcm.reduce((sum, value) => sum + value * value, 0) / pcm.length) / 8000;
     $("mic").style.setProperty("--level", Math.min(1, level));
     append(open, pcm);
@@ -274,6 +303,8 @@ async function listen() {
     isHandsFree = false;
     throw error;
   });
+  if (open !== session) return opened.close(); // the session has ended meanwhile
+  microphone = opened;
   if (speaking) {
     turn = speaking;
     add(turn);
@@ -287,40 +318,50 @@ function hearUser(message, pcm) {
   if (message.samples / RATE > config.limits.max_turn_sec - 0.5 && turn === message) guard(endTurn);
 }
 
-async function endTurn() {
-  const [closing, message] = [microphone, turn];
+function endTurn() {
+  const [closing, message, wasHandsFree] = [microphone, turn, isHandsFree];
   microphone = turn = null;
   if (!closing) return;
-  const since = performance.now();
-  await closing.close();
+  isHandsFree = false;
   say("");
   show();
-  if (isHandsFree) {
-    isHandsFree = false;
-    await ready(); // the server listens to no more turns
-    session?.send({ type: "input_audio_buffer.clear" });
-    return;
-  }
-  if (message.samples < LEAST_SAMPLES) {
-    session?.send({ type: "input_audio_buffer.clear" });
-    messages.pop().remove();
-    throw new Error("That was shorter than 0.1 s: hold the button while you speak, or click it to begin and to end.");
-  }
-  message.finish(`turn_${messages.length}.wav`);
-  session?.send({ type: "input_audio_buffer.commit" });
-  if (session) askFor(session, since);
+  const since = performance.now();
+  const closed = closing.close();
+  return inTurn(async (check) => {
+    await closed;
+    const open = wasHandsFree ? await ready() : session; // the server listens to no more turns
+    check();
+    if (wasHandsFree || message.samples < LEAST_SAMPLES) open?.send({ type: "input_audio_buffer.clear" });
+    if (wasHandsFree || !open) return;
+    if (message.samples < LEAST_SAMPLES) {
+      takeOut(message);
+      throw new Error("That was shorter than 0.1 s: hold the button while you speak, or click it to begin and to end.");
+    }
+    message.finish(`turn_${messages.indexOf(message) + 1}.wav`);
+    await stop();
+    check();
+    try {
+      await commit(open);
+    } catch (error) {
+      message.state = "failed"; // it stays: what was said can still be heard and saved
+      message.facts.error = error.message;
+      message.showFacts();
+      throw error;
+    }
+    askFor(open, since);
+  });
 }
 
 /** A turn that the server found, hands-free. */
-function turnFound(endMs) {
+function turnFound({ item_id, audio_end_ms }) {
   say("");
-  const { pcm, time } = heard.between(speechStartMs, endMs);
+  const { pcm, time } = heard.between(speechStartMs, audio_end_ms);
   if (!pcm.length) return;
   const message = new Message("user", config.codebook);
   message.addSound(pcm);
   message.finish(`turn_${messages.length + 1}.wav`);
   add(message);
-  beginReply(time); // when the last of it was recorded
+  found = { item_id, time };
 }
 
 async function openSound() {
@@ -343,12 +384,25 @@ function add(message) {
   show();
 }
 
+/** Takes out a turn that the server did not take. */
+function takeOut(message) {
+  messages = messages.filter((one) => one !== message);
+  message.remove();
+  show();
+}
+
 async function clear() {
+  beginConversation();
   session?.close();
   session = null;
-  if (out) out.flush();
-  await microphone?.close();
-  microphone = turn = reply = null;
+  out?.flush();
+  const closing = microphone;
+  for (const its of unfinished()) {
+    its.isRunning = false;
+    its.isStopped = true;
+    its.done(); // what waits for its end would wait for good
+  }
+  microphone = turn = reply = found = null;
   isHandsFree = false;
   messages.forEach((message) => message.remove());
   messages = [];
@@ -357,6 +411,7 @@ async function clear() {
   say("");
   fail(null);
   show();
+  await closing?.close();
 }
 
 // --- what is seen ------------------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ const CELL = 10;
 
 let playing = null; // one message at a time
 
+/** What falls silent when a message is played: sound that does not come from a message. */
+export const live = { silence() {} };
+
 /** Ends the playback of a message, if there is one. */
 export function pausePlayback() {
   playing?.pause();
@@ -35,10 +38,10 @@ export class Message {
     this.find(".note").textContent = words;
   }
 
-  /** Says how fast a reply came, and what ended it. */
+  /** Says how fast a reply came, and what ended it; an error first. */
   showFacts() {
     const { facts, samples } = this;
-    const words = [];
+    const words = facts.error ? [facts.error] : [];
     if (facts.firstSound != null) words.push(`first sound ${facts.firstSound.toFixed(2)} s`);
     if (samples && facts.seconds) {
       facts.realTimeFactor = (facts.seconds * RATE) / samples;
@@ -106,6 +109,7 @@ export class Message {
   toggle() {
     if (this.player && !this.player.paused) return this.pause();
     pausePlayback();
+    live.silence();
     playing = this;
     return this.audio.play();
   }

@@ -37,9 +37,11 @@ export class SoundOut {
     this.node = new AudioWorkletNode(audio, "player", { numberOfInputs: 0, outputChannelCount: [1] });
     this.node.connect(audio.destination);
     this.node.port.onmessage = ({ data }) => {
-      if (data.type === "flushed") this.flushed?.(data.samples);
+      if (data.type === "flushed") this.flushed(data);
       on(data);
     };
+    this.flushes = 0;
+    this.waiting = new Map(); // number of a flush -> what fulfils it
   }
 
   start(reply) {
@@ -57,11 +59,21 @@ export class SoundOut {
 
   /** Falls silent; how many samples of the reply were heard. */
   async flush() {
+    const number = ++this.flushes;
     const played = await new Promise((resolve) => {
-      this.flushed = resolve;
-      this.node.port.postMessage({ type: "flush" });
+      this.waiting.set(number, resolve);
+      this.node.port.postMessage({ type: "flush", number });
     });
     return Math.max(0, played - Math.round((this.audio.outputLatency || 0) * RATE));
+  }
+
+  /** One message may answer several flushes, the latest of which is `flush`. */
+  flushed({ samples, flush }) {
+    for (const [number, resolve] of this.waiting) {
+      if (number > flush) continue;
+      this.waiting.delete(number);
+      resolve(samples);
+    }
   }
 
   /** When a moment of the context is heard, as performance.now(). */

@@ -117,10 +117,12 @@ class Player extends AudioWorkletProcessor {
   }
 
   receive(message) {
-    if (message.type === "start") this.start(message.reply);
-    else if (message.type === "push") this.coming.push(message.samples);
+    if (message.type === "start") {
+      if (this.fades) this.post("flushed", { flush: this.fades }); // what waits for it would wait for good
+      this.start(message.reply);
+    } else if (message.type === "push") this.coming.push(message.samples);
     else if (message.type === "end") this.isWhole = true;
-    else if (message.type === "flush") this.fades = true;
+    else if (message.type === "flush") this.fades = message.number;
   }
 
   start(reply) {
@@ -128,7 +130,7 @@ class Player extends AudioWorkletProcessor {
     this.coming.clear();
     this.ready.clear();
     Object.assign(this, { reply, played: 0, reported: 0, gaps: 0, wanted: JITTER_SEC });
-    Object.assign(this, { plays: false, isWhole: false, isFlushed: false, fades: false, began: false, ended: false });
+    Object.assign(this, { plays: false, isWhole: false, isFlushed: false, fades: 0, began: false, ended: false });
   }
 
   post(type, more = {}) {
@@ -156,7 +158,7 @@ class Player extends AudioWorkletProcessor {
     if (this.plays) this.play(output);
     if (this.fades) {
       output.forEach((value, n) => (output[n] = value * (1 - n / output.length)));
-      this.post("flushed");
+      this.post("flushed", { flush: this.fades });
       this.start(this.reply);
       this.ended = true;
     }
