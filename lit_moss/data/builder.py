@@ -55,6 +55,7 @@ class DocumentBuilder(ABC):
 
     Attributes:
         skipped: Names of the utterances that were left out.
+        silent: Those of each source that lack a transcript which this kind needs.
         incomplete: Conversations left out because a turn lacks a modality, counted once per pair.
         without_word_times: Utterances that are one chunk, whatever their length, because the times of their
             words are unknown.
@@ -63,6 +64,7 @@ class DocumentBuilder(ABC):
     def __init__(self, tokenizer: Any, row_format: RowFormat, options: dict[str, Any]) -> None:
         self.tokenizer, self.row_format, self.options = tokenizer, row_format, options
         self.skipped: list[str] = []
+        self.silent: dict[Path, list[str]] = {}
         self.incomplete = self.without_word_times = 0
         self._speech: dict[Path, list[tuple[Utterance, list[int]]]] = {}
         self._names: set[str] = set()  # of documents; their random choices are drawn by name

@@ -75,11 +75,7 @@ class InterleavedBuilder(DocumentBuilder):
         super().add_speech(path, utterances, encoded)
         speech = self._speech[path]
         silent = [u.id for u, _ in speech if not (u.text or "").strip() and not u.extra.get("words")]
-        if len(silent) > max(1, _MAX_SILENT_SHARE * len(speech)):
-            raise UserError(
-                f"{path}: {len(silent)} of {len(speech)} utterances have no transcript, e.g. {silent[0]}; "
-                "interleaved documents need one: transcribe them, or take kind unsupervised"
-            )
+        self.silent[path] = silent
         self.skipped += silent
         self._speech[path] = [
             (u, codes) for u, codes in speech if (u.text or "").strip() or u.extra.get("words")
@@ -314,6 +310,24 @@ def _manifest(path: Path, kind: str) -> list[Utterance]:
     if entries != "speech":
         raise UserError(f"{path} holds {entries}, expected a manifest for kind {kind}")
     return read_manifest(path)
+
+
+def check_transcripts(source: str, silent: Sequence[str], utterances: int) -> None:
+    """Checks that nearly all utterances of a source have a transcript, where its documents need one.
+
+    Args:
+        source: Its name.
+        silent: Names of those without one, see `DocumentBuilder.silent`.
+        utterances: Number of all.
+
+    Raises:
+        UserError: if more than one, and more than 1 %, have none.
+    """
+    if len(silent) > max(1, _MAX_SILENT_SHARE * utterances):
+        raise UserError(
+            f"{source}: {len(silent)} of {utterances} utterances have no transcript, e.g. {silent[0]}; "
+            "interleaved documents need one: transcribe them, or take kind unsupervised"
+        )
 
 
 def _trusted(path: Path, kind: str) -> list[Utterance]:

@@ -98,7 +98,7 @@ def make_documents(
         UserError: if a source is missing, empty or of another kind, an option is wrong, or there is no speech
             tokenizer.
     """
-    from lit_moss.data.document_builders import BUILDERS
+    from lit_moss.data.document_builders import BUILDERS, check_transcripts
     from lit_moss.data.documents import DocumentWriter
     from lit_moss.hub.code_cache import encode_utterances
 
@@ -116,6 +116,7 @@ def make_documents(
         if utterances and recipe.tokenizer:
             encoded = encode_utterances(utterances, recipe.tokenizer, max_bad_share)
             builder.add_speech(path, utterances, encoded)
+            check_transcripts(str(path), builder.silent.get(path, []), len(utterances))
     if out is None and folder.exists():  # another process has made it meanwhile, with the same content
         return folder
     with DocumentWriter(folder, inputs | builder.meta() | {"skipped": builder.skipped}) as writer:

@@ -101,7 +101,7 @@ class AdaptStage(Stage):
     """Makes questions and answers speakable; a conversation ends before its first pair that cannot be."""
 
     name: ClassVar[str] = "adapt"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     summary: ClassVar[str] = "questions and answers -> speakable conversations"
     Options: ClassVar[type] = AdaptOptions
 

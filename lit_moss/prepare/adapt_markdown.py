@@ -6,7 +6,7 @@ Parsed by `markdown-it-py` (CommonMark and tables). Large tables, code and pictu
 import html
 import re
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import count, pairwise
 from typing import TYPE_CHECKING
 
 from lit_moss.errors import UserError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_CELLS, _MOST_COLUMNS = 24, 4
 _ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth")
+_MOST_STEPS = 20  # a list that begins with a higher number is none
 _SHORT_ITEM_WORDS, _SHORT_ITEM_HAN = 4, 10
 _END = re.compile(r"[.!?。！？…:：;；,，]['\"”’]?$")
 # First words of items that are no names: written small after "First,".
@@ -101,12 +102,13 @@ class _Speaker:
     def blocks(self, nodes: Sequence["SyntaxTreeNode"]) -> str:
         """Blocks as sentences, in order."""
         said: list[str] = []
+        counted = _counted_on(nodes)
         for position, node in enumerate(nodes):
             if node.type == "heading" and _repeated(node, nodes[position + 1 :]):
                 continue
             short = _short_list(node)
             if node.type in ("bullet_list", "ordered_list"):
-                text = self.list(node)
+                text = self.list(node, counted_on=position in counted)
                 if said and not short:
                     said[-1] = re.sub(r"[:：]$", self.stop, said[-1])
             elif node.type == "table":
@@ -168,14 +170,21 @@ class _Speaker:
         wrapped = not hard and (after[:1].islower() or (len(last_line) >= 60 and not self.chinese))
         return self.space if wrapped else self.comma
 
-    def list(self, node: "SyntaxTreeNode") -> str:
-        """A list as one sentence of short items, or as sentences with ordinals."""
+    def list(self, node: "SyntaxTreeNode", counted_on: bool = False) -> str:
+        """A list as one sentence of short items, or as sentences with ordinals.
+
+        Args:
+            node: The list.
+            counted_on: Whether its numbers go on in other lists, so that a single item has its ordinal.
+        """
         items = [self.item(item) for item in node.children]
+        if node.type == "ordered_list" and not counted_on and _begins_with_figures(node):
+            return self.with_figures(node, items)
         items = [item for item in items if item]
         if node.type == "bullet_list" and _short_list(node):
             said = self.enumeration([item.rstrip(".。;；,，") for item in items])
             return said + self.stop
-        if len(items) < 2:
+        if len(items) < 2 and not counted_on:
             return "".join(items)
         start = int(node.attrs.get("start", 1)) if node.type == "ordered_list" else 1
         numbered = [
@@ -200,10 +209,19 @@ class _Speaker:
 
     def nested(self, node: "SyntaxTreeNode") -> str:
         """A list in a list: without ordinals, which would run into those around it."""
+        if node.type == "ordered_list" and _begins_with_figures(node):
+            return self.with_figures(node, [self.item(item) for item in node.children])
         items = [item for item in map(self.item, node.children) if item]
         if _short_list(node):
             return self.enumeration([item.rstrip(".。;；,，") for item in items]) + self.stop
         return self.joined(items)
+
+    def with_figures(self, node: "SyntaxTreeNode", items: Sequence[str]) -> str:
+        """Sentences that begin with a number, with it."""
+        numbers = _numbers(node)
+        return self.joined(
+            [f"{n}{self.stop}{self.space}{item}".strip() for n, item in zip(numbers, items, strict=True)]
+        )
 
     def enumeration(self, items: Sequence[str]) -> str:
         """ "a, b and c"."""
@@ -265,6 +283,34 @@ def _plain(nodes: Sequence["SyntaxTreeNode"]) -> str:
     return "".join(
         n.content if not n.children else _plain(n.children) for n in nodes if n.type != "softbreak"
     ).strip()
+
+
+def _numbers(node: "SyntaxTreeNode") -> list[int]:
+    """The numbers of an ordered list as they are written: Markdown itself counts on from the first."""
+    start = int(node.attrs.get("start", 1))
+    return [int(item.info or start + place) for place, item in enumerate(node.children)]
+
+
+def _begins_with_figures(node: "SyntaxTreeNode") -> bool:
+    """Whether what Markdown takes for a list are sentences that begin with a number: `1945. The war ended.`
+
+    A single one, or years that do not follow each other. `1.` alone may be a list.
+    """
+    numbers = _numbers(node)
+    if len(numbers) == 1:
+        return numbers[0] != 1
+    rises = all(b > a for a, b in pairwise(numbers))
+    return numbers[0] > _MOST_STEPS and rises and numbers[-1] - numbers[0] >= len(numbers)
+
+
+def _counted_on(nodes: Sequence["SyntaxTreeNode"]) -> set[int]:
+    """Places of the lists that are one list with other text between its items: 1., text, 2., text."""
+    places, after = [], 1
+    for place, node in enumerate(nodes):
+        if node.type == "ordered_list" and _numbers(node)[0] == after:
+            places.append(place)
+            after += len(node.children)
+    return set(places) if len(places) > 1 else set()
 
 
 def _repeated(heading: "SyntaxTreeNode", after: Sequence["SyntaxTreeNode"]) -> bool:

@@ -19,7 +19,10 @@ _DETAIL = re.compile(
 )
 _LEFTOVERS = (
     ("brackets", re.compile(r"[()\[\]{}<>（）【】［］｛｝〔〕]")),
-    ("Markdown", re.compile(r"\*\*|__|`|^\s*(#{1,6}|[-*+•]|\d+[.)])\s|\|", re.MULTILINE)),
+    (
+        "Markdown",  # but `1945. The war ended.` is a text that begins with a number
+        re.compile(r"\*\*|__|`|^\s*(#{1,6}|[-*+•])\s|\n\s*\d+[.)]\s|\A\s*(\d+\)|1\.)\s|\|", re.MULTILINE),
+    ),
     ("LaTeX", re.compile(r"\\[A-Za-z(\[]|\$[^$\d]+\$|[\^\\]")),
     ("an address", re.compile(r"https?://|www\.", re.IGNORECASE)),
     ("an emoji", re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f]")),

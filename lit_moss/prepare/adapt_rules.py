@@ -58,7 +58,11 @@ _OPENINGS = re.compile(
     r"[^:.\n]{0,40}[:.]\s*|(answer|a|response|答案|回答|答)\s*[:：]\s*)",
     re.IGNORECASE,
 )  # fmt: skip
-_QUESTION_OPENING = re.compile(r"^(question|q|user|human|问题|问)\s*[:：]\s*", re.IGNORECASE)
+_QUESTION_OPENING = re.compile(  # also the number of a question among others
+    r"^(question|q|user|human|问题|问)\s*[:：]\s*"
+    r"|^\s*\d{1,3}([.)．]\s+|、\s*(?=[^\s\d]))(?=\S)(?!(.*\n)+\s*\d+[.)、．])",
+    re.IGNORECASE,
+)
 _REFUSAL = re.compile(
     r"^(i'm sorry,? but i can('t|not)|sorry,? (but )?i can('t|not)|i can('t|not) (help|assist)"
     r"|i('m| am) (unable|not able) to"
@@ -152,7 +156,12 @@ def _words_before_markdown(text: str, chinese: bool) -> str:
     text = re.sub(r"!\[[^\]\n]*\]\([^)\n]*\)", "", text)
     text = re.sub(r"^([ \t]*[-*+][ \t]+)\[[ xX]\][ \t]+", r"\1", text, flags=re.MULTILINE)  # lists of tasks
     text = re.sub(r"^[ \t]*[•·●▪◦‣][ \t]*", "- ", text, flags=re.MULTILINE)
-    text = re.sub(r"^([ \t]*)(\d+)[)、．][ \t]*(?=\S)", r"\1\2. ", text, flags=re.MULTILINE)
+    marks = len(re.findall(r"^[ \t]*\d+、", text, flags=re.MULTILINE))
+    after_mark = r"\S" if marks > 1 else r"[^\s\d]"  # 3、4月 alone are two months
+    text = re.sub(
+        rf"^([ \t]*)(\d+)(?:[)．][ \t]*(?=\S)|、[ \t]*(?={after_mark}))", r"\1\2. ", text, flags=re.MULTILINE
+    )
+    text = plain.speak_comparisons_at_line_starts(text, chinese)
     text = plain.speak_addresses(text, chinese)
     return speak_plain_formulas(plain.speak_ranges(text, chinese), chinese)
 

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from itertools import pairwise
 
 from lit_moss.prepare.adapt_pair import HAN_CHARACTER, PairRejected, length_in_words
 from lit_moss.prepare.language import simplified
@@ -215,7 +216,23 @@ def speak_addresses(text: str, chinese: bool) -> str:
     return _URL.sub(url, _EMAIL.sub(email, text))
 
 
-_PLACEHOLDER = re.compile(r"\[(?:\^?\d+(?:\s*[,–-]\s*\d+)*|sic|citation needed|edit)\]", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\s?\[(?:\^\d+(?:\s*[,–-]\s*\d+)*|sic|citation needed|edit)\](?!\()", re.I)
+_MARKS = r"\s?\[\d+(?:\s*[,–-]\s*\d+)*\]"
+_MARK = re.compile(r"(?P<space>\s?)\[(?P<numbers>\d+(?:\s*[,–-]\s*\d+)*)\](?!\()")
+# Ends of a text after which numbers in brackets are values: `It returns [1, 2]`.
+_BEFORE_VALUES = re.compile(
+    r"\b(?:is|are|was|were|be|been|equals?|returns?|returned|gives?|gave|prints?|printed|outputs?|yields?|contains?"
+    r"|ha[sd]|have|gets?|becomes?|in|to|from|of|on|by|at|as|for|with|into|between|within|than|like|and|or|not"
+    r"|lists?|arrays?|tuples?|vectors?|intervals?|range|sets?|values?|numbers?|elements?|results?|inputs?|sequence"
+    r"|sorted|answer|call)$"
+    r"|(?:[是为有在从到于对把将取和与或及得如令设]|等于|返回|输出|输入|打印|结果|数组|列表|区间|集合|向量|序列|范围"
+    r"|元素|数字|数列|包含)$",
+    re.IGNORECASE,
+)
+_ENDS_A_WORD = re.compile(
+    r"(?:[^\W\d_]{2,}|(?<![^\W_])\d[\d,.]*[%°℃]?|[^\W_]{2,}[,;，；]|[.!?。！？；，]|[\w.!?。！？)）][)）\"”’'」』》]"
+    r"|[)）”’」』》™®])$"
+)
 _CITATION = re.compile(
     r"\s?\((?:see )?[A-Z][\w'-]+(?: et al\.?| (?:and|&) [A-Z][\w'-]+)?,? (?:1[89]|20)\d\d[a-z]?\)"
 )
@@ -224,8 +241,40 @@ _CITATION = re.compile(
 def without_footnotes(text: str) -> str:
     """The text without marks of footnotes and citations, and without the notes themselves."""
     text = re.sub(r"^\[\^[^\]]+\]:.*$", "", text, flags=re.MULTILINE)
-    text = re.sub(r"\s?\[\^[^\]]+\]", "", text)
-    return _CITATION.sub("", re.sub(rf"\s?{_PLACEHOLDER.pattern}(?!\()", "", text, flags=re.IGNORECASE))
+    text = _PLACEHOLDER.sub("", re.sub(r"\s?\[\^[^\]]+\]", "", text))
+    return _CITATION.sub("", _MARK.sub(lambda m: "" if _is_footnote(m) else m[0], text))
+
+
+def _is_footnote(m: re.Match[str]) -> bool:
+    """Whether numbers in brackets mark a footnote: `true[1]`, `It is true. [2]`; not `[0, 1]` or `a[1]`.
+
+    Raises:
+        PairRejected: if they may be a mark as well as values.
+    """
+    numbers = [int(n) for n in re.findall(r"\d+", m["numbers"])]
+    rises = all(b > a for a, b in pairwise(numbers))
+    before = m.string[max(0, m.start() - 60) : m.start()].rstrip("*_~") if m["space"] != "\n" else ""
+    before, after = re.sub(rf"(?:{_MARKS})+$", "", before), m.string[m.end() :]
+    if not rises or numbers[0] < 1 or re.match(r" ?[=+]", after):
+        return False
+    is_refused = PairRejected("footnote or list", m[0].strip())
+    if not before.strip() or before[-1] == "\n":  # a line of a list of sources
+        if len(numbers) == 1 and re.match(r" ?[A-Z\u4e00-\u9fff]", after):
+            raise is_refused
+        return False
+    if HAN_CHARACTER.match(before[-1]):
+        if _BEFORE_VALUES.search(before):
+            return False
+        if len(numbers) > 1 and HAN_CHARACTER.match(after[:1]):
+            raise is_refused
+        return True
+    if not m["space"]:
+        return bool(_ENDS_A_WORD.search(before))
+    if re.search(r"[.!?。！？][)）\"”’']?$", before):
+        return bool(re.match(r"\s*(?:$|\[|[A-Z\u4e00-\u9fff\"“])|\s*\n", after))
+    if re.search(r"\w$", before) and not _BEFORE_VALUES.search(before):
+        raise is_refused
+    return False
 
 
 def without_brackets(text: str, chinese: bool) -> str:
@@ -240,7 +289,7 @@ def without_brackets(text: str, chinese: bool) -> str:
     text = re.sub(r"[()（）\[\]{}【】［］｛｝〔〕]", "", text)
     text = re.sub(r"(^|[.!?。！？]\s*)[,，]\s*", r"\1", text)
     text = re.sub(r"[,，]\s*(?=[,，.!?;:。！？；：、]|$)", "", text)
-    return re.sub(r" +(?=[,.!?;:])", "", text)
+    return re.sub(r" +(?=[,!?;:]|\.(?!\d))", "", text)
 
 
 _FIGURE = r"[$€£¥￥]?\d+(?:,\d{3})*(?:[.:]\d+)?"
@@ -285,6 +334,8 @@ def speak_ranges(text: str, chinese: bool) -> str:
     return _DASHED.sub(spoken, _MINUS.sub(" - ", text))
 
 
+_NUMBER_AHEAD = r"(?=[-−+]?[$€£¥￥]?\.?\d)"
+_ITEM_AHEAD = r"(?=[-−+]?[$€£¥￥]?\.?\d|[\w$€£¥￥])"
 _NO_TAG = r"(?!/?[A-Za-z]\w*\s?/?>)"
 _ENGLISH_SIGNS = (
     (r"\bE\.g\.,?\s*", "For example, "), (r"\bI\.e\.,?\s*", "That is, "),
@@ -294,31 +345,78 @@ _ENGLISH_SIGNS = (
     (r"\bw/o\b", "without"),
     (r"\band/or\b", "or"), (r"\b(he|she|his|him)/(she|he|her|hers)\b", r"\1 or \2"),
     (r"\bvs\.?(?=\s)", "versus"),
-    (r"(?<=\w)\s*&\s*(?=\w)", " and "), (r"~\s?(?=\d)", "about "), (r"≈\s?", "about "),
+    (r"(?<=\w)\s*&\s*(?=\w)", " and "), (r"(?<=\d)\s?~\s?(?=\d)", " to "),
+    (rf"~\s?{_NUMBER_AHEAD}", "about "), (r"≈\s?", "about "),
     (r"(?<!\w)#(?=\d)", "number "),
     (r"(?<!\w)#(?=[A-Za-z])", "hashtag "), (r"(?<!\w)@(?=\w)", "at "), (r"(?<=\w) \+ (?=[\w$])", " plus "),
     (r"\s*(?:→|⇒|➜|=>|->|-->)\s*", " to "), (r"(?<=\d)\s*[x×]\s*(?=\d)", " by "),
     (r"(?<=\w) = (?=[\w$])", " equals "),
-    (r"(?:\s|(?<=\w))>=\s?(?=[\w$])", " at least "), (r"(?:\s|(?<=\w))<=\s?(?=[\w$])", " at most "),
-    (r"(?<!\S)>\s?(?=\d)", "more than "), (r"(?<!\S)<\s?(?=\d)", "less than "),
+    (rf"(?:\s|(?<=[\w%°)])|^)>=\s?{_ITEM_AHEAD}", " at least "),
+    (rf"(?:\s|(?<=[\w%°)])|^)<=\s?{_ITEM_AHEAD}", " at most "),
+    (rf"(?<!\S)>\s?{_NUMBER_AHEAD}", "more than "), (rf"(?<!\S)<\s?{_NUMBER_AHEAD}", "less than "),
     # A tag and a menu are no comparisons: `<b>`, `File > Open`.
-    (rf"(?<=[\w%])\s?<{_NO_TAG}\s?(?=[\w$])", " less than "),
-    (r"(?<=[\w%])>(?=\d)|(?<=[a-z\d%]) > (?=[a-z$])", " greater than "), (r"[™®©]", ""),
+    (rf"(?<=[\w%°])\s?<{_NO_TAG}\s?{_ITEM_AHEAD}", " less than "),
+    (rf"(?<=[\w%°])\s?>\s?{_NUMBER_AHEAD}|(?<=[a-z\d%°]) ?> ?(?=[a-z$€£¥￥])|(?<=\b[A-Z])>(?=[A-Z]\b)",
+     " greater than "), (r"[™®©]", ""),
     (r"(?<=[a-z])/(?=[a-z]{3})", " or "),
 )  # fmt: skip
 _CHINESE_SIGNS = (
-    (r"(?<=\w)\s*&\s*(?=\w)", "和"), (r"~\s?(?=\d)", "约"), (r"≈\s?", "约"), (r"(?<!\w)#(?=\d)", "第"),
+    (r"(?<=\w)\s*&\s*(?=\w)", "和"), (rf"(?<!\d)~\s?{_NUMBER_AHEAD}", "约"), (r"≈\s?", "约"),
+    (r"(?<=\d)\s?~\s?(?=\d)", "到"), (r"(?<!\w)#(?=\d)", "第"),
     (r"(?<=\w)\s?\+\s?(?=\w)", "加"), (r"\s*(?:→|⇒|➜|=>|->|-->)\s*", "，然后"),
-    (r"(?<=\w)\s?=\s?(?=\w)", "等于"), (r"\s?>=\s?(?=\w)", "大于等于"), (r"\s?<=\s?(?=\w)", "小于等于"),
-    (rf"(?<=[\w%])\s?<{_NO_TAG}\s?(?=\w)", "小于"), (r"(?<=[\w%])\s?>\s?(?=\d)", "大于"),
+    (r"(?<=\w)\s?=\s?(?=\w)", "等于"), (rf"\s?>=\s?{_ITEM_AHEAD}", "大于等于"),
+    (rf"\s?<=\s?{_ITEM_AHEAD}", "小于等于"), (rf"(?<![<>])\s?<{_NO_TAG}\s?{_ITEM_AHEAD}", "小于"),
+    (rf"(?<![<>])\s?>\s?{_ITEM_AHEAD}", "大于"),
     (r"(?<=\d)\s*[x×]\s*(?=\d)", "乘"), (r"[™®©]", ""), (r"(?<!\w)@(?=\w)", "艾特"),
 )  # fmt: skip
 
 
+_OF_MENUS = re.compile(
+    r"\b(?:click|tap|select|choose|open|press|navigate|go to|menus?|settings|file|edit|view|tools|options"
+    r"|preferences|system)\b|点击|打开|进入|选择|设置|菜单|依次|选项|工具|文件|编辑|视图",
+    re.IGNORECASE,
+)
+
+
+def speak_comparisons_at_line_starts(text: str, chinese: bool) -> str:
+    """`> 5 kg is much.` and `>=5` with words, where Markdown would see a quotation."""
+    least, more = ("大于等于", "大于") if chinese else ("At least ", "More than ")
+    text = re.sub(rf"^[ \t]*>=\s?{_ITEM_AHEAD}", least, text, flags=re.MULTILINE)
+    if len(re.findall(r"^[ \t]*>", text, flags=re.MULTILINE)) == 1:
+        text = re.sub(rf"\A\s*>[ \t]?{_NUMBER_AHEAD}", more, text)
+    return text
+
+
+def _without_menus(text: str) -> str:
+    """The text without the signs of `File > Open` and of single tags."""
+
+    def clause(m: re.Match[str]) -> str:
+        if not _OF_MENUS.search(m[0]):
+            return m[0]
+        return re.sub(r" ?> ?(?=[A-Z\u4e00-\u9fff])", lambda s: " " if s[0] != ">" else "", m[0])
+
+    text = re.sub(r"</?([A-Za-z]\w*)\s?/?>", r" \1 ", text)
+    text = re.sub(r"(?<!\w)>[_.]<(?!\w)", "", text)  # a face
+    return re.sub(r"[^,.;!?，。；！？\n]+", clause, text)
+
+
 def without_signs(text: str, chinese: bool) -> str:
-    """The text with signs in words, and without quotation marks, emoji and stray marks."""
+    """The text with signs in words, and without quotation marks, emoji and stray marks.
+
+    Raises:
+        PairRejected: if `<` or `>` is left: what it says would be lost.
+    """
+    arrow = re.search(r"<-+>|<=+>|<<|>>|<>", text)
+    if arrow:
+        raise PairRejected("sign", arrow.group())
+    text = _without_menus(text)
+    if chinese:  # 《红楼梦》 in other brackets
+        text = re.sub(r"<((?:(?![且或而并])[\u4e00-\u9fff]){2,20})>", r"\1", text)
     for pattern, word in _CHINESE_SIGNS if chinese else _ENGLISH_SIGNS:
         text = re.sub(pattern, word, text)
+    left = re.search(r".{0,20}[<>].{0,20}", text)
+    if left:
+        raise PairRejected("sign", left.group().strip())
     text = re.sub(r"[\"“”„«»「」『』《》〈〉]", "", text)
     text = re.sub(r"(?<!\w)[‘']+|['’]+(?!\w)", "", text) if text.count("'") + text.count("‘") > 1 else text
     text = re.sub(r"\s*——+\s*|\s*(?:—|--+)\s*|\s+–\s+", "，" if chinese else ", ", text)

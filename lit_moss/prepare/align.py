@@ -90,7 +90,7 @@ class AlignStage(Stage):
 
     name = "align"
     needs = ("audio_filepath",)
-    version = 4
+    version = 5
     summary = "times of words, by CTC"
     Options = AlignOptions
     options: AlignOptions

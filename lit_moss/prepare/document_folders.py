@@ -11,7 +11,7 @@ are free of folders.
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -21,18 +21,19 @@ from typing import Any
 from lit_moss.assets import cache_dir
 from lit_moss.corpora.manifest import Utterance
 from lit_moss.data.builder import Document
-from lit_moss.data.document_builders import BUILDERS
+from lit_moss.data.document_builders import BUILDERS, check_transcripts
 from lit_moss.data.documents import META, DocumentWriter
 from lit_moss.data.grouping import document_key
 from lit_moss.data.make_documents import DocumentRecipe
 from lit_moss.errors import UserError
-from lit_moss.hub.code_cache import encode_utterances
+from lit_moss.hub.code_cache import EncodedUtterances, encode_utterances
 from lit_moss.prepare.items import read_items
 from lit_moss.prepare.stage import Item
 from lit_moss.prepare.storage import Storage, local_copy
 from lit_moss.records import Record, printable
 
 BLOCK_ITEMS = 2000  # at least, as a file of the code cache
+_DOCUMENTS = " documents"  # ends the name of a folder's first count
 Name = str  # of a folder: `interleaved`, `interleaved-validation`
 
 
@@ -69,7 +70,7 @@ class FolderCounts:
     def named(self, name: Name) -> dict[str, float]:
         """As counts of a stage."""
         hours = round(self.speech_sec / 3600, 4)
-        return {f"{name} documents": self.documents, f"{name} rows": self.rows, f"{name} hours": hours}
+        return {f"{name}{_DOCUMENTS}": self.documents, f"{name} rows": self.rows, f"{name} hours": hours}
 
 
 class Blocks:
@@ -84,6 +85,7 @@ class Blocks:
         self._open: dict[Name, Any] = {}
         self._paths: dict[Name, list[Path]] = {}
         self._items: dict[Name, int] = {}
+        self._recordings: dict[Name, int] = {}
         self._in_block: dict[Name, int] = {}
         self._last_key: dict[Name, str] = {}
         self._digests: dict[Name, Any] = {}
@@ -94,6 +96,8 @@ class Blocks:
         if name not in self._open or (is_full and key != self._last_key[name]):
             self._begin_block(name)
         self._items[name] = self._items.get(name, 0) + 1
+        spoken = sum(1 for part in _parts(item) if part.get("audio_filepath"))
+        self._recordings[name] = self._recordings.get(name, 0) + spoken
         self._in_block[name] += 1
         self._last_key[name] = key
         self._digests.setdefault(name, sha256()).update(_without_folders(item))
@@ -119,6 +123,10 @@ class Blocks:
         """Number of items of a folder."""
         return self._items.get(name, 0)
 
+    def recordings(self, name: Name) -> int:
+        """Number of recordings that its items name."""
+        return self._recordings.get(name, 0)
+
     def paths(self, name: Name) -> list[Path]:
         """Its blocks."""
         return self._paths.get(name, [])
@@ -141,11 +149,52 @@ def blocks_beside(storage: Storage) -> Iterator[Blocks]:
         yield Blocks(folder)
 
 
+class SpeechCheck:
+    """Recordings without sound or transcript, counted over all blocks of a kind's folders: few of all may be
+    many of one block.
+
+    Args:
+        kind: Of the documents.
+        blocks: The items, closed.
+        max_bad_share: Share of the recordings that may be unreadable; a single one always may.
+    """
+
+    def __init__(self, kind: str, blocks: Blocks, max_bad_share: float) -> None:
+        self._kind, self._max_bad_share = kind, max_bad_share
+        self._total = sum(map(blocks.recordings, (kind, f"{kind}-validation")))
+        self._unread, self._reasons, self._silent = 0, list[str](), list[str]()
+
+    def add_unread(self, encoded: EncodedUtterances) -> None:
+        """Counts the recordings of a block that cannot be read.
+
+        Raises:
+            UserError: if they are too many by now.
+        """
+        self._unread += len(encoded.unread)
+        self._reasons += encoded.reasons[: 3 - len(self._reasons)]
+        if self._unread > max(1, self._max_bad_share * self._total):
+            raise UserError(
+                f"{self._kind}: {self._unread} or more of {self._total} recordings cannot be read, expected "
+                f"{self._max_bad_share:.2%} at most: {'; '.join(self._reasons)}: repair or remove them, or "
+                "raise max_bad_share"
+            )
+
+    def add_silent(self, silent: Sequence[str]) -> None:
+        """Counts the utterances of a block that lack a transcript.
+
+        Raises:
+            UserError: if they are too many by now.
+        """
+        self._silent += silent
+        check_transcripts(self._kind, self._silent, self._total)
+
+
 def write_folder(
     storage: Storage,
     name: Name,
     recipe: DocumentRecipe,
     blocks: Blocks,
+    check: SpeechCheck,
     context: int | None = None,
     left_out: Callable[[Document], None] | None = None,
 ) -> FolderCounts:
@@ -156,11 +205,12 @@ def write_folder(
         name: Of the folder.
         recipe: How the documents are made.
         blocks: The items, closed.
+        check: Counts what lacks sound or a transcript, for all folders of the kind.
         context: Rows of a training sequence; longer documents are counted.
         left_out: If given, longer documents are not written but handed to it.
 
     Raises:
-        UserError: if no document came out.
+        UserError: if no document came out, or too many utterances lack sound or a transcript.
     """
     counts = FolderCounts(items=blocks.items(name))
     builder = recipe.builder()
@@ -173,7 +223,10 @@ def write_folder(
         for path in blocks.paths(name):
             utterances = BUILDERS[recipe.kind].recordings(path)
             if utterances and recipe.tokenizer:
-                builder.add_speech(path, utterances, encode_utterances(utterances, recipe.tokenizer))
+                encoded = encode_utterances(utterances, recipe.tokenizer, max_bad_share=1.0)
+                check.add_unread(encoded)
+                builder.add_speech(path, utterances, encoded)
+                check.add_silent(builder.silent.get(path, []))
             for document in builder.documents(path):
                 counts.longest = max(counts.longest, len(document.rows))
                 if context is not None and len(document.rows) > context:
@@ -190,6 +243,12 @@ def write_folder(
     if storage.is_remote:
         _put(storage, name, folder)
     return counts
+
+
+def files_of_folders(counts: Mapping[str, float]) -> list[str]:
+    """The `meta.json` of each folder that a step has counted, see `FolderCounts.named`."""
+    names = [key.removesuffix(_DOCUMENTS) for key in counts if key.endswith(_DOCUMENTS)]
+    return [f"{name}/{META}" for name in names]
 
 
 def _put(storage: Storage, name: Name, folder: Path) -> None:

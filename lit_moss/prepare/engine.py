@@ -344,7 +344,10 @@ def _run_whole(
             digest.update(_state_beside(source))
     state = digest.hexdigest()[:16]
     if _state(storage) == state:
-        return ShardCounts(**json.loads(storage.read(STATE))["counts"]), ShardCounts()
+        done = ShardCounts(**json.loads(storage.read(STATE))["counts"])
+        # Someone may have removed a folder of documents to make room.
+        if all(map(storage.exists, [MANIFEST, *stage.files_made(done.counts)])):
+            return done, ShardCounts()
     _clear(step, storage, keep=sources)
     if storage.is_remote:
         storage.write(STATE, b'{"state": null}\n')  # what is there is of another run from here on

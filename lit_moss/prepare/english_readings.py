@@ -115,7 +115,7 @@ def money(m: Match) -> str:
     number, scale = m["number"], m["scale"]
     if _ARTICLE.search(m.string[: m.start()]) and _NOUN.match(m.string, m.end()):
         many = one  # a five dollar bill
-    minus = "minus " if m["minus"] else ""
+    minus = "minus " if m["minus"] or m["minus_after"] else ""
     if m["upto"]:
         last = m["upto_scale"] or scale
         between = f"{numbers.cardinal(number)}{scale_word(scale if m['upto_scale'] else None)} to "
@@ -221,6 +221,7 @@ def version(m: Match) -> str:
     return name + " point ".join(numbers.cardinal(p) for p in parts) + (f" {m['rest']}" if m["rest"] else "")
 
 
+_LONG_DIGITS = 12
 _SPELLED = re.compile(
     r"\b(?:[Bb]ox|PIN|[Cc]ode|[Zz]ip|ZIP|[Ee]xt\.|[Ee]xtension|[Pp]assword|[Dd]ial|[Cc]all(?:ed|ing)?) $"
 )
@@ -239,6 +240,8 @@ def plain_number(m: Match) -> str:
         return numbers.cardinal(m["sign"] + number)
     if number.isdecimal() and len(number) > 2 and _SPELLED.search(before):
         return numbers.digits(number)
+    if number.isdecimal() and len(number) >= _LONG_DIGITS and not number.endswith("000000"):
+        return numbers.digits(number)  # of an order or a card: amounts have commas
     if len(number) == 3 and (
         _ERA.match(m.string, m.end()) or (_AFTER_YEAR.match(m.string, m.end()) and _IN.search(before))
     ):
@@ -266,6 +269,18 @@ def number_range(m: Match) -> str:
         )
         return f"{numbers.year(first)} to {end}"
     return f"{spoken_value(first)} to {spoken_value(last)}"
+
+
+_POWERS_OF_TEN = {
+    "100": "hundreds", "1000": "thousands", "10000": "tens of thousands", "100000": "hundreds of thousands",
+    "1000000": "millions", "1000000000": "billions",
+}  # fmt: skip
+
+
+def about_many(m: Match) -> str:
+    """`1,000s of people` -> thousands of people, `5,000s` -> five thousands."""
+    number = m["number"].replace(",", "")
+    return _POWERS_OF_TEN.get(number) or numbers.plural(numbers.cardinal(number))
 
 
 def score(m: Match) -> str:
@@ -312,10 +327,16 @@ def single_number(m: Match) -> str:
 
 
 def mixed(m: Match) -> str:
-    """A name of letters and digits: `A380`, `B2B`."""
-    groups: list[str] = re.findall(r"\d+\.\d+|\d+|[^\d-]+", m[0])
-    said = (numbers.cardinal(g) if "." in g else numbers.coded(g) if g[0].isdecimal() else g for g in groups)
+    """A name of letters and digits: `A380`, `B2B`, `GPT-3.5`."""
+    groups: list[str] = re.findall(r"\d+(?:\.\d+)+|\d+|[^\d-]+", m[0])
+    said = (_in_name(g) if g[0].isdecimal() else g for g in groups)
     return " ".join(said).replace("_", " underscore ")
+
+
+def _in_name(digits: str) -> str:
+    if digits.count(".") > 1:
+        return " point ".join(map(numbers.cardinal, digits.split(".")))  # iOS17.2.1
+    return numbers.cardinal(digits) if "." in digits else numbers.coded(digits)
 
 
 def scientific(m: Match) -> str:

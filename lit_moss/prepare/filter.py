@@ -138,7 +138,7 @@ class FilterStage(Stage):
 
     name = "filter"
     needs = ("audio_filepath", "messages")
-    version = 5
+    version = 6
     Options = FilterOptions
 
     def __init__(self, options: FilterOptions, storage: Storage) -> None:

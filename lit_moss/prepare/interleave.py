@@ -11,7 +11,7 @@ recordings, chosen by a hash of their names. Recipes take the folders as they ar
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -23,11 +23,13 @@ from lit_moss.prepare.document_folders import (
     Blocks,
     FolderCounts,
     Name,
+    SpeechCheck,
     Split,
     blocks_beside,
     check_context,
     check_records,
     check_share,
+    files_of_folders,
     recording_of,
     say_longer,
     source_of,
@@ -109,6 +111,9 @@ class InterleaveStage(WholeStage):
         o = self.options
         return DocumentRecipe.open(kind, o.backbone, o.speech_tokenizer, options, o.log_mel)
 
+    def files_made(self, counts: Mapping[str, float]) -> list[str]:
+        return files_of_folders(counts)
+
     def run_all(self, sources: Sequence[str]) -> Result:
         result = Result()
         check_records(sources, utterance_of)
@@ -118,9 +123,10 @@ class InterleaveStage(WholeStage):
                 self._sort_in(item, split, blocks)
             blocks.close()
             for kind in _KINDS:
+                check = SpeechCheck(kind, blocks, self.max_bad_share)
                 for name in (kind, f"{kind}-validation"):
                     if blocks.items(name):
-                        self._write(kind, name, blocks, result)
+                        self._write(kind, name, blocks, check, result)
         if not result.counts:
             raise UserError("no utterance for a document: raise unsupervised to rest or all, or align better")
         return result
@@ -133,9 +139,9 @@ class InterleaveStage(WholeStage):
         if self.options.unsupervised == "all" or (self.options.unsupervised == "rest" and is_speech_only):
             blocks.add(f"unsupervised{ending}", item, key)
 
-    def _write(self, kind: str, name: Name, blocks: Blocks, result: Result) -> None:
+    def _write(self, kind: str, name: Name, blocks: Blocks, check: SpeechCheck, result: Result) -> None:
         context = self.options.context
-        counts = write_folder(self.storage, name, self._recipe(kind), blocks, context)
+        counts = write_folder(self.storage, name, self._recipe(kind), blocks, check, context)
         say_longer(name, counts, context, "training cuts them")
         result.counts |= counts.named(name)
         if kind == "interleaved":

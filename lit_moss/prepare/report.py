@@ -9,7 +9,7 @@ OUT/*/manifest.jsonl --out OUT/report`.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lit_moss.data.conversation import PAIRS
@@ -29,6 +29,7 @@ from lit_moss.prepare.report_sounds import Sounds
 from lit_moss.prepare.stage import Item, Result, WholeStage
 from lit_moss.records import is_number
 
+_REPORT = "report.md"
 LANGUAGE_NAMES = {"en": "English", "zh": "Chinese"}
 
 
@@ -63,6 +64,9 @@ class ReportStage(WholeStage):
     reads = "all"
     Options = ReportOptions
 
+    def files_made(self, counts: Mapping[str, float]) -> list[str]:
+        return [_REPORT]
+
     def run_all(self, sources: Sequence[str]) -> Result:
         steps = read_steps(sources)
         made = _Made(final_steps(steps))
@@ -79,7 +83,7 @@ class ReportStage(WholeStage):
             *_part("Pictures", self._pictures(steps, made)),
             *_part("Sounds", sounds.of(steps)),
         ]
-        self.storage.write("report.md", ("\n\n".join(parts) + "\n").encode())
+        self.storage.write(_REPORT, ("\n\n".join(parts) + "\n").encode())
         return Result(counts={"sounds": sounds.written, "sources": len(made.licences.items)})
 
     def _pictures(self, steps: Sequence[StepFiles], made: "_Made") -> str:

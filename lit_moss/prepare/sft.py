@@ -10,7 +10,7 @@ text ids and 26 codes in turns (GLM-4-Voice), are the text-guided forms that the
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -25,11 +25,13 @@ from lit_moss.errors import UserError
 from lit_moss.prepare.document_folders import (
     Blocks,
     Name,
+    SpeechCheck,
     Split,
     blocks_beside,
     check_context,
     check_records,
     check_share,
+    files_of_folders,
     say_longer,
     write_folder,
 )
@@ -99,6 +101,9 @@ class SftStage(WholeStage):
         options = {name: getattr(o, name) for name in names}
         return DocumentRecipe.open("sft", o.backbone, o.speech_tokenizer, options, o.log_mel)
 
+    def files_made(self, counts: Mapping[str, float]) -> list[str]:
+        return files_of_folders(counts)
+
     def run_all(self, sources: Sequence[str]) -> Result:
         result, names, too_long = Result(), set[str](), list[Document]()
         check_records(sources, _conversation)
@@ -109,9 +114,10 @@ class SftStage(WholeStage):
                 # Conversations of one name are in one part.
                 blocks.add(f"sft{split.ending(_name(item))}", item | {"id": name}, name)
             blocks.close()
+            check = SpeechCheck("sft", blocks, self.max_bad_share)
             for name in ("sft", "sft-validation"):
                 if blocks.items(name):
-                    self._write(name, blocks, result, too_long)
+                    self._write(name, blocks, check, result, too_long)
         result.rejected = self._rejections(sources, too_long)
         return result
 
@@ -130,9 +136,11 @@ class SftStage(WholeStage):
                 rejections.append(rejected)
         return rejections
 
-    def _write(self, name: Name, blocks: Blocks, result: Result, too_long: list[Document]) -> None:
+    def _write(
+        self, name: Name, blocks: Blocks, check: SpeechCheck, result: Result, too_long: list[Document]
+    ) -> None:
         context = self.options.context
-        counts = write_folder(self.storage, name, self._recipe, blocks, context, too_long.append)
+        counts = write_folder(self.storage, name, self._recipe, blocks, check, context, too_long.append)
         say_longer(name, counts, context, "left out")
         result.counts |= counts.named(name)
         if missing := counts.of_builder.get("incomplete", 0):

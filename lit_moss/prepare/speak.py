@@ -69,7 +69,7 @@ class SpeakStage(Stage):
     """See the module."""
 
     name = "speak"
-    version = 4
+    version = 5
     Options = SpeakOptions
 
     def __init__(self, options: SpeakOptions, storage: Storage) -> None:

@@ -41,17 +41,20 @@ BEFORE = r"(?<![\w.])(?<!\d,)"  # a number starts here
 AFTER = r"(?!\w|[.,]\d)"  # and ends here
 MONTH = rf"(?:{'|'.join(MONTHS)}|(?:{'|'.join(SHORT_MONTHS)})\b\.?)"
 HALF = r"[aApP]\.?[mM](?![A-Za-z])"
+_REST_OF_NAME = r"(?:[A-Za-z0-9_-]|(?<=\d)\.(?=\d))*"  # GPT-3.5-turbo
 SECONDS = r"for |ter |ery |hin "  # (af)ter, (ev)ery, (wit)hin 30s
 
 
 # --- the rules -----------------------------------------------------------------------------------------
 
 _UNIT = _any(list(UNITS))
+_CROWD = r"people|men|women|children|(?!was |has |does )[a-z]{2,}s\b"
 _PER = _any([*UNITS, "day", "week", "month", "year", "hour", "minute", "second", "person", "night", "user"])
 
 MONEY_RULE = rule(
     rf"(?P<minus>(?<![\w])[-−])?(?P<sign>{_any(list(MONEY))})"
     r"(?:[ \u00a0\u202f](?<!\d[$€£¥￥₹₩₽].)(?<!\d [$€£¥￥₹₩₽].))?"  # but not in `5 $ 3`
+    r"(?P<minus_after>(?<!\d[$€£¥￥₹₩₽])(?<!\d [$€£¥￥₹₩₽])[-−])?"  # nor in `5$-10$`
     rf"(?P<number>{NUMBER})"
     rf"(?:[ -]?(?P<scale>{SCALE})(?![A-Za-z]))?"
     rf"(?:[-–—](?P=sign)?(?P<upto>{NUMBER})(?: ?(?P<upto_scale>{SCALE})(?![A-Za-z]))?)?",
@@ -66,7 +69,16 @@ NUMBER_RULES = [
         rf"{BEFORE}(?P<year>\d{{4}})(?P<dash>[-/])(?P<month>\d{{1,2}})(?P=dash)(?P<day>\d{{1,2}}){AFTER}",
         say.iso_date,
     ),
+    rule(  # with dots as versions have them: only where nothing but a date has two digits and four
+        rf"{BEFORE}(?P<year>(?:19|20)\d\d)\.(?P<month>\d\d)\.(?P<day>\d\d){AFTER}",
+        say.iso_date,
+    ),
     rule(rf"{BEFORE}(?P<first>\d{{1,2}})/(?P<second>\d{{1,2}})/(?P<year>\d{{4}}|\d\d){AFTER}", say.us_date),
+    rule(
+        rf"{BEFORE}(?P<first>\d{{1,2}})(?P<dash>[-.])(?P<second>\d{{1,2}})(?P=dash)(?P<year>(?:1\d|20)\d\d)"
+        rf"{AFTER}(?!-\d)",
+        say.us_date,
+    ),
     rule(
         rf"{BEFORE}(?P<day>\d{{1,2}})(?P<th>st|nd|rd|th)? (?P<of>of )?(?P<month>{MONTH})(?![a-z])"
         rf"(?:,? (?P<year>\d{{4}}){AFTER})?(?P<the>(?!))?",
@@ -102,6 +114,9 @@ NUMBER_RULES = [
         say.fraction,
     ),
     rule(r"(?:(?P<whole>(?<![\w.])\d+) ?)?(?P<sign>[¼½¾⅐-⅞])", say.vulgar),
+    rule(rf"{BEFORE}(?P<number>\d{{1,3}}(?:,\d{{3}})+)s(?= of\b)", say.about_many),
+    rule(rf"{BEFORE}(?<!{SECONDS})(?P<number>\d{{1,3}}(?:,\d{{3}})+)s(?!\w)", say.about_many),
+    rule(rf"{BEFORE}(?P<number>10{{2,}})s(?= of (?:[a-z]+ ){{0,2}}(?:{_CROWD}))", say.about_many),
     rule(
         rf"(?<![\w.])(?<!{SECONDS})['’]?(?P<number>\d0|\d\d\d0|\d00)['’]?s(?!\w)",
         lambda m: numbers.decade(m["number"]),
@@ -151,7 +166,7 @@ NUMBER_RULES = [
         lambda m: say.address(m) if m.start() == 0 or m.string[m.start() - 1] in " (\"'" else None,
     ),
     rule(rf"(?P<number>{NUMBER})[x×](?![A-Za-z0-9])", lambda m: f"{numbers.cardinal(m['number'])} times"),
-    rule(r"\d+(?:\.\d+)?[A-Za-z_-][A-Za-z0-9_-]*", say.mixed),
+    rule(rf"\d+(?:\.\d+)?[A-Za-z_-]{_REST_OF_NAME}", say.mixed),
     rule(NUMBER, lambda m: f"{numbers.cardinal(m[0])} "),
     rule(r"(?<=[A-Za-z])/(?=[A-Za-z])", " slash "),
     rule(
@@ -216,7 +231,7 @@ LETTER_RULES = [
     rule(r"(?:[Mm]id|[Pp]re|[Pp]ost|[Ll]ate|[Ee]arly)-(?=\d)", lambda m: f"{m[0][:-1]} "),
     rule(r"(?P<letter>[CF])#(?!\w)", lambda m: f"{m['letter']} sharp"),
     rule(r"(?:[Nn]oon|[Mm]idnight)(?=[-–—]\d)", lambda m: m[0]),  # a time, not a name
-    rule(r"[A-Za-z]+[A-Za-z-]*\d[A-Za-z0-9_-]*", say.mixed),
+    rule(rf"[A-Za-z]+[A-Za-z-]*\d{_REST_OF_NAME}", say.mixed),
 ]
 
 

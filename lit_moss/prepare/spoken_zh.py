@@ -19,6 +19,7 @@ from lit_moss.prepare.chinese_tables import (
     COUNTED,
     DAYS_AFTER,
     DAYS_BEFORE,
+    DESIGNATIONS,
     GREEK,
     MONEY,
     NAMED_BY_TWO,
@@ -112,7 +113,7 @@ def _range(m: Match) -> str:
 def _money(m: Match) -> str:
     number, scale = cardinal(m["number"]), SCALES.get(m["scale"] or "", m["scale"] or "")
     number = number if scale[:1] == "十" else _two(number)
-    return f"{'负' if m['minus'] else ''}{number}{scale}{MONEY[m['sign']]}"
+    return f"{'负' if m['minus'] or m['minus_after'] else ''}{number}{scale}{MONEY[m['sign']]}"
 
 
 def _percent(m: Match) -> str:
@@ -186,6 +187,31 @@ def _phone(m: Match) -> str:
     return ("加" if m[0][0] == "+" else "") + said
 
 
+def _long_number(m: Match) -> str:
+    """Digits of identity cards and orders one by one; an amount as one: 100000000000元."""
+    is_amount = m[0].endswith("000000") or _AMOUNT.match(m.string, m.end())
+    return cardinal(m[0]) if is_amount else digits(m[0])
+
+
+def _ratio(m: Match) -> str | None:
+    """`1：100` -> 一比一百. With two digits after each colon it is a time, but not in 比分21：19."""
+    parts = re.split("[:：]", m[0])
+    may_be_time = ":" in m[0] or all(re.fullmatch(r"\d\d", p) for p in parts[1:])
+    if may_be_time and not _COMPARED.search(_text_before(m)) and not _WON.match(m.string, m.end()):
+        return None
+    return "比".join(map(cardinal, parts))
+
+
+def _hyphen(m: Match) -> str | None:
+    """Nothing for the hyphen of 歼-20; None where it may be a minus."""
+    return "" if _DESIGNATED.search(_text_before(m)) else None
+
+
+def _negative(m: Match) -> str | None:
+    """负 for the minus of 气温−5度; None after a number or a letter, from which it subtracts."""
+    return None if re.search(r"[A-Za-z\d)）\]%％℃°]$", _text_before(m)) else "负"
+
+
 def _version(m: Match) -> str:
     return "点".join(digits(p) if len(p) > 2 else cardinal(p) for p in m[0].split("."))
 
@@ -247,6 +273,16 @@ _RAISED = rf"⁻?(?:[{_SMALL_DIGITS}]+|ⁿ)(?![{_SMALL_DIGITS}⁺⁻])"  # but n
 _POWER_ENDS = re.compile(rf"[{_SMALL_DIGITS}ⁿ]$|\^-?(?:\d+|[A-Za-z])$")
 _POWER_BEGINS = re.compile(rf"\d*[A-Za-z]{{1,3}}(?:\^|{_RAISED})")
 _BASE = re.compile(r"(?:(?<![A-Za-z])[A-Za-z]{1,3}|[\d)）\]₀-₉α-ω])$")
+_DESIGNATED = re.compile(f"(?:{DESIGNATIONS})$")
+_COMPARED = re.compile(r"(?:比分|比例|比例尺|比率|比值|配比|之比)(?:是|为|约|约为|达|[:：])?$")
+_WON = re.compile(
+    r" ?(?:[大小险完惜]胜|战胜|击败|获胜|取胜|胜出|战平|逆转|[惜完]败|落败|领先|落后|负于|不敌)"
+)
+_AMOUNT = re.compile(
+    r" ?(?:[万亿]|[美欧日港]?元|英镑|人(?!员)|[个件次吨米克升]|公里|公斤|平方|立方|字节|[%％])"
+)
+_DATE = r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}(?!\d)"
+_ENDS_A_DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}$")
 _MINUS = r"(?:(?<![\w.])[-−]|(?<=[^\W\da-zA-Z_])[-−])?"
 
 RULES = [
@@ -260,22 +296,32 @@ RULES = [
     rule(r"[A-Za-z_][\w-]*\.[a-z][a-z0-9]{1,3}(?![A-Za-z0-9.])", _address, re.ASCII),
     rule(r"(?<![\d.])\+\d{1,3}(?:[ -]?\(?\d{2,4}\)?){2,5}(?!\d)", _phone),
     rule(r"(?<![\d.])(?:\(0\d{2,3}\) ?|0\d{2,3}-)\d{7,8}(?!\d)", _phone),
+    rule(r"(?<![\d.,，])\d{12,}(?![\dA-Za-z]|\.\d)", _long_number),
+    rule(rf"(?<![\d.,，])\d{{11}}(?={_AMOUNT.pattern})", lambda m: cardinal(m[0])),
     rule(r"(?<![\d.])1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?!\d)", _phone),
     rule(
         r"(?:(?<=邮编)|(?<=邮编[:：是为])|(?<=邮政编码)|(?<=邮政编码[:：是为]))\d{6}(?!\d)",
         lambda m: digits(m[0]),
     ),
     rule(r"(?<![\d.])[48]00[- ]?\d{3}[- ]?\d{4}(?!\d)", _phone),
+    rule(r"(?<![\d.])(?<!\d[:：])\d+(?:\.\d+)?(?:[:：]\d+(?:\.\d+)?)+(?![\d:：]|\.\d)", _ratio),
     rule(
         r"(?<![\d.:])(?P<hour>\d{1,2}):(?P<minute>\d\d)(?::(?P<second>\d\d))?(?![\d:])"
         r" ?(?P<half>[aApP]\.?[mM]\.?)?",
         _clock,
     ),
-    rule(r"(?<![\d.])\d+(?:\.\d+){2,}(?![\d.])", _version),
     rule(
-        r"(?<![\d.])(?P<year>\d{4})(?P<dash>[-/.])(?P<month>\d{1,2})(?P=dash)(?P<day>\d{1,2})(?![\d./-])",
+        r"(?<![\d.])(?<!版本)(?P<year>\d{4})(?P<dash>[-/.])(?P<month>\d{1,2})(?P=dash)(?P<day>\d{1,2})"
+        rf"(?![\d/]|\.\d|-(?!{_DATE}))",
         _date,
     ),
+    rule(rf"(?<=\d)[-–—~～](?={_DATE})", lambda m: "到" if _ENDS_A_DATE.search(_text_before(m)) else None),
+    rule(
+        r"(?<![\d./-])(?P<month>\d{1,2})(?P<dash>[-/])(?P<day>\d{1,2})(?P=dash)(?P<year>(?:19|20)\d\d)"
+        r"(?![\d/-]|\.\d)",
+        _date,
+    ),
+    rule(r"(?<![\d.])\d+(?:\.\d+){2,}(?![\d.])", _version),
     rule(r"(?<![\d.])(?P<year>(?:19|20)\d\d)-(?P<month>0[1-9]|1[0-2])(?P<day>)(?![\d./-]|年)", _date),
     rule(r"(?<=\d\d)[-–~～](?=\d{1,2}:\d\d)", "到"),
     rule(
@@ -284,6 +330,7 @@ RULES = [
     ),
     rule(r"(?<![\d.])(?P<feet>\d)['’′](?:(?P<inches>\d{1,2})[\"”″])", _height),
     rule(r"No\. ?(?=\d)", "第"),
+    rule(r"[-−–‐‑](?=\d+(?!\d|\.\d| ?[度℃°%％]))", _hyphen),
     rule(r"(?<=第)\d+(?![\d.-]|[–—~～]\d)", lambda m: cardinal(m[0])),
     rule(r"(?<![\d第月.])2(?= ?[点倍])(?! ?点\d)", "两"),
     rule(r"(?<=\d)·(?=\d)", "点"),
@@ -297,7 +344,7 @@ RULES = [
         lambda m: UNITS[m[0]],
     ),
     rule(
-        rf"(?P<minus>(?<![\w])[-−])?(?P<sign>{_MONEY}) ?"
+        rf"(?P<minus>(?<![\w])[-−])?(?P<sign>{_MONEY}) ?(?P<minus_after>(?<!\d[$€£￥¥])[-−])?"
         rf"(?P<number>{NUMBER})(?P<scale>[万亿千百十]+|[kKmMbB](?![A-Za-z])| ?(?:million|billion))?"
         r"(?:(?<=[\d万亿千百])(?:美元|欧元|元))?",  # ￥5元: said once
         _money,
@@ -311,6 +358,7 @@ RULES = [
         rf"(?P<number>(?:(?<![\d\w.%])[-−+]|(?<=[^\W\da-zA-Z_])[-−+])?{NUMBER}) ?(?P<sign>[%％‰])", _percent
     ),
     rule(rf"(?P<number>{_MINUS}{NUMBER}) ?(?P<unit>{_UNIT})(?![A-Za-z/²³])", _unit),
+    rule(r"[−－﹣](?=\d)", _negative),
     rule(rf"{NUMBER}(?=[A-Za-z]{{0,3}}(?:\^-?[A-Za-z\d]|{_RAISED}))", lambda m: cardinal(m[0])),
     rule(
         rf"(?P<number>{_MINUS}(?<![A-Za-z\d.])\d+(?:\.\d+)?)(?P<e>[eE])(?P<exponent>[-−+]\d+)(?![A-Za-z\d]|\.\d)",
@@ -320,7 +368,7 @@ RULES = [
     rule(r"(?<=\d) ?[-−] ?(?=\d)", "减"),
     rule(r"(?<=\d) ?\* ?(?=\d)", "乘"),
     rule(r"\d+(?:\.\d+)?[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*", _mixed),
-    rule(r"[A-Za-z]+(?:-?\d[A-Za-z0-9]*)(?:\.\d+)*(?:-[A-Za-z0-9]+)*", _mixed),
+    rule(r"[A-Za-z]+(?:-?\d[A-Za-z0-9]*)(?:\.\d+)*(?:-[A-Za-z0-9]+(?:\.\d+)*)*", _mixed),
     rule(_THOUSANDS, lambda m: cardinal(m[0])),
     rule(r"[¼½¾⅐-⅞²³¹⁰⁴-⁹₀-₉①-⑳⑴-⒇❶-❿Ⅰ-ⅻ]", _single_number),
 ]

@@ -15,7 +15,7 @@ run before. Random choices are seeded by the item's content (`lit_moss.data.inte
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
@@ -133,7 +133,13 @@ class Stage(_Named):
 
 
 class WholeStage(_Named):
-    """A stage that needs all items at once, such as one that removes duplicates or writes documents."""
+    """A stage that needs all items at once, such as one that removes duplicates or writes documents.
+
+    Attributes:
+        max_bad_share: Share of unreadable recordings, 0 to 1, above which it fails; its step's.
+    """
+
+    max_bad_share: float = 0.01
 
     @abstractmethod
     def run_all(self, sources: Sequence[str]) -> Result:
@@ -144,6 +150,13 @@ class WholeStage(_Named):
         Returns:
             Its items, rejections and counts. Items may be none, where the output is a folder of documents.
         """
+
+    def files_made(self, counts: Mapping[str, float]) -> list[str]:
+        """Names of files that a finished run with these counts has left beside its manifest.
+
+        Where one of them is gone, the stage is run again.
+        """
+        return []
 
 
 NOT_CONTENT = {"not_content": True}

@@ -61,7 +61,10 @@ class Step:
 
     def build(self) -> Stage | WholeStage:
         """The stage; its models are not loaded yet."""
-        return stage_class(self.stage)(self.options, Storage(self.folder))
+        stage = stage_class(self.stage)(self.options, Storage(self.folder))
+        if isinstance(stage, WholeStage):
+            stage.max_bad_share = self.max_bad_share
+        return stage
 
     @property
     def manifest_folder(self) -> ManifestFolder:

@@ -8,7 +8,7 @@ training. Recipes take the folder as it is: `data.init_args.train: [OUT/text/tex
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,14 @@ from lit_moss.data.documents import META, DocumentWriter
 from lit_moss.data.interleave import join_words, text_document, text_ids
 from lit_moss.data.make_documents import DocumentRecipe
 from lit_moss.files import scratch_beside
-from lit_moss.prepare.document_folders import Split, check_context, check_share, name_of_text, source_of
+from lit_moss.prepare.document_folders import (
+    Split,
+    check_context,
+    check_share,
+    files_of_folders,
+    name_of_text,
+    source_of,
+)
 from lit_moss.prepare.items import resolved_items
 from lit_moss.prepare.language import text_language
 from lit_moss.prepare.stage import Item, Rejection, Result, WholeStage
@@ -86,6 +93,9 @@ class TextStage(WholeStage):
     @cache  # noqa: B019 - a stage lives as long as its run
     def _recipe(self) -> DocumentRecipe:
         return DocumentRecipe.open("text", self.options.backbone, self.options.speech_tokenizer, {})
+
+    def files_made(self, counts: Mapping[str, float]) -> list[str]:
+        return files_of_folders(counts)
 
     def run_all(self, sources: Sequence[str]) -> Result:
         result = Result()

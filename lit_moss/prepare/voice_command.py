@@ -65,9 +65,7 @@ class CommandVoice:
                       "style": wording.style or "neutral", "seed": wording.seed}  # fmt: skip
             command = [_replaced(word, values) for word in self._words]
             try:
-                done = subprocess.run(
-                    command, stdin=subprocess.DEVNULL, capture_output=True, timeout=self._timeout_sec
-                )
+                done = self._run(command)
                 if done.returncode:
                     said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no message"]
                     raise self._failed(f"exit code {done.returncode}: {said[0][:200]}")
@@ -78,6 +76,22 @@ class CommandVoice:
                 raise self._failed("it wrote no sound file to {out}") from error
         self._failures = -1
         return Speech(wave[:, 0], rate_hz)
+
+    def _run(self, command: list[str]) -> "subprocess.CompletedProcess[bytes]":
+        """What the program has written.
+
+        Raises:
+            UserError: if the system cannot start it, e.g. a script whose interpreter is not there.
+        """
+        try:
+            return subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=self._timeout_sec
+            )
+        except OSError as error:
+            raise UserError(
+                f"command: {self._words[0]!r} cannot be started ({error.strerror or error}), expected a "
+                "program: try it alone; a script begins with #! and an interpreter that is installed"
+            ) from error
 
     def _failed(self, why: str) -> CannotSay:
         """The error to raise.

@@ -174,8 +174,8 @@ class VoicePool:
             voice.open()
 
     def content(self) -> list[dict[str, Any]]:
-        """What their sounds depend on; JSON without secrets."""
-        return [voice.content() for voice in self.voices]
+        """What their sounds depend on and who is drawn for a language; JSON without secrets."""
+        return [voice.content() | {"languages": voice.languages} for voice in self.voices]
 
     def speaking(self, lang: str) -> list[Voice]:
         """The voices that speak a language, in order."""
