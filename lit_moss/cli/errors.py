@@ -50,9 +50,11 @@ class OneLineParser(LightningArgumentParser):
         group = re.match(r"Group '(.*?)' does not accept option '(.*?)'", message)
         if group:
             return group[1], _unknown(group[2], _below(group[1], types))
-        option = re.match(r"(?:Option|Subcommand '.*?' does not accept option) '(.*?)'", message)
+        option = re.match(
+            r"Option '(.*?)' is not accepted|Subcommand '.*?' does not accept option '(.*?)'", message
+        )
         if option:
-            place, names = "", option[1].split(".")
+            place, names = "", (option[1] or option[2]).split(".")
             while len(names) > 1 and names[0] in _below(place, types):  # trainer.max_stepz
                 place = ".".join(filter(None, (place, names.pop(0))))
             problem = _unknown(names[0], _below(place, types))
@@ -99,9 +101,8 @@ def _joined(outer: str, inner: str) -> str:
         return outer
     if outer in ("model", "data"):
         return f"{outer}.init_args.{inner}"
-    return (
-        f"{outer}: {inner}" if outer.startswith("trainer.") else f"{outer}.{inner}"
-    )  # a list's element or a class
+    # Below trainer it is an element of a list, or a class of Lightning's.
+    return f"{outer}: {inner}" if outer.startswith("trainer.") else f"{outer}.{inner}"
 
 
 def _below(group: str, names: Iterable[str]) -> list[str]:

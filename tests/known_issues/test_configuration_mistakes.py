@@ -1,4 +1,4 @@
-"""Mistakes in a configuration of `fit` were told in the parser's words, with its types and all attempts.
+"""Mistakes in a configuration of `fit` were reported in the parser's words, with its types and all attempts.
 
 `Parser key "model": Does not validate against any of the Union subtypes: Subtypes: [<class …`.
 """
