@@ -26,7 +26,7 @@ from lit_moss.llm.losses import SplitLoss
 from lit_moss.modules.parallel import saves_shards
 from lit_moss.modules.text_distill import DistillTotals, TextDistill, TextDistiller, TextTeacher
 from lit_moss.modules.trunk_align import AlignLosses, AlignTotals, Teacher, TrunkAlign, TrunkAligner
-from lit_moss.modules.trunk_ctc import CtcTotals, TrunkCtc, TrunkCtcHead, labels_of
+from lit_moss.modules.trunk_ctc import CtcTotals, TrunkCtc, TrunkCtcHead, labels_of, recorded_labels
 
 
 class Added(NamedTuple):
@@ -102,12 +102,14 @@ class AddedLosses:
         if self.ctc is not None:
             _check_unsharded(trainer, "model.ctc", "its head is")
             lm.keep_hidden = self.ctc.layers(len(lm.trunk.layers))
-            labels = labels_of(self.ctc, contracts.spoken_text_data(trainer, "model.ctc"))
-            head = TrunkCtcHead(labels, lm.model.embed_tokens.weight.detach())
-            if stored and stored["labels"] == labels.record():
-                head.load_state_dict(stored["state"])
-                rank_zero_info("model.ctc: its head continues from model.init_from")
-            self.head = head.train()
+            if trainer.state.fn == "fit":
+                labels = labels_of(self.ctc, contracts.spoken_text_data(trainer, "model.ctc"))
+                self.head = TrunkCtcHead(labels, lm.model.embed_tokens.weight.detach())
+                if stored and stored["labels"] == labels.record():
+                    self.head.load_state_dict(stored["state"])
+                    rank_zero_info("model.ctc: its head continues from model.init_from")
+            elif stored:
+                self.restore_head(lm, trainer, stored)
         before = backbone() if self.align is not None or self.distill is not None else lm
         if self.align is not None:
             _check_unsharded(trainer, "model.align", "its layers are")
@@ -130,6 +132,18 @@ class AddedLosses:
                 )
             lm.keep_text = True
             self.distiller = TextDistiller(self.distill, TextTeacher(before, dtype))
+
+    def restore_head(self, lm: SplitLM, trainer: Trainer, stored: dict[str, Any]) -> None:
+        """Makes the head of a checkpoint: outside of `fit` the training's text, and so its labels, is not read.
+
+        Args:
+            lm: The model.
+            trainer: The trainer; its data has the text tokenizer.
+            stored: Labels and weights, see `stored_head`.
+        """
+        labels = recorded_labels(stored["labels"], contracts.spoken_text_data(trainer, "model.ctc"))
+        self.head = TrunkCtcHead(labels, lm.model.embed_tokens.weight.detach())
+        self.head.load_state_dict(stored["state"])
 
     def alone(self, lm: SplitLM, batch: TokenBatch) -> AlignLosses:
         """The alignment of a batch, by the first layers only."""

@@ -37,7 +37,7 @@ from lit_moss.modules.parallel import check_replies, check_strategy, saves_shard
 from lit_moss.modules.steps import StepModule
 from lit_moss.modules.text_distill import TextDistill
 from lit_moss.modules.trunk_align import TrunkAlign
-from lit_moss.modules.trunk_ctc import HEAD, TrunkCtc, TrunkCtcHead, check_same_ctc
+from lit_moss.modules.trunk_ctc import HEAD, TrunkCtc, TrunkCtcHead, check_same_ctc, stored_head
 from lit_moss.modules.window import Window, every_target_once
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -447,6 +447,15 @@ class SplitLLM(StepModule):
         if self.trainer.state.fn == "fit":
             check_resumed(stored, self.lora)
             check_same_ctc(checkpoint.get("ctc"), self.ctc_head)
+        elif self.trainer.state.fn == "validate" and self.ctc is not None:
+            head = stored_head(checkpoint)
+            if head is None:
+                raise UserError(
+                    "the checkpoint has no head for CTC, model.ctc is on: validate it as it was trained, with "
+                    "ctc: null"
+                )
+            self._added.restore_head(self.lm, self.trainer, head)
+            self.ctc_head = self._added.head
         elif self.ctc_head is None and "state_dict" in checkpoint:  # replies need none
             kept = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(f"{HEAD}.")}

@@ -97,17 +97,21 @@ class CharLabels:
     """Labels of characters, see `CharVocabulary`.
 
     Args:
-        tokenizer: Of the text ids.
-        ids: Those that occur in the training; a character that no id spells alone is unknown.
+        tokenizer: Text tokenizer of the documents.
+        vocabulary: The characters.
     """
 
     frames_per_code = FRAMES_PER_CODE
 
-    def __init__(self, tokenizer: Any, ids: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, vocabulary: CharVocabulary) -> None:
+        self._tokenizer, self.vocabulary = tokenizer, vocabulary
+
+    @classmethod
+    def of_ids(cls, tokenizer: Any, ids: Sequence[int]) -> "CharLabels":
+        """Labels of the characters that these text ids spell alone; every other character is unknown."""
         texts = [normalise(tokenizer.decode([i])) for i in ids]
         # An apostrophe belongs to a word, so that no id alone has it.
-        self.vocabulary = CharVocabulary.from_texts([*texts, " '"])
+        return cls(tokenizer, CharVocabulary.from_texts([*texts, " '"]))
 
     def __len__(self) -> int:
         return len(self.vocabulary)
@@ -136,7 +140,14 @@ def labels_of(ctc: TrunkCtc, data: SpokenTextData) -> Labels:
             "model.ctc is on, but no speech of the training documents has its text beside it: give "
             "transcribed speech, or ctc: null"
         )
-    return TextLabels(ids) if ctc.vocab == "text" else CharLabels(data.text_tokenizer(), ids)
+    return TextLabels(ids) if ctc.vocab == "text" else CharLabels.of_ids(data.text_tokenizer(), ids)
+
+
+def recorded_labels(record: Mapping[str, Any], data: SpokenTextData) -> Labels:
+    """Labels as a checkpoint records them, see `TextLabels.record`."""
+    if record["vocab"] == "text":
+        return TextLabels(record["ids"])
+    return CharLabels(data.text_tokenizer(), CharVocabulary(record["characters"]))
 
 
 @dataclass

@@ -69,7 +69,7 @@ def test_without_a_span_every_parameter_still_has_a_gradient():
 def test_characters_have_four_frames_a_code():
     tokenizer = tokenizer_of_bytes()
     ids = tokenizer.encode("A cat's hat.")
-    labels = CharLabels(tokenizer, ids)
+    labels = CharLabels.of_ids(tokenizer, ids)
     assert labels.vocabulary.characters == " 'achst"
     assert labels.vocabulary.decode(labels.encode(ids)) == "a cat's hat"
     torch.manual_seed(4)
