@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.files import make_once
 
 SCHEME = "embedded:"
@@ -241,10 +241,9 @@ def _from_hub(repo: str) -> Path:
         # GB of float32), frameworks and adapters.
         return Path(snapshot_download(repo, allow_patterns=[*small, *_weights_of(folder)]))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{repo!r} is not a local path and could not be fetched from the Hugging Face hub ({reason}): "
-            "check the name and the connection, or give a local folder"
+            f"{repo!r} is not a local path and could not be fetched from the Hugging Face hub "
+            f"({first_line(error)}): check the name and the connection, or give a local folder"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from typing import Protocol, Self, TypeVar
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 
 
 class CanMove(Protocol):
@@ -33,7 +33,7 @@ def moved(part: Movable, name: str) -> Movable:
         return part.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"--device {device!r} cannot be used ({str(error).splitlines()[0]}): auto, cpu or cuda"
+            f"--device {device!r} cannot be used ({first_line(error)}): auto, cpu or cuda"
         ) from error
 
 

@@ -11,6 +11,12 @@ class UserError(Exception):
         super().__init__(message.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; its class where it has no message."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
 def without_secrets(text: str) -> str:
     """The text with what may be a key cut out of its addresses: user and password, and all after a `?`."""
     text = re.sub(r"://[^/?#\s'\"]*@", "://…@", text)

@@ -20,7 +20,7 @@ from lit_moss.codec.ctranslate2 import read_ctranslate2, whisper_encoder_tensors
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig, departures
 from lit_moss.codec.settings import read_settings
 from lit_moss.codec.state_dicts import LoadReport, check_finite
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 
 
 def load_encoder(
@@ -155,10 +155,9 @@ def _read(folder: Path, trained: bool, unstated_log_mel: str) -> tuple[dict[str,
     except UserError:
         raise
     except (SafetensorError, struct.error, ValueError, KeyError, OSError, IndexError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else "damaged file"
         raise UserError(
-            f"{folder} cannot be read as a tokenizer or Whisper encoder ({type(error).__name__}: {reason}): "
-            "get it again, or give another folder"
+            f"{folder} cannot be read as a tokenizer or Whisper encoder ({type(error).__name__}: "
+            f"{first_line(error)}): get it again, or give another folder"
         ) from error
 
 

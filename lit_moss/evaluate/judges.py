@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_moss.audio import rates
 from lit_moss.audio.features import decoder_mel
 from lit_moss.data.transcripts import edit_distance, normalise
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.hub.whisper import open_whisper
 
 EXTRA = "pip install 'lit-moss[evaluate]'"
@@ -95,9 +95,8 @@ def open_funasr(name: str, device: str = "auto") -> Any:
     try:
         return AutoModel(model=name, device=device, ncpu=torch.get_num_threads(), disable_update=True)
     except Exception as error:  # of funasr, of the network
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"funasr's {name} cannot be opened ({reason}): expected the name of a model"
+            f"funasr's {name} cannot be opened ({first_line(error)}): expected the name of a model"
         ) from error
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_moss.assets import cache_dir
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.evaluate.matching import is_answerable
 from lit_moss.files import atomic_write
 from lit_moss.prepare.answer_checks import language_of
@@ -201,8 +201,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(batch_size=16):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}): expected a parquet file") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}): expected a parquet file") from error
 
 
 # --- one line -----------------------------------------------------------------------------------------------

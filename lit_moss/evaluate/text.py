@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.evaluate.evaluation import Evaluation, markdown_table, wilson
 from lit_moss.evaluate.task_files import files_of_tasks
 from lit_moss.evaluate.text_model import open_text_model
@@ -156,8 +156,8 @@ def load_tasks(names: Sequence[str], folders: Sequence[str] = ()) -> tuple[list[
         loaded = manager.load(chosen)
     except Exception as error:  # lm-eval and datasets raise all kinds
         raise UserError(
-            f"the data of {', '.join(names)} cannot be loaded ({_first_line(error)}): without a network give "
-            "local copies, see conf/evaluate/text.yaml"
+            f"the data of {', '.join(names)} cannot be loaded ({type(error).__name__}: {first_line(error)}): "
+            "without a network give local copies, see conf/evaluate/text.yaml"
         ) from error
     groups = loaded.get("groups", {})
     inside = {child for group in groups.values() for child in group.child_names}
@@ -174,10 +174,6 @@ def _known(manager: Any, name: str) -> bool:
     if _is_yaml(name) and not Path(name).is_file():
         raise UserError(f"no file {name}: tasks expects names of lm-eval's tasks or YAML files")
     return _is_yaml(name) or name in manager.all_tasks
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
 
 
 # --- report -------------------------------------------------------------------------------------------------

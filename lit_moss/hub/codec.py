@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.hub.vocoder import open_vocoder
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def codec_of_checkpoint(path: Path, log_mel: str | None = None, vocoder: str | N
         flow.load_state_dict(weights)
     except (TypeError, KeyError, RuntimeError) as error:
         raise UserError(
-            f"{path} was written by another version ({str(error).splitlines()[0]}): train the decoder again"
+            f"{path} was written by another version ({first_line(error)}): train the decoder again"
         ) from error
     name = decoder["speech_tokenizer"]
     try:

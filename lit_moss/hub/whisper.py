@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_moss.assets import SCHEME, resolve, sha256_of
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -84,8 +84,7 @@ def whisper_fingerprint(name: str) -> str:
 
 
 def _cannot_open(name: str, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
-        f"Whisper {name!r} cannot be opened ({reason}): expected embedded:whisper-base, a CTranslate2 folder "
-        "or the name of a size such as large-v3"
+        f"Whisper {name!r} cannot be opened ({first_line(error)}): expected embedded:whisper-base, a "
+        "CTranslate2 folder or the name of a size such as large-v3"
     )

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from lit_moss import assets
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.files import apply_umask
 from lit_moss.llm.config import MODEL_TYPE
-from lit_moss.llm.folders import first_line, read_json, refuse_pointer
+from lit_moss.llm.folders import read_json, refuse_pointer
 from lit_moss.llm.rows import RowFormat, default_eosp
 
 SMOLLM2 = "embedded:smollm2-135m"

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.llm.branches import Network
 from lit_moss.llm.config import SplitConfig
-from lit_moss.llm.folders import first_line
 from lit_moss.llm.generate import cached_logits
 from lit_moss.llm.rows import RowFormat
 

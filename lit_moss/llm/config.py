@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from lit_moss.errors import UserError
-from lit_moss.llm.folders import first_line, read_json
+from lit_moss.errors import UserError, first_line
+from lit_moss.llm.folders import read_json
 from lit_moss.llm.rows import RowFormat
 
 MODEL_TYPE = "moss_speech"

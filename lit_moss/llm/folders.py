@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -158,9 +158,3 @@ def refuse_other_dtypes(folder: Path, tensors: dict[str, Any], own: dict[str, to
                 f"{folder}: {name} is stored as {dtype}, expected float32, bfloat16 or float16: give the "
                 "model before its quantization"
             )
-
-
-def first_line(error: object) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lit_moss import assets
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.files import apply_umask
 from lit_moss.llm import backbone as text
 from lit_moss.llm.config import SplitConfig, last_id
 from lit_moss.llm.folders import (
-    first_line,
     open_tensors,
     read_config,
     read_json,

@@ -134,7 +134,7 @@ class AddedLosses:
             self.distiller = TextDistiller(self.distill, TextTeacher(before, dtype))
 
     def restore_head(self, lm: SplitLM, trainer: Trainer, stored: dict[str, Any]) -> None:
-        """Makes the head of a checkpoint: outside of `fit` the training's text, and so its labels, is not read.
+        """Makes the head of a checkpoint; only `fit` reads the training's text, and so its labels.
 
         Args:
             lm: The model.

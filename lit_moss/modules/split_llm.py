@@ -451,8 +451,8 @@ class SplitLLM(StepModule):
             head = stored_head(checkpoint)
             if head is None:
                 raise UserError(
-                    "the checkpoint has no head for CTC, model.ctc is on: validate it as it was trained, with "
-                    "ctc: null"
+                    "the checkpoint has no head for CTC, model.ctc is on: validate it as it was trained, "
+                    "with ctc: null"
                 )
             self._added.restore_head(self.lm, self.trainer, head)
             self.ctc_head = self._added.head

@@ -21,7 +21,7 @@ from lit_moss.audio.features import CausalLogMel, whisper_log_mel
 from lit_moss.audio.precision import full_precision
 from lit_moss.data.interleave import join_words
 from lit_moss.devices import moved
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.prepare.forced_alignment import WILDCARD, CannotAlign, TimedWord, align_words
 from lit_moss.prepare.language import is_han
 from lit_moss.prepare.romanise import romanise
@@ -215,7 +215,7 @@ class HuggingFaceModel:
             special = {*tokenizer.all_special_ids, tokenizer.word_delimiter_token_id}
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise UserError(
-                f"aligner {name!r} cannot be opened ({str(error).splitlines()[0]}): expected tokenizer, "
+                f"aligner {name!r} cannot be opened ({first_line(error)}): expected tokenizer, "
                 "whisper, mms_fa, or a folder or hub id of a CTC model such as facebook/wav2vec2-base-960h"
             ) from error
         if self.features.sampling_rate != rates.TOKENIZER_RATE_HZ:

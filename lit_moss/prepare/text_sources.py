@@ -23,7 +23,7 @@ import fsspec
 
 from lit_moss.corpora.folders import files_below, print_left_out
 from lit_moss.corpora.text import read_texts
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.prepare.items import FileName, Item
 from lit_moss.prepare.stage import item_id
 from lit_moss.prepare.storage import is_remote, local_copy, open_read
@@ -176,8 +176,9 @@ def _parquet(source: str, name: str) -> Iterator[Item]:
                         yield _item(values, text, f"{name}-{row}", source)
                     row += 1
         except (pa.ArrowException, OSError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{source} cannot be read as Parquet ({first}): fetch it again") from error
+            raise UserError(
+                f"{source} cannot be read as Parquet ({first_line(error)}): fetch it again"
+            ) from error
 
 
 def _item(values: dict[str, Any], text: str, name: str, source: str) -> Item:

@@ -19,7 +19,7 @@ import torch
 
 from lit_moss.audio import rates
 from lit_moss.audio.streams import ClosedByFlush, Stream
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 
 FRAME_SAMPLES = 512  # 32 ms at 16 kHz
 _SILERO_WEIGHTS = "data/silero_vad_16k_sequence.onnx"
@@ -166,7 +166,7 @@ class Pyannote:
         try:
             model = Model.from_pretrained(name)
         except Exception as error:  # of Hugging Face, of the network, of the file
-            raise _no_weights(name, str(error)) from error
+            raise _no_weights(name, first_line(error)) from error
         if model is None:
             raise _no_weights(name, "no access")
         self._model = model.eval()
@@ -193,9 +193,8 @@ class Pyannote:
 
 
 def _no_weights(name: str, why: str) -> UserError:
-    first = why.strip().splitlines()[0] if why.strip() else "unknown error"
     return UserError(
-        f"pyannote's {name} cannot be loaded ({first}): accept its terms on Hugging Face and set HF_TOKEN"
+        f"pyannote's {name} cannot be loaded ({why}): accept its terms on Hugging Face and set HF_TOKEN"
     )
 
 

@@ -22,11 +22,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.llm import SplitLM, lora, stages
 from lit_moss.llm.backbone import resolve_backbone
 from lit_moss.llm.config import SplitConfig
-from lit_moss.llm.folders import first_line, open_tensors, weight_files
+from lit_moss.llm.folders import open_tensors, weight_files
 from lit_moss.llm.model import resize_table
 from lit_moss.release.weights import DTYPES
 from lit_moss.runs.checkpoints import checkpoint_of, open_checkpoint

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.runs.checkpoints import load_checkpoint, seal_file
 
 
@@ -35,7 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+            reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
             raise UserError(
                 f"the checkpoint {target} could not be written ({reason}); earlier ones are whole. "
                 "Make room or rights, then resume with --ckpt_path last"

@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 
 DEFAULT_DATABASE = "mlflow.db"  # what `mlflow ui` opens when it is called without arguments
 # What MLflow accepts in names of parameters, metrics and tags (mlflow.utils.validation), without `/`.
@@ -45,7 +45,7 @@ def mlflow_errors(
     except UserError:
         raise
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))[:300]
+        reason = first_line(error)
         raise UserError(
             f"MLflow at {without_password(tracking_uri())} cannot {work} "
             f"({without_password(reason)}): start its server, set MLFLOW_TRACKING_URI to one that answers, "

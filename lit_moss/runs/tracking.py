@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from lit_moss.audio import io as audio_io
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.runs.checkpoints import newest_step
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import TAGS_VARIABLE
@@ -232,7 +232,7 @@ class Tracker(Logger):
             else:
                 open_client().set_terminated(self._run_id, status, end_time)
         except Exception as error:
-            rank_zero_warn(f"the MLflow run's status is not restored: {str(error).splitlines()[0]}")
+            rank_zero_warn(f"the MLflow run's status is not restored: {first_line(error)}")
 
     def _continued(self, client: Any) -> str | None:
         """The run to continue, set running; None if there is none."""
@@ -410,8 +410,7 @@ class Tracker(Logger):
         try:
             send(self.experiment)
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else repr(error)
-            rank_zero_warn(f"{name} was not stored in MLflow: {reason}")
+            rank_zero_warn(f"{name} was not stored in MLflow: {first_line(error)}")
 
     @override
     @rank_zero_only
@@ -434,7 +433,7 @@ class Tracker(Logger):
         try:
             self._client.set_terminated(self._run_id, state)
         except Exception as error:
-            rank_zero_warn(f"the MLflow run stays open: {str(error).splitlines()[0]}")
+            rank_zero_warn(f"the MLflow run stays open: {first_line(error)}")
         self._client = None
 
     @override

@@ -30,7 +30,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from lit_moss.errors import UserError
+from lit_moss.errors import UserError, first_line
 from lit_moss.runs.folder import Result, RunFolder
 from lit_moss.runs.launch import METRICS_VARIABLE, RunError, run_fit
 from lit_moss.sweep.config import Sweep
@@ -84,7 +84,7 @@ def open_storage(url: str, heartbeat_sec: int) -> RDBStorage:
             url, engine_kwargs=options, heartbeat_interval=heartbeat_sec, grace_period=3 * heartbeat_sec
         )
     except Exception as error:  # of any database's driver
-        reason = str(error).splitlines()[0].replace(url, without_password(url))
+        reason = first_line(error).replace(url, without_password(url))
         raise UserError(f"storage {without_password(url)} cannot be opened: {reason}") from error
     if sqlite:
         # SQLite has no row locks, and Optuna reads a waiting trial before it takes it: two workers took the

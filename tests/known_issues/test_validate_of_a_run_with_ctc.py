@@ -1,4 +1,4 @@
-"""`validate` of a run that was trained with `model.ctc` asked the training's text for its labels, and failed."""
+"""`validate` of a run trained with `model.ctc` took its labels from the training's text, and failed."""
 
 import re
 
