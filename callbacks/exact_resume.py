@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from callbacks.learning_rate import set_rates
 from lit_moss.contracts import ordered_data
 from lit_moss.errors import UserError
+from lit_moss.optimizer_groups import NO_DECAY, part_of
 from lit_moss.runs.tracking import Tracker
 
 # What a configuration says of a group of parameters; the rate itself, `lr`, follows from it by the step.
@@ -41,7 +42,7 @@ class ExactResume(Callback):
         # The optimizer's state is restored after this hook.
         own = _names(_groups(trainer))
         if self._saved and self._saved != own:
-            here, there = ({n.removesuffix(".no_decay"): 0 for n, _ in names} for names in (own, self._saved))
+            here, there = ({n.removesuffix(NO_DECAY): 0 for n, _ in names} for names in (own, self._saved))
             raise UserError(
                 f"the checkpoint's optimizer has moments for {', '.join(there)}, this run trains "
                 f"{', '.join(here)}: resume with the same freezing and sizes, or start a new run from it "
@@ -104,7 +105,7 @@ class ExactResume(Callback):
             own_rate = "base_lr" not in settings and not trainer.lr_scheduler_configs
             for key in (*_SETTINGS, "lr") if own_rate else _SETTINGS:
                 if key in settings and key in group and group[key] != settings[key]:
-                    part = str(group.get("name", "")).removesuffix(".no_decay")
+                    part = part_of(group)
                     name = key.replace("base_lr", "lr")
                     changed[f"{name} of {part or 'all'} {group[key]} -> {settings[key]}"] = None
                     group[key] = settings[key]

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lit_moss.contracts import all_names, freezing_rules, parts_of, waits_for_all_gradients
 from lit_moss.errors import UserError
+from lit_moss.optimizer_groups import part_of
 
 # DeepSpeed: parameter with a hook on its gradient -> whether it is frozen now.
 _is_frozen = WeakIdKeyDictionary()
@@ -57,7 +58,7 @@ def apply_freezing(trainer: Trainer, module: LightningModule, trained: set[str])
     frozen_before = {part for part in parts if not any(n in before for n, _ in parts[part])}
     frozen = {part for part in parts if not any(n in trained for n, _ in parts[part])}
     for number, group in enumerate(trainer.optimizers[0].param_groups):
-        part = group.get("name", "").removesuffix(".no_decay")
+        part = part_of(group)
         group["frozen"] = part in frozen
         if deepspeed and part in frozen_before:
             _reset_step_counter(trainer.optimizers[0], number)

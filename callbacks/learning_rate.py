@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_moss.contracts import ResumeSettings, callbacks_of, rate_schedule
 from lit_moss.errors import UserError
+from lit_moss.optimizer_groups import part_of
 from lit_moss.schedule import rate_factor
 
 
@@ -123,7 +124,7 @@ class LearningRateSchedule(Schedule):
         groups = trainer.optimizers[0].param_groups
         for pattern in self.groups:
             if not any(_fits(group, pattern) for group in groups):
-                names = dict.fromkeys(_part(group) for group in groups)
+                names = dict.fromkeys(part_of(group) for group in groups)
                 raise UserError(
                     f"LearningRateSchedule's group {pattern!r} fits none of the groups {', '.join(names)}"
                 )
@@ -158,14 +159,10 @@ def set_rates(trainer: Trainer) -> None:
             group["lr"] = group["base_lr"]
 
 
-def _part(group: dict[str, Any]) -> str:
-    return str(group.get("name", "")).removesuffix(".no_decay")
-
-
 def _fits(group: dict[str, Any], pattern: str) -> bool:
     """A pattern fits a group by its part (`trunk.3`) or the part's head (`trunk`).
 
     Norms go with their matrices.
     """
-    part = _part(group)
+    part = part_of(group)
     return fnmatchcase(part, pattern) or fnmatchcase(part.split(".")[0], pattern)

@@ -8,6 +8,7 @@ from callbacks.freezing import apply_freezing, drop_gradients, trained_names
 from callbacks.learning_rate import LearningRateSchedule, Schedule, set_rates
 from lit_moss.contracts import Parts, all_names, callbacks_of, parts_of, waits_for_all_gradients
 from lit_moss.errors import UserError
+from lit_moss.optimizer_groups import part_of
 from lit_moss.schedule import layerwise_lr, rate_factor
 
 
@@ -70,7 +71,7 @@ class ReverseUnfreeze(Schedule):
 
     def rate(self, step: int, group: dict[str, Any]) -> float:
         """Rate of a parameter group at a step."""
-        part = str(group.get("name", "")).removesuffix(".no_decay")
+        part = part_of(group)
         if part.startswith("trunk."):
             peak = group["base_lr"] if self.eta_max is None else self.eta_max
             return self._rate(step, int(part.removeprefix("trunk.")), peak)

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.freezing import trained_names
 from lit_moss.contracts import PartedModule, RateSchedule, rate_schedule
 from lit_moss.errors import UserError
+from lit_moss.optimizer_groups import part_of
 from lit_moss.runs.tracking import Tracker
 
 
@@ -43,7 +44,7 @@ class SchedulePicture(Callback):
         layers = max(1, sum(p.startswith("trunk.") for p in parts))
         drawn: set[str] = set()
         for number, group in enumerate(trainer.optimizers[0].param_groups):
-            name = str(group.get("name", f"group {number}")).removesuffix(".no_decay")
+            name = part_of(group) or f"group {number}"
             if name in drawn:
                 continue
             drawn.add(name)

@@ -13,7 +13,6 @@ L samples.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -267,9 +266,3 @@ def added(windows_BLK: Tensor, config: VocoderConfig) -> Tensor:
     length = config.hop_samples * (windows_BLK.shape[-1] - 1) + config.fft_samples
     size, stride = (1, config.fft_samples), (1, config.hop_samples)
     return nnf.fold(windows_BLK, (1, length), size, stride=stride)[:, 0, 0]
-
-
-def named_parameters_by_decay(module: nn.Module) -> Iterator[tuple[str, list[nn.Parameter], bool]]:
-    """Groups of an optimizer: `matrices`, which decay, and `vectors` (biases, scales), which do not."""
-    for name, wide in (("matrices", True), ("vectors", False)):
-        yield name, [p for p in module.parameters() if p.requires_grad and (p.ndim > 1) == wide], wide

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from lit_moss.llm import lora
+from lit_moss.optimizer_groups import decay_groups
 
 Parts = dict[str, list[tuple[str, nn.Parameter]]]  # part -> its named parameters
 
@@ -58,21 +59,5 @@ def optimizer_groups(
     groups = []
     for part, named in parts.items():
         rate = lr * lr_factors.get(part.split(".")[0], 1.0)
-        for matrices in (True, False):
-            chosen = [p for name, p in named if (len(whole_shape(p)) > 1) == matrices and name in trained]
-            if chosen:
-                groups.append(
-                    {
-                        "params": chosen,
-                        "name": part if matrices else f"{part}.no_decay",
-                        "lr": rate,
-                        "base_lr": rate,
-                        "weight_decay": weight_decay if matrices else 0.0,
-                    }
-                )
+        groups += decay_groups(part, [p for name, p in named if name in trained], rate, weight_decay)
     return groups
-
-
-def whole_shape(parameter: nn.Parameter) -> Any:
-    """Shape of the whole parameter; a shard of ZeRO-3 is flat and keeps it in an attribute of its own."""
-    return getattr(parameter, "ds_shape", parameter.shape)

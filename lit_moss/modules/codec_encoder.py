@@ -29,6 +29,7 @@ from lit_moss.data.batches import SpeechBatch
 from lit_moss.data.transcripts import DEFAULT_CHARSET, Charset
 from lit_moss.errors import UserError
 from lit_moss.modules.codebook import CodebookModule, CodebookSchedule
+from lit_moss.optimizer_groups import decay_groups
 
 
 @dataclass
@@ -188,16 +189,12 @@ class CodecEncoder(CodebookModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.head is not None
         groups = []
-        for name, module, lr in (
+        for part, module, lr in (
             ("encoder", self.encoder, self.encoder_lr),
             ("head", self.head, self.head_lr),
         ):
             trained = [p for p in module.parameters() if p.requires_grad]
-            for suffix, wide, decay in (("", True, self.weight_decay), ("_vectors", False, 0.0)):
-                params = [p for p in trained if (p.ndim > 1) == wide]
-                groups.append(
-                    {"name": name + suffix, "params": params, "lr": lr, "base_lr": lr, "weight_decay": decay}
-                )
+            groups += decay_groups(part, trained, lr, self.weight_decay)
         return self.adamw(groups, betas=(0.9, 0.98))
 
     # --- the model ------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from lit_moss.contracts import DecoderData, data_of, steps_done, waits_for_all_g
 from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
+from lit_moss.optimizer_groups import decay_groups
 
 # 20 log10(e): natural logarithms of magnitudes -> decibels.
 DECIBELS = 8.685889638065037
@@ -191,12 +192,8 @@ class FlowDecoder(StepModule):
         checkpoint["decoder"] = {"flow": asdict(self.flow.config), **self._source}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = []
-        for name, wide, decay in (("matrices", True, self.weight_decay), ("vectors", False, 0.0)):
-            params = [p for p in self.flow.parameters() if p.requires_grad and (p.ndim > 1) == wide]
-            groups.append(
-                {"name": name, "params": params, "lr": self.lr, "base_lr": self.lr, "weight_decay": decay}
-            )
+        trained = [p for p in self.flow.parameters() if p.requires_grad]
+        groups = decay_groups("flow", trained, self.lr, self.weight_decay)
         return self.adamw(groups, betas=(0.9, 0.98))
 
     def flow_batch(self, batch: DecoderBatch) -> FlowBatch:

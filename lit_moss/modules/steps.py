@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Protocol, runtime_checkable
 
 from lit_moss.errors import UserError
+from lit_moss.optimizer_groups import NO_DECAY
 
 
 @runtime_checkable
@@ -119,7 +120,7 @@ def refuse_impossible(value: float | None, option: str, part: str = "") -> None:
         UserError: if it is negative or not finite.
     """
     if value is not None and not (value >= 0 and math.isfinite(value)):
-        where = f" of {part.removesuffix('.no_decay')}" if part else ""
+        where = f" of {part.removesuffix(NO_DECAY)}" if part else ""
         raise UserError(f"model.{option}{where} is {value}, expected 0 or more")
 
 

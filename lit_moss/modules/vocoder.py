@@ -23,12 +23,13 @@ from lit_moss.audio.precision import check_weights
 from lit_moss.codec.discriminators import DiscriminatorConfig, Discriminators, adversarial_losses
 from lit_moss.codec.spectral_losses import stft_loss
 from lit_moss.codec.trained_vocoder import MEL
-from lit_moss.codec.vocoder_net import VocoderConfig, VocoderNet, named_parameters_by_decay
+from lit_moss.codec.vocoder_net import VocoderConfig, VocoderNet
 from lit_moss.contracts import VocoderData, data_of, fingerprints_of, steps_done, waits_for_all_gradients
 from lit_moss.data.batches import VocoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.flow_decoder import DECIBELS
 from lit_moss.modules.steps import StepModule
+from lit_moss.optimizer_groups import decay_groups
 
 HOP = rates.DECODER_HOP_SAMPLES
 DISCRIMINATOR = "discriminator"
@@ -139,10 +140,8 @@ class Vocoder(StepModule):
         checkpoint["vocoder"] = {"net": asdict(self.net.config), "mel": MEL, "trained_on": trained_on}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = []
-        for name, params, decays in named_parameters_by_decay(self.net):
-            groups.append({"name": name, "params": params, "lr": self.lr, "base_lr": self.lr,
-                           "weight_decay": self.weight_decay if decays else 0.0})  # fmt: skip
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        groups = decay_groups("vocoder", trained, self.lr, self.weight_decay)
         if self.discriminators is not None:
             params, rate = list(self.discriminators.parameters()), self.discriminator_lr
             groups.append({"name": DISCRIMINATOR, "params": params, "lr": rate, "base_lr": rate,

@@ -95,7 +95,7 @@ def test_tokenizer(tmp_path, corpus):
         fit(tmp_path, noting(path, rates=False), *more)
     new = groups_at(tmp_path, 5)
     assert new["encoder"] == [3e-4, 0.05, [0.9, 0.98]]
-    assert new["head_vectors"] == [2e-3, 0.0, [0.9, 0.98]]
+    assert new["head.no_decay"] == [2e-3, 0.0, [0.9, 0.98]]
     assert len(tags_of(tmp_path)) == 3
 
 
@@ -127,7 +127,7 @@ def test_decoder(tmp_path, monkeypatch):
     words = ("--model.init_args.lr", "0.004", "--model.init_args.weight_decay", "0.5")
     fit(tmp_path, path, "--ckpt_path", "last", "--trainer.max_steps", "3", *words)
     new = groups_at(tmp_path, 2)
-    assert new == {"matrices": [4e-3, 0.5, [0.9, 0.98]], "vectors": [4e-3, 0.0, [0.9, 0.98]]}
+    assert new == {"flow": [4e-3, 0.5, [0.9, 0.98]], "flow.no_decay": [4e-3, 0.0, [0.9, 0.98]]}
     assert len(tags_of(tmp_path)) == 2
 
 

@@ -1,4 +1,4 @@
-"""The end of a run crashed where MLflow's client raised an error without a message, such as `TimeoutError()`."""
+"""The end of a run crashed where the client of MLflow raised an error without a message: `TimeoutError()`."""
 
 import pytest
 

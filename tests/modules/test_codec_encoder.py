@@ -111,8 +111,8 @@ def test_a_batch_without_a_readable_file_gives_a_loss_of_zero(module):
 def test_optimizer_groups_have_their_rates_and_all_trained_parameters_once(module):
     optimizer = module.configure_optimizers()
     rates = {g["name"]: (g["base_lr"], g["weight_decay"]) for g in optimizer.param_groups}
-    assert rates == {"encoder": (3e-4, 0.01), "encoder_vectors": (3e-4, 0.0), "head": (1e-3, 0.01),
-                     "head_vectors": (1e-3, 0.0)}  # fmt: skip
+    assert rates == {"encoder": (3e-4, 0.01), "encoder.no_decay": (3e-4, 0.0), "head": (1e-3, 0.01),
+                     "head.no_decay": (1e-3, 0.0)}  # fmt: skip
     held = [id(p) for g in optimizer.param_groups for p in g["params"]]
     assert sorted(held) == sorted(id(p) for p in module.parameters() if p.requires_grad)
 
