@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from callbacks import ExactResume, NonFiniteSteps, Progress, SkippedData
@@ -34,8 +35,13 @@ TRAINER_DEFAULTS = {
 
 
 def trainer_defaults() -> dict[str, Any]:
-    """Those options; `bf16-mixed` where this machine is faster with it, `32-true` elsewhere."""
-    return {**TRAINER_DEFAULTS, "precision": "bf16-mixed" if has_fast_bf16() else "32-true"}
+    """Those options; `bf16-mixed` where this machine is faster with it, `32-true` elsewhere.
+
+    The CPU beside an Apple GPU, which has no float64: validations sum in it, and no training was tried there.
+    """
+    accelerator = "cpu" if torch.backends.mps.is_available() else TRAINER_DEFAULTS["accelerator"]
+    precision = "bf16-mixed" if has_fast_bf16() else "32-true"
+    return {**TRAINER_DEFAULTS, "accelerator": accelerator, "precision": precision}
 
 
 # Target below `data.init_args` -> what it follows; only where the data class has that parameter.

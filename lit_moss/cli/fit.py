@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import os
 import warnings
 from pathlib import Path
@@ -22,6 +21,7 @@ from callbacks import Checkpoint, FirstValidation
 from lit_moss.cli.choose_run import Start, find_start, open_run
 from lit_moss.cli.defaults import arranged, completed, trainer_defaults
 from lit_moss.cli.errors import OneLineParser, one_line_errors
+from lit_moss.cli.fit_options import check_fit_options
 from lit_moss.cli.result_file import ResultFile
 from lit_moss.cli.signals import Interrupted, wait_for_step_ends, was_interrupted
 from lit_moss.cli.yaml_options import one_line
@@ -113,7 +113,7 @@ class MossCLI(LightningCLI):
             super().instantiate_classes()
 
     def _parse_ckpt_path(self) -> None:
-        """Sizes come from the YAML; a checkpoint does not override it silently."""
+        """Does nothing: a checkpoint's hyper-parameters do not override the YAML."""
 
     def before_instantiate_classes(self) -> None:
         self._verb = str(self.subcommand)
@@ -136,42 +136,7 @@ class MossCLI(LightningCLI):
         kwargs["plugins"] = [*_as_list(config.get("plugins")), AtomicCheckpointIO()]
         callbacks = arranged(_as_list(config.get("callbacks")), self._verb)
         if self._verb == "fit":
-            if config.get("max_epochs") is not None:
-                raise UserError(
-                    f"trainer.max_epochs is {config['max_epochs']}: runs are measured in steps (the data "
-                    "order has no end), set trainer.max_steps; the first line of a run says how many "
-                    "batches an epoch has"
-                )
-            if config.get("max_steps", -1) < 0:
-                raise UserError("trainer.max_steps is not set: give the number of optimizer steps")
-            for key in ("limit_train_batches", "overfit_batches"):
-                if config.get(key):
-                    raise UserError(
-                        f"trainer.{key} is {config[key]}, expected none: Lightning would take the same "
-                        "batches again and again; trainer.max_steps is the length of a run"
-                    )
-            if config.get("fast_dev_run"):
-                raise UserError(
-                    f"trainer.fast_dev_run is {config['fast_dev_run']}, expected false: it would leave a run "
-                    "without checkpoints; a short one has a small trainer.max_steps"
-                )
-            clip = config.get("gradient_clip_val")
-            if clip is not None and not (clip >= 0 and math.isfinite(clip)):
-                raise UserError(
-                    f"trainer.gradient_clip_val is {clip}, expected a number above 0, or null for no clipping"
-                )
-            every, steps = config.get("val_check_interval"), config.get("accumulate_grad_batches") or 1
-            if every is not None and not isinstance(every, int):
-                raise UserError(
-                    f"trainer.val_check_interval is {every}, expected a number of micro-batches: validations "
-                    "belong to steps, so that a resumed run has the same ones"
-                )
-            if every and every % steps:
-                raise UserError(
-                    f"trainer.val_check_interval is {every} micro-batches, expected a multiple of "
-                    f"trainer.accumulate_grad_batches, {steps}: a validation between two micro-batches of a "
-                    "step would save a best.ckpt without their gradients"
-                )
+            check_fit_options(config)
             kwargs |= {"max_epochs": -1, "check_val_every_n_epoch": None}
             first = isinstance(self.model, StepModule) and self.model.validates_first
             if first and self._get(self.config_init, "first_validation"):

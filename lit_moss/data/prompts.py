@@ -71,6 +71,8 @@ class PromptDataModule(LightningDataModule):
         reply_form: Literal["direct", "guided", "interleaved"] = "direct",
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size is {batch_size}, expected 1 or more")
         self.prompts, self.backbone, self.speech_tokenizer = list(prompts or []), backbone, speech_tokenizer
         self.log_mel = log_mel
         self.reply: Modality = reply

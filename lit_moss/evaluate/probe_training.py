@@ -28,6 +28,7 @@ from lit_moss.evaluate.judges import word_errors
 from lit_moss.files import atomic_write
 from lit_moss.llm import SplitLM
 from lit_moss.llm.backbone import load_text_tokenizer, row_format
+from lit_moss.llm.replies import reply_text
 from lit_moss.llm.rows import RowFormat, audio_vocab_for
 from lit_moss.modules.trunk_ctc import FRAMES_PER_CODE, TextLabels, TrunkCtcHead
 from lit_moss.schedule import rate_factor
@@ -191,7 +192,7 @@ class Probe:
             prompts = [self.prompt(utterances[i]) for i in batch]
             made = self.lm.generate(prompts, greedy=True, max_new_tokens=self.most_text_rows + 8)
             for i, rows in zip(batch, made, strict=True):
-                found[i] = self.texts.decode(self.lm.words(rows))
+                found[i] = self.texts.decode(reply_text(rows, self.lm.format))
         return found
 
     def word_error_rate(self, utterances: Sequence[Spoken]) -> float:

@@ -18,7 +18,7 @@ Shapes: B sequences, H heads, H_kv key-value heads, L rows, D width of a head.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_moss import cpu_attention
+from lit_moss.errors import UserError
 
 NAME = "lit_moss"
 Kind = Literal["auto", "segments", "mask", "varlen"]
@@ -67,6 +68,8 @@ class Segments:
         if kind == "auto":
             half = dtype in (torch.float16, torch.bfloat16)
             kind = "segments" if not document_ids_BL.is_cuda else "varlen" if half else "mask"
+        if kind not in get_args(Kind):
+            raise UserError(f"attention is {kind!r}, expected {', '.join(get_args(Kind))}")
         new_BL = starts(document_ids_BL)
         index_L = torch.arange(L, device=document_ids_BL.device)
         start_BL = torch.where(new_BL, index_L, 0).cummax(dim=1).values
@@ -210,8 +213,19 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
     offsets, longest = segments.offsets, segments.longest
     assert offsets is not None
     attend_flat: Any = varlen_attn
-    out = attend_flat(*flat, offsets, offsets, longest, longest, window_size=(-1, 0), scale=scale)
+    try:
+        out = attend_flat(*flat, offsets, offsets, longest, longest, window_size=(-1, 0), scale=scale)
+    except NotImplementedError as error:
+        raise no_varlen(q.device, q.dtype) from error
     return out.view(B, L, H, D)
+
+
+def no_varlen(device: torch.device, dtype: torch.dtype) -> UserError:
+    """The error for a device or a dtype that the kernel does not have."""
+    return UserError(
+        f"attention is varlen on {device.type} in {str(dtype).removeprefix('torch.')}: the kernel needs CUDA "
+        "and bfloat16 or float16, expected auto, segments or mask here"
+    )
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:

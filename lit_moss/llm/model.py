@@ -15,7 +15,7 @@ Shapes: B sequences, L rows, N target rows, D width, V ids of a head.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -342,10 +342,6 @@ class SplitLM(nn.Module):
     ) -> SplitLoss:
         """Cross-entropy of the next row, each head over its own targets alone; arguments as of `forward`."""
         return self(rows, document_ids, loss_mask, with_loss=True)
-
-    def words(self, rows: Sequence[int]) -> list[int]:
-        """The text ids among rows, without those that end a generation."""
-        return [row for row in rows if row < self.format.text_vocab_size and row not in self.stop_ids]
 
     def generate(self, rows: Any, modality: Modality | None = None, **options: Any) -> Any:
         """New rows after a prompt, see `lit_moss.llm.generate.generate`."""

@@ -21,6 +21,7 @@ from lit_moss.corpora.facts import has_answer
 from lit_moss.devices import has_fast_bf16, moved
 from lit_moss.errors import UserError
 from lit_moss.llm.backbone import load_text_tokenizer, resolve_backbone
+from lit_moss.llm.replies import reply_text
 from lit_moss.llm.sampling import Sampling
 from lit_moss.prepare import answer_checks as checks
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id
@@ -184,7 +185,7 @@ class SelfAnswerStage(Stage):
     def _judge(self, item: Item, messages: list[Item], rows: list[int], result: Result) -> None:
         """Adds the answer to the result's items, or to its rejections."""
         options, stopped = self.options, bool(rows) and rows[-1] in self._lm.stop_ids
-        answer = self._tokenizer.decode(self._lm.words(rows), skip_special_tokens=True).strip()
+        answer = self._tokenizer.decode(reply_text(rows, self._lm.format), skip_special_tokens=True).strip()
         if options.sentences and (begin := checks.first_sentences(answer, options.sentences)):
             answer, stopped = begin, True
         answered = item | {"messages": [*messages, {"role": "assistant", "content": answer}]}
