@@ -60,9 +60,11 @@ class Throughput(Callback):
         speech = batch.speech_rows
         self._speech += speech
         self._text += batch.real_rows - speech
-        self._flops += step_flops(
-            lm, batch.document_lengths(), *_targets(batch), getattr(pl_module, "layers_run", None)
-        )
+        lengths = batch.lengths
+        if not getattr(pl_module, "reset_attention", True):
+            lengths = (batch.document_ids_BL >= 0).sum(dim=1).tolist()
+        layers = getattr(pl_module, "layers_run", None)
+        self._flops += step_flops(lm, lengths, *_targets(batch), layers)
         self._batches += 1
         if self._batches < self.every_n_steps:
             return

@@ -11,6 +11,7 @@ from transformers import Qwen3Config
 
 from lit_moss.llm import SplitLM
 from lit_moss.llm.lora import Lora, add_adapters, is_adapter
+from lit_moss.llm.parts import named_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(
@@ -90,6 +91,58 @@ def test_the_vocoder_has_the_sizes_and_the_batch_that_its_head_states():
     data = conf["data"]["init_args"]
     assert round(data["batch_sec"] / data["crop_sec"]) == 16
     assert conf["name"] == "paper_vocoder"
+
+
+# Rows of an epoch of speech (stage1.yaml), and tokens of stage 2's text, as the cards of its parts state:
+# FineWeb-Edu, and Chinese FineWeb-Edu V2.1 with a score of 3 or more.
+SPEECH, TEXT = 150e9, 1.3e12 + 0.53e12 + 0.046e12
+
+
+@pytest.mark.parametrize(
+    ("stem", "speech", "text"),
+    [
+        ("stage1", 1, 0.0),
+        *(
+            (stem, 2, 0.1)
+            for stem in ("stage2_full", "stage2_shared", "stage2_layerwise", "nf", "nf_nosplit")
+        ),
+    ],
+)
+def test_steps_are_the_papers_epochs(stem, speech, text):
+    content = (ROOT / f"conf/paper/{stem}.yaml").read_text()
+    conf = yaml.safe_load(content)
+    data, trainer = conf["data"]["init_args"], conf["trainer"]
+    rows = data["context"] * data["batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"]
+    assert rows * trainer["max_steps"] == pytest.approx(speech * SPEECH + text * TEXT, rel=0.015)
+    assert f"{trainer['max_steps']:,} steps" in content
+    first, *others = data["epochs"]
+    assert speech / first == pytest.approx(text / others[-1] if text else speech)
+
+
+# Sizes of the backbones' configs.
+BACKBONES = {
+    "Qwen3-0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+                   "num_attention_heads": 16, "tie_word_embeddings": True},
+    "Qwen3-1.7B": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
+                   "num_attention_heads": 16, "tie_word_embeddings": True},
+    "Qwen3-8B": {"tie_word_embeddings": False},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+def test_what_fits_is_what_the_page_about_machines_says(name):
+    with torch.device("meta"):
+        lm = SplitLM.from_backbone(Qwen3Config(**QWEN3_8B | BACKBONES[name]), 4)
+    parts = {part: sum(p.numel() for _, p in named) for part, named in named_parts(lm).items()}
+    weights = sum(parts.values())
+    trained = sum(count for part, count in parts.items() if part.startswith("audio"))
+    sizes = [weights, 2 * (weights - trained) + 16 * trained, 16 * weights, 2 * weights]
+    page = (ROOT / "docs/machines.md").read_text()
+    row = re.search(rf"^\| {re.escape(name)} \|(.*)\|$", page, re.MULTILINE)
+    assert row is not None
+    stated = [float(cell.split()[0]) for cell in row[1].split("|")]
+    assert stated == pytest.approx([x / 1e9 for x in sizes], rel=0.05)
 
 
 def test_layerwise_total_exceeds_what_appendix_d_needs():

@@ -4,7 +4,7 @@
     12.5 codes/s --4--> 50 mel frames/s --480--> 24 kHz samples                               (decoder)
 
 So one code is 80 ms: 1280 samples at 16 kHz, 8 Whisper mel frames, 4 hidden frames, 1920 samples at 24 kHz.
-Source: arXiv:2510.00499 section 2.2 (12.5 Hz, single codebook).
+Source: arXiv:2510.00499, section 2.2 (single codebook) and table 3 (12.5 Hz).
 """
 
 TOKENIZER_RATE_HZ = 16_000

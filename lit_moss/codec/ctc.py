@@ -68,7 +68,7 @@ def ctc_loss(
     """Mean over the batch of -log p(labels) / len(labels), and which items fit: () and bool (B,).
 
     An item whose labels do not fit its frames has probability 0 and an infinite loss (Graves et al. 2006:
-    equation 6 sums over an empty set of paths): it is left out of the mean and reported as False. An empty
+    the sum over its paths is empty): it is left out of the mean and reported as False. An empty
     label list counts as a length of one.
 
     Args:

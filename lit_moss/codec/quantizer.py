@@ -2,8 +2,8 @@
 
 Shapes: S vectors, D width, K codebook entries. Under `torch.distributed` every rank passes its own vectors
 and all ranks end with the same codebook: sums are all-reduced, random choices are made on rank 0.
-Source: VQ-VAE's exponential-moving-average codebook (arXiv:1711.00937, appendix A.1), decay and restart rule
-of the GLM-4-Voice tokenizer.
+Source: VQ-VAE's exponential-moving-average codebook (arXiv:1711.00937, appendix A.1); decay and the rule of
+restarts are the GLM-4-Voice tokenizer's, with a threshold that is an argument here.
 """
 
 import torch

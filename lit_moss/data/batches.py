@@ -184,10 +184,6 @@ class TokenBatch:
         """Always empty: damaged documents are known before a run starts, see `TokenDataModule.skipped`."""
         return []
 
-    def document_lengths(self) -> list[int]:
-        """Rows of every document in the batch."""
-        return self.lengths
-
 
 class SizedIterable(Sized, Iterable[Any], Protocol):
     """Something with a length that can be iterated over."""

@@ -22,7 +22,6 @@ from lit_moss.data.interleave import (
     document_rng,
     ended,
     interleave,
-    join_words,
     read_chunks,
     shifted,
     space_between,
@@ -165,10 +164,8 @@ def _cut_chunks(u: Utterance, codes: int, rng: np.random.Generator) -> list[Time
     words = timed_words(u)
     with aligned(u):
         spans = chunk_words(words, codes, rng)
-    # Aligners drop case and punctuation; the transcript has them.
-    written = (u.text or "").split()
-    spelled = written if len(written) == len(words) else [w for w, _, _ in words]
-    return [TimedChunk(join_words(spelled[s.first : s.stop]), s.code_first, s.code_stop) for s in spans]
+    texts = spelled_chunks((u.text or "").strip(), [w for w, *_ in words], spans)
+    return [TimedChunk(text, s.code_first, s.code_stop) for s, text in zip(spans, texts, strict=True)]
 
 
 def _spans_by_turns(u: Utterance, codes: int, rng: np.random.Generator, spans: WordSpans) -> list[TimedChunk]:

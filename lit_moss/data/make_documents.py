@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Newer options, which change nothing by their defaults: documents made before them keep their names.
 _LATER = ("spans", "speech_text")
-_VERSION = 4  # of the rules that make documents; another one makes other documents
+_VERSION = 5  # of the rules that make documents; another one makes other documents
 CODES_OF_TEXT = 1024  # codebook size in the row format of documents without speech
 
 

@@ -289,6 +289,7 @@ class SplitLM(nn.Module):
         document_ids: Tensor | None = None,
         loss_mask: Tensor | None = None,
         with_loss: bool = False,
+        attention_ids: Tensor | None = None,
     ) -> Any:
         """Logits of the next row at every row, or the loss.
 
@@ -299,12 +300,15 @@ class SplitLM(nn.Module):
             loss_mask: bool (B, L), True where this row counts as a target; None: all do.
             with_loss: Return a `SplitLoss` rather than a `SplitOutput`. An argument and not a method of its
                 own, because sharded strategies gather weights when a module is called.
+            attention_ids: Integers (B, L), documents as attention and positions see them. None: the same.
         """
         if document_ids is not None:
             document_ids = document_ids.to(rows.device)
+        if attention_ids is not None:
+            attention_ids = attention_ids.to(rows.device)
         if loss_mask is not None:
             loss_mask = loss_mask.to(rows.device)
-        layout, h_BLD, kwargs = self._enter(rows, document_ids, loss_mask, with_loss)
+        layout, h_BLD, kwargs = self._enter(rows, document_ids, loss_mask, with_loss, attention_ids)
         if not with_loss or self.keep_hidden is None:
             h_BLD = self.trunk(h_BLD, **kwargs)
             return self._loss(h_BLD, rows, layout, kwargs) if with_loss else self._logits(h_BLD, kwargs)
@@ -320,14 +324,20 @@ class SplitLM(nn.Module):
         return self.trunk(h_BLD, stop=layers, **kwargs)
 
     def _enter(
-        self, rows: Tensor, document_ids: Tensor | None, loss_mask: Tensor | None, with_loss: bool
+        self,
+        rows: Tensor,
+        document_ids: Tensor | None,
+        loss_mask: Tensor | None,
+        with_loss: bool,
+        attention_ids: Tensor | None = None,
     ) -> tuple[Layout, Tensor, dict[str, Any]]:
         """Layout, embeddings (B, L, D), and what the layers take beside them."""
         layout = Layout.of(rows, self.format.text_vocab_size, document_ids, loss_mask, with_loss)
-        self.check_context(layout.longest)
-        segments = None
-        if document_ids is not None:
-            dtype = self._compute_dtype(rows.device)
+        self.check_context(layout.longest if attention_ids is None else rows.shape[1])
+        segments, dtype = None, self._compute_dtype(rows.device)
+        if attention_ids is not None:
+            segments = Segments.of(attention_ids, self.attention, dtype)
+        elif document_ids is not None:
             segments = Segments.of(document_ids, self.attention, dtype, layout.borders)
         h_BLD = self.embed(rows)
         positions = (
@@ -338,10 +348,14 @@ class SplitLM(nn.Module):
         return layout, h_BLD, {"segments": segments, "rope": self.rotary(h_BLD, position_ids=positions)}
 
     def loss(
-        self, rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor | None = None
+        self,
+        rows: Tensor,
+        document_ids: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        attention_ids: Tensor | None = None,
     ) -> SplitLoss:
         """Cross-entropy of the next row, each head over its own targets alone; arguments as of `forward`."""
-        return self(rows, document_ids, loss_mask, with_loss=True)
+        return self(rows, document_ids, loss_mask, with_loss=True, attention_ids=attention_ids)
 
     def generate(self, rows: Any, modality: Modality | None = None, **options: Any) -> Any:
         """New rows after a prompt, see `lit_moss.llm.generate.generate`."""

@@ -27,6 +27,7 @@ from lit_moss.llm.heldout import HeldOut
 from lit_moss.llm.init_codes import InitCodes
 from lit_moss.llm.listening import Listening
 from lit_moss.llm.lora import Lora, add_adapters, check_resumed, check_trained, merge_adapters, merged
+from lit_moss.llm.losses import SplitLoss
 from lit_moss.llm.metrics import LossSums, batch_metrics
 from lit_moss.llm.parts import LORA, PARTS, Parts, named_parts, optimizer_groups
 from lit_moss.llm.replies import reply_codes, reply_text, split_reply
@@ -72,6 +73,8 @@ class SplitLLM(StepModule):
         distill: Distillation of text from the backbone as it was, on the text before a document's first
             speech or reply (replayed text, written questions, sentences to be read out). None: off.
         attention: Kernel for packed rows: auto, segments, mask or varlen.
+        reset_attention: Attention and positions begin again at each packed document. False: a sequence is
+            read as one; the first row of a document is no target either way. Not with `align` and `distill`.
         activation_checkpointing: Recompute layers in the backward; less memory, a third more time.
         compile: torch.compile of every layer.
         dtype: Of the weights: float32 (with `trainer.precision: bf16-mixed`) or bfloat16 (with bf16-true).
@@ -108,6 +111,7 @@ class SplitLLM(StepModule):
         align: TrunkAlign | None = None,
         distill: TextDistill | None = None,
         attention: Literal["auto", "segments", "mask", "varlen"] = "auto",
+        reset_attention: bool = True,
         activation_checkpointing: bool = False,
         compile: bool = False,
         dtype: Literal["float32", "bfloat16"] = "float32",
@@ -128,6 +132,11 @@ class SplitLLM(StepModule):
             raise UserError("model.align with model.joint: expected a model with a split (joint: false)")
         if distill is not None and joint:
             raise UserError("model.distill with model.joint: expected a model with a split (joint: false)")
+        if not reset_attention and (align is not None or distill is not None):
+            raise UserError(
+                "model.reset_attention false with model.align or distill, which read the same text without "
+                "the documents before it: expected reset_attention true, or align and distill null"
+            )
         weights = (text_weight, speech_weight)
         if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
             raise UserError(
@@ -142,6 +151,7 @@ class SplitLLM(StepModule):
         self.betas: tuple[float, float] = (betas[0], betas[1])  # a list in YAML
         self.weights = {"text": text_weight, "speech": speech_weight}
         self.attention: Literal["auto", "segments", "mask", "varlen"] = attention
+        self.reset_attention = reset_attention
         self.activation_checkpointing, self.compiled = activation_checkpointing, compile
         self.weights_dtype = _DTYPES[dtype]
         self.frozen_dtype = None if frozen_dtype is None else _DTYPES[frozen_dtype]
@@ -299,7 +309,7 @@ class SplitLLM(StepModule):
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         if self._added.is_alone:
             return self._alignment_step(batch)
-        loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
+        loss = self._loss(batch)
         # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
         self.log("step", self.on_device(self.global_step + 1))
         # A batch that does not state its targets makes the host ask the device.
@@ -320,6 +330,11 @@ class SplitLLM(StepModule):
         for name, value in added.logged.items():
             self.log(f"train/{name}", value if isinstance(value, Tensor) else self.on_device(value))
         return self._window.weighted(self.trainer, batch_idx, total, count, sum(targets.values()))
+
+    def _loss(self, batch: TokenBatch) -> SplitLoss:
+        ids_BL = batch.document_ids_BL
+        attention_ids_BL = None if self.reset_attention else ids_BL.clamp_max(0)  # -1, filler, stays apart
+        return self.lm.loss(batch.rows_BL, ids_BL, batch.loss_mask_BL, attention_ids_BL)
 
     def _alignment_step(self, batch: TokenBatch) -> Tensor:
         losses = self._added.alone(self.lm, batch)
@@ -344,7 +359,7 @@ class SplitLLM(StepModule):
         if self._added.is_alone:
             self._added.validate(self.lm, batch, None)
             return
-        loss = self.lm.loss(batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
+        loss = self._loss(batch)
         self._sums.add(loss)
         self._added.validate(self.lm, batch, loss)
 

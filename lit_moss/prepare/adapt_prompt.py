@@ -1,6 +1,7 @@
 """Instructions to a language model that makes text speakable, and the form of its answer.
 
-The rules are those of appendix A of the paper (arXiv:2510.00499), in our own words.
+The rules are those of appendix A of the paper (arXiv:2510.00499), in our own words. One differs: formulas
+become words, not LaTeX, which the voices of this project cannot read.
 """
 
 import json

@@ -49,7 +49,8 @@ class FilterOptions:
         threads: Threads of a worker's ASR.
         compute_type: int8, float32; on CUDA also float16, int8_float16.
         max_wer: Word errors (in Chinese: character errors) over words from which on a sound is dropped.
-        min_edits: Fewer errors are forgiven, unless every word is wrong: one of three words is 0.33.
+        min_edits: Fewer errors are forgiven, unless every word is wrong: one of three words is 0.33. The
+            paper (3.2.1) forgives none: 1.
         fastest: Most letters or Chinese characters a second, by language.
         slowest: Fewest of them; with less, the sound holds something else as well.
         slack_sec: Added to the longest time of a text.

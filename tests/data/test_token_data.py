@@ -151,7 +151,7 @@ def test_counts_of_a_batch(tmp_path):
     assert len(batch) == 1
     assert (batch.real_rows, batch.speech_rows, batch.lengths) == (8, 3, [5, 3])
     assert batch.audio_sec == pytest.approx(3 * 0.08)
-    assert batch.document_lengths() == [5, 3]
+    assert batch.lengths == [5, 3]
     assert batch.skipped == []
     assert batch.rows_BL[0, 8:].tolist() == [7, 7]
 
@@ -159,7 +159,7 @@ def test_counts_of_a_batch(tmp_path):
 def test_lengths_are_counted_where_they_are_not_given():
     ids = torch.tensor([[0, 0, 1, -1], [-1, -1, -1, -1], [0, 1, 1, 2]], dtype=torch.int32)
     batch = TokenBatch(torch.zeros(3, 4, dtype=torch.long), ids, ids >= 0, [], 0)
-    assert batch.document_lengths() == [2, 1, 1, 2, 1]
+    assert batch.lengths == [2, 1, 1, 2, 1]
     assert batch.real_rows == 7
 
 

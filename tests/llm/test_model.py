@@ -115,6 +115,24 @@ def test_invariant_3_another_document_a_leaves_document_b_untouched_to_the_bit(p
     assert not torch.equal(outs[0].text_logits[:, :17], outs[1].text_logits[:, :17])
 
 
+@pytest.mark.parametrize("kernel", ["segments", "mask"])
+def test_one_attention_document_reads_a_sequence_as_one_and_keeps_the_targets(pair, kernel):
+    lm = SplitLM.from_backbone(pair[0], 2, 40).eval()
+    lm.attention = kernel
+    lengths = [17, 25]
+    rows, ids = packed(lm, lengths)
+    with torch.no_grad():
+        as_one = lm.loss(rows, ids, attention_ids=torch.zeros_like(ids))
+        whole, apart = lm.loss(rows), lm.loss(rows, ids)
+    last = sum(lengths) - 1
+    assert int(as_one.text_count + as_one.speech_count) == last - 1  # the second document's first row is none
+    counted = torch.ones(sum(lengths), dtype=torch.bool)
+    counted[17] = False
+    torch.testing.assert_close(as_one.nll_BL[0, counted], whole.nll_BL[0, counted])
+    torch.testing.assert_close(as_one.nll_BL[0, :17], apart.nll_BL[0, :17])
+    assert (as_one.nll_BL[0, 18:] - apart.nll_BL[0, 18:]).abs().max() > 1e-3
+
+
 def test_batched_packs_equal_each_alone(pair):
     lm = SplitLM.from_backbone(pair[0], 2, 40).eval()
     one, two = packed(lm, [5, 20, 7], 1), packed(lm, [16, 16], 2)

@@ -7,7 +7,10 @@ import torch
 from lm_recipe import backbone_folder, lm_recipe
 from recording import assert_equal, checkpoints, curves, fit, seen
 
+from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
+from lit_moss.modules import SplitLLM
+from lit_moss.modules.text_distill import TextDistill
 
 UNFREEZE = {"class_path": "callbacks.ReverseUnfreeze", "init_args": {"k": 4, "w": 3, "total_steps": 20}}
 STAGES = {
@@ -199,3 +202,20 @@ def test_mistakes_are_one_clear_line(tmp_path, capsys, options, part):
     last = capsys.readouterr().err.splitlines()[-1]
     assert part in last
     assert last.startswith("error: ")
+
+
+@pytest.mark.nightly
+def test_attention_that_is_not_reset_sees_the_documents_before(tmp_path):
+    values = {}
+    for name, reset in (("apart", True), ("as_one", False)):
+        options = {"stages": [{"policy": "full"}], "reset_attention": reset, "lr": 0.0}
+        fit(tmp_path / name, lm_recipe(tmp_path / name, 3, **options))
+        values[name] = curves(tmp_path / name)
+    first = {name: found["train/loss"][0][1] for name, found in values.items()}
+    assert first["apart"] != first["as_one"] == pytest.approx(first["apart"], rel=0.05)
+    assert values["apart"]["val/loss"] != values["as_one"]["val/loss"]
+
+
+def test_attention_that_is_not_reset_excludes_what_reads_documents_alone():
+    with pytest.raises(UserError, match="reset_attention false with"):
+        SplitLLM(reset_attention=False, distill=TextDistill())
