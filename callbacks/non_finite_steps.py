@@ -129,8 +129,7 @@ class NonFiniteSteps(Callback):
         if trainer._logger_connector.should_update_logs or cheap_to_read(self._counts.device):
             self._read(trainer)
 
-    # --- counts on the host
-    # ----------------------------------------------------------------------------------
+    # --- counts on the host ---------------------------------------------------------------------------------
 
     def _read(self, trainer: Trainer) -> None:
         """Reads the counts from the device, reports new ones, and stops the run if `stop_after` is

@@ -44,8 +44,7 @@ class OrderedDataModule(LightningDataModule, ABC):
         self.next_batch = first_batch
         self.skipped: dict[str, str] = {}
 
-    # --- properties of the items, defined by subclasses
-    # ---------------------------------------------------------------
+    # --- properties of the items, defined by subclasses -----------------------------------------------------
 
     @property
     @abstractmethod

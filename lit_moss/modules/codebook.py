@@ -90,8 +90,7 @@ class CodebookModule(StepModule, ABC):
         """Stores the frames of a micro-batch and their codes for the next update."""
         self._frames.append((x_SD.detach(), codes_S))
 
-    # --- initialisation
-    # ----------------------------------------------------------------------------------------------
+    # --- initialisation -------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: SpeechBatch, batch_idx: int) -> None:
         if not self.quantizing and self.global_step >= self.codebook_schedule.start_step:
