@@ -6,7 +6,7 @@ another, both without an error: part of the audio would then be paired with the 
 | container | what is compared |
 |---|---|
 | WAV, RF64, AIFF, CAF, AU | the stated size of the samples must equal the number of bytes that follow |
-| W64, NIST | as above, but more bytes may follow: libsndfile reads them, too |
+| W64, NIST | as above, but libsndfile also reads data beyond the stated size |
 | OGG (Vorbis, Opus) | the last page of each stream is complete and marked as the last; no page is missing |
 | MP3 | all frames are complete, and as many as the Xing, Info or VBRI header states |
 | FLAC | one stream, with no frames beyond its samples; missing frames are found by decoding, see `io` |

@@ -1,5 +1,4 @@
-"""The interface of all streams: pieces of the input are pushed, and the part of the output that is known is
-returned.
+"""The interface of all streams: push pieces of the input, get the part of the output that is known.
 
     stream.push(piece) -> the output that is now known         any number of times; pieces of any length
     stream.flush()     -> the remaining output                 once, after the last piece
