@@ -1,4 +1,4 @@
-"""Lightning callbacks of lit_moss, written `callbacks.NAME` in YAML."""
+"""Lightning callbacks of lit_moss, referred to in YAML as `callbacks.NAME`."""
 
 from callbacks.checkpoint import Checkpoint
 from callbacks.decoder_report import DecoderReport

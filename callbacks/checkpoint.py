@@ -1,4 +1,4 @@
-"""When checkpoints are written."""
+"""Decides when checkpoints are written."""
 
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,21 @@ from lit_moss.runs.checkpoints import LAST, STEP, seal_folder, step_of
 
 
 class Checkpoint(ModelCheckpoint):
-    """Keeps the newest checkpoints of a run, or its best one: Lightning's `ModelCheckpoint` with two changes.
+    """Keeps the newest checkpoints of a run, or the best one: Lightning's `ModelCheckpoint` with two changes.
 
-    A checkpoint due at a step that is also validated is written after the validation; written before it, a
-    resume would skip that validation and leave a gap in the curves. File names are plain:
+    A checkpoint due at a step with a validation is written after the validation; if it were written before, a
+    resumed run would skip that validation and leave a gap in the curves. File names have fixed forms:
     `step-0000400.ckpt`, `best.ckpt`.
 
     A run that ends between two checkpoints also writes `last.ckpt`, from which `--ckpt_path last` continues.
     The next stage (`model.init_from`) still starts from the last checkpoint written every n steps.
 
     Args:
-        every_n_steps: Optimizer steps between two checkpoints, for resuming; 0 writes none, nor `last.ckpt`.
-        keep: Number of newest checkpoints to keep, beside the one that a start resumes from; -1 keeps all.
-        monitor: Metric whose best checkpoint is kept as `best.ckpt`, compared after each validation; None
-            writes none. A callback of its own, without `every_n_steps`.
-        mode: Whether the `min` or `max` of it is best.
+        every_n_steps: Optimizer steps between checkpoints for resuming; 0: none, and no `last.ckpt`.
+        keep: Number of newest checkpoints to keep, besides the one that this start resumed from; -1: all.
+        monitor: Metric whose best checkpoint is kept as `best.ckpt`, compared after each validation. None: no
+            `best.ckpt`. Requires a separate callback without `every_n_steps`.
+        mode: Whether the smallest (`min`) or the largest (`max`) value is best.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Checkpoint(ModelCheckpoint):
         self.is_best, self._deferred = best, False
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """A score that is not finite is never the best, nor is a module that cannot be used yet."""
+        """Ignores non-finite scores, and modules that are not usable yet."""
         if self.is_best:
             finite = current is not None and bool(torch.isfinite(current))
-            if not trainer.strategy.reduce_boolean_decision(finite):  # a score may be each rank's own
+            if not trainer.strategy.reduce_boolean_decision(finite):  # the score may differ between ranks
                 return False
             module = trainer.lightning_module
             if isinstance(module, StepModule) and not module.is_usable:
@@ -74,7 +74,7 @@ class Checkpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         folder = Path(filepath)
-        if folder.is_dir():  # shards: all ranks have to be done
+        if folder.is_dir():  # with shards all ranks have to be done
             trainer.strategy.barrier()
             if trainer.is_global_zero:
                 (folder / STEP).write_text(f"{trainer.global_step}\n")
@@ -85,9 +85,9 @@ class Checkpoint(ModelCheckpoint):
             self._remove_older(trainer, folder)
 
     def _remove_older(self, trainer: Trainer, newest: Path) -> None:
-        """Leaves `keep` states up to the newest one, and the one that this start resumed from.
+        """Keeps the `keep` newest checkpoints, and the one that this start resumed from.
 
-        Lightning keeps those of all earlier starts, removes at most one at a time, and its list is empty
+        Lightning keeps those of all earlier starts, removes at most one at a time, and has an empty list
         after a resume with another `every_n_steps`.
         """
         if self.save_top_k < 1:
@@ -100,9 +100,10 @@ class Checkpoint(ModelCheckpoint):
                 trainer.strategy.remove_checkpoint(path)
 
     def _save_end(self, trainer: Trainer) -> None:
-        """Writes the state in which a run ends, whatever ends it: its length, an early stop, a time limit.
+        """Writes the final state of a run, for any reason that it ends: its length, early stopping, a time
+        limit.
 
-        Not in `on_train_end`: by then averaged weights have overwritten the current ones.
+        Not in `on_train_end`, when averaged weights have already replaced the current ones.
         """
         ends = trainer.should_stop or trainer.global_step >= trainer.max_steps >= 0
         if (
@@ -113,7 +114,7 @@ class Checkpoint(ModelCheckpoint):
         ):
             assert self.dirpath is not None  # set when training starts
             last = Path(self.dirpath) / LAST
-            if trainer.is_global_zero and last.is_dir():  # an earlier end; shards are not replaced as a whole
+            if trainer.is_global_zero and last.is_dir():  # an earlier end; shards are not replaced
                 trainer.strategy.remove_checkpoint(last)
             trainer.strategy.barrier()
             self._save_checkpoint(trainer, str(last))
@@ -121,8 +122,8 @@ class Checkpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Finds the files of a moved or copied run by their names in its folder.
 
-        Lightning forgets scores and files when the folder's path has changed, and would then overwrite a
-        better `best.ckpt`.
+        If the path of the folder has changed, Lightning discards scores and file names, and would then
+        overwrite a better `best.ckpt`.
         """
         old, new = state_dict.get("dirpath"), self.dirpath
         if old and new and old != new:
@@ -151,7 +152,7 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.fit_loop._should_accumulate():
-            return  # a checkpoint between two micro-batches would lose the gradients accumulated so far
+            return  # a checkpoint between micro-batches would lose the accumulated gradients
         loop = trainer.fit_loop.epoch_loop
         fetcher = trainer.fit_loop._data_fetcher
         if not self.is_best and fetcher is not None and loop._should_check_val_fx(fetcher):
@@ -161,14 +162,16 @@ class Checkpoint(ModelCheckpoint):
             self._save_end(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """On SIGTERM, which clusters send before they stop a job, writes the current state: no step is lost.
+        """On SIGTERM, which clusters send before they stop a job, writes the current state, so that no step
+        is lost.
 
-        It is raised after a whole step (see `lit_moss.cli.signals`), or between two batches of a validation,
-        during which averaged weights replace the current ones. The exception then has `is_saved`.
+        SIGTERM is raised after a complete step (see `lit_moss.cli.signals`), or between two batches of a
+        validation, in which averaged weights replace the current ones. The exception then gets the attribute
+        `is_saved`.
         """
         if not isinstance(exception, SIGTERMException) or self.is_best or not self._every_n_train_steps:
             return
-        if trainer.fit_loop._should_accumulate():  # a trainer of another program: gradients would be lost
+        if trainer.fit_loop._should_accumulate():  # with another program's trainer: gradients would be lost
             return
         if trainer.global_step > self._last_global_step_saved:
             callbacks = callbacks_of(trainer) if trainer.validating else []

@@ -1,4 +1,4 @@
-"""Pictures and sounds of a decoder run, after each validation."""
+"""Pictures and audio of a decoder run, logged after each validation."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DecoderReport(Callback):
-    """Logs to MLflow mels generated from codes below the true ones, and both as sound (Griffin-Lim)."""
+    """Logs generated and true mels, and the audio of both (by Griffin-Lim), to MLflow."""
 
     def __init__(self) -> None:
         self._truth_is_logged = False
@@ -37,7 +37,7 @@ class DecoderReport(Callback):
             return
         tracker.log_figure(mels(examples), f"pictures/mel_{step:07d}.png")
         vocoder = GriffinLim()
-        used: set[str] = set()  # files of several folders may share an id
+        used: set[str] = set()  # files of different folders may share an id
         names = [unique_name(file_name(example.id), used) for example in examples]
         for name, example in zip(names, examples, strict=True):
             wave_T = vocoder(example.made_MT[None])[0]
@@ -50,7 +50,7 @@ class DecoderReport(Callback):
 
 
 def mels(examples: "list[Resynthesis]"):  # noqa: ANN201 - matplotlib figure
-    """The true mel above the generated one, one column a clip."""
+    """Figure of the true mels above the generated ones, with one column per clip."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(examples), 5), layout="constrained")

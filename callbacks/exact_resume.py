@@ -1,5 +1,4 @@
-"""What a checkpoint must hold beyond Lightning's own content, so that a resumed run equals, to the bit, one
-that was never interrupted."""
+"""Additional content of checkpoints that makes a resumed run equal, bit for bit, to an uninterrupted one."""
 
 import random
 from collections.abc import Iterable
@@ -17,20 +16,21 @@ from lit_moss.errors import UserError
 from lit_moss.optimizer_groups import NO_DECAY, part_of
 from lit_moss.runs.tracking import Tracker
 
-# What a configuration says of a group of parameters; the rate itself, `lr`, follows from it by the step.
+# Settings of a parameter group that the configuration determines; `lr` is computed from them at each step.
 _SETTINGS = ("base_lr", "weight_decay", "betas", "eps")
 
 
 class ExactResume(Callback):
-    """Adds the random state of every rank, the batches consumed, and the MLflow run id to each checkpoint.
+    """Adds the random state of every rank, the number of consumed batches, and the MLflow run id to
+    checkpoints.
 
     The random state is restored at the start of training, after everything that draws random numbers during
     set-up. With another number of ranks the data order still continues exactly (it is a function, see
     `BatchOrder`), but random states cannot be redistributed: each rank is then seeded from the first rank's
     state, with a warning.
 
-    Learning rates, weight decay and betas follow the configuration that a run is resumed with. Without this
-    the restored optimizer state would keep the old values while MLflow records the new ones.
+    Learning rates, weight decay and betas are those of the configuration with which a run is resumed.
+    Otherwise the restored optimizer state would keep the old values, while MLflow records the new ones.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class ExactResume(Callback):
         self._saved: list[tuple[str, int]] = []  # name and number of parameters of the checkpoint's groups
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The optimizer's state is restored after this hook.
+        # The optimizer state is restored after this hook.
         own = _names(_groups(trainer))
         if self._saved and self._saved != own:
             here, there = ({n.removesuffix(NO_DECAY): 0 for n, _ in names} for names in (own, self._saved))
@@ -61,8 +61,9 @@ class ExactResume(Callback):
             dist.all_gather_object(states, _random_state())
         tracker = trainer.logger if isinstance(trainer.logger, Tracker) else None
         if tracker is not None:
-            # Lightning logs this step's metrics after the callbacks have run. A kill in between would lose
-            # them, because a resume begins at the next step. The tracker drops the second copy.
+            # Lightning logs this step's metrics after the callbacks have run. If the process is killed in
+            # between, they would be lost, because a resumed run starts at the next step. The tracker drops
+            # duplicates.
             connector = trainer._logger_connector
             in_a_step = connector._first_loop_iter is not None
             if trainer.training and in_a_step and connector.should_update_logs:
@@ -75,7 +76,7 @@ class ExactResume(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._restored = checkpoint.get("random_states")
-        # Sharded strategies keep the optimizer's state elsewhere.
+        # Sharded strategies store the optimizer state elsewhere.
         self._saved = [entry for state in checkpoint.get("optimizer_states") or () if isinstance(state, dict)
                        for entry in _names(state.get("param_groups", ()))]  # fmt: skip
 
@@ -98,10 +99,11 @@ class ExactResume(Callback):
         self._restored = None
 
     def apply_settings(self, trainer: Trainer) -> None:
-        """Sets the groups of a resumed run to what the configuration says; a second call changes nothing."""
+        """Sets the parameter groups of a resumed run to the configured values; calling it again has no
+        effect."""
         changed: dict[str, None] = {}
         for group, settings in zip(_groups(trainer), self._settings, strict=True):
-            # A rate without `base_lr` is the optimizer's own, unless a scheduler of Lightning's moves it.
+            # Without `base_lr`, the optimizer's own rate is used, unless a Lightning scheduler changes it.
             own_rate = "base_lr" not in settings and not trainer.lr_scheduler_configs
             for key in (*_SETTINGS, "lr") if own_rate else _SETTINGS:
                 if key in settings and key in group and group[key] != settings[key]:
@@ -131,7 +133,7 @@ def _names(groups: Iterable[dict[str, Any]]) -> list[tuple[str, int]]:
 
 
 def _random_state() -> dict[str, Any]:
-    """State of all generators in plain types, which `torch.load(weights_only=True)` accepts."""
+    """State of all random generators in plain types, which `torch.load(weights_only=True)` accepts."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     version, numbers, gauss_next = random.getstate()
     return {

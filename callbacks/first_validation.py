@@ -12,21 +12,20 @@ from lit_moss.contracts import StoppingCallback, callbacks_of
 
 
 class FirstValidation(Callback):
-    """Runs a whole validation at step 0; a resumed run does not repeat it.
+    """Runs a complete validation at step 0; a resumed run does not repeat it.
 
-    It is an ordinary validation: metrics are logged at step 0, and all hooks of a validation are called. The
-    rest of the run is the same to the bit as without it: random states, the counters of Lightning's loops and
-    its checkpoints do not change. Callbacks that end a run early do not see it, since no training has been
-    done that they could judge.
+    It is an ordinary validation: metrics are logged at step 0, and all validation hooks are called. The rest
+    of the run is bit-identical to a run without it: random states, counters of Lightning's loops and
+    checkpoints do not change. Callbacks that end a run early ignore it, since nothing has been trained yet.
     """
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not in `on_train_start`: the callbacks that come later in the list would not be ready yet.
+        # Not in `on_train_start`: callbacks later in the list would not be ready yet.
         loop = trainer.fit_loop.epoch_loop.val_loop
         if trainer.global_step or loop.restarting or not trainer.enable_validation:
             return
         with _without_stopping(trainer), isolate_rng():
-            trainer.validating = True  # as Lightning does for a validation between two steps
+            trainer.validating = True  # as in Lightning's validations between steps
             loop.run()
             trainer.training = True
         _reset_progress(loop)  # as after Lightning's sanity check

@@ -1,17 +1,18 @@
-"""Which parameters train at a step: the rules of all callbacks together, and how they are applied.
+"""Which parameters are trained at a step, given the rules of all callbacks, and how freezing is applied.
 
 A rule is a callback with `trained(parts, step)` and `ever_trained(parts)`, both pure functions that return
-parameters' names; several rules intersect. Parts come from the module (`parts()`: part -> named parameters).
+parameter names; several rules are intersected. Parts come from the module (`parts()`: part -> named
+parameters).
 
-  one process   without DDP: `requires_grad` follows the rules: a frozen matrix gets no gradient
-  DDP, FSDP2    the reducer must know from the start what will train later, so only parameters that never
-                train have `requires_grad` off; gradients of the other frozen ones are dropped before clipping
-                and before the optimizer's step
-  DeepSpeed     its optimizer owns flat pieces of whole groups: gradients of frozen parameters are set to 0 as
-                they arrive, the group's learning rate is 0, and Adam's step counter is reset when the group
-                starts to train. A part can only be frozen temporarily as a whole
+  one process   without DDP: `requires_grad` follows the rules, so a frozen matrix gets no gradient
+  DDP, FSDP2    the reducer must know at the start what will be trained later, so `requires_grad` is off only
+                for parameters that are never trained; gradients of other frozen parameters are dropped before
+                clipping and the optimizer step
+  DeepSpeed     its optimizer holds flat pieces of whole groups: gradients of frozen parameters are set to 0
+                as they arrive, the learning rate of the group is 0, and Adam's step counter is reset when the
+                group starts to train. A part can only be frozen temporarily as a whole
 
-In all three cases a frozen parameter does not change at all, and the others change as in one process
+In all three cases a frozen parameter does not change at all, and the others change as in a single process
 (tests/callbacks/test_sharded.py).
 """
 
@@ -25,7 +26,7 @@ from lit_moss.contracts import all_names, freezing_rules, parts_of, waits_for_al
 from lit_moss.errors import UserError
 from lit_moss.optimizer_groups import part_of
 
-# DeepSpeed: parameter with a hook on its gradient -> whether it is frozen now.
+# DeepSpeed: parameter with a gradient hook -> whether it is currently frozen.
 _is_frozen = WeakIdKeyDictionary()
 
 
@@ -39,7 +40,7 @@ def trained_names(trainer: Trainer, module: LightningModule, step: int) -> set[s
 
 
 def apply_freezing(trainer: Trainer, module: LightningModule, trained: set[str]) -> None:
-    """Freezes everything but `trained`, in the way of the strategy.
+    """Freezes everything except `trained`, in the way that the strategy requires.
 
     A group's `frozen` flag says whether every parameter in it is frozen.
     """
@@ -65,7 +66,7 @@ def apply_freezing(trainer: Trainer, module: LightningModule, trained: set[str])
 
 
 def _zero_frozen_gradients(part: str, named: list[tuple[str, torch.nn.Parameter]], trained: set[str]) -> None:
-    """DeepSpeed: gradients of frozen parameters become 0 before they are summed, clipped or used."""
+    """DeepSpeed: sets gradients of frozen parameters to 0 before they are reduced, clipped or used."""
     trainable = [(name, p) for name, p in named if p.requires_grad]
     if len({name in trained for name, _ in trainable}) > 1:
         raise UserError(
@@ -86,7 +87,7 @@ def _hook_of(p: torch.nn.Parameter) -> Any:
 
 
 def _reset_step_counter(optimizer: Any, number: int) -> None:
-    """Adam's bias correction starts when a group starts to train, as without DeepSpeed."""
+    """Starts Adam's bias correction when a group starts to train, as without DeepSpeed."""
     inner = optimizer.optimizer
     flat = inner.param_groups[number]["params"]  # ZeRO-1, 2
     if "sub_group_to_group_id" in vars(optimizer):  # ZeRO-3
@@ -99,9 +100,9 @@ def _reset_step_counter(optimizer: Any, number: int) -> None:
 
 
 def drop_gradients(module: LightningModule, trained: set[str]) -> None:
-    """Called before the optimizer's step.
+    """Drops the gradients of frozen parameters; called before the optimizer step.
 
-    AdamW does not change a parameter without gradient, nor its moments, and applies no decay to it.
+    AdamW changes neither a parameter without gradient nor its moments, and applies no weight decay to it.
     """
     for named in parts_of(module).values():
         for name, p in named:

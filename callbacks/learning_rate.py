@@ -18,8 +18,8 @@ from lit_moss.schedule import rate_factor
 class Schedule(Callback, ABC):
     """Learning rates as a function of the step; the length, `total_steps`, is saved in checkpoints.
 
-    A run resumed with a greater `trainer.max_steps` keeps the length that it began with, so its rate stays
-    at the lowest. To stretch the schedule, which makes the rate jump, give `total_steps`.
+    A run resumed with a larger `trainer.max_steps` keeps its original length, so its rate stays at the
+    minimum. To stretch the schedule, which makes the rate jump, set `total_steps`.
     """
 
     total_steps: int | None
@@ -28,7 +28,7 @@ class Schedule(Callback, ABC):
 
     @abstractmethod
     def rate(self, step: int, group: dict[str, Any]) -> float:
-        """Rate of a parameter group at a step."""
+        """Learning rate of a parameter group at a step."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"total_steps": self._total}
@@ -46,16 +46,16 @@ class Schedule(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._begun_with is None:  # not resumed
             return
-        for callback in callbacks_of(trainer):  # a changed base rate, which may be applied only after this
+        for callback in callbacks_of(trainer):  # a changed base rate, which others may apply only later
             if isinstance(callback, ResumeSettings):
                 callback.apply_settings(trainer)
-        if self.total_steps is None:  # where states are restored after `on_fit_start` (DeepSpeed), only now
+        if self.total_steps is None:  # states may be restored after `on_fit_start` (DeepSpeed)
             self._total = self._begun_with
         name, step, last = type(self).__name__, trainer.global_step, trainer.max_steps
         group = max(trainer.optimizers[0].param_groups, key=lambda group: group.get("base_lr", 0.0))
         if self._total != self._begun_with:
             now, before = self.rate(step, group), None
-            with contextlib.suppress(UserError):  # other options may have changed with it
+            with contextlib.suppress(UserError):  # other options may have changed, too
                 before = self._rate_of(self._begun_with, step, group)
             if before not in (None, now):
                 rank_zero_warn(
@@ -73,7 +73,7 @@ class Schedule(Callback, ABC):
                 )
 
     def _rate_of(self, total: int, step: int, group: dict[str, Any]) -> float:
-        """Rate at a step if the schedule had another length."""
+        """Learning rate at a step, for a schedule of length `total`."""
         own, self._total = self._total, total
         try:
             return self.rate(step, group)
@@ -82,18 +82,18 @@ class Schedule(Callback, ABC):
 
 
 class LearningRateSchedule(Schedule):
-    """Sets every parameter group's rate before each step.
+    """Sets the learning rate of every parameter group before each step.
 
-    The rate is the group's base rate times a factor: linear warm-up, then the curve of `kind`.
+    The rate is the group's base rate times a factor: linear warm-up, then a curve given by `kind`.
 
     Args:
-        warmup_steps: Optimizer steps of the linear rise.
-        total_steps: Step at which the floor is reached; None takes `trainer.max_steps`, and in a resumed run
-            the length that it began with.
-        floor: Rate at the end, as a share of the base rate.
-        kind: `cosine`, `linear` or `constant` after the warm-up.
-        groups: Pattern of parts -> further factor, e.g. {"audio_*": 2.0, "trunk": 0.5}; `trunk` stands for
-            all its layers, `trunk.3` for one. A pattern without a match is an error.
+        warmup_steps: Number of optimizer steps of the linear warm-up.
+        total_steps: Step at which the minimum is reached. None: `trainer.max_steps`, or in a resumed run the
+            length that it started with.
+        floor: Minimum rate at the end, as a fraction of the base rate.
+        kind: Curve after the warm-up: `cosine`, `linear` or `constant`.
+        groups: Pattern of parts -> additional factor, e.g. {"audio_*": 2.0, "trunk": 0.5}. `trunk` means all
+            its layers, `trunk.3` one of them. A pattern without a match is an error.
     """
 
     def __init__(
@@ -130,12 +130,12 @@ class LearningRateSchedule(Schedule):
                 )
 
     def rate(self, step: int, group: dict[str, Any]) -> float:
-        """Rate of a parameter group at a step."""
+        """Learning rate of a parameter group at a step."""
         factor = rate_factor(self.kind, step, self.warmup_steps, self._total, self.floor)
         for pattern, further in self.groups.items():
             if _fits(group, pattern):
                 factor *= further
-        # `base_lr` and not `lr`: a resumed optimizer comes back with the rate of its last step in `lr`.
+        # `base_lr`, not `lr`: in a resumed optimizer, `lr` is the rate of its last step.
         return group["base_lr"] * factor
 
     def on_train_batch_start(
@@ -145,9 +145,10 @@ class LearningRateSchedule(Schedule):
 
 
 def set_rates(trainer: Trainer) -> None:
-    """Sets every group's rate: 0 while all of it is frozen, else the schedule's, else its base rate.
+    """Sets the learning rate of every group: 0 if all of it is frozen, otherwise that of the schedule or its
+    base rate.
 
-    Callbacks that freeze or unfreeze call it too, so that the order of the callbacks does not matter.
+    Callbacks that freeze or unfreeze also call it, so that the order of callbacks does not matter.
     """
     schedule = rate_schedule(trainer)
     for group in trainer.optimizers[0].param_groups:
@@ -160,9 +161,9 @@ def set_rates(trainer: Trainer) -> None:
 
 
 def _fits(group: dict[str, Any], pattern: str) -> bool:
-    """A pattern fits a group by its part (`trunk.3`) or the part's head (`trunk`).
+    """Whether a pattern matches a group's part (`trunk.3`) or the first component of it (`trunk`).
 
-    Norms go with their matrices.
+    Norms belong to the same part as their matrices.
     """
     part = part_of(group)
     return fnmatchcase(part, pattern) or fnmatchcase(part.split(".")[0], pattern)

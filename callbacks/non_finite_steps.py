@@ -1,4 +1,4 @@
-"""A step whose loss or gradients are not finite changes nothing; several in a row end the training."""
+"""Skips steps with a non-finite loss or gradient, and ends training after several in a row."""
 
 import sys
 from functools import partial
@@ -18,38 +18,39 @@ from lit_moss.modules.steps import StepModule, total_norm
 
 
 class NonFiniteSteps(Callback):
-    """Skips optimizer steps with a NaN or infinite loss or gradient, and steps without a target.
+    """Skips optimizer steps with a NaN or infinite loss or gradient, and steps without targets.
 
-    A skipped step leaves parameters, moments, averaged weights and the tokenizer's codebook as they are, to
-    the bit, on every rank. It still counts as a step of the run: rates and data are functions of the step's
-    number. `train/skipped_steps` counts those that were not finite; `stop_after` of them in a row end the run
-    in one line. A checkpoint with weights that are not finite is refused before it is written.
+    A skipped step leaves parameters, moments, averaged weights and the tokenizer's codebook unchanged, bit
+    for bit, on every rank. It still counts as a step of the run, since rates and data are functions of the
+    step number. `train/skipped_steps` counts the non-finite steps; `stop_after` of them in a row end the run
+    with a one-line error. A checkpoint with non-finite weights is never written.
 
     Where the decision is made:
 
-      fused AdamW     on the device, by the flag that gradient scalers use; the host reads the counts where
-                      metrics are logged, at validations and at checkpoints. After the last of `stop_after`
-                      steps in a row all later ones are skipped, so nothing is lost until the host reads it
-      other AdamW     on the host: gradients are dropped, and AdamW leaves a parameter without gradient alone.
-                      On a CPU that costs nothing, elsewhere one transfer a step
-      DeepSpeed       its own check of the gradients' norm skips the step; here its steps are only counted
+      fused AdamW     on the device, by the flag that gradient scalers use; the host reads the counts when
+                      metrics are logged, at validations and at checkpoints. After `stop_after` steps in a row
+                      all later steps are skipped, so nothing is lost until the host reads the counts
+      other AdamW     on the host: gradients are dropped, and AdamW does not change parameters without
+                      gradient. On a CPU this is free, on other devices it takes one transfer per step
+      DeepSpeed       its own check of the gradient norm skips the step; the steps are only counted here
 
-    float16's gradient scaler starts with scales that are too large on purpose: an infinite gradient under a
-    finite loss is skipped and counted, but does not count towards `stop_after` while the scale is above 1.
+    The gradient scaler of float16 deliberately starts with scales that are too large: an infinite gradient
+    with a finite loss is skipped and counted, but does not count towards `stop_after` while the scale is
+    above 1.
 
     Args:
-        stop_after: Steps in a row that end the run.
+        stop_after: Number of consecutive non-finite steps that ends the run.
     """
 
     def __init__(self, stop_after: int = 3) -> None:
         if stop_after < 1:
             raise UserError(f"NonFiniteSteps got stop_after {stop_after}, expected 1 or more")
         self.stop_after = stop_after
-        self.skipped = self.empty = 0  # as far as the host knows
+        self.skipped = self.empty = 0  # as known on the host
         self._in_row = 0
-        self._counts: Tensor | None = None  # skipped, in a row, empty; int64 (3,), on the device
+        self._counts: Tensor | None = None  # skipped, consecutive, empty; int64 (3,), on the device
         self._loss_bad: Tensor | None = None  # of any micro-batch since the last step
-        self._pending: tuple[Tensor, Tensor] | None = None  # DeepSpeed: counted once it has looked itself
+        self._pending: tuple[Tensor, Tensor] | None = None  # DeepSpeed: counted after its own check
         self._last: tuple[Any, list[str]] = None, []  # loss, names of the documents or utterances
 
     # --- one step -------------------------------------------------------------------------------------------
@@ -61,11 +62,11 @@ class NonFiniteSteps(Callback):
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if trainer.fit_loop._should_accumulate():
-            return  # DeepSpeed comes here with every micro-batch
+            return  # DeepSpeed calls this for every micro-batch
         module = _step_module(pl_module)
         device, deepspeed = module.device, _deepspeed(trainer)
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # Also infinite where finite gradients overflow their own norm: Adam squares them.
+        # Also infinite if finite gradients overflow in the norm: Adam squares them.
         norm = None if deepspeed or not params else total_norm(params)
         loss_bad = torch.zeros((), dtype=torch.bool, device=device)
         loss_bad = loss_bad if self._loss_bad is None else self._loss_bad
@@ -93,7 +94,7 @@ class NonFiniteSteps(Callback):
                 p.grad = None
 
     def _count(self, loss_bad: Tensor, gradient_bad: Tensor, empty: Tensor, scale: Tensor | None) -> Tensor:
-        """Whether the step is skipped, bool (); the counts follow, on the device."""
+        """Whether to skip the step, bool (); updates the counts on the device."""
         if self._counts is None:
             self._counts = torch.tensor([self.skipped, self._in_row, self.empty]).to(
                 loss_bad.device, non_blocking=True
@@ -102,7 +103,7 @@ class NonFiniteSteps(Callback):
         stopped = in_row >= self.stop_after
         bad = loss_bad | gradient_bad
         counts = bad if scale is None else loss_bad | (gradient_bad & (scale <= 1))
-        # A step without targets, or one that only looks for a scale, neither adds to the row nor ends it.
+        # A step without targets, or one that only searches for a scale, neither extends nor ends the row.
         row = torch.where(counts, in_row + 1, torch.where(bad | empty, in_row, 0))
         self._counts = torch.stack(
             [skipped + bad.long(), torch.where(stopped, in_row, row), without + (empty & ~bad).long()]
@@ -116,7 +117,7 @@ class NonFiniteSteps(Callback):
             return
         if self._pending is not None:
             (loss_bad, empty), self._pending = self._pending, None
-            zero: Any = trainer.optimizers[0]  # DeepSpeed's own; only its float16 optimizers have a scale
+            zero: Any = trainer.optimizers[0]  # DeepSpeed's; only its float16 optimizers have a scale
             overflow = torch.full_like(loss_bad, bool(getattr(zero, "overflow", False)))
             scale = torch.full((), float(getattr(zero, "loss_scale", 1.0)), device=loss_bad.device)
             self._count(loss_bad, overflow, empty, scale)
@@ -128,10 +129,11 @@ class NonFiniteSteps(Callback):
         if trainer._logger_connector.should_update_logs or cheap_to_read(self._counts.device):
             self._read(trainer)
 
-    # --- what the host reads --------------------------------------------------------------------------------
+    # --- counts on the host ---------------------------------------------------------------------------------
 
     def _read(self, trainer: Trainer) -> None:
-        """Reads the device's counts, reports new ones, and stops the run where `stop_after` is reached."""
+        """Reads the counts from the device, reports new ones, and stops the run if `stop_after` is
+        reached."""
         if self._counts is None:
             return
         before = self.skipped, self.empty
@@ -183,7 +185,7 @@ class NonFiniteSteps(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self._in_row, self.empty = (state_dict[k] for k in ("skipped", "in_row", "empty"))
-        if self._in_row >= self.stop_after:  # saved before the host had read it; what is resumed may go on
+        if self._in_row >= self.stop_after:  # saved before the host read it; a resumed run may continue
             self._in_row = 0
 
     @torch.no_grad()
@@ -206,7 +208,7 @@ class NonFiniteSteps(Callback):
 
 
 def cheap_to_read(device: torch.device) -> bool:
-    """Whether reading a value does not make the host wait for queued work."""
+    """Whether a value can be read without making the host wait for queued work."""
     return device.type == "cpu"
 
 
@@ -223,13 +225,13 @@ def _deepspeed(trainer: Trainer) -> bool:
 
 
 def _scale(trainer: Trainer) -> Tensor | None:
-    """float16's factor on the loss, where there is one."""
+    """The loss scale of float16, or None."""
     plugin = trainer.precision_plugin
     return plugin.scaler._scale if isinstance(plugin, MixedPrecision) and plugin.scaler is not None else None
 
 
 def _not_finite(named: dict[str, Any]) -> str:
-    """Name of the first tensor that is not finite, or nothing; reads the device once."""
+    """Name of the first non-finite tensor, or ""; reads the device once."""
     local = {k: v.to_local() if isinstance(v, DTensor) else v for k, v in named.items()}
     local = {k: v.detach() for k, v in local.items()
              if isinstance(v, Tensor) and v.is_floating_point() and v.numel() and not v.is_meta}  # fmt: skip
@@ -242,12 +244,12 @@ def _not_finite(named: dict[str, Any]) -> str:
 
 
 def _keep_equal(average: Any, mean: Tensor, value: Tensor, steps: Any) -> Tensor:
-    """The new mean; where a value is the mean already it stays so to the bit, as frozen weights have to."""
+    """The new mean; a value equal to the mean leaves it unchanged bit for bit, as frozen weights require."""
     return torch.where(mean == value, mean, average(mean, value, steps).to(mean.dtype))
 
 
 def _average(average: Any, update: Any, module: LightningModule) -> None:
-    """`AveragedModel.update_parameters` that skips with the step."""
+    """`AveragedModel.update_parameters`, but it does nothing in a skipped step."""
     skip = _step_module(module).skip_step
     if isinstance(skip, bool):
         if not skip:

@@ -13,13 +13,13 @@ from lit_moss.contracts import Batch, steps_done
 
 
 class Progress(ProgressBar):
-    """A bar on a terminal; elsewhere a line every `every_n_sec` seconds, so that logs stay readable.
+    """A progress bar on a terminal; otherwise a line every `every_n_sec` seconds, so that logs stay readable.
 
-    Also logs `train/audio_sec_per_sec`: audio seconds of all ranks per second of wall time, without
+    Also logs `train/audio_sec_per_sec`: seconds of audio on all ranks per second of wall time, excluding
     validation.
 
     Args:
-        every_n_sec: Seconds between two lines where there is no terminal.
+        every_n_sec: Seconds between lines if the output is not a terminal.
     """
 
     def __init__(self, every_n_sec: float = 10.0) -> None:
@@ -28,10 +28,10 @@ class Progress(ProgressBar):
         self._enabled = True
         self._bar: tqdm | None = None
         self._audio_sec = self._train_sec = 0.0
-        self._since: float | None = None  # None until training starts: a validation of its own is not timed
+        self._since: float | None = None  # None until training starts: a separate validation is not timed
 
     def disable(self) -> None:
-        """Called by Lightning on every rank but the first."""
+        """Called by Lightning on all ranks except the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -73,7 +73,7 @@ class Progress(ProgressBar):
         assert self._since is not None  # set at the start of training
         seconds = self._train_sec + time.monotonic() - self._since
         speed = self._audio_sec / max(seconds, 1e-9)
-        # Filled in on the device: `log` of a float copies it there and waits.
+        # Created on the device: `log` of a float would copy it there and wait.
         pl_module.log(
             "train/audio_sec_per_sec", torch.full((), speed, device=pl_module.device), rank_zero_only=True
         )
@@ -94,7 +94,7 @@ class Progress(ProgressBar):
                   file=sys.stderr, flush=True)  # fmt: skip
 
     def _shown(self, trainer: Trainer, pl_module: LightningModule, speed: float) -> dict[str, Any]:
-        """Metrics of the bar; reading them waits for the device, so not at every step."""
+        """Metrics of the bar; reading them waits for the device, so they are not read at every step."""
         shown = {
             k.removeprefix("train/"): f"{v:.4g}" if isinstance(v, float) else v
             for k, v in self.get_metrics(trainer, pl_module).items()

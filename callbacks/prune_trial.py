@@ -1,4 +1,5 @@
-"""Ends a run of a sweep early where its trial does worse than the others; the command line adds it."""
+"""Ends a run of a sweep early if its trial performs worse than the others; the command line adds the
+callback."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,8 @@ from lit_moss.sweep.trial import PrunableTrial
 class PruneTrial(PyTorchLightningPruningCallback):
     """Optuna's callback for Lightning, in the process of the run.
 
-    It differs in two ways: values are reported by optimizer step (its epochs are not ours), and a pruned run
-    ends as a finished one does, with a checkpoint and a record, instead of by an exception.
+    There are two differences: values are reported per optimizer step instead of per epoch, and a pruned run
+    ends like a finished one, with a checkpoint and a record, instead of with an exception.
 
     Args:
         trial: The trial, its metric and the pruner.
@@ -29,7 +30,7 @@ class PruneTrial(PyTorchLightningPruningCallback):
         study = optuna.load_study(
             study_name=trial.study,
             storage=open_storage(storage, trial.heartbeat_sec),
-            sampler=optuna.samplers.RandomSampler(),  # draws nothing here
+            sampler=optuna.samplers.RandomSampler(),  # not used for sampling
             pruner=make(trial.pruner, BasePruner, "pruner"),
         )
         own = next(t for t in study.get_trials(deepcopy=False) if t.number == trial.trial)

@@ -1,4 +1,5 @@
-"""Layer-wise unfreezing of the trunk in reverse order, with its own rate for every layer (FP-Layerwise)."""
+"""Layer-wise unfreezing of the trunk in reverse order, with separate learning rates per layer
+(FP-Layerwise)."""
 
 from typing import Any, Literal
 
@@ -17,17 +18,17 @@ class ReverseUnfreeze(Schedule):
 
     Source: appendix D of arXiv:2510.00499.
 
-    It sets the rates of all groups, so it takes the place of `LearningRateSchedule`. Other parts (embeddings,
-    tails, norms, heads) start at their peak at step 0.
+    It sets the rates of all groups, so it replaces `LearningRateSchedule`. Other parts (embeddings, tails,
+    norms, heads) start at their peak rate at step 0.
 
     Args:
-        k: Steps between two layers.
-        w: Steps of a layer's warm-up.
-        total_steps: T, the step at which all layers have reached their lowest rate; None takes
-            `trainer.max_steps`, and in a resumed run the length that it began with.
-        eta_max: Peak rate of the trunk's layers; None takes the model's `lr`.
-        floor: r, lowest rate as a share of the peak.
-        others: Schedule of the other parts: `cosine` from the peak to the floor at T, or `constant`.
+        k: Number of steps between the unfreezing of two layers.
+        w: Number of warm-up steps of a layer.
+        total_steps: Step T at which all layers have reached their minimum rate. None: `trainer.max_steps`, or
+            in a resumed run the length that it started with.
+        eta_max: Peak rate of the trunk layers. None: the model's `lr`.
+        floor: Minimum rate r, as a fraction of the peak.
+        others: Schedule of the other parts: `cosine` from the peak to the minimum at T, or `constant`.
     """
 
     def __init__(
@@ -57,20 +58,20 @@ class ReverseUnfreeze(Schedule):
         self._layers = _layers(parts_of(pl_module))
         if not self._layers:
             raise UserError("ReverseUnfreeze has no trunk layers to unfreeze: the split leaves none")
-        self._rate(0, 0, 1.0)  # refuses a T that is too short
+        self._rate(0, 0, 1.0)  # raises an error if T is too short
 
     def trained(self, parts: Parts, step: int) -> set[str]:
-        """Everything but the layers that are still frozen at the step."""
+        """Everything except the layers that are still frozen at the step."""
         layers = _layers(parts)
         frozen = {f"trunk.{i}" for i in range(layers) if step < (layers - 1 - i) * self.k}
         return all_names(parts) - {name for part in frozen for name, _ in parts[part]}
 
     def ever_trained(self, parts: Parts) -> set[str]:
-        """Everything."""
+        """All parameters."""
         return all_names(parts)
 
     def rate(self, step: int, group: dict[str, Any]) -> float:
-        """Rate of a parameter group at a step."""
+        """Learning rate of a parameter group at a step."""
         part = part_of(group)
         if part.startswith("trunk."):
             peak = group["base_lr"] if self.eta_max is None else self.eta_max

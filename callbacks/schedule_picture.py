@@ -12,7 +12,7 @@ from lit_moss.runs.tracking import Tracker
 
 
 class SchedulePicture(Callback):
-    """Draws the rates of the whole run into MLflow at its start: they are functions of the step.
+    """At the start of a run, logs a figure of all learning rates to MLflow: they are functions of the step.
 
     Args:
         points: Number of steps at which the curves are evaluated.
@@ -30,7 +30,7 @@ class SchedulePicture(Callback):
         trainer.logger.log_figure(self.figure(trainer, pl_module, schedule), "learning_rates.png")
 
     def figure(self, trainer: Trainer, module: LightningModule, schedule: RateSchedule) -> Any:
-        """The figure: one line a group, trunk layers coloured from first to last."""
+        """The figure: one line per group, with trunk layers coloured from first to last."""
         import matplotlib
 
         matplotlib.use("Agg")

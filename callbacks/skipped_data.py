@@ -1,4 +1,4 @@
-"""Items that cannot be read do not end a run, but are counted, named and limited."""
+"""Unreadable items do not end a run, but are counted, reported by name, and limited in number."""
 
 import sys
 from typing import Any
@@ -12,14 +12,14 @@ from lit_moss.runs.tracking import Tracker
 
 
 class SkippedData(Callback):
-    """Counts and names utterances that could not be read, logs `data/skipped`, stops above a share.
+    """Counts and reports unreadable utterances, logs `data/skipped`, and stops the run above a fraction.
 
-    Each utterance counts once. Ranks exchange what they have skipped at each validation and at the end; the
-    share is the data module's `max_bad_share`. Other data than ours is left alone.
+    Each utterance is counted once. Ranks exchange what they have skipped at each validation and at the end;
+    the limit is the data module's `max_bad_share`. Data modules of other classes are ignored.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._refuse_too_many(trainer)  # of what could not be read at setup, alike on all ranks
+        self._refuse_too_many(trainer)  # data that was unreadable at set-up, the same on all ranks
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,7 +50,7 @@ class SkippedData(Callback):
             tracker.log_table({"utterance": list(skipped), "reason": list(skipped.values())}, "skipped.json")
 
     def _note(self, trainer: Trainer, batch: Any) -> bool:
-        """Records what a batch skipped, each item once; returns whether there was anything new."""
+        """Records the items that a batch skipped, once each; returns whether any of them is new."""
         skipped = _skipped(trainer)
         before = len(skipped)
         for line in batch.skipped if isinstance(batch, Batch) else ():
@@ -83,7 +83,7 @@ class SkippedData(Callback):
         if data is None:
             return
         skipped, total = data.skipped, data.utterances
-        # A single bad file never stops a run, however small the corpus.
+        # A single bad file never stops a run, even with a small corpus.
         if len(skipped) > max(1, data.max_bad_share * total):
             names = "; ".join(list(skipped.values())[:5])
             raise UserError(

@@ -1,4 +1,4 @@
-"""What of the model trains in which stage of a run."""
+"""Which parts of the model are trained in each stage of a run."""
 
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,30 +12,31 @@ from lit_moss.contracts import Parts, all_names, parts_of, total_parameters, wai
 from lit_moss.errors import UserError
 from lit_moss.runs.tracking import Tracker
 
-# Policy -> what it trains; the paper's section 3.1.2 and its ablation (table 7).
+# Policy -> parts that it trains; see the paper's section 3.1.2 and its ablation (table 7).
 POLICIES = {
     "stage1": ["audio_*"],
     "full": ["*"],
     "shared": ["trunk", "audio_*"],
     "layerwise": ["*"],  # with callbacks.ReverseUnfreeze, which keeps trunk layers frozen
-    "lora": ["lora_*"],  # adapters of model.lora alone
-    "listening": ["audio_embedding"],  # and the first `layers` of the trunk, for model.align
+    "lora": ["lora_*"],  # only the adapters of model.lora
+    "listening": ["audio_embedding"],  # plus the first `layers` of the trunk, for model.align
 }
 
 
 class StagedFreezing(Callback):
-    """Freezes and unfreezes parts of the model by the optimizer step, and logs a table of what trains.
+    """Freezes and unfreezes parts of the model by optimizer step, and logs a table of what is trained.
 
     Parts: text_embedding, trunk (trunk.0, trunk.1, …), text_tail, text_norm, text_head, audio_embedding,
-    audio_tail, audio_norm, audio_head; with `model.lora` also lora_trunk, lora_text_tail and lora_audio_tail,
-    its adapters. To train more than adapters, list it: `train: ["lora_*", audio_embedding, "*_norm"]`.
+    audio_tail, audio_norm, audio_head; with `model.lora` also its adapters lora_trunk, lora_text_tail and
+    lora_audio_tail. To train other parts besides adapters, list them: `train: ["lora_*", audio_embedding,
+    "*_norm"]`.
 
     Args:
-        stages: In order, each with `policy` (stage1, full, shared, layerwise, lora, listening) or `train` (a
-            list of patterns of parts or parameter names, `*` stands for anything), optionally `freeze`
-            (patterns to freeze among them), and `until_step` (the step at which the next one begins; the
-            last has none). The policy `listening` also says how many `layers` of the trunk train, from the
-            first. A pattern without a match is an error.
+        stages: List of stages, in order, each with `policy` (stage1, full, shared, layerwise, lora,
+            listening) or `train` (a list of patterns of parts or parameter names, where `*` matches
+            anything), optionally `freeze` (patterns to freeze among them), and `until_step` (the step at
+            which the next stage begins; none for the last). The policy `listening` also needs `layers`, the
+            number of trunk layers to train, counted from the first. A pattern without a match is an error.
     """
 
     def __init__(self, stages: list[dict[str, Any]]) -> None:
@@ -48,11 +49,11 @@ class StagedFreezing(Callback):
         self._trained: set[str] | None = None
 
     def stage_at(self, step: int) -> int:
-        """Index of the stage of a step."""
+        """Index of the stage at a step."""
         return sum(step >= s["until_step"] for s in self.stages[:-1])
 
     def trained(self, parts: Parts, step: int) -> set[str]:
-        """Names of the parameters that this rule lets train at a step."""
+        """Names of the parameters that this rule trains at a step."""
         stage = self.stages[self.stage_at(step)]
         return _matches(stage["train"], parts) - _matches(stage["freeze"], parts)
 
@@ -91,7 +92,7 @@ class StagedFreezing(Callback):
             trainer.logger.log_text(text + "\n", f"freezing/step-{trainer.global_step:07d}.txt")
             step = trainer.global_step
             if step and trained_names(trainer, module, step - 1) == trained:
-                return  # resumed inside a stage: its beginning is logged already
+                return  # resumed within a stage, whose beginning is already logged
             count = total_parameters((n, p) for named in parts.values() for n, p in named if n in trained)
             trainer.logger.log_metrics({"train/trainable_parameters": float(count)}, step)
 
@@ -100,7 +101,8 @@ class StagedFreezing(Callback):
             drop_gradients(pl_module, self._trained)
 
     def table(self, parts: Parts, trained: set[str], step: int) -> str:
-        """Part, parameters, trainable ones; neighbouring trunk layers of the same state are one line."""
+        """Table of parts with their total and trainable parameters; consecutive trunk layers in the same
+        state share a line."""
         lines: list[tuple[str, int, int]] = []
         for part, named in parts.items():
             count, free = total_parameters(named), total_parameters((n, p) for n, p in named if n in trained)
@@ -161,7 +163,7 @@ def _checked(stage: Any, i: int, count: int) -> dict[str, Any]:
 
 
 def _matches(patterns: list[str], parts: Parts) -> set[str]:
-    """Parameters whose part, part's head (trunk for trunk.3) or own name fits a pattern."""
+    """Parameters whose part, first component of the part (trunk for trunk.3) or name matches a pattern."""
     found: set[str] = set()
     for pattern in patterns:
         hits = {
@@ -175,7 +177,7 @@ def _matches(patterns: list[str], parts: Parts) -> set[str]:
                 f"StagedFreezing trains {pattern}, but the model has no such adapters: give "
                 "model.init_args.lora, such as {rank: 16, alpha: 32}"
             )
-        # A model without a split has no audio parts; the policies still hold.
+        # A model without a split has no audio parts; the policies are still valid.
         if not hits and pattern not in ("audio_*", "trunk"):
             raise UserError(
                 f"StagedFreezing's pattern {pattern!r} fits nothing, expected one of the parts "

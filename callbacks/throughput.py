@@ -1,4 +1,4 @@
-"""How fast a language model trains: rows a second by modality, model FLOPs, utilisation, memory."""
+"""Training speed of a language model: rows per second by modality, model FLOPs, utilisation, memory."""
 
 import resource
 import time
@@ -11,21 +11,22 @@ from lit_moss.data.batches import TokenBatch
 from lit_moss.errors import UserError
 from lit_moss.llm.flops import step_flops
 
-# Dense bf16 peak of one device in TFLOP/s, from the makers' data sheets.
+# Dense bf16 peak of one device in TFLOP/s, from the manufacturers' data sheets.
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
 
 
 class Throughput(Callback):
-    """Logs `train/rows_per_sec`, text and speech apart, `train/tflops`, `train/mfu` and `train/memory_gib`.
+    """Logs `train/rows_per_sec`, also for text and speech, `train/tflops`, `train/mfu` and
+    `train/memory_gib`.
 
-    Model FLOPs count 4 a weight and row for frozen matrices, 6 for trained ones, and the pairs that attention
-    really has (see `lit_moss.llm.flops`). Validation is left out of the time. Filler rows do not count. Rows
-    are those of all ranks, FLOPs and utilisation those of one device.
+    Model FLOPs count 4 per weight and row for frozen matrices, 6 for trained ones, and the pairs that
+    attention actually computes (see `lit_moss.llm.flops`). Validation time and filler rows are excluded. Rows
+    are those of all ranks; FLOPs and utilisation are per device.
 
     Args:
-        every_n_steps: Micro-batches an average is taken over.
-        peak_tflops: Peak of one device for the utilisation; None takes the data sheet's of known GPUs, and
-            leaves the utilisation out elsewhere.
+        every_n_steps: Number of micro-batches over which to average.
+        peak_tflops: Peak of one device in TFLOP/s, for the utilisation. None: that of the data sheet for
+            known GPUs; on other devices no utilisation is logged.
     """
 
     def __init__(self, every_n_steps: int = 10, peak_tflops: float | None = None) -> None:
@@ -45,12 +46,12 @@ class Throughput(Callback):
         self._since, self._text, self._speech, self._flops, self._batches = time.monotonic(), 0, 0, 0, 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if pl_module.device.type == "cuda":  # steps that are queued belong to the training
+        if pl_module.device.type == "cuda":  # queued steps belong to the training
             torch.cuda.synchronize(pl_module.device)
         self._paused = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not reset: with validations more often than `every_n_steps` nothing would ever be logged.
+        # Not reset: with validations more often than `every_n_steps`, nothing would ever be logged.
         self._since += time.monotonic() - self._paused
 
     def on_train_batch_end(
@@ -83,9 +84,9 @@ class Throughput(Callback):
 
 
 def _targets(batch: TokenBatch) -> tuple[int, int]:
-    """Targets of the text head and of the speech head."""
+    """Number of targets of the text head and of the speech head."""
     text, speech = batch.text_targets, batch.speech_targets
-    if text is None or speech is None:  # counted here, which waits for the device, and split by rows
+    if text is None or speech is None:  # counted here, which waits for the device
         targets = int(batch.loss_mask_BL.sum())
         speech = targets * batch.speech_rows // max(1, batch.real_rows)
         text = targets - speech
@@ -93,7 +94,7 @@ def _targets(batch: TokenBatch) -> tuple[int, int]:
 
 
 def memory_gib() -> float:
-    """Peak memory of this process: of the GPU where there is one, else resident."""
+    """Peak memory of this process, in GiB: of the GPU if there is one, otherwise resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,4 @@
-"""Pictures, sounds and transcripts of a tokenizer run, after each validation."""
+"""Pictures, audio and transcripts of a tokenizer run, logged after each validation."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TokenizerReport(Callback):
-    """Logs to MLflow transcripts, log-mels with their codes, how often each code is used, and the audio."""
+    """Logs to MLflow: transcripts, log-mels with their codes, code frequencies, and audio."""
 
     def __init__(self) -> None:
         self._audio_is_logged = False
@@ -57,22 +57,24 @@ class TokenizerReport(Callback):
             tracker.log_figure(codebook_use(model.val_use_K.cpu()), f"pictures/codebook_{step:07d}.png")
         if not self._audio_is_logged:
             self._audio_is_logged = True
-            names: set[str] = set()  # files of several folders may share an id
+            names: set[str] = set()  # files of different folders may share an id
             for e in examples:
                 name = unique_name(file_name(e.id), names)
                 tracker.log_audio(e.wave_T, rates.TOKENIZER_RATE_HZ, f"audio/{name}.wav")
 
 
 def _fingerprint(run: Path, encoder: CausalEncoder) -> str:
-    """Of the tokenizer that the run's name opens: the best checkpoint, else the weights at the end."""
+    """Fingerprint of the tokenizer that the run's name opens: the best checkpoint, otherwise the final
+    weights."""
     try:
         return speech_tokenizer_fingerprint(str(run.absolute() / "checkpoints" / "best.ckpt"))
-    except UserError:  # no validation, or none since the codebook was built
+    except UserError:  # no validation since the codebook was initialised
         return fingerprint(encoder)
 
 
 def spectrogram_with_codes(example):  # noqa: ANN001, ANN201 - matplotlib figure
-    """Log-mel of one utterance over its codes: one colour a code, the number in it where there is room."""
+    """Log-mel of one utterance with its codes below: one colour per code, with its number if there is
+    room."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -112,7 +114,7 @@ def spectrogram_with_codes(example):  # noqa: ANN001, ANN201 - matplotlib figure
 
 
 def codebook_use(count_K):  # noqa: ANN001, ANN201 - matplotlib figure
-    """How often each code was used, most frequent first, on a logarithmic scale."""
+    """Frequency of each code, most frequent first, on a logarithmic scale."""
     from matplotlib.figure import Figure
 
     ranked = count_K.sort(descending=True).values

@@ -1,4 +1,4 @@
-"""Pictures and sounds of a vocoder run, after each validation."""
+"""Pictures and audio of a vocoder run, logged after each validation."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +17,8 @@ _WINDOW, _HOP = 1024, 256
 
 
 class VocoderReport(Callback):
-    """Logs to MLflow clips vocoded from their mels: spectrograms below the true ones, and both as sound."""
+    """Logs to MLflow clips vocoded from their mels: spectrograms of recording and vocoder, and the audio of
+    both."""
 
     def __init__(self) -> None:
         self._truth_is_logged = False
@@ -41,7 +42,7 @@ class VocoderReport(Callback):
         if not examples:
             return
         tracker.log_figure(spectrograms(examples), f"pictures/spectrogram_{step:07d}.png")
-        used: set[str] = set()  # files of several folders may share an id
+        used: set[str] = set()  # files of different folders may share an id
         names = [unique_name(file_name(example.id), used) for example in examples]
         for name, example in zip(names, examples, strict=True):
             made_L = example.made_L.clamp(-0.99, 0.99)
@@ -52,7 +53,7 @@ class VocoderReport(Callback):
 
 
 def spectrograms(examples: "list[Revocoded]"):  # noqa: ANN201 - matplotlib figure
-    """The recording's spectrogram above the vocoder's, one column a clip, in dB."""
+    """Figure of the recordings' spectrograms above the vocoder's, in dB, with one column per clip."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(examples), 5), layout="constrained")

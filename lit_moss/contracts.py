@@ -1,7 +1,7 @@
-"""What LightningModules, data modules and callbacks expect of one another, as Protocols.
+"""Interfaces (protocols) between LightningModules, data modules and callbacks.
 
-A module never asks which class its data is, but whether it offers what the module needs; the functions below
-ask once, in one place, and say in one line what is missing.
+A module does not depend on the class of its data, but on what the data offers. The functions below check this
+in one place and report in one line what is missing.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-# Its isinstance looks attributes up without computing properties, unlike `typing`'s before Python 3.12.
+# Its isinstance looks up attributes without computing properties, unlike `typing`'s before Python 3.12.
 from typing_extensions import Protocol, runtime_checkable
 
 from lit_moss.errors import UserError
@@ -31,12 +31,12 @@ Parts = dict[str, list[tuple[str, torch.nn.Parameter]]]  # part of a model -> it
 
 @runtime_checkable
 class Batch(Protocol):
-    """What callbacks read of any training batch.
+    """What callbacks read of a training batch.
 
     Attributes:
-        ids: Names of its items.
-        audio_sec: Seconds of speech in it.
-        skipped: `key<TAB>reason` of each item that could not be read.
+        ids: Names of the items.
+        audio_sec: Seconds of speech in the batch.
+        skipped: `key<TAB>reason` of each unreadable item.
     """
 
     ids: list[str]
@@ -52,12 +52,12 @@ class Batch(Protocol):
 
 @runtime_checkable
 class OrderedData(Protocol):
-    """A data module whose order is a function of the seed and the batch's number.
+    """A data module whose order is a function of the seed and the batch number.
 
     Attributes:
-        next_batch: Micro-batches consumed by all ranks together; part of the checkpoint.
-        skipped: Key of each item that cannot be read -> reason.
-        max_bad_share: Share of such items above which a run stops.
+        next_batch: Number of micro-batches consumed by all ranks together; stored in checkpoints.
+        skipped: Key of each unreadable item -> reason.
+        max_bad_share: Fraction of unreadable items above which a run stops.
     """
 
     next_batch: int
@@ -66,15 +66,15 @@ class OrderedData(Protocol):
 
     @property
     def utterances(self) -> int:
-        """Items of training and validation together."""
+        """Number of items of training and validation."""
         ...
 
     def advance(self, batches: int) -> None:
-        """Counts micro-batches as consumed; called after each training batch, with the number of ranks."""
+        """Counts micro-batches as consumed; called after each training batch with the number of ranks."""
         ...
 
     def fingerprints(self) -> dict[str, str]:
-        """What the data is and in which order it comes, for a run's record and for a resume."""
+        """Fingerprints of the data and its order, recorded with a run and compared on resume."""
         ...
 
 
@@ -89,16 +89,16 @@ class SpeechData(OrderedData, Protocol):
         ...
 
     def probe_loader(self, batches: int) -> "DataLoader":
-        """The next training batches of this rank, without augmentation."""
+        """The next `batches` training batches of this rank, without augmentation."""
         ...
 
 
 class FrozenParts(Protocol):
-    """Speech tokenizer and speaker encoder that a decoder's data come from.
+    """Speech tokenizer and speaker encoder that produce a decoder's data.
 
     Attributes:
         tokenizer: The speech tokenizer.
-        fingerprints: Of tokenizer and speaker encoder, by name.
+        fingerprints: Fingerprints of tokenizer and speaker encoder, by name.
     """
 
     tokenizer: "SpeechTokenizer"
@@ -106,18 +106,18 @@ class FrozenParts(Protocol):
 
     @property
     def speaker_dim(self) -> int:
-        """Values of a speaker vector; 0 without a speaker encoder."""
+        """Size of a speaker vector; 0 without a speaker encoder."""
         ...
 
 
 @runtime_checkable
 class DecoderData(OrderedData, Protocol):
-    """Codes with their mel, for the flow decoder.
+    """Codes with their mels, for the flow decoder.
 
     Attributes:
-        speech_tokenizer: Name of the tokenizer whose codes these are.
+        speech_tokenizer: Name of the tokenizer that produced the codes.
         speaker: Name of the speaker encoder, or None.
-        log_mel: Features of the tokenizer, None for those that it states.
+        log_mel: Features of the tokenizer; None: as stated by the tokenizer.
     """
 
     speech_tokenizer: str
@@ -126,11 +126,12 @@ class DecoderData(OrderedData, Protocol):
 
     @property
     def frozen(self) -> FrozenParts:
-        """Tokenizer and speaker encoder, opened."""
+        """The opened tokenizer and speaker encoder."""
         ...
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mean and deviation of the log-mel's bands (80,) and mean speaker vector (S,) of training data."""
+        """Mean and standard deviation of the log-mel bands, (80,) each, and mean speaker vector (S,), of
+        training data."""
         ...
 
 
@@ -147,16 +148,16 @@ class VocoderData(OrderedData, Protocol):
 
 @runtime_checkable
 class FingerprintedData(Protocol):
-    """Data that states fingerprints."""
+    """Data with fingerprints."""
 
     def fingerprints(self) -> dict[str, str]:
-        """What the data is, for a run's record."""
+        """Fingerprints of the data, recorded with a run."""
         ...
 
 
 @runtime_checkable
 class RowData(Protocol):
-    """Data whose items are rows: documents or prompts."""
+    """Data whose items consist of rows: documents or prompts."""
 
     @property
     def format(self) -> "RowFormat": ...
@@ -167,7 +168,7 @@ class PromptData(RowData, Protocol):
     """Prompts for the language model.
 
     Attributes:
-        tokenizer: The text tokenizer that turns replies back into text.
+        tokenizer: Text tokenizer that decodes replies.
     """
 
     tokenizer: Any
@@ -178,8 +179,8 @@ class TokenData(OrderedData, RowData, Protocol):
     """Packed token documents, for the language model.
 
     Attributes:
-        context: Rows of a sequence.
-        left_out: Documents longer than the context, or without a target.
+        context: Number of rows of a sequence.
+        left_out: Number of documents longer than the context, or without a target.
     """
 
     context: int
@@ -190,35 +191,35 @@ class TokenData(OrderedData, RowData, Protocol):
         ...
 
     def targets_of(self, batches: range) -> int:
-        """Targets of these micro-batches of the order, counted over all ranks."""
+        """Number of targets in these micro-batches of the order, over all ranks."""
         ...
 
 
 @runtime_checkable
 class CodebookData(Protocol):
-    """Documents whose speech tokenizer can be asked for its codebook."""
+    """Documents whose speech tokenizer can provide its codebook."""
 
     def codebook(self) -> torch.Tensor:
-        """Vectors of the codes, float32 (codes, width)."""
+        """Codebook of the speech tokenizer, float32 (codes, width)."""
         ...
 
 
 @runtime_checkable
 class SpokenTextData(Protocol):
-    """Documents that carry the text of their speech.
+    """Documents that contain the text of their speech.
 
     Attributes:
-        speech_text: Whether they do.
+        speech_text: Whether the documents contain it.
     """
 
     speech_text: bool
 
     def spoken_ids(self) -> torch.Tensor:
-        """Text ids that occur in the text of the training's speech, sorted, int64 (ids,)."""
+        """Text ids that occur in the text of the training speech, sorted, int64 (ids,)."""
         ...
 
     def aligned_codes(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes, and the text id that each is aligned to: int64 (pairs,) both."""
+        """Codes and the text id that each is aligned to, int64 (pairs,) each."""
         ...
 
     def text_tokenizer(self) -> Any:
@@ -231,13 +232,13 @@ class ListeningData(Protocol):
     """Documents with held-out utterances for the model to transcribe.
 
     Attributes:
-        asr_item_count: How many are asked for.
+        asr_item_count: Number of utterances requested.
     """
 
     asr_item_count: int
 
     def asr_items(self) -> list[Any]:
-        """The utterances, see `lit_moss.llm.listening`; [] where none are asked for."""
+        """The utterances, see `lit_moss.llm.listening`; [] if none are requested."""
         ...
 
     def text_tokenizer(self) -> Any:
@@ -251,12 +252,12 @@ class ReplyData(Protocol):
 
     @property
     def reply_forms(self) -> "list[ReplyForm]":
-        """Forms of the training's conversations, each once."""
+        """Forms of spoken replies in the training conversations, without duplicates."""
         ...
 
     @property
     def trains_on_prompts(self) -> bool:
-        """Whether the user's turns of some conversations are targets too."""
+        """Whether the user's turns are also targets in some of the conversations."""
         ...
 
 
@@ -265,38 +266,39 @@ class PartedModule(Protocol):
     """A LightningModule whose parts can be frozen by name."""
 
     def parts(self) -> Parts:
-        """Part (trunk layers one by one) -> its named parameters."""
+        """Part -> its named parameters; each trunk layer is a part."""
         ...
 
 
 @runtime_checkable
 class FreezingRule(Protocol):
-    """A callback that decides what trains; pure functions of the step. Several rules intersect."""
+    """A callback that decides what is trained, by pure functions of the step. Several rules are
+    intersected."""
 
     def trained(self, parts: Parts, step: int) -> set[str]:
-        """Names of the parameters that may train at a step."""
+        """Names of the parameters that may be trained at a step."""
         ...
 
     def ever_trained(self, parts: Parts) -> set[str]:
-        """Names of the parameters that train at some step of the run."""
+        """Names of the parameters that are trained at some step of the run."""
         ...
 
 
 @runtime_checkable
 class RateSchedule(Protocol):
-    """A callback that sets learning rates; the first one of a run counts."""
+    """A callback that sets learning rates; if there are several, the first one is used."""
 
     def rate(self, step: int, group: dict[str, Any]) -> float:
-        """Rate of a parameter group at a step."""
+        """Learning rate of a parameter group at a step."""
         ...
 
 
 @runtime_checkable
 class ResumeSettings(Protocol):
-    """A callback that gives a resumed run the settings of its configuration."""
+    """A callback that applies the settings of the configuration to a resumed run."""
 
     def apply_settings(self, trainer: Trainer) -> None:
-        """Changes the optimizer's groups; a second call changes nothing."""
+        """Changes the optimizer's parameter groups; calling it again has no effect."""
         ...
 
 
@@ -305,7 +307,7 @@ class StoppingCallback(Protocol):
     """A callback that may end a run early.
 
     Attributes:
-        pruned: Whether it has.
+        pruned: Whether it has ended the run.
     """
 
     pruned: bool
@@ -313,10 +315,10 @@ class StoppingCallback(Protocol):
 
 @runtime_checkable
 class LaterMetrics(Protocol):
-    """A module with metrics that its first validations do not give yet.
+    """A module with metrics that its first validations do not log yet.
 
     Attributes:
-        later_metrics: Their names.
+        later_metrics: Names of these metrics.
     """
 
     @property
@@ -324,7 +326,7 @@ class LaterMetrics(Protocol):
 
 
 _TOKEN_DATA = "InterleavedDataModule, SFTDataModule or another data module of token documents"
-# Kind of data -> what a message calls it.
+# Kind of data -> its name in error messages.
 _EXPECTED: dict[type, str] = {
     SpeechData: "SpeechDataModule",
     DecoderData: "DecoderDataModule",
@@ -338,30 +340,31 @@ Data = TypeVar("Data")
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """All callbacks of a trainer (an attribute that Lightning sets without declaring it)."""
+    """All callbacks of a trainer (Lightning sets this attribute without declaring it)."""
     return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def waits_for_all_gradients(trainer: Trainer) -> bool:
-    """Whether a step needs the gradient of each parameter that requires one, whatever the loss depends on.
+    """Whether a step needs a gradient of every trainable parameter, whatever the loss depends on.
 
-    So with several ranks, and with DDP and DeepSpeed on one rank too: the next step then fails otherwise.
+    True with several ranks, and with DDP and DeepSpeed also on a single rank: the next step would fail
+    otherwise.
     """
-    return trainer.world_size > 1 or isinstance(trainer.strategy, DDPStrategy)  # DeepSpeed's is one
+    return trainer.world_size > 1 or isinstance(trainer.strategy, DDPStrategy)  # includes DeepSpeed
 
 
 def freezing_rules(trainer: Trainer) -> list[FreezingRule]:
-    """Callbacks that decide what trains."""
+    """The callbacks that decide what is trained."""
     return [c for c in callbacks_of(trainer) if isinstance(c, FreezingRule)]
 
 
 def rate_schedule(trainer: Trainer) -> RateSchedule | None:
-    """The callback that sets learning rates; None if there is none."""
+    """The callback that sets learning rates, or None."""
     return next((c for c in callbacks_of(trainer) if isinstance(c, RateSchedule)), None)
 
 
 def ever_trained(trainer: Trainer, parts: Parts) -> set[str]:
-    """Names of the parameters that the rules of all callbacks together let train at all."""
+    """Names of the parameters that are trained at some step, given the rules of all callbacks."""
     names = all_names(parts)
     for rule in freezing_rules(trainer):
         names &= rule.ever_trained(parts)
@@ -369,7 +372,7 @@ def ever_trained(trainer: Trainer, parts: Parts) -> set[str]:
 
 
 def later_metrics(module: object) -> list[str]:
-    """Metrics of a module that its first validations do not give yet."""
+    """Names of a module's metrics that its first validations do not log yet."""
     return module.later_metrics if isinstance(module, LaterMetrics) else []
 
 
@@ -382,7 +385,7 @@ def parts_of(module: object) -> Parts:
     """Parts of a module.
 
     Raises:
-        UserError: if it has none.
+        UserError: if the module has no parts.
     """
     if not isinstance(module, PartedModule):
         raise UserError(
@@ -393,32 +396,32 @@ def parts_of(module: object) -> Parts:
 
 
 def steps_done(trainer: Trainer) -> int:
-    """Optimizer steps behind the weights: those of the run, and of the checkpoint that other verbs read."""
+    """Number of optimizer steps the current weights were trained for."""
     if trainer.state.fn == TrainerFn.FITTING or trainer.ckpt_path is None:
         return trainer.global_step
     return max(0, step_of(Path(trainer.ckpt_path)))
 
 
 def datamodule_of(trainer: Trainer) -> object | None:
-    """The trainer's data module; None if it was given none (an attribute that Lightning does not declare)."""
+    """The trainer's data module, or None (Lightning does not declare this attribute)."""
     return trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def ordered_data(trainer: Trainer) -> OrderedData | None:
-    """The data module, where it keeps an exact order; None where not."""
+    """The data module if it has an exact order, otherwise None."""
     data = datamodule_of(trainer)
     return data if isinstance(data, OrderedData) else None
 
 
 def data_of(trainer: Trainer, kind: type[Data]) -> Data:
-    """The data module, of the kind that a model needs.
+    """The data module, checked to be of the kind that a model needs.
 
     Args:
-        trainer: Of the run.
-        kind: A protocol of `_EXPECTED`.
+        trainer: The run's trainer.
+        kind: A protocol listed in `_EXPECTED`.
 
     Raises:
-        UserError: if it is of another kind.
+        UserError: if the data module is of another kind.
     """
     data = datamodule_of(trainer)
     if not isinstance(data, kind):
@@ -427,13 +430,14 @@ def data_of(trainer: Trainer, kind: type[Data]) -> Data:
 
 
 def reply_forms(trainer: Trainer) -> "list[ReplyForm]":
-    """Forms of spoken replies in the training data, each once; none where it does not state them."""
+    """Forms of spoken replies in the training data, without duplicates; empty if the data does not state
+    them."""
     data = datamodule_of(trainer)
     return data.reply_forms if isinstance(data, ReplyData) else []
 
 
 def trains_on_prompts(trainer: Trainer) -> bool:
-    """Whether conversations in the training data have the user's turns as targets too."""
+    """Whether the user's turns are also targets in conversations of the training data."""
     data = datamodule_of(trainer)
     return isinstance(data, ReplyData) and data.trains_on_prompts
 
@@ -442,20 +446,20 @@ def codebook_of(trainer: Trainer) -> torch.Tensor:
     """Codebook of the speech tokenizer that made the documents, float32 (codes, width).
 
     Raises:
-        UserError: if the data has none.
+        UserError: if the data has no codebook.
     """
     return data_of(trainer, CodebookData).codebook()
 
 
 def spoken_text_data(trainer: Trainer, option: str) -> SpokenTextData:
-    """The data module, whose documents carry the text of their speech.
+    """The data module, checked to contain the text of its speech.
 
     Args:
-        trainer: Of the run.
-        option: What needs the text, for the message.
+        trainer: The run's trainer.
+        option: Option that needs the text, for the error message.
 
     Raises:
-        UserError: if they do not.
+        UserError: if it does not contain the text.
     """
     data = data_of(trainer, SpokenTextData)
     if not data.speech_text:
@@ -467,11 +471,12 @@ def spoken_text_data(trainer: Trainer, option: str) -> SpokenTextData:
 
 
 def fingerprints_of(trainer: Trainer) -> dict[str, str]:
-    """Fingerprints of the data; {} where it has none."""
+    """Fingerprints of the data; {} if it has none."""
     data = datamodule_of(trainer)
     return data.fingerprints() if isinstance(data, FingerprintedData) else {}
 
 
 def total_parameters(named: Iterable[tuple[str, torch.nn.Parameter]]) -> int:
-    """Parameters in all; ZeRO-3 leaves an empty tensor in a parameter's place and its count beside it."""
+    """Number of parameters. ZeRO-3 replaces a parameter by an empty tensor and stores its count as an
+    attribute."""
     return sum(int(getattr(p, "ds_numel", p.numel())) for _, p in named)

@@ -1,6 +1,6 @@
-"""Several streams in one file, one after another (`cat a.ogg b.ogg`), read as one recording.
+"""Reads several streams in one file, one after another (`cat a.ogg b.ogg`), as one recording.
 
-The Ogg format allows it and players play it, but libsndfile reads only the first stream.
+The Ogg format allows this and players support it, but libsndfile reads only the first stream.
 """
 
 from pathlib import Path
@@ -13,14 +13,15 @@ from lit_moss.audio.containers import PartOfFile
 
 
 class ChainedFile:
-    """The streams of a file with the part of `soundfile.SoundFile`'s interface that is used here.
+    """The streams of a file, with the part of `soundfile.SoundFile`'s interface that is used here.
 
     Args:
         path: The file.
-        streams: (first byte, bytes) of each stream.
+        streams: Offset and length in bytes of each stream.
 
     Raises:
-        soundfile.SoundFileError: if a stream cannot be read, or has another rate or number of channels.
+        soundfile.SoundFileError: if a stream cannot be read, or has another sample rate or number of
+            channels.
     """
 
     def __init__(self, path: str | Path, streams: tuple[tuple[int, int], ...]) -> None:
@@ -48,16 +49,16 @@ class ChainedFile:
         self.frames = self._ends[-1]
 
     def seekable(self) -> bool:
-        """Always true."""
+        """Always True."""
         return True
 
     def seek(self, frame: int) -> int:
-        """Sets the frame to be read next, and returns it."""
+        """Sets the frame to read next, and returns it."""
         self._next = frame
         return frame
 
     def read(self, frames: int, dtype: Any = "float32", always_2d: bool = True) -> np.ndarray:
-        """(n, channels) samples; fewer than `frames` at the end."""
+        """Samples (n, channels); fewer than `frames` at the end."""
         pieces, left = [], frames
         for part, end in zip(self._parts, self._ends, strict=True):
             if left and self._next < end:
@@ -65,7 +66,7 @@ class ChainedFile:
                 block = part.read(min(left, end - self._next), dtype=dtype, always_2d=True)
                 pieces.append(block)
                 self._next, left = self._next + len(block), left - len(block)
-                if self._next < end:  # damaged: it ends too early
+                if self._next < end:  # damaged: the stream ends too early
                     break
         return np.concatenate(pieces) if pieces else np.zeros((0, self.channels), dtype)
 

@@ -1,18 +1,18 @@
-"""Compares the length that a sound file's container states with what the file holds.
+"""Compares the length that a sound file's container states with the actual content of the file.
 
-libsndfile reads a truncated file as far as it goes, and only the first of several streams written one after
-another, both without an error: part of the sound would then be paired with the whole transcript.
+libsndfile reads a truncated file as far as possible, and only the first of several streams written one after
+another, both without an error: part of the audio would then be paired with the complete transcript.
 
 | container | what is compared |
 |---|---|
-| WAV, RF64, AIFF, CAF, AU | the size stated for the samples, with the bytes that follow: all, and no more |
-| W64, NIST | the same; of what follows beyond that size libsndfile leaves nothing out |
+| WAV, RF64, AIFF, CAF, AU | the stated size of the samples must equal the number of bytes that follow |
+| W64, NIST | as above, but libsndfile also reads data beyond the stated size |
 | OGG (Vorbis, Opus) | the last page of each stream is complete and marked as the last; no page is missing |
-| MP3 | the last frame is complete, none is broken; as many as the Xing, Info or VBRI header states |
-| FLAC | one stream, with no frames beyond its samples; that all are there is seen by decoding, see `io` |
+| MP3 | all frames are complete, and as many as the Xing, Info or VBRI header states |
+| FLAC | one stream, with no frames beyond its samples; missing frames are found by decoding, see `io` |
 
-A program that writes to a pipe cannot state a size. It writes 0 or the largest possible number, and the sound
-then goes to the end of the file; where libsndfile does not recognise this, `patches` state the size.
+A program that writes to a pipe cannot state a size. It writes 0 or the largest possible number, and the audio
+then extends to the end of the file; where libsndfile does not recognise this, `patches` contains the size.
 """
 
 import io
@@ -27,27 +27,28 @@ from typing import BinaryIO
 
 from lit_moss.audio import flac, mp3
 
-# 2^31 - 1 and 2^32 - 1, 2^31 (arecord), 0x7FFFF000 and 0x7F000000 (sox), their counterparts in 64 bits. Some
+# 2^31 - 1 and 2^32 - 1, 2^31 (arecord), 0x7FFFF000 and 0x7F000000 (sox), and their 64-bit counterparts. Some
 # writers subtract the sizes of the headers.
 _PIPE_SIZES = (0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 _PIPE_SLACK = 128
-# Bytes after the samples that count as no samples, whatever they are: writers miscount by their headers.
+# Trailing bytes that are not counted as samples, whatever they are: some writers miscount by their headers.
 _TAIL_SLACK = 128
-_LARGEST_CUT_CHUNK = 2**26  # bytes that a chunk may state which the file's end cuts off
+_LARGEST_CUT_CHUNK = 2**26  # maximum stated size in bytes of a chunk that the end of the file cuts off
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS")
-_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # ends every GUID of W64 but the first
+_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # ends every W64 GUID except the first
 
 
 @dataclass(frozen=True)
 class Container:
-    """A file's container.
+    """Result of inspecting a file's container.
 
     Args:
-        damage: Why the file must not be used; empty where nothing is wrong.
-        patches: (offset, bytes) to be read in place of the file's own: sizes that a pipe could not state.
-        streams: (first byte, bytes) of each of several streams; empty for a single one.
-        begin: Bytes to skip at the start: tags that libsndfile cannot read, or after which it cannot seek.
-        head: Bytes to be read before the file's own: a header that an MP3 lacks.
+        damage: Why the file must not be used; "" if nothing is wrong.
+        patches: (offset, bytes) to read instead of the file's own: sizes that a pipe could not state.
+        streams: Offset and length in bytes of each of several streams; empty for a single one.
+        begin: Number of bytes to skip at the start: tags that libsndfile cannot read, or after which it
+            cannot seek.
+        head: Bytes to read before the file's own: a header that an MP3 lacks.
     """
 
     damage: str = ""
@@ -63,9 +64,9 @@ class Container:
 
 
 def inspect(path: str | Path) -> Container:
-    """Compares what the container states with what the file holds, without decoding.
+    """Compares what the container states with the content of the file, without decoding.
 
-    Containers that are unknown here, or have no samples, are left to libsndfile.
+    Containers unknown to this function, or without samples, are left to libsndfile.
 
     Raises:
         OSError: if the file cannot be read.
@@ -87,7 +88,7 @@ def inspect(path: str | Path) -> Container:
 
 
 class PatchedFile(io.RawIOBase):
-    """A file for reading, with the changes that its `Container` asks for."""
+    """A file opened for reading, with the changes given by its `Container`."""
 
     def __init__(self, path: str | Path, container: Container) -> None:
         self._file, self._at = open(path, "rb"), 0  # noqa: SIM115 - closed by `close`
@@ -95,7 +96,7 @@ class PatchedFile(io.RawIOBase):
         self._length = len(self._head) + os.fstat(self._file.fileno()).st_size - self._begin
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Fills the buffer as far as the file goes; returns the number of bytes."""
+        """Fills the buffer as far as possible; returns the number of bytes."""
         content = bytearray(self._head[self._at : self._at + len(buffer)])
         begin = max(0, self._at - len(self._head)) + self._begin
         self._file.seek(begin)
@@ -109,12 +110,12 @@ class PatchedFile(io.RawIOBase):
         return len(content)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """See `io.IOBase.seek`."""
+        """As `io.IOBase.seek`."""
         self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence])
         return self._at
 
     def tell(self) -> int:
-        """See `io.IOBase.tell`."""
+        """As `io.IOBase.tell`."""
         return self._at
 
     def close(self) -> None:
@@ -124,11 +125,11 @@ class PatchedFile(io.RawIOBase):
 
 
 class PartOfFile(io.RawIOBase):
-    """A range of bytes of a file, for reading as a file of its own.
+    """A range of bytes of a file, readable like a separate file.
 
     Args:
         path: The file.
-        begin: First byte.
+        begin: Offset of the first byte.
         length: Number of bytes.
     """
 
@@ -137,18 +138,18 @@ class PartOfFile(io.RawIOBase):
         self._file.seek(begin)
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Fills the buffer as far as the part goes; returns the number of bytes."""
+        """Fills the buffer as far as possible; returns the number of bytes."""
         content = self._file.read(max(0, min(len(buffer), self._length - self.tell())))
         buffer[: len(content)] = content
         return len(content)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """See `io.IOBase.seek`."""
+        """As `io.IOBase.seek`."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._length}[whence]
         return self._file.seek(self._begin + max(0, base + offset)) - self._begin
 
     def tell(self) -> int:
-        """See `io.IOBase.tell`."""
+        """As `io.IOBase.tell`."""
         return self._file.tell() - self._begin
 
     def close(self) -> None:
@@ -162,17 +163,17 @@ class PartOfFile(io.RawIOBase):
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a container's chunks are written.
+    """Layout of a container's chunks.
 
     Args:
-        head: Bytes before the first chunk.
-        id_bytes: Bytes of a chunk's name.
-        size: Number that follows the name.
-        data: Name of the chunk of samples.
-        counted: Bytes of its own header that a chunk's size includes.
-        lead: Bytes of the chunk of samples before the first sample.
-        align: A chunk starts at a multiple of this many bytes.
-        size_at: Offset of the size of the whole file, None where nothing depends on it.
+        head: Number of bytes before the first chunk.
+        id_bytes: Number of bytes of a chunk's name.
+        size: Format of the size that follows the name.
+        data: Name of the chunk that contains the samples.
+        counted: Number of bytes of its own header that a chunk's size includes.
+        lead: Number of bytes in the chunk of samples before the first sample.
+        align: Alignment of chunks in bytes.
+        size_at: Offset of the field with the size of the whole file; None if it is irrelevant.
     """
 
     head: int
@@ -237,7 +238,7 @@ def _split(head: bytes, layout: _Layout) -> tuple[bytes, int]:
 
 
 def _chunks_to_the_end(file: BinaryIO, at: int, length: int, layout: _Layout) -> bool:
-    """Whether the file holds other chunks and nothing else from here to its end."""
+    """Whether the file contains only other chunks from here to its end."""
     header = layout.id_bytes + layout.size.size
     while at + header <= length:
         file.seek(at)
@@ -250,10 +251,10 @@ def _chunks_to_the_end(file: BinaryIO, at: int, length: int, layout: _Layout) ->
 
 
 def _is_no_sound(file: BinaryIO, begin: int, length: int, layout: _Layout | None) -> bool:
-    """Whether what follows the samples from `begin` on is no sound: next to nothing, a stretch of one value,
-    a tag, or a chunk, which the file's end may cut off."""
+    """Whether the data after the samples, from `begin` on, is not audio: very few bytes, a constant value, a
+    tag, or a chunk (possibly cut off by the end of the file)."""
     file.seek(max(begin, length - 128))
-    if file.read(3) == b"TAG":  # ID3v1 is the last thing in a file
+    if file.read(3) == b"TAG":  # ID3v1 is at the very end of a file
         length -= 128
     if length - begin <= _TAIL_SLACK or _is_uniform(file, begin, length):
         return True
@@ -261,14 +262,14 @@ def _is_no_sound(file: BinaryIO, begin: int, length: int, layout: _Layout | None
     head = file.read(40)
     if layout is None or head.startswith(_TAGS):
         return head.startswith(_TAGS)
-    paddings = (0, -begin % layout.align)  # some writers leave it out
+    paddings = (0, -begin % layout.align)  # some writers omit it
     return any(_is_chunk(head[padding:], length - begin - padding, layout) for padding in paddings)
 
 
 def _is_chunk(head: bytes, left: int, layout: _Layout) -> bool:
-    """Whether a chunk begins with these bytes, `left` of which follow in the file.
+    """Whether a chunk begins with these bytes, followed by `left` more bytes in the file.
 
-    Samples may look like a chunk's name, but seldom like one of a likely size.
+    Samples may look like the name of a chunk, but rarely like one with a plausible size.
     """
     name, size = _split(head, layout)
     is_name = 0x20 < name[0] < 0x7F and all(not byte or 0x20 <= byte < 0x7F for byte in name)
@@ -277,7 +278,7 @@ def _is_chunk(head: bytes, left: int, layout: _Layout) -> bool:
 
 
 def _is_uniform(file: BinaryIO, at: int, length: int) -> bool:
-    """Whether the bytes from here on are all the same: zeros, 0xFF, silence."""
+    """Whether all bytes in this range are equal: zeros, 0xFF, silence."""
     file.seek(at)
     first = file.read(1)
     file.seek(at)
@@ -291,7 +292,7 @@ def _sized(
     if ds64_at is not None:
         return ((ds64_at, struct.pack("<QQ", length - 8, available)),)
     size = available + layout.lead + layout.counted
-    if size >= 256**layout.size.size:  # libsndfile goes to the end of the file by itself
+    if size >= 256**layout.size.size:  # libsndfile reads to the end of the file by itself
         return ()
     whole = () if layout.size_at is None else ((layout.size_at, layout.size.pack(length)),)
     return (*whole, (at + layout.id_bytes, layout.size.pack(size)))
@@ -316,7 +317,7 @@ def _au(file: BinaryIO, length: int, magic: bytes) -> Container:
 
 
 def _nist(file: BinaryIO, length: int) -> Container:
-    """NIST SPHERE: lines of `name -type value` in a header whose second line is its size."""
+    """NIST SPHERE: a header of lines `name -type value`, the second of which is its size."""
     file.seek(0)
     lines = file.read(4096).split(b"\n")
     try:
@@ -367,7 +368,7 @@ def _flac(data: mmap.mmap, begin: int) -> Container:
 
 
 def _ogg(data: mmap.mmap, begin: int) -> Container:
-    """Walks the pages (RFC 3533): "OggS", version, flags, granule, serial, number, checksum, lengths."""
+    """Checks the pages (RFC 3533): "OggS", version, flags, granule, serial, number, checksum, lengths."""
     lost = "cut off: the last page of its Ogg stream is missing"
     at, pages, unfinished, in_body, begins = begin, dict[int, int](), set[int](), False, [begin]
     while (at := data.find(b"OggS", at)) >= 0:
@@ -378,7 +379,7 @@ def _ogg(data: mmap.mmap, begin: int) -> Container:
             return Container("cut off within a page of its Ogg stream")
         flags = head[5]
         serial, number = struct.unpack_from("<II", head, 14)
-        if flags & 2:  # first page of a stream; those of streams side by side all come at the start
+        if flags & 2:  # first page of a stream; those of multiplexed streams all come at the start
             if in_body:
                 if unfinished:
                     return Container(lost)

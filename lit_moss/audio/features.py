@@ -1,8 +1,8 @@
-"""Waveform -> features: resampling, the two mels, Kaldi filter banks.
+"""Features from waveforms: resampling, two kinds of mels, Kaldi filter banks.
 
 Plain torch and torchaudio, any float dtype.
 Shapes: B batch, T samples, M mel bins, F frames.
-Numbers match the released codec (its feature extractors), see `experiments/contract/check.py`.
+The results match the released codec's feature extractors, see `experiments/contract/check.py`.
 """
 
 import math
@@ -17,16 +17,16 @@ from lit_moss.audio import rates
 from lit_moss.audio.precision import full_precision
 from lit_moss.audio.streams import ClosedByFlush, run_stream
 
-_ZEROS, _ROLLOFF = 6, 0.99  # zero crossings on either side of the kernel; its edge as a share of the band
+_ZEROS, _ROLLOFF = 6, 0.99  # zero crossings on either side of the kernel; its edge as a fraction of the band
 
 
 def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """Windowed-sinc resampling (Hann, width 6, roll-off 0.99): (..., T) -> (..., ceil(T * to / from)).
 
-    A long wave is resampled block by block, see `Resampler`; the samples do not depend on that.
+    A long wave is resampled in blocks, see `Resampler`, with the same resulting samples.
 
     Raises:
-        ValueError: if a rate is not a whole number of Hz above 0.
+        ValueError: if a rate is not a positive whole number of Hz.
     """
     if from_hz == to_hz:
         return wave
@@ -34,27 +34,28 @@ def resample(wave: Tensor, from_hz: int, to_hz: int) -> Tensor:
 
 
 class Resampler(ClosedByFlush):
-    """`resample` as a `Stream`: a recording of any length in bounded memory.
+    """`resample` as a `Stream`: resamples recordings of any length with bounded memory.
 
-    The samples are those of the whole at once, to the bit (measured at 14 pairs of rates with torch 2.11):
-    blocks begin at whole periods of the two rates, with the width of the kernel around them. torch's
-    convolution adds up small inputs (20,480 elements) in another order, so that shorter blocks are filled up.
+    The samples equal those of resampling the whole at once, bit for bit (measured for 14 pairs of rates with
+    torch 2.11): blocks begin at whole periods of the two rates and include the width of the kernel on both
+    sides. torch's convolution sums small inputs (up to 20,480 elements) in another order, so shorter blocks
+    are padded.
 
     Args:
-        from_hz: Rate of the input.
-        to_hz: Rate of the output.
-        block_samples: Input of one block; `BLOCK_SAMPLES` if not given. Small ones are for live sound: from
-            sample 20,481 on, the output follows the input by two blocks at most. A block is no shorter than
-            the kernel's half.
+        from_hz: Sample rate of the input in Hz.
+        to_hz: Sample rate of the output in Hz.
+        block_samples: Number of input samples per block. Default: `BLOCK_SAMPLES`. Use small values for live
+            audio: from sample 20,481 on, the output lags the input by two blocks at most. A block is at least
+            as long as half of the kernel.
     """
 
-    # 11 s at 48 kHz. A recording of less than two blocks is resampled at once.
+    # 11 s at 48 kHz. A recording shorter than two blocks is resampled at once.
     BLOCK_SAMPLES = 2**19
-    # Up to so many elements torch convolves in another way.
+    # Up to this number of elements torch convolves in another order.
     FEW_SAMPLES = 20_480
-    # Weights of torchaudio's kernel: a window of a whole period for each sample of a period. 22.05 to 16 kHz
-    # has 150,000; 44,101 Hz to 16 kHz 700 million (2.8 GB and two minutes), of which all but 36 in a row of
-    # 44,135 are zero. Beyond this limit only the others are computed.
+    # Weights of torchaudio's kernel: for each sample of a period, a window of a whole period. 22.05 to 16 kHz
+    # needs 150,000; 44,101 Hz to 16 kHz needs 700 million (2.8 GB and two minutes), of which all but 36 in
+    # each row of 44,135 are zero. Above this limit only the non-zero weights are computed.
     MOST_WEIGHTS = 2**22
 
     def __init__(self, from_hz: int, to_hz: int, block_samples: int | None = None) -> None:
@@ -62,26 +63,26 @@ class Resampler(ClosedByFlush):
             raise ValueError(f"resampling from {from_hz} to {to_hz} Hz, expected whole numbers above 0")
         from_hz, to_hz = int(from_hz), int(to_hz)
         common = math.gcd(from_hz, to_hz)
-        # `_out` samples for each `_period` samples of the input.
+        # `_out` output samples per `_period` input samples.
         self._period, self._out = from_hz // common, to_hz // common
         self._width = math.ceil(_ZEROS * self._period / (min(self._period, self._out) * _ROLLOFF))
         self._sparse = self._out * (self._period + 2 * self._width) > self.MOST_WEIGHTS
-        # Input that a block's first and last outputs need beyond it, in whole periods.
+        # Input that the first and last outputs of a block need beyond the block, in whole periods.
         self._around = -(-self._width // self._period) * self._period
-        # No less than that: what a block needs of the samples before it is held from the block before.
+        # At least that much: the samples before a block that it needs are kept from the previous block.
         block = max(block_samples or self.BLOCK_SAMPLES, self._around)
         self._block = -(-block // self._period) * self._period
         self._held: Tensor | None = None  # the input from sample `_held_from` on
         self._held_from = self._next = 0  # `_next` is the first sample of the next block
 
     def push(self, wave: Tensor) -> Tensor:
-        """Next samples (..., T), any number -> resampled ones (..., n), as far as they are known."""
+        """Pushes samples (..., T), any number; returns the resampled samples (..., n) that are complete."""
         self._check_open()
         if self._period == self._out:
             return wave
         held = wave if self._held is None else torch.cat([self._held, wave], dim=-1)
         blocks = []
-        many = self._held_from + held.shape[-1] > self.FEW_SAMPLES  # else the whole may be a small input
+        many = self._held_from + held.shape[-1] > self.FEW_SAMPLES  # otherwise the whole may be a small input
         while many and self._held_from + held.shape[-1] - self._next >= 2 * self._block:
             begin = self._next - self._held_from
             piece = self._at_once(self._filled(held[..., : begin + self._block + self._around]))
@@ -89,11 +90,11 @@ class Resampler(ClosedByFlush):
             self._next += self._block
             dropped = self._next - self._around - self._held_from
             held, self._held_from = held[..., dropped:], self._held_from + dropped
-        self._held = held.clone() if blocks else held  # a view would keep all that was pushed in memory
+        self._held = held.clone() if blocks else held  # a view would keep everything pushed in memory
         return torch.cat(blocks, dim=-1) if blocks else wave.new_zeros(*wave.shape[:-1], 0)
 
     def flush(self) -> Tensor:
-        """Ends the recording: the samples left (..., n)."""
+        """Ends the recording and returns the remaining samples (..., n)."""
         self._close()
         held, self._held = self._held, None
         if held is None:
@@ -102,12 +103,12 @@ class Resampler(ClosedByFlush):
             return self._at_once(held)
         begin = self._outputs_before(self._next - self._held_from)
         left = self._length(self._held_from + held.shape[-1]) - self._outputs_before(self._next)
-        # Zeros after the end, as for the whole at once; without them torchaudio would round the length.
+        # Zeros after the end, as when resampling the whole; without them torchaudio would round the length.
         padded = torch.nn.functional.pad(held, (0, self._around + self._period))
         return self._at_once(self._filled(padded))[..., begin : begin + left]
 
     def _filled(self, wave: Tensor) -> Tensor:
-        """With zeros at its end, as many as it takes to be convolved as long inputs are."""
+        """Zero-pads a wave so that it is convolved like long inputs."""
         return torch.nn.functional.pad(wave, (0, max(0, self.FEW_SAMPLES + 1 - wave.shape[-1])))
 
     def _outputs_before(self, samples: int) -> int:
@@ -117,7 +118,7 @@ class Resampler(ClosedByFlush):
         exact = -(-samples * self._out // self._period)
         if self._sparse:
             return exact
-        # torchaudio rounds to float32 first, which is sometimes one sample short.
+        # torchaudio first rounds to float32, which sometimes gives one sample less.
         return min(exact, int(torch.ceil(torch.as_tensor(self._out * samples / self._period))))
 
     def _at_once(self, wave: Tensor) -> Tensor:
@@ -130,10 +131,10 @@ class Resampler(ClosedByFlush):
 
 
 def _sparse_resample(wave: Tensor, period: int, out: int, width: int) -> Tensor:
-    """The same kernel without its zeros: within 1e-6 of torchaudio's samples.
+    """Resamples with the same kernel without its zeros; within 1e-6 of torchaudio's samples.
 
-    Output n is at input position p = n period / out, and is the sum over inputs i with |i - p| < width
-    of s sinc(s (i - p)) cos^2(pi s (i - p) / 12) x_i, where s = 0.99 min(1, out / period).
+    Output n is at input position p = n period / out, and is the sum over inputs i with |i - p| < width of s
+    sinc(s (i - p)) cos^2(pi s (i - p) / 12) x_i, where s = 0.99 min(1, out / period).
     """
     length = -(-wave.shape[-1] * out // period)
     scale = min(period, out) * _ROLLOFF / period
@@ -154,10 +155,10 @@ def _sparse_resample(wave: Tensor, period: int, out: int, width: int) -> Tensor:
 def mel_filters(
     bins: int, fft_samples: int, rate_hz: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Slaney-scale, Slaney-normalised triangles from 0 to 8000 Hz: (fft/2 + 1, M).
+    """Triangular filters on the Slaney scale, Slaney-normalised, from 0 to 8000 Hz: (fft/2 + 1, M).
 
-    Built in float64 by the closed form: torchaudio's float32 path is 3e-7 off the released filters. On the
-    CPU: not every device has float64.
+    Computed in float64 in closed form: torchaudio's float32 computation differs by 3e-7 from the released
+    filters. On the CPU, because not every device supports float64.
     """
     f_step_hz, knee_hz = 200.0 / 3, 1000.0
     knee_mel, log_step = knee_hz / f_step_hz, math.log(6.4) / 27
@@ -176,13 +177,13 @@ def mel_filters(
 
 
 def _power_mel(windows_BFN: Tensor, bins: int) -> Tensor:
-    """Windows of 400 samples at 16 kHz -> mel power, (B, F, 400) -> (B, M, F)."""
+    """Mel power of windows of 400 samples at 16 kHz: (B, F, 400) -> (B, M, F)."""
     n_fft = rates.WHISPER_FFT_SAMPLES
     hann = torch.hann_window(n_fft, dtype=windows_BFN.dtype, device=windows_BFN.device)
     power = torch.fft.rfft(windows_BFN * hann).abs().square()
-    # No matrix product: BLAS adds up in another order for other numbers of frames (AVX-512 without AMX: any
-    # number that 4 does not divide), and a streamed frame would differ from the offline one in its last bit.
-    # A triangle spans 14 bins of 201 at most, so this also costs little: 3 ms for 30 s, 0.1 ms for a chunk.
+    # No matrix product: BLAS sums in another order for other numbers of frames (AVX-512 without AMX: if not
+    # divisible by 4), and a streamed frame would differ from the offline one in its last bit. A triangle
+    # spans at most 14 of 201 bins, so this is also cheap: 3 ms for 30 s, 0.1 ms for a chunk.
     mel = power.new_zeros(())
     for bin_M, weight_M in _triangles(bins, n_fft, power.dtype, power.device):
         mel = mel + power.index_select(-1, bin_M) * weight_M
@@ -193,22 +194,23 @@ def _power_mel(windows_BFN: Tensor, bins: int) -> Tensor:
 def _triangles(
     bins: int, n_fft: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The k-th bin under each triangle and its weight, for k = 0, 1, ...: pairs of (M,), (M,)."""
-    # The widest triangle decides how many pairs there are: found on the CPU, nothing waits for a device.
+    """The k-th bin below each triangle and its weight, for k = 0, 1, ...: pairs of (M,), (M,)."""
+    # The widest triangle determines the number of pairs: computed on the CPU, to avoid waiting for a device.
     filters = mel_filters(bins, n_fft, rates.TOKENIZER_RATE_HZ, dtype, torch.device("cpu"))
     under = filters > 0
     steps = torch.arange(int(under.sum(dim=0).max()), device="cpu")[:, None]
-    # Past the end of a triangle narrower than the widest one, its own filter is zero.
+    # Beyond the end of a triangle narrower than the widest one, its filter is zero.
     spectrum_bins = (under.int().argmax(dim=0) + steps).clamp(max=n_fft // 2)
     weights = filters.gather(0, spectrum_bins)
     return tuple(zip(spectrum_bins.to(device), weights.to(device), strict=True))
 
 
 def whisper_log_mel(wave_BT: Tensor, bins: int) -> Tensor:
-    """The released tokenizer's log-mel of whole segments, Whisper's: (B, T) at 16 kHz -> (B, M, T/160).
+    """The released tokenizer's log-mel of whole segments, that of Whisper: (B, T) at 16 kHz -> (B, M, T/160).
 
-    T is a multiple of 160. Centred windows with reflected edges, floor 8 decades below the loudest bin OF THE
-    WHOLE SEGMENT: neither is causal, so this is for offline use only. Streaming uses `CausalLogMel`.
+    T is a multiple of 160. It uses centred windows with reflection padding, and a floor 8 decades below the
+    loudest bin OF THE WHOLE SEGMENT. Neither is causal, so this is for offline use only. For streaming use
+    `CausalLogMel`.
     """
     n_fft, hop = rates.WHISPER_FFT_SAMPLES, rates.WHISPER_HOP_SAMPLES
     padded = torch.nn.functional.pad(wave_BT[:, None], (n_fft // 2, n_fft // 2), mode="reflect")[:, 0]
@@ -221,18 +223,19 @@ def whisper_log_mel(wave_BT: Tensor, bins: int) -> Tensor:
 class CausalLogMel:
     """Whisper's log-mel made strictly causal.
 
-    Frame i is known once sample 160 (i + 1) is, whatever comes after.
-    It departs from `whisper_log_mel` in two places, both needed for streaming:
+    Frame i is known once sample 160 (i + 1) is, whatever comes after. There are two differences to
+    `whisper_log_mel`, both required for streaming:
       * window i covers samples [160 i - 240, 160 i + 160) instead of [160 i - 200, 160 i + 200): 2.5 ms
-        later, with zeros before the start and no reflection at either end;
+        of lag, with zeros before the start and no reflection at either end;
       * the floor is 8 decades below the loudest bin SO FAR, and never lower than `FIRST_PEAK` - 8.
-    One object is the state of one batch of streams: each call continues where the last one ended, and the
-    frames of any chunking are those of the whole, to the bit. A fresh object on a whole batch is the offline
-    rule.
+    An object holds the state of one batch of streams: each call continues where the last one ended, and any
+    division into chunks gives the same frames, bit for bit. For offline use, apply a new object to whole
+    recordings.
     """
 
-    # log10 power of a speech segment's loudest mel bin: 1.2 to 2.2 on LJ Speech (435 clips), median 1.8.
-    # Starting there keeps leading silence where Whisper was trained to see it, its noise not stretched.
+    # log10 power of the loudest mel bin of a speech segment: 1.2 to 2.2 on LJ Speech (435 clips), median 1.8.
+    # Starting there keeps leading silence at the level that Whisper was trained on, without amplifying its
+    # noise.
     FIRST_PEAK = 1.5
     TAIL = rates.WHISPER_FFT_SAMPLES - rates.WHISPER_HOP_SAMPLES
 
@@ -242,7 +245,7 @@ class CausalLogMel:
         self.peak_B1: Tensor | None = None
 
     def __call__(self, wave_BT: Tensor) -> Tensor:
-        """Next samples at 16 kHz, a multiple of 160 of them: (B, T) -> (B, M, T/160)."""
+        """Features of the next samples at 16 kHz, a multiple of 160: (B, T) -> (B, M, T/160)."""
         if self.tail_BT is None or self.peak_B1 is None:
             self.tail_BT = wave_BT.new_zeros(len(wave_BT), self.TAIL)
             self.peak_B1 = wave_BT.new_full((len(wave_BT), 1), self.FIRST_PEAK)
@@ -271,9 +274,9 @@ def decoder_mel(wave_BT: Tensor) -> Tensor:
 
 
 def kaldi_fbank(wave_T: Tensor, mean_subtract: bool = False) -> Tensor:
-    """Kaldi filter banks for the speaker vector: (T,) at 16 kHz in [-1, 1] -> (F, 80).
+    """Kaldi filter banks for speaker vectors: (T,) at 16 kHz in [-1, 1] -> (F, 80).
 
-    No dither, whole frames only.
+    Without dither; only complete frames.
     """
     with full_precision(wave_T.device):
         fbank = torchaudio.compliance.kaldi.fbank(

@@ -1,15 +1,15 @@
-"""Compares the number of samples that a FLAC file's header states with the frames that it holds.
+"""Compares the number of samples that a FLAC file's header states with the frames in the file.
 
-libsndfile reads no further than the header states. The last frame names its place among the samples, so the
-comparison needs no decoding. Source: RFC 9639, sections 8.2 (STREAMINFO) and 9.1 (the frame's head).
+libsndfile reads no further than the header states. The last frame states its position in samples, so the
+comparison needs no decoding. Source: RFC 9639, sections 8.2 (STREAMINFO) and 9.1 (frame header).
 """
 
 import mmap
 from typing import NamedTuple
 
-_REACH = 2**20  # bytes from the end in which the last two frames are looked for, if no longer ones are stated
+_REACH = 2**20  # bytes from the end to search for the last two frames, unless longer frames are stated
 _TOTAL = 2**36 - 1
-# Samples of a frame by their code; 0 where one or two bytes say how many.
+# Samples of a frame by code; 0 if one or two further bytes state the number.
 _SIZES = (0, 192, *(576 << i for i in range(4)), 0, 0, *(256 << i for i in range(8)))
 
 
@@ -19,19 +19,19 @@ class _Frame(NamedTuple):
 
 
 def inspect(data: mmap.mmap, begin: int, several: str) -> str:
-    """Damage of the stream that begins at `begin`; empty where none is seen without decoding.
+    """Damage of the stream that begins at `begin`; "" if none is found without decoding.
 
     Args:
         data: The file.
-        begin: Place of `fLaC`.
-        several: The damage to report for several recordings one after another.
+        begin: Offset of `fLaC`.
+        several: Damage to report if there are several recordings one after another.
     """
-    # The marker and the head of the metadata block that must follow it: 8 bytes that do not occur by chance.
+    # The marker and the header of the required metadata block: 8 bytes that do not occur by chance.
     again = (data.find(b"fLaC" + last + b"\x00\x00\x22", begin + 4) for last in (b"\x00", b"\x80"))
     if any(at >= 0 for at in again):
         return several
     stated = int.from_bytes(data[begin + 18 : begin + 26], "big") & _TOTAL
-    held = _samples(data, begin) if stated else 0  # 0: the header does not know
+    held = _samples(data, begin) if stated else 0  # 0: not stated by the header
     if held <= stated:
         return ""
     return (
@@ -43,8 +43,8 @@ def inspect(data: mmap.mmap, begin: int, several: str) -> str:
 def _samples(data: mmap.mmap, begin: int) -> int:
     """The sample after the last frame; 0 if no two consecutive frames are found near the end.
 
-    Bytes within a frame may look like a head: a frame counts if it continues the one before it, or is the
-    first.
+    Bytes within a frame may look like a header: a frame is accepted if it continues the previous one, or is
+    the first.
     """
     smallest, largest = (int.from_bytes(data[begin + at : begin + at + 2], "big") for at in (8, 10))
     reach = max(_REACH, 3 * int.from_bytes(data[begin + 15 : begin + 18], "big"))
@@ -52,7 +52,7 @@ def _samples(data: mmap.mmap, begin: int) -> int:
     sync = data[first : first + 2]
     if sync not in (b"\xff\xf8", b"\xff\xf9") or (sync == b"\xff\xf8" and smallest != largest):
         return 0
-    stops: dict[int, int] = {}  # first sample -> sample after the last, of what looks like a frame
+    stops: dict[int, int] = {}  # first sample -> sample after the last, of possible frames
     at = len(data)
     while (at := data.rfind(sync, max(first, len(data) - reach), at)) >= 0:
         frame = _frame(data[at : at + 16], largest)
@@ -75,11 +75,11 @@ def _after_metadata(data: mmap.mmap, begin: int) -> int:
 
 
 def _frame(head: bytes, block: int) -> _Frame | None:
-    """The frame whose head this is; None if it is none.
+    """The frame with this header; None if it is not a valid header.
 
     Args:
-        head: 16 bytes, the longest that it can be.
-        block: Samples of each frame but the last, in a stream with frames of one length.
+        head: 16 bytes, the maximum length of a header.
+        block: Number of samples of each frame except the last, in a stream with frames of constant length.
     """
     if len(head) < 16:
         head = head.ljust(16, b"\xff")
@@ -101,9 +101,9 @@ def _frame(head: bytes, block: int) -> _Frame | None:
 
 
 def _number(head: bytes) -> tuple[int, int]:
-    """The number of the frame or of its first sample, and where it ends in the head; (0, 0) if it is none."""
+    """The number of the frame or of its first sample, and its end in the header; (0, 0) if it is invalid."""
     lead = head[4]
-    ones = 8 - (~lead & 0xFF).bit_length()  # as in UTF-8: of so many bytes
+    ones = 8 - (~lead & 0xFF).bit_length()  # as in UTF-8: the number of bytes
     if ones == 1 or ones > 7:
         return 0, 0
     rest = head[5 : 4 + max(1, ones)]

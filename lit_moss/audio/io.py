@@ -1,8 +1,8 @@
-"""Reading and writing sound files by soundfile: wav, flac, ogg, mp3, opus.
+"""Reads and writes sound files with soundfile: wav, flac, ogg, mp3, opus.
 
-Any rate and channel count, whole files and parts of them. All audio of this project is read here, so damage
-is found here: containers that state another length than they have (see `containers`), streams that decode to
-less than they state, parts beyond the end of their file, samples that are not audio.
+Supports any sample rate and channel count, whole files and parts of them. All audio of the project is read
+here, so damage is detected here: containers that state a wrong length (see `containers`), streams that decode
+to less than they state, parts beyond the end of their file, samples that are not audio.
 """
 
 import errno
@@ -27,38 +27,39 @@ from lit_moss.audio.features import Resampler
 from lit_moss.records import printable
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-# Version of what counts as damaged: codes that were computed under another one are computed again.
+# Version of the rules for damage: codes computed under another version are computed again.
 RULES = 3
 END_SLACK_SEC = 0.1  # a part may end this much after its file: corpora round their times
-BLOCK_FRAMES = 2**19  # samples of each channel that are decoded at once
-_WRITTEN_SAMPLES = 2**16  # that are encoded at once
+BLOCK_FRAMES = 2**19  # samples per channel that are decoded at once
+_WRITTEN_SAMPLES = 2**16  # samples that are encoded at once
 RATES_HZ = (1_000, 1_000_000)  # a header with a rate outside is damaged
 Opened = soundfile.SoundFile | ChainedFile
-_UNKNOWN_FRAMES = 2**62  # libsndfile returns 2^63 - 1 for a stream whose header states no length
-_SYSTEM_ERROR = 2  # libsndfile's code for a call of the system that failed
-# What a path itself is to blame for. Any other error is of rights, disks, networks or limits, and may pass.
+_UNKNOWN_FRAMES = 2**62  # libsndfile returns 2^63 - 1 for a stream of unknown length
+_SYSTEM_ERROR = 2  # libsndfile's code for a failed system call
+# Errors caused by the path itself. Others concern permissions, disks, networks or limits, and may be
+# temporary.
 _OF_THE_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 class UnreadableAudio(Exception):  # noqa: N818
-    """A sound file that cannot be used; the message names the file and says why."""
+    """A sound file that cannot be used; the message contains the file and the reason."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 class RefusedAudio(UnreadableAudio):
-    """A sound file that the system does not let us read: missing rights, too many open files, a failing disk
-    or server. The file may be whole, so nothing that lasts may follow from this."""
+    """A sound file that the system does not allow to be read: missing permissions, too many open files, a
+    failing disk or server. The file may be intact, so nothing permanent may be derived from this error."""
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says.
+    """Information in a file's header.
 
     Args:
-        frames: Samples per channel.
-        rate_hz: Sampling rate.
+        frames: Number of samples per channel.
+        rate_hz: Sample rate in Hz.
         channels: Number of channels.
     """
 
@@ -73,7 +74,7 @@ class AudioInfo:
 
 
 def is_refused(path: str | Path) -> bool:
-    """Whether the system does not let a file be read to its last byte, see `RefusedAudio`."""
+    """Whether the system prevents a file from being read completely, see `RefusedAudio`."""
     try:
         _read_through(path)
     except OSError as error:
@@ -82,15 +83,15 @@ def is_refused(path: str | Path) -> bool:
 
 
 def info(path: str | Path, probe: bool = True) -> AudioInfo:
-    """Length, rate and channels, without decoding.
+    """Length, sample rate and number of channels, without decoding.
 
     Args:
         path: Sound file.
-        probe: Look for the last sample of a FLAC file, whose container does not state where it ends.
+        probe: Search for the last sample of a FLAC file, whose container does not state where it ends.
 
     Raises:
         UnreadableAudio: if the file is missing, empty, not a sound file, states no length, or is damaged as
-            far as can be seen without decoding it.
+            far as can be detected without decoding.
     """
     with _opened(path) as file:
         _check_length_known(path, file.frames)
@@ -102,10 +103,10 @@ def info(path: str | Path, probe: bool = True) -> AudioInfo:
 
 
 def span_sec(path: str | Path, file: AudioInfo, offset_sec: float, duration_sec: float | None) -> float:
-    """Seconds of a part of a file, which may end `END_SLACK_SEC` after it.
+    """Length in seconds of a part of a file; the part may end `END_SLACK_SEC` after the file.
 
     Raises:
-        UnreadableAudio: if the part is empty, or not inside the file.
+        UnreadableAudio: if the part is empty, or outside of the file.
     """
     left_sec = file.duration_sec - offset_sec
     wanted_sec = left_sec if duration_sec is None else duration_sec
@@ -126,23 +127,24 @@ def read(
     duration_sec: float | None = None,
     longest_sec: float | None = None,
 ) -> Tensor:
-    """Samples of the first channel, resampled: float32 (T,) in [-1, 1].
+    """Resampled samples of the first channel: float32 (T,) in [-1, 1].
 
-    Only the first channel, as the released tokenizer does; where it is silent and another is not, a line on
-    stderr says so. The file is decoded and resampled in blocks, so that memory holds no more than the
-    result. Its samples are those of the whole decoded at once, to the bit; of an MP3 longer than a block
-    within 6e-8 (libsndfile's decoder rounds otherwise after a seek, and soundfile seeks after each block).
+    Only the first channel is used, as in the released tokenizer; a line on stderr reports a silent first
+    channel next to one that is not. The file is decoded and resampled in blocks, so that memory holds little
+    more than the result. The samples equal those of decoding the whole file at once, bit for bit; for an MP3
+    longer than a block, within 6e-8 (libsndfile's decoder rounds differently after a seek, and soundfile
+    seeks after each block).
 
     Args:
         path: Sound file.
-        rate_hz: Rate of the result.
-        offset_sec: Start inside the file.
-        duration_sec: Length; None reads to the end.
-        longest_sec: At most this much of it.
+        rate_hz: Sample rate of the result in Hz.
+        offset_sec: Start within the file in seconds.
+        duration_sec: Length in seconds; None: to the end of the file.
+        longest_sec: Maximum length in seconds; None: unlimited.
 
     Raises:
-        UnreadableAudio: if the file is missing, empty or damaged, the part is not inside it (`span_sec`), or
-            its samples are not finite or far beyond [-1, 1].
+        UnreadableAudio: if the file is missing, empty or damaged, the part is outside of it (see `span_sec`),
+            or samples are not finite or far beyond [-1, 1].
     """
     pieces = list(read_blocks(path, rate_hz, offset_sec, duration_sec, longest_sec))
     pieces = [piece for piece in pieces if len(piece)] or pieces[:1]
@@ -156,21 +158,22 @@ def read_blocks(
     duration_sec: float | None = None,
     longest_sec: float | None = None,
 ) -> Iterator[Tensor]:
-    """The samples that `read` returns, in blocks (n,) of any length; memory does not grow with the file.
+    """Yields the samples that `read` returns, in blocks (n,) of any length; memory does not grow with the
+    file.
 
     Args:
-        path: See `read`, as for all arguments.
-        rate_hz: See `read`.
-        offset_sec: See `read`.
-        duration_sec: See `read`.
-        longest_sec: See `read`.
+        path: Sound file.
+        rate_hz: Sample rate of the result in Hz.
+        offset_sec: Start within the file in seconds.
+        duration_sec: Length in seconds; None: to the end of the file.
+        longest_sec: Maximum length in seconds; None: unlimited.
 
     Raises:
-        UnreadableAudio: as `read`; that a file ends too early is known only after its last block.
+        UnreadableAudio: as in `read`; a file that ends too early is only detected after its last block.
     """
     with _opened(path) as file:
         start, wanted, least = _span(path, file, offset_sec, duration_sec)
-        if wanted < file.frames:  # of a whole file, the decoded samples are counted
+        if wanted < file.frames:  # for a whole file, the decoded samples are counted
             _probe(path, file)
         if longest_sec is not None:
             wanted = min(wanted, round(longest_sec * file.samplerate))
@@ -202,21 +205,21 @@ def read_blocks(
 
 
 def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
-    """Writes (T,) samples in [-1, 1]; the format follows the extension, 16 bits in formats of samples.
+    """Writes samples (T,) in [-1, 1]. The extension selects the format; uncompressed formats get 16 bits.
 
     Raises:
-        ValueError: if it is not a float tensor (T,).
-        OSError: if the file cannot be made or its disk is full; libsndfile does not say which.
+        ValueError: if the wave is not a float tensor (T,).
+        OSError: if the file cannot be created or the disk is full; libsndfile does not distinguish the two.
     """
     wave = torch.as_tensor(wave)
     if wave.ndim != 1 or not wave.dtype.is_floating_point:
         raise ValueError(f"got {wave.dtype} of shape {tuple(wave.shape)}, expected float samples (T,)")
-    # soundfile knows no format of this name: Opus is stored in Ogg.
+    # soundfile has no format of this name: Opus is stored in Ogg.
     container, subtype = ("OGG", "OPUS") if Path(path).suffix.lower() == ".opus" else (None, None)
     samples = wave.detach().cpu().numpy()
     try:
         with soundfile.SoundFile(_name(path), "w", rate_hz, 1, subtype, format=container) as file:
-            # In blocks: of a wave of some 90 s in one call libsndfile's Vorbis encoder overruns its stack.
+            # In blocks: for a wave of 90 s in one call, libsndfile's Vorbis encoder overflows its stack.
             for first in range(0, len(samples), _WRITTEN_SAMPLES):
                 file.write(samples[first : first + _WRITTEN_SAMPLES])
     except soundfile.SoundFileError as error:
@@ -225,7 +228,7 @@ def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Opened]:
-    """The file, whose container shows no damage; errors of libsndfile and of the system become
+    """Opens a file and checks its container; errors of libsndfile and of the system become
     `UnreadableAudio`."""
     try:
         status = os.stat(path)
@@ -247,7 +250,7 @@ def _opened(path: str | Path) -> Iterator[Opened]:
 
 
 def _refusal(path: str | Path, error: Exception) -> str:
-    """Why the system refuses the file, as far as an error says so; else empty."""
+    """Why the system refuses to read the file, if the error says so; otherwise ""."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno and error.errno not in _OF_THE_PATH else ""
     try:
@@ -258,10 +261,10 @@ def _refusal(path: str | Path, error: Exception) -> str:
 
 
 def _read_through(path: str | Path) -> None:
-    """Reads all bytes: libsndfile does not tell an end of the file from a disk that fails.
+    """Reads all bytes, because libsndfile does not distinguish the end of a file from a failing disk.
 
     Raises:
-        OSError: if it cannot be read to its end.
+        OSError: if the file cannot be read to its end.
     """
     with open(path, "rb", buffering=0) as file:
         while file.read(2**20):
@@ -269,7 +272,8 @@ def _read_through(path: str | Path) -> None:
 
 
 def _name(path: str | Path) -> Any:
-    """As bytes: a file name need not be UTF-8. (soundfile takes bytes; its types do not say so.)"""
+    """The path as bytes: a file name need not be UTF-8. (soundfile accepts bytes; its type hints do not say
+    so.)"""
     return os.fsencode(path)
 
 
@@ -280,7 +284,7 @@ def _inspected(path: str, size: int, modified_ns: int) -> containers.Container:
 
 
 def _skip(file: Opened, frames: int) -> None:
-    """Goes to a sample; decodes everything before it where libsndfile cannot seek (GSM 6.10, G.72x)."""
+    """Moves to a sample; decodes everything before it if libsndfile cannot seek (GSM 6.10, G.72x)."""
     if file.seekable():
         file.seek(frames)
         return
@@ -297,7 +301,7 @@ def _probe(path: str | Path, file: Opened) -> None:
 
 @lru_cache(maxsize=1024)
 def _has_last_sample(path: str, size: int, modified_ns: int) -> bool:
-    """Seeks to it, by libFLAC's binary search."""
+    """Seeks to the last sample, using libFLAC's binary search."""
     with _opened(path) as file:
         try:
             file.seek(file.frames - 1)
@@ -317,7 +321,7 @@ def _plausible(path: str | Path, file: Opened) -> Opened:
 def _span(
     path: str | Path, file: Opened, offset_sec: float, duration_sec: float | None
 ) -> tuple[int, int, int]:
-    """First sample, samples wanted, and the fewest samples with which the part counts as complete."""
+    """First sample, number of samples, and the minimum number with which the part counts as complete."""
     rate_hz = file.samplerate
     if not math.isfinite((offset_sec + (duration_sec or 0.0)) * rate_hz):
         raise UnreadableAudio(f"{path}: a cut at {offset_sec:g} s is not inside it")
@@ -338,7 +342,7 @@ _folders_noted: set[Path] = set()
 
 
 def _note_silence(path: str | Path, peaks: np.ndarray) -> None:
-    """Warns of a silent first channel beside others that are not: once per folder, ten times at most."""
+    """Warns of a silent first channel next to others that are not: once per folder, at most ten times."""
     folder = Path(path).parent
     if len(peaks) < 2 or peaks[0] > 1e-4 or peaks[1:].max() < 1e-3:  # -80 and -60 dB of full scale
         return
@@ -359,7 +363,7 @@ def _check_length_known(path: str | Path, frames: int) -> None:
 
 
 def _why(path: str | Path, error: Exception) -> str:
-    if not os.path.exists(path):  # False for a name too long for a file system, where Path raises
+    if not os.path.exists(path):  # False for names too long for the file system, where Path raises an error
         return "no such file"
     if os.path.isdir(path):
         return "a folder, expected a sound file"

@@ -1,6 +1,6 @@
 """Counts the frames of an MP3 file and compares them with its header (Xing, Info, VBRI).
 
-Sources: ISO/IEC 11172-3 and 13818-3 for the frame's head, id3.org for the tags, LAME for the Xing frame.
+Sources: ISO/IEC 11172-3 and 13818-3 for the frame header, id3.org for the tags, LAME for the Xing frame.
 """
 
 import mmap
@@ -19,7 +19,7 @@ _KBITS = {
 }
 _NO_KIND = (0, 0, 0)
 _NOT_ZERO = re.compile(rb"[^\0]")
-# An empty tag, by which libsndfile recognises an MP3 that does not come from a file.
+# An empty tag, by which libsndfile recognises an MP3 that is not read from a file.
 _ID3 = b"ID3\x03\x00\x00\x00\x00\x00\x0aTIT2" + bytes(6)
 
 
@@ -27,17 +27,19 @@ def inspect(data: mmap.mmap, begin: int, several: str) -> tuple[str, int, bytes]
     """Damage of the frames from `begin` on, and the bytes that libsndfile should read.
 
     libsndfile guesses the length of a file without a Xing or Info header from its first frames, and reads no
-    further: of a variable bit rate it may leave out most. Such a file gets a header with the frames counted.
+    further: with a variable bit rate it may omit most of the file. Such a file gets a header with the counted
+    frames.
 
     Args:
         data: The file.
-        begin: Where its first frame is expected, after an ID3 tag.
-        several: The damage to report for several recordings one after another.
+        begin: Offset at which its first frame is expected, after an ID3 tag.
+        several: Damage to report if there are several recordings one after another.
 
     Returns:
-        Damage, empty if there is none or this is not an MP3; byte to begin at; header to put before it.
+        Damage ("" if there is none or this is not an MP3), offset to begin at, and header to insert before
+        it.
     """
-    # By a pattern: in a file of zeros (room reserved for a download) a loop took 0.2 s for each megabyte.
+    # Uses a pattern: for a file of zeros (space reserved for a download) a loop took 0.2 s per megabyte.
     begin = sound.start() if (sound := _NOT_ZERO.search(data, begin)) else len(data)
     at, frames, sound_begin, sound_end = begin, 0, begin, begin
     stated: tuple[int, int] | None = None
@@ -76,7 +78,7 @@ def inspect(data: mmap.mmap, begin: int, several: str) -> tuple[str, int, bytes]
 
 
 def _counting_frame(head: bytes, frames: int) -> bytes:
-    """A frame without sound whose Xing header states the frames that follow; empty if none is possible."""
+    """A frame without audio whose Xing header states the number of following frames; empty if impossible."""
     for bits in range(1, 15):
         own = bytes([head[0], head[1] | 1, bits << 4 | head[2] & 0b1100, head[3]])
         size, (version, layer, _) = _frame(own, 0)
@@ -88,14 +90,14 @@ def _counting_frame(head: bytes, frames: int) -> bytes:
 
 def _compared(stated: tuple[int, int], frames: int, size: int, several: str) -> str:
     stated_frames, stated_bytes = stated
-    # Some encoders count the frame of the header itself; then the bytes decide.
+    # Some encoders count the frame of the header itself; then the number of bytes decides.
     if frames + 1 < stated_frames or (frames + 1 == stated_frames and size < stated_bytes):
         return f"cut off: its header states {stated_frames:,} MP3 frames, the file holds {frames:,}"
     return several if stated_frames and frames > stated_frames + 1 else ""
 
 
 def end_of_id3(data: mmap.mmap, at: int) -> int:
-    """End of the ID3v2 tags that begin here; `at` where there are none."""
+    """End of the ID3v2 tags that begin here; `at` if there are none."""
     while data[at : at + 3] == b"ID3" and len(data) >= at + 10:
         head = data[at : at + 10]
         size = sum((head[6 + i] & 0x7F) << (7 * (3 - i)) for i in range(4))
@@ -104,7 +106,8 @@ def end_of_id3(data: mmap.mmap, at: int) -> int:
 
 
 def _frame(data: mmap.mmap | bytes, at: int) -> tuple[int, tuple[int, int, int]]:
-    """Bytes of the frame that begins here, and (version, layer, rate in Hz); zeros where none begins."""
+    """Length in bytes of the frame that begins here, and (version, layer, rate in Hz); zeros if none
+    begins."""
     head = data[at : at + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return 0, _NO_KIND
@@ -121,7 +124,7 @@ def _frame(data: mmap.mmap | bytes, at: int) -> tuple[int, tuple[int, int, int]]
 
 
 def _next_frame(data: mmap.mmap, at: int, kind: tuple[int, int, int]) -> int:
-    """First place after `at` where two frames of this kind follow each other; else the end of the file."""
+    """First position after `at` with two consecutive frames of this kind; otherwise the end of the file."""
     while (at := data.find(b"\xff", at + 1)) >= 0:
         size, own = _frame(data, at)
         if size and own == kind and _frame(data, at + size)[1] == kind:
@@ -130,7 +133,8 @@ def _next_frame(data: mmap.mmap, at: int, kind: tuple[int, int, int]) -> int:
 
 
 def _stated(data: mmap.mmap, at: int) -> tuple[int, int] | None:
-    """Frames and bytes that a Xing, Info or VBRI header in this frame states, 0 for unknown; None without."""
+    """Frames and bytes stated by a Xing, Info or VBRI header in this frame, 0 if unknown; None without a
+    header."""
     head = data[at : at + 4]
     mono, mpeg1 = head[3] >> 6 == 3, head[1] & 8
     place = at + 4 + ((17 if mono else 32) if mpeg1 else (9 if mono else 17))
@@ -146,5 +150,5 @@ def _stated(data: mmap.mmap, at: int) -> tuple[int, int] | None:
 
 
 def _is_vbri(data: mmap.mmap, at: int) -> bool:
-    """Whether the frame holds Fraunhofer's header, which libsndfile does not read."""
+    """Whether the frame contains Fraunhofer's header, which libsndfile does not read."""
     return data[at + 36 : at + 40] == b"VBRI"

@@ -1,7 +1,7 @@
-"""Products in full float32 within a block, whatever the program allows elsewhere.
+"""Computes products in full float32 within a block, whatever the program allows elsewhere.
 
-TF32 (which cuDNN's convolutions use unless forbidden), `torch.set_float32_matmul_precision("high")`, bfloat16
-products of oneDNN and autocast keep 8 to 11 bits of each factor. Deciding between two codes takes all 24.
+TF32 (which cuDNN's convolutions use by default), `torch.set_float32_matmul_precision("high")`, oneDNN's
+bfloat16 products and autocast keep 8 to 11 bits of each factor. Deciding between two codes needs all 24.
 """
 
 import threading
@@ -14,20 +14,21 @@ from torch.amp.autocast_mode import is_autocast_available
 
 from lit_moss.errors import UserError
 
-# The flags are per process, not per thread: of overlapping users the first saves, the last restores.
+# The flags are per process, not per thread: with overlapping users, the first saves and the last restores
+# them.
 _lock = threading.Lock()
 _users = 0
 _saved: list[tuple[Any, str, Any]] = []
 
 
 def _flags() -> list[Any]:
-    """One object for each backend and kind of product, with an attribute `fp32_precision`."""
+    """One object per backend and kind of product, with an attribute `fp32_precision`."""
     cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
     return [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
 
 
 class _Matmul:
-    """torch's older setting, as an attribute."""
+    """torch's older setting as an attribute."""
 
     @property
     def precision(self) -> str:
@@ -39,14 +40,14 @@ class _Matmul:
 
 
 def _set_full() -> None:
-    # All are read before any is written: the older settings write the newer ones.
+    # All are read before any is written, because the older settings change the newer ones.
     wanted: list[tuple[Any, str, Any]] = [
         (_Matmul(), "precision", "highest"),
         (torch.backends.cudnn, "allow_tf32", False),
         *((flag, "fp32_precision", "ieee") for flag in _flags()),
     ]
     for owner, name, _ in wanted:
-        # torch refuses to read an older setting that contradicts a newer one, which then has priority.
+        # torch refuses to read an older setting that contradicts a newer one, which then takes precedence.
         try:
             _saved.append((owner, name, getattr(owner, name)))
         except RuntimeError:
@@ -60,7 +61,8 @@ def _set_full() -> None:
 def _restore() -> None:
     for owner, name, value in _saved:
         if name == "fp32_precision":
-            # "none" follows the backend's general setting and reads as that: an inherited setting stays one.
+            # "none" inherits the backend's general setting and is read as that, so inherited settings stay
+            # inherited.
             owner.fp32_precision = "none"
             if owner.fp32_precision == value:
                 continue
@@ -70,10 +72,10 @@ def _restore() -> None:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products in float32, and no autocast; restores the settings afterwards.
+    """Computes float32 products in float32 and without autocast; restores the settings afterwards.
 
     Args:
-        device: Where the tensors are: autocast is switched off for it, and for the CPU.
+        device: Device of the tensors; autocast is disabled for it and for the CPU.
     """
     global _users
     with ExitStack() as stack:
@@ -94,17 +96,17 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def check_weights(precision: str, whole: Collection[str] = ("32-true", "64-true")) -> None:
-    """Refuses to train what computes with waves and mels in the weights' type, where that is a small one.
+    """Refuses precisions in which weights, and therefore waves and mels, would have a small data type.
 
-    With `bf16-true` the waves themselves would have 8 bits, which the Fourier transform does not take; the
-    times of flow matching would, and a codebook's moving averages, which would stop.
+    With `bf16-true` the waves themselves would have 8 bits, which the Fourier transform does not support; so
+    would the times of flow matching and the moving averages of a codebook, which would stop changing.
 
     Args:
-        precision: Lightning's name of it.
-        whole: Types of weights and batches that will do.
+        precision: Lightning's name of the precision.
+        whole: Accepted precisions.
 
     Raises:
-        UserError: if it is another one.
+        UserError: if the precision is not accepted.
     """
     if precision.endswith("-true") and precision not in whole:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Every rate of the system, and every conversion between samples, frames and codes.
+"""All rates of the system, and all conversions between samples, frames and codes.
 
     16 kHz samples --160--> 100 mel frames/s --2--> 50 hidden frames/s --4--> 12.5 codes/s     (tokenizer)
     12.5 codes/s --4--> 50 mel frames/s --480--> 24 kHz samples                               (decoder)
@@ -19,7 +19,7 @@ SAMPLES_PER_HIDDEN = WHISPER_HOP_SAMPLES * FRAMES_PER_HIDDEN
 SAMPLES_PER_CODE = WHISPER_HOP_SAMPLES * FRAMES_PER_CODE
 CODE_RATE_HZ = TOKENIZER_RATE_HZ / SAMPLES_PER_CODE
 SECONDS_PER_CODE = SAMPLES_PER_CODE / TOKENIZER_RATE_HZ
-# Whisper's own window; the tokenizer encodes longer audio as independent segments of this length.
+# Whisper's window; the tokenizer encodes longer audio as independent segments of this length.
 MAX_SEGMENT_SAMPLES = 30 * TOKENIZER_RATE_HZ
 
 DECODER_FFT_SAMPLES = 1920
@@ -30,10 +30,10 @@ DECODER_SAMPLES_PER_CODE = DECODER_HOP_SAMPLES * FRAMES_PER_CODE_DECODER
 
 
 def codes_of_samples(samples: int) -> int:
-    """Number of codes of `samples` samples at 16 kHz; a partial code counts (ceil)."""
+    """Number of codes of `samples` samples at 16 kHz; an incomplete code counts (ceil)."""
     return -(-samples // SAMPLES_PER_CODE)
 
 
 def segment_samples(max_source_positions: int) -> int:
-    """Longest segment, in samples at 16 kHz, that a position table of this length (50 Hz rows) can encode."""
+    """Maximum segment length, in samples at 16 kHz, for a position table of this length (rows at 50 Hz)."""
     return min(MAX_SEGMENT_SAMPLES, max_source_positions // HIDDEN_PER_CODE * SAMPLES_PER_CODE)

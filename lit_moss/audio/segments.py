@@ -1,4 +1,4 @@
-"""Cuts long audio at its quietest places, so that every piece fits a limit and no sample is lost."""
+"""Cuts long audio at its quietest positions, so that every piece is within a limit and no sample is lost."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,13 @@ from lit_moss.audio.waves import check_wave
 def cut_at_pauses(
     wave_T: Tensor, rate_hz: int, longest_sec: float, pause_sec: float = 0.2
 ) -> list[tuple[int, int]]:
-    """Pieces (start, end) in samples, none longer than `longest_sec`.
+    """Splits a wave into pieces (start, end), in samples, none longer than `longest_sec`.
 
-    They cover the wave without gap or overlap. Each cut is in the middle of the quietest `pause_sec` of the
-    last half before the limit.
+    The pieces cover the wave without gap or overlap. Each cut is in the middle of the quietest `pause_sec`
+    within the second half of the range before the limit.
 
     Raises:
-        ValueError: if the limit is less than two samples, or the wave is not a recording, see `check_wave`.
+        ValueError: if the limit is less than two samples, or the samples are invalid, see `check_wave`.
     """
     wave_T = check_wave(wave_T)
     limit = int(longest_sec * rate_hz)

@@ -1,4 +1,4 @@
-"""Computing time of streams, piece by piece."""
+"""Computing time of streams per piece."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -7,10 +7,10 @@ from lit_moss.audio.streams import Input, Output, Stream
 
 
 def timed_outputs(stream: Stream[Input, Output], pieces: Iterable[Input]) -> Iterator[tuple[Output, float]]:
-    """The output of each `push`, then that of `flush`, with the seconds that the call took.
+    """Yields the output of each `push`, then that of `flush`, with the duration of the call in seconds.
 
-    On a GPU the time covers the computation only where the stream returns tensors on the CPU, as a codec's
-    does, or where the caller waits for the device.
+    On a GPU the time includes the computation only if the stream returns tensors on the CPU, as a codec's
+    does, or if the caller waits for the device.
     """
     for piece in pieces:
         start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""The interface of all streams: pieces of the input go in, what can be computed of the output comes out.
+"""The interface of all streams: push pieces of the input, get the part of the output that is known.
 
-    stream.push(piece) -> the output that has become known     any number of times; pieces of any length
-    stream.flush()     -> the rest of the output               once, after the last piece
+    stream.push(piece) -> the output that is now known         any number of times; pieces of any length
+    stream.flush()     -> the remaining output                 once, after the last piece
 
-The outputs of all calls, joined, are as long as the output for the whole input, wherever the input was cut.
-(Each class says how close the numbers are.) An error about a piece, for example a ValueError about samples
-that are not finite, leaves the stream as it was. After `flush` the stream is closed.
+The concatenated outputs of all calls are as long as the output for the whole input, wherever the input was
+cut. (Each class states how close the values are.) An error about a piece, for example a ValueError about
+non-finite samples, leaves the stream unchanged. After `flush` the stream is closed.
 
 | stream | pieces in | pieces out |
 |---|---|---|
@@ -29,10 +29,10 @@ Input = TypeVar("Input")
 
 
 class Stream(Protocol[Piece, Output]):
-    """One utterance, piece by piece; see the head of this file."""
+    """A stream for one utterance, see the module docstring."""
 
     def push(self, piece: Piece, /) -> Output:
-        """Takes the next piece; returns the output that has become known, which may be empty.
+        """Takes the next piece; returns the part of the output that is now known, which may be empty.
 
         Raises:
             RuntimeError: after `flush`.
@@ -40,16 +40,16 @@ class Stream(Protocol[Piece, Output]):
         ...
 
     def flush(self) -> Output:
-        """Ends the input; returns the rest of the output.
+        """Ends the input; returns the remaining output.
 
         Raises:
-            RuntimeError: if it was called before.
+            RuntimeError: if it was already called.
         """
         ...
 
 
 class ClosedByFlush:
-    """Base class of streams that refuse every call after `flush`."""
+    """Base class of streams that raise an error for every call after `flush`."""
 
     _closed = False
 
@@ -63,5 +63,5 @@ class ClosedByFlush:
 
 
 def run_stream(stream: Stream[Input, Tensor], pieces: Iterable[Input], dim: int = -1) -> Tensor:
-    """Pushes all pieces and flushes; returns the outputs joined along `dim`."""
+    """Pushes all pieces and flushes; returns the outputs concatenated along `dim`."""
     return torch.cat([*(stream.push(piece) for piece in pieces), stream.flush()], dim=dim)

@@ -1,4 +1,4 @@
-"""Waves as tensors: what a public function accepts as a recording, and batches of them."""
+"""Waves as tensors: validation of recordings passed to public functions, and batches."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 from lit_moss.audio import rates
 
-# Lossy codecs and mixes exceed 1 a little; 24 dB over full scale means another unit.
+# Lossy codecs and mixing slightly exceed 1; 24 dB over full scale means another unit.
 LOUDEST = 16.0
 EXPECTED = "expected float samples (T,) in [-1, 1], or (C, T) of which channel 0 is taken"
 
 
 def check_wave(wave: Any) -> Tensor:
-    """Samples of the first channel: float32 (T,) in [-1, 1], on the CPU, no gradient. T may be 0.
+    """Samples of the first channel: float32 (T,) in [-1, 1], on the CPU, without gradient. T may be 0.
 
     Args:
         wave: Tensor or numpy array of floats, (T,) or (C, T).
 
     Raises:
-        ValueError: if it is not an array of floats, has another shape (channels last: more channels than
-            samples), or has samples that are not finite or far beyond [-1, 1].
+        ValueError: if the wave is not an array of floats, has another shape (channels last: more channels
+            than samples), or has samples that are not finite or far beyond [-1, 1].
     """
     if not isinstance(wave, Tensor | np.ndarray):
         raise ValueError(f"got {type(wave).__name__}, {EXPECTED}: a tensor or a numpy array")
@@ -32,7 +32,7 @@ def check_wave(wave: Any) -> Tensor:
     if wave.ndim == 2 and (not shape[0] or 0 < shape[1] < shape[0]):
         raise ValueError(f"got {shape}: {shape[0]} channels of {shape[1]} samples, {EXPECTED}: transpose it")
     first = wave if wave.ndim == 1 else wave[0]
-    # A copy of an array: torch takes neither negative strides nor read-only memory.
+    # Arrays are copied: torch accepts neither negative strides nor read-only memory.
     first_T = torch.from_numpy(np.array(first, np.float32)) if isinstance(first, np.ndarray) else first
     first_T = first_T.detach().float().cpu()
     reason = level_fault(first_T)
@@ -42,7 +42,7 @@ def check_wave(wave: Any) -> Tensor:
 
 
 def level_fault(wave_T: Tensor) -> str:
-    """Why samples cannot be those of a recording in [-1, 1]; empty if they can."""
+    """Why the samples cannot be a recording in [-1, 1]; "" if they can."""
     if not len(wave_T):
         return ""
     low, high = (float(x) for x in wave_T.aminmax())
@@ -61,7 +61,8 @@ def _is_float(wave: Tensor | np.ndarray) -> bool:
 
 
 def pad_to_codes(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Zero-pads to the longest, rounded up to whole codes: float (B, T), and samples int64 (B,)."""
+    """Zero-pads to the longest wave, rounded up to whole codes: float (B, T), and number of samples, int64
+    (B,)."""
     samples_B = torch.tensor([len(wave) for wave in waves], dtype=torch.long)
     longest = rates.codes_of_samples(int(samples_B.max())) * rates.SAMPLES_PER_CODE if len(waves) else 0
     wave_BT = torch.zeros(len(waves), longest)

@@ -1,1 +1,1 @@
-"""Command line: one file a verb."""
+"""Command line, one file per verb."""

@@ -1,10 +1,10 @@
-"""Talk to a model: a page in the browser, or one question in the terminal.
+"""Talk to a model: on a page in the browser, or with one question in the terminal.
 
-    chat --model DIR                                       server and page, on this machine alone
-    chat --model DIR --once question.wav --out answer.wav  a spoken question, a spoken answer
-    chat --model DIR --text "What is rain?"                a typed question, an answer in text
+    chat --model DIR                                       server and page, only for this machine
+    chat --model DIR --once question.wav --out answer.wav  a spoken question and answer
+    chat --model DIR --text "What is rain?"                a typed question and answer
 
-The page is part of the server that `serve` starts; its options hold here too.
+The page is part of the server that `serve` starts, whose options are available here, too.
 """
 
 import argparse
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
+    """Adds the options of the verb."""
     serve.add_arguments(parser)
     terminal = parser.add_argument_group("one question in the terminal")
     question = terminal.add_mutually_exclusive_group()
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Answers one question, or serves until it is interrupted."""
+    """Answers one question, or serves until interrupted."""
     if args.once is None and args.text is None:
         names = ("out", "reply", "instructions", "temperature", "seed")
         given = [f"--{name}" for name in names if getattr(args, name) is not None]
@@ -72,7 +72,7 @@ def _answer(args: argparse.Namespace) -> None:
         raise UserError(f"--once {error}") from error
     engine = Engine(open_model(args), limits)
     try:
-        engine.warm_up()  # so that the times are those of a server that runs
+        engine.warm_up()  # measures the times of a running server
         session = engine.open_session(args.instructions or "")
         _ask(session, args.text, wave_T)
         sound_T, line = _listen(session, options)
@@ -97,7 +97,7 @@ def _check_no_server(args: argparse.Namespace) -> None:
 
 
 def _reply_options(args: argparse.Namespace) -> "ReplyOptions":
-    """What is asked for; mistakes are found before anything is opened."""
+    """The requested reply; reports mistakes before anything is opened."""
     from lit_moss.files import check_can_write
     from lit_moss.llm.sampling import sampling_of
     from lit_moss.records import printable
@@ -149,7 +149,8 @@ def _ask(session: "Session", text: str | None, wave_T: "Tensor | None") -> None:
 
 
 def _listen(session: "Session", options: "ReplyOptions") -> "tuple[Tensor, str]":
-    """Prints the answer's text as it comes; its sound (T,) at 24 kHz and a line about times."""
+    """Prints the answer's text as it is generated; returns its audio (T,) at 24 kHz and a line about
+    timing."""
     import time
 
     import torch

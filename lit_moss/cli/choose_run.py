@@ -1,4 +1,5 @@
-"""Which checkpoint `--ckpt_path` means, and whether a `fit` begins a run, resumes one, or is a fork."""
+"""Determines which checkpoint `--ckpt_path` means, and whether a `fit` starts a run, resumes one, or forks
+it."""
 
 import time
 from pathlib import Path
@@ -18,22 +19,22 @@ from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.shards import check_shards
 from lit_moss.runs.tracking import Tracker
 
-# A checkpoint; or folder and MLflow id of a run that has none yet and starts again from step 0.
+# A checkpoint; or the folder and MLflow id of a run without checkpoints, which starts again from step 0.
 Start = Path | tuple[Path, str | None]
 
 
 def find_start(asked: str | None, folder: Path, verb: str, run_name: str | None = None) -> Start | None:
-    """Where a verb starts from; None for a new run.
+    """The state that a verb starts from; None for a new run.
 
     Args:
-        asked: `--ckpt_path`: a checkpoint, a run's folder, `last`, `best` or `auto`.
-        folder: RUN_ROOT/NAME, in which `last`, `best` and `auto` are looked up.
+        asked: Value of `--ckpt_path`: a checkpoint, a run's folder, `last`, `best` or `auto`.
+        folder: Folder of the runs, RUN_ROOT/NAME, in which `last`, `best` and `auto` are looked up.
         verb: `fit`, `validate`, `test` or `predict`.
-        run_name: `--run_name`, the run that `auto` continues; the newest in `folder` if None.
+        run_name: Value of `--run_name`, the run that `auto` continues. None: the newest run in `folder`.
 
     Raises:
-        UserError: if there is no such checkpoint, none is given to a verb that needs one, or a folder of
-            shards holds more than data.
+        UserError: if the checkpoint does not exist, is missing for a verb that needs one, or is a folder of
+            shards that contains anything but data.
     """
     if asked == "auto":
         asked = _run_to_continue(folder, verb, run_name)
@@ -44,7 +45,7 @@ def find_start(asked: str | None, folder: Path, verb: str, run_name: str | None 
 
 
 def _run_to_continue(folder: Path, verb: str, run_name: str | None) -> str | None:
-    """What `auto` stands for: a run's folder, or None where there is no such run yet."""
+    """Resolves `auto`: the folder of a run, or None if there is no such run yet."""
     if verb != "fit":
         raise UserError(f"--ckpt_path auto is for fit: give {verb} a file, a run's folder, `last` or `best`")
     if run_name:
@@ -79,16 +80,16 @@ def _named_start(asked: str | None, folder: Path, verb: str) -> Start | None:
 
 
 def open_run(start: Start | None, root: Path, name: str, asked: str | None) -> tuple[Tracker, bool]:
-    """The tracker of the run that a `fit` continues or begins, and whether that is a fork.
+    """The tracker of the run that a `fit` continues or starts, and whether the run is a fork.
 
     Args:
-        start: Where training starts from.
-        root: Folder of all runs' files.
-        name: Name of the runs' folder below it.
-        asked: `--run_name`; the time if None.
+        start: State that training starts from.
+        root: Root folder of all runs.
+        name: Folder within `root`, with the runs of one name.
+        asked: Value of `--run_name`. None: the time.
 
     Raises:
-        UserError: if `asked` is not a plain name, or the name of another run.
+        UserError: if `asked` is not a plain name, or is the name of another run.
     """
     resumed = _resumed_run(start)
     if asked and Path(asked).name != asked:
@@ -103,9 +104,9 @@ def open_run(start: Start | None, root: Path, name: str, asked: str | None) -> t
 
 
 def _resumed_run(start: Start | None) -> RunFolder | None:
-    """The run that is continued; None for a new run and for a fork.
+    """The run to continue; None for a new run and for a fork.
 
-    A fork starts from an older state than the newest of its run.
+    A fork starts from a state older than the newest one of its run.
     """
     if start is None:
         return None
@@ -135,7 +136,7 @@ def _new_folder(parent: Path, asked: str | None) -> Path:
             f"there is a run {folder} already: give another --run_name, or continue it with "
             f"--ckpt_path {folder}"
         )
-    for number in range(2, 1000):  # two runs begun in the same second
+    for number in range(2, 1000):  # two runs started in the same second
         try:
             folder.mkdir(parents=True, exist_ok=bool(asked))
             break
@@ -145,7 +146,7 @@ def _new_folder(parent: Path, asked: str | None) -> Path:
 
 
 def _origin(checkpoint: Path) -> str:
-    """What a fork started from, for its record."""
+    """The origin of a fork, for its record."""
     run = RunFolder.of_checkpoint(checkpoint)
     if run is not None:
         run_id = run.mlflow_run_id

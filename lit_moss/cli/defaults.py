@@ -1,11 +1,11 @@
-"""What every run has without its recipe saying so: options of the trainer, links between keys, callbacks.
+"""Defaults that apply to every run: trainer options, links between keys, callbacks.
 
-All of it is in the resolved configuration (`--print_config`, `config.yaml` in the run's folder), and a recipe
-or the command line overrides any part of it.
+They are part of the resolved configuration (`--print_config`, `config.yaml` in the run's folder), and a
+recipe or the command line can override each of them.
 
 jsonargparse's own links (`link_arguments`) are not used: they overwrite a value that a recipe gives for the
-target, and `--print_config` and the saved configuration leave the target out. Here a missing value becomes an
-interpolation, `data.init_args.seed: ${seed_everything}`, in a last configuration after those of the user.
+target, and omit the target from `--print_config` and the saved configuration. Here a missing value becomes an
+interpolation, `data.init_args.seed: ${seed_everything}`, in a final configuration after the user's.
 """
 
 import importlib
@@ -30,36 +30,37 @@ TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
-    "use_distributed_sampler": False,  # `BatchOrder` distributes the batches over the ranks
+    "use_distributed_sampler": False,  # `BatchOrder` distributes the batches over ranks
 }
 
 
 def trainer_defaults() -> dict[str, Any]:
-    """Those options; `bf16-mixed` where this machine is faster with it, `32-true` elsewhere.
+    """These defaults; `bf16-mixed` if it is faster on this machine, otherwise `32-true`.
 
-    The CPU beside an Apple GPU, which has no float64: validations sum in it, and no training was tried there.
+    Beside an Apple GPU the CPU is used: validations sum in float64, which such GPUs lack.
     """
     accelerator = "cpu" if torch.backends.mps.is_available() else TRAINER_DEFAULTS["accelerator"]
     precision = "bf16-mixed" if has_fast_bf16() else "32-true"
     return {**TRAINER_DEFAULTS, "accelerator": accelerator, "precision": precision}
 
 
-# Target below `data.init_args` -> what it follows; only where the data class has that parameter.
+# Target below `data.init_args` -> the key it follows; only if the data class has that parameter.
 LINKS = {"seed": "seed_everything", "backbone": "model.init_args.backbone"}
-# In this order, after the recipe's own: NonFiniteSteps last, because the others drop gradients of frozen
-# parameters, which must not count.
+# Appended after the recipe's callbacks, in this order. NonFiniteSteps is last, because other callbacks drop
+# gradients of frozen parameters, which must not count.
 ALWAYS_ON: tuple[type[Callback], ...] = (ExactResume, Progress, SkippedData, NonFiniteSteps)
 ALWAYS_ON_OUTSIDE_FIT: tuple[type[Callback], ...] = (Progress, SkippedData)
 
 
 def completed(words: Sequence[str]) -> list[str]:
-    """A command line with its recipes found (see `find_recipe`) and completed by the links and callbacks.
+    """A command line whose recipe files are located (see `find_recipe`) and extended by the links and
+    callbacks.
 
     Args:
-        words: Verb, `-c FILE`, `--KEY VALUE` …, as the user gave them.
+        words: Verb, `-c FILE`, `--KEY VALUE` …, as given by the user.
 
     Raises:
-        UserError: for a recipe that cannot be read.
+        UserError: if a recipe cannot be read.
     """
     words = [_with_shipped_files(word) for word in words]
     if {"-h", "--help"} & {*words}:
@@ -84,17 +85,18 @@ def completed(words: Sequence[str]) -> list[str]:
 
 
 def _with_changed_lists(words: Sequence[str]) -> list[str]:
-    """Words that name an element of a list become the whole list, in a configuration after the recipes.
+    """Replaces options that change an element of a list by the whole list, in a configuration after the
+    recipes.
 
-    `--trainer.callbacks.LearningRateSchedule.init_args.warmup_steps 4`, see `set_key`: the parser knows no
-    keys below a list.
+    Example: `--trainer.callbacks.LearningRateSchedule.init_args.warmup_steps 4`, see `set_key`. The parser
+    does not support keys below a list.
     """
     recipe: dict[str, Any] = {}
     for key, value in _options(words):
         if key in ("c", "config"):
             recipe = merged(recipe, read_yaml(value))
     kept, lists = list[str](), dict[str, Any]()
-    end, is_value = 0, False  # of the recipes' words; whether the word is the value of one that was taken
+    end, is_value = 0, False  # end of the recipes' words; whether the word is the value of a removed option
     for word, after in zip(words, [*words[1:], ""], strict=True):
         key, is_joined, value = word.lstrip("-").partition("=")
         name = list_above(recipe, key) if word.startswith("--") else None
@@ -117,9 +119,9 @@ def _with_changed_lists(words: Sequence[str]) -> list[str]:
 
 
 def arranged(callbacks: Sequence[Callback], verb: str) -> list[Callback]:
-    """The callbacks of a run: each of those that are always on once, NonFiniteSteps last.
+    """The callbacks of a run: each of the permanent ones once, NonFiniteSteps last.
 
-    The first one of a kind is kept, which is the recipe's own.
+    If there are several of a kind, the first one is kept, which is the recipe's.
     """
     kept: list[Callback] = []
     for callback in callbacks:
@@ -132,18 +134,18 @@ def arranged(callbacks: Sequence[Callback], verb: str) -> list[Callback]:
 
 
 def _with_shipped_files(word: str) -> str:
-    """A word whose paths `conf/…` are those of files that come with lit_moss, where there are none here."""
+    """Replaces paths `conf/…` that do not exist here by those of the files shipped with lit_moss."""
     return re.sub(r"(?<![^\s=\[,'\"])conf/[\w./-]+", lambda path: str(find_recipe(path[0])), word)
 
 
 class _Given:
-    """What the user's files and words say about keys that are completed.
+    """What the user's files and options say about the keys that are completed.
 
     Attributes:
         class_of: `model` and `data` -> class path.
         data_keys: Keys given below `data.init_args`.
-        callbacks: Names of the classes of the callbacks listed.
-        seeded: Whether `seed_everything` is a number, or not given and so the default.
+        callbacks: Class names of the listed callbacks.
+        seeded: Whether `seed_everything` is a number, or not given and therefore the default.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -192,7 +194,7 @@ class _Given:
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(key, value) of the options of a command line, in their order."""
+    """(key, value) of each option of a command line, in order."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         if word == "-c" or word.startswith("--"):
             key, is_joined, value = word.lstrip("-").partition("=")
@@ -200,9 +202,9 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _takes(class_path: str, name: str) -> bool:
-    """Whether a class has a parameter of that name, its own or one that it hands on by `**kwargs`.
+    """Whether a class has a parameter of that name, either its own or one that it passes on by `**kwargs`.
 
-    False for a class that cannot be imported: the parser names it later.
+    False for a class that cannot be imported; the parser reports it later.
     """
     module, _, kind = class_path.rpartition(".")
     try:

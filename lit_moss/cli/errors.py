@@ -1,4 +1,5 @@
-"""Mistakes in a configuration as one line, in place of the parser's and Lightning's longer messages."""
+"""One-line error messages for mistakes in a configuration, instead of the parser's and Lightning's longer
+ones."""
 
 import argparse
 import contextlib
@@ -17,11 +18,11 @@ from lit_moss.errors import UserError, without_secrets
 
 
 class OptionError(UserError):
-    """A mistake in an option of a class, found by the parser of that class.
+    """A mistake in an option of a class, reported by the parser of that class.
 
     Args:
-        key: Where it is, seen from that parser: `lora.rank`; "" for its options as a whole.
-        problem: What was got and what is expected.
+        key: Key of the option relative to that parser, such as `lora.rank`; "" for its options as a whole.
+        problem: What was given and what is expected.
     """
 
     def __init__(self, key: str, problem: str) -> None:
@@ -32,8 +33,8 @@ class OptionError(UserError):
 class OneLineParser(LightningArgumentParser):
     """Reports an error without the usage, which lists several hundred keys.
 
-    A class within the configuration has a parser of its own, whose error reaches this method first; the
-    parsers around it add where it is.
+    A class within the configuration has its own parser, whose error reaches this method first; the enclosing
+    parsers add the position.
     """
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -45,7 +46,7 @@ class OneLineParser(LightningArgumentParser):
         raise OptionError(*self._explained(key, message)) from ex
 
     def _explained(self, key: str, message: str) -> tuple[str, str]:
-        """Key and problem of a message of jsonargparse; of one that is not known, the message itself."""
+        """Key and problem from a message of jsonargparse; for an unknown message, the message itself."""
         types = self._types()
         group = re.match(r"Group '(.*?)' does not accept option '(.*?)'", message)
         if group:
@@ -59,7 +60,7 @@ class OneLineParser(LightningArgumentParser):
                 place = ".".join(filter(None, (place, names.pop(0))))
             problem = _unknown(names[0], _below(place, types))
             return place or ("" if self._verbs() is None else "the configuration"), problem
-        # Of a class that is not the first of several types, its error is part of the message only.
+        # For a class that is not the first of several types, the error is only part of the message.
         option = re.search(r"^ *- (has no option .*)", message, re.MULTILINE)
         if option:
             return key, option[1]
@@ -74,7 +75,8 @@ class OneLineParser(LightningArgumentParser):
         return "", one_line(message)
 
     def _types(self) -> dict[str, Any]:
-        """Option -> its type; of the parser of all verbs, those of the first, which shares most keys."""
+        """Option -> its type; for the parser of all verbs, the options of the first, which shares most
+        keys."""
         parser = self._verbs() or self
         return {
             action.dest: getattr(action, "_typehint", None) or action.type
@@ -89,19 +91,19 @@ class OneLineParser(LightningArgumentParser):
 
 
 def _first(error: BaseException | None, kind: type[BaseException]) -> BaseException | None:
-    """The first error of a kind among the causes of an error, itself included."""
+    """The first error of a kind in the chain of causes, including the error itself."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _joined(outer: str, inner: str) -> str:
-    """Key of an option from that of a class's place and that within the class."""
+    """Joins the key of a class with the key of an option within it."""
     if not inner:
         return outer
     if outer in ("model", "data"):
         return f"{outer}.init_args.{inner}"
-    # Below trainer it is an element of a list, or a class of Lightning's.
+    # Below `trainer` it is an element of a list, or a Lightning class.
     return f"{outer}: {inner}" if outer.startswith("trainer.") else f"{outer}.{inner}"
 
 
@@ -121,7 +123,7 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def _like(class_path: str) -> str:
-    """`; did you mean …?` for a class path that is like one that exists, or ""."""
+    """`; did you mean …?` if a similar class path exists, otherwise ""."""
     module, _, name = class_path.rpartition(".")
     with contextlib.suppress(ImportError, ValueError):
         names = importlib.import_module(module)
@@ -134,8 +136,8 @@ def _like(class_path: str) -> str:
 def one_line_errors() -> Iterator[None]:
     """Turns errors of parsing and of building classes into a UserError.
 
-    The parser wraps a UserError of a class being built in errors of its own; those of interpolations come
-    unwrapped.
+    The parser wraps a UserError of a class being built in its own errors; errors of interpolations are not
+    wrapped.
     """
     try:
         yield
@@ -143,7 +145,7 @@ def one_line_errors() -> Iterator[None]:
         raise
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration cannot be resolved: {one_line(str(error))}") from error
-    except MisconfigurationException as error:  # such as a machine without the accelerator that is asked for
+    except MisconfigurationException as error:  # such as a missing accelerator
         raise UserError(f"the trainer cannot be made: {one_line(str(error))}") from error
     except Exception as error:
         cause = _first(error, UserError)

@@ -1,6 +1,6 @@
 """Benchmarks of trained models.
 
-Each writes a table with a row per clip, and the means, to a folder and to MLflow.
+Each writes a table with one row per clip, and the means, to a folder and to MLflow.
 
     python -m lit_moss evaluate NAME -c conf/evaluate/NAME.yaml [--KEY VALUE …]
     python -m lit_moss evaluate NAME --help      the keys of a benchmark
@@ -19,13 +19,13 @@ BENCHMARKS = {name: f"lit_moss.evaluate.{name}" for name in _MODULES}
 
 
 def main(words: Sequence[str]) -> None:
-    """Runs one benchmark.
+    """Runs a benchmark.
 
     Args:
         words: Name of the benchmark and its options.
 
     Raises:
-        UserError: for a benchmark that does not exist, and for options that it does not accept.
+        UserError: if the benchmark does not exist, or does not accept an option.
     """
     if not words or words[0] in ("-h", "--help"):
         print(f"{__doc__}\nNAME is one of {', '.join(BENCHMARKS)}.")

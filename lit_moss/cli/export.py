@@ -1,11 +1,11 @@
-"""A run, checkpoint or model's folder -> a folder in the released layout, for anyone to load.
+"""Exports a run, a checkpoint or a model folder to a folder in the released layout.
 
     python -m lit_moss export runs/sft --out models/mine --codec runs/flow_decoder
     python -m lit_moss export runs/sft --out models/mine --dtype bfloat16 --push-to-hub OWNER/NAME
 
-One process, one tensor at a time, also from folders of shards of FSDP2 and DeepSpeed. A run of a codec
-(conf/codec_encoder.yaml, conf/flow_decoder.yaml) becomes a codec's folder, one of conf/vocoder.yaml a
-vocoder's.
+Runs in one process, one tensor at a time, also for FSDP2 and DeepSpeed folders of shards. Runs of a codec
+(conf/codec_encoder.yaml, conf/flow_decoder.yaml) are exported as a codec folder, runs of conf/vocoder.yaml as
+a vocoder folder.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from lit_moss.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
+    """Adds the options of the verb."""
     parser.add_argument(
         "model",
         metavar="RUN_OR_CKPT",
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Exports, prints one line, then pushes and registers."""
+    """Exports, prints one line, and then pushes and registers."""
     from lit_moss.release.export import export
 
     if args.alias is not None and not args.register:

@@ -1,4 +1,4 @@
-"""LightningCLI wired for this project: interpolation, defaults of recipes, run folders, tracker, resuming."""
+"""LightningCLI for lit_moss: interpolation, default settings, run folders, tracker, resuming."""
 
 import contextlib
 import logging
@@ -37,9 +37,9 @@ from lit_moss.runs.mlflow_access import mlflow_errors
 from lit_moss.runs.tracking import Tracker
 from lit_moss.sweep.trial import STORAGE_VARIABLE, PrunableTrial
 
-# Without it `${a.b}` is looked up below the subcommand and not found.
+# Without this, `${a.b}` is looked up below the subcommand and not found.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-# Parts of Lightning's messages that are advertisements.
+# Lightning messages that are advertisements.
 _ADVERTS = ("litlogger", "litmodels", "TPU available")
 _NOISE = (
     r".*does not have many workers.*",
@@ -49,7 +49,7 @@ _NOISE = (
     r".*You are using `torch.load` with `weights_only=False`.*",
 )
 
-# Keys without effect on a resumed run: its folder, weights, random numbers and place in the data come from
+# Keys without effect on a resumed run: its folder, weights, random state and position in the data come from
 # the checkpoint.
 _ONLY_AT_START = (
     "name", "run_root", "run_name", "seed_everything", "model.init_args.init_from",
@@ -63,14 +63,14 @@ class MossCLI(LightningCLI):
 
     tracker: Tracker | None = None
     _verb = "fit"
-    _start: Start | None = None  # where training starts from
+    _start: Start | None = None  # state that training starts from
     _is_fork = False
-    _forked: Path | None = None  # the state that a fork starts from, in its own folder
-    _while_running = contextlib.ExitStack()  # the lock of the run's folder
+    _forked: Path | None = None  # state that a fork starts from, in its own folder
+    _while_running = contextlib.ExitStack()  # holds the lock of the run's folder
 
     @classmethod
     def run(cls, args: list[str]) -> "MossCLI":
-        """Parses and runs one verb."""
+        """Parses and runs a verb."""
         _silence_libraries()
         if PARENT_VARIABLE in os.environ:
             end_with_parent(saving=True)
@@ -80,7 +80,7 @@ class MossCLI(LightningCLI):
                 datamodule_class=LightningDataModule,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
-                # The resolved configuration goes into the run, not into the working folder.
+                # The resolved configuration is saved in the run's folder, not in the working directory.
                 save_config_callback=None,
                 seed_everything_default=1,
                 trainer_defaults=trainer_defaults(),
@@ -113,12 +113,13 @@ class MossCLI(LightningCLI):
             super().instantiate_classes()
 
     def _parse_ckpt_path(self) -> None:
-        """Does nothing: a checkpoint's hyper-parameters do not override the YAML."""
+        """Disables LightningCLI's merging of checkpoint hyper-parameters into the config."""
 
     def before_instantiate_classes(self) -> None:
         self._verb = str(self.subcommand)
         config = self.config[self._verb]
-        # Absolute: `ModelCheckpoint` forgets its best score when the path of a folder is written differently.
+        # Absolute, because `ModelCheckpoint` resets its best score if the path of a folder is spelled
+        # differently.
         self._run_root, self._run_name = Path(config["run_root"]).absolute(), config["name"]
         asked = config.get("ckpt_path")
         if self._verb == "fit":
@@ -128,7 +129,7 @@ class MossCLI(LightningCLI):
 
     @property
     def _checkpoint(self) -> Path | None:
-        """The checkpoint to start from; None for a new run and for one that has none yet."""
+        """The checkpoint to start from; None for a new run and for a run without checkpoints."""
         return self._start if isinstance(self._start, Path) else None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -146,14 +147,14 @@ class MossCLI(LightningCLI):
                 self.tracker = self._make_tracker()
                 kwargs["logger"] = self.tracker
         else:
-            # The callbacks of a training are left out on purpose.
+            # Training callbacks are omitted on purpose.
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
             kwargs["logger"] = False
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # such as an accelerator or strategy that Lightning does not know
-            if self.tracker is not None:  # its folder, if it is new, is empty
+        except ValueError as error:  # such as an accelerator or strategy unknown to Lightning
+            if self.tracker is not None:  # if its folder is new, it is empty
                 for folder in (self.tracker.run_dir, self.tracker.run_dir.parent, self._run_root):
                     with contextlib.suppress(OSError):
                         folder.rmdir()
@@ -174,9 +175,9 @@ class MossCLI(LightningCLI):
         return kwargs
 
     def predict(self, **kwargs: Any) -> None:
-        """Runs `Trainer.predict` and writes what it returns, one JSON line an item.
+        """Runs `Trainer.predict` and writes its results, one JSON line per item.
 
-        Into the run's folder, or beside a checkpoint that is in none.
+        They are written to the run's folder, or next to a checkpoint that belongs to no run.
         """
         assert self._checkpoint is not None
         if (count := self.trainer.world_size) > 1:
@@ -191,7 +192,7 @@ class MossCLI(LightningCLI):
         print(f"{file}: {len(items)} items")
 
     def _agree(self) -> None:
-        """Takes over folder and checkpoint of rank 0."""
+        """Adopts the folder and checkpoint chosen by rank 0."""
         checkpoint = str(self._checkpoint) if self._checkpoint else None
         place = self.tracker.place if self.tracker is not None else (str(self._run_root), self._run_name, "-")
         choice = ranks.agree(self.trainer, self.model, ranks.Choice(*place, checkpoint))
@@ -205,7 +206,7 @@ class MossCLI(LightningCLI):
         self._agree()
         if isinstance(self.model, StepModule):
             self.model.resumes = self._checkpoint is not None
-        # Data first: a start that fails on it must not leave a run behind that `last` would then choose.
+        # Data first: a start that fails here must not leave a run behind that `last` would select.
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         self._warn_without_validation()
@@ -233,7 +234,7 @@ class MossCLI(LightningCLI):
         super()._set_seed()
 
     def _check_verb(self, verb: str) -> None:
-        """Refuses `test` and `predict` where the model or the data has nothing for them."""
+        """Refuses `test` and `predict` if the model or the data does not support them."""
         if verb == "test" and not is_overridden("test_step", self.model):
             raise UserError(
                 f"{type(self.model).__name__} has no test of its own: use validate, with the test data as "
@@ -258,18 +259,18 @@ class MossCLI(LightningCLI):
                 self.tracker.abandon()
                 if self._forked is not None:  # the next fork of that name may start from another state
                     self.trainer.strategy.remove_checkpoint(self._forked)
-            # Lightning ends the process by itself at Ctrl-C, with exit code 1.
+            # At Ctrl-C, Lightning itself ends the process, with exit code 1.
             if isinstance(error, SystemExit) and self.trainer.state.status == TrainerStatus.INTERRUPTED:
                 raise KeyboardInterrupt from error
             raise
 
     def _first_step(self) -> int:
-        """Optimizer steps done when this process starts."""
+        """Number of optimizer steps done when this process starts."""
         return max(0, step_of(self._checkpoint)) if self._checkpoint else 0
 
     @rank_zero_only
     def _begin(self) -> None:
-        """Takes the lock of the folder, and creates or continues its MLflow run."""
+        """Locks the folder, and creates or continues its MLflow run."""
         if self.tracker is None:
             return
         folder = self.tracker.folder
@@ -284,14 +285,14 @@ class MossCLI(LightningCLI):
         rank_zero_info(f"run {folder}, MLflow experiment {self.tracker.name!r}")
 
     def _settings(self) -> tuple[str, dict[str, Any]]:
-        """The resolved configuration: its YAML, and what is recorded of it."""
+        """The resolved configuration as YAML, and the part of it that is recorded."""
         text = self._parser("fit").dump(self.config["fit"], skip_none=False)
         return text, {k: v for k, v in yaml.safe_load(text).items() if k not in ("config", "ckpt_path")}
 
     def _record_settings(self) -> None:
-        """Records the configuration, once the run has begun.
+        """Records the configuration, after the run has started.
 
-        Until then a checkpoint may refuse other data, and the record must keep the settings that were used.
+        Before that, a checkpoint may refuse the data, and the record must keep the settings that were used.
         """
         if self.tracker is None:
             return
@@ -305,17 +306,17 @@ class MossCLI(LightningCLI):
 
 
 def _pruning() -> list[Callback]:
-    """The callback that reports to a sweep's pruner; none outside of a sweep."""
+    """The callback that reports to a sweep's pruner; empty outside of a sweep."""
     trial = PrunableTrial.from_environment()
     if trial is None:
         return []
-    from callbacks.prune_trial import PruneTrial  # brings Optuna
+    from callbacks.prune_trial import PruneTrial  # imports Optuna
 
     return [PruneTrial(trial, os.environ[STORAGE_VARIABLE])]
 
 
 def _silence_libraries() -> None:
-    """Hides messages of libraries that come with every start and ask for no action."""
+    """Hides library messages that appear at every start and require no action."""
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", message=pattern)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -1,9 +1,9 @@
-"""A released model and its codec -> one folder that fit, evaluate and serve start from.
+"""Converts a released model and its codec to one folder, from which fit, evaluate and serve can start.
 
     python -m lit_moss import fnlp/MOSS-Speech --codec fnlp/MOSS-Speech-Codec --out models/moss
 
-Names, shapes and dtypes of all tensors are checked against config.json. The weights are linked where the file
-system can, else copied. A folder that `export` wrote is checked and copied.
+Names, shapes and data types of all tensors are checked against config.json. Weights are hard-linked if the
+file system supports it, otherwise copied. A folder that `export` wrote is checked and copied.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from lit_moss.cli.options import add_log_mel_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
+    """Adds the options of the verb."""
     parser.add_argument("model", metavar="MODEL", help="hub id (owner/name) or folder, with safetensors")
     parser.add_argument(
         "--codec",
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Imports, and prints what is in the folder."""
+    """Imports the model and prints what the folder contains."""
     from lit_moss.release.import_model import import_model
 
     made = import_model(args.model, args.out, args.codec, args.log_mel, args.force)

@@ -1,6 +1,6 @@
-"""Command line: the table of verbs, and how each of them is started.
+"""Command line: the table of verbs, and how each verb is started.
 
-Nothing large is imported before the verb is known: `--help` answers in a fraction of a second.
+Large libraries are imported only when the verb is known, so that `--help` answers in a fraction of a second.
 """
 
 import argparse
@@ -39,17 +39,17 @@ VERBS = {
     "serve": ("lit_moss.cli.serve", "a server: OpenAI's chat completions with audio, and Realtime"),
     "chat": ("lit_moss.cli.chat", "talk to a model: a page, or one question from a sound file"),
 }
-# Those that read a YAML make their parser from the class that it describes: their modules have main(words).
+# Verbs that read a YAML build their parser from the class that describes it; their modules have main(words).
 YAML_VERBS = ("evaluate", "prepare", "sweep")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one verb and returns the exit code.
+    """Runs a verb and returns the exit code.
 
-    0 means done, 2 the user's mistake (one line on stderr), 130 interrupted, 143 stopped by SIGTERM.
+    0: done; 2: mistake of the user (one line on stderr); 130: interrupted; 143: stopped by SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files that are not UTF-8 can be printed
+        if isinstance(stream, io.TextIOWrapper):  # so that file names that are not UTF-8 can be printed
             stream.reconfigure(errors="backslashreplace")
     try:
         return _dispatch(list(argv))
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"interrupted{saved}", file=sys.stderr)
         return 130
     except SystemExit as error:
-        # By name: only the verbs that train import lightning.
+        # Compared by name, because only the verbs that train import lightning.
         if type(error).__name__ != "SIGTERMException":
             raise
         saved = ", the state is saved: resume with --ckpt_path last"
@@ -129,7 +129,7 @@ them."""
 
 
 def _check_callbacks() -> None:
-    """A `callbacks` package of another distribution can shadow ours in an editable install."""
+    """In an editable install, a `callbacks` package of another distribution may shadow ours."""
     import callbacks
     import lit_moss
 
@@ -143,10 +143,10 @@ def _check_callbacks() -> None:
 
 
 def run_lightning(args: list[str]) -> Any:
-    """LightningCLI with our defaults; returns the CLI object after the verb has run.
+    """Runs LightningCLI with lit_moss' defaults; returns the CLI object after the verb has finished.
 
     Raises:
-        UserError: for the user's mistakes.
+        UserError: for mistakes of the user.
     """
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     _check_callbacks()

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and their parser."""
+"""The parser of verbs, and options that several of them share."""
 
 import argparse
 from typing import NoReturn
@@ -7,14 +7,14 @@ from lit_moss.errors import UserError
 
 
 class VerbParser(argparse.ArgumentParser):
-    """Reports a mistake without the usage, which fills a screen."""
+    """Reports an error without the usage, which would fill the screen."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
 def add_log_mel_argument(parser: argparse.ArgumentParser) -> None:
-    """`--log-mel` of verbs that open a speech tokenizer."""
+    """Adds `--log-mel` to verbs that open a speech tokenizer."""
     parser.add_argument(
         "--log-mel",
         choices=("causal", "whisper"),
@@ -24,7 +24,7 @@ def add_log_mel_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_vocoder_argument(parser: argparse.ArgumentParser) -> None:
-    """`--vocoder` of verbs that open a codec."""
+    """Adds `--vocoder` to verbs that open a codec."""
     parser.add_argument(
         "--vocoder",
         metavar="NAME",

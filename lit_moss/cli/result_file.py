@@ -17,13 +17,14 @@ from lit_moss.runs.tracking import Tracker
 
 
 class ResultFile(Callback):
-    """Writes step and metrics of a run to `result.json` in its folder, for the program that started the run.
+    """Writes the step and metrics of a run to `result.json` in its folder, for the program that started the
+    run.
 
-    It is written at each validation, before the checkpoint: a run killed after its last checkpoint does not
-    validate again when it is resumed.
+    It is written at each validation, before the checkpoint, because a run killed after its last checkpoint
+    does not validate again when it is resumed.
 
     Args:
-        on_begin: Called on rank 0 once nothing is left that could refuse the run.
+        on_begin: Called on rank 0 once nothing can refuse the run any more.
     """
 
     def __init__(self, on_begin: Callable[[], None]) -> None:
@@ -37,7 +38,7 @@ class ResultFile(Callback):
         self.write(trainer)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        # An objective of a sweep that no validation gives is noticed here, not at the end of the run.
+        # A sweep objective that no validation logs is detected here, not at the end of the run.
         known = {*trainer.callback_metrics, *later_metrics(pl_module)}
         missing = [m for m in json.loads(os.environ.get(METRICS_VARIABLE, "[]")) if m not in known]
         if missing:
@@ -47,17 +48,17 @@ class ResultFile(Callback):
     @staticmethod
     @rank_zero_only
     def write(trainer: Trainer, ended: bool = False) -> None:
-        """Writes it.
+        """Writes `result.json`.
 
         Args:
             trainer: The trainer.
-            ended: Whether the run is over.
+            ended: Whether the run has ended.
         """
         if not isinstance(trainer.logger, Tracker) or trainer.sanity_checking:
             return
         folder = trainer.logger.folder
         before: Mapping[str, Any] = folder.result() or {}
-        # JSON has no NaN and no infinity: null stands for both.
+        # JSON has no NaN and no infinity; null replaces both.
         metrics = {
             key: float(value) if math.isfinite(value) else None
             for key, value in sorted(trainer.callback_metrics.items())
@@ -74,8 +75,8 @@ class ResultFile(Callback):
                 "stopped": ("pruned" if pruned else "early") if ended and not finished else None,
                 "run_id": trainer.logger.run_id,
                 "metrics": metrics,
-                # Of all validations but one before the first step; one repeated after a resume gives the same
-                # values again.
+                # Over all validations except one before the first step; a validation repeated after a resume
+                # gives the same values again.
                 "lowest": _extremes(min, before.get("lowest", {}), judged),
                 "highest": _extremes(max, before.get("highest", {}), judged),
             }
@@ -85,7 +86,7 @@ class ResultFile(Callback):
 def _extremes(
     pick: Callable[[float, float], float], *each: dict[str, float | None]
 ) -> dict[str, float | None]:
-    """Metric -> its lowest or highest finite value in any of the dictionaries."""
+    """Metric -> its minimum or maximum finite value in any of the dictionaries."""
     extremes: dict[str, float | None] = {}
     for key, value in (item for metrics in each for item in metrics.items()):
         if value is not None:

@@ -1,12 +1,12 @@
-"""A server: OpenAI's chat completions with audio and Realtime interface, and a page to talk to.
+"""Starts a server with OpenAI's chat completions (with audio) and Realtime interface, and a page to talk to.
 
-Clients of OpenAI's interfaces connect to http://HOST:PORT/v1; the page is at http://HOST:PORT/. Operators
-find /health and /metrics. The server prints one line when it is ready. It listens on this machine alone
-unless --host says otherwise, which needs a key.
+Clients of OpenAI's interfaces connect to http://HOST:PORT/v1; the page is at http://HOST:PORT/. For operators
+there are /health and /metrics. The server prints one line when it is ready. By default it only accepts
+connections from this machine; --host changes that and requires a key.
 
-On SIGTERM or Ctrl-C it takes no new requests (503; /health says draining), finishes the replies that are
-being made, and exits: 0 after SIGTERM, 130 after Ctrl-C, 143 if replies had to be cut off after --drain-sec.
-A second signal ends it at once.
+On SIGTERM or Ctrl-C it rejects new requests (503; /health reports draining), finishes the replies in progress
+and exits: 0 after SIGTERM, 130 after Ctrl-C, 143 if replies were cut off after --drain-sec. A second signal
+ends it immediately.
 """
 
 import argparse
@@ -26,14 +26,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
+    """Adds the options of the verb."""
     add_model_arguments(parser)
     _add_reply_arguments(parser)
     add_server_arguments(parser)
 
 
 def _add_reply_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that hold for one question too."""
+    """Adds options that also apply to a single question."""
     parser.add_argument(
         "--max-turn-sec", type=float, default=120.0, help="seconds of speech in a turn (default 120)"
     )
@@ -49,7 +49,7 @@ def _add_reply_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of a server with clients."""
+    """Adds options of a server with clients."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
     parser.add_argument(
@@ -90,11 +90,11 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, path: str = "/v1") -> None:
-    """Serves until a signal comes.
+    """Serves until a signal arrives.
 
     Args:
-        args: Options.
-        path: Part of the server that the line about its address names.
+        args: Parsed options.
+        path: Path to append to the printed address of the server.
     """
     api_key = _api_key(args)
     _check_exposure(args, api_key)
@@ -133,10 +133,10 @@ def main(args: argparse.Namespace, path: str = "/v1") -> None:
 
 
 def limits_of(args: argparse.Namespace) -> "Limits":
-    """The bounds that the options name.
+    """The limits given by the options.
 
     Raises:
-        UserError: for a number that is not above 0, or is infinite.
+        UserError: if a number is not positive or not finite.
     """
     from lit_moss.serve.settings import Limits, check_limit
 

@@ -1,4 +1,4 @@
-"""Options of `serve` and `chat`: which model speaks, with which codec, voices and numbers."""
+"""Options of `serve` and `chat`: model, codec, voices and precision."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that `open_model` reads."""
+    """Adds the options that `open_model` reads."""
     parser.add_argument(
         "--model", required=True,
         help="folder that `export` or `import` wrote, run (runs/NAME), checkpoint, or hub id",
@@ -36,10 +36,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_model(args: argparse.Namespace) -> "SpeechModel":
-    """The model that the options name.
+    """Opens the model given by the options.
 
     Raises:
-        UserError: for a voice that is not NAME=FILE, and see `SpeechModel.open`.
+        UserError: if a voice is not NAME=FILE, and as in `SpeechModel.open`.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""When the training loop learns of SIGTERM and of Ctrl-C."""
+"""Decides when the training loop is notified of SIGTERM and Ctrl-C."""
 
 import signal
 import sys
@@ -10,10 +10,10 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the step that it came in.
+    """Ctrl-C, raised after the step in which it arrived.
 
     Args:
-        is_saved: Whether the state after that step was written.
+        is_saved: Whether the state after that step was saved.
     """
 
     def __init__(self, is_saved: bool) -> None:
@@ -22,10 +22,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StepEndSignals(_SignalConnector):
-    """Shows SIGTERM to the loops between two optimizer steps only, and Ctrl-C like SIGTERM.
+    """Notifies the loops of SIGTERM only between two optimizer steps, and treats Ctrl-C like SIGTERM.
 
-    Lightning would stop between two micro-batches, where the state cannot be saved: the gradients that have
-    been accumulated are not part of it. With 19 micro-batches a step that is 18 times in 19.
+    Lightning would stop between two micro-batches, where the state cannot be saved, because it does not
+    include the accumulated gradients. With 19 micro-batches per step, this would happen in 18 of 19 cases.
     """
 
     _received: bool
@@ -41,8 +41,9 @@ class StepEndSignals(_SignalConnector):
 
     def register_signal_handlers(self) -> None:
         super().register_signal_handlers()
-        # Only where it would raise KeyboardInterrupt: not in the background, nor under another handler. Of
-        # several processes each gets Ctrl-C in a step of its own, and they would wait for one another.
+        # Only if Ctrl-C would raise KeyboardInterrupt: not in the background, and not under another handler.
+        # With several processes, each would get Ctrl-C in a different step, and they would wait for each
+        # other.
         takes = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         alone = self.trainer.world_size == 1 and threading.current_thread() is threading.main_thread()
         if takes and alone and self.trainer.state.fn == "fit":
@@ -54,7 +55,7 @@ class StepEndSignals(_SignalConnector):
         super().teardown()
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Stops after this step with the state written; at once if it comes again."""
+        """Stops after this step and saves the state; a second Ctrl-C stops immediately."""
         if self._received:
             signal.default_int_handler(number, frame)
         print("\nstopping after this step, Ctrl-C again stops at once", file=sys.stderr, flush=True)
@@ -62,7 +63,7 @@ class StepEndSignals(_SignalConnector):
 
 
 def wait_for_step_ends(trainer: Trainer) -> None:
-    """Makes a trainer stop on SIGTERM after the optimizer step that it is in, not within it."""
+    """Makes a trainer stop on SIGTERM after the current optimizer step, not within it."""
     trainer._signal_connector = StepEndSignals(trainer)
 
 

@@ -1,11 +1,11 @@
-"""Tries many settings of a run: an Optuna study in which every trial is a `fit`, tracked in MLflow.
+"""Searches over settings of a run: an Optuna study in which every trial is a `fit`, tracked in MLflow.
 
     python -m lit_moss sweep -c conf/sweep/split_depth.yaml [--KEY VALUE …] [--workers N]
 
-Repeat the command after a kill to continue. The same command on another machine takes part in the study if
-both reach the `storage` and MLFLOW_TRACKING_URI; with a `run_root` that both see, it also continues the other
-machine's runs. At the end the report and pictures are in RUN_ROOT/studies/STUDY/study and in the study's
-MLflow run. `optuna-dashboard STORAGE` shows the study while it runs.
+Repeat the command after a kill to continue. The same command on another machine joins the study if both
+machines can access the `storage` and MLFLOW_TRACKING_URI; with a shared `run_root` it also continues runs of
+the other machine. At the end the report and figures are in RUN_ROOT/studies/STUDY/study and in the MLflow run
+of the study. `optuna-dashboard STORAGE` shows the study while it runs.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ RETRY_FLAG = "--retry-failed"
 
 
 def read_sweep(words: Sequence[str]) -> "tuple[Sweep, Namespace]":
-    """The sweep of `-c FILE` and `--KEY VALUE`, and the flags `workers`, `retry_failed` and `report`.
+    """Parses `-c FILE`, `--KEY VALUE` and the flags `workers`, `retry_failed` and `report`.
 
     Raises:
-        UserError: one line for what is wrong.
+        UserError: one line for each kind of mistake.
     """
     from lit_moss.cli.yaml_options import OptionsParser
     from lit_moss.sweep.config import Sweep
 
-    # `${seed_everything}` in `set` is for the runs to resolve.
+    # `${seed_everything}` in `set` is resolved by the runs.
     parser = OptionsParser(Sweep, "python -m lit_moss sweep", __doc__, interpolate=False)
     parser.add_argument("--workers", type=int, default=1, help="Trials at the same time on this machine.")
     parser.add_argument(RETRY_FLAG, action="store_true", help="Also run trials again that failed.")
@@ -48,10 +48,10 @@ def read_sweep(words: Sequence[str]) -> "tuple[Sweep, Namespace]":
 
 
 def main(words: Sequence[str]) -> None:
-    """Runs the sweep, or takes part in it.
+    """Runs the sweep, or joins it.
 
     Raises:
-        UserError: for what the user can correct, and where trials are left.
+        UserError: for mistakes of the user, and if trials are left.
     """
     sweep, flags = read_sweep(words)
     if flags.workers < 1:
@@ -91,7 +91,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _check_complete(study: "Study", sweep: "Sweep", report: Path) -> None:
-    """Raises a UserError that says what to do where trials are left, were killed, or none has a value."""
+    """Raises a UserError with instructions if trials are left or were killed, or none has a value."""
     from lit_moss.sweep.study import by_slot, is_finished, is_given_up
 
     if not is_finished(study, sweep):
@@ -103,7 +103,7 @@ def _check_complete(study: "Study", sweep: "Sweep", report: Path) -> None:
 
 
 def _run_workers(count: int, words: Sequence[str]) -> None:
-    """The same command in `count` processes, each running trials on its own share of the GPUs."""
+    """Runs the same command in `count` processes, each of which runs trials on its share of the GPUs."""
     from lit_moss.runs.launch import PARENT_VARIABLE, SAVING_SEC
 
     command = [sys.executable, "-m", "lit_moss", "sweep", *(word for word in words if word != RETRY_FLAG)]
@@ -112,14 +112,14 @@ def _run_workers(count: int, words: Sequence[str]) -> None:
         environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
         if share:
             environment[DEVICES_VARIABLE] = ",".join(share)
-        # A process group of its own: Ctrl-C in a terminal reaches it once, by the handler below.
+        # In its own process group, so that Ctrl-C in a terminal reaches it only once, by the handler below.
         workers.append(subprocess.Popen(command, env=environment, process_group=0))
     try:
         codes = [worker.wait() for worker in workers]
     except KeyboardInterrupt:
         for worker in workers:
             worker.send_signal(signal.SIGINT)
-        for worker in workers:  # their runs write their states, and they note that no trial has died
+        for worker in workers:  # their runs save their states, and no trial is recorded as dead
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(SAVING_SEC + 5)
         raise
@@ -128,7 +128,7 @@ def _run_workers(count: int, words: Sequence[str]) -> None:
 
 
 def visible_devices() -> list[str]:
-    """The GPUs that this process may use, by CUDA_VISIBLE_DEVICES where it is set."""
+    """The GPUs that this process may use, from CUDA_VISIBLE_DEVICES if it is set."""
     named = os.environ.get(DEVICES_VARIABLE)
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
@@ -138,7 +138,8 @@ def visible_devices() -> list[str]:
 
 
 def shares_of_devices(workers: int, devices: list[str]) -> list[list[str]]:
-    """The GPUs of each worker: equal shares; one GPU for several workers where there are fewer GPUs."""
+    """The GPUs of each worker: equal shares, or one GPU for several workers if there are fewer GPUs than
+    workers."""
     if len(devices) < workers:
         return [[devices[i % len(devices)]] if devices else [] for i in range(workers)]
     ends = [i * len(devices) // workers for i in range(workers + 1)]

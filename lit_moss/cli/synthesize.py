@@ -1,8 +1,8 @@
-"""Codes -> sound files: JSON lines with `codes` (what `tokenize` or a model writes) -> DIR/ID.wav.
+"""Decodes codes to sound files: JSON lines with `codes` (as written by `tokenize` or a model) -> DIR/ID.wav.
 
-Each line is {"codes": […], "id": …} or has an `audio_filepath`, whose name is used instead of the id. Any
-length: more than 60 s are decoded as a stream. With --stream every file grows chunk by chunk, as in a
-conversation, and the computing time to the first sound is printed.
+Each line is {"codes": […], "id": …}, or has an `audio_filepath`, whose name replaces the id. Any length is
+allowed; more than 60 s are decoded as a stream. With --stream every file is decoded chunk by chunk, as in a
+conversation, and the computing time until the first audio is printed.
 """
 
 import argparse
@@ -16,7 +16,7 @@ BATCH_CODES = 750
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
+    """Adds the options of the verb."""
     parser.add_argument(
         "codes", type=Path, metavar="JSONL", help="JSON lines with codes; - for standard input"
     )
@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Writes all files and prints one line; one that exists is an error before anything is computed."""
+    """Writes all files and prints one line; if a file exists, an error is raised before anything is
+    computed."""
     from lit_moss.audio import rates
     from lit_moss.devices import moved
     from lit_moss.hub import open_codec

@@ -1,7 +1,7 @@
-"""Audio files -> codes, one JSON line a file: {"audio_filepath": …, "codes": […], "duration": seconds}.
+"""Encodes audio files to codes, one JSON line each: {"audio_filepath": …, "codes": […], "duration": seconds}.
 
-Takes files, folders (every sound file in and below them) and manifests (.jsonl), of any length. A file that
-cannot be read is named and left out; the exit code is then 1.
+Accepts files, folders (all sound files in and below them) and manifests (.jsonl), of any length. Unreadable
+files are named and skipped; the exit code is then 1.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from lit_moss.files import check_can_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
+    """Adds the options of the verb."""
     parser.add_argument(
         "audio", nargs="+", metavar="AUDIO", help="sound files, folders of them, or manifests (.jsonl)"
     )

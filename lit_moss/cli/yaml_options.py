@@ -1,11 +1,11 @@
-"""Options of verbs and studies that read a YAML: a dataclass gives their keys, types, defaults and help.
+"""Options of verbs and studies that read a YAML: keys, types, defaults and help come from a dataclass.
 
-    -c FILE           a YAML of the options; several are merged from left to right
-    --KEY VALUE       any of its keys, written as in the YAML: --run_root runs
-    --KEY.NAME VALUE  one entry of a key that is a mapping: --set.trainer.max_steps 20
-    --print_config    all options as a YAML, then exit
+    -c FILE           a YAML with options; several are merged from left to right
+    --KEY VALUE       any key, written as in the YAML: --run_root runs
+    --KEY.NAME VALUE  one entry of a mapping: --set.trainer.max_steps 20
+    --print_config    print all options as YAML and exit
 
-What is no key of the YAML but a mode of the command is a flag, written with a hyphen: `--retry-failed`.
+Modes of a command, which are not keys of the YAML, are flags with hyphens: `--retry-failed`.
 """
 
 import argparse
@@ -27,17 +27,17 @@ from lit_moss.runs.recipes import read_recipe
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Leaves the lines of the description as they are."""
+    """Keeps the line breaks of the description."""
 
 
 class OptionsParser(ArgumentParser):
-    """Reads a dataclass from YAMLs and the command line.
+    """Reads a dataclass from YAML files and the command line.
 
     Args:
-        options: The dataclass; its docstring's `Args:` are the help.
-        command: The command that help shows: `python -m lit_moss sweep`.
-        description: What the command does.
-        interpolate: Whether `${key}` and `${oc.env:NAME}` in the YAML are replaced by what they name.
+        options: The dataclass; `Args:` of its docstring are the help texts.
+        command: Command to show in the help, such as `python -m lit_moss sweep`.
+        description: Description of the command.
+        interpolate: Resolve `${key}` and `${oc.env:NAME}` in the YAML.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class OptionsParser(ArgumentParser):
         self.add_class_arguments(options)
 
     def read(self, words: Sequence[str]) -> tuple[Any, Namespace]:
-        """The dataclass, and the flags that were added to it.
+        """Returns the dataclass, and the flags that were added to it.
 
         Raises:
-            UserError: one line for a file that cannot be read, an unknown key or a value of another type.
+            UserError: one line if a file cannot be read, a key is unknown, or a value has the wrong type.
         """
         files, words = _config_files(words)
         entries, words = self._entries(words)
@@ -79,13 +79,13 @@ class OptionsParser(ArgumentParser):
         flags = Namespace(**{key: value for key, value in vars(values).items() if key not in names})
         chosen = {name: values[name] for name in names}
         for name in content.keys() & self._with_mappings():
-            # jsonargparse reads texts in mappings again: a quoted "1" would become a number.
+            # jsonargparse parses strings in mappings again: a quoted "1" would become a number.
             if not any(re.match(rf"--{name}(?:[.=]|$)", word) for word in words):
                 chosen[name] = content[name]
         return self._options(**chosen), flags
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends parsing with one line that says what was given and what is expected."""
+        """Ends parsing with a one-line error that states what was given and what is expected."""
         raise UserError(without_secrets(self._explained(one_line(message)))) from ex
 
     def _with_mappings(self) -> set[str]:
@@ -97,7 +97,7 @@ class OptionsParser(ArgumentParser):
         }
 
     def _entries(self, words: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Entries of mappings that are given one by one, and the other words."""
+        """Entries of mappings that are given one by one, and the remaining words."""
         mappings = [name for name, kind in self._types.items() if get_origin(kind) is dict]
         entries: dict[str, dict[str, Any]] = {}
         others: list[str] = []
@@ -132,10 +132,10 @@ class OptionsParser(ArgumentParser):
 
 
 def yaml_value(name: str, value: str) -> Any:
-    """A word of the command line as in a YAML."""
+    """Parses a word of the command line as YAML."""
     try:
         return yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a day that there is not
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date
         why = getattr(error, "problem", None) or one_line(str(error))
         raise UserError(
             without_secrets(
@@ -146,13 +146,13 @@ def yaml_value(name: str, value: str) -> Any:
 
 
 def one_line(message: str) -> str:
-    """A nested message of jsonargparse without its indentation and list marks."""
+    """Removes indentation and list marks from a nested message of jsonargparse."""
     lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip(" -")]
     return re.sub(r"\s+", " ", ": ".join(line.rstrip(":") for line in lines))[:600]
 
 
 def words_for(kind: Any) -> str:
-    """A type for a message: `a whole number or null`."""
+    """Describes a type for a message: `a whole number or null`."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path",
              types.NoneType: "null", Any: "any value"}  # fmt: skip
     if get_origin(kind) is Literal:
@@ -173,7 +173,7 @@ def words_for(kind: Any) -> str:
 
 
 def _config_files(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files of `-c FILE`, `--config FILE` and `--config=FILE`, and the other words."""
+    """The files given by `-c FILE`, `--config FILE` and `--config=FILE`, and the remaining words."""
     files: list[str] = []
     others: list[str] = []
     remaining = list(words)

@@ -1,4 +1,4 @@
-"""Waveform <-> codes."""
+"""Neural speech codec: waveforms to codes and back."""
 
 from lit_moss.codec.codec import Codec
 from lit_moss.codec.flow import Flow

@@ -1,9 +1,9 @@
-"""Speech in, codes out, speech back: tokenizer, flow, vocoder and speaker encoder as one.
+"""A complete speech codec: speech tokenizer, flow decoder, vocoder and speaker encoder in one object.
 
 codec = Codec.from_pretrained(folder)
 codes = codec.encode(wave, sample_rate_hz)
 wave = codec.decode(codes, prompt=codec.prompt(other_wave, sample_rate_hz))          # 24 kHz
-player = codec.stream(prompt); player.push(codes); player.flush()                    # as codes come
+player = codec.stream(prompt); player.push(codes); player.flush()                    # as codes arrive
 """
 
 import copy
@@ -27,23 +27,23 @@ from lit_moss.codec.tokenizer import SpeechTokenizer
 from lit_moss.codec.vocoder import GriffinLim, Vocoder
 from lit_moss.errors import UserError
 
-# 60 s: full masks over more take memory that grows with the square, so longer ones are decoded as a stream.
+# 60 s. Longer utterances are decoded as a stream: the memory of full attention masks grows quadratically.
 LONGEST_AT_ONCE = 750
 
 
 class Codec:
-    """The whole codec.
+    """A complete speech codec.
 
     Args:
-        tokenizer: Wave -> codes; None for a codec that only decodes.
+        tokenizer: Wave -> codes; None: the codec only decodes.
         flow: Codes -> mel.
         vocoder: Mel -> wave.
-        speaker: Wave -> speaker vector, None for none.
-        voice: Speaker vector (S,) of speech that is decoded without a prompt; None takes zeros, which a
-            trained flow has not seen.
+        speaker: Wave -> speaker vector, or None.
+        voice: Speaker vector (S,) to use for decoding without a prompt. None: zeros, which a trained flow has
+            not seen.
 
     Raises:
-        UserError: if speaker encoder or voice do not fit the flow.
+        UserError: if the speaker encoder or the voice does not fit the flow.
     """
 
     def __init__(
@@ -69,21 +69,21 @@ class Codec:
     def from_pretrained(
         cls, folder: str | Path, log_mel: str | None = None, vocoder: Vocoder | None = None
     ) -> "Codec":
-        """Codec of a folder in the official layout.
+        """Loads a codec from a folder in the official layout.
 
-        `model.safetensors` with `config.json` (tokenizer), `flow/flow.pt`, and, where they exist, `vocoder/`
-        or `flow/hift.pt` (else Griffin-Lim), `flow/campplus.onnx` or the encoder that `flow/config.json`
-        names. Sizes come from the tensors' shapes, and from `flow/config.json`, which `save_pretrained`
-        writes.
+        The folder contains `model.safetensors` with `config.json` (tokenizer), `flow/flow.pt`, and optionally
+        `vocoder/` or `flow/hift.pt` (otherwise Griffin-Lim is used), `flow/campplus.onnx` or the encoder that
+        `flow/config.json` names. Sizes are taken from the shapes of the tensors, and from `flow/config.json`,
+        which `save_pretrained` writes.
 
         Args:
-            folder: See above.
+            folder: Folder with the files above.
             log_mel: Features of the tokenizer, see `SpeechTokenizer.from_pretrained`.
-            vocoder: Takes the place of the folder's.
+            vocoder: Used instead of the folder's vocoder.
 
         Raises:
-            UserError: if a part is missing, damaged (numbers that are not finite included), or is more than
-                plain tensors.
+            UserError: if a part is missing or damaged (including non-finite numbers), or contains anything
+                but plain tensors.
         """
         path = resolve(str(folder))
         if not (path / "flow" / "flow.pt").is_file():
@@ -98,7 +98,8 @@ class Codec:
         return cls(tokenizer, decoder.flow, decoder.vocoder, decoder.speaker, decoder.voice)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the official layout, `flow/config.json` with what shapes do not show, and `vocoder/`."""
+        """Writes the official layout, with `vocoder/` and a `flow/config.json` for settings that shapes do
+        not show."""
         folder = Path(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
@@ -114,7 +115,7 @@ class Codec:
 
     @property
     def codes(self) -> int:
-        """Number of codes: the tokenizer's, else the rows of the flow's embedding (a few more)."""
+        """Number of codes: the tokenizer's, otherwise the rows of the flow's embedding (slightly more)."""
         if self.tokenizer is not None:
             return min(self.tokenizer.config.quantize_vocab_size, self.flow.config.vocab_size)
         return self.flow.config.vocab_size
@@ -122,7 +123,7 @@ class Codec:
     # --- wave -> codes --------------------------------------------------------------------------------------
 
     def encode(self, wave: Tensor | Sequence[Tensor], sample_rate_hz: int) -> Tensor | list[Tensor]:
-        """See `SpeechTokenizer.encode`."""
+        """Encodes waves, see `SpeechTokenizer.encode`."""
         return self._tokenizer_or_error().encode(wave, sample_rate_hz)
 
     def _tokenizer_or_error(self) -> SpeechTokenizer:
@@ -132,19 +133,20 @@ class Codec:
 
     @torch.no_grad()
     def prompt(self, wave_T: Tensor, sample_rate_hz: int, max_sec: float = 10.0) -> Prompt:
-        """Prompt of a voice: codes, mel and speaker vector of a recording's first `max_sec` seconds.
+        """Makes a voice prompt from a recording's first `max_sec` seconds: codes, mel and speaker vector.
 
-        Codes and mel are cut to whole chunks (0.4 s), so that the first sound after a prompt comes as soon as
-        without one; the speaker vector is computed from the whole.
+        Codes and mel are cut to whole chunks (0.4 s), so that a stream with a prompt has the same initial
+        delay as one without. The speaker vector is computed from the uncut excerpt.
 
         Args:
             wave_T: Samples (T,) in [-1, 1].
-            sample_rate_hz: Their rate.
-            max_sec: At most this much of them.
+            sample_rate_hz: Sample rate in Hz.
+            max_sec: Maximum length to use, in seconds.
 
         Raises:
-            UserError: if there is less than 0.1 s of it, or the decoder has one voice (`FlowConfig.steps` 0).
-            ValueError: if the samples are not a recording, see `check_wave`.
+            UserError: if the recording has less than 0.1 s, or the decoder has a single voice
+                (`FlowConfig.steps` 0).
+            ValueError: if the samples are invalid, see `check_wave`.
         """
         if not self.flow.config.steps:
             raise UserError(
@@ -175,19 +177,21 @@ class Codec:
         streaming: bool = False,
         left_chunks: int | None = HISTORY_CHUNKS,
     ) -> Tensor:
-        """Codes -> speech.
+        """Decodes codes to speech.
 
         Args:
-            codes: int64 (n,).
-            prompt: Voice to speak in, see `prompt`; None takes the training's mean voice, if it is known.
-            streaming: Chunk-causal masks, which give the mel of `stream`; otherwise a frame sees all others.
-            left_chunks: History of these masks in chunks of 0.4 s, None for all, as in `stream`.
+            codes: Codes, int64 (n,).
+            prompt: Voice prompt, see `prompt`. None: the mean voice of the training data, if it is known.
+            streaming: Use chunk-causal masks, which give the mel of `stream`; otherwise every frame attends
+                to all frames.
+            left_chunks: History of the chunk-causal masks in chunks of 0.4 s, as in `stream`. None:
+                unlimited.
 
         Returns:
-            float32 (1920 n,) at 24 kHz. More than 60 s are decoded as a stream, in bounded memory.
+            Samples at 24 kHz, float32 (1920 n,). More than 60 s are decoded as a stream, with bounded memory.
 
         Raises:
-            ValueError: if these are not codes of this codec.
+            ValueError: if the codes are not valid for this codec.
             UserError: if samples are not finite.
         """
         codes_N = check_codes(codes, self.codes)
@@ -201,19 +205,19 @@ class Codec:
         return check_audible(self.vocoder(mel_BMT)[0])
 
     def stream(self, prompt: Prompt | None = None, left_chunks: int | None = HISTORY_CHUNKS) -> "Player":
-        """A stream of one utterance, see `Player`; `left_chunks` bounds its history, see `FlowStream`."""
+        """A stream for one utterance, see `Player`; `left_chunks` limits its history, see `FlowStream`."""
         return Player(self, prompt or self.no_prompt(), left_chunks)
 
     def no_prompt(self) -> Prompt:
-        """Nothing to continue, in the mean voice of the training."""
+        """An empty prompt with the mean voice of the training data."""
         return Prompt.none(self.voice)
 
 
 def check_codes(codes: Tensor | Sequence[int], vocabulary: int) -> Tensor:
-    """Codes as int64 (n,) on the CPU.
+    """Converts codes to int64 (n,) on the CPU.
 
     Raises:
-        ValueError: if they are not whole numbers from 0 to `vocabulary` - 1, or have more than one axis.
+        ValueError: if they are not integers from 0 to `vocabulary` - 1, or have more than one dimension.
     """
     codes_N = codes if isinstance(codes, Tensor) else torch.as_tensor(codes, device="cpu")
     if codes_N.ndim != 1 or (len(codes_N) and codes_N.dtype.is_floating_point):
@@ -227,10 +231,10 @@ def check_codes(codes: Tensor | Sequence[int], vocabulary: int) -> Tensor:
 
 
 def check_audible(wave_T: Tensor) -> Tensor:
-    """The samples on the CPU, float32.
+    """The samples as float32 on the CPU.
 
     Raises:
-        UserError: if one is not finite.
+        UserError: if a sample is not finite.
     """
     wave_T = wave_T.float().cpu()
     if not bool(wave_T.isfinite().all()):
@@ -242,21 +246,21 @@ def check_audible(wave_T: Tensor) -> Tensor:
 
 
 def trimmed(codes_N: Tensor, mel_MT: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and mel of the same time: frames = 4 min(floor(frames / 4), codes)."""
+    """Cuts codes and mel to the same duration: 4 min(floor(frames / 4), codes) frames."""
     codes = min(mel_MT.shape[-1] // rates.FRAMES_PER_CODE_DECODER, len(codes_N))
     return codes_N[:codes], mel_MT[:, : rates.FRAMES_PER_CODE_DECODER * codes]
 
 
 class Player(ClosedByFlush):
-    """A `Stream`: codes -> samples at 24 kHz, 1920 a code in all.
+    """A `Stream` from codes to samples at 24 kHz, 1920 per code in total.
 
-    The first samples come with the eighth code: five of a chunk and three of look-ahead. (A few codes earlier
-    or later after a `Prompt` that is not a whole number of chunks.)
+    The first samples arrive with the eighth code: five codes of a chunk and three of look-ahead. (With a
+    `Prompt` that is not a whole number of chunks, a few codes earlier or later.)
 
     Args:
-        codec: The decoder.
-        prompt: Speech to continue.
-        left_chunks: History, see `FlowStream`.
+        codec: The codec that decodes.
+        prompt: Voice prompt to continue.
+        left_chunks: History in chunks, see `FlowStream`.
     """
 
     def __init__(self, codec: Codec, prompt: Prompt, left_chunks: int | None) -> None:
@@ -266,7 +270,8 @@ class Player(ClosedByFlush):
         self._is_new = True
 
     def copy(self) -> "Player":
-        """Another stream with the same prompt, which is not computed again; before the first `push` only."""
+        """Another stream with the same prompt, which is not computed again. Call it only before the first
+        `push`."""
         assert self._is_new
         copied = copy.copy(self)
         copied._flow, copied._vocoder = self._flow.copy(), self._codec.vocoder.stream()
@@ -274,10 +279,10 @@ class Player(ClosedByFlush):
 
     @torch.no_grad()
     def push(self, codes: Tensor | Sequence[int]) -> Tensor:
-        """Next codes, int64 (n,), any number -> new samples, float32 (l,).
+        """Pushes codes, int64 (n,), any number; returns new samples, float32 (l,).
 
         Raises:
-            ValueError: if these are not codes of this codec.
+            ValueError: if the codes are not valid for this codec.
             UserError: if samples are not finite.
         """
         self._check_open()
@@ -289,7 +294,7 @@ class Player(ClosedByFlush):
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """Ends the utterance: the samples left, float32 (l,)."""
+        """Ends the utterance and returns the remaining samples, float32 (l,)."""
         self._close()
         mel_1MT = self._flow.flush()
         pieces = [self._vocoder.push(mel_1MT)] if mel_1MT.shape[-1] else []

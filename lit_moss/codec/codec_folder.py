@@ -1,11 +1,11 @@
-"""What makes speech of codes, in the folder of a codec in the official layout.
+"""The decoder parts in the folder of a codec in the official layout.
 
     flow/flow.pt, flow/campplus.onnx   the flow decoder, a speaker encoder
     flow/hift.pt                       the released vocoder, HiFT
-    flow/config.json                   settings that shapes do not show, the speaker encoder, the mean voice
-    vocoder/                           a vocoder trained here, in the place of `hift.pt`
+    flow/config.json                   settings that shapes do not show, speaker encoder, mean voice
+    vocoder/                           a vocoder trained with lit_moss, instead of `hift.pt`
 
-A released folder has neither of the last two.
+Released folders have neither of the last two.
 """
 
 import json
@@ -29,18 +29,18 @@ from lit_moss.codec.vocoder import GriffinLim, HiFTVocoder, Vocoder
 from lit_moss.errors import UserError
 from lit_moss.files import atomic_write
 
-FLOW, VOCODER = "flow", "vocoder"  # folders inside a codec's
+FLOW, VOCODER = "flow", "vocoder"  # subfolders of a codec folder
 
 
 @dataclass(frozen=True)
 class DecoderParts:
-    """What turns codes into speech.
+    """The parts of a codec that turn codes into speech.
 
     Args:
         flow: Codes -> mel.
         vocoder: Mel -> wave.
         speaker: Wave -> speaker vector, or None.
-        voice: Mean speaker vector (S,) of the training, or None.
+        voice: Mean speaker vector (S,) of the training data, or None.
     """
 
     flow: Flow
@@ -50,14 +50,14 @@ class DecoderParts:
 
 
 def read_decoder(folder: Path, vocoder: Vocoder | None = None) -> DecoderParts:
-    """All parts of a codec's folder; Griffin-Lim where it has no vocoder.
+    """Reads all decoder parts of a codec folder; uses Griffin-Lim if it has no vocoder.
 
     Args:
-        folder: The codec's.
-        vocoder: Takes the place of the folder's, which is not read.
+        folder: Folder of the codec.
+        vocoder: Used instead of the folder's vocoder, which is then not read.
 
     Raises:
-        UserError: if a file is damaged, does not fit the others, or is more than plain tensors.
+        UserError: if a file is damaged, does not fit the other files, or contains anything but plain tensors.
     """
     inside = folder / FLOW
     config_path = inside / "config.json"
@@ -72,10 +72,10 @@ def read_decoder(folder: Path, vocoder: Vocoder | None = None) -> DecoderParts:
 
 
 def read_vocoder(folder: Path) -> Vocoder | None:
-    """The vocoder of a codec's folder: `vocoder/`, else `flow/hift.pt`, else None.
+    """Reads the vocoder of a codec folder: `vocoder/`, otherwise `flow/hift.pt`, otherwise None.
 
     Raises:
-        UserError: if a file is damaged, or the vocoder is for other mels.
+        UserError: if a file is damaged, or the vocoder was trained on other mels.
     """
     if (folder / VOCODER).is_dir():
         return TrainedVocoder.from_pretrained(folder / VOCODER)
@@ -84,7 +84,7 @@ def read_vocoder(folder: Path) -> Vocoder | None:
 
 
 def write_vocoder(folder: Path, vocoder: Vocoder) -> None:
-    """Writes a vocoder into a codec's folder, in the place of the one there; Griffin-Lim has no file."""
+    """Writes a vocoder into a codec folder and replaces the one there; Griffin-Lim has no file."""
     (folder / FLOW / "hift.pt").unlink(missing_ok=True)
     if (folder / VOCODER).is_dir():
         shutil.rmtree(folder / VOCODER)
@@ -97,7 +97,7 @@ def write_vocoder(folder: Path, vocoder: Vocoder) -> None:
 def write_decoder(
     folder: Path, flow: Flow, vocoder: Vocoder, speaker: SpeakerEncoder | None, voice: Tensor | None
 ) -> None:
-    """Writes what `read_decoder` reads."""
+    """Writes the files that `read_decoder` reads."""
     codec, folder = folder, folder / FLOW
     folder.mkdir(parents=True, exist_ok=True)
     _save(flow, folder / "flow.pt")
@@ -115,7 +115,7 @@ def write_decoder(
 def _read_flow(path: Path, settings: dict[str, Any], config_path: Path) -> Flow:
     tensors = read_state_dict(path)
     config = sizes_of_tensors(tensors)
-    if "flow" in settings:  # a released folder has none
+    if "flow" in settings:  # released folders do not have it
         config = _stated_config(settings["flow"], config, config_path)
     elif config.normalise != "none":
         raise UserError(
@@ -130,7 +130,7 @@ def _read_flow(path: Path, settings: dict[str, Any], config_path: Path) -> Flow:
 
 
 def _stated_config(stated: Any, shapes: FlowConfig, path: Path) -> FlowConfig:
-    """`flow` of `config.json`; its sizes have to be those that the shapes of `flow.pt` show."""
+    """Reads `flow` from `config.json`; its sizes must agree with the shapes in `flow.pt`."""
     if not isinstance(stated, dict):
         raise UserError(f"{path}: flow is a {type(stated).__name__}, expected settings by name")
     unknown = sorted(set(map(str, stated)) - {f.name for f in fields(FlowConfig)})
@@ -162,7 +162,7 @@ def _voice(stated: Any, width: int, path: Path) -> Tensor | None:
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    """A plain state dict, written whole or not at all."""
+    """Saves a plain state dict atomically."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     with atomic_write(path) as partial:
         torch.save(tensors, partial)

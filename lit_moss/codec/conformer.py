@@ -1,9 +1,9 @@
-"""Codes -> mel-rate conditioning: a chunk-causal transformer that upsamples by four in its middle.
+"""Encoder of the flow decoder: a chunk-causal transformer that upsamples codes by four to the mel rate.
 
     code embeddings, 12.5 Hz -> look-ahead of 3 -> 6 layers -> x4 -> 4 layers, 50 Hz
 
-The encoder of CosyVoice 2's flow (arXiv:2412.10117) as MOSS-Speech sizes it; parameter names are those of the
-released `flow.pt`. Attention is relative-positional (Transformer-XL, arXiv:1901.02860).
+The encoder of CosyVoice 2's flow (arXiv:2412.10117) with the sizes of MOSS-Speech; parameter names are those
+of the released `flow.pt`. Attention is relative-positional (Transformer-XL, arXiv:1901.02860).
 
 Shapes: B batch, N codes, T frames (= 4 N), D width, H heads, U distinct offsets.
 """
@@ -27,8 +27,8 @@ class Offsets:
     """Distances i - j between queries i and keys j.
 
     Args:
-        table_UD: Sinusoids of each distinct distance.
-        index_QK: Row of the table for each pair.
+        table_UD: Sinusoids of each distinct distance (U, D).
+        index_QK: Row of the table for each pair of query and key, (Q, K).
     """
 
     table_UD: Tensor
@@ -36,13 +36,13 @@ class Offsets:
 
     @classmethod
     def between(cls, queries: Tensor, keys: Tensor, like: Tensor) -> "Offsets":
-        """For any positions; device, dtype and width of `like` (…, D)."""
+        """Offsets for arbitrary positions, with the device, dtype and width of `like` (…, D)."""
         distinct, index = torch.unique(queries[:, None] - keys[None], return_inverse=True)
         return cls(_sinusoids(distinct, like), index.to(like.device, non_blocking=True))
 
     @classmethod
     def within(cls, frames: int, like: Tensor) -> "Offsets":
-        """For `frames` consecutive frames: distances T-1 down to -(T-1)."""
+        """Offsets within `frames` consecutive frames: distances T-1 down to -(T-1)."""
         i = torch.arange(frames, device=like.device)
         distances = torch.arange(frames - 1, -frames, -1, device="cpu")
         return cls(_sinusoids(distances, like), frames - 1 - (i[:, None] - i[None]))
@@ -76,6 +76,7 @@ class RelativeAttention(nn.Module):
     def forward(
         self, x_BTD: Tensor, offsets: Offsets, seen: Tensor | None, cache: StreamCache | None
     ) -> Tensor:
+        """(B, T, D) -> (B, T, D); `seen` is bool (…, T, keys), True where a query attends."""
         q, k, v = (
             proj(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for proj in (self.linear_q, self.linear_k, self.linear_v)
@@ -106,7 +107,7 @@ class _FeedForward(nn.Module):
 
 
 class ConformerLayer(nn.Module):
-    """Pre-norm attention and feed-forward. Named after the released code; it has no convolution."""
+    """Pre-norm attention and feed-forward. Named as in the released code; it contains no convolution."""
 
     def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
         super().__init__()
@@ -119,6 +120,7 @@ class ConformerLayer(nn.Module):
     def forward(
         self, x_BTD: Tensor, offsets: Offsets, seen: Tensor | None, cache: StreamCache | None
     ) -> Tensor:
+        """(B, T, D) -> (B, T, D); arguments as in `RelativeAttention`."""
         attended = self.self_attn(self.norm_mha(x_BTD), offsets, seen, cache)
         x_BTD = x_BTD + F.dropout(attended, self.dropout, self.training)
         inner = F.dropout(F.silu(self.feed_forward.w_1(self.norm_ff(x_BTD))), self.dropout, self.training)
@@ -126,7 +128,7 @@ class ConformerLayer(nn.Module):
 
 
 class Embed(nn.Module):
-    """Linear, LayerNorm, times sqrt(D)."""
+    """Linear layer, LayerNorm, multiplication by sqrt(D)."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -134,11 +136,13 @@ class Embed(nn.Module):
         self.dropout = dropout
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
         return F.dropout(self.out(x_BTD) * math.sqrt(x_BTD.shape[-1]), self.dropout, self.training)
 
 
 class PreLookahead(nn.Module):
-    """Two convolutions around each code: three codes to the right, then two to the left; residual."""
+    """Two convolutions over the codes with a residual: the first sees three codes ahead, the second two codes
+    back."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -146,7 +150,8 @@ class PreLookahead(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 3)
 
     def forward(self, x_BND: Tensor, ahead_BAD: Tensor | None, cache: StreamCache | None) -> Tensor:
-        """`ahead_BAD` are the embeddings of the next three codes; fewer at the end, filled up with zeros."""
+        """(B, N, D) -> (B, N, D). `ahead_BAD` holds the embeddings of the next three codes; missing ones at
+        the end of the utterance are replaced by zeros."""
         y_BDN = x_BND.transpose(1, 2)
         if ahead_BAD is not None:
             y_BDN = torch.cat([y_BDN, ahead_BAD.transpose(1, 2)], dim=-1)
@@ -157,13 +162,15 @@ class PreLookahead(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Each code four times, then a causal convolution over two codes and the frame itself (kernel 9)."""
+    """Repeats each code four times, then applies a causal convolution over two codes and the frame itself
+    (kernel 9)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(width, width, 2 * rates.FRAMES_PER_CODE_DECODER + 1)
 
     def forward(self, x_BND: Tensor, cache: StreamCache | None) -> Tensor:
+        """(B, N, D) -> (B, 4 N, D)."""
         left = 2 * rates.FRAMES_PER_CODE_DECODER
         y_BDT = x_BND.transpose(1, 2).repeat_interleave(rates.FRAMES_PER_CODE_DECODER, dim=-1)
         y_BDT = F.pad(y_BDT, (left, 0)) if cache is None else cache.prepend(self, y_BDT, left)
@@ -172,14 +179,14 @@ class Upsample(nn.Module):
 
 @dataclass
 class EncoderCaches:
-    """A stream's state: one cache at code rate, one at frame rate."""
+    """State of a stream: one cache at code rate, one at frame rate."""
 
     codes: StreamCache
     frames: StreamCache
 
     @classmethod
     def empty(cls, chunks: Chunks) -> "EncoderCaches":
-        """State before the first step; `chunks` at code rate."""
+        """State before the first step; `chunks` is given at code rate."""
         return cls(StreamCache(chunks), StreamCache(chunks.times(rates.FRAMES_PER_CODE_DECODER)))
 
 
@@ -187,11 +194,11 @@ class UpsampleConformerEncoder(nn.Module):
     """(B, N, D) at 12.5 Hz -> (B, 4 N, D) at 50 Hz.
 
     Args:
-        width: D.
-        heads: Attention heads.
+        width: Width D.
+        heads: Number of attention heads.
         inner: Width of the feed-forward layers.
-        layers: Layers before upsampling; four follow it.
-        dropout: Of attention, feed-forward and residual branches, in training.
+        layers: Number of layers before upsampling; four more follow it.
+        dropout: Dropout of attention, feed-forward and residual branches in training.
     """
 
     def __init__(self, width: int, heads: int, inner: int, layers: int, dropout: float = 0.0) -> None:
@@ -213,13 +220,14 @@ class UpsampleConformerEncoder(nn.Module):
         chunks: Chunks | None = None,
         ahead_BAD: Tensor | None = None,
     ) -> Tensor:
-        """Whole utterances. Padding reads as zeros, so that an item's frames are those of the item alone.
+        """Encodes whole utterances: (B, N, D) -> (B, 4 N, D). Padding is zeroed, so that the frames of an
+        item do not depend on the batch.
 
         Args:
-            x_BND: Code embeddings.
-            lengths_B: Codes of each item; the rest is padding.
-            chunks: Chunk-causal attention, at code rate; None for full attention.
-            ahead_BAD: Embeddings of the three codes that follow; None at the end.
+            x_BND: Code embeddings (B, N, D).
+            lengths_B: Number of codes of each item; the rest is padding.
+            chunks: Chunk-causal attention at code rate; None: full attention.
+            ahead_BAD: Embeddings of the next three codes (B, A, D); None: end of the utterance.
         """
         x_BND = self.embed(x_BND)
         x_BND = x_BND * length_mask(lengths_B, x_BND.shape[1])[..., None]
@@ -237,12 +245,12 @@ class UpsampleConformerEncoder(nn.Module):
         return self.after_norm(x_BTD)
 
     def step(self, x_BND: Tensor, ahead_BAD: Tensor, caches: EncoderCaches) -> Tensor:
-        """The next chunk of a stream: the numbers that `forward` with `chunks` gives for it.
+        """Encodes the next chunk of a stream; the result equals that of `forward` with `chunks`.
 
         Args:
-            x_BND: Code embeddings of the chunk.
-            ahead_BAD: Embeddings of the three codes that follow, fewer at the end.
-            caches: The stream's state.
+            x_BND: Code embeddings of the chunk (B, N, D).
+            ahead_BAD: Embeddings of the next three codes (B, A, D), fewer at the end of the utterance.
+            caches: State of the stream.
         """
         x_BND = self.embed(x_BND)
         cache = caches.codes

@@ -1,8 +1,8 @@
-"""ASR by CTC on quantized frames: the character vocabulary, the causal head, decoding and the loss.
+"""Speech recognition by CTC on quantized frames: character vocabulary, causal head, decoding and loss.
 
-English runs at 14 characters a second, codes at 12.5: CTC needs at least one frame a character (two where a
-character repeats), so the head first spreads each code over four frames of 50 Hz.
-Shapes: B batch, N codes, L = 4 N head frames, D code width, W head width, V vocabulary with blank and
+English runs at 14 characters a second, codes at 12.5 a second. CTC needs at least one frame per character
+(two if a character repeats), so the head first spreads each code over four frames (50 Hz).
+Shapes: B batch, N codes, L = 4 N head frames, D code width, W head width, V vocabulary including blank and
 unknown.
 """
 
@@ -26,14 +26,14 @@ class CharVocabulary:
     """Characters of the transcripts; id 0 is CTC's blank, id 1 stands for every character not listed.
 
     Args:
-        characters: Listed characters, in the order of their ids from 2 on.
+        characters: Listed characters, in the order of their ids, which start at 2.
     """
 
     characters: str
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], min_count: int = 1) -> "CharVocabulary":
-        """All characters that occur `min_count` times or more in normalised texts, sorted."""
+        """All characters that occur at least `min_count` times in normalised texts, sorted."""
         counts = Counter(character for text in texts for character in text)
         return cls("".join(sorted(c for c, n in counts.items() if n >= min_count)))
 
@@ -41,22 +41,23 @@ class CharVocabulary:
         return len(self.characters) + 2
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a normalised text."""
+        """Ids of the characters of a normalised text."""
         places = (self.characters.find(character) for character in text)
         return [UNKNOWN if place < 0 else place + 2 for place in places]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids, without blanks; unknown characters become U+FFFD."""
+        """Text of ids, ignoring blanks; unknown characters become U+FFFD."""
         return "".join(UNKNOWN_MARK if i == UNKNOWN else self.characters[i - 2] for i in ids if i != BLANK)
 
 
 def frames_needed(ids: Sequence[int]) -> int:
-    """Fewest frames a CTC path of these labels takes: one each, and a blank between equal neighbours."""
+    """Minimum number of frames of a CTC path with these labels: one per label, and a blank between equal
+    neighbours."""
     return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
 def greedy(log_probs_BLV: Tensor, frames_B: Tensor) -> list[list[int]]:
-    """Best path of each item within its frames: repeats merged, blanks removed."""
+    """Best path of each item within its frames, with repeats merged and blanks removed."""
     best_BL = log_probs_BLV.argmax(dim=-1)
     paths = (path[:n].unique_consecutive() for path, n in zip(best_BL.cpu(), frames_B.tolist(), strict=True))
     return [path[path != BLANK].tolist() for path in paths]
@@ -65,15 +66,15 @@ def greedy(log_probs_BLV: Tensor, frames_B: Tensor) -> list[list[int]]:
 def ctc_loss(
     log_probs_BLV: Tensor, frames_B: Tensor | Sequence[int], labels: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Tensor]:
-    """Mean over the batch of -log p(labels) / len(labels), and which items fit: () and bool (B,).
+    """Mean over the batch of -log p(labels) / len(labels), (), and which items fit, bool (B,).
 
-    An item whose labels do not fit its frames has probability 0 and an infinite loss (Graves et al. 2006:
-    the sum over its paths is empty): it is left out of the mean and reported as False. An empty
-    label list counts as a length of one.
+    An item whose labels do not fit its frames has probability 0 and an infinite loss (Graves et al. 2006: the
+    sum is over an empty set of paths). It is excluded from the mean and marked False. The length of an empty
+    label list is taken as one.
 
     Args:
-        log_probs_BLV: Log-probabilities.
-        frames_B: Frames of each item; given as plain numbers, a GPU is not waited for.
+        log_probs_BLV: Log-probabilities (B, L, V).
+        frames_B: Number of frames of each item; pass Python ints to avoid waiting for a GPU.
         labels: Ids of each item.
     """
     device = log_probs_BLV.device
@@ -87,22 +88,23 @@ def ctc_loss(
     lengths = [len(ids) for ids in labels]
     flat = torch.tensor([i for ids in labels for i in ids], dtype=torch.long)
     log_probs_LBV, flat = log_probs_BLV.float().transpose(0, 1), flat.to(device, non_blocking=True)
-    # Lengths as plain numbers, which `F.ctc_loss` does not declare; 0: one loss for each item.
+    # Lengths as plain numbers, an overload that `F.ctc_loss` does not declare. Reduction 0: one loss per
+    # item.
     loss_B = torch.ctc_loss(log_probs_LBV, flat, frames, lengths, BLANK, 0, True)
     loss_B = loss_B / torch.tensor(lengths).clamp(min=1).to(device, non_blocking=True)
     return loss_B[torch.tensor(fitting).to(device, non_blocking=True)].mean(), fits_B
 
 
 def fitting_items(frames: Sequence[int], labels: Sequence[Sequence[int]]) -> list[int]:
-    """Items whose labels fit their frames."""
+    """Indices of the items whose labels fit their frames."""
     return [i for i, (n, ids) in enumerate(zip(frames, labels, strict=True)) if frames_needed(ids) <= n]
 
 
 class CTCHead(nn.Module):
-    """Codes' vectors -> characters: upsample x4, causal transformer layers, linear.
+    """Predicts characters from code vectors: upsampling by four, causal transformer layers, a linear layer.
 
-    Causal too, so that a transcript can be streamed with the codes; CTC is free to emit a character a few
-    frames late.
+    The head is causal too, so that a transcript can be streamed along with the codes; CTC may emit a
+    character a few frames late.
     """
 
     positions: Tensor
@@ -122,7 +124,8 @@ class CTCHead(nn.Module):
         self.frame_proj = nn.Linear(code_width, vocabulary_size)
         longest = rates.MAX_SEGMENT_SAMPLES // rates.SAMPLES_PER_HIDDEN
         self.register_buffer("positions", sinusoids(longest, width), persistent=False)
-        # With branches that start at zero the head is linear at first, and leaves CTC's plateau sooner.
+        # With residual branches that start at zero, the head is initially linear and leaves CTC's plateau
+        # sooner.
         for layer in stack:
             for linear in (layer.self_attn.out_proj, layer.fc2):
                 nn.init.zeros_(linear.weight)
@@ -137,5 +140,6 @@ class CTCHead(nn.Module):
         return self.proj(self.final_norm(x_BLW)).float().log_softmax(dim=-1)
 
     def from_frames(self, hidden_BLD: Tensor) -> Tensor:
-        """Characters from hidden frames before pooling, a training aid: (B, L, D) -> (B, L, V), float32."""
+        """Characters from hidden frames before pooling, as a training aid: (B, L, D) -> (B, L, V),
+        float32."""
         return self.frame_proj(self.frame_norm(hidden_BLD)).float().log_softmax(dim=-1)

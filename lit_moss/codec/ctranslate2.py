@@ -1,4 +1,5 @@
-"""CTranslate2's `model.bin`, read as plain arrays: how package-index wheels carry Whisper."""
+"""Reads CTranslate2's `model.bin` as plain arrays; wheels on the package index contain Whisper in this
+format."""
 
 import mmap
 import struct
@@ -14,10 +15,10 @@ _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 
 def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
-    """Variables of a CTranslate2 `model.bin`, version 6: copies of its plain arrays, by name.
+    """Reads the variables of a CTranslate2 `model.bin`, version 6, as arrays by name.
 
     Raises:
-        UserError: if the file is of another version.
+        UserError: if the file has another version.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = 0
@@ -53,7 +54,8 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
 
 
 def whisper_encoder_tensors(variables: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """Whisper's encoder by its own names: CTranslate2 stacks q, k and v, and key biases are zero.
+    """The encoder's tensors under Whisper's names: CTranslate2 stacks q, k and v, and its key biases are
+    zero.
 
     Raises:
         UserError: if a tensor is quantized.

@@ -1,10 +1,11 @@
-"""Discriminators of a vocoder in training, and their losses.
+"""Discriminators for training a vocoder, and their losses.
 
-    PeriodDiscriminator       the wave folded by a period, convolutions along time: HiFi-GAN, arXiv:2010.05646
-    ResolutionDiscriminator   magnitudes of an STFT, convolutions over both axes: UnivNet, arXiv:2106.07889
+    PeriodDiscriminator       folds the wave by a period, convolves along time: HiFi-GAN, arXiv:2010.05646
+    ResolutionDiscriminator   STFT magnitudes, convolves along both axes: UnivNet, arXiv:2106.07889
 
-Hinge losses as in Vocos (arXiv:2306.00814, section 3.3): D learns max(0, 1 - D(x)) + max(0, 1 + D(y)), the
-vocoder max(0, 1 - D(y)) and the L1 distance of all feature maps of x and y (x recording, y vocoder's wave).
+Hinge losses as in Vocos (arXiv:2306.00814, section 3.3): D minimises max(0, 1 - D(x)) + max(0, 1 + D(y)); the
+vocoder minimises max(0, 1 - D(y)) and the L1 distance of all feature maps of x and y (x recording, y wave of
+the vocoder).
 
 Shapes: B batch, L samples.
 """
@@ -24,13 +25,13 @@ from lit_moss.errors import UserError
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Sizes of the discriminators; the defaults are those of HiFi-GAN and UnivNet.
+    """Sizes of the discriminators. Defaults: those of HiFi-GAN and UnivNet.
 
     Args:
-        periods: Periods in samples by which the wave is folded; none leaves these discriminators out.
-        period_channels: Channels of the layers of each.
-        windows: STFT windows in samples, with a hop of a quarter; none leaves these discriminators out.
-        window_channels: Channels of the layers of each.
+        periods: Periods in samples by which the wave is folded; empty: no period discriminators.
+        period_channels: Output channels of the layers of each period discriminator.
+        windows: STFT windows in samples, with a hop of a quarter window; empty: no resolution discriminators.
+        window_channels: Output channels of the layers of each resolution discriminator.
     """
 
     periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
@@ -51,10 +52,10 @@ class DiscriminatorConfig:
 
 @dataclass
 class Judgement:
-    """What one discriminator says of a wave.
+    """Output of one discriminator for a wave.
 
     Args:
-        score: Scores of places of the wave, (B, …): above 0 for a recording.
+        score: Scores of positions in the wave, (B, …); above 0 means a recording.
         features: Outputs of its layers.
     """
 
@@ -63,11 +64,11 @@ class Judgement:
 
 
 class PeriodDiscriminator(nn.Module):
-    """Judges samples that are `period` apart.
+    """Discriminates the wave by samples that are `period` apart.
 
     Args:
-        period: In samples.
-        channels: Of its layers.
+        period: Period in samples.
+        channels: Output channels of each layer.
     """
 
     def __init__(self, period: int, channels: Sequence[int]) -> None:
@@ -82,17 +83,17 @@ class PeriodDiscriminator(nn.Module):
         self.last = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), 1, (1, 0)))
 
     def forward(self, wave_BL: Tensor) -> Judgement:
-        """(B, L) -> scores and features."""
+        """Wave (B, L) -> scores and features."""
         wave_BL = nnf.pad(wave_BL, (0, -wave_BL.shape[1] % self.period))
         return _judged(self, wave_BL.unflatten(1, (-1, self.period))[:, None])
 
 
 class ResolutionDiscriminator(nn.Module):
-    """Judges the magnitudes of an STFT.
+    """Discriminates the wave by the magnitudes of an STFT.
 
     Args:
-        window: In samples.
-        channels: Of its layers.
+        window: Window in samples.
+        channels: Output channels of each layer.
     """
 
     def __init__(self, window: int, channels: int) -> None:
@@ -106,7 +107,7 @@ class ResolutionDiscriminator(nn.Module):
         self.last = weight_norm(nn.Conv2d(channels, 1, (3, 3), 1, (1, 1)))
 
     def forward(self, wave_BL: Tensor) -> Judgement:
-        """(B, L) -> scores and features."""
+        """Wave (B, L) -> scores and features."""
         with torch.autocast(wave_BL.device.type, enabled=False):
             spectrum_BKF = magnitudes(wave_BL.float(), self.window, self.window // 4).transpose(1, 2)
         return _judged(self, spectrum_BKF[:, None])
@@ -121,7 +122,7 @@ def _judged(discriminator: "PeriodDiscriminator | ResolutionDiscriminator", x: T
 
 
 class Discriminators(nn.Module):
-    """All of them.
+    """All discriminators of a configuration.
 
     Args:
         config: Sizes.
@@ -138,23 +139,23 @@ class Discriminators(nn.Module):
         )
 
     def forward(self, wave_BL: Tensor) -> list[Judgement]:
-        """(B, L) -> what each says."""
+        """Wave (B, L) -> scores and features of each discriminator."""
         return [part(wave_BL) for part in self.parts]
 
     def frozen(self, wave_BL: Tensor) -> list[Judgement]:
-        """The same, whose gradients reach the wave, but not the discriminators."""
+        """As `forward`, but gradients flow only to the wave, not to the discriminators' weights."""
         own = {name: p.detach() for name, p in self.named_parameters()}
         return functional_call(self, own, (wave_BL,))
 
 
 @dataclass
 class AdversarialLosses:
-    """One step's losses, each a mean over discriminators: ().
+    """Losses of one step, each averaged over the discriminators; ().
 
     Args:
-        discriminator: What the discriminators learn by.
-        adversarial: What the vocoder learns by: how far it is from being taken for a recording.
-        features: Distance of the feature maps.
+        discriminator: Hinge loss of the discriminators.
+        adversarial: Hinge loss of the generator (the vocoder).
+        features: Feature matching loss: L1 distance of the feature maps.
     """
 
     discriminator: Tensor
@@ -165,8 +166,10 @@ class AdversarialLosses:
 def adversarial_losses(
     discriminators: Discriminators, made_BL: Tensor, truth_BL: Tensor
 ) -> AdversarialLosses:
-    """Losses of both sides in one graph: gradients of `discriminator` do not reach the vocoder, those of the
-    others not the discriminators. Both sides' weights are those before the step.
+    """Losses of both sides, computed in one graph with the weights before the step.
+
+    Gradients of `discriminator` do not reach the vocoder; gradients of the other losses do not reach the
+    discriminators.
     """
     count = len(made_BL)
     both = discriminators(torch.cat([truth_BL, made_BL.detach()]))

@@ -1,10 +1,10 @@
-"""The speech tokenizer's network.
+"""Network of the speech tokenizer.
 
     log-mel -> causal convolutions and attention -> average pool x4 -> nearest code
 
 A Whisper encoder made strictly causal and cut after `quantize_position` layers, as in GLM-4-Voice and
 MOSS-Speech (arXiv:2510.00499, section 2.2). Parameter names are those of the released `model.safetensors`
-without its `encoder.` prefix, so released tokenizers and Whisper encoders load by name.
+without the prefix `encoder.`, so weights of released tokenizers and of Whisper encoders load by name.
 
 Shapes: B batch, M mel bins, F mel frames (100 Hz), L hidden frames (50 Hz), N codes (12.5 Hz), D model width,
 H heads, K codebook entries.
@@ -27,8 +27,8 @@ from lit_moss.codec.settings import check_settings
 from lit_moss.cpu_attention import causal_attention
 from lit_moss.errors import UserError
 
-# Keys of a released `config.json` that change the numbers -> the value this network computes. Attention that
-# is not causal is GLM-4-Voice's tokenizer, whose frames see whole blocks.
+# Keys of a released `config.json` that affect the results -> the value that this network implements. The
+# GLM-4-Voice tokenizer uses non-causal attention, whose frames attend to whole blocks.
 _OURS: dict[str, Any] = {
     "pooling_kernel_size": rates.HIDDEN_PER_CODE,
     "pooling_type": "avg",
@@ -38,7 +38,7 @@ _OURS: dict[str, Any] = {
     "scale_embedding": False,
     "layer_norm_eps": 1e-5,
 }
-# The same for `preprocessor_config.json`.
+# As above, for `preprocessor_config.json`.
 _OUR_FEATURES: dict[str, Any] = {
     "sampling_rate": rates.TOKENIZER_RATE_HZ,
     "n_fft": rates.WHISPER_FFT_SAMPLES,
@@ -50,22 +50,23 @@ _OUR_FEATURES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of the tokenizer, under the names of the released `config.json`. Defaults are the official size.
+    """Sizes of the tokenizer, named as in the released `config.json`. Defaults: the official sizes.
 
     Args:
-        num_mel_bins: Mel bands; 128 in Whisper-large-v3, 80 in the smaller Whispers.
+        num_mel_bins: Number of mel bands: 128 for Whisper-large-v3, 80 for the smaller Whispers.
         d_model: Width.
-        encoder_attention_heads: Heads; divides d_model.
+        encoder_attention_heads: Number of attention heads; must divide d_model.
         encoder_ffn_dim: Width of the feed-forward layers.
-        quantize_position: Layers before pooling and quantizing.
-        max_source_positions: Rows of the position table (50 Hz); 1500 is 30 s.
-        quantize_vocab_size: Codebook entries.
+        quantize_position: Number of layers before pooling and quantizing.
+        max_source_positions: Number of rows of the position table (50 Hz); 1500 is 30 s.
+        quantize_vocab_size: Number of codebook entries.
         quantize_ema_decay: Decay of the codebook's moving averages, per update.
-        quantize_commit_coefficient: Weight of the commitment loss, times quantize_loss_scale.
-        quantize_loss_scale: See above; officially 10, so that the weight in all is 2.5.
-        quantize_restart_interval: Updates between two looks for dead codes.
-        log_mel: `causal` (streaming-safe, see `CausalLogMel`) or `whisper` (the released extractor, offline
-            only).
+        quantize_commit_coefficient: Weight of the commitment loss, multiplied by quantize_loss_scale.
+        quantize_loss_scale: Factor on the weight of the commitment loss; 10 officially, for a total weight of
+            2.5.
+        quantize_restart_interval: Number of updates between two searches for dead codes.
+        log_mel: Features: `causal` (for streaming, see `CausalLogMel`) or `whisper` (those of the released
+            extractor, whole recordings only).
     """
 
     num_mel_bins: int = 128
@@ -110,19 +111,19 @@ class EncoderConfig:
     def from_official(
         cls, config: Mapping[str, Any], unstated_log_mel: str = "causal", strict: bool = True
     ) -> "EncoderConfig":
-        """From a released `config.json`.
+        """Creates the configuration from a released `config.json`.
 
-        Keys that do not change our network are ignored.
+        Keys that do not affect the network are ignored.
 
         Args:
-            config: The file's content.
-            unstated_log_mel: `log_mel` where the file has no such key, which is ours: `whisper` to encode as
-                released tokenizers do, `causal` to train one that streams.
-            strict: Refuse settings under which the released network computes other numbers than ours. Weights
-                to start a training from may have any.
+            config: Content of the file.
+            unstated_log_mel: `log_mel` for files without that key, which is specific to lit_moss: `whisper`
+                to encode as released tokenizers do, `causal` to train a tokenizer for streaming.
+            strict: Reject settings for which the released network computes other results than this one.
+                Weights from which a training starts may have any settings.
 
         Raises:
-            UserError: on such a setting, a missing size, or a value of a wrong type.
+            UserError: if a setting is rejected, a size is missing, or a value has the wrong type.
         """
         if strict and (differences := departures(config)):
             raise UserError(
@@ -136,7 +137,7 @@ class EncoderConfig:
         return cls(**stated)
 
     def to_official(self) -> dict[str, Any]:
-        """The released `config.json` layout."""
+        """The configuration in the layout of the released `config.json`."""
         return asdict(self) | {
             "architectures": ["WhisperVQEncoder"],
             "model_type": "whisper",
@@ -153,7 +154,7 @@ class EncoderConfig:
 
 
 def departures(config: Mapping[str, Any], features: Mapping[str, Any] | None = None) -> list[str]:
-    """Settings under which a released tokenizer computes other codes than our network, one text each.
+    """Settings for which a released tokenizer computes other codes than this network, as one message each.
 
     Args:
         config: Content of `config.json`.
@@ -178,7 +179,8 @@ def departures(config: Mapping[str, Any], features: Mapping[str, Any] | None = N
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's position table: (length, width), sines in the first half of a row, cosines in the second."""
+    """Whisper's position table (length, width): sines in the first half of each row, cosines in the
+    second."""
     half = torch.arange(width // 2, dtype=torch.float32)
     inverse = torch.exp(-half * (math.log(10_000.0) / (width // 2 - 1)))
     angles = torch.arange(length, dtype=torch.float32)[:, None] * inverse
@@ -197,7 +199,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x_BLD: Tensor, past: "KeysValues | None" = None) -> tuple[Tensor, "KeysValues | None"]:
-        """The output and `past`, which has grown by these frames."""
+        """(B, L, D) -> (B, L, D), and `past`, extended by these frames."""
         q, k, v = (
             proj(x_BLD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -216,9 +218,9 @@ class SelfAttention(nn.Module):
 
 
 class KeysValues:
-    """Keys and values of one layer's frames so far, in buffers of fixed size.
+    """Keys and values of one layer's frames so far, in preallocated buffers.
 
-    A step writes its own frames in place: concatenation would copy the whole past.
+    Each step writes its frames in place: concatenation would copy the whole past.
     """
 
     def __init__(self, longest: int) -> None:
@@ -226,7 +228,7 @@ class KeysValues:
         self._held: tuple[Tensor, Tensor] | None = None
 
     def append(self, k_BHLd: Tensor, v_BHLd: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends these frames; keys and values of all: (B, H, P, d) each."""
+        """Appends frames; returns the keys and values of all frames, (B, H, P, d) each."""
         if self._held is None:
             batch, heads, _, width = k_BHLd.shape
             shape = (batch, heads, self.longest, width)
@@ -249,6 +251,7 @@ class EncoderLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width)
 
     def forward(self, x_BLD: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues | None]:
+        """(B, L, D) -> (B, L, D), and `past`, extended by these frames."""
         attended, past = self.self_attn(self.self_attn_layer_norm(x_BLD), past)
         x_BLD = x_BLD + attended
         return x_BLD + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x_BLD)))), past
@@ -256,15 +259,15 @@ class EncoderLayer(nn.Module):
 
 @dataclass
 class EncoderState:
-    """What a stream carries from one chunk to the next. Empty at the start of a segment."""
+    """State of a stream between chunks; empty at the start of a segment."""
 
     conv1_tail: Tensor | None = None  # (B, M, 2) last mel frames
     conv2_tail: Tensor | None = None  # (B, D, 2) last outputs of conv1, after GELU
-    past: list[KeysValues] = field(default_factory=list)  # of each layer
-    frames: int = 0  # hidden frames so far = the next position
+    past: list[KeysValues] = field(default_factory=list)  # per layer
+    frames: int = 0  # hidden frames so far, which is the next position
 
     def restart(self) -> None:
-        """Empty again, as at the start of a segment; buffers stay."""
+        """Resets to the start of a segment; buffers are kept."""
         self.conv1_tail = self.conv2_tail = None
         self.frames = 0
         for layer in self.past:
@@ -292,7 +295,7 @@ class CausalEncoder(nn.Module):
         self.embed_positions2 = nn.Embedding(config.max_source_positions // rates.HIDDEN_PER_CODE, width)
         self.register_buffer("ema_count", torch.ones(config.quantize_vocab_size))
         self.register_buffer("ema_weight", self.codebook.weight.detach().clone())
-        # No gradients: sinusoids are constant, and the codebook learns by moving averages.
+        # No gradients: sinusoids are constant, and the codebook is updated by moving averages.
         for table in (self.embed_positions, self.embed_positions2, self.codebook):
             table.weight.requires_grad_(False)
         for table in (self.embed_positions, self.embed_positions2):
@@ -301,7 +304,7 @@ class CausalEncoder(nn.Module):
     def forward(self, mel_BMF: Tensor, state: EncoderState | None = None) -> Tensor:
         """(B, M, F) -> (B, ceil(F/2), D).
 
-        With `state`, F is even, the chunk continues the stream and updates it.
+        With `state`, F must be even; the chunk continues the stream and updates the state.
         """
         past: list[KeysValues | None] = [None] * len(self.layers)
         if state is None:
@@ -326,7 +329,7 @@ class CausalEncoder(nn.Module):
         return x_BLD
 
     def pool(self, hidden_BLD: Tensor) -> Tensor:
-        """Mean of four hidden frames each, zeros filling the last group: (B, L, D) -> (B, ceil(L/4), D)."""
+        """Mean of every four hidden frames, the last group zero-padded: (B, L, D) -> (B, ceil(L/4), D)."""
         short = -hidden_BLD.shape[1] % rates.HIDDEN_PER_CODE
         return F.pad(hidden_BLD, (0, 0, 0, short)).unflatten(1, (-1, rates.HIDDEN_PER_CODE)).mean(dim=2)
 
@@ -335,28 +338,30 @@ class CausalEncoder(nn.Module):
         return quantizer.nearest(pooled_BND.flatten(0, -2), self.codebook.weight).view(pooled_BND.shape[:-1])
 
     def dequantize(self, codes_BN: Tensor) -> Tensor:
-        """Codebook rows plus positions, the released model's hidden output: int64 (B, N) -> (B, N, D)."""
+        """Codebook rows plus positions, which are the released model's hidden output: int64 (B, N) -> (B, N,
+        D)."""
         return self.codebook(codes_BN) + self.embed_positions2.weight[: codes_BN.shape[1]]
 
 
-# Sizes and features that decide the codes; the other settings of `EncoderConfig` matter in training alone.
+# Sizes and features that determine the codes; the other settings of `EncoderConfig` only affect training.
 _DECIDING = (
     "num_mel_bins", "d_model", "encoder_attention_heads", "encoder_ffn_dim", "quantize_position",
     "max_source_positions", "quantize_vocab_size", "log_mel",
 )  # fmt: skip
-_NOT_DECIDING = ("ema_", "embed_positions2.")  # averages of training; positions that only `dequantize` adds
+_NOT_DECIDING = ("ema_", "embed_positions2.")  # training averages; positions used only by `dequantize`
 
 
 @torch.no_grad()
 def fingerprint(encoder: CausalEncoder, log_mel: str | None = None) -> str:
-    """16 hex digits of all that decides the codes: sizes, features (`log_mel`), network and codebook.
+    """16 hex digits of everything that determines the codes: sizes, features (`log_mel`), network and
+    codebook.
 
-    The same for a tokenizer in training, for its checkpoint, and for the folder that `save_pretrained` writes
-    of it, on every device. Reads all weights: a second per gigabyte.
+    Equal for a tokenizer in training, for its checkpoint, and for the folder that `save_pretrained` writes,
+    on every device. Reads all weights, which takes a second per gigabyte.
 
     Args:
         encoder: The network.
-        log_mel: Features to take instead of the encoder's own: whether it would be the same with them.
+        log_mel: Features to use instead of the encoder's own, to compare with a tokenizer that uses them.
     """
     settings = {name: value for name, value in asdict(encoder.config).items() if name in _DECIDING}
     settings["log_mel"] = log_mel or settings["log_mel"]
@@ -369,7 +374,7 @@ def fingerprint(encoder: CausalEncoder, log_mel: str | None = None) -> str:
 
 
 def _causal_conv(conv: nn.Conv1d, x_BCF: Tensor, tail_BC2: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Convolution that sees two frames of the past (zeros at the start) and none of the future.
+    """Convolution that sees two past frames (zeros at the start) and no future frame.
 
     Returns the output and the new tail.
     """

@@ -4,8 +4,8 @@
     speaker vector -> projection ------------------+-> velocity network, 10 Euler steps from noise -> mel
     prompt's mel, then zeros ---------------------'
 
-arXiv:2510.00499 section 2.2 (decoder of CosyVoice 2, arXiv:2412.10117, at 12.5 codes a second). The networks
-are in `flow_network`, the solver in `flow_sampler`, the training target in `flow_training`.
+arXiv:2510.00499, section 2.2 (the decoder of CosyVoice 2, arXiv:2412.10117, at 12.5 codes a second). The
+networks are in `flow_network`, the solver is in `flow_sampler`, the training target in `flow_training`.
 
 Shapes: B batch, N codes, T frames (= 4 N), M mel bands (80).
 """
@@ -25,10 +25,10 @@ __all__ = ["HISTORY_CHUNKS", "Flow", "FlowConfig", "Prompt"]
 
 
 class Flow(FlowNetwork):
-    """Codes -> mel, whole or as a stream.
+    """Decodes codes to mels, as whole utterances or as a stream.
 
     Args:
-        config: Sizes and sampler settings; assign another to change the sampler's.
+        config: Sizes and sampler settings. To change sampler settings, assign another `config`.
     """
 
     @property
@@ -46,14 +46,14 @@ class Flow(FlowNetwork):
         streaming: bool = False,
         left_chunks: int | None = None,
     ) -> Tensor:
-        """Mel of whole utterances: (B, M, 4 N), zero after an item's end.
+        """Mel of whole utterances, (B, M, 4 N), zero after the end of an item.
 
         Args:
-            codes_BN: Codes.
-            lengths_B: Codes of each item, None if all are N.
-            prompt: Speech to continue and a speaker vector, for all items.
-            streaming: Chunk-causal masks: the numbers that `stream` gives.
-            left_chunks: History of the streaming masks in chunks, None for all.
+            codes_BN: Codes, int64 (B, N).
+            lengths_B: Number of codes of each item; None: all have N.
+            prompt: Speech to continue and its speaker vector, for all items.
+            streaming: Use chunk-causal masks, with the same results as `stream`.
+            left_chunks: History of the chunk-causal masks in chunks; None: unlimited.
         """
         prompt = Prompt.none() if prompt is None else prompt
         batch, before = len(codes_BN), len(prompt.codes_N)
@@ -69,13 +69,13 @@ class Flow(FlowNetwork):
         return (self.restored(mel_BMT) * conditions.mask_B1T)[:, :, RATIO * before :]
 
     def stream(self, prompt: Prompt | None = None, left_chunks: int | None = HISTORY_CHUNKS) -> FlowStream:
-        """A stream of one utterance; see `FlowStream`."""
+        """A stream for one utterance; see `FlowStream`."""
         return FlowStream(self, self.sampler, Prompt.none() if prompt is None else prompt, left_chunks)
 
     def load_official(self, path: str | Path) -> LoadReport:
-        """Weights of a released `flow.pt` (MOSS-Speech's or CosyVoice 2's); skips tensors of another shape.
+        """Loads a released `flow.pt` (MOSS-Speech's or CosyVoice 2's); skips tensors with other shapes.
 
         Raises:
-            UserError: if it cannot be read as a plain state dict, or nothing of it fits.
+            UserError: if the file is not a plain state dict, or none of its tensors fits.
         """
         return load_fitting(self, read_state_dict(path), str(path))

@@ -1,4 +1,5 @@
-"""Sizes and sampler settings of the flow decoder: stated, or read off the shapes of a released `flow.pt`."""
+"""Sizes and sampler settings of the flow decoder, given explicitly or derived from the shapes in a
+`flow.pt`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,42 +10,43 @@ from torch import Tensor
 from lit_moss.codec.settings import check_settings
 from lit_moss.errors import UserError
 
-# Name of the bands' means among the tensors of a decoder with `normalise: band`.
+# Name of the band means among the tensors of a decoder with `normalise: band`.
 BAND_MEAN = "bands.mean_M"
 
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Sizes and settings of the decoder. Defaults are the official size.
+    """Sizes and settings of the flow decoder. Defaults: the official sizes.
 
     Args:
-        vocab_size: Rows of the code embedding; 20480 officially, of which 16384 are used.
-        hidden: Width of encoder and code embedding.
-        speaker_dim: Values of a speaker vector: 192 for CAM++, 256 for the embedded encoder.
-        encoder_heads: Attention heads of the encoder.
-        encoder_inner: Width of its feed-forward layers.
-        encoder_layers: Layers at code rate; four more follow at frame rate.
-        channels: Channels of the velocity network.
-        heads: Its attention heads.
-        head_width: Their width.
-        blocks: Transformers a stage.
-        mid_stages: Stages between the first and the last.
-        chunk_codes: Codes of a chunk in streaming masks; 5 is 0.4 s.
-        dropout: Of the encoder, in training.
-        unconditioned_share: Share of items trained without conditions, for guidance.
-        guidance: Weight w of classifier-free guidance; 0 turns it off and halves the work.
-        steps: Solver steps; 0 leaves the velocity network out: the encoder's output is the mel, which it must
-            have learnt (`FlowDecoder.prior_weight`). It knows no speaker and no prompt: for one voice.
-        start: Time at which the solver starts, on the way from noise to the encoder's output instead of at
-            the noise: shallow sampling as in DiffSinger (arXiv:2105.02446). 0 is the released sampler; above
-            0 the encoder must have learnt the mel (`FlowDecoder.prior_weight`).
-        predict: What the network's output means: `velocity`, as in the released decoder, or `mel`, the clean
-            mel x1, whose velocity is (x1 - x) / (1 - t). A velocity holds the noise of all 80 bands, which
-            the network has to carry through `channels`. The last step ends at the predicted mel, whatever
-            `start` is, so that a little trained network loses words that the encoder has (docs/levers.md).
+        vocab_size: Number of rows of the code embedding; officially 20480, of which 16384 are used.
+        hidden: Width of the encoder and the code embedding.
+        speaker_dim: Size of a speaker vector: 192 for CAM++, 256 for the embedded encoder.
+        encoder_heads: Number of attention heads of the encoder.
+        encoder_inner: Width of the encoder's feed-forward layers.
+        encoder_layers: Number of encoder layers at code rate; four more follow at frame rate.
+        channels: Number of channels of the velocity network.
+        heads: Number of attention heads of the velocity network.
+        head_width: Width of an attention head of the velocity network.
+        blocks: Number of transformer blocks per stage of the velocity network.
+        mid_stages: Number of stages between the first and the last.
+        chunk_codes: Number of codes of a chunk in streaming masks; 5 is 0.4 s.
+        dropout: Dropout of the encoder in training.
+        unconditioned_share: Fraction of items trained without conditions, for classifier-free guidance.
+        guidance: Weight w of classifier-free guidance; 0 disables it and halves the computation.
+        steps: Number of solver steps. 0: the velocity network is not used, and the encoder's output is the
+            mel, which it must have been trained to predict (`FlowDecoder.prior_weight`); it uses neither
+            speaker nor prompt, so this is for a single voice.
+        start: Time at which the solver starts, between noise (0) and the encoder's output: shallow sampling
+            as in DiffSinger (arXiv:2105.02446). The released sampler has 0; above 0 the encoder must have
+            been trained to predict the mel (`FlowDecoder.prior_weight`).
+        predict: Output of the network: `velocity`, as in the released decoder, or `mel`, the clean mel x1,
+            whose velocity is (x1 - x) / (1 - t). A velocity target contains the noise of all 80 bands, so it
+            needs more `channels`. With `mel` the last step returns the predicted mel whatever `start` is, so
+            an undertrained network may lose words that the encoder output has (docs/levers.md).
         normalise: Mels inside the network: `none`, natural logarithms around -6 as in the released decoder,
-            or `band`, each band with mean 0 and deviation 1 over training clips. Prompts and the decoder's
-            output are mels as they are in either case.
+            or `band`, each band with mean 0 and standard deviation 1 over training clips. Prompts and the
+            decoder's output are not normalised in either case.
     """
 
     vocab_size: int = 20480
@@ -81,11 +83,11 @@ class FlowConfig:
             )
 
     def sampling(self, changes: Mapping[str, Any]) -> "FlowConfig":
-        """These settings with some of the sampler's changed.
+        """These settings with some of the sampler's settings changed.
 
         Raises:
-            UserError: if `steps` turns to the velocity network of a decoder whose encoder alone was trained,
-                or to the encoder alone of one that samples from noise.
+            UserError: if `steps` selects the velocity network of a decoder of which only the encoder was
+                trained, or the encoder alone of a decoder that samples from noise.
         """
         changed = replace(self, **changes)
         if changed.steps and not self.steps:
@@ -101,7 +103,8 @@ class FlowConfig:
         return changed
 
     def sizes_in_shapes(self) -> dict[str, int | str]:
-        """What names and shapes of tensors show, by name. Heads and their width show as a product only."""
+        """The sizes that names and shapes of tensors determine. Of the heads only the total width is
+        known."""
         return {
             "vocab_size": self.vocab_size,
             "hidden": self.hidden,
@@ -118,11 +121,12 @@ class FlowConfig:
 
 
 def sizes_of_tensors(tensors: Mapping[str, Tensor]) -> FlowConfig:
-    """Sizes of a `flow.pt` by its shapes; the velocity network's heads are taken as 64 wide, as officially,
-    or as one where that cannot be. Statistics of bands among the tensors mean `normalise: band`.
+    """Sizes of a `flow.pt`, from its shapes. The velocity network's heads are assumed to be 64 wide, as
+    officially, or a single head if that is impossible. Band statistics among the tensors mean `normalise:
+    band`.
 
     Raises:
-        UserError: if these are not the tensors of a flow decoder.
+        UserError: if the tensors are not those of a flow decoder.
     """
     unet = "decoder.estimator."
 

@@ -1,4 +1,4 @@
-"""Optimal-transport conditional flow matching: path, loss, solver, guidance. Equations alone, no network.
+"""Optimal-transport conditional flow matching: path, loss, solver, guidance. Only equations, no network.
 
     y_t = (1 - (1 - sigma) t) z + t x1     z ~ N(0, 1), x1 the mel           (path)
     u   = x1 - (1 - sigma) z               = d y_t / d t                     (target velocity)
@@ -9,11 +9,11 @@
 A network may predict the mel instead of the velocity (`FlowConfig.predict`):
 
     v   = (x1(x, t) - x) / (1 - t)                                           (velocity of a predicted mel)
-    L   = sum min(1 / (1 - t)^2, W) |x1(y_t, t) - x1|^2 / (frames * bands)   (loss; W = 1: of the mel alone)
+    L   = sum min(1 / (1 - t)^2, W) |x1(y_t, t) - x1|^2 / (frames * bands)   (loss; W = 1: of the mel itself)
     x  <- x + (s_{i+1} - s_i) / (1 - s_i) (x1(x, s_i) - x)                   (Euler; the last step ends at x1)
 
-Lipman et al. (arXiv:2210.02747) with the choices of CosyVoice 2 (arXiv:2412.10117), whose decoder
-arXiv:2510.00499 section 2.2 trains. Shapes: B batch, M mel bands, T frames.
+Lipman et al. (arXiv:2210.02747) with the choices of CosyVoice 2 (arXiv:2412.10117), whose decoder is trained
+in arXiv:2510.00499, section 2.2. Shapes: B batch, M mel bands, T frames.
 """
 
 import math
@@ -27,7 +27,7 @@ SIGMA = 1e-6
 
 
 def cosine_time(u: Tensor) -> Tensor:
-    """Uniform draws in [0, 1) -> times, denser near 0, where the solver's steps are short."""
+    """Maps uniform draws in [0, 1) to times that are denser near 0, where the solver's steps are short."""
     return 1.0 - torch.cos(0.5 * math.pi * u)
 
 
@@ -37,7 +37,7 @@ def path(x1_BMT: Tensor, z_BMT: Tensor, t_B11: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss(velocity_BMT: Tensor, target_BMT: Tensor, mask_B1T: Tensor) -> Tensor:
-    """Mean squared error over real frames and all bands: scalar."""
+    """Mean squared error over real frames and all bands; ()."""
     return squared_errors(velocity_BMT, target_BMT, mask_B1T).sum() / (mask_B1T.sum() * velocity_BMT.shape[1])
 
 
@@ -47,23 +47,23 @@ def squared_errors(velocity_BMT: Tensor, target_BMT: Tensor, mask_B1T: Tensor) -
 
 
 def schedule(steps: int, start: float = 0.0) -> list[float]:
-    """Times of the solver, from `start` to 1: steps + 1 of them."""
+    """The steps + 1 times of the solver, from `start` to 1."""
     first = math.acos(1.0 - start) / (0.5 * math.pi)
-    # On the CPU whatever the default device: the solver needs plain numbers, and a copy back would wait.
+    # Always on the CPU: the solver needs plain numbers, and copying them from a device would wait.
     span = torch.linspace(first, 1, steps + 1, dtype=torch.float32, device="cpu")
     return cosine_time(span).tolist()
 
 
 def euler(velocity: Callable[[Tensor, int, float], Tensor], x: Tensor, times: Sequence[float]) -> Tensor:
-    """Integrates dx/dt = velocity(x, i, t) from times[0] to times[-1]; i numbers the step."""
+    """Integrates dx/dt = velocity(x, i, t) from times[0] to times[-1]; i is the index of the step."""
     for i, (now, then) in enumerate(pairwise(times)):
         x = x + (then - now) * velocity(x, i, now)
     return x
 
 
 def euler_to_mel(mel: Callable[[Tensor, int, float], Tensor], x: Tensor, times: Sequence[float]) -> Tensor:
-    """`euler` with the velocity (mel(x, i, t) - x) / (1 - t), which is never computed: nothing is divided by
-    1 - t at t = 1, and a last step to 1 ends at the predicted mel itself."""
+    """Like `euler` with the velocity (mel(x, i, t) - x) / (1 - t), but without computing it: nothing is
+    divided by 1 - t at t = 1, and a last step to time 1 ends exactly at the predicted mel."""
     for i, (now, then) in enumerate(pairwise(times)):
         way = 1.0 if then >= 1.0 else (then - now) / (1.0 - now)
         x = torch.lerp(x, mel(x, i, now), way)
@@ -71,9 +71,9 @@ def euler_to_mel(mel: Callable[[Tensor, int, float], Tensor], x: Tensor, times: 
 
 
 def mel_weight(t: Tensor, most: float) -> Tensor:
-    """Weight of a squared error of the mel at time t: min(1 / (1 - t)^2, most).
+    """Weight of the mel's squared error at time t: min(1 / (1 - t)^2, most).
 
-    1 / (1 - t)^2 makes it the squared error of the velocity; `most` = 1 leaves it as it is.
+    1 / (1 - t)^2 turns it into the squared error of the velocity; `most` = 1 leaves it unweighted.
     """
     return (1.0 - t).clamp(min=most**-0.5) ** -2.0
 

@@ -1,5 +1,5 @@
-"""The flow decoder's sampler: noise -> mel, by Euler steps with guidance along the network's velocity, or
-towards the mel that it predicts.
+"""Sampler of the flow decoder: from noise to mel, by Euler steps with guidance along the network's velocity,
+or towards the mel that it predicts.
 
 The equations are in `flow_matching`. Shapes: B batch, M mel bands, T frames.
 """
@@ -30,10 +30,12 @@ def _noise_buffer(device: torch.device) -> Tensor:
 
 
 def fixed_noise(first: int, frames: int, device: torch.device | None = None) -> Tensor:
-    """The sampler's starting noise for frames `first` on, counted from the prompt's first: (1, M, frames).
+    """Initial noise of the sampler for frames from `first` on, counted from the start of the prompt: (1, M,
+    frames).
 
-    The same for every call, so that a stream continues what it began. It repeats after 15,000 frames (5 min).
-    A device other than the CPU keeps the whole of it (5 MB): a chunk then copies nothing there.
+    It is the same for every call, so that a stream is consistent with a whole utterance, and repeats after
+    15,000 frames (5 min). On devices other than the CPU all of it is kept (5 MB), so that a chunk copies
+    nothing.
     """
     buffer, pieces = _noise_buffer(device or torch.device("cpu")), []
     while frames > 0:
@@ -48,10 +50,10 @@ class Sampler:
     """Settings of the solver, see `FlowConfig`.
 
     Args:
-        guidance: Weight of classifier-free guidance; 0 turns it off.
-        steps: Euler steps; with 0 the encoder's output is the mel.
+        guidance: Weight of classifier-free guidance; 0 disables it.
+        steps: Number of Euler steps; with 0 the encoder's output is the mel.
         start: Time of the first step.
-        predict: What the network's output means.
+        predict: Output of the network: `velocity` or `mel`.
     """
 
     guidance: float
@@ -66,16 +68,17 @@ class Sampler:
         conditions: Conditions,
         caches: Sequence[StreamCache] | None = None,
     ) -> Tensor:
-        """Mel (B, M, T), normalised where the network's are.
+        """Mel (B, M, T), normalised if the network's mels are.
 
-        Conditioned and unconditioned items are one batch of the velocity network. Everything but its insides
-        is float32: under autocast a time in bfloat16 would turn its embedding by 0.9 radians.
+        Conditioned and unconditioned items form one batch of the velocity network. Everything outside the
+        network is float32: under autocast, a time in bfloat16 would rotate its embedding by 0.9 radians.
 
         Args:
             estimator: The velocity network.
-            noise_BMT: Where the path begins.
-            conditions: Of the B items.
-            caches: State of a stream of which these frames are the next chunk, one cache for each step.
+            noise_BMT: Start of the path (B, M, T).
+            conditions: Conditions of the B items.
+            caches: State of a stream whose next chunk these frames are, one cache per step; None: whole
+                utterances.
         """
         if not self.steps:
             return conditions.mu_BMT
@@ -88,7 +91,7 @@ class Sampler:
             if cache is not None:
                 cache.begin(x.shape[-1], x.device)
             v = estimator(x, x.new_full((len(x),), t), all_conditions, cache)
-            # Guidance of mels is guidance of their velocities: these are linear in them.
+            # Guidance of mels equals guidance of their velocities, which are linear in the mels.
             return flow_matching.guided(v[:batch], v[batch:], self.guidance) if guided else v
 
         x_BMT = noise_BMT

@@ -1,4 +1,4 @@
-"""The flow decoder as a stream: codes as they come -> mel, at the same cost for every chunk.
+"""Streaming flow decoder: converts codes to mels as they arrive, at constant cost per chunk.
 
 Shapes: N codes, A codes of look-ahead, T frames (= 4 N), M mel bands, D encoder width.
 """
@@ -17,23 +17,23 @@ from lit_moss.codec.flow_sampler import Sampler, fixed_noise
 from lit_moss.codec.stream_cache import StreamCache
 from lit_moss.codec.unet import Conditions
 
-# Default history of a stream: 10 s at 0.4 s a chunk.
+# Default history of a stream: 10 s, with chunks of 0.4 s.
 HISTORY_CHUNKS = 25
 
 
 class FlowStream(ClosedByFlush):
-    """A `Stream`: codes -> mel frames, a chunk at a time, once the three codes after the chunk are known.
+    """A `Stream` from codes to mel frames; a chunk is decoded once the three codes after it are known.
 
-    The released scheme computes the whole prefix again for each chunk; here keys, values and convolution
-    tails of the encoder and of all solver steps are kept, so that every chunk costs the same.
-    The numbers are those of `Flow.sample(streaming=True)` with the same `left_chunks`.
+    The released scheme recomputes the whole prefix for each chunk. Here keys, values and convolution tails of
+    the encoder and of all solver steps are cached, so that every chunk costs the same. The results equal
+    those of `Flow.sample(streaming=True)` with the same `left_chunks`.
 
     Args:
-        network: The decoder, in eval mode.
-        sampler: Its solver.
-        prompt: Speech to continue.
-        left_chunks: History in chunks (25 are 10 s), besides which the prompt stays visible. None keeps all:
-            the released masks, at a cost that grows with the stream.
+        network: The flow decoder, in eval mode.
+        sampler: Its solver settings.
+        prompt: Voice prompt to continue.
+        left_chunks: History in chunks (25 are 10 s), in addition to the prompt, which always stays visible.
+            None: unlimited, as in the released masks, at a cost that grows with the stream.
     """
 
     @torch.no_grad()
@@ -52,31 +52,31 @@ class FlowStream(ClosedByFlush):
         self._prompt_mel = network.normalised(prompt.mel_MT[None].to(self.device))
         self._speaker_BM = network.speaker_of(prompt)
         self._waiting = prompt.codes_N.to(self.device)
-        self._codes = 0  # codes turned into frames, the prompt's included
-        self._hidden_frames = RATIO * prompt_codes  # frames of the prompt still to be cut off
-        # Chunks of the prompt are computed before the first code, as far as their look-ahead is known.
+        self._codes = 0  # codes turned into frames, including the prompt's
+        self._hidden_frames = RATIO * prompt_codes  # frames of the prompt that are still to be removed
+        # Chunks of the prompt whose look-ahead is known are computed before the first code.
         self._advance(last=False)
 
     @torch.no_grad()
     def push(self, codes_N: Tensor) -> Tensor:
-        """Next codes, int64 (n,), any number -> new frames (1, M, t)."""
+        """Pushes codes, int64 (n,), any number; returns new frames (1, M, t)."""
         self._check_open()
         self._waiting = torch.cat([self._waiting, codes_N.to(self._waiting, non_blocking=True)])
         return self._advance(last=False)
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """Ends the utterance: the frames left, (1, M, t)."""
+        """Ends the utterance and returns the remaining frames (1, M, t)."""
         self._close()
         return self._advance(last=True)
 
     def copy(self) -> "FlowStream":
-        """A stream in the same state, which goes on by itself; the network is shared."""
+        """An independent stream in the same state; the network is shared."""
         return copy.deepcopy(self, {id(module): module for module in self._network.modules()})
 
     @property
     def bytes(self) -> int:
-        """Memory that the state holds."""
+        """Memory of the state, in bytes."""
         caches = [self._encoder_caches.codes, self._encoder_caches.frames, *self._solver_caches]
         return sum(cache.bytes for cache in caches)
 

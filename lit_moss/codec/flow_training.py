@@ -1,9 +1,10 @@
-"""What the flow decoder is trained on: random draws, and the network's prediction beside the truth.
+"""Training targets of the flow decoder: random draws, the network's prediction and the true value.
 
-Conditional flow matching (`flow_matching`), with prompts (half of the items are given their first frames) and
-dropped conditions (a fifth, for classifier-free guidance), as CosyVoice 2 does it (arXiv:2412.10117).
+Conditional flow matching (`flow_matching`) with prompts (half of the items are given their first frames) and
+dropped conditions (for a fifth of the items, for classifier-free guidance), as in CosyVoice 2
+(arXiv:2412.10117).
 
-Shapes: B batch, N codes, T frames (= 4 N), M mel bands, S values of a speaker vector.
+Shapes: B batch, N codes, T frames (= 4 N), M mel bands, S size of a speaker vector.
 """
 
 import random
@@ -22,13 +23,13 @@ from lit_moss.codec.unet import Conditions
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """Codes with the mel that they stand for.
+    """Codes with their mels.
 
     Args:
-        codes_BN: Codes, int64.
-        lengths_B: Codes of each item, int64.
-        mel_BMT: Mel of exactly 4 frames a code.
-        speaker_BS: Speaker vectors.
+        codes_BN: Codes, int64 (B, N).
+        lengths_B: Number of codes of each item, int64 (B,).
+        mel_BMT: Mel (B, M, T), exactly 4 frames per code.
+        speaker_BS: Speaker vectors (B, S).
     """
 
     codes_BN: Tensor
@@ -47,13 +48,13 @@ class FlowBatch:
 
 @dataclass(frozen=True)
 class Draws:
-    """All that is random about one loss.
+    """All random values of one loss.
 
     Args:
-        t_B11: Times, after the cosine.
-        z_BMT: Noise.
-        keep_B: Which items keep their conditions, bool.
-        prefix_B: Frames of the target that are given as prompt, int64.
+        t_B11: Times (B, 1, 1), after the cosine mapping.
+        z_BMT: Noise (B, M, T).
+        keep_B: True for items that keep their conditions, bool (B,).
+        prefix_B: Number of initial frames that are given as a prompt, int64 (B,).
     """
 
     t_B11: Tensor
@@ -64,15 +65,15 @@ class Draws:
 
 @dataclass(frozen=True)
 class Velocities:
-    """What losses are computed from: velocities, or mels where the network predicts these.
+    """Inputs of the losses: velocities, or mels if the network predicts mels.
 
     Args:
-        predicted_BMT: The network's output, float32.
-        target_BMT: The path's velocity, or the mel as the network sees it.
+        predicted_BMT: Output of the network, float32.
+        target_BMT: Velocity of the path, or the (normalised) mel.
         mask_B1T: 1 at real frames.
-        mu_BMT: The encoder's output, before conditions are dropped, float32.
-        mel_BMT: The mel as the network sees it.
-        weight_B: Weight of each item's errors; None for 1.
+        mu_BMT: Output of the encoder, before conditions are dropped, float32.
+        mel_BMT: Mel, normalised if the network's mels are.
+        weight_B: Weight of each item's errors; None: 1.
     """
 
     predicted_BMT: Tensor
@@ -83,22 +84,23 @@ class Velocities:
     weight_B: Tensor | None = None
 
     def loss(self) -> Tensor:
-        """Mean weighted squared error over real frames and bands: scalar."""
+        """Mean weighted squared error over real frames and bands; ()."""
         if self.weight_B is None:
             return flow_matching.loss(self.predicted_BMT, self.target_BMT, self.mask_B1T)
         return self.squared_errors().sum() / (self.mask_B1T.sum() * self.predicted_BMT.shape[1])
 
     def squared_errors(self) -> Tensor:
-        """Sum of weighted squared errors over the real frames of each item: (B,)."""
+        """Sum of weighted squared errors over the real frames of each item, (B,)."""
         errors_B = flow_matching.squared_errors(self.predicted_BMT, self.target_BMT, self.mask_B1T)
         return errors_B if self.weight_B is None else errors_B * self.weight_B
 
     def prior_loss(self) -> Tensor:
-        """Mean squared distance of the encoder's output from the mel: scalar."""
+        """Mean squared distance between the encoder's output and the mel; ()."""
         return flow_matching.loss(self.mu_BMT, self.mel_BMT, self.mask_B1T)
 
     def prior_errors(self) -> Tensor:
-        """Sum of the squared distances over the real frames of each item: (B,)."""
+        """Sum of squared distances between the encoder's output and the mel over the real frames of each
+        item, (B,)."""
         return flow_matching.squared_errors(self.mu_BMT, self.mel_BMT, self.mask_B1T)
 
 
@@ -110,25 +112,25 @@ def draw(
     prefixes: random.Random | None = None,
     generator: torch.Generator | None = None,
 ) -> Draws:
-    """The random part of a loss.
+    """Draws the random values of a loss.
 
-    Half of the items get a prompt: their first n frames, n uniform from 0 to `max_prefix` of them. The order
-    of the draws is that of the released training code: prefixes by Python's generator, then times, noise and
-    dropped conditions by torch's.
+    Half of the items get a prompt: their first n frames, with n uniform from 0 to `max_prefix` times their
+    length. The order of the draws is that of the released training code: prefixes from Python's generator,
+    then times, noise and dropped conditions from torch's.
 
     Args:
-        config: Of the decoder.
-        mel_BMT: The batch's mel; its shape, dtype and device.
-        frames_B: Frames of each item; given as plain numbers, a GPU is not waited for.
-        max_prefix: Longest prompt as a share of an item.
-        prefixes: Instead of Python's global generator.
-        generator: Instead of torch's global generator.
+        config: Configuration of the decoder.
+        mel_BMT: Mel of the batch; gives shape, dtype and device.
+        frames_B: Number of frames of each item; pass Python ints to avoid waiting for a GPU.
+        max_prefix: Maximum length of a prompt as a fraction of the item.
+        prefixes: Generator of the prompt lengths. Default: Python's global generator.
+        generator: Generator of the other draws. Default: torch's global generator.
     """
     chance, prefix = prefixes or random, []
     for frames in frames_B.tolist() if isinstance(frames_B, Tensor) else frames_B:
         without = chance.random() < 0.5
         prefix.append(0 if without else chance.randint(0, int(max_prefix * frames)))
-    # A generator draws on its own device alone: one on the CPU serves every device.
+    # A generator only draws on its own device: one on the CPU works for every device.
     device = mel_BMT.device if generator is None else generator.device
     like = {"device": device, "dtype": mel_BMT.dtype, "generator": generator}
     t_B11 = flow_matching.cosine_time(torch.rand(len(mel_BMT), 1, 1, **like))
@@ -146,14 +148,14 @@ def velocities(
     streaming: bool = False,
     most_weight: float = 1.0,
 ) -> Velocities:
-    """The network's velocity (or mel) and the true one, at the drawn times.
+    """The network's prediction (velocity or mel) and the true value, at the drawn times.
 
     Args:
         network: The decoder.
-        batch: What is learnt.
-        draws: See `draw`.
-        streaming: Chunk-causal masks in encoder and velocity network.
-        most_weight: Largest weight of an error of a predicted mel, see `flow_matching.mel_weight`.
+        batch: Training batch.
+        draws: Random values, as returned by `draw`.
+        streaming: Use chunk-causal masks in the encoder and the velocity network.
+        most_weight: Maximum weight of the error of a predicted mel, see `flow_matching.mel_weight`.
     """
     chunks = network.chunks() if streaming else None
     target_BMT, frames = network.normalised(batch.mel_BMT), batch.mel_BMT.shape[-1]
@@ -177,12 +179,13 @@ def velocities(
 
 
 def prior_loss(network: FlowNetwork, batch: FlowBatch, streaming: bool = False) -> Tensor:
-    """Mean squared distance of the encoder's output from the mel, without the velocity network: scalar.
+    """Mean squared distance between the encoder's output and the mel, without running the velocity network;
+    ().
 
     Args:
         network: The decoder.
-        batch: What is learnt.
-        streaming: Chunk-causal masks.
+        batch: Training batch.
+        streaming: Use chunk-causal masks.
     """
     chunks = network.chunks() if streaming else None
     mu_BMT = network.encode(batch.codes_BN, batch.lengths_B, chunks).transpose(1, 2).float()

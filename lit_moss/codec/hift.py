@@ -1,7 +1,7 @@
-"""HiFT: mel spectrogram -> waveform, by harmonics of a predicted pitch and a small network that shapes them.
+"""HiFT: mel spectrogram to waveform, from harmonics of a predicted pitch that are shaped by a small network.
 
     mel -> pitch -> 9 sines + noise -> STFT (4-sample hop) -.
-    mel -> conv -> x8 -> x5 -> x3 (each plus that source) ---+-> magnitude and phase -> inverse STFT
+    mel -> conv -> x8 -> x5 -> x3 (each adds the source) ---+-> magnitude and phase -> inverse STFT
 
 HiFTNet (arXiv:2309.09493) as in CosyVoice 2's `hift.pt`; parameter names are that file's.
 
@@ -25,7 +25,7 @@ from lit_moss.errors import UserError
 HOP = rates.DECODER_HOP_SAMPLES
 HARMONICS = 9
 SINE, NOISE, VOICED_HZ = 0.1, 0.003, 10.0
-CYCLE = 2**32  # of the phase, in integers; at 480 CYCLE a frame int64 overflows after a day of speech
+CYCLE = 2**32  # one cycle of the phase, in integers; at 480 CYCLE a frame int64 overflows after a day
 FFT, FFT_HOP = 16, 4
 UP_RATES, UP_KERNELS = (8, 5, 3), (16, 11, 7)
 KERNELS, DILATIONS, SOURCE_KERNELS = (3, 7, 11), (1, 3, 5), (7, 7, 11)
@@ -33,11 +33,11 @@ KERNELS, DILATIONS, SOURCE_KERNELS = (3, 7, 11), (1, 3, 5), (7, 7, 11)
 
 @dataclass(frozen=True)
 class HiFTConfig:
-    """Sizes of the vocoder; its rates and kernels are fixed by the 24 kHz mel.
+    """Sizes of the vocoder; its rates and kernels are determined by the 24 kHz mel.
 
     Args:
-        channels: Of the first stage; halved at each of the three.
-        pitch_channels: Of the pitch predictor.
+        channels: Number of channels of the first stage; halved in each of the three stages.
+        pitch_channels: Number of channels of the pitch predictor.
     """
 
     channels: int = 512
@@ -45,19 +45,20 @@ class HiFTConfig:
 
 
 class Snake(nn.Module):
-    """x + sin^2(a x) / (a + 1e-9), one a per channel (arXiv:2006.08195)."""
+    """x + sin^2(a x) / (a + 1e-9), with one a per channel (arXiv:2006.08195)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(channels))
 
     def forward(self, x_BCT: Tensor) -> Tensor:
+        """(B, C, T) -> (B, C, T)."""
         a = self.alpha[None, :, None]
         return x_BCT + torch.sin(x_BCT * a).square() / (a + 1e-9)
 
 
 class ResBlock(nn.Module):
-    """Three residual pairs of convolutions, the first of each dilated by 1, 3, 5."""
+    """Three residual pairs of convolutions; the first of each pair is dilated by 1, 3, 5."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -72,6 +73,7 @@ class ResBlock(nn.Module):
         self.activations2 = nn.ModuleList(Snake(channels) for _ in DILATIONS)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
+        """(B, C, T) -> (B, C, T)."""
         for snake1, conv1, snake2, conv2 in zip(
             self.activations1, self.convs1, self.activations2, self.convs2, strict=True
         ):
@@ -80,7 +82,7 @@ class ResBlock(nn.Module):
 
 
 class PitchPredictor(nn.Module):
-    """Mel -> fundamental frequency in Hz: (B, M, T) -> (B, T). Sees five frames on either side."""
+    """Predicts the fundamental frequency in Hz: mel (B, M, T) -> (B, T). Sees five frames on either side."""
 
     REACH_FRAMES = 5
 
@@ -94,6 +96,7 @@ class PitchPredictor(nn.Module):
         self.classifier = nn.Linear(channels, 1)
 
     def forward(self, mel_BMT: Tensor) -> Tensor:
+        """Mel (B, M, T) -> pitch in Hz (B, T)."""
         return self.classifier(self.condnet(mel_BMT).transpose(1, 2)).squeeze(-1).abs()
 
 
@@ -105,11 +108,11 @@ class _Source(nn.Module):
 
 @dataclass(frozen=True)
 class Source:
-    """The excitation of some frames.
+    """Excitation signal of some frames.
 
     Args:
-        wave_B1L: Samples.
-        phase_BTK: Phase in the middle of each frame, int64, in 2^-32 of a cycle.
+        wave_B1L: Samples (B, 1, L).
+        phase_BTK: Phase in the middle of each frame, int64 (B, T, K), in units of 2^-32 of a cycle.
     """
 
     wave_B1L: Tensor
@@ -117,15 +120,15 @@ class Source:
 
     @property
     def cycles_BTK(self) -> Tensor:  # noqa: N802 - as the field
-        """The same in cycles, float32."""
+        """The phase in cycles, float32."""
         return self.phase_BTK.float() / CYCLE
 
 
 class HiFT(nn.Module):
     """Mel (B, 80, T) -> waveform (B, 480 T) at 24 kHz."""
 
-    # Mel frames on either side that a sample depends on, its phase apart: 13 of the convolutions, and the
-    # pitch predictor's 5. Found by perturbation, see tests/codec/test_vocoder.py.
+    # Number of mel frames on either side that a sample depends on, apart from its phase: 13 of the
+    # convolutions, plus the pitch predictor's 5. Found by perturbation, see tests/codec/test_vocoder.py.
     REACH_FRAMES = 18
 
     def __init__(self, config: HiFTConfig | None = None) -> None:
@@ -153,23 +156,24 @@ class HiFT(nn.Module):
     def source(
         self, pitch_BT: Tensor, noise_BLK: Tensor | None = None, phase_BK: Tensor | None = None
     ) -> Source:
-        """Sines at nine harmonics where speech is voiced, noise where it is not, mixed to one signal.
+        """Mixes sines at nine harmonics, where speech is voiced, and noise, where it is not, into one signal.
 
-        The phase of harmonic k grows by frac(k f0 / 24000) cycles a sample and runs linearly between the
-        middles of frames. Computed in integers, whose sums are exact however long the speech is and however
-        it is cut into chunks: after a minute float32 would be off by a radian, and some devices lack float64.
+        The phase of harmonic k grows by frac(k f0 / 24000) cycles per sample, linearly between the middles of
+        frames. It is computed in integers, whose sums are exact for any length and any division into chunks:
+        in float32 it would be off by a radian after a minute, and some devices lack float64.
 
         Args:
-            pitch_BT: f0 in Hz.
-            noise_BLK: Standard normal draws (B, 480 T, 9); None replaces them by zeros.
-            phase_BK: Phase in the middle of the frame before (see `Source`), None at the start.
+            pitch_BT: f0 in Hz, (B, T).
+            noise_BLK: Standard normal noise (B, 480 T, 9); None: zeros.
+            phase_BK: Phase in the middle of the preceding frame (see `Source`), int64 (B, K); None: start of
+                the speech.
         """
         harmonics_K = torch.arange(1, HARMONICS + 1, device=pitch_BT.device)
         rate_BTK = (pitch_BT[..., None] * harmonics_K / rates.DECODER_RATE_HZ) % 1
-        step_BTK = (rate_BTK * CYCLE).round().long()  # of each sample
+        step_BTK = (rate_BTK * CYCLE).round().long()  # per sample
         phase_BTK = HOP * step_BTK.cumsum(dim=1)
-        # A segment runs from the middle of a frame to that of the next. At the edges the phase is constant;
-        # in a stream the frame before is known instead.
+        # A segment runs from the middle of one frame to the middle of the next. At the edges the phase is
+        # constant; in a stream the preceding frame is known instead.
         slope_BTK = torch.cat([step_BTK, torch.zeros_like(step_BTK[:, :1])], dim=1)
         if phase_BK is None:
             start_B1K = phase_BTK[:, :1]
@@ -216,9 +220,10 @@ class HiFT(nn.Module):
         """Waveform (B, 480 T) and its excitation (B, 1, 480 T).
 
         Args:
-            mel_BMT: Mel.
-            noise_BLK: See `source`.
-            source_head_B1L: Overwrites the first samples of the excitation (the released streaming scheme).
+            mel_BMT: Mel (B, M, T).
+            noise_BLK: Standard normal noise, see `source`.
+            source_head_B1L: Replaces the first samples of the excitation, as in the released streaming
+                scheme; or None.
         """
         source_B1L = self.source(self.f0_predictor(mel_BMT), noise_BLK).wave_B1L
         if source_head_B1L is not None:
@@ -226,19 +231,19 @@ class HiFT(nn.Module):
         return self.decode(mel_BMT, source_B1L), source_B1L
 
     def load_official(self, path: str | Path) -> LoadReport:
-        """Weights of a released `hift.pt`, weight norm in either spelling.
+        """Loads a released `hift.pt`, with weight norm in either naming.
 
         Raises:
-            UserError: if it cannot be read as a plain state dict, or nothing of it fits.
+            UserError: if the file is not a plain state dict, or none of its tensors fits.
         """
         return load_fitting(self, read_state_dict(path), str(path))
 
 
 def load_hift(path: str | Path) -> HiFT:
-    """HiFT of a `hift.pt`, sizes by its shapes.
+    """Loads HiFT from a `hift.pt`; sizes are derived from the shapes.
 
     Raises:
-        UserError: if it is not a complete HiFT.
+        UserError: if the file is not a complete HiFT.
     """
     tensors = read_state_dict(path)
     try:

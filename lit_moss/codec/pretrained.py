@@ -1,7 +1,8 @@
-"""Reading weights into a `CausalEncoder`: released tokenizers, any Whisper encoder, checkpoints of our runs.
+"""Loads weights into a `CausalEncoder`: released tokenizers, any Whisper encoder, checkpoints of lit_moss
+runs.
 
 Everything is read as plain tensors (safetensors, CTranslate2's flat binary, torch's files with
-`weights_only`). No code in a file is ever run.
+`weights_only`). Code in a file is never executed.
 """
 
 import struct
@@ -26,21 +27,21 @@ from lit_moss.errors import UserError, first_line
 def load_encoder(
     name: str, config: EncoderConfig | None = None, trained: bool = False, unstated_log_mel: str = "causal"
 ) -> tuple[CausalEncoder, LoadReport]:
-    """Encoder from `name` (see `lit_moss.assets.resolve`); sizes from the source where `config` is None.
+    """Loads an encoder by `name` (see `lit_moss.assets.resolve`).
 
-    A `config` with fewer layers than the source takes the lower ones.
+    If `config` has fewer layers than the source, the lower layers are taken.
 
     Args:
-        name: Source.
-        config: Sizes.
-        trained: The source has to be a complete tokenizer whose codes ours equal; False takes weights to
-            start a training from: those of a Whisper, or of a tokenizer with settings that our network does
-            not have.
-        unstated_log_mel: `log_mel` of a source that does not state it.
+        name: Source of the weights.
+        config: Sizes. None: those of the source.
+        trained: Require a complete tokenizer whose codes this network reproduces. False: weights to start a
+            training from, such as a Whisper encoder, or a tokenizer with settings that the network does not
+            support.
+        unstated_log_mel: `log_mel` for sources that do not state it.
 
     Raises:
-        UserError: if the folder holds no known weights, a shape of conv or attention differs, or a weight is
-            not finite.
+        UserError: if the folder contains no known weights, a convolution or attention has another shape, or a
+            weight is not finite.
     """
     folder = resolve(name)
     tensors, stated_config = _read(folder, trained, unstated_log_mel)
@@ -62,13 +63,13 @@ def load_encoder(
 
 
 def _compare(tensors: Mapping[str, Tensor], config: EncoderConfig, name: str) -> LoadReport:
-    """Which tensors an encoder of these sizes takes.
+    """Compares tensors with an encoder of these sizes, to report which ones it loads.
 
     Raises:
-        UserError: if one of the network's is missing or has another shape.
+        UserError: if a tensor of the network is missing or has another shape.
     """
     layers = min(config.quantize_position, _layers(tensors) + 1)
-    with torch.device("meta"):  # shapes alone: sizes of a damaged file must not take all memory
+    with torch.device("meta"):  # shapes only: the sizes of a damaged file must not exhaust memory
         own = CausalEncoder(replace(config, quantize_position=layers)).state_dict()
     loaded, kept, reshaped = [], [], []
     for key, value in own.items():
@@ -92,11 +93,11 @@ def _compare(tensors: Mapping[str, Tensor], config: EncoderConfig, name: str) ->
 
 
 def encoder_of_checkpoint(path: Path) -> CausalEncoder:
-    """Encoder of a Lightning checkpoint of `CodecEncoder`.
+    """Encoder from a Lightning checkpoint of `CodecEncoder`.
 
     Raises:
-        UserError: if the file is not such a checkpoint, holds more than plain data, or was written before
-            there was a codebook.
+        UserError: if the file is not such a checkpoint, contains more than plain data, or was written before
+            the codebook was initialised.
     """
     checkpoint = _read_checkpoint(path)
     settings = checkpoint["speech_tokenizer"]
@@ -110,10 +111,10 @@ def encoder_of_checkpoint(path: Path) -> CausalEncoder:
 
 
 def head_of_checkpoint(path: Path) -> tuple[CTCHead, CharVocabulary]:
-    """CTC head of a Lightning checkpoint of `CodecEncoder`, and its characters.
+    """CTC head from a Lightning checkpoint of `CodecEncoder`, and its characters.
 
     Raises:
-        UserError: as `encoder_of_checkpoint`.
+        UserError: as in `encoder_of_checkpoint`.
     """
     checkpoint = _read_checkpoint(path)
     weights = _part_of(checkpoint, "head.", path)
@@ -141,14 +142,15 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _part_of(checkpoint: Mapping[str, Any], prefix: str, path: Path) -> dict[str, Tensor]:
-    """Finite tensors of one part of the network, without its prefix."""
+    """Tensors of one part of the network, without its prefix, checked to be finite."""
     weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     check_finite(weights, str(path))
     return weights
 
 
 def _read(folder: Path, trained: bool, unstated_log_mel: str) -> tuple[dict[str, Tensor], EncoderConfig]:
-    """Tensors under our names, and the sizes; any damage becomes a UserError that names the folder."""
+    """Tensors under lit_moss' names, and the sizes; damage is reported as a UserError that names the
+    folder."""
     try:
         tensors = _read_tensors(folder)
         return tensors, _sizes(tensors, folder, trained, unstated_log_mel)
@@ -182,9 +184,9 @@ def _layers(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _sizes(tensors: dict[str, Tensor], folder: Path, trained: bool, unstated_log_mel: str) -> EncoderConfig:
-    """Sizes of `config.json`, or those that shapes show.
+    """Sizes from `config.json`, or from the shapes.
 
-    Heads are 64 wide in every Whisper, so their number follows where it is not stated.
+    Heads are 64 wide in every Whisper, which gives their number if it is not stated.
     """
     config = read_settings(folder / "config.json")
     features = read_settings(folder / "preprocessor_config.json")

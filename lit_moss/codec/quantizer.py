@@ -1,9 +1,10 @@
-"""Vector quantization in plain functions: nearest code, moving-average codebook, k-means start, restarts.
+"""Vector quantization as plain functions: nearest code, moving-average codebook, k-means, restarts of dead
+codes.
 
 Shapes: S vectors, D width, K codebook entries. Under `torch.distributed` every rank passes its own vectors
-and all ranks end with the same codebook: sums are all-reduced, random choices are made on rank 0.
-Source: VQ-VAE's exponential-moving-average codebook (arXiv:1711.00937, appendix A.1); decay and the rule of
-restarts are the GLM-4-Voice tokenizer's, with a threshold that is an argument here.
+and all ranks end with the same codebook: sums are all-reduced, and random choices are made on rank 0. Source:
+the exponential-moving-average codebook of VQ-VAE (arXiv:1711.00937, appendix A.1), with the decay and the
+restarts of the GLM-4-Voice tokenizer; the threshold of a restart is an argument.
 """
 
 import torch
@@ -22,35 +23,35 @@ def squared_distances(x_SD: Tensor, codebook_KD: Tensor) -> Tensor:
 def nearest(x_SD: Tensor, codebook_KD: Tensor, block: int = 4096) -> Tensor:
     """Index of the nearest row, the lowest on ties: int64 (S,).
 
-    In blocks, so memory stays at block x K distances.
+    Computed in blocks, so that memory stays at block x K distances.
     """
-    # Autocast would compute the product in bfloat16, whose 8 bits cannot distinguish neighbouring codes.
+    # Autocast would compute the product in bfloat16, whose 8 bits cannot distinguish close codes.
     with torch.autocast(x_SD.device.type, enabled=False):
         x_SD = x_SD.to(codebook_KD.dtype)
         return torch.cat([squared_distances(x, codebook_KD).argmin(dim=1) for x in x_SD.split(block)])
 
 
 def straight_through(x_SD: Tensor, quantized_SD: Tensor) -> Tensor:
-    """Value of `quantized`, whose gradient goes to `x` unchanged."""
+    """The value of `quantized`, with the gradient passed to `x` unchanged."""
     return x_SD + (quantized_SD - x_SD).detach()
 
 
 def commitment_loss(x_SD: Tensor, quantized_SD: Tensor) -> Tensor:
-    """Mean squared error between vectors and their codes; no gradient to the codes."""
+    """Mean squared error between vectors and their codes; no gradient flows to the codes."""
     return F.mse_loss(x_SD, quantized_SD.detach())
 
 
 def perplexity(count_K: Tensor) -> Tensor:
-    """exp of the entropy of the codes' use, from their counts.
+    """exp of the entropy of code usage, from counts (K,).
 
-    K if all are equally frequent, 1 if only one is used.
+    K if all codes are equally frequent, 1 if only one is used.
     """
     share_K = count_K.double() / count_K.sum().clamp(min=1)
     return torch.exp(torch.special.entr(share_K).sum())
 
 
 def sum_over_ranks(*values: float) -> list[float]:
-    """Each number summed over the ranks."""
+    """Sums each number over all ranks."""
     if not _distributed():
         return list(values)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -68,7 +69,7 @@ def _all_sum(x: Tensor) -> Tensor:
 
 
 def _gather(x_SD: Tensor) -> Tensor:
-    """Vectors of all ranks, in rank order; ranks may hold different numbers of them."""
+    """Vectors of all ranks, in rank order; ranks may hold different numbers."""
     if not _distributed():
         return x_SD
     sizes = _all_sum(
@@ -86,7 +87,7 @@ def _gather(x_SD: Tensor) -> Tensor:
 
 
 def _pick(pool_SD: Tensor, n: int) -> Tensor:
-    """n rows of the pool at random, the same on every rank; without repetition while there are enough."""
+    """n random rows of the pool, the same on every rank; without repetition if there are enough."""
     order = torch.randperm(len(pool_SD)) if len(pool_SD) >= n else torch.randint(len(pool_SD), (n,))
     rows = pool_SD[order[:n].to(pool_SD.device)].contiguous()
     if _distributed():
@@ -104,16 +105,16 @@ def ema_update(
     decay: float,
     skip: Tensor | None = None,
 ) -> Tensor:
-    """One step of the moving averages n and m, in place; codebook = m / n with Laplace smoothing of n.
+    """One update of the moving averages n and m, in place; the codebook is m / n with Laplace smoothing of n.
 
     n <- decay n + (1 - decay) count;  m <- decay m + (1 - decay) sum of assigned vectors
     n^ = (n + 1e-5) / (sum n + K 1e-5) sum n
 
-    A rank without vectors passes none: it adds zeros to the sums of the others. Where `skip` is True (bool
-    (), on the device) nothing changes; the host need not know.
+    A rank without vectors passes an empty tensor and adds zeros to the sums. If `skip` is True (bool (), on
+    the device) nothing changes, without the host having to know.
 
     Returns:
-        How often each code occurs on all ranks, int64 (K,).
+        Number of occurrences of each code on all ranks, int64 (K,).
     """
     size = len(codebook_KD)
     x_SD = x_SD.to(ema_weight_KD.dtype)
@@ -134,7 +135,7 @@ def ema_update(
 
 
 def counts(codes_S: Tensor, size: int) -> Tensor:
-    """How often each code occurs, int64 (K,); `torch.bincount` on a GPU asks for the largest code first."""
+    """Occurrences of each code, int64 (K,); `torch.bincount` on a GPU would wait to find the largest code."""
     return codes_S.new_zeros(size).index_add_(0, codes_S, torch.ones_like(codes_S))
 
 
@@ -142,9 +143,9 @@ def counts(codes_S: Tensor, size: int) -> Tensor:
 def restart_dead(
     codebook_KD: Tensor, ema_count_K: Tensor, ema_weight_KD: Tensor, x_SD: Tensor, threshold: float
 ) -> int:
-    """Codes whose average count fell below `threshold` become random vectors of `x` with count 1.
+    """Replaces codes whose average count fell below `threshold` by random vectors of `x` with count 1.
 
-    Returns how many. Without a vector on any rank none restarts.
+    Returns the number of restarted codes: 0 if no rank has a vector.
     """
     dead_K = ema_count_K < threshold
     n = int(dead_K.sum())
@@ -160,9 +161,9 @@ def restart_dead(
 
 @torch.no_grad()
 def kmeans(x_SD: Tensor, size: int, iterations: int = 20) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from random vectors: centres (size, D) and how many vectors each one has (size,).
+    """Lloyd's algorithm from random vectors: centres (size, D) and the number of vectors of each, (size,).
 
-    An empty centre is moved to a random vector, at each iteration but the last.
+    An empty centre is moved to a random vector, in each iteration except the last.
     """
     x_SD = _gather(x_SD.float())
     centres_KD = _pick(x_SD, size)

@@ -1,4 +1,4 @@
-"""Checks of configurations read from files; an error is one line that names the key."""
+"""Checks configurations that were read from files; errors are one line and name the key."""
 
 import json
 import math
@@ -20,14 +20,15 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def check_settings(config: "DataclassInstance", at_least: Mapping[str, float]) -> None:
-    """Checks the fields of a dataclass of sizes, whose annotations are int, float, str or Literal.
+    """Checks the fields of a dataclass whose annotations are int, float, str or Literal.
 
     Args:
         config: The dataclass.
-        at_least: Smallest value of a field; an int that is not named here is a size, at least 1.
+        at_least: Field -> minimum value. An int field not listed here must be at least 1.
 
     Raises:
-        UserError: if a value has another type (true and "12" are not numbers), is not finite, or too small.
+        UserError: if a value has the wrong type (true and "12" are not numbers), is not finite, or is too
+            small.
     """
     values = asdict(config)
     for field in fields(config):
@@ -50,10 +51,10 @@ def check_settings(config: "DataclassInstance", at_least: Mapping[str, float]) -
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Content of a JSON file that is an object at its top; {} where there is no such file.
+    """Reads a JSON file whose content is an object; {} if the file does not exist.
 
     Raises:
-        UserError: if it is anything else.
+        UserError: if the content is anything else.
     """
     if not path.exists():
         return {}

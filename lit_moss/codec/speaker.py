@@ -29,7 +29,8 @@ class SpeakerEncoder(Protocol):
 
 
 class CampPlus:
-    """CAM++ (arXiv:2303.00332) as the released codec's ONNX file: 192 values, of mean-free filter banks."""
+    """CAM++ (arXiv:2303.00332) from the released codec's ONNX file: 192 values, from mean-free filter
+    banks."""
 
     dim = 192
 
@@ -56,10 +57,10 @@ class CampPlus:
 
 
 class VoiceEncoder(nn.Module):
-    """Three LSTM layers over 40 mel bands, the last state projected and normalised: 256 values.
+    """Three LSTM layers over 40 mel bands; the last state is projected and normalised to 256 values.
 
-    Generalised end-to-end loss (arXiv:1710.10467) with the weights of the package Resemblyzer 0.1.4, whose
-    windows of 1.6 s, 0.77 s apart, are averaged.
+    Trained with the generalised end-to-end loss (arXiv:1710.10467); the weights are those of the package
+    Resemblyzer 0.1.4. Windows of 1.6 s, 0.77 s apart, are averaged.
     """
 
     dim, name = 256, EMBEDDED
@@ -72,7 +73,7 @@ class VoiceEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str = EMBEDDED) -> "VoiceEncoder":
-        """From the embedded part, or a folder that holds its `pretrained.pt`."""
+        """Loads the embedded part, or a folder that contains its `pretrained.pt`."""
         path = resolve(name) / "pretrained.pt"
         try:
             tensors = dict(torch.load(path, map_location="cpu", weights_only=True)["model_state"])
@@ -95,7 +96,7 @@ class VoiceEncoder(nn.Module):
 
     def _vector(self, wave_T: Tensor) -> Tensor:
         wave_T = _long_enough(wave_T, rates.WHISPER_HOP_SAMPLES * self.WINDOW_FRAMES)
-        # To -30 dB of full scale, louder only: what the network was trained on.
+        # Raised to -30 dB of full scale, never lowered: the level of the network's training data.
         gain = 10 ** (-30 / 20) / wave_T.square().mean().sqrt().clamp(min=1e-5)
         mel_TM = _mel40(wave_T * gain.clamp(min=1.0))
         starts = range(0, max(1, len(mel_TM) - self.WINDOW_FRAMES + 1), self.STEP_FRAMES)
@@ -106,7 +107,7 @@ class VoiceEncoder(nn.Module):
 
 
 def _mel40(wave_T: Tensor) -> Tensor:
-    """Power mel of 40 Slaney bands, not logarithmic: (F, 40)."""
+    """Power mel with 40 Slaney bands, without logarithm: (F, 40)."""
     n_fft, hop = rates.WHISPER_FFT_SAMPLES, rates.WHISPER_HOP_SAMPLES
     window = torch.hann_window(n_fft, device=wave_T.device)
     spectrum = torch.stft(wave_T, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
@@ -126,17 +127,17 @@ def _long_enough(wave_T: Tensor, samples: int) -> Tensor:
 
 
 def speaker_fingerprint(encoder: SpeakerEncoder | None) -> str:
-    """What decides its vectors: a name with its pinned hash, or the file's own hash."""
+    """Identifies an encoder's vectors: a name with its pinned hash, or the hash of the file."""
     if isinstance(encoder, CampPlus):
         return sha256_of(encoder.path)
     return encoder.name if isinstance(encoder, VoiceEncoder) else "none"
 
 
 def open_speaker(name: str | None) -> SpeakerEncoder | None:
-    """`embedded:resemblyzer`, a path of a CAM++ ONNX file, or None.
+    """Opens `embedded:resemblyzer` or the path of a CAM++ ONNX file; None for None.
 
     Raises:
-        UserError: if it is none of these.
+        UserError: if the name is neither.
     """
     if name is None or name == "none":
         return None

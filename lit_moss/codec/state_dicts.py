@@ -1,4 +1,4 @@
-"""Files of plain tensors (`flow.pt`, `hift.pt`) -> modules, tensor by tensor. No code in them is ever run."""
+"""Loads files of plain tensors (`flow.pt`, `hift.pt`) into modules. Code in the files is never executed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_moss.errors import UserError
 
-# Weight norm as torch wrote it before 2.0, and as it does now.
+# Names of weight norm parameters in torch before 2.0 -> now.
 OLD_WEIGHT_NORM = {
     "weight_g": "parametrizations.weight.original0",
     "weight_v": "parametrizations.weight.original1",
@@ -21,12 +21,12 @@ OLD_WEIGHT_NORM = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did, by parameter name.
+    """Result of loading weights, by parameter name.
 
     Args:
-        loaded: Taken from the source.
-        kept: Absent from the source, left as they were (a Whisper has no codebook).
-        reshaped: Present with another shape, left as they were: `name: source shape, ours`.
+        loaded: Loaded from the source.
+        kept: Missing in the source, left unchanged (a Whisper encoder has no codebook).
+        reshaped: Of another shape in the source, left unchanged: `name: source shape, ours`.
     """
 
     loaded: tuple[str, ...]
@@ -49,10 +49,10 @@ def _some(names: tuple[str, ...], between: str) -> str:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a `.pt` or `.safetensors` file; weight norm under its present names.
+    """Tensors of a `.pt` or `.safetensors` file, with weight norm under its current names.
 
     Raises:
-        UserError: if it is missing, damaged, or holds anything but tensors by name.
+        UserError: if the file is missing, damaged, or contains anything but named tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,10 +81,10 @@ def _present_name(name: str) -> str:
 
 
 def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Refuses damaged weights here, where their name is known: later they only give silence or noise.
+    """Rejects damaged weights here, where their name is known: later they would only cause silence or noise.
 
     Raises:
-        UserError: if a number is NaN or infinite, or a tensor is of whole numbers (quantized weights).
+        UserError: if a value is NaN or infinite, or a tensor contains integers (quantized weights).
     """
     for key, value in tensors.items():
         if not value.is_floating_point():
@@ -97,10 +97,10 @@ def check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
 
 
 def load_fitting(module: nn.Module, tensors: dict[str, Tensor], name: str) -> LoadReport:
-    """Copies every tensor whose name and shape fit; reports the others.
+    """Copies every tensor whose name and shape fit, and reports the others.
 
     Raises:
-        UserError: if none fits, or a number in one that does is not finite.
+        UserError: if no tensor fits, or a value of one that fits is not finite.
     """
     loaded, kept, reshaped = [], [], []
     with torch.no_grad():

@@ -1,14 +1,14 @@
-"""Masks of chunked attention, and the state that a causal network carries from one chunk to the next.
+"""Masks of chunk-causal attention, and the state that a causal network passes from one chunk to the next.
 
-Attention in the flow decoder is causal by chunks: a frame sees its whole chunk and what came before it.
+Attention in the flow decoder is chunk-causal: a frame attends to its whole chunk and to earlier frames.
 
-    frame j is seen by frame i  <=>  j < (floor(i / c) + 1) c                       (chunk of c frames)
+    frame i attends to j        <=>  j < (floor(i / c) + 1) c                       (chunk of c frames)
                                 and  j >= (floor(i / c) - left) c  or  j < kept     (bounded history only)
 
-The second line is ours: without it a stream's cost and memory grow with its length. The first `kept` frames
-(the prompt: the voice to speak in) remain visible however long the stream.
+The second line is specific to lit_moss: without it, the cost and memory of a stream grow with its length. The
+first `kept` frames (those of the voice prompt) stay visible for any length of the stream.
 
-Shapes: B batch, H heads, T frames of a chunk, S slots of the cache, D width of a head, C channels.
+Shapes: B batch, H heads, T frames of a chunk, S slots of the cache, D head width, C channels.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunk-causal attention at one rate; see the head of this file.
+    """Chunk-causal attention at one frame rate; see the module docstring.
 
     Args:
-        size: Frames of a chunk.
-        left: Chunks visible before a frame's own; None for all.
-        kept: Frames at the start that every frame sees.
+        size: Number of frames of a chunk.
+        left: Number of chunks visible before a frame's own chunk; None: all.
+        kept: Number of initial frames that every frame attends to.
     """
 
     size: int
@@ -32,16 +32,16 @@ class Chunks:
     kept: int = 0
 
     def times(self, ratio: int) -> "Chunks":
-        """The same time span at a rate `ratio` times as high."""
+        """The same durations at a rate `ratio` times as high."""
         return Chunks(self.size * ratio, self.left, self.kept * ratio)
 
     @property
     def ring_frames(self) -> int | None:
-        """Most frames that a stream holds besides the `kept` ones; None if there is no bound."""
+        """Maximum number of frames that a stream holds in addition to the `kept` ones; None: unlimited."""
         return None if self.left is None else (self.left + 1) * self.size
 
     def mask(self, frames: int, device: torch.device) -> Tensor:
-        """Which keys (columns) each query (row) sees: bool (T, T)."""
+        """Which keys (columns) each query (row) attends to: bool (T, T)."""
         i = torch.arange(frames, device=device)[:, None]
         j = torch.arange(frames, device=device)[None]
         seen = j < (i // self.size + 1) * self.size
@@ -51,12 +51,12 @@ class Chunks:
 
 
 def length_mask(lengths_B: Tensor, longest: int) -> Tensor:
-    """Which frames of a padded batch are real: bool (B, T)."""
+    """Mask of the real frames in a padded batch: bool (B, T)."""
     return torch.arange(longest, device=lengths_B.device)[None] < lengths_B[:, None]
 
 
 def seen_keys(lengths_B: Tensor, longest: int, chunks: Chunks | None) -> Tensor:
-    """Keys that each query sees: bool (B, 1, T, T), or (B, 1, 1, T) with full attention (no chunks)."""
+    """Keys that each query attends to: bool (B, 1, T, T), or (B, 1, 1, T) for full attention (no chunks)."""
     seen = length_mask(lengths_B, longest)[:, None, None]
     if chunks is not None:
         seen = seen & chunks.mask(longest, lengths_B.device)
@@ -67,28 +67,28 @@ class StreamCache:
     """Convolution tails, keys and values of all layers of one rate, for one stream.
 
     A step of a stream is one chunk: `begin(n)`, then the layers, each of which calls `prepend` or
-    `keys_values` once. Keys and values lie in ring buffers and are written in place, so a step copies one
-    chunk, not the history: attention without positions does not depend on the order of keys, and layers with
+    `keys_values` once. Keys and values are written to ring buffers in place, so a step copies one chunk
+    instead of the history: attention without positions does not depend on the order of keys, and layers with
     positions read `slot_positions`.
 
     Args:
-        chunks: Size of a chunk (every step but the last has as many frames) and history.
+        chunks: Chunk size (every step but the last has that many frames) and history.
     """
 
     def __init__(self, chunks: Chunks) -> None:
         self.chunks = chunks
-        self.frames = 0  # frames of the steps before this one
+        self.frames = 0  # number of frames of earlier steps
         self._tails: dict[nn.Module, Tensor] = {}
         self._past: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        # On the CPU, where sizes are decided from them: nothing waits for the device.
+        # On the CPU, where sizes are computed from it without waiting for the device.
         self._positions = torch.full((0,), -1, device="cpu")
         self._slots = torch.zeros(0, dtype=torch.long, device="cpu")
         self._used = 0
         self.positions = torch.zeros(0, dtype=torch.long, device="cpu")  # frame numbers of this step
-        self.seen: Tensor | None = None  # slots that this step sees: bool (1, S), None for all
+        self.seen: Tensor | None = None  # slots that this step attends to: bool (1, S), None for all
 
     def begin(self, frames: int, device: torch.device) -> None:
-        """Starts a step of `frames` frames, at most a chunk."""
+        """Starts a step of `frames` frames, at most one chunk."""
         size, left, kept = self.chunks.size, self.chunks.left, self.chunks.kept
         if not 0 < frames <= size:
             raise ValueError(f"a step of {frames} frames, expected 1 to {size}")
@@ -113,7 +113,7 @@ class StreamCache:
         return torch.where(frames_T < kept, frames_T, kept + (frames_T - kept) % ring)
 
     def _grow(self, used: int) -> None:
-        """Makes room for the first `used` slots, doubling up to the bound."""
+        """Allocates the first `used` slots, doubling the size up to the limit."""
         self._used = max(self._used, used)
         if self._used <= len(self._positions):
             return
@@ -129,7 +129,8 @@ class StreamCache:
         return self._positions[: self._used]
 
     def prepend(self, module: nn.Module, x_BCT: Tensor, frames: int) -> Tensor:
-        """`x_BCT` after the last `frames` frames that `module` was given before (zeros at the start)."""
+        """`x_BCT`, preceded by the last `frames` frames of the previous step of `module` (zeros at the
+        start)."""
         tail = self._tails.get(module)
         if tail is None:
             tail = x_BCT.new_zeros(*x_BCT.shape[:2], frames)
@@ -138,7 +139,7 @@ class StreamCache:
         return x_BCT
 
     def keys_values(self, module: nn.Module, k_BHTD: Tensor, v_BHTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all that this step sees, after adding its own: (B, H, S, D) each."""
+        """Stores this step's keys and values; returns all that it attends to, (B, H, S, D) each."""
         size = len(self._positions)
         past = self._past.get(module)
         if past is None or past[0].shape[2] < size:
@@ -153,6 +154,6 @@ class StreamCache:
 
     @property
     def bytes(self) -> int:
-        """Memory held."""
+        """Memory of the state, in bytes."""
         held = [*self._tails.values(), *(x for pair in self._past.values() for x in pair)]
         return sum(x.numel() * x.element_size() for x in held)

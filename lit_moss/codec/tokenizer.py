@@ -1,6 +1,6 @@
-"""`SpeechTokenizer`: waveform -> codes, whole or as it comes, and the folder it is saved in.
+"""`SpeechTokenizer`: encodes waveforms to codes, as a whole or as a stream, and saves and loads folders.
 
-Offline and streamed codes are the same codes, 100 % of them; causality alone does not give that, see
+Codes of whole recordings and of streams are always identical; causality alone does not guarantee that, see
 `nearest`.
 
 Shapes: B batch, T samples at 16 kHz, M mel bins, F mel frames, N codes, D width.
@@ -33,14 +33,14 @@ from lit_moss.files import apply_umask
 
 
 class SpeechTokenizer:
-    """Speech -> one of K codes every 80 ms.
+    """Encodes speech as one of K codes per 80 ms.
 
     Args:
-        encoder: The network; moved by `.to(device)`, kept in float32.
-        exact: Codes as float64 gives them, so that streamed and offline codes never differ. It keeps a copy
-            of the network of twice its size (2.6 GB at the released one), made on first use, and a stream
-            moves twice as much memory. Without it, about one code in 10^4 differs between streams and the
-            whole (1 of 36,294 measured).
+        encoder: The network; it is moved by `.to(device)` and stays in float32.
+        exact: Compute codes in float64, so that codes of streams and of whole recordings never differ. Needs
+            a float64 copy of the network of twice its size (2.6 GB for the released tokenizer), made on first
+            use, and a stream reads twice as much memory. False: about one code in 10^4 differs between the
+            two (1 of 36,294 measured).
     """
 
     def __init__(self, encoder: CausalEncoder, exact: bool = True) -> None:
@@ -55,22 +55,22 @@ class SpeechTokenizer:
     def from_pretrained(
         cls, name: str | Path, exact: bool = True, log_mel: str | None = None
     ) -> "SpeechTokenizer":
-        """From a folder in the released layout, a hub id, or a checkpoint of a tokenizer run.
+        """Loads a folder in the released layout, a hub id, or a checkpoint of a tokenizer run.
 
-        Names of runs are opened by `lit_moss.hub`.
+        Run names are opened by `lit_moss.hub`.
 
         Args:
-            name: Folder with `config.json` and `model.safetensors`, `owner/name` of the hub, a `.ckpt`
-                file, or `embedded:whisper-tiny-kmeans` (once `lit_moss.hub` is imported, which makes it).
-            exact: See the class.
-            log_mel: `causal` or `whisper`; None takes what `config.json` says, and `whisper` where it says
-                nothing, as in released folders: the features they were trained on, offline only (`stream`
-                refuses). `causal` makes such a tokenizer stream; 15 % of its codes then differ from the
-                released ones (14.8 % with the k-means tokenizer on 14 clips).
+            name: Folder with `config.json` and `model.safetensors`, hub id `owner/name`, `.ckpt` file, or
+                `embedded:whisper-tiny-kmeans` (after `lit_moss.hub` is imported, which makes it).
+            exact: Compute codes in float64, see the class.
+            log_mel: `causal` or `whisper`. None: as stated in `config.json`, or `whisper` if nothing is
+                stated, as in released folders: the features they were trained with, which do not allow
+                streaming (`stream` raises an error). `causal` enables streaming for such a tokenizer, but
+                changes 15 % of its codes (14.8 % with the k-means tokenizer on 14 clips).
 
         Raises:
-            UserError: if there are no weights, no codebook in them, numbers that are not finite, or settings
-                under which the released network computes other codes.
+            UserError: if there are no weights or no codebook, a value is not finite, or the settings are ones
+                for which the released network computes other codes.
         """
         path = resolve(str(name))
         if path.is_file():
@@ -100,7 +100,7 @@ class SpeechTokenizer:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return self.encoder.codebook.weight.device
 
     # --- offline --------------------------------------------------------------------------------------------
@@ -113,25 +113,25 @@ class SpeechTokenizer:
     def encode(
         self, wave: Tensor | Sequence[Tensor], sample_rate_hz: int, batch_sec: float = 60.0
     ) -> Tensor | list[Tensor]:
-        """Codes of whole recordings of any length.
+        """Encodes whole recordings of any length.
 
         Args:
-            wave: Samples (T,) in [-1, 1], or a list of such; also (C, T), of which channel 0 is taken.
-                Tensors or numpy arrays.
-            sample_rate_hz: Rate of all of them.
-            batch_sec: Audio computed at once, padding included; bounds the memory.
+            wave: Samples (T,) in [-1, 1], or a list of such; also (C, T), of which channel 0 is used. Tensors
+                or numpy arrays.
+            sample_rate_hz: Sample rate of all recordings, in Hz.
+            batch_sec: Audio to compute at once, in seconds, including padding; limits the memory.
 
         Returns:
-            int64 (n,) with n = ceil(samples at 16 kHz / 1280), or a list of them.
+            int64 (n,) with n = ceil(samples at 16 kHz / 1280), or a list of such.
 
         Raises:
-            ValueError: if the samples are not a recording, see `check_wave`.
+            ValueError: if the samples are invalid, see `check_wave`.
         """
         is_single = isinstance(wave, Tensor | np.ndarray)
         waves = [wave] if is_single else list(wave)
         limit = rates.segment_samples(self.config.max_source_positions)
         segments: list[Tensor] = []
-        owners: list[int] = []  # which recording each segment is a part of
+        owners: list[int] = []  # index of the recording that each segment belongs to
         for i, recording in enumerate(waves):
             mono = resample(check_wave(recording), sample_rate_hz, rates.TOKENIZER_RATE_HZ)
             parts = mono.split(limit) if len(mono) else ()
@@ -144,7 +144,7 @@ class SpeechTokenizer:
         return joined[0] if is_single else joined
 
     def _encode_segments(self, segments: list[Tensor], batch_sec: float) -> list[Tensor]:
-        """Codes of segments at 16 kHz, in their order; computed in batches of similar length."""
+        """Codes of segments at 16 kHz, in order; computed in batches of similar length."""
         codes: dict[int, Tensor] = {}
         budget = round(batch_sec * rates.TOKENIZER_RATE_HZ)
         for group in _batches([len(segment) for segment in segments], budget):
@@ -159,13 +159,13 @@ class SpeechTokenizer:
         for row, segment in zip(wave_BT, segments, strict=True):
             row[: len(segment)] = segment
         pooled_BND = self.frames(self.encoder, wave_BT.to(self.device), lengths)
-        # One transfer from the device.
+        # A single transfer from the device.
         codes_BN, ambiguous_BN = torch.stack(decide(pooled_BND, self.encoder.codebook.weight)).cpu()
         if self.exact:
             for i, n in enumerate(lengths):
                 doubtful = ambiguous_BN[i, :n].bool().nonzero()[:, 0]
                 if len(doubtful):
-                    # Causal, so nothing after the last doubtful code is needed.
+                    # Causal: nothing after the last ambiguous code is needed.
                     upto = n if self.config.log_mel == "whisper" else int(doubtful[-1]) + 1
                     wave_1T = wave_BT[i : i + 1, : upto * rates.SAMPLES_PER_CODE]
                     wave_1T = wave_1T.to(self.float64.device, torch.float64)
@@ -174,10 +174,10 @@ class SpeechTokenizer:
         return [check_codes_known(codes[:n]) for codes, n in zip(codes_BN, lengths, strict=True)]
 
     def frames(self, encoder: CausalEncoder, wave_BT: Tensor, codes: Sequence[int] | None = None) -> Tensor:
-        """Pooled frames (B, N, D) before quantization, of whole codes of samples (B, T) at 16 kHz.
+        """Pooled frames (B, N, D) before quantization, for the complete codes of samples (B, T) at 16 kHz.
 
-        `codes` are the items' own lengths: Whisper's log-mel looks beyond them, and an item's codes must not
-        depend on what it is batched with.
+        `codes` holds the items' own lengths: Whisper's log-mel looks ahead beyond them, and an item's codes
+        must not depend on the batch.
         """
         bins = self.config.num_mel_bins
         with full_precision(wave_BT.device):
@@ -196,13 +196,13 @@ class SpeechTokenizer:
     # --- streaming ------------------------------------------------------------------------------------------
 
     def stream(self) -> Stream[Tensor, Tensor]:
-        """A stream of one recording at 16 kHz, see `TokenizerStream`.
+        """A stream for one recording at 16 kHz, see `TokenizerStream`.
 
-        `push(samples)` gives the codes that have become known, `flush()` the rest.
+        `push(samples)` returns the codes that are complete, `flush()` the remaining ones.
 
         Raises:
-            UserError: with `log_mel: whisper`, which needs the whole segment. Other features would give other
-                codes than `encode`, so they are taken on request alone.
+            UserError: with `log_mel: whisper`, which needs the whole segment. Causal features would give
+                other codes than `encode`, so they must be requested explicitly.
         """
         if self.config.log_mel != "causal":
             raise UserError(
@@ -214,7 +214,7 @@ class SpeechTokenizer:
 
 
 def _batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Places grouped by similar length, each group's size times its longest within the budget."""
+    """Groups indices by similar length; each group's size times its maximum length is within the budget."""
     groups: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda p: lengths[p]):
         if not groups or (len(groups[-1]) + 1) * lengths[place] > budget:

@@ -1,4 +1,4 @@
-"""The speech tokenizer as a stream: samples at 16 kHz as they come -> codes."""
+"""Streaming speech tokenizer: converts samples at 16 kHz to codes as they arrive."""
 
 import torch
 from torch import Tensor
@@ -13,21 +13,22 @@ from lit_moss.codec.nearest import Float64Encoder, check_codes_known, decide
 
 
 class TokenizerStream(ClosedByFlush):
-    """A `Stream`: samples (T,) at 16 kHz -> each code as soon as its 80 ms are complete.
+    """A `Stream` from samples (T,) at 16 kHz to codes; each code is returned as soon as its 80 ms are
+    complete.
 
-    Every 30 s a new segment begins with a fresh state, as offline. Log-mel by `CausalLogMel`. Memory is
-    bounded by one segment: keys and values of the attention. With `exact` everything is float64, so no push
-    computes earlier frames again; it transfers to the host once, its codes.
+    Every 30 s a new segment starts with an empty state, as offline. Features are computed by `CausalLogMel`.
+    Memory is limited to one segment: keys and values of attention. With `exact` everything is computed in
+    float64, so no push recomputes earlier frames; its only transfer to the host is that of the codes.
 
     Args:
         encoder: The network.
-        exact: The same in float64, to give the codes of `SpeechTokenizer.encode` always; None computes in
+        exact: The network in float64, for the same codes as `SpeechTokenizer.encode`. None: computes in
             float32.
     """
 
     def __init__(self, encoder: CausalEncoder, exact: Float64Encoder | None) -> None:
         self._exact = exact
-        # Here and not in the first push: the float64 copy takes a second at the released size.
+        # Not in the first push: making the float64 copy takes a second for the released tokenizer.
         self._encoder = encoder if exact is None else exact.network
         self._waiting = torch.zeros(0, dtype=torch.float32, device="cpu")
         self._limit = rates.segment_samples(encoder.config.max_source_positions)
@@ -37,20 +38,20 @@ class TokenizerStream(ClosedByFlush):
     def _new_segment(self) -> None:
         self._mel = CausalLogMel(self._encoder.config.num_mel_bins)
         self._state.restart()
-        self._done = 0  # samples of this segment already turned into codes
+        self._done = 0  # samples of this segment that are already encoded
 
     def push(self, samples: Tensor) -> Tensor:
-        """Next samples (T,) at 16 kHz, any number -> new codes, int64 (n,).
+        """Pushes samples (T,) at 16 kHz, any number; returns new codes, int64 (n,).
 
         Raises:
-            ValueError: if the samples are not a recording, see `check_wave`.
+            ValueError: if the samples are invalid, see `check_wave`.
         """
         self._check_open()
         self._waiting = torch.cat([self._waiting, check_wave(samples)])
         return self._encode_waiting()
 
     def flush(self) -> Tensor:
-        """Ends the recording; a begun code is filled up with zeros. The last codes, int64 (0 or 1,)."""
+        """Ends the recording, zero-padding an incomplete code; returns the last codes, int64 (0 or 1,)."""
         self._close()
         short = -len(self._waiting) % rates.SAMPLES_PER_CODE
         self._waiting = torch.cat([self._waiting, torch.zeros(short, device="cpu")])
@@ -58,7 +59,7 @@ class TokenizerStream(ClosedByFlush):
 
     @torch.no_grad()
     def _encode_waiting(self) -> Tensor:
-        """Codes of the whole codes that wait."""
+        """Encodes the waiting samples, as far as they form complete codes."""
         codes = [torch.zeros(0, dtype=torch.long, device="cpu")]
         while len(self._waiting) >= rates.SAMPLES_PER_CODE:
             whole = len(self._waiting) // rates.SAMPLES_PER_CODE * rates.SAMPLES_PER_CODE

@@ -1,6 +1,6 @@
-"""A trained vocoder: a `VocoderNet` with its stream, and the folder that it is saved in.
+"""A trained vocoder: a `VocoderNet` with streaming, and the folder in which it is saved.
 
-    config.json         settings, the mels that it takes, what is recorded of its training
+    config.json         settings, properties of its input mels, record of its training
     model.safetensors   weights
 
 Shapes: B batch, T mel frames (50 a second), M mel bands, K spectra, L samples.
@@ -22,7 +22,7 @@ from lit_moss.codec.vocoder_net import HOP, StreamState, VocoderConfig, VocoderN
 from lit_moss.errors import UserError
 from lit_moss.files import atomic_write
 
-# Mels that these networks take; stored with the weights: of other mels they make noise, or another pitch.
+# Properties of the input mels, stored with the weights: other mels would give noise or another pitch.
 MEL = {
     "sample_rate_hz": rates.DECODER_RATE_HZ,
     "bins": rates.DECODER_MEL_BINS,
@@ -38,7 +38,7 @@ class TrainedVocoder:
 
     Args:
         net: The network.
-        trained_on: What is recorded of its training: `steps`, fingerprints of the data.
+        trained_on: Record of the training: `steps` and fingerprints of the data.
     """
 
     def __init__(self, net: VocoderNet, trained_on: dict[str, Any] | None = None) -> None:
@@ -50,7 +50,7 @@ class TrainedVocoder:
 
     @property
     def lookahead_frames(self) -> int:
-        """Mel frames after its own that a stream's sample waits for."""
+        """Number of mel frames after its own that a sample of a stream waits for."""
         return self.net.config.lookahead_frames + self.net.config.overlap_frames
 
     @torch.no_grad()
@@ -76,10 +76,10 @@ class TrainedVocoder:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "TrainedVocoder":
-        """Opens what `save_pretrained` wrote.
+        """Loads what `save_pretrained` wrote.
 
         Raises:
-            UserError: if a file is missing or damaged, or the vocoder is for other mels.
+            UserError: if a file is missing or damaged, or the vocoder was trained on other mels.
         """
         folder = Path(folder)
         path = folder / "config.json"
@@ -95,17 +95,17 @@ class TrainedVocoder:
 def net_of(
     settings: dict[str, Any], mel: Any, tensors: dict[str, Tensor], where: str, weights: str
 ) -> VocoderNet:
-    """A network of stored settings and weights.
+    """Creates a network from stored settings and weights.
 
     Args:
         settings: Fields of `VocoderConfig`.
-        mel: The mels that it takes, as `MEL`.
-        tensors: Its weights.
-        where: Where the settings are from, for messages.
-        weights: Where the weights are from, for messages.
+        mel: Properties of its input mels, in the form of `MEL`.
+        tensors: Weights.
+        where: Origin of the settings, for error messages.
+        weights: Origin of the weights, for error messages.
 
     Raises:
-        UserError: if the mels are not ours, or anything does not fit.
+        UserError: if the input mels differ from `MEL`, or settings and weights do not fit.
     """
     stored = mel if isinstance(mel, dict) else {}
     for name, own in MEL.items():
@@ -121,7 +121,7 @@ def net_of(
         config = VocoderConfig(**settings)
     except UserError as error:
         raise UserError(f"{where}: vocoder.{error}") from error
-    with torch.device("meta"):  # shapes alone: sizes of a damaged file must not take all memory
+    with torch.device("meta"):  # shapes only: the sizes of a damaged file must not exhaust memory
         net = VocoderNet(config)
     own = net.state_dict()
     wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
@@ -134,7 +134,8 @@ def net_of(
 
 
 class TrainedVocoderStream(ClosedByFlush):
-    """A `Stream`: mel (1, 80, t) -> samples (1, l); the whole's samples, to float rounding.
+    """A `Stream` from mel (1, 80, t) to samples (1, l); equals the whole utterance's samples up to float
+    rounding.
 
     Args:
         net: The network.
@@ -142,19 +143,19 @@ class TrainedVocoderStream(ClosedByFlush):
 
     def __init__(self, net: VocoderNet) -> None:
         self._net, self._state = net, StreamState()
-        self._total: Tensor | None = None  # (1, fft - hop): sums of samples that later windows add to
+        self._total: Tensor | None = None  # (1, fft - hop): partial sums that later windows add to
         self._weight: Tensor | None = None
-        self._skip = net.config.edge_samples  # samples before the first one that are still to be cut off
+        self._skip = net.config.edge_samples  # samples to remove before the first one
 
     @torch.no_grad()
     def push(self, mel_1MT: Tensor) -> Tensor:
-        """Next frames, any number -> new samples (1, l)."""
+        """Pushes mel frames, any number; returns new samples (1, l)."""
         self._check_open()
         return self._advance(mel_1MT, last=False)
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """Ends the utterance: the samples left, (1, l)."""
+        """Ends the utterance and returns the remaining samples (1, l)."""
         self._close()
         parameter = self._net.norm.weight
         if not self._state.held:

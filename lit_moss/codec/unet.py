@@ -1,9 +1,9 @@
-"""The flow's velocity network: a causal U-Net with one resolution, transformers between its convolutions.
+"""Velocity network of the flow: a causal U-Net at one resolution, with transformers between its convolutions.
 
     concat(x, mu, speaker, prompt) -> down (resnet, transformers) -> mid stages -> up -> velocity
                                          '------------- skip -------------------'
 
-The estimator of CosyVoice 2 (arXiv:2412.10117), itself from Matcha-TTS (arXiv:2309.03199); parameter names
+The estimator of CosyVoice 2 (arXiv:2412.10117), derived from Matcha-TTS (arXiv:2309.03199); parameter names
 are those of the released `flow.pt` below `decoder.estimator.`.
 
 Shapes: B batch, M mel bands, T frames, C channels, E width of the time embedding.
@@ -24,15 +24,15 @@ from lit_moss.codec.stream_cache import StreamCache
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the velocity depends on besides the point of the path and its time.
+    """Conditions of the velocity, besides the point on the path and its time.
 
     Args:
-        mask_B1T: 1 at real frames, 0 at padding.
-        mu_BMT: The encoder's output.
-        speaker_BM: Projected speaker vector.
-        prompt_BMT: Mel of the prompt, zero in frames to be generated.
-        seen: Keys that each query sees, bool (B, 1, T or 1, T); None for all. Ignored in a stream, whose
-            cache knows them.
+        mask_B1T: 1 at real frames, 0 at padding, (B, 1, T).
+        mu_BMT: Output of the encoder (B, M, T).
+        speaker_BM: Projected speaker vectors (B, M).
+        prompt_BMT: Mel of the prompt, zero in frames to be generated, (B, M, T).
+        seen: Keys that each query attends to, bool (B, 1, T or 1, T); None: all. Ignored in a stream, whose
+            cache provides them.
     """
 
     mask_B1T: Tensor
@@ -42,7 +42,7 @@ class Conditions:
     seen: Tensor | None = None
 
     def where(self, keep_B: Tensor) -> "Conditions":
-        """Items at which `keep_B` is 0 lose encoder output, speaker and prompt: the unconditioned ones."""
+        """Removes encoder output, speaker and prompt from the items where `keep_B` is 0."""
         return replace(
             self,
             mu_BMT=self.mu_BMT * keep_B[:, None, None],
@@ -51,7 +51,7 @@ class Conditions:
         )
 
     def with_unconditioned(self) -> "Conditions":
-        """All items, then all of them unconditioned: a batch of 2 B."""
+        """All items, followed by all items without conditions: a batch of 2 B."""
         seen = self.seen
         if seen is not None and len(seen) > 1:
             seen = torch.cat([seen, seen])
@@ -71,17 +71,18 @@ def time_embedding(t_B: Tensor, width: int) -> Tensor:
 
 
 class CausalConv(nn.Conv1d):
-    """Kernel 3, two zeros (or, in a stream, the last two frames) on the left."""
+    """Causal convolution with kernel 3: two zeros (in a stream, the last two frames) are prepended."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3)
 
     def forward(self, input: Tensor, cache: StreamCache | None = None) -> Tensor:
+        """(B, C, T) -> (B, C', T)."""
         return super().forward(F.pad(input, (2, 0)) if cache is None else cache.prepend(self, input, 2))
 
 
 class Block(nn.Module):
-    """Mish(LN(conv(z mask))) mask; the LayerNorm is over channels."""
+    """Mish(LN(conv(z mask))) mask, with LayerNorm over channels."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -90,6 +91,7 @@ class Block(nn.Module):
         )
 
     def forward(self, z_BCT: Tensor, mask_B1T: Tensor, cache: StreamCache | None) -> Tensor:
+        """(B, C, T) -> (B, C', T)."""
         y_BCT = self.block["0"](z_BCT * mask_B1T, cache)
         return F.mish(self.block["2"](y_BCT.transpose(1, 2)).transpose(1, 2)) * mask_B1T
 
@@ -105,6 +107,7 @@ class Resnet(nn.Module):
         self.res_conv = nn.Conv1d(channels_in, channels_out, 1)
 
     def forward(self, z_BCT: Tensor, mask_B1T: Tensor, time_BE: Tensor, cache: StreamCache | None) -> Tensor:
+        """(B, C, T), time embedding (B, E) -> (B, C', T)."""
         y_BCT = self.block1(z_BCT, mask_B1T, cache) + self.mlp["1"](F.mish(time_BE))[:, :, None]
         return self.block2(y_BCT, mask_B1T, cache) + self.res_conv(z_BCT * mask_B1T)
 
@@ -158,6 +161,7 @@ class TransformerBlock(nn.Module):
         self.ff = _FeedForward(width)
 
     def forward(self, z_BTC: Tensor, seen: Tensor | None, cache: StreamCache | None) -> Tensor:
+        """(B, T, C) -> (B, T, C); `seen` is bool (B, 1, T or 1, keys), True where a query attends."""
         z_BTC = z_BTC + self.attn1(self.norm1(z_BTC), seen, cache)
         return z_BTC + self.ff(self.norm3(z_BTC))
 
@@ -176,11 +180,11 @@ class CausalUNet(nn.Module):
     """Velocity of the flow at (x, t) under its conditions.
 
     Args:
-        channels: C.
-        heads: Attention heads.
-        head_width: Their width; heads * head_width need not be C (officially 512 and 256).
-        blocks: Transformers a stage.
-        mid_stages: Stages between down and up.
+        channels: Number of channels C.
+        heads: Number of attention heads.
+        head_width: Width of an attention head; heads * head_width may differ from C (officially 512 and 256).
+        blocks: Number of transformer blocks per stage.
+        mid_stages: Number of stages between down and up.
     """
 
     def __init__(self, channels: int, heads: int, head_width: int, blocks: int, mid_stages: int) -> None:
@@ -209,13 +213,13 @@ class CausalUNet(nn.Module):
     def forward(
         self, x_BMT: Tensor, t_B: Tensor, conditions: Conditions, cache: StreamCache | None = None
     ) -> Tensor:
-        """Velocity (B, M, T).
+        """Velocity or mel, (B, M, T).
 
         Args:
-            x_BMT: Point of the path.
-            t_B: Time, 0 to 1.
-            conditions: See there.
-            cache: State of a stream of which these frames are the next chunk.
+            x_BMT: Point on the path (B, M, T).
+            t_B: Times (B,), 0 to 1.
+            conditions: Conditions of the B items.
+            cache: State of a stream whose next chunk these frames are; None: whole utterances.
         """
         mask_B1T = conditions.mask_B1T
         seen = conditions.seen if cache is None else cache.seen

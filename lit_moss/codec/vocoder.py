@@ -1,12 +1,13 @@
-"""Vocoders, mel -> waveform, with a common interface: HiFT (released weights), Griffin-Lim (none needed).
+"""Vocoders from mel to waveform with a common interface: HiFT (released weights), Griffin-Lim (no weights).
 
-One that is trained here is in `lit_moss.codec.trained_vocoder`.
+Vocoders trained with lit_moss are in `lit_moss.codec.trained_vocoder`.
 
     vocoder(mel (B, 80, T)) -> (B, 480 T)                 whole utterances
     stream = vocoder.stream(); stream.push(mel (1, 80, t)) -> (1, l); stream.flush()
 
-A stream gives 480 samples a frame in all, some frames late: a sample depends on mel frames that follow it
-(HiFT: 18, Griffin-Lim: those whose windows overlap, a trained one: as many as its configuration says).
+A stream returns 480 samples per frame in total, with a delay of some frames, because a sample depends on
+later mel frames (HiFT: 18; Griffin-Lim: those whose windows overlap the sample; a trained vocoder: as
+configured).
 
 Shapes: B batch, T frames, L samples, F frequencies (961).
 """
@@ -34,11 +35,11 @@ class Vocoder(Protocol):
     def __call__(self, mel_BMT: Tensor) -> Tensor: ...
 
     def stream(self) -> Stream[Tensor, Tensor]:
-        """A stream of one utterance: mel (1, 80, t) -> samples (1, l)."""
+        """A stream for one utterance: mel (1, 80, t) -> samples (1, l)."""
         ...
 
     def to(self, device: str | torch.device) -> "Vocoder":
-        """Moves it; returns self."""
+        """Moves the vocoder; returns self."""
         ...
 
 
@@ -50,10 +51,11 @@ class HiFTVocoder:
 
     Args:
         hift: The network.
-        noise: False leaves out the noise of the excitation.
-        lookahead_frames: Frames after a sample that a stream waits for. With 18 it equals the whole, as no
-            sample sees further; with 12 it is within 2e-3 of it (4e-4 with the recorded random weights) and
-            0.12 s earlier; the released scheme holds back 8 and cross-fades.
+        noise: Whether the excitation contains noise.
+        lookahead_frames: Number of frames after a sample that a stream waits for. With 18 its samples equal
+            those of the whole utterance, since no sample depends on later frames; with 12 they are within
+            2e-3 of it (4e-4 with the recorded random weights) and 0.12 s earlier; the released scheme waits
+            for 8 and cross-fades.
     """
 
     def __init__(self, hift: HiFT, noise: bool = True, lookahead_frames: int = 12) -> None:
@@ -71,7 +73,8 @@ class HiFTVocoder:
         return self.hift(mel_BMT, None if draws is None else draws.expand(len(mel_BMT), -1, -1))[0]
 
     def draws(self, first: int, frames: int, like: Tensor) -> Tensor | None:
-        """Noise of the excitation from frame `first` on, a function of the frame: (1, 480 frames, 9)."""
+        """Noise of the excitation from frame `first` on, determined by the frame number: (1, 480 frames,
+        9)."""
         if not self.noise:
             return None
         noise = [_frame_noise(n % 1500, like.device) for n in range(first, first + frames)]
@@ -81,16 +84,17 @@ class HiFTVocoder:
         return HiFTStream(self)
 
 
-@lru_cache(maxsize=3000)  # of two devices, 26 MB each
+@lru_cache(maxsize=3000)  # for two devices, 26 MB each
 def _frame_noise(n: int, device: torch.device) -> Tensor:
-    """Drawn on the CPU, so that it is the same everywhere; copied to each device once."""
+    """Drawn on the CPU, so that it is the same on all devices; copied to each device once."""
     generator = torch.Generator("cpu").manual_seed(n)
     drawn = torch.randn(HOP, HARMONICS, generator=generator, device="cpu", dtype=torch.float32)
     return drawn.to(device)
 
 
 class _WindowStream(ClosedByFlush, ABC):
-    """A `Stream`: mel (1, 80, t) -> samples (1, l), by a vocoder over a moving window of mel frames."""
+    """A `Stream` from mel (1, 80, t) to samples (1, l), by a vocoder applied to a moving window of mel
+    frames."""
 
     _lookahead_frames: int
 
@@ -99,32 +103,32 @@ class _WindowStream(ClosedByFlush, ABC):
 
     @torch.no_grad()
     def push(self, mel_1MT: Tensor) -> Tensor:
-        """Next frames, any number -> new samples (1, l)."""
+        """Pushes mel frames, any number; returns new samples (1, l)."""
         self._check_open()
         self._mel = mel_1MT if self._mel is None else torch.cat([self._mel, mel_1MT], dim=-1)
         return self._advance(self._mel, self._lookahead_frames)
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """Ends the utterance: the samples left, (1, l)."""
+        """Ends the utterance and returns the remaining samples (1, l)."""
         self._close()
         return torch.zeros(1, 0, device="cpu") if self._mel is None else self._advance(self._mel, 0)
 
     @abstractmethod
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
-        """New samples: of the window's frames without the last `wait` and without those returned before."""
+        """New samples of the window's frames, without the last `wait` frames and those already returned."""
 
 
 class HiFTStream(_WindowStream):
-    """HiFT over a moving window, with context before it and look-ahead after it; the phase is continued."""
+    """HiFT on a moving window, with context before and look-ahead after it; the phase is continued."""
 
     def __init__(self, vocoder: HiFTVocoder) -> None:
         super().__init__()
         self._vocoder, self._hift = vocoder, vocoder.hift
         self._lookahead_frames = vocoder.lookahead_frames
         self._first = 0
-        self._done = 0  # frames whose samples were returned
-        self._phase: dict[int, Tensor] = {}  # phase in the middle of some frame
+        self._done = 0  # number of frames whose samples were returned
+        self._phase: dict[int, Tensor] = {}  # phase in the middle of some frames
 
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
         mel = mel_1MT
@@ -140,7 +144,7 @@ class HiFTStream(_WindowStream):
         wave = self._hift.decode(mel[:, :, skip:], source.wave_B1L)
         new = wave[:, (self._done - start) * HOP : (until - start) * HOP]
         self._done = until
-        # The next window begins `reach` frames before the next sample, the pitch's some frames earlier.
+        # The next window begins `reach` frames before the next sample; that of the pitch some frames earlier.
         start_next = max(0, until - reach)
         if start_next:
             self._phase = {start_next - 1: source.phase_BTK[:, start_next - 1 - start] % CYCLE}
@@ -153,12 +157,12 @@ class HiFTStream(_WindowStream):
 
 
 class GriffinLim:
-    """Phases by fast Griffin-Lim (Perraudin et al. 2013): audible speech without any weights.
+    """Estimates phases by fast Griffin-Lim (Perraudin et al. 2013): intelligible speech without any weights.
 
     Args:
-        iterations: Of the offline rule; a stream does as many per push.
-        momentum: 0 is the plain algorithm.
-        lookahead_frames: Frames a stream waits for: the windows of four overlap a sample.
+        iterations: Number of iterations per utterance; in a stream, per push.
+        momentum: Momentum of the fast algorithm; 0 is the plain one.
+        lookahead_frames: Number of frames a stream waits for: the windows of four frames overlap a sample.
     """
 
     CONTEXT_FRAMES = 8
@@ -178,9 +182,9 @@ class GriffinLim:
         return wave.clamp(-0.99, 0.99)
 
     def phases(self, magnitude_BFT: Tensor, start_BL: Tensor, known_BL: Tensor | None = None) -> Tensor:
-        """Waveform (B, 480 T) whose spectrum has these magnitudes, by iterations from `start_BL`.
+        """Waveform (B, 480 T) whose spectrum has these magnitudes, computed iteratively from `start_BL`.
 
-        `known_BL` are samples at the beginning that are not changed.
+        `known_BL` holds initial samples that are not changed.
         """
         previous = torch.zeros_like(magnitude_BFT, dtype=torch.complex64)
         wave_BL = start_BL
@@ -200,15 +204,15 @@ class GriffinLim:
 class GriffinLimStream(_WindowStream):
     """Griffin-Lim on a moving window that begins with samples already returned, which are not changed.
 
-    Samples that were held back are fitted again together with the new frames, from the phases they had; over
-    the first two of their frames the new samples fade in over the old.
+    Samples that were held back are estimated again together with the new frames, starting from their previous
+    phases; over the first two of their frames the new samples are cross-faded with the old ones.
     """
 
     def __init__(self, vocoder: GriffinLim) -> None:
         super().__init__()  # the window: context, held-back and new frames
         self._vocoder, self._lookahead_frames = vocoder, vocoder.lookahead_frames
         self._known = torch.zeros(1, 0, device="cpu")  # samples of the context
-        self._held = torch.zeros(1, 0, device="cpu")  # estimate of the frames held back
+        self._held = torch.zeros(1, 0, device="cpu")  # estimate for the held-back frames
         self._done = 0
 
     def _advance(self, mel_1MT: Tensor, wait: int) -> Tensor:
@@ -238,9 +242,10 @@ class GriffinLimStream(_WindowStream):
 
 
 def linear_magnitude(mel_BMT: Tensor, updates: int = 50) -> Tensor:
-    """Log-mel -> magnitudes of a 1920-point transform that have that mel: (B, F, T), zero above 8 kHz.
+    """Magnitudes of a 1920-point transform that have this log-mel: (B, F, T), zero above 8 kHz.
 
-    Non-negative least squares by multiplicative updates (Lee and Seung 2001), from the pseudo-inverse.
+    Non-negative least squares by multiplicative updates (Lee and Seung 2001), starting from the
+    pseudo-inverse.
     """
     filters_FM = mel_filters(
         rates.DECODER_MEL_BINS, FFT, rates.DECODER_RATE_HZ, mel_BMT.dtype, mel_BMT.device
@@ -256,15 +261,15 @@ def linear_magnitude(mel_BMT: Tensor, updates: int = 50) -> Tensor:
 
 @lru_cache(maxsize=4)
 def inverse_filters(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Pseudo-inverse of the mel filters: (F, M), mel -> linear magnitudes."""
-    # On the CPU: not every device has float64 or a pseudo-inverse.
+    """Pseudo-inverse of the mel filters, from mel to linear magnitudes: (F, M)."""
+    # On the CPU: not every device supports float64 or pseudo-inverses.
     cpu = torch.device("cpu")
     filters = mel_filters(rates.DECODER_MEL_BINS, FFT, rates.DECODER_RATE_HZ, torch.float64, cpu)
     return torch.linalg.pinv(filters.T).to(device=device, dtype=dtype)
 
 
 def _random_start(magnitude_BFT: Tensor, first: int) -> Tensor:
-    """Samples with these magnitudes and random phases, a function of the frame number: (B, 480 T)."""
+    """Samples with these magnitudes and random phases determined by the frame number: (B, 480 T)."""
     if not magnitude_BFT.shape[-1]:
         return magnitude_BFT.new_zeros(len(magnitude_BFT), 0)
     frames = range(first, first + magnitude_BFT.shape[-1])
@@ -272,7 +277,7 @@ def _random_start(magnitude_BFT: Tensor, first: int) -> Tensor:
     return _istft(torch.polar(magnitude_BFT, angles.to(magnitude_BFT).expand_as(magnitude_BFT).contiguous()))
 
 
-@lru_cache(maxsize=3000)  # of two devices, 6 MB each
+@lru_cache(maxsize=3000)  # for two devices, 6 MB each
 def _frame_angles(n: int, device: torch.device) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(n)
     drawn = torch.rand(FFT // 2 + 1, generator=generator, device="cpu", dtype=torch.float32)
@@ -280,7 +285,7 @@ def _frame_angles(n: int, device: torch.device) -> Tensor:
 
 
 def _stft(wave_BL: Tensor) -> Tensor:
-    """Frames as in the mel: frame i covers samples [480 i - 720, 480 i + 1200), zeros outside."""
+    """Frames as for the mel: frame i covers samples [480 i - 720, 480 i + 1200), zeros outside."""
     pad = (FFT - HOP) // 2
     padded = torch.nn.functional.pad(wave_BL, (pad, pad))
     window = torch.hann_window(FFT, device=wave_BL.device)
@@ -288,7 +293,7 @@ def _stft(wave_BL: Tensor) -> Tensor:
 
 
 def _istft(spectrum_BFT: Tensor) -> Tensor:
-    """Overlap-add of `_stft`'s frames, least squares: (B, F, T) -> (B, 480 T)."""
+    """Inverse of `_stft` by overlap-add and least squares: (B, F, T) -> (B, 480 T)."""
     pad, frames = (FFT - HOP) // 2, spectrum_BFT.shape[-1]
     window = torch.hann_window(FFT, device=spectrum_BFT.device)
     pieces_BTL = torch.fft.irfft(spectrum_BFT.transpose(1, 2), FFT) * window

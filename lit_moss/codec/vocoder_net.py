@@ -1,12 +1,12 @@
-"""A trained vocoder: mel -> magnitudes and phases -> waveform, after Vocos (arXiv:2306.00814, section 3).
+"""A trained vocoder: mel to magnitudes and phases to waveform, after Vocos (arXiv:2306.00814, section 3).
 
     mel (B, 80, T) -> convolution -> ConvNeXt blocks, all at 50 frames/s -> r spectra a frame -> overlap-add
 
 There is no upsampling: the inverse STFT does it, so that a second of speech costs as much as 50 positions of
-a small network. Convolutions see the past, and `lookahead_frames` ahead in all. A sample of mel frame i
-depends on no frame after i + lookahead_frames + overlap_frames, where `overlap_frames` are those whose
-windows reach it (2 with the default window of 80 ms). What a stream gives is therefore the whole's samples,
-to float rounding, that many frames late. Nothing is random.
+a small network. The convolutions see past frames and, in total, `lookahead_frames` future frames. A sample of
+mel frame i depends on no frame after i + lookahead_frames + overlap_frames, where `overlap_frames` is the
+number of later frames whose windows cover it (2 with the default window of 80 ms). A stream therefore returns
+the samples of the whole utterance, up to float rounding, with that delay in frames. Nothing is random.
 
 Shapes: B batch, T mel frames (50 a second), M mel bands, C channels, K spectra (r T), F frequencies,
 L samples.
@@ -25,13 +25,13 @@ from lit_moss.codec.vocoder import inverse_filters
 from lit_moss.errors import UserError
 
 HOP = rates.DECODER_HOP_SAMPLES
-# Log-mel of silence, the floor of `decoder_mel`: inputs are shifted by it, so that the zeros before a
-# convolution are silence.
+# Log-mel of silence, the floor of `decoder_mel`. It is subtracted from the input, so that the zero padding of
+# a convolution means silence.
 SILENCE = math.log(1e-5)
 _SCALE = 4.0
-# Largest log magnitude: a sine of full scale has 0.25 * 1920 = 480.
+# Maximum log magnitude: a full-scale sine has 0.25 * 1920 = 480.
 _LOUDEST = math.log(1000.0)
-# Smallest magnitude that the pseudo-inverse gives; it is negative in places, and 0 above 8 kHz.
+# Minimum of the pseudo-inverse's magnitudes, which are partly negative, and 0 above 8 kHz.
 _QUIETEST = 1e-2
 
 
@@ -43,13 +43,13 @@ class VocoderConfig:
         channels: Width of the network.
         inner: Width inside a block.
         blocks: Number of ConvNeXt blocks.
-        kernel: Frames under each convolution, an odd number.
-        lookahead_frames: Mel frames (20 ms) after a frame that its spectra depend on; 0 is causal. The first
-            convolution takes up to (kernel - 1) / 2 of them, then each block as many.
-        fft_samples: Window of the inverse STFT, even; at least twice `hop_samples`.
-        hop_samples: Samples from one spectrum to the next; 480, or a part of it (240, 160, 120).
-        magnitudes: `mel`: the network multiplies magnitudes that have the given mel (by the pseudo-inverse of
-            its filters; needs the mel's own window and hop); `learnt`: it makes them all.
+        kernel: Kernel size of each convolution in frames, odd.
+        lookahead_frames: Number of mel frames (20 ms) after a frame that its spectra depend on; 0: causal.
+            The first convolution uses up to (kernel - 1) / 2 of them, then each block does.
+        fft_samples: Window of the inverse STFT in samples, even; at least twice `hop_samples`.
+        hop_samples: Samples between spectra: 480 or a divisor of it (240, 160, 120).
+        magnitudes: `mel`: the network scales magnitudes that have the given mel (by the pseudo-inverse of its
+            filters; requires the window and hop of the mel). `learnt`: the network predicts all magnitudes.
     """
 
     channels: int = 256
@@ -86,21 +86,21 @@ class VocoderConfig:
 
     @property
     def spectra_per_frame(self) -> int:
-        """Spectra of a mel frame, r."""
+        """Number of spectra per mel frame, r."""
         return HOP // self.hop_samples
 
     @property
     def edge_samples(self) -> int:
-        """Samples by which the first window begins before the first sample."""
+        """Number of samples by which the first window begins before the first sample."""
         return (self.fft_samples - self.hop_samples) // 2
 
     @property
     def overlap_frames(self) -> int:
-        """Mel frames after a sample's own whose windows reach it."""
+        """Number of mel frames after a sample's own whose windows cover it."""
         return (HOP - 1 + self.edge_samples) // HOP
 
     def lookaheads(self) -> list[int]:
-        """Frames ahead of each convolution: the first one, then those of the blocks."""
+        """Look-ahead in frames of each convolution: the first one, then those of the blocks."""
         left, most, each = self.lookahead_frames, self.kernel // 2, []
         for _ in range(1 + self.blocks):
             each.append(min(left, most))
@@ -109,21 +109,22 @@ class VocoderConfig:
 
 
 class StreamState:
-    """What a stream keeps of each convolution and residual: the last frames of their inputs."""
+    """State of a stream: the last input frames of each convolution and residual."""
 
     def __init__(self) -> None:
         self.held: dict[nn.Module, Tensor] = {}
 
 
 class BoundedConv(nn.Module):
-    """A convolution over time that sees `ahead` frames after its own and the others of its kernel before.
+    """A convolution over time that sees `ahead` frames after the current one; the rest of its kernel is
+    before it.
 
     Args:
-        channels_in: Channels of the input.
-        channels_out: Channels of the output.
-        kernel: Frames.
-        ahead: Frames after its own.
-        groups: As of `nn.Conv1d`.
+        channels_in: Number of input channels.
+        channels_out: Number of output channels.
+        kernel: Kernel size in frames.
+        ahead: Number of frames after the current one.
+        groups: Groups, as in `nn.Conv1d`.
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, ahead: int, groups: int = 1) -> None:
@@ -132,11 +133,12 @@ class BoundedConv(nn.Module):
         self.behind, self.ahead = kernel - 1 - ahead, ahead
 
     def forward(self, x_BCT: Tensor) -> Tensor:
-        """(B, C, T) -> (B, C', T), silence outside."""
+        """(B, C, T) -> (B, C', T), padded with silence."""
         return self.conv(nnf.pad(x_BCT, (self.behind, self.ahead)))
 
     def step(self, x_BCT: Tensor, state: StreamState, last: bool) -> Tensor:
-        """The next frames of a stream -> frames that are known now; all that are left if it is the `last`."""
+        """Pushes the next frames of a stream; returns the frames that are complete, or all if they are the
+        `last`."""
         held = state.held.get(self)
         if held is None:
             held = x_BCT.new_zeros(*x_BCT.shape[:2], self.behind)
@@ -149,11 +151,11 @@ class BoundedConv(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depth-wise convolution, norm, two linear layers, a learnt scale for each channel, residual.
+    """Depth-wise convolution, norm, two linear layers, a learnt scale per channel, and a residual.
 
     Args:
         config: Sizes.
-        ahead: Frames that the convolution sees ahead.
+        ahead: Look-ahead of the convolution in frames.
     """
 
     def __init__(self, config: VocoderConfig, ahead: int) -> None:
@@ -165,11 +167,11 @@ class ConvNeXtBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), 1.0 / config.blocks))
 
     def forward(self, x_BCT: Tensor) -> Tensor:
-        """(B, C, T) -> the same."""
+        """(B, C, T) -> (B, C, T)."""
         return x_BCT + self._change(self.mix(x_BCT))
 
     def step(self, x_BCT: Tensor, state: StreamState, last: bool) -> Tensor:
-        """As `BoundedConv.step`; the residual waits for the convolution."""
+        """As `BoundedConv.step`; the residual is delayed to match the convolution."""
         mixed_BCT = self.mix.step(x_BCT, state, last)
         if self in state.held:
             x_BCT = torch.cat([state.held[self], x_BCT], dim=-1)
@@ -183,7 +185,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class VocoderNet(nn.Module):
-    """Mel -> waveform; see the head of this file.
+    """Mel to waveform; see the module docstring.
 
     Args:
         config: Sizes.
@@ -211,7 +213,8 @@ class VocoderNet(nn.Module):
         return overlap_add(self._windows(x_BCT, mel_BMT), self.config)
 
     def windows_step(self, mel_1MT: Tensor, state: StreamState, last: bool) -> Tensor:
-        """The next mel frames of a stream -> windows of samples that are known now, (1, fft, K)."""
+        """Pushes the next mel frames of a stream; returns the windows of samples that are complete, (1, fft,
+        K)."""
         x_BCT = self._normed(self.embed.step((mel_1MT - SILENCE) / _SCALE, state, last))
         for block in self.blocks:
             assert isinstance(block, ConvNeXtBlock)
@@ -228,7 +231,8 @@ class VocoderNet(nn.Module):
         return self.embed_norm(x_BCT.transpose(1, 2)).transpose(1, 2)
 
     def _windows(self, x_BCT: Tensor, mel_BMT: Tensor) -> Tensor:
-        """Hidden frames, their mel -> windowed pieces of the wave, (B, fft, K): irfft of exp(m) e^(i p)."""
+        """Hidden frames and their mel -> windowed pieces of the wave, (B, fft, K): irfft of exp(m) e^(i
+        p)."""
         x_BTH = self.head(self.norm(x_BCT.transpose(1, 2)))
         with torch.autocast(x_BTH.device.type, enabled=False):
             x_BKH = x_BTH.float().unflatten(-1, (self.config.spectra_per_frame, -1)).flatten(1, 2)
@@ -238,7 +242,7 @@ class VocoderNet(nn.Module):
                 given_BKF = mel_BMT.float().exp().transpose(1, 2) @ inverse_FM.T
                 log_BKF = log_BKF + given_BKF.clamp(min=_QUIETEST).log()
             magnitude_BKF = log_BKF.clamp(max=_LOUDEST).exp()
-            # Not `torch.polar`: it asks the device whether all magnitudes are finite.
+            # Not `torch.polar`, which waits for the device to check that all magnitudes are finite.
             spectrum_BKF = torch.complex(magnitude_BKF * phase_BKF.cos(), magnitude_BKF * phase_BKF.sin())
             pieces_BKL = torch.fft.irfft(spectrum_BKF, self.config.fft_samples)
             return (pieces_BKL * window(self.config, pieces_BKL)).transpose(1, 2)
@@ -250,7 +254,8 @@ def window(config: VocoderConfig, like: Tensor) -> Tensor:
 
 
 def overlap_add(windows_BLK: Tensor, config: VocoderConfig) -> Tensor:
-    """Pieces (B, fft, K), windowed once -> samples (B, hop K): least squares, over the windows' squares."""
+    """Overlap-add of windowed pieces, divided by the squared windows (least squares): (B, fft, K) -> (B, hop
+    K)."""
     edge, spectra = config.edge_samples, windows_BLK.shape[-1]
     if not spectra:
         return windows_BLK.new_zeros(len(windows_BLK), 0)
@@ -262,7 +267,7 @@ def overlap_add(windows_BLK: Tensor, config: VocoderConfig) -> Tensor:
 
 
 def added(windows_BLK: Tensor, config: VocoderConfig) -> Tensor:
-    """Pieces at their places: (B, fft, K) -> (B, hop (K - 1) + fft)."""
+    """Sum of pieces at their positions: (B, fft, K) -> (B, hop (K - 1) + fft)."""
     length = config.hop_samples * (windows_BLK.shape[-1] - 1) + config.fft_samples
     size, stride = (1, config.fft_samples), (1, config.hop_samples)
     return nnf.fold(windows_BLK, (1, length), size, stride=stride)[:, 0, 0]

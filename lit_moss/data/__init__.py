@@ -1,7 +1,7 @@
 """Documents, packing, order, batches, and the LightningDataModules.
 
-A name is imported on first use: token data needs transformers, which the speech tokenizer does without, and
-packing and order need neither that nor Lightning.
+Names are imported on first use: token data needs transformers, which the speech tokenizer does not need, and
+packing and order need neither transformers nor Lightning.
 """
 
 from importlib import import_module
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lit_moss.data.token_data import TokenDataModule
     from lit_moss.data.vocoder_data import VocoderDataModule
 
-    # What modules and callbacks expect of data and batches, checked by the type checker.
+    # The protocols that modules and callbacks expect of data and batches, verified by the type checker.
     _batches: tuple[type[Batch], ...] = (DecoderBatch, SpeechBatch, TokenBatch, VocoderBatch)
     _ordered: tuple[type[OrderedData], ...] = (
         SpeechDataModule,

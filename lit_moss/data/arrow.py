@@ -1,10 +1,10 @@
-"""The Arrow copy of a folder of token documents: made once per node, then opened by every process.
+"""The Arrow copy of a folder of token documents: written once per node, then opened by every process.
 
-    shards.parquet ── sha256 of each ── damaged shards ──┐   stored by path, sizes and times of the shards
+    shards.parquet ── sha256 of each ── damaged shards ──┐   stored by path, sizes and mtimes of the shards
                                                          └── documents.arrow, lengths.npy   stored by content
 
-The first process does both while the others wait; later starts compare only the shards' sizes and times. A
-copy appears whole or not at all; folders with the same content share one.
+The first process does both while the others wait; later starts compare only sizes and modification times of
+the shards. A copy is written atomically; folders with the same content share one.
 """
 
 import hashlib
@@ -36,22 +36,22 @@ SCHEMA = pa.schema(
         "speech_sec": pa.float32(),
     }
 )
-# What each stretch of speech says, in documents made with `speech_text`: rows `first` to `stop`, text ids.
+# The text of each stretch of speech, in documents made with `speech_text`: rows `first` to `stop`, text ids.
 SPEECH_TEXT = pa.field(
     "speech_text",
     pa.list_(pa.struct({"first": pa.int32(), "stop": pa.int32(), "ids": pa.list_(pa.int32())})),
 )
-Shards = Sequence[tuple[str, int, str]]  # name, documents, sha256
+Shards = Sequence[tuple[str, int, str]]  # name, number of documents, sha256
 
 
 @dataclass(frozen=True)
 class ArrowCopy:
-    """What training reads.
+    """The documents as training reads them.
 
     Args:
         table: `datasets.Dataset` of all readable documents, memory-mapped.
-        lengths: Rows of each document, int64 (documents,), memory-mapped.
-        speech_sec: Seconds of speech in all documents together.
+        lengths: Number of rows of each document, int64 (documents,), memory-mapped.
+        speech_sec: Seconds of speech in all documents.
     """
 
     table: Any
@@ -60,7 +60,8 @@ class ArrowCopy:
 
 
 def damaged_shards(folder: Path, shards: Shards) -> dict[str, str]:
-    """Name of each damaged or missing shard -> why; stored until a shard's size or time changes."""
+    """Name of each damaged or missing shard -> reason; cached until a shard's size or modification time
+    changes."""
 
     def check(out: Path) -> None:
         rank_zero_info(f"{folder}: checking {len(shards)} shards, once on this machine")
@@ -82,7 +83,7 @@ def schema_of(speech_text: bool) -> pa.Schema:
 
 
 def arrow_copy(folder: Path, shards: Shards, speech_text: bool = False) -> ArrowCopy:
-    """The copy of these shards; made if it does not exist yet."""
+    """The Arrow copy of these shards; it is made if it does not exist yet."""
 
     def copy(out: Path) -> None:
         rank_zero_info(f"{folder}: copying {len(shards)} shards to {stored}, once on this machine")
@@ -102,7 +103,7 @@ def _write_copy(folder: Path, shards: Shards, out: Path, schema: pa.Schema) -> N
     lengths, speech_sec = [], 0.0
     with pa.OSFile(str(out / "documents.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         for name, *_ in shards:
-            # A column by its name, with whatever is nested in it.
+            # Selects each column by its top-level name, with all nested fields.
             for batch in pq.ParquetFile(folder / name).iter_batches(columns=schema.names):
                 part = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
                 stream.write_table(part)
@@ -144,17 +145,18 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _damage(path: Path, sha256: str) -> str | None:
-    """What is wrong with a shard, or None."""
+    """Why a shard is damaged, or None."""
     try:
         if not path.stat().st_size:
             return "the file is empty"
-        # Parquet's reader does not verify pages by default: a flipped byte may pass as another row.
+        # Parquet's reader does not verify page checksums by default: a flipped byte may be read as a valid
+        # row.
         return None if sha256_of(path) == sha256 else "its sha256 is not the recorded one"
     except OSError as error:
         return error.strerror or str(error)
 
 
 def _open(path: Path) -> Any:
-    import datasets  # takes a second to import
+    import datasets  # importing it takes a second
 
     return datasets.Dataset.from_file(str(path)).with_format("arrow")

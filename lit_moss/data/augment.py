@@ -1,4 +1,5 @@
-"""Augmentation that draws from a given generator, so that a sample does not depend on who makes it."""
+"""Augmentation that draws from a given generator, so that a sample does not depend on which process makes
+it."""
 
 import numpy as np
 from torch import Tensor
@@ -20,13 +21,13 @@ def spec_masks(
     """SpecAugment (arXiv:1904.08779): (start, end) of masked bins and of masked frames.
 
     Args:
-        rng: Random numbers.
+        rng: Random number generator.
         frames: Mel frames of the item.
         bins: Mel bins.
         freq_masks: Number of frequency masks.
-        freq_bins: Widest frequency mask in mel bins.
+        freq_bins: Maximum width of a frequency mask, in mel bins.
         time_masks: Number of time masks.
-        time_share: Longest time mask as a share of the item.
+        time_share: Maximum length of a time mask as a fraction of the item.
     """
 
     def draw(count: int, widest: int, size: int) -> list[tuple[int, int]]:
@@ -41,17 +42,17 @@ def spec_masks(
 
 
 def check_masks(bins: int, freq_masks: int, freq_bins: int, time_masks: int, time_share: float) -> None:
-    """Refuses masks that cannot be drawn.
+    """Raises an error for invalid SpecAugment options.
 
     Args:
-        bins: See `spec_masks`, as for all arguments.
-        freq_masks: See there.
-        freq_bins: See there.
-        time_masks: See there.
-        time_share: See there.
+        bins: Number of mel bins.
+        freq_masks: Number of frequency masks.
+        freq_bins: Maximum width of a frequency mask, in mel bins.
+        time_masks: Number of time masks.
+        time_share: Maximum length of a time mask as a fraction of the item.
 
     Raises:
-        UserError: if one is negative, or there are no mel bins.
+        UserError: if a value is negative, or there are no mel bins.
     """
     counts = {"freq_masks": freq_masks, "freq_mask_bins": freq_bins, "time_masks": time_masks}
     for name, value in counts.items():
@@ -85,5 +86,5 @@ def change_speed(wave_T: Tensor, factor: float) -> Tensor:
 
 
 def within_window(changed: Tensor, wave: Tensor) -> Tensor:
-    """The changed wave, unless it has become longer than the encoder's 30 s: then the wave as it was."""
+    """The changed wave; the original wave if the changed one is longer than the encoder's 30 s window."""
     return changed if len(changed) <= rates.MAX_SEGMENT_SAMPLES else wave

@@ -1,4 +1,4 @@
-"""What the loaders hand out: one dataclass per kind of batch, with the shape, type and unit of every field.
+"""Batches that the loaders yield: one dataclass per kind, with shape, type and unit of every field.
 
 Shapes: B items, T samples at 16 kHz (a whole number of codes), N codes, L rows.
 """
@@ -19,14 +19,13 @@ class SpeechBatch:
 
     Args:
         wave_BT: Waveforms, float32 (B, T) in [-1, 1] at 16 kHz, zero-padded to whole codes.
-        samples_B: Samples of each item without padding, int64 (B,).
+        samples_B: Number of samples of each item without padding, int64 (B,).
         ids: Names of the utterances.
-        texts: Normalised transcripts, "" where there is none.
+        texts: Normalised transcripts, "" if there is none.
         freq_masks: SpecAugment spans of mel bins per item; empty lists in validation.
         time_masks: SpecAugment spans of mel frames per item; empty lists in validation.
         skipped: Utterances that could not be read, as `key<TAB>reason`.
-        samples: `samples_B` as plain numbers, taken from it if not given. Reading them from a GPU would wait
-            for it.
+        samples: `samples_B` as Python ints. Default: computed from it. Avoids waiting for a GPU to read them.
     """
 
     wave_BT: Tensor
@@ -57,13 +56,12 @@ class DecoderBatch:
 
     Args:
         codes_BN: int64 (B, N), zero-padded.
-        lengths_B: Codes of each item, int64 (B,).
+        lengths_B: Number of codes of each item, int64 (B,).
         mel_BMT: Natural-log mel, float32 (B, M = 80, T = 4 N), zero-padded.
         speaker_BS: Speaker vectors, float32 (B, S); S is 0 without a speaker encoder.
         ids: Names of the utterances.
         skipped: Utterances that could not be read, as `key<TAB>reason`.
-        lengths: `lengths_B` as plain numbers, taken from it if not given. Reading them from a GPU would wait
-            for it.
+        lengths: `lengths_B` as Python ints. Default: computed from it. Avoids waiting for a GPU to read them.
     """
 
     codes_BN: Tensor
@@ -88,15 +86,15 @@ class DecoderBatch:
 
 
 class SpeechText(NamedTuple):
-    """What a stretch of codes says.
+    """The text of a stretch of codes.
 
     Args:
-        sequence: Sequence of the batch.
+        sequence: Index of the sequence in the batch.
         first: Row of the first code.
-        stop: Row after the last one.
-        ids: Text ids.
-        words: Its words in order, as (codes, text ids) of each; their sums are those of the stretch. One
-            where the times of words are not known.
+        stop: Row after the last code.
+        ids: Text ids of what is said.
+        words: Words in order, as (number of codes, number of text ids) each; they add up to the whole
+            stretch. A single entry if word times are unknown.
     """
 
     sequence: int
@@ -108,12 +106,12 @@ class SpeechText(NamedTuple):
 
 @dataclass
 class VocoderBatch:
-    """One batch of waves with their mels.
+    """One batch of waveforms with their mels.
 
     Args:
         wave_BL: Waveforms, float32 (B, L = 480 T) at 24 kHz, zero-padded.
         mel_BMT: Natural-log mel, float32 (B, M = 80, T), zero-padded.
-        frames: Mel frames of each item, plain numbers.
+        frames: Number of mel frames of each item, as Python ints.
         ids: Names of the utterances.
         skipped: Utterances that could not be read, as `key<TAB>reason`.
     """
@@ -140,15 +138,14 @@ class TokenBatch:
     Args:
         rows_BL: Rows, int64 (B, L).
         document_ids_BL: Number of the document within its sequence, -1 for filler; int32 (B, L).
-        loss_mask_BL: True where the row counts as a target; bool (B, L). A document's first row never does.
-        ids: Names of the documents, sequence by sequence; `name+n` is the piece of a long document that
-            starts at its row n.
+        loss_mask_BL: True where the row counts as a target; bool (B, L). False at a document's first row.
+        ids: Names of the documents, in order; `name+n` is a piece of a long document, starting at its row n.
         speech_rows: Number of rows that are codes or eosp.
-        lengths: Rows of every document, as plain numbers because reading them from a GPU would wait for it;
-            counted if not given.
-        text_targets: Number of text rows that count as targets; None if they were not counted.
-        speech_targets: Number of speech rows that count as targets; None if they were not counted.
-        speech_text: What the speech says, where the documents carry it and `speech_text` is on.
+        lengths: Number of rows of every document, as Python ints, to avoid waiting for a GPU. Default:
+            counted.
+        text_targets: Number of text rows that count as targets; None: not counted.
+        speech_targets: Number of speech rows that count as targets; None: not counted.
+        speech_text: Text of the speech, if the documents contain it and `speech_text` is on.
     """
 
     rows_BL: Tensor
@@ -181,18 +178,18 @@ class TokenBatch:
 
     @property
     def skipped(self) -> list[str]:
-        """Always empty: damaged documents are known before a run starts, see `TokenDataModule.skipped`."""
+        """Always empty: damaged documents are found before a run starts, see `TokenDataModule.skipped`."""
         return []
 
 
 class SizedIterable(Sized, Iterable[Any], Protocol):
-    """Something with a length that can be iterated over."""
+    """An iterable with a length."""
 
 
 class PlainLoader:
-    """Batches in a wrapper that is not a `DataLoader`.
+    """Wraps batches in a loader that is not a `DataLoader`.
 
-    For `predict`, Lightning re-creates the batch sampler of every `DataLoader`, which fails for ours.
+    For `predict`, Lightning re-creates the batch sampler of every `DataLoader`, which fails with ours.
     """
 
     def __init__(self, batches: SizedIterable) -> None:

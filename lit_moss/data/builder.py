@@ -1,4 +1,4 @@
-"""What builders of all kinds of token documents share (the kinds are in `document_builders`)."""
+"""Base of the builders of token documents (the kinds are in `document_builders`)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -26,15 +26,15 @@ from lit_moss.records import unique_name
 
 @dataclass
 class Document:
-    """One document, as `DocumentWriter.add` takes it.
+    """A document to be written by `DocumentWriter.add`.
 
     Args:
-        id: Its name.
-        rows: Its rows.
-        loss_mask: Which rows count as targets; None for all.
+        id: Name of the document.
+        rows: Rows of the document.
+        loss_mask: True where a row counts as a target; None: all rows.
         lang: Language, ISO 639-1.
-        speech_sec: Seconds of speech in it.
-        speech_text: What its speech says, see `DocumentWriter.add`; None where that is not asked for.
+        speech_sec: Seconds of speech in the document.
+        speech_text: Text of its speech, see `DocumentWriter.add`; None if it is not requested.
     """
 
     id: str
@@ -46,19 +46,19 @@ class Document:
 
 
 class DocumentBuilder(ABC):
-    """Documents of one kind, source by source.
+    """Builds documents of one kind, one source at a time.
 
     Args:
-        tokenizer: Of `lit_moss.llm.backbone.load_text_tokenizer`.
-        row_format: Its row format.
-        options: Of the kind, see `lit_moss.data.make_documents.OPTIONS`.
+        tokenizer: Text tokenizer, as returned by `lit_moss.llm.backbone.load_text_tokenizer`.
+        row_format: Row format: ids of text and speech.
+        options: Options of the kind, see `lit_moss.data.make_documents.OPTIONS`.
 
     Attributes:
         skipped: Names of the utterances that were left out.
-        silent: Those of each source that lack a transcript which this kind needs.
-        incomplete: Conversations left out because a turn lacks a modality, counted once per pair.
-        without_word_times: Utterances that are one chunk, whatever their length, because the times of their
-            words are unknown.
+        silent: Source -> names of utterances that lack a transcript which this kind needs.
+        incomplete: Number of conversations left out because a turn lacks a modality, counted once per pair.
+        without_word_times: Number of utterances that form a single chunk of any length, because their word
+            times are unknown.
     """
 
     def __init__(self, tokenizer: Any, row_format: RowFormat, options: dict[str, Any]) -> None:
@@ -67,36 +67,36 @@ class DocumentBuilder(ABC):
         self.silent: dict[Path, list[str]] = {}
         self.incomplete = self.without_word_times = 0
         self._speech: dict[Path, list[tuple[Utterance, list[int]]]] = {}
-        self._names: set[str] = set()  # of documents; their random choices are drawn by name
+        self._names: set[str] = set()  # names of documents; they seed the documents' random choices
 
     @staticmethod
     @abstractmethod
     def recordings(path: Path) -> list[Utterance]:
-        """Utterances of a source whose codes its documents need.
+        """Utterances of a source whose codes the documents need.
 
         Raises:
-            UserError: if the source does not suit this kind.
+            UserError: if the source is not suitable for this kind.
         """
 
     @abstractmethod
     def documents(self, path: Path) -> Iterator[Document]:
-        """All documents of a source, whose speech has been added before."""
+        """Yields all documents of a source; call `add_speech` for it first."""
 
     def add_speech(self, path: Path, utterances: Sequence[Utterance], encoded: EncodedUtterances) -> None:
-        """Takes the codes of a source's recordings."""
+        """Stores the codes of a source's recordings."""
         self.skipped += [utterances[i].id for i in encoded.unread]
         self._speech[path] = list(zip(utterances, encoded.codes, strict=True))
 
     def forget_speech(self, path: Path) -> None:
-        """Frees the codes of a source whose documents have been made."""
+        """Frees the codes of a source after its documents are made."""
         self._speech.pop(path, None)
 
     def meta(self) -> dict[str, Any]:
-        """What the rows mean, for the documents' `meta`."""
+        """The row format and its fingerprint, for the `meta` of the documents."""
         return {"format": self.row_format.to_dict(), "format_fingerprint": self.row_format.fingerprint}
 
     def counts(self) -> dict[str, int]:
-        """`incomplete` and `without_word_times` where they are not 0; known once all documents are made."""
+        """`incomplete` and `without_word_times`, if not 0; complete after all documents are made."""
         counts = {"incomplete": self.incomplete, "without_word_times": self.without_word_times}
         return {name: count for name, count in counts.items() if count}
 
@@ -113,12 +113,12 @@ class DocumentBuilder(ABC):
         return bool(self.options.get("speech_text"))
 
     def _said(self, u: Utterance, codes: int, before: str = "") -> list[SpokenText]:
-        """What an utterance's codes say: of each word where their times are known, else as a whole.
+        """Text of an utterance's codes: word by word if word times are known, otherwise as a whole.
 
         Args:
             u: The utterance.
-            codes: Its codes.
-            before: Text that it continues.
+            codes: Number of codes of the utterance.
+            before: Preceding text of the document.
         """
         text = (u.text or "").strip()
         if not u.extra.get("words"):
@@ -135,10 +135,10 @@ class DocumentBuilder(ABC):
 
 
 def timed_words(u: Utterance) -> list[Word]:
-    """Words of an utterance with their times.
+    """Words of an utterance with their times in seconds.
 
     Raises:
-        UserError: if they are no such list.
+        UserError: if the field is not a list of [word, start, end].
     """
     with aligned(u):
         return [(str(w), float(start), float(end)) for w, start, end in u.extra["words"]]
@@ -146,7 +146,7 @@ def timed_words(u: Utterance) -> list[Word]:
 
 @contextmanager
 def aligned(u: Utterance) -> Iterator[None]:
-    """Errors in an utterance's words as one line that names it."""
+    """Turns errors in an utterance's words into a one-line error that names the utterance."""
     try:
         yield
     except (TypeError, ValueError, OverflowError) as error:
@@ -157,5 +157,5 @@ def aligned(u: Utterance) -> Iterator[None]:
 
 
 def seconds_of(codes: int) -> float:
-    """Seconds of so many codes."""
+    """Duration of `codes` codes in seconds."""
     return codes * rates.SECONDS_PER_CODE

@@ -3,20 +3,20 @@ r"""The rows of `conversation.Renderer` as a Jinja chat template, for programs w
     tokenizer.apply_chat_template(messages, reply="speech", add_generation_prompt=True, tokenize=False)
 
 It renders the text channel of the released model's grid: a stretch of n codes is sosp and n + 1 modality_pads
-(n codes and eosp). A message's `content` is a string, or a list of parts in their order:
-{"type": "text", "text": …} and {"type": "audio", "codes": [c_1, …]}, where `codes` may also be their number.
-Variables: `reply`, modality of the replies, text or speech (default text); `system`, a system prompt instead
-of the default one. A leading system message is appended to the system prompt, as in training.
+(n codes and eosp). The `content` of a message is a string or an ordered list of parts: {"type": "text",
+"text": …} and {"type": "audio", "codes": [c_1, …]}, where `codes` may also be the number of codes. Variables:
+`reply`, the modality of the replies, text or speech (default text); `system`, a system prompt that replaces
+the default one. A leading system message is appended to the system prompt, as in training.
 
-The ids of the rendered text are those of the training's rows, with two exceptions, since the renderer
-tokenizes each piece by itself and the names of tokens in a text as text:
-- A content that begins with white space: a tokenizer with merges may join it with the line break after the
-  role. SmolLM2's does so with some runs of two or more such characters ("user\n" + "\n\nHi"), never with one;
-  by their pattern, Qwen's do so with a single line break.
-- A content in which the name of a token is written out, such as <|im_end|>: it becomes that token. Programs
-  that take texts from strangers should use the renderer, as `serve` does.
-An interleaved reply's text is cut between any two ids; where that is inside a word or a character, its
-parts may be tokenized otherwise.
+The ids of the rendered text equal the training rows, with two exceptions, because the renderer tokenizes each
+piece separately and treats names of special tokens in a text as plain text:
+- Content that begins with white space: a tokenizer with merges may join it with the line break after the
+  role. SmolLM2's does so for some runs of two or more such characters ("user\n" + "\n\nHi"), never for one;
+  Qwen's pattern also joins a single line break.
+- Content that spells the name of a special token, such as <|im_end|>: it becomes that token. Programs that
+  take texts from untrusted users should use the renderer, as `serve` does.
+The text of an interleaved reply may be split between any two ids; if the split is inside a word or a
+character, the parts may be tokenized differently.
 """
 
 import hashlib
@@ -72,11 +72,11 @@ _TEMPLATE = r"""
 
 
 def chat_template(tokenizer: Any, form: ReplyForm = DIRECT) -> str:
-    """The template of a model.
+    """The chat template of a model.
 
     Args:
         tokenizer: Its text tokenizer, see `lit_moss.llm.backbone.load_text_tokenizer`.
-        form: Form of the spoken replies that it was trained for; it decides the system prompt.
+        form: Form of the spoken replies that the model was trained for; determines the system prompt.
     """
     vocabulary = tokenizer.get_vocab()
     sosp, pad = (

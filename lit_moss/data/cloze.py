@@ -1,4 +1,4 @@
-"""Held-out items: a context and two continuations, one of which is true, in text and in speech."""
+"""Held-out cloze items, in text and speech: a context and two continuations, one of which is true."""
 
 import hashlib
 import json
@@ -21,12 +21,12 @@ from lit_moss.hub.recordings import recordings_stamp
 from lit_moss.hub.tokenizer import NamedTokenizer
 from lit_moss.llm.rows import RowFormat
 
-_VERSION = 5  # of the rules below; another one makes other items
+_VERSION = 5  # of the rules below; a change makes new items
 _CONTEXT_SENTENCES = 2
 _CANDIDATES = 16
-_LEAST_ROWS = 5  # of a sentence
-_Key = tuple[int, Any, int]  # source, what a sentence belongs to, its place in there
-_Item = tuple[int, int, int]  # first sentence of the context, the true one after it, the other one
+_LEAST_ROWS = 5  # minimum of a sentence
+_Key = tuple[int, Any, int]  # source, group of the sentence, position in the group
+_Item = tuple[int, int, int]  # first sentence of the context, true and other continuation
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class ClozeItem:
     """A context and two continuations, as rows.
 
     Args:
-        modality: text or speech.
-        context: One or two sentences. In speech: sosp and their codes, as one stretch without an end.
-        true: The next sentence. In speech: its codes and eosp.
-        other: A sentence of something else, of similar length.
+        modality: `text` or `speech`.
+        context: Rows of one or two sentences. Speech: sosp and the codes, as one stretch without eosp.
+        true: Rows of the next sentence. Speech: its codes and eosp.
+        other: Rows of a sentence from elsewhere, of similar length.
     """
 
     modality: Literal["text", "speech"]
@@ -55,24 +55,24 @@ def make_cloze(
     seed: int = 1,
     log_mel: str | None = None,
 ) -> list[ClozeItem]:
-    """Held-out items in the manner of spoken StoryCloze; made once, then taken from the cache.
+    """Makes held-out items in the manner of spoken StoryCloze; the result is cached.
 
-    The true sentence is the one after the context. Where that is missing, because a hash chose what is held
-    out, it is the next held-out one of the same group; such items come after all others. The other sentence
-    is, of 16 random ones of other groups (see `document_key`), the nearest in length; of the same group where
-    there is no other. The sentences of a spoken item are one stretch, as neighbouring utterances are in
-    training: an eosp between them would be new to the model.
+    The true sentence is the one after the context. If it is not in the held-out part, which is chosen by a
+    hash, the next held-out sentence of the same group is used; such items come last. The other sentence is
+    the one closest in length among 16 random ones from other groups (see `document_key`), or from the same
+    group if there is no other. The sentences of a spoken context form one stretch, as adjacent utterances do
+    in training: an eosp between them would be new to the model.
 
-    On a corpus of unrelated sentences, such as the embedded one, nothing distinguishes the true sentence from
-    the other, and cloze is 50 % by construction; there only the perplexity of the items means something.
+    In a corpus of unrelated sentences, such as the embedded one, nothing distinguishes the true sentence from
+    the other, so cloze accuracy is 50 % by construction; only the perplexity of the items is meaningful.
 
     Args:
-        sources: Manifests, embedded corpora, text files (text items only); conversations give none.
+        sources: Manifests, embedded corpora, and text files (text items only); conversations yield no items.
         part: Part of embedded corpora, `train` or `validation`.
         backbone: Model whose tokenizer makes the text rows.
-        speech_tokenizer: Speech tokenizer; None makes text items only.
+        speech_tokenizer: Speech tokenizer. None: text items only.
         items: Maximum number of items of each modality.
-        seed: Seed of what is drawn.
+        seed: Seed of the random choices.
         log_mel: Features of the speech tokenizer, see `open_tokenizer`.
     """
     from lit_moss.llm.backbone import load_text_tokenizer, row_format, text_tokenizer_fingerprint
@@ -114,7 +114,7 @@ def _text_items(
         for key, sentence in _sentences(path, utterances):
             keys.append((number, *key))
             sentences.append(sentence)
-    # Each sentence with the space that stands before it in running text.
+    # Ids of each sentence, with the space that precedes it in running text.
     ids = [text_ids(text_tokenizer, rows, space_between("a", s) + s) if s else [] for s in sentences]
     return [
         ClozeItem("text", text_ids(text_tokenizer, rows, join_words(sentences[first:i])), ids[i], ids[other])
@@ -143,13 +143,13 @@ def _speech_items(
 
 
 def draw_items(keys: Sequence[_Key], lengths: Sequence[int], items: int, seed: int) -> list[_Item]:
-    """Which sentences make an item: (first of the context, the true one after it, the other one).
+    """Chooses the sentences of items: (first of the context, true continuation, other continuation).
 
     Args:
-        keys: Source, group and place of each sentence, in order.
-        lengths: Number of ids of each; sentences of fewer than 5 are skipped.
+        keys: Source, group and position of each sentence, in order.
+        lengths: Number of ids of each sentence; sentences with fewer than 5 are skipped.
         items: Maximum number of items.
-        seed: Seed.
+        seed: Seed of the random choices.
     """
     rng = document_rng(seed, "cloze")
     usable = [i for i, length in enumerate(lengths) if length >= _LEAST_ROWS]
@@ -176,13 +176,13 @@ def _utterances(path: Path) -> list[Utterance]:
 
 
 def _key(utterance: Utterance, number: int) -> tuple[Any, int]:
-    """What an utterance belongs to, and its place there: the number at the end of its name, if any."""
+    """Group of an utterance, and its position there: the number at the end of its file name, if any."""
     place = utterance.audio.stem.rpartition("-")[2]
     return belongs_to(utterance), int(place) if place.isdecimal() and not utterance.offset_sec else number
 
 
 def _sentences(path: Path, utterances: Sequence[Utterance]) -> list[tuple[tuple[Any, int], str]]:
-    """What each sentence of a source belongs to and its place there, and the sentence."""
+    """Group and position of each sentence of a source, and the sentence."""
     if utterances:
         return [(_key(u, i), (u.text or "").strip()) for i, u in enumerate(utterances)]
     if entry_kind(path) != "text":

@@ -1,12 +1,12 @@
-"""Conversations -> rows, in any pair of modalities, with the loss mask of supervised fine-tuning.
+"""Converts conversations to rows, in any pair of modalities, with the loss mask of supervised fine-tuning.
 
     <|im_start|> role \\n  content  <|im_end|> \\n         content: text, or one stretch of speech
-                           ^^^^^^^^^^^^^^^^^^             of the assistant: the targets
+                           ^^^^^^^^^^^^^^^^^^             assistant turns: these are targets
 
-The prompt alone decides the reply's modality: the system prompt names it, and the prefix of a spoken reply
-ends with sosp. Spoken replies that hold their text too (`lit_moss.llm.replies`) have a system prompt of their
-own; their prefix is that of a reply in text, and all their rows are targets. Every piece is tokenized
-separately, so that no id spans two pieces and a prompt is exactly the beginning of a training example.
+The prompt alone determines the reply's modality: the system prompt names it, and the prefix of a spoken reply
+ends with sosp. Spoken replies that also contain text (`lit_moss.llm.replies`) have separate system prompts;
+their prefix is that of a text reply, and all their rows are targets. Every piece is tokenized separately, so
+that no id spans two pieces and a prompt is exactly a prefix of a training example.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ from lit_moss.llm.replies import DIRECT, FormName, ReplyForm
 from lit_moss.llm.rows import RowFormat
 
 Modality = Literal["text", "speech"]
-# Pair -> modality of the user's turns and of the replies.
+# Pair -> modality of the user's turns, modality of the replies.
 PAIRS: dict[str, tuple[Modality, Modality]] = {
     f"{user}-{reply}": (user, reply)
     for user in reversed(get_args(Modality))
     for reply in reversed(get_args(Modality))
 }
-# System prompts of the public demo of the released model.
+# System prompts of the released model's public demo.
 SYSTEM: dict[Modality, str] = {
     "speech": "You are a helpful voice assistant. Answer the user's questions with spoken responses.",
     "text": "You are a helpful assistant. Answer the user's questions with text.",
 }
-# System prompts of spoken replies, by their form.
+# System prompts for spoken replies, by form.
 SPEECH_SYSTEM: dict[FormName, str] = {
     "direct": SYSTEM["speech"],
     "guided": (
@@ -44,15 +44,15 @@ SPEECH_SYSTEM: dict[FormName, str] = {
 
 
 def system_prompt(reply: Modality, form: ReplyForm = DIRECT) -> str:
-    """The system prompt that asks for replies of this modality and form."""
+    """The system prompt that requests replies of this modality and form."""
     return SPEECH_SYSTEM[form.name] if reply == "speech" else SYSTEM["text"]
 
 
 def modalities_needed(role: str, user: Modality, reply: Modality, form: ReplyForm = DIRECT) -> list[Modality]:
-    """Modalities in which a turn of a role must exist.
+    """Modalities in which a turn of this role must be available.
 
     Args:
-        role: Of the turn.
+        role: Role of the turn.
         user: Modality of the user's turns.
         reply: Modality of the assistant's turns.
         form: Form of spoken replies.
@@ -65,12 +65,12 @@ def modalities_needed(role: str, user: Modality, reply: Modality, form: ReplyFor
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn, in one or both modalities.
+    """A turn in one or both modalities.
 
     Args:
         role: system, user or assistant.
-        text: Its text; None if it exists as speech only.
-        codes: The same content as speech; None if it exists as text only.
+        text: Text of the turn; None: it exists as speech only.
+        codes: Codes of the same content as speech; None: it exists as text only.
     """
 
     role: str
@@ -78,20 +78,20 @@ class Turn:
     codes: Sequence[int] | None = None
 
     def can_be(self, modality: Modality) -> bool:
-        """Whether it has this modality."""
+        """Whether the turn is available in this modality."""
         return bool(self.codes if modality == "speech" else self.text)
 
 
 class Renderer:
-    """Turns -> rows.
+    """Converts turns to rows.
 
     Args:
         tokenizer: Text tokenizer, see `lit_moss.llm.backbone.load_text_tokenizer`.
-        row_format: Format of the rows.
+        row_format: Row format: ids of text and speech.
         form: Form of spoken replies.
 
     Raises:
-        UserError: if the text tokenizer has no tokens for turns.
+        UserError: if the text tokenizer lacks the tokens for turns.
     """
 
     def __init__(self, tokenizer: Any, row_format: RowFormat, form: ReplyForm = DIRECT) -> None:
@@ -114,17 +114,17 @@ class Renderer:
         """Rows and loss mask of a conversation.
 
         Args:
-            turns: Turns of user and assistant. The text of a leading system turn is appended to the system
+            turns: User and assistant turns. The text of a leading system turn is appended to the system
                 prompt.
             user: Modality of the user's turns.
             reply: Modality of the assistant's turns.
-            train_on: `assistant`: targets are the assistant's contents and the <|im_end|> after them, but
-                neither sosp of a direct spoken reply, which belongs to the prompt, nor the line break after
-                <|im_end|>. `all`: targets are all rows but the first.
-            system: System prompt; None takes the default one for the reply's modality and form.
+            train_on: `assistant`: the targets are the contents of the assistant's turns and the <|im_end|>
+                after them, but not the sosp of a direct spoken reply, which belongs to the prompt, nor the
+                line break after <|im_end|>. `all`: all rows but the first are targets.
+            system: System prompt. None: the default for the reply's modality and form.
 
         Raises:
-            UserError: if a turn lacks the modality asked for.
+            UserError: if a turn lacks the requested modality.
         """
         rows: list[int] = []
         mask: list[bool] = []
@@ -151,29 +151,29 @@ class Renderer:
         reply: Modality = "text",
         system: str | None = None,
     ) -> list[int]:
-        """Rows up to where the reply starts: a prefix of `render`'s rows. A direct spoken reply's sosp is
-        included."""
+        """Rows up to the start of the reply, a prefix of `render`'s rows. Includes the sosp of a direct
+        spoken reply."""
         rows, _ = self.render(turns, user, reply, system=system)
         is_direct_speech = reply == "speech" and not self.form.has_text
         prefix = [self.row_format.sosp_token_id] if is_direct_speech else []
         return [*rows, *self.head("assistant"), *prefix]
 
     def ids(self, text: str) -> list[int]:
-        """Text ids of a piece."""
+        """Text ids of a piece of text."""
         return text_ids(self.tokenizer, self.row_format, text)
 
     def head(self, role: str) -> list[int]:
-        """Rows that begin a turn: <|im_start|>, the role, a line break.
+        """Rows that begin a turn: <|im_start|>, the role, and a line break.
 
         Raises:
-            UserError: for another role.
+            UserError: if the role is unknown.
         """
         if role not in ROLES:
             raise UserError(f"a turn of {role!r}, expected one of {', '.join(ROLES)}")
         return [self._im_start, *self.ids(f"{role}\n")]
 
     def _content(self, turn: Turn, modalities: Sequence[Modality]) -> tuple[list[int], list[int]]:
-        """Rows of a turn that belong to the prompt (sosp), and the rest."""
+        """Rows of a turn that belong to the prompt (sosp), and the remaining rows."""
         if missing := [modality for modality in modalities if not turn.can_be(modality)]:
             raise UserError(
                 f"a turn of {turn.role} has no {missing[0]} ({(turn.text or 'only speech')[:40]!r}): leave "

@@ -1,11 +1,10 @@
-"""Codes and the mel they stand for: manifests -> batches for the flow decoder.
+"""Codes with their mels: manifests -> batches for the flow decoder.
 
-Codes come from a frozen tokenizer, speaker vectors from a frozen encoder; both are computed once and kept in
-the cache (see `lit_moss.hub.recordings`). Order, buckets, unreadable files and resume are those of
-`SpeechDataModule`.
+Codes come from a frozen tokenizer, speaker vectors from a frozen encoder; both are computed once and cached
+(see `lit_moss.hub.recordings`). Order, buckets, unreadable files and resuming work as in `SpeechDataModule`.
 
-A code stands for 80 ms of a grid that begins with the clip. With `shifts`, training clips are cut by so many
-milliseconds at their start, and so have other codes for the same sound.
+A code stands for 80 ms on a grid that starts with the clip. With `shifts`, the given number of milliseconds
+is cut from the start of training clips, so that the same sound has other codes.
 
 Shapes: B items, N codes, T mel frames (= 4 N), M mel bands, S values of a speaker vector.
 """
@@ -32,7 +31,7 @@ from lit_moss.errors import UserError
 from lit_moss.hub.speech_parts import CodedRecording, SpeechParts
 
 RATIO = rates.FRAMES_PER_CODE_DECODER
-# One code; the mel's reflected edges need 720 samples.
+# One code; the mel's reflection padding needs 720 samples.
 SHORTEST_SAMPLES = rates.DECODER_SAMPLES_PER_CODE
 
 
@@ -40,26 +39,27 @@ class DecoderDataModule(SpeechDataModule):
     """Manifests -> `DecoderBatch`es.
 
     Args:
-        train: Manifests to learn from: paths, or `embedded:everyday-en`; transcripts are not needed.
+        train: Manifests to train on: paths, or `embedded:everyday-en`; transcripts are not needed.
         validation: Manifests to validate on.
-        weights: How often an epoch holds each manifest of `train`; all once if empty.
+        weights: Number of times an epoch contains each manifest of `train`, e.g. [1.0, 0.5]; empty: once
+            each.
         speech_tokenizer: The frozen tokenizer: `embedded:whisper-tiny-kmeans`, a checkpoint, runs/NAME, a
             folder, or a hub id.
-        log_mel: Its features, `causal` or `whisper`; None takes those that it states, see
-            `SpeechTokenizer.from_pretrained`.
-        speaker: Speaker encoder: `embedded:resemblyzer`, a CAM++ .onnx file, or none.
-        cache: Keep codes and speaker vectors on disk; otherwise they are computed as they are needed, in the
-            loader's processes.
+        log_mel: Features of the speech tokenizer, `causal` or `whisper`. None: as stated by the tokenizer,
+            see `SpeechTokenizer.from_pretrained`.
+        speaker: Speaker encoder: `embedded:resemblyzer`, a CAM++ .onnx file, or `none`.
+        cache: Cache codes and speaker vectors on disk; otherwise the loader processes compute them when
+            needed.
         batch_sec: Audio budget of a training batch in seconds, padding included.
-        validation_batch_sec: The same in validation.
-        max_sec: Longest utterance in seconds; longer ones are left out, counted and named.
-        min_sec: Shortest utterance in seconds.
+        validation_batch_sec: Audio budget of a validation batch in seconds, padding included.
+        max_sec: Maximum utterance length in seconds; longer utterances are left out, counted and named.
+        min_sec: Minimum utterance length in seconds.
         seed: Seed of the order.
-        buckets: Most length buckets.
-        workers: Loader processes per rank; 0 loads in the training process.
-        max_bad_share: Share of unreadable utterances above which a run stops.
-        shifts: Milliseconds, 0 to 79, one of which is cut off the start of a training clip, drawn for each
-            sample: [0, 20, 40, 60] gives it four sets of codes, all cached. [0] cuts nothing.
+        buckets: Maximum number of length buckets.
+        workers: Number of loader processes per rank; 0: load in the training process.
+        max_bad_share: Fraction of unreadable utterances above which the run stops.
+        shifts: Milliseconds, 0 to 79, to cut from the start of a training clip; one is drawn per sample. [0,
+            20, 40, 60] gives each clip four sets of codes, all cached. [0] cuts nothing.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class DecoderDataModule(SpeechDataModule):
 
     @property
     def frozen(self) -> SpeechParts:
-        """Tokenizer and speaker encoder, opened on first use."""
+        """The speech tokenizer and speaker encoder, opened on first use."""
         if self._frozen is None:
             self._frozen = SpeechParts(self.speech_tokenizer, self.speaker, self.log_mel)
         return self._frozen
@@ -128,8 +128,8 @@ class DecoderDataModule(SpeechDataModule):
         return utterances, weights
 
     def statistics(self, utterances: int = 48) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and standard deviation of the log-mel's bands (80,), and the mean speaker vector (S,), of some
-        training utterances, evenly spread."""
+        """Mean and standard deviation of the log-mel bands, (80,) each, and the mean speaker vector (S,),
+        over evenly spaced training utterances."""
         assert isinstance(self._train_set, _DecoderSet)
         size = len(self._train_set.utterances)
         items = [self._train_set[(n, 0, 0)] for n in range(0, size, max(1, size // utterances))]
@@ -177,13 +177,13 @@ def _shifted(utterance: Utterance, ms: int) -> Utterance:
 
 
 class _DecoderSet(SpeechSet):
-    """Utterances by sample key: codes, mel and speaker vector, or why there are none.
+    """Utterances by sample key: codes, mel and speaker vector, or the reason why the file cannot be read.
 
     Args:
-        utterances: As the manifest has them.
-        frozen: Computes what is not cached.
-        parts: For each shift the utterances cut by it, and what is cached of them.
-        seed: Of the choice among shifts, with batch number and place in the batch.
+        utterances: Utterances of the manifests.
+        frozen: Tokenizer and speaker encoder; compute what is not cached.
+        parts: For each shift, the cut utterances and their cached values.
+        seed: Seed of the choice of shift, together with batch number and position in the batch.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class _DecoderSet(SpeechSet):
 
 
 def collate(items: list[Any]) -> DecoderBatch:
-    """Items of a loader -> one batch."""
+    """Collates items of a loader into a batch."""
     good = [item for item in items if len(item) == 4]
     lengths_B = torch.tensor([len(codes) for _, codes, _, _ in good], dtype=torch.long)
     longest = int(lengths_B.max()) if good else 0
@@ -237,7 +237,8 @@ def collate(items: list[Any]) -> DecoderBatch:
 
 
 def _too_short(utterance: Utterance) -> str:
-    """Why to skip a file that is shorter than a code, whatever its manifest says; empty if it is not."""
+    """The reason to skip a file that is shorter than one code, whatever its manifest says; "" if it is
+    not."""
     try:
         seconds = io.info(utterance.audio, probe=False).duration_sec
     except io.UnreadableAudio:

@@ -1,4 +1,5 @@
-"""Rows of token documents, one class per kind: interleaved, speech alone, text alone, conversations."""
+"""Builders of token documents, one class per kind: interleaved, speech only, text only, conversations,
+transcripts."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,12 +38,12 @@ from lit_moss.hub.code_cache import EncodedUtterances
 from lit_moss.llm.replies import ReplyForm
 from lit_moss.records import unique_name
 
-_MAX_SILENT_SHARE = 0.01  # of utterances without a transcript
+_MAX_SILENT_SHARE = 0.01  # maximum fraction of utterances without a transcript
 _REPEAT = "Repeat what the user says."
 
 
 class UnsupervisedBuilder(DocumentBuilder):
-    """Speech alone."""
+    """Documents of speech only."""
 
     @staticmethod
     def recordings(path: Path) -> list[Utterance]:
@@ -64,7 +65,7 @@ class UnsupervisedBuilder(DocumentBuilder):
 
 
 class InterleavedBuilder(DocumentBuilder):
-    """Text and speech by turns, chunk by chunk."""
+    """Documents of alternating chunks of text and speech."""
 
     @staticmethod
     def recordings(path: Path) -> list[Utterance]:
@@ -94,7 +95,7 @@ class InterleavedBuilder(DocumentBuilder):
             for number, (start, stop) in enumerate(_parts(chunks, options["document_sec"])):
                 part, chosen = chunks[start:stop], modalities[start:stop]
                 rows = interleave(part, chosen, self.row_format)
-                if len(rows) < 2:  # a text of no token, and no code
+                if len(rows) < 2:  # an empty text without codes
                     self.skipped += [u.id for u, _ in members]
                     continue
                 spoken = sum(len(c.codes) for c, m in zip(part, chosen, strict=True) if m == "speech")
@@ -107,16 +108,17 @@ class InterleavedBuilder(DocumentBuilder):
     def _chunks(
         self, u: Utterance, codes: list[int], before: str, rng: np.random.Generator
     ) -> tuple[list[Chunk], str]:
-        """Chunks of one utterance, and the text they end with.
+        """Chunks of one utterance, and the text of the last one.
 
-        They are the utterance's own `chunks` (see `read_chunks`), else cut now by its words, else one where
-        the words' times are unknown. With the option `spans` they are cut by the words in any case.
+        The chunks are those of the utterance's `chunks` field (see `read_chunks`); otherwise the utterance is
+        cut at its word times, or is a single chunk if these are unknown. With the option `spans` it is always
+        cut at the word times, if there are any.
 
         Args:
             u: The utterance.
-            codes: Its codes.
-            before: Text that it continues.
-            rng: Of the document.
+            codes: Codes of the utterance.
+            before: Preceding text of the document.
+            rng: Random number generator of the document.
         """
         text = (u.text or "").strip()
         if self.options.get("spans") and u.extra.get("words"):
@@ -142,7 +144,7 @@ class InterleavedBuilder(DocumentBuilder):
     def _said_in(
         piece: TimedChunk, ids: Sequence[int], words: Sequence[SpokenText], is_last: bool
     ) -> list[SpokenText]:
-        """What a chunk says: its words where their times are known, else its text as a whole."""
+        """The text of a chunk's codes: word by word if word times are known, otherwise as a whole."""
         first, stop = piece.code_first, piece.code_stop
         if not words:
             return [(0, stop - first, ids)] if ids else []
@@ -180,7 +182,7 @@ def _spans_by_turns(u: Utterance, codes: int, rng: np.random.Generator, spans: W
 
 
 class TextBuilder(DocumentBuilder):
-    """Text alone."""
+    """Documents of text only."""
 
     @staticmethod
     def recordings(path: Path) -> list[Utterance]:
@@ -231,8 +233,8 @@ class ConversationBuilder(DocumentBuilder):
                 yield Document(f"{name}/{pair}", rows, mask, speech_sec=seconds, speech_text=said)
 
     def _said_in_turns(self, rows: Sequence[int], spoken: Sequence[Turn]) -> list[SpokenText]:
-        """What the spoken turns say; nothing where a reply's speech is in several stretches (`interleaved`),
-        because which of its text is in which is not known."""
+        """Text of the spoken turns. Empty if the speech of a reply is in several stretches (`interleaved`),
+        because it is unknown which part of the text each contains."""
         stretches = stretches_of_codes(rows, self.row_format)
         if len(stretches) != len(spoken):
             return []
@@ -255,7 +257,7 @@ class ConversationBuilder(DocumentBuilder):
 
 
 class TranscriptBuilder(DocumentBuilder):
-    """Utterances as `speech, then its text` (asr) and as `text, then its speech` (tts), one document each."""
+    """Documents of one utterance each: `speech, then its text` (asr) or `text, then its speech` (tts)."""
 
     @staticmethod
     def recordings(path: Path) -> list[Utterance]:
@@ -283,7 +285,7 @@ class TranscriptBuilder(DocumentBuilder):
                 yield Document(f"{name}/{shape}", rows, mask, u.lang, seconds_of(len(codes)), said)
 
     def _asr(self, ids: list[int], codes: list[int]) -> tuple[list[int], int, int]:
-        """Rows, the number of those that are given, and the first row of a code."""
+        """Rows, the number of rows that are given as the prompt, and the index of the first code."""
         prompt = asr_prompt(self.options["asr_prompt"], codes, self.tokenizer, self.row_format)
         return ended([*prompt, *ids], self.row_format), len(prompt), len(prompt) - 1 - len(codes)
 
@@ -310,15 +312,15 @@ def _manifest(path: Path, kind: str) -> list[Utterance]:
 
 
 def check_transcripts(source: str, silent: Sequence[str], utterances: int) -> None:
-    """Checks that nearly all utterances of a source have a transcript, where its documents need one.
+    """Checks that nearly all utterances of a source have a transcript; for kinds that need one.
 
     Args:
-        source: Its name.
-        silent: Names of those without one, see `DocumentBuilder.silent`.
-        utterances: Number of all.
+        source: Name of the source.
+        silent: Names of the utterances without a transcript, see `DocumentBuilder.silent`.
+        utterances: Total number of utterances.
 
     Raises:
-        UserError: if more than one, and more than 1 %, have none.
+        UserError: if more than one, and more than 1 %, have no transcript.
     """
     if len(silent) > max(1, _MAX_SILENT_SHARE * utterances):
         raise UserError(
@@ -328,7 +330,7 @@ def check_transcripts(source: str, silent: Sequence[str], utterances: int) -> No
 
 
 def _trusted(path: Path, kind: str) -> list[Utterance]:
-    """Those of a manifest whose transcripts are trusted: not `use: speech`."""
+    """The utterances of a manifest whose transcripts are reliable (not `use: speech`)."""
     found = _manifest(path, kind)
     trusted = [u for u in found if u.extra.get("use") != "speech"]
     if len(trusted) < len(found):
@@ -343,7 +345,7 @@ def _trusted(path: Path, kind: str) -> list[Utterance]:
 
 
 def _parts(chunks: Sequence[Chunk], document_sec: float) -> list[tuple[int, int]]:
-    """(first, stop) of the chunks of each document of a recording that is longer than one."""
+    """Splits the chunks of a recording longer than `document_sec` into documents: (first, stop) of each."""
     parts, start, part_sec = [], 0, 0.0
     for i, chunk in enumerate(chunks):
         seconds = seconds_of(len(chunk.codes))

@@ -1,11 +1,11 @@
-"""Token documents on disk: Parquet shards of rows, and `meta.json` with the fingerprints of what made them.
+"""Token documents on disk: Parquet shards of rows, and a `meta.json` with fingerprints of what made them.
 
 Columns: `id`, `rows` list<int32>, `loss_mask` list<bool> (empty: every row counts), `kind`, `lang`,
-`speech_sec`; with the option `speech_text` also what the speech says, a list of `first` row, `stop` row (not
-included) and text `ids`: of each word where its times are known, else of each utterance or chunk. What made
-them is also in every shard's schema, so that a single shard can be identified; `meta.json` adds counts and
-the sha256 of each shard. Training reads them through the `datasets` library's memory-mapped Arrow cache: in
-random order, without decoding.
+`speech_sec`. With the option `speech_text` also the text of the speech, a list of `first` row, `stop` row
+(exclusive) and text `ids`: one entry per word if word times are known, otherwise per utterance or chunk. The
+schema of every shard also contains the fingerprints, so that a single shard can be identified; `meta.json`
+adds counts and the sha256 of each shard. Training reads the documents from the memory-mapped Arrow cache of
+the `datasets` library: in random order, without decoding.
 """
 
 import hashlib
@@ -28,24 +28,24 @@ from lit_moss.llm.rows import RowFormat
 
 META = "meta.json"
 KINDS = ("interleaved", "unsupervised", "text", "sft", "transcripts")
-SpokenText = tuple[int, int, Sequence[int]]  # first row of codes, row after the last one, text ids
+SpokenText = tuple[int, int, Sequence[int]]  # first row of codes, row after the last code, text ids
 
 
 class DocumentWriter:
-    """Writes a folder of token documents; it appears whole or not at all.
+    """Writes a folder of token documents atomically.
 
-    Use it as a context manager. On an exception nothing is left behind.
+    Use it as a context manager. If an exception occurs, nothing is left on disk.
 
     Args:
-        folder: The folder to make; it must not exist.
-        meta: What made the documents: `kind`, `options`, `text_tokenizer` and `speech_tokenizer` (their
-            fingerprints; None without a speech tokenizer), `format` (a RowFormat's `to_dict`).
-        shard_rows: Rows after which a shard is closed.
+        folder: The folder to create; it must not exist.
+        meta: Origin of the documents: `kind`, `options`, `text_tokenizer` and `speech_tokenizer`
+            (fingerprints; None without a speech tokenizer), and `format` (a RowFormat's `to_dict`).
+        shard_rows: Number of rows after which a shard is closed.
 
     Attributes:
         documents: Number of documents added so far.
-        rows: Their rows.
-        counts: Further counts for `meta.json`, which the shards do not repeat.
+        rows: Number of rows of these documents.
+        counts: Additional counts for `meta.json`, which are not stored in the shards.
     """
 
     def __init__(self, folder: str | Path, meta: dict[str, Any], shard_rows: int = 2**22) -> None:
@@ -84,14 +84,15 @@ class DocumentWriter:
         Args:
             id: Name of the document.
             rows: Text ids, or `text_vocab_size` + audio ids.
-            loss_mask: Which rows count as targets; None for all.
+            loss_mask: True where a row counts as a target; None: all rows.
             kind: One of `KINDS`.
             lang: Language, e.g. "en".
             speech_sec: Seconds of speech in the document.
-            speech_text: What its speech says, in order; written only by a folder with the option.
+            speech_text: Text of its speech, in order; written only if the folder has the option.
 
         Raises:
-            ValueError: if it is shorter, a row is outside the vocabularies, or the mask has another length.
+            ValueError: if it has fewer rows, a row is outside the vocabularies, or the mask has another
+                length.
         """
         rows_L = np.asarray(rows, dtype=np.int64)
         if len(rows_L) < 2 or rows_L.min() < 0 or rows_L.max() >= self._vocab_size or kind not in KINDS:
@@ -146,7 +147,7 @@ class DocumentWriter:
         self._close_shard()
         if not self.documents:
             raise UserError(f"{self.folder}: no document came out of the sources")
-        # Hash of the content, not of the files: they differ between versions of Parquet's writer.
+        # Hash of the content instead of the files, which differ between versions of Parquet's writer.
         counts = {"documents": self.documents, "rows": self.rows, "content": self._digest.hexdigest()}
         meta = self.meta | self.counts | counts | {"shards": self._shards}
         (self._partial / META).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
@@ -164,20 +165,20 @@ class DocumentWriter:
 class DocumentSet:
     """A folder of token documents with random access.
 
-    Every shard's sha256 is checked first, once on a machine (see `arrow`). Damaged shards are left out and
-    named.
+    The sha256 of every shard is checked first, once per machine (see `arrow`). Damaged shards are skipped and
+    reported by name.
 
     Args:
         folder: The folder.
-        max_bad_share: Share of damaged documents above which the folder is refused.
+        max_bad_share: Fraction of damaged documents above which the folder is rejected.
 
     Attributes:
-        meta: What made the documents, and counts.
-        format: Their `RowFormat`.
-        lengths: Rows of each document, int64 (documents,).
-        speech_sec: Seconds of speech of all documents together.
+        meta: Origin of the documents, and counts.
+        format: Row format of the documents.
+        lengths: Number of rows of each document, int64 (documents,).
+        speech_sec: Seconds of speech in all documents.
         has_speech_text: Whether the documents carry the text of their speech.
-        skipped: Name of each damaged shard -> how many documents it has, and what is wrong.
+        skipped: Name of each damaged shard -> its number of documents, and why it is damaged.
         skipped_documents: Number of documents in damaged shards.
     """
 
@@ -220,16 +221,16 @@ class DocumentSet:
         return len(self.lengths)
 
     def rows(self, i: int) -> np.ndarray:
-        """Rows of document i, int32; a read-only view of the memory-mapped file."""
+        """Rows of document i, int32 (rows,); a read-only view of the memory-mapped file."""
         return self._table[i]["rows"].chunk(0).flatten().to_numpy()
 
     def loss_mask(self, i: int) -> np.ndarray:
-        """Which rows of document i count as targets, bool of the same length."""
+        """Loss mask of document i, bool (rows,), True where a row counts as a target."""
         mask = self._table[i]["loss_mask"].chunk(0).flatten().to_numpy(zero_copy_only=False)
         return mask.astype(bool) if len(mask) else np.ones(int(self.lengths[i]), dtype=bool)
 
     def speech_text(self, i: int) -> list[SpokenText]:
-        """What the speech of document i says, in order; [] where that is not known."""
+        """Text of the speech of document i, in order; [] if unknown."""
         if not self.has_speech_text:
             return []
         entries = self._table[i]["speech_text"][0].as_py() or []
@@ -246,8 +247,8 @@ class DocumentSet:
     def count_targets(self, document: np.ndarray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Number of targets of pieces of documents, int64 (pieces,).
 
-        Counts the loss mask from row start + 1 to stop, because a piece's first row is never a target. Reads
-        each shard's masks once, whatever the number and order of the pieces.
+        Counts the loss mask from row start + 1 to stop, because the first row of a piece is never a target.
+        Each shard's masks are read once, for any number and order of pieces.
 
         Args:
             document: Document of each piece, int64 (pieces,).
@@ -276,14 +277,15 @@ class DocumentSet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the readable documents and of what their rows mean; independent of the path."""
+        """16 hex digits computed from the readable documents and the meaning of their rows; independent of
+        the path."""
         makers = [str(self.meta.get(key)) for key in ("text_tokenizer", "speech_tokenizer")]
         text = json.dumps([self._content, self.format.fingerprint, *makers, *sorted(self.skipped)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def has_speech_text(meta: dict[str, Any]) -> bool:
-    """Whether documents with this `meta` carry the text of their speech."""
+    """Whether documents with this `meta` contain the text of their speech."""
     return bool((meta.get("options") or {}).get("speech_text"))
 
 
@@ -291,6 +293,6 @@ def read_documents(folder: str | Path, max_bad_share: float = 0.01) -> DocumentS
     """Opens a folder of token documents.
 
     Raises:
-        UserError: if it contains none, or more than `max_bad_share` of them are damaged.
+        UserError: if it contains no documents, or more than `max_bad_share` of them are damaged.
     """
     return DocumentSet(folder, max_bad_share)

@@ -1,4 +1,4 @@
-"""Which utterances belong together in one document."""
+"""Groups utterances that belong together into documents."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,13 +10,14 @@ from lit_moss.corpora.text import read_texts
 from lit_moss.data.interleave import join_words
 from lit_moss.records import printable
 
-_TEXT_SEC = 60.0  # of speech whose transcripts make one document of text
-_UNKNOWN_SEC = 2.0  # length taken for an utterance whose manifest states none
+_TEXT_SEC = 60.0  # seconds of speech whose transcripts make one text document
+_UNKNOWN_SEC = 2.0  # assumed length of an utterance whose manifest states none
 _T = TypeVar("_T")
 
 
 def document_key(utterance: Utterance) -> str:
-    """What an utterance belongs to: its `document`, else its name before the last dash, else its speaker."""
+    """Group of an utterance: its `document`, otherwise its file name before the last dash, otherwise its
+    speaker."""
     if utterance.extra.get("document") is not None:
         return str(utterance.extra["document"])
     stem = printable(utterance.audio.stem)
@@ -25,7 +26,7 @@ def document_key(utterance: Utterance) -> str:
 
 
 def belongs_to(utterance: Utterance) -> tuple[str, str]:
-    """(folder, `document_key`); the folder is "" where the key does not come from the file's name."""
+    """(folder, `document_key`); the folder is "" if the key is not derived from the file name."""
     named = utterance.extra.get("document") is not None or (
         "-" not in utterance.audio.stem and utterance.speaker
     )
@@ -35,11 +36,12 @@ def belongs_to(utterance: Utterance) -> tuple[str, str]:
 def group(
     members: Iterable[tuple[Utterance, _T, float]], document_sec: float
 ) -> Iterator[tuple[str, list[tuple[Utterance, _T]]]]:
-    """(name, members) of each run of neighbours with the same key, of at most `document_sec` together.
+    """Yields (name, members) for each run of consecutive members with the same key, up to `document_sec` in
+    total.
 
     Args:
-        members: An utterance, a value to keep with it, and its seconds.
-        document_sec: Maximum in seconds; a single utterance may be longer.
+        members: For each: an utterance, a value to keep with it, and its length in seconds.
+        document_sec: Maximum length of a group in seconds; a single utterance may be longer.
     """
     current: list[tuple[Utterance, _T]] = []
     current_sec, current_key = 0.0, ("", "")
@@ -56,7 +58,7 @@ def group(
 
 
 def text_documents(path: Path) -> Iterator[tuple[str, str]]:
-    """(name, text) of each document of a text list, or of a manifest's transcripts, grouped like speech."""
+    """(name, text) of each document of a text list, or of a manifest's transcripts grouped like speech."""
     if entry_kind(path) != "speech":
         yield from read_texts(path)
         return

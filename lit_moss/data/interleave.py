@@ -1,11 +1,11 @@
-"""Chunks of speech with their text -> rows of interleaved, speech-only and text documents: pure functions.
+"""Converts chunks of speech and text to rows of interleaved, speech-only and text-only documents.
 
-    chunks       "in being"   "comparatively"   "modern."        each has text ids and codes
+    chunks       "in being"   "comparatively"   "modern."        each with text ids and codes
     modalities   text         speech            speech
     rows         T T          sosp S S S ………… S S eosp end       adjacent speech is one stretch
 
-An eosp stands only where the speech ends: between two adjacent chunks it would teach the audio head to stop
-at a random cut that cannot be heard in the recording.
+eosp occurs only where the speech ends: between adjacent speech chunks it would teach the audio head to stop
+at a random cut, which cannot be heard in the recording.
 Source: arXiv:2510.00499, section 3.1.1: random chunks of 3 to 6 s, each as audio or as its transcript.
 """
 
@@ -22,8 +22,8 @@ import numpy as np
 from lit_moss.audio import rates
 from lit_moss.llm.rows import RowFormat
 
-Word = tuple[str, float, float]  # the word, its start and its end in seconds
-SpokenText = tuple[int, int, Sequence[int]]  # first code (or row), the one after the last, text ids
+Word = tuple[str, float, float]  # word, start and end in seconds
+SpokenText = tuple[int, int, Sequence[int]]  # first code (or row), code (or row) after the last, text ids
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Chunk:
     Args:
         text_ids: Text ids of its transcript, with a leading space if it continues a text.
         codes: Codes of its audio.
-        modality: `text` or `speech` where it is decided already.
-        said: What its audio says, piece by piece: first code, code after the last, text ids.
+        modality: `text` or `speech`, or None if it is still to be chosen.
+        said: Text of the codes, in pieces: first code, code after the last, text ids.
     """
 
     text_ids: Sequence[int]
@@ -45,7 +45,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a chunk is: words `first` to `stop`, codes `code_first` to `code_stop`, ends excluded."""
+    """Position of a chunk: words `first` to `stop` and codes `code_first` to `code_stop`, both exclusive."""
 
     first: int
     stop: int
@@ -55,8 +55,8 @@ class Span:
 
 @dataclass(frozen=True)
 class TimedChunk:
-    """A chunk of an utterance: its text, its codes `code_first` to `code_stop`, and its modality where that
-    is decided already."""
+    """A chunk of an utterance: its text, its codes `code_first` to `code_stop` (exclusive), and its modality
+    if that is already chosen."""
 
     text: str
     code_first: int
@@ -68,7 +68,7 @@ class TimedChunk:
 
 
 def document_rng(seed: int, name: str) -> np.random.Generator:
-    """Random numbers of one document; they follow from seed and name alone."""
+    """Random number generator of a document; depends only on the seed and the document's name."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return np.random.default_rng(list(digest[:16]))
 
@@ -80,9 +80,9 @@ def choose_modalities(
 
     Args:
         count: Number of chunks.
-        rng: See `document_rng`.
+        rng: Random number generator, see `document_rng`.
         speech_share: Probability of speech.
-        alternate: Modalities alternate; only the first one is random.
+        alternate: Modalities alternate strictly; only the first one is random.
     """
     if alternate:
         first = int(rng.random() < speech_share)
@@ -91,7 +91,7 @@ def choose_modalities(
 
 
 def interleave(chunks: Sequence[Chunk], modalities: Sequence[str], row_format: RowFormat) -> list[int]:
-    """Rows of one document, including its end."""
+    """Rows of one document, including the row that ends it."""
     rows: list[int] = []
     codes: list[int] = []
     for chunk, modality in zip(chunks, modalities, strict=True):
@@ -108,7 +108,7 @@ def interleave(chunks: Sequence[Chunk], modalities: Sequence[str], row_format: R
 
 
 def spoken_text(chunks: Sequence[Chunk], modalities: Sequence[str]) -> list[SpokenText]:
-    """What the speech of `interleave`'s rows says, at the rows of its codes."""
+    """Text of the speech in `interleave`'s rows, with row indices of the codes."""
     said: list[SpokenText] = []
     at, is_open = 0, False
     for chunk, modality in zip(chunks, modalities, strict=True):
@@ -124,34 +124,34 @@ def spoken_text(chunks: Sequence[Chunk], modalities: Sequence[str]) -> list[Spok
 
 
 def shifted(said: Sequence[SpokenText], rows: int) -> list[SpokenText]:
-    """The same text, some rows later."""
+    """The same entries, with positions increased by `rows`."""
     return [(first + rows, stop + rows, ids) for first, stop, ids in said]
 
 
 def unsupervised(codes: Sequence[int], row_format: RowFormat) -> list[int]:
-    """Rows of a document of speech only."""
+    """Rows of a speech-only document."""
     return ended(row_format.speech(codes), row_format)
 
 
 def text_document(text_ids: Sequence[int], row_format: RowFormat) -> list[int]:
-    """Rows of a document of text only."""
+    """Rows of a text-only document."""
     return ended(text_ids, row_format)
 
 
 def asr_prompt(prompt: str, codes: Sequence[int], tokenizer: Any, row_format: RowFormat) -> list[int]:
-    """Rows after which a transcript of the codes begins.
+    """Rows after which the transcript of the codes begins.
 
     Args:
         prompt: Text before the speech; may be empty.
-        codes: The speech.
+        codes: Codes of the speech.
         tokenizer: Text tokenizer.
-        row_format: Format of the rows.
+        row_format: Row format: ids of text and speech.
     """
     return [*text_ids(tokenizer, row_format, prompt), *row_format.speech(codes)]
 
 
 def stretches_of_codes(rows: Sequence[int], row_format: RowFormat) -> list[tuple[int, int]]:
-    """(first, stop) of the codes of each stretch of speech: from the row after sosp to its eosp."""
+    """(first, stop) of the codes in each stretch of speech, without sosp and eosp."""
     stretches, first = [], None
     for i, row in enumerate(rows):
         if row == row_format.eosp_row and first is not None:
@@ -163,7 +163,7 @@ def stretches_of_codes(rows: Sequence[int], row_format: RowFormat) -> list[tuple
 
 
 def ended(rows: Sequence[int], row_format: RowFormat) -> list[int]:
-    """Rows followed by the end of the document, if the text tokenizer has one."""
+    """The rows, followed by the row that ends a document, if the text tokenizer has one."""
     return [*rows, *([] if row_format.end_id is None else [row_format.end_id])]
 
 
@@ -171,21 +171,21 @@ def ended(rows: Sequence[int], row_format: RowFormat) -> list[int]:
 
 
 def text_ids(tokenizer: Any, row_format: RowFormat, text: str) -> list[int]:
-    """Ids of plain text. What looks like a special token in it stays text: it starts no turn and no speech.
+    """Ids of plain text. Names of special tokens in it stay text: they cannot start a turn or speech.
 
-    Threads may share the tokenizer. transformers keeps `split_special_tokens` in the tokenizer itself, where
-    a call without it would make special tokens of the text of another thread: no call here leaves it out.
+    Threads may share the tokenizer. transformers stores `split_special_tokens` in the tokenizer itself, so a
+    call without it would produce special tokens from the text of another thread: every call here sets it.
 
     Args:
         tokenizer: Text tokenizer, see `lit_moss.llm.backbone.load_text_tokenizer`.
-        row_format: Format of the rows.
+        row_format: Row format: ids of text and speech.
         text: Any text.
     """
     ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     reserved = {row_format.sosp_token_id, row_format.modality_pad_token_id}
     if reserved.isdisjoint(ids):
         return ids
-    # Qwen3's <think>, which serves as modality_pad, is an added token but not a special one.
+    # Qwen3's <think>, used as modality_pad, is an added token but not a special one.
     split_ids: list[int] = []
     for i in ids:
         word = tokenizer.convert_ids_to_tokens(i)
@@ -196,14 +196,14 @@ def text_ids(tokenizer: Any, row_format: RowFormat, text: str) -> list[int]:
 
 
 def space_between(before: str, after: str) -> str:
-    """Space between two pieces of text; empty next to a script that is written without spaces."""
+    """The space between two pieces of text; empty next to a script that is written without spaces."""
     if not before or not after or _is_unspaced(before[-1]) or _is_unspaced(after[0]):
         return ""
     return " "
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Words joined into a text."""
+    """Joins words into a text."""
     text = ""
     for word in words:
         text += space_between(text, word) + word
@@ -211,7 +211,7 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def _is_unspaced(letter: str) -> bool:
-    """Chinese and Japanese, with their punctuation and full-width forms; Thai and its neighbours."""
+    """Chinese and Japanese, with their punctuation and full-width forms; Thai and related scripts."""
     n = ord(letter)
     spans = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0xA4CF), (0xF900, 0xFAFF),
              (0xFE30, 0xFE4F), (0xFF00, 0xFFEF), (0x20000, 0x3FFFF))  # fmt: skip
@@ -224,22 +224,23 @@ def _is_unspaced(letter: str) -> bool:
 def chunk_words(
     words: Sequence[Word], codes: int, rng: np.random.Generator, min_sec: float = 3.0, max_sec: float = 6.0
 ) -> list[Span]:
-    """Cuts a recording between words into chunks of random length; every word and code is in one chunk.
+    """Cuts a recording between words into chunks of random length; every word and code is in exactly one
+    chunk.
 
-    A cut is in the middle of the pause between two words, at the nearest boundary of two codes (80 ms). Among
-    the cuts that give a chunk of `min_sec` to `max_sec` and leave enough for another one, the one nearest to
-    a uniformly drawn length is taken. If there is none (a long pause, the last seconds) the chunk is longer;
+    A cut lies in the middle of the pause between two words, at the nearest code boundary (80 ms). Among the
+    cuts that give a chunk of `min_sec` to `max_sec` and leave enough for another chunk, the one nearest to a
+    uniformly drawn length is chosen. If there is none (a long pause, the last seconds), the chunk is longer;
     it is shorter only if the recording is.
 
     Args:
         words: Words with their times, in order.
         codes: Number of codes of the recording.
-        rng: See `document_rng`.
-        min_sec: Shortest chunk in seconds.
-        max_sec: Longest chunk in seconds.
+        rng: Random number generator, see `document_rng`.
+        min_sec: Minimum length of a chunk in seconds.
+        max_sec: Maximum length of a chunk in seconds.
 
     Raises:
-        ValueError: if the times are not in order.
+        ValueError: if the word times are not in order.
     """
     boundary = word_boundaries(words, codes)
     least = math.ceil(min_sec / rates.SECONDS_PER_CODE)
@@ -255,10 +256,10 @@ def chunk_words(
 
 
 def spans_of_words(words: Sequence[Word], codes: int, lengths: Sequence[int]) -> list[Span]:
-    """Spans of these numbers of words, cut as in `chunk_words`.
+    """Spans with the given numbers of words, cut as in `chunk_words`.
 
     Raises:
-        ValueError: if the times are not in order.
+        ValueError: if the word times are not in order.
     """
     boundary = word_boundaries(words, codes)
     spans, first = [], 0
@@ -269,16 +270,16 @@ def spans_of_words(words: Sequence[Word], codes: int, lengths: Sequence[int]) ->
 
 
 def spelled_chunks(text: str, words: Sequence[str], spans: Sequence[Span]) -> list[str]:
-    """Text of each chunk, with the case and punctuation of the transcript, which aligners drop.
+    """Text of each chunk with the case and punctuation of the transcript, which aligners drop.
 
-    The words are looked for in the transcript, one after the other; punctuation belongs to the word before
-    it. Where they are not its words, chunks are made of the transcript's pieces between spaces if there are
-    as many, else of the words themselves.
+    The words are searched in the transcript, in order; punctuation belongs to the preceding word. If they do
+    not match, chunks are made of the transcript's whitespace-separated pieces if there are as many, otherwise
+    of the words themselves.
 
     Args:
-        text: Transcript.
-        words: The words that were aligned; all of them are in `spans`.
-        spans: Chunks of at least one word, in order.
+        text: The transcript.
+        words: The aligned words; `spans` covers all of them.
+        spans: Chunks of at least one word each, in order.
     """
     starts = _word_starts(text, words)
     if starts is None:
@@ -289,8 +290,8 @@ def spelled_chunks(text: str, words: Sequence[str], spans: Sequence[Span]) -> li
 
 
 def _word_starts(text: str, words: Sequence[str]) -> list[int] | None:
-    """Where in the text each word starts, and its length at the end; None if a letter belongs to no word."""
-    fold = str.lower if len(text.lower()) == len(text) else str  # a letter's other case may be longer
+    """Offset of each word in the text, then the text's length; None if a letter belongs to no word."""
+    fold = str.lower if len(text.lower()) == len(text) else str  # the lower case of a letter may be longer
     folded, starts, at = fold(text), [], 0
     for word in words:
         start = folded.find(fold(word), at)
@@ -300,24 +301,24 @@ def _word_starts(text: str, words: Sequence[str]) -> list[int] | None:
         at = start + len(word)
     if any(map(str.isalnum, text[at:])):
         return None
-    # An opening quotation mark or bracket belongs to the word after it.
+    # An opening quotation mark or bracket belongs to the following word.
     return [0, *(_with_opening(text, start) for start in starts[1:]), len(text)]
 
 
 def _with_opening(text: str, start: int) -> int:
     while start and not text[start - 1].isspace() and unicodedata.category(text[start - 1]) in ("Ps", "Pi"):
         start -= 1
-    # A straight mark opens where a space or nothing comes before it.
+    # A straight quotation mark is an opening one at the start of the text or after a space.
     if start and text[start - 1] in "\"'" and (start == 1 or text[start - 2].isspace()):
         start -= 1
     return start
 
 
 def read_chunks(chunks: Sequence[Sequence[Any]], codes: int) -> list[TimedChunk]:
-    """Chunks of a manifest's line, as `prepare chunk` writes them: [first word, stop word, start, end, text],
-    in seconds, and a modality (`text`, `speech`) where that is decided.
+    """Reads the chunks of a manifest line, as written by `prepare chunk`: [first word, stop word, start, end,
+    text], times in seconds, and optionally a modality (`text` or `speech`).
 
-    Chunks follow each other; the first one starts with the recording, and the last one ends with it.
+    The chunks are consecutive; the first starts and the last ends with the recording.
 
     Raises:
         ValueError: if an entry has other fields, or starts after the next one.
@@ -352,7 +353,7 @@ def _next_cut(boundary: Sequence[int], first: int, least: int, most: int, target
 
 
 def word_boundaries(words: Sequence[Word], codes: int) -> list[int]:
-    """Code boundary before each word and after the last, from 0 to `codes`, never decreasing."""
+    """Code boundary before each word and after the last one, from 0 to `codes`, non-decreasing."""
     previous_sec = 0.0
     for word, start_sec, end_sec in words:
         if not previous_sec <= start_sec <= end_sec < math.inf:

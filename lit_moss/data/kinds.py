@@ -1,5 +1,5 @@
-"""Token data modules by kind: interleaved, speech only, transcripts, text only, conversations, and their
-mixture."""
+"""Token data modules, one per kind: interleaved, speech only, transcripts, text only, conversations; and
+mixtures of them."""
 
 import math
 from typing import Any, Literal
@@ -17,12 +17,12 @@ class InterleavedDataModule(TokenDataModule):
 
     Args:
         speech_share: Probability that a chunk is speech.
-        alternate: Whether neighbouring chunks always differ in modality.
-        document_sec: Longest document in seconds of speech.
-        document_seed: Seed of the choice of modalities. Independent of `seed`, so that runs with different
-            seeds see the same documents, above all in validation.
-        spans: Text and speech by turns within utterances, in spans of so many words; needs the times of
-            words (`prepare align`). None: chunks of 3 to 6 s, or those of the manifest.
+        alternate: Alternate the modalities of consecutive chunks, instead of choosing each at random.
+        document_sec: Maximum length of a document in seconds of speech.
+        document_seed: Seed of the modalities. Independent of `seed`, so that runs with different seeds see
+            the same documents, in particular in validation.
+        spans: Alternate text and speech within utterances, in spans of a few words; needs word times
+            (`prepare align`). None: chunks of 3 to 6 s, or the chunks of the manifest.
         **kwargs: Arguments of `TokenDataModule`.
     """
 
@@ -57,7 +57,7 @@ class UnsupervisedDataModule(TokenDataModule):
     """Speech only: documents of one or more utterances without text.
 
     Args:
-        document_sec: Longest document in seconds of speech.
+        document_sec: Maximum length of a document in seconds of speech.
         **kwargs: Arguments of `TokenDataModule`.
     """
 
@@ -72,18 +72,18 @@ class UnsupervisedDataModule(TokenDataModule):
 
 
 class TranscriptDataModule(TokenDataModule):
-    """Utterances as `speech, then its text` (asr) and `text, then its speech` (tts), one document each.
+    """Documents of one utterance each: `speech, then its text` (asr) or `text, then its speech` (tts).
 
     Args:
-        asr: Share of the utterances that are speech, then text.
-        tts: Share of the utterances that are text, then speech. Shares that sum to 1 give each utterance one
-            shape, 1 and 1 both.
-        tts_prompt: Text before the text of tts documents. `asr_prompt` stands before the speech of the
-            others. Without them a document's first row says which it is; beside interleaved documents,
-            where the next text follows the speech, an `asr_prompt` tells them apart.
-        train_on: Whether all rows are targets, or those after what is given.
-        document_seed: Seed of the choice of shapes.
-        min_fill: See `TokenDataModule`. By default no document is cut.
+        asr: Fraction of the utterances that become speech, then text.
+        tts: Fraction of the utterances that become text, then speech. If both fractions add up to 1, each
+            utterance is used once; with 1 and 1 it is used in both ways.
+        tts_prompt: Text before the text of tts documents; `asr_prompt` is the text before the speech of asr
+            documents. Without prompts the first row of a document tells which one it is. Next to interleaved
+            documents, where the following text comes after the speech, an `asr_prompt` distinguishes the two.
+        train_on: `all`: all rows are targets; `answer`: only those after the given text or speech.
+        document_seed: Seed of the choice between asr and tts.
+        min_fill: Minimum fill rate, see `TokenDataModule`. By default no document is cut.
         **kwargs: Arguments of `TokenDataModule`.
     """
 
@@ -117,7 +117,7 @@ class TranscriptDataModule(TokenDataModule):
 
 
 class TextDataModule(TokenDataModule):
-    """Text only, so that the model keeps what the backbone knows."""
+    """Text only, so that the model retains the backbone's knowledge."""
 
     kind = "text"
 
@@ -126,14 +126,14 @@ class SFTDataModule(TokenDataModule):
     """Conversations in the four modality pairs.
 
     Args:
-        pairs: Which pairs, the user's modality first: speech-speech, speech-text, text-speech, text-text.
-        train_on: Whether the assistant's turns are targets, or all turns.
-        min_fill: See `TokenDataModule`. By default no conversation is cut: an answer without its question
-            teaches little.
-        reply_form: Form of spoken replies: `direct` is speech alone (the paper), `guided` the text first,
-            then the speech, `interleaved` both in turns; see `lit_moss.llm.replies`.
-        interleave_text: Text ids of a turn of interleaved replies.
-        interleave_codes: Codes of a turn of interleaved replies.
+        pairs: Modality pairs, the user's modality first: speech-speech, speech-text, text-speech, text-text.
+        train_on: `assistant`: only the assistant's turns are targets; `all`: all turns.
+        min_fill: Minimum fill rate, see `TokenDataModule`. By default no conversation is cut: an answer
+            without its question teaches little.
+        reply_form: Form of spoken replies: `direct`, speech alone (the paper); `guided`, the text, then the
+            speech; `interleaved`, alternating pieces of both; see `lit_moss.llm.replies`.
+        interleave_text: Text ids per turn of interleaved replies.
+        interleave_codes: Codes per turn of interleaved replies.
         **kwargs: Arguments of `TokenDataModule`.
     """
 
@@ -161,17 +161,17 @@ class SFTDataModule(TokenDataModule):
 
 
 class MixtureDataModule(TokenDataModule):
-    """Several data modules in one run, by epochs of their tokens; stage 2 takes speech 1.0 and text 0.1.
+    """Several data modules in one run, mixed by epochs of their tokens; stage 2 uses speech 1.0 and text 0.1.
 
     Context, batch sizes, seed, first batch, workers, max_bad_share, backbone, speech tokenizer, log_mel,
-    speech_text, short_first_batches and asr_items are the mixture's, whatever a part says. Sources, kind
-    options and `min_fill` are each part's own; `asr_prompt` is that of the first part that has one, unless
-    the mixture says another.
+    speech_text, short_first_batches and asr_items are those of the mixture and override those of the parts.
+    Sources, options of the kind and `min_fill` are set per part. `asr_prompt` is that of the first part that
+    has one, unless it is set for the mixture.
 
     Args:
         parts: The data modules.
-        epochs: How often a round contains each part; 1.0 is all of it once.
-        **kwargs: Arguments of `TokenDataModule` without `train` and `validation`, which are the parts'.
+        epochs: Number of times a round contains each part, e.g. [1.0, 0.1]; 1.0 is all of it once.
+        **kwargs: Arguments of `TokenDataModule`, except `train` and `validation`, which the parts have.
     """
 
     kind = "mixture"
@@ -197,7 +197,7 @@ class MixtureDataModule(TokenDataModule):
         for part in self.parts:
             part.connect(self.context, self.max_bad_share, self.backbone, self.speech_tokenizer, self.log_mel)
             part.speech_text = self.speech_text
-            part.heldout = []  # the mixture makes the held-out items of all parts together
+            part.heldout = []  # the mixture makes the held-out items of all parts
 
     def prepare_data(self) -> None:
         for part in self.parts:

@@ -1,4 +1,4 @@
-"""Held-out utterances for transcripts by the language model, see `lit_moss.llm.listening`."""
+"""Held-out utterances for the language model to transcribe, see `lit_moss.llm.listening`."""
 
 import re
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class AsrItem:
 
     Args:
         prompt: Rows up to the end of its speech.
-        expected: Text ids after them, with the document's end.
-        text: Its transcript.
+        expected: The following text ids, with the id that ends the document.
+        text: Transcript of the utterance.
     """
 
     prompt: list[int]
@@ -39,15 +39,15 @@ def make_asr_items(
     items: int,
     prompt: str = "",
 ) -> list[AsrItem]:
-    """The shortest transcribed utterances of these manifests, of two words or more, in their order.
+    """The shortest transcribed utterances of two or more words in these manifests, in manifest order.
 
-    Only these are encoded; an equal length takes the first.
+    Only these are encoded; among equally long utterances the first is chosen.
 
     Args:
-        sources: Manifests or embedded corpora, of which the validation part counts; other files give none.
+        sources: Manifests, or embedded corpora, whose validation part is used; other files are ignored.
         text_tokenizer: Tokenizer of the text rows.
         tokenizer: Speech tokenizer.
-        items: Most items.
+        items: Maximum number of items.
         prompt: Text before the speech.
     """
     from lit_moss.llm.backbone import row_format
@@ -56,7 +56,7 @@ def make_asr_items(
     for path in dict.fromkeys(locate(source, "validation") for source in sources):
         if entry_kind(path) == "speech":
             utterances += [u for u in read_manifest(path) if len(_words(u.text or "")) >= _LEAST_WORDS]
-    # Without a length the text stands in for it: reading every file's would take long.
+    # If a length is missing, it is estimated from the text: reading every file's header would take long.
     lengths = [u.duration_sec or len(u.text or "") / 14 for u in utterances]
     chosen = sorted(sorted(range(len(utterances)), key=lambda i: lengths[i])[:items])
     if not chosen:
@@ -74,7 +74,7 @@ def make_asr_items(
 
 
 def word_errors(reference: str, transcript: str) -> tuple[int, int]:
-    """Wrong words and words of the reference, both normalised; Chinese counts by characters."""
+    """Number of word errors and number of reference words, both normalised; for Chinese, of characters."""
     expected, recognised = _words(reference), _words(transcript)
     return edit_distance(expected, recognised), len(expected)
 

@@ -1,15 +1,15 @@
-"""Manifests and text -> folders of token documents, made once.
+"""Converts manifests and text to folders of token documents; each folder is made only once.
 
 | kind | documents | sources |
 |---|---|---|
-| `interleaved` | text and speech by turns | manifests |
-| `unsupervised` | speech alone | manifests |
-| `text` | text alone | text lists (see `lit_moss.corpora.text`), manifests |
-| `sft` | conversations in the four modality pairs | conversations; a manifest, whose sentences the assistant
-repeats |
+| `interleaved` | alternating text and speech | manifests |
+| `unsupervised` | speech only | manifests |
+| `text` | text only | text lists (see `lit_moss.corpora.text`), manifests |
+| `sft` | conversations in the four modality pairs | conversations; or a manifest, whose sentences the
+assistant repeats |
 | `transcripts` | speech then its text (asr), text then its speech (tts) | manifests |
 
-A source may also be `embedded:everyday-en`. How utterances are grouped into documents is in
+A source may also be `embedded:everyday-en`. For the grouping of utterances into documents see
 `lit_moss.data.grouping`.
 """
 
@@ -64,9 +64,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "speech_text": False,
     },
 }
-# Newer options, which change nothing by their defaults: documents made before them keep their names.
+# Options added later. Their defaults change nothing, so folders made before they existed keep their names.
 _LATER = ("spans", "speech_text")
-_VERSION = 5  # of the rules that make documents; another one makes other documents
+_VERSION = 5  # of the rules that make documents; a change makes new documents
 CODES_OF_TEXT = 1024  # codebook size in the row format of documents without speech
 
 
@@ -81,22 +81,23 @@ def make_documents(
     log_mel: str | None = None,
     max_bad_share: float = 0.01,
 ) -> Path:
-    """Folder of token documents; made once for the same inputs, then taken from the cache.
+    """A folder of token documents; made once for the same inputs, then taken from the cache.
 
     Args:
         kind: interleaved, unsupervised, text, sft or transcripts.
-        sources: See the module.
+        sources: Manifests, text lists or conversations, as listed in the module docstring.
         part: Part of embedded corpora, `train` or `validation`.
         backbone: Model whose tokenizer makes the text rows.
-        speech_tokenizer: Speech tokenizer; required wherever there is speech.
-        out: Folder to make; must not exist. None: a folder of the cache, named by a hash of all inputs.
-        options: Of the kind, see `OPTIONS`.
+        speech_tokenizer: Speech tokenizer; required if there is speech.
+        out: Folder to create; it must not exist. None: a cache folder named by a hash of all inputs.
+        options: Options of the kind, see `OPTIONS`.
         log_mel: Features of the speech tokenizer, see `open_tokenizer`.
-        max_bad_share: See `encode_utterances`.
+        max_bad_share: Fraction of unreadable recordings above which an error is raised, see
+            `encode_utterances`.
 
     Raises:
-        UserError: if a source is missing, empty or of another kind, an option is wrong, or there is no speech
-            tokenizer.
+        UserError: if a source is missing, empty or unsuitable for the kind, an option is wrong, or the speech
+            tokenizer is missing.
     """
     from lit_moss.data.document_builders import BUILDERS, check_transcripts
     from lit_moss.data.documents import DocumentWriter
@@ -117,7 +118,7 @@ def make_documents(
             encoded = encode_utterances(utterances, recipe.tokenizer, max_bad_share)
             builder.add_speech(path, utterances, encoded)
             check_transcripts(str(path), builder.silent.get(path, []), len(utterances))
-    if out is None and folder.exists():  # another process has made it meanwhile, with the same content
+    if out is None and folder.exists():  # made by another process meanwhile, with the same content
         return folder
     with DocumentWriter(folder, inputs | builder.meta() | {"skipped": builder.skipped}) as writer:
         for path in paths:
@@ -131,14 +132,14 @@ def make_documents(
 
 @dataclass(frozen=True)
 class DocumentRecipe:
-    """What documents are made by, besides their sources.
+    """Everything that determines documents besides their sources.
 
     Args:
         kind: interleaved, unsupervised, text, sft or transcripts.
         options: All options of the kind.
-        text_tokenizer: See `load_text_tokenizer`.
-        tokenizer: Speech tokenizer; None for text without speech.
-        inputs: The same as fingerprints and plain values; part of the documents' `meta`.
+        text_tokenizer: Text tokenizer, as returned by `load_text_tokenizer`.
+        tokenizer: Speech tokenizer; None: documents without speech.
+        inputs: The above as fingerprints and plain values; part of the documents' `meta`.
     """
 
     kind: str
@@ -156,7 +157,7 @@ class DocumentRecipe:
         options: dict[str, Any],
         log_mel: str | None = None,
     ) -> "DocumentRecipe":
-        """Arguments and errors as of `make_documents`."""
+        """Creates the recipe; arguments and errors as in `make_documents`."""
         from lit_moss.hub.tokenizer import NamedTokenizer
         from lit_moss.llm.backbone import load_text_tokenizer, text_tokenizer_fingerprint
 
@@ -178,7 +179,7 @@ class DocumentRecipe:
         return cls(kind, options, text_tokenizer, tokenizer, inputs)
 
     def builder(self) -> "DocumentBuilder":
-        """Makes the documents; opens the speech tokenizer."""
+        """Creates the builder of the documents; opens the speech tokenizer."""
         from lit_moss.data.document_builders import BUILDERS
         from lit_moss.llm.backbone import row_format
         from lit_moss.llm.rows import audio_vocab_for
@@ -189,10 +190,10 @@ class DocumentRecipe:
 
 
 def _cached_folder(inputs: dict[str, Any], recordings: Mapping[Path, Sequence["Utterance"]]) -> Path:
-    """Folder of the cache for documents of these inputs."""
+    """Cache folder for documents made from these inputs."""
     from lit_moss.hub.recordings import recordings_stamp
 
-    # The recordings' stamps are not among the inputs that documents carry: a copied corpus changes them.
+    # Stamps of the recordings are not stored with the documents, because copying a corpus changes them.
     stamps = [recordings_stamp(utterances) for utterances in recordings.values()]
     digest = hashlib.sha256(json.dumps([inputs, stamps], sort_keys=True).encode()).hexdigest()[:16]
     name = f"{inputs['kind']}-{file_name(next(iter(recordings)).stem)}-{digest}"
@@ -200,7 +201,7 @@ def _cached_folder(inputs: dict[str, Any], recordings: Mapping[Path, Sequence["U
 
 
 def _recorded_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options without those that change nothing: equal documents have equal inputs."""
+    """The options without those at their defaults, so that equal documents have equal inputs."""
     later = {key: options[key] for key in _LATER if options.get(key)}
     if kind != "sft":
         return {key: value for key, value in options.items() if key not in _LATER} | later
@@ -209,7 +210,7 @@ def _recorded_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
-    """All options of a kind, defaults where they are not given."""
+    """All options of a kind, with defaults for those not given."""
     if kind not in OPTIONS:
         raise UserError(f"no kind {kind!r} of documents, expected one of {', '.join(OPTIONS)}")
     wrong = sorted(set(options) - set(OPTIONS[kind]))

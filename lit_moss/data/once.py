@@ -1,4 +1,5 @@
-"""Work that one process of a node does for all: ranks that start together, trials of a sweep."""
+"""Work that one process of a node does for all others, such as ranks or trials of a sweep that start
+together."""
 
 import contextlib
 import hashlib
@@ -14,10 +15,10 @@ from lit_moss.errors import UserError
 
 @contextlib.contextmanager
 def cache_lock(work: str) -> Iterator[None]:
-    """One process at a time does `work`, whatever that string describes; the others wait.
+    """Lets one process at a time do `work` (a string that identifies the work); the others wait.
 
     Raises:
-        UserError: if the lock's file in the cache cannot be written.
+        UserError: if the lock file in the cache cannot be written.
     """
     lock = cache_dir() / "locks" / f"{hashlib.sha256(work.encode()).hexdigest()[:16]}.lock"
     with contextlib.ExitStack() as held:
@@ -28,10 +29,10 @@ def cache_lock(work: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cache_errors() -> Iterator[None]:
-    """Errors of the file system as one line about the cache.
+    """Turns file system errors into one-line errors about the cache.
 
     Raises:
-        UserError: in place of an OSError.
+        UserError: instead of an OSError.
     """
     try:
         yield

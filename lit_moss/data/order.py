@@ -1,8 +1,8 @@
-"""Which samples make the n-th batch of a run: a pure function of (corpora, seed, n).
+"""Samples of the n-th batch of a run, as a pure function of (corpora, seed, n).
 
-It does not depend on the number of workers or ranks, nor on where a run was interrupted: ranks take batches
-n, n + 1, …, and a resume sets n. An epoch is a number, not a state: batch n belongs to epoch
-n // batches_per_epoch. Only where weights are fractions do epochs differ by a few samples.
+They do not depend on the number of workers or ranks, nor on where a run was interrupted: ranks take batches
+n, n + 1, …, and a resume sets n. An epoch is a number, not a state: batch n belongs to epoch n //
+batches_per_epoch. Only with fractional weights do the sizes of epochs differ, by a few samples.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# A sample's key: (index of the utterance, batch number, place in the batch). The last two seed its
+# A sample's key: (index of the utterance, batch number, position in the batch). The last two seed its
 # augmentation.
 SampleKey = tuple[int, int, int]
 
@@ -22,23 +22,23 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 
 class BatchOrder:
-    """Batches of similar length within a budget of audio.
+    """Batches of utterances with similar lengths, within a budget of audio.
 
-    Utterances are sorted by length once and cut into buckets. In each epoch every bucket is shuffled and cut
-    into batches of one fixed size (what fits the budget at the bucket's greatest length), and all batches are
-    shuffled. So finding any batch takes the shuffles of at most one epoch.
+    Utterances are sorted by length once and divided into buckets. In each epoch every bucket is shuffled and
+    divided into batches of a fixed size (what fits the budget at the bucket's maximum length), and all
+    batches are shuffled. Finding any batch therefore takes the shuffles of one epoch at most.
 
     Args:
         durations_sec: Length of each utterance in seconds.
-        batch_sec: Budget in seconds: batch size times the greatest length in it, padding included.
+        batch_sec: Budget in seconds: batch size times the longest utterance of the batch, padding included.
         seed: Seed of all shuffles.
-        weights: How often an epoch contains each utterance; once each by default. A fraction draws a new
-            random share of its bucket in each epoch: over many epochs each bucket as often as its weights
-            say, also where they add up to less than one sample an epoch.
-        buckets: Largest number of length buckets; small corpora get fewer.
+        weights: Number of times an epoch contains each utterance. Default: 1. A fractional weight draws a new
+            random part of its bucket in each epoch: over many epochs each bucket occurs as often as its
+            weights say, even if they add up to less than one sample per epoch.
+        buckets: Maximum number of length buckets; small corpora get fewer.
 
     Raises:
-        ValueError: if there is nothing to order, or one utterance alone exceeds the budget.
+        ValueError: if there are no utterances, or a single utterance exceeds the budget.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class BatchOrder:
             )
         self.seed = seed
         by_length = np.argsort(lengths, kind="stable")
-        # A bucket of fewer than four batches would hardly be shuffled, so small corpora get fewer buckets.
+        # A bucket with fewer than four batches would hardly be shuffled, so small corpora get fewer buckets.
         mean_batch = max(1.0, batch_sec / lengths.mean())
         count = int(np.clip(len(lengths) / (4 * mean_batch), 1, buckets))
         self._buckets: list[tuple[np.ndarray, np.ndarray, int]] = []
@@ -67,11 +67,11 @@ class BatchOrder:
             size = max(1, int(batch_sec / lengths[members].max()))
             self._buckets.append((members, weights_N[members], size))
         self._whole = np.array([int(np.floor(w).sum()) for _, w, _ in self._buckets])
-        # Rounded, so that ten tenths are one.
+        # Rounded, so that ten tenths are exactly one.
         fractions = np.round([(w - np.floor(w)).sum() for _, w, _ in self._buckets], 9)
         self._fraction_ends = np.concatenate([[0.0], np.cumsum(fractions)]).round(9)
         self._has_fractions = bool(fractions.any())
-        self._first = [0]  # number of the first batch of each epoch, as far as it was asked for
+        self._first = [0]  # index of each epoch's first batch, computed as needed
         self.batches_per_epoch = self._batches(0)
         content = [lengths.tolist(), weights_N.tolist(), batch_sec, seed, buckets]
         text = json.dumps([*content, "rotating"] if self._has_fractions else content)
@@ -92,20 +92,21 @@ class BatchOrder:
         return [(index, n, place) for place, index in enumerate(self.batch(n))]
 
     def _place(self, n: int) -> tuple[int, int]:
-        """(epoch, place in it) of batch n."""
+        """(epoch, position in the epoch) of batch n."""
         if not self._has_fractions:
             return divmod(n, self.batches_per_epoch)
         while self._first[-1] <= n:
             self._first.append(self._first[-1] + self._batches(len(self._first) - 1))
-        epoch = bisect_right(self._first, n) - 1  # the last one that begins there: others are empty
+        epoch = bisect_right(self._first, n) - 1  # the last epoch that begins there: the others are empty
         return epoch, n - self._first[epoch]
 
     def _extra(self, epoch: int) -> np.ndarray:
-        """Samples of each bucket beyond the whole copies: its fractions' sum, rounded up or down.
+        """Number of samples of each bucket beyond the whole copies: the sum of its fractions, rounded up or
+        down.
 
-        Systematic sampling: marks lie one apart on the line of all fractions, and a bucket gets as many as
-        lie in its part. The marks' offset goes through multiples of the golden ratio, which are spread
-        evenly, so that each bucket gets its mean over few epochs.
+        Systematic sampling: marks are placed one unit apart on the line of all fractions, and a bucket gets
+        as many samples as there are marks in its part. The offset of the marks runs through multiples of the
+        golden ratio, which are evenly spread, so that each bucket reaches its mean within few epochs.
         """
         marks = np.floor(self._fraction_ends + epoch * _GOLDEN % 1.0)
         return np.diff(marks).astype(np.int64)
@@ -124,7 +125,8 @@ class BatchOrder:
 
 
 def _draw(members: np.ndarray, weights: np.ndarray, extra: int, rng: np.random.Generator) -> np.ndarray:
-    """Each member floor(weight) times, and `extra` random further ones, likelier with a greater fraction."""
+    """Each member floor(weight) times, plus `extra` random members, with probabilities proportional to the
+    fractions."""
     whole = np.floor(weights).astype(np.int64)
     repeated = np.repeat(members, whole)
     if not extra:
@@ -135,21 +137,21 @@ def _draw(members: np.ndarray, weights: np.ndarray, extra: int, rng: np.random.G
 
 
 class HasKeys(Protocol):
-    """An order of batches."""
+    """Any order of batches."""
 
     def keys(self, n: int) -> list[Any]:
-        """Keys of the samples of batch n; what a key is depends on the data set."""
+        """Keys of the samples of batch n; the type of key depends on the data set."""
         ...
 
 
 class OrderedBatchSampler:
     """Endless batch sampler of one rank: batches first + rank, first + rank + ranks, …
 
-    It has no length on purpose: a run is measured in steps, and Lightning must not restart it at the end of
-    an epoch.
+    It has no length, because a run is measured in steps, and Lightning must not restart the sampler at the
+    end of an epoch.
     """
 
-    batch_size = 1  # Lightning's DeepSpeed strategy reads it for DeepSpeed's log
+    batch_size = 1  # read by Lightning's DeepSpeed strategy, for DeepSpeed's log
 
     def __init__(self, order: HasKeys, first: int, rank: int, ranks: int) -> None:
         self.order, self.first, self.rank, self.ranks = order, first, rank, ranks

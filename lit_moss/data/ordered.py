@@ -1,11 +1,11 @@
-"""The base of all training data: batch n of a run is a function of the data, the seed and n.
+"""Base of all training data: batch n of a run is a function of the data, the seed and n.
 
     order (seed) ── keys of batch n ── rank r of R takes n = next_batch + r, next_batch + r + R, …
                                                             │
                      ExactResume calls advance(R) after every micro-batch; next_batch is in the checkpoint
 
-Neither the number of loader processes nor a resume changes which batch comes next. A subclass says what the
-items are and in which order they come; loaders, ranks and the state of a checkpoint are the same for all.
+Neither the number of loader processes nor a resume changes which batch comes next. Subclasses define the
+items and their order; loaders, distribution over ranks and checkpoint state are common.
 """
 
 from abc import ABC, abstractmethod
@@ -25,13 +25,13 @@ class OrderedDataModule(LightningDataModule, ABC):
 
     Args:
         seed: Seed of the order.
-        workers: Loader processes per rank; 0 loads in the training process.
-        max_bad_share: Share of unreadable items above which a run stops.
-        first_batch: Micro-batch of the order at which a new run starts.
+        workers: Number of loader processes per rank; 0: load in the training process.
+        max_bad_share: Fraction of unreadable items above which a run stops.
+        first_batch: Index of the first micro-batch of a new run within the order.
 
     Attributes:
-        next_batch: Micro-batches consumed by all ranks together; part of the checkpoint.
-        skipped: Key of each item that cannot be read -> reason.
+        next_batch: Number of micro-batches consumed by all ranks together; stored in checkpoints.
+        skipped: Key of each unreadable item -> reason.
     """
 
     def __init__(self, seed: int, workers: int, max_bad_share: float, first_batch: int = 0) -> None:
@@ -44,37 +44,37 @@ class OrderedDataModule(LightningDataModule, ABC):
         self.next_batch = first_batch
         self.skipped: dict[str, str] = {}
 
-    # --- what a subclass says about its items ---------------------------------------------------------------
+    # --- properties of the items, defined by subclasses -----------------------------------------------------
 
     @property
     @abstractmethod
     def utterances(self) -> int:
-        """Number of items (utterances or documents) of training and validation together."""
+        """Number of training and validation items (utterances or documents)."""
 
     @abstractmethod
     def fingerprints(self) -> dict[str, str]:
-        """What the data is, and in which order it comes; for a run's record and for a resume."""
+        """Fingerprints of the data and its order, recorded with a run and compared on resume."""
 
     @property
     @abstractmethod
     def training_batches(self) -> HasKeys | None:
-        """The order of the training batches; None before `setup("fit")`."""
+        """Order of the training batches; None before `setup("fit")`."""
 
     @abstractmethod
     def training_set(self) -> Dataset:
-        """Training items by key."""
+        """Training items, by key."""
 
     @abstractmethod
     def validation_set(self) -> Dataset:
-        """Validation items by key."""
+        """Validation items, by key."""
 
     @abstractmethod
     def validation_batches(self) -> list[list[Any]]:
-        """Keys of all validation batches of all ranks; empty without validation data."""
+        """Keys of the validation batches of all ranks; empty without validation data."""
 
     @abstractmethod
     def collate_function(self) -> Callable[[list[Any]], Any]:
-        """What turns a list of items into one batch; loader processes get a copy of it."""
+        """The function that collates items into a batch; loader processes get a copy."""
 
     # --- loaders --------------------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ class OrderedDataModule(LightningDataModule, ABC):
         if not batches:
             return []
         rank, ranks = self.rank_and_ranks()
-        # The same number on every rank, because forwards communicate between ranks; the rest are empty.
+        # All ranks need the same number of batches, because forwards communicate; the missing ones are empty.
         batches += [[]] * (-len(batches) % ranks)
         return self.loader(self.validation_set(), batches[rank::ranks])
 
@@ -97,26 +97,26 @@ class OrderedDataModule(LightningDataModule, ABC):
         return self.val_dataloader()
 
     def rank_and_ranks(self) -> tuple[int, int]:
-        """This process's rank and the number of ranks; (0, 1) without a trainer."""
+        """This process's rank, and the number of ranks; (0, 1) without a trainer."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def loader(self, items: Dataset, batches: OrderedBatchSampler | Sequence[list[Any]]) -> DataLoader:
-        """Loader of the batches with these keys."""
+        """A loader of the batches with these keys."""
         return DataLoader(
             items,
             batch_sampler=batches,  # pyright: ignore[reportArgumentType] - any iterable of lists will do
             num_workers=self.workers,
             collate_fn=self.collate_function(),
-            # A worker that hangs becomes an error within a minute.
+            # A hanging worker raises an error within a minute.
             timeout=60 if self.workers else 0,
-            # Its own generator: creating an iterator must not draw from the random numbers of training.
+            # A separate generator: creating an iterator must not consume random numbers of the training.
             generator=torch.Generator().manual_seed(self.seed),
         )
 
     # --- resume ---------------------------------------------------------------------------------------------
 
     def advance(self, batches: int) -> None:
-        """Counts training micro-batches as consumed: each step of all ranks consumes one per rank."""
+        """Counts micro-batches as consumed by training; each step consumes one per rank."""
         self.next_batch += batches
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,12 +128,12 @@ class OrderedDataModule(LightningDataModule, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues the order of a checkpoint.
+        """Restores the position in the order from a checkpoint.
 
         Raises:
             UserError: if the checkpoint was trained on other data or in another order.
         """
-        if self.training_batches is None:  # validation alone continues no order
+        if self.training_batches is None:  # validation needs no order
             return
         saved, own = state_dict["fingerprints"], self.fingerprints()
         for key in ("data", "order", "augmentation"):

@@ -1,8 +1,8 @@
-"""A folder of token documents with its packs: opened, packed once on a machine, and collated into batches.
+"""A folder of token documents and its packs: packed once per machine, and collated into batches.
 
     documents   [A A A A] [B B] [C C C C C] …
     pack        A A A A C C C C C B B .        one sequence of `context` rows; `.` is filler
-    ids         0 0 0 0 1 1 1 1 1 2 2 -1       attention and positions restart with each number
+    ids         0 0 0 0 1 1 1 1 1 2 2 -1       attention and positions restart at each new number
 
 Shapes: B sequences, L = context rows.
 """
@@ -24,25 +24,25 @@ from lit_moss.data.packing import VERSION, Packs, pack
 from lit_moss.errors import UserError
 from lit_moss.llm.rows import RowFormat
 
-Piece = tuple[str, np.ndarray, np.ndarray, list[SpokenText]]  # name, rows, loss mask, text of its speech
+Piece = tuple[str, np.ndarray, np.ndarray, list[SpokenText]]  # name, rows, loss mask, text of the speech
 
 
 class PackedDocuments:
-    """A folder of documents and its packs, which are stored beside the documents.
+    """A folder of documents with its packs, which are stored in the same folder.
 
     Args:
-        folder: The folder of documents.
-        context: Rows of a sequence.
-        max_bad_share: Share of damaged documents above which the folder is refused.
+        folder: Folder of token documents.
+        context: Number of rows of a sequence.
+        max_bad_share: Fraction of damaged documents above which the folder is rejected.
         min_fill: Fill rate below which documents are cut, see `pack`.
 
     Attributes:
         documents: The documents.
-        packs: Which of them fill which sequence.
-        left_out: Number of documents that no pack contains.
+        packs: Assignment of documents to sequences.
+        left_out: Number of documents that are in no pack.
 
     Raises:
-        UserError: if the folder holds no documents, too many are damaged, or no pack is left.
+        UserError: if the folder contains no documents, too many are damaged, or there is no pack.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class PackedDocuments:
 
     def _make_packs(self, file_name: str, context: int, min_fill: float) -> Packs:
         with cache_lock(f"{self.folder.absolute()} {file_name}"):
-            packs = _stored_packs(self.folder, file_name)  # by the process that held the lock
+            packs = _stored_packs(self.folder, file_name)  # written by the process that held the lock
             if packs is None:
                 packs = self._pack(context, min_fill)
-                for parent in (self.folder, cache_dir()):  # documents may be in a read-only folder
+                for parent in (self.folder, cache_dir()):  # the folder may be read-only
                     with contextlib.suppress(OSError):
                         packs.save(parent / "packs" / file_name)
                         break
             return packs
 
     def _pack(self, context: int, min_fill: float) -> Packs:
-        """Packs the documents; conversations and transcripts are cut only where a fill rate is asked for.
+        """Packs the documents. Conversations and transcripts are cut only if a minimum fill rate is set.
 
         An answer without its question teaches little, and a question without its answer nothing.
         """
@@ -128,9 +128,9 @@ def _stored_packs(folder: Path, file_name: str) -> Packs | None:
 
 
 def check_same_tokenizers(sources: Sequence[PackedDocuments]) -> None:
-    """Checks that a row means the same in all documents.
+    """Checks that rows have the same meaning in all documents.
 
-    Text documents made without a speech tokenizer fit any, because they hold no audio ids.
+    Text documents made without a speech tokenizer are compatible with any, because they contain no audio ids.
 
     Raises:
         UserError: if text tokenizers, speech tokenizers or row formats differ.
@@ -155,11 +155,11 @@ def check_same_tokenizers(sources: Sequence[PackedDocuments]) -> None:
 
 
 class PackSet(Dataset):
-    """Packs by (source, pack), each as its pieces in order.
+    """Packs by (source, pack); each is a list of its pieces in order.
 
     Args:
-        sources: The documents.
-        speech_text: Read the text of their speech too.
+        sources: Folders of documents with their packs.
+        speech_text: Also read the text of the speech.
     """
 
     def __init__(self, sources: Sequence[PackedDocuments], speech_text: bool = False) -> None:
@@ -172,18 +172,18 @@ class PackSet(Dataset):
             name = documents.id(document) + (f"+{start}" if start else "")
             rows, mask = documents.rows(document), documents.loss_mask(document)
             said = documents.speech_text(document) if self.speech_text else []
-            # What a cut goes through is left out: which half says what is not known.
+            # Spans divided by a cut are dropped: which half holds which text is unknown.
             said = [(a - start, b - start, ids) for a, b, ids in said if start <= a and b <= stop]
             pieces.append((name, rows[start:stop], mask[start:stop], said))
         return pieces
 
 
 class CollatePacks:
-    """Packs -> one `TokenBatch`; an empty list of packs becomes one sequence of filler.
+    """Collates packs into a `TokenBatch`; an empty list of packs becomes one sequence of filler.
 
     Args:
-        context: Rows of a sequence.
-        row_format: Format of the rows.
+        context: Number of rows of a sequence.
+        row_format: Row format: ids of text and speech.
     """
 
     def __init__(self, context: int, row_format: RowFormat) -> None:
@@ -202,7 +202,7 @@ class CollatePacks:
             for number, (name, rows, mask, texts) in enumerate(pieces):
                 span = slice(start, start + len(rows))
                 rows_BL[b, span], ids_BL[b, span], mask_BL[b, span] = rows, number, mask
-                mask_BL[b, start] = False  # no row of the document comes before it
+                mask_BL[b, start] = False  # no row of the document precedes it
                 said += _joined(b, start, texts)
                 names.append(name)
                 lengths.append(len(rows))
@@ -215,8 +215,8 @@ class CollatePacks:
 
 
 def _joined(sequence: int, start: int, texts: Sequence[SpokenText]) -> list[SpeechText]:
-    """Texts of a document that starts at a row; those of neighbouring codes are one, however it was cut into
-    words and utterances."""
+    """Texts of a document that starts at row `start`; those of adjacent codes are merged, across words and
+    utterances."""
     joined: list[SpeechText] = []
     for first, stop, ids in texts:
         word = (stop - first, len(ids))

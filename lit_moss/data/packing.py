@@ -1,15 +1,15 @@
-"""Which documents fill which sequence, and which sequence is the n-th: both are pure functions.
+"""Assigns documents to sequences, and sequences to positions in a run, as pure functions.
 
-Packing is best fit, longest first: each document goes to the fullest sequence it still fits in.
+Packing is best fit, longest first: each document goes to the fullest sequence that still has room for it.
 
     documents   [A A A A A A A] [B B B] [C C]        context 5
     pieces      [A A A A A] [A A A] [B B B] [C C]    the fifth row of A is in both pieces
     packs       A A A A A    A A A C C    B B B . .
 
-A document longer than the context is cut into pieces, and attention treats a piece as a separate document.
-Its first row is input and never a target, so a piece starts with the last row of the previous one: every row
-is a target exactly once, as in one long document. Sequence n of a run follows from (seed, n) alone, see
-`PackOrder`.
+A document longer than the context is cut into pieces, which attention treats as separate documents. The first
+row of a piece is only an input, never a target, so a piece starts with the last row of the previous one:
+every row is a target exactly once, as in an uncut document. Sequence n of a run depends only on (seed, n),
+see `PackOrder`.
 """
 
 import hashlib
@@ -27,25 +27,24 @@ import numpy as np
 
 from lit_moss.files import atomic_write
 
-VERSION = 3  # version of the rules of `pack`; part of the name of stored packs
-SHORTEST_CUT = 32  # rows; a shorter piece is hardly more than its first row
+VERSION = 3  # version of `pack`; part of the file name of stored packs
+SHORTEST_CUT = 32  # rows; a shorter piece would have few targets
 
 
 @dataclass(frozen=True, eq=False)
 class Packs:
-    """Index arrays; no data is copied.
+    """Packs as index arrays; no data is copied.
 
     Args:
-        context: Rows of a sequence.
-        offsets: Pieces of pack i are offsets[i] to offsets[i + 1]; int64 (packs + 1,).
+        context: Number of rows of a sequence.
+        offsets: Pieces of pack i are offsets[i] to offsets[i + 1] (exclusive); int64 (packs + 1,).
         document: Document of each piece, int64 (pieces,).
         start: First row of the piece in its document, int64 (pieces,).
-        stop: One past its last row, int64 (pieces,).
-        targets: Number of rows of each pack that are predicted, int64 (packs,); follows from the documents
-            and the other arrays.
-        left_out: Documents of which no pack contains a piece, int64; stored with the packs, because finding
-            them means reading every piece.
-    """
+        stop: Row after the last row of the piece, int64 (pieces,).
+        targets: Number of target rows of each pack, int64 (packs,); determined by the documents and the other
+            arrays.
+        left_out: Documents without a piece in any pack, int64; stored with the packs, because finding them
+            requires reading every piece."""
 
     context: int
     offsets: np.ndarray
@@ -60,29 +59,29 @@ class Packs:
 
     @property
     def fill_rate(self) -> float:
-        """Share of rows that are not filler."""
+        """Fraction of rows that are not filler."""
         return float((self.stop - self.start).sum()) / max(1, len(self) * self.context)
 
     def pieces(self, i: int) -> list[tuple[int, int, int]]:
-        """(document, start, stop) of pack i, in its order."""
+        """(document, start, stop) of each piece of pack i, in order."""
         span = slice(self.offsets[i], self.offsets[i + 1])
         return list(zip(*(x[span].tolist() for x in (self.document, self.start, self.stop)), strict=True))
 
     @property
     def rows_per_piece(self) -> np.ndarray:
-        """Mean rows of the pieces of each pack, float64 (packs,)."""
+        """Mean number of rows of the pieces of each pack, float64 (packs,)."""
         return np.add.reduceat(self.stop - self.start, self.offsets[:-1]) / np.diff(self.offsets)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits."""
+        """16 hex digits of all arrays."""
         digest = hashlib.sha256(str(self.context).encode())
         for array in (self.offsets, self.document, self.start, self.stop):
             digest.update(array.tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        """Writes an .npz; it appears whole or not at all."""
+        """Writes an .npz file atomically."""
         with atomic_write(path) as partial, partial.open("wb") as file:
             np.savez(file, context=np.int64(self.context), offsets=self.offsets, document=self.document,
                      start=self.start, stop=self.stop, targets=self.targets,
@@ -90,7 +89,7 @@ class Packs:
 
     @classmethod
     def load(cls, path: Path) -> "Packs | None":
-        """What `save` wrote; None if it is missing or damaged."""
+        """Reads what `save` wrote; None if the file is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 names = ("offsets", "document", "start", "stop", "targets", "left_out")
@@ -99,7 +98,7 @@ class Packs:
             return None
 
 
-# (document, start, stop) of pieces -> number of targets of each.
+# (document, start, stop) of pieces -> number of targets of each piece.
 CountTargets = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -110,19 +109,20 @@ def pack(
     count: CountTargets | None = None,
     whole: bool = False,
 ) -> Packs:
-    """Best-fit packing, longest first, ties by the document's number: equal inputs give equal packs.
+    """Best-fit packing, longest first, ties by document number: equal inputs give equal packs.
 
-    Every pack has a target: a step on a pack without one would have a loss of 0 and still decay the weights.
+    Every pack has a target: a step on a pack without targets would have a loss of 0 but still decay the
+    weights.
 
     Args:
-        lengths: Rows of each document; documents of one row, which predict nothing, are left out.
-        context: Rows of a sequence, 2 or more.
-        min_fill: Fill rate below which sequences are broken up again, the emptiest first, and their documents
-            cut to fit into the others: as few documents as necessary. 0 cuts only documents longer than the
-            context. With only a few sequences the rate may be unreachable.
-        count: Counts the targets of pieces, if documents have loss masks; None counts every row but a piece's
-            first. Pieces without a target are left out, also those that come from cutting.
-        whole: Leave out documents longer than the context instead of cutting them.
+        lengths: Number of rows of each document; documents with one row, which predict nothing, are left out.
+        context: Number of rows of a sequence, at least 2.
+        min_fill: Minimum fill rate, 0 to 1. Below it, sequences are broken up again, the emptiest first, and
+            their documents are cut to fit into the others; as few documents as necessary are cut. 0: only
+            documents longer than the context are cut. With few sequences the rate may be unreachable.
+        count: Counts the targets of pieces, for documents with loss masks. None: every row but a piece's
+            first is a target. Pieces without targets are left out, also those that result from cutting.
+        whole: Leave out documents longer than the context, instead of cutting them.
     """
     if context < 2:
         raise ValueError(f"context is {context} rows, expected 2 or more")
@@ -140,7 +140,7 @@ def pack(
     if enough < len(members):
         pieces, members = _cut_to_fit(pieces, members, filled, context, len(members) - enough)
     targets = count(*pieces)
-    # Cutting may have left a prompt alone.
+    # Cutting may have left a prompt without its reply.
     members = [[p for p in m if targets[p]] for m in members if targets[m].any()]
     flat = np.array([p for pack_ in members for p in pack_], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum([len(m) for m in members])]).astype(np.int64)
@@ -155,8 +155,8 @@ def _all_but_first_rows(document: np.ndarray, start: np.ndarray, stop: np.ndarra
 
 
 def _best_fit(size: np.ndarray, order: np.ndarray, context: int) -> list[list[int]]:
-    """Pieces of each pack."""
-    # Open packs by their free rows (`rooms`, sorted); packs with equally many free rows, the oldest first.
+    """Indices of the pieces in each pack."""
+    # Open packs by their number of free rows (`rooms`, sorted); among equal ones, the oldest first.
     rooms: list[int] = []
     open_by_room: dict[int, deque[int]] = {}
     members: list[list[int]] = []
@@ -188,9 +188,9 @@ def _cut_to_fit(
     context: int,
     count: int,
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[list[int]]]:
-    """Breaks up the `count` emptiest packs; pieces that then fit nowhere make new packs.
+    """Breaks up the `count` emptiest packs; pieces that fit into no other pack form new packs.
 
-    A document is not cut for fewer than `SHORTEST_CUT` free rows; what is left of it may be shorter.
+    A document is not cut to fill fewer than `SHORTEST_CUT` free rows; its last piece may be shorter.
     """
     emptiest = np.argsort(filled, kind="stable")[:count].tolist()
     broken_up = set(emptiest)
@@ -198,7 +198,7 @@ def _cut_to_fit(
     packs = [members[i] for i in remaining]
     rooms = [(-(context - int(filled[i])), n) for n, i in enumerate(remaining)]
     heapq.heapify(rooms)
-    # Pieces of packs that stay keep their numbers; new pieces are appended.
+    # Pieces of the remaining packs keep their indices; new pieces are appended.
     document, start, stop = (x.tolist() for x in pieces)
     for piece in (p for i in emptiest for p in members[i]):
         first, last = start[piece], stop[piece]
@@ -215,7 +215,7 @@ def _cut_to_fit(
             start.append(first)
             stop.append(end)
             heapq.heappush(rooms, (-(room - (end - first)), which))
-            first = end if end == last else end - 1  # the next piece starts with this one's last row
+            first = end if end == last else end - 1  # the next piece starts with the last row of this one
     return (np.array(document), np.array(start), np.array(stop)), packs
 
 
@@ -231,23 +231,23 @@ def _pieces(lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 class PackOrder:
-    """Which pack of which source is the n-th of a run: a pure function of (sizes, epochs, seed, n).
+    """Source and pack of the n-th sample of a run, as a pure function of (sizes, epochs, seed, n).
 
-    A round contains epochs[i] times all packs of source i, shuffled together: speech 1.0 and text 0.1 give
-    every speech pack once and a tenth of the text; the next round takes the next tenth, and a source is
-    reshuffled only when all of it has been used. Fractions of a pack are carried over: after r rounds source
-    i has given floor(r * epochs[i] * sizes[i]) packs, without drift. Packs are equally long, so shares of
-    packs are shares of tokens.
+    A round contains epochs[i] times all packs of source i, shuffled together. With speech 1.0 and text 0.1,
+    it contains every speech pack once and a tenth of the text; the next round takes the next tenth, and a
+    source is reshuffled only when all of it has been used. Fractions of a pack are carried over: after r
+    rounds, source i has contributed floor(r * epochs[i] * sizes[i]) packs, without drift. Packs are equally
+    long, so fractions of packs are fractions of tokens.
 
     Args:
-        sizes: Packs of each source.
-        epochs: How often a round contains each source.
+        sizes: Number of packs of each source.
+        epochs: Number of times a round contains each source.
         seed: Seed of all shuffles.
-        rows: For `short_first`: length of the documents of each pack of each source.
-        short_first: So many samples at the beginning of the first round are the packs of the shortest
-            documents, in ascending order, as in Deep Speech 2's first epoch (arXiv:1512.02595, section
-            3.3). Each source keeps its places, so that shares stay as they are; the round contains the same
-            packs as without.
+        rows: For `short_first`: length of the documents in each pack, per source.
+        short_first: Number of samples at the start of the first round that take the packs with the shortest
+            documents, in ascending order, as in the first epoch of Deep Speech 2 (arXiv:1512.02595, section
+            3.3). Each source keeps its positions, so that the proportions do not change; the round contains
+            the same packs as without the option.
     """
 
     def __init__(
@@ -261,7 +261,7 @@ class PackOrder:
         if len(sizes) != len(epochs) or not sizes or min(sizes) < 1 or min(epochs) <= 0:
             raise ValueError(f"sizes {sizes} and epochs {epochs}: expected as many of both, all above 0")
         self.sizes, self.epochs, self.seed = list(sizes), list(epochs), seed
-        # Exact: 0.1 means a tenth, not the nearest double to it.
+        # Exact fractions: 0.1 means one tenth, not the nearest double.
         self._shares = [Fraction(str(e)) * size for size, e in zip(sizes, epochs, strict=True)]
         self._rows, self.short_first = rows, short_first
         self._round = lru_cache(maxsize=2)(self._make_round)
@@ -269,32 +269,32 @@ class PackOrder:
 
     @property
     def shares(self) -> list[float]:
-        """Packs of each source in a round, on average."""
+        """Mean number of packs of each source per round."""
         return [float(share) for share in self._shares]
 
     @property
     def packs_per_round(self) -> float:
-        """Packs of a round, on average."""
+        """Mean number of packs per round."""
         return float(sum(self._shares))
 
     def at(self, n: int) -> tuple[int, int]:
         """(source, pack) of sample n >= 0."""
-        number = int(n / sum(self._shares))  # not too late: first samples of rounds are rounded down
+        number = int(n / sum(self._shares))  # a lower bound: first samples of rounds are rounded down
         while self._first_sample(number + 1) <= n:
             number += 1
         source, pack_ = self._round(number)[n - self._first_sample(number)].tolist()
         return source, pack_
 
     def _given(self, source: int, rounds: int) -> int:
-        """Packs that a source has given after this many rounds."""
+        """Number of packs that a source has contributed after `rounds` rounds."""
         return int(rounds * self._shares[source])
 
     def _first_sample(self, number: int) -> int:
-        """First sample of a round."""
+        """Index of the first sample of a round."""
         return sum(self._given(source, number) for source in range(len(self.sizes)))
 
     def _make_round(self, number: int) -> np.ndarray:
-        """Source and pack of every sample of a round, (samples, 2)."""
+        """Source and pack of every sample of a round, int64 (samples, 2)."""
         parts = []
         for source, size in enumerate(self.sizes):
             k = np.arange(self._given(source, number), self._given(source, number + 1))
@@ -313,7 +313,7 @@ class PackOrder:
         for source, rows in enumerate(self._rows):
             places = np.flatnonzero(samples[:, 0] == source)
             packs = samples[places, 1]
-            by_length = np.argsort(rows[packs], kind="stable")  # equally long ones stay shuffled
+            by_length = np.argsort(rows[packs], kind="stable")  # equally long packs stay shuffled
             first = by_length[: np.searchsorted(places, self.short_first)]
             rest = np.setdiff1d(np.arange(len(packs)), first)
             ordered[places, 1] = packs[np.concatenate([first, rest])]
@@ -324,22 +324,22 @@ class PackOrder:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits."""
+        """16 hex digits of sizes, epochs and options."""
         content = (self.sizes, self.epochs, self.seed, *([self.short_first] if self.short_first else []))
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 class PackedBatches:
-    """Micro-batches of packs in their order, for `OrderedBatchSampler`.
+    """Micro-batches of packs, in order, for `OrderedBatchSampler`.
 
     Args:
         order: Order of the packs.
-        size: Packs of a micro-batch.
+        size: Number of packs per micro-batch.
     """
 
     def __init__(self, order: PackOrder, size: int) -> None:
         self.order, self.size = order, size
 
     def keys(self, n: int) -> list[tuple[int, int]]:
-        """(source, pack) of every sequence of micro-batch n."""
+        """(source, pack) of every sequence in micro-batch n."""
         return [self.order.at(n * self.size + i) for i in range(self.size)]

@@ -1,9 +1,9 @@
-"""Text prompts for `predict`: text or audio in, text or codes out, in any of the four modality pairs.
+"""Prompts for `predict`: text or audio in, text or codes out, in any of the four modality pairs.
 
-A line of a prompts file: {"id": "…", "text": "…"} or {"id": "…", "audio_filepath": "…"}, optionally "reply"
-(text or speech), "reply_form" (of a spoken reply: direct, guided or interleaved), "system" (a system prompt
-instead of the default one), and "offset" and "duration" of the recording in seconds. Paths are relative to
-the file.
+A line of a prompts file: {"id": "…", "text": "…"} or {"id": "…", "audio_filepath": "…"}, optionally with
+"reply" (text or speech), "reply_form" (of a spoken reply: direct, guided or interleaved), "system" (a system
+prompt that replaces the default one), and "offset" and "duration" of the recording in seconds. Paths are
+relative to the file.
 """
 
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ class Prompt:
 
     Args:
         id: Name of the prompt.
-        rows: Rows up to where the reply starts.
+        rows: Rows up to the start of the reply.
         reply: Modality of the reply.
-        form: Form of a spoken reply; one of text is `direct`.
+        form: Form of a spoken reply; `direct` for a text reply.
     """
 
     id: str
@@ -45,16 +45,16 @@ class PromptDataModule(LightningDataModule):
     """Prompts as rows, and the text tokenizer that decodes the replies.
 
     Args:
-        prompts: Files of prompts, JSON lines.
-        backbone: Backbone whose text tokenizer is used.
-        speech_tokenizer: Speech tokenizer; the size of its codebook determines the rows, and it encodes
+        prompts: Prompts files (JSON lines).
+        backbone: Backbone whose text tokenizer is used: folder, Hugging Face id, `embedded:smollm2-135m`.
+        speech_tokenizer: Speech tokenizer; its codebook size determines the row format, and it encodes
             prompts that are audio.
-        log_mel: Features of the speech tokenizer, `causal` or `whisper`; None takes what the tokenizer's
-            folder states, see `SpeechTokenizer.from_pretrained`.
-        reply: Modality of replies to lines that name none.
-        batch_size: Number of prompts answered together.
-        reply_form: Form of spoken replies to lines that name none; the one that the model was trained for,
-            see `SFTDataModule`.
+        log_mel: Features of the speech tokenizer, `causal` or `whisper`. None: as stated in the tokenizer's
+            folder, see `SpeechTokenizer.from_pretrained`.
+        reply: Modality of the reply for lines without "reply": text or speech.
+        batch_size: Number of prompts answered at once.
+        reply_form: Form of spoken replies for lines without "reply_form"; should be the form that the model
+            was trained for, see `SFTDataModule`.
 
     Attributes:
         tokenizer: The text tokenizer; set by `setup`.
@@ -84,12 +84,12 @@ class PromptDataModule(LightningDataModule):
 
     @property
     def format(self) -> RowFormat:
-        """Format of the rows; known after `setup`."""
+        """Row format; available after `setup`."""
         assert self._format is not None, "call setup first"
         return self._format
 
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of both tokenizers, to be compared with those of the checkpoint's documents."""
+        """Fingerprints of both tokenizers, to compare with those of the checkpoint's documents."""
         from lit_moss.hub import speech_tokenizer_fingerprint
         from lit_moss.llm.backbone import text_tokenizer_fingerprint
 

@@ -1,6 +1,6 @@
-"""Speech with transcripts for the speech tokenizer: manifests -> batches of padded waveforms.
+"""Speech with transcripts for training the speech tokenizer: manifests -> batches of padded waveforms.
 
-Which utterances make batch n follows from the manifests, the seed and n (see `order`).
+The utterances of batch n depend only on the manifests, the seed and n (see `order`).
 """
 
 import hashlib
@@ -30,37 +30,41 @@ from lit_moss.errors import UserError
 class SpeechDataModule(OrderedDataModule):
     """Manifests -> `SpeechBatch`es.
 
-    Length buckets, SpecAugment, speed perturbation; unreadable files are skipped by name.
+    With length buckets, SpecAugment and speed perturbation; unreadable files are skipped and reported by
+    name.
 
     Args:
         train: Manifests to train on: paths, or `embedded:everyday-en` (a corpus made on first use).
-            Utterances without a transcript are left out and named; a `text` of "" says that nobody speaks.
-        validation: Manifests to validate on; `embedded:everyday-en` stands for its held-out part.
-        weights: How often an epoch contains each manifest of `train`, e.g. [1.0, 0.5]; once each if empty.
+            Utterances without a transcript are left out and reported; a `text` of "" means silence.
+        validation: Manifests to validate on; `embedded:everyday-en` means its held-out part.
+        weights: Number of times an epoch contains each manifest of `train`, e.g. [1.0, 0.5]; empty: once
+            each.
         batch_sec: Audio budget of a training batch in seconds, padding included.
         validation_batch_sec: Audio budget of a validation batch in seconds, padding included.
-        max_sec: Longest utterance in seconds; 30 is Whisper's window. Longer ones are left out, counted and
-            named (their transcript cannot be cut with them): cut them with `prepare manifest --max-sec`.
-        min_sec: Shortest utterance in seconds; shorter ones are left out too.
-        seed: Seed of order and augmentation.
-        buckets: Largest number of length buckets.
-        workers: Loader processes per rank; 0 loads in the training process.
-        freq_masks: SpecAugment: frequency masks per item.
-        freq_mask_bins: Widest frequency mask in mel bins.
-        time_masks: SpecAugment: time masks per item.
-        time_mask_share: Longest time mask as a share of the item.
-        mel_bins: Mel bins the masks are drawn for; the model's `num_mel_bins`.
-        speeds: Speed factors to choose from, e.g. [0.9, 1.0, 1.1]; [1.0] changes nothing.
-        shift: Put 0 to 80 ms of silence before the item, so that the boundaries of its codes are different
-            each time.
+        max_sec: Maximum utterance length in seconds; 30 is Whisper's window. Longer utterances are left out,
+            counted and named, because their transcripts cannot be cut; cut them with `prepare manifest
+            --max-sec`.
+        min_sec: Minimum utterance length in seconds; shorter utterances are left out.
+        seed: Seed of the order and the augmentation.
+        buckets: Maximum number of length buckets.
+        workers: Number of loader processes per rank; 0: load in the training process.
+        freq_masks: SpecAugment: number of frequency masks per item.
+        freq_mask_bins: SpecAugment: maximum width of a frequency mask, in mel bins.
+        time_masks: SpecAugment: number of time masks per item.
+        time_mask_share: SpecAugment: maximum length of a time mask as a fraction of the item.
+        mel_bins: SpecAugment: number of mel bins; must equal the model's `num_mel_bins`.
+        speeds: Speed factors to draw from, e.g. [0.9, 1.0, 1.1]; [1.0]: no change.
+        shift: Insert 0 to 80 ms of silence before the item, so that its codes have different boundaries each
+            time.
         augment_from_batch: Batches before this one are not augmented, because CTC leaves its plateau later
-            under augmentation (on LJ Speech not within 260 steps with all of it, within 100 with frequency
+            with augmentation (on LJ Speech not within 260 steps with all of it, within 100 with frequency
             masks only).
-        max_bad_share: Share of unreadable utterances above which a run stops.
-        charset: Letters that transcripts keep: latin_chinese (a-z without accents, digits, Chinese), or auto
-            (those of every script that the manifests use), see `lit_moss.data.transcripts`.
-        max_lost_share: Share of a manifest's letters that `charset` may drop, 0 to 1; above it the run stops.
-        wave_changes: Changes of level, noise, DC offset and room; none by default.
+        max_bad_share: Fraction of unreadable utterances above which the run stops.
+        charset: Characters that transcripts keep: latin_chinese (a-z without accents, digits, Chinese), or
+            auto (letters of every script that the manifests use), see `lit_moss.data.transcripts`.
+        max_lost_share: Maximum fraction of a manifest's letters that `charset` may drop, 0 to 1; above it the
+            run stops.
+        wave_changes: Random changes of level, noise, DC offset and room acoustics. Default: none.
     """
 
     def __init__(
@@ -123,10 +127,10 @@ class SpeechDataModule(OrderedDataModule):
             "time_share": time_mask_share,
         }
         augment.check_masks(**masks)
-        self.masked_bins = mel_bins if freq_masks and freq_mask_bins else None  # what the model has to have
+        self.masked_bins = mel_bins if freq_masks and freq_mask_bins else None  # must equal the model's
         self.augmentation = _Augmentation(seed, speeds, masks, shift, augment_from_batch)
         self.wave_changes = wave_changes or WaveChanges()
-        self._without_length = 0  # skipped utterances in neither set: the file does not give their length
+        self._without_length = 0  # unreadable files that belong to neither set, as their length is unknown
         self._train_set: SpeechSet | None = None
         self._validation_set: SpeechSet | None = None
         self.order: BatchOrder | None = None
@@ -165,7 +169,7 @@ class SpeechDataModule(OrderedDataModule):
             )
 
     def _make_set(self, utterances: list[Utterance], augmentation: "_Augmentation | None") -> "SpeechSet":
-        """Items of these utterances; subclasses make other items."""
+        """The items of these utterances; subclasses override it."""
         return SpeechSet(utterances, augmentation)
 
     def _locate(self, name: str, part: str) -> Path:
@@ -182,7 +186,8 @@ class SpeechDataModule(OrderedDataModule):
     def _read(
         self, manifests: Sequence[Path], weights: Sequence[float]
     ) -> tuple[list[Utterance], list[float]]:
-        """Utterances within the limits, with durations, and their weights; the others are logged by name."""
+        """Utterances within the length limits, with durations, and their weights; the others are logged by
+        name."""
         utterances, utterance_weights, outside = [], [], []
         for manifest, weight in zip(manifests, weights, strict=True):
             for utterance in self._with_texts(manifest, read_manifest(manifest)):
@@ -214,15 +219,15 @@ class SpeechDataModule(OrderedDataModule):
 
     @property
     def longest_sec(self) -> float:
-        """Longest item that a batch may hold, in seconds: changed in speed, but within Whisper's window."""
+        """Maximum length of an item in seconds, after a change of speed but within Whisper's window."""
         return min(self._slowest_sec(self.max_sec), rates.MAX_SEGMENT_SAMPLES / rates.TOKENIZER_RATE_HZ)
 
     def _to_learn_from(
         self, utterances: list[Utterance], weights: list[float]
     ) -> tuple[list[Utterance], list[float]]:
-        """Those with a transcript, and their weights: CTC would learn that the others are silence."""
+        """The utterances with a transcript, and their weights: CTC would learn the others as silence."""
         missing = [u.id for u in utterances if u.text is None]
-        if not missing or len(missing) == len(utterances):  # where all lack one, the model says so
+        if not missing or len(missing) == len(utterances):  # if all lack one, the model reports it
             return utterances, weights
         rank_zero_info(
             f"train: {len(missing)} utterances without a transcript left out (text '' says silence): "
@@ -232,7 +237,7 @@ class SpeechDataModule(OrderedDataModule):
         return [u for u, _ in kept], [w for _, w in kept]
 
     def _with_duration(self, utterance: Utterance) -> Utterance | None:
-        """The utterance with its duration, read from the file's header if need be; None if that fails."""
+        """The utterance with its duration, read from the file's header if necessary; None if that fails."""
         if utterance.duration_sec is not None:
             return utterance
         try:
@@ -245,10 +250,10 @@ class SpeechDataModule(OrderedDataModule):
         return replace(utterance, duration_sec=seconds)
 
     def _with_texts(self, manifest: Path, utterances: list[Utterance]) -> list[Utterance]:
-        """Utterances with normalised transcripts, None where there is none; logs which letters were dropped.
+        """Normalises transcripts, None where there is none; logs which letters were dropped.
 
         Raises:
-            UserError: if that is more than `max_lost_share`.
+            UserError: if more letters than `max_lost_share` were dropped.
         """
         texts = [u.text or "" for u in utterances]
         if note := report_losses(texts, manifest, self.charset, self.max_lost_share):
@@ -259,13 +264,13 @@ class SpeechDataModule(OrderedDataModule):
 
     @property
     def utterances(self) -> int:
-        """Utterances of training and validation together."""
+        """Number of utterances of training and validation."""
         return self._without_length + sum(
             len(part.utterances) for part in (self._train_set, self._validation_set) if part is not None
         )
 
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of data, validation data, augmentation and order, as far as there are any."""
+        """Fingerprints of data, validation data, augmentation and order, where they exist."""
         fingerprints = {}
         if self.train:
             fingerprints["data"] = fingerprint([self._locate(n, "train") for n in self.train])
@@ -282,7 +287,7 @@ class SpeechDataModule(OrderedDataModule):
         return fingerprints
 
     def train_texts(self) -> list[str]:
-        """Normalised transcripts of the training utterances, for the vocabulary."""
+        """Normalised transcripts of the training utterances, from which the vocabulary is made."""
         return [u.text or "" for u in self.training_set().utterances]
 
     # --- loaders --------------------------------------------------------------------------------------------
@@ -306,7 +311,7 @@ class SpeechDataModule(OrderedDataModule):
         return PlainLoader(self.val_dataloader())
 
     def validation_batches(self) -> list[list[SampleKey]]:
-        """All utterances in order of length, within `validation_batch_sec` of padded audio each."""
+        """All utterances in order of length, up to `validation_batch_sec` of padded audio per batch."""
         if self._validation_set is None:
             return []
         lengths = [u.duration_sec or 0.0 for u in self._validation_set.utterances]
@@ -318,9 +323,10 @@ class SpeechDataModule(OrderedDataModule):
         return batches
 
     def probe_loader(self, batches: int) -> DataLoader:
-        """The next `batches` training batches of this rank, unaugmented, for the codebook's k-means start.
+        """The next `batches` training batches of this rank, unaugmented, for the k-means initialisation of
+        the codebook.
 
-        Which ones follows from `next_batch` alone, so that a resumed run sees the same.
+        They depend only on `next_batch`, so that a resumed run uses the same ones.
         """
         assert self.order is not None
         rank, ranks = self.rank_and_ranks()
@@ -330,9 +336,9 @@ class SpeechDataModule(OrderedDataModule):
 
 @dataclass(frozen=True)
 class _Augmentation:
-    """Random changes of a sample, drawn from (seed, batch number, place in the batch).
+    """Random changes of a sample, drawn from (seed, batch number, position in the batch).
 
-    Its fingerprint in a checkpoint is the hash of its repr: another name would refuse older checkpoints.
+    Checkpoints store a hash of its repr: renaming the class would make older checkpoints incompatible.
     """
 
     seed: int
@@ -343,10 +349,10 @@ class _Augmentation:
     changed: ChangedWaves | None = field(default=None, repr=False)
 
     def __call__(self, wave: Tensor, key: SampleKey) -> tuple[Tensor, Any, Any]:
-        """Changed wave, masked bins, masked frames.
+        """The changed wave, the masked mel bins and the masked mel frames.
 
         Raises:
-            UnreadableAudio: if a noise or an impulse response cannot be read.
+            UnreadableAudio: if a noise recording or an impulse response cannot be read.
         """
         _, n, place = key
         if n < self.from_batch:
@@ -364,7 +370,7 @@ class _Augmentation:
 
 
 class SpeechSet(Dataset):
-    """Utterances by sample key; for an unreadable one the reason takes the place of its wave."""
+    """Utterances by sample key; for an unreadable file, the reason replaces the wave."""
 
     def __init__(self, utterances: list[Utterance], augmentation: _Augmentation | None) -> None:
         self.utterances, self.augmentation = utterances, augmentation
@@ -379,7 +385,7 @@ class SpeechSet(Dataset):
 
 
 def collate(items: list[tuple[Utterance, Tensor | str, Any, Any]]) -> SpeechBatch:
-    """Items of a loader -> one batch."""
+    """Collates items of a loader into a batch."""
     good = [(u, wave, freq, spans) for u, wave, freq, spans in items if isinstance(wave, Tensor)]
     wave_BT, samples_B = pad_to_codes([wave for _, wave, _, _ in good])
     return SpeechBatch(

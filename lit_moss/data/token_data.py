@@ -1,6 +1,6 @@
-"""Token documents -> packed batches for the language model (the kinds of data are in `kinds.py`).
+"""Token documents as packed batches for the language model (the kinds of data are in `kinds.py`).
 
-Which pack comes n-th follows from the documents, the seed and n (see `packing`).
+The n-th pack depends only on the documents, the seed and n (see `packing`).
 """
 
 from collections.abc import Callable
@@ -30,43 +30,43 @@ _ALIGNED_DOCUMENTS = 5000
 class TokenDataModule(OrderedDataModule):
     """Packed token documents of one kind.
 
-    An entry of `train` or `validation` is a folder of token documents (see `prepare documents`), or what such
-    documents are made of: a manifest, a text file, `embedded:everyday-en`. These are turned into documents
-    once, and kept in the cache.
+    An entry of `train` or `validation` is a folder of token documents (see `prepare documents`), or a source
+    of documents: a manifest, a text file, `embedded:everyday-en`. Sources are converted to documents once,
+    which are cached.
 
     Args:
-        train: What to train on.
-        validation: What to validate on.
-        backbone: Backbone whose text tokenizer made, or makes, the text rows: folder, Hugging Face id,
+        train: Training data: folders of token documents, or sources of documents.
+        validation: Validation data: folders of token documents, or sources of documents.
+        backbone: Backbone whose text tokenizer makes the text rows: folder, Hugging Face id,
             `embedded:smollm2-135m`.
         speech_tokenizer: Speech tokenizer that makes the codes: checkpoint, run folder, folder,
             `embedded:whisper-tiny-kmeans`.
-        log_mel: Features of the speech tokenizer, `causal` or `whisper`; None takes what the tokenizer's
-            folder states, see `SpeechTokenizer.from_pretrained`.
-        heldout: Manifests whose sentences serve as held-out items for perplexity and cloze, in text and
-            speech; `validation`'s, if not given.
-        heldout_items: Largest number of held-out items of each modality; 0 makes none.
-        context: Rows of a sequence.
-        batch_size: Sequences of a micro-batch and rank.
-        validation_batch_size: Sequences of a validation batch and rank.
+        log_mel: Features of the speech tokenizer, `causal` or `whisper`. None: as stated in the tokenizer's
+            folder, see `SpeechTokenizer.from_pretrained`.
+        heldout: Manifests whose sentences are held-out items for perplexity and cloze, in text and speech.
+            Default: those of `validation`.
+        heldout_items: Maximum number of held-out items of each modality; 0: none.
+        context: Number of rows of a training sequence.
+        batch_size: Number of sequences per micro-batch and rank.
+        validation_batch_size: Number of sequences per validation batch and rank.
         seed: Seed of the order.
-        workers: Loader processes per rank; 0 loads in the training process.
-        min_fill: Share of rows that are not filler in training sequences. Where packing whole documents does
-            not reach it, documents are cut. 0 cuts only documents longer than the context, as validation
-            always does.
-        max_bad_share: Share of unreadable documents above which a run does not start.
-        first_batch: Micro-batch of the order at which a run starts, counted over all ranks: a second stage
-            continues where the first one, with the same data and seed, stopped.
-        short_first_batches: So many micro-batches at the beginning of the order, counted over all ranks and
-            at most a round, hold the shortest documents, in ascending order; 0 shuffles all.
-        speech_text: Documents carry the text of their speech, for `model.ctc`, `model.align` and `init_codes:
-            text`. Those that are made here get it; a folder of documents has it if it was made with it.
-        asr_items: Number of short utterances of `heldout` that the model transcribes at each validation; 0
-            is none.
-        asr_prompt: Text before their speech.
+        workers: Number of loader processes per rank; 0: load in the training process.
+        min_fill: Minimum fraction of rows in training sequences that are not filler. If packing whole
+            documents does not reach it, documents are cut. 0: only documents longer than the context are cut,
+            as in validation.
+        max_bad_share: Fraction of unreadable documents above which a run does not start.
+        first_batch: Index of the first micro-batch within the order, counted over all ranks: a second stage
+            can continue where the first one, with the same data and seed, stopped.
+        short_first_batches: Number of initial micro-batches (all ranks together, at most one round) that take
+            the shortest documents, in ascending order of length. 0: all batches are shuffled.
+        speech_text: Store the text of the speech in documents, for `model.ctc`, `model.align` and
+            `init_codes: text`. Folders of token documents must have been made with this option.
+        asr_items: Number of short utterances of `heldout` that the model transcribes at each validation; 0:
+            none.
+        asr_prompt: Text before the speech of the `asr_items`.
 
     Attributes:
-        left_out: Documents longer than the context, or without a target; set by `setup`.
+        left_out: Number of documents longer than the context, or without a target; set by `setup`.
     """
 
     kind: str = "interleaved"
@@ -119,12 +119,12 @@ class TokenDataModule(OrderedDataModule):
         self.connect(context, max_bad_share, backbone, speech_tokenizer, log_mel)
         self.left_out = 0
         self.sources: list[PackedDocuments] = []
-        self.epochs: list[float] = []  # how often a round of the order contains each source
+        self.epochs: list[float] = []  # number of times a round contains each source
         self.order: PackOrder | None = None
         self._validation: list[PackedDocuments] = []
         self._format: RowFormat | None = None
         self._text_tokenizer: Any = None
-        self._folders: dict[tuple[str, str], Path] = {}  # folders of documents by entry and part
+        self._folders: dict[tuple[str, str], Path] = {}  # folders of documents, by entry and part
 
     def connect(
         self,
@@ -134,19 +134,19 @@ class TokenDataModule(OrderedDataModule):
         speech_tokenizer: str | None,
         log_mel: LogMel | None,
     ) -> None:
-        """Sets what must be the same for all documents of a run; a mixture calls it on its parts."""
+        """Sets what all documents of a run must have in common; a mixture calls it on its parts."""
         self.context, self.max_bad_share = context, max_bad_share
         self.backbone, self.speech_tokenizer = backbone, speech_tokenizer
         self.log_mel: LogMel | None = log_mel
 
     def options(self) -> dict[str, Any]:
-        """Options of `make_documents` for this kind, besides sources, backbone and speech tokenizer."""
+        """Options of `make_documents` for this kind, without sources, backbone and speech tokenizer."""
         return {}
 
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def documents(self, entry: str, part: Literal["train", "validation"]) -> Path:
-        """Folder of an entry's token documents; made by one process of a node if it does not exist."""
+        """Folder of an entry's token documents; if it does not exist, one process of a node makes it."""
         if (Path(entry) / META).is_file():
             return Path(entry)
         if Path(entry).is_dir():
@@ -245,39 +245,39 @@ class TokenDataModule(OrderedDataModule):
 
     @property
     def reply_forms(self) -> list[ReplyForm]:
-        """Forms of spoken replies in the training's conversations, each once."""
+        """Forms of spoken replies in the training conversations, without duplicates."""
         metas = [source.documents.meta for source in self.sources]
         options = [meta.get("options") or {} for meta in metas if meta["kind"] == "sft"]
         return list(dict.fromkeys(map(ReplyForm.of_options, options)))
 
     @property
     def trains_on_prompts(self) -> bool:
-        """Whether the user's turns of some conversations are targets too."""
+        """Whether the user's turns are also targets in some of the conversations."""
         metas = [source.documents.meta for source in self.sources]
         return any(m["kind"] == "sft" and (m.get("options") or {}).get("train_on") == "all" for m in metas)
 
-    # --- what the data is -----------------------------------------------------------------------------------
+    # --- properties of the data -----------------------------------------------------------------------------
 
     @property
     def format(self) -> RowFormat:
-        """Format of the documents' rows; known after `setup`."""
+        """Row format of the documents; available after `setup`."""
         assert self._format is not None, "call setup first"
         return self._format
 
     @property
     def fill_rate(self) -> float:
-        """Share of training rows that are not filler."""
+        """Fraction of training rows that are not filler."""
         assert self.order is not None, "call setup('fit') first"
         filled = sum(s.packs.fill_rate * n for s, n in zip(self.sources, self.order.shares, strict=True))
         return filled / self.order.packs_per_round
 
     @property
     def utterances(self) -> int:
-        """Documents of training and validation together."""
+        """Number of documents of training and validation."""
         return sum(len(s.documents) for s in self.sources + self._validation)
 
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of row format, tokenizers, data and order, as far as there are any."""
+        """Fingerprints of row format, tokenizers, data and order, where they exist."""
         fingerprints = {}
         every = self.sources + self._validation
         if every:
@@ -295,18 +295,18 @@ class TokenDataModule(OrderedDataModule):
 
     @property
     def _held_out_sources(self) -> list[str]:
-        """Entries of `heldout` that have sentences; rows, in folders of documents, have none."""
+        """Entries of `heldout` that contain sentences; folders of token documents do not."""
         return [entry for entry in self.heldout if not (Path(entry) / META).is_file()]
 
     @property
     def _held_out_sounds(self) -> bool:
-        """Whether held-out items are made of codes."""
+        """Whether held-out items include speech."""
         if not (self.heldout_items or self.asr_item_count):
             return False
         return any(entry_kind(locate(entry, "validation")) == "speech" for entry in self._held_out_sources)
 
     def _named_tokenizer(self, what: str) -> NamedTokenizer:
-        """`speech_tokenizer`, compared with the one that made the documents."""
+        """The speech tokenizer, checked to be the one that made the documents."""
         assert self.speech_tokenizer is not None
         named = NamedTokenizer(self.speech_tokenizer, self.log_mel)
         made_by = self.fingerprints().get("speech_tokenizer", "none")
@@ -318,7 +318,7 @@ class TokenDataModule(OrderedDataModule):
         return named
 
     def cloze_items(self) -> list[Any]:
-        """Held-out items of both modalities; made once."""
+        """Held-out cloze items of both modalities; made once."""
         manifests = self._held_out_sources
         if not self.heldout_items or not manifests:
             return []
@@ -329,7 +329,7 @@ class TokenDataModule(OrderedDataModule):
             return make_cloze(*inputs, log_mel=self.log_mel)
 
     def asr_items(self) -> list[Any]:
-        """Held-out utterances for the model to transcribe; [] where none are asked for."""
+        """Held-out utterances for the model to transcribe; [] if none are requested."""
         manifests = self._held_out_sources
         if not self.asr_item_count or not manifests:
             return []
@@ -347,7 +347,7 @@ class TokenDataModule(OrderedDataModule):
             )
 
     def targets_of(self, batches: range) -> int:
-        """Number of targets in these micro-batches of the order; counted without loading them."""
+        """Number of targets in these micro-batches of the order, without loading them."""
         order = self.training_batches
         assert order is not None, "call setup('fit') first"
         keys = (key for n in batches for key in order.keys(n))
@@ -356,10 +356,10 @@ class TokenDataModule(OrderedDataModule):
     # --- speech with its text -------------------------------------------------------------------------------
 
     def codebook(self) -> Tensor:
-        """Vectors of the speech tokenizer's codes, float32 (codes, width).
+        """Codebook of the speech tokenizer, float32 (codes, width).
 
         Raises:
-            UserError: if it cannot be opened, or is not the one that made the documents.
+            UserError: if the tokenizer cannot be opened, or did not make the documents.
         """
         if self.speech_tokenizer is None:
             raise UserError(
@@ -370,7 +370,7 @@ class TokenDataModule(OrderedDataModule):
         return named.opened.encoder.codebook.weight.detach().float().cpu()
 
     def text_tokenizer(self) -> Any:
-        """The tokenizer of the text rows; opened on first use."""
+        """The text tokenizer, opened on first use."""
         if self._text_tokenizer is None:
             from lit_moss.llm.backbone import load_text_tokenizer
 
@@ -378,15 +378,15 @@ class TokenDataModule(OrderedDataModule):
         return self._text_tokenizer
 
     def spoken_ids(self) -> Tensor:
-        """Text ids that occur in the text of the training's speech, sorted, int64 (ids,)."""
+        """Text ids that occur in the text of the training speech, sorted, int64 (ids,)."""
         ids = [source.documents.spoken_ids() for source in self.sources]
         return torch.from_numpy(np.unique(np.concatenate([np.zeros(0, np.int64), *ids])))
 
     def aligned_codes(self) -> tuple[Tensor, Tensor]:
-        """Codes of the training, and the text id that each is aligned to: int64 (pairs,) both.
+        """Codes of the training data and the text id that each is aligned to, int64 (pairs,) each.
 
-        A piece of text (a word where their times are known) is spread evenly over its codes. Of each source
-        the first 5000 documents count.
+        A piece of text (a word if word times are known) is spread evenly over its codes. Of each source, the
+        first 5000 documents are used.
         """
         codes, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for source in self.sources:
@@ -413,7 +413,7 @@ class TokenDataModule(OrderedDataModule):
         return PackSet(self._validation, self.speech_text)
 
     def validation_batches(self) -> list[list[tuple[int, int]]]:
-        """All packs in their order; an empty batch is collated to one sequence of filler."""
+        """All packs in order; an empty batch is collated to one sequence of filler."""
         keys = [(s, p) for s, source in enumerate(self._validation) for p in range(len(source.packs))]
         size = self.validation_batch_size
         return [keys[i : i + size] for i in range(0, len(keys), size)]

@@ -1,11 +1,11 @@
 """Text normalisation for CTC and for scoring, with one of two character sets.
 
-`latin_chinese`, the default; the rules, in order:
+`latin_chinese`, the default. Its rules, in order:
 
-1. Unicode NFKC: full-width letters, ligatures and compatibility signs become plain ones.
+1. Unicode NFKC: full-width letters, ligatures and compatibility characters become plain ones.
 2. Lower case.
-3. Accents are dropped from Latin letters (é -> e, ø -> o, ß -> ss); typographic apostrophes become '; soft
-   hyphens go. The Chinese zero 〇 becomes 零, which is read alike, so that no vocabulary needs both.
+3. Accents are removed from Latin letters (é -> e, ø -> o, ß -> ss); typographic apostrophes become '; soft
+   hyphens are removed. The Chinese zero 〇 becomes 零, which is read alike: a vocabulary needs only one.
 4. Kept: a-z, digits, the apostrophe inside a word, and Chinese characters (CJK ideographs, without 々).
 5. Everything else - punctuation, symbols, other scripts - becomes a space; spaces are collapsed.
 6. Spaces next to a Chinese character are dropped: Chinese is written without them.
@@ -57,7 +57,7 @@ _LONE_APOSTROPHE_AUTO = re.compile(r"(?<!\w)'+|'+(?!\w)")
 
 
 def normalise(text: str, charset: Charset = DEFAULT_CHARSET) -> str:
-    """Normalised text by the rules above; may be empty."""
+    """Normalises text by the rules of the module docstring; the result may be empty."""
     if charset == "auto":
         return _keep_all_letters(text)
     text = _OTHER.sub(" ", _LONE_APOSTROPHE.sub(" ", _plain(text)))
@@ -65,8 +65,9 @@ def normalise(text: str, charset: Charset = DEFAULT_CHARSET) -> str:
 
 
 def _plain(text: str) -> str:
-    """Rules 1 to 3."""
-    # Apostrophe look-alikes first: NFKC would turn an acute accent into a space and a combining mark.
+    """Applies rules 1 to 3."""
+    # Characters similar to apostrophes first: NFKC would turn an acute accent into a space and a combining
+    # mark.
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower().translate(_LETTERS)
     return _ACCENTS.sub("", unicodedata.normalize("NFD", text))
 
@@ -81,8 +82,9 @@ def _keep_all_letters(text: str) -> str:
 
 
 def edit_distance(expected: Sequence[str], recognised: Sequence[str]) -> int:
-    """Substitutions, deletions and insertions that turn one list of words into the other (Levenshtein)."""
-    # Row by row; `diagonal` is the entry above and to the left.
+    """Levenshtein distance: substitutions, deletions and insertions that turn one list of words into the
+    other."""
+    # Computed row by row; `diagonal` is the entry above and to the left.
     row = list(range(len(recognised) + 1))
     for i, word in enumerate(expected, start=1):
         diagonal, row[0] = row[0], i
@@ -92,7 +94,7 @@ def edit_distance(expected: Sequence[str], recognised: Sequence[str]) -> int:
 
 
 def lost_letters(text: str, charset: Charset = DEFAULT_CHARSET) -> str:
-    """Letters and digits that `normalise` drops: those of other scripts than Latin and Chinese."""
+    """Letters and digits that `normalise` drops: those of scripts other than Latin and Chinese."""
     if charset == "auto" or text.isascii():
         return ""
     composed = unicodedata.normalize("NFC", _OTHER.sub(lambda match: match[0], _plain(text)))
@@ -102,16 +104,16 @@ def lost_letters(text: str, charset: Charset = DEFAULT_CHARSET) -> str:
 def report_losses(
     texts: Iterable[str], manifest: str | Path, charset: Charset = DEFAULT_CHARSET, max_share: float = 0.01
 ) -> str | None:
-    """One line about letters and accents that normalisation drops from transcripts, None if none.
+    """One line about letters and accents that normalisation drops from transcripts; None if there are none.
 
     Args:
         texts: Transcripts before normalisation.
-        manifest: Name of the manifest, for the line.
-        charset: See the module.
-        max_share: Share of dropped letters, 0 to 1, above which the manifest is refused.
+        manifest: Name of the manifest, for the message.
+        charset: Character set, see the module docstring.
+        max_share: Fraction of dropped letters, 0 to 1, above which the manifest is rejected.
 
     Raises:
-        UserError: above `max_share`.
+        UserError: if more than `max_share` of the letters are dropped.
     """
     lost: Counter[str] = Counter()
     kept = accents = 0

@@ -1,11 +1,11 @@
-"""Waves and their mels for the vocoder: manifests -> random crops for training, whole clips for validation.
+"""Waves and mels for the vocoder: manifests -> random crops for training, whole clips for validation.
 
-Which crops make batch n follows from the manifests, the seed and n (see `order`): an epoch holds an utterance
-as often as it has crops in its length, and where each crop begins is drawn from (seed, n, place in the
-batch). Unreadable files, workers and resume are those of `SpeechDataModule`.
+The crops of batch n depend only on the manifests, the seed and n (see `order`): an epoch contains an
+utterance as often as crops fit into it, and the start of each crop is drawn from (seed, n, position in the
+batch). Unreadable files, workers and resuming work as in `SpeechDataModule`.
 
-With a `decoder`, the mels are those that it makes of the recordings' codes, as a vocoder will get them: they
-lack detail that the recordings have, and the vocoder learns to put it back.
+With a `decoder`, mels are generated from the recordings' codes, as the vocoder will receive them: they lack
+details of the recordings, which the vocoder learns to restore.
 
 Shapes: B items, L samples at 24 kHz (= 480 T), M mel bands, T mel frames.
 """
@@ -36,7 +36,7 @@ from lit_moss.hub.decoder_mels import DecoderMels
 
 HOP = rates.DECODER_HOP_SAMPLES
 FRAMES_PER_SEC = rates.DECODER_RATE_HZ / HOP
-# Frames read on either side of a crop: its mel then has no reflected edges, which need 720 samples.
+# Frames read on either side of a crop, so that its mel has no reflection padding, which needs 720 samples.
 MARGIN = 2
 
 
@@ -44,22 +44,23 @@ class VocoderDataModule(SpeechDataModule):
     """Manifests -> `VocoderBatch`es.
 
     Args:
-        train: Manifests to learn from: paths, or `embedded:everyday-en`; transcripts are not needed.
+        train: Manifests to train on: paths, or `embedded:everyday-en`; transcripts are not needed.
         validation: Manifests to validate on, whole clips.
-        weights: How often an epoch holds each manifest of `train`; all once if empty.
-        crop_sec: Length of a training crop in seconds; shorter utterances are filled up with silence.
-        gain_db: Largest random change of a crop's level in dB, down and up; 0 leaves it.
+        weights: Number of times an epoch contains each manifest of `train`, e.g. [1.0, 0.5]; empty: once
+            each.
+        crop_sec: Length of a training crop in seconds; shorter utterances are padded with silence.
+        gain_db: Maximum random change of a crop's level in dB, down or up; 0: no change.
         batch_sec: Audio of a training batch in seconds.
         validation_batch_sec: Audio budget of a validation batch in seconds, padding included.
-        max_sec: Longest utterance in seconds; longer ones are left out, counted and named.
-        min_sec: Shortest utterance in seconds.
-        seed: Seed of order and crops.
-        workers: Loader processes per rank; 0 loads in the training process.
-        max_bad_share: Share of unreadable utterances above which a run stops.
-        decoder: Decoder whose mels are the input, see `open_codec`; None takes those of the recordings. They
-            are computed once, and kept in the cache and in memory, 8 kB for a second.
-        train_items: Utterances to learn from, drawn with the seed; None for all. With a decoder, mels are
-            computed of these alone.
+        max_sec: Maximum utterance length in seconds; longer utterances are left out, counted and named.
+        min_sec: Minimum utterance length in seconds.
+        seed: Seed of the order and the crops.
+        workers: Number of loader processes per rank; 0: load in the training process.
+        max_bad_share: Fraction of unreadable utterances above which the run stops.
+        decoder: Decoder whose mels are the input, see `open_codec`. None: mels of the recordings. The
+            decoder's mels are computed once and kept in the cache and in memory, at 8 kB per second.
+        train_items: Number of utterances to train on, drawn with the seed. None: all. A decoder's mels are
+            computed only for these.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class VocoderDataModule(SpeechDataModule):
         decoder: str | None = None,
         train_items: int | None = None,
     ) -> None:
-        # The base compares its budget with whole utterances; ours holds crops.
+        # The base class compares its budget with whole utterances; here batches contain crops.
         super().__init__(
             train, validation, weights, max_sec, validation_batch_sec, max_sec, min_sec, seed,
             workers=workers, freq_masks=0, max_bad_share=max_bad_share,
@@ -136,7 +137,7 @@ class VocoderDataModule(SpeechDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.training_batches is None:
-            return  # validation alone may be on other mels
+            return  # validation alone may use other mels
         saved, now = state_dict["fingerprints"].get("decoder"), self.fingerprints().get("decoder")
         if saved != now:
             raise UserError(
@@ -148,12 +149,12 @@ class VocoderDataModule(SpeechDataModule):
 
 @dataclass(frozen=True)
 class Crops:
-    """Random crops, drawn from (seed, batch number, place in the batch).
+    """Random crops, drawn from (seed, batch number, position in the batch).
 
     Args:
-        seed: Seed.
-        frames: Mel frames of a crop.
-        gain_db: Largest change of level in dB.
+        seed: Seed of the draws.
+        frames: Number of mel frames of a crop.
+        gain_db: Maximum change of level in dB.
     """
 
     seed: int
@@ -161,20 +162,20 @@ class Crops:
     gain_db: float
 
     def draw(self, key: SampleKey, frames: int) -> tuple[int, float]:
-        """First frame of a crop of an utterance of `frames` frames, and the factor on its samples."""
+        """First frame of a crop of an utterance with `frames` frames, and the factor on its samples."""
         rng = np.random.default_rng([self.seed, key[1], key[2]])
         first = int(rng.integers(max(0, frames - self.frames) + 1))
         return first, float(10.0 ** (rng.uniform(-self.gain_db, self.gain_db) / 20))
 
 
 class _CropSet(SpeechSet):
-    """Utterances by sample key: samples at 24 kHz and their mel, or why there are none.
+    """Utterances by sample key: samples at 24 kHz and their mel, or the reason why the file cannot be read.
 
     Args:
-        utterances: As the manifest has them.
-        crops: Draws crops; None for whole clips.
-        decoded: The decoder's mel of each, (80, T) in float16, None for one that cannot be read; None without
-            a decoder.
+        utterances: Utterances of the manifests.
+        crops: Draws the crops; None: whole clips.
+        decoded: The decoder's mel of each utterance, float16 (80, T), or None if the file cannot be read.
+            None: no decoder.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class _CropSet(SpeechSet):
         mel_MT = None if self._decoded is None else self._decoded[key[0]]
         try:
             if self._decoded is not None and mel_MT is None:
-                # Reading it again says why; one that is whole by now has no mel yet.
+                # Reading it again gives the reason; a file that is readable by now still has no mel.
                 io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec)
                 return u, f"{u.audio}: could not be read when the decoder's mels were computed"
             if self._crops is None:
@@ -214,7 +215,7 @@ def _whole(wave_T: Tensor, decoded_MT: np.ndarray | None) -> tuple[Tensor, Tenso
 
 
 def _part(decoded_MT: np.ndarray, first: int, frames: int, factor: float = 1.0) -> Tensor:
-    """Frames of a decoder's mel in float32, `factor` times as loud; silence after its end."""
+    """Frames of a decoder's mel in float32, with the level scaled by `factor`; silence after its end."""
     part_MT = torch.from_numpy(decoded_MT[:, first : first + frames].astype(np.float32)) + math.log(factor)
     return nnf.pad(part_MT.clamp(min=SILENCE), (0, frames - part_MT.shape[-1]), value=SILENCE)
 
@@ -222,13 +223,13 @@ def _part(decoded_MT: np.ndarray, first: int, frames: int, factor: float = 1.0) 
 def _crop(
     utterance: Utterance, key: SampleKey, crops: Crops, decoded_MT: np.ndarray | None
 ) -> tuple[Tensor, Tensor]:
-    """A crop's samples and mel, as long as all are; reads only that part of the file."""
+    """Samples and mel of a crop, all of the same length; reads only that part of the file."""
     frames = int((utterance.duration_sec or 0.0) * FRAMES_PER_SEC)
-    # A last part of less than a code has no mel of the decoder.
+    # A final part shorter than one code has no decoder mel.
     first, gain = crops.draw(key, frames if decoded_MT is None else min(frames, decoded_MT.shape[-1]))
     begin, end = max(0, first - MARGIN), first + crops.frames + MARGIN
     begin_sec = begin / FRAMES_PER_SEC
-    # A part beyond the end would count as damage.
+    # Reading beyond the end would count as damage.
     seconds = min((end - begin) / FRAMES_PER_SEC, (utterance.duration_sec or 0.0) - begin_sec)
     offset_sec = utterance.offset_sec + begin_sec
     wave_T = io.read(utterance.audio, rates.DECODER_RATE_HZ, offset_sec, seconds) * gain
@@ -242,7 +243,7 @@ def _crop(
 
 
 def collate(items: list[Any]) -> VocoderBatch:
-    """Items of a loader -> one batch."""
+    """Collates items of a loader into a batch."""
     good = [item for item in items if len(item) == 3]
     wave_BL, mel_BTM = torch.zeros(0, 0), torch.zeros(0, 0, rates.DECODER_MEL_BINS)
     if good:

@@ -1,7 +1,7 @@
-"""Random changes of a wave that a tokenizer should not hear: level, noise, DC offset, room.
+"""Random changes of a wave that a tokenizer should be invariant to: level, noise, DC offset, room acoustics.
 
-Each is drawn from a generator of its own, seeded by (seed, batch number, place in the batch): turning one on
-leaves the draws of the others as they were, and a sample does not depend on who makes it.
+Each change has its own generator, seeded by (seed, batch number, position in the batch): enabling one does
+not alter the draws of the others, and a sample does not depend on which process makes it.
 
 Shapes: T samples at 16 kHz.
 """
@@ -23,23 +23,23 @@ Colour = Literal["white", "pink"]
 
 @dataclass(frozen=True)
 class WaveChanges:
-    """Which changes are made, how often and how strongly. By default none.
+    """Which changes are made, how often, and how strong they are. Default: none.
 
-    A changed wave whose peak would exceed full scale is scaled down to it: nothing is clipped.
+    A changed wave whose peak exceeds full scale is scaled down instead of being clipped.
 
     Args:
-        reverb_share: Share of items in a room, 0 to 1.
-        reverb_rt60_sec: Shortest and longest time in which the room's sound decays by 60 dB, in seconds.
-        reverb_direct_db: Least and greatest level of the direct sound over the room's, in dB.
+        reverb_share: Fraction of items with room reverberation, 0 to 1.
+        reverb_rt60_sec: Minimum and maximum time in which the reverberation decays by 60 dB, in seconds.
+        reverb_direct_db: Minimum and maximum level of the direct sound relative to the reverberation, in dB.
         rooms: Manifests of impulse responses to use instead of decaying noise.
-        noise_share: Share of items with noise, 0 to 1.
-        noise_snr_db: Least and greatest ratio of speech to noise, in dB.
-        noise_colours: Kinds of noise to choose from: white, pink.
-        noises: Manifests of recordings to take noise from instead; a short one is repeated.
-        gain_share: Share of items with another level, 0 to 1.
-        gain_db: Least and greatest change of the level, in dB.
-        offset_share: Share of items with a DC offset, 0 to 1.
-        offset: Largest offset, of either sign, as a share of full scale.
+        noise_share: Fraction of items with noise, 0 to 1.
+        noise_snr_db: Minimum and maximum signal-to-noise ratio, in dB.
+        noise_colours: Kinds of noise to draw from: white, pink.
+        noises: Manifests of noise recordings to use instead; short recordings are repeated.
+        gain_share: Fraction of items with a changed level, 0 to 1.
+        gain_db: Minimum and maximum change of the level, in dB.
+        offset_share: Fraction of items with a DC offset, 0 to 1.
+        offset: Maximum DC offset, of either sign, as a fraction of full scale.
     """
 
     reverb_share: float = 0.0
@@ -81,18 +81,18 @@ class WaveChanges:
 
     @property
     def on(self) -> bool:
-        """Whether anything is changed at all."""
+        """Whether any change is enabled."""
         return any(getattr(self, f.name) for f in fields(self) if f.name.endswith("_share"))
 
 
 class ChangedWaves:
-    """Changes waves as the options say.
+    """Changes waves according to the options.
 
     Args:
         changes: The options.
-        seed: Of all draws.
-        noises: Recordings of `changes.noises`, with their durations.
-        rooms: Impulse responses of `changes.rooms`.
+        seed: Seed of all draws.
+        noises: Recordings listed in `changes.noises`, with their durations.
+        rooms: Impulse responses listed in `changes.rooms`.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class ChangedWaves:
         self._changes, self._seed, self._noises, self._rooms = changes, seed, noises, rooms
 
     def __call__(self, wave_T: Tensor, n: int, place: int) -> Tensor:
-        """The changed wave (T,) of the item at `place` of batch `n`; the very same one if nothing is drawn.
+        """The changed wave (T,) of item `place` of batch `n`; the same object if nothing is drawn.
 
         Raises:
-            UnreadableAudio: if a noise or an impulse response cannot be read.
+            UnreadableAudio: if a noise recording or an impulse response cannot be read.
         """
         if not len(wave_T):
             return wave_T
@@ -151,7 +151,7 @@ class ChangedWaves:
 
 
 def recordings_of(manifests: Sequence[str], option: str) -> list[Utterance]:
-    """Recordings of the manifests, with their durations.
+    """The recordings of the manifests, with their durations.
 
     Raises:
         UserError: if a manifest or the header of a recording cannot be read.
@@ -168,7 +168,7 @@ def recordings_of(manifests: Sequence[str], option: str) -> list[Utterance]:
 
 
 def _part_of(recording: Utterance, samples: int, rng: np.random.Generator) -> Tensor:
-    """A random part of a recording, (samples,); a shorter one is repeated."""
+    """A random part of a recording, (samples,); shorter recordings are repeated."""
     wanted_sec, held_sec = samples / rates.TOKENIZER_RATE_HZ, recording.duration_sec or 0.0
     start_sec = rng.uniform(0.0, max(0.0, held_sec - wanted_sec))
     noise_T = io.read(
@@ -181,7 +181,8 @@ def _part_of(recording: Utterance, samples: int, rng: np.random.Generator) -> Te
 
 
 def with_noise(wave_T: Tensor, noise_T: Tensor, snr_db: float) -> Tensor:
-    """wave + g noise with 10 log10(mean wave^2 / mean (g noise)^2) = snr_db; silence stays as it is."""
+    """wave + g noise with 10 log10(mean wave^2 / mean (g noise)^2) = snr_db; silence is returned
+    unchanged."""
     speech, noise = float(wave_T.square().mean()), float(noise_T.square().mean())
     if not speech or not noise:
         return wave_T
@@ -189,7 +190,7 @@ def with_noise(wave_T: Tensor, noise_T: Tensor, snr_db: float) -> Tensor:
 
 
 def coloured_noise(rng: np.random.Generator, samples: int, colour: Colour) -> Tensor:
-    """Gaussian noise (samples,): white has equal power at every frequency, pink 3 dB less per octave."""
+    """Gaussian noise (samples,): white has equal power at all frequencies, pink falls by 3 dB per octave."""
     noise = rng.standard_normal(samples)
     if colour == "pink":
         spectrum = np.fft.rfft(noise)
@@ -200,12 +201,12 @@ def coloured_noise(rng: np.random.Generator, samples: int, colour: Colour) -> Te
 
 
 def room_response(rng: np.random.Generator, rt60_sec: float, direct_db: float) -> Tensor:
-    """Impulse response of a made-up room: 1, then noise that decays as 10^(-3 t / rt60), 60 dB in rt60.
+    """Impulse response of a synthetic room: 1, then noise that decays as 10^(-3 t / rt60), 60 dB in rt60.
 
     Args:
-        rng: Random numbers.
-        rt60_sec: Time of the decay, in seconds; also the response's length.
-        direct_db: Energy of the first sample over that of the rest, in dB.
+        rng: Random number generator.
+        rt60_sec: Decay time by 60 dB, in seconds; also the length of the response.
+        direct_db: Energy of the first sample relative to that of the rest, in dB.
     """
     t_sec = np.arange(1, max(2, round(rt60_sec * rates.TOKENIZER_RATE_HZ))) / rates.TOKENIZER_RATE_HZ
     tail = rng.standard_normal(len(t_sec)) * 10 ** (-3 * t_sec / rt60_sec)
@@ -214,14 +215,14 @@ def room_response(rng: np.random.Generator, rt60_sec: float, direct_db: float) -
 
 
 def from_direct_sound(response_T: Tensor) -> Tensor:
-    """A measured response from its largest sample on, which becomes 1: the wave is not delayed."""
+    """A measured response starting at its largest sample, which is scaled to 1: the wave is not delayed."""
     first = int(response_T.abs().argmax()) if len(response_T) else 0
     response_T = response_T[first:]
     return response_T / response_T[0] if len(response_T) and response_T[0] else torch.ones(1)
 
 
 def reverberated(wave_T: Tensor, response_T: Tensor) -> Tensor:
-    """Convolution with an impulse response, cut to (T,), at the level that the wave had."""
+    """Convolves the wave with an impulse response, cut to (T,), and restores the level of the wave."""
     size = len(wave_T) + len(response_T) - 1
     spectrum = torch.fft.rfft(wave_T, size) * torch.fft.rfft(response_T, size)
     wet_T = torch.fft.irfft(spectrum, size)[: len(wave_T)]
@@ -230,7 +231,7 @@ def reverberated(wave_T: Tensor, response_T: Tensor) -> Tensor:
 
 
 def within_full_scale(wave_T: Tensor) -> Tensor:
-    """The wave, scaled down where its peak exceeds 1."""
+    """Scales the wave down if its peak exceeds 1."""
     peak = float(wave_T.abs().max()) if len(wave_T) else 0.0
     return wave_T / peak if peak > 1.0 else wave_T
 

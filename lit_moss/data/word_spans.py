@@ -1,10 +1,10 @@
-"""Text and speech by turns within an utterance, a few words at a time.
+"""Alternates text and speech within an utterance, a few words at a time.
 
     words     the   cat   sat   on   a   warm   mat
     spans     text──────  speech───────  text   speech        1 to 3 words each
 
-Documents hold whole chunks of 3 to 6 s otherwise (`interleave.chunk_words`): short spans tell the model more
-often which codes belong to which words (after Spirit-LM, arXiv:2402.05755).
+Otherwise documents alternate between chunks of 3 to 6 s (`interleave.chunk_words`). Short spans show the
+model more often which codes belong to which words (after Spirit-LM, arXiv:2402.05755).
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from lit_moss.errors import UserError
 
 @dataclass(frozen=True)
 class WordSpans:
-    """Text and speech by turns within an utterance, at borders of words.
+    """Options for alternating text and speech within an utterance, at word boundaries.
 
     Args:
-        min_words: Fewest words of a span.
-        max_words: Most words of a span.
+        min_words: Minimum number of words of a span.
+        max_words: Maximum number of words of a span.
     """
 
     min_words: int = 1
@@ -37,20 +37,20 @@ class WordSpans:
             )
 
     def record(self) -> dict[str, int]:
-        """Plain values."""
+        """The options as plain values."""
         return asdict(self)
 
 
 def spans_by_turns(
     words: Sequence[Word], codes: int, rng: np.random.Generator, spans: WordSpans
 ) -> list[tuple[Span, str]]:
-    """Spans of a random number of words, as text and as speech by turns; the first modality is random.
+    """Spans of a random number of words, alternating between text and speech; the first modality is random.
 
     A span whose words lie within one code (80 ms) is extended until it has a code of its own, so that no word
-    is lost as speech; what is left at the end without one belongs to the span before it.
+    is lost as speech; trailing words without a code are merged into the previous span.
 
     Raises:
-        ValueError: if the times are not in order.
+        ValueError: if the word times are not in order.
     """
     boundary = word_boundaries(words, codes)
     cuts = [0]

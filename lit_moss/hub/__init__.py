@@ -1,9 +1,9 @@
-"""Opens tokenizers, codecs and language models by name, and keeps the codes of recordings.
+"""Opens tokenizers, codecs, vocoders and language models by name, and caches the codes of recordings.
 
     from lit_moss.hub import open_codec, open_lm, open_tokenizer, open_vocoder
 
 A name is a run (`runs/NAME`), a checkpoint, a folder in the released layout, a hub id, or `embedded:NAME`.
-Heavy libraries are imported when something is opened.
+Heavy libraries are imported only when something is opened.
 """
 
 from lit_moss import assets

@@ -1,7 +1,7 @@
-"""Recordings -> JSON lines of codes, batch by batch.
+"""Encodes recordings to JSON lines of codes, in batches.
 
-Memory is bounded by one batch and the longest recording. A line is {"audio_filepath": …, "codes": […],
-"duration": seconds, "speech_tokenizer": fingerprint}, with "offset" in seconds for a part of a file.
+Memory is limited to one batch and the longest recording. A line is {"audio_filepath": …, "codes": […],
+"duration": seconds, "speech_tokenizer": fingerprint}, with an "offset" in seconds for a part of a file.
 """
 
 import json
@@ -27,9 +27,9 @@ class EncodedAudio:
 
     Args:
         utterance: The recording.
-        codes: Its codes; None where it cannot be read.
-        seconds: Its length.
-        reason: Why it cannot be read: `path: reason`; empty where it can.
+        codes: Codes of the recording; None if it is unreadable.
+        seconds: Length of the recording in seconds.
+        reason: Why it is unreadable, as `path: reason`; otherwise "".
     """
 
     utterance: Utterance
@@ -40,13 +40,13 @@ class EncodedAudio:
 
 @dataclass
 class EncodingSummary:
-    """What `write_codes` has written.
+    """Summary of a call of `write_codes`.
 
     Args:
-        files: Recordings.
-        codes: Codes of all of them.
-        seconds: Audio of all of them.
-        reasons: Why recordings were left out, one line each.
+        files: Number of recordings.
+        codes: Number of codes of all recordings.
+        seconds: Length of all recordings in seconds.
+        reasons: Why recordings were skipped, one line each.
     """
 
     files: int = 0
@@ -58,12 +58,12 @@ class EncodingSummary:
 def encode_audio(
     utterances: Iterable[Utterance], tokenizer: "SpeechTokenizer", batch_sec: float = 240.0
 ) -> Iterator[EncodedAudio]:
-    """Codes of recordings in their order; those that cannot be read come before the batch they would be in.
+    """Yields the codes of recordings, in order; unreadable recordings come before the batch they would be in.
 
     Args:
         utterances: The recordings.
         tokenizer: Computes the codes, on its own device.
-        batch_sec: Audio that is read before it is computed. Codes do not depend on it.
+        batch_sec: Audio to read before it is computed, in seconds. The codes do not depend on it.
     """
     from lit_moss.audio import io, rates
 
@@ -103,10 +103,10 @@ def _encoded(
 def write_codes(
     path: Path, utterances: Sequence[Utterance], tokenizer: "SpeechTokenizer", batch_sec: float = 240.0
 ) -> EncodingSummary:
-    """Encodes recordings and writes their lines to `path`, which appears when all of them are done.
+    """Encodes recordings and writes their lines to `path`, which appears when all are done.
 
     Raises:
-        UserError: if it cannot be written; that its folder cannot be made is found before the first one.
+        UserError: if the file cannot be written; a folder that cannot be created is reported at the start.
     """
     import time
 
@@ -136,7 +136,7 @@ def write_codes(
 
 
 def code_line(encoded: EncodedAudio, speech_tokenizer: str) -> dict[str, Any]:
-    """The JSON line of a recording that could be read.
+    """The JSON line of a readable recording.
 
     Args:
         encoded: The recording and its codes.

@@ -1,4 +1,4 @@
-"""Codes of recordings by a named speech tokenizer, kept in the cache (see `recordings`)."""
+"""Codes of recordings by a named speech tokenizer, stored in the cache (see `recordings`)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ class EncodedUtterances:
     """Codes of a list of utterances.
 
     Args:
-        codes: Codes of each utterance, [] for one that cannot be read.
-        reasons: Why, for each of those: `path: reason`.
+        codes: Codes of each utterance, [] for an unreadable one.
+        reasons: Why utterances are unreadable, as `path: reason` each.
     """
 
     codes: list[list[int]]
@@ -27,19 +27,19 @@ class EncodedUtterances:
 
     @property
     def unread(self) -> list[int]:
-        """Places of those that cannot be read; readable speech of any length has at least one code."""
+        """Indices of the unreadable utterances; readable speech of any length has at least one code."""
         return [i for i, codes in enumerate(self.codes) if not codes]
 
 
 def code_cache(
     tokenizer: NamedTokenizer, device: str = "auto", keep_on_device: bool = False
 ) -> RecordingCache:
-    """The cache of a tokenizer's codes; the tokenizer is opened where some are missing.
+    """The cache of a tokenizer's codes; the tokenizer is opened only if some are missing.
 
     Args:
         tokenizer: The tokenizer.
-        device: `auto` for the GPU where there is one.
-        keep_on_device: Leave the tokenizer there, for many small lists in turn.
+        device: Device to compute on; `auto`: the GPU if there is one.
+        keep_on_device: Leave the tokenizer on the device, for many small lists in a row.
     """
 
     @contextmanager
@@ -57,21 +57,21 @@ def code_cache(
 def encode_utterances(
     utterances: Sequence[Utterance], tokenizer: NamedTokenizer, max_bad_share: float = 0.01
 ) -> EncodedUtterances:
-    """Codes of every utterance, from the cache or computed now.
+    """Codes of every utterance, from the cache or newly computed.
 
     Args:
         utterances: Parts of recordings.
         tokenizer: The tokenizer.
-        max_bad_share: Share that may be unreadable; a single one always may.
+        max_bad_share: Maximum fraction of unreadable utterances; a single one is always allowed.
 
     Raises:
-        UserError: if more of them cannot be read.
+        UserError: if more utterances are unreadable.
     """
     entries = code_cache(tokenizer).entries(utterances)
     codes = [[] if entry.values is None else entry.values.tolist() for entry in entries]
     reasons = [entry.reason for entry in entries if entry.reason]
     encoded = EncodedUtterances(codes, reasons)
-    # Counted by place: files of several folders may share a name.
+    # Counted by index: files of different folders may share a name.
     unread, total = len(encoded.unread), len(codes)
     if unread > max(1, max_bad_share * total):
         raise UserError(

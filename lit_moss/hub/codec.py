@@ -1,4 +1,4 @@
-"""Codecs by name: a decoder's run or checkpoint, a folder, a hub id."""
+"""Opens codecs by name: the run or checkpoint of a decoder, a folder, a hub id."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 
 def open_codec(name: str, log_mel: str | None = None, vocoder: str | None = None) -> "Codec":
-    """Codec of a run of `conf/flow_decoder.yaml`, a .ckpt file, or a folder in the released layout.
+    """Opens the codec of a run of `conf/flow_decoder.yaml`, a .ckpt file, or a folder in the released layout.
 
     A checkpoint names the speech tokenizer and the speaker encoder that it was trained with; they are opened
-    too, and must still be the same.
+    as well, and must not have changed.
 
     Args:
         name: A run's folder or RUN_ROOT/NAME (the best checkpoint of the newest run), a checkpoint, a folder,
             or a hub id.
-        log_mel: Features of its tokenizer; None takes those of the training, or what a folder states, see
+        log_mel: Features of its tokenizer. None: those of the training, or as stated in the folder, see
             `SpeechTokenizer.from_pretrained`.
-        vocoder: See `open_vocoder`; None takes that of the folder, and Griffin-Lim with a run.
+        vocoder: Name of a vocoder, see `open_vocoder`. None: that of the folder; Griffin-Lim for a run.
 
     Raises:
-        UserError: if there is no decoder or vocoder, or its tokenizer has changed.
+        UserError: if there is no decoder or vocoder, or the tokenizer has changed.
     """
     from lit_moss.codec import Codec
     from lit_moss.runs.checkpoints import checkpoint_of
@@ -36,15 +36,15 @@ def open_codec(name: str, log_mel: str | None = None, vocoder: str | None = None
 
 
 def codec_of_checkpoint(path: Path, log_mel: str | None = None, vocoder: str | None = None) -> "Codec":
-    """Codec of a Lightning checkpoint of `FlowDecoder`: its averaged weights, read as data only.
+    """Opens the codec of a `FlowDecoder` checkpoint, with its averaged weights; reads data only.
 
     Args:
         path: The checkpoint.
-        log_mel: See `open_codec`.
-        vocoder: See `open_codec`.
+        log_mel: Features of its tokenizer, see `open_codec`.
+        vocoder: Name of a vocoder, see `open_codec`.
 
     Raises:
-        UserError: if it is another model's, or its tokenizer has changed.
+        UserError: if the checkpoint belongs to another model, or the tokenizer has changed.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""JSON lines of codes -> sound files, in padded batches or as streams that write while they decode.
+"""Decodes JSON lines of codes to sound files, in padded batches or as streams that write while decoding.
 
-Each line is {"codes": […], "id": …} or has an `audio_filepath`, whose name without ending is used.
+Each line is {"codes": […], "id": …}, or has an `audio_filepath`, whose name without extension is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,10 @@ class CodeLine:
     """Codes of one utterance.
 
     Args:
-        name: Name of its sound file, without ending.
+        name: Name of the sound file, without extension.
         codes: The codes.
-        speech_tokenizer: Fingerprint of their speech tokenizer, "" if unknown.
-        where: File and line it was read from, "" if none.
+        speech_tokenizer: Fingerprint of the speech tokenizer that made the codes, "" if unknown.
+        where: File and line that it was read from, "" if none.
     """
 
     name: str
@@ -36,16 +36,16 @@ class CodeLine:
 
 
 def read_code_lines(path: Path) -> list[CodeLine]:
-    """Utterances of a JSON lines file; `-` is standard input.
+    """Reads the utterances of a JSON lines file; `-` is standard input.
 
     Raises:
-        UserError: with the number of the line, for one that is no utterance.
+        UserError: if a line is not an utterance; the message names the line.
     """
     lines: list[CodeLine] = []
     names: set[str] = set()
     for record in json_lines(path, '{"codes": [whole numbers], "id": "name"}'):
         codes, name = record.whole_numbers("codes"), _name_of(record)
-        for key in ("offset", "duration"):  # as `tokenize` writes them
+        for key in ("offset", "duration"):  # as written by `tokenize`
             record.seconds(key)
         speech_tokenizer = record.text("speech_tokenizer") or ""
         lines.append(CodeLine(unique_name(name, names), codes, speech_tokenizer, record.where))
@@ -55,16 +55,18 @@ def read_code_lines(path: Path) -> list[CodeLine]:
 
 
 def _name_of(record: Record) -> str:
-    """The id without what a file's name cannot hold, else the sound file's name, else the line's number."""
+    """The id without characters invalid in file names, otherwise the sound file's name, otherwise the line
+    number."""
     path = record.path("audio_filepath")
     return file_name(record.name("id") or (Path(path).stem if path else "")) or f"{record.number:05d}"
 
 
 def check_codes(lines: Sequence[CodeLine], codec: "Codec") -> None:
-    """Refuses codes that a codec cannot decode.
+    """Rejects codes that a codec cannot decode.
 
     Raises:
-        UserError: naming the line whose codes are another tokenizer's, or beyond the codec's vocabulary.
+        UserError: if codes are from another tokenizer or outside the codec's vocabulary; the message names
+            the line.
     """
     from lit_moss.codec.encoder import fingerprint
 
@@ -85,12 +87,12 @@ def check_codes(lines: Sequence[CodeLine], codec: "Codec") -> None:
 
 
 def voice_prompt(codec: "Codec", file: str | Path | None, option: str = "--voice-prompt") -> "Prompt":
-    """The voice of a sound file; without one, the mean voice of the training.
+    """The voice prompt of a sound file; without a file, the mean voice of the training data.
 
     Args:
-        codec: Speaks with it.
-        file: Sound file.
-        option: Named in errors.
+        codec: Codec that will use the voice.
+        file: Sound file, or None.
+        option: Name of the option, for error messages.
 
     Raises:
         UserError: if the file cannot be read.
@@ -109,13 +111,15 @@ def voice_prompt(codec: "Codec", file: str | Path | None, option: str = "--voice
 def decode_batches(
     codec: "Codec", lines: Sequence[CodeLine], prompt: "Prompt | None", max_codes: int
 ) -> Iterator[tuple[list[CodeLine], list["Tensor"]]]:
-    """Groups of similar length with their waves at 24 kHz; a wave does not depend on the rest of its group.
+    """Yields groups of similar length with their waves at 24 kHz; a wave does not depend on the rest of its
+    group.
 
     Args:
-        codec: Decodes them.
+        codec: Decodes the codes.
         lines: Utterances, in any order.
-        prompt: Voice of all of them.
-        max_codes: Codes of a group at most, prompt and padding included; one utterance may have more.
+        prompt: Voice prompt for all utterances.
+        max_codes: Maximum number of codes per group, including prompt and padding; a single utterance may
+            have more.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -152,7 +156,7 @@ def _groups(lines: Sequence[CodeLine], prompt_codes: int, max_codes: int) -> lis
 def write_batches(
     codec: "Codec", lines: Sequence[CodeLine], prompt: "Prompt | None", folder: Path, max_codes: int
 ) -> None:
-    """Writes FOLDER/NAME.wav of every utterance, by `decode_batches`."""
+    """Writes FOLDER/NAME.wav for every utterance, using `decode_batches`."""
     from tqdm import tqdm
 
     from lit_moss.audio import io, rates
@@ -168,10 +172,10 @@ def write_batches(
 
 
 def write_streams(codec: "Codec", lines: Sequence[CodeLine], prompt: "Prompt | None", folder: Path) -> float:
-    """Writes FOLDER/NAME.wav of every utterance, each chunk as soon as it is decoded.
+    """Writes FOLDER/NAME.wav for every utterance, each chunk as soon as it is decoded.
 
     Returns:
-        Mean computing time from an utterance's first code to its first sound, in seconds.
+        Mean computing time from an utterance's first code to its first audio, in seconds.
     """
     import soundfile
     import torch

@@ -1,4 +1,4 @@
-"""Mels that a trained decoder makes of the codes of recordings, kept in the cache (see `recordings`).
+"""Mels that a trained decoder generates from the codes of recordings, stored in the cache (see `recordings`).
 
 Shapes: M mel bands, N codes, T mel frames (= 4 N).
 """
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 class DecoderMels:
-    """A codec whose mels are wanted: recording -> codes -> mel.
+    """Computes decoder mels: recording -> codes -> mel.
 
-    The mels are those of a stream (`Codec.stream`), in the voice of the recording where the decoder was
-    trained with a speaker encoder. A second of them takes 8 kB in the cache.
+    The mels are those of a stream (`Codec.stream`), in the voice of the recording if the decoder was trained
+    with a speaker encoder. One second takes 8 kB in the cache.
 
     Args:
-        decoder: See `open_codec`.
+        decoder: Name of the decoder, see `open_codec`.
     """
 
     def __init__(self, decoder: str) -> None:
@@ -57,7 +57,8 @@ class DecoderMels:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of all that decides the mels: tokenizer, speaker encoder, decoder and its sampler."""
+        """16 hex digits of everything that determines the mels: tokenizer, speaker encoder, decoder and its
+        sampler."""
         from lit_moss.codec.encoder import fingerprint
         from lit_moss.codec.speaker import speaker_fingerprint
         from lit_moss.llm.stages import sha256_of_tensors
@@ -74,7 +75,7 @@ class DecoderMels:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def cached(self, utterances: Sequence[Utterance]) -> list[np.ndarray | None]:
-        """Natural-log mel (M, T) of each, float16, from the cache or into it; None: it cannot be read."""
+        """Natural-log mel of each utterance, float16 (M, T), cached; None for an unreadable one."""
 
         @contextmanager
         def decoding() -> Iterator[Compute]:
@@ -89,7 +90,7 @@ class DecoderMels:
 
     @torch.no_grad()
     def mel(self, wave_T: Tensor) -> Tensor:
-        """Samples (T,) at 16 kHz -> mel (M, T) on the CPU."""
+        """Mel (M, T) of samples (T,) at 16 kHz, on the CPU."""
         from lit_moss.codec.flow_network import Prompt
         from lit_moss.codec.flow_stream import HISTORY_CHUNKS
 

@@ -1,8 +1,8 @@
-"""A speech tokenizer without training, so that a language model can be tried before one has been trained.
+"""A speech tokenizer without training, to try a language model before a tokenizer has been trained.
 
-`embedded:whisper-tiny-kmeans`: Whisper-tiny's encoder run causally, and a codebook of 1024 k-means centres of
-its pooled frames over the embedded corpus; made on first use in some 20 to 30 s. `prepare kmeans-tokenizer`
-makes one from your own speech, `fit -c conf/codec_encoder.yaml` trains a better one.
+`embedded:whisper-tiny-kmeans` is Whisper-tiny's encoder, run causally, with a codebook of 1024 k-means
+centres of its pooled frames over the embedded corpus; it is made on first use in 20 to 30 s. `prepare
+kmeans-tokenizer` makes one from your own speech; `fit -c conf/codec_encoder.yaml` trains a better one.
 """
 
 import hashlib
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 KMEANS = "embedded:whisper-tiny-kmeans"
 CODES = 1024
 _ENCODER = "embedded:whisper-tiny"
-_VERSION = 2  # of the computation; another one makes another folder
+_VERSION = 2  # of the computation; a change makes a new folder
 _SEED = 1
 _BATCH = 16
 _LONGEST_SEC = 30.0
 
 
 def kmeans_tokenizer() -> Path:
-    """Folder of `embedded:whisper-tiny-kmeans` in the released layout; made once, always the same."""
+    """Folder of `embedded:whisper-tiny-kmeans` in the released layout; made once, always with the same
+    content."""
     from lit_moss.corpora.everyday import everyday_corpus
 
     corpus = everyday_corpus()
@@ -48,15 +49,15 @@ def kmeans_tokenizer() -> Path:
 def make_kmeans_tokenizer(manifest: Path, size: int = CODES, layers: int | None = None) -> "SpeechTokenizer":
     """Whisper-tiny's encoder with a codebook of `size` k-means centres of a manifest's speech.
 
-    The caller's random numbers do not change.
+    The caller's random state does not change.
 
     Args:
         manifest: Speech manifest.
-        size: Codebook entries.
-        layers: Encoder layers to keep, from the first; None keeps all.
+        size: Number of codebook entries.
+        layers: Number of encoder layers to keep, from the first. None: all.
 
     Raises:
-        UserError: if the manifest has fewer frames (80 ms) than codes, or the encoder fewer layers.
+        UserError: if the manifest has fewer frames (80 ms) than codes, or the encoder has fewer layers.
     """
     import torch
 
@@ -81,7 +82,7 @@ def make_kmeans_tokenizer(manifest: Path, size: int = CODES, layers: int | None 
 
 
 def _encoder(size: int, layers: int | None) -> "CausalEncoder":
-    """Whisper-tiny's lowest `layers` layers, with an untrained codebook of `size` entries."""
+    """The lowest `layers` layers of Whisper-tiny, with an untrained codebook of `size` entries."""
     from lit_moss.codec.pretrained import load_encoder
 
     encoder, _ = load_encoder(_ENCODER)
@@ -94,19 +95,19 @@ def _encoder(size: int, layers: int | None) -> "CausalEncoder":
 
 
 def _pooled_frames(tokenizer: "SpeechTokenizer", utterances: Sequence["Utterance"]) -> Iterator["Tensor"]:
-    """Pooled frames (N, D) of each utterance that can be read; those of one batch at a time."""
+    """Pooled frames (N, D) of each readable utterance; those of one batch at a time."""
     from tqdm import tqdm
 
     from lit_moss.audio import io, rates
     from lit_moss.audio.waves import pad_to_codes
 
-    # Sorted by length, so that batches hold little padding.
+    # Sorted by length, so that batches contain little padding.
     ordered = sorted(utterances, key=lambda u: u.duration_sec or 0.0)
     for start in tqdm(range(0, len(ordered), _BATCH), desc="codebook by k-means", unit="batch", disable=None):
         waves = []
         for u in ordered[start : start + _BATCH]:
             try:
-                # The network takes 30 s at once; the beginning of a longer utterance is enough.
+                # The network takes 30 s at once; the beginning of a longer utterance is sufficient.
                 wave = io.read(
                     u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec, longest_sec=_LONGEST_SEC
                 )

@@ -1,4 +1,4 @@
-"""Language models by name: a run, a checkpoint, a folder in the released layout, a hub id."""
+"""Opens language models by name: a run, a checkpoint, a folder in the released layout, a hub id."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +10,17 @@ if TYPE_CHECKING:
 
 
 def open_lm(name: str | Path, which: str = "last") -> "SplitLM":
-    """Opens a language model on the CPU, in eval mode; the caller's random numbers do not change.
+    """Opens a language model on the CPU, in eval mode; the caller's random state does not change.
 
-    The backbone that a checkpoint was trained from is opened too, since checkpoints may leave out frozen
-    weights.
+    The backbone of a checkpoint is opened as well, since checkpoints may leave out frozen weights.
 
     Args:
         name: A run's folder or RUN_ROOT/NAME (its newest run), a checkpoint of `SplitLLM`, a folder in the
             released layout, or a hub id.
-        which: Checkpoint of a run: `last` is the newest one, or `best`.
+        which: Checkpoint of a run: `last` (the newest) or `best`.
 
     Raises:
-        UserError: if there is no such model, or the backbone of a checkpoint has changed.
+        UserError: if the model does not exist, or the backbone of a checkpoint has changed.
     """
     import torch
 
@@ -40,11 +39,11 @@ def open_lm(name: str | Path, which: str = "last") -> "SplitLM":
 
 
 def backbone_of(path: Path, checkpoint: dict[str, Any]) -> str:
-    """Name of the backbone, from a checkpoint's record of frozen weights or its run's configuration.
+    """Name of the backbone, from the checkpoint's record of frozen weights or the run's configuration.
 
     Args:
         path: The checkpoint.
-        checkpoint: Its content, or its settings alone.
+        checkpoint: Content of the checkpoint, or only its settings.
 
     Raises:
         UserError: if neither states it.

@@ -1,7 +1,7 @@
-"""What a folder of a language model states beyond the released layout: `lit_moss.json`.
+"""The content of `lit_moss.json`, which a language model's folder has in addition to the released layout.
 
-A released folder has none. It names the tokenizers and the template whose rows the model was trained on, so
-that a codec, a tokenizer or a template of another kind is refused instead of speaking nonsense.
+Released folders do not have it. It identifies the tokenizers and the chat template with which the model was
+trained, so that another codec, tokenizer or template is rejected instead of producing nonsense.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lit_moss.codec import Codec, SpeechTokenizer
 
 RECORD = "lit_moss.json"
-CODEC = "codec"  # folder of the codec inside a model's folder, where it has one
+CODEC = "codec"  # folder of the codec within a model folder, if there is one
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,20 @@ class ModelRecord:
     """Content of `lit_moss.json`.
 
     Args:
-        text_tokenizer: Fingerprint, see `lit_moss.llm.backbone.text_tokenizer_fingerprint`; "" if unknown,
-            as for all of them.
+        text_tokenizer: Fingerprint, see `lit_moss.llm.backbone.text_tokenizer_fingerprint`; "" if unknown
+            (the same holds for the other fingerprints).
         speech_tokenizer: Fingerprint, see `lit_moss.hub.speech_tokenizer_fingerprint`.
-        speech_tokenizer_name: Name that the run opened it by, for messages.
+        speech_tokenizer_name: Name by which the run opened it, for messages.
         template: Fingerprint of the chat template.
-        reply_form: Options of the form of spoken replies that it was trained for, see `ReplyForm.options`.
+        reply_form: Options of the form of spoken replies that the model was trained for, see
+            `ReplyForm.options`.
         backbone: Name of the backbone.
         stages: Names of the runs, first stage first.
-        steps: Optimizer steps of the last one.
-        run_id: MLflow run of the last one.
-        averaged: Number of checkpoints that the weights are the mean of.
+        steps: Number of optimizer steps of the last run.
+        run_id: MLflow run id of the last run.
+        averaged: Number of checkpoints that were averaged.
         license: SPDX name of the weights' licence.
-        source: Name that the folder was imported by.
+        source: Name from which the folder was imported.
     """
 
     text_tokenizer: str = ""
@@ -57,10 +58,10 @@ class ModelRecord:
 
     @classmethod
     def read(cls, folder: str | Path) -> "ModelRecord":
-        """The record of a folder; an empty one where there is none, as in a released folder.
+        """Reads the record of a folder; empty if there is none, as in a released folder.
 
         Raises:
-            UserError: if the file is damaged, or a field is of another kind than here.
+            UserError: if the file is damaged, or a field has the wrong type.
         """
         path = Path(folder) / RECORD
         if not path.is_file():
@@ -74,7 +75,7 @@ class ModelRecord:
         return cls(**known)
 
     def write(self, folder: str | Path) -> None:
-        """Writes it into a folder."""
+        """Writes the record into a folder."""
         write_json(Path(folder) / RECORD, asdict(self))
 
     @property
@@ -83,14 +84,14 @@ class ModelRecord:
         return ReplyForm.of_options(self.reply_form)
 
     def check(self, folder: str | Path, **now: str) -> None:
-        """Compares fingerprints; those that are unknown on one side are not compared.
+        """Compares fingerprints; a fingerprint that is unknown on either side is not compared.
 
         Args:
-            folder: The model's, for the message.
-            **now: Name of a field that holds a fingerprint -> the fingerprint at hand.
+            folder: Folder of the model, for messages.
+            **now: Field name -> the fingerprint to compare with.
 
         Raises:
-            UserError: for the first that differs; it names both.
+            UserError: for the first difference; the message names both fingerprints.
         """
         for name, given in now.items():
             if self.differs(name, given):
@@ -101,18 +102,18 @@ class ModelRecord:
                 )
 
     def differs(self, name: str, given: str) -> bool:
-        """Whether a fingerprint is another one than that of the training; False where one is unknown."""
+        """Whether a fingerprint differs from that of the training; False if either is unknown."""
         trained_on = str(asdict(self)[name])
         return bool(trained_on and given and given != trained_on)
 
     def named(self, name: str) -> str:
-        """Fingerprint of the training for messages, with the speech tokenizer's name where it is known."""
+        """The training's fingerprint for messages, with the speech tokenizer's name if known."""
         is_named = name == "speech_tokenizer" and self.speech_tokenizer_name
         return f"{asdict(self)[name]}" + (f" ({self.speech_tokenizer_name})" if is_named else "")
 
 
 def _is_of_kind(value: Any, default: Any) -> bool:
-    """Whether a field of a file is what the program reads there: lists hold texts, a form's counts are whole
+    """Whether a field has the expected type: lists contain strings, the counts of a reply form are whole
     numbers."""
     if isinstance(value, list):
         inside = all(isinstance(entry, str) for entry in value)
@@ -125,13 +126,13 @@ def _is_of_kind(value: Any, default: Any) -> bool:
 
 
 def record_of(name: str | Path) -> ModelRecord:
-    """The record of a model: of a folder, or as its run's checkpoint and configuration state it.
+    """The record of a model: that of its folder, or derived from its run's checkpoint and configuration.
 
     Args:
-        name: See `lit_moss.hub.open_lm`.
+        name: Name of the model, see `lit_moss.hub.open_lm`.
 
     Raises:
-        UserError: if it is damaged.
+        UserError: if the record is damaged.
     """
     from lit_moss.runs.checkpoints import checkpoint_of, open_checkpoint
 
@@ -146,7 +147,7 @@ def record_of_checkpoint(path: Path, settings: Mapping[str, Any]) -> ModelRecord
 
     Args:
         path: The checkpoint.
-        settings: What it holds beside tensors.
+        settings: Content of the checkpoint besides tensors.
     """
     from lit_moss.runs.checkpoints import step_of
     from lit_moss.runs.folder import RunFolder
@@ -168,13 +169,13 @@ def record_of_checkpoint(path: Path, settings: Mapping[str, Any]) -> ModelRecord
 
 
 def _reply_form(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the form of spoken replies, of a data module or of the parts of a mixture."""
+    """Options of the form of spoken replies, from a data module or the parts of a mixture."""
     parts = [data, *((part.get("init_args") or {}) for part in data.get("parts") or [])]
     keys = ("reply_form", "interleave_text", "interleave_codes")
     return next(({key: p[key] for key in keys if key in p} for p in parts if "reply_form" in p), {})
 
 
-# --- comparisons with what is at hand -----------------------------------------------------------------------
+# --- compatibility checks -----------------------------------------------------------------------
 
 
 def check_codec(
@@ -185,12 +186,13 @@ def check_codec(
     name: str = "the given one",
     any_log_mel: bool = False,
 ) -> None:
-    """Refuses a codec that a model was not trained with; arguments and errors as of `check_speech_tokenizer`.
+    """Rejects a codec with which a model was not trained; arguments and errors as in
+    `check_speech_tokenizer`.
 
-    A codec without a tokenizer only decodes; of it the number of codes is compared.
+    A codec without a tokenizer only decodes; only its number of codes is compared.
 
     Args:
-        codec: The whole codec.
+        codec: The complete codec.
     """
     if codec.tokenizer is not None:
         check_speech_tokenizer(folder, record, codec.tokenizer, row_format, name, any_log_mel)
@@ -206,19 +208,19 @@ def check_speech_tokenizer(
     name: str = "the given one",
     any_log_mel: bool = False,
 ) -> None:
-    """Refuses a speech tokenizer that a model was not trained with. Reads all its weights, 1 s a gigabyte.
+    """Rejects a speech tokenizer with which a model was not trained. Reads all its weights, 1 s per gigabyte.
 
     Args:
-        folder: The model's folder or name, for messages.
-        record: The model's.
-        tokenizer: The one to use with it.
-        row_format: The model's, whose number of codes has to be the tokenizer's; None does not compare them,
-            which leaves a model without a record unchecked.
-        name: Of the tokenizer, for messages.
-        any_log_mel: Accept other features than the training's: where the user has asked for them.
+        folder: Folder or name of the model, for messages.
+        record: Record of the model.
+        tokenizer: The speech tokenizer to use.
+        row_format: Row format of the model, whose number of codes must equal the tokenizer's. None: not
+            compared, so a model without a record is not checked.
+        name: Name of the tokenizer, for messages.
+        any_log_mel: Accept features other than those of the training, if the user requested them.
 
     Raises:
-        UserError: if it is another one; it names both.
+        UserError: if it is another tokenizer; the message names both.
     """
     from lit_moss.codec.encoder import fingerprint
 
@@ -244,15 +246,15 @@ def check_speech_tokenizer(
 
 
 def check_text_tokenizer(folder: str | Path, record: ModelRecord, tokenizer: Any) -> None:
-    """Refuses a text tokenizer that a model was not trained with.
+    """Rejects a text tokenizer with which a model was not trained.
 
     Args:
-        folder: The model's folder or name, for messages.
-        record: The model's.
-        tokenizer: Of `load_text_tokenizer`.
+        folder: Folder or name of the model, for messages.
+        record: Record of the model.
+        tokenizer: Text tokenizer, as returned by `load_text_tokenizer`.
 
     Raises:
-        UserError: if it is another one; it names both.
+        UserError: if it is another tokenizer; the message names both.
     """
     from lit_moss.llm.backbone import text_tokenizer_fingerprint
 

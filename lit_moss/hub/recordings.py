@@ -1,15 +1,16 @@
-"""What is computed from recordings once and kept in the cache: codes by a tokenizer, vectors by a speaker
-encoder.
+"""Caches values computed from recordings: codes of a tokenizer, vectors of a speaker encoder.
 
-A file `KIND/FINGERPRINT/STAMP.parquet` holds up to 2000 recordings; FINGERPRINT is of the network that
-computed the values, STAMP of the list of recordings. Columns: `key`, a hash of a recording's path, part, size
-and time of change; `values`, a list of numbers, null for one that cannot be read; `reason`, why not.
+A file `KIND/FINGERPRINT/STAMP.parquet` contains up to 2000 recordings. FINGERPRINT identifies the network
+that computed the values, STAMP the list of recordings. Columns: `key`, a hash of a recording's path, part,
+size and modification time; `values`, a list of numbers, null for an unreadable recording; `reason`, why it is
+unreadable.
 
-A list that has no file yet takes from the other files of its folder what they hold, and computes the rest:
-documents and a decoder's data, which keep other utterances of the same manifest, share their codes.
+A list without a file takes what other files of the folder contain, and computes the rest: documents and
+decoder data, which keep different utterances of the same manifest, share their codes.
 
-A recording that the system refuses (missing rights, a disk or server that fails) may be whole, so it has the
-key `_TRY_AGAIN`, and the next run tries it again. Its file does not change when the cause is repaired.
+A recording that the system does not let us read (missing permissions, a failing disk or server) may be
+intact, so it gets the key `_TRY_AGAIN`, and the next run tries again. The file itself does not change when
+the cause is repaired.
 """
 
 import hashlib
@@ -37,23 +38,23 @@ from lit_moss.corpora.readers import first_few
 from lit_moss.errors import UserError
 from lit_moss.files import make_once
 
-PART = 2000  # recordings of a file: what a kill loses at most
-_BATCH_SEC = 240.0  # of speech read before it is computed; bounds the memory
-_LINE_EVERY_SEC = 60.0  # in logs, where there is no bar
+PART = 2000  # recordings per file: the most that a kill can lose
+_BATCH_SEC = 240.0  # of speech to read before it is computed; limits the memory
+_LINE_EVERY_SEC = 60.0  # in logs, without a progress bar
 _TRY_AGAIN = "0" * 32
 _STARTED_NS = time.time_ns()
-# Waves at 16 kHz -> the numbers of each, (n,).
+# Waves at 16 kHz -> numbers (n,) of each.
 Compute = Callable[[list[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the cache holds of one recording.
+    """Cached values of one recording.
 
     Args:
-        values: (n,), read-only; None for a recording that cannot be read.
-        reason: Why it cannot be read: `path: reason`; empty where it can.
-        is_refused: Whether the system is why: it may be readable later.
+        values: Values (n,), read-only; None if the recording is unreadable.
+        reason: Why it is unreadable, as `path: reason`; otherwise "".
+        is_refused: Whether the system caused this: the recording may be readable later.
     """
 
     values: np.ndarray | None
@@ -63,13 +64,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class RecordingCache:
-    """Values of recordings by one network.
+    """Cache of the values that one network computes from recordings.
 
     Args:
-        kind: Name of the folder in the cache, and of the progress bar: `codes`.
-        fingerprint: Of the network and its settings.
-        value_type: Type of the numbers in the files.
-        network: A context that gives the function that computes them; entered where values are missing.
+        kind: Name of the folder in the cache, and of the progress bar, such as `codes`.
+        fingerprint: Fingerprint of the network and its settings.
+        value_type: Data type of the numbers in the files.
+        network: Context manager that provides the function that computes values; entered only if values are
+            missing.
     """
 
     kind: str
@@ -79,14 +81,14 @@ class RecordingCache:
 
     @property
     def folder(self) -> Path:
-        """Where the files are."""
+        """Folder of the files."""
         return cache_dir() / self.kind / self.fingerprint
 
     def entries(self, utterances: Sequence[Utterance]) -> list[Entry]:
-        """One entry per utterance, from the cache or computed now.
+        """One entry per utterance, from the cache or newly computed.
 
-        Of several processes (ranks of a node, trials of a sweep) one computes a part, the others wait for it.
-        What is left out is printed, also where it was found by an earlier run: once by a process.
+        Of several processes (ranks of a node, trials of a sweep), one computes a part and the others wait.
+        Skipped recordings are printed once per process, also if an earlier run found them.
 
         Raises:
             UserError: if the cache cannot be written.
@@ -128,14 +130,14 @@ class RecordingCache:
         pq.write_table(pa.table(columns), path)
 
     def _known(self, keys: set[str]) -> dict[str, Entry]:
-        """Entries that other files of the folder hold already."""
+        """Entries that are already in other files of the folder."""
         known: dict[str, Entry] = {}
         for path in _files_with(self.folder, keys):
             known |= {key: entry for key, entry in _read(path) if key in keys}
         return known
 
     def _compute(self, utterances: Sequence[Utterance], places: Sequence[int]) -> Iterator[tuple[int, Entry]]:
-        # Sorted by length, so that batches hold little padding.
+        # Sorted by length, so that batches contain little padding.
         ordered = sorted(places, key=lambda i: utterances[i].duration_sec or 0.0)
         batch: dict[int, Tensor] = {}
         reasons: list[str] = []
@@ -163,7 +165,7 @@ class RecordingCache:
 
 
 def _opened_late(stack: ExitStack, network: Callable[[], AbstractContextManager[Compute]]) -> Compute:
-    """The network's function; the network is opened by its first call, so not where nothing can be read."""
+    """The function of the network, which is opened by the first call: not at all if nothing is readable."""
     opened: list[Compute] = []
 
     def compute(waves: list[Tensor]) -> list[Tensor]:
@@ -186,9 +188,9 @@ def _say_left_out(entries: Sequence[Entry]) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is there, with nothing to try again.
+    """Whether a file exists and has no entries to try again.
 
-    Ranks of a run must see the same recordings: what was written since this process began is left as it is.
+    Ranks of a run must see the same recordings: files written since this process started are not tried again.
     """
     if not path.exists() or path.stat().st_mtime_ns >= _STARTED_NS:
         return path.exists()
@@ -196,10 +198,10 @@ def _is_whole(path: Path) -> bool:
 
 
 class _KeysOfFiles:
-    """Which file of a folder holds which key, by the first 64 bits of the keys: 8 bytes a recording.
+    """Index of which file contains which key, by the first 64 bits of the keys: 8 bytes per recording.
 
-    Files do not change but for what is tried again, so each is read once by a process: a corpus that is
-    encoded in many small lists would otherwise read all files for each of them.
+    Files do not change except for entries that are tried again, so a process reads each file once. Otherwise
+    a corpus that is encoded in many small lists would read all files for each list.
     """
 
     def __init__(self) -> None:
@@ -209,7 +211,7 @@ class _KeysOfFiles:
         self._file_of_head = np.zeros(0, dtype=np.int32)
 
     def files_with(self, folder: Path, keys: set[str]) -> list[Path]:
-        """Files that hold one of the keys, and seldom another one that begins like them."""
+        """Files that contain one of the keys, and rarely another file whose key begins the same way."""
         new = sorted(e.name for e in os.scandir(folder) if e.name.endswith(".parquet"))
         heads, files = [self._heads], [self._file_of_head]
         for name in new:
@@ -221,7 +223,7 @@ class _KeysOfFiles:
                 self._seen.add(name)
         self._heads, self._file_of_head = np.concatenate(heads), np.concatenate(files)
         found = self._file_of_head[np.isin(self._heads, _heads(keys))]
-        # A file may have been removed by the user meanwhile.
+        # The user may have removed a file meanwhile.
         return [path for path in sorted(self._files[i] for i in set(found.tolist())) if path.exists()]
 
 
@@ -258,17 +260,18 @@ def _say_waiting(lock: Path) -> None:
 
 
 def recording_key(utterance: Utterance) -> str:
-    """32 hex digits of a recording's path, part, size and time of change, and of the rules that read it."""
-    # `os.path`: Path raises for a name that no file can have.
+    """32 hex digits of a recording's path, part, size and modification time, and of the rules for reading
+    it."""
+    # `os.path`, because Path raises an error for invalid file names.
     stat = utterance.audio.stat() if os.path.exists(utterance.audio) else None
     state = None if stat is None else (stat.st_size, stat.st_mtime_ns)
     if state is not None and not os.access(utterance.audio, os.R_OK):
-        state = (*state, "refused")  # giving the right to read it changes neither size nor time
+        state = (*state, "refused")  # granting permissions changes neither size nor time
     return _hash([io.RULES, utterance.key, utterance.duration_sec, state])[:32]
 
 
 def recordings_stamp(utterances: Sequence[Utterance]) -> str:
-    """16 hex digits that change with any of the recordings, judged by the size and time of their files."""
+    """16 hex digits that change with any of the recordings, by the size and time of their files."""
     return _hash([recording_key(u) for u in utterances])[:16]
 
 
@@ -277,13 +280,13 @@ def _hash(content: Any) -> str:
 
 
 def local_device(name: str = "auto") -> torch.device:
-    """The GPU of this process's rank on its node, where there is one; else the CPU.
+    """The GPU of this process's local rank if there is one, otherwise the CPU.
 
     Args:
-        name: A device to take instead: `cpu`, `cuda:1`.
+        name: Use this device instead, such as `cpu` or `cuda:1`.
 
     Raises:
-        UserError: if it is no name of a device.
+        UserError: if the name is not a device.
     """
     if name != "auto":
         try:

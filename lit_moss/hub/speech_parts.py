@@ -1,4 +1,4 @@
-"""The frozen networks that a decoder is trained on: a speech tokenizer and a speaker encoder."""
+"""The frozen networks that provide a decoder's training data: a speech tokenizer and a speaker encoder."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ from lit_moss.hub.tokenizer import NamedTokenizer
 
 @dataclass(frozen=True)
 class CodedRecording:
-    """What the frozen networks compute of an utterance.
+    """Output of the frozen networks for one utterance.
 
     Args:
-        codes_N: Its codes, int32.
-        speaker_S: Its speaker vector, float32; empty without a speaker encoder.
+        codes_N: Codes, int32 (N,).
+        speaker_S: Speaker vector, float32 (S,); empty without a speaker encoder.
     """
 
     codes_N: Tensor
@@ -31,12 +31,12 @@ class CodedRecording:
 
 
 class SpeechParts:
-    """Speech tokenizer and speaker encoder of a run, by name.
+    """Speech tokenizer and speaker encoder of a run, opened by name.
 
     Args:
-        speech_tokenizer: See `open_tokenizer`.
-        speaker: See `open_speaker`; None for no speaker vectors.
-        log_mel: See `open_tokenizer`.
+        speech_tokenizer: Name of the tokenizer, see `open_tokenizer`.
+        speaker: Name of the speaker encoder, see `open_speaker`; None: no speaker vectors.
+        log_mel: Features of the tokenizer, see `open_tokenizer`.
     """
 
     def __init__(self, speech_tokenizer: str, speaker: str | None, log_mel: str | None = None) -> None:
@@ -51,7 +51,7 @@ class SpeechParts:
 
     @property
     def speaker_dim(self) -> int:
-        """Values of a speaker vector; 0 without a speaker encoder."""
+        """Size of a speaker vector; 0 without a speaker encoder."""
         return self.speaker.dim if self.speaker is not None else 0
 
     def encode(self, waves: list[Tensor]) -> list[CodedRecording]:
@@ -67,11 +67,12 @@ class SpeechParts:
     def cached(
         self, utterances: Sequence[Utterance], voices: Sequence[Utterance] | None = None
     ) -> list[CodedRecording | None]:
-        """The same of recordings, from the cache or into it; None for one that cannot be read.
+        """Codes and speaker vectors of recordings, cached; None for unreadable recordings.
 
         Args:
             utterances: The recordings.
-            voices: Recordings whose speaker vectors are taken instead, one for each: other parts of them.
+            voices: Recordings from which to compute the speaker vectors instead, one per utterance (such as
+                other parts of the same file).
         """
         codes = code_cache(self._named).entries(utterances)
         if self.speaker is None:

@@ -1,4 +1,4 @@
-"""Speech tokenizers by name, and their fingerprints."""
+"""Opens speech tokenizers by name, and computes their fingerprints."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ from lit_moss.files import make_once
 if TYPE_CHECKING:
     from lit_moss.codec import SpeechTokenizer
 
-_FINGERPRINT_VERSION = 1  # of `lit_moss.codec.encoder.fingerprint`; another one ignores the fingerprints kept
+_FINGERPRINT_VERSION = 1  # of `lit_moss.codec.encoder.fingerprint`; a change invalidates stored fingerprints
 
 
 class NamedTokenizer:
-    """A speech tokenizer that is opened when something has to be encoded.
+    """A speech tokenizer that is opened only when something has to be encoded.
 
     Args:
-        name: See `open_tokenizer`.
-        log_mel: See `open_tokenizer`.
+        name: Name of the tokenizer, see `open_tokenizer`.
+        log_mel: Features of the tokenizer, see `open_tokenizer`.
     """
 
     def __init__(self, name: str, log_mel: str | None = None) -> None:
@@ -33,7 +33,7 @@ class NamedTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `speech_tokenizer_fingerprint`."""
+        """Fingerprint of the tokenizer, see `speech_tokenizer_fingerprint`."""
         path = assets.resolve(str(tokenizer_path(self.name)))
         files = [path] if path.is_file() else [f for f in sorted(path.iterdir()) if f.is_file()]
         stamps = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
@@ -42,7 +42,7 @@ class NamedTokenizer:
         kept = assets.cache_dir() / "fingerprints" / name
         try:
             return make_once(kept, self._write_fingerprint).read_text()
-        except OSError:  # a cache that cannot be written saves no time, but the fingerprint needs none
+        except OSError:  # the cache only saves time
             return self._compute_fingerprint()
 
     def _compute_fingerprint(self) -> str:
@@ -55,7 +55,7 @@ class NamedTokenizer:
 
 
 def open_tokenizer(name: str, log_mel: str | None = None) -> "SpeechTokenizer":
-    """Opens a speech tokenizer; the caller's random numbers do not change.
+    """Opens a speech tokenizer; the caller's random state does not change.
 
     Args:
         name: `embedded:whisper-tiny-kmeans`, a checkpoint, a run's folder or RUN_ROOT/NAME (the best
@@ -63,23 +63,23 @@ def open_tokenizer(name: str, log_mel: str | None = None) -> "SpeechTokenizer":
         log_mel: Features, `causal` or `whisper`; see `SpeechTokenizer.from_pretrained`.
 
     Raises:
-        UserError: if there is no such tokenizer, or it cannot be read.
+        UserError: if the tokenizer does not exist, or cannot be read.
     """
     import torch
 
     from lit_moss.codec import SpeechTokenizer
 
-    # Building a network draws random numbers, but a run whose documents are in the cache must train like one
-    # that made them.
+    # Building a network draws random numbers, but a run whose documents are cached must train like one that
+    # made them.
     with torch.random.fork_rng():
         return SpeechTokenizer.from_pretrained(tokenizer_path(name), log_mel=log_mel)
 
 
 def tokenizer_path(name: str) -> Path | str:
-    """The best checkpoint where `name` is a run, else `name` itself."""
+    """Path of the best checkpoint if `name` is a run, otherwise `name` itself."""
     path = Path(name)
     if not path.is_dir() or (path / "config.json").is_file():
-        return name  # no run: spares the import of lightning, which takes seconds
+        return name  # not a run: avoids importing lightning, which takes seconds
     from lit_moss.runs.checkpoints import checkpoint_of
 
     return checkpoint_of(name, "best") or name
@@ -88,15 +88,15 @@ def tokenizer_path(name: str) -> Path | str:
 def speech_tokenizer_fingerprint(name: str, log_mel: str | None = None) -> str:
     """16 hex digits of a tokenizer's weights, sizes and features: equal fingerprints mean equal codes.
 
-    A run's checkpoint, the folder that `save_pretrained` wrote of it and the tokenizer in training have the
-    same one. It is kept in the cache until the size or time of a file changes: reading gigabytes of weights
-    takes seconds.
+    A run's checkpoint, the folder that `save_pretrained` writes and the tokenizer in training have the same
+    fingerprint. It is cached until the size or time of a file changes: reading gigabytes of weights takes
+    seconds.
 
     Args:
-        name: See `open_tokenizer`.
-        log_mel: See `open_tokenizer`.
+        name: Name of the tokenizer, see `open_tokenizer`.
+        log_mel: Features of the tokenizer, see `open_tokenizer`.
 
     Raises:
-        UserError: as `open_tokenizer`.
+        UserError: as in `open_tokenizer`.
     """
     return NamedTokenizer(name, log_mel).fingerprint

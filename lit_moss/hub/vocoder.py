@@ -1,13 +1,13 @@
-"""Vocoders by name, the names that `--vocoder` takes:
+"""Opens vocoders by name; these names are also the values of `--vocoder`:
 
     griffin-lim                      phases by iteration, no weights
     runs/NAME, a run, a checkpoint   a run of conf/vocoder.yaml (the best checkpoint of the newest run)
-    a folder                         of a vocoder (config.json, model.safetensors), or of a codec in the
-                                     released layout or a model that has one: vocoder/, else flow/hift.pt
+    a folder                         a vocoder folder (config.json, model.safetensors), or a codec in the
+                                     released layout, or a model with a codec: vocoder/, else flow/hift.pt
     a file hift.pt                   released weights of HiFT
-    a hub id                         of such a codec
+    a hub id                         such a codec on the hub
 
-A codec's folder holds one vocoder: `vocoder/`, else `flow/hift.pt`, else it is Griffin-Lim.
+A codec folder has one vocoder: `vocoder/`, otherwise `flow/hift.pt`, otherwise Griffin-Lim.
 """
 
 from pathlib import Path
@@ -27,10 +27,10 @@ _EXPECTED = (
 
 
 def open_vocoder(name: str) -> "Vocoder":
-    """Vocoder of a name, see the head of this file.
+    """Opens a vocoder by name, see the module docstring.
 
     Raises:
-        UserError: if it is the name of nothing, of something else, or of a vocoder for other mels.
+        UserError: if the name does not exist, means something else, or is a vocoder for other mels.
     """
     from lit_moss.assets import resolve
     from lit_moss.codec.codec_folder import read_vocoder
@@ -60,10 +60,11 @@ def open_vocoder(name: str) -> "Vocoder":
 
 
 def vocoder_of_checkpoint(path: Path) -> "TrainedVocoder":
-    """Vocoder of a Lightning checkpoint of `lit_moss.modules.Vocoder`: its averaged weights, read as data.
+    """Opens the vocoder of a `lit_moss.modules.Vocoder` checkpoint, with its averaged weights; reads data
+    only.
 
     Raises:
-        UserError: if it is another model's, or its mels are not ours.
+        UserError: if the checkpoint belongs to another model, or its mels differ from lit_moss'.
     """
     from lit_moss.codec.trained_vocoder import TrainedVocoder, net_of
     from lit_moss.runs.checkpoints import load_checkpoint

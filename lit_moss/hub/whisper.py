@@ -1,4 +1,4 @@
-"""Whisper by name, opened by faster-whisper (CTranslate2)."""
+"""Opens Whisper models by name, using faster-whisper (CTranslate2)."""
 
 import logging
 from pathlib import Path
@@ -16,21 +16,21 @@ NEEDS = "ASR needs faster-whisper: pip install 'lit-moss[prepare]'"
 def open_whisper(
     name: str, device: str = "auto", threads: int = 1, compute_type: str = "default"
 ) -> "WhisperModel":
-    """Opens a Whisper.
+    """Opens a Whisper model.
 
-    CTranslate2 sets the number of OpenMP threads of the thread that opens a model, which is also torch's: the
-    number is put back here, so that a training in the same process sums in the same order as before.
+    CTranslate2 sets the number of OpenMP threads of the calling thread, which torch also uses. It is restored
+    here, so that a training in the same process keeps its order of summation.
 
     Args:
         name: `embedded:whisper-base`, `embedded:whisper-tiny`, a CTranslate2 folder, or a size such as
-            `large-v3` or `whisper-large-v3` (fetched by faster-whisper from the Hugging Face hub).
+            `large-v3` or `whisper-large-v3` (downloaded by faster-whisper from the Hugging Face hub).
         device: auto, cpu or cuda.
-        threads: Threads of one call on the CPU; the last bits of a result may depend on it.
-        compute_type: Of CTranslate2: default (as the weights are stored, float32 on a CPU), float32, float16,
-            int8, int8_float16 …
+        threads: Number of CPU threads per call; the last bits of a result may depend on it.
+        compute_type: CTranslate2's compute type: default (as the weights are stored; float32 on a CPU),
+            float32, float16, int8, int8_float16 …
 
     Raises:
-        UserError: if there is no such model, or it cannot be opened.
+        UserError: if the model does not exist, or cannot be opened.
     """
     import torch
 
@@ -40,22 +40,22 @@ def open_whisper(
         import ctranslate2
         from faster_whisper import WhisperModel
 
-        ctranslate2.set_log_level(logging.ERROR)  # it warns of every float16 model that a CPU runs in float32
+        ctranslate2.set_log_level(logging.ERROR)  # it warns of every float16 model run in float32 on a CPU
         return WhisperModel(str(folder), device=device, compute_type=compute_type, cpu_threads=threads)
-    except Exception as error:  # RuntimeError, ValueError, those of tokenizers
+    except Exception as error:  # RuntimeError, ValueError, errors of tokenizers
         raise _cannot_open(name, error) from error
     finally:
         torch.set_num_threads(before)
 
 
 def whisper_folder(name: str) -> Path:
-    """The CTranslate2 folder of a Whisper, fetched if necessary.
+    """The CTranslate2 folder of a Whisper model, downloaded if necessary.
 
     Args:
-        name: See `open_whisper`.
+        name: Name of the model, see `open_whisper`.
 
     Raises:
-        UserError: if there is no such model, or it cannot be fetched.
+        UserError: if the model does not exist, or cannot be downloaded.
     """
     try:
         from faster_whisper import download_model
@@ -67,15 +67,15 @@ def whisper_folder(name: str) -> Path:
         return Path(name)
     try:
         return Path(download_model(name.removeprefix("whisper-")))
-    except Exception as error:  # ValueError, and whatever the network raises
+    except Exception as error:  # ValueError, and any network error
         raise _cannot_open(name, error) from error
 
 
 def whisper_fingerprint(name: str) -> str:
-    """16 hex digits of a Whisper's weights.
+    """16 hex digits of the weights of a Whisper model.
 
     Raises:
-        UserError: if there is no such model, or it cannot be fetched.
+        UserError: if the model does not exist, or cannot be downloaded.
     """
     weights = whisper_folder(name) / "model.bin"
     if not weights.is_file():

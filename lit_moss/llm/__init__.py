@@ -1,4 +1,4 @@
-"""Rows of text and speech, and the split language model over them."""
+"""The split language model, and the rows of text and speech that it works on."""
 
 from lit_moss.llm.model import SplitLM
 

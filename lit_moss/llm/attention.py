@@ -2,16 +2,16 @@
 
     out_i = Σ_j softmax_j(q_i · k_j scale) v_j      over rows j <= i of i's document
 
-transformers' layers call a registered function for their attention; `attend` is ours. The borders of the
-documents are passed along as `Segments`, so that no mask is made for kernels that need none:
+transformers' layers call a registered attention function; `attend` is ours. Document borders are passed as
+`Segments`, so that a dense mask is built only for the kernel that needs one:
 
-  segments   one causal SDPA call for each document. Exact, without wasted work: at 2,048 rows of 300-row
-             documents a mask would compute 7 times the products. For CPU, the default there.
-  mask       one SDPA call with a dense mask (B, 1, L, L). The plain form; the tests' reference.
-  varlen     torch's variable-length flash attention, half precision on CUDA; the default there.
+  segments   one causal SDPA call for each document. Exact, and wastes no work: with 2,048 rows of 300-row
+             documents a mask would compute 7 times as many products. Default on CPU.
+  mask       one SDPA call with a dense mask (B, 1, L, L). The reference implementation in the tests.
+  varlen     torch's variable-length flash attention; needs half precision on CUDA, where it is the default.
 
-A sequence of one document takes SDPA's own causal path, the same call as transformers', so that logits equal
-the backbone's to the bit.
+A sequence with a single document takes SDPA's own causal path, the same call as in transformers, so that its
+logits equal the backbone's bit for bit.
 Shapes: B sequences, H heads, H_kv key-value heads, L rows, D width of a head.
 """
 
@@ -38,13 +38,13 @@ class Segments:
     """The documents of packed sequences.
 
     Args:
-        borders: For each sequence the starts of its documents and its length, e.g. [0, 120, 2048].
-        positions_BL: Position of each row in its document, int64.
-        same_BLL: Dense mask, True where a row attends; for kind `mask` alone.
-        offsets: Starts of all documents in the flattened (B L) rows, int32 on the device; for kind `varlen`
-            alone.
-        longest: Rows of the longest document.
-        kind: Kernel: segments, mask or varlen.
+        borders: Per sequence: the start of each document, then the sequence length, e.g. [0, 120, 2048].
+        positions_BL: Position of each row within its document, int64 (B, L).
+        same_BLL: Dense mask, bool (B, L, L), True where a row attends; None unless `kind` is `mask`.
+        offsets: Starts of all documents in the flattened (B L) rows, then B L; int32 on the device. None
+            unless `kind` is `varlen`.
+        longest: Number of rows of the longest document.
+        kind: Kernel: `segments`, `mask` or `varlen`.
     """
 
     borders: list[list[int]]
@@ -62,8 +62,9 @@ class Segments:
         dtype: torch.dtype | None = None,
         borders: list[list[int]] | None = None,
     ) -> "Segments":
-        """Takes the borders from (B, L) document numbers, unless they are given: a document ends where the
-        number changes. If they are not given, the host waits for the device."""
+        """Builds the segments from document numbers (B, L): a document ends where the number changes.
+
+        Pass `borders` if they are known; otherwise the host waits for the device to compute them."""
         B, L = document_ids_BL.shape
         if kind == "auto":
             half = dtype in (torch.float16, torch.bfloat16)
@@ -88,7 +89,7 @@ class Segments:
 
 
 def starts(document_ids_BL: Tensor) -> Tensor:
-    """bool (B, L): first rows of documents."""
+    """bool (B, L), True at the first row of each document."""
     new_BL = torch.ones_like(document_ids_BL, dtype=torch.bool)
     new_BL[:, 1:] = document_ids_BL[:, 1:] != document_ids_BL[:, :-1]
     return new_BL
@@ -109,13 +110,13 @@ def attend(
         module: The attention module, for its head counts.
         query: (B, H, L, D).
         key: (B, H_kv, L or cached length, D).
-        value: The same.
-        attention_mask: Dense mask of cached decoding, True where a row attends, or None.
-        segments: Documents of packed rows, or None for one document a sequence.
-        **kwargs: `scaling`, `dropout` and what transformers adds.
+        value: (B, H_kv, L or cached length, D).
+        attention_mask: Dense mask for cached decoding, True where a row attends, or None.
+        segments: Documents of packed rows; None: one document per sequence.
+        **kwargs: `scaling`, `dropout`, and further arguments of transformers.
 
     Returns:
-        (B, L, H, D) and no weights.
+        (B, L, H, D) and None: attention weights are not computed.
     """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -131,7 +132,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
     device = q.device.type
     if device != "cpu" and segments.kind != "varlen":
         return _one_by_one(q, k, v, scale, segments)
-    # Autocast does not know these kernels, and transformers' layers rotate queries and keys in float32.
+    # Autocast does not cover these kernels, and transformers' layers rotate queries and keys in float32.
     if torch.is_autocast_enabled(device):
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     if segments.kind == "varlen":
@@ -151,10 +152,10 @@ def _one_by_one(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segment
 
 
 class _Documents(torch.autograd.Function):
-    """SDPA's own CPU kernel document by document, each writing its part of the output.
+    """SDPA's own CPU kernel, called per document; each call writes its part of the output.
 
-    Autograd would keep every document's output twice, keys and values once per query head, and would sum
-    gradients of slices over the whole sequence.
+    Plain autograd would keep every document's output twice, keep keys and values once per query head, and sum
+    the gradients of slices over the whole sequence.
     """
 
     @staticmethod
@@ -175,7 +176,7 @@ class _Documents(torch.autograd.Function):
         q, k, v, out_BLHE, lse_BHL = ctx.saved_tensors
         H, kv = q.shape[1], k.shape[1]
         out, d_out = out_BLHE.transpose(1, 2), grads[0].transpose(1, 2)
-        # Laid out as in the projections, (B, L, H, E), which saves a copy on the way back.
+        # Memory layout of the projections, (B, L, H, E): saves a copy in the backward.
         dq, dk, dv = (torch.empty_like(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
         for here in _places(ctx.borders):
             keys, values = _repeat(k[here], H), _repeat(v[here], H)
@@ -193,13 +194,13 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _places(borders: list[list[int]]) -> Iterator[tuple[slice, slice, slice]]:
-    """Slices of each document in (B, H, L)."""
+    """Slices of each document in (B, H, L) for all B sequences."""
     for b, row in enumerate(borders):
         for start, stop in pairwise(row):
             yield slice(b, b + 1), slice(None), slice(start, stop)
 
 
-# Documents change with every batch: a graph of them would be compiled again each time.
+# Document borders change with every batch: a graph that contained them would be recompiled each time.
 _outside_graphs: Any = torch.compiler.disable(_packed)
 
 
@@ -207,8 +208,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
     from torch.nn.attention.varlen import varlen_attn
 
     B, H, L, D = q.shape
-    # The kernel reads grouped keys and values as they are: a copy for each query head would take 4 times the
-    # memory in Qwen3-8B, in the backward too.
+    # The kernel supports grouped keys and values directly: copying them per query head would take 4 times the
+    # memory in Qwen3-8B, also in the backward.
     flat = [x.transpose(1, 2).reshape(B * L, -1, D) for x in (q, k, v)]
     offsets, longest = segments.offsets, segments.longest
     assert offsets is not None

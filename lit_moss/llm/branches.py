@@ -1,10 +1,11 @@
-"""Parts of a split model: blocks of decoder layers, the rotation of positions, and branches.
+"""Parts of a split model: blocks of decoder layers, the rotary embedding, and branches.
 
-A branch computes logits of the next row from the trunk's output:
+A branch computes the logits of the next row from the trunk's output:
 
-    h_BLD ─ block ─ norm ─ head ─ logits_BLV      id v of the head is the row `first_row + v`
+    h_BLD ─ block ─ norm ─ head ─ logits_BLV      id v of the head stands for the row `first_row + v`
 
-The split model has two, for text and for speech. The model without a split (NF-NoSplit) has one for both.
+The split model has two branches, for text and for speech. The model without a split (NF-NoSplit) has one for
+both.
 Shapes: B sequences, L rows, N target rows, D width, V ids of a head, E width of an attention head.
 """
 
@@ -28,7 +29,7 @@ class Block(nn.Module):
     """Consecutive decoder layers of the backbone.
 
     Attributes:
-        checkpointing: Recompute each layer in the backward instead of keeping its activations.
+        checkpointing: Recompute each layer in the backward instead of storing its activations.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
@@ -39,14 +40,14 @@ class Block(nn.Module):
     def forward(
         self, h_BLD: Tensor, rope: Any, keep: int | None = None, stop: int | None = None, **kwargs: Any
     ) -> Any:
-        """(B, L, D) -> (B, L, D).
+        """Runs the layers: (B, L, D) -> (B, L, D).
 
         Args:
-            h_BLD: Hidden states.
-            rope: Cosines and sines of the positions.
-            keep: Also return the states after so many layers; None: only the last ones.
-            stop: Leave out the layers after so many; None: all count.
-            **kwargs: Of the layers.
+            h_BLD: Hidden states (B, L, D).
+            rope: Cosines and sines of the positions, (B, L, E) each.
+            keep: If n, also return the hidden states after the first n layers.
+            stop: If n, run only the first n layers.
+            **kwargs: Passed to each layer.
         """
         kept_BLD = h_BLD
         for number, layer in enumerate(islice(self.layers, stop), start=1):
@@ -63,9 +64,9 @@ class Block(nn.Module):
 
 
 class Rotary(nn.Module):
-    """transformers' rotary embedding, whose frequencies stay in float32 when the weights are cast.
+    """transformers' rotary embedding; its frequencies stay in float32 when the weights are cast.
 
-    In bfloat16 the phase of row 14,335 would be off by up to 16 radians (Qwen3, theta 1e6).
+    In bfloat16 the phase at row 14,335 would be off by up to 16 radians (Qwen3, theta 1e6).
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -81,7 +82,7 @@ class Rotary(nn.Module):
         return self
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, L, E) of positions (B, L), in x's dtype."""
+        """Cosines and sines, (B, L, E) each, of positions (B, L), in the data type of x."""
         return self.inner(x, position_ids=position_ids)
 
 
@@ -90,9 +91,9 @@ class Branch:
     """A view of the modules that predict rows of one modality, or of both.
 
     Args:
-        predicts: Modalities of the rows that its head predicts.
-        block: Layers after the trunk.
-        norm: Their last norm.
+        predicts: Modalities of the rows that the head predicts.
+        block: Layers that follow the trunk.
+        norm: Norm after the last layer.
         head: Projection to logits.
         first_row: The row that id 0 of the head stands for.
     """
@@ -105,27 +106,27 @@ class Branch:
 
     @property
     def name(self) -> Modality:
-        """The first modality that it predicts."""
+        """The first modality in `predicts`."""
         return self.predicts[0]
 
     def logits(self, h_BLD: Tensor, **kwargs: Any) -> Tensor:
-        """(B, L, D) -> (B, L, V); keyword arguments as of `Block`."""
+        """(B, L, D) -> (B, L, V); keyword arguments are passed to `Block`."""
         return self.head(self.norm(self.block(h_BLD, **kwargs)))
 
     def loss(self, hidden_ND: Tensor, rows_N: Tensor) -> HeadLoss:
-        """Cross-entropy of the block's outputs (N, D) against the rows (N,) that follow them."""
+        """Cross-entropy of block outputs (N, D) against the rows (N,) that follow them."""
         ids_N = rows_N - self.first_row if self.first_row else rows_N
         return self.head(self.norm(hidden_ND), ids_N)
 
 
 class Network(Protocol):
-    """What generation and measurements use of a split model; `SplitLM` is one.
+    """The interface of a split model that generation and evaluation use; `SplitLM` implements it.
 
     Attributes:
         config: Sizes and ids.
-        format: Ids of rows.
-        stop_ids: Text ids that end a generation.
-        training: Whether it is in training mode.
+        format: The row format: ids of text and speech.
+        stop_ids: Text ids that end generation.
+        training: True in training mode.
     """
 
     config: SplitConfig

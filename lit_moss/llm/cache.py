@@ -1,7 +1,7 @@
-"""Key-value cache of one block of layers, written in place: a decoded row copies nothing but itself.
+"""Key-value cache of one block of layers, updated in place: decoding a row copies only that row.
 
-Shapes: B sequences, S sequences with caches of their own, H_kv key-value heads, G query heads for each of
-them, L rows, D width of a head.
+Shapes: B sequences, S sequences, each with its own cache, H_kv key-value heads, G query heads per key-value
+head, L rows, D width of a head.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,12 +15,12 @@ from lit_moss.llm.branches import Branch, Modality
 
 
 class KVCache:
-    """Keys and values of earlier rows; layers, ours and transformers', call `update`.
+    """Keys and values of earlier rows. Layers, ours and transformers', call `update`.
 
-    Buffers double when they are full. `advance` is called once per forward, after all layers have written.
+    Buffers double in size when they are full. Call `advance` once per forward, after all layers have written.
 
     Args:
-        room: Rows to allocate at first.
+        room: Number of rows to allocate at first.
     """
 
     def __init__(self, room: int = 256) -> None:
@@ -31,8 +31,10 @@ class KVCache:
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Writes new rows (B, H_kv, n, D) after the old ones; returns all of them as views. Further arguments
-        of transformers' layers (`kwargs`, since 5.24) are for caches of other kinds."""
+        """Appends new rows (B, H_kv, n, D) and returns views of all rows.
+
+        The other arguments, which transformers' layers pass (`kwargs`, since 5.24), are for other kinds of
+        caches."""
         stop = self.length + keys.shape[2]
         for store, new in ((self._keys, keys), (self._values, values)):
             old = store.get(layer_idx)
@@ -49,16 +51,17 @@ class KVCache:
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, layer_idx: int, mask: Tensor | None, scale: float
     ) -> Tensor:
-        """Writes one new row (B, H_kv, 1, D) and attends to all rows: queries and output (B, H_kv, G, D)."""
+        """Writes one new row (B, H_kv, 1, D) and attends to all rows; queries and output are (B, H_kv, G,
+        D)."""
         keys, values = self.update(keys, values, layer_idx)
         return F.scaled_dot_product_attention(q, keys, values, mask, scale=scale)
 
     def advance(self, rows: int) -> None:
-        """Counts the rows just written."""
+        """Adds the rows just written to the length."""
         self.length += rows
 
     def first(self, rows: int) -> "KVCache":
-        """A copy of the first rows."""
+        """A copy of the first `rows` rows."""
         copied = KVCache(max(64, rows))
         copied.length = rows
         for old, new in ((self._keys, copied._keys), (self._values, copied._values)):
@@ -68,18 +71,20 @@ class KVCache:
         return copied
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Number of rows, for transformers."""
+        """Number of rows; called by transformers."""
         return self.length
 
     @property
     def bytes(self) -> int:
-        """Memory of the buffers."""
+        """Memory of the buffers, in bytes."""
         return sum(x.numel() * x.element_size() for s in (self._keys, self._values) for x in s.values())
 
 
 class CacheGroup:
-    """Caches of S sequences, for one new row of each of them: attention runs one sequence at a time over its
-    own rows, so that lengths may differ, nothing is padded and a sequence may join or leave at any row."""
+    """Caches of S sequences, for decoding one new row of each.
+
+    Attention runs over the cache of each sequence in turn, so lengths may differ, nothing is padded, and a
+    sequence may join or leave at any row."""
 
     def __init__(self, caches: Sequence[KVCache]) -> None:
         self.caches = caches
@@ -87,19 +92,19 @@ class CacheGroup:
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, layer_idx: int, mask: Tensor | None, scale: float
     ) -> Tensor:
-        """As `KVCache.attend`, with (S, H_kv, 1, D) and (S, H_kv, G, D)."""
+        """As `KVCache.attend`, with shapes (S, H_kv, 1, D) and (S, H_kv, G, D)."""
         parts = zip(self.caches, q.split(1), keys.split(1), values.split(1), strict=True)
         return torch.cat([c.attend(q_1, k_1, v_1, layer_idx, mask, scale) for c, q_1, k_1, v_1 in parts])
 
     def advance(self, rows: int) -> None:
-        """Counts the rows just written."""
+        """Adds the rows just written to the lengths."""
         for cache in self.caches:
             cache.advance(rows)
 
 
 @dataclass
 class Tail:
-    """A branch with its cache, and the trunk's output rows that it has not run on yet."""
+    """A branch with its cache, and the trunk outputs that it has not processed yet."""
 
     branch: Branch
     cache: KVCache = field(default_factory=KVCache)
@@ -107,11 +112,11 @@ class Tail:
 
     @property
     def rows_waiting(self) -> int:
-        """Number of rows that it has not run on."""
+        """Number of trunk outputs not yet processed."""
         return sum(h.shape[1] for h in self.waiting)
 
     def take(self, rows: int) -> Tensor:
-        """The first of the waiting rows, (B, rows, D); they wait no longer."""
+        """Removes and returns the first waiting trunk outputs, (B, rows, D)."""
         h_BLD = torch.cat(self.waiting, dim=1) if len(self.waiting) > 1 else self.waiting[0]
         self.waiting = [h_BLD[:, rows:]] if h_BLD.shape[1] > rows else []
         return h_BLD[:, :rows]
@@ -124,11 +129,11 @@ class Tail:
 
 
 class Caches:
-    """All caches of a batch of sequences: the trunk's, and those of the tails.
+    """All caches of a batch of sequences: one for the trunk and one per tail.
 
     Args:
-        branches: Branches of the model.
-        room: Rows to allocate at first.
+        branches: The model's branches.
+        room: Number of rows to allocate at first.
     """
 
     def __init__(self, branches: Iterable[Branch], room: int = 256) -> None:
@@ -136,7 +141,7 @@ class Caches:
         self.tails: dict[Modality, Tail] = {branch.name: Tail(branch) for branch in branches}
 
     def wait(self, h_BLD: Tensor) -> None:
-        """Adds the trunk's output to the rows that the tails have not run on."""
+        """Appends the trunk's output (B, L, D) to the rows that each tail still has to process."""
         for tail in self.tails.values():
             tail.waiting.append(h_BLD)
 
@@ -147,7 +152,7 @@ class Caches:
             tail.truncate(rows)
 
     def first(self, rows: int) -> "Caches":
-        """A copy of the first rows."""
+        """A copy of the first `rows` rows."""
         copied = Caches(tail.branch for tail in self.tails.values())
         copied.trunk = self.trunk.first(rows)
         for name, tail in self.tails.items():
@@ -160,16 +165,16 @@ class Caches:
 
     @property
     def bytes(self) -> int:
-        """Memory of buffers and waiting rows."""
+        """Memory of buffers and waiting rows, in bytes."""
         tails = self.tails.values()
         waiting = sum(h.numel() * h.element_size() for tail in tails for h in tail.waiting)
         return self.trunk.bytes + sum(tail.cache.bytes for tail in tails) + waiting
 
 
 def causal_mask(first: int, rows: int, pad_B: Tensor | None, device: torch.device) -> Tensor | None:
-    """Mask (B or 1, 1, rows, first + rows) for `rows` rows after `first` cached ones; None if not needed.
+    """Mask (B or 1, 1, rows, first + rows) for `rows` new rows after `first` cached ones; None if not needed.
 
-    `pad_B` counts the filler rows at the left of each sequence.
+    `pad_B` is the number of filler rows at the left of each sequence.
     """
     if pad_B is None and (rows == 1 or first == 0):
         return None

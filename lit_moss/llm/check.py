@@ -1,9 +1,9 @@
-"""Whether a backbone can be split and packed: by its parts, and by what it computes.
+"""Checks that a backbone can be split and packed, by its parts and by what it computes.
 
-Kinds of decoder differ in ways that no list of names covers: logits that are scaled, layers that do not pass
-on what attention needs to keep documents apart, frequencies that depend on the longest document. So a small
-random copy of two layers is tried: the logits of two documents packed, of each alone, of the backbone itself,
-and of rows fed one by one with a cache have to be the same.
+Decoders differ in ways that no list of names covers: scaled logits, layers that do not pass on the arguments
+that keep documents apart, rotary frequencies that depend on the longest document. Therefore a small random
+copy with two layers is run. The logits must be equal for two documents packed together, for each document
+alone, for the backbone itself, and for rows fed one at a time with a cache.
 """
 
 import copy
@@ -23,14 +23,14 @@ from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.generate import cached_logits
 from lit_moss.llm.rows import RowFormat
 
-Split = Callable[[nn.Module, SplitConfig], Network]  # makes the split model of a backbone: `SplitLM`
+Split = Callable[[nn.Module, SplitConfig], Network]  # builds the split model of a backbone: `SplitLM`
 
 _PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
-_LENGTHS = (7, 12)  # rows of the two documents; windows shrink to 4
+_LENGTHS = (7, 12)  # rows of the two documents; attention windows are reduced to 4
 _CACHED = 4
 _WORDS = 96
-_TOLERANCE = 1e-3  # of the logits' spread; equal kernels differ by 1e-6
-# Sizes of the copy, where a config has them; only sizes, no options that change what is computed.
+_TOLERANCE = 1e-3  # relative to the logits' spread; equivalent kernels differ by 1e-6
+# Sizes of the copy, used where the config has the field. Only sizes, no options that change the computation.
 _SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32, "ffn_hidden_size": 96, "num_experts": 4, "num_local_experts": 4,
@@ -42,10 +42,10 @@ _SIZES = {
 
 
 def check_parts(backbone: nn.Module, config: PretrainedConfig) -> None:
-    """Checks that a backbone consists of the standard parts, which the split cuts and joins, and no others.
+    """Checks that a backbone consists of the standard parts that the split can handle, and of no others.
 
     Raises:
-        UserError: if they are not.
+        UserError: if a part is missing or not standard.
     """
     inner = getattr(backbone, "model", None)
     if inner is None or not all(hasattr(inner, p) for p in _PARTS) or not hasattr(backbone, "lm_head"):
@@ -62,7 +62,7 @@ def check_parts(backbone: nn.Module, config: PretrainedConfig) -> None:
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if not getattr(config, "layer_types", None) and getattr(config, "sliding_window", None):
-        kinds = {"sliding_attention"}  # as in configs of Mistral
+        kinds = {"sliding_attention"}  # Mistral's configs do this
     if kinds != {"full_attention"}:
         raise UserError(
             f"{config.model_type} with layers of {sorted(kinds)}: only full attention can be packed here"
@@ -70,19 +70,19 @@ def check_parts(backbone: nn.Module, config: PretrainedConfig) -> None:
 
 
 def check_backbone(config: PretrainedConfig, split: Split) -> None:
-    """Checks the parts, and what they compute in a small random copy; 0.1 s, once per process and config.
+    """Checks the parts and the results of a small random copy; takes 0.1 s, once per process and config.
 
     Args:
-        config: Of the backbone.
-        split: `SplitLM`.
+        config: Config of the backbone.
+        split: Builds the split model: `SplitLM`.
 
     Raises:
-        UserError: if splitting or packing the backbone would compute something else than it does.
+        UserError: if the split or packed backbone would compute something different.
     """
     key = json.dumps(config.to_dict(), sort_keys=True, default=str)
     if key in _checked:
         return
-    devices: list[int] = []  # only the CPU's generator is used, and given back as it was
+    devices: list[int] = []  # only the CPU's random state is used; it is restored afterwards
     with (
         _float32_by_default(),
         torch.random.fork_rng(devices),
@@ -110,7 +110,7 @@ _checked: set[str] = set()
 
 @contextmanager
 def _float32_by_default() -> Iterator[None]:
-    """Lightning builds models with bfloat16 as the default where `precision` is bf16-true."""
+    """Resets torch's default dtype, which Lightning sets to bfloat16 for `precision: bf16-true`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -168,7 +168,7 @@ def _refuse(kind: str, why: str) -> NoReturn:
 
 
 def _check_rotation(rotary: nn.Module, config: PretrainedConfig) -> None:
-    """The rotation of a row must depend on its position alone, whatever else is in the pack."""
+    """Checks that the rotation of a row depends on its position alone, not on other rows of the pack."""
     far = 8 * (getattr(config, "max_position_embeddings", None) or 4096)
     x = torch.zeros(1, 5, 1)
     try:
@@ -193,7 +193,8 @@ def _dropouts(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _small_backbone(config: PretrainedConfig) -> tuple[Any, list[Tensor]]:
-    """The copy and two documents; with the true sizes where smaller ones make no model of this kind."""
+    """The small copy and two documents. Keeps the true sizes if the smaller ones are invalid for this model
+    type."""
     causes: list[Exception] = []
     for fields in (_shrunk(config, _SIZES), _shrunk(config, {"vocab_size": _WORDS})):
         try:
@@ -204,7 +205,7 @@ def _small_backbone(config: PretrainedConfig) -> tuple[Any, list[Tensor]]:
                 raise ValueError(f"two layers have {sizes:.2g} parameters")
             backbone: Any = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
             for p in backbone.parameters():
-                if p.ndim == 1:  # norms and biases of ones and zeros would hide differences
+                if p.ndim == 1:  # norms of ones and biases of zeros would hide differences
                     p.add_(0.3 * torch.randn(p.shape))
             rows = [torch.randint(8, _WORDS - 8, (n,)) for n in _LENGTHS]
             backbone(rows[0][None], use_cache=False)
@@ -225,7 +226,7 @@ def _shrunk(config: PretrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
         if name in drops:
             fields[name] = 0.5
         elif isinstance(value, list) and len(value) == layers > 2:
-            fields[name] = [value[0], value[-1]]  # one entry a layer
+            fields[name] = [value[0], value[-1]]  # one entry per layer
         elif isinstance(value, int) and not isinstance(value, bool) and ("window" in name or "chunk" in name):
             fields[name] = 4
         elif name.endswith("token_id") and value is not None:
@@ -240,7 +241,7 @@ def _shrunk(config: PretrainedConfig, sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _split(backbone: Any, split: Split) -> Network:
-    """The split model of the copy, as `SplitLM.from_backbone` makes it."""
+    """The split model of the copy, built as `SplitLM.from_backbone` does."""
     row_format = RowFormat(_WORDS, 8, _WORDS - 2, 6, _WORDS - 1, 0)
     config = copy.deepcopy(backbone.config)
     config.vocab_size, config.tie_word_embeddings = _WORDS, False

@@ -1,4 +1,4 @@
-"""The split model's configuration: the released `config.json`, plus the kind of the backbone."""
+"""The split model's configuration: the released `config.json`, plus the model type of the backbone."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from lit_moss.llm.folders import read_json
 from lit_moss.llm.rows import RowFormat
 
 MODEL_TYPE = "moss_speech"
-# Released configurations do not name their backbone, which is Qwen3.
+# Released configurations do not name their backbone; it is Qwen3.
 _DEFAULT_BACKBONE = "qwen3"
 _OPTIONAL_IDS = {"im_start_id": "im_start_token_id", "im_end_id": "im_end_token_id", "end_id": "end_token_id"}
 
@@ -21,10 +21,10 @@ class SplitConfig:
     """Sizes and ids of a split model.
 
     Args:
-        backbone: transformers' config of the layers; its `vocab_size` is the text vocabulary.
-        format: Ids of rows.
-        num_modality_layers: Layers of each tail; the trunk has the others.
-        joint: No split at all (NF-NoSplit): audio ids join the text vocabulary, one softmax over both.
+        backbone: transformers' config of the decoder layers; its `vocab_size` is the text vocabulary.
+        format: Row format: ids of text and speech.
+        num_modality_layers: Number of layers of each tail; the remaining layers form the trunk.
+        joint: No split (NF-NoSplit): audio ids join the text vocabulary, with one softmax over both.
     """
 
     backbone: PretrainedConfig
@@ -47,12 +47,13 @@ class SplitConfig:
 
     @property
     def num_shared_layers(self) -> int:
-        """Layers of the trunk."""
+        """Number of trunk layers."""
         return self.backbone.num_hidden_layers - self.num_modality_layers
 
     @property
     def max_context(self) -> int | None:
-        """Longest document in rows, by the backbone's positions and their scaling; None without a limit."""
+        """Maximum document length in rows, from the backbone's positions and their scaling; None:
+        unlimited."""
         most = getattr(self.backbone, "max_position_embeddings", None)
         rope = getattr(self.backbone, "rope_parameters", None) or {}
         factor, trained = rope.get("factor"), rope.get("original_max_position_embeddings")
@@ -61,7 +62,7 @@ class SplitConfig:
         return max(most, int(factor * (trained or most)))
 
     def __getattr__(self, name: str) -> Any:
-        # The released names: vocab_size, audio_vocab_size, sosp_token_id, …
+        # Names in the released config: vocab_size, audio_vocab_size, sosp_token_id, …
         if name.startswith("_") or name in ("backbone", "format"):
             raise AttributeError(name)
         return getattr(self.format if hasattr(self.format, name) else self.backbone, name)
@@ -69,7 +70,7 @@ class SplitConfig:
     def to_dict(self) -> dict[str, Any]:
         """Content of `config.json`."""
         fields = self.backbone.to_dict()
-        fields.pop("_name_or_path", None)  # where the backbone was read from: a path of this machine
+        fields.pop("_name_or_path", None)  # the folder that the backbone was read from: a local path
         f = self.format
         fields |= {
             "model_type": MODEL_TYPE,
@@ -92,7 +93,7 @@ class SplitConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], source: str = "config.json") -> "SplitConfig":
-        """The inverse of `to_dict`; also reads a released model's own."""
+        """The inverse of `to_dict`; also accepts the config of a released model."""
         fields = dict(fields)
         if fields.pop("model_type", None) != MODEL_TYPE:
             raise UserError(f"{source} is not a split model's: expected model_type {MODEL_TYPE!r}")
@@ -135,13 +136,13 @@ class SplitConfig:
         """Reads `config.json`.
 
         Raises:
-            UserError: if it is missing, not JSON, or not a split model's.
+            UserError: if the file is missing, not JSON, or not a split model's config.
         """
         return cls.from_dict(read_json(path), str(path))
 
 
 def last_id(eos: int | list[int] | None) -> int | None:
-    """The id that ends a document, of one or several that end a text."""
+    """The id that ends a document, given one or several ids that end a text."""
     if isinstance(eos, list):
         return eos[-1] if eos else None
     return eos

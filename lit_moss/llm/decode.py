@@ -1,10 +1,10 @@
-"""One new row through a block of layers, with as few operations as possible.
+"""Runs one new row through a block of layers with as few operations as possible.
 
     h ─ norm ─ q, k, v ─ rotate, cache ─ attention ─ o ─ + h ─ norm ─ silu(gate) up ─ down ─ + ─ h
 
-The arithmetic is that of `layers.DecoderLayer`, on the same weights. transformers' layers spend a third of a
-small model's decoding on CPU on bookkeeping between the matrix products. Measured by
-`python -m experiments.benches.generation_speed`.
+The arithmetic and the weights are those of `layers.DecoderLayer`. With transformers' layers, a third of a
+small model's decoding time on CPU is spent between the matrix products. Measured by `python -m
+experiments.benches.generation_speed`.
 Shapes: B sequences, H heads, H_kv key-value heads, n cached rows, D width, E width of a head.
 """
 
@@ -21,7 +21,8 @@ from lit_moss.llm.layers import DecoderLayer, Linear
 
 
 def runs_on(layer: nn.Module) -> bool:
-    """Whether `one_row` computes what the layer does: it reads weights and would miss adapters on them."""
+    """Whether `one_row` can run the layer: it reads the weights directly and would ignore adapters on
+    them."""
     if not isinstance(layer, DecoderLayer):
         return False
     attn, mlp = layer.self_attn, layer.mlp
@@ -32,18 +33,18 @@ def runs_on(layer: nn.Module) -> bool:
 def one_row(
     layers: nn.ModuleList, cache: KVCache | CacheGroup, h_B1D: Tensor, rope: Any, mask: Tensor | None
 ) -> Tensor:
-    """Output (B, 1, D) of the layers for one row (B, 1, D); the cache is written, not yet advanced.
+    """Output (B, 1, D) of the layers for one row (B, 1, D). Writes to the cache but does not advance it.
 
     Args:
-        layers: Those that it `runs_on`.
-        cache: Their cache; of a group of sequences, one cache for each.
-        h_B1D: Input.
-        rope: Cosines and sines (B or 1, 1, E).
-        mask: (B, 1, 1, n + 1), True where the row attends; None: everywhere.
+        layers: Decoder layers, each accepted by `runs_on`.
+        cache: Their cache; a `CacheGroup` holds one cache per sequence.
+        h_B1D: Input (B, 1, D).
+        rope: Cosines and sines, (B or 1, 1, E) each.
+        mask: (B, 1, 1, n + 1), True where the row attends; None: attends everywhere.
     """
-    cos, sin = (x[:, :, None] for x in rope)  # (B, 1, 1, E), beside (B, 1, H, E)
+    cos, sin = (x[:, :, None] for x in rope)  # (B, 1, 1, E), broadcast over heads
     half = cos.shape[-1] // 2
-    # rotate_half with its sign folded into the sines: (x roll half) * sin'
+    # rotate_half with the sign folded into the sines: (x rolled by half) * sin'
     sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
     for module in layers:
         layer: Any = module
@@ -71,7 +72,7 @@ def _layer(
     else:
         qk = qkv[:, :, :-kv]
     qk = (qk * cos).addcmul_(qk.roll(half, -1), sin)
-    # Query heads of one key-value head are passed as its rows: no copy of keys and values for each head.
+    # Query heads that share a key-value head are passed as rows: keys and values need no copy per head.
     q, k = qk[:, :, :-kv].view(B, kv, -1, E), qk[:, :, -kv:].transpose(1, 2)
     out = cache.attend(q, k, v.transpose(1, 2), attn.layer_idx, mask, attn.scaling)
     h = h + _product(out.reshape(B, 1, -1), attn.o_proj)
@@ -82,16 +83,16 @@ def _layer(
 def _norm(x: Tensor, norm: Any) -> Tensor:
     if x.numel() != x.shape[-1] or not _small(x):
         return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
-    # One row on CPU: rms_norm is eight small operations there, this is four.
+    # On CPU, rms_norm runs eight small operations on one row; this needs four.
     size = torch.linalg.vector_norm(x, dtype=torch.float32).item()
     return (x * (size * size / x.shape[-1] + norm.variance_epsilon) ** -0.5).mul_(norm.weight)
 
 
 def _product(x: Tensor, *linears: nn.Linear) -> Tensor:
-    """Products with all of the matrices, side by side in the last dimension.
+    """Products with all matrices, concatenated along the last dimension.
 
-    On CPU by oneDNN, because F.linear runs one row on one thread (AMD EPYC, 2 cores, 1536 x 576: 11 against
-    23 GB/s in float32; 12 against 24 in bfloat16, for which the weights must be in oneDNN's layout).
+    Uses oneDNN on CPU, because F.linear runs a single row on one thread (AMD EPYC, 2 cores, 1536 x 576: 11
+    against 23 GB/s in float32; 12 against 24 in bfloat16, for which the weights must be in oneDNN's layout).
     """
     if not _ONEDNN or not _small(x) or x.dtype != linears[0].weight.dtype or not _is_packable(x.dtype):
         parts = [F.linear(x, one.weight, one.bias) for one in linears]
@@ -109,7 +110,7 @@ def _small(x: Tensor) -> bool:
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _onednn: Any = torch.ops.mkldnn._linear_pointwise if _ONEDNN else None
-# oneDNN multiplies bfloat16 with AVX512 alone, and raises elsewhere.
+# oneDNN supports bfloat16 only with AVX512 and raises an error otherwise.
 _ONEDNN_BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -121,7 +122,7 @@ _layouts: MutableMapping[nn.Linear, tuple[Any, Tensor, Tensor | None]] = WeakKey
 
 
 def _in_layout(linears: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
-    """Weights, one matrix below the other, in oneDNN's layout; cached until they change."""
+    """The weights, concatenated along the output dimension, in oneDNN's layout; cached until they change."""
     tensors = [t for one in linears for t in (one.weight, one.bias) if t is not None]
     state = [(t.data_ptr(), t._version) for t in tensors]
     kept = _layouts.get(linears[0])
@@ -137,5 +138,5 @@ def _in_layout(linears: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
 
 
 def head_row(x_BD: Tensor, head: nn.Linear) -> Tensor:
-    """Logits (B, V) of a head."""
+    """Logits (B, V) of a head for one row (B, D) per sequence."""
     return _product(x_BD[:, None], head)[:, 0]

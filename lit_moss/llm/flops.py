@@ -1,8 +1,9 @@
-"""Model FLOPs of a training step: what the mathematics needs, whatever the hardware repeats.
+"""Model FLOPs of a training step: what the mathematics requires, without recomputation by the implementation.
 
-A matrix of n weights costs 2n FLOPs a row forward, 2n for the gradient of its input, 2n for its own gradient.
-A frozen matrix has no gradient of its own: 4n, not 6n. Heads count at their own target rows. Attention counts
-the pairs a causal document has, l (l + 1) / 2, not the square of the packed sequence.
+A matrix with n weights costs 2n FLOPs per row in the forward, 2n for the gradient of its input and 2n for its
+own gradient. A frozen matrix has no gradient of its own: 4n instead of 6n. Heads are counted at their own
+target rows. Attention is counted over the l (l + 1) / 2 pairs of each causal document, not over the square of
+the packed sequence.
 """
 
 from collections.abc import Iterable
@@ -13,23 +14,24 @@ from lit_moss.llm.branches import Network
 
 
 def matrix_flops(modules: Iterable[nn.Module], backward: bool = True) -> int:
-    """FLOPs a row of all linear layers below the modules, by what is trainable now."""
+    """FLOPs per row of all linear layers in the modules, given which weights are currently trainable."""
     total = 0
     for module in modules:
         for linear in (m for m in module.modules() if isinstance(m, nn.Linear)):
-            n = getattr(linear.weight, "ds_numel", linear.weight.numel())  # a shard of ZeRO-3 holds 0
+            n = getattr(linear.weight, "ds_numel", linear.weight.numel())  # 0 in a ZeRO-3 shard
             total += 2 * n + (2 * n + 2 * n * linear.weight.requires_grad if backward else 0)
     return total
 
 
 def attention_flops(lm: Network, document_rows: Iterable[int], layers: int, backward: bool = True) -> int:
-    """FLOPs of scores and weighted values over causal documents; the backward costs twice the forward.
+    """FLOPs of attention scores and weighted values over causal documents; the backward costs twice the
+    forward.
 
     Args:
-        lm: The model, for its head sizes.
-        document_rows: Rows of each document.
-        layers: Layers that attend.
-        backward: Count it too.
+        lm: The model; provides the head sizes.
+        document_rows: Number of rows of each document.
+        layers: Number of attention layers.
+        backward: Include the backward.
     """
     c = lm.config.backbone
     width = c.num_attention_heads * (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
@@ -48,10 +50,11 @@ def step_flops(
 
     Args:
         lm: The model.
-        document_rows: Rows of each document.
-        text_targets: Targets of the text head.
-        speech_targets: Targets of the speech head.
-        trunk_layers: Layers of the trunk that the step computes, and no head; None for the whole model.
+        document_rows: Number of rows of each document.
+        text_targets: Number of targets of the text head.
+        speech_targets: Number of targets of the speech head.
+        trunk_layers: If n, the step computes only the first n trunk layers and no head. None: the whole
+            model.
     """
     rows = sum(document_rows)
     if trunk_layers is not None:

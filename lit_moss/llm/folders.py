@@ -1,6 +1,6 @@
-"""Folders of Hugging Face models: which files hold the weights, and whether they are whole.
+"""Folders of Hugging Face models: finds their weight files and checks that they are complete.
 
-Whatever is wrong with a folder is reported in one line that names the first file or tensor.
+Every problem is reported in one line that names the first affected file or tensor.
 """
 
 import json
@@ -21,10 +21,10 @@ _OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpa
 
 
 def refuse_pointer(file: Path) -> None:
-    """Refuses a file that `git clone` left as a Git-LFS pointer, a text of three lines.
+    """Refuses a Git-LFS pointer: the three-line text file that `git clone` leaves in place of a large file.
 
     Raises:
-        UserError: if it is one.
+        UserError: if the file is a pointer.
     """
     with file.open("rb") as opened:
         if opened.read(len(_POINTER)) == _POINTER:
@@ -55,7 +55,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     """transformers' config of a backbone.
 
     Raises:
-        UserError: if there is none, or transformers does not accept it.
+        UserError: if there is no config, or transformers does not accept it.
     """
     file = folder / "config.json"
     fields = read_json(file)
@@ -73,10 +73,10 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Safetensors of a model's folder: one file, or those that an index names.
+    """Safetensors files of a model folder: a single file, or those that an index lists.
 
     Raises:
-        UserError: if there are none, one is missing, or is a Git-LFS pointer.
+        UserError: if there are none, or one is missing or a Git-LFS pointer.
     """
     names = [WEIGHTS]
     if not (folder / WEIGHTS).is_file():
@@ -95,7 +95,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shards(index: Path) -> list[str]:
-    """Names of the files that an index of weights lists, each once.
+    """Names of the files that a weights index lists, without duplicates.
 
     Raises:
         UserError: if it lists none.
@@ -125,7 +125,7 @@ def _no_weights(folder: Path) -> UserError:
 
 
 def open_tensors(files: Iterable[Path]) -> dict[str, Any]:
-    """Name -> slice of every tensor; values are read when the slice is indexed (`[...]`).
+    """Name -> lazy slice of every tensor; values are read when the slice is indexed (`[...]`).
 
     Raises:
         UserError: if a file is damaged.
@@ -141,15 +141,16 @@ def open_tensors(files: Iterable[Path]) -> dict[str, Any]:
 
 
 def refuse_other_dtypes(folder: Path, tensors: dict[str, Any], own: dict[str, torch.Tensor]) -> None:
-    """Refuses integers and 8-bit floats, which mean nothing without the scales of their quantization.
+    """Refuses integer and 8-bit float tensors, which are meaningless without the scales of their
+    quantization.
 
     Args:
-        folder: For the message.
-        tensors: Of `open_tensors`.
-        own: The model's, also on the meta device.
+        folder: The model's folder, for the error message.
+        tensors: Stored tensors, as returned by `open_tensors`.
+        own: The model's tensors; may be on the meta device.
 
     Raises:
-        UserError: if a tensor of floats is stored in such a dtype.
+        UserError: if a floating-point tensor of the model is stored as such a data type.
     """
     for name in sorted(own.keys() & tensors.keys()):
         dtype = tensors[name].get_dtype()

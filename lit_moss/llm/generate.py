@@ -1,18 +1,18 @@
-"""Generation row by row, with the released model's rules: in batches, streamed, with key-value caches.
+"""Row-by-row generation with the released model's rules: batched, streamed, with key-value caches.
 
     row i ─ trunk (cache) ─┬─ text branch   (cache) ─ sample ─┐
                            └─ speech branch (cache) ─ sample ─┴─ by the mode ─ row i + 1
 
-The mode of a sequence says which head's sample becomes the next row: speech from sosp to eosp, text
+The mode of a sequence decides which head's sample becomes the next row: speech from sosp to eosp, text
 otherwise. The other head is not computed, since its sample would be ignored, and neither is its tail: the
-trunk's output rows wait, and the tail catches up on all of them at once when its mode begins. Its cache then
-holds what it would have held anyway, so the results are the same.
+trunk's outputs are kept, and the tail processes all of them at once when its mode begins. Its cache then has
+the same content as if it had run at every row, so the results are the same.
 
-The host decides which branches run, and whether all sequences have ended. On an accelerator it fetches the
-new rows after 1, 2, 4, 8, then every 16 of them, in one transfer: asking for each row would leave the device
-idle in between. Rows made past a change of mode that the host had not foreseen are made again, at most 15 for
-each change; a streamed reply comes in such groups. On the CPU the host looks at every row. The rows are the
-same either way.
+The host decides which branches run and whether all sequences have ended. On an accelerator it fetches the new
+rows in one transfer after 1, 2, 4, 8 and then every 16 rows: a transfer per row would leave the device idle
+in between. If the mode changed within such a group, the rows after the change (at most 15) are computed
+again. Streamed replies arrive in groups of up to 16 rows. On the CPU the host checks every row. The resulting
+rows are the same in all cases.
 Shapes: B sequences, L rows of the prompt, N new rows, V ids of a head.
 """
 
@@ -49,30 +49,29 @@ def generate(
     generator: torch.Generator | None = None,
     prompt_chunk: int | None = None,
 ) -> Any:
-    """New rows after a prompt.
+    """Generates the rows that follow a prompt.
 
     Args:
-        lm: The model, also on a GPU; it is not changed.
-        rows: One prompt (a list or a 1-d tensor of rows), or several: (B, L), or a list of prompts of any
+        lm: The model, on any device; it is not changed.
+        rows: One prompt (a list or a 1-d tensor of rows) or several: (B, L), or a list of prompts of any
             lengths.
-        modality: "speech" appends sosp to prompts that do not end in speech or sosp yet; "text" refuses a
-            prompt that would go on in speech; None leaves it to the prompt.
-        max_new_tokens: Most rows to make; fewer where the backbone's positions end.
-        min_new_tokens: No eosp before that many rows.
-        stream: Return an iterator: of ints for one prompt, of lists with None for ended sequences for
-            several. On an accelerator rows come in groups of up to 16.
-        greedy: Most likely rows; same as `GREEDY` for both channels.
+        modality: "speech" appends sosp to prompts that do not end in speech or sosp; "text" rejects a prompt
+            after which speech would follow; None: the prompt decides.
+        max_new_tokens: Maximum number of new rows; fewer if the backbone's positions run out.
+        min_new_tokens: Number of new rows before which eosp is not allowed.
+        stream: Return an iterator: of ints for one prompt; for several, of lists with None for sequences that
+            have ended. On an accelerator rows arrive in groups of up to 16.
+        greedy: Choose the most likely rows; the same as `GREEDY` for both channels.
         text: Sampling of the text channel.
         speech: Sampling of the audio channel.
-        generator: Source of randomness, on any device; torch's own on the CPU if not given. Each sequence has
-            random numbers of its own, which follow from the generator's state and the prompt: a reply does
-            not depend on the others in the batch, nor on its place among them. Equal prompts get different
-            numbers.
-        prompt_chunk: Rows of the prompt a forward takes; all if not given. The result does not depend on it.
+        generator: Source of randomness, on any device. Default: torch's CPU generator. Each sequence has its
+            own random numbers, derived from the generator's state and the prompt: a reply does not depend on
+            the other prompts of the batch nor on its place among them. Equal prompts get different numbers.
+        prompt_chunk: Rows of the prompt per forward; None: all. The result does not depend on it.
 
     Returns:
-        List of new rows, a list of such lists for several prompts, or an iterator; the row that ends a
-        sequence (<|im_end|> or document end) is the last one.
+        A list of new rows, a list of such lists for several prompts, or an iterator. The row that ends a
+        sequence (<|im_end|> or the end of the document) is included as the last one.
 
     Raises:
         UserError: for an empty prompt, rows outside the vocabularies, or a modality that the prompt
@@ -102,7 +101,7 @@ def generate(
 
 
 def checked_prompts(lm: Network, rows: Any, modality: str | None) -> tuple[list[list[int]], bool]:
-    """The prompts as lists, and whether there was only one; arguments and errors as of `generate`."""
+    """The prompts as lists, and whether there was only one; arguments and errors as in `generate`."""
     if isinstance(rows, Tensor):
         rows = rows.tolist()
     rows = list(rows)
@@ -139,13 +138,13 @@ def modality_after(row: int, row_format: RowFormat) -> Modality:
 
 
 def unseen_rows(device: torch.device) -> int:
-    """Most new rows that are made before the host looks at them."""
+    """Maximum number of new rows that are computed before the host fetches them."""
     return 1 if device.type == "cpu" else 16
 
 
 def draws(prompts: Sequence[list[int]], count: int, generator: torch.Generator | None) -> Tensor:
-    """Uniform numbers (B, N) in [0, 1), on the CPU, one for each sequence and step. They follow from the
-    generator's state, the prompt and `count`."""
+    """Uniform numbers (B, N) in [0, 1), on the CPU: one per sequence and step, derived from the generator's
+    state, the prompts and `count`."""
     device = "cpu" if generator is None else generator.device
     base = int(torch.randint(2**62, (), generator=generator, device=device))
     repeats: Counter[tuple[int, ...]] = Counter()
@@ -160,15 +159,15 @@ def draws(prompts: Sequence[list[int]], count: int, generator: torch.Generator |
 
 
 class Decoder:
-    """State of one batch: prompts are padded at their left, so that all next rows are in one column.
+    """Decoding state of one batch. Prompts are padded at the left, so that all next rows are in one column.
 
     Args:
         lm: The model.
-        prompts: Checked prompts.
+        prompts: Prompts, as returned by `checked_prompts`.
         channels: Sampling of each channel.
-        min_new_tokens: No eosp before that many rows.
-        prompt_chunk: Rows of the prompt a forward takes.
-        caches: Caches to go on with; new ones if not given.
+        min_new_tokens: Number of new rows before which eosp is not allowed.
+        prompt_chunk: Rows of the prompt per forward; None: all.
+        caches: Caches to continue; None: new ones.
     """
 
     def __init__(
@@ -188,7 +187,7 @@ class Decoder:
         self.fast = all(map(runs_on, layers))
         modules = [*layers, *(branch.head for branch in lm.branches)]
         self.mixed = len({p.dtype for module in modules for p in module.parameters()}) > 1
-        # transformers 5.24 renamed the argument of its layers.
+        # transformers 5.24 renamed this argument of its layers.
         names = inspect.signature(layers[0].forward).parameters
         self.cache_name = "cache" if "cache" in names else "past_key_values"
         longest = max(map(len, prompts))
@@ -204,8 +203,9 @@ class Decoder:
     # --- ids seen in each channel, for the repetition penalty -----------------------------------------------
 
     def _history(self) -> dict[Modality, Tensor] | None:
-        """Channel -> (B, V): number of the new row at which an id first came, -1 for the prompt. Fillers of
-        the grid count. Numbers and not bools, so that rows can be taken back."""
+        """Channel -> (B, V): index of the new row in which an id first occurred, -1 for the prompt.
+
+        Fillers of the grid count as occurrences. Indices instead of bools allow rows to be taken back."""
         if all(c.repetition_penalty == 1.0 for c in self.channels.values()):
             return None
         first = {}
@@ -218,14 +218,14 @@ class Decoder:
         return first
 
     def _ids(self, rows: Tensor) -> dict[Modality, Tensor]:
-        """Channel -> ids of rows in it. One vocabulary for both has no fillers."""
+        """Channel -> ids of the rows in that channel. With a joint vocabulary there are no fillers."""
         if len(self.tails) == 1:
             return {"text": rows}
         text, speech = to_grid(rows, self.lm.format).unbind(-1)
         return {"text": text, "speech": speech}
 
     def note(self, rows_B: Tensor, made: int) -> None:
-        """Counts new row number `made` of each sequence as seen, for the repetition penalty."""
+        """Marks new row number `made` of each sequence as seen, for the repetition penalty."""
         if self.first is None:
             return
         for name, ids_B in self._ids(rows_B).items():
@@ -236,13 +236,13 @@ class Decoder:
 
     @torch.inference_mode()
     def steps(self, count: int) -> Iterator[list[int | None]]:
-        """One list of B rows a step, None for sequences that have ended."""
+        """Yields one list of B rows per step, with None for sequences that have ended."""
         rows_BN = torch.zeros(len(self.prompts), count, dtype=torch.long, device=self.device)
         last = [p[-1] for p in self.prompts]
         alive = [True] * len(last)
         most = unseen_rows(self.device)
         done, ahead = 0, 1
-        reach = self.lm.config.max_context or _NEVER  # of positions; the row after the last one is never fed
+        reach = self.lm.config.max_context or _NEVER  # number of positions; the last row is never fed
         room = [min(count, reach - len(p) + 1) for p in self.prompts]
         count = max(room)
         while done < count:
@@ -257,7 +257,7 @@ class Decoder:
             for rows in zip(*rows_BN[:, done:stop].tolist(), strict=True):
                 if not self._modes(last, alive) <= modes:
                     self._take_back(done)
-                    ahead = 1  # a reply often ends at once after its speech
+                    ahead = 1  # a reply often ends right after its speech
                     break
                 done += 1
                 yield [row if goes_on else None for row, goes_on in zip(rows, alive, strict=True)]
@@ -270,33 +270,35 @@ class Decoder:
                     return
 
     def _precision(self) -> AbstractContextManager[Any]:
-        """The weights' own: autocast casts all of them again for each row. Weights of two dtypes need it."""
+        """Disables autocast, which would cast the weights again for every row, unless the weights' dtypes
+        differ."""
         if self.mixed:
             return nullcontext()
         return torch.autocast(self.device.type, enabled=False)
 
     def _modes(self, last: list[int], alive: list[bool]) -> set[Modality]:
-        """Names of the branches that predict the rows after the last ones."""
+        """Names of the branches that predict the next rows."""
         if len(self.tails) == 1:
             return set(self.tails)
         pairs = zip(last, alive, strict=True)
         return {modality_after(row, self.lm.format) for row, goes_on in pairs if goes_on}
 
     def _take_back(self, made: int) -> None:
-        """Drops all new rows but the first `made`, which is at least one; the last of them is fed again."""
+        """Drops all but the first `made` new rows (at least one); the last of these is fed again."""
         rows = self.prompt_BL.shape[1] + made - 1
         self.caches.truncate(rows)
         for first_BV in (self.first or {}).values():
             first_BV.masked_fill_(first_BV >= made, _NEVER)
 
     def forward(self, rows_BL: Tensor) -> None:
-        """Trunk over new rows; its outputs wait for the tails."""
+        """Runs the trunk over new rows (B, L); its outputs wait for the tails."""
         step = self.chunk or rows_BL.shape[1]
         for piece in rows_BL.split(step, dim=1):
             self.caches.wait(self.run(self.lm.trunk, self.trunk, self.lm.embed(piece)))
 
     def run(self, block: Block, cache: KVCache, h_BLD: Tensor) -> Tensor:
-        """Output (B, L, D) of a block for rows (B, L, D) that follow those in its cache, which grows."""
+        """Output (B, L, D) of a block for rows (B, L, D) that follow those in its cache; appends to the
+        cache."""
         first, rows = cache.length, h_BLD.shape[1]
         positions = torch.arange(first, first + rows, device=self.device)[None] - self.offsets_B[:, None]
         rope = self.lm.rotary(h_BLD, position_ids=positions.clamp_min(0))
@@ -309,7 +311,8 @@ class Decoder:
         return h_BLD
 
     def logits(self, name: Modality) -> Tensor:
-        """Logits (B, V) of a branch after the rows fed so far, float32, once its tail has caught up."""
+        """Logits (B, V), float32, of a branch after the rows fed so far; first runs its tail on the waiting
+        rows."""
         tail = self.tails[name]
         h = tail.take(tail.rows_waiting)
         step = self.chunk or h.shape[1]
@@ -318,7 +321,7 @@ class Decoder:
         return head_row(tail.branch.norm(h[:, -1]), tail.branch.head).float()
 
     def _next(self, last_B: Tensor, made: int, modes: set[Modality]) -> Tensor:
-        """The next rows (B,); those of sequences in another mode than `modes` mean nothing."""
+        """The next rows (B,); meaningless for sequences whose mode is not in `modes`."""
         chosen = {name: self.choose(name, self.logits(name), made) for name in self.tails if name in modes}
         if len(chosen) == 2:
             f = self.lm.format
@@ -330,10 +333,10 @@ class Decoder:
         return rows_B
 
     def choose(self, name: Modality, logits_BV: Tensor, made: int) -> Tensor:
-        """Rows (B,) drawn from the logits of a branch, which are changed, as new row number `made`."""
+        """Draws rows (B,) from the logits of a branch, as new row number `made`; modifies the logits."""
         f, branch = self.lm.format, self.tails[name].branch
         if "text" in branch.predicts:
-            logits_BV[:, f.modality_pad_token_id] = -torch.inf  # such a row would read as speech
+            logits_BV[:, f.modality_pad_token_id] = -torch.inf  # such a row would be read as speech
         if "speech" in branch.predicts:
             first_barred = f.eosp_row + (0 if made < self.min_new else 1)
             logits_BV[:, first_barred - branch.first_row :] = -torch.inf
@@ -344,8 +347,8 @@ class Decoder:
 
 
 def cached_logits(lm: Network, prompts: Sequence[list[int]], rows_BN: Tensor) -> Tensor:
-    """Text logits (B, N + 1, V) after prompts and after each of the rows (B, N) that follow, by the caches of
-    generation."""
+    """Text logits (B, N + 1, V) after the prompts and after each of the following rows (B, N), computed with
+    the caches of generation."""
     decoder = Decoder(lm, prompts, {"text": GREEDY, "speech": GREEDY})
     decoder.forward(decoder.prompt_BL)
     logits = [decoder.logits("text")]

@@ -1,8 +1,7 @@
-"""Held-out items: perplexity and cloze, in text and in speech.
+"""Perplexity and cloze accuracy on held-out items, in text and in speech.
 
-Cloze (paper, section on pre-training evaluation, after spoken StoryCloze): of two continuations, the true
-next sentence and a random one, the model should give the true one the higher mean log-probability a row;
-chance is 0.5.
+Cloze (paper, section on pre-training evaluation, after spoken StoryCloze): given the true next sentence and a
+random one, the model should assign the true one the higher mean log-probability per row. Chance is 0.5.
 """
 
 import math
@@ -29,17 +28,18 @@ class ClozeItem(Protocol):
 
 
 class HeldOut:
-    """Held-out items, packed once, measured at every validation.
+    """Held-out items, packed once and evaluated at every validation.
 
     Args:
-        items: Cloze items of both modalities; perplexity is that of context and true continuation.
-        row_format: Ids of rows.
-        batch_rows: Most rows of a sequence they are packed to.
+        items: Cloze items of both modalities; perplexity is computed on the context and its true
+            continuation.
+        row_format: Row format: ids of text and speech.
+        batch_rows: Maximum number of rows of a packed sequence.
     """
 
     def __init__(self, items: Sequence[ClozeItem], row_format: RowFormat, batch_rows: int = 2048) -> None:
         self.items, self.format = list(items), row_format
-        self._batches: list[list[tuple[int, bool, list[int]]]] = []  # (item, true?, rows)
+        self._batches: list[list[tuple[int, bool, list[int]]]] = []  # (item, is true, rows)
         used = batch_rows
         for i, item in enumerate(self.items):
             for true, ending in ((True, item.true), (False, item.other)):
@@ -52,9 +52,9 @@ class HeldOut:
 
     @torch.no_grad()
     def measure(self, lm: Network, device: Any) -> dict[str, float]:
-        """`text_ppl`, `text_cloze`, `speech_ppl`, `speech_cloze`.
+        """Returns `text_ppl`, `text_cloze`, `speech_ppl` and `speech_cloze`.
 
-        Without a modality's items its values are left out.
+        A modality without items has no values.
         """
         training = lm.training
         lm.eval()
@@ -72,7 +72,8 @@ class HeldOut:
                 own_L = nll_L[start : start + len(part)]
                 score[i, true] = float(own_L[len(item.context) :].mean())
                 if true:
-                    # sosp among speech, which no text teaches, is not counted.
+                    # sosp in a speech item is a text row that no text teaches the model to predict: not
+                    # counted.
                     is_speech = torch.tensor(part) >= V
                     counted = is_speech if item.modality == "speech" else ~is_speech
                     counted[0] = False
@@ -85,7 +86,7 @@ class HeldOut:
             items = [i for i, item in enumerate(self.items) if item.modality == modality]
             if items:
                 metrics[f"{modality}_ppl"] = math.exp(min(nll[modality] / max(1, count[modality]), 80.0))
-                # Equal scores, as a head of zeros gives before its first step, count as half right.
+                # Equal scores, such as those of a zero head before its first step, count as half right.
                 right = sum(
                     0.5 * ((score[i, True] < score[i, False]) + (score[i, True] <= score[i, False]))
                     for i in items

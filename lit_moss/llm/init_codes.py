@@ -1,13 +1,13 @@
-"""What the embeddings of codes and the audio head start from, besides random numbers.
+"""Non-random initial values of the code embeddings and the audio head.
 
-    codebook   e_k = s (c_k - mean c) P      c: the speech tokenizer's vectors, P: a fixed random projection
+    codebook   e_k = s (c_k - mean c) P      c: codebook of the speech tokenizer, P: fixed random projection
     text       e_k = s (m_k - mean m)        m_k: mean embedding of the text ids that code k is aligned to
 
-s gives the rows the standard deviation of the words' embeddings. In both cases the audio head starts at zero:
-its first distribution is uniform, a loss of ln V.
-With independent random embeddings the model learns the codec's geometry code by code: after 24 steps of 512
-rows the held-out speech perplexity was 752, from the codebook 456 (2 cores, one seed).
-Shapes: K codes, W width of the codebook, D width of the model, V ids, N pairs of a code and a text id.
+s scales the rows to the standard deviation of the text embeddings. In both cases the audio head starts at
+zero, so its initial distribution is uniform, with a loss of ln V.
+With independent random embeddings the model has to learn the codec's geometry code by code: after 24 steps of
+512 rows the held-out speech perplexity was 752; initialised from the codebook it was 456 (2 cores, one seed).
+Shapes: K codes, W width of the codebook, D width of the model, V ids, N (code, text id) pairs.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from lit_moss.llm.model import SplitLM
 
 InitCodes = Literal["random", "codebook", "text"]
-_SEED = 20251  # of the projection, the same in every run
+_SEED = 20251  # seed of the projection, the same in every run
 
 
 def project(codebook_KW: Tensor, width: int) -> Tensor:
-    """Centred vectors in another width: (K, W) -> (K, D), float32.
+    """Projects centred vectors to another width: (K, W) -> (K, D), float32.
 
-    The projection has orthonormal rows or columns drawn from a fixed seed: where D >= W all distances stay as
-    they are, where D < W they do on average, up to the factor sqrt(D / W).
+    The projection has orthonormal rows or columns drawn with a fixed seed. If D >= W all distances are
+    preserved; if D < W they are preserved on average, up to the factor sqrt(D / W).
 
     Args:
-        codebook_KW: The vectors.
-        width: D.
+        codebook_KW: The vectors (K, W).
+        width: Target width D.
     """
     x_KW = codebook_KW.detach().float().cpu()
     x_KW = x_KW - x_KW.mean(dim=0)
@@ -45,15 +45,15 @@ def project(codebook_KW: Tensor, width: int) -> Tensor:
 
 @torch.no_grad()
 def start_at_codebook(lm: "SplitLM", codebook_KW: Tensor) -> None:
-    """Embeddings of codes from the codebook, and an audio head of zeros; without a split their rows of the
-    joined tables.
+    """Initialises code embeddings from the codebook and the audio head with zeros; without a split, the rows
+    of both in the joint tables.
 
     Args:
-        lm: A model with its first weights.
-        codebook_KW: Vectors of the codes, one for each.
+        lm: A newly initialised model.
+        codebook_KW: Vectors of the codes (K, W).
 
     Raises:
-        UserError: if the codebook has another number of codes, or one vector only.
+        UserError: if the codebook has another number of codes, or fewer than two.
     """
     words_VD, codes_VD, head_VD = _tables(lm)
     codes_VD[: len(codebook_KW)] = _scaled(_checked(lm, codebook_KW), words_VD).to(codes_VD)
@@ -64,18 +64,18 @@ def start_at_codebook(lm: "SplitLM", codebook_KW: Tensor) -> None:
 def start_at_text(
     lm: "SplitLM", codes_N: Tensor, text_ids_N: Tensor, codebook_KW: Tensor, most: int = 2**16
 ) -> int:
-    """Each code's embedding is the mean of those of the text ids that it is aligned to, centred over the
-    codes; codes without any start as in `start_at_codebook`. The audio head starts at zero.
+    """Initialises each code embedding as the mean embedding of the text ids aligned to it, centred over the
+    codes. Codes without aligned text start as in `start_at_codebook`. The audio head starts at zero.
 
     Args:
-        lm: A model with its first weights.
+        lm: A newly initialised model.
         codes_N: Code of each pair, int64 (N,).
-        text_ids_N: Text id that it is aligned to, int64 (N,).
-        codebook_KW: Vectors of the codes.
-        most: Pairs looked up at once.
+        text_ids_N: Text id that the code of the pair is aligned to, int64 (N,).
+        codebook_KW: Vectors of the codes (K, W).
+        most: Number of pairs to look up at once.
 
     Returns:
-        Codes that occur among the pairs.
+        Number of different codes among the pairs.
 
     Raises:
         UserError: as `start_at_codebook`, or if there is no pair.
@@ -101,7 +101,7 @@ def start_at_text(
 
 
 def _checked(lm: "SplitLM", codebook_KW: Tensor) -> Tensor:
-    """The projected codebook."""
+    """Checks the codebook and projects it to the model's width."""
     codes = lm.format.eosp_token_id
     if len(codebook_KW) != codes or codes < 2:
         raise UserError(
@@ -112,13 +112,13 @@ def _checked(lm: "SplitLM", codebook_KW: Tensor) -> Tensor:
 
 
 def _scaled(x_KD: Tensor, words_VD: Tensor) -> Tensor:
-    """With the words' standard deviation; rows that are all equal stay as they are."""
+    """Scales to the standard deviation of the text embeddings; rows that are all equal stay unchanged."""
     std = float(x_KD.std())
     return x_KD * (float(words_VD.float().std()) / std) if std > 0 else x_KD
 
 
 def _tables(lm: "SplitLM") -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of words, embeddings of audio ids, rows of the audio head."""
+    """Embeddings of text ids, embeddings of audio ids, and audio rows of the head."""
     V, branch = lm.format.text_vocab_size, lm.branch_of("speech")
     words_VD = lm.model.embed_tokens.weight
     codes_VD = words_VD[V:] if lm.config.joint else lm.model.audio_embed.weight

@@ -1,13 +1,13 @@
-"""Decoder layers of Llama, Qwen2, Qwen3 and Mistral with their own backwards: the parameters, names and
-forward bits of transformers' modules, with less memory and fewer copies in training.
+"""Decoder layers of Llama, Qwen2, Qwen3 and Mistral with custom backwards. Parameters, names and forward bits
+equal those of transformers' modules; training needs less memory and fewer copies.
 
     h = h + o(attention(rotate(q), rotate(k), v)) of norm(h)
     h = h + down(silu(gate) up) of norm(h)
 
-Autograd keeps every intermediate of a norm, a rotation and a gated MLP, in float32 where autocast promotes,
-and casts the same rows once per projection. Here each of them keeps only its input. The gain is measured by
-`python -m experiments.benches.step_cost` (numbers in experiments/LOG.md).
-Layers of other kinds remain transformers' own, see `own_layer`.
+Autograd would keep every intermediate of a norm, a rotation and a gated MLP, in float32 where autocast
+promotes, and would cast the same rows once per projection. Here each of these operations keeps only its
+input. The gain is measured by `python -m experiments.benches.step_cost` (numbers in experiments/LOG.md).
+Layers of other types remain transformers' own, see `own_layer`.
 Shapes: B sequences, L rows, D width, H heads, H_kv key-value heads, E width of a head.
 """
 
@@ -26,19 +26,19 @@ _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
 def own_layer(layer: nn.Module) -> Any:
-    """The layer as a `DecoderLayer` around the same parameters; itself where its parts are not those of a
-    pre-norm layer with RMSNorm, rotary attention and a gated SiLU MLP."""
+    """Returns a `DecoderLayer` with the same parameters, or the layer itself unless it is a known pre-norm
+    layer with RMSNorm, rotary attention and a gated SiLU MLP."""
     return DecoderLayer(layer) if _fits(layer) else layer
 
 
 def own_norm(norm: nn.Module) -> Any:
-    """The norm as an `RMSNorm` around the same weight; itself where it is another kind."""
+    """Returns an `RMSNorm` with the same weight, or the norm itself if it is of another type."""
     return RMSNorm(norm) if "RMSNorm" in type(norm).__name__ and hasattr(norm, "variance_epsilon") else norm
 
 
 def _fits(layer: Any) -> bool:
-    # Others with the same parts compute something else: Granite scales, Helium and Ernie rotate neighbours,
-    # SmolLM3 has layers without rotation.
+    # Other layers with the same parts compute something different: Granite scales, Helium and Ernie rotate
+    # adjacent elements, SmolLM3 has layers without rotation.
     if type(layer).__name__ not in _KNOWN or {name for name, _ in layer.named_children()} != _LAYER:
         return False
     attention = {name for name, _ in layer.self_attn.named_children()}
@@ -66,9 +66,9 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension.
 
     Args:
-        norm: transformers' module, whose weight is taken over.
-        before_linear: Whether the result goes into projections; under autocast it is then cast once, rather
-            than once in each of them.
+        norm: transformers' module; its weight is shared.
+        before_linear: Whether the result is the input of projections. Under autocast it is then cast once
+            instead of once per projection.
     """
 
     def __init__(self, norm: Any, before_linear: bool = True) -> None:
@@ -84,14 +84,14 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps x and one number per row."""
+    """RMSNorm whose backward keeps x and one number per row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype | None) -> Tensor:
-        # The order of transformers' own operations: the same bits.
+        # Same order of operations as in transformers, for identical bits.
         wide = x.float()
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-        # Under autocast in its dtype, as projections keep theirs: 0.15 GiB less at 2,048 rows, 34 layers.
+        # Under autocast x is saved in its dtype, as projections do: 0.15 GiB less at 2,048 rows, 34 layers.
         ctx.save_for_backward(x if dtype is None else x.to(dtype), scale, weight_D)
         ctx.dtype = x.dtype
         y = weight_D * (wide * scale).to(x.dtype)
@@ -113,24 +113,24 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """A projection that keeps no copy of its weights in half precision while it is frozen under autocast."""
+    """A projection that, while frozen under autocast, keeps no half-precision copy of its weights."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in) -> (…, out)."""
         dtype = _autocast_dtype(input)
-        trains = any(p.requires_grad for p in self.parameters(recurse=False))  # a bias may train alone
+        trains = any(p.requires_grad for p in self.parameters(recurse=False))  # a bias may be trained alone
         if dtype is None or trains or self.weight.dtype == dtype:
             return super().forward(input)
         return _FrozenLinear.apply(input, self.weight, self.bias, dtype)
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """Autocast would keep the cast weights until the backward, 0.2 GiB for 107 M frozen ones; a second cast
-    costs less than a hundredth of the product."""
+    """Casts the frozen weights again in the backward. Autocast would keep the cast weights until then: 0.2
+    GiB for 107 M parameters. A second cast costs less than a hundredth of the product."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        ctx.weight, ctx.dtype = weight, x.dtype  # not saved as a tensor: shards come and go
+        ctx.weight, ctx.dtype = weight, x.dtype  # not via save_for_backward: FSDP frees and re-gathers it
         return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
     @staticmethod
@@ -161,7 +161,7 @@ class GatedMLP(nn.Module):
 
 
 class _Gate(torch.autograd.Function):
-    """silu(gate) * up; silu is recomputed in the backward."""
+    """silu(gate) * up; the backward recomputes silu."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class _Gate(torch.autograd.Function):
 
 
 class Attention(nn.Module):
-    """Rotary causal attention with grouped keys and values, optionally with norms of queries and keys
+    """Rotary causal attention with grouped keys and values, and optional norms of queries and keys
     (Qwen3)."""
 
     def __init__(self, attention: Any) -> None:
@@ -187,12 +187,12 @@ class Attention(nn.Module):
         self.o_proj = _own_linear(attention.o_proj)
         self.has_norms = hasattr(attention, "q_norm")
         if self.has_norms:
-            # Rotated next, in float32 as transformers do.
+            # The rotation follows, in float32 as in transformers.
             self.q_norm, self.k_norm = (RMSNorm(n, False) for n in (attention.q_norm, attention.k_norm))
         self.layer_idx: int = attention.layer_idx
         self.head_dim: int = attention.head_dim
         self.scaling: float = attention.scaling
-        # transformers' function for one document a sequence reads these two.
+        # transformers' attention function, used if there are no segments, reads these two.
         self.num_key_value_groups: int = attention.num_key_value_groups
         self.is_causal = True
 
@@ -204,7 +204,15 @@ class Attention(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D); arguments as of `attend`, the cache is written."""
+        """(B, L, D) -> (B, L, D).
+
+        Args:
+            h_BLD: Hidden states (B, L, D).
+            rope: Cosines and sines of the positions, (B, L, E) each.
+            attention_mask: Dense mask for cached decoding, True where a row attends, or None.
+            past_key_values: A `KVCache` to append keys and values to, or None.
+            **kwargs: Passed to the attention function, such as `segments` of `attend`.
+        """
         B, L, _ = h_BLD.shape
         q, k, v = (p(h_BLD).view(B, L, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         if self.has_norms:
@@ -220,7 +228,7 @@ class Attention(nn.Module):
 
 
 class _Rotation(torch.autograd.Function):
-    """x * cos + rotate_half(x) * sin; keeps nothing of x."""
+    """x * cos + rotate_half(x) * sin; nothing of x is kept for the backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -264,7 +272,7 @@ class DecoderLayer(nn.Module):
         segments: Any = None,
         **_: Any,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D); takes what transformers' layers take."""
+        """(B, L, D) -> (B, L, D); has the arguments of transformers' decoder layers."""
         h_BLD = h_BLD + self.self_attn(
             self.input_layernorm(h_BLD),
             position_embeddings,

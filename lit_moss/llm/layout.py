@@ -1,4 +1,4 @@
-"""Borders of documents and places of targets in a batch.
+"""Document borders and positions of targets in a batch.
 
 Shapes: B sequences, L rows, N targets of a modality.
 """
@@ -14,15 +14,17 @@ from lit_moss.llm.attention import starts
 
 @dataclass(frozen=True)
 class Layout:
-    """Borders of documents, and places of targets. They take one transfer from the rows' device to the host,
-    before the first layer; a training step has no other.
+    """Document borders and positions of targets.
+
+    Computing them takes one transfer from the rows' device to the host, before the first layer; a training
+    step has no other transfer.
 
     Args:
-        borders: For each sequence the starts of its documents and its length, as in `Segments`; None for one
-            document a sequence.
-        longest: Rows of the longest document; filler does not count.
-        text_N: Places of text targets in the flattened rows, on their device.
-        speech_N: The same of speech targets.
+        borders: Per sequence: the start of each document, then the sequence length, as in `Segments`. None:
+            one document per sequence.
+        longest: Number of rows of the longest document, without filler.
+        text_N: Positions of text targets in the flattened rows, int64 (N,), on the device of the rows.
+        speech_N: Positions of speech targets, as in `text_N`.
     """
 
     borders: list[list[int]] | None
@@ -34,7 +36,7 @@ class Layout:
     def of(
         cls, rows: Tensor, V: int, document_ids: Tensor | None, loss_mask: Tensor | None, with_loss: bool
     ) -> "Layout":
-        """Arguments as of `SplitLM.forward`; V text ids."""
+        """Computes the layout; arguments as in `SplitLM.forward`, V is the number of text ids."""
         none = torch.empty(0, dtype=torch.long, device=rows.device)
         if document_ids is None and not with_loss:
             return cls(None, rows.shape[1], none, none)
@@ -65,8 +67,8 @@ class Layout:
 
 
 def targets(rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor | None = None) -> Tensor:
-    """bool (B, L): rows that are predicted from the row before, in the same document and counted by
-    the mask."""
+    """bool (B, L): True for rows that are predicted from the row before: same document, and True in the
+    mask."""
     target = torch.ones_like(rows, dtype=torch.bool)
     target[:, 0] = False
     if document_ids is not None:

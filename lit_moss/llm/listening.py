@@ -1,11 +1,11 @@
-"""How well a model listens: transcripts of a few held-out utterances, by its own rows.
+"""Measures listening: the model transcribes a few held-out utterances.
 
     prompt   sosp c_1 … c_n eosp          expected  text ids, end
-    asr_ppl, asr_accuracy   of the expected rows after the prompt (teacher-forced, one forward)
-    asr_wer                 word errors of the greedy reply, over all words of the references
+    asr_ppl, asr_accuracy   on the expected rows after the prompt (teacher-forced, one forward)
+    asr_wer                 word errors of the greedy replies / number of reference words
 
-Speaking is learnt long before listening: text after speech is fluent and unrelated at first, a WER of about
-1. The step at which it falls is the one to compare.
+A model learns to speak long before it learns to listen: at first the text after speech is fluent but
+unrelated, with a WER of about 1. Compare runs by the step at which the WER falls.
 """
 
 import math
@@ -18,7 +18,7 @@ from lit_moss.llm.branches import Network
 
 
 class AsrItem(Protocol):
-    """An utterance: rows of its speech, the text ids that follow, and the text itself."""
+    """An utterance: the rows of its speech, the text ids that follow, and its text."""
 
     @property
     def prompt(self) -> Sequence[int]: ...
@@ -33,8 +33,8 @@ class Listening:
 
     Args:
         items: The utterances.
-        decode: Text of text ids.
-        word_errors: (errors, words) of a reference and a transcript.
+        decode: Converts text ids to text.
+        word_errors: Returns (errors, words) for a reference and a transcript.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Listening:
 
     @torch.no_grad()
     def measure(self, lm: Network, device: Any) -> dict[str, float]:
-        """`asr_ppl`, `asr_accuracy`, `asr_wer`; {} without items."""
+        """Returns `asr_ppl`, `asr_accuracy` and `asr_wer`; empty without items."""
         if not self.items:
             return {}
         training = lm.training
@@ -82,7 +82,7 @@ class Listening:
 
     @staticmethod
     def _first_text(lm: Network, reply: Sequence[int]) -> list[int]:
-        """The ids before an end, speech, or anything else that is no word."""
+        """The leading text ids of a reply, up to its end or the start of speech."""
         ids: list[int] = []
         for row in reply:
             if row in lm.stop_ids or row >= lm.format.text_vocab_size or row == lm.format.sosp_token_id:

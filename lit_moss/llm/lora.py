@@ -1,14 +1,14 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685) on the linear layers of a split model, by the `peft` library.
+"""Low-rank adapters (LoRA, arXiv:2106.09685) on the linear layers of a split model, using the `peft` library.
 
     y = W x + (alpha / r) B A x      W (out, in) stays frozen; A (r, in) starts random, B (out, r) at zero
 
-While a run trains adapters, peft's layer stands in place of the linear one and holds it:
+While a run trains adapters, peft's layer replaces the linear layer and contains it:
 
     q_proj.weight  ->  q_proj.base_layer.weight, q_proj.lora_A.default.weight, q_proj.lora_B.default.weight
 
-These names exist in such a run and its checkpoints only. Everything that reads them (the next stage,
-`open_lm`, the export) gets W + (alpha / r) B A under the released names; that takes no peft. Both names and
-sums are defined here: `base_name`, `separate`, `merged`.
+These names exist only in such a run and its checkpoints. Everything that reads them (the next stage,
+`open_lm`, the export) gets W + (alpha / r) B A under the released names, without needing peft. This file
+defines the names and the sums: `base_name`, `separate`, `merged`.
 """
 
 import contextlib
@@ -41,14 +41,14 @@ def _modules() -> list[str]:
 
 @dataclass
 class Lora:
-    """Options of the adapters.
+    """Options of the LoRA adapters.
 
     Args:
-        rank: r, rows of A and columns of B; 1 or more.
+        rank: Rank r: rows of A and columns of B; at least 1.
         alpha: The product B A is multiplied by alpha / rank.
-        dropout: Share of an adapter's inputs that are set to 0 in training.
-        parts: Where they are: trunk, text_tail, audio_tail.
-        modules: Names of the linear layers in them that get one.
+        dropout: Dropout probability on an adapter's inputs in training.
+        parts: Parts of the model that get adapters: trunk, text_tail, audio_tail.
+        modules: Names of the linear layers within these parts that get an adapter.
     """
 
     rank: int = 16
@@ -72,23 +72,23 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """Factor on B A."""
+        """Factor on the product B A."""
         return self.alpha / self.rank
 
     def record(self) -> dict[str, Any]:
-        """Content of a checkpoint's `lora`: the options and the `scale`."""
+        """Content of a checkpoint's `lora` entry: the options and `scale`."""
         return asdict(self) | {"scale": self.scale}
 
 
 def add_adapters(lm: nn.Module, lora: Lora) -> None:
-    """Puts an adapter on the chosen layers; the model computes the same to the bit, since B is zero.
+    """Adds adapters to the chosen layers. The model's outputs do not change by a bit, since B is zero.
 
     Args:
         lm: A `SplitLM`, changed in place.
-        lora: Which layers, and the adapters' sizes.
+        lora: The layers and the sizes of the adapters.
 
     Raises:
-        UserError: if peft is not installed, or the model has no such layers.
+        UserError: if peft is not installed, or the model lacks the named layers.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -101,7 +101,8 @@ def add_adapters(lm: nn.Module, lora: Lora) -> None:
     inject_adapter_in_model(config, lm)
     for layer in lm.modules():
         if isinstance(layer, LoraLayer):
-            # Under autocast peft would copy the inputs to float32, and autocast those back to bfloat16.
+            # Otherwise peft would copy the inputs to float32 under autocast, which casts them back to
+            # bfloat16.
             layer.cast_input_dtype_enabled = False
 
 
@@ -122,11 +123,11 @@ def _chosen(lm: nn.Module, lora: Lora) -> list[str]:
 
 @contextlib.contextmanager
 def without_adapters(lm: nn.Module) -> Iterator[None]:
-    """The model computes what it did before `add_adapters` and what else was trained since."""
+    """Disables the adapters: the model then computes its outputs with the base weights alone."""
     from peft.tuners.lora import LoraLayer
 
     layers = [layer for layer in lm.modules() if isinstance(layer, LoraLayer)]
-    # peft's switch sets requires_grad as well, which freezing decides here.
+    # peft's switch also sets requires_grad, which is for the freezing callback to decide.
     trains = {p: p.requires_grad for p in lm.parameters()}
     try:
         for layer in layers:
@@ -143,24 +144,24 @@ def without_adapters(lm: nn.Module) -> Iterator[None]:
 
 
 def base_name(name: str) -> str:
-    """The released name of a weight that an adapter may stand before."""
+    """The released name of a weight, also if an adapter wraps it."""
     return name.replace(".base_layer.", ".")
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to an adapter."""
+    """Whether a parameter name belongs to an adapter."""
     return _ADAPTER.fullmatch(name) is not None
 
 
 def check_trained(names: Iterable[str], trained: Container[str]) -> None:
-    """Compares the adapters with what a run's freezing rules train.
+    """Compares the adapters with the parameters that a run's freezing rules train.
 
     Args:
-        names: Of all parameters.
-        trained: Of those that train at some step.
+        names: Names of all parameters.
+        trained: Names of the parameters that train at some step.
 
     Raises:
-        UserError: if adapters never train, or weights train that have adapters.
+        UserError: if an adapter never trains, or a weight that has an adapter does.
     """
     names = list(names)
     adapters = [name for name in names if is_adapter(name)]
@@ -179,14 +180,14 @@ def check_trained(names: Iterable[str], trained: Container[str]) -> None:
 
 
 def check_resumed(stored: Mapping[str, Any] | None, lora: Lora | None) -> None:
-    """Refuses to resume a run with other adapters than it has.
+    """Refuses to resume a run with adapters other than those of its checkpoint.
 
     Args:
-        stored: The checkpoint's `lora`, None without adapters.
+        stored: The checkpoint's `lora` entry; None: no adapters.
         lora: The run's options.
 
     Raises:
-        UserError: if they differ in more than dropout.
+        UserError: if they differ in anything but dropout.
     """
     now = None if lora is None else lora.record()
     keys = ("rank", "alpha", "parts", "modules")
@@ -218,17 +219,17 @@ def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 def separate(tensors: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
-    """Which tensors of a checkpoint are weights, and which are adapters on them.
+    """Separates the tensors of a checkpoint into weights and adapters.
 
     Args:
-        tensors: Keys are names, of any prefix; values are not looked at.
+        tensors: Mapping whose keys are tensor names, with any prefix; the values are not used.
 
     Returns:
-        Released name -> name, of all weights that are there; and released name -> names of A and B, of the
-        weights that have an adapter.
+        A mapping released name -> name of all weights that are present; and a mapping released name -> names
+        of A and B for the weights that have an adapter.
 
     Raises:
-        UserError: if one of A and B is missing.
+        UserError: if an adapter has only one of A and B.
     """
     weights: dict[str, str] = {}
     found: dict[str, dict[str, str]] = {}
@@ -245,12 +246,12 @@ def separate(tensors: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, tupl
 
 
 class Merged(Mapping[str, Tensor]):
-    """Tensors of a LoRA run under the released names, each computed when it is looked up.
+    """Tensors of a LoRA run under the released names; each is computed when it is looked up.
 
     Args:
-        tensors: Name -> tensor, of a checkpoint or a module, of any prefix; also a mapping that reads one
+        tensors: Name -> tensor of a checkpoint or module, with any prefix; may be a mapping that reads one
             tensor at a time.
-        scale: Of the adapters: `scale` of the checkpoint's `lora`.
+        scale: Factor on B A: `scale` in the checkpoint's `lora` entry.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], scale: float) -> None:
@@ -278,15 +279,15 @@ class Merged(Mapping[str, Tensor]):
 
 
 def merged(tensors: Mapping[str, Tensor], lora: Mapping[str, Any] | None) -> Mapping[str, Tensor]:
-    """Weights of a checkpoint under the released names, with its adapters added to them.
+    """Weights of a checkpoint under the released names, with its adapters merged.
 
     Args:
-        tensors: The checkpoint's, of any prefix, all of them or read one at a time.
-        lora: The checkpoint's `lora`; None: it has no adapters, and the tensors are returned as they are.
+        tensors: The checkpoint's tensors, with any prefix; may be a mapping that reads one tensor at a time.
+        lora: The checkpoint's `lora` entry; None: no adapters, and the tensors are returned unchanged.
 
     Returns:
-        Name -> tensor. Sums are computed in float32 when they are looked up, and given in the wider dtype of
-        weight and adapter: float32 where `frozen_dtype` kept the weights in bfloat16.
+        Name -> tensor. Sums are computed in float32 when they are looked up, and returned in the wider data
+        type of weight and adapter: float32 where `frozen_dtype` stored the weights in bfloat16.
 
     Raises:
         UserError: if a weight is missing.
@@ -296,7 +297,7 @@ def merged(tensors: Mapping[str, Tensor], lora: Mapping[str, Any] | None) -> Map
 
 @torch.no_grad()
 def merge_adapters(lm: nn.Module) -> None:
-    """Adds a model's adapters to the weights that they belong to and takes them out."""
+    """Merges a model's adapters into the weights that they belong to, and removes them."""
     if not any(is_adapter(name) for name, _ in lm.named_parameters()):
         return
     from peft.tuners.lora import LoraLayer
@@ -311,7 +312,7 @@ def merge_adapters(lm: nn.Module) -> None:
 
 
 def plain_state(lm: nn.Module) -> Mapping[str, Tensor]:
-    """`state_dict()` of a model under the released names, its adapters merged."""
+    """`state_dict()` of a model under the released names, with its adapters merged."""
     state = lm.state_dict()
     if not any(is_adapter(name) for name in state):
         return state

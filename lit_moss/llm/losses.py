@@ -1,11 +1,11 @@
-"""Cross-entropy of a large head without its logits: computed, with its gradients, a chunk of rows at a time.
+"""Cross-entropy of a large head without full logits: losses and gradients are computed per chunk of rows.
 
     logits = h W^T      nll = logsumexp(logits) - logits[target]      d nll / d logits = softmax - onehot
 
-At 151,680 words and 14,336 rows full logits are 8.7 GB in float32, and as much again for their gradient. Here
-one chunk of them exists at a time. The gradient of the hidden rows is computed in the same pass, so the
-backward multiplies by one number. A frozen head gets no weight gradient at all. The divergence from another
-head's distribution is computed in the same way.
+With 151,680 words and 14,336 rows, full logits take 8.7 GB in float32, and their gradient the same again.
+Here only one chunk of them exists at a time. The gradient of the hidden states is computed in the same pass,
+so the backward only multiplies it by a scalar. For a frozen head no weight gradient is computed. The KL
+divergence from another head's distribution is computed in the same way.
 Shapes: B sequences, L rows, N target rows, D width, V ids of the head.
 """
 
@@ -16,17 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Logits at once: 32 MiB in float32 on CPU; a GPU reads the head once a chunk and wants longer ones.
+# Logits per chunk: 32 MiB in float32 on CPU; a GPU reads the head once per chunk and benefits from larger
+# ones.
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**25}
 
 
 class HeadLoss(NamedTuple):
-    """Loss of one head over its own targets. A tuple, because ZeRO-3's hooks find tensors in nothing else.
+    """Loss of one head over its own targets. A NamedTuple, because ZeRO-3's hooks only traverse tuples.
 
     Args:
-        nll: Sum of -log p over the targets, in nats, differentiable.
-        nll_N: The same for each row, without gradient.
-        correct: Targets that were the head's first choice.
+        nll: Sum of -log p over the targets, in nats, differentiable; float32 ().
+        nll_N: -log p of each target row, in nats, without gradient; float32 (N,).
+        correct: Number of targets to which the head gives the highest probability; int64 ().
     """
 
     nll: Tensor
@@ -39,8 +40,8 @@ class SplitOutput:
     """Logits of the next row.
 
     Args:
-        text_logits: (B, L, V_text).
-        speech_logits: (B, L, V_audio).
+        text_logits: (B, L, V_text), in the data type of the head's output.
+        speech_logits: (B, L, V_audio), in the data type of the head's output.
     """
 
     text_logits: Tensor
@@ -49,22 +50,22 @@ class SplitOutput:
 
 @dataclass
 class SplitLoss:
-    """Loss of a batch and its parts; every target counts once unless the weights say otherwise.
+    """Loss of a batch and its parts. Every target counts equally unless the weights say otherwise.
 
     Args:
         total: (w_text x sum over text targets + w_speech x sum over speech targets) / number of targets; ()
             float32.
-        text: Mean over the text targets in nats, 0 where there are none; ().
-        speech: The same for the speech targets.
-        text_count: Text targets, int64 ().
-        speech_count: Speech targets, int64 ().
-        text_correct: Text targets that were the head's first choice, int64 ().
-        speech_correct: The same for the speech targets.
-        nll_BL: -log p of every target row, at the row itself, 0 elsewhere; no gradient; (B, L).
-        hidden_BLD: Hidden states of the trunk, differentiable, where `SplitLM.keep_hidden` asks for them;
-            (B, L, D).
-        text_BLD: Outputs of the text tail before the norm, differentiable, where `SplitLM.keep_text` asks for
-            them; (B, L, D).
+        text: Mean over the text targets, in nats, 0 if there are none; float32 ().
+        speech: Mean over the speech targets, in nats, 0 if there are none; float32 ().
+        text_count: Number of text targets, int64 ().
+        speech_count: Number of speech targets, int64 ().
+        text_correct: Number of text targets to which the head gives the highest probability, int64 ().
+        speech_correct: Number of speech targets to which the head gives the highest probability, int64 ().
+        nll_BL: -log p of every target row, stored at that row, 0 elsewhere; no gradient; (B, L).
+        hidden_BLD: Hidden states of the trunk, differentiable, (B, L, D); None unless `SplitLM.keep_hidden`
+            is set.
+        text_BLD: Outputs of the text tail before the norm, differentiable, (B, L, D); None unless
+            `SplitLM.keep_text` is set.
     """
 
     total: Tensor
@@ -80,29 +81,32 @@ class SplitLoss:
 
 
 class Head(nn.Linear):
-    """Projection to logits that can also return its loss, so that sharded strategies gather it once."""
+    """Projection to logits. It can also compute its loss, so that sharded strategies gather its weight
+    once."""
 
     def forward(self, hidden: Tensor, targets_N: Tensor | None = None) -> Any:
-        """Logits (…, V) of hidden (…, D); with targets the `HeadLoss` of hidden (N, D)."""
+        """Logits (…, V) of hidden states (…, D); with targets (N,), the `HeadLoss` of hidden states (N,
+        D)."""
         if targets_N is None:
             return super().forward(hidden)
         return head_loss(hidden, self.weight, targets_N)
 
 
 def head_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> HeadLoss:
-    """Cross-entropy of hidden (N, D) against a head (V, D); the arithmetic follows autocast."""
+    """Cross-entropy of hidden states (N, D) with a head (V, D); computed in autocast's dtype if it is
+    enabled."""
     nll, nll_N, correct = _ChunkedCrossEntropy.apply(*_in_autocast(hidden_ND, weight_VD), targets_N)
     return HeadLoss(nll, nll_N, correct)
 
 
 def divergence(hidden_ND: Tensor, weight_VD: Tensor, teacher_ND: Tensor, teacher_VD: Tensor) -> Tensor:
-    """Sum over rows of KL(p_teacher || p) in nats, differentiable in the first two; ().
+    """Sum over rows of KL(p_teacher || p), in nats, float32 (); differentiable in the first two arguments.
 
     Args:
-        hidden_ND: Rows before a head.
-        weight_VD: The head.
-        teacher_ND: Rows before another head, which has as many ids.
-        teacher_VD: That head.
+        hidden_ND: Input of the head (N, D).
+        weight_VD: Weight of the head (V, D).
+        teacher_ND: Input of the teacher's head, (N, width of the teacher).
+        teacher_VD: Weight of the teacher's head, with the same number of ids.
     """
     return _ChunkedDivergence.apply(*_in_autocast(hidden_ND, weight_VD, teacher_ND, teacher_VD))
 
@@ -115,7 +119,7 @@ def _in_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class _Gradients:
-    """Gradients of a head and of the rows before it, made a chunk of rows at a time in the forward."""
+    """Gradients of a head and of its input rows, computed per chunk of rows in the forward."""
 
     def __init__(self, ctx: Any, hidden_ND: Tensor, weight_VD: Tensor) -> None:
         self.hidden_ND, self.weight_VD = hidden_ND, weight_VD
@@ -129,35 +133,35 @@ class _Gradients:
         )
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Places of the rows of a chunk, and their logits in float32."""
+        """Yields the slice of each chunk of rows, and its logits in float32."""
         for start in range(0, len(self.hidden_ND), self.step):
             at = slice(start, start + self.step)
             yield at, (self.hidden_ND[at] @ self.weight_VD.T).float()
 
     def add(self, at: slice, grad_NV: Tensor) -> None:
-        """Takes the gradient of a chunk's logits."""
+        """Accumulates the gradient of a chunk's logits."""
         h = self.hidden_ND[at]
         grad_NV = grad_NV.to(h.dtype)
         if self.d_hidden is not None:
             self.d_hidden[at] = grad_NV @ self.weight_VD
         if self.d_weight is not None and h.dtype == torch.float32:
-            self.d_weight.addmm_(grad_NV.T, h)  # without a second (V, D)
+            self.d_weight.addmm_(grad_NV.T, h)  # avoids a second (V, D) tensor
         elif self.d_weight is not None:
             self.d_weight += grad_NV.T @ h
 
     def save(self, ctx: Any) -> None:
-        """Keeps them for the backward."""
+        """Saves the gradients for the backward."""
         ctx.save_for_backward(*(x for x in (self.d_hidden, self.d_weight) if x is not None))
         ctx.wanted, ctx.dtype = self.wanted, self.weight_VD.dtype
 
     @staticmethod
     def times(ctx: Any, factor: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The saved gradients of the rows and of the head, multiplied by one number."""
+        """The saved gradients of the rows and of the head, multiplied by a scalar."""
         saved = iter(ctx.saved_tensors)
         d_hidden = next(saved) if ctx.wanted[0] else None
         d_weight = next(saved) if ctx.wanted[1] else None
         return (
-            # In place, because a copy would be as large as the head: one backward per forward.
+            # In place, because a copy would be as large as the head. This allows one backward per forward.
             None if d_hidden is None else d_hidden.mul_(factor),
             None if d_weight is None else d_weight.mul_(factor).to(ctx.dtype),
         )

@@ -1,8 +1,8 @@
-"""Losses as metrics: of a training batch, and of all batches of a validation.
+"""Metrics computed from losses: of one training batch, or of all batches of a validation.
 
-    loss = (w_t nll_text + w_s nll_speech) / targets   ppl = exp(nll / targets of the head)   accuracy too
+    loss = (w_t nll_text + w_s nll_speech) / targets   ppl = exp(nll / targets of the head)   accuracy
 
-Names are `text_loss`, `speech_ppl` …; values of a head without targets are left out.
+Names are `text_loss`, `speech_ppl` …; a head without targets has no values.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +16,11 @@ _SUMS = ("text_nll", "text_count", "text_correct", "speech_nll", "speech_count",
 
 
 def batch_metrics(loss: SplitLoss, targets: Mapping[str, int]) -> dict[str, Tensor]:
-    """Metrics of one batch, () each, left on the device.
+    """Metrics of one batch, scalar tensors on the device.
 
     Args:
-        loss: Of the batch.
-        targets: Head (`text`, `speech`) -> its targets, as the host knows them.
+        loss: Loss of the batch.
+        targets: Head (`text`, `speech`) -> number of its targets, as known on the host.
     """
     metrics = {"text_targets": loss.text_count.float(), "speech_targets": loss.speech_count.float()}
     for name, mean, count, correct in (
@@ -33,19 +33,19 @@ def batch_metrics(loss: SplitLoss, targets: Mapping[str, int]) -> dict[str, Tens
 
 
 class LossSums:
-    """Sums over the batches of a validation, on the device.
+    """Sums over the batches of a validation, kept on the device.
 
     Args:
-        device: Where the losses are.
-        weights: Modality -> weight of its targets in `loss`, as in training; 1 where it is not named.
+        device: Device of the losses.
+        weights: Modality -> weight of its targets in `loss`, as in training. Default: 1.
     """
 
     def __init__(self, device: torch.device, weights: Mapping[str, float] | None = None) -> None:
-        self._weights = dict(weights or {})  # can be copied, as a module is for averaged weights
+        self._weights = dict(weights or {})  # a plain dict: the module is deep-copied for averaged weights
         self._sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in _SUMS}
 
     def add(self, loss: SplitLoss) -> None:
-        """Counts a batch."""
+        """Adds the losses of a batch."""
         values = (
             loss.text * loss.text_count,
             loss.text_count,
@@ -61,7 +61,7 @@ class LossSums:
         """Metrics of all batches.
 
         Args:
-            over_ranks: Sum of a tensor over all ranks.
+            over_ranks: Returns the sum of a tensor over all ranks.
         """
         sums = {name: float(over_ranks(value)) for name, value in self._sums.items()}
         metrics: dict[str, float] = {}

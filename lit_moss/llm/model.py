@@ -7,10 +7,10 @@
           + w_speech Σ -log p_speech(row i+1 | rows 1…i)   over i where row i+1 is a speech target)
          / number of targets
 
-Both tails start as copies of the backbone's last layers and both norms as copies of its last norm: before
-training, the text path is the backbone. Both tails run at every position; the next row says which head is
-trained. Parameter names are those of the released checkpoint, layers are those of `layers.py`, and folders
-are read and written by `released.py`.
+Both tails start as copies of the backbone's last layers, and both norms as copies of its last norm: before
+training, the text path is the backbone. Both tails run at every position; the next row decides which head is
+trained. Parameter names are those of the released checkpoint; the layers are in `layers.py`, and folders are
+read and written by `released.py`.
 Shapes: B sequences, L rows, N target rows, D width, V ids of a head.
 """
 
@@ -38,7 +38,7 @@ from lit_moss.llm.rows import RowFormat
 
 
 class SplitModel(nn.Module):
-    """Everything but the heads, under the released names."""
+    """All modules except the heads, under the released names."""
 
     def __init__(self, backbone: nn.Module, config: SplitConfig) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class SplitLM(nn.Module):
 
     Attributes:
         config: `SplitConfig`, the content of `config.json`.
-        format: Ids of rows, `RowFormat`.
+        format: Row format (`RowFormat`): ids of text and speech.
         text_weight: Weight of a text target in the loss.
-        speech_weight: Weight of a speech target.
+        speech_weight: Weight of a speech target in the loss.
         attention: Kernel for packed rows, see `lit_moss.llm.attention`.
-        keep_hidden: A loss also returns the trunk's hidden states after so many layers; None: it does not.
-        keep_text: A loss also returns the outputs of the text tail.
-        stop_ids: Text ids that end a generation.
-        tokenizer_folder: Folder whose tokenizer files `save_pretrained` copies; None if there is none.
+        keep_hidden: If n, `loss` also returns the hidden states after the first n trunk layers.
+        keep_text: If true, `loss` also returns the outputs of the text tail.
+        stop_ids: Text ids that end generation.
+        tokenizer_folder: Folder whose tokenizer files `save_pretrained` copies, or None.
     """
 
     def __init__(self, backbone: nn.Module, config: SplitConfig) -> None:
@@ -107,24 +107,25 @@ class SplitLM(nn.Module):
     ) -> "SplitLM":
         """Splits a text model.
 
-        The ids of sosp and modality_pad come from its tokenizer; one that has none gets them at its end, and
-        the tables grow by rows equal to their mean. Without a tokenizer they come from its config. If that
-        has none either, the vocabulary's last two ids are used, and the tables keep their size.
+        The ids of sosp and modality_pad come from its tokenizer. If the tokenizer lacks them, they are
+        appended to it, and the new rows of the tables are the mean of the others. Without a tokenizer the ids
+        come from the config. If the config has none either, the vocabulary's last two ids are used, and the
+        tables keep their size.
 
         Args:
-            source: Folder, Hugging Face id or `embedded:smollm2-135m`; or a transformers config, then the
-                weights are random.
-            num_modality_layers: Layers of each tail, 0 to all.
-            audio_vocab_size: Ids of the speech vocabulary: codes, eosp, unused ones; see
+            source: Folder, Hugging Face id or `embedded:smollm2-135m`; or a transformers config, for random
+                weights.
+            num_modality_layers: Number of layers of each tail, from 0 to all.
+            audio_vocab_size: Size of the speech vocabulary: codes, eosp and unused ids; see
                 `rows.audio_vocab_for`.
-            joint: No split: codes join the text vocabulary, one softmax (NF-NoSplit); needs
-                num_modality_layers 0.
-            dtype: Of the weights; float32 if not given.
-            row_format: All ids, where the caller has them from elsewhere.
-            empty: On the meta device, for weights that `adopt` puts into it; the backbone's are not read.
+            joint: No split (NF-NoSplit): codes join the text vocabulary, with one softmax. Requires
+                `num_modality_layers` 0.
+            dtype: Data type of the weights. Default: float32.
+            row_format: Row format. Default: derived from the tokenizer or config as described above.
+            empty: Create the model on the meta device without reading weights, to be filled by `adopt`.
 
         Raises:
-            UserError: if the layers are not standard decoder layers, or sizes do not fit.
+            UserError: if the layers are not standard decoder layers, or the sizes are inconsistent.
         """
         dtype = dtype or torch.float32
         with released.on_cpu() as device:
@@ -144,7 +145,7 @@ class SplitLM(nn.Module):
         V = row_format.text_vocab_size
         joined = V + row_format.audio_vocab_size * joint
         embed, head = inner.model.embed_tokens, inner.lm_head
-        # Cloned, for where the backbone ties them: table and head are trained apart.
+        # Cloned, because a backbone may tie them: here embedding table and head are trained separately.
         head.weight = nn.Parameter(resize_table(resize_table(head.weight, V), joined).clone())
         embed.weight = nn.Parameter(resize_table(resize_table(embed.weight, V), joined).clone())
         embed.num_embeddings, embed.padding_idx = joined, None
@@ -156,8 +157,8 @@ class SplitLM(nn.Module):
 
     @torch.no_grad()
     def _init_speech(self) -> None:
-        """Embeddings of codes start with the standard deviation of the words': far smaller ones would vanish
-        beside them, far larger ones would drown them out."""
+        """Initialises code embeddings with the standard deviation of the text embeddings, so that both have
+        the same scale."""
         words_VD, V = self.model.embed_tokens.weight, self.format.text_vocab_size
         if words_VD.is_meta:
             return
@@ -168,7 +169,7 @@ class SplitLM(nn.Module):
 
     @classmethod
     def from_config(cls, config: SplitConfig, dtype: torch.dtype | None = None) -> "SplitLM":
-        """Random weights; no storage for them inside `torch.device("meta")`."""
+        """A model with random weights; inside `torch.device("meta")` they take no memory."""
         backbone_config = copy.deepcopy(config.backbone)
         row_format = config.format
         backbone_config.vocab_size = row_format.text_vocab_size + row_format.audio_vocab_size * config.joint
@@ -181,7 +182,7 @@ class SplitLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> "SplitLM":
-        """Reads a folder in the released layout: `config.json`, safetensors; nothing is unpickled.
+        """Loads a folder in the released layout (`config.json`, safetensors); nothing is unpickled.
 
         Raises:
             UserError: if files are missing, or names and shapes do not fit the config.
@@ -195,20 +196,20 @@ class SplitLM(nn.Module):
         return (lm if device is None else lm.to(device)).eval()
 
     def adopt(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes tensors as its weights, without a copy and in their own dtypes.
+        """Uses the given tensors as weights, without copying them and in their own data types.
 
         Args:
-            weights: All of them, or, unless the model is on the meta device, some.
+            weights: Name -> tensor. All weights are required if the model is on the meta device.
         """
         is_empty = self.text_lm_head.weight.is_meta
         self.load_state_dict(weights, strict=is_empty, assign=True)
-        if is_empty:  # the frequencies are not weights and were created on the meta device
+        if is_empty:  # rotary frequencies are not in the state dict; these are on the meta device
             rotary: Any = self.rotary.inner
             self.model.rotary_emb = Rotary(type(rotary)(config=self.config.backbone))
             released.fill_buffers(self, self.config.backbone)
 
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None, max_shard_size: str = "5GB") -> None:
-        """Writes `config.json`, sharded safetensors and, where known, the tokenizer."""
+        """Writes `config.json`, sharded safetensors and, if there is one, the tokenizer."""
         source = self.tokenizer_folder if tokenizer is None else tokenizer
         released.save_split(Path(folder), self.config, lora.plain_state(self), source, max_shard_size)
 
@@ -216,17 +217,17 @@ class SplitLM(nn.Module):
 
     @property
     def trunk(self) -> Block:
-        """Layers that text and speech share."""
+        """The layers that text and speech share."""
         return self.model.shared_block
 
     @property
     def rotary(self) -> Rotary:
-        """Rotation of positions, for all layers."""
+        """The rotary embedding that all layers use."""
         return self.model.rotary_emb
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        """Text and speech; one for both where the model is not split."""
+        """The text branch and the speech branch; a single branch if the model is not split."""
         model, V = self.model, self.format.text_vocab_size
         text = model.text_block, model.text_norm, self.text_lm_head
         if self.config.joint:
@@ -239,30 +240,30 @@ class SplitLM(nn.Module):
         return next(branch for branch in self.branches if modality in branch.predicts)
 
     def blocks(self) -> Iterator[Block]:
-        """The trunk and the block of each branch."""
+        """Yields the trunk and the block of each branch."""
         yield self.trunk
         for branch in self.branches:
             yield branch.block
 
     def checkpoint_activations(self, on: bool = True) -> None:
-        """Recompute each layer in the backward instead of keeping its activations."""
+        """Recomputes each layer in the backward instead of storing its activations."""
         for block in self.blocks():
             block.checkpointing = on
 
     def compile_layers(self) -> None:
-        """torch.compile of every layer, names unchanged.
+        """Applies torch.compile to every layer; parameter names do not change.
 
-        Attention over documents stays outside the graphs.
+        Attention over packed documents stays outside the graphs.
         """
         for block in self.blocks():
             for layer in block.layers:
                 layer.compile(dynamic=True)
 
     def check_context(self, rows: int) -> None:
-        """Refuses more rows than the backbone has positions for.
+        """Raises an error for more rows than the backbone has positions.
 
         Raises:
-            UserError: if a document or context is longer.
+            UserError: if a document or context has more rows.
         """
         most = self.config.max_context
         if most is not None and rows > most:
@@ -274,7 +275,8 @@ class SplitLM(nn.Module):
     # --- forward --------------------------------------------------------------------------------------------
 
     def embed(self, rows_BL: Tensor) -> Tensor:
-        """Rows (B, L) -> (B, L, D): a selection between two tables, not a sum."""
+        """Rows (B, L) -> embeddings (B, L, D): each row is looked up in one of the two tables; nothing is
+        summed."""
         if self.config.joint:
             return self.model.embed_tokens(rows_BL)
         V = self.format.text_vocab_size
@@ -295,12 +297,14 @@ class SplitLM(nn.Module):
 
         Args:
             rows: int64 (B, L).
-            document_ids: Integers (B, L): a document ends where the number changes, and attention does not
-                cross that border; negative: filler, never a target. None: one document a sequence.
-            loss_mask: bool (B, L), True where this row counts as a target; None: all do.
-            with_loss: Return a `SplitLoss` rather than a `SplitOutput`. An argument and not a method of its
-                own, because sharded strategies gather weights when a module is called.
-            attention_ids: Integers (B, L), documents as attention and positions see them. None: the same.
+            document_ids: Document numbers, integers (B, L): a document ends where the number changes, and
+                attention does not cross that border. Negative: filler, never a target. None: one document per
+                sequence.
+            loss_mask: bool (B, L), True where a row counts as a target. None: all rows do.
+            with_loss: Return a `SplitLoss` instead of a `SplitOutput`. This is an argument of `forward`, not
+                a method, because sharded strategies gather weights when a module is called.
+            attention_ids: Documents as attention and positions see them, integers (B, L). None:
+                `document_ids`.
         """
         if document_ids is not None:
             document_ids = document_ids.to(rows.device)
@@ -316,9 +320,9 @@ class SplitLM(nn.Module):
         return replace(self._loss(h_BLD, rows, layout, kwargs), hidden_BLD=hidden_BLD)
 
     def hidden(self, rows: Tensor, document_ids: Tensor, layers: int) -> Tensor:
-        """Hidden states of the trunk after so many layers, the others left out: (B, L, D).
+        """Hidden states (B, L, D) after the first `layers` trunk layers; later layers do not run.
 
-        Not for sharded models, which gather weights when the whole model is called.
+        Not for sharded models, whose weights are gathered when the whole model is called.
         """
         _, h_BLD, kwargs = self._enter(rows, document_ids.to(rows.device), None, False)
         return self.trunk(h_BLD, stop=layers, **kwargs)
@@ -331,7 +335,7 @@ class SplitLM(nn.Module):
         with_loss: bool,
         attention_ids: Tensor | None = None,
     ) -> tuple[Layout, Tensor, dict[str, Any]]:
-        """Layout, embeddings (B, L, D), and what the layers take beside them."""
+        """Layout, embeddings (B, L, D), and the other arguments of the layers."""
         layout = Layout.of(rows, self.format.text_vocab_size, document_ids, loss_mask, with_loss)
         self.check_context(layout.longest if attention_ids is None else rows.shape[1])
         segments, dtype = None, self._compute_dtype(rows.device)
@@ -354,11 +358,11 @@ class SplitLM(nn.Module):
         loss_mask: Tensor | None = None,
         attention_ids: Tensor | None = None,
     ) -> SplitLoss:
-        """Cross-entropy of the next row, each head over its own targets alone; arguments as of `forward`."""
+        """Cross-entropy of the next row, each head on its own targets; arguments as in `forward`."""
         return self(rows, document_ids, loss_mask, with_loss=True, attention_ids=attention_ids)
 
     def generate(self, rows: Any, modality: Modality | None = None, **options: Any) -> Any:
-        """New rows after a prompt, see `lit_moss.llm.generate.generate`."""
+        """New rows after a prompt; see `lit_moss.llm.generate.generate`."""
         return generate.generate(self, rows, modality, **options)
 
     def _compute_dtype(self, device: torch.device) -> torch.dtype:
@@ -375,16 +379,16 @@ class SplitLM(nn.Module):
 
     def _loss(self, h_BLD: Tensor, rows: Tensor, layout: Layout, kwargs: dict[str, Any]) -> SplitLoss:
         losses: dict[str, HeadLoss] = {}
-        targets = {"text": layout.text_N, "speech": layout.speech_N}  # places in the flattened rows
+        targets = {"text": layout.text_N, "speech": layout.speech_N}  # positions in the flattened rows
         nll_BL = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
         text_BLD = None
         for branch in self.branches:
             tail_BLD = None
             for modality in branch.predicts:
                 at_N = targets[modality]
-                # A branch without targets still runs where ranks must do the same: in training every
-                # parameter needs a gradient on each of them (DDP), in validation each rank gathers the
-                # weights that it calls (FSDP, ZeRO-3).
+                # A branch without targets still runs where all ranks must do the same: in training, DDP needs
+                # a gradient of every parameter on each rank; in validation, FSDP and ZeRO-3 gather the
+                # weights that are called.
                 keep = self.keep_text and modality == "text"
                 if not (self.training or len(at_N) or keep or _sharded()):
                     losses[modality] = _no_loss(h_BLD)
@@ -392,8 +396,8 @@ class SplitLM(nn.Module):
                 if tail_BLD is None:
                     tail_BLD = branch.block(h_BLD, **kwargs)
                 text_BLD = tail_BLD if keep else text_BLD
-                # Row i predicts row i + 1; no target is the first row of a sequence, so `at_N - 1` stays
-                # inside the sequence.
+                # Row i predicts row i + 1. The first row of a sequence is never a target, so `at_N - 1` stays
+                # within the sequence.
                 loss = branch.loss(tail_BLD.flatten(0, 1)[at_N - 1], rows.flatten()[at_N])
                 if len(loss.nll_N):
                     nll_BL.view(-1)[at_N] = loss.nll_N
@@ -424,7 +428,7 @@ def _no_loss(h: Tensor) -> HeadLoss:
 
 
 def resize_table(table_VD: Tensor, size: int) -> Tensor:
-    """The first rows, and the mean row in place of those that are missing."""
+    """Truncates a table (V, D) to `size` rows, or extends it with copies of its mean row."""
     table_VD = table_VD.detach()
     missing = size - len(table_VD)
     if missing <= 0:

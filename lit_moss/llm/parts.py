@@ -1,4 +1,4 @@
-"""Parts of the split model that stages of training freeze, and that have learning rates of their own."""
+"""Parts of the split model that can be frozen and can have their own learning rates."""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -22,14 +22,14 @@ PARTS = {
     "audio_norm": "model.audio_norm.",
     "audio_head": "audio_lm_head.",
 }
-# Parts that `model.lora` adds: the adapters of a part's layers.
+# Parts that `model.lora` adds: the adapters on the layers of a part.
 LORA = [f"lora_{part}" for part in lora.BLOCKS]
 
 
 def named_parts(lm: nn.Module) -> Parts:
-    """Part -> its named parameters; the trunk's layers are parts of their own (`trunk.0`, `trunk.1` …).
+    """Part -> its named parameters; each trunk layer is a part (`trunk.0`, `trunk.1` …).
 
-    Adapters are parts of their own too, and the last ones: `lora_trunk`, `lora_text_tail`, `lora_audio_tail`.
+    Adapters are separate parts, which come last: `lora_trunk`, `lora_text_tail`, `lora_audio_tail`.
     """
     parts: Parts = {}
     adapters: Parts = {}
@@ -47,14 +47,14 @@ def named_parts(lm: nn.Module) -> Parts:
 def optimizer_groups(
     parts: Parts, trained: Container[str], lr: float, lr_factors: Mapping[str, float], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups of an optimizer: two for each part, matrices with weight decay and the rest without.
+    """Parameter groups of an optimizer: two per part, matrices with weight decay and the rest without.
 
     Args:
-        parts: Of `named_parts`.
-        trained: Names of the parameters that train at some step; the others are in no group.
+        parts: Named parts, as returned by `named_parts`.
+        trained: Names of the parameters that train at some step; the others are left out.
         lr: Peak learning rate.
-        lr_factors: Part -> factor on it; `trunk` counts for all its layers.
-        weight_decay: Of the matrices.
+        lr_factors: Part -> factor on the learning rate; `trunk` applies to all its layers.
+        weight_decay: Weight decay of the matrices.
     """
     groups = []
     for part, named in parts.items():

@@ -1,7 +1,7 @@
-"""Backbones and split models in folders: read into a model, and written.
+"""Reads backbones and split models from folders, and writes split models.
 
-A tensor that is missing from a folder would start as random numbers, under no more than a library's warning;
-here it is an error in one line. Nothing is unpickled.
+A tensor that is missing from a folder would be initialised at random, with only a warning by the library;
+here it is a one-line error. Nothing is unpickled.
 """
 
 import contextlib
@@ -42,13 +42,13 @@ _TOKENIZER_FILES = (
 
 @dataclass
 class Backbone:
-    """A text model that is about to be split.
+    """A text model to be split.
 
     Args:
         model: transformers' model, on the CPU.
-        config: Its config, a copy of its own.
-        format: Ids of rows, its own words first.
-        folder: Where it was read from; None for random weights.
+        config: A copy of its config.
+        format: Row format, with the model's own text ids first.
+        folder: Folder that it was read from; None: random weights.
     """
 
     model: nn.Module
@@ -59,8 +59,8 @@ class Backbone:
 
 @contextlib.contextmanager
 def on_cpu() -> Iterator[torch.device | None]:
-    """Weights are read and drawn on the CPU whatever the default device, such as Lightning's: the same
-    numbers everywhere. Yields the device to move them to, None where there is none."""
+    """Makes the CPU the default device, so that weights are the same numbers everywhere, also inside
+    Lightning's device context. Yields the previous default device, or None if it was the CPU or meta."""
     device = torch.get_default_device()
     if device.type in ("cpu", "meta"):
         yield None
@@ -80,19 +80,19 @@ def open_backbone(
     check: Callable[[PretrainedConfig], None],
     empty: bool = False,
 ) -> Backbone:
-    """Reads a backbone, or draws its weights.
+    """Reads a backbone, or creates one with random weights.
 
     Args:
-        source: Folder, Hugging Face id or `embedded:smollm2-135m`; or a transformers config, then the weights
-            are random.
-        audio_vocab_size: Ids of the speech vocabulary.
-        dtype: Of the weights.
-        row_format: All ids, where the caller has them from elsewhere.
-        check: Refuses a backbone by its config, before any weights are read.
-        empty: On the meta device, without reading the weights.
+        source: Folder, Hugging Face id or `embedded:smollm2-135m`; or a transformers config, for random
+            weights.
+        audio_vocab_size: Size of the speech vocabulary.
+        dtype: Data type of the weights.
+        row_format: Row format. Default: derived from the tokenizer or config.
+        check: Raises an error for an unsupported config, before any weights are read.
+        empty: Create the model on the meta device, without reading the weights.
 
     Raises:
-        UserError: if there is none, it does not fit its config, or `check` refuses it.
+        UserError: if the source does not exist, does not fit its config, or `check` rejects it.
     """
     if isinstance(source, PretrainedConfig):
         config = copy.deepcopy(source)
@@ -115,13 +115,13 @@ def open_backbone(
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a text tokenizer."""
+    """Whether a folder contains a text tokenizer."""
     return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
 
 
 def _format_of_config(config: PretrainedConfig, audio_vocab_size: int) -> RowFormat:
     vocab = config.vocab_size
-    fields = config.to_dict()  # most kinds have no ids of speech
+    fields = config.to_dict()  # most model types have no ids of speech
     eosp = fields.get("eosp_token_id")
     return RowFormat(
         text_vocab_size=vocab,
@@ -135,20 +135,20 @@ def _format_of_config(config: PretrainedConfig, audio_vocab_size: int) -> RowFor
 
 
 def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> nn.Module:
-    """A backbone with a folder's weights, on the CPU.
+    """A backbone with the weights of a folder, on the CPU.
 
-    transformers' `from_pretrained` treats a device context, such as Lightning's, as a device map, which needs
-    accelerate, and initialises missing tensors at random. So the model is made on the meta device, and the
-    tensors are put into it by the functions that `from_pretrained` uses: they convert kinds that are stored
+    transformers' `from_pretrained` takes a device context, such as Lightning's, for a device map, which needs
+    accelerate, and initialises missing tensors at random. Therefore the model is created on the meta device
+    and filled by the functions that `from_pretrained` uses. They also convert weights that are stored
     differently on disk (experts one by one, fused projections).
 
     Args:
-        folder: With safetensors.
+        folder: Folder with safetensors.
         config: Its config.
-        dtype: Of the weights.
+        dtype: Data type of the weights.
 
     Raises:
-        UserError: if a tensor is missing, has another shape, or has no place in the model.
+        UserError: if a tensor is missing, has the wrong shape, or does not belong to the model.
     """
     from transformers import initialization
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -166,17 +166,17 @@ def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) ->
             dtype=dtype,
             dtype_plan=model._get_dtype_plan(dtype),
             weight_mapping=conversions,
-            ignore_mismatched_sizes=True,  # refused below
+            ignore_mismatched_sizes=True,  # reported as an error below
         )
         with _no_progress_bar():
             info, _ = convert_and_load_state_dict_in_model(
                 model=model, state_dict=tensors, load_config=loading
             )
         _refuse_misfits(folder, model, info)
-        info.unexpected_keys.clear()  # no report of tensors outside the model
+        info.unexpected_keys.clear()  # suppresses the report of tensors outside the model
         model._finalize_model_loading(model, loading, info)
         for parameter in model.parameters():
-            # Parts of a fused projection share one tensor, which cannot be saved.
+            # Parts of a fused projection share one tensor, which safetensors cannot save.
             if parameter.untyped_storage().nbytes() > parameter.nbytes:
                 parameter.data = parameter.data.clone()
     return model
@@ -184,7 +184,7 @@ def load_backbone(folder: Path, config: PretrainedConfig, dtype: torch.dtype) ->
 
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """transformers draws its own into pipes too."""
+    """Hides transformers' progress bar, which is drawn even if the output is a pipe."""
     from transformers.utils import logging
 
     had_one = logging.is_progress_bar_enabled()
@@ -197,11 +197,11 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def fill_buffers(model: nn.Module, config: PretrainedConfig) -> None:
-    """Computes the buffers that are in no file and still on the meta device, such as Gemma's scale of
-    embeddings, as transformers does when it reads a model.
+    """Computes the buffers that no file contains and that are still on the meta device, as transformers does
+    when it loads a model. An example is the scale of Gemma's embeddings.
 
     Raises:
-        UserError: if transformers gives a buffer no value.
+        UserError: if transformers leaves a buffer without a value.
     """
     with torch.device("meta"):
         owner: Any = AutoModelForCausalLM.from_config(config)
@@ -211,7 +211,7 @@ def fill_buffers(model: nn.Module, config: PretrainedConfig) -> None:
             module._buffers[name] = torch.full_like(module.get_buffer(name), float("nan"), device="cpu")
         if lost:
             for parameter in module.parameters(recurse=False):
-                parameter._is_hf_initialized = True  # pyright: ignore - read already
+                parameter._is_hf_initialized = True  # pyright: ignore - already read
             owner._init_weights(module)
         for name in lost:
             if not bool(module.get_buffer(name).isfinite().all()):
@@ -231,8 +231,8 @@ def _refuse_misfits(folder: Path, model: Any, info: Any) -> None:
         and not any(name == kept and other in there for other, kept in tied.items())
     }
     ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$"]
-    # Tensors beside the model, such as a reward model's head, change nothing; a bias or an adapter inside it
-    # does.
+    # Tensors outside the model, such as a reward model's head, have no effect; a bias or an adapter inside it
+    # has.
     parts = {name for name, _ in model.named_children()}
     unknown = {
         name
@@ -264,7 +264,8 @@ def _refuse_misfits(folder: Path, model: Any, info: Any) -> None:
 
 
 def _other_prefix(missing: set[str], unexpected: set[str]) -> str:
-    """The prefix of the names in the folder, e.g. PEFT's `base_model.model.`, in parentheses; "" without."""
+    """The prefix of the stored names, e.g. PEFT's `base_model.model.`, in parentheses; "" if there is
+    none."""
     for name in sorted(missing):
         for other in sorted(unexpected):
             if other.endswith("." + name):
@@ -273,7 +274,7 @@ def _other_prefix(missing: set[str], unexpected: set[str]) -> str:
 
 
 def _first(names: set[str]) -> str:
-    """The first in natural order: layer 2 before layer 10."""
+    """The first name in natural order: layer 2 before layer 10."""
     return min(names, key=lambda n: [(int(p), "") if p.isdigit() else (-1, p) for p in n.split(".")])
 
 
@@ -281,16 +282,16 @@ def _first(names: set[str]) -> str:
 
 
 def read_split_config(folder: str | Path) -> tuple[Path, SplitConfig]:
-    """Folder and config of a split model.
+    """The folder and config of a split model.
 
-    A released config names neither <|im_start|> and <|im_end|> nor the end of a document (its `eos_token_id`
-    ends a turn); they are taken from its tokenizer.
+    A released config contains neither <|im_start|> and <|im_end|> nor the id that ends a document (its
+    `eos_token_id` ends a turn); they are taken from the tokenizer.
 
     Args:
         folder: A path or a Hugging Face id.
 
     Raises:
-        UserError: if there is none, or its `config.json` is not a split model's.
+        UserError: if the folder does not exist, or its `config.json` is not a split model's.
     """
     path = assets.resolve(str(folder))
     config = SplitConfig.from_json(path / "config.json")
@@ -309,11 +310,11 @@ def read_split_config(folder: str | Path) -> tuple[Path, SplitConfig]:
 
 
 def fitting_tensors(folder: Path, own: dict[str, Tensor]) -> dict[str, Any]:
-    """Slices of a folder's tensors, as of `open_tensors`, all of which fit a model by name, shape and dtype.
+    """Lazy slices of a folder's tensors, checked to fit a model by name, shape and data type.
 
     Args:
-        folder: With safetensors.
-        own: Weights of the model, also on the meta device.
+        folder: Folder with safetensors.
+        own: Weights of the model; may be on the meta device.
 
     Raises:
         UserError: if files are missing, or a tensor does not fit.
@@ -335,15 +336,15 @@ def fitting_tensors(folder: Path, own: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def read_weights(lm: nn.Module, folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Weights of a folder in the released layout, for a split model that was made from its config.
+    """Weights of a folder in the released layout, for a split model created from its config.
 
-    They are memory-mapped: processes share their pages, which are read when they are used, and a process gets
-    pages of its own where it writes. Another dtype than the stored one makes a copy.
+    They are memory-mapped: processes share the pages, which are read on first use and copied on write. If
+    `dtype` differs from the stored data type, the weights are copied.
 
     Args:
-        lm: The model, also on the meta device.
-        folder: With safetensors.
-        dtype: Of the weights; as stored if not given.
+        lm: The model; may be on the meta device.
+        folder: Folder with safetensors.
+        dtype: Data type of the weights. Default: as stored.
 
     Raises:
         UserError: if files are missing, or names and shapes do not fit the model.
@@ -358,11 +359,11 @@ def save_split(
     """Writes a folder in the released layout.
 
     Args:
-        folder: Made if it is not there.
+        folder: The folder; created if it does not exist.
         config: Content of `config.json`.
         state: The weights.
-        tokenizer: A tokenizer of transformers, a folder that has its files, or None.
-        max_shard_size: Most bytes of a safetensors file, such as `5GB`.
+        tokenizer: A transformers tokenizer, a folder with tokenizer files, or None.
+        max_shard_size: Maximum size of a safetensors file, such as `5GB`.
     """
     from huggingface_hub import save_torch_state_dict
 

@@ -1,12 +1,13 @@
-"""Replies that hold text and speech: how rows encode them, and how they are taken apart again.
+"""Replies that contain text and speech: how they are encoded as rows, and how they are decoded.
 
     direct        sosp c …………………………… eosp <|im_end|>                     speech alone (MOSS-Speech)
-    guided        t ……… t sosp c ……… c eosp <|im_end|>                    text, then the same as speech
+    guided        t ……… t sosp c ……… c eosp <|im_end|>                    the text, then the same words as
+    speech
     interleaved   t*13 sosp c*26 eosp t*13 sosp c*26 eosp …… <|im_end|>   in turns
 
-Generation needs no other rules for them: rows are codes from sosp to eosp and text ids elsewhere, so the
-prompt of a guided or an interleaved reply simply ends in text. Where an interleaved reply's text ends, the
-rest of its codes is one stretch; where its codes end, the rest of its text follows.
+Generation needs no further rules: rows are codes from sosp to eosp and text ids elsewhere, so guided and
+interleaved replies simply begin with text. When the text of an interleaved reply ends, its remaining codes
+form one stretch; when the codes end, the remaining text follows.
 Sources: `guided` is the chain of modality of SpeechGPT (arXiv:2305.11000), `interleaved` the streaming
 template of GLM-4-Voice (arXiv:2412.02612): 13 text ids, then 26 codes.
 """
@@ -25,15 +26,15 @@ Part = tuple[Modality, list[int]]  # text ids, or codes
 
 @dataclass(frozen=True)
 class ReplyForm:
-    """The form of spoken replies.
+    """Form of spoken replies.
 
     Args:
         name: `direct`, `guided` or `interleaved`.
-        text: Text ids of a turn of an interleaved reply.
-        codes: Codes of a turn of an interleaved reply.
+        text: Text ids per turn of an interleaved reply.
+        codes: Codes per turn of an interleaved reply.
 
     Raises:
-        UserError: for another name, or a turn without text ids or codes.
+        UserError: if the name is unknown, or a turn has no text ids or no codes.
     """
 
     name: FormName = "direct"
@@ -50,12 +51,12 @@ class ReplyForm:
 
     @property
     def has_text(self) -> bool:
-        """Whether a spoken reply of this form holds its text too."""
+        """Whether a spoken reply of this form also contains its text."""
         return self.name != "direct"
 
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> "ReplyForm":
-        """The form that options of documents ask for; the inverse of `options`."""
+        """Creates the form from the options of token documents; the inverse of `options`."""
         default = cls()
         return cls(
             options.get("reply_form", default.name),
@@ -64,13 +65,13 @@ class ReplyForm:
         )
 
     def options(self) -> dict[str, Any]:
-        """Options of documents that ask for this form, those that change nothing left out."""
+        """Options of token documents that select this form, without those that equal the defaults."""
         counts = {"interleave_text": self.text, "interleave_codes": self.codes}
         named = {"reply_form": self.name} if self.has_text else {}
         return named | (counts if self.name == "interleaved" else {})
 
     def rows(self, text_ids: Sequence[int], codes: Sequence[int], row_format: RowFormat) -> list[int]:
-        """Rows of a reply of text ids and codes, without <|im_end|>; `direct` takes the codes alone."""
+        """Rows of a reply from its text ids and codes, without <|im_end|>; `direct` uses the codes only."""
         if self.name == "direct":
             return row_format.speech(codes)
         if self.name == "guided":
@@ -87,26 +88,26 @@ class ReplyForm:
         return rows + (row_format.speech(codes) if codes else [])
 
 
-# The forms by name, interleaved with GLM-4-Voice's counts.
+# The forms by name; the interleaved one has GLM-4-Voice's counts.
 FORMS: dict[str, ReplyForm] = {name: ReplyForm(name) for name in get_args(FormName)}
 DIRECT = FORMS["direct"]
 
 
 def split_reply(rows: Sequence[int], row_format: RowFormat) -> list[Part]:
-    """A reply's text and speech in their order: `("text", ids)` or `("speech", codes)`.
+    """The text and speech of a reply, in order: `("text", ids)` or `("speech", codes)`.
 
-    Each stretch of speech is a part of its own. Borders (sosp, eosp) and the row that ends the reply are in
-    no part; a stretch may lack its eosp where generation was cut off. Audio ids above eosp, which no code
-    has, are left out.
+    Each stretch of speech is a separate part. The borders (sosp, eosp) and the row that ends the reply are
+    not included; a stretch may lack eosp if generation was cut off. Audio ids above eosp, which are not
+    codes, are dropped.
 
     Args:
-        rows: Rows as `generate` makes them, after the prompt.
-        row_format: Format of the rows.
+        rows: Rows that `generate` returned, after the prompt.
+        row_format: Row format: ids of text and speech.
     """
     V = row_format.text_vocab_size
     borders = {row_format.sosp_token_id, row_format.im_end_id, row_format.end_id}
     parts: list[Part] = []
-    is_open = False  # whether the next id of the last part's modality continues it
+    is_open = False  # whether the next id of the same modality continues the last part
     for row in rows:
         if row in borders or row >= row_format.eosp_row:
             is_open = False
@@ -120,10 +121,10 @@ def split_reply(rows: Sequence[int], row_format: RowFormat) -> list[Part]:
 
 
 def reply_text(rows: Sequence[int], row_format: RowFormat) -> list[int]:
-    """Text ids of a reply, joined. Decode them together: a border may be inside a character."""
+    """All text ids of a reply. Decode them in one call: a border may split a character."""
     return [i for modality, ids in split_reply(rows, row_format) if modality == "text" for i in ids]
 
 
 def reply_codes(rows: Sequence[int], row_format: RowFormat) -> list[int]:
-    """Codes of a reply, joined."""
+    """All codes of a reply."""
     return [c for modality, codes in split_reply(rows, row_format) if modality == "speech" for c in codes]

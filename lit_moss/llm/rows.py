@@ -1,12 +1,12 @@
-"""The one token format: a row is one integer, a text id or `text_vocab_size + audio id`.
+"""The token format: a row is one integer, either a text id or `text_vocab_size + audio id`.
 
-    text   sosp  mpad  mpad  …  mpad  mpad        a stretch of n codes is n + 2 rows
+    text   sosp  mpad  mpad  …  mpad  mpad        a stretch of n codes takes n + 2 rows
     audio  apad  c_1   c_2   …  c_n   eosp
     row    sosp  V+c_1 V+c_2 …  V+c_n V+eosp      V = text_vocab_size
 
-The two channels are the released model's grid (B, L, 2), which is used only where its format is read or
-written. A row is speech if and only if its text channel is modality_pad: audio_pad is also a legal code, so
-it does not identify text.
+The two channels are the released model's grid (B, L, 2), which is used only to read or write its format. A
+row is a speech row if and only if its text channel is modality_pad: audio_pad is also a legal code and
+therefore does not identify text.
 Shapes: B sequences, L rows.
 """
 
@@ -22,16 +22,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The ids that give rows their meaning; taken from a tokenizer and a config, never from constants.
+    """The ids that give rows their meaning, taken from a tokenizer and a config, never hard-coded.
 
     Args:
-        text_vocab_size: Rows below it are text ids; V in the drawing.
-        audio_vocab_size: Audio ids: codes, then eosp, then unused ones.
-        sosp_token_id: Text id: speech starts after this row.
-        eosp_token_id: Audio id: speech ends with this row. It is also the number of codes.
-        modality_pad_token_id: Text id of a speech row in the grid; no row has it.
+        text_vocab_size: Number of text ids; smaller rows are text ids. V in the drawing.
+        audio_vocab_size: Number of audio ids: codes, then eosp, then unused ids.
+        sosp_token_id: Text id after which speech starts.
+        eosp_token_id: Audio id that ends speech; equal to the number of codes.
+        modality_pad_token_id: Text id of a speech row in the grid; it never occurs as a row.
         audio_pad_token_id: Audio id of a text row in the grid.
-        im_start_id: Text id that starts a turn; None where the tokenizer has none.
+        im_start_id: Text id that starts a turn; None: the tokenizer has none.
         im_end_id: Text id that ends a turn.
         end_id: Text id that ends a document.
     """
@@ -48,7 +48,7 @@ class RowFormat:
 
     @property
     def vocab_size(self) -> int:
-        """Same as `text_vocab_size`, under the name that transformers' configs use."""
+        """Equals `text_vocab_size`, under the name used in transformers' configs."""
         return self.text_vocab_size
 
     @property
@@ -69,22 +69,22 @@ class RowFormat:
         return [self.sosp_token_id, *(self.text_vocab_size + int(c) for c in codes), self.eosp_row]
 
     def codes(self, rows: Sequence[int]) -> list[int]:
-        """The codes among rows, eosp and unused ids left out."""
+        """The codes among rows, without eosp and unused ids."""
         V = self.text_vocab_size
         return [row - V for row in rows if V <= row < self.eosp_row]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields as plain values."""
         return asdict(self)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits; a model and its documents must have the same."""
+        """16 hex digits; a model and its documents must agree."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class HasIds(Protocol):
-    """Ids that conversions between rows and grid need: a `RowFormat`, or a released model's config."""
+    """Ids for converting between rows and grid: a `RowFormat`, or a released model's config."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -103,20 +103,21 @@ def to_grid(rows: Tensor, ids: HasIds) -> Tensor:
 
 
 def from_grid(grid: Tensor, ids: HasIds) -> Tensor:
-    """Grid (…, L, 2) -> rows (…, L); the text channel alone distinguishes speech from text."""
+    """Grid (…, L, 2) -> rows (…, L); only the text channel distinguishes speech from text."""
     text, audio = grid.unbind(-1)
     return torch.where(text == ids.modality_pad_token_id, audio + ids.vocab_size, text)
 
 
 def default_eosp(audio_vocab_size: int) -> int:
-    """The eosp of a speech vocabulary of which only the size is known, by the released model's rule.
+    """The eosp id of a speech vocabulary of known size, by the released model's rule.
 
-    Codes and eosp, rounded up to a multiple of 128: 16,384 codes -> 16,512 ids. Below 129 ids, the last one.
+    The rule: codes and eosp, rounded up to a multiple of 128 (16,384 codes -> 16,512 ids), so eosp is the
+    largest multiple of 128 below the size. Below 129 ids it is the last one.
     """
     return 128 * ((audio_vocab_size - 1) // 128) or audio_vocab_size - 1
 
 
 def audio_vocab_for(codebook_size: int) -> int:
-    """Audio ids for a codebook: codes and eosp, rounded up to a multiple of 128. Inverse of `default_eosp`
-    for multiples of 128."""
+    """Number of audio ids for a codebook: codes and eosp, rounded up to a multiple of 128. Inverse of
+    `default_eosp` for multiples of 128."""
     return -(-(codebook_size + 1) // 128) * 128

@@ -1,4 +1,4 @@
-"""How the next id is drawn from logits.
+"""Draws the next id from logits.
 
     logits ─ repetition penalty ─ / temperature ─ top-k ─ softmax ─ top-p ─ draw
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from lit_moss.errors import UserError
 
-# Below it the divided logits would be infinite, and their softmax not a number.
+# At lower temperatures the divided logits would be infinite and their softmax NaN.
 _LEAST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one channel's next id is drawn; the released demo's values.
+    """Sampling options of one channel. Defaults: those of the released demo.
 
     Args:
-        temperature: Divides the logits; 0 is greedy: the most likely id, the lowest on ties.
-        top_k: Ids to choose from; 0 for all.
-        top_p: Probability mass to choose from.
-        repetition_penalty: Logits of ids already in the channel are divided by it (multiplied where
+        temperature: Divisor of the logits. 0: greedy, the most likely id, the lowest id on ties.
+        top_k: Number of most likely ids to choose from; 0: all.
+        top_p: Probability mass of the most likely ids to choose from.
+        repetition_penalty: Logits of ids that occurred in the channel are divided by it (multiplied if
             negative).
     """
 
@@ -49,8 +49,8 @@ def sampling_of(
     top_p: float | None = None,
     repetition_penalty: float | None = None,
 ) -> Sampling:
-    """Sampling as a user asks for it: what is None is as in the released demo, but temperature 0 alone is
-    `GREEDY`, without a penalty."""
+    """Sampling from a user's options: None means the released demo's value, but temperature 0 with no other
+    options is `GREEDY`, without a repetition penalty."""
     base = GREEDY if temperature == 0 else Sampling()
     given = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty,
@@ -65,15 +65,15 @@ def sample(
     generator: torch.Generator | None = None,
     draws_B: Tensor | None = None,
 ) -> Tensor:
-    """One id a sequence (B,): repetition penalty, temperature, top-k, top-p, then a draw; or the first
-    maximum.
+    """Draws one id per sequence (B,): repetition penalty, temperature, top-k, top-p, then a draw, or for
+    greedy sampling the first maximum.
 
     Args:
-        logits_BV: float32.
-        sampling: How to draw.
-        seen_BV: True for ids that the penalty falls on.
-        generator: Source of the draws where they are not given, on any device.
-        draws_B: Uniform numbers in [0, 1).
+        logits_BV: Logits (B, V), float32.
+        sampling: Sampling options.
+        seen_BV: bool (B, V), True for ids to which the repetition penalty applies, or None.
+        generator: Source of randomness if `draws_B` is None, on any device.
+        draws_B: Uniform numbers (B,) in [0, 1), or None.
     """
     if sampling.repetition_penalty != 1.0 and seen_BV is not None:
         penalised = torch.where(
@@ -87,15 +87,16 @@ def sample(
         draws_B = torch.rand(len(logits_BV), generator=generator, device=device).to(logits_BV.device)
     logits_BV = logits_BV / max(sampling.temperature, _LEAST_TEMPERATURE)
     k = min(sampling.top_k or logits_BV.shape[1], logits_BV.shape[1])
-    top, ids = logits_BV.topk(k, dim=-1)  # sorted, so that top-p is a running sum
+    top, ids = logits_BV.topk(k, dim=-1)  # sorted, so that top-p is a cumulative sum
     probabilities = top.softmax(-1)
-    # The id that crosses top_p still counts.
+    # The id that crosses top_p is kept.
     sums = probabilities.cumsum(-1)
     kept = (sums - probabilities < sampling.top_p) & (probabilities > 0)
     sums = (probabilities * kept).cumsum(-1)
-    # The first id whose sum lies above the draw; torch.multinomial has one generator for all sequences.
+    # The first id whose cumulative sum exceeds the draw; torch.multinomial has one generator for all
+    # sequences.
     drawn = (sums <= draws_B[:, None] * sums[:, -1:]).sum(-1)
-    drawn = torch.minimum(drawn, kept.sum(-1) - 1)  # rounding
-    # Where the logits are not numbers nothing is kept; on a GPU an index of -1 would end the process.
+    drawn = torch.minimum(drawn, kept.sum(-1) - 1)  # guards against rounding
+    # If the logits are NaN, nothing is kept; on a GPU an index of -1 would abort the process.
     drawn = drawn.clamp_min(0)
     return ids.gather(1, drawn[:, None])[:, 0]

@@ -1,13 +1,13 @@
-"""Continuous batching: one row for every sequence that is being generated, each with caches of its own.
+"""Continuous batching: each step generates one row for every active sequence; each has its own caches.
 
     sequence 1 ─ caches ─┐
     sequence 2 ─ caches ─┼─ linear layers on (S, 1) rows, attention on each cache ─ heads ─ one row each
     sequence 3 ─ caches ─┘
 
-A sequence joins, pauses and leaves between any two rows: nothing is padded, and what it says does not depend
-on the others (up to the rounding of a matrix product of S rows). Prompts are computed in pieces between the
-rows, so that a long one does not hold up the others. A `Context` outlives the reply: the rows of a later
-prompt that it holds already are not computed again.
+A sequence joins, pauses and leaves between any two rows: nothing is padded, and its rows do not depend on the
+others (up to the rounding of a matrix product of S rows). Prompts are computed in pieces between the rows, so
+that a long prompt does not delay the other sequences. A `Context` outlives the reply: the rows of a later
+prompt that it already contains are not computed again.
 Shapes: S sequences, D width, V ids of a head.
 """
 
@@ -26,22 +26,22 @@ from lit_moss.llm.decode import head_row, one_row
 from lit_moss.llm.generate import Decoder, checked_prompts, draws, modality_after
 from lit_moss.llm.sampling import GREEDY, Sampling
 
-# Rows of a prompt that are computed between two rows of the other sequences.
+# Rows of a prompt that are computed between two new rows of the other sequences.
 PIECE_ROWS = 64
-# Fewer rows than this are computed rather than copied from another context.
+# Shorter prefixes are computed instead of copied from another context.
 _LEAST_COPIED_ROWS = 8
 
 
 class Context:
-    """Rows whose keys and values are kept, over all turns of a session.
+    """Rows with cached keys and values, kept across all turns of a session.
 
     Args:
         lm: The model.
-        scope: Whose rows they are, see `ContextPool`.
+        scope: Owner of the rows, see `ContextPool`.
 
     Attributes:
         rows: Rows that the trunk has run on.
-        caches: Their keys and values.
+        caches: Keys and values of these rows.
     """
 
     def __init__(self, lm: Network, scope: object = None) -> None:
@@ -50,7 +50,7 @@ class Context:
         self.caches = Caches(lm.branches)
 
     def common(self, rows: Sequence[int]) -> int:
-        """Length of the prefix that it has in common with `rows`."""
+        """Length of the common prefix with `rows`."""
         pairs = zip(self.rows, rows, strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -62,42 +62,42 @@ class Context:
 
     @torch.inference_mode()
     def first(self, rows: int, lm: Network, scope: object = None) -> "Context":
-        """A context that begins with a copy of the first `rows` rows."""
+        """A new context with a copy of the first `rows` rows."""
         copied = Context(lm, scope)
         copied.rows, copied.caches = self.rows[:rows], self.caches.first(rows)
         return copied
 
     @property
     def bytes(self) -> int:
-        """Memory of the caches."""
+        """Memory of the caches, in bytes."""
         return self.caches.bytes
 
 
 class ContextPool:
-    """Contexts that no session uses, for clients that send the whole conversation with each question.
+    """Contexts not in use by a session, for clients that send the whole conversation with each question.
 
-    How fast a reply comes shows which rows of its prompt were known. So a prompt finds what its own scope has
-    computed; of other scopes it finds the system turn, if that is the same as a whole, and nothing else.
+    The latency of a reply reveals which rows of its prompt were cached. Therefore a prompt may reuse
+    everything that its own scope has computed, but from other scopes only an identical system turn.
 
     Args:
         lm: The model.
-        max_bytes: Memory of all contexts; those used longest ago are dropped.
+        max_bytes: Maximum memory of all contexts; the least recently used are dropped.
 
     Attributes:
-        bytes: Memory of all contexts.
+        bytes: Memory of all contexts, in bytes.
     """
 
     def __init__(self, lm: Network, max_bytes: int) -> None:
         self.lm, self.max_bytes = lm, max_bytes
-        self._contexts: list[Context] = []  # the last used is the last
+        self._contexts: list[Context] = []  # least recently used first
         self.bytes = 0
 
     def give(self, context: Context) -> None:
-        """Keeps a context."""
+        """Adds a context."""
         self._keep([*self._contexts, context])
 
     def end(self, scope: object) -> None:
-        """A scope is over: of its contexts the system turn is kept, unless another one has it."""
+        """Ends a scope: keeps only the system turn of its contexts, unless another context contains it."""
         kept = [context for context in self._contexts if context.scope is not scope]
         for context in self._contexts:
             rows = context.rows[: self._system_rows(context.rows)]
@@ -106,9 +106,10 @@ class ContextPool:
         self._keep(kept)
 
     def take(self, rows: Sequence[int], others: Iterable[Context] = (), scope: object = None) -> Context:
-        """A context for a prompt: the one with the longest prefix in common, or a copy of that prefix where
-        the context has more to it, is of another scope, or belongs to one of `others`, the sessions that go
-        on."""
+        """A context for a prompt: the one with the longest common prefix.
+
+        Returns a copy of that prefix if less than half of the context is shared, or if the context has
+        another scope or belongs to `others`, the active sessions."""
         candidates = [*self._contexts, *others]
         best = max(candidates, key=lambda context: self._shared(context, rows, scope), default=None)
         shared = 0 if best is None else self._shared(best, rows, scope)
@@ -127,7 +128,7 @@ class ContextPool:
         return system if common >= system else 0
 
     def _system_rows(self, rows: Sequence[int]) -> int:
-        """Length of the first turn, 0 without one."""
+        """Number of rows of the first turn; 0 if there is none."""
         end = self.lm.format.im_end_id
         return next((place + 1 for place, row in enumerate(rows) if row == end), 0)
 
@@ -142,18 +143,18 @@ class ContextPool:
 
 
 class Prefill:
-    """Rows to be computed into a context.
+    """Rows that remain to be computed into a context.
 
     Args:
         lm: The model.
-        context: Where to; it loses what differs from the prompt.
-        prompt: The rows; the last one is left to the first step.
-        channels: Sampling of each channel, where rows are to follow.
-        min_new_tokens: No eosp before that many new rows.
+        context: Context to compute into; rows that differ from the prompt are dropped.
+        prompt: Rows of the prompt; the first step of generation computes the last one.
+        channels: Sampling of each channel, if rows are to be generated.
+        min_new_tokens: Number of new rows before which eosp is not allowed.
 
     Attributes:
-        cached_rows: Rows of the prompt that the context held already.
-        sec: Time that the pieces took.
+        cached_rows: Number of rows of the prompt that the context already contained.
+        sec: Total computing time, in seconds.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class Prefill:
     ) -> None:
         self.lm, self.context, self.prompt = lm, context, prompt
         self.rows: list[int] = []
-        # The last row is always computed: the trunk's output at it is needed.
+        # The last row is always computed, because the trunk's output at that row is needed.
         self.cached_rows = min(context.common(prompt), len(prompt) - 1)
         context.truncate(self.cached_rows)
         channels = channels or {"text": GREEDY, "speech": GREEDY}
@@ -183,7 +184,7 @@ class Prefill:
 
     @property
     def rows_left(self) -> int:
-        """Rows to compute before the next step: in the trunk, else in the tail of the mode."""
+        """Rows to compute before the next step: in the trunk, otherwise in the current mode's tail."""
         missing = len(self.prompt) + len(self.rows) - len(self.context.rows) - 1
         if missing:
             return missing
@@ -192,7 +193,7 @@ class Prefill:
 
     @torch.inference_mode()
     def advance(self, most: int = PIECE_ROWS) -> None:
-        """Computes the next piece of at most `most` rows: in the trunk, and when that is done in the tail."""
+        """Computes the next piece of at most `most` rows: first in the trunk, then in the tail."""
         began, context, decoder = time.monotonic(), self.context, self.decoder
         done = len(context.rows)
         piece = [*self.prompt, *self.rows][done:-1][:most]
@@ -212,25 +213,25 @@ class Prefill:
 
 
 class Generation(Prefill):
-    """One reply in the making.
+    """A reply that is being generated.
 
     Args:
         lm: The model.
-        context: Caches of its session.
-        prompt: Rows that it follows.
-        max_new_tokens: Most rows to make; fewer where the model's positions end.
+        context: Context of its session.
+        prompt: Rows of the prompt.
+        max_new_tokens: Maximum number of new rows; fewer if the model's positions run out.
         text: Sampling of the text channel.
         speech: Sampling of the audio channel.
-        seed: Of the sampling: the rows are those of `generate` with a generator of that seed.
-        min_new_tokens: No eosp before that many rows.
+        seed: Seed of the sampling: the rows equal those of `generate` with a generator of that seed.
+        min_new_tokens: Number of new rows before which eosp is not allowed.
 
     Attributes:
-        rows: Rows made so far.
-        ended: Why it ended: the model ended it, or it is as long as it may be; None while it goes on.
-        failure: What went wrong, None if nothing did.
+        rows: Rows generated so far.
+        ended: Why generation ended: by the model or by the maximum length; None: it continues.
+        failure: The exception that ended generation, or None.
 
     Raises:
-        UserError: as `generate`.
+        UserError: as in `generate`.
     """
 
     def __init__(
@@ -266,7 +267,7 @@ class Generation(Prefill):
         return self.rows[-1] if self.rows else self.prompt[-1]
 
     def accept(self, row: int) -> None:
-        """Appends a new row."""
+        """Appends a generated row."""
         self.rows.append(row)
         if row in self.lm.stop_ids:
             self.ended = "stop"
@@ -275,7 +276,7 @@ class Generation(Prefill):
 
 
 def catch_up(decoder: Decoder, name: Modality, most: int) -> None:
-    """Runs a tail on the first `most` of the rows that wait for it, but never on the last one."""
+    """Runs a tail on at most `most` of its waiting rows, but never on the last one."""
     tail = decoder.tails[name]
     rows = min(most, tail.rows_waiting - 1)
     if rows > 0:
@@ -291,10 +292,10 @@ def catch_up(decoder: Decoder, name: Modality, most: int) -> None:
 
 @torch.inference_mode()
 def step(lm: Network, generations: Sequence[Generation]) -> None:
-    """Makes one more row of each of the generations, whose `rows_left` must be 0.
+    """Generates one more row for each generation; their `rows_left` must be 0.
 
-    An error, for example for lack of memory, is kept as the `failure` of the generations that raise it alone;
-    the others get their row.
+    If an error occurs, such as lack of memory, each generation is run separately: those that raise it store
+    it as `failure`, the others get their row.
     """
     assert not any(g.rows_left for g in generations)
     lengths = [len(g.context.rows) for g in generations]
@@ -319,13 +320,13 @@ def step(lm: Network, generations: Sequence[Generation]) -> None:
 
 
 def _next_rows(lm: Network, generations: Sequence[Generation]) -> list[int | None]:
-    """The next rows, None where the logits are not numbers."""
+    """The next rows; None where the logits are NaN."""
     device = generations[0].decoder.device
     rows_S1 = torch.tensor([[g.next_input] for g in generations], device=device)
     h_S1D = _one_row(lm, lm.trunk, [g.decoder.trunk for g in generations], lm.embed(rows_S1), generations)
     for g, h_11D in zip(generations, h_S1D.split(1), strict=True):
         g.context.rows.append(g.next_input)
-        # A copy, since a view would keep the rows of all in memory.
+        # Cloned, because a view would keep the rows of all sequences in memory.
         g.context.caches.wait(h_11D.clone() if len(generations) > 1 else h_11D)
     chosen: dict[Generation, Tensor] = {}
     for branch in lm.branches:
@@ -343,15 +344,15 @@ def _next_rows(lm: Network, generations: Sequence[Generation]) -> list[int | Non
             row_1 = g.decoder.choose(branch.name, logits_1V, len(g.rows))
             g.decoder.note(row_1, len(g.rows))
             chosen[g] = row_1.masked_fill(bad_1, -1)
-    rows = torch.cat([chosen[g] for g in generations]).tolist()  # one transfer from the device
+    rows = torch.cat([chosen[g] for g in generations]).tolist()  # a single transfer from the device
     return [None if row < 0 else row for row in rows]
 
 
 def _one_row(
     lm: Network, block: Block, caches: list[KVCache], h_S1D: Tensor, generations: Sequence[Generation]
 ) -> Tensor:
-    """Output (S, 1, D) of a block for one row of each sequence; its caches grow."""
-    if not generations[0].decoder.fast:  # layers of transformers know one cache alone
+    """Output (S, 1, D) of a block for one new row of each sequence; appends to the caches."""
+    if not generations[0].decoder.fast:  # transformers' layers accept only one cache
         parts = zip(generations, caches, h_S1D.split(1), strict=True)
         return torch.cat([g.decoder.run(block, cache, h_11D) for g, cache, h_11D in parts])
     positions_S1 = torch.tensor([[cache.length] for cache in caches], device=h_S1D.device)

@@ -1,4 +1,4 @@
-"""How alike text and speech are, layer by layer (paper, appendix C).
+"""Layer-wise similarity of text and speech representations (paper, appendix C).
 
 Shapes: n text rows, m speech rows, E hidden size, K layers, J aligned pairs of (text rows, speech rows).
 """
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from lit_moss.llm.branches import Modality, Network
 
-Pair = tuple[slice, slice]  # text rows, and the speech rows of the same words
+Pair = tuple[slice, slice]  # text rows, speech rows of the same words
 
 
 @torch.no_grad()
 def hidden_states(lm: Network, rows_L: Tensor, modality: Modality) -> Tensor:
-    """Output of every layer, the trunk's and then that modality's tail's: (L,) rows -> (K, L, E) float32.
+    """Outputs of all layers of the trunk, then of the modality's tail: rows (L,) -> (K, L, E) float32.
 
     Args:
         lm: The model.
         rows_L: Rows of one document.
-        modality: `text` or `speech`: whose tail to follow after the trunk.
+        modality: Tail to run after the trunk: `text` or `speech`.
     """
     states: list[Tensor] = []
     layers = [*lm.trunk.layers, *lm.branch_of(modality).block.layers]
@@ -40,18 +40,18 @@ def hidden_states(lm: Network, rows_L: Tensor, modality: Modality) -> Tensor:
 
 
 def cosine_matrix(text_nE: Tensor, speech_mE: Tensor) -> Tensor:
-    """cos of every text row with every speech row: (..., n, E), (..., m, E) -> (..., n, m)."""
+    """Cosine similarity of every text row with every speech row: (..., n, E), (..., m, E) -> (..., n, m)."""
     return (
         torch.nn.functional.normalize(text_nE, dim=-1) @ torch.nn.functional.normalize(speech_mE, dim=-1).mT
     )
 
 
 def dtw_path(similarity_nm: Tensor) -> list[tuple[int, int]]:
-    """The warping path from (0, 0) to (n-1, m-1), steps (1, 0), (0, 1), (1, 1), of the least sum of
-    1 - similarity.
+    """The warping path from (0, 0) to (n-1, m-1) with steps (1, 0), (0, 1) and (1, 1) and the least sum of 1
+    - similarity.
 
-    1 - similarity, the usual cosine distance, and not the largest sum of similarities: that one prefers long
-    paths. Of equal ones the diagonal step is taken.
+    Minimises the cosine distance 1 - similarity instead of maximising the sum of similarities, because the
+    latter favours long paths. On ties the diagonal step is taken.
     """
     return _back(_costs(similarity_nm[None])[0].tolist())
 
@@ -67,7 +67,7 @@ def _back(cost: list[list[float]]) -> list[tuple[int, int]]:
 
 
 def _costs(similarity_Knm: Tensor) -> Tensor:
-    """Least cost of a path to each cell, all K matrices at once, one anti-diagonal after the other."""
+    """Least cost of a path to each cell, for all K matrices at once, one anti-diagonal after the other."""
     distance = 1.0 - similarity_Knm.double()
     K, n, m = distance.shape
     cost = distance.new_full((K, n + 1, m + 1), float("inf"))
@@ -99,21 +99,21 @@ class Alignment:
 
 
 def without_first_row(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs less row 0 of either modality; a pair that had no other row is left out.
+    """The pairs without row 0 of either modality; pairs with no other row are dropped.
 
-    Decoders gather attention at row 0, whose norm is some hundred times that of the others: its direction is
-    the model's own and does not depend on the input.
+    Decoders use row 0 as an attention sink. Its norm is some hundred times that of other rows, and its
+    direction belongs to the model, not to the input.
     """
     cut = [(slice(max(1, t.start), t.stop), slice(max(1, s.start), s.stop)) for t, s in pairs]
     return [(t, s) for t, s in cut if t.start < t.stop and s.start < s.stop]
 
 
 class LayerMeans:
-    """Mean hidden state of each layer over the rows of all samples of one modality, row 0 left out.
+    """Mean hidden state of each layer over the rows of all samples of one modality, without row 0.
 
-    Hidden states of any two texts point in much the same direction (cosines of .56 to .70 between unrelated
-    ones, half of the energy in two directions), which hides what they share of content. The centred score
-    takes the mean of layer and modality away first.
+    Hidden states of any two texts point in similar directions (cosines of .56 to .70 between unrelated ones,
+    half of the energy in two directions), which masks similarity of content. The centred score first
+    subtracts the mean of each layer and modality.
     """
 
     def __init__(self) -> None:
@@ -121,29 +121,29 @@ class LayerMeans:
         self._rows = 0
 
     def add(self, states_KnE: Tensor) -> None:
-        """Counts the rows of one sample, (K, n, E)."""
+        """Adds the rows (K, n, E) of one sample."""
         total_KE = states_KnE[:, 1:].double().sum(dim=1)
         self._sum_KE = total_KE if self._sum_KE is None else self._sum_KE + total_KE
         self._rows += states_KnE.shape[1] - 1
 
     def remove(self, states_KnE: Tensor) -> Tensor:
-        """The states less the mean of each layer, (K, n, E)."""
+        """Subtracts the mean of each layer from the states (K, n, E)."""
         if self._sum_KE is None or not self._rows:
             raise ValueError("no rows to take the mean of: add samples of two rows or more first")
         return states_KnE - (self._sum_KE / self._rows)[:, None].to(states_KnE.dtype)
 
 
 def align(text_KnE: Tensor, speech_KmE: Tensor, pairs: Sequence[Pair], first_row: int = 0) -> Alignment:
-    """Similarity along each pair's path, and that of its speech with all other text.
+    """Similarity along the warping path of each pair, and of the pair's speech with all other text.
 
     Args:
-        text_KnE: Hidden states of the text, (K, n, E), on any device; the result is on the CPU.
-        speech_KmE: Those of the speech, (K, m, E).
-        pairs: Rows of the same words.
-        first_row: Text rows before this one do not count as background either.
+        text_KnE: Hidden states of the text (K, n, E), on any device; the result is on the CPU.
+        speech_KmE: Hidden states of the speech (K, m, E).
+        pairs: Text rows and speech rows of the same words.
+        first_row: Text rows before this one are excluded from the background.
 
     Raises:
-        ValueError: if a pair is empty, or holds all the text: there is no background then.
+        ValueError: if a pair is empty, or contains all of the text, which leaves no background.
     """
     n = text_KnE.shape[1]
     whole_Knm = cosine_matrix(text_KnE, speech_KmE).cpu()
@@ -161,26 +161,26 @@ def align(text_KnE: Tensor, speech_KmE: Tensor, pairs: Sequence[Pair], first_row
 
 
 def similarity_score(alignments: Sequence[Alignment], mean: bool = True) -> Tensor:
-    """SS_i, (K,): how much more alike aligned text and speech are than what is not aligned.
+    """SS_i, (K,): how much more similar aligned text and speech are than unaligned ones.
 
     lambda is the mean of all DTW_ij, over layers and pairs.
 
-    Args:
+    alignments: Alignments; pairs of all alignments are counted together.
         alignments: Alignments; their pairs count together.
-        mean: Mean over pairs; the paper's formula sums them.
+        mean: Average over pairs; if false, sum over them as in the paper's formula.
     """
     dtw = torch.cat([a.dtw_KJ for a in alignments], dim=1).double()
     background = torch.cat([a.background_KJ for a in alignments], dim=1).double()
     below = background + dtw.mean()
-    # Similarities may be negative: a denominator near zero would make one pair the whole score.
+    # Similarities may be negative: with a denominator near zero, one pair would dominate the score.
     below = torch.where(below.abs() < 1e-3, torch.full_like(below, 1e-3).copysign(below), below)
     ratio = dtw / below
     return ratio.mean(dim=1) if mean else ratio.sum(dim=1)
 
 
 def proposed_depth(score_K: Tensor, tolerance: float = 0.1) -> int:
-    """Layers for each tail: those after the last one whose score is within `tolerance` of the curve's range
-    below its maximum; there the curve starts to fall."""
+    """Number of layers of each tail: the layers after the last one whose score is within `tolerance` of the
+    curve's range below its maximum, where the curve starts to fall."""
     top, bottom = float(score_K.max()), float(score_K.min())
     near = (score_K >= top - tolerance * (top - bottom)).nonzero()
     return len(score_K) - 1 - int(near[-1])

@@ -1,13 +1,12 @@
-"""Weights between stages of training.
+"""Passes weights between stages of training.
 
     backbone ─► stage 1 ─► checkpoint ─► stage 2 ─► checkpoint ─► SFT
-       └─ frozen weights ─┘ left out on request, a hash says which backbone they belong to
+       └─ frozen weights ─┘ left out on request, a hash identifies their backbone
 
-A stage starts from the backbone and takes over the weights of an earlier checkpoint; adapters are added to
-the weights that they belong to (`lora.py`). Weights that a run does not train may be kept in bfloat16
-(`dtypes_of_training`) and be left out of its checkpoints (`leave_out_frozen`). When such a checkpoint is
-loaded, they are read again from where the run had them, its backbone or its `init_from`, and their hash is
-compared (`check_frozen`).
+A stage starts from the backbone and loads the weights of an earlier checkpoint; adapters are merged into
+their weights (`lora.py`). Weights that a run does not train may be stored in bfloat16 (`dtypes_of_training`)
+and left out of its checkpoints (`leave_out_frozen`). When such a checkpoint is loaded, they are read again
+from the run's backbone or its `init_from`, and their hash is compared (`check_frozen`).
 """
 
 import hashlib
@@ -25,10 +24,8 @@ from lit_moss.llm.folders import open_tensors, read_json, weight_files
 from lit_moss.llm.model import SplitLM
 from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
-_PREFIX = "lm."  # of the model's weights in a checkpoint
-CURRENT = (
-    "current_model_state"  # of a checkpoint whose `state_dict` is an average, see Lightning's WeightAveraging
-)
+_PREFIX = "lm."  # prefix of the model's weights in a checkpoint
+CURRENT = "current_model_state"  # if `state_dict` holds averaged weights: see Lightning's WeightAveraging
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -36,20 +33,23 @@ DTYPES = {
 
 
 def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool = False) -> int:
-    """Loads an earlier stage's weights; those that it left out as frozen are the backbone's already, or are
-    read from where that stage started.
+    """Loads the weights of an earlier stage's checkpoint.
+
+    Weights that the checkpoint left out as frozen are the backbone's, which the model already has, or are
+    read from the `init_from` of that stage.
 
     Args:
-        lm: A split model with its backbone's weights; without any if `checkpoint` has all and `adopt` is set.
-        checkpoint: Of the earlier stage.
-        source: Where it comes from, for messages.
-        adopt: Take the checkpoint's tensors themselves, in their dtypes, instead of copying their values.
+        lm: A split model with its backbone's weights; may be empty if the checkpoint is complete and `adopt`
+            is set.
+        checkpoint: Checkpoint of the earlier stage.
+        source: Origin of the checkpoint, for error messages.
+        adopt: Use the checkpoint's tensors themselves, in their data types, instead of copying their values.
 
     Returns:
-        Number of tensors.
+        Number of tensors loaded.
 
     Raises:
-        UserError: if they do not fit the model, or the checkpoint was trained on another backbone.
+        UserError: if the tensors do not fit the model, or the checkpoint was trained on another backbone.
     """
     weights = {
         name.removeprefix(_PREFIX): value
@@ -59,7 +59,7 @@ def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool 
     names, adapters = lora.separate(weights)
     pairs = {name: (weights[a], weights[b]) for name, (a, b) in adapters.items()}
     weights = {name: weights[stored] for name, stored in names.items()}
-    own = lm.state_dict()  # the parameters themselves
+    own = lm.state_dict()  # shares memory with the parameters
     wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
     sizes = {name: (len(b), a.shape[1]) for name, (a, b) in pairs.items()}
     wrong += [name for name, size in sizes.items() if name not in own or own[name].shape != size]
@@ -83,20 +83,21 @@ def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool 
         lm.adopt(weights | sums)
     else:
         lm.load_state_dict(own | weights)
-        for name, (a, b) in pairs.items():  # one at a time: all sums together would be a second model
+        for name, (a, b) in pairs.items():  # one at a time, to save memory
             own[name].copy_(lora.merged_weight(own[name], a, b, scale))
     return len(weights) + len(pairs)
 
 
 def _round_frozen(frozen: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
-    """Rounds what a run kept in a shorter dtype than a model has, as the run did."""
+    """Rounds weights to the shorter data type in which the run kept them, if the model's is wider."""
     for name, dtype in frozen.get("dtypes", {}).items():
         if name in own and torch.promote_types(own[name].dtype, DTYPES[dtype]) != DTYPES[dtype]:
             own[name].copy_(own[name].to(DTYPES[dtype]))
 
 
 def _start_again(lm: SplitLM, init_from: str) -> None:
-    """Loads what a run with this `init_from` started from; whether it is the same, its hash says."""
+    """Loads the weights that a run with this `init_from` started from. Their hash is checked by the
+    caller."""
     folder = Path(init_from)
     path = None if is_released(folder) else checkpoint_of(folder, "last", end=False)
     if path is not None:
@@ -111,12 +112,12 @@ def _start_again(lm: SplitLM, init_from: str) -> None:
 
 
 def is_released(folder: Path) -> bool:
-    """Whether it is a folder in the released layout, rather than a run's."""
+    """Whether a folder has the released layout; a run's folder does not."""
     return (folder / "config.json").is_file()
 
 
 def is_split(folder: Path) -> bool:
-    """Whether it is the folder of a split model, rather than that of a backbone or a run."""
+    """Whether it is the folder of a split model, not of a backbone or a run."""
     return is_released(folder) and read_json(folder / "config.json").get("model_type") == MODEL_TYPE
 
 
@@ -124,9 +125,9 @@ def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source
     """The model of a checkpoint, on the CPU, in eval mode.
 
     Args:
-        checkpoint: Of a run.
+        checkpoint: Checkpoint of a run.
         backbone: The run's backbone.
-        source: Where the checkpoint comes from, for messages.
+        source: Origin of the checkpoint, for error messages.
 
     Raises:
         UserError: if its frozen weights belong to another backbone.
@@ -135,11 +136,11 @@ def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source
     frozen = checkpoint.get("frozen") or {}
     start = frozen.get("init_from")
     if not (start and is_released(Path(start))) and is_split(Path(backbone)):
-        start = str(backbone)  # a run that fine-tuned a folder and took its tokenizer
+        start = str(backbone)  # the run fine-tuned a model folder
     if start and is_released(Path(start)):
         lm = SplitLM.from_pretrained(start, torch.float32)
         if frozen:
-            checkpoint = checkpoint | {"frozen": frozen | {"init_from": None}}  # loaded already
+            checkpoint = checkpoint | {"frozen": frozen | {"init_from": None}}  # already loaded
     else:
         layers, size = config.num_modality_layers, config.format.audio_vocab_size
         lm = SplitLM.from_backbone(backbone, layers, size, config.joint, row_format=config.format)
@@ -148,14 +149,14 @@ def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source
 
 
 def check_tokenizers(made_by: Mapping[str, str | None], fingerprints: Mapping[str, str]) -> None:
-    """Refuses rows of other tokenizers: their ids are the same numbers with another meaning.
+    """Refuses rows of other tokenizers, whose ids have other meanings.
 
     Args:
-        made_by: Fingerprint of each tokenizer that made a checkpoint's rows.
-        fingerprints: Those of the rows at hand.
+        made_by: Tokenizer -> its fingerprint, as stored in a checkpoint.
+        fingerprints: Tokenizer -> fingerprint of the rows to use.
 
     Raises:
-        UserError: if they differ.
+        UserError: if fingerprints differ.
     """
     for key, value in made_by.items():
         if value and fingerprints.get(key) not in (None, "none", value):
@@ -173,18 +174,18 @@ def check_tokenizers(made_by: Mapping[str, str | None], fingerprints: Mapping[st
 def dtypes_of_training(
     lm: SplitLM, dtype: torch.dtype, trained: Container[str], frozen: torch.dtype | None = None
 ) -> dict[nn.Parameter, torch.dtype]:
-    """The dtype in which a run keeps each weight.
+    """The data type in which a run keeps each weight.
 
-    Of the weights that never train, norms and biases keep `dtype`: they take little memory, and autocast
+    Among weights that are never trained, norms and biases keep `dtype`: they take little memory, and autocast
     casts only matrices, so the logits of a backbone that is stored in `frozen` do not change by a bit. The
-    table of speech embeddings, or of a model without a split its only one, keeps it as well, because the
-    residual stream takes it over.
+    table of speech embeddings (without a split, the joint table) also keeps `dtype`, because its rows enter
+    the residual stream.
 
     Args:
         lm: The whole model.
-        dtype: Of the others.
+        dtype: Data type of all other weights.
         trained: Names of the parameters that train at some step.
-        frozen: Of the matrices that never train, such as bfloat16; None: `dtype`.
+        frozen: Data type of matrices that are never trained. None: same as `dtype`.
     """
     table = "model.embed_tokens." if lm.config.joint else "model.audio_embed."
 
@@ -196,12 +197,13 @@ def dtypes_of_training(
 
 
 def cast(module: nn.Module, dtypes: dict[nn.Parameter, torch.dtype]) -> None:
-    """Casts a module's weights, one at a time; those that have their dtype already stay as they are, mapped
-    from a file as they may be.
+    """Casts a module's weights, one at a time. Weights that already have the right data type are not copied,
+    so that those mapped from a file stay mapped.
 
     Args:
         module: A model or a part of one.
-        dtypes: Of `dtypes_of_training`; those of the module's weights are taken out.
+        dtypes: Data types, as returned by `dtypes_of_training`; the entries of the module's weights are
+            removed.
     """
     for parameter in module.parameters():
         dtype = dtypes.pop(parameter, None)
@@ -210,21 +212,21 @@ def cast(module: nn.Module, dtypes: dict[nn.Parameter, torch.dtype]) -> None:
 
 
 def leave_out_frozen(state: dict[str, Tensor], trained: Container[str]) -> dict[str, Tensor]:
-    """Removes from a checkpoint's weights what no step of the run trains, and returns it by its released
-    names."""
+    """Removes the weights that no step of the run trains from a checkpoint's `state_dict`, and returns them
+    by their released names."""
     frozen = [key for key in state if key.removeprefix(_PREFIX) not in trained]
     return {lora.base_name(key.removeprefix(_PREFIX)): state.pop(key) for key in frozen}
 
 
 def add_frozen(checkpoint: dict[str, Any], own: dict[str, Tensor]) -> None:
-    """Puts the weights that a checkpoint has left out back into it.
+    """Restores the weights that were left out of a checkpoint.
 
     Args:
-        checkpoint: Changed in place.
+        checkpoint: Checkpoint; changed in place.
         own: Weights of the model that it is loaded into.
 
     Raises:
-        UserError: if they are of another backbone.
+        UserError: if the weights belong to another backbone.
     """
     frozen = checkpoint.get("frozen")
     if frozen is not None:
@@ -235,26 +237,27 @@ def add_frozen(checkpoint: dict[str, Any], own: dict[str, Tensor]) -> None:
 
 
 def hash_record(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A checkpoint's record of the weights that it leaves out: `names`, their `dtypes`, and the `sha256`."""
+    """Record of the weights that a checkpoint leaves out: `names`, `dtypes` and `sha256`."""
     dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
     return {"sha256": sha256_of_tensors(tensors), "names": sorted(tensors), "dtypes": dtypes}
 
 
 def check_frozen(frozen: Mapping[str, Any], own: Mapping[str, Tensor], source: str) -> None:
-    """Compares the weights that a checkpoint has left out with a model's own.
+    """Compares the weights that a checkpoint left out with a model's own weights.
 
     Args:
-        frozen: The checkpoint's record, see `hash_record`, the name of its `backbone`, and its `init_from`.
+        frozen: The checkpoint's record: that of `hash_record`, with the name of its `backbone` and its
+            `init_from`.
         own: The model's weights.
-        source: Where the checkpoint comes from, for messages.
+        source: Origin of the checkpoint, for error messages.
 
     Raises:
         UserError: if they differ.
     """
-    # In the dtypes they were trained with: another stage may keep the same backbone in another one.
+    # Compared in the data types of that run: another stage may keep the same backbone in another data type.
     dtypes = frozen.get("dtypes", {})
     names = (name for name in sorted(frozen["names"]) if name in own)
-    # One at a time: `own` may read each tensor when it is looked up.
+    # One at a time: `own` may read each tensor only when it is looked up.
     digest = _sha256(
         (name, own[name].to(DTYPES[dtypes[name]]) if name in dtypes else own[name]) for name in names
     )

@@ -1,4 +1,4 @@
-"""LightningModules: each joins the plain parts, logs, and says what it optimises."""
+"""LightningModules: each connects the plain-torch parts, logs metrics, and defines what is optimised."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ __all__ = ["CodecEncoder", "FlowDecoder", "SplitLLM", "Vocoder"]
 
 
 def __getattr__(name: str) -> Any:
-    """A tokenizer run does not wait for transformers to be imported."""
+    """Lazy imports: training a tokenizer does not import transformers."""
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

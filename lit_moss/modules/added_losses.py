@@ -1,13 +1,13 @@
-"""Losses of a run beside the cross-entropy: CTC, alignment and distillation of text, each an option.
+"""Auxiliary losses added to the cross-entropy, each optional: CTC, alignment, and distillation of text.
 
     TokenBatch ─ SplitLM.loss ─┬─ hidden_BLD ─┬─ TrunkCtcHead ─┬─ weight · sum / targets ─ added to the loss
                                │              └─ TrunkAligner ─┤
                                └─ text_BLD ───── TextDistiller ┘
 
-Each is the sum over its labels, places or rows, divided by the batch's targets: so micro-batches and ranks
-count by what they hold, as they do in the cross-entropy, see `Window`.
-CTC and alignment need the trunk's states after some layers, `SplitLM.keep_hidden`, and what the batch's
-speech says; distillation needs the text tail's outputs, `SplitLM.keep_text`.
+Each is the sum over its labels, positions or rows, divided by the number of targets of the batch, so that
+micro-batches and ranks are weighted as in the cross-entropy, see `Window`.
+CTC and alignment need the trunk's states after some layer (`SplitLM.keep_hidden`) and the text that the
+batch's speech says; distillation needs the outputs of the text tail (`SplitLM.keep_text`).
 """
 
 from collections.abc import Callable
@@ -30,11 +30,11 @@ from lit_moss.modules.trunk_ctc import CtcTotals, TrunkCtc, TrunkCtcHead, labels
 
 
 class Added(NamedTuple):
-    """What is added for a batch.
+    """Auxiliary losses of a batch.
 
     Args:
-        losses: Weighted, to be added to the cross-entropy.
-        count: Labels, places and rows of text that they are of; without any they are 0.
+        losses: Weighted losses, to be added to the cross-entropy.
+        count: Number of labels, positions and text rows that contribute; if 0, all losses are 0.
         logged: Values to log.
     """
 
@@ -44,15 +44,15 @@ class Added(NamedTuple):
 
 
 class AddedLosses:
-    """The losses of a run; none until `build`.
+    """The auxiliary losses of a run; `build` creates them.
 
     Args:
-        ctc: Option of CTC.
-        align: Option of the alignment.
-        distill: Option of the distillation of text.
+        ctc: Options of the CTC loss, or None.
+        align: Options of the alignment, or None.
+        distill: Options of the distillation of text, or None.
 
     Raises:
-        UserError: if one excludes the other.
+        UserError: if the options exclude each other.
     """
 
     def __init__(self, ctc: TrunkCtc | None, align: TrunkAlign | None, distill: TextDistill | None) -> None:
@@ -70,12 +70,12 @@ class AddedLosses:
 
     @property
     def layers_run(self) -> int | None:
-        """Layers of the trunk that a training step computes; None for the whole model."""
+        """Number of trunk layers that a training step runs; None: the whole model."""
         return self.align.layer if self.align is not None and self.align.alone else None
 
     @property
     def is_alone(self) -> bool:
-        """Whether the alignment is the only loss, `alone`."""
+        """Whether the alignment is the only loss (`align.alone`)."""
         return self.layers_run is not None and self.aligner is not None
 
     def build(
@@ -86,18 +86,18 @@ class AddedLosses:
         backbone: Callable[[], SplitLM],
         dtype: torch.dtype,
     ) -> None:
-        """Makes what the options need.
+        """Creates the heads and teachers that the options need.
 
         Args:
-            lm: The model, whose hidden states are kept from here on.
-            trainer: With the data that knows the text of speech.
-            stored: Labels and weights of the head of the checkpoint that the run starts from.
-            backbone: Gives a model with the weights before training, from which alignment and distillation
-                copy layers.
-            dtype: Of these copies.
+            lm: The model; from here on it keeps the hidden states that the losses need.
+            trainer: The run's trainer; its data must provide the text of speech.
+            stored: Labels and weights of the CTC head in the checkpoint that the run starts from, or None.
+            backbone: Returns a model with the weights before training; alignment and distillation copy its
+                layers.
+            dtype: Data type of the copied layers.
 
         Raises:
-            UserError: if the data or the strategy cannot serve them.
+            UserError: if the data or the strategy does not support a loss.
         """
         if self.ctc is not None:
             _check_unsharded(trainer, "model.ctc", "its head is")
@@ -146,16 +146,16 @@ class AddedLosses:
         self.head.load_state_dict(stored["state"])
 
     def alone(self, lm: SplitLM, batch: TokenBatch) -> AlignLosses:
-        """The alignment of a batch, by the first layers only."""
+        """Alignment losses of a batch; runs only the first layers."""
         assert self.aligner is not None, "is_alone comes first"
         return self.aligner(lm, batch)
 
     def added(self, lm: SplitLM, batch: TokenBatch, loss: SplitLoss) -> Added:
-        """Losses of a batch, each a sum divided by the batch's targets.
+        """Auxiliary losses of a batch, each a sum divided by the number of targets of the batch.
 
         Args:
             lm: The model.
-            batch: Rows, and what their speech says.
+            batch: Rows, and the text that their speech says.
             loss: The cross-entropy, with the states that the model keeps.
         """
         losses: list[Tensor] = []
@@ -181,11 +181,11 @@ class AddedLosses:
         return Added(losses, count, logged)
 
     def reset(self) -> None:
-        """Begins a validation."""
+        """Resets the sums at the start of a validation."""
         self._ctc_sums, self._align_sums, self._text_sums = CtcTotals(), AlignTotals(), DistillTotals()
 
     def validate(self, lm: SplitLM, batch: TokenBatch, loss: SplitLoss | None) -> None:
-        """Counts a batch of a validation; arguments as of `added`, without a loss for `is_alone`."""
+        """Adds a validation batch; arguments as in `added`. `loss` is None if `is_alone`."""
         hidden_BLD = None if loss is None else loss.hidden_BLD
         if self.head is not None and hidden_BLD is not None:
             self._ctc_sums.add(self.head(hidden_BLD, batch.speech_text, count_errors=True))
@@ -195,10 +195,10 @@ class AddedLosses:
             self._text_sums.add(self.distiller(lm, batch, loss.text_BLD))
 
     def metrics(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Of the validation, see `CtcTotals`, `AlignTotals` and `DistillTotals`.
+        """Metrics of the validation, see `CtcTotals`, `AlignTotals` and `DistillTotals`.
 
         Args:
-            over_ranks: Sum of a tensor over all ranks.
+            over_ranks: Returns the sum of a tensor over all ranks.
         """
         found: dict[str, float] = {}
         if self.head is not None:

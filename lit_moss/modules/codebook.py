@@ -1,7 +1,9 @@
-"""The codebook of a speech tokenizer in training: its k-means start, its moving averages, its restarts.
+"""The codebook of a speech tokenizer in training: k-means initialisation, moving averages, restarts of dead
+codes.
 
-It learns without gradients (`lit_moss.codec.quantizer`), once per optimizer step, from the frames of every
-rank and every accumulated micro-batch. Shapes: B items, N codes, S frames, D width, K codebook entries.
+The codebook is updated without gradients (`lit_moss.codec.quantizer`), once per optimizer step, from the
+frames of all ranks and accumulated micro-batches. Shapes: B items, N codes, S frames, D width, K codebook
+entries.
 """
 
 from abc import ABC, abstractmethod
@@ -21,12 +23,13 @@ from lit_moss.modules.steps import HostCopy, StepModule
 
 @dataclass(frozen=True)
 class CodebookSchedule:
-    """When the codebook starts and restarts.
+    """When the codebook is initialised and its dead codes are restarted.
 
     Args:
-        start_step: Optimizer steps without quantization before k-means.
-        kmeans_batches: Training batches (of every rank) that k-means runs on.
-        restart_share: A code is dead if its average count is below this share of what one update decays to.
+        start_step: Optimizer steps without quantization before the k-means initialisation.
+        kmeans_batches: Number of training batches (of every rank) that k-means uses.
+        restart_share: A code is dead if its average count is below restart_share * decay^interval, that is,
+            this multiple of the count that one update leaves after a restart interval.
     """
 
     start_step: int
@@ -42,14 +45,14 @@ class CodebookSchedule:
 
 
 class CodebookModule(StepModule, ABC):
-    """Base of the speech tokenizer's LightningModule: an encoder and the learning of its codebook.
+    """Base of the speech tokenizer's LightningModule: an encoder whose codebook is updated in training.
 
     Subclasses call `keep_frames` in each training step and implement `speech_frames`.
 
     Args:
         encoder: The network.
-        schedule: When the codebook starts and restarts.
-        ready: Whether the encoder's codebook is one already.
+        schedule: When the codebook is initialised and its dead codes are restarted.
+        ready: Whether the codebook is already initialised.
     """
 
     updates: Tensor
@@ -63,29 +66,31 @@ class CodebookModule(StepModule, ABC):
         self.register_buffer("codebook_ready", torch.tensor(ready))
         size = encoder.config.quantize_vocab_size
         self.register_buffer("train_use_K", torch.zeros(size, dtype=torch.long), persistent=True)
-        # What the host knows of `codebook_ready` and `updates` without asking the device at each step.
+        # Host copies of `codebook_ready` and `updates`, to avoid waiting for the device at each step.
         self._ready, self._updates = HostCopy(), HostCopy()
         self._frames: list[tuple[Tensor, Tensor]] = []  # (S, D) and their codes, since the last step
 
     @abstractmethod
     def speech_frames(self, batch: SpeechBatch) -> Tensor:
-        """Pooled frames of a batch without its padding: (S, D), float32."""
+        """Pooled frames of a batch, without padding: (S, D), float32."""
 
     @property
     def quantizing(self) -> bool:
-        """Whether the codebook is in place; a function of the run's state alone."""
+        """Whether the codebook is initialised; depends only on the state of the run."""
         return bool(self._ready.get(self.codebook_ready))
 
     @property
     def is_usable(self) -> bool:
-        """There are no codes before that, and error rates are lower without them."""
+        """False before the codebook is initialised: error rates are lower without codes, so they are not
+        comparable.
+        compare."""
         return self.quantizing
 
     def keep_frames(self, x_SD: Tensor, codes_S: Tensor) -> None:
-        """Frames of a micro-batch and their codes, for the next update."""
+        """Stores the frames of a micro-batch and their codes for the next update."""
         self._frames.append((x_SD.detach(), codes_S))
 
-    # --- start ----------------------------------------------------------------------------------------------
+    # --- initialisation -------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: SpeechBatch, batch_idx: int) -> None:
         if not self.quantizing and self.global_step >= self.codebook_schedule.start_step:
@@ -93,15 +98,16 @@ class CodebookModule(StepModule, ABC):
 
     @torch.no_grad()
     def _start_codebook(self) -> None:
-        """k-means on frames of the next batches, unaugmented: they follow from the data's order alone."""
+        """Runs k-means on unaugmented frames of the next batches; the result depends on the data's order
+        alone."""
         frames = self._frames_of_next_batches()
         count, batches = quantizer.sum_over_ranks(sum(map(len, frames)), len(frames))
         if not batches:
             raise UserError("none of the audio for the codebook's k-means start could be read")
-        # A rank without frames takes part: the others gather.
+        # A rank without frames must also take part in the collective operations.
         x_SD = torch.cat([self.encoder.codebook.weight.new_zeros(0, self.encoder.config.d_model), *frames])
         centres_KD, count_K = quantizer.kmeans(x_SD, len(self.encoder.codebook.weight))
-        # Counts as if the averages had long run on steps of this size.
+        # Initial counts: the values that the averages would reach with steps of this size.
         share_K = count_K / count_K.sum() * count / batches
         share_K = (share_K * (self.trainer.world_size * self.trainer.accumulate_grad_batches)).clamp(min=1e-2)
         self.encoder.codebook.weight.copy_(centres_KD)
@@ -127,11 +133,12 @@ class CodebookModule(StepModule, ABC):
     # --- updates --------------------------------------------------------------------------------------------
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The codebook is updated with the parameters, or skipped with them."""
+        """Updates the codebook together with the parameters; a skipped step skips both."""
         frames, self._frames = self._frames, []
         if self.quantizing and self.skip_step is not True:
             empty = self.encoder.codebook.weight.new_zeros(0, self.encoder.config.d_model)
-            # A rank whose files were all unreadable takes part with zeros: the others wait for it.
+            # A rank that could read none of its files takes part with zeros, because the other ranks wait for
+            # it.
             x_SD = torch.cat([empty, *(x for x, _ in frames)])
             codes_S = torch.cat([x_SD.new_zeros(0, dtype=torch.long), *(codes for _, codes in frames)])
             self._update_codebook(x_SD, codes_S)
@@ -140,7 +147,7 @@ class CodebookModule(StepModule, ABC):
         encoder, skip = self.encoder, self.skip_step if isinstance(self.skip_step, Tensor) else None
         state = (encoder.codebook.weight, encoder.ema_count, encoder.ema_weight)
         decay, every = encoder.config.quantize_ema_decay, encoder.config.quantize_restart_interval
-        # Counts skipped steps too where the host does not know of them, until a restart may be due.
+        # If the host does not know which steps were skipped, it counts them too, until a restart may be due.
         updates = self._updates.get(self.updates) + 1
         use_K = quantizer.ema_update(*state, x_SD, codes_S, decay, skip)
         self.updates += 1 if skip is None else (~skip).long()
@@ -152,7 +159,8 @@ class CodebookModule(StepModule, ABC):
             threshold = self.codebook_schedule.restart_share * decay**every
             restarted = quantizer.restart_dead(*state, x_SD, threshold=threshold)
             if self.logger is not None:
-                # Not by `self.log`, which would repeat the value at every step until the next one.
+                # Not logged with `self.log`, which would repeat the value at every step until the next
+                # restart.
                 used = float((self.train_use_K > 0).float().mean())
                 values = {"train/codes_restarted": float(restarted), "train/codebook_used": used}
                 self.logger.log_metrics(values, step=self.global_step + 1)

@@ -3,9 +3,9 @@
     waveform -> log-mel -> causal encoder -> pooled frames, 12.5 Hz -> nearest code
         -> CTC head, 50 Hz -> characters
 
-loss = CTC(codes) + frame_loss_weight CTC(frames before pooling) + commitment. Up to `quantize_from_step` the
-head reads the pooled frames themselves; then the codebook starts from k-means on real frames and follows them
-by moving averages (`codebook`).
+loss = CTC(codes) + frame_loss_weight CTC(frames before pooling) + commitment. Until `quantize_from_step` the
+head reads the unquantized pooled frames; then the codebook is initialised by k-means on real frames and
+follows them by moving averages (`codebook`).
 """
 
 from dataclasses import dataclass, replace
@@ -34,13 +34,13 @@ from lit_moss.optimizer_groups import decay_groups
 
 @dataclass
 class Example:
-    """One validated utterance, for pictures and tables.
+    """A validated utterance, for pictures and tables.
 
     Args:
-        id: Name.
-        wave_T: Samples at 16 kHz.
-        mel_MF: Log-mel.
-        codes_N: Codes.
+        id: Name of the utterance.
+        wave_T: Samples at 16 kHz, (T,).
+        mel_MF: Log-mel spectrogram (M, F).
+        codes_N: Codes (N,).
         text: Normalised transcript.
         hypothesis: Greedy transcript.
     """
@@ -54,29 +54,30 @@ class Example:
 
 
 class CodecEncoder(CodebookModule):
-    """Speech tokenizer with its training head.
+    """Trains a speech tokenizer with a CTC head.
 
     Args:
         init_from: Weights to start from: a local folder, a hub id, `embedded:whisper-tiny` or
-            `embedded:whisper-base`; None starts at random.
-        encoder: Sizes; None takes those of `init_from`.
-        codebook_size: Codebook entries; None takes what `encoder` or the source states.
-        log_mel: Features: `causal` (streams) or `whisper` (whole recordings only); None takes what `encoder`
-            or the source states, and causal if it states nothing.
-        head_layers: Causal transformer layers of the CTC head.
-        head_width: Width of the head; a multiple of 64, which is the width of its attention heads.
-        head_dropout: Dropout on the head's input.
+            `embedded:whisper-base`. None: random weights.
+        encoder: Sizes of the encoder. None: those of `init_from`.
+        codebook_size: Number of codebook entries. None: as given by `encoder` or `init_from`.
+        log_mel: Features: `causal` (for streaming) or `whisper` (whole recordings only). None: as given by
+            `encoder` or `init_from`, otherwise causal.
+        head_layers: Number of causal transformer layers of the CTC head.
+        head_width: Width of the CTC head; a multiple of 64, the width of its attention heads.
+        head_dropout: Dropout probability on the input of the CTC head.
         encoder_lr: Base learning rate of the encoder.
-        head_lr: Base learning rate of the head.
-        weight_decay: AdamW's decay, of matrices alone.
-        quantize_from_step: Optimizer steps without quantization before k-means; 0 where the source has a
+        head_lr: Base learning rate of the CTC head.
+        weight_decay: AdamW's weight decay, applied to matrices only.
+        quantize_from_step: Optimizer steps without quantization before k-means; ignored if `init_from` has a
             codebook.
-        kmeans_batches: Training batches (of every rank) that k-means runs on.
-        frame_loss_weight: Weight of CTC on the 50 Hz frames before pooling. It brings the network past CTC's
+        kmeans_batches: Number of training batches (of every rank) that k-means uses.
+        frame_loss_weight: Weight of a CTC loss on the 50 Hz frames before pooling. It shortens CTC's initial
             plateau: without it the loss was still 2.8 after 200 steps, with it 2.0 within 100.
-        restart_share: A code is dead if its average count is below this share of what one update decays to;
-            the GLM-4-Voice tokenizer's is 1.
-        examples: Validated utterances that are kept for pictures.
+        restart_share: A code is dead if its average count is below restart_share * decay^interval, that is,
+            this multiple of the count that one update leaves after a restart interval. The GLM-4-Voice
+            tokenizer uses 1.
+        examples: Number of validated utterances to keep for pictures.
     """
 
     val_use_K: Tensor
@@ -109,7 +110,7 @@ class CodecEncoder(CodebookModule):
             network.config = replace(network.config, log_mel=log_mel)
         super().__init__(network, CodebookSchedule(quantize_from_step, kmeans_batches, restart_share), ready)
         self.vocabulary: ctc.CharVocabulary | None = None
-        self.charset: Charset | None = None  # of the data's transcripts, None until they are known
+        self.charset: Charset | None = None  # characters of the data's transcripts, None until they are known
         self.head: ctc.CTCHead | None = None
         self.head_sizes = {
             "width": head_width,
@@ -121,7 +122,7 @@ class CodecEncoder(CodebookModule):
         self.frame_loss_weight = frame_loss_weight
         self.example_count = examples
         self.examples: list[Example] = []
-        # Metric objects rather than `self.log` per batch: a rank may have nothing to log.
+        # Metric objects instead of `self.log` per batch, because a rank may have nothing to log.
         self.cer, self.wer = CharErrorRate(), WordErrorRate()
         self.val_ctc, self.val_too_long = MeanMetric(), SumMetric()
         size = network.config.quantize_vocab_size
@@ -145,7 +146,7 @@ class CodecEncoder(CodebookModule):
             self._build_head(self.vocabulary)
 
     def _check_sizes(self, data: object, stage: str) -> None:
-        """Masks and longest items of the data, as far as it tells them, have to fit the network."""
+        """Checks the data's mask width and maximum length (where it states them) against the network."""
         bins, own = getattr(data, "masked_bins", None), self.encoder.config.num_mel_bins
         if stage == "fit" and not self.resumes and bins not in (None, own):
             raise UserError(f"data.mel_bins is {bins}, the network has {own} (num_mel_bins): set them equal")
@@ -200,14 +201,16 @@ class CodecEncoder(CodebookModule):
     # --- the model ------------------------------------------------------------------------------------------
 
     def log_mel(self, batch: SpeechBatch) -> Tensor:
-        """Features of a batch, masked by SpecAugment where the batch says so: (B, M, T/160), float32."""
+        """Log-mel features of a batch (B, M, T/160), float32, with the SpecAugment masks of the batch
+        applied."""
         with torch.no_grad(), torch.autocast(batch.wave_BT.device.type, enabled=False):
             bins, whole = self.encoder.config.num_mel_bins, self.encoder.config.log_mel == "whisper"
             mel_BMF = whisper_log_mel(batch.wave_BT, bins) if whole else CausalLogMel(bins)(batch.wave_BT)
             return apply_spec_masks(mel_BMF, batch.freq_masks, batch.time_masks)
 
     def pooled_frames(self, mel_BMF: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden frames (B, L, D), pooled ones (B, N, D) in float32, and which are speech: bool (B, N)."""
+        """Hidden frames (B, L, D), pooled frames (B, N, D) in float32, and bool (B, N), True for frames of
+        speech."""
         hidden_BLD = self.encoder(mel_BMF)
         pooled_BND = self.encoder.pool(hidden_BLD).float()
         codes_B = -(-samples_B // rates.SAMPLES_PER_CODE)
@@ -220,7 +223,7 @@ class CodecEncoder(CodebookModule):
 
     @property
     def later_metrics(self) -> list[str]:
-        """Metrics that a validation logs only once the codebook is in place."""
+        """Names of the metrics that are logged only once the codebook is initialised."""
         later = ("codebook_used", "codebook_perplexity", "bit_rate")
         return [] if self.quantizing else [f"val/{name}" for name in later]
 
@@ -233,7 +236,7 @@ class CodecEncoder(CodebookModule):
         frames = [n * rates.HIDDEN_PER_CODE for n in codes]
         fitting = ctc.fitting_items(frames, labels)
         self.count_targets(len(fitting))
-        if not len(batch):  # every file of it was unreadable: this rank adds zeros to the gradients
+        if not len(batch):  # no file could be read: adds zeros to the gradients
             return sum(
                 (p.sum() * 0.0 for p in self.parameters() if p.requires_grad),
                 torch.zeros((), device=self.device),
@@ -252,8 +255,9 @@ class CodecEncoder(CodebookModule):
         return loss
 
     def _quantize(self, pooled_BND: Tensor, valid_BN: Tensor, codes: list[int]) -> tuple[Tensor, Tensor]:
-        """Real frames replaced by their codebook rows (straight-through), and the commitment loss."""
-        # By places the host knows: a mask would make it wait for the device to count.
+        """Replaces frames of speech by their codebook rows (straight-through); also returns the commitment
+        loss."""
+        # Indices computed on the host: with a boolean mask the host would wait for the device to count.
         N = pooled_BND.shape[1]
         at_S = torch.cat([torch.arange(b * N, b * N + n) for b, n in enumerate(codes)])
         x_SD = pooled_BND.flatten(0, 1)[at_S.to(self.device, non_blocking=True)]
@@ -270,7 +274,7 @@ class CodecEncoder(CodebookModule):
         self, loss: Tensor, code_loss: Tensor, frame_loss: Tensor, commitment: Tensor, fits_B: Tensor
     ) -> None:
         items = len(fits_B)
-        # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
+        # Lightning uses a metric named `step` as the x axis: step 1 is the state after the first step.
         self.log("step", self.on_device(self.global_step + 1), batch_size=items)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=items)
         self.log_dict(
@@ -315,7 +319,7 @@ class CodecEncoder(CodebookModule):
     def _keep_examples(
         self, batch: SpeechBatch, mel_BMF: Tensor, codes_BN: Tensor, hypotheses: list[str]
     ) -> None:
-        """The first item of each of the first batches: the same utterances at every validation."""
+        """Keeps the first item of each of the first batches: the same utterances at every validation."""
         if len(self.examples) < self.example_count:
             n = int(batch.samples_B[0])
             codes = rates.codes_of_samples(n)
@@ -358,10 +362,11 @@ class CodecEncoder(CodebookModule):
             raise UserError("the checkpoint is from before quantization, it has no codebook: take another")
 
     def on_predict_start(self) -> None:
-        self._tokenizer = SpeechTokenizer(self.encoder)  # one for all batches: it may make a copy in float64
+        self._tokenizer = SpeechTokenizer(self.encoder)  # one for all: it may make a float64 copy
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Codes, those of `SpeechTokenizer` in any precision, and transcript of each utterance."""
+        """Codes and transcript of each utterance; the codes equal those of `SpeechTokenizer` in any
+        precision."""
         assert self.head is not None and self.vocabulary is not None
         if not len(batch):
             return []
@@ -382,7 +387,7 @@ class CodecEncoder(CodebookModule):
 def _build_encoder(
     init_from: str | None, config: EncoderConfig | None, codebook_size: int | None
 ) -> tuple[CausalEncoder, bool]:
-    """The network to train, and whether its codebook is one already."""
+    """The network to train, and whether its codebook is already initialised."""
     if init_from is None:
         if config is None:
             raise UserError(

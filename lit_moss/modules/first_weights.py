@@ -1,6 +1,6 @@
-"""What a run of the split language model starts from: a backbone, an earlier stage, or a released folder.
+"""Initial weights of the split language model: from a backbone, an earlier stage, or a released folder.
 
-backbone ─ SplitLM.from_backbone ─┬─ embeddings of codes: random, from the codebook, from their text
+backbone ─ SplitLM.from_backbone ─┬─ code embeddings: random, from the codebook, from aligned text
                                   └─ weights of an earlier stage's checkpoint
 folder   ─ SplitLM.from_pretrained
 """
@@ -24,20 +24,21 @@ from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.trunk_ctc import stored_head
 from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
 
-_LAYERS = 4  # of each tail, as the released model has
+_LAYERS = 4  # of each tail, as in the released model
 
 
 @dataclass(frozen=True)
 class Start:
-    """Options of `SplitLLM` that say what it starts from; see there.
+    """The options of `SplitLLM` that determine the initial weights; documented there.
 
     Args:
-        backbone: The text model.
-        num_modality_layers: Layers of each tail; None for those of a folder in `init_from`, else 4.
-        joint: No split.
-        init_from: Weights to start from instead.
-        init_codes: What embeddings of codes start from.
-        dtype: Of the weights.
+        backbone: The text language model.
+        num_modality_layers: Number of layers of each tail. None: those of the folder in `init_from`,
+            otherwise 4.
+        joint: No split: codes join the text vocabulary.
+        init_from: Weights to start from instead of the backbone's, or None.
+        init_codes: Initial code embeddings: `random`, `codebook` or `text`.
+        dtype: Data type of the weights.
     """
 
     backbone: str
@@ -50,13 +51,15 @@ class Start:
     def weights(
         self, trainer: Trainer, row_format: RowFormat, resumes: bool
     ) -> tuple[SplitLM, dict[str, Any] | None]:
-        """The model with its first weights, in `dtype` or mapped from files in that of the files; and the
-        head for CTC of an earlier stage, see `trunk_ctc.stored_head`.
+        """The model with its initial weights, and the CTC head of an earlier stage or None, see
+        `trunk_ctc.stored_head`.
+
+        The weights are in `dtype`, or mapped from files in the data type of the files.
 
         Args:
-            trainer: Of the run.
-            row_format: Of the documents.
-            resumes: The weights of a checkpoint follow: embeddings of codes are not computed.
+            trainer: The run's trainer.
+            row_format: Row format of the documents.
+            resumes: Whether a checkpoint is loaded afterwards; code embeddings are then not computed.
         """
         fingerprints = contracts.fingerprints_of(trainer)
         source = self.init_from
@@ -92,10 +95,11 @@ class Start:
         return lm, None
 
     def _check_text_tokenizer(self, trainer: Trainer, made_by: str | None) -> None:
-        """Compares the documents' text tokenizer with the backbone's: the same ids would be other words.
+        """Compares the text tokenizer of the documents with the backbone's: otherwise the ids would be other
+        words.
 
-        Tokenizers that differ in their rules alone have the same ids; that is seen where `data.backbone`
-        names the documents' own.
+        Tokenizers that differ only in their rules have the same ids. This can be checked only if
+        `data.backbone` names the tokenizer of the documents.
         """
         folder = Path(self.backbone)
         folder = folder if folder.is_dir() else resolve_backbone(self.backbone)
@@ -150,13 +154,13 @@ class Start:
 
 
 def stage_checkpoint(source: str) -> Path:
-    """Checkpoint of an earlier stage.
+    """Path of the checkpoint of an earlier stage.
 
     Args:
-        source: A checkpoint, a run's folder, or the folder of a name's runs.
+        source: A checkpoint, the folder of a run, or the folder of all runs of a name.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no checkpoint.
     """
     path = checkpoint_of(source, "last", end=False) or Path(source)
     if not path.exists():

@@ -1,9 +1,9 @@
-"""Training of the flow-matching decoder (arXiv:2510.00499, section 2.2): codes of a frozen tokenizer -> mel.
+"""Training of the flow-matching decoder (arXiv:2510.00499, section 2.2): codes of a frozen tokenizer to mels.
 
-loss = squared error of the velocity, or of the mel that is predicted instead (`lit_moss.codec.flow_training`)
+loss = squared error of the velocity, or of the predicted mel (`lit_moss.codec.flow_training`)
      + prior_weight * squared error of the encoder's output against the mel.
 
-With `normalise: band` all errors are of normalised mels; `mel_distance_db` is of mels as they are.
+With `normalise: band` all losses are computed on normalised mels; `mel_distance_db` is not.
 """
 
 import random
@@ -27,19 +27,19 @@ from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 from lit_moss.optimizer_groups import decay_groups
 
-# 20 log10(e): natural logarithms of magnitudes -> decibels.
+# 20 log10(e): converts natural logarithms of magnitudes to decibels.
 DECIBELS = 8.685889638065037
 TIME_BINS = 4
 
 
 @dataclass
 class Resynthesis:
-    """One validated clip, resynthesised from its codes.
+    """A validated clip, resynthesised from its codes.
 
     Args:
-        id: Name.
-        truth_MT: Its mel.
-        made_MT: The decoder's.
+        id: Name of the clip.
+        truth_MT: Mel of the recording (M, T).
+        made_MT: Mel that the decoder generated (M, T).
     """
 
     id: str
@@ -48,7 +48,9 @@ class Resynthesis:
 
 
 class MeanByTime(Metric):
-    """Mean loss in each quarter of t, over all ranks: one collective, whatever quarters a rank has seen."""
+    """Mean loss in each quarter of t, over all ranks.
+
+    Uses a single collective, whichever quarters a rank has seen."""
 
     sums: Tensor
     weights: Tensor
@@ -59,6 +61,7 @@ class MeanByTime(Metric):
             self.add_state(name, torch.zeros(TIME_BINS), dist_reduce_fx="sum")
 
     def update(self, t_B: Tensor, loss_B: Tensor, weight_B: Tensor) -> None:
+        """Adds losses (B,) at times t (B,) in [0, 1], with weights (B,)."""
         place_B = (t_B * TIME_BINS).long().clamp(max=TIME_BINS - 1)
         self.sums.index_add_(0, place_B, (loss_B * weight_B).float())
         self.weights.index_add_(0, place_B, weight_B)
@@ -68,29 +71,32 @@ class MeanByTime(Metric):
 
 
 class FlowDecoder(StepModule):
-    """The decoder in training.
+    """Trains the flow-matching decoder.
 
     Args:
-        flow: Sizes; None is the official size. With `steps: 0` the encoder alone is trained, by the prior
-            loss.
-        init_from: A `flow.pt` to start from, of the released codec or of CosyVoice 2; tensors of another
-            shape are skipped and reported. None starts at random.
-        start_from_data: Start the code embeddings from the tokenizer's codebook, so that codes that sound
-            alike start with similar embeddings, and the velocity's bias from the mean mel: mels are natural
-            logarithms around -6, and Adam moves a bias by its learning rate a step. Ignored with `init_from`.
+        flow: Sizes. None: the official sizes. With `steps: 0` only the encoder is trained, by the prior loss.
+        init_from: A `flow.pt` of the released codec or of CosyVoice 2 to start from; tensors of another shape
+            are skipped and reported. None: random weights.
+        start_from_data: Initialise the code embeddings from the tokenizer's codebook, so that codes that
+            sound alike start with similar embeddings, and the velocity's output bias from the mean mel: mels
+            are natural logarithms around -6, and Adam moves a bias by about its learning rate per step.
+            Ignored with `init_from`.
         prior_weight: Weight of the squared distance between the encoder's output and the mel, the prior loss
-            of Grad-TTS (arXiv:2105.06337), also in Matcha-TTS. 0 is the released recipe. With it the encoder
-            learns the mel by regression, not only through the noise of the flow.
-        prior_steps: Steps at the start that train the encoder alone, by that distance: a fraction of a whole
-            step's cost, where sampling starts near the encoder's output and words depend on it.
-        max_mel_weight: With `predict: mel`, largest weight min(1 / (1 - t)^2, this) of a squared error of the
-            mel: 1 is the error of the mel itself, 400 that of the velocity, clipped at t = 0.95.
+            of Grad-TTS (arXiv:2105.06337) and Matcha-TTS. With it the encoder also learns the mel by
+            regression, not only through the noise of the flow. The released recipe has 0.
+        prior_steps: Number of initial steps that train the encoder alone by the prior loss, at a fraction of
+            a full step's cost. Useful when sampling starts near the encoder's output and the words depend on
+            it.
+        max_mel_weight: With `predict: mel`, maximum of the weight min(1 / (1 - t)^2, max_mel_weight) of the
+            mel's squared error. 1 is the error of the mel itself; 400 is the error of the velocity, clipped
+            at t = 0.95.
         lr: Base learning rate.
-        weight_decay: AdamW's decay, of matrices alone.
-        streaming_share: Share of batches with chunk-causal masks; 1 is the released recipe, 0.5 trains for
-            decoding as a whole as well.
-        max_prompt_share: Longest prompt as a share of an item; 0.3 in the released recipe.
-        examples: Validated clips that are resynthesised from their codes at each validation.
+        weight_decay: AdamW's weight decay, applied to matrices only.
+        streaming_share: Fraction of batches with chunk-causal masks. The released recipe has 1; 0.5 also
+            trains for decoding without streaming.
+        max_prompt_share: Maximum length of the voice prompt as a fraction of the item; 0.3 in the released
+            recipe.
+        examples: Number of validated clips that are resynthesised from their codes at each validation.
     """
 
     def __init__(
@@ -132,13 +138,13 @@ class FlowDecoder(StepModule):
                 "expected 1 or more, and 1 where velocities are predicted"
             )
         self.init_from, self.start_from_data = init_from, start_from_data
-        self._bands_are_given = False  # by `init_from`, whose weights were trained with them
+        self._bands_are_given = False  # set by `init_from`, whose weights were trained with them
         if init_from is not None:
             report = self.flow.load_official(init_from)
             self._bands_are_given = BAND_MEAN in report.loaded
             rank_zero_info(f"{init_from}: {report}")
         self.encoder_alone = config.steps == 0
-        if self.encoder_alone:  # the rest has no part in the output
+        if self.encoder_alone:  # the other parts do not contribute to the output
             for part in self._not_of_the_prior():
                 part.requires_grad_(False)
         self.prior_weight, self.prior_steps, self.max_mel_weight = prior_weight, prior_steps, max_mel_weight
@@ -197,7 +203,7 @@ class FlowDecoder(StepModule):
         return self.adamw(groups, betas=(0.9, 0.98))
 
     def flow_batch(self, batch: DecoderBatch) -> FlowBatch:
-        """What is learnt of a batch; speaker vectors are zeros where the data have none."""
+        """The training batch of the flow; speaker vectors are zeros if the data has none."""
         speaker_BS = batch.speaker_BS
         if not speaker_BS.shape[-1]:
             speaker_BS = batch.mel_BMT.new_zeros(len(batch), self.flow.config.speaker_dim)
@@ -206,7 +212,8 @@ class FlowDecoder(StepModule):
     # --- training -------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        # Ranks draw times, noise and prompts of their own. A resumed run's states are given back after this.
+        # Each rank draws its own times, noise and prompts. The random states of a resumed run are restored
+        # later.
         if self.trainer.world_size > 1:
             seed = torch.initial_seed() + 1009 * self.trainer.global_rank
             torch.manual_seed(seed)
@@ -214,7 +221,7 @@ class FlowDecoder(StepModule):
 
     def training_step(self, batch: DecoderBatch, batch_idx: int) -> Tensor:
         self.count_targets(len(batch))
-        if not len(batch):  # every file of it was unreadable: this rank adds zeros to the gradients
+        if not len(batch):  # no file could be read: adds zeros to the gradients
             return sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=self.device))
         if self.encoder_alone or self.global_step < self.prior_steps:
             return self._prior_step(batch)
@@ -223,7 +230,7 @@ class FlowDecoder(StepModule):
         streaming = random.random() < self.streaming_share
         predicted = velocities(self.flow, self.flow_batch(batch), draws, streaming, self.max_mel_weight)
         loss = predicted.loss()
-        # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
+        # Lightning uses a metric named `step` as the x axis: step 1 is the state after the first step.
         self.log("step", self.on_device(self.global_step + 1), batch_size=len(batch))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         if self.prior_weight:
@@ -244,7 +251,8 @@ class FlowDecoder(StepModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         if self.global_step < self.prior_steps:
-            for part in self._not_of_the_prior():  # zeros, where a reducer waits: AdamW would count and decay
+            # Removes the zero gradients that a reducer needs: AdamW would count a step and decay the weights.
+            for part in self._not_of_the_prior():
                 for p in part.parameters():
                     p.grad = None
 
@@ -279,7 +287,7 @@ class FlowDecoder(StepModule):
 
     def _validate_velocities(self, batch: DecoderBatch, batch_idx: int) -> None:
         frames_B = rates.FRAMES_PER_CODE_DECODER * batch.lengths_B
-        # The same draws at every validation, and none of the training's.
+        # The same random draws at every validation; the random state of the training is not used.
         generator = torch.Generator(self.device).manual_seed(batch_idx)
         prefixes = random.Random(batch_idx)
         draws = draw(self.flow.config, batch.mel_BMT, frames_B, self.max_prompt_share, prefixes, generator)
@@ -293,9 +301,9 @@ class FlowDecoder(StepModule):
                 self.val_prior.update(predicted.prior_errors() / values_B, frames_B.float())
 
     def resynthesis(self, batch: DecoderBatch, item: int) -> Resynthesis:
-        """An item generated from its codes and its speaker vector, without a prompt.
+        """A clip generated from the codes and the speaker vector of an item, without a voice prompt.
 
-        With full masks if these were trained, otherwise with streaming ones.
+        Uses full attention masks if the model was trained with them, otherwise streaming masks.
         """
         codes_N = batch.codes_BN[item, : batch.lengths_B[item]]
         made_MT = self.flow.sample(
@@ -328,7 +336,7 @@ class FlowDecoder(StepModule):
     )
 
     def predict_step(self, batch: DecoderBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Distance of each clip's mel, generated from its codes, from the true one."""
+        """Distance of each clip's mel, generated from its codes, from the mel of the recording."""
         clips = [self.resynthesis(batch, item) for item in range(len(batch))]
         return [{"id": clip.id, "mel_distance_db": float(mel_distance(clip))} for clip in clips]
 
@@ -339,9 +347,9 @@ def mel_distance(clip: Resynthesis) -> Tensor:
 
 
 def roughness(clip: Resynthesis) -> Tensor:
-    """Mean absolute difference of neighbouring frames over that of the true mel.
+    """Mean absolute difference of adjacent frames, divided by that of the true mel.
 
-    1 is as rough as speech; noise makes it larger, a blurred mel smaller.
+    1 means as rough as speech; noise increases it, a blurred mel decreases it.
     """
     made, truth = (mel_MT.diff(dim=1).abs().mean() for mel_MT in (clip.made_MT, clip.truth_MT))
     return made / truth.clamp(min=1e-6)
@@ -349,7 +357,8 @@ def roughness(clip: Resynthesis) -> Tensor:
 
 @torch.no_grad()
 def start_embeddings(weight_VH: Tensor, codebook_KD: Tensor) -> None:
-    """Fills the first K rows from the codebook: centred, rotated by a fixed matrix, of unit variance."""
+    """Fills the first K rows from the codebook, centred, rotated by a fixed matrix, and scaled to unit
+    variance."""
     rows_KD = codebook_KD.float() - codebook_KD.float().mean(dim=0)
     generator = torch.Generator().manual_seed(0)
     size = max(rows_KD.shape[1], weight_VH.shape[1])

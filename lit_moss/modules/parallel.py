@@ -1,8 +1,8 @@
-"""How the split language model is spread over devices: DDP, FSDP2, DeepSpeed (settings: conf/trainer).
+"""Distribution of the split language model over devices: DDP, FSDP2, DeepSpeed (settings: conf/trainer).
 
-whole_on_cpu    the model is built whole in the CPU's memory: the same weights on every device, and no second
-                copy of the tables on a device
-shard           FSDP2; DDP and DeepSpeed are sharded by Lightning's strategies
+whole_on_cpu    builds the complete model in CPU memory: the same weights on every device, and no second copy
+                of the tables on a device
+shard           FSDP2; DDP and DeepSpeed are handled by Lightning's strategies
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from lit_moss.llm.model import SplitLM
 class FSDP2(ModelParallelStrategy):
     """Fully sharded data parallelism (FSDP2) over all devices of all nodes.
 
-    Lightning's `ModelParallelStrategy` takes a node's devices for tensor parallelism unless both sizes are
-    given; here every device gets different data, whatever their number.
+    Lightning's `ModelParallelStrategy` uses the devices of a node for tensor parallelism unless both sizes
+    are given; here every device gets different data, for any number of devices.
 
     Args:
         save_distributed_checkpoint: Every rank writes its shard into the checkpoint's folder. False: rank 0
-            gathers all weights and moments and writes one file.
-        process_group_backend: nccl, gloo; None: the device's own.
+            gathers all weights and optimizer states and writes one file.
+        process_group_backend: nccl or gloo. None: the default of the device.
     """
 
     def __init__(
@@ -49,29 +49,29 @@ class FSDP2(ModelParallelStrategy):
 
 
 def is_kind_of(strategy: Any, *words: str) -> bool:
-    """Whether the name of a strategy's class, or of a base class, contains one of these words.
+    """Whether the class name of a strategy, or of one of its base classes, contains one of these words.
 
-    By name, because DeepSpeed's classes cannot be imported where it is not installed.
+    Names are compared because DeepSpeed's classes cannot be imported if it is not installed.
     """
     names = " ".join(kind.__name__ for kind in type(strategy).__mro__)
     return any(word in names for word in words)
 
 
 def saves_shards(strategy: Any) -> bool:
-    """Whether a strategy writes checkpoints in its own format, usually folders of shards."""
+    """Whether a strategy writes checkpoints in its own format, usually as folders of shards."""
     return is_kind_of(strategy, "ModelParallel", "FSDP", "DeepSpeed")
 
 
 def shards_weights(strategy: Any) -> bool:
-    """Whether a rank has a part of the weights only: FSDP2 and ZeRO-3."""
+    """Whether a rank holds only part of the weights: FSDP2 and ZeRO-3."""
     return is_kind_of(strategy, "ModelParallel", "FSDP") or bool(getattr(strategy, "zero_stage_3", False))
 
 
 def check_replies(trainer: Trainer, asr_items: int) -> None:
-    """Refuses replies of a model whose weights are sharded: they are made row by row from whole weights.
+    """Refuses to generate replies with sharded weights: generation needs the complete weights for each row.
 
     Raises:
-        UserError: for `predict`, or for held-out utterances that are to be transcribed.
+        UserError: for `predict`, or if held-out utterances are to be transcribed.
     """
     if not shards_weights(trainer.strategy):
         return
@@ -89,7 +89,7 @@ def check_replies(trainer: Trainer, asr_items: int) -> None:
 
 
 def check_strategy(trainer: Trainer, save_frozen: bool) -> None:
-    """Refuses what would be ignored or wrong, before a large model is read.
+    """Refuses settings that would be ignored or give wrong results, before a large model is read.
 
     Raises:
         UserError: for tensor parallelism, or `save_frozen: false` with sharded checkpoints.
@@ -103,8 +103,8 @@ def check_strategy(trainer: Trainer, save_frozen: bool) -> None:
     module: LightningModule | None = trainer.lightning_module
     mesh = None if module is None else module.device_mesh
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
-        # The layers are not split, and ranks of one tensor-parallel group get different data: their gradients
-        # would never be averaged.
+        # The layers are not split, and the ranks of a tensor-parallel group get different data: their
+        # gradients would never be averaged.
         raise UserError(
             f"trainer.strategy has tensor_parallel_size {mesh['tensor_parallel'].size()}, expected 1: use "
             "lit_moss.modules.parallel.FSDP2 (conf/trainer/fsdp2.yaml)"
@@ -113,10 +113,11 @@ def check_strategy(trainer: Trainer, save_frozen: bool) -> None:
 
 @contextlib.contextmanager
 def whole_on_cpu(strategy: Any) -> Iterator[None]:
-    """Builds a model from whole tensors in the CPU's memory; its strategy moves or shards it afterwards.
+    """Builds a model from complete tensors in CPU memory; the strategy moves or shards it afterwards.
 
-    On the device, a backbone's table, its resized copy and a checkpoint's would exist at the same time, and
-    transformers would require `accelerate`. Inside ZeRO-3's own context tables would be empty shards.
+    On the device, the backbone's table, its resized copy and that of a checkpoint would exist at the same
+    time, and transformers would require `accelerate`. Inside ZeRO-3's own context the tables would be empty
+    shards.
     """
     with torch.device("cpu"):
         if not is_kind_of(strategy, "DeepSpeed"):
@@ -131,23 +132,22 @@ def whole_on_cpu(strategy: Any) -> Iterator[None]:
 
 
 def shard(lm: SplitLM, mesh: Any, precision: str, cast: Callable[[nn.Module], None]) -> None:
-    """FSDP2: each layer, table and head is gathered when it is called and freed afterwards.
+    """Shards with FSDP2: each layer, table and head is gathered when it is called and freed afterwards.
 
-    Weights may be mapped from a file. Each module is cast just before it is sharded, so that a rank never
-    holds more memory of its own than its shards and one module.
+    Weights may be mapped from a file. Each module is cast just before it is sharded, so a rank never holds
+    more in its own memory than its shards and one module.
 
     Args:
-        lm: The whole model.
-        mesh: Device mesh of the ranks that share it.
-        cast: Gives a module's weights the dtypes of the training.
-        precision: `trainer.precision`. bf16-mixed: float32 shards are gathered, used and their gradients
-            computed in bfloat16 (half the traffic and memory), and summed in float32.
-    """
+        lm: The complete model.
+        mesh: Device mesh of the ranks that share the model.
+        cast: Casts a module's weights to the data types of the training.
+        precision: `trainer.precision`. With bf16-mixed, float32 shards are gathered and used in bfloat16,
+            gradients are computed in bfloat16 (half the traffic and memory) and summed in float32."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     half = {"bf16-mixed": torch.bfloat16}.get(precision)
     reduced = None if precision == "32-true" else torch.float32
-    # Inputs stay as they are, and tables give float32: the residual stream is float32, as under autocast.
+    # Inputs are not cast, and the tables return float32: the residual stream is float32, as under autocast.
     policy = MixedPrecisionPolicy(half, reduced, cast_forward_inputs=False)
     tables = MixedPrecisionPolicy(half, reduced, None if half is None else torch.float32, False)
     for table in (module for module in lm.model.children() if isinstance(module, nn.Embedding)):

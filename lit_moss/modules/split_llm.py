@@ -1,10 +1,10 @@
 """Training of the split language model: minimises the next-row cross-entropy of both heads over packed
 documents.
 
-    TokenBatch ─ SplitLM.loss ─ Window: each target of an optimizer step weighs the same ─ AdamW
+    TokenBatch ─ SplitLM.loss ─ Window: all targets of an optimizer step have equal weight ─ AdamW
 
-Callbacks decide which parameters train at which step (StagedFreezing, ReverseUnfreeze) and at which rates
-(LearningRateSchedule); they find the parameters by the names of the optimizer's groups.
+Callbacks decide which parameters are trained at each step (StagedFreezing, ReverseUnfreeze) and set the
+learning rates (LearningRateSchedule); they find parameters by the names of the optimizer's groups.
 """
 
 import math
@@ -49,47 +49,49 @@ class SplitLLM(StepModule):
 
     Args:
         backbone: Folder, Hugging Face id, or `embedded:smollm2-135m`.
-        num_modality_layers: Layers of each tail; None for those of a folder in `init_from`, else 4.
-        joint: No split: codes join the text vocabulary, one softmax (NF-NoSplit).
-        init_from: Weights to start from instead of the backbone's: a checkpoint of an earlier stage, a folder
-            of a run or of a name's runs (the newest checkpoint), or a folder of a split model. The optimizer
-            starts with no state.
+        num_modality_layers: Number of layers of each tail. None: those of the folder in `init_from`,
+            otherwise 4.
+        joint: No split (NF-NoSplit): codes join the text vocabulary, with one softmax.
+        init_from: Weights to start from instead of the backbone's: a checkpoint of an earlier stage, the
+            folder of a run or of all runs of a name (the newest checkpoint), or the folder of a split model.
+            The optimizer state is not loaded.
         lr: Peak learning rate.
-        weight_decay: AdamW's decay, of matrices alone.
-        betas: AdamW's averages.
+        weight_decay: AdamW's weight decay, applied to matrices only.
+        betas: AdamW's coefficients of the running averages.
         text_weight: Weight of a text target in the loss; 0 leaves text out.
-        speech_weight: Weight of a speech target.
-        lr_factors: Part -> factor on `lr`, e.g. {audio_embedding: 2.0}; parts are named as in the table of
-            freezing; `ctc_head` is that of `ctc`.
-        init_codes: What embeddings of codes start from: `random`; `codebook`, a fixed random projection of
-            the speech tokenizer's vectors with the words' standard deviation; `text`, the mean embedding of
-            the text that each code is aligned to (needs `data.speech_text`), from the codebook for codes
-            never seen. The audio head starts at zero in both. Not with `init_from`, whose embeddings stay.
-            Rates are not touched: 3.0 for audio_embedding and audio_head in `lr_factors` went with it where
-            it was measured.
+        speech_weight: Weight of a speech target in the loss.
+        lr_factors: Part -> factor on `lr`, e.g. {audio_embedding: 2.0}. Parts are named as in the freezing
+            table; `ctc_head` is the head of `ctc`.
+        init_codes: Initial code embeddings: `random`; `codebook`, a fixed random projection of the speech
+            tokenizer's codebook, scaled to the standard deviation of the text embeddings; `text`, the mean
+            embedding of the text aligned to each code (needs `data.speech_text`), or `codebook` for codes
+            without text. The audio head then starts at zero. Not with `init_from`, whose embeddings are kept.
+            Learning rates are unchanged; the measured runs used `lr_factors: {audio_embedding: 3.0,
+            audio_head: 3.0}`.
         ctc: Auxiliary CTC loss on the trunk's hidden states at codes; needs `data.speech_text`. None: off.
-        align: Alignment of the trunk's states at the ends of words with the backbone's states of their text;
-            needs `data.speech_text` and times of words. None: off.
-        distill: Distillation of text from the backbone as it was, on the text before a document's first
-            speech or reply (replayed text, written questions, sentences to be read out). None: off.
-        attention: Kernel for packed rows: auto, segments, mask or varlen.
-        reset_attention: Attention and positions begin again at each packed document. False: a sequence is
-            read as one; the first row of a document is no target either way. Not with `align` and `distill`.
-        activation_checkpointing: Recompute layers in the backward; less memory, a third more time.
-        compile: torch.compile of every layer.
-        dtype: Of the weights: float32 (with `trainer.precision: bf16-mixed`) or bfloat16 (with bf16-true).
-        frozen_dtype: bfloat16 keeps the matrices that no stage of the run trains in bfloat16, which in stage
-            1 saves 16 GB of an 8B backbone; needs `trainer.precision: bf16-mixed`. Exact for a backbone
-            stored in bfloat16, as released Qwen3 and MOSS-Speech weights are: the same losses and text
-            logits, to the bit. Others, and rows added to its tables, are rounded once, before their hash is
-            taken.
-        save_frozen: False leaves weights that no stage trains out of the checkpoints; their hash stays, and
-            they come from `backbone` or `init_from` again. Not with FSDP2 and DeepSpeed.
-        lora: Low-rank adapters that a run trains in place of the matrices below them, by the freezing policy
-            `lora`; the next stage, `predict` and the export get the sums. Needs `pip install
-            'lit-moss[finetune]'`.
-        max_new_tokens: Most rows of a reply in `predict`.
-        greedy: Most likely rows in `predict`, rather than the released demo's sampling.
+        align: Alignment of the trunk's states at word ends with the backbone's states of the same text; needs
+            `data.speech_text` and word times. None: off.
+        distill: Distillation from the unmodified backbone on the text before a document's first speech or
+            reply (replayed text, written questions, sentences to be read out). None: off.
+        attention: Attention kernel for packed rows: auto, segments, mask or varlen.
+        reset_attention: Attention and positions restart at each packed document. False: a sequence is read as
+            one document; the first row of a document is no target either way. Not with `align` and `distill`.
+        activation_checkpointing: Recompute layers in the backward: less memory, a third more time.
+        compile: Apply torch.compile to every layer.
+        dtype: Data type of the weights: float32 (with `trainer.precision: bf16-mixed`) or bfloat16 (with
+            bf16-true).
+        frozen_dtype: bfloat16 keeps matrices that no stage of the run trains in bfloat16, which in stage 1
+            saves 16 GB for an 8B backbone; needs `trainer.precision: bf16-mixed`. For backbones stored in
+            bfloat16, such as the released Qwen3 and MOSS-Speech weights, losses and text logits do not change
+            by a bit. Other weights, and rows added to the tables, are rounded once, before their hash is
+            computed.
+        save_frozen: False leaves weights that no stage trains out of the checkpoints, which then store a
+            hash; the weights are read again from `backbone` or `init_from`. Not with FSDP2 and DeepSpeed.
+        lora: Low-rank adapters to train in place of the matrices, with the freezing policy `lora`; the next
+            stage, `predict` and the export merge them. Needs `pip install 'lit-moss[finetune]'`. None: no
+            adapters.
+        max_new_tokens: Maximum number of rows of a reply in `predict`.
+        greedy: Choose the most likely rows in `predict`, instead of the released demo's sampling.
     """
 
     validates_first = True
@@ -164,13 +166,13 @@ class SplitLLM(StepModule):
         self._sums = LossSums(torch.device("cpu"))
         self._heldout: HeldOut | None = None
         self._listening: Listening | None = None
-        self._stored_ctc: dict[str, Any] | None = None  # head of the checkpoint that a run starts from
-        self._frozen: dict[str, Any] | None = None  # record of the frozen weights, once it is known
+        self._stored_ctc: dict[str, Any] | None = None  # of the checkpoint that the run starts from
+        self._frozen: dict[str, Any] | None = None  # record of the frozen weights, once computed
 
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Builds the model once its row format is known, that is after the data has been set up."""
+        """Builds the model, once the data is set up and the row format is known."""
         if "lm" in self._modules:
             return
         check_strategy(self.trainer, self.save_frozen)
@@ -185,13 +187,13 @@ class SplitLLM(StepModule):
                 self.ctc_head, self._stored_ctc = added.head, None
             if self.lora is not None:
                 add_adapters(self.lm, self.lora)
-        # Before a strategy wraps the model: reducers and shards leave out what never trains.
+        # Before a strategy wraps the model: reducers and shards omit parameters that are never trained.
         trained = self.ever_trained()
         if self.trainer.state.fn == "fit":
             self._check_trained(trained)
         for name, parameter in self.lm.named_parameters():
             parameter.requires_grad_(name in trained)
-        # Lightning's ModelParallelStrategy leaves the sharding to the module.
+        # Lightning's ModelParallelStrategy leaves sharding to the module.
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             shard(self.lm, mesh, str(self.trainer.precision), self._caster(trained))
@@ -199,7 +201,7 @@ class SplitLLM(StepModule):
             self._caster(trained)(self.lm)
 
     def _backbone_as_it_was(self) -> SplitLM:
-        if self.init_from is None:  # a checkpoint that is resumed is loaded later
+        if self.init_from is None:  # a resumed checkpoint is loaded later
             return self.lm
         if stages.is_split(Path(self.backbone)):
             return SplitLM.from_pretrained(self.backbone)
@@ -250,7 +252,7 @@ class SplitLLM(StepModule):
         return lm
 
     def _caster(self, trained: set[str]) -> Callable[[nn.Module], None]:
-        """What gives a part of the model the dtypes of the training."""
+        """A function that casts a module's weights to the data types of the training."""
         whole = stages.dtypes_of_training(self.lm, self.weights_dtype, trained)
         if self.frozen_dtype is None or self.frozen_dtype == self.weights_dtype:
             return lambda module: stages.cast(module, whole)
@@ -261,7 +263,7 @@ class SplitLLM(StepModule):
                 "bf16-mixed, which multiplies weights of both dtypes"
             )
         rounded = stages.dtypes_of_training(self.lm, self.weights_dtype, trained, self.frozen_dtype)
-        # Replies are made without autocast, in one dtype.
+        # Replies are generated without autocast, in a single data type.
         keep_dtype = not autocast or self.trainer.state.fn == "predict"
 
         def cast(module: nn.Module) -> None:
@@ -270,19 +272,19 @@ class SplitLLM(StepModule):
                 stages.cast(module, whole)
 
         if not keep_dtype:
-            whole.clear()  # keeps no tensor alive
+            whole.clear()  # releases the references to the weights
         return cast
 
     def parts(self) -> Parts:
-        """Part -> its named parameters; the layers of the trunk are parts of their own."""
+        """Part -> its named parameters; each trunk layer is a part."""
         return named_parts(self.lm)
 
     def ever_trained(self) -> set[str]:
-        """Names of the parameters that the run's freezing rules let train at some step."""
+        """Names of the parameters that the run's freezing rules train at some step."""
         return contracts.ever_trained(self.trainer, self.parts())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One AdamW."""
+        """A single AdamW optimizer for all parameter groups."""
         groups = optimizer_groups(
             self.parts(), self.ever_trained(), self.lr, self.lr_factors, self.weight_decay
         )
@@ -300,7 +302,7 @@ class SplitLLM(StepModule):
     # --- steps ----------------------------------------------------------------------------------------------
 
     def forward(self, rows: Tensor, document_ids: Tensor | None = None) -> Any:
-        """Logits, as `SplitLM.forward`."""
+        """Logits, as in `SplitLM.forward`."""
         return self.lm(rows, document_ids)
 
     def on_train_start(self) -> None:
@@ -310,9 +312,9 @@ class SplitLLM(StepModule):
         if self._added.is_alone:
             return self._alignment_step(batch)
         loss = self._loss(batch)
-        # Lightning takes a metric named `step` as the x axis: number 1 is the state after the first step.
+        # Lightning uses a metric named `step` as the x axis: step 1 is the state after the first step.
         self.log("step", self.on_device(self.global_step + 1))
-        # A batch that does not state its targets makes the host ask the device.
+        # If the batch does not state its number of targets, the host has to ask the device.
         text, speech = batch.text_targets, batch.speech_targets
         targets = {
             "text": int(loss.text_count) if text is None else text,
@@ -348,7 +350,7 @@ class SplitLLM(StepModule):
 
     @property
     def layers_run(self) -> int | None:
-        """Layers of the trunk that a training step computes; None for the whole model."""
+        """Number of trunk layers that a training step runs; None: the whole model."""
         return self._added.layers_run
 
     def on_validation_epoch_start(self) -> None:
@@ -372,7 +374,7 @@ class SplitLLM(StepModule):
 
         metrics = self._sums.metrics(over_ranks) | self._added.metrics(over_ranks)
         self.log("step", float(contracts.steps_done(self.trainer)))
-        # Reduced already: the same on every rank.
+        # Already reduced over ranks.
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
         self.log_dict({f"heldout/{name}": value for name, value in self._measure_heldout().items()})
         self.log_dict({f"heldout/{name}": value for name, value in self._measure_listening().items()})
@@ -399,14 +401,13 @@ class SplitLLM(StepModule):
 
     def on_predict_start(self) -> None:
         if not saves_shards(self.trainer.strategy):
-            merge_adapters(self.lm)  # a third less time for a row
+            merge_adapters(self.lm)  # a third less time per row
 
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
-        """Replies to prompts: their text and their codes. For spoken replies that hold their text too, also
-        the order of both, as [modality, number of ids]."""
+        """Replies to prompts, as text and codes. For spoken replies that also contain text, the order of both
+        is included, as [modality, number of ids]."""
         tokenizer = contracts.data_of(self.trainer, contracts.PromptData).tokenizer
-        # Seeded for each batch: a reply follows from the seed and its prompt, not from how prompts are
-        # batched.
+        # Seeded per batch: a reply depends on the seed and its prompt, not on how prompts are batched.
         replies = self.lm.generate(
             [prompt.rows for prompt in batch],
             max_new_tokens=self.max_new_tokens,
@@ -450,7 +451,7 @@ class SplitLLM(StepModule):
         left_out = stages.leave_out_frozen(state, kept)
         stages.leave_out_frozen(checkpoint.get(stages.CURRENT) or {}, kept)
         if self._frozen is None and self.trainer.is_global_zero:  # the only rank that writes
-            # Once a run: they never change, and at 8B 16 GB take longer to hash than the rest to write.
+            # Once per run: they never change, and for 8B, hashing 16 GB takes longer than writing the rest.
             start = {"backbone": self.backbone, "init_from": self.init_from}
             self._frozen = start | stages.hash_record(left_out)
         checkpoint["frozen"] = self._frozen
@@ -471,7 +472,7 @@ class SplitLLM(StepModule):
                 )
             self._added.restore_head(self.lm, self.trainer, head)
             self.ctc_head = self._added.head
-        elif self.ctc_head is None and "state_dict" in checkpoint:  # replies need none
+        elif self.ctc_head is None and "state_dict" in checkpoint:  # not needed for replies
             kept = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(f"{HEAD}.")}
         if checkpoint.get("frozen") is not None:

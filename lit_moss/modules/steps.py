@@ -1,7 +1,7 @@
-"""The optimizer step that all LightningModules share: its targets, whether it is skipped, AdamW, clipping.
+"""The optimizer step common to all LightningModules: counting targets, skipping steps, AdamW, clipping.
 
 `callbacks.NonFiniteSteps` decides whether a step is skipped and sets `skip_step`. It keeps the parameters and
-their moments as they were; the module itself keeps anything else that a step changes, such as a codebook.
+their moments unchanged; the module itself restores everything else that a step changes, such as a codebook.
 """
 
 import math
@@ -18,22 +18,22 @@ from lit_moss.optimizer_groups import NO_DECAY
 
 @runtime_checkable
 class _Scaling(Protocol):
-    """A precision plugin that may scale the loss; it has a gradient scaler then."""
+    """A precision plugin that has a gradient scaler if it scales the loss."""
 
     scaler: Any
 
 
 class StepModule(LightningModule):
-    """A LightningModule whose steps can be skipped.
+    """A LightningModule whose optimizer steps can be skipped.
 
     Attributes:
-        skip_step: Whether the step about to be taken, or just taken, is skipped: a bool, or a bool tensor ()
-            on the device where asking for it would make the host wait.
-        step_targets: Targets of this rank since the last optimizer step; None where the module does not count
-            them. A step without any, over all ranks, is skipped.
-        gradient_norm: Norm of all gradients, once the callback has computed it; () float.
-        resumes: Whether the run continues from a checkpoint, where that is known before the model is built.
-        validates_first: Whether a run validates before its first step too, see `callbacks.FirstValidation`.
+        skip_step: Whether the current or the last step is skipped: a bool, or a bool tensor () on the device
+            if reading it would make the host wait.
+        step_targets: Number of targets of this rank since the last optimizer step; None: the module does not
+            count them. A step without targets on any rank is skipped.
+        gradient_norm: Norm of all gradients, float (), once the callback has computed it.
+        resumes: Whether the run continues from a checkpoint, if that is known before the model is built.
+        validates_first: Whether a run also validates before its first step, see `callbacks.FirstValidation`.
     """
 
     validates_first: bool = False
@@ -47,31 +47,31 @@ class StepModule(LightningModule):
 
     @property
     def is_usable(self) -> bool:
-        """Whether what is trained can be used as it is now; a state before that is never the best."""
+        """Whether the current state is usable; otherwise it never counts as the best one."""
         return True
 
     def count_targets(self, targets: int) -> None:
-        """Adds a micro-batch's targets, a number that is known without asking the device."""
+        """Adds the number of targets of a micro-batch, which must be known on the host."""
         self.step_targets = targets + (self.step_targets or 0)
 
     def on_device(self, value: float) -> Tensor:
-        """A number to log, created on the device: `self.log` of a float copies it there and waits."""
+        """A value to log, created on the device: `self.log` of a float would copy it there and wait."""
         return torch.full((), float(value), dtype=torch.float32, device=self.device)
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Undoes one of two divisions by the number of micro-batches, with DeepSpeed: its engine's.
+        """Corrects the loss for DeepSpeed, whose engine divides it by the number of micro-batches again.
 
-        Lightning has divided the loss already, so that gradients would be that much too small, and clipping
-        would hardly ever clip.
+        Lightning has already divided the loss. Without the correction, gradients would be too small by that
+        factor, and gradient clipping would hardly ever act.
         """
         if getattr(self.trainer.strategy, "handles_gradient_accumulation", False):
             loss.mul_(self.trainer.accumulate_grad_batches)
 
     def adamw(self, groups: list[dict[str, Any]], **options: Any) -> torch.optim.AdamW:
-        """AdamW; fused on CUDA, where it can skip a step without the host knowing.
+        """Creates AdamW; fused on CUDA, where a step can be skipped without the host waiting for the device.
 
-        With a gradient scaler (float16) it is not fused: the fused one would unscale by itself, after the
-        clipping.
+        Not fused with a gradient scaler (float16): the fused optimizer would unscale the gradients itself,
+        after clipping.
         """
         for group in groups:
             refuse_impossible(group.get("lr", options.get("lr")), "lr", str(group.get("name", "")))
@@ -90,13 +90,13 @@ class StepModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's clipping; by norm, it uses the norm that is known already.
+        """Lightning's gradient clipping; for clipping by norm, it uses the norm that is already known.
 
-        It does not go through the mixed-precision plugin, which refuses to clip for any fused AdamW, even in
-        bfloat16, where there is no scaler.
+        Bypasses the mixed-precision plugin, which refuses to clip with a fused AdamW, even in bfloat16, where
+        there is no scaler.
         """
         sharded = "deepspeed" in type(self.trainer.strategy).__name__.lower()
-        if sharded or not gradient_clip_val or gradient_clip_val < 0:  # Lightning clips by no negative value
+        if sharded or not gradient_clip_val or gradient_clip_val < 0:  # Lightning ignores negative values
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -109,15 +109,15 @@ class StepModule(LightningModule):
 
 
 def refuse_impossible(value: float | None, option: str, part: str = "") -> None:
-    """Refuses a rate or decay that would train upwards, or that torch refuses in a traceback.
+    """Raises an error for a negative or non-finite learning rate or weight decay.
 
     Args:
-        value: Of the optimizer; None where it has a default.
-        option: Its name.
-        part: Part of the model that it is for.
+        value: Value of the option; None: not set.
+        option: Name of the option.
+        part: Part of the model that the value applies to; "": the whole model.
 
     Raises:
-        UserError: if it is negative or not finite.
+        UserError: if the value is negative or not finite.
     """
     if value is not None and not (value >= 0 and math.isfinite(value)):
         where = f" of {part.removesuffix(NO_DECAY)}" if part else ""
@@ -125,7 +125,7 @@ def refuse_impossible(value: float | None, option: str, part: str = "") -> None:
 
 
 class HostCopy:
-    """Host copy of a one-element tensor, read from the device only after the tensor was written to."""
+    """Host copy of a one-element tensor; reads the device only after the tensor was written to."""
 
     def __init__(self) -> None:
         self._tensor: Tensor | None = None
@@ -133,16 +133,16 @@ class HostCopy:
         self._value: Any = None
 
     def get(self, tensor: Tensor) -> Any:
-        """The value; read again if it may have changed."""
+        """The value; read from the device if the tensor may have changed."""
         if self._tensor is not tensor or self._version != tensor._version:
             self.set(tensor, tensor.item())
         return self._value
 
     def set(self, tensor: Tensor, value: Any) -> None:
-        """Stores a value that the caller knows, right after it was written to the tensor."""
+        """Stores a value that the caller knows; call it directly after writing the tensor."""
         self._tensor, self._version, self._value = tensor, tensor._version, value
 
 
 def total_norm(params: list[torch.nn.Parameter]) -> Tensor:
-    """2-norm of all gradients together: (), a DTensor where they are; not finite if any gradient is not."""
+    """2-norm of all gradients, a tensor () or a DTensor; not finite if any gradient is not."""
     return torch.nn.utils.get_total_norm([cast(Tensor, p.grad) for p in params])

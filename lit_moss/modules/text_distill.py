@@ -1,15 +1,16 @@
-"""Distillation of text from the backbone as it was, so that learning speech does not cost text.
+"""Distillation of text from the unmodified backbone, so that learning speech does not degrade text.
 
     rows      t_1 t_2 t_3 eos | t_1 t_2 sosp c_1 c_2 … | q_1 q_2 a_1 a_2 …
-    text      t_1 t_2 t_3 eos   t_1 t_2                  q_1 q_2        before the first speech or reply
-    teacher   the backbone as it was, on these rows alone
-    loss      sum of KL(p_backbone(· | t_1 … t_i) || p_model(· | t_1 … t_i)) over rows that another follows
+    text      t_1 t_2 t_3 eos   t_1 t_2                  q_1 q_2        text before the first speech or reply
+    teacher   the unmodified backbone, on these rows only
+    loss      sum of KL(p_backbone(· | t_1 … t_i) || p_model(· | t_1 … t_i)) over rows with a next row
 
-A reply, that is what is learnt after a prompt that is not, may become another than the backbone's.
+Replies (targets that follow non-target rows) are excluded: they may differ from the backbone's.
 
-A target of replayed text teaches one id and narrows the model to the replay; the backbone's distribution says
-of every id how likely it was (Hinton et al. 2015, arXiv:1503.02531; Li and Hoiem 2016, arXiv:1606.09282).
-Shapes: B sequences, L rows, D width, R rows of text, N of them with a next one.
+A target of replayed text supports a single id and narrows the model towards the replayed data, whereas the
+backbone's distribution gives the probability of every id (Hinton et al. 2015, arXiv:1503.02531; Li and Hoiem
+2016, arXiv:1606.09282).
+Shapes: B sequences, L rows, D width, R rows of text, N of them with a next row.
 """
 
 import copy
@@ -30,10 +31,10 @@ from lit_moss.llm.rows import RowFormat
 
 @dataclass(frozen=True)
 class TextDistill:
-    """Distillation of text from the backbone as it was.
+    """Options of the distillation of text from the unmodified backbone.
 
     Args:
-        weight: Weight beside the cross-entropy; both are nats a target.
+        weight: Weight relative to the cross-entropy; both are in nats per target.
     """
 
     weight: float = 1.0
@@ -48,26 +49,27 @@ class TextDistill:
 def kept_text(
     rows_BL: Tensor, document_ids_BL: Tensor, loss_mask_BL: Tensor, row_format: RowFormat
 ) -> tuple[Tensor, Tensor]:
-    """Rows of each document before its first sosp or code, and before its first reply.
+    """Selects the rows of each document before its first sosp or code and before its first reply.
 
-    A reply begins at a target after a row that is none; a document's first row is no target in any case. A
-    document that was cut to fit the context counts by what it has there: that is all the model sees.
+    A reply begins at a target that follows a non-target row; the first row of a document, which is never a
+    target, does not count as one. In a document that was cut to fit the context, only the remaining rows are
+    considered, since the model sees no others.
 
     Args:
-        rows_BL: Packed rows.
-        document_ids_BL: Their documents, negative for filler.
-        loss_mask_BL: Which rows are targets.
-        row_format: Which rows are text.
+        rows_BL: Packed rows (B, L).
+        document_ids_BL: Document numbers (B, L), negative for filler.
+        loss_mask_BL: bool (B, L), True for targets.
+        row_format: Row format; tells text rows from speech rows.
 
     Returns:
-        Places in the flattened (B L) rows (R,), and the number of the document of each (R,).
+        Indices into the flattened (B L) rows, (R,), and the document number of each, (R,).
     """
     new_N = starts(document_ids_BL).flatten()
 
     def earlier(what_N: Tensor) -> Tensor:
-        """How many of the document's earlier rows are it."""
+        """For each row, counts the earlier rows of its document for which `what_N` is true."""
         sum_N = what_N.cumsum(0) - what_N.long()
-        return sum_N - torch.where(new_N, sum_N, 0).cummax(0).values  # the sum never falls
+        return sum_N - torch.where(new_N, sum_N, 0).cummax(0).values  # the cumulative sum never decreases
 
     rows_N, target_N = rows_BL.flatten(), loss_mask_BL.flatten().bool()
     speech_N = (rows_N >= row_format.text_vocab_size) | (rows_N == row_format.sosp_token_id)
@@ -78,11 +80,11 @@ def kept_text(
 
 
 class TextTeacher(nn.Module):
-    """The backbone's text path as it was, frozen.
+    """The text path of the unmodified backbone, frozen.
 
     Args:
         lm: A split model with the backbone's weights.
-        dtype: Of its weights.
+        dtype: Data type of the copied weights.
     """
 
     def __init__(self, lm: SplitLM, dtype: torch.dtype) -> None:
@@ -97,7 +99,7 @@ class TextTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, rows_1R: Tensor, document_ids_1R: Tensor) -> Tensor:
-        """Text rows (1, R) of documents -> states before the head (1, R, D)."""
+        """Text rows (1, R) of several documents -> states before the head (1, R, D)."""
         h = self.embed_tokens(rows_1R)
         kind = h.device.type
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
@@ -108,11 +110,11 @@ class TextTeacher(nn.Module):
 
 @dataclass
 class DistillLoss:
-    """Loss of a batch.
+    """Distillation loss of a batch.
 
     Args:
-        nats: Sum of the divergences, differentiable; ().
-        rows: Their number.
+        nats: Sum of the divergences in nats, differentiable; ().
+        rows: Number of rows in the sum.
     """
 
     nats: Tensor
@@ -120,13 +122,15 @@ class DistillLoss:
 
 
 class TextDistiller:
-    """Losses of batches against a teacher, which belongs to no module: it has no part in checkpoints,
-    optimizers and reducers, and is made from the backbone again.
+    """Computes distillation losses against a teacher.
 
-    The host waits for the device once a batch, to know how many rows are text.
+    The teacher is not a submodule: checkpoints, optimizers and reducers do not include it, and it is created
+    from the backbone again when a run is resumed.
+
+    The host waits for the device once per batch, to find out how many rows are text.
 
     Args:
-        option: Weight.
+        option: Options of the loss.
         teacher: The frozen text path.
     """
 
@@ -134,12 +138,12 @@ class TextDistiller:
         self.option, self.teacher = option, teacher
 
     def __call__(self, lm: SplitLM, batch: TokenBatch, text_BLD: Tensor) -> DistillLoss:
-        """Loss of a batch.
+        """Distillation loss of a batch.
 
         Args:
             lm: The student.
             batch: Packed rows.
-            text_BLD: Its outputs of the text tail, before the norm.
+            text_BLD: The student's outputs of the text tail (B, L, D), before the norm.
         """
         rows_BL, document_ids_BL, loss_mask_BL = (
             x.to(text_BLD.device) for x in (batch.rows_BL, batch.document_ids_BL, batch.loss_mask_BL)
@@ -157,21 +161,21 @@ class TextDistiller:
 
 
 class DistillTotals:
-    """Mean over the rows of a validation's batches."""
+    """Mean over the text rows of all validation batches."""
 
     def __init__(self) -> None:
         self._sums = torch.zeros(2, dtype=torch.float64)
 
     def add(self, loss: DistillLoss) -> None:
-        """Counts a batch."""
+        """Adds the loss of a batch."""
         nats = loss.nats.detach().double()
         self._sums = self._sums.to(nats.device) + torch.stack([nats, torch.full_like(nats, loss.rows)])
 
     def metrics(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """`distill`, nats a row; without a row none.
+        """`distill`, in nats per row; empty if there are no rows.
 
         Args:
-            over_ranks: Sum of a tensor over all ranks.
+            over_ranks: Returns the sum of a tensor over all ranks.
         """
         nats, rows = over_ranks(self._sums.clone()).tolist()
         return {"distill": nats / rows} if rows else {}

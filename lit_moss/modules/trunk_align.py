@@ -1,14 +1,14 @@
-"""Alignment of the trunk's states at the ends of words with those of the text.
+"""Alignment of the trunk's states at word ends with the states of the text.
 
-    rows      sosp  c_1  c_2  c_3  c_4  c_5  eosp …     "a" is c_1 c_2, "cat" c_3 c_4 c_5
-    student              s_1            s_2             the trunk's first layers, at a word's last code
-    teacher   sosp       a              cat             the backbone's first layers as they were, text alone
-    loss      |s - t|² / variance of t + contrast of s with the t of the batch + |student - teacher|² on text
+    rows      sosp  c_1  c_2  c_3  c_4  c_5  eosp …     "a" is c_1 c_2, "cat" is c_3 c_4 c_5
+    student              s_1            s_2             the trunk's first layers, at the last code of a word
+    teacher   sosp       a              cat             the unmodified backbone's first layers, on text alone
+    loss      |s - t|² / variance of t + contrast of s with all t of the batch + |student - teacher|² on text
 
-The trunk hears a word when its state at the word's end is the one that the word's text would have given. The
-backbone's later layers then continue from speech as they continue from text. Full training finds that state
-late; the distance to it can be lowered from the first step, by the lower layers alone.
-Shapes: B sequences, L rows, D width, P places, R rows of text.
+The trunk recognises a word if its state at the word's end equals the state that the word's text would give.
+The later layers of the backbone can then continue from speech as they do from text. Full training reaches
+such states late; their distance can be minimised from the first step, training the lower layers only.
+Shapes: B sequences, L rows, D width, P positions, R rows of text.
 """
 
 import copy
@@ -28,26 +28,27 @@ from lit_moss.llm.attention import Segments
 from lit_moss.llm.branches import Block, Rotary
 
 _TEMPERATURE = 0.05
-_MOST_COMPARED = 1024  # places that are compared with one another: the table of cosines is its square
-_LONGEST_WORD = 12  # text ids; more are a sentence whose words have no times
-_SPACES = ("\u0120", "\u2581")  # how tokens of byte-level and of SentencePiece vocabularies begin a word
+_MOST_COMPARED = 1024  # positions compared at once; memory grows with its square
+_LONGEST_WORD = 12  # text ids; longer entries are sentences without word times
+_SPACES = ("\u0120", "\u2581")  # prefixes of word-initial tokens in byte-level and SentencePiece vocabularies
 _LEAST_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True)
 class TrunkAlign:
-    """Alignment of the trunk's states at the ends of words with those of the text.
+    """Options of the alignment of the trunk's states at word ends with the states of the text.
 
     Args:
-        layer: Layers of the trunk before the states, 1 to all.
+        layer: Number of trunk layers before the aligned states, from 1 to all.
         weight: Weight of the squared error, relative to the variance of the text's states.
-        contrast: Weight of the contrast, in nats: cross-entropy of the cosines of a state with the text's
-            states of the batch, at temperature 0.05.
-        keep: Weight of the relative squared error on rows of text alone, so that text stays as it was.
-        alone: Compute only these layers and no cross-entropy, a third of a step's cost; the run may train
-            `audio_embedding` and these layers, see the freezing policy `listening`. False adds the losses,
-            summed over the places, to the cross-entropy, and divides both by the targets. Places are about a
-            sixth of the targets, so weights are larger there: 1.7, 0.55 and 0 (conf/talk/stage2.yaml).
+        contrast: Weight of the contrastive loss, in nats: cross-entropy over the cosines of a state with the
+            text states of the batch, at temperature 0.05.
+        keep: Weight of the relative squared error on rows of text alone, which preserves the text states.
+        alone: Run only these layers and no cross-entropy, at a third of a step's cost; the run may then train
+            only `audio_embedding` and these layers, see the freezing policy `listening`. False: the losses,
+            summed over positions and divided by the number of targets, are added to the cross-entropy.
+            Positions are about a sixth of the targets, so the weights are larger in that case: 1.7, 0.55 and
+            0 (conf/talk/stage2.yaml).
     """
 
     layer: int = 10
@@ -67,26 +68,26 @@ class TrunkAlign:
             )
 
     def layers(self, trunk: int) -> int:
-        """Layers before the states.
+        """Number of trunk layers before the states.
 
         Args:
-            trunk: Layers of the trunk.
+            trunk: Number of trunk layers of the model.
 
         Raises:
-            UserError: if it has fewer.
+            UserError: if the trunk has fewer layers.
         """
         if self.layer > trunk:
             raise UserError(f"model.align.layer is {self.layer}, the trunk has {trunk} layers")
         return self.layer
 
     def check_trained(self, trained: set[str]) -> None:
-        """Refuses to train, with `alone`, what gets no gradient.
+        """With `alone`, refuses to train parameters that would get no gradient.
 
         Args:
             trained: Names of the parameters that train at some step.
 
         Raises:
-            UserError: if there are such.
+            UserError: if there are such parameters.
         """
         layers = tuple(f"model.shared_block.layers.{i}." for i in range(self.layer))
         wrong = sorted(n for n in trained if not n.startswith(("model.audio_embed.", *layers)))
@@ -98,14 +99,14 @@ class TrunkAlign:
 
 
 class Places(NamedTuple):
-    """Where a batch's text ids are, in its speech and as text alone.
+    """Positions of a batch's text ids, in the speech and in the text alone.
 
     Args:
-        at: Rows of codes, in the flattened (B L) rows.
-        text_at: Rows of the text ids, in `rows`.
+        at: Indices of the codes in the flattened (B L) rows.
+        text_at: Indices of the text ids in `rows`.
         ids: The text ids.
-        rows: Rows of text alone: sosp and the ids of one stretch after another.
-        lengths: Rows of each stretch.
+        rows: Rows of text alone: for each stretch, sosp and its text ids.
+        lengths: Number of rows of each stretch.
     """
 
     at: list[int]
@@ -116,16 +117,17 @@ class Places(NamedTuple):
 
 
 def places_of(spans: Sequence[SpeechText], L: int, sosp: int, is_word: Callable[[list[int]], bool]) -> Places:
-    """Places of text ids: a word's last id at its last code, those before it evenly spread over the word.
+    """Assigns positions to text ids: a word's last id to its last code, the ids before it evenly over the
+    word.
 
-    A word without a code of its own (80 ms) is at the last code before it. A stretch with words that are none
-    is left out: the times of its words are not known.
+    A word without a code of its own (shorter than 80 ms) is assigned to the preceding code. Stretches in
+    which an entry is not a single word are skipped: they have no word times.
 
     Args:
-        spans: What the batch's speech says.
-        L: Rows of a sequence.
-        sosp: Row at the start of each stretch of text, as speech has it.
-        is_word: Whether these ids are one word.
+        spans: Text of the speech in the batch.
+        L: Number of rows of a sequence.
+        sosp: Row to insert at the start of each stretch of text, as in speech.
+        is_word: Returns whether text ids form a single word.
     """
     places = Places([], [], [], [], [])
     for span in spans:
@@ -151,10 +153,10 @@ def places_of(spans: Sequence[SpeechText], L: int, sosp: int, is_word: Callable[
 
 
 class WordTest:
-    """Whether text ids are one word, as documents with the times of words have them.
+    """Tests whether text ids form a single word, as in documents with word times.
 
     Args:
-        tokenizer: Of the ids.
+        tokenizer: Text tokenizer of the ids.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -162,7 +164,7 @@ class WordTest:
         self._begins: dict[int, bool] = {}
 
     def __call__(self, ids: list[int]) -> bool:
-        """True for at most 12 ids of which none but the first begins a word."""
+        """True for at most 12 ids, of which only the first may begin a word."""
         return len(ids) <= _LONGEST_WORD and not any(self._begins_word(i) for i in ids[1:])
 
     def _begins_word(self, text_id: int) -> bool:
@@ -173,12 +175,12 @@ class WordTest:
 
 
 class Teacher(nn.Module):
-    """The backbone's first layers as they were, on rows of text, and the norm of the layer after them.
+    """First layers of the unmodified backbone, frozen, and the norm of the next layer.
 
     Args:
         lm: A split model with the backbone's weights.
         layers: Number of layers.
-        dtype: Of its weights.
+        dtype: Data type of the copied weights.
     """
 
     def __init__(self, lm: SplitLM, layers: int, dtype: torch.dtype) -> None:
@@ -201,22 +203,22 @@ class Teacher(nn.Module):
         return self.block(h, rope=self.rotary(h, position_ids=segments.positions_BL), segments=segments)
 
     def normed(self, h: Tensor) -> Tensor:
-        """States (…, D) as the next layer takes them, float32."""
+        """States (…, D) -> the normalised input of the next layer, float32."""
         with torch.autocast(h.device.type, enabled=False):
             return self.norm(h.float()).float()
 
 
 @dataclass
 class AlignLosses:
-    """Losses of a batch.
+    """Alignment losses of a batch.
 
     Args:
-        total: Their weighted sum, differentiable; ().
-        align: Relative squared error of the places; ().
-        contrast: Nats a place; ().
-        keep: Relative squared error of the rows of text, 0 where its weight is 0; ().
-        found: Places whose nearest text state of the batch has their id; ().
-        places: Number of places.
+        total: Weighted sum of the losses, differentiable; ().
+        align: Relative squared error at the positions; ().
+        contrast: Contrastive loss in nats per position; ().
+        keep: Relative squared error on the rows of text, 0 if its weight is 0; ().
+        found: Number of positions whose nearest text state in the batch has the same id, int64 ().
+        places: Number of positions.
     """
 
     total: Tensor
@@ -227,23 +229,25 @@ class AlignLosses:
     places: int
 
     def values(self) -> dict[str, Tensor]:
-        """What is logged of a training batch; without a place nothing."""
+        """Values to log for a training batch; empty if there are no positions."""
         named = {"align": self.align, "align_contrast": self.contrast, "align_keep": self.keep}
         return named if self.places else {}
 
 
 def relative_error(s_PD: Tensor, t_PD: Tensor) -> Tensor:
-    """mean (s - t)² / variance of t over the places; 0 where t does not vary."""
+    """mean (s - t)² / variance of t over the positions; 0 if t is constant."""
     variance = (t_PD - t_PD.mean(0)).pow(2).mean()
     error = (s_PD - t_PD).pow(2).mean() / variance.clamp_min(_LEAST_VARIANCE)
     return torch.where(variance > _LEAST_VARIANCE, error, 0.0 * error)
 
 
 def contrast(s_PD: Tensor, t_PD: Tensor, ids_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean -log p(own t | s) over the t of all places of other ids, and how many s are nearest to a t of
-    their id; p by cosines of states without the mean of t.
+    """Contrastive loss: mean of -log p(own t | s), where other positions with the same id are no negatives.
 
-    More than 1024 places are compared in equal groups of neighbours.
+    Also returns the number of s whose nearest t has the same id. p is a softmax over cosines, computed after
+    subtracting the mean of t.
+
+    More than 1024 positions are split into equal groups of adjacent positions, which are compared separately.
     """
     centre_D = t_PD.mean(0)
     s_PD, t_PD = (F.normalize(x - centre_D, dim=1) for x in (s_PD, t_PD))
@@ -259,12 +263,14 @@ def contrast(s_PD: Tensor, t_PD: Tensor, ids_P: Tensor) -> tuple[Tensor, Tensor]
 
 
 class TrunkAligner:
-    """Losses of batches against a teacher, which belongs to no module: it has no part in checkpoints,
-    optimizers and reducers, and is made from the backbone again.
+    """Computes alignment losses against a teacher.
+
+    The teacher is not a submodule: checkpoints, optimizers and reducers do not include it, and it is created
+    from the backbone again when a run is resumed.
 
     Args:
-        option: Weights and layers.
-        teacher: The frozen layers.
+        option: Layer and weights of the losses.
+        teacher: Frozen first layers of the backbone.
         tokenizer: Text tokenizer.
     """
 
@@ -273,12 +279,12 @@ class TrunkAligner:
         self._is_word = WordTest(tokenizer)
 
     def __call__(self, lm: SplitLM, batch: TokenBatch, hidden_BLD: Tensor | None = None) -> AlignLosses:
-        """Losses of a batch.
+        """Alignment losses of a batch.
 
         Args:
             lm: The student.
-            batch: Rows, and what their speech says.
-            hidden_BLD: Its states after `layer` layers, where they are known; otherwise they are computed.
+            batch: Rows, and the text that their speech says.
+            hidden_BLD: The student's states after `layer` layers (B, L, D). None: they are computed.
         """
         o = self.option
         if hidden_BLD is None:
@@ -313,25 +319,25 @@ class TrunkAligner:
 
 
 class AlignTotals:
-    """Means over the places of a validation's batches."""
+    """Means over the positions of all validation batches."""
 
     def __init__(self) -> None:
         self._sums: Tensor | float = 0.0
 
     def add(self, losses: AlignLosses) -> None:
-        """Counts a batch."""
+        """Adds the losses of a batch."""
         n = losses.places
         means = torch.stack([losses.total.detach(), losses.align, losses.contrast, losses.keep]).double()
         counts = torch.stack([losses.found, torch.full_like(losses.found, n)]).double()
         self._sums = self._sums + torch.cat([means * n, counts])
 
     def metrics(self, over_ranks: Callable[[Tensor], Tensor], alone: bool) -> dict[str, float]:
-        """`align`, `align_contrast`, `align_keep` and `align_found`, the share of places whose nearest text
-        state of the batch has their id; without a place none.
+        """`align`, `align_contrast`, `align_keep` and `align_found`, the fraction of positions whose nearest
+        text state in the batch has the same id. Empty if there are no positions.
 
         Args:
-            over_ranks: Sum of a tensor over all ranks.
-            alone: Their weighted sum is the `loss`.
+            over_ranks: Returns the sum of a tensor over all ranks.
+            alone: Also return the weighted sum as `loss`.
         """
         sums = torch.as_tensor(self._sums, dtype=torch.float64)
         total, align, nats, keep, found, places = over_ranks(sums.expand(6).clone()).tolist()

@@ -1,14 +1,15 @@
-"""An auxiliary CTC loss on the trunk of the split language model: its hidden states at codes say the words.
+"""An auxiliary CTC loss on the trunk of the split language model: its hidden states at codes predict the
+text.
 
-    rows      sosp  c_1  c_2  c_3  c_4  eosp …        text of the speech, from the documents: "a cat"
-    hidden          h_1  h_2  h_3  h_4                of the trunk, or after one of its layers
-    head            └─ norm, linear ─┘                labels: text ids, or characters (four frames a code)
+    rows      sosp  c_1  c_2  c_3  c_4  eosp …        text of the speech, stored in the documents: "a cat"
+    hidden          h_1  h_2  h_3  h_4                output of the trunk, or of one of its layers
+    head            └─ norm, linear ─┘                labels: text ids, or characters (four frames per code)
     loss      -log p("a cat" | h_1 … h_4) / labels    CTC (Graves et al. 2006)
 
-A span is the codes of consecutive utterances, chunks or words: neighbours are joined, so alignments of words
-bind nothing. The head belongs to training and to its checkpoints, not to the exported model.
-Shapes: B sequences, L rows, D width, S spans, N codes of the longest, F frames (N, or 4 N for characters), V
-labels with blank and unknown.
+A span is the codes of consecutive utterances, chunks or words. Adjacent spans are merged, so word alignments
+do not constrain the loss. The head is part of training and its checkpoints, not of the exported model.
+Shapes: B sequences, L rows, D width, S spans, N codes of the longest span, F frames (N, or 4 N for
+characters), V labels with blank and unknown.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,22 +26,22 @@ from lit_moss.data.batches import SpeechText
 from lit_moss.data.transcripts import edit_distance, normalise
 from lit_moss.errors import UserError
 
-HEAD = "ctc_head"  # attribute of the module, and name of the optimizer's group
-FRAMES_PER_CODE = rates.HIDDEN_PER_CODE  # of characters
-_FRAME_WIDTH = 256  # of a frame of the head for characters
+HEAD = "ctc_head"  # attribute of the module, and name of the optimizer group
+FRAMES_PER_CODE = rates.HIDDEN_PER_CODE  # for characters
+_FRAME_WIDTH = 256  # width of a frame, for characters
 
 
 @dataclass(frozen=True)
 class TrunkCtc:
-    """An auxiliary CTC loss on the trunk.
+    """Options of the auxiliary CTC loss on the trunk.
 
     Args:
-        weight: Weight beside the cross-entropy; both are sums of nats, divided by the targets. Labels are
-            about a sixth of the targets, so 1.7 is as much as 0.3 of the mean over labels.
-        layer: Layers of the trunk before the hidden states, 1 to all; null takes its output.
-        vocab: Labels: `text` ids of the text tokenizer, whose rows start at their embeddings; or `chars`,
-            normalised as for the speech tokenizer (`latin_chinese`), with four frames a code, because
-            English has 14 characters a second and 12.5 codes.
+        weight: Weight relative to the cross-entropy; both are sums in nats divided by the number of targets.
+            Labels are about a sixth of the targets, so 1.7 corresponds to 0.3 of the mean over labels.
+        layer: Number of trunk layers before the hidden states, from 1 to all. None: the output of the trunk.
+        vocab: Labels: `text`, ids of the text tokenizer, whose rows are initialised with their embeddings; or
+            `chars`, normalised as for the speech tokenizer (`latin_chinese`), with four frames per code,
+            because English has 14 characters and 12.5 codes a second.
     """
 
     weight: float = 1.7
@@ -56,13 +57,13 @@ class TrunkCtc:
             raise UserError(f"model.ctc.layer is {self.layer}, expected 1 or more, or null")
 
     def layers(self, trunk: int) -> int:
-        """Layers before the hidden states.
+        """Number of trunk layers before the hidden states.
 
         Args:
-            trunk: Layers of the trunk.
+            trunk: Number of trunk layers of the model.
 
         Raises:
-            UserError: if it has fewer.
+            UserError: if the trunk has fewer layers.
         """
         if self.layer is not None and self.layer > trunk:
             raise UserError(f"model.ctc.layer is {self.layer}, the trunk has {trunk} layers")
@@ -70,11 +71,11 @@ class TrunkCtc:
 
 
 class TextLabels:
-    """Labels of text ids: blank, unknown, then the ids in their order.
+    """Labels for text ids: blank, unknown, then the ids in order.
 
     Args:
-        ids: Those that occur in the training, sorted.
-        frames_per_code: More than one where ids are shorter than words, such as characters.
+        ids: Ids that occur in the training data, sorted.
+        frames_per_code: Frames per code; above 1 if labels are shorter than words, such as characters.
     """
 
     def __init__(self, ids: Sequence[int], frames_per_code: int = 1) -> None:
@@ -85,16 +86,16 @@ class TextLabels:
         return len(self.ids) + 2
 
     def encode(self, ids: Sequence[int]) -> list[int]:
-        """Labels of a text's ids."""
+        """Text ids -> labels."""
         return [self._label.get(i, UNKNOWN) for i in ids]
 
     def record(self) -> dict[str, Any]:
-        """What they are, for a checkpoint."""
+        """The labels as plain values, for a checkpoint."""
         return {"vocab": "text", "ids": self.ids}
 
 
 class CharLabels:
-    """Labels of characters, see `CharVocabulary`.
+    """Labels for characters, see `CharVocabulary`.
 
     Args:
         tokenizer: Text tokenizer of the documents.
@@ -110,18 +111,18 @@ class CharLabels:
     def of_ids(cls, tokenizer: Any, ids: Sequence[int]) -> "CharLabels":
         """Labels of the characters that these text ids spell alone; every other character is unknown."""
         texts = [normalise(tokenizer.decode([i])) for i in ids]
-        # An apostrophe belongs to a word, so that no id alone has it.
+        # An apostrophe is kept only within a word, so no single id yields it.
         return cls(tokenizer, CharVocabulary.from_texts([*texts, " '"]))
 
     def __len__(self) -> int:
         return len(self.vocabulary)
 
     def encode(self, ids: Sequence[int]) -> list[int]:
-        """Labels of a text's ids."""
+        """Text ids -> labels."""
         return self.vocabulary.encode(normalise(self._tokenizer.decode(ids)))
 
     def record(self) -> dict[str, Any]:
-        """What they are, for a checkpoint."""
+        """The labels as plain values, for a checkpoint."""
         return {"vocab": "chars", "characters": self.vocabulary.characters}
 
 
@@ -129,10 +130,10 @@ Labels = TextLabels | CharLabels
 
 
 def labels_of(ctc: TrunkCtc, data: SpokenTextData) -> Labels:
-    """Labels of the training's text.
+    """The labels for the text of the training data.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no text.
     """
     ids = data.spoken_ids().tolist()
     if not ids:
@@ -152,13 +153,13 @@ def recorded_labels(record: Mapping[str, Any], data: SpokenTextData) -> Labels:
 
 @dataclass
 class CtcSums:
-    """Loss of a batch's spans.
+    """CTC loss of a batch's spans.
 
     Args:
-        nll: Sum of -log p over the spans that fit, in nats, differentiable; ().
-        labels: Their labels.
-        skipped: Spans with more labels than frames, which CTC cannot align.
-        errors: Wrong labels of the best path; 0 unless asked for.
+        nll: Sum of -log p in nats over the spans that fit, differentiable; ().
+        labels: Number of labels in these spans.
+        skipped: Number of spans with more labels than frames, which CTC cannot align.
+        errors: Number of label errors of the best path; 0 if not requested.
     """
 
     nll: Tensor
@@ -168,16 +169,16 @@ class CtcSums:
 
     @property
     def mean(self) -> Tensor:
-        """Nats a label, ()."""
+        """Mean loss in nats per label, ()."""
         return self.nll / max(1, self.labels)
 
 
 class TrunkCtcHead(nn.Module):
-    """Hidden states at codes -> labels.
+    """Predicts labels from hidden states at codes.
 
     Args:
         labels: The labels.
-        words_VD: Embeddings of text ids, from which rows of `TextLabels` start.
+        words_VD: Embeddings of text ids, with which the rows of `TextLabels` are initialised.
     """
 
     def __init__(self, labels: Labels, words_VD: Tensor) -> None:
@@ -199,7 +200,7 @@ class TrunkCtcHead(nn.Module):
                 self.proj.bias.zero_()
 
     def log_probs(self, h_SND: Tensor) -> Tensor:
-        """(S, N, D) -> (S, F, V), float32."""
+        """Hidden states (S, N, D) -> log-probabilities (S, F, V), float32."""
         x = self.norm(h_SND.to(self.norm.weight.dtype))
         if self.upsample is not None and self.frame_norm is not None:
             x = self.upsample(x).unflatten(-1, (self.labels.frames_per_code, -1)).flatten(1, 2)
@@ -207,12 +208,12 @@ class TrunkCtcHead(nn.Module):
         return self.proj(x).float().log_softmax(dim=-1)
 
     def forward(self, h_BLD: Tensor, spans: Sequence[SpeechText], count_errors: bool = False) -> CtcSums:
-        """Loss of a batch.
+        """CTC loss of a batch.
 
         Args:
-            h_BLD: Hidden states of the trunk.
-            spans: What its stretches of codes say.
-            count_errors: Count the wrong labels of the best path too.
+            h_BLD: Hidden states of the trunk (B, L, D).
+            spans: Text of each stretch of codes.
+            count_errors: Also count the label errors of the best path.
         """
         device, L = h_BLD.device, h_BLD.shape[1]
         labels = [self.labels.encode(span.ids) for span in spans]
@@ -227,13 +228,14 @@ class TrunkCtcHead(nn.Module):
         firsts = torch.tensor([spans[i].sequence * L + spans[i].first for i in used])
         stops = torch.tensor([spans[i].sequence * L + spans[i].stop - 1 for i in used])
         at_SN = firsts[:, None] + torch.arange(max(codes[i] for i in used))
-        at_SN = torch.minimum(at_SN, stops[:, None]).to(device, non_blocking=True)  # behind its end: unused
+        at_SN = torch.minimum(at_SN, stops[:, None]).to(device, non_blocking=True)  # past the end: unused
         log_probs_SFV = self.log_probs(h_BLD.flatten(0, 1)[at_SN])
         frames = [codes[i] * self.labels.frames_per_code for i in used]
         targets = [labels[i] for i in used]
         flat = torch.tensor([x for ids in targets for x in ids]).to(device, non_blocking=True)
         lengths = [len(ids) for ids in targets]
-        # Lengths as plain numbers, which `F.ctc_loss` does not declare; 0: one loss for each span.
+        # Lengths as plain numbers, an overload that `F.ctc_loss` does not declare. Reduction 0: one loss per
+        # span.
         nll = torch.ctc_loss(log_probs_SFV.transpose(0, 1), flat, frames, lengths, BLANK, 0, True)
         errors = 0
         if count_errors:
@@ -250,18 +252,18 @@ class CtcTotals:
         self._labels = self._skipped = self._errors = 0
 
     def add(self, sums: CtcSums) -> None:
-        """Counts a batch."""
+        """Adds the sums of a batch."""
         self._nll = self._nll + sums.nll.detach().double()
         self._labels += sums.labels
         self._skipped += sums.skipped
         self._errors += sums.errors
 
     def metrics(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """`ctc` in nats a label, `ctc_error`, the share of wrong labels of the best path (insertions may take
-        it above 1), and `ctc_skipped`; without a label only the last.
+        """`ctc` in nats per label, `ctc_error`, the label error rate of the best path (above 1 with many
+        insertions), and `ctc_skipped`. Only the last if there are no labels.
 
         Args:
-            over_ranks: Sum of a tensor over all ranks.
+            over_ranks: Returns the sum of a tensor over all ranks.
         """
         values = [float(self._nll), self._labels, self._errors, self._skipped]
         nll, labels, errors, skipped = over_ranks(torch.tensor(values, dtype=torch.float64)).tolist()
@@ -270,7 +272,7 @@ class CtcTotals:
 
 
 def stored_head(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Labels and weights of a checkpoint's head for CTC; None where it has none."""
+    """Labels and weights of a checkpoint's CTC head, or None."""
     if "ctc" not in checkpoint:
         return None
     prefix, state = f"{HEAD}.", checkpoint["state_dict"]
@@ -279,10 +281,10 @@ def stored_head(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def check_same_ctc(stored: Mapping[str, Any] | None, head: TrunkCtcHead | None) -> None:
-    """Refuses to resume with another head than the checkpoint's.
+    """Refuses to resume with a CTC head other than the checkpoint's.
 
     Raises:
-        UserError: if one of them has none, or their labels differ.
+        UserError: if only one of them has a head, or their labels differ.
     """
     if (stored is None) != (head is None):
         has, now = ("no head", "on") if stored is None else ("a head", "off")

@@ -1,8 +1,8 @@
-"""Targets of an optimizer step: of all its micro-batches on all ranks.
+"""Number of targets of an optimizer step, over all its micro-batches and ranks.
 
-Gradients become the mean over ranks and over accumulated micro-batches. A micro-batch of n targets whose mean
-loss is scaled by n * (ranks * micro-batches) / (targets of all of them) then adds each of its targets with
-the same weight as any other: two ranks of one micro-batch equal one rank of two.
+Gradients are averaged over ranks and accumulated micro-batches. The mean loss of a micro-batch with n targets
+is scaled by n * (ranks * micro-batches) / (targets of all of them), so that every target has the same weight:
+two ranks with one micro-batch each equal one rank with two.
 """
 
 from typing import NamedTuple
@@ -18,8 +18,8 @@ class StepTargets(NamedTuple):
     """Size of an optimizer step.
 
     Args:
-        targets: Targets of all its micro-batches on all ranks.
-        parts: Number by which the sum of their gradients is divided: ranks times accumulated micro-batches.
+        targets: Number of targets of all its micro-batches on all ranks.
+        parts: Divisor of the summed gradients: ranks times accumulated micro-batches.
     """
 
     targets: int
@@ -27,20 +27,22 @@ class StepTargets(NamedTuple):
 
 
 class Window:
-    """The micro-batches of the optimizer step that a run is in.
+    """The micro-batches of the current optimizer step.
 
-    Which they are follows from where the loader began and from Lightning's batch number, so a resume changes
-    nothing; how many targets they have is known from the order of packs before they are loaded.
+    They are computed from where the loader began and from Lightning's batch number, so a resume changes
+    nothing. Their numbers of targets are known from the order of packs, before they are loaded.
     """
 
     def __init__(self) -> None:
-        self._start: tuple[int, int] | None = None  # batch number, and micro-batch of the order, at the start
+        self._start: tuple[int, int] | None = None  # batch number and micro-batch at the start
         self._last = range(0)
         self._targets = 0
 
     def targets(self, trainer: Trainer, batch_idx: int) -> StepTargets | None:
-        """Of the step that this micro-batch belongs to; None where every micro-batch is a step of its own on
-        one rank, which needs no weight, or where the data cannot say."""
+        """Targets of the optimizer step that this micro-batch belongs to.
+
+        None if each step is a single micro-batch on one rank, which needs no weight, or if the data does not
+        know its numbers of targets."""
         data = datamodule_of(trainer)
         ranks, accumulated = trainer.world_size, trainer.accumulate_grad_batches
         if ranks * accumulated == 1 or not isinstance(data, TokenData):
@@ -48,7 +50,7 @@ class Window:
         if self._start is None:
             self._start = batch_idx, data.next_batch
         first, base = self._start
-        # A run resumed with another number of accumulated micro-batches may begin in the middle of a window.
+        # If the number of accumulated micro-batches has changed on resume, the run may begin within a window.
         begin = max(first, batch_idx - batch_idx % accumulated)
         end = batch_idx - batch_idx % accumulated + accumulated
         batches = range(base + (begin - first) * ranks, base + (end - first) * ranks)
@@ -57,14 +59,14 @@ class Window:
         return StepTargets(self._targets, ranks * accumulated)
 
     def weighted(self, trainer: Trainer, batch_idx: int, mean: Tensor, count: Tensor, targets: int) -> Tensor:
-        """A micro-batch's loss, scaled so that every target of its optimizer step weighs the same.
+        """Scales the loss of a micro-batch so that all targets of its optimizer step have equal weight.
 
         Args:
-            trainer: Of the run.
+            trainer: The run's trainer.
             batch_idx: Lightning's number of the micro-batch.
-            mean: Its loss over its own targets, ().
-            count: Its targets on the device, int64 ().
-            targets: The same, as the host knows it.
+            mean: Mean loss over the targets of the micro-batch, ().
+            count: Number of its targets on the device, int64 ().
+            targets: Number of its targets, as known on the host.
         """
         step = self.targets(trainer, batch_idx)
         if step is None:
@@ -73,11 +75,11 @@ class Window:
 
 
 def every_target_once(mean: Tensor, count: Tensor) -> Tensor:
-    """A rank's mean loss over its own targets, scaled so that the average over ranks, which is what
-    gradients become, is the mean over the targets of all ranks.
+    """Scales a rank's mean loss over its own targets so that the average over ranks (as for the gradients) is
+    the mean over the targets of all ranks.
 
-    For data without a known order of targets, see `Window`: accumulated micro-batches then count the same,
-    whatever their targets.
+    For data whose numbers of targets are not known in advance, see `Window`: accumulated micro-batches then
+    have equal weight, whatever their numbers of targets.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return mean

@@ -18,7 +18,7 @@ from lit_moss.prepare.english_tables import (
 Match = re.Match[str]
 
 
-# --- dates and times -----------------------------------------------------------------------------------
+# --- dates and times ----------------------------------------------------------------------------------------
 
 
 def date(month: str, day: str, year: str | None) -> str:
@@ -97,7 +97,7 @@ def until(m: Match) -> str | None:
     return " to " if _ENDS_A_TIME.search(before) or (m["half"] and _ENDS_IN_AN_HOUR.search(before)) else None
 
 
-# --- money, units, fractions ---------------------------------------------------------------------------
+# --- money, units, fractions --------------------------------------------------------------------------------
 
 
 def is_one(number: str) -> bool:
@@ -186,7 +186,7 @@ def height(m: Match) -> str:
     return f"{numbers.cardinal(m['feet'])} {'foot' if inches else 'feet'}{inches}"
 
 
-# --- other numbers -------------------------------------------------------------------------------------
+# --- other numbers ------------------------------------------------------------------------------------------
 
 
 # Three and four digits with a hyphen are a phone number (555-0134). A range they are where no word such as
@@ -323,7 +323,7 @@ def single_number(m: Match) -> str:
     )
 
 
-# --- words with digits and signs -----------------------------------------------------------------------
+# --- words with digits and signs ----------------------------------------------------------------------------
 
 
 def mixed(m: Match) -> str:

@@ -45,7 +45,7 @@ _REST_OF_NAME = r"(?:[A-Za-z0-9_-]|(?<=\d)\.(?=\d))*"  # GPT-3.5-turbo
 SECONDS = r"for |ter |ery |hin "  # (af)ter, (ev)ery, (wit)hin 30s
 
 
-# --- the rules -----------------------------------------------------------------------------------------
+# --- the rules ----------------------------------------------------------------------------------------------
 
 _UNIT = _any(list(UNITS))
 _CROWD = r"people|men|women|children|(?!was |has |does )[a-z]{2,}s\b"

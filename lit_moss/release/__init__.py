@@ -1,1 +1,2 @@
-"""Models in and out: runs -> folders that anyone can load, released folders -> what runs start from."""
+"""Import and export of models: runs to folders that anyone can load, released folders to starting points of
+runs."""

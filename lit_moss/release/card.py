@@ -1,7 +1,7 @@
-"""The model card of an exported folder: README.md with the header that the Hugging Face hub reads.
+"""The model card of an exported folder: a README.md with the header that the Hugging Face hub reads.
 
-Filled from the run's folder (resolved configuration, results) and its MLflow run (commit, versions). What is
-not recorded is said to be so. Paths of data and runs are written as names, see `public_names`.
+It is filled from the run's folder (resolved configuration, results) and its MLflow run (commit, versions).
+Missing information is marked as such. Paths of data and runs are replaced by names, see `public_names`.
 Header: https://huggingface.co/docs/hub/model-cards
 """
 
@@ -20,7 +20,7 @@ from lit_moss.runs.folder import RunFolder
 
 CARD = "README.md"
 NOT_RECORDED = "Not recorded."
-# Names of data and parts, which have sections of their own, and what changes no weights.
+# Names of data and parts, which have their own sections, and settings that do not affect the weights.
 _NOT_SETTINGS = {
     *("init_from", "train", "validation", "heldout", "parts", "epochs", "workers", "first_batch"),
     *("heldout_items", "max_bad_share", "validation_batch_size", "save_frozen", "max_new_tokens", "greedy"),
@@ -38,13 +38,13 @@ _NO_CODEC = (
 
 
 def write_card(folder: Path, run: RunFolder | None) -> None:
-    """Writes `README.md` of an exported folder; one that is there is replaced.
+    """Writes the `README.md` of an exported folder, replacing an existing one.
 
-    MLflow is asked for the commit and the versions of the run, and left out if it does not answer.
+    Commit and versions of the run are requested from MLflow, and omitted if it does not answer.
 
     Args:
-        folder: With `config.json`, its weights and `lit_moss.json`.
-        run: The run that the weights come from; None for a folder from elsewhere.
+        folder: Folder with `config.json`, weights and `lit_moss.json`.
+        run: Run that the weights come from; None: a folder from elsewhere.
 
     Raises:
         UserError: if `config.json` or `lit_moss.json` is damaged.
@@ -72,12 +72,12 @@ def write_card(folder: Path, run: RunFolder | None) -> None:
 
 
 def copy_card(source: Path, folder: Path, license: str | None) -> None:
-    """Copies the card of a folder that is exported again; nothing in it changes but what is another now.
+    """Copies the card of a folder that is exported again; changes only what has become incorrect.
 
     Args:
-        source: The folder that it lies in.
-        folder: The new one, with its weights, `lit_moss.json` and codec.
-        license: SPDX name of the weights' licence where a new one was stated; None leaves the card's.
+        source: Folder of the existing card.
+        folder: New folder, with its weights, `lit_moss.json` and codec.
+        license: SPDX name of the weights' licence, if a new one was given; None: that of the card.
 
     Raises:
         UserError: if `config.json` or `lit_moss.json` is damaged.
@@ -101,7 +101,7 @@ def copy_card(source: Path, folder: Path, license: str | None) -> None:
 
 
 def _with_license(text: str, license: str) -> str:
-    """A card with a licence in its header, in the place of another one, or of none."""
+    """Sets the licence in a card's header."""
     line = f"license: {license.lower()}"
     front = re.match(r"\s*---\r?\n(.*?)^---[ \t\r]*$", text, re.DOTALL | re.MULTILINE)
     if front is None:
@@ -294,7 +294,7 @@ def _version() -> str:
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; columns without a value in any row are left out."""
+    """A Markdown table without the columns that are empty in all rows."""
     cells = [[_cell(value) for value in row] for row in rows]
     kept = [i for i in range(len(titles)) if any(row[i] for row in cells)]
     lines = [[titles[i] for i in kept], ["---"] * len(kept)]

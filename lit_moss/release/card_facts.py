@@ -1,4 +1,4 @@
-"""What a model card is written from: a folder's own files, and the training of its weights."""
+"""The facts of a model card: from a folder's files, and from the training of its weights."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from lit_moss.release.training_facts import Training, training_of
 from lit_moss.runs.folder import RunFolder
 
 PARTS = ("backbone", "speech_tokenizer", "speaker")  # settings that name pretrained parts
-# Embedded part -> the repository that it is a copy of, and the key of its licence in `assets.EMBEDDED`.
+# Embedded part -> the repository that it is a copy of, key of its licence in `assets.EMBEDDED`.
 _EMBEDDED = {
     "embedded:smollm2-135m": ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m-gguf"),
     "embedded:whisper-tiny": ("openai/whisper-tiny", "whisper-tiny"),
@@ -24,7 +24,7 @@ _EMBEDDED = {
     "embedded:whisper-base": ("openai/whisper-base", "whisper-base"),
     "embedded:resemblyzer": ("", "resemblyzer"),
 }
-_GROUPS = {  # first words of a tensor's name -> row of the table of sizes
+_GROUPS = {  # prefix of a tensor's name -> row of the table of sizes
     "model.shared_block": "shared trunk",
     "model.text_block": "text tail",
     "model.text_norm": "text tail",
@@ -39,17 +39,17 @@ _GROUPS = {  # first words of a tensor's name -> row of the table of sizes
 
 @dataclass(frozen=True)
 class Facts:
-    """What the sections are written from.
+    """The facts from which the sections are written.
 
     Args:
-        name: Of the folder.
+        name: Name of the folder.
         kind: `language model`, `codec`, `speech tokenizer` or `vocoder`.
         config: Content of `config.json`.
         record: Content of `lit_moss.json`.
-        training: The runs.
-        sizes: Part of the model -> number of its parameters; empty if there are no weights.
-        dtypes: Of the weights.
-        has_codec: Whether a codec is in the folder.
+        training: Training runs of the weights.
+        sizes: Part of the model -> number of parameters; empty if there are no weights.
+        dtypes: Data types of the weights.
+        has_codec: Whether the folder contains a codec.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Facts:
 
     @property
     def parameters(self) -> int:
-        """Number of all of them; 0 if there are no weights."""
+        """Total number of parameters; 0 if there are no weights."""
         return sum(self.sizes.values())
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """Pretrained parts: what it is -> its name."""
+        """Pretrained parts: kind of part -> its name."""
         parts = {"backbone": part_name(self.record.backbone)} if self.record.backbone else {}
         if self.record.speech_tokenizer_name:
             parts["speech tokenizer"] = part_name(self.record.speech_tokenizer_name)
@@ -86,11 +86,11 @@ class Facts:
 
 
 def facts_of(folder: Path, run: RunFolder | None) -> Facts:
-    """Reads them.
+    """Collects the facts of an exported folder.
 
     Args:
-        folder: An exported one.
-        run: Of its weights; None if there is none.
+        folder: An exported folder.
+        run: Run of its weights, or None.
 
     Raises:
         UserError: if `config.json` or `lit_moss.json` is damaged.
@@ -110,7 +110,7 @@ def _weights(folder: Path, other: str) -> tuple[dict[str, int], tuple[str, ...]]
     dtypes = set()
     try:
         tensors = open_tensors(weight_files(folder))
-    except UserError:  # written later, or flow/ alone
+    except UserError:  # written later, or only flow/
         return {}, ()
     for name, tensor in tensors.items():
         group = next((row for start, row in _GROUPS.items() if name.startswith(start)), other)
@@ -120,12 +120,12 @@ def _weights(folder: Path, other: str) -> tuple[dict[str, int], tuple[str, ...]]
 
 
 def repository_of(name: str) -> str:
-    """Hub id of a part; "" if it is none."""
+    """Hub id of a part; "" if it is not on the hub."""
     if name in _EMBEDDED:
         return _EMBEDDED[name][0]
     return name if is_hub_id(name) and name.count("/") == 1 else ""
 
 
 def licence_of(name: str) -> str:
-    """SPDX name of an embedded part's licence; "" for others."""
+    """SPDX name of an embedded part's licence; "" for other parts."""
     return assets.EMBEDDED[_EMBEDDED[name][1]].licence if name in _EMBEDDED else ""

@@ -1,4 +1,4 @@
-"""Sentences of model cards that no run decides."""
+"""Sentences of model cards that do not depend on the run."""
 
 INTENDED_USE = """
 Research on speech language models: training, comparing and taking apart models that listen and speak. Talking
@@ -139,11 +139,11 @@ With a codec: `--vocoder FOLDER` of `synthesize`, `serve`, `chat` and `export`.
 
 
 def usage(kind: str, has_codec: bool) -> str:
-    """Section "How to use".
+    """The section "How to use".
 
     Args:
         kind: `language model`, `codec`, `speech tokenizer` or `vocoder`.
-        has_codec: Whether the model's folder has a codec.
+        has_codec: Whether the model's folder contains a codec.
     """
     if kind == "language model":
         return _INSTALL + "\n" + _TALK.format(codec="" if has_codec else " --codec CODEC") + _PYTHON

@@ -1,10 +1,10 @@
-"""A codec's folder in the official layout, of whatever a codec or a speech tokenizer can be.
+"""Exports codecs and speech tokenizers to a codec folder in the official layout.
 
     FOLDER/config.json, model.safetensors                  the speech tokenizer
-    FOLDER/flow/flow.pt, hift.pt, campplus.onnx, config.json   what makes speech of codes, where there is any
-    FOLDER/vocoder/config.json, model.safetensors          a vocoder trained here, in the place of hift.pt
+    FOLDER/flow/flow.pt, hift.pt, campplus.onnx, config.json   decoder of codes to speech, if there is one
+    FOLDER/vocoder/config.json, model.safetensors          a vocoder trained with lit_moss, instead of hift.pt
 
-A folder in the layout is checked and copied as it is.
+A folder that already has this layout is checked and copied.
 """
 
 import json
@@ -39,20 +39,21 @@ _VOCODER_FILES = ("flow/hift.pt", f"{VOCODER}/config.json", f"{VOCODER}/model.sa
 
 
 def export_codec(name: str, folder: Path, log_mel: str | None = None, vocoder: str | None = None) -> None:
-    """Writes a codec's folder; it appears whole or not at all, and replaces what was there.
+    """Writes a codec folder atomically, replacing an existing one.
 
-    One line on stderr says so where there is no decoder of speech.
+    A line on stderr reports if there is no decoder to speech.
 
     Args:
-        name: A run of conf/codec_encoder.yaml, conf/flow_decoder.yaml or conf/vocoder.yaml (whose folder is
-            the vocoder's alone), a checkpoint of one, a codec's or tokenizer's folder, a model's folder with
-            `codec/`, a hub id, `embedded:whisper-tiny-kmeans`.
+        name: A run of conf/codec_encoder.yaml, conf/flow_decoder.yaml or conf/vocoder.yaml (which gives a
+            folder with only the vocoder), a checkpoint of such a run, a codec or tokenizer folder, a model
+            folder with `codec/`, a hub id, or `embedded:whisper-tiny-kmeans`.
         folder: The folder to write.
-        log_mel: Features of its tokenizer, which `config.json` then states; None keeps those of the training.
-        vocoder: Vocoder to put in the place of its own, see `lit_moss.hub.open_vocoder`.
+        log_mel: Features of its tokenizer, to be stated in `config.json`. None: those of the training.
+        vocoder: Vocoder to use instead of its own, see `lit_moss.hub.open_vocoder`.
 
     Raises:
-        UserError: if it is no codec, or a part is damaged, missing, or more than plain tensors.
+        UserError: if it is not a codec, or a part is missing, damaged, or contains anything but plain
+            tensors.
     """
     folder = Path(folder)
     checkpoint = checkpoint_of(name, "best")
@@ -81,22 +82,22 @@ def add_codec(
     row_format: RowFormat,
     vocoder: str | None = None,
 ) -> str:
-    """Writes `codec/` into a model's folder.
+    """Writes `codec/` into a model folder.
 
     Args:
-        name: See `export_codec`.
-        log_mel: See `export_codec`.
-        folder: The model's.
-        model: Its name, for messages.
-        record: Its record.
-        row_format: Its rows.
-        vocoder: See `export_codec`.
+        name: Name of the codec, see `export_codec`.
+        log_mel: Features of its tokenizer, see `export_codec`.
+        folder: Folder of the model.
+        model: Name of the model, for messages.
+        record: Record of the model.
+        row_format: Row format of the model.
+        vocoder: Vocoder to use instead of its own, see `export_codec`.
 
     Returns:
         Fingerprint of the speech tokenizer.
 
     Raises:
-        UserError: as `export_codec`; or if it is not the codec of the model's training.
+        UserError: as in `export_codec`; or if the model was not trained with this codec.
     """
     from lit_moss.codec.encoder import fingerprint
 
@@ -110,7 +111,7 @@ def add_codec(
 
 
 def _write(checkpoint: Path, folder: Path, log_mel: str | None, vocoder: str | None) -> bool:
-    """Writes the codec of a checkpoint; returns whether it makes speech."""
+    """Writes the codec of a checkpoint; returns whether it can produce speech."""
     content = load_checkpoint(checkpoint, mmap=True)
     if "decoder" in content:
         codec_of_checkpoint(checkpoint, log_mel, vocoder).save_pretrained(folder)
@@ -138,7 +139,7 @@ def _codec_folder(name: str) -> Path:
 
 
 def _copy(source: Path, folder: Path, log_mel: str | None, vocoder: str | None) -> bool:
-    """Checks a folder by opening it, and copies its files; returns whether it has a decoder."""
+    """Opens a folder to check it, and copies its files; returns whether it has a decoder."""
     opened = None if vocoder is None else open_vocoder(vocoder)
     copied = _FILES if opened is not None else (*_FILES, *_VOCODER_FILES)
     files = [name for name in copied if (source / name).is_file()]
@@ -163,12 +164,13 @@ def _copy(source: Path, folder: Path, log_mel: str | None, vocoder: str | None) 
 
 
 def copy_file(source: Path, target: Path, link: bool = False) -> bool:
-    """Copies a file's content; returns whether it was linked instead.
+    """Copies a file; returns whether it was hard-linked instead.
 
     Args:
-        source: The file; a link, as in the hub's cache, is followed.
-        target: Where to.
-        link: A hard link, if the file system can: for large files that are replaced, never written in place.
+        source: The file; symbolic links, as in the hub's cache, are followed.
+        target: Path of the copy.
+        link: Create a hard link if the file system allows it; for large files that are replaced, never
+            modified.
     """
     source = source.resolve()
     if link:

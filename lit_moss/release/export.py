@@ -1,14 +1,14 @@
-"""A run, a checkpoint or a model's folder -> a folder in the released layout.
+"""Exports a run, a checkpoint or a model folder to a folder in the released layout.
 
-    OUT/config.json, generation_config.json     sizes and ids; the sampling of the released demo
+    OUT/config.json, generation_config.json     sizes and ids; sampling options of the released demo
     OUT/model-0000I-of-0000N.safetensors        all weights, one tensor in memory at a time
     OUT/tokenizer.json, tokenizer_config.json   with sosp and modality_pad in the vocabulary
     OUT/chat_template.jinja                     see `lit_moss.data.chat_template`
-    OUT/lit_moss.json                           what it was trained with, see `ModelRecord`
+    OUT/lit_moss.json                           record of its training, see `ModelRecord`
     OUT/README.md                               the model card
-    OUT/codec/                                  the codec, where one is given
+    OUT/codec/                                  the codec, if there is one
 
-The folder appears whole or not at all.
+The folder is written atomically.
 """
 
 import json
@@ -45,21 +45,21 @@ from lit_moss.runs.stored import Stored
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TEMPLATE = "chat_template.jinja"
-_NEW_TOKENS = 500  # of the demo
+_NEW_TOKENS = 500  # as in the demo
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported.
+    """A model to be exported.
 
     Args:
         tensors: All weights, by their released names.
-        config: Of the model.
+        config: Configuration of the model.
         tokenizer: Name or folder of its text tokenizer.
-        record: What it was trained with.
-        run: Its run; None where it has none.
-        training: What is known about that run and those before it.
-        folder: The folder in the released layout that it is; None for a checkpoint.
+        record: Record of its training.
+        run: Run of the model, or None.
+        training: What is known about that run and the runs before it.
+        folder: The source folder, if it already has the released layout; None for a checkpoint.
     """
 
     tensors: Tensors
@@ -73,12 +73,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has made.
+    """Result of an export.
 
     Args:
-        folder: The folder.
+        folder: The exported folder.
         tensors: Number of tensors; 0 for a codec.
-        gigabytes: Size of the folder.
+        gigabytes: Size of the folder in GB.
         record: Content of `lit_moss.json`; None for a codec.
     """
 
@@ -102,26 +102,26 @@ def export(
     log_mel: str | None = None,
     vocoder: str | None = None,
 ) -> Exported:
-    """Makes the folder.
+    """Exports a model or a codec.
 
     Args:
-        name: A run's folder or RUN_ROOT/NAME (its newest run), a checkpoint (file, or folder of shards), a
-            folder in the released layout, or a hub id; also a run or checkpoint of a codec.
-        out: The folder to make.
-        which: Checkpoint of a run; None is the last one, and the best one of a codec's run.
-        dtype: Of the weights. `stored` is the widest dtype of the checkpoint, so that the folder's model
-            computes what the run's does; released models are in bfloat16, half the size.
-        max_shard_size: Most bytes of a file of weights.
-        average: The mean of the last that many states of the run, up to the chosen one.
-        codec: A codec to put into `codec/`, see `export_codec`; None takes the `codec/` of the folder, or of
-            the one that a run was fine-tuned from, where that is still the codec of the training.
-        license: SPDX name of the weights' licence; None takes the recorded one.
-        force: Replace a model's folder at `out`.
-        log_mel: See `export_codec`.
-        vocoder: See `export_codec`.
+        name: A run's folder or RUN_ROOT/NAME (its newest run), a checkpoint (a file, or a folder of shards),
+            a folder in the released layout, or a hub id; also a run or checkpoint of a codec.
+        out: Folder to create.
+        which: Checkpoint of a run: `last` or `best`. None: the last one, or the best one for a codec's run.
+        dtype: Data type of the weights. `stored`: the widest data type in the checkpoint, so that the
+            exported model computes the same as the run's; released models are in bfloat16, half the size.
+        max_shard_size: Maximum size of a weight file, such as `5GB`.
+        average: Number of states of the run to average, up to and including the chosen one.
+        codec: Codec to write to `codec/`, see `export_codec`. None: the `codec/` of the folder, or of the
+            folder that a run was fine-tuned from, if it is still the codec of the training.
+        license: SPDX name of the weights' licence. None: the recorded one.
+        force: Replace an existing model folder at `out`.
+        log_mel: Features of the codec's tokenizer, see `export_codec`.
+        vocoder: Vocoder to use instead of the codec's own, see `export_codec`.
 
     Raises:
-        UserError: if there is no such model, it is damaged, `out` exists, or there is no room.
+        UserError: if the model does not exist or is damaged, `out` exists, or there is not enough disk space.
     """
     named, out = Path(out), folder_to_make(out)
     if average < 1:
@@ -187,11 +187,11 @@ def _fill_codec(
         write_card(folder, RunFolder.of_checkpoint(checkpoint))
 
 
-# --- where it goes ------------------------------------------------------------------------------------------
+# --- destination ------------------------------------------------------------------------------------------
 
 
 def _check_out(out: Path, force: bool) -> None:
-    """Refuses to replace anything but an empty folder, or with `force` one that an export has made."""
+    """Refuses to replace anything but an empty folder or, with `force`, an exported folder."""
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() or out.is_symlink():
@@ -222,7 +222,7 @@ def _gigabytes(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
 
 
-# --- what is exported ---------------------------------------------------------------------------------------
+# --- source ---------------------------------------------------------------------------------------
 
 
 def _of_folder(name: str, average: int) -> Source:
@@ -237,7 +237,7 @@ def _of_folder(name: str, average: int) -> Source:
 
 
 def _names(record: ModelRecord) -> dict[str, str]:
-    """What of a record may name folders of this machine."""
+    """Fields of a record that may contain local folder names."""
     fields = asdict(record)
     return {key: fields[key] for key in ("backbone", "speech_tokenizer_name", "source") if fields[key]}
 
@@ -261,7 +261,7 @@ def _of_checkpoint(path: Path, stored: Stored, average: int) -> Source:
 
 
 def _own_codec(source: Source, log_mel: str | None) -> tuple[str | None, str | None]:
-    """The codec that goes with a model, and its `log_mel`; None where it has none."""
+    """The codec that belongs to a model, and its `log_mel`; (None, None) if there is none."""
     if source.folder is not None:
         inside = source.folder / CODEC
         return (str(inside) if inside.is_dir() else None), log_mel
@@ -280,7 +280,8 @@ def _own_codec(source: Source, log_mel: str | None) -> tuple[str | None, str | N
 
 
 def _codecs_of_training(training: Training) -> Iterator[tuple[Path, str | None]]:
-    """Folders `codec` in models' folders that the runs named, last run first, each with its `log_mel`."""
+    """Folders `codec` in the model folders that the runs started from, last run first, each with its
+    `log_mel`."""
     seen = set()
     for stage in reversed(training.stages):
         data, start = stage.settings("data"), stage.settings("model").get("init_from")
@@ -292,7 +293,7 @@ def _codecs_of_training(training: Training) -> Iterator[tuple[Path, str | None]]
 
 
 def _last_states(path: Path, run: RunFolder | None, count: int) -> list[Path]:
-    """The newest `count` states that the run wrote every n steps, up to a checkpoint."""
+    """The newest `count` regular checkpoints of the run, up to the given one."""
     if run is None:
         raise UserError(f"--average needs a run's folder, and {path} is in none")
     last = step_of(path)
@@ -307,7 +308,7 @@ def _last_states(path: Path, run: RunFolder | None, count: int) -> list[Path]:
 
 
 def _stages(training: Training) -> list[str]:
-    """Names of the runs, first stage first, where their folders are still there."""
+    """Names of the runs, first stage first, as far as their folders still exist."""
     names = [stage.name for stage in training.stages]
     if not training.stages or training.start is None:
         return names
@@ -318,10 +319,10 @@ def _stages(training: Training) -> list[str]:
 
 
 def _in_order(tensors: Tensors, config: SplitConfig, name: str) -> Tensors:
-    """The tensors in the model's order, once they are seen to fit it.
+    """The tensors in the model's order, checked to fit the model.
 
     Raises:
-        UserError: if names or shapes are not the model's.
+        UserError: if names or shapes do not fit.
     """
     with torch.device("meta"):
         own = SplitLM.from_config(config).state_dict()
@@ -345,7 +346,7 @@ def _in_order(tensors: Tensors, config: SplitConfig, name: str) -> Tensors:
 
 def _write_configs(folder: Path, config: SplitConfig, dtype: torch.dtype) -> None:
     fields = config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")}
-    fields.pop("_name_or_path", None)  # a path of this machine
+    fields.pop("_name_or_path", None)  # a local path
     _write_json(folder / "config.json", fields)
     sampling, ids = Sampling(), config.format
     ends = [x for x in (ids.im_end_id, ids.end_id) if x is not None]
@@ -367,7 +368,7 @@ def _write_json(path: Path, fields: dict[str, Any]) -> None:
 
 
 def _template(source: Source, tokenizer: Any, record: ModelRecord) -> str:
-    """The folder's own template, or that of the training; "" for a tokenizer without tokens for turns."""
+    """The folder's own template, or that of the training; "" if the tokenizer has no tokens for turns."""
     if source.folder is not None and (source.folder / TEMPLATE).is_file():
         return _read_text(source.folder / TEMPLATE)
     has_turns = source.config.format.im_start_id is not None and source.config.format.im_end_id is not None
@@ -375,4 +376,4 @@ def _template(source: Source, tokenizer: Any, record: ModelRecord) -> str:
 
 
 def _read_text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8")  # line ends as they are
+    return path.read_bytes().decode("utf-8")  # without changing line endings

@@ -1,11 +1,11 @@
-"""A released or exported model and its codec -> one folder that `fit`, `evaluate` and `serve` start from.
+"""Imports a released or exported model and its codec into one folder for `fit`, `evaluate` and `serve`.
 
-    OUT/config.json, *.safetensors, tokenizer files   the model; weights are linked or copied, not rewritten
+    OUT/config.json, *.safetensors, tokenizer files   the model; weights are linked or copied
     OUT/codec/                                        the codec
     OUT/lit_moss.json                                 fingerprints, licence, source, see `ModelRecord`
 
-Everything is checked before it is written. Nothing is unpickled; code in a repository is neither fetched nor
-copied.
+Everything is checked before it is written. Nothing is unpickled; code in a repository is neither downloaded
+nor copied.
 """
 
 import json
@@ -44,14 +44,14 @@ _SMALL_FILES = (
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import has made.
+    """Result of an import.
 
     Args:
-        folder: The folder.
-        tensors: Tensors of the model, all checked.
-        files: Files that hold them.
-        gigabytes: Size of these files.
-        linked: Whether they are hard links of the source's files, which take no room.
+        folder: The created folder.
+        tensors: Number of tensors of the model; all are checked.
+        files: Number of weight files.
+        gigabytes: Size of these files in GB.
+        linked: Whether they are hard links to the source's files, which take no disk space.
         record: Content of `lit_moss.json`.
     """
 
@@ -70,12 +70,12 @@ def import_model(
     log_mel: str | None = None,
     force: bool = False,
 ) -> Imported:
-    """Makes the folder; it appears whole or not at all.
+    """Imports a model; the folder is written atomically.
 
     Args:
-        model: Hub id or folder in the released layout, also one that `export` wrote.
-        out: The folder to make.
-        codec: A name that `export_codec` takes; None takes the `codec/` of the model's folder, if it has one.
+        model: Hub id or folder in the released layout, including exported folders.
+        out: Folder to create.
+        codec: Name of a codec, see `export_codec`. None: the `codec/` of the model's folder, if it has one.
         log_mel: Features of the codec's tokenizer, see `export_codec`.
         force: Replace `out` if it exists.
 
@@ -117,10 +117,10 @@ def import_model(
 
 
 def _source_folder(source: str, out: Path, force: bool) -> Path:
-    """The model's folder; nothing is fetched where `out` cannot be made.
+    """The folder of the model; nothing is downloaded if `out` cannot be created.
 
     Raises:
-        UserError: if `out` may not be replaced, or the source is no folder.
+        UserError: if `out` must not be replaced, or the source is not a folder.
     """
     if out.exists() and not force:
         raise UserError(f"{out} exists: give another --out, or --force to replace it")
@@ -139,7 +139,7 @@ def _source_folder(source: str, out: Path, force: bool) -> Path:
 
 
 def _checked_tensors(folder: Path, config: SplitConfig) -> int:
-    """Compares every name, shape and dtype with the config; returns the number of tensors."""
+    """Compares every name, shape and data type with the configuration; returns the number of tensors."""
     with torch.device("meta"):
         own = SplitLM.from_config(config).state_dict()
     tensors = fitting_tensors(folder, own)
@@ -155,7 +155,7 @@ def _checked_tensors(folder: Path, config: SplitConfig) -> int:
 
 
 def _check_ids(folder: Path, config: SplitConfig) -> None:
-    """Compares the ids that mark speech with the text tokenizer's."""
+    """Compares the ids that mark speech with those of the text tokenizer."""
     tokenizer = load_text_tokenizer(folder)
     vocabulary = tokenizer.get_vocab()
     words = max(len(tokenizer), max(vocabulary.values()) + 1)
@@ -176,10 +176,10 @@ def _check_ids(folder: Path, config: SplitConfig) -> None:
 
 
 def _checked_record(folder: Path) -> ModelRecord:
-    """The folder's record, completed by what the folder itself shows.
+    """The record of the folder, completed from the folder's content.
 
     Raises:
-        UserError: if the text tokenizer or the template is another one than the record states.
+        UserError: if the text tokenizer or the template differs from the record.
     """
     record = ModelRecord.read(folder)
     file = folder / TEMPLATE
@@ -195,7 +195,7 @@ def _checked_record(folder: Path) -> ModelRecord:
 
 
 def _copy_model(source: Path, weights: list[Path], folder: Path) -> bool:
-    """Links or copies the weights, copies the small files; returns whether all weights are linked."""
+    """Links or copies the weights and copies the small files; returns whether all weights were linked."""
     linked = [copy_file(file, folder / file.name, link=True) for file in weights]
     for name in (*_SMALL_FILES, *([INDEX] if weights[0].name != WEIGHTS else [])):
         if (source / name).is_file():
@@ -205,7 +205,7 @@ def _copy_model(source: Path, weights: list[Path], folder: Path) -> bool:
 
 
 def _write_config(source: Path, config: SplitConfig, folder: Path) -> None:
-    """The source's `config.json`, with the ids that it lacks and without references to code."""
+    """Writes the source's `config.json`, adding missing ids and removing references to code."""
     fields = read_json(source / _CONFIG)
     fields.pop("auto_map", None)
     known = config.to_dict()
@@ -214,7 +214,7 @@ def _write_config(source: Path, config: SplitConfig, folder: Path) -> None:
 
 
 def _add_template(folder: Path, record: ModelRecord) -> str:
-    """Writes the chat template of the training where the tokenizer has none; returns its fingerprint."""
+    """Writes the chat template of the training if the tokenizer has none; returns its fingerprint."""
     tokenizer = load_text_tokenizer(folder)
     if tokenizer.chat_template is not None or "<|im_start|>" not in tokenizer.get_vocab():
         return ""
@@ -224,7 +224,7 @@ def _add_template(folder: Path, record: ModelRecord) -> str:
 
 
 def _license_of(folder: Path) -> str:
-    """`license` of a model card's front matter; "" where there is none."""
+    """The `license` in a model card's front matter; "" if there is none."""
     card = folder / "README.md"
     if not card.is_file():
         return ""

@@ -1,4 +1,5 @@
-"""What MLflow runs to make a registered model; it is copied beside the model's folder, see `registry`."""
+"""Code that MLflow runs to create a registered model; it is stored next to the model folder, see
+`registry`."""
 
 from pathlib import Path
 

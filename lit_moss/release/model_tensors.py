@@ -1,14 +1,14 @@
-"""All weights of a language model under the released names, each read when it is asked for.
+"""All weights of a language model under the released names, each read on request.
 
-checkpoint        its own tensors; adapters are added to the weights that they belong to
-left out of it    weights that never train: from where the run had them, its `init_from` or its backbone
+checkpoint        its own tensors, with adapters merged into their weights
+left out of it    weights that are never trained: read from the run's `init_from` or its backbone
 released folder   its safetensors
 
-ours                                 a backbone's
+lit_moss                             backbone
 model.shared_block.layers.I.…        model.layers.I.…
 model.{text,audio}_block.layers.I.…  model.layers.(trunk + I).…
 model.{text,audio}_norm.…            model.norm.…
-text_lm_head.weight                  lm_head.weight, or the embeddings where the backbone ties them
+text_lm_head.weight                  lm_head.weight, or the embeddings if they are tied
 """
 
 import re
@@ -32,7 +32,7 @@ from lit_moss.release.weights import DTYPES
 from lit_moss.runs.checkpoints import checkpoint_of, open_checkpoint
 from lit_moss.runs.stored import Stored, StoredTensor
 
-_PREFIX = "lm."  # of the model's weights in a checkpoint
+_PREFIX = "lm."  # prefix of the model's weights in a checkpoint
 _EMBEDDINGS, _HEAD = "model.embed_tokens.weight", "text_lm_head.weight"
 
 Tensors = dict[str, StoredTensor]
@@ -58,10 +58,10 @@ class _Reading(Mapping[str, Tensor]):
 
 
 def config_of(checkpoint: Stored, source: str) -> SplitConfig:
-    """Config of a checkpoint's model.
+    """Configuration of a checkpoint's model.
 
     Raises:
-        UserError: if it is no checkpoint of a language model.
+        UserError: if it is not the checkpoint of a language model.
     """
     if "split_config" not in checkpoint.settings:
         raise UserError(f"{source} is no checkpoint of a language model: expected one of a SplitLLM run")
@@ -69,14 +69,14 @@ def config_of(checkpoint: Stored, source: str) -> SplitConfig:
 
 
 def checkpoint_tensors(checkpoint: Stored, source: str) -> Tensors:
-    """Weights of a checkpoint under the released names, all of them.
+    """All weights of a checkpoint under the released names.
 
     Args:
-        checkpoint: See `lit_moss.runs.checkpoints.open_checkpoint`.
-        source: Where it comes from, for messages.
+        checkpoint: Checkpoint, as returned by `lit_moss.runs.checkpoints.open_checkpoint`.
+        source: Origin of the checkpoint, for error messages.
 
     Raises:
-        UserError: if it is another model's, or the weights that it leaves out are not there any more.
+        UserError: if it belongs to another model, or the weights that it leaves out are no longer available.
     """
     stored = {
         name.removeprefix(_PREFIX): tensor
@@ -109,7 +109,7 @@ def _sum(weight: StoredTensor, a: StoredTensor, b: StoredTensor, scale: float) -
 
 
 def _left_out(record: dict[str, Any], config: SplitConfig, source: str) -> Tensors:
-    """In the dtypes that they were trained with, compared with the hash of the training."""
+    """In the data types of the training, and checked against its hash."""
     start = record.get("init_from")
     if start and stages.is_released(Path(start)):
         found = folder_tensors(Path(start))
@@ -135,7 +135,8 @@ def _as(tensor: StoredTensor, dtype: torch.dtype) -> StoredTensor:
 
 
 def _of_backbone(backbone: str, config: SplitConfig, names: list[str]) -> Tensors:
-    """A backbone that stores its layers under other names, such as experts one by one, is read whole."""
+    """Weights of a backbone. If it stores its layers under other names, such as experts one by one, it is
+    read as a whole."""
     folder = Path(backbone)
     stored = folder_tensors(folder if folder.is_dir() else resolve_backbone(backbone))
     theirs = {name: _backbone_name(name, config, stored) for name in names}
@@ -164,7 +165,7 @@ def _backbone_name(name: str, config: SplitConfig, stored: Tensors) -> str:
 
 
 def _like_ours(name: str, tensor: StoredTensor, vocab_size: int) -> StoredTensor:
-    """In float32, in which a backbone is split; tables with the rows of our vocabulary."""
+    """In float32, in which a backbone is split; tables are resized to the rows of our vocabulary."""
     if name not in (_EMBEDDINGS, _HEAD):
         return _as(tensor, torch.float32)
 
@@ -178,10 +179,11 @@ def _like_ours(name: str, tensor: StoredTensor, vocab_size: int) -> StoredTensor
 
 
 def folder_tensors(folder: Path) -> Tensors:
-    """Name -> tensor, of a folder with safetensors.
+    """Name -> tensor of a folder with safetensors.
 
     Raises:
-        UserError: if a file is missing or damaged, or holds other dtypes than floats of 16 bits or more.
+        UserError: if a file is missing or damaged, or contains data types other than floats of 16 bits or
+            more.
     """
     tensors: Tensors = {}
     for file in weight_files(folder):
@@ -196,7 +198,7 @@ def folder_tensors(folder: Path) -> Tensors:
 
 
 def _read(file: Path, name: str) -> Tensor:
-    # Opened each time: the pages of a mapping count as memory for as long as it is there.
+    # Opened each time: the pages of a mapping count as memory while it exists.
     try:
         opened: Any = safe_open(file, framework="pt", device="cpu")
         with opened:

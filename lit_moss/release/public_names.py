@@ -1,4 +1,4 @@
-"""Names of data and parts that may be published: no folders of the machine, no user's name."""
+"""Names of data and parts that may be published: without local folders or user names."""
 
 import getpass
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_moss import assets
 
-# File names that say nothing without their folder's.
+# File names that are meaningless without the name of their folder.
 _PLAIN = re.compile(
     r"(train|validation|valid|val|dev|test|heldout|manifest|documents|data|meta|text|sft|chat|checkpoints|"
     r"codec|last|best|step-\d+)([-_.]?(train|validation|heldout|\d+))?"
@@ -18,13 +18,13 @@ _NAME = "a local folder"
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is that of a repository on the Hugging Face hub, `owner/name`, and no path here."""
+    """Whether a name is a repository on the Hugging Face hub, `owner/name`, and not a local path."""
     return bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
 def data_name(path: str) -> str:
-    """Name of a manifest or a folder of documents: the file's without its ending, with its folder's where it
-    alone says nothing (`ljspeech/train`)."""
+    """Name of a manifest or a folder of documents: the file name without extension, preceded by the folder
+    name if it is meaningless on its own (`ljspeech/train`)."""
     if path.startswith(assets.SCHEME):
         return path
     pure = _pure(path)
@@ -39,11 +39,12 @@ def data_name(path: str) -> str:
 
 
 def part_name(name: str, run_root: str = "runs") -> str:
-    """Name of a pretrained part or a run: `embedded:…` and hub ids stay, paths lose their folders.
+    """Name of a pretrained part or a run: `embedded:…` and hub ids are kept, paths are reduced to the last
+    component.
 
     Args:
-        name: As in a configuration.
-        run_root: Folder of runs; what is below it is no hub id.
+        name: Name as in a configuration.
+        run_root: Root folder of runs; names below it are not hub ids.
     """
     if name.startswith(assets.SCHEME):
         return name
@@ -55,12 +56,12 @@ def part_name(name: str, run_root: str = "runs") -> str:
 
 
 def is_private(name: str) -> bool:
-    """Whether a name states folders of this machine: an absolute path, or one that leaves the folder."""
+    """Whether a name reveals local folders: an absolute path, or one that leaves the working directory."""
     return _pure(name).is_absolute() or name.startswith(("~", ".."))
 
 
 def public_value(value: Any, run_root: str = "runs") -> str:
-    """A setting's value as text; paths in it become names."""
+    """The value of a setting as text, with paths replaced by names."""
     if isinstance(value, str):
         return part_name(value, run_root) if re.search(r"[/\\]", value) else value
     if isinstance(value, dict):

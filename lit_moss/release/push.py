@@ -1,4 +1,4 @@
-"""A model's folder -> a repository on the Hugging Face hub."""
+"""Uploads a model folder to a repository on the Hugging Face hub."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,13 +11,13 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def check_push(repo: str) -> None:
-    """Checks what a push needs, without a connection.
+    """Checks the requirements of a push, without a connection.
 
     Args:
         repo: `owner/name`.
 
     Raises:
-        UserError: without a token, or for another name.
+        UserError: if there is no token, or the name has another form.
     """
     from huggingface_hub import get_token
 
@@ -28,23 +28,24 @@ def check_push(repo: str) -> None:
 
 
 def push(folder: Path, repo: str, private: bool = True) -> str:
-    """Uploads a folder in one commit, so that the repository never holds half a model.
+    """Uploads a folder in a single commit, so that the repository never contains an incomplete model.
 
-    (`upload_folder` commits every five minutes.) Weights of an earlier push that the folder does not have are
-    deleted in it: a `model.safetensors` beside newer shards would be read instead of them. The token is that
-    of `hf auth login`, or $HF_TOKEN. A push that was interrupted is simply repeated: what the hub has already
-    is not sent again.
+    (`upload_folder` commits every five minutes.) The commit deletes weights of an earlier push that the
+    folder does not contain: an old `model.safetensors` would be read instead of newer shards. The token is
+    that of `hf auth login`, or $HF_TOKEN. To continue an interrupted push, repeat it: data that the hub
+    already has is not sent again.
 
     Args:
         folder: An exported model or codec.
-        repo: `owner/name`; made if it is not there.
-        private: Whether a new repository is private; one that is there stays as it is.
+        repo: `owner/name`; created if it does not exist.
+        private: Whether a new repository is private; an existing one is not changed.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
-        UserError: without a token, a connection or the right to write, or for a name that the hub refuses.
+        UserError: if the token, the connection or the permission to write is missing, or the hub rejects the
+            name.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -53,7 +54,8 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
         raise UserError(f"{folder} holds no config.json: expected a folder that `export` wrote")
     check_push(repo)
     api = HfApi(library_name="lit-moss")
-    # Its first base is the error of the HTTP library in use: requests, httpx or httpx2, by the version.
+    # Its first base class is the error of the HTTP library in use: requests, httpx or httpx2, depending on
+    # the version.
     http_error: Any = HfHubHTTPError.__mro__[1]
     try:
         api.create_repo(repo, private=private, exist_ok=True)
@@ -73,7 +75,7 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
 
 
 def _changes(api: Any, folder: Path, repo: str) -> list[Any]:
-    """What the commit adds and deletes."""
+    """The files that the commit adds and deletes."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     paths = {
@@ -92,7 +94,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _refused(repo: str, error: Exception, status: int) -> str:
-    """One line about an answer that is an error."""
+    """One line about an error response."""
     advice = {
         401: "the token is not valid: run `hf auth login` again, or set another HF_TOKEN",
         403: "the token has no right to write there: give a token with the role `write`, or another owner",

@@ -1,10 +1,10 @@
 """MLflow's `pyfunc` interface of an exported model: rows of questions in, rows of answers out.
 
     columns in    text | audio, reply, system, max_new_tokens, temperature, seed          all optional but one
-    columns out   text, audio (base64 of a WAV of 24 kHz, or null), codes
+    columns out   text, audio (base64 of a 24 kHz WAV, or null), codes
 
-The weights are files beside `model_code.py`, which makes the model ("models from code"): nothing is pickled.
-Rows of one call, and calls of several clients, are answered side by side by one engine.
+The weights are files next to `model_code.py`, which creates the model ("models from code"): nothing is
+pickled. One engine answers all rows of a call, and the calls of several clients, concurrently.
 """
 
 import base64
@@ -31,13 +31,13 @@ from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
 from lit_moss.serve.settings import Limits
 from lit_moss.serve.sounds import from_base64, read_upload, sound_bytes
 
-# Options of a loaded model, `load_model(…, model_config={…})`; of a served one they are JSON in the
+# Options of a loaded model, `load_model(…, model_config={…})`; for a served model they are JSON in the
 # environment variable MLFLOW_PYFUNC_INFERENCE_CONFIG.
 MODEL_CONFIG: dict[str, Any] = {
-    "codec": None,  # a codec by name, see `open_codec`; null takes the one in the model's folder
+    "codec": None,  # name of a codec, see `open_codec`; null: the one in the model's folder
     "device": "auto",  # auto, cpu, cuda
     "audio_folder": None,  # `audio` may be the path of a file below it; null: files are never read
-    "max_sessions": 8,  # answers made at once; further ones wait
+    "max_sessions": 8,  # number of answers generated at once; others wait
 }
 
 _OPTIONAL = {"text": DataType.string, "audio": DataType.string, "reply": DataType.string,
@@ -59,14 +59,13 @@ INPUT_EXAMPLE = {"text": "What is a codec?", "reply": "text", "max_new_tokens": 
 class TalkingModel(PythonModel):
     """Answers text or speech with text or speech.
 
-    Columns of a question: `text`, or `audio`, which is the base64 of a sound file (wav, flac, ogg, mp3) or,
-    where `audio_folder` is set, the path of one below it; `reply` (text or speech; as the question if not
-    given, text if the model cannot speak); `system`, appended to the system prompt; `max_new_tokens` (500,
-    2000 at most);
-    `temperature` (0: the most likely rows); `seed`.
+    Columns of a question: `text` or `audio`, the base64 of a sound file (wav, flac, ogg, mp3) or, if
+    `audio_folder` is set, the path of a sound file below it; `reply` (text or speech; default: as the
+    question, or text if the model cannot speak); `system`, appended to the system prompt; `max_new_tokens`
+    (default 500, at most 2000); `temperature` (0: the most likely rows); `seed`.
 
     Args:
-        folder: An exported model; opened by `load_context`.
+        folder: Folder of an exported model; opened by `load_context`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,10 +74,11 @@ class TalkingModel(PythonModel):
         self._audio_folder: Path | None = None
 
     def load_context(self, context: Any) -> None:
-        """Opens the model.
+        """Loads the model.
 
         Raises:
-            UserError: if a part is missing, or text tokenizer, template or codec are not the training's.
+            UserError: if a part is missing, or text tokenizer, template or codec differ from those of the
+                training.
         """
         settings = MODEL_CONFIG | dict(context.model_config or {})
         if settings["audio_folder"]:
@@ -88,14 +88,14 @@ class TalkingModel(PythonModel):
         self._workers = ThreadPoolExecutor(self._engine.limits.max_sessions, thread_name_prefix="pyfunc")
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """Answers, one a row.
+        """Returns one answer per row.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE for a row that cannot be answered; it names the row.
+            MlflowException: INVALID_PARAMETER_VALUE if a row cannot be answered; the message names the row.
         """
         rows = pd.DataFrame(model_input).to_dict("records")
         answers = list(self._workers.map(self._answer, range(len(rows)), rows))
-        # Of objects: pandas' strings have NaN for None, which is not JSON.
+        # dtype object: pandas' strings have NaN instead of None, which is not JSON.
         return pd.DataFrame(answers, columns=["text", "audio", "codes"], dtype=object)
 
     def _answer(self, number: int, columns: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class TalkingModel(PythonModel):
             raise MlflowException(f"row {number}: {error}", error_code=INVALID_PARAMETER_VALUE) from error
 
     def _ask(self, session: Session, given: dict[str, Any]) -> None:
-        """Adds the question to the session's conversation."""
+        """Adds the question to the conversation of the session."""
         text, audio, conversation = given.get("text"), given.get("audio"), session.conversation
         if bool(text) == bool(audio):
             raise UserError(f"got {', '.join(sorted(given)) or 'nothing'}, expected either text or audio")
@@ -126,25 +126,25 @@ class TalkingModel(PythonModel):
         conversation.add(conversation.speech_message("user", turn.finish().result()))
 
     def _bytes_of(self, audio: str, most: int) -> bytes:
-        """A sound file: what `audio` holds, or what the file of that name does."""
-        path = self._allowed(audio) if "." in audio else None  # in every sound file's name, never in base64
+        """The content of a sound file: that of `audio` itself, or of the file with that name."""
+        path = self._allowed(audio) if "." in audio else None  # in sound file names, never in base64
         size = len(audio) * 3 // 4 if path is None else path.stat().st_size
         if size > most + 2:
             raise UserError(f"audio has {size} bytes, expected {most} at most")
         return from_base64(audio) if path is None else path.read_bytes()
 
     def _allowed(self, audio: str) -> Path:
-        """The path of a file that clients may have read."""
+        """The path of a file that clients are allowed to read."""
         if self._audio_folder is None:
             raise UserError(
                 "audio is a path, and this model reads no files for its clients: send the base64 of the "
                 "file, or load the model with model_config audio_folder"
             )
         try:
-            path = (self._audio_folder / audio).resolve()  # links and `..` followed
+            path = (self._audio_folder / audio).resolve()  # follows links and `..`
             if path.is_relative_to(self._audio_folder) and path.is_file():
                 return path
-        except (OSError, ValueError):  # a name that is too long, or has a zero byte
+        except (OSError, ValueError):  # a name that is too long, or contains a null byte
             pass
         raise UserError("audio is a path: expected a file below the audio_folder of this model")
 
@@ -166,7 +166,7 @@ def _options(given: dict[str, Any], session: Session) -> ReplyOptions:
 
 
 def _heard(session: Session, options: ReplyOptions) -> dict[str, Any]:
-    """The whole reply."""
+    """The complete reply."""
     waves, model = [], session.engine.model
     for event in session.start_reply(options):
         if isinstance(event, AudioDelta):

@@ -1,4 +1,4 @@
-"""An exported folder -> a version of a model in MLflow's registry."""
+"""Registers an exported folder as a version of a model in MLflow's registry."""
 
 import json
 import tempfile
@@ -12,28 +12,29 @@ from lit_moss.llm.config import MODEL_TYPE
 from lit_moss.llm.folders import read_json
 from lit_moss.runs.mlflow_access import find_run, mlflow_errors, open_client
 
-FOLDER = "model"  # of the weights, beside the code
+FOLDER = "model"  # folder of the weights, next to the code
 _CODE = "model_code.py"
 
 
 def register(folder: Path, name: str, alias: str | None = None) -> int:
-    """Makes an exported folder a version of a registered model, which `mlflow models serve` answers with.
+    """Registers an exported folder as a version of a model, which `mlflow models serve` can serve.
 
-    The folder is copied once, straight into MLflow's artifact store: `pyfunc.log_model` would copy it into a
-    temporary folder first. It is copied, not referred to, so that a version still loads when the folder has
-    been replaced, and from other machines. The model belongs to the MLflow run that its weights come from;
-    where that run is gone, to a new one in the experiment NAME. What loads it needs lit_moss installed.
+    The folder is copied once, directly into MLflow's artifact store: `pyfunc.log_model` would first copy it
+    into a temporary folder. It is copied, not referenced, so that a version can still be loaded when the
+    folder was replaced, and from other machines. The model belongs to the MLflow run of its weights or, if
+    that run no longer exists, to a new run in the experiment NAME. Loading it requires lit_moss.
 
     Args:
-        folder: An exported language model; with its codec in `codec/`, if it is to speak and to listen.
-        name: Of the registered model; made if it is not there.
-        alias: Name for this version, such as `champion`; taken from the version that has it.
+        folder: Exported language model; to listen and speak it needs its codec in `codec/`.
+        name: Name of the registered model; created if it does not exist.
+        alias: Alias for this version, such as `champion`; moved from the version that has it.
 
     Returns:
         Number of the version.
 
     Raises:
-        UserError: if the folder is no language model's, or MLflow does not answer or refuses a name.
+        UserError: if the folder does not contain a language model, or MLflow does not answer or rejects a
+            name.
     """
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if config.get("model_type") != MODEL_TYPE:
@@ -45,7 +46,7 @@ def register(folder: Path, name: str, alias: str | None = None) -> int:
         experiment_id, run_id = _run(client, record, name)
         model_id = _log(client, folder, name, experiment_id, run_id)
         version = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
-        # By this tag MLflow's pages lead from the model to the version.
+        # With this tag MLflow's pages link from the model to the version.
         versions = [{"name": name, "version": version.version}]
         client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(versions)})
         if alias is not None:
@@ -54,7 +55,7 @@ def register(folder: Path, name: str, alias: str | None = None) -> int:
 
 
 def _check_names(client: Any, name: str, alias: str | None) -> None:
-    """Makes the registered model if it is not there; before gigabytes are copied, not after."""
+    """Creates the registered model if it does not exist; called before gigabytes are copied."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
 
@@ -69,7 +70,7 @@ def _check_names(client: Any, name: str, alias: str | None) -> None:
 
 
 def _run(client: Any, record: ModelRecord, name: str) -> tuple[str, str]:
-    """Ids of experiment and run that the model belongs to."""
+    """Ids of the experiment and the run that the model belongs to."""
     run = find_run(client, record.run_id) if record.run_id else None
     if run is None:
         experiment = client.get_experiment_by_name(name)
@@ -80,7 +81,7 @@ def _run(client: Any, record: ModelRecord, name: str) -> tuple[str, str]:
 
 
 def _log(client: Any, folder: Path, name: str, experiment_id: str, run_id: str) -> str:
-    """Stores the model; its id."""
+    """Stores the model; returns its id."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     model = client.create_logged_model(experiment_id, name, run_id, model_type="speech-to-speech")
@@ -99,7 +100,7 @@ def _log(client: Any, folder: Path, name: str, experiment_id: str, run_id: str) 
 
 
 def _save_without_weights(path: Path, model_id: str, run_id: str) -> None:
-    """Everything but the weights: MLmodel, the code that makes the model, requirements, an example."""
+    """Saves everything except the weights: MLmodel, code that creates the model, requirements, an example."""
     import mlflow.pyfunc
     from mlflow.models import Model
 
@@ -112,10 +113,10 @@ def _save_without_weights(path: Path, model_id: str, run_id: str) -> None:
         signature=pyfunc.SIGNATURE,
         input_example=pyfunc.INPUT_EXAMPLE,
         model_config=pyfunc.MODEL_CONFIG,
-        # Given, so that MLflow does not load the model to find out.
+        # Given explicitly, because MLflow would otherwise load the model to find out.
         pip_requirements=[f"lit-moss[serve]=={metadata.version('lit-moss')}"],
         mlflow_model=model,
     )
-    # MLflow writes the whole path of the code, and reads the file of that name beside MLmodel.
+    # MLflow writes the full path of the code, but reads the file of that name next to MLmodel.
     model.flavors[mlflow.pyfunc.FLAVOR_NAME]["model_code_path"] = _CODE
     model.save(path / "MLmodel")

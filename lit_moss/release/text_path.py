@@ -1,11 +1,11 @@
-"""The text path of a split model as a plain text model, which transformers loads without lit_moss.
+"""Exports the text path of a split model as a plain text model that transformers loads without lit_moss.
 
     model.shared_block.layers.i                       ->  model.layers.i
     model.text_block.layers.j                         ->  model.layers.(num_shared_layers + j)
     model.text_norm, text_lm_head                     ->  model.norm, lm_head
 
-It computes the text logits of rows without speech: a check of an export by somebody else's code, and a text
-model to evaluate with tools for text models.
+It computes the same text logits for rows without speech: to verify an export with independent code, and to
+evaluate the text model with other tools.
 """
 
 import re
@@ -28,11 +28,11 @@ _OTHERS = {
 
 
 def save_text_model(folder: str | Path, out: str | Path) -> None:
-    """Writes the text path of a model's folder as a folder of its backbone's kind (Qwen3, Llama …).
+    """Writes the text path of a model folder as a folder of its backbone's type (Qwen3, Llama …).
 
     Args:
         folder: Folder in the released layout, or hub id.
-        out: Folder to make.
+        out: Folder to create.
 
     Raises:
         UserError: if `out` exists, or the model is not split.
@@ -63,7 +63,7 @@ def save_text_model(folder: str | Path, out: str | Path) -> None:
 
 
 def _plain_name(name: str, num_shared_layers: int) -> str | None:
-    """Name in a plain text model; None for what the text path does not have."""
+    """Name in a plain text model; None for tensors that are not in the text path."""
     layer = _LAYER.fullmatch(name)
     if layer is None:
         return _OTHERS.get(name)

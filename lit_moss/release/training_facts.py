@@ -1,8 +1,8 @@
-"""What is known about the training of a model: its chain of runs, their data, settings and results.
+"""What is known about the training of a model: its chain of runs with their data, settings and results.
 
-    first stage ─ init_from ─ … ─ init_from ─ last stage       read from the runs' folders, then from MLflow
+    first stage ─ init_from ─ … ─ init_from ─ last stage       read from the run folders, then from MLflow
 
-Everything is optional: a folder from elsewhere has no runs, data may have moved, MLflow may not answer.
+Everything is optional: a folder from elsewhere has no runs, data may have moved, MLflow may be unreachable.
 """
 
 import json
@@ -22,12 +22,12 @@ from lit_moss.release.public_names import data_name, part_name
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.mlflow_access import find_run, open_client, tracking_uri
 
-_LONGEST_CHAIN = 20  # runs that name each other in a circle end here
+_LONGEST_CHAIN = 20  # limit for runs that refer to each other in a circle
 _MEASURED = ("val/", "heldout/", "test/", "eval/")
 _HIGHER_IS_BETTER = (
     "accuracy", "cloze", "codebook_perplexity", "codebook_used", "found", "mos", "similarity",
 )  # fmt: skip
-_NEITHER_IS_BETTER = ("bit_rate", "roughness")  # a cost and a use at once; 1 is the best roughness
+_NEITHER_IS_BETTER = ("bit_rate", "roughness")  # both cost and benefit; optimum at 1
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Data:
     """One source of a run's data.
 
     Args:
-        name: Without folders of the machine.
+        name: Name without local folders.
         part: train, validation or heldout.
-        kind: Of documents, such as sft; "" for manifests and text.
-        items: Documents, utterances or lines; None if they are not here to be counted.
-        rows: Rows of documents.
+        kind: Kind of documents, such as sft; "" for manifests and text.
+        items: Number of documents, utterances or lines; None if the data is not available.
+        rows: Number of rows of documents.
         hours: Hours of speech.
-        languages: ISO 639-1 codes that the items state.
-        epochs: How often a pass over the mixture contains it.
+        languages: ISO 639-1 codes stated by the items.
+        epochs: Number of times a round of the mixture contains it.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of a run: value at its last validation, and the best one over all of them; None where neither
-    the lowest nor the highest is the best."""
+    """A metric of a run: its value at the last validation, and the best over all validations. `best` is None
+    if neither the minimum nor the maximum is the best."""
 
     name: str
     last: float | None
@@ -67,13 +67,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class Stage:
-    """One run.
+    """One run of the chain.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         config: Its resolved configuration; empty if there is none.
-        tags: Of its MLflow run; empty where that is not reachable.
-        in_mlflow: Its validation and held-out metrics in MLflow, for a run without `result.json`.
+        tags: Tags of its MLflow run; empty if it is unreachable.
+        in_mlflow: Validation and held-out metrics from MLflow, for a run without `result.json`.
     """
 
     folder: RunFolder
@@ -88,12 +88,12 @@ class Stage:
 
     @property
     def run_name(self) -> str:
-        """Name of the run itself."""
+        """Name of the individual run."""
         return self.folder.path.absolute().name
 
     @property
     def run_root(self) -> str:
-        """Folder of runs, as configured."""
+        """Root folder of runs, as configured."""
         return str(self.config.get("run_root") or "runs")
 
     def settings(self, part: str) -> dict[str, Any]:
@@ -108,13 +108,13 @@ class Stage:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps done; None if unknown."""
+        """Number of optimizer steps done; None if unknown."""
         result = self.folder.result()
         return (result["step"] if result else 0) or None
 
     def locate(self, name: str) -> Path:
-        """A path of the configuration: as it is, else relative to where the run was begun, if its folder is
-        still as deep as then."""
+        """Resolves a path of the configuration: as it is, otherwise relative to the directory in which the
+        run was started, assuming that its folder still has the same depth."""
         path = Path(name)
         if path.exists() or path.is_absolute() or Path(self.run_root).is_absolute():
             return path
@@ -122,7 +122,7 @@ class Stage:
         return above[levels] / path if levels < len(above) else path
 
     def metrics(self) -> list[Metric]:
-        """Validation and held-out metrics, from `result.json`, else from MLflow."""
+        """Validation and held-out metrics, from `result.json`, otherwise from MLflow."""
         result = self.folder.result()
         if result is None:
             return list(self.in_mlflow)
@@ -134,7 +134,7 @@ class Stage:
 
     @cached_property
     def data(self) -> list[Data]:
-        """All sources, those of a mixture's parts included; each is read to count it."""
+        """All sources, including those of a mixture's parts; each is read to count its items."""
         settings = self.settings("data")
         return list(self._sources(settings, str((self.config.get("data") or {}).get("class_path") or "")))
 
@@ -151,18 +151,20 @@ class Stage:
                 yield replace(data, **_counted(self.locate(str(entry))))
 
     def previous(self) -> "RunFolder | str | None":
-        """What `init_from` names: a run, or the name of something else; None for the backbone alone."""
+        """What `init_from` refers to: a run, or the name of something else; None if only the backbone is
+        used."""
         name = self.settings("model").get("init_from")
         return (self.run_of(str(name)) or part_name(str(name), self.run_root)) if name else None
 
     def run_of(self, name: str) -> RunFolder | None:
-        """The run that a name of the configuration stands for; None if it is something else or gone."""
+        """The run that a name in the configuration refers to; None if it is something else or no longer
+        exists."""
         path = self.locate(name)
         if RunFolder(path).is_run():
             return RunFolder(path)
         if run := RunFolder.of_checkpoint(path):
             return run
-        # The newest run of that name that was there when this one began.
+        # The newest run of that name that existed when this run started.
         began = _begun_ns(self.folder)
         earlier = [run for run in RunFolder.all_in(path) if _begun_ns(run) <= began]
         return earlier[-1] if earlier else None
@@ -173,8 +175,8 @@ class Training:
     """The chain of runs of a model.
 
     Args:
-        stages: First stage first; empty if nothing is known.
-        start: Name of what the first of them started from, other than its backbone.
+        stages: Runs, first stage first; empty if nothing is known.
+        start: Name of what the first run started from, besides its backbone.
     """
 
     stages: tuple[Stage, ...] = ()
@@ -188,7 +190,7 @@ class Training:
 
 
 def training_of(run: RunFolder | None) -> Training:
-    """Everything that is recorded about a run and those before it."""
+    """Everything that is recorded about a run and the runs before it."""
     stages: list[Stage] = []
     previous: RunFolder | str | None = run
     while isinstance(previous, RunFolder) and len(stages) < _LONGEST_CHAIN:
@@ -201,17 +203,17 @@ def _stage(folder: RunFolder) -> Stage:
     config = folder.config() if folder.config_file.is_file() else {}
     try:
         run, metrics = _from_mlflow(folder)
-    except Exception:  # whatever a server that is away, or another version's database, leads to
+    except Exception:  # any error of an unreachable server or a database of another version
         return Stage(folder, config)
     return Stage(folder, config, dict(run.data.tags) if run else {}, metrics)
 
 
 def _from_mlflow(folder: RunFolder) -> tuple[Any, tuple[Metric, ...]]:
-    """A run's MLflow run, None if there is none, and its metrics where `result.json` has none."""
+    """The MLflow run of a run folder, or None, and its metrics if there is no `result.json`."""
     run_id, uri = folder.mlflow_run_id if folder.is_run() else None, tracking_uri()
     file = uri.removeprefix("sqlite:///")
     if run_id is None or (file != uri and not Path(file).is_file()):
-        return None, ()  # opening a database that is not there would make one
+        return None, ()  # opening a missing database would create it
     client = open_client()
     run = find_run(client, run_id)
     if run is None or folder.result() is not None:
@@ -226,12 +228,12 @@ def _from_mlflow(folder: RunFolder) -> tuple[Any, tuple[Metric, ...]]:
 
 
 def _best(name: str, lowest: Mapping[str, float | None], highest: Mapping[str, float | None]) -> float | None:
-    """The best value of a metric.
+    """The best value of a metric, or None.
 
     Args:
-        name: Of the metric.
-        lowest: Lowest values of all validations, by name.
-        highest: Highest ones.
+        name: Name of the metric.
+        lowest: Minimum over all validations, by name.
+        highest: Maximum over all validations, by name.
     """
     if name.endswith(_NEITHER_IS_BETTER):
         return None
@@ -246,7 +248,7 @@ def _begun_ns(run: RunFolder) -> int:
 
 
 def _counted(path: Path) -> dict[str, Any]:
-    """Counts of a manifest, a text file or a folder of documents; nothing if it is not there or damaged."""
+    """Counts of a manifest, a text file or a folder of documents; empty if it is missing or damaged."""
     try:
         if (path / META).is_file():
             return _count_documents(path)
@@ -272,7 +274,7 @@ def _count_documents(folder: Path) -> dict[str, Any]:
 
 
 def _count_lines(file: Path) -> dict[str, Any]:
-    """Lines of a text file; of JSON lines also their `duration` and `lang`."""
+    """Number of lines of a text file; for JSON lines also their `duration` and `lang`."""
     count, seconds, languages = 0, 0.0, set()
     is_json = file.suffix == ".jsonl" or file.suffix == ".json"
     with file.open(encoding="utf-8", errors="replace") as lines:

@@ -2,11 +2,11 @@
 
     8 bytes   length of the header
     header    JSON: name -> dtype, shape, first and last byte; padded with spaces to a multiple of 8 bytes
-    data      the tensors, end to end
+    data      the concatenated tensors
 
-A header needs shapes only, so it is written first and memory never holds more than the tensor that is being
-written, in its stored and in its new dtype. `safetensors` itself takes a file's tensors all at once. The
-bytes are the same as its own (https://huggingface.co/docs/safetensors/index#format).
+The header only needs shapes, so it is written first, and memory never holds more than the tensor being
+written, in its stored and in its new data type. `safetensors` itself needs all tensors of a file at once. The
+resulting bytes are identical (https://huggingface.co/docs/safetensors/index#format).
 """
 
 import functools
@@ -34,15 +34,15 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def widest_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype:
-    """A dtype that holds all tensors without rounding."""
+    """A data type that can represent all tensors without rounding."""
     return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
 
 
 def check_shard_size(max_shard_size: str) -> None:
-    """Refuses a size that is not above 0 or has no unit.
+    """Rejects a size that is not positive or has no unit.
 
     Raises:
-        UserError: if it is none.
+        UserError: if the size is invalid.
     """
     size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[KMGT]B\s*", max_shard_size, re.IGNORECASE)
     if size is None or float(size[1]) == 0:
@@ -52,15 +52,15 @@ def check_shard_size(max_shard_size: str) -> None:
 def plan_shards(
     tensors: Mapping[str, StoredTensor], dtype: torch.dtype, max_shard_size: str
 ) -> StateDictSplit:
-    """Which tensor goes into which file, by their shapes.
+    """Assigns tensors to files, by their shapes.
 
     Args:
         tensors: Name -> tensor.
-        dtype: Of the files.
-        max_shard_size: Most bytes of a file, such as `5GB`; a larger tensor has a file of its own.
+        dtype: Data type in the files.
+        max_shard_size: Maximum size of a file, such as `5GB`; a larger tensor gets its own file.
 
     Raises:
-        UserError: if that is no size.
+        UserError: if the size is invalid.
     """
     check_shard_size(max_shard_size)
     sizes = {name: tensor.numel * dtype.itemsize for name, tensor in tensors.items()}
@@ -75,16 +75,16 @@ def plan_shards(
 def write_weights(
     folder: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dtype, max_shard_size: str
 ) -> None:
-    """Writes all files, and the index of several.
+    """Writes all weight files, and the index if there are several.
 
     Args:
-        folder: An existing one.
+        folder: An existing folder.
         tensors: Name -> tensor.
-        dtype: Of the files; numbers are rounded to it.
-        max_shard_size: See `plan_shards`.
+        dtype: Data type in the files, to which values are rounded.
+        max_shard_size: Maximum size of a file, see `plan_shards`.
 
     Raises:
-        UserError: if a tensor holds NaN or infinities, in its own dtype or in `dtype`.
+        UserError: if a tensor contains NaN or infinities, in its own data type or in `dtype`.
         OSError: if a file cannot be written.
     """
     plan = plan_shards(tensors, dtype, max_shard_size)
@@ -120,13 +120,13 @@ def _write_file(path: Path, tensors: Mapping[str, StoredTensor], dtype: torch.dt
 
 
 def mean_of(checkpoints: Sequence[Mapping[str, StoredTensor]]) -> dict[str, StoredTensor]:
-    """The mean of several checkpoints, tensor by tensor, in float32 or wider; two tensors in memory at once.
+    """The mean of several checkpoints, per tensor, in float32 or wider, with two tensors in memory at a time.
 
     Args:
-        checkpoints: Name -> tensor, of each.
+        checkpoints: Name -> tensor of each checkpoint.
 
     Raises:
-        UserError: if they have other names or shapes.
+        UserError: if the checkpoints differ in names or shapes.
     """
     first = checkpoints[0]
     for other in checkpoints[1:]:
@@ -140,7 +140,7 @@ def mean_of(checkpoints: Sequence[Mapping[str, StoredTensor]]) -> dict[str, Stor
         def read() -> torch.Tensor:
             mean = first[name].read().to(dtype)
             for count, other in enumerate(checkpoints[1:], 2):
-                # A running mean: that of equal numbers is exact, and no sum of all is kept.
+                # A running mean is exact for equal values, and does not need the sum of all.
                 mean.lerp_(other[name].read().to(dtype), 1 / count)
             return mean
 

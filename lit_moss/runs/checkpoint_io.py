@@ -1,4 +1,4 @@
-"""Lightning's checkpoint files, written completely or not at all, and read as data."""
+"""Lightning checkpoint files, written atomically and read as data only."""
 
 import contextlib
 import os
@@ -14,10 +14,12 @@ from lit_moss.runs.checkpoints import load_checkpoint, seal_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Saves to a file beside the target, syncs, then renames: a kill leaves the old file or the new one.
+    """Writes to a temporary file next to the target, syncs and renames it: a kill leaves the old or the new
+    file.
 
-    Lightning's own save moves a file from the system's temporary folder, which on another file system is a
-    copy, and has swallowed a PermissionError. Loads with `weights_only=True`: a checkpoint cannot run code.
+    Lightning's own save moves a file from the system's temporary folder, which copies it if that is another
+    file system, and has ignored a PermissionError. Loads with `weights_only=True`, so that a checkpoint
+    cannot execute code.
     """
 
     @override

@@ -1,7 +1,7 @@
-"""Checkpoint files: written completely or not at all, read as data, found by name.
+"""Checkpoint files: written atomically, read as data only, found by name.
 
 Sharded strategies (FSDP2, DeepSpeed) write a folder, in which each rank writes its own files. Such a folder
-is complete once it holds `WHOLE`, which lists all its files with their sizes and is written last.
+is complete if it contains `WHOLE`, which lists all its files with their sizes and is written last.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from lit_moss.runs.folder import RunFolder
 
 SEAL = 64  # hex digits of a sha256
 WHOLE = "whole.json"
-STEP = "step.txt"  # in a folder of shards: optimizer steps done
-LAST = "last.ckpt"  # state in which a run ended, where that is not one of those written every n steps
+STEP = "step.txt"  # in a folder of shards: number of optimizer steps done
+LAST = "last.ckpt"  # final state of a run, unless it was written as one of the regular ones
 
 
 def _digest(file: BinaryIO, size: int) -> str:
@@ -47,7 +47,7 @@ def seal_file(file: BinaryIO) -> None:
 
 
 def seal_folder(folder: Path) -> None:
-    """Marks a folder of shards as complete; call it once all ranks have written."""
+    """Marks a folder of shards as complete; call it after all ranks have written."""
     files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
     write_json(folder / WHOLE, {str(f.relative_to(folder)): f.stat().st_size for f in files})
 
@@ -68,12 +68,12 @@ _WHOLE: set[tuple[str, int, int, int]] = set()
 def is_whole(path: Path, sealed: bool = False) -> bool:
     """Whether a checkpoint is undamaged.
 
-    A file is checked by its seal, or without one by its archive's checksums; a folder by the sizes of its
-    files.
+    A file is verified by its seal, or without a seal by the checksums of its archive; a folder by the sizes
+    of its files.
 
     Args:
         path: The file or folder.
-        sealed: Whether a file without a seal counts as damaged; all our runs write one.
+        sealed: Treat a file without a seal as damaged; all lit_moss runs write one.
     """
     if path.is_dir():
         return _is_whole_folder(path)
@@ -95,20 +95,21 @@ def is_whole(path: Path, sealed: bool = False) -> bool:
             return False
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # a damaged archive raises whatever its damage leads to
+    except Exception:  # a damaged archive may raise any exception
         return False
 
 
 def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """A Lightning checkpoint as data; for a folder of shards, the gathered weights and the model's settings.
+    """Loads a Lightning checkpoint as data; for a folder of shards, the gathered weights and the model's
+    settings.
 
     Raises:
-        UserError: if it is damaged, holds code, or is no Lightning checkpoint.
+        UserError: if it is damaged, contains code, or is not a Lightning checkpoint.
     """
     if not is_whole(path):
         raise _damaged(path)
     if path.is_dir():
-        with torch.device("cpu"):  # also where a strategy builds its model on a GPU
+        with torch.device("cpu"):  # also while a strategy builds its model on a GPU
             checkpoint = stored.open_folder(path)
             weights = {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
         return {"state_dict": weights, **checkpoint.settings}
@@ -123,10 +124,10 @@ def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def open_checkpoint(path: Path) -> stored.Stored:
-    """A checkpoint whose tensors are read one at a time, when they are asked for.
+    """Opens a checkpoint whose tensors are read one at a time, on request.
 
     Raises:
-        UserError: if it is damaged, holds code, or is no checkpoint.
+        UserError: if it is damaged, contains code, or is not a checkpoint.
     """
     if not is_whole(path):
         raise _damaged(path)
@@ -138,19 +139,19 @@ def _damaged(path: Path) -> UserError:
 
 
 def newest_checkpoint(folder: Path, which: str, end: bool = True) -> Path | tuple[Path, str | None]:
-    """Newest (`last`) or `best` whole checkpoint of the newest run below `folder`.
+    """The newest (`last`) or `best` undamaged checkpoint of the newest run below `folder`.
 
-    A damaged file is skipped with a warning. A run that was killed before its first checkpoint is returned as
+    A damaged file is skipped with a warning. For a run that was killed before its first checkpoint, returns
     (run folder, MLflow run id): it starts again from step 0 and continues the same MLflow run.
 
     Args:
-        folder: RUN_ROOT/NAME.
+        folder: Folder of the runs, RUN_ROOT/NAME.
         which: `last` or `best`.
-        end: Whether `last` may be the state in which a run ended, `last.ckpt`, beside those written every n
+        end: Whether `last` may be the final state of a run, `last.ckpt`, in addition to those written every n
             steps.
 
     Raises:
-        UserError: if there is no run, or none of its checkpoints is whole.
+        UserError: if there is no run, or all of its checkpoints are damaged.
     """
     runs = RunFolder.all_in(folder)
     if not runs:
@@ -161,7 +162,7 @@ def newest_checkpoint(folder: Path, which: str, end: bool = True) -> Path | tupl
 
 
 def newest_of_run(folder: Path, which: str, end: bool = True) -> Path | tuple[Path, str | None]:
-    """The same within one run's folder."""
+    """As `newest_checkpoint`, for a single run folder."""
     run = RunFolder(folder)
     paths = [run.checkpoints / "best.ckpt"] if which == "best" else _states(run, end)
     paths = [path for path in paths if path.exists()]
@@ -176,15 +177,15 @@ def newest_of_run(folder: Path, which: str, end: bool = True) -> Path | tuple[Pa
 
 
 def checkpoint_of(name: str | Path, which: str = "best", end: bool = True) -> Path | None:
-    """Checkpoint that a user's name stands for; None if it is the name of something else.
+    """The checkpoint that a user's name refers to; None if it is the name of something else.
 
     Args:
-        name: A checkpoint, the folder of a run, or RUN_ROOT/NAME, which stands for its newest run.
-        which: `last` or `best` of a run.
-        end: See `newest_checkpoint`.
+        name: A checkpoint, the folder of a run, or RUN_ROOT/NAME, which means its newest run.
+        which: `last` or `best` checkpoint of a run.
+        end: Whether `last` may be the final state `last.ckpt`, see `newest_checkpoint`.
 
     Raises:
-        UserError: if a run has no whole checkpoint, or a folder of shards is damaged.
+        UserError: if a run has no undamaged checkpoint, or a folder of shards is damaged.
     """
     path = Path(name)
     if RunFolder(path).is_run():
@@ -207,32 +208,32 @@ def _states(run: RunFolder, end: bool = True) -> list[Path]:
     # The next stage starts from a state written every n steps, unless there is none.
     if not last.exists() or (states and not end):
         return states
-    # A kill between a later save and the removal of `last.ckpt` leaves an outdated one. A damaged one stays
-    # first, to be named in the warning.
+    # If a run is killed between a later save and the removal of `last.ckpt`, that file is outdated. A damaged
+    # one stays first, so that the warning names it.
     if states and 0 <= step_of(last) < step_of(states[0]):
         return states
     return [last, *states]
 
 
 def newest_step(run: RunFolder) -> int:
-    """Optimizer steps done at the newest whole state of a run; -1 if there is none."""
+    """Number of optimizer steps at the newest undamaged state of a run; -1 if there is none."""
     return next((step_of(path) for path in _states(run) if is_whole(path, sealed=True)), -1)
 
 
 def step_of(path: Path) -> int:
-    """Optimizer steps done at a checkpoint, from its name or its content; -1 if neither states it."""
+    """Number of optimizer steps at a checkpoint, from its name or content; -1 if neither states it."""
     if path.name.startswith("step-") and path.stem.removeprefix("step-").isdigit():
         return int(path.stem.removeprefix("step-"))
     try:
         if path.is_dir():
             return int((path / STEP).read_text())
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception:  # a damaged archive raises whatever its damage leads to
+    except Exception:  # a damaged archive may raise any exception
         return -1
 
 
 def begin_fork(checkpoint: Path, run: RunFolder) -> Path:
-    """Puts the state that a fork starts from into its folder, and returns its path there.
+    """Puts the state that a fork starts from into its folder; returns its path there.
 
     The fork can then be resumed before its first own checkpoint, and after the original run has removed that
     state.
@@ -244,7 +245,7 @@ def begin_fork(checkpoint: Path, run: RunFolder) -> Path:
                 shutil.copytree(checkpoint, partial)
             else:
                 try:
-                    os.link(checkpoint, partial)  # no copy: checkpoints are replaced, never written in place
+                    os.link(checkpoint, partial)  # no copy: checkpoints are replaced, never modified in place
                 except OSError:
                     shutil.copyfile(checkpoint, partial)
     except OSError as error:

@@ -1,13 +1,13 @@
-"""The folder of a run, RUN_ROOT/NAME/RUN_NAME: which files are in it, and what they hold.
+"""The folder of a run, RUN_ROOT/NAME/RUN_NAME, and the files in it.
 
-run.json            id of its MLflow run, `kind` where it is no training; its presence makes a folder a run
-config.yaml         the whole resolved configuration of the latest start
+run.json            id of its MLflow run, and `kind` unless it is a training; makes the folder a run
+config.yaml         complete resolved configuration of the latest start
 checkpoints/        states and weights, see `lit_moss.runs.checkpoints`
-result.json         step, last, lowest and highest values of its metrics
-predictions.jsonl   what `predict` has returned for its newest checkpoint
-unsent_metrics.jsonl  metrics that MLflow did not take before the run ended
-fit.lock            held by the process that trains it
-fit.yaml, log.txt, lock   of a run that a program started, see `lit_moss.runs.launch`
+result.json         step, and last, lowest and highest values of its metrics
+predictions.jsonl   output of `predict` for its newest checkpoint
+unsent_metrics.jsonl  metrics not sent to MLflow before the run ended
+fit.lock            lock held by the process that trains it
+fit.yaml, log.txt, lock   of a run started by a program, see `lit_moss.runs.launch`
 """
 
 import json
@@ -31,13 +31,13 @@ _NOTE = "run.json"
 
 
 class Result(TypedDict):
-    """What a run has reached.
+    """Result of a run.
 
     Attributes:
-        step: Optimizer steps done; 0 while it runs.
-        stopped: Why it ended before `trainer.max_steps`: `pruned` or `early`; None otherwise.
-        run_id: Its MLflow run.
-        metrics: Values of the last validation; None where a value is not finite.
+        step: Number of optimizer steps done; 0 while it runs.
+        stopped: Why it ended before `trainer.max_steps`: `pruned` or `early`; otherwise None.
+        run_id: Id of its MLflow run.
+        metrics: Values of the last validation; None for non-finite values.
         lowest: Lowest finite values over all validations.
         highest: Highest finite values over all validations.
     """
@@ -54,7 +54,7 @@ class RunFolder:
     """Files of one run.
 
     Args:
-        path: RUN_ROOT/NAME/RUN_NAME; it need not exist.
+        path: Folder RUN_ROOT/NAME/RUN_NAME; it need not exist.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -65,28 +65,28 @@ class RunFolder:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> "RunFolder | None":
-        """The run that a checkpoint belongs to; None for a file outside of any run's folder."""
+        """The run that a checkpoint belongs to; None for a file outside of run folders."""
         run = cls(checkpoint.absolute().parent.parent)
         return run if checkpoint.absolute().parent == run.checkpoints and run.is_run() else None
 
     @classmethod
     def all_in(cls, folder: Path) -> "list[RunFolder]":
-        """All trainings of one name, in the order in which they were begun.
+        """All trainings of one name, in the order in which they were started.
 
-        Evaluations of the same name, whose notes say so, are none.
+        Evaluations of the same name, which are marked in `run.json`, are excluded.
 
         Args:
-            folder: RUN_ROOT/NAME.
+            folder: Folder of the runs, RUN_ROOT/NAME.
         """
         notes = sorted(
             folder.glob(f"*/{_NOTE}"), key=lambda note: (note.stat().st_mtime_ns, note.parent.name)
         )
         return [cls(note.parent) for note in notes if "kind" not in json.loads(note.read_text())]
 
-    # --- what makes it a run --------------------------------------------------------------------------------
+    # --- identity of the run --------------------------------------------------------------------------------
 
     def is_run(self) -> bool:
-        """Whether the folder is that of a run."""
+        """Whether the folder contains a run."""
         return (self.path / _NOTE).is_file()
 
     @property
@@ -94,18 +94,18 @@ class RunFolder:
         """Id of its MLflow run, from `run.json`.
 
         Raises:
-            OSError: if the folder is not a run's.
+            OSError: if the folder does not contain a run.
         """
         return json.loads((self.path / _NOTE).read_text())["mlflow_run_id"]
 
     def begin(self, mlflow_run_id: str | None, kind: str | None = None) -> None:
         """Makes the folder a run, or replaces its MLflow run.
 
-        The file keeps the time of the first call, by which the newest run is chosen.
+        The file keeps the time of the first call, which determines the newest run.
 
         Args:
-            mlflow_run_id: Its MLflow run.
-            kind: What it is instead of a training: `evaluation`.
+            mlflow_run_id: Id of its MLflow run.
+            kind: Kind of run, such as `evaluation`; None: a training.
         """
         note = self.path / _NOTE
         before = note.stat() if note.exists() else None
@@ -114,46 +114,47 @@ class RunFolder:
             os.utime(note, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def forget(self) -> None:
-        """Makes the folder no run again: `last` then does not choose it."""
+        """Undoes `begin`: `last` then does not select this folder."""
         (self.path / _NOTE).unlink(missing_ok=True)
 
     # --- configuration and results --------------------------------------------------------------------------
 
     @property
     def config_file(self) -> Path:
-        """The resolved configuration."""
+        """Path of the resolved configuration."""
         return self.path / "config.yaml"
 
     def config(self) -> dict[str, Any]:
         """Content of `config.yaml`.
 
         Raises:
-            OSError: if the run was not begun yet.
+            OSError: if the run has not started yet.
         """
         return yaml.safe_load(self.config_file.read_text())
 
     @property
     def recipe_file(self) -> Path:
-        """The recipe of a run that a program started."""
+        """Path of the recipe of a run started by a program."""
         return self.path / "fit.yaml"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of its checkpoints."""
+        """Folder of the run's checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def log_file(self) -> Path:
-        """Output of a run that a program started."""
+        """Path of the output of a run started by a program."""
         return self.path / "log.txt"
 
     @property
     def unsent_metrics_file(self) -> Path:
-        """JSON lines `[name, value, time in ms, step]` of metrics that MLflow did not take."""
+        """Path of the JSON lines `[name, value, time in ms, step]` of metrics that were not sent to
+        MLflow."""
         return self.path / "unsent_metrics.jsonl"
 
     def result(self) -> Result | None:
-        """Content of `result.json`; None if there is none yet."""
+        """Content of `result.json`; None if it does not exist yet."""
         try:
             return json.loads((self.path / "result.json").read_text())
         except (OSError, ValueError):
@@ -164,7 +165,7 @@ class RunFolder:
         write_json(self.path / "result.json", result)
 
     def write_predictions(self, items: Sequence[Any]) -> Path:
-        """Writes what `predict` returned, one JSON line an item; returns the file."""
+        """Writes the output of `predict`, one JSON line per item; returns the path."""
         path = self.path / "predictions.jsonl"
         with path.open("w", encoding="utf-8") as file:
             for item in items:
@@ -174,12 +175,12 @@ class RunFolder:
     # --- locks ----------------------------------------------------------------------------------------------
 
     def hold(self) -> Any:
-        """Keeps every other process from training this run while the returned file is open.
+        """Prevents other processes from training this run while the returned file is open.
 
-        The lock belongs to the process: a second call in the same process gets it too.
+        The lock belongs to the process: a second call in the same process succeeds.
 
         Raises:
-            UserError: if another process holds it.
+            UserError: if another process holds the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / "fit.lock").open("w")
@@ -192,7 +193,7 @@ class RunFolder:
                     "begin another run without --ckpt_path"
                 ) from error
             except OSError:
-                pass  # a file system without locks
+                pass  # the file system does not support locks
         return file
 
     def is_held(self) -> bool:
@@ -206,5 +207,5 @@ class RunFolder:
         return False
 
     def starting(self) -> AbstractContextManager[None]:
-        """Held by a program that runs a `fit` in this folder; others wait for it."""
+        """Lock held by a program while it runs a `fit` in this folder; other programs wait for it."""
         return locked(self.path / "lock")

@@ -1,7 +1,7 @@
-"""Runs started by a program: `fit` begun, continued or left alone.
+"""Starts runs from a program: begins a `fit`, continues it, or does nothing if it is finished.
 
-`sweep` and the studies in `experiments/` use it. Each run is a process of its own: its memory is freed when
-it ends, a kill ends only this run, and its recipe is in its folder, so that it can be run again by hand.
+Used by `sweep` and the studies in `experiments/`. Each run is a separate process: its memory is freed when it
+ends, a kill ends only this run, and its recipe is in its folder, so that it can be run again by hand.
 """
 
 import json
@@ -21,18 +21,18 @@ from lit_moss.errors import UserError
 from lit_moss.files import atomic_write
 from lit_moss.runs.folder import Result, RunFolder
 
-TAGS_VARIABLE = "LIT_MOSS_RUN_TAGS"  # JSON: MLflow tags of the run that is started
+TAGS_VARIABLE = "LIT_MOSS_RUN_TAGS"  # JSON: MLflow tags of the started run
 PARENT_VARIABLE = "LIT_MOSS_PARENT"  # id of the process that the started one must not outlive
-METRICS_VARIABLE = "LIT_MOSS_METRICS"  # JSON: metrics that every validation of the run must give
-SAVING_SEC = 60.0  # a run that is to end has so long for the step that it is in, and for its state
+METRICS_VARIABLE = "LIT_MOSS_METRICS"  # JSON: metrics that every validation of the run must produce
+SAVING_SEC = 60.0  # time for a run to finish its current step and save its state
 
 
 class RunError(Exception):
-    """A run ended with an error; the message says which, and where its log is.
+    """A run ended with an error; the message names the run and its log file.
 
     Args:
         message: What happened.
-        killed: Whether it was killed from outside (memory, a signal), so that it could be continued.
+        killed: Whether it was killed from outside (out of memory, a signal), so that it can be continued.
     """
 
     def __init__(self, message: str, killed: bool = False) -> None:
@@ -49,25 +49,26 @@ def run_fit(
 ) -> Result:
     """Trains a run until it is finished and returns its result.
 
-    A run that has reached its steps is not run again; one that was killed continues from its last checkpoint,
-    in the same MLflow run. Its output goes to `log.txt` in its folder.
+    A run that has reached its number of steps is not run again; one that was killed continues from its last
+    checkpoint, in the same MLflow run. Its output is written to `log.txt` in its folder.
 
     Args:
-        config: The whole recipe.
-        folder: RUN_ROOT/NAME/RUN_NAME.
+        config: The complete recipe.
+        folder: Folder of the run, RUN_ROOT/NAME/RUN_NAME.
         tags: MLflow tags of the run.
-        threads: OMP_NUM_THREADS of the run; None leaves it unchanged.
-        variables: Added to the environment of the run, and written to no file.
+        threads: OMP_NUM_THREADS of the run; None: unchanged.
+        variables: Additional environment variables of the run; they are not written to any file.
 
     Raises:
-        UserError: if the folder's run was begun with another recipe (only `trainer.max_steps` may grow).
-        RunError: if it ends with an error.
+        UserError: if the run in the folder was started with another recipe (only `trainer.max_steps` may
+            grow).
+        RunError: if the run ends with an error.
     """
     environment = os.environ | {TAGS_VARIABLE: json.dumps(dict(tags or {}))} | dict(variables or {})
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     run = RunFolder(folder)
-    # A process that was taken for dead may still be alive: two programs with one folder wait for each other.
+    # A process assumed to be dead may still be alive: two programs with the same folder wait for each other.
     with run.starting():
         return _run_fit(dict(config), run, environment)
 
@@ -77,7 +78,7 @@ def _run_fit(config: dict[str, Any], run: RunFolder, environment: dict[str, str]
     if begun is not None:
         _check_same(begun, config, run)
     until = time.monotonic() + SAVING_SEC + 5
-    while run.is_held() and time.monotonic() < until:  # by the run of a program that was ended just now
+    while run.is_held() and time.monotonic() < until:  # held by the run of a program that was ended just now
         time.sleep(0.2)
     result = run.result()
     if result is not None and (result["step"] >= config["trainer"]["max_steps"] or result.get("stopped")):
@@ -101,10 +102,11 @@ def _run_fit(config: dict[str, Any], run: RunFolder, environment: dict[str, str]
 
 
 def _returncode(command: list[str], **options: Any) -> int:
-    """Runs a process to its end; one that is left early, at Ctrl-C, gets SIGTERM and a minute.
+    """Runs a process until it ends; if this call is interrupted by Ctrl-C, the process gets SIGTERM and a
+    minute.
 
-    It has a process group of its own: Ctrl-C in a terminal would otherwise reach it too, within a step.
-    `subprocess.run` would kill it a quarter of a second later.
+    The process has its own process group: otherwise Ctrl-C in a terminal would reach it too, within a step,
+    and `subprocess.run` would kill it a quarter of a second later.
     """
     process = subprocess.Popen(command, process_group=0, **options)
     try:
@@ -133,7 +135,7 @@ def _flat(config: Any, key: str = "") -> dict[str, Any]:
     if isinstance(config, dict):
         parts = config.items()
     elif isinstance(config, list):
-        # With its class, so that a message names the callback and not only its place.
+        # Includes the class, so that messages name the callback and not only its position.
         parts = (
             (f"{i} {e.get('class_path', '')}" if isinstance(e, dict) else i, e) for i, e in enumerate(config)
         )
@@ -146,13 +148,13 @@ def _flat(config: Any, key: str = "") -> dict[str, Any]:
 
 
 def end_with_parent(saving: bool = False) -> None:
-    """Ends this process within a second of the sweep or study that started it.
+    """Ends this process within a second after the sweep or study that started it.
 
-    Otherwise, after a kill and a new start of that program, two processes would write into one folder.
+    Otherwise, after that program is killed and restarted, two processes would write into one folder.
 
     Args:
-        saving: Whether it gets SIGTERM first, at which a `fit` ends after the step that it is in and writes
-            its state, and a minute for it. `run_fit` waits for it.
+        saving: Send SIGTERM first, on which a `fit` ends after its current step and saves its state, and wait
+            up to a minute. `run_fit` waits for it.
     """
     parent = os.getppid()
     if "LOCAL_RANK" not in os.environ and parent != int(os.environ[PARENT_VARIABLE]):
@@ -164,6 +166,6 @@ def end_with_parent(saving: bool = False) -> None:
         if saving and "LOCAL_RANK" not in os.environ:  # rank 0 sends it to the others
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(SAVING_SEC)
-        os._exit(1)  # as after a kill: what follows the last checkpoint is done again
+        os._exit(1)  # as after a kill: everything after the last checkpoint is recomputed
 
     threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -1,4 +1,4 @@
-"""Access to MLflow, which may not answer, and its rules for names."""
+"""Access to MLflow, which may be unreachable, and its rules for names."""
 
 import contextlib
 import hashlib
@@ -18,15 +18,16 @@ from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 
 from lit_moss.errors import UserError, first_line
 
-DEFAULT_DATABASE = "mlflow.db"  # what `mlflow ui` opens when it is called without arguments
-# What MLflow accepts in names of parameters, metrics and tags (mlflow.utils.validation), without `/`.
+DEFAULT_DATABASE = "mlflow.db"  # opened by `mlflow ui` without arguments
+# Characters that MLflow accepts in names of parameters, metrics and tags (mlflow.utils.validation), without
+# `/`.
 _NAME = re.compile(r"[\w.\- :]+", re.ASCII)
 _LONGEST_NAME = 250
 
 
 def tracking_uri() -> str:
-    """$MLFLOW_TRACKING_URI, else `mlflow.db` in the working folder."""
-    # Absolute: MLflow keeps one connection an address, also after the working folder has changed.
+    """$MLFLOW_TRACKING_URI, otherwise `mlflow.db` in the working directory."""
+    # An absolute path: MLflow caches a connection per address, also after the working directory has changed.
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
 
 
@@ -34,11 +35,11 @@ def tracking_uri() -> str:
 def mlflow_errors(
     work: str = "record this run", otherwise: str = "unset it to use mlflow.db here"
 ) -> Iterator[None]:
-    """Turns what MLflow refuses (no server, no database, its rules) into a UserError.
+    """Turns MLflow's errors (no server, no database, invalid names) into a UserError.
 
     Args:
-        work: What it cannot do.
-        otherwise: What else the user can do about it.
+        work: What failed, for the message.
+        otherwise: What the user can do instead, for the message.
     """
     try:
         yield
@@ -54,13 +55,13 @@ def mlflow_errors(
 
 
 def without_password(text: str) -> str:
-    """The text with the passwords of addresses `scheme://user:password@host` replaced by `***`."""
+    """Replaces passwords in addresses `scheme://user:password@host` by `***`."""
     return re.sub(r"(://[^:@/ ]*):[^@/ ]*@", r"\1:***@", text)
 
 
 def open_client() -> Any:
-    """An `MlflowClient` that gives up after seconds, not minutes, where nothing answers."""
-    # Its defaults are seven retries of a call and ten of opening a database: over 3 minutes.
+    """Opens an `MlflowClient` that gives up after seconds instead of minutes if nothing answers."""
+    # By default MLflow retries a call seven times and the opening of a database ten times: over 3 minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
@@ -71,7 +72,7 @@ def open_client() -> Any:
 
 
 def find_run(client: Any, run_id: str) -> Any:
-    """The run of that id; None if there is none, or it was deleted."""
+    """The MLflow run with this id; None if it does not exist or was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -84,7 +85,8 @@ def find_run(client: Any, run_id: str) -> Any:
 
 
 def mlflow_name(name: str) -> str:
-    """A name that MLflow accepts: unchanged, or with characters replaced and a hash that keeps it unique."""
+    """A name that MLflow accepts: the name itself, or with characters replaced and a hash that keeps it
+    unique."""
     parts = name.split("/")
     is_path = posixpath.normpath(name) == name and name != "." and not name.startswith("..")
     if all(map(_NAME.fullmatch, parts)) and is_path and len(name) <= _LONGEST_NAME:
@@ -94,7 +96,7 @@ def mlflow_name(name: str) -> str:
 
 
 def whole_maps(params: Any) -> Any:
-    """Parameters in which a mapping with keys that MLflow refuses (patterns) is one value, its text."""
+    """Replaces mappings whose keys MLflow does not accept (patterns) by a single value, their text."""
     if isinstance(params, Namespace):
         params = vars(params)
     if isinstance(params, Mapping):
@@ -115,15 +117,15 @@ def flat_params(params: Any) -> dict[str, str]:
 
 
 def last_steps(client: Any, run_id: str) -> dict[str, int]:
-    """Metric -> latest step that the run has of it."""
-    # `data.metrics` has values only; these entities also have the step of each metric's latest point.
+    """Metric -> latest step recorded for it in the run."""
+    # `data.metrics` has only values; these entities also have the step of each metric's latest value.
     return {metric.key: metric.step for metric in client.get_run(run_id).data._metric_objs}
 
 
 class Sender:
-    """A queue of metrics and the thread that sends them in batches, retrying until it succeeds."""
+    """A queue of metrics, and a thread that sends them in batches and retries until it succeeds."""
 
-    BATCH = 500  # MLflow takes 1000 metrics a call
+    BATCH = 500  # MLflow accepts 1000 metrics per call
 
     def __init__(self, flush_sec: float) -> None:
         self._flush_sec = flush_sec
@@ -188,7 +190,7 @@ class Sender:
                 return
 
     def stop(self, wait_sec: float) -> list[Any]:
-        """Ends the thread once all metrics are sent, or after `wait_sec`; returns those that are not."""
+        """Stops the thread after all metrics are sent, or after `wait_sec`; returns the unsent metrics."""
         self._stop.set()
         self._wake.set()
         if self._thread is not None:

@@ -1,4 +1,4 @@
-"""Which code, versions and machine a run was made with."""
+"""Code, library versions and machine of a run."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ _VERSIONS = ("lit-moss", "torch", "torchaudio", "lightning", "mlflow", "numpy")
 
 
 def provenance() -> dict[str, str]:
-    """MLflow tags: command, commit, versions of libraries, machine."""
+    """MLflow tags: command, commit, library versions, machine."""
     tags = {
         "mlflow.source.name": "lit_moss",
         "command": without_password(" ".join(sys.argv[1:])),

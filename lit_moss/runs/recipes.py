@@ -1,4 +1,4 @@
-"""Recipes: YAMLs found, read, merged and changed by keys, without the command line."""
+"""Finds, reads, merges and changes recipes (YAML files), without the command line."""
 
 import copy
 from collections.abc import Sequence
@@ -12,12 +12,13 @@ from omegaconf.errors import OmegaConfBaseException
 from lit_moss.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Where the recipes that come with lit_moss are: in an installed package, and in a checkout of the repository.
+# Locations of the recipes shipped with lit_moss: in an installed package, and in a checkout of the
+# repository.
 _SHIPPED = (_PACKAGE / "conf", _PACKAGE.parent / "conf")
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice: YAML's own rule, of which PyYAML takes the last."""
+    """Rejects duplicate keys, as YAML requires; PyYAML would use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -31,13 +32,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file that a name means: the path itself; else, for `conf/…`, the one that comes with lit_moss.
+    """The file that a name refers to: the path itself, or for `conf/…` the file shipped with lit_moss.
 
     Args:
         name: Path of a YAML, or of another file below `conf/`.
 
     Returns:
-        The path as given where neither is there.
+        The path as given if neither file exists.
     """
     path = Path(name)
     if path.parts[:1] != ("conf",) or path.exists():
@@ -47,10 +48,10 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def read_yaml(name: str | Path) -> dict[str, Any]:
-    """Content of a YAML, found by `find_recipe`.
+    """Content of a YAML file, found by `find_recipe`.
 
     Raises:
-        UserError: if it is missing, is not YAML, or does not hold keys.
+        UserError: if the file is missing, is not YAML, or is not a mapping.
     """
     try:
         content = yaml.load(find_recipe(name).read_text(encoding="utf-8-sig"), _Loader)
@@ -66,12 +67,12 @@ def read_yaml(name: str | Path) -> dict[str, Any]:
 
 
 def read_recipe(files: Sequence[str | Path]) -> dict[str, Any]:
-    """YAMLs merged from left to right as `fit -c` does; `${…}` is not resolved.
+    """Merges YAML files from left to right as `fit -c` does; `${…}` is not resolved.
 
-    What the command line adds (defaults of the trainer, callbacks of every run) is not in it.
+    Settings added by the command line (trainer defaults, callbacks of every run) are not included.
 
     Raises:
-        UserError: if one is missing or is not YAML.
+        UserError: if a file is missing or not YAML.
     """
     try:
         merged = OmegaConf.create()
@@ -86,9 +87,10 @@ def read_recipe(files: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def merged(recipe: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """A recipe and another one over it: mappings by key, lists as wholes; those of `KEY+` are appended.
+    """Merges `content` into a recipe: mappings by key, lists as a whole; lists of `KEY+` are appended.
 
-    Unlike `read_recipe`'s merge it takes a single entry in place of a list, as Lightning does for callbacks.
+    Unlike the merge in `read_recipe`, a single entry is accepted instead of a list, as Lightning does for
+    callbacks.
     """
     found = dict(recipe)
     for name, value in content.items():
@@ -108,7 +110,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def list_above(config: dict[str, Any], key: str) -> str | None:
-    """Key of the list that a key goes through, see `set_key`; None if it does not go through one."""
+    """The key of the list that a key (see `set_key`) passes through; None if there is none."""
     place: Any = config
     names = key.split(".")
     for i, name in enumerate(names):
@@ -119,10 +121,10 @@ def list_above(config: dict[str, Any], key: str) -> str | None:
 
 
 def get_key(config: dict[str, Any], key: str) -> Any:
-    """Value of a key, as `set_key` names it.
+    """The value of a key, in the notation of `set_key`.
 
     Raises:
-        UserError: if its parents do not exist.
+        UserError: if the parents of the key do not exist.
     """
     *path, last = key.split(".")
     place: Any = config
@@ -132,20 +134,21 @@ def get_key(config: dict[str, Any], key: str) -> Any:
 
 
 def _drop_other_strategy(merged: Any, content: Any) -> None:
-    """Removes the options of a strategy that `content` replaces: FSDP2 does not take DeepSpeed's `config`."""
+    """Removes the options of a strategy that `content` replaces: FSDP2 does not accept DeepSpeed's
+    `config`."""
     before, after = (OmegaConf.select(c, "trainer.strategy.class_path") for c in (merged, content))
     if before and after and before != after:
         merged.trainer.strategy = None
 
 
 def set_key(config: dict[str, Any], key: str, value: Any) -> None:
-    """Changes one key in place.
+    """Changes a key in place.
 
-    `model.init_args.lr`, or `trainer.callbacks.StagedFreezing.init_args.stages.0.policy`: an element of a
-    list is named by its number or by the last word of its class. The last name may be new.
+    Examples: `model.init_args.lr`, `trainer.callbacks.StagedFreezing.init_args.stages.0.policy`. An element
+    of a list is given by its index or by the last component of its class path. The last name may be new.
 
     Raises:
-        UserError: if the key's parents do not exist.
+        UserError: if the parents of the key do not exist.
     """
     *path, last = key.split(".")
     place: Any = config

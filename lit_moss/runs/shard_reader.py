@@ -1,4 +1,4 @@
-"""Metadata of `torch.distributed.checkpoint`, read as data."""
+"""Reads the metadata of `torch.distributed.checkpoint` as data only."""
 
 import pickle
 from pathlib import Path
@@ -12,7 +12,7 @@ from lit_moss.errors import UserError
 
 
 def not_data(path: Path, error: BaseException) -> UserError:
-    """The error about a file that holds code, or is damaged."""
+    """The error for a file that contains code or is damaged."""
     return UserError(
         f"{path} cannot be read as data ({type(error).__name__}); files that hold code are not opened: "
         "expected a checkpoint written by `fit`"
@@ -20,7 +20,7 @@ def not_data(path: Path, error: BaseException) -> UserError:
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Reads the classes of `torch.distributed.checkpoint`'s metadata and nothing else."""
+    """Only accepts the classes that the metadata of `torch.distributed.checkpoint` needs."""
 
     _CLASSES = frozenset(
         {
@@ -49,7 +49,8 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 class ShardReader(FileSystemReader):
-    """torch's own unpickles any class of the metadata, and reads it again for each tensor."""
+    """torch's own reader unpickles any class in the metadata, and reads the metadata again for each
+    tensor."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

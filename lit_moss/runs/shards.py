@@ -1,7 +1,8 @@
-"""Folders of shards, checked before a strategy resumes from them.
+"""Checks folders of shards before a strategy resumes from them.
 
-DeepSpeed unpickles its files, and torch's distributed checkpoints their metadata and what is no tensor,
-whatever they hold. Here all of that is read as data first: a folder with code in it is refused unread.
+DeepSpeed unpickles its files, and torch's distributed checkpoints unpickle their metadata and everything that
+is not a tensor, whatever they contain. Here all of it is first read as data: a folder that contains code is
+rejected before it is loaded.
 """
 
 import io
@@ -18,10 +19,10 @@ _METADATA, _LATEST = ".metadata", "latest"
 
 
 def check_shards(folder: Path) -> None:
-    """Refuses a folder of shards that is more than data.
+    """Rejects a folder of shards that contains anything but data.
 
     Raises:
-        UserError: if a file holds code, or names files outside of the folder.
+        UserError: if a file contains code, or refers to files outside of the folder.
     """
     for file in sorted(folder.rglob("*")):
         if file.suffix == ".pt":
@@ -52,5 +53,5 @@ def _check_distributed(folder: Path) -> None:
                 opened.seek(place.offset)
                 content = opened.read(place.length)
             torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive raises whatever its damage leads to
+    except Exception as error:  # a damaged archive may raise any exception
         raise not_data(folder, error) from error

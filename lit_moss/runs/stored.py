@@ -1,14 +1,14 @@
-"""Tensors of a checkpoint by name, each read when it is asked for.
+"""Tensors of a checkpoint by name; each is read on request.
 
     one file      `torch.save`, as Lightning writes it
-    DeepSpeed     ZeRO-1 and 2: the partitions of all ranks, joined, are a group's weights end to end
-                  ZeRO-3: every weight is cut into one equal part a rank; a rank's parts lie end to end
+    DeepSpeed     ZeRO-1 and 2: the joined partitions of all ranks are the concatenated weights of a group
+                  ZeRO-3: every weight is cut into equal parts, one per rank; a rank's parts are concatenated
     FSDP2         `torch.distributed.checkpoint`
 
-Files are parsed without their numbers: under `FakeTensorMode`, `torch.load` only states where in the file a
-storage begins (https://docs.pytorch.org/docs/stable/notes/serialization.html). Reading a tensor then takes
-its bytes from there, so memory holds no more than the tensors in use, and no mapped pages. No class of a
-pickle is imported but plain containers of torch: files that hold code are refused.
+Files are parsed without reading tensor data: under `FakeTensorMode`, `torch.load` only reports where in the
+file a storage begins (https://docs.pytorch.org/docs/stable/notes/serialization.html). Reading a tensor then
+reads its bytes from there, so memory holds only the tensors in use, and no mapped pages. Pickles may only
+import plain containers of torch: files that contain code are rejected.
 """
 
 import math
@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from lit_moss.errors import UserError
 from lit_moss.runs.shard_reader import ShardReader, not_data
 
-ZERO = "checkpoint"  # folder of DeepSpeed's files inside a checkpoint
+ZERO = "checkpoint"  # folder of DeepSpeed's files within a checkpoint
 _FSDP_PREFIX, _ZERO_PREFIX = "state_dict.", "_forward_module."
 
 
@@ -38,9 +38,9 @@ class StoredTensor:
     """A tensor on disk.
 
     Args:
-        shape: Its shape.
-        dtype: Its dtype.
-        read: Reads it; contiguous, on the CPU.
+        shape: Shape of the tensor.
+        dtype: Data type of the tensor.
+        read: Reads the tensor; the result is contiguous and on the CPU.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class StoredTensor:
 
     @property
     def numel(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -59,7 +59,7 @@ class Stored:
 
     Args:
         tensors: Name in the checkpoint's `state_dict` -> tensor.
-        settings: What else it holds, as far as that is plain: no tensors.
+        settings: All other content that is plain data, without tensors.
     """
 
     tensors: dict[str, StoredTensor]
@@ -67,7 +67,7 @@ class Stored:
 
 
 def open_file(path: Path) -> Stored:
-    """A checkpoint in one file.
+    """Opens a checkpoint that is a single file.
 
     Raises:
         UserError: if it cannot be read as data, or has no `state_dict`.
@@ -80,10 +80,10 @@ def open_file(path: Path) -> Stored:
 
 
 def open_folder(folder: Path) -> Stored:
-    """A checkpoint in a folder that the ranks of FSDP2 or DeepSpeed wrote.
+    """Opens a checkpoint folder written by the ranks of FSDP2 or DeepSpeed.
 
     Raises:
-        UserError: if it cannot be read as data, or lacks a part.
+        UserError: if it cannot be read as data, or a file is missing.
     """
     if (folder / ZERO).is_dir():
         return _open_zero(folder / ZERO)
@@ -95,7 +95,7 @@ def open_folder(folder: Path) -> Stored:
 
 
 class _Ignored:
-    """In place of DeepSpeed's own classes in its files."""
+    """Replaces DeepSpeed's own classes in its files."""
 
     def __new__(cls, *_: Any) -> "_Ignored":
         return object.__new__(cls)
@@ -110,7 +110,7 @@ _DEEPSPEED_CLASSES: list[Any] = [
 
 
 def parse_file(path: Path) -> dict[str, Any]:
-    """Content of a file of `torch.save`; its tensors have no numbers.
+    """Content of a file written by `torch.save`; its tensors contain no data.
 
     Raises:
         UserError: if it cannot be read as data.
@@ -120,7 +120,7 @@ def parse_file(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError(type(content).__name__)
-    except Exception as error:  # a damaged archive raises whatever its damage leads to
+    except Exception as error:  # a damaged archive may raise any exception
         raise not_data(path, error) from error
     return content
 
@@ -139,13 +139,13 @@ def _is_plain(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Span:
-    """Numbers that lie end to end in a file.
+    """Consecutive elements in a file.
 
     Args:
-        file: The file.
-        offset: Its byte at which they begin.
-        dtype: Their dtype.
-        count: How many.
+        file: Path of the file.
+        offset: Offset of the first element, in bytes.
+        dtype: Data type of the elements.
+        count: Number of elements.
     """
 
     file: Path
@@ -155,29 +155,29 @@ class _Span:
 
     @classmethod
     def of(cls, file: Path, tensor: Tensor) -> "_Span":
-        """Where the numbers of a contiguous tensor of `parse_file` lie."""
+        """The location of a contiguous tensor from `parse_file`."""
         assert tensor.is_contiguous()
         offset = _start(tensor) + int(tensor.storage_offset()) * tensor.itemsize
         return cls(file, offset, tensor.dtype, tensor.numel())
 
     def part(self, start: int, count: int) -> "_Span":
-        """`count` of them from number `start` on."""
+        """`count` elements from index `start` on."""
         return replace(self, offset=self.offset + start * self.dtype.itemsize, count=count)
 
     def read_into(self, out_N: Tensor) -> None:
-        """Reads them into a tensor of their dtype."""
+        """Reads the elements into a tensor of the same data type."""
         into = out_N.view(torch.uint8).numpy().data
         with self.file.open("rb", buffering=0) as opened:
             opened.seek(self.offset)
             while into:
-                size = opened.readinto(into)  # at most 2 GB a call
+                size = opened.readinto(into)  # at most 2 GB per call
                 if not size:
                     raise UserError(f"{self.file} ends too early: it is damaged, take another checkpoint")
                 into = into[size:]
 
 
 def _start(tensor: Tensor) -> int:
-    """Byte of the file at which a tensor's storage begins."""
+    """Offset in the file at which a tensor's storage begins, in bytes."""
     start = tensor.untyped_storage()._checkpoint_offset
     if start is None:
         raise ValueError("a tensor without a place in its file")  # torch's format before 1.6
@@ -185,7 +185,7 @@ def _start(tensor: Tensor) -> int:
 
 
 def _joined(spans: Sequence[_Span], shape: Iterable[int]) -> StoredTensor:
-    """A tensor whose numbers lie in several places, one after another."""
+    """A tensor whose elements are the concatenation of several spans."""
     shape, dtype = tuple(shape), spans[0].dtype
 
     def read() -> Tensor:
@@ -241,7 +241,7 @@ def _open_zero(folder: Path) -> Stored:
         else:
             paddings = optimizers[0].get("param_alignment_paddings")
             tensors |= _cut_groups(first["param_shapes"], groups, paddings)
-            # ZeRO-1 keeps weights that never train beside the compute copies of all others alone.
+            # ZeRO-1 stores weights that are never trained only next to the compute copies of all others.
             tensors = _tensors(model_files[0], first["module"]) | tensors
         tensors |= {name: tensors[kept] for name, kept in first["shared_params"].items() if kept in tensors}
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -260,7 +260,7 @@ def _check_ranks(folder: Path, optimizers: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _files_of_ranks(folder: Path, pattern: str) -> list[Path]:
-    """In the order of the ranks: rank 10 after rank 9."""
+    """Files in the order of ranks: rank 10 after rank 9."""
     files = sorted(folder.glob(pattern), key=lambda file: (len(file.name), file.name))
     if not files:
         raise UserError(f"{folder} has no {pattern}: it is damaged, take another checkpoint")
@@ -272,12 +272,12 @@ def _cut_groups(
     groups: Sequence[Sequence[_Span]],
     paddings: Sequence[Sequence[int]] | None,
 ) -> dict[str, StoredTensor]:
-    """ZeRO-1 and 2: weights of a group lie end to end in the ranks' joined partitions.
+    """ZeRO-1 and 2: the weights of a group are concatenated across the joined partitions of the ranks.
 
     Args:
-        shapes: Name -> shape, a mapping a group.
-        groups: Each rank's partition of each group.
-        paddings: Numbers without meaning after each weight of each group.
+        shapes: Name -> shape, one mapping per group.
+        groups: Partition of each rank for each group.
+        paddings: Number of padding elements after each weight of each group.
     """
     tensors: dict[str, StoredTensor] = {}
     for number, of_group in enumerate(shapes):
@@ -292,7 +292,7 @@ def _cut_groups(
 def _cut_weights(
     shapes: Sequence[Mapping[str, torch.Size]], groups: Sequence[Sequence[_Span]]
 ) -> dict[str, StoredTensor]:
-    """ZeRO-3: every rank has an equal part of each weight, all of them at the same place of its groups."""
+    """ZeRO-3: each rank has an equal part of each weight, at the same offset within its groups."""
     tensors: dict[str, StoredTensor] = {}
     ranks, at = len(groups), 0
     for name, shape in (item for of_group in shapes for item in of_group.items()):
@@ -307,7 +307,7 @@ def _cut_weights(
 
 
 def _between(spans: Sequence[_Span], start: int, end: int) -> list[_Span]:
-    """Numbers `start` to `end` of spans that are joined."""
+    """Elements `start` to `end` of concatenated spans."""
     ends = list(accumulate(span.count for span in spans))
     if end > ends[-1]:
         raise ValueError(f"numbers {start} to {end} of {ends[-1]}")
@@ -330,9 +330,9 @@ def _open_fsdp(folder: Path) -> dict[str, StoredTensor]:
             value = torch.empty(entry.size, dtype=entry.properties.dtype)
             try:
                 with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as meant
+                    warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as intended
                     load_shards({name: value}, storage_reader=reader, no_dist=True)
-            except (Exception, CheckpointException) as error:  # the latter is no Exception
+            except (Exception, CheckpointException) as error:  # CheckpointException is not an Exception
                 raise not_data(folder, error) from error
             return value
 

@@ -1,4 +1,4 @@
-"""The MLflow run of a study, under which the runs of its trials appear."""
+"""The MLflow run of a study, the parent of its trials' runs."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ def study_run(name: str, root: Path, run_id: str | None = None) -> Tracker:
     """The MLflow run of a study: that of an earlier call, or a new one.
 
     Args:
-        name: MLflow experiment, also of the study's runs.
-        root: Folder of all runs' files; the study's own are in `studies/NAME/study`.
-        run_id: The MLflow run, where the caller knows it.
+        name: MLflow experiment, which also contains the study's runs.
+        root: Root folder of all runs; the study's own files are in `studies/NAME/study`.
+        run_id: Id of the MLflow run, if the caller knows it.
 
     Raises:
-        UserError: if MLflow does not have that run.
+        UserError: if MLflow has no such run.
     """
     folder = RunFolder(root / "studies" / name / "study")
     if run_id is None and folder.is_run():

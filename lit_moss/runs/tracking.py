@@ -1,11 +1,10 @@
 """A Lightning logger that records a run in MLflow; a resumed run continues the same MLflow run.
 
-It differs from Lightning's own `MLFlowLogger` in what a training run needs:
+Differences to Lightning's own `MLFlowLogger`:
   * The run id is in every checkpoint. A resumed run continues it, and does not send a metric again for a step
-    that has it already: after `kill -9` the last steps are computed a second time, with the same values.
-  * Metrics are sent by a thread of their own: a tracking server that is away delays the record, never the
-    training.
-  * Git state, versions, the resolved configuration, figures, sounds and tables have a method each.
+    that already has it: after `kill -9` the last steps are recomputed, with the same values.
+  * A separate thread sends the metrics: an unreachable tracking server delays the record, never the training.
+  * There are methods for Git state, versions, the resolved configuration, figures, audio and tables.
 """
 
 import json
@@ -44,9 +43,9 @@ from lit_moss.runs.mlflow_access import (
 )
 from lit_moss.runs.provenance import provenance
 
-_FOLDER = "run_folder"  # tag: where the run was trained last
+_FOLDER = "run_folder"  # tag: the folder in which the run was last trained
 
-# Options of the trainer that decide what a step does.
+# Trainer options that determine what a step computes.
 _OF_STEPS = (
     "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm",
@@ -60,16 +59,16 @@ class Tracker(Logger):
 
     Args:
         name: MLflow experiment.
-        version: Name of the run; its files lie in `save_dir/name/version`.
-        save_dir: Root folder of all runs' files.
-        run_id: MLflow run to continue; None creates one. One is also created where the database does not have
-            that run (a run folder from another machine, a deleted run).
-        tags: Further tags of a new MLflow run.
-        system_metrics: Whether load and memory of the machine are recorded.
-        flush_sec: Longest time in seconds before a metric is sent.
-        give_up_sec: How many seconds the end of a run waits for a tracking server that does not answer. What
-            could not be sent by then is written to `unsent_metrics.jsonl` in the run's folder.
-        kind: See `RunFolder.begin`.
+        version: Name of the run; its files are in `save_dir/name/version`.
+        save_dir: Root folder of all runs.
+        run_id: MLflow run to continue. None: a new one is created; also if the database does not contain that
+            run (a run folder from another machine, a deleted run).
+        tags: Additional tags of a new MLflow run.
+        system_metrics: Record the load and memory of the machine.
+        flush_sec: Maximum delay before a metric is sent, in seconds.
+        give_up_sec: Time to wait for an unresponsive tracking server at the end of a run, in seconds. Unsent
+            metrics are then written to `unsent_metrics.jsonl` in the run's folder.
+        kind: Kind of run, see `RunFolder.begin`.
     """
 
     def __init__(
@@ -87,11 +86,11 @@ class Tracker(Logger):
         super().__init__()
         self._tags, self._kind = dict(tags or {}), kind
         self._began_folder = False  # whether this tracker has written `run.json`
-        self._run_id_before: str | None = None  # what it held before
+        self._run_id_before: str | None = None  # what it contained before
         self._from_step = 0
         self._settings: dict[str, str] = {}
         self._rules: set[str] = set()
-        self._found: tuple[str, int | None] | None = None  # status and end of the run that is continued
+        self._found: tuple[str, int | None] | None = None  # status and end of the continued run
         self._name, self._version, self._save_dir = name, version, save_dir
         self._run_id, self._give_up_sec = run_id, give_up_sec
         self._client: Any = None
@@ -117,7 +116,7 @@ class Tracker(Logger):
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """Root of all runs' files, name of the runs, name of this one."""
+        """Root folder of all runs, name of the runs, name of this run."""
         return self._save_dir, self._name, self._version
 
     @place.setter
@@ -126,12 +125,12 @@ class Tracker(Logger):
 
     @property
     def run_dir(self) -> Path:
-        """Folder of this run's files; Lightning puts `checkpoints/` in it."""
+        """Folder of this run's files; Lightning puts `checkpoints/` into it."""
         return Path(self._save_dir) / self._name / self._version
 
     @property
     def folder(self) -> RunFolder:
-        """The same, with what is in it."""
+        """The run's folder, as a `RunFolder`."""
         return RunFolder(self.run_dir)
 
     @property
@@ -142,7 +141,7 @@ class Tracker(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The `MlflowClient`; creates or continues the MLflow run at the first call."""
+        """The `MlflowClient`; the first call creates or continues the MLflow run."""
         if self._client is None:
             with mlflow_errors():
                 client = open_client()
@@ -162,23 +161,24 @@ class Tracker(Logger):
         only_at_start: Collection[str],
         rules: Collection[str] = (),
     ) -> None:
-        """States from which optimizer step and with what settings a run is resumed; call it before the start.
+        """Declares the step and the settings with which a run is resumed; call it before the start.
 
-        If the settings differ from the recorded ones, and later steps are recorded already, what follows is
-        recorded in a new MLflow run.
+        If the settings differ from the recorded ones and later steps are already recorded, the continuation
+        is recorded in a new MLflow run.
 
         Args:
-            step: Optimizer steps done.
+            step: Number of optimizer steps done.
             params: The resolved configuration.
             only_at_start: Names of settings that have no effect on a resumed run.
-            rules: Classes of the callbacks that decide what trains and at which rate.
+            rules: Class names of the callbacks that determine what is trained and at which rate.
         """
         self._from_step = step
         self._rules = {*rules}
         self._settings = {k: v for k, v in self._deciding(params).items() if k not in only_at_start}
 
     def _deciding(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """The settings that decide what a step does: of the model, of the trainer, of the rules."""
+        """The settings that determine what a step computes: those of the model, the trainer and the
+        `rules`."""
         found = {
             key: value
             for key, value in flat_params(config).items()
@@ -199,9 +199,9 @@ class Tracker(Logger):
 
     @rank_zero_only
     def abandon(self) -> None:
-        """For a start that failed before its first step: closes the MLflow run and restores the folder.
+        """Call it if a start fails before its first step: closes the MLflow run and restores the folder.
 
-        A new folder is then not a run, so that `last` does not choose it.
+        A new folder is then no longer a run, so that `last` does not select it.
         """
         self.finalize("failed")
         self._restore_status()
@@ -213,7 +213,8 @@ class Tracker(Logger):
 
     @rank_zero_only
     def leave(self) -> None:
-        """Ends the use of a run without a change of its status: a sweep that is looked at may be running."""
+        """Stops using a run without changing its status, because a sweep that is only inspected may be
+        running."""
         if self._found is None:  # a new run
             self.finalize("interrupted")
             return
@@ -222,7 +223,7 @@ class Tracker(Logger):
         self._restore_status()
 
     def _restore_status(self) -> None:
-        """Gives a continued run the status and the end that it had, as nothing was added to it."""
+        """Restores status and end time of a continued run to which nothing was added."""
         if self._found is None:
             return
         status, end_time = self._found
@@ -235,7 +236,7 @@ class Tracker(Logger):
             rank_zero_warn(f"the MLflow run's status is not restored: {first_line(error)}")
 
     def _continued(self, client: Any) -> str | None:
-        """The run to continue, set running; None if there is none."""
+        """Id of the run to continue, which is set to running; None if there is none."""
         if self._run_id is None:
             return None
         run = find_run(client, self._run_id)
@@ -274,7 +275,8 @@ class Tracker(Logger):
         return self._run_id
 
     def _repeats_differently(self, last_step: Mapping[str, int]) -> bool:
-        """Whether recorded steps are trained again with other settings: after a kill, with another rate."""
+        """Whether recorded steps are trained again with other settings, such as a changed rate after a
+        kill."""
         if not self.folder.config_file.is_file() or all(
             step <= self._from_step for name, step in last_step.items() if not name.startswith("system/")
         ):
@@ -314,13 +316,13 @@ class Tracker(Logger):
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, only_at_start: Collection[str] = (), **kwargs: Any
     ) -> None:
-        """Parameters of the run, nested keys joined by dots.
+        """Logs the parameters of the run, with nested keys joined by dots.
 
-        A logged parameter keeps its first value (MLflow's rule); a change becomes a tag, `old -> new`.
+        A logged parameter keeps its first value (a rule of MLflow); a change becomes a tag, `old -> new`.
 
         Args:
             params: The resolved configuration.
-            only_at_start: Names of those without effect on a resumed run: another value is not recorded.
+            only_at_start: Names of parameters without effect on a resumed run: changes are not recorded.
         """
         from mlflow.entities import Param
 
@@ -329,7 +331,7 @@ class Tracker(Logger):
         known = data.params
         flat = flat_params(params)
         new = [Param(key, value) for key, value in flat.items() if key not in known]
-        for start in range(0, len(new), 100):  # MLflow takes 100 a call
+        for start in range(0, len(new), 100):  # MLflow accepts 100 per call
             client.log_batch(self._run_id, params=new[start : start + 100])
         earlier = {k: data.tags.get(mlflow_name(f"resumed_with.{k}"), known[k]) for k in flat if k in known}
         changed = {k: (old, flat[k]) for k, old in earlier.items() if old.rpartition(" -> ")[2] != flat[k]}
@@ -358,31 +360,31 @@ class Tracker(Logger):
 
     @rank_zero_only
     def flush(self, wait_sec: float = 5.0) -> bool:
-        """Waits until all queued metrics are sent, at most `wait_sec`.
+        """Waits until all queued metrics are sent, but at most `wait_sec` seconds.
 
-        A kill must not lose the metrics of a checkpoint: a resumed run does not compute them again.
+        Metrics of a checkpoint must not be lost by a kill: a resumed run does not recompute them.
         """
         return self._sender.flush(wait_sec)
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Tags of the run; later values replace earlier ones."""
+        """Sets tags of the run; later values replace earlier ones."""
         for key, value in tags.items():
             self.experiment.set_tag(self._run_id, mlflow_name(key), str(value)[:5000])
 
     @rank_zero_only
     def log_text(self, text: str, name: str) -> None:
-        """A text file among the run's artifacts."""
+        """Logs a text file as an artifact of the run."""
         self._artifact(lambda client: client.log_text(self._run_id, text, name), name)
 
     @rank_zero_only
     def log_folder(self, folder: Path, name: str) -> None:
-        """All files of a folder, as artifacts below `name`."""
+        """Logs all files of a folder as artifacts below `name`."""
         self._artifact(lambda client: client.log_artifacts(self._run_id, str(folder), name), name)
 
     @rank_zero_only
     def log_figure(self, figure: Any, name: str) -> None:
-        """A matplotlib figure as PNG; the figure is closed."""
+        """Logs a matplotlib figure as PNG and closes it."""
         import matplotlib.pyplot as plt
 
         self._artifact(lambda client: client.log_figure(self._run_id, figure, name), name)
@@ -390,15 +392,15 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_table(self, columns: dict[str, list[Any]], name: str) -> None:
-        """A table, shown and compared across runs by MLflow's UI.
+        """Logs a table, which MLflow's UI shows and compares across runs.
 
-        Rows are appended to a table of the same name.
+        Rows are appended to an existing table of the same name.
         """
         self._artifact(lambda client: client.log_table(self._run_id, columns, name), name)
 
     @rank_zero_only
     def log_audio(self, wave_T: Any, rate_hz: int, name: str) -> None:
-        """A sound: (T,) samples in [-1, 1] as 16-bit WAV, which MLflow's UI plays."""
+        """Logs audio samples (T,) in [-1, 1] as 16-bit WAV, which MLflow's UI plays."""
         folder, _, file = name.rpartition("/")
         with tempfile.TemporaryDirectory() as scratch:
             audio_io.write(Path(scratch) / file, wave_T, rate_hz)
@@ -406,7 +408,7 @@ class Tracker(Logger):
             self._artifact(lambda client: client.log_artifact(self._run_id, path, folder or None), name)
 
     def _artifact(self, send: Callable[[Any], None], name: str) -> None:
-        """Artifacts are extras: if one cannot be stored, a warning says so and the training continues."""
+        """Logs an artifact; if that fails, a warning is issued and the training continues."""
         try:
             send(self.experiment)
         except Exception as error:
@@ -427,7 +429,7 @@ class Tracker(Logger):
             with path.open("a") as file:
                 file.writelines(json.dumps([m.key, m.value, m.timestamp, m.step]) + "\n" for m in unsent)
             rank_zero_warn(f"{len(unsent)} metrics did not reach MLflow; they are in {path}")
-        if isinstance(sys.exc_info()[1], KeyboardInterrupt | SIGTERMException):  # Lightning calls it failed
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt | SIGTERMException):  # "failed" to Lightning
             status = "interrupted"
         state = {"success": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}.get(status, "FINISHED")
         try:

@@ -1,1 +1,1 @@
-"""Sweeps by Optuna: a trial is one `fit` for each seed, a process of its own."""
+"""Hyper-parameter sweeps with Optuna: a trial is one `fit` per seed, each in a separate process."""

@@ -1,4 +1,4 @@
-"""The keys of a sweep's YAML, and what follows from them: distributions, samplers, recipes of trials."""
+"""The keys of a sweep's YAML, and what is derived from them: distributions, samplers, recipes of trials."""
 
 import copy
 import hashlib
@@ -25,30 +25,31 @@ from lit_moss.runs.recipes import read_recipe, set_key
 
 @dataclass
 class Sweep:
-    """One study.
+    """Configuration of a study.
 
     Args:
-        study: Name of the study, of its runs' folder and of their MLflow experiment.
-        base: Recipes of a run, merged from left to right.
+        study: Name of the study, of the folder of its runs, and of their MLflow experiment.
+        base: Recipe files of a run, merged from left to right.
         search: Key of the recipe -> `{choices: [...]}`, `{choices: {name: value, ...}}`, or `{low, high}`
-            with `step` or `log: true`; whole numbers where both ends are.
-        objectives: Metric of a run's validations -> minimize or maximize.
-        set: Keys of the recipe changed in every trial, as `model.init_args.lr`, or
-            `trainer.callbacks.Checkpoint.init_args.keep` for an element of a list by its class.
-        trials: Number of trials; null is the whole grid.
-        seeds: `seed_everything` of a trial's runs; the value of a trial is the mean over them.
+            with `step` or `log: true`; whole numbers if both bounds are.
+        objectives: Metric of a run's validations -> `minimize` or `maximize`.
+        set: Keys of the recipe to change in every trial, such as `model.init_args.lr`, or
+            `trainer.callbacks.Checkpoint.init_args.keep` for an element of a list, given by its class.
+        trials: Number of trials; null: the whole grid.
+        seeds: Values of `seed_everything` for the runs of a trial; the value of a trial is the mean over
+            them.
         seed: Seed of the sampler.
         sampler: `grid` (every combination of the choices, in order), or an Optuna sampler as `class_path` and
             `init_args`.
-        pruner: An Optuna pruner; it sees the objective at every validation. Null never prunes. Hyperband is
-            refused: its brackets depend on trial numbers that a retried trial does not keep.
-        validation: Which validation of a run counts: the `last`, or the `best` (with one objective only: two
-            may be best at different steps, and no checkpoint has both values).
+        pruner: An Optuna pruner; it gets the objective at every validation. Null: no pruning. Hyperband is
+            rejected, because its brackets depend on trial numbers, which change if a trial is retried.
+        validation: The validation of a run to use: the `last`, or the `best` (only with a single objective:
+            two may be best at different steps, and no checkpoint has both values).
         storage: Database of the study.
-        heartbeat_sec: Seconds between two signs of life of a worker; after three times that it is taken for
-            dead.
-        retries: How often the trial of a worker that died is queued again.
-        run_root: Folder of all runs' files.
+        heartbeat_sec: Interval between signs of life of a worker, in seconds; after three times that without
+            one, the worker is considered dead.
+        retries: Number of times the trial of a dead worker is queued again.
+        run_root: Root folder of all runs.
     """
 
     study: str
@@ -108,7 +109,7 @@ class Sweep:
             self.trials = size
         if self.trials is None or self.trials < 1:
             raise UserError(f"trials is {self.trials}, expected how many")
-        self._base = read_recipe(self.base)  # once: editing a file during the sweep does not change trials
+        self._base = read_recipe(self.base)  # once: editing a file during the sweep has no effect
         self.recipe({key: _first_value(d) for key, d in self.distributions().items()}, self.seeds[0])
 
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -116,7 +117,7 @@ class Sweep:
         return {key: _distribution(key, spec) for key, spec in self.search.items()}
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the choices, the last key fastest."""
+        """Every combination of the choices; the last key varies fastest."""
         choices = []
         for key, spec in self.search.items():
             if "choices" not in spec:
@@ -125,16 +126,17 @@ class Sweep:
         return [dict(zip(self.search, point, strict=True)) for point in product(*choices)]
 
     def fingerprint(self) -> str:
-        """16 hex digits of all that makes trials comparable; their number and machines may change."""
+        """16 hex digits of everything that trials must have in common; their number and the machines may
+        change."""
         settings = [self.search, self.objectives, self.seeds, self.sampler, self.seed, self.recipe({}, 0)]
-        if self.validation != "last":  # absent from the fingerprints of studies begun before it existed
+        if self.validation != "last":  # not in the fingerprints of studies started before the option existed
             settings.append(self.validation)
         return hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest()[:16]
 
     def make_sampler(self, slot: int) -> BaseSampler:
-        """The sampler of a slot's trial.
+        """The sampler for the trial of a slot.
 
-        It depends on seed and slot alone, so that a resumed sweep draws what an uninterrupted one draws.
+        It depends only on seed and slot, so that a resumed sweep draws the same as an uninterrupted one.
         """
         if self.sampler == "grid":
             return PartialFixedSampler(self.grid()[slot % len(self.grid())], RandomSampler(seed=self.seed))
@@ -159,16 +161,16 @@ class Sweep:
 
 
 def make(spec: str | dict[str, Any], kind: type, what: str, **defaults: Any) -> Any:
-    """An object of a class.
+    """Creates an object from a class path.
 
     Args:
-        spec: Its `class_path`, or a mapping of `class_path` and `init_args`.
-        kind: Class that it must be of.
-        what: What it is for, in messages: `sampler`.
-        defaults: Arguments added where the class has them and `spec` does not give them.
+        spec: A `class_path`, or a mapping with `class_path` and `init_args`.
+        kind: Required base class.
+        what: Purpose of the object, for messages, such as `sampler`.
+        defaults: Arguments to add if the class accepts them and `spec` does not contain them.
 
     Raises:
-        UserError: one line for a class that does not exist, is of another kind or refuses its arguments.
+        UserError: one line if the class does not exist, has the wrong base class, or rejects its arguments.
     """
     spec = {"class_path": spec} if isinstance(spec, str) else dict(spec)
     module, _, name = str(spec.get("class_path", "")).rpartition(".")

@@ -1,4 +1,4 @@
-"""Results of a study: a Markdown report and pictures, in its folder and in its MLflow run."""
+"""Results of a study: a Markdown report and figures, in its folder and in its MLflow run."""
 
 import contextlib
 import warnings
@@ -16,7 +16,7 @@ from lit_moss.sweep.study import ERROR, by_slot, deaths, is_given_up
 
 
 def write_report(study: optuna.Study, sweep: Sweep, tracker: Tracker) -> Path:
-    """Writes `report.md` and the pictures; returns the report's path."""
+    """Writes `report.md` and the figures; returns the report's path."""
     folder = tracker.run_dir
     counted = {slot: members[0] for slot, members in by_slot(study, sweep).items()}
     pictures = _pictures(study, sweep)
@@ -30,7 +30,7 @@ def write_report(study: optuna.Study, sweep: Sweep, tracker: Tracker) -> Path:
     for slot, trial in counted.items():
         if trial.state == TrialState.COMPLETE:
             values = dict(zip(sweep.objectives, trial.values, strict=True))
-            for metric, value in values.items():  # slots come in any order, also a second time
+            for metric, value in values.items():  # slots come in any order, possibly twice
                 tracker.experiment.log_metric(tracker.run_id, f"trial/{metric}", value, step=slot)
     return report
 
@@ -84,7 +84,7 @@ def _value(trial: FrozenTrial, sweep: Sweep, i: int) -> str:
 
 
 def _pictures(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
-    """File name -> figure, for each picture that Optuna can draw from the trials so far."""
+    """File name -> figure, for each figure that Optuna can draw from the trials so far."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -102,7 +102,7 @@ def _pictures(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
                 if len(metrics) > 1:
                     options["target"] = lambda trial, i=i: trial.values[i]
                 suffix = f"_{metric.replace('/', '_')}" if len(metrics) > 1 else ""
-                # One complete trial has no importance; a single value no variance.
+                # A single complete trial has no importances, and a single value has no variance.
                 with contextlib.suppress(ValueError, RuntimeError, ZeroDivisionError):
                     figures[f"{kind}{suffix}.png"] = _figure(plot(study, **options), sweep)
         if len(metrics) in (2, 3):
@@ -112,8 +112,8 @@ def _pictures(study: optuna.Study, sweep: Sweep) -> dict[str, Any]:
 
 
 def _figure(axes: Any, sweep: Sweep) -> Any:
-    """Shortens long keys to their last words, and makes every panel large enough for them."""
-    panels = list(np.ravel(axes))  # one panel, or an array of them
+    """Abbreviates long keys to their last words, and makes every panel large enough for them."""
+    panels = list(np.ravel(axes))  # one panel, or an array of panels
     figure = panels[0].figure
     figure.set_size_inches(max(7.0, 4.5 * len(panels)), 4.8)
     for panel in panels:

@@ -1,9 +1,9 @@
-"""The study: which trial is the n-th, which worker runs it, what happens when that worker dies.
+"""The study: which trial is the n-th, which worker runs it, and what happens if that worker dies.
 
-Optuna gives a trial another number when it is retried after the death of its worker. It is not another trial:
-trials are counted by slots. The slot of a first attempt is the number of first attempts before it; a retry
-has the slot of its first attempt. A slot is open until one of its trials is complete, was pruned, or has
-failed with an error of its own.
+Optuna gives a trial a new number when it is retried after the death of its worker. To identify it with the
+first attempt, trials are counted by slots: the slot of a first attempt is the number of first attempts before
+it, and a retry has the slot of its first attempt. A slot is open until one of its trials is complete, was
+pruned, or has failed with an error of its own.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ ERROR, WORKER, DOUBLE, INTERRUPTED = "error", "worker", "double", "interrupted"
 
 
 def open_study(sweep: Sweep) -> optuna.Study:
-    """Makes the study in its storage, or joins it."""
+    """Creates the study in its storage, or joins it."""
     storage, place = open_storage(sweep.storage, sweep.heartbeat_sec), without_password(sweep.storage)
     directions = list(sweep.objectives.values())
     study = optuna.create_study(
@@ -73,22 +73,22 @@ def open_study(sweep: Sweep) -> optuna.Study:
 
 
 def open_storage(url: str, heartbeat_sec: int) -> RDBStorage:
-    """A database by its URL; `sqlite:///FILE` here, any other for many machines."""
+    """Opens a database by its URL: `sqlite:///FILE` for one machine, others for several machines."""
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial gets one line of our own
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are reported in one line here
     sqlite = url.startswith("sqlite")
-    # A connection idles for the length of a run; a server may have closed it.
+    # A connection is idle while a run is training; a server may have closed it.
     options = {"connect_args": {"timeout": 60}} if sqlite else {"pool_pre_ping": True}
     try:
         storage = RDBStorage(
             url, engine_kwargs=options, heartbeat_interval=heartbeat_sec, grace_period=3 * heartbeat_sec
         )
-    except Exception as error:  # of any database's driver
+    except Exception as error:  # of any database driver
         reason = first_line(error).replace(url, without_password(url))
         raise UserError(f"storage {without_password(url)} cannot be opened: {reason}") from error
     if sqlite:
         # SQLite has no row locks, and Optuna reads a waiting trial before it takes it: two workers took the
-        # same one, 4 times in 90. So every transaction takes the lock when it begins.
+        # same trial in 4 of 90 cases. Therefore every transaction takes the lock when it begins.
         storage.engine.dispose()
         event.listen(storage.engine, "connect", lambda raw, _: setattr(raw, "isolation_level", None))
         event.listen(
@@ -98,7 +98,7 @@ def open_storage(url: str, heartbeat_sec: int) -> RDBStorage:
 
 
 def without_password(url: str) -> str:
-    """The URL for messages and records."""
+    """The URL without password, for messages and records."""
     try:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
@@ -106,9 +106,9 @@ def without_password(url: str) -> str:
 
 
 class BySlot(BaseSampler):
-    """The sweep's sampler, a new one for each slot.
+    """The sweep's sampler, created anew for each slot.
 
-    What it draws depends on seed, slot and the finished trials alone, not on what a process has drawn before.
+    Its draws depend only on seed, slot and the finished trials, not on what a process has drawn before.
     """
 
     def __init__(self, sweep: Sweep) -> None:
@@ -117,25 +117,25 @@ class BySlot(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Called by Optuna before anything is drawn."""
-        # Of all trials: a pruner may have filtered those of `study`.
+        # From all trials: a pruner may have filtered those of `study`.
         slots = slots_of(study._storage.get_all_trials(study._study_id, deepcopy=False))
         self._inner = self._sweep.make_sampler(slots[trial.number])
         self._inner.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        """As the sampler does."""
+        """As in the sampler."""
         return self._inner.infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
-        """As the sampler does."""
+        """As in the sampler."""
         return self._inner.sample_relative(study, trial, search_space)
 
     def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        """As the sampler does."""
+        """As in the sampler."""
         return self._inner.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Any, trial: Any, state: TrialState, values: Sequence[float] | None) -> None:
-        """As the sampler does."""
+        """As in the sampler."""
         self._inner.after_trial(study, trial, state, values)
 
 
@@ -154,7 +154,8 @@ def slots_of(trials: Sequence[FrozenTrial]) -> dict[int, int]:
 
 
 def by_slot(study: optuna.Study, sweep: Sweep) -> dict[int, list[FrozenTrial]]:
-    """Slot -> its trials, first the one that counts: a finished one, the oldest alive, or the newest."""
+    """Slot -> its trials. The first one counts: a finished one, otherwise the oldest alive, otherwise the
+    newest."""
     trials = study.get_trials(deepcopy=False)
     slots = slots_of(trials)
     members_of: dict[int, list[FrozenTrial]] = {}
@@ -167,12 +168,12 @@ def by_slot(study: optuna.Study, sweep: Sweep) -> dict[int, list[FrozenTrial]]:
 
 
 def deaths(members: Sequence[FrozenTrial]) -> int:
-    """How often a slot's worker or run was killed, without interruptions by hand."""
+    """Number of times a slot's worker or run was killed, not counting interruptions by hand."""
     return sum(fate(t) == DEAD and INTERRUPTED not in t.user_attrs for t in members)
 
 
 def fate(trial: FrozenTrial) -> int:
-    """DONE, ALIVE, FAILED (with an error of its own) or DEAD (killed)."""
+    """State of a trial: DONE, ALIVE, FAILED (with an error of its own) or DEAD (killed)."""
     if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
         return DONE
     if trial.state != TrialState.FAIL:
@@ -181,16 +182,16 @@ def fate(trial: FrozenTrial) -> int:
 
 
 def bury_and_requeue(study: optuna.Study, sweep: Sweep, again: bool = False) -> None:
-    """Marks trials of dead workers as failed, and queues open slots without a running trial again.
+    """Marks trials of dead workers as failed, and requeues open slots that have no running trial.
 
     Args:
         study: The study.
         sweep: Its configuration.
-        again: Whether to queue failed trials too, and those that were killed too often.
+        again: Also requeue failed trials, and those that were killed too often.
     """
-    fail_stale_trials(study)  # another machine's, by the heartbeat
+    fail_stale_trials(study)  # other machines, by the heartbeat
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _is_dead(trial, 3 * sweep.heartbeat_sec):  # this machine's: at once
+        if _is_dead(trial, 3 * sweep.heartbeat_sec):  # this machine, immediately
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was first
                 study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     requeue = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
@@ -200,7 +201,7 @@ def bury_and_requeue(study: optuna.Study, sweep: Sweep, again: bool = False) -> 
             trial = copy.deepcopy(members[0])
             for own in (ERROR, WORKER, INTERRUPTED):
                 trial.user_attrs.pop(own, None)
-            if trial.params.keys() != sweep.search.keys():  # killed between two draws: all of them again
+            if trial.params.keys() != sweep.search.keys():  # killed between two draws: draws all again
                 trial.params = trial.distributions = {}
             requeue(study, trial)
 
@@ -216,14 +217,14 @@ def _is_dead(trial: FrozenTrial, silent_sec: float) -> bool:
         return False
     try:
         process = psutil.Process(pid)
-        # A killed worker is a zombie until its parent, which may wait for another one first, has noticed.
+        # A killed worker is a zombie until its parent, which may be waiting for another one, has noticed.
         return abs(process.create_time() - started) > 1.0 or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
 def _machine() -> list[str]:
-    """Names may be the same on many machines, and numbers of processes in many containers."""
+    """Several machines may have the same name, and several containers the same process ids."""
     names = [socket.gethostname()]
     with contextlib.suppress(OSError):
         names.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -232,7 +233,7 @@ def _machine() -> list[str]:
 
 
 def is_finished(study: optuna.Study, sweep: Sweep) -> bool:
-    """Whether no slot is left to run."""
+    """Whether there is no slot left to run."""
     slots = by_slot(study, sweep)
     return len(slots) == sweep.trials and all(
         fate(members[0]) in (DONE, FAILED) or is_given_up(members, sweep) for members in slots.values()
@@ -240,7 +241,7 @@ def is_finished(study: optuna.Study, sweep: Sweep) -> bool:
 
 
 def is_given_up(members: Sequence[FrozenTrial], sweep: Sweep) -> bool:
-    """Whether a slot has been killed more often than it is retried."""
+    """Whether a slot has been killed more often than it may be retried."""
     return fate(members[0]) == DEAD and deaths(members) > sweep.retries
 
 
@@ -257,7 +258,7 @@ def work(study: optuna.Study, sweep: Sweep, objective: Callable[[optuna.Trial], 
             except ImportError as error:
                 raise UserError(f"the sampler needs another package: {error}") from error
             except optuna.exceptions.UpdateFinishedTrialError:
-                pass  # after too long a silence this worker was taken for dead, and another one has its trial
+                pass  # after too long a silence, another worker has the trial
             except ValueError as error:
                 if "Cannot tell" not in str(error):  # another worker has finished the trial
                     raise
@@ -266,10 +267,10 @@ def work(study: optuna.Study, sweep: Sweep, objective: Callable[[optuna.Trial], 
 
 
 def begin(trial: optuna.Trial, sweep: Sweep) -> tuple[int, dict[str, Any]]:
-    """Writes the worker's name to a trial and draws its parameters: (slot, key -> value).
+    """Writes the worker's name to a trial and draws its parameters; returns (slot, key -> value).
 
     Raises:
-        RunError: if another trial has this slot: two workers took the last one, or both queued it again.
+        RunError: if another trial has this slot: two workers took the last one, or both requeued it.
     """
     trial.set_user_attr(WORKER, [*_machine(), os.getpid(), psutil.Process().create_time()])
     slot = slots_of(trial.study.get_trials(deepcopy=False))[trial.number]
@@ -281,12 +282,12 @@ def begin(trial: optuna.Trial, sweep: Sweep) -> tuple[int, dict[str, Any]]:
 
 
 class Objective:
-    """Runs a trial: one `fit` for each seed; the mean of each objective.
+    """Runs a trial: one `fit` per seed; returns the mean of each objective.
 
     Args:
-        sweep: What to run.
-        parent: MLflow run that is the parent of the trials' runs.
-        threads: OMP_NUM_THREADS of a run; None leaves it.
+        sweep: Configuration of the sweep.
+        parent: MLflow run that becomes the parent of the trials' runs.
+        threads: OMP_NUM_THREADS of a run; None: unchanged.
     """
 
     def __init__(self, sweep: Sweep, parent: str, threads: int | None) -> None:
@@ -323,9 +324,9 @@ class Objective:
         try:
             result = run_fit(config, folder, tags, self.threads, self._variables(trial, config, seed))
         except RunError as error:
-            if "no metric" in str(error):  # rather than killed before a validation that gives it
+            if "no metric" in str(error):  # unless it was killed before a validation that logs it
                 self._check_metrics(trial, RunFolder(folder).result(), str(error))
-            if error.killed:  # by the system, for memory most often: to be queued again as after a death
+            if error.killed:  # by the system, mostly for memory: requeued as after a death
                 print(f"trial {slot + 1}/{sweep.trials} was killed: {error}", file=sys.stderr, flush=True)
                 raise
             self._fail(trial, slot, error)
@@ -344,9 +345,9 @@ class Objective:
         trial.set_user_attr(f"seed {seed}", {m: values[m] for m in sweep.objectives})
 
     def _check_metrics(self, trial: optuna.Trial, result: Result | None, where: str) -> None:
-        """Stops the study at an objective that no validation gives: every trial would run for nothing.
+        """Stops the study if no validation logs an objective, since all trials would be useless.
 
-        The trial is queued again by the next start, for its parameters are not at fault.
+        The trial is requeued at the next start, because its parameters are not the cause.
         """
         known = [key for key in (result["metrics"] if result else {}) if "/" in key]
         missing = [metric for metric in self.sweep.objectives if metric not in known]
@@ -363,7 +364,7 @@ class Objective:
         raise error
 
     def _variables(self, trial: optuna.Trial, config: dict[str, Any], seed: int) -> dict[str, str]:
-        """Environment of a run: what a recipe does not hold, since it belongs to the sweep."""
+        """Environment of a run: settings of the sweep, which are not part of the recipe."""
         sweep = self.sweep
         variables = {
             STORAGE_VARIABLE: sweep.storage,

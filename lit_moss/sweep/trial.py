@@ -1,6 +1,6 @@
-"""What a sweep hands to the run of a trial so that it can be pruned: environment variables.
+"""Environment variables with which a sweep makes the run of a trial prunable.
 
-They are no part of the recipe: a run's recipe is the same inside and outside a sweep.
+They are not part of the recipe: the recipe of a run is the same inside and outside of a sweep.
 """
 
 import json
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 TRIAL_VARIABLE = "LIT_MOSS_TRIAL"  # JSON of a `PrunableTrial`
-STORAGE_VARIABLE = "LIT_MOSS_STORAGE"  # database of the study; not in the JSON, since it may hold a password
+STORAGE_VARIABLE = "LIT_MOSS_STORAGE"  # database of the study; separate, since it may contain a password
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class PrunableTrial:
     Args:
         study: Name of the study.
         trial: Number of the trial.
-        monitor: Metric that the pruner compares.
+        monitor: Metric that the pruner uses.
         pruner: Class of the pruner, or class_path and init_args.
-        heartbeat_sec: See `Sweep`.
-        first_step: Added to the optimizer step of a report: later seeds of a trial run after earlier ones.
+        heartbeat_sec: Interval between signs of life in seconds, see `Sweep`.
+        first_step: Offset of the steps that are reported: later seeds of a trial run after earlier ones.
     """
 
     study: str
@@ -33,11 +33,11 @@ class PrunableTrial:
     first_step: int = 0
 
     def variables(self) -> dict[str, str]:
-        """The environment that hands it to a run."""
+        """Environment variables that pass the trial to a run."""
         return {TRIAL_VARIABLE: json.dumps(asdict(self))}
 
     @classmethod
     def from_environment(cls) -> "PrunableTrial | None":
-        """The trial that this process runs; None outside a sweep with a pruner."""
+        """The trial that this process runs; None outside of a sweep with a pruner."""
         text = os.environ.get(TRIAL_VARIABLE)
         return cls(**json.loads(text)) if text else None

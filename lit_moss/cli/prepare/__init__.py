@@ -1,9 +1,9 @@
-"""Raw audio and text -> what training reads.
+"""Prepares training data from raw audio and text.
 
     python -m lit_moss prepare -c conf/prepare/NAME.yaml [SOURCE …] [--KEY VALUE …]     a chain of stages
-    python -m lit_moss prepare STAGE SOURCE … --out DIR [--KEY VALUE …]                 one of them
+    python -m lit_moss prepare STAGE SOURCE … --out DIR [--KEY VALUE …]                 a single stage
 
-A killed call goes on where it was when it is repeated.
+To continue a call that was killed, repeat it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from lit_moss.prepare.registry import STAGES as STAGES_OF_CHAINS
 _Stage = tuple[
     str, str | None, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]
 ]
-# Stage -> one line of help, its description, its options, what it does.
+# Stage -> its line of help, description, function that adds options, function that runs it.
 STAGES: dict[str, _Stage] = {
     "manifest": ("a corpus -> a speech manifest", manifest.__doc__, manifest.add_arguments, manifest.main),
     "documents": ("data -> token documents", documents.__doc__, documents.add_arguments, documents.main),
@@ -39,7 +39,7 @@ STAGES: dict[str, _Stage] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the stages that are in no chain."""
+    """Adds the options of the stages that are not part of chains."""
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, (summary, description, add_stage_arguments, run) in STAGES.items():
         stage = stages.add_parser(
@@ -53,13 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    """Runs a chain, or one stage.
+    """Runs a chain, or a single stage.
 
     Args:
         words: A stage and its options, or the options of a chain.
 
     Raises:
-        UserError: for a stage that does not exist, and for what the user can correct.
+        UserError: if the stage does not exist, and for other mistakes of the user.
     """
     if not words or words[0] in ("-h", "--help"):
         print(overview())
@@ -85,7 +85,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def overview() -> str:
-    """The help of the verb."""
+    """The help text of the verb."""
     chains = "\n".join(f"  {name:<18} {summary}" for name, (_, _, summary) in STAGES_OF_CHAINS.items())
     others = "\n".join(f"  {name:<18} {summary}" for name, (summary, *_) in STAGES.items())
     ending = "python -m lit_moss prepare STAGE --help shows the options of a stage"
@@ -93,5 +93,6 @@ def overview() -> str:
 
 
 def _is_text_to_speak(words: Sequence[str]) -> bool:
-    """`speak` takes conversations (JSON lines), and plain text, which has a command of its own."""
+    """Whether `speak` is given plain text, which has a separate command; otherwise it takes conversations
+    (JSON lines)."""
     return words[0] == "speak" and any(PurePath(w).suffix in (".txt", ".csv") for w in words[1:2])

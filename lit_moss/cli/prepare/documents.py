@@ -1,20 +1,21 @@
-"""Manifests and text -> token documents.
+"""Converts manifests and text to token documents.
 
     prepare documents train.jsonl --kind interleaved --speech-tokenizer runs/codec_encoder --out
     data/interleaved
 
-Kinds: `interleaved` (text and speech by turns), `unsupervised` (speech alone), `text`, `sft` (conversations
+Kinds: `interleaved` (alternating text and speech), `unsupervised` (speech only), `text`, `sft` (conversations
 in four modality pairs), `transcripts` (speech, then its text; text, then its speech). Sources: manifests
 (JSON lines) and `embedded:everyday-en`; for `text` also .txt (an empty line ends a document), .csv
-(`id|text|normalised`) and .jsonl with a `text`; for `sft` .jsonl with `messages`.
+(`id|text|normalised`) and .jsonl with a `text` field; for `sft` .jsonl with `messages`.
 
-Utterances that belong together follow each other in a document: those with the same `document` in the
-manifest, else the same name before the last dash (LJ001-0001, 103-1240-0000), else the same speaker, else the
-same name; names count within one folder. An utterance has its own `chunks` (see `prepare chunk`), or is cut
-into chunks of 3 to 6 s by its `words` ([word, start, end] in seconds); one without either is one chunk.
+Utterances that belong together are consecutive in a document: those with the same `document` in the manifest,
+otherwise the same name before the last dash (LJ001-0001, 103-1240-0000), otherwise the same speaker,
+otherwise the same name; names are compared within one folder. An utterance is divided into its own `chunks`
+(see `prepare chunk`), or cut into chunks of 3 to 6 s by its `words` ([word, start, end] in seconds); without
+either it is a single chunk.
 
-A manifest given for `sft` stands in for conversations: the user says a sentence, and the assistant repeats
-it, as the system prompt asks.
+For `sft`, a manifest can replace conversations: the user says a sentence, and the assistant repeats it, as
+requested by the system prompt.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from lit_moss.cli.options import add_log_mel_argument
 
-# Options of some kinds only; what is not given takes the kind's default.
+# Options that only some kinds have; those not given have the default of the kind.
 _OPTIONS = (
     "speech_share",
     "alternate",
@@ -44,7 +45,7 @@ _OPTIONS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the stage."""
+    """Adds the options of the stage."""
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="manifests, text, embedded:everyday-en")
     add("--kind", required=True, choices=["interleaved", "unsupervised", "text", "sft", "transcripts"])
@@ -103,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Makes the documents and prints how many."""
+    """Makes the documents and prints their number."""
     from lit_moss.data.make_documents import make_documents
 
     options = {name: value for name, value in sorted(vars(args).items()) if name in _OPTIONS}

@@ -1,10 +1,10 @@
-"""The embedded corpus: 480 everyday English sentences, spoken by a neural voice. Prints its folder."""
+"""Makes the embedded corpus: 480 everyday English sentences, spoken by a neural voice. Prints its folder."""
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the stage."""
+    """Adds the options of the stage."""
     parser.add_argument("--voices", action="store_true", help="twelve voices of Kokoro instead of one (slow)")
 
 

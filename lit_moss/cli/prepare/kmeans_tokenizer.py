@@ -1,6 +1,6 @@
-"""A speech tokenizer without training: Whisper-tiny's encoder run causally, and a codebook of k-means centres
-of its pooled frames over a manifest's speech. Enough to try a language model before a tokenizer has been
-trained.
+"""Makes a speech tokenizer without training: Whisper-tiny's encoder, run causally, with a codebook of k-means
+centres of its pooled frames over the speech of a manifest. Sufficient to try a language model before a
+tokenizer has been trained.
 """
 
 import argparse
@@ -12,7 +12,7 @@ _CODES = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the stage."""
+    """Adds the options of the stage."""
     parser.add_argument("manifest", type=Path, help="speech whose frames the codes stand for")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder, released layout")
     parser.add_argument("--codes", type=int, default=_CODES, help=f"codebook entries (default {_CODES})")

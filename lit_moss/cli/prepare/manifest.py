@@ -1,9 +1,9 @@
-"""From a corpus to a speech manifest.
+"""Makes a speech manifest from a corpus.
 
     python -m lit_moss prepare manifest --from KIND SOURCE --out manifest.jsonl
 
-Only headers are read, except of files that --max-sec cuts: `tokenize` finds a file that is damaged further
-on.
+Only file headers are read, except for files that --max-sec cuts; files that are damaged further on are found
+by `tokenize`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _KIND_OF = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the stage."""
+    """Adds the options of the stage."""
     add = parser.add_argument
     add("source", metavar="SOURCE", help="folder, dataset or file that holds the corpus")
     add("--from", dest="kind", required=True, choices=list(READERS), help="kind of corpus")
@@ -51,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Writes the manifest, and the validation manifest where one is asked for.
+    """Writes the manifest and, if requested, the validation manifest.
 
     Raises:
-        UserError: on an option of another kind of corpus, and as `make_manifest`.
+        UserError: if an option does not apply to this kind of corpus, and as in `make_manifest`.
     """
     given = vars(args)
     of_kinds = {name: given[name] for name in _KIND_OF}

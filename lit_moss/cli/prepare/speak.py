@@ -1,9 +1,10 @@
-"""Text -> a spoken corpus: sound files and manifests, by the voice that comes with the project (English).
+"""Makes a spoken corpus from text: sound files and manifests, with the voice included in the project
+(English).
 
     python -m lit_moss prepare speak TEXT.txt|metadata.csv --out FOLDER [--first N] [--validation N]
 
-A text file has one sentence a line; a .csv is LJ Speech's metadata (`id|text|normalised text`), whose ids
-name the files. An interrupted call continues where it stopped.
+A text file has one sentence per line; a .csv is the metadata of LJ Speech (`id|text|normalised text`), whose
+ids become the file names. To continue an interrupted call, repeat it.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the stage."""
+    """Adds the options of the stage."""
     parser.add_argument("text", type=Path, help="sentences, one a line, or LJ Speech's metadata.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     parser.add_argument("--first", type=int, help="only this many sentences, from the first")
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Speaks the file."""
+    """Speaks the text file."""
     from lit_moss.prepare.speak_text import speak
 
     count = speak(args.text, args.out, args.first, args.validation)

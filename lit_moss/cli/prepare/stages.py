@@ -1,4 +1,4 @@
-"""Stages and chains of stages: their options come from the stages' own classes."""
+"""Stages and chains of stages, whose options are those of the stage classes."""
 
 import inspect
 import json
@@ -15,10 +15,10 @@ _WITHOUT_VALUE = ("-h", "--help", "--print_config")
 
 
 def run_chain_of(words: Sequence[str]) -> None:
-    """`prepare -c FILE [SOURCE …] [--KEY VALUE …]`.
+    """Runs `prepare -c FILE [SOURCE …] [--KEY VALUE …]`.
 
     Raises:
-        UserError: for what the user can correct.
+        UserError: for mistakes of the user.
     """
     from lit_moss.cli.yaml_options import OptionsParser
     from lit_moss.prepare.chain import Chain, run_chain
@@ -31,10 +31,10 @@ def run_chain_of(words: Sequence[str]) -> None:
 
 
 def run_stage(name: str, words: Sequence[str]) -> None:
-    """`prepare STAGE SOURCE … --out DIR [--KEY VALUE …]`.
+    """Runs `prepare STAGE SOURCE … --out DIR [--KEY VALUE …]`.
 
     Raises:
-        UserError: for what the user can correct.
+        UserError: for mistakes of the user.
     """
     from lit_moss.cli.yaml_options import OptionsParser
     from lit_moss.prepare.chain import Chain, run_alone
@@ -55,7 +55,7 @@ def run_stage(name: str, words: Sequence[str]) -> None:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM (of a job system) ends workers and MLflow's run like an error does; exit code 143."""
+    """On SIGTERM (from a job scheduler), ends workers and the MLflow run as after an error; exit code 143."""
 
     def stop(number: int, _: object) -> None:
         print("stopped by SIGTERM: what is done stays, the same call goes on", file=sys.stderr)
@@ -69,7 +69,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def _with_sources(words: Sequence[str]) -> list[str]:
-    """Words that are neither options nor their values are sources: `-c FILE a.wav b.wav --out DIR`."""
+    """Treats words that are neither options nor values as sources: `-c FILE a.wav b.wav --out DIR`."""
     sources, rest, left = [], [], list(words)
     while left:
         word = left.pop(0)
@@ -83,7 +83,7 @@ def _with_sources(words: Sequence[str]) -> list[str]:
 
 
 def _joined(options: type, chain: type) -> type:
-    """A dataclass with the options of a stage and those of every step."""
+    """A dataclass with the options of a stage and those common to all steps."""
     own = {f.name for f in fields(options)}
     shared = [f for f in fields(chain) if f.name != "steps"]
     if both := own & {f.name for f in shared}:
@@ -103,7 +103,7 @@ def _joined(options: type, chain: type) -> type:
 
 
 def _help(options: type, without: set[str]) -> str:
-    """The lines under `Args:` of a docstring, indented by four spaces."""
+    """The lines below `Args:` of a docstring, indented by four spaces."""
     lines = inspect.cleandoc(options.__doc__ or "").partition("Args:\n")[2].splitlines()
     kept, skipping = [], False
     for line in lines:
