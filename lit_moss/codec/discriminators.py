@@ -164,23 +164,25 @@ class AdversarialLosses:
 
 
 def adversarial_losses(
-    discriminators: Discriminators, made_BL: Tensor, truth_BL: Tensor
+    discriminators: Discriminators, generated_BL: Tensor, real_BL: Tensor
 ) -> AdversarialLosses:
     """Losses of both sides, computed in one graph with the weights before the step.
 
     Gradients of `discriminator` do not reach the vocoder; gradients of the other losses do not reach the
     discriminators.
     """
-    count = len(made_BL)
-    both = discriminators(torch.cat([truth_BL, made_BL.detach()]))
-    made = discriminators.frozen(made_BL)
-    against, for_it, distance = (made_BL.new_zeros(()) for _ in range(3))
-    for judged, again in zip(both, made, strict=True):
-        real, fake = judged.score.float().split(count)
-        against = against + nnf.relu(1 - real).mean() + nnf.relu(1 + fake).mean()
-        for_it = for_it + nnf.relu(1 - again.score.float()).mean()
-        pairs = zip(judged.features, again.features, strict=True)
-        gaps = [(own.float() - true[:count].detach().float()).abs().mean() for true, own in pairs]
-        distance = distance + sum(gaps, made_BL.new_zeros(())) / len(gaps)
-    parts = len(made)
-    return AdversarialLosses(against / parts, for_it / parts, distance / parts)
+    count = len(generated_BL)
+    real_and_fake = discriminators(torch.cat([real_BL, generated_BL.detach()]))
+    fake_frozen = discriminators.frozen(generated_BL)
+    discriminator_loss, generator_loss, feature_loss = (generated_BL.new_zeros(()) for _ in range(3))
+    for both, fake in zip(real_and_fake, fake_frozen, strict=True):
+        real_score, fake_score = both.score.float().split(count)
+        discriminator_loss = (
+            discriminator_loss + nnf.relu(1 - real_score).mean() + nnf.relu(1 + fake_score).mean()
+        )
+        generator_loss = generator_loss + nnf.relu(1 - fake.score.float()).mean()
+        maps = zip(both.features, fake.features, strict=True)
+        gaps = [(own.float() - real[:count].detach().float()).abs().mean() for real, own in maps]
+        feature_loss = feature_loss + sum(gaps, generated_BL.new_zeros(())) / len(gaps)
+    parts = len(fake_frozen)
+    return AdversarialLosses(discriminator_loss / parts, generator_loss / parts, feature_loss / parts)

@@ -64,7 +64,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Velocities:
+class FlowPrediction:
     """Inputs of the losses: velocities, or mels if the network predicts mels.
 
     Args:
@@ -147,7 +147,7 @@ def velocities(
     draws: Draws,
     streaming: bool = False,
     most_weight: float = 1.0,
-) -> Velocities:
+) -> FlowPrediction:
     """The network's prediction (velocity or mel) and the true value, at the drawn times.
 
     Args:
@@ -173,9 +173,9 @@ def velocities(
     t_B = draws.t_B11[:, 0, 0]
     predicted_BMT = network.decoder.estimator(y_BMT, t_B, conditions).float()
     if network.config.predict == "velocity":
-        return Velocities(predicted_BMT, u_BMT, mask_B1T, mu_BMT.float(), target_BMT)
+        return FlowPrediction(predicted_BMT, u_BMT, mask_B1T, mu_BMT.float(), target_BMT)
     weight_B = flow_matching.mel_weight(t_B, most_weight)
-    return Velocities(predicted_BMT, target_BMT, mask_B1T, mu_BMT.float(), target_BMT, weight_B)
+    return FlowPrediction(predicted_BMT, target_BMT, mask_B1T, mu_BMT.float(), target_BMT, weight_B)
 
 
 def prior_loss(network: FlowNetwork, batch: FlowBatch, streaming: bool = False) -> Tensor:

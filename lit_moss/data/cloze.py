@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lit_moss import assets
 from lit_moss.corpora.manifest import Utterance, read_manifest
@@ -19,6 +19,7 @@ from lit_moss.files import make_once
 from lit_moss.hub.code_cache import encode_utterances
 from lit_moss.hub.recordings import recordings_stamp
 from lit_moss.hub.tokenizer import NamedTokenizer
+from lit_moss.llm.heldout import ClozeItem
 from lit_moss.llm.rows import RowFormat
 
 _VERSION = 5  # of the rules below; a change makes new items
@@ -27,23 +28,6 @@ _CANDIDATES = 16
 _LEAST_ROWS = 5  # minimum of a sentence
 _Key = tuple[int, Any, int]  # source, group of the sentence, position in the group
 _Item = tuple[int, int, int]  # first sentence of the context, true and other continuation
-
-
-@dataclass(frozen=True)
-class ClozeItem:
-    """A context and two continuations, as rows.
-
-    Args:
-        modality: `text` or `speech`.
-        context: Rows of one or two sentences. Speech: sosp and the codes, as one stretch without eosp.
-        true: Rows of the next sentence. Speech: its codes and eosp.
-        other: Rows of a sentence from elsewhere, of similar length.
-    """
-
-    modality: Literal["text", "speech"]
-    context: list[int]
-    true: list[int]
-    other: list[int]
 
 
 def make_cloze(

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lit_moss.corpora.manifest import Utterance, read_manifest
@@ -11,25 +10,11 @@ from lit_moss.data.interleave import asr_prompt, ended, text_ids
 from lit_moss.data.transcripts import edit_distance, normalise
 from lit_moss.hub.code_cache import encode_utterances
 from lit_moss.hub.tokenizer import NamedTokenizer
+from lit_moss.llm.listening import AsrItem
 from lit_moss.llm.rows import audio_vocab_for
 
 _WORD = re.compile(r"[a-z0-9']+|\S")  # a word in Latin letters, or a Chinese character
 _LEAST_WORDS = 2  # a single word says little about listening
-
-
-@dataclass(frozen=True)
-class AsrItem:
-    """An utterance to transcribe.
-
-    Args:
-        prompt: Rows up to the end of its speech.
-        expected: The following text ids, with the id that ends the document.
-        text: Transcript of the utterance.
-    """
-
-    prompt: list[int]
-    expected: list[int]
-    text: str
 
 
 def make_asr_items(

@@ -26,7 +26,7 @@ from lit_moss.evaluate.evaluation import Evaluation, Result
 from lit_moss.evaluate.row_scores import score_rows
 from lit_moss.llm import SplitLM
 from lit_moss.llm.branches import Modality
-from lit_moss.llm.generate import Decoder, draws
+from lit_moss.llm.generate import GenerationState, draws
 from lit_moss.llm.replies import DIRECT, ReplyForm
 from lit_moss.llm.sampling import GREEDY, Sampling
 
@@ -224,13 +224,13 @@ class LitMossLM(TemplateLM):
                 "set max_gen_toks in generation_kwargs"
             )
         cut = [prompt[-room:] or [self.prefix_token_id] for prompt in prompts]
-        decoder = _Words(self.lm, cut, _sampling(known), self._allowed["text"])
+        state = _Words(self.lm, cut, _sampling(known), self._allowed["text"])
         digests = [hashlib.sha256(f"{self._seed} {name}".encode()).digest() for name in names]
-        decoder.draw(cut, count, [int.from_bytes(digest[:7]) for digest in digests])
+        state.draw(cut, count, [int.from_bytes(digest[:7]) for digest in digests])
         rows: list[list[int]] = [[] for _ in cut]
         texts = [""] * len(cut)
         open_ = set(range(len(cut)))
-        for step in decoder.steps(count):
+        for step in state.steps(count):
             for number in list(open_):
                 row = step[number]
                 if row is not None:
@@ -273,7 +273,7 @@ class LitMossLM(TemplateLM):
         return name if self._repeats[name] == 1 else f"{name}/{self._repeats[name]}"
 
 
-class _Words(Decoder):
+class _Words(GenerationState):
     """Generation of words alone.
 
     Args:

@@ -25,7 +25,7 @@ from lit_moss.llm.rows import RowFormat
 Modality = Literal["text", "speech"]
 
 
-class Block(nn.Module):
+class LayerStack(nn.Module):
     """Consecutive decoder layers of the backbone.
 
     Attributes:
@@ -99,7 +99,7 @@ class Branch:
     """
 
     predicts: tuple[Modality, ...]
-    block: Block
+    block: LayerStack
     norm: nn.Module
     head: Head
     first_row: int
@@ -110,7 +110,7 @@ class Branch:
         return self.predicts[0]
 
     def logits(self, h_BLD: Tensor, **kwargs: Any) -> Tensor:
-        """(B, L, D) -> (B, L, V); keyword arguments are passed to `Block`."""
+        """(B, L, D) -> (B, L, V); keyword arguments are passed to `LayerStack`."""
         return self.head(self.norm(self.block(h_BLD, **kwargs)))
 
     def loss(self, hidden_ND: Tensor, rows_N: Tensor) -> HeadLoss:
@@ -135,7 +135,7 @@ class Network(Protocol):
     training: bool
 
     @property
-    def trunk(self) -> Block: ...
+    def trunk(self) -> LayerStack: ...
 
     @property
     def rotary(self) -> Rotary: ...
@@ -145,7 +145,7 @@ class Network(Protocol):
 
     def branch_of(self, modality: Modality) -> Branch: ...
 
-    def blocks(self) -> Iterator[Block]: ...
+    def blocks(self) -> Iterator[LayerStack]: ...
 
     def embed(self, rows_BL: Tensor) -> Tensor: ...
 

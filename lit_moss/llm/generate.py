@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from lit_moss.errors import UserError
-from lit_moss.llm.branches import Block, Modality, Network
+from lit_moss.llm.branches import LayerStack, Modality, Network
 from lit_moss.llm.cache import Caches, KVCache, causal_mask
-from lit_moss.llm.decode import head_row, one_row, runs_on
 from lit_moss.llm.rows import RowFormat, to_grid
 from lit_moss.llm.sampling import GREEDY, Sampling, sample
+from lit_moss.llm.single_row import head_row, one_row, runs_on
 
 _NEVER = 2**31 - 1
 
@@ -83,13 +83,13 @@ def generate(
     channels: dict[Modality, Sampling] = {"text": text or Sampling(), "speech": speech or Sampling()}
     if greedy:
         channels = {"text": GREEDY, "speech": GREEDY}
-    decoder = Decoder(lm, prompts, channels, min_new_tokens, prompt_chunk)
+    state = GenerationState(lm, prompts, channels, min_new_tokens, prompt_chunk)
     lm.check_context(max(map(len, prompts)))
     if lm.config.max_context is not None:
         max_new_tokens = min(max_new_tokens, lm.config.max_context)
     if any(c.temperature > 0 for c in channels.values()):
-        decoder.draws_BN = draws(prompts, max_new_tokens, generator).to(decoder.device)
-    steps = decoder.steps(max_new_tokens)
+        state.draws_BN = draws(prompts, max_new_tokens, generator).to(state.device)
+    steps = state.steps(max_new_tokens)
     if stream:
         return (step[0] for step in steps) if single else steps
     out: list[list[int]] = [[] for _ in prompts]
@@ -158,7 +158,7 @@ def draws(prompts: Sequence[list[int]], count: int, generator: torch.Generator |
     return torch.stack(rows)
 
 
-class Decoder:
+class GenerationState:
     """Decoding state of one batch. Prompts are padded at the left, so that all next rows are in one column.
 
     Args:
@@ -296,7 +296,7 @@ class Decoder:
         for piece in rows_BL.split(step, dim=1):
             self.caches.wait(self.run(self.lm.trunk, self.trunk, self.lm.embed(piece)))
 
-    def run(self, block: Block, cache: KVCache, h_BLD: Tensor) -> Tensor:
+    def run(self, block: LayerStack, cache: KVCache, h_BLD: Tensor) -> Tensor:
         """Output (B, L, D) of a block for rows (B, L, D) that follow those in its cache; appends to the
         cache."""
         first, rows = cache.length, h_BLD.shape[1]
@@ -349,10 +349,10 @@ class Decoder:
 def cached_logits(lm: Network, prompts: Sequence[list[int]], rows_BN: Tensor) -> Tensor:
     """Text logits (B, N + 1, V) after the prompts and after each of the following rows (B, N), computed with
     the caches of generation."""
-    decoder = Decoder(lm, prompts, {"text": GREEDY, "speech": GREEDY})
-    decoder.forward(decoder.prompt_BL)
-    logits = [decoder.logits("text")]
+    state = GenerationState(lm, prompts, {"text": GREEDY, "speech": GREEDY})
+    state.forward(state.prompt_BL)
+    logits = [state.logits("text")]
     for new_BL in rows_BN.split(1, dim=1):
-        decoder.forward(new_BL)
-        logits.append(decoder.logits("text"))
+        state.forward(new_BL)
+        logits.append(state.logits("text"))
     return torch.stack(logits, dim=1)

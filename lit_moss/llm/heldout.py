@@ -6,7 +6,8 @@ random one, the model should assign the true one the higher mean log-probability
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,17 +15,21 @@ from lit_moss.llm.branches import Modality, Network
 from lit_moss.llm.rows import RowFormat
 
 
-class ClozeItem(Protocol):
-    """A context and two continuations, as rows."""
+@dataclass(frozen=True)
+class ClozeItem:
+    """A context and two continuations, as rows.
 
-    @property
-    def modality(self) -> Modality: ...
-    @property
-    def context(self) -> Sequence[int]: ...
-    @property
-    def true(self) -> Sequence[int]: ...
-    @property
-    def other(self) -> Sequence[int]: ...
+    Args:
+        modality: `text` or `speech`.
+        context: Rows of one or two sentences. Speech: sosp and the codes, as one stretch without eosp.
+        true: Rows of the next sentence. Speech: its codes and eosp.
+        other: Rows of a sentence from elsewhere, of similar length.
+    """
+
+    modality: Modality
+    context: list[int]
+    true: list[int]
+    other: list[int]
 
 
 class HeldOut:

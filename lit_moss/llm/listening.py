@@ -10,22 +10,27 @@ unrelated, with a WER of about 1. Compare runs by the step at which the WER fall
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from lit_moss.llm.branches import Network
 
 
-class AsrItem(Protocol):
-    """An utterance: the rows of its speech, the text ids that follow, and its text."""
+@dataclass(frozen=True)
+class AsrItem:
+    """An utterance to transcribe.
 
-    @property
-    def prompt(self) -> Sequence[int]: ...
-    @property
-    def expected(self) -> Sequence[int]: ...
-    @property
-    def text(self) -> str: ...
+    Args:
+        prompt: Rows up to the end of its speech.
+        expected: The following text ids, with the id that ends the document.
+        text: Transcript of the utterance.
+    """
+
+    prompt: list[int]
+    expected: list[int]
+    text: str
 
 
 class Listening:

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from lit_moss.errors import UserError
 from lit_moss.llm import attention, generate, lora, released
 from lit_moss.llm.attention import Segments
-from lit_moss.llm.branches import Block, Branch, Modality, Rotary
+from lit_moss.llm.branches import Branch, LayerStack, Modality, Rotary
 from lit_moss.llm.check import check_backbone
 from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.layers import own_layer, own_norm
@@ -46,13 +46,13 @@ class SplitModel(nn.Module):
         layers, split = [own_layer(layer) for layer in inner.layers], config.num_shared_layers
         width, tail, norm = config.backbone.hidden_size, layers[split:], own_norm(inner.norm)
         self.embed_tokens: nn.Embedding = inner.embed_tokens
-        self.shared_block = Block(layers[:split])
+        self.shared_block = LayerStack(layers[:split])
         self.rotary_emb = Rotary(inner.rotary_emb)
         if not config.joint:
             self.audio_embed = nn.Embedding(config.format.audio_vocab_size, width)
-            self.audio_block = Block(copy.deepcopy(tail))
+            self.audio_block = LayerStack(copy.deepcopy(tail))
             self.audio_norm = copy.deepcopy(norm)
-        self.text_block = Block(tail)
+        self.text_block = LayerStack(tail)
         self.text_norm = norm
 
 
@@ -122,7 +122,7 @@ class SplitLM(nn.Module):
                 `num_modality_layers` 0.
             dtype: Data type of the weights. Default: float32.
             row_format: Row format. Default: derived from the tokenizer or config as described above.
-            empty: Create the model on the meta device without reading weights, to be filled by `adopt`.
+            empty: Create the model on the meta device without reading weights; `assign_weights` fills it.
 
         Raises:
             UserError: if the layers are not standard decoder layers, or the sizes are inconsistent.
@@ -191,11 +191,11 @@ class SplitLM(nn.Module):
         with released.on_cpu() as device:
             with torch.device("meta"):
                 lm = cls.from_config(config)
-            lm.adopt(released.read_weights(lm, path, dtype))
+            lm.assign_weights(released.read_weights(lm, path, dtype))
             lm.tokenizer_folder = path
         return (lm if device is None else lm.to(device)).eval()
 
-    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+    def assign_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Uses the given tensors as weights, without copying them and in their own data types.
 
         Args:
@@ -216,7 +216,7 @@ class SplitLM(nn.Module):
     # --- parts and options ----------------------------------------------------------------------------------
 
     @property
-    def trunk(self) -> Block:
+    def trunk(self) -> LayerStack:
         """The layers that text and speech share."""
         return self.model.shared_block
 
@@ -239,7 +239,7 @@ class SplitLM(nn.Module):
         """The branch that predicts rows of a modality."""
         return next(branch for branch in self.branches if modality in branch.predicts)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[LayerStack]:
         """Yields the trunk and the block of each branch."""
         yield self.trunk
         for branch in self.branches:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from lit_moss.errors import UserError
-from lit_moss.llm.branches import Block, Modality, Network
+from lit_moss.llm.branches import LayerStack, Modality, Network
 from lit_moss.llm.cache import CacheGroup, Caches, KVCache
-from lit_moss.llm.decode import head_row, one_row
-from lit_moss.llm.generate import Decoder, checked_prompts, draws, modality_after
+from lit_moss.llm.generate import GenerationState, checked_prompts, draws, modality_after
 from lit_moss.llm.sampling import GREEDY, Sampling
+from lit_moss.llm.single_row import head_row, one_row
 
 # Rows of a prompt that are computed between two new rows of the other sequences.
 PIECE_ROWS = 64
@@ -171,14 +171,14 @@ class Prefill:
         self.cached_rows = min(context.common(prompt), len(prompt) - 1)
         context.truncate(self.cached_rows)
         channels = channels or {"text": GREEDY, "speech": GREEDY}
-        self.decoder = Decoder(lm, [prompt], channels, min_new_tokens, caches=context.caches)
+        self.state = GenerationState(lm, [prompt], channels, min_new_tokens, caches=context.caches)
         self.sec = 0.0
 
     @property
     def mode(self) -> Modality:
         """Name of the branch that predicts the next row."""
-        if len(self.decoder.tails) == 1:
-            return next(iter(self.decoder.tails))
+        if len(self.state.tails) == 1:
+            return next(iter(self.state.tails))
         last = self.rows[-1] if self.rows else self.prompt[-1]
         return modality_after(last, self.lm.format)
 
@@ -188,27 +188,27 @@ class Prefill:
         missing = len(self.prompt) + len(self.rows) - len(self.context.rows) - 1
         if missing:
             return missing
-        waiting = self.decoder.tails[self.mode].rows_waiting
+        waiting = self.state.tails[self.mode].rows_waiting
         return waiting if waiting > PIECE_ROWS else 0
 
     @torch.inference_mode()
     def advance(self, most: int = PIECE_ROWS) -> None:
         """Computes the next piece of at most `most` rows: first in the trunk, then in the tail."""
-        began, context, decoder = time.monotonic(), self.context, self.decoder
+        began, context, state = time.monotonic(), self.context, self.state
         done = len(context.rows)
         piece = [*self.prompt, *self.rows][done:-1][:most]
-        with torch.autocast(decoder.device.type, enabled=False):
+        with torch.autocast(state.device.type, enabled=False):
             if piece:
                 try:
-                    decoder.forward(torch.tensor([piece], device=decoder.device))
+                    state.forward(torch.tensor([piece], device=state.device))
                 except Exception:
                     context.truncate(done)
                     raise
                 context.rows += piece
             else:
-                catch_up(decoder, self.mode, most)
-        if decoder.device.type == "cuda":
-            torch.cuda.synchronize(decoder.device)
+                catch_up(state, self.mode, most)
+        if state.device.type == "cuda":
+            torch.cuda.synchronize(state.device)
         self.sec += time.monotonic() - began
 
 
@@ -255,7 +255,7 @@ class Generation(Prefill):
         count = max_new_tokens if reach is None else min(max_new_tokens, reach)
         if any(s.temperature > 0 for s in channels.values()):
             generator = torch.Generator("cpu").manual_seed(seed)
-            self.decoder.draws_BN = draws([checked], count, generator).to(self.decoder.device)
+            self.state.draws_BN = draws([checked], count, generator).to(self.state.device)
         # The row after the last position is never fed.
         self.most = count if reach is None else min(count, reach - len(checked) + 1)
         self.ended: Literal["stop", "length"] | None = None if self.most > 0 else "length"
@@ -275,15 +275,15 @@ class Generation(Prefill):
             self.ended = "length"
 
 
-def catch_up(decoder: Decoder, name: Modality, most: int) -> None:
+def catch_up(state: GenerationState, name: Modality, most: int) -> None:
     """Runs a tail on at most `most` of its waiting rows, but never on the last one."""
-    tail = decoder.tails[name]
+    tail = state.tails[name]
     rows = min(most, tail.rows_waiting - 1)
     if rows > 0:
         done = tail.cache.length
         h_1LD = tail.take(rows)
         try:
-            decoder.run(tail.branch.block, tail.cache, h_1LD)
+            state.run(tail.branch.block, tail.cache, h_1LD)
         except Exception:
             tail.cache.length = done
             tail.waiting.insert(0, h_1LD)
@@ -300,7 +300,7 @@ def step(lm: Network, generations: Sequence[Generation]) -> None:
     assert not any(g.rows_left for g in generations)
     lengths = [len(g.context.rows) for g in generations]
     try:
-        device = generations[0].decoder.device
+        device = generations[0].state.device
         with torch.autocast(device.type, enabled=False):
             rows = _next_rows(lm, generations)
     except Exception as error:
@@ -321,9 +321,9 @@ def step(lm: Network, generations: Sequence[Generation]) -> None:
 
 def _next_rows(lm: Network, generations: Sequence[Generation]) -> list[int | None]:
     """The next rows; None where the logits are NaN."""
-    device = generations[0].decoder.device
+    device = generations[0].state.device
     rows_S1 = torch.tensor([[g.next_input] for g in generations], device=device)
-    h_S1D = _one_row(lm, lm.trunk, [g.decoder.trunk for g in generations], lm.embed(rows_S1), generations)
+    h_S1D = _one_row(lm, lm.trunk, [g.state.trunk for g in generations], lm.embed(rows_S1), generations)
     for g, h_11D in zip(generations, h_S1D.split(1), strict=True):
         g.context.rows.append(g.next_input)
         # Cloned, because a view would keep the rows of all sequences in memory.
@@ -334,27 +334,27 @@ def _next_rows(lm: Network, generations: Sequence[Generation]) -> list[int | Non
         if not group:
             continue
         for g in group:
-            catch_up(g.decoder, branch.name, PIECE_ROWS)
-        tails = [g.decoder.tails[branch.name] for g in group]
+            catch_up(g.state, branch.name, PIECE_ROWS)
+        tails = [g.state.tails[branch.name] for g in group]
         h_S1D = torch.cat([tail.take(1) for tail in tails])
         h_S1D = _one_row(lm, branch.block, [tail.cache for tail in tails], h_S1D, group)
         logits_SV = head_row(branch.norm(h_S1D[:, -1]), branch.head).float()
         bad_S = logits_SV.isnan().any(-1)
         for g, logits_1V, bad_1 in zip(group, logits_SV.split(1), bad_S.split(1), strict=True):
-            row_1 = g.decoder.choose(branch.name, logits_1V, len(g.rows))
-            g.decoder.note(row_1, len(g.rows))
+            row_1 = g.state.choose(branch.name, logits_1V, len(g.rows))
+            g.state.note(row_1, len(g.rows))
             chosen[g] = row_1.masked_fill(bad_1, -1)
     rows = torch.cat([chosen[g] for g in generations]).tolist()  # a single transfer from the device
     return [None if row < 0 else row for row in rows]
 
 
 def _one_row(
-    lm: Network, block: Block, caches: list[KVCache], h_S1D: Tensor, generations: Sequence[Generation]
+    lm: Network, block: LayerStack, caches: list[KVCache], h_S1D: Tensor, generations: Sequence[Generation]
 ) -> Tensor:
     """Output (S, 1, D) of a block for one new row of each sequence; appends to the caches."""
-    if not generations[0].decoder.fast:  # transformers' layers accept only one cache
+    if not generations[0].state.fast:  # transformers' layers accept only one cache
         parts = zip(generations, caches, h_S1D.split(1), strict=True)
-        return torch.cat([g.decoder.run(block, cache, h_11D) for g, cache, h_11D in parts])
+        return torch.cat([g.state.run(block, cache, h_11D) for g, cache, h_11D in parts])
     positions_S1 = torch.tensor([[cache.length] for cache in caches], device=h_S1D.device)
     rope = lm.rotary(h_S1D, position_ids=positions_S1)
     cache = caches[0] if len(caches) == 1 else CacheGroup(caches)

@@ -32,18 +32,18 @@ DTYPES = {
 }
 
 
-def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool = False) -> int:
+def load_initial_weights(lm: SplitLM, checkpoint: dict[str, Any], source: str, assign: bool = False) -> int:
     """Loads the weights of an earlier stage's checkpoint.
 
     Weights that the checkpoint left out as frozen are the backbone's, which the model already has, or are
     read from the `init_from` of that stage.
 
     Args:
-        lm: A split model with its backbone's weights; may be empty if the checkpoint is complete and `adopt`
+        lm: A split model with its backbone's weights; may be empty if the checkpoint is complete and `assign`
             is set.
         checkpoint: Checkpoint of the earlier stage.
         source: Origin of the checkpoint, for error messages.
-        adopt: Use the checkpoint's tensors themselves, in their data types, instead of copying their values.
+        assign: Use the checkpoint's tensors themselves, in their data types, instead of copying their values.
 
     Returns:
         Number of tensors loaded.
@@ -77,10 +77,10 @@ def take_over(lm: SplitLM, checkpoint: dict[str, Any], source: str, adopt: bool 
         check_frozen(frozen, own, source)
         _round_frozen(frozen, own)
     scale = (checkpoint.get("lora") or {}).get("scale", 0.0)
-    if adopt:
+    if assign:
         base = {name: weights.get(name, own[name]) for name in pairs}
         sums = {name: lora.merged_weight(base[name], a, b, scale) for name, (a, b) in pairs.items()}
-        lm.adopt(weights | sums)
+        lm.assign_weights(weights | sums)
     else:
         lm.load_state_dict(own | weights)
         for name, (a, b) in pairs.items():  # one at a time, to save memory
@@ -101,7 +101,7 @@ def _start_again(lm: SplitLM, init_from: str) -> None:
     folder = Path(init_from)
     path = None if is_released(folder) else checkpoint_of(folder, "last", end=False)
     if path is not None:
-        take_over(lm, load_checkpoint(path, mmap=True), str(path))
+        load_initial_weights(lm, load_checkpoint(path, mmap=True), str(path))
         return
     if not is_released(folder):
         raise UserError(f"frozen weights of a checkpoint are in {init_from}, which is not there: put it back")
@@ -144,7 +144,7 @@ def model_of_checkpoint(checkpoint: dict[str, Any], backbone: str | Path, source
     else:
         layers, size = config.num_modality_layers, config.format.audio_vocab_size
         lm = SplitLM.from_backbone(backbone, layers, size, config.joint, row_format=config.format)
-    take_over(lm, checkpoint, source)
+    load_initial_weights(lm, checkpoint, source)
     return lm.eval()
 
 

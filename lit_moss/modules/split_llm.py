@@ -1,7 +1,7 @@
 """Training of the split language model: minimises the next-row cross-entropy of both heads over packed
 documents.
 
-    TokenBatch ─ SplitLM.loss ─ Window: all targets of an optimizer step have equal weight ─ AdamW
+    TokenBatch ─ SplitLM.loss ─ AccumulationWindow: all targets of an optimizer step have equal weight ─ AdamW
 
 Callbacks decide which parameters are trained at each step (StagedFreezing, ReverseUnfreeze) and set the
 learning rates (LearningRateSchedule); they find parameters by the names of the optimizer's groups.
@@ -32,14 +32,14 @@ from lit_moss.llm.metrics import LossSums, batch_metrics
 from lit_moss.llm.parts import LORA, PARTS, Parts, named_parts, optimizer_groups
 from lit_moss.llm.replies import reply_codes, reply_text, split_reply
 from lit_moss.llm.rows import RowFormat
-from lit_moss.modules.added_losses import AddedLosses
-from lit_moss.modules.first_weights import Start
+from lit_moss.modules.accumulation import AccumulationWindow, every_target_once
+from lit_moss.modules.auxiliary_losses import AuxiliaryLosses
+from lit_moss.modules.initial_weights import InitialWeights
 from lit_moss.modules.parallel import check_replies, check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
 from lit_moss.modules.text_distill import TextDistill
 from lit_moss.modules.trunk_align import TrunkAlign
 from lit_moss.modules.trunk_ctc import HEAD, TrunkCtc, TrunkCtcHead, check_same_ctc, stored_head
-from lit_moss.modules.window import Window, every_target_once
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -161,8 +161,8 @@ class SplitLLM(StepModule):
         self.lora = lora
         self.lm: SplitLM
         self.ctc_head: TrunkCtcHead | None = None
-        self._added = AddedLosses(ctc, align, distill)
-        self._window = Window()
+        self._auxiliary = AuxiliaryLosses(ctc, align, distill)
+        self._window = AccumulationWindow()
         self._sums = LossSums(torch.device("cpu"))
         self._heldout: HeldOut | None = None
         self._listening: Listening | None = None
@@ -181,10 +181,10 @@ class SplitLLM(StepModule):
         with whole_on_cpu(self.trainer.strategy):
             self.lm = self._build(contracts.data_of(self.trainer, contracts.RowData).format).train()
             if self.trainer.state.fn in ("fit", "validate"):
-                added, stored = self._added, self._stored_ctc
+                auxiliary, stored = self._auxiliary, self._stored_ctc
                 dtype = self.frozen_dtype or self.weights_dtype
-                added.build(self.lm, self.trainer, stored, self._backbone_as_it_was, dtype)
-                self.ctc_head, self._stored_ctc = added.head, None
+                auxiliary.build(self.lm, self.trainer, stored, self._backbone_as_it_was, dtype)
+                self.ctc_head, self._stored_ctc = auxiliary.head, None
             if self.lora is not None:
                 add_adapters(self.lm, self.lora)
         # Before a strategy wraps the model: reducers and shards omit parameters that are never trained.
@@ -225,7 +225,7 @@ class SplitLLM(StepModule):
             )
 
     def _build(self, row_format: RowFormat) -> SplitLM:
-        start = Start(
+        initial = InitialWeights(
             self.backbone,
             self.num_modality_layers,
             self.joint,
@@ -233,7 +233,7 @@ class SplitLLM(StepModule):
             self.init_codes,
             self.weights_dtype,
         )
-        lm, self._stored_ctc = start.weights(self.trainer, row_format, self.resumes)
+        lm, self._stored_ctc = initial.weights(self.trainer, row_format, self.resumes)
         if lm.format != row_format:
             raise UserError(
                 f"the documents' rows are {row_format.fingerprint}, {self.init_from}'s are "
@@ -306,10 +306,10 @@ class SplitLLM(StepModule):
         return self.lm(rows, document_ids)
 
     def on_train_start(self) -> None:
-        self._window = Window()
+        self._window = AccumulationWindow()
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        if self._added.is_alone:
+        if self._auxiliary.only_aligns:
             return self._alignment_step(batch)
         loss = self._loss(batch)
         # Lightning uses a metric named `step` as the x axis: step 1 is the state after the first step.
@@ -320,16 +320,16 @@ class SplitLLM(StepModule):
             "text": int(loss.text_count) if text is None else text,
             "speech": int(loss.speech_count) if speech is None else speech,
         }
-        added = self._added.added(self.lm, batch, loss)
+        auxiliary = self._auxiliary.compute(self.lm, batch, loss)
         trained = sum(count for head, count in targets.items() if self.weights[head])
-        self.count_targets(trained + added.count)
+        self.count_targets(trained + auxiliary.count)
         if trained:
             self.log("train/loss", loss.total.detach(), prog_bar=True)
         for name, value in batch_metrics(loss, targets).items():
             self.log(f"train/{name}", value, prog_bar=name == "speech_ppl")
         count = loss.text_count + loss.speech_count
-        total = sum(added.losses, start=loss.total)
-        for name, value in added.logged.items():
+        total = sum(auxiliary.losses, start=loss.total)
+        for name, value in auxiliary.logged.items():
             self.log(f"train/{name}", value if isinstance(value, Tensor) else self.on_device(value))
         return self._window.weighted(self.trainer, batch_idx, total, count, sum(targets.values()))
 
@@ -339,7 +339,7 @@ class SplitLLM(StepModule):
         return self.lm.loss(batch.rows_BL, ids_BL, batch.loss_mask_BL, attention_ids_BL)
 
     def _alignment_step(self, batch: TokenBatch) -> Tensor:
-        losses = self._added.alone(self.lm, batch)
+        losses = self._auxiliary.alignment(self.lm, batch)
         self.log("step", self.on_device(self.global_step + 1))
         self.count_targets(losses.places)
         if losses.places:
@@ -351,19 +351,19 @@ class SplitLLM(StepModule):
     @property
     def layers_run(self) -> int | None:
         """Number of trunk layers that a training step runs; None: the whole model."""
-        return self._added.layers_run
+        return self._auxiliary.layers_run
 
     def on_validation_epoch_start(self) -> None:
         self._sums = LossSums(self.device, self.weights)
-        self._added.reset()
+        self._auxiliary.reset()
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        if self._added.is_alone:
-            self._added.validate(self.lm, batch, None)
+        if self._auxiliary.only_aligns:
+            self._auxiliary.validate(self.lm, batch, None)
             return
         loss = self._loss(batch)
         self._sums.add(loss)
-        self._added.validate(self.lm, batch, loss)
+        self._auxiliary.validate(self.lm, batch, loss)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
@@ -372,7 +372,7 @@ class SplitLLM(StepModule):
         def over_ranks(x: Tensor) -> Tensor:
             return self.trainer.strategy.reduce(x.to(self.device), reduce_op="sum")
 
-        metrics = self._sums.metrics(over_ranks) | self._added.metrics(over_ranks)
+        metrics = self._sums.metrics(over_ranks) | self._auxiliary.metrics(over_ranks)
         self.log("step", float(contracts.steps_done(self.trainer)))
         # Already reduced over ranks.
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
@@ -470,8 +470,8 @@ class SplitLLM(StepModule):
                     "the checkpoint has no head for CTC, model.ctc is on: validate it as it was trained, "
                     "with ctc: null"
                 )
-            self._added.restore_head(self.lm, self.trainer, head)
-            self.ctc_head = self._added.head
+            self._auxiliary.restore_head(self.lm, self.trainer, head)
+            self.ctc_head = self._auxiliary.head
         elif self.ctc_head is None and "state_dict" in checkpoint:  # not needed for replies
             kept = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {k: v for k, v in kept if not k.startswith(f"{HEAD}.")}

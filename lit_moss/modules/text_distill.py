@@ -24,7 +24,7 @@ from lit_moss.data.batches import TokenBatch
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.llm.attention import Segments, starts
-from lit_moss.llm.branches import Block, Rotary
+from lit_moss.llm.branches import LayerStack, Rotary
 from lit_moss.llm.losses import divergence
 from lit_moss.llm.rows import RowFormat
 
@@ -91,7 +91,7 @@ class TextTeacher(nn.Module):
         super().__init__()
         text = lm.branch_of("text")
         self.embed_tokens = copy.deepcopy(lm.model.embed_tokens)
-        self.block = Block([copy.deepcopy(layer) for layer in [*lm.trunk.layers, *text.block.layers]])
+        self.block = LayerStack([copy.deepcopy(layer) for layer in [*lm.trunk.layers, *text.block.layers]])
         self.rotary = Rotary(copy.deepcopy(lm.rotary.inner))
         self.norm = copy.deepcopy(text.norm)
         self.head = copy.deepcopy(text.head)

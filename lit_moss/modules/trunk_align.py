@@ -25,7 +25,7 @@ from lit_moss.data.batches import SpeechText, TokenBatch
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.llm.attention import Segments
-from lit_moss.llm.branches import Block, Rotary
+from lit_moss.llm.branches import LayerStack, Rotary
 
 _TEMPERATURE = 0.05
 _MOST_COMPARED = 1024  # positions compared at once; memory grows with its square
@@ -188,7 +188,7 @@ class Teacher(nn.Module):
         after = [*lm.trunk.layers, *lm.model.text_block.layers][layers:]
         norm = getattr(after[0], "input_layernorm", nn.Identity()) if after else lm.model.text_norm
         self.embed_tokens = copy.deepcopy(lm.model.embed_tokens)
-        self.block = Block([copy.deepcopy(layer) for layer in list(lm.trunk.layers)[:layers]])
+        self.block = LayerStack([copy.deepcopy(layer) for layer in list(lm.trunk.layers)[:layers]])
         self.rotary = Rotary(copy.deepcopy(lm.rotary.inner))
         self.norm = copy.deepcopy(norm)
         self.to(dtype).requires_grad_(False).eval()

@@ -186,12 +186,12 @@ class Vocoder(StepModule):
             # Without gradients AdamW leaves the parameters unchanged.
             waits = waits_for_all_gradients(self.trainer)
             return loss + self._zero(self.discriminators) if waits else loss
-        judged = adversarial_losses(self.discriminators, made_BL, batch.wave_BL)
-        self.log("train/adversarial", judged.adversarial.detach(), batch_size=len(batch))
-        self.log("train/features", judged.features.detach(), batch_size=len(batch))
-        self.log("train/discriminator", judged.discriminator.detach(), batch_size=len(batch))
-        loss = loss + self.adversarial_weight * judged.adversarial + self.feature_weight * judged.features
-        return loss + judged.discriminator
+        losses = adversarial_losses(self.discriminators, made_BL, batch.wave_BL)
+        self.log("train/adversarial", losses.adversarial.detach(), batch_size=len(batch))
+        self.log("train/features", losses.features.detach(), batch_size=len(batch))
+        self.log("train/discriminator", losses.discriminator.detach(), batch_size=len(batch))
+        loss = loss + self.adversarial_weight * losses.adversarial + self.feature_weight * losses.features
+        return loss + losses.discriminator
 
     def _zero(self, module: torch.nn.Module) -> Tensor:
         """A loss of 0 that gives every parameter a gradient of 0."""

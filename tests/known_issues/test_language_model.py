@@ -181,7 +181,7 @@ with torch.no_grad():
 assert called == ["text_block", "text_norm", "audio_block", "audio_norm"], called
 
 # Targets of a rank with few of them weighed more.
-from lit_moss.modules.window import every_target_once
+from lit_moss.modules.accumulation import every_target_once
 sums, counts = [6.0, 2.0], [3, 9]
 rank = dist.get_rank()
 found = every_target_once(torch.tensor(sums[rank] / counts[rank]), torch.tensor(counts[rank]))

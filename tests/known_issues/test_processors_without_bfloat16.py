@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_moss.cli.defaults import trainer_defaults
 from lit_moss.devices import has_fast_bf16
-from lit_moss.llm import decode
+from lit_moss.llm import single_row
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,6 @@ def test_rows_in_bfloat16_need_no_units(monkeypatch):
     linears = [nn.Linear(16, 8, bias=bias, dtype=torch.bfloat16) for bias in (False, True)]
     x_BLD = torch.randn(2, 1, 16, dtype=torch.bfloat16)
     expected = torch.cat([one(x_BLD) for one in linears], dim=-1)
-    for units in {decode._ONEDNN_BF16, False}:
-        monkeypatch.setattr(decode, "_ONEDNN_BF16", units)
-        torch.testing.assert_close(decode._product(x_BLD, *linears), expected, rtol=0.02, atol=0.02)
+    for units in {single_row._ONEDNN_BF16, False}:
+        monkeypatch.setattr(single_row, "_ONEDNN_BF16", units)
+        torch.testing.assert_close(single_row._product(x_BLD, *linears), expected, rtol=0.02, atol=0.02)

@@ -7,8 +7,8 @@ import torch
 from backbones import backbone_of
 
 from lit_moss.llm.attention import NAME, Segments
-from lit_moss.llm.decode import _product
 from lit_moss.llm.layers import DecoderLayer, own_layer
+from lit_moss.llm.single_row import _product
 
 KINDS = ("qwen3", "qwen2", "llama")
 

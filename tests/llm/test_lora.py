@@ -8,7 +8,6 @@ from backbones import config_of, mixed_rows, other_config
 
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM, stages
-from lit_moss.llm.decode import runs_on
 from lit_moss.llm.lora import (
     BLOCKS,
     Lora,
@@ -20,6 +19,7 @@ from lit_moss.llm.lora import (
     without_adapters,
 )
 from lit_moss.llm.parts import named_parts
+from lit_moss.llm.single_row import runs_on
 
 KINDS = ("qwen3", "qwen2", "llama")
 
@@ -203,7 +203,7 @@ def test_the_next_stage_takes_over_merged_weights(frozen, monkeypatch):
         checkpoint["frozen"] = {"backbone": "b", **stages.hash_record(left_out)}
     monkeypatch.setitem(sys.modules, "peft", None)
     found = split("qwen3")
-    stages.take_over(found, checkpoint, "there")
+    stages.load_initial_weights(found, checkpoint, "there")
     monkeypatch.undo()
     wanted = plain_state(lm)
     assert all(torch.equal(value, wanted[name]) for name, value in found.state_dict().items())
@@ -211,7 +211,7 @@ def test_the_next_stage_takes_over_merged_weights(frozen, monkeypatch):
         other = split("qwen3")
         other.model.text_norm.weight.data += 1
         with pytest.raises(UserError, match="give the same backbone"):
-            stages.take_over(other, checkpoint, "there")
+            stages.load_initial_weights(other, checkpoint, "there")
 
 
 def test_frozen_weights_come_back_under_the_names_of_the_model_with_adapters():

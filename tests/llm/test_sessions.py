@@ -95,7 +95,7 @@ def test_layers_of_transformers_run_too():
     prompts = questions(lm, 3)
     options = [{"text": GREEDY, "speech": GREEDY, "max_new_tokens": 12}] * 3
     together = run_all(lm, prompts, options, random.Random(1))
-    assert not together[0].decoder.fast
+    assert not together[0].state.fast
     assert [g.rows for g in together] == [lm.generate(p, max_new_tokens=12, greedy=True) for p in prompts]
 
 
@@ -193,7 +193,7 @@ def test_a_failing_reply_leaves_the_others_alone(lm):
     prompts = questions(lm)[:3]
     expected = [lm.generate(p, max_new_tokens=15, greedy=True) for p in prompts]
     running = [Generation(lm, Context(lm), p, 15, GREEDY, GREEDY) for p in prompts]
-    cache, update = running[1].decoder.trunk, running[1].decoder.trunk.update
+    cache, update = running[1].state.trunk, running[1].state.trunk.update
     written = 0
 
     def fails(*args, **kwargs):

@@ -89,11 +89,11 @@ def weights_of_shards(folder):
     from lit_moss.data.documents import read_documents
     from lit_moss.hub.lm import open_lm
     from lit_moss.llm import SplitLM
-    from lit_moss.llm.stages import take_over
+    from lit_moss.llm.stages import load_initial_weights
 
     form = read_documents(folder / "interleaved-train").format
     lm = SplitLM.from_backbone(folder / "backbone", 1, 128, row_format=form)
-    take_over(lm, load_checkpoint(parts), str(parts))
+    load_initial_weights(lm, load_checkpoint(parts), str(parts))
     wanted = {k.removeprefix("lm."): v for k, v in ours.items()}
     assert all(torch.equal(v, wanted[k]) for k, v in lm.state_dict().items())
 

@@ -28,7 +28,7 @@ _LAYERS = 4  # of each tail, as in the released model
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialWeights:
     """The options of `SplitLLM` that determine the initial weights; documented there.
 
     Args:
@@ -87,7 +87,7 @@ class Start:
         )
         if checkpoint is not None:
             stages.check_tokenizers(checkpoint.get("made_by") or {}, fingerprints)
-            tensors = stages.take_over(lm, checkpoint, str(path), adopt=True)
+            tensors = stages.load_initial_weights(lm, checkpoint, str(path), assign=True)
             rank_zero_info(f"{path}: {tensors} tensors loaded")
             return lm, stored_head(checkpoint)
         if trainer.state.fn == "fit" and not resumes:

@@ -5,7 +5,7 @@
                                └─ text_BLD ───── TextDistiller ┘
 
 Each is the sum over its labels, positions or rows, divided by the number of targets of the batch, so that
-micro-batches and ranks are weighted as in the cross-entropy, see `Window`.
+micro-batches and ranks are weighted as in the cross-entropy, see `AccumulationWindow`.
 CTC and alignment need the trunk's states after some layer (`SplitLM.keep_hidden`) and the text that the
 batch's speech says; distillation needs the outputs of the text tail (`SplitLM.keep_text`).
 """
@@ -29,7 +29,7 @@ from lit_moss.modules.trunk_align import AlignLosses, AlignTotals, Teacher, Trun
 from lit_moss.modules.trunk_ctc import CtcTotals, TrunkCtc, TrunkCtcHead, labels_of, recorded_labels
 
 
-class Added(NamedTuple):
+class AuxiliaryTerms(NamedTuple):
     """Auxiliary losses of a batch.
 
     Args:
@@ -43,7 +43,7 @@ class Added(NamedTuple):
     logged: dict[str, Tensor | int]
 
 
-class AddedLosses:
+class AuxiliaryLosses:
     """The auxiliary losses of a run; `build` creates them.
 
     Args:
@@ -74,7 +74,7 @@ class AddedLosses:
         return self.align.layer if self.align is not None and self.align.alone else None
 
     @property
-    def is_alone(self) -> bool:
+    def only_aligns(self) -> bool:
         """Whether the alignment is the only loss (`align.alone`)."""
         return self.layers_run is not None and self.aligner is not None
 
@@ -145,12 +145,12 @@ class AddedLosses:
         self.head = TrunkCtcHead(labels, lm.model.embed_tokens.weight.detach())
         self.head.load_state_dict(stored["state"])
 
-    def alone(self, lm: SplitLM, batch: TokenBatch) -> AlignLosses:
+    def alignment(self, lm: SplitLM, batch: TokenBatch) -> AlignLosses:
         """Alignment losses of a batch; runs only the first layers."""
-        assert self.aligner is not None, "is_alone comes first"
+        assert self.aligner is not None, "only_aligns comes first"
         return self.aligner(lm, batch)
 
-    def added(self, lm: SplitLM, batch: TokenBatch, loss: SplitLoss) -> Added:
+    def compute(self, lm: SplitLM, batch: TokenBatch, loss: SplitLoss) -> AuxiliaryTerms:
         """Auxiliary losses of a batch, each a sum divided by the number of targets of the batch.
 
         Args:
@@ -178,14 +178,14 @@ class AddedLosses:
             losses.append(self.distill.weight * text.nats / targets)
             count += text.rows
             logged |= {"distill": text.nats.detach() / text.rows} if text.rows else {}
-        return Added(losses, count, logged)
+        return AuxiliaryTerms(losses, count, logged)
 
     def reset(self) -> None:
         """Resets the sums at the start of a validation."""
         self._ctc_sums, self._align_sums, self._text_sums = CtcTotals(), AlignTotals(), DistillTotals()
 
     def validate(self, lm: SplitLM, batch: TokenBatch, loss: SplitLoss | None) -> None:
-        """Adds a validation batch; arguments as in `added`. `loss` is None if `is_alone`."""
+        """Adds a validation batch; arguments as in `compute`. `loss` is None if `only_aligns`."""
         hidden_BLD = None if loss is None else loss.hidden_BLD
         if self.head is not None and hidden_BLD is not None:
             self._ctc_sums.add(self.head(hidden_BLD, batch.speech_text, count_errors=True))

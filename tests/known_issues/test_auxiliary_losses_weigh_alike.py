@@ -16,7 +16,7 @@ from recording import curves, fit
 from lit_moss.data.packed_documents import CollatePacks
 from lit_moss.llm import SplitLM
 from lit_moss.llm.rows import RowFormat
-from lit_moss.modules.added_losses import AddedLosses
+from lit_moss.modules.auxiliary_losses import AuxiliaryLosses
 from lit_moss.modules.text_distill import TextDistill, TextDistiller, TextTeacher
 from lit_moss.modules.trunk_align import Teacher, TrunkAlign, TrunkAligner
 from lit_moss.modules.trunk_ctc import TextLabels, TrunkCtc, TrunkCtcHead
@@ -35,7 +35,7 @@ def batch(*packs):
     )
 
 
-def made(option: str) -> tuple[SplitLM, AddedLosses]:
+def made(option: str) -> tuple[SplitLM, AuxiliaryLosses]:
     torch.manual_seed(1)
     config = config_of("llama", vocab_size=V, num_hidden_layers=4, hidden_size=D, intermediate_size=48)
     lm = SplitLM.from_backbone(config, 1, 40, row_format=FORM)
@@ -45,26 +45,26 @@ def made(option: str) -> tuple[SplitLM, AddedLosses]:
         TrunkAlign(layer=2, weight=2.0, contrast=0.0, keep=0.0, alone=False),
     )
     distill = TextDistill(weight=2.0)
-    added = AddedLosses(*(x if name == option else None for name, x in
+    losses = AuxiliaryLosses(*(x if name == option else None for name, x in
                           (("ctc", ctc), ("align", align), ("distill", distill))))  # fmt: skip
     teacher = Teacher(lm, 2, torch.float32), TextTeacher(lm, torch.float32)
-    added.head = TrunkCtcHead(TextLabels([13, 14, 17]), lm.model.embed_tokens.weight.detach())
-    added.aligner = TrunkAligner(align, teacher[0], tokenizer_of_bytes()) if option == "align" else None
-    added.distiller = TextDistiller(distill, teacher[1]) if option == "distill" else None
+    losses.head = TrunkCtcHead(TextLabels([13, 14, 17]), lm.model.embed_tokens.weight.detach())
+    losses.aligner = TrunkAligner(align, teacher[0], tokenizer_of_bytes()) if option == "align" else None
+    losses.distiller = TextDistiller(distill, teacher[1]) if option == "distill" else None
     with torch.no_grad():
         for p in lm.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    return lm, added
+    return lm, losses
 
 
 @pytest.mark.parametrize("option", ["ctc", "align", "distill"])
 def test_micro_batches_weighed_by_their_targets_are_the_whole_batch(option):
-    lm, added = made(option)
+    lm, losses = made(option)
 
     def loss(*packs):
         packed = batch(*packs)
         split = lm.loss(packed.rows_BL, packed.document_ids_BL, packed.loss_mask_BL)
-        return added.added(lm, packed, split), int(split.text_count + split.speech_count)
+        return losses.compute(lm, packed, split), int(split.text_count + split.speech_count)
 
     whole, targets = loss(*PACKS)
     parts = [loss(pack) for pack in PACKS]

@@ -26,7 +26,7 @@ class StepTargets(NamedTuple):
     parts: int
 
 
-class Window:
+class AccumulationWindow:
     """The micro-batches of the current optimizer step.
 
     They are computed from where the loader began and from Lightning's batch number, so a resume changes
@@ -78,8 +78,8 @@ def every_target_once(mean: Tensor, count: Tensor) -> Tensor:
     """Scales a rank's mean loss over its own targets so that the average over ranks (as for the gradients) is
     the mean over the targets of all ranks.
 
-    For data whose numbers of targets are not known in advance, see `Window`: accumulated micro-batches then
-    have equal weight, whatever their numbers of targets.
+    For data whose numbers of targets are not known in advance, see `AccumulationWindow`: accumulated
+    micro-batches then have equal weight, whatever their numbers of targets.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return mean
