@@ -9,10 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from lit_moss.contracts import callbacks_of
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 from lit_moss.runs.checkpoints import LAST, STEP, seal_folder, step_of
+from lit_moss.trainer_access import callbacks_of
 
 
 class Checkpoint(ModelCheckpoint):

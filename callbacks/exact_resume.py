@@ -11,10 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from callbacks.learning_rate import set_rates
-from lit_moss.contracts import ordered_data
 from lit_moss.errors import UserError
 from lit_moss.optimizer_groups import NO_DECAY, part_of
 from lit_moss.runs.tracking import Tracker
+from lit_moss.trainer_access import ordered_data
 
 # Settings of a parameter group that the configuration determines; `lr` is computed from them at each step.
 _SETTINGS = ("base_lr", "weight_decay", "betas", "eps")

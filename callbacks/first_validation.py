@@ -8,7 +8,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loops.utilities import _reset_progress
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lit_moss.contracts import StoppingCallback, callbacks_of
+from lit_moss.contracts import StoppingCallback
+from lit_moss.trainer_access import callbacks_of
 
 
 class FirstValidation(Callback):

@@ -22,9 +22,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lit_moss.contracts import all_names, freezing_rules, parts_of, waits_for_all_gradients
 from lit_moss.errors import UserError
 from lit_moss.optimizer_groups import part_of
+from lit_moss.trainer_access import all_names, freezing_rules, is_deepspeed, parts_of, waits_for_all_gradients
 
 # DeepSpeed: parameter with a gradient hook -> whether it is currently frozen.
 _is_frozen = WeakIdKeyDictionary()
@@ -45,7 +45,7 @@ def apply_freezing(trainer: Trainer, module: LightningModule, trained: set[str])
     A group's `frozen` flag says whether every parameter in it is frozen.
     """
     parts = parts_of(module)
-    deepspeed = any("deepspeed" in c.__name__.lower() for c in type(trainer.strategy).__mro__)
+    deepspeed = is_deepspeed(trainer.strategy)
     alone = not waits_for_all_gradients(trainer)
     for part, named in parts.items():
         if deepspeed:

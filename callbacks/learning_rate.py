@@ -9,10 +9,11 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_moss.contracts import ResumeSettings, callbacks_of, rate_schedule
+from lit_moss.contracts import ResumeSettings
 from lit_moss.errors import UserError
 from lit_moss.optimizer_groups import part_of
 from lit_moss.schedule import rate_factor
+from lit_moss.trainer_access import callbacks_of, rate_schedule
 
 
 class Schedule(Callback, ABC):

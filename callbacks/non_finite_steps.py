@@ -12,9 +12,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lit_moss.contracts import Batch, callbacks_of
+from lit_moss.contracts import Batch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule, total_norm
+from lit_moss.trainer_access import callbacks_of, is_deepspeed
 
 
 class NonFiniteSteps(Callback):
@@ -64,7 +65,7 @@ class NonFiniteSteps(Callback):
         if trainer.fit_loop._should_accumulate():
             return  # DeepSpeed calls this for every micro-batch
         module = _step_module(pl_module)
-        device, deepspeed = module.device, _deepspeed(trainer)
+        device, deepspeed = module.device, is_deepspeed(trainer.strategy)
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # Also infinite if finite gradients overflow in the norm: Adam squares them.
         norm = None if deepspeed or not params else total_norm(params)
@@ -193,7 +194,7 @@ class NonFiniteSteps(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         named: dict[str, Any] = dict(pl_module.named_parameters())
-        if not _deepspeed(trainer):
+        if not is_deepspeed(trainer.strategy):
             named |= dict(pl_module.named_buffers())
         wrong = _not_finite(named | (checkpoint.get("state_dict") or {}))
         bad = torch.full((), bool(wrong), device=pl_module.device, dtype=torch.int32)
@@ -218,10 +219,6 @@ def _step_module(module: LightningModule) -> StepModule:
             f"{type(module).__name__} is no StepModule: NonFiniteSteps needs a module of lit_moss.modules"
         )
     return module
-
-
-def _deepspeed(trainer: Trainer) -> bool:
-    return any("deepspeed" in c.__name__.lower() for c in type(trainer.strategy).__mro__)
 
 
 def _scale(trainer: Trainer) -> Tensor | None:

@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from lit_moss.contracts import Batch, steps_done
+from lit_moss.contracts import Batch
+from lit_moss.trainer_access import steps_done
 
 
 class Progress(ProgressBar):

@@ -7,10 +7,11 @@ from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.freezing import apply_freezing, drop_gradients, trained_names
 from callbacks.learning_rate import LearningRateSchedule, Schedule, set_rates
-from lit_moss.contracts import Parts, all_names, callbacks_of, parts_of, waits_for_all_gradients
+from lit_moss.contracts import Parts
 from lit_moss.errors import UserError
 from lit_moss.optimizer_groups import part_of
 from lit_moss.schedule import layerwise_lr, rate_factor
+from lit_moss.trainer_access import all_names, callbacks_of, parts_of, waits_for_all_gradients
 
 
 class ReverseUnfreeze(Schedule):

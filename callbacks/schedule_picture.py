@@ -5,10 +5,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.freezing import trained_names
-from lit_moss.contracts import PartedModule, RateSchedule, rate_schedule
+from lit_moss.contracts import PartedModule, RateSchedule
 from lit_moss.errors import UserError
 from lit_moss.optimizer_groups import part_of
 from lit_moss.runs.tracking import Tracker
+from lit_moss.trainer_access import rate_schedule
 
 
 class SchedulePicture(Callback):

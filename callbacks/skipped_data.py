@@ -6,9 +6,10 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_moss.contracts import Batch, TokenData, ordered_data
+from lit_moss.contracts import Batch, TokenData
 from lit_moss.errors import UserError
 from lit_moss.runs.tracking import Tracker
+from lit_moss.trainer_access import ordered_data
 
 
 class SkippedData(Callback):

@@ -8,9 +8,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.freezing import apply_freezing, drop_gradients, trained_names
 from callbacks.learning_rate import set_rates
-from lit_moss.contracts import Parts, all_names, parts_of, total_parameters, waits_for_all_gradients
+from lit_moss.contracts import Parts
 from lit_moss.errors import UserError
 from lit_moss.runs.tracking import Tracker
+from lit_moss.trainer_access import all_names, parts_of, total_parameters, waits_for_all_gradients
 
 # Policy -> parts that it trains; see the paper's section 3.1.2 and its ablation (table 7).
 POLICIES = {

@@ -33,9 +33,9 @@ TOP_LEVEL = ("lit_moss", "callbacks", "experiments")
 # not listed belongs to the last layer.
 LAYERS = (
     "experiments", "cli", "callbacks", "release", "evaluate", "serve", "sweep", "prepare", "modules", "data",
-    "contracts", "hub", "corpora", "codec", "llm", "runs", "audio", "base",
+    "trainer_access", "contracts", "hub", "corpora", "codec", "llm", "runs", "audio", "base",
 )  # fmt: skip
-# Files of lit_moss itself: assets, contracts apart, cpu_attention, devices, errors, files, records, schedule.
+# Files of lit_moss: assets, cpu_attention, devices, errors, files, optimizer_groups, records, schedule.
 BASE = LAYERS[-1]
 # Neither may import the other, although one of them stands above.
 SEPARATE = (("codec", "llm"),)

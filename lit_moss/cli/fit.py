@@ -25,7 +25,7 @@ from lit_moss.cli.fit_options import check_fit_options
 from lit_moss.cli.result_file import ResultFile
 from lit_moss.cli.signals import Interrupted, wait_for_step_ends, was_interrupted
 from lit_moss.cli.yaml_options import one_line
-from lit_moss.contracts import FreezingRule, RateSchedule, callbacks_of, fingerprints_of
+from lit_moss.contracts import FreezingRule, RateSchedule
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 from lit_moss.runs import ranks
@@ -36,6 +36,7 @@ from lit_moss.runs.launch import PARENT_VARIABLE, end_with_parent
 from lit_moss.runs.mlflow_access import mlflow_errors
 from lit_moss.runs.tracking import Tracker
 from lit_moss.sweep.trial import STORAGE_VARIABLE, PrunableTrial
+from lit_moss.trainer_access import callbacks_of, fingerprints_of
 
 # Without this, `${a.b}` is looked up below the subcommand and not found.
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)

@@ -10,10 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_moss.contracts import StoppingCallback, callbacks_of, later_metrics
+from lit_moss.contracts import StoppingCallback
 from lit_moss.errors import UserError
 from lit_moss.runs.launch import METRICS_VARIABLE
 from lit_moss.runs.tracking import Tracker
+from lit_moss.trainer_access import callbacks_of, later_metrics
 
 
 class ResultFile(Callback):

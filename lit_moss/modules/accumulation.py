@@ -11,7 +11,8 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_moss.contracts import TokenData, datamodule_of
+from lit_moss.contracts import TokenData
+from lit_moss.trainer_access import datamodule_of
 
 
 class StepTargets(NamedTuple):

@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_moss import contracts
+from lit_moss import trainer_access
 from lit_moss.data.batches import TokenBatch
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
@@ -103,7 +103,7 @@ class AuxiliaryLosses:
             _check_unsharded(trainer, "model.ctc", "its head is")
             lm.keep_hidden = self.ctc.layers(len(lm.trunk.layers))
             if trainer.state.fn == "fit":
-                labels = labels_of(self.ctc, contracts.spoken_text_data(trainer, "model.ctc"))
+                labels = labels_of(self.ctc, trainer_access.spoken_text_data(trainer, "model.ctc"))
                 self.head = TrunkCtcHead(labels, lm.model.embed_tokens.weight.detach())
                 if stored and stored["labels"] == labels.record():
                     self.head.load_state_dict(stored["state"])
@@ -121,11 +121,11 @@ class AuxiliaryLosses:
                 )
             if not self.align.alone:
                 lm.keep_hidden = layer
-            tokenizer = contracts.spoken_text_data(trainer, "model.align").text_tokenizer()
+            tokenizer = trainer_access.spoken_text_data(trainer, "model.align").text_tokenizer()
             self.aligner = TrunkAligner(self.align, Teacher(before, layer, dtype), tokenizer)
         if self.distill is not None:
             _check_unsharded(trainer, "model.distill", "its copy of the backbone is")
-            if contracts.trains_on_prompts(trainer):
+            if trainer_access.trains_on_prompts(trainer):
                 raise UserError(
                     "model.distill with conversations made with train_on all: replies begin where targets "
                     "do, and here all rows are targets; make them with train_on assistant, or distill null"
@@ -141,7 +141,7 @@ class AuxiliaryLosses:
             trainer: The trainer; its data has the text tokenizer.
             stored: Labels and weights, see `stored_head`.
         """
-        labels = recorded_labels(stored["labels"], contracts.spoken_text_data(trainer, "model.ctc"))
+        labels = recorded_labels(stored["labels"], trainer_access.spoken_text_data(trainer, "model.ctc"))
         self.head = TrunkCtcHead(labels, lm.model.embed_tokens.weight.detach())
         self.head.load_state_dict(stored["state"])
 

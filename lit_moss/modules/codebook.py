@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lit_moss.codec import quantizer
 from lit_moss.codec.encoder import CausalEncoder
-from lit_moss.contracts import SpeechData, data_of
+from lit_moss.contracts import SpeechData
 from lit_moss.data.batches import SpeechBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import HostCopy, StepModule
+from lit_moss.trainer_access import data_of
 
 
 @dataclass(frozen=True)

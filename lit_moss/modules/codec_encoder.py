@@ -23,13 +23,14 @@ from lit_moss.audio.precision import check_weights
 from lit_moss.codec import SpeechTokenizer, ctc, quantizer
 from lit_moss.codec.encoder import CausalEncoder, EncoderConfig
 from lit_moss.codec.pretrained import load_encoder
-from lit_moss.contracts import SpeechData, data_of, steps_done
+from lit_moss.contracts import SpeechData
 from lit_moss.data.augment import apply_spec_masks
 from lit_moss.data.batches import SpeechBatch
 from lit_moss.data.transcripts import DEFAULT_CHARSET, Charset
 from lit_moss.errors import UserError
 from lit_moss.modules.codebook import CodebookModule, CodebookSchedule
 from lit_moss.optimizer_groups import decay_groups
+from lit_moss.trainer_access import data_of, steps_done
 
 
 @dataclass

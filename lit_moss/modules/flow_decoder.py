@@ -21,11 +21,12 @@ from lit_moss.codec.flow import Flow
 from lit_moss.codec.flow_config import BAND_MEAN, FlowConfig
 from lit_moss.codec.flow_network import Prompt
 from lit_moss.codec.flow_training import FlowBatch, draw, prior_loss, velocities
-from lit_moss.contracts import DecoderData, data_of, steps_done, waits_for_all_gradients
+from lit_moss.contracts import DecoderData
 from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.steps import StepModule
 from lit_moss.optimizer_groups import decay_groups
+from lit_moss.trainer_access import data_of, steps_done, waits_for_all_gradients
 
 # 20 log10(e): converts natural logarithms of magnitudes to decibels.
 DECIBELS = 8.685889638065037

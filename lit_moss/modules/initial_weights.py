@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_moss import contracts
+from lit_moss import trainer_access
 from lit_moss.errors import UserError
 from lit_moss.hub.model_folder import ModelRecord
 from lit_moss.llm import SplitLM, stages
@@ -61,7 +61,7 @@ class InitialWeights:
             row_format: Row format of the documents.
             resumes: Whether a checkpoint is loaded afterwards; code embeddings are then not computed.
         """
-        fingerprints = contracts.fingerprints_of(trainer)
+        fingerprints = trainer_access.fingerprints_of(trainer)
         source = self.init_from
         if source is not None and (Path(source) / "config.json").is_file():
             keys = ("text_tokenizer", "speech_tokenizer")
@@ -105,7 +105,7 @@ class InitialWeights:
         folder = folder if folder.is_dir() else resolve_backbone(self.backbone)
         if made_by in (None, "none") or not has_tokenizer(folder):
             return
-        own, data = load_text_tokenizer(folder), contracts.datamodule_of(trainer)
+        own, data = load_text_tokenizer(folder), trainer_access.datamodule_of(trainer)
         found = text_tokenizer_fingerprint(own)
         if found == made_by:
             return
@@ -131,12 +131,12 @@ class InitialWeights:
     def _init_codes(self, trainer: Trainer, lm: SplitLM) -> None:
         if self.init_codes == "random":
             return
-        codebook = contracts.codebook_of(trainer)
+        codebook = trainer_access.codebook_of(trainer)
         if self.init_codes == "codebook":
             start_at_codebook(lm, codebook)
             rank_zero_info(f"embeddings of {len(codebook)} codes start at the codebook, the audio head at 0")
             return
-        data = contracts.spoken_text_data(trainer, "model.init_codes text")
+        data = trainer_access.spoken_text_data(trainer, "model.init_codes text")
         codes, ids = data.aligned_codes()
         seen = start_at_text(lm, codes, ids, codebook)
         rank_zero_info(
@@ -145,7 +145,7 @@ class InitialWeights:
         )
 
     def _warn_of_other_replies(self, trainer: Trainer, record: ModelRecord) -> None:
-        forms = [form.name for form in contracts.reply_forms(trainer)]
+        forms = [form.name for form in trainer_access.reply_forms(trainer)]
         if record.reply_form and forms and record.form.name not in forms:
             rank_zero_info(
                 f"{self.init_from} was trained for {record.form.name} spoken replies, these documents hold "

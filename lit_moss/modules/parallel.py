@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lit_moss.errors import UserError
 from lit_moss.llm.model import SplitLM
+from lit_moss.trainer_access import is_deepspeed, is_kind_of
 
 
 class FSDP2(ModelParallelStrategy):
@@ -46,15 +47,6 @@ class FSDP2(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
-
-
-def is_kind_of(strategy: Any, *words: str) -> bool:
-    """Whether the class name of a strategy, or of one of its base classes, contains one of these words.
-
-    Names are compared because DeepSpeed's classes cannot be imported if it is not installed.
-    """
-    names = " ".join(kind.__name__ for kind in type(strategy).__mro__)
-    return any(word in names for word in words)
 
 
 def saves_shards(strategy: Any) -> bool:
@@ -120,7 +112,7 @@ def whole_on_cpu(strategy: Any) -> Iterator[None]:
     shards.
     """
     with torch.device("cpu"):
-        if not is_kind_of(strategy, "DeepSpeed"):
+        if not is_deepspeed(strategy):
             yield
             return
         zero: Any = importlib.import_module("deepspeed.runtime.zero.partition_parameters")  # an extra

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_moss import contracts
+from lit_moss import contracts, trainer_access
 from lit_moss.contracts import TokenData
 from lit_moss.data.batches import TokenBatch
 from lit_moss.data.listening import word_errors
@@ -176,10 +176,10 @@ class SplitLLM(StepModule):
         if "lm" in self._modules:
             return
         check_strategy(self.trainer, self.save_frozen)
-        data = contracts.datamodule_of(self.trainer)
+        data = trainer_access.datamodule_of(self.trainer)
         check_replies(self.trainer, data.asr_item_count if isinstance(data, contracts.ListeningData) else 0)
         with whole_on_cpu(self.trainer.strategy):
-            self.lm = self._build(contracts.data_of(self.trainer, contracts.RowData).format).train()
+            self.lm = self._build(trainer_access.data_of(self.trainer, contracts.RowData).format).train()
             if self.trainer.state.fn in ("fit", "validate"):
                 auxiliary, stored = self._auxiliary, self._stored_ctc
                 dtype = self.frozen_dtype or self.weights_dtype
@@ -242,7 +242,7 @@ class SplitLLM(StepModule):
                 f"{lm.format.audio_vocab_size}): make the documents with this model's text tokenizer and "
                 "speech tokenizer"
             )
-        data = contracts.datamodule_of(self.trainer)
+        data = trainer_access.datamodule_of(self.trainer)
         lm.check_context(data.context if isinstance(data, TokenData) else 0)
         lm.text_weight, lm.speech_weight = self.weights["text"], self.weights["speech"]
         lm.attention = self.attention
@@ -281,7 +281,7 @@ class SplitLLM(StepModule):
 
     def ever_trained(self) -> set[str]:
         """Names of the parameters that the run's freezing rules train at some step."""
-        return contracts.ever_trained(self.trainer, self.parts())
+        return trainer_access.ever_trained(self.trainer, self.parts())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A single AdamW optimizer for all parameter groups."""
@@ -373,7 +373,7 @@ class SplitLLM(StepModule):
             return self.trainer.strategy.reduce(x.to(self.device), reduce_op="sum")
 
         metrics = self._sums.metrics(over_ranks) | self._auxiliary.metrics(over_ranks)
-        self.log("step", float(contracts.steps_done(self.trainer)))
+        self.log("step", float(trainer_access.steps_done(self.trainer)))
         # Already reduced over ranks.
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
         self.log_dict({f"heldout/{name}": value for name, value in self._measure_heldout().items()})
@@ -381,7 +381,7 @@ class SplitLLM(StepModule):
 
     def _measure_heldout(self) -> dict[str, float]:
         if self._heldout is None:
-            data = contracts.datamodule_of(self.trainer)
+            data = trainer_access.datamodule_of(self.trainer)
             items = data.cloze_items() if isinstance(data, TokenData) else []
             self._heldout = HeldOut(items, self.lm.format)
         with self.trainer.precision_plugin.val_step_context():
@@ -389,7 +389,7 @@ class SplitLLM(StepModule):
 
     def _measure_listening(self) -> dict[str, float]:
         if self._listening is None:
-            data = contracts.datamodule_of(self.trainer)
+            data = trainer_access.datamodule_of(self.trainer)
             items, decode = [], str
             if isinstance(data, contracts.ListeningData) and (items := data.asr_items()):
                 decode = data.text_tokenizer().decode
@@ -406,7 +406,7 @@ class SplitLLM(StepModule):
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
         """Replies to prompts, as text and codes. For spoken replies that also contain text, the order of both
         is included, as [modality, number of ids]."""
-        tokenizer = contracts.data_of(self.trainer, contracts.PromptData).tokenizer
+        tokenizer = trainer_access.data_of(self.trainer, contracts.PromptData).tokenizer
         # Seeded per batch: a reply depends on the seed and its prompt, not on how prompts are batched.
         replies = self.lm.generate(
             [prompt.rows for prompt in batch],
@@ -436,9 +436,9 @@ class SplitLLM(StepModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["split_config"] = self.lm.config.to_dict()
-        made_by = contracts.fingerprints_of(self.trainer)
+        made_by = trainer_access.fingerprints_of(self.trainer)
         checkpoint["made_by"] = {key: made_by.get(key) for key in ("text_tokenizer", "speech_tokenizer")}
-        if forms := contracts.reply_forms(self.trainer):
+        if forms := trainer_access.reply_forms(self.trainer):
             checkpoint["reply_form"] = {"reply_form": forms[0].name} | forms[0].options()
         if self.lora is not None:
             checkpoint["lora"] = self.lora.record()
@@ -458,7 +458,7 @@ class SplitLLM(StepModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         made_by = checkpoint.get("made_by") or {}
-        stages.check_tokenizers(made_by, contracts.fingerprints_of(self.trainer))
+        stages.check_tokenizers(made_by, trainer_access.fingerprints_of(self.trainer))
         stored = checkpoint.get("lora")
         if self.trainer.state.fn == "fit":
             check_resumed(stored, self.lora)

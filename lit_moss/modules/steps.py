@@ -14,6 +14,7 @@ from typing_extensions import Protocol, runtime_checkable
 
 from lit_moss.errors import UserError
 from lit_moss.optimizer_groups import NO_DECAY
+from lit_moss.trainer_access import is_deepspeed
 
 
 @runtime_checkable
@@ -95,8 +96,9 @@ class StepModule(LightningModule):
         Bypasses the mixed-precision plugin, which refuses to clip with a fused AdamW, even in bfloat16, where
         there is no scaler.
         """
-        sharded = "deepspeed" in type(self.trainer.strategy).__name__.lower()
-        if sharded or not gradient_clip_val or gradient_clip_val < 0:  # Lightning ignores negative values
+        if (
+            is_deepspeed(self.trainer.strategy) or not gradient_clip_val or gradient_clip_val < 0
+        ):  # Lightning ignores negative values
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -24,12 +24,13 @@ from lit_moss.codec.discriminators import DiscriminatorConfig, Discriminators, a
 from lit_moss.codec.spectral_losses import stft_loss
 from lit_moss.codec.trained_vocoder import MEL
 from lit_moss.codec.vocoder_net import VocoderConfig, VocoderNet
-from lit_moss.contracts import VocoderData, data_of, fingerprints_of, steps_done, waits_for_all_gradients
+from lit_moss.contracts import VocoderData
 from lit_moss.data.batches import VocoderBatch
 from lit_moss.errors import UserError
 from lit_moss.modules.flow_decoder import DECIBELS
 from lit_moss.modules.steps import StepModule
 from lit_moss.optimizer_groups import decay_groups
+from lit_moss.trainer_access import data_of, fingerprints_of, steps_done, waits_for_all_gradients
 
 HOP = rates.DECODER_HOP_SAMPLES
 DISCRIMINATOR = "discriminator"

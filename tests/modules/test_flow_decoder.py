@@ -267,8 +267,9 @@ def test_two_ranks_validate_and_draw_different_numbers(tmp_path, corpus, codec):
 def test_data_of_another_kind_is_refused():
     from types import SimpleNamespace
 
-    from lit_moss.contracts import DecoderData, data_of
+    from lit_moss.contracts import DecoderData
     from lit_moss.data import SpeechDataModule
+    from lit_moss.trainer_access import data_of
 
     with pytest.raises(UserError, match="data is SpeechDataModule, this model expects DecoderDataModule"):
         data_of(SimpleNamespace(datamodule=SpeechDataModule()), DecoderData)

@@ -155,8 +155,9 @@ def test_options_that_do_not_fit_are_one_line(tmp_path, corpus, capsys, change, 
 def test_data_of_another_kind_is_refused():
     from types import SimpleNamespace
 
-    from lit_moss.contracts import VocoderData, data_of
+    from lit_moss.contracts import VocoderData
     from lit_moss.data import SpeechDataModule
+    from lit_moss.trainer_access import data_of
 
     with pytest.raises(UserError, match="data is SpeechDataModule, this model expects VocoderDataModule"):
         data_of(SimpleNamespace(datamodule=SpeechDataModule()), VocoderData)
