@@ -1,8 +1,11 @@
 """The device on which a verb computes, `--device auto`, `cpu`, `cuda`, and what it is fast at."""
 
-from typing import Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from lit_moss.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CanMove(Protocol):
@@ -57,3 +60,10 @@ def has_fast_bf16(device: str = "auto") -> bool:
         return True
     units = torch.cpu.get_capabilities()
     return any(units.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def autocast_dtype(device: "torch.device") -> "torch.dtype | None":
+    """Data type of autocast on a device, or None if autocast is off there."""
+    import torch
+
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

@@ -27,6 +27,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_moss import cpu_attention
+from lit_moss.devices import autocast_dtype
 from lit_moss.errors import UserError
 
 NAME = "lit_moss"
@@ -133,8 +134,8 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -
     if device != "cpu" and segments.kind != "varlen":
         return _one_by_one(q, k, v, scale, segments)
     # Autocast does not cover these kernels, and transformers' layers rotate queries and keys in float32.
-    if torch.is_autocast_enabled(device):
-        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    if (dtype := autocast_dtype(q.device)) is not None:
+        q, k, v = (x.to(dtype) for x in (q, k, v))
     if segments.kind == "varlen":
         return _varlen(q, k, v, scale, segments)
     return _Documents.apply(q, k, v, scale, segments.borders)

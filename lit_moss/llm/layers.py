@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_moss.devices import autocast_dtype
 from lit_moss.llm.attention import attend
 
 _KNOWN = {f"{name}DecoderLayer" for name in ("Llama", "Qwen2", "Qwen3", "Mistral")}
@@ -57,11 +58,6 @@ def _fits(layer: Any) -> bool:
     )
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension.
 
@@ -79,7 +75,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) -> (…, D)."""
-        dtype = _autocast_dtype(x) if self.before_linear else None
+        dtype = autocast_dtype(x.device) if self.before_linear else None
         return _RMSNorm.apply(x, self.weight, self.variance_epsilon, dtype)
 
 
@@ -117,7 +113,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, in) -> (…, out)."""
-        dtype = _autocast_dtype(input)
+        dtype = autocast_dtype(input.device)
         trains = any(p.requires_grad for p in self.parameters(recurse=False))  # a bias may be trained alone
         if dtype is None or trains or self.weight.dtype == dtype:
             return super().forward(input)
@@ -217,7 +213,7 @@ class Attention(nn.Module):
         q, k, v = (p(h_BLD).view(B, L, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         if self.has_norms:
             q, k = self.q_norm(q), self.k_norm(k)
-        dtype = _autocast_dtype(q)
+        dtype = autocast_dtype(q.device)
         cos, sin = (x[:, :, None] for x in rope)
         q, k = (_Rotation.apply(x, cos, sin, dtype).transpose(1, 2) for x in (q, k))
         v = v.transpose(1, 2)

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lit_moss.devices import autocast_dtype
+
 # Logits per chunk: 32 MiB in float32 on CPU; a GPU reads the head once per chunk and benefits from larger
 # ones.
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**25}
@@ -112,10 +114,8 @@ def divergence(hidden_ND: Tensor, weight_VD: Tensor, teacher_ND: Tensor, teacher
 
 
 def _in_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    return tuple(x.to(torch.get_autocast_dtype(kind)) for x in tensors)
+    dtype = autocast_dtype(tensors[0].device)
+    return tensors if dtype is None else tuple(x.to(dtype) for x in tensors)
 
 
 class _Gradients:

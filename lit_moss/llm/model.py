@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from lit_moss.devices import autocast_dtype
 from lit_moss.errors import UserError
 from lit_moss.llm import attention, generate, lora, released
 from lit_moss.llm.attention import Segments
@@ -338,7 +339,7 @@ class SplitLM(nn.Module):
         """Layout, embeddings (B, L, D), and the other arguments of the layers."""
         layout = Layout.of(rows, self.format.text_vocab_size, document_ids, loss_mask, with_loss)
         self.check_context(layout.longest if attention_ids is None else rows.shape[1])
-        segments, dtype = None, self._compute_dtype(rows.device)
+        segments, dtype = None, autocast_dtype(rows.device) or self.text_lm_head.weight.dtype
         if attention_ids is not None:
             segments = Segments.of(attention_ids, self.attention, dtype)
         elif document_ids is not None:
@@ -364,11 +365,6 @@ class SplitLM(nn.Module):
     def generate(self, rows: Any, modality: Modality | None = None, **options: Any) -> Any:
         """New rows after a prompt; see `lit_moss.llm.generate.generate`."""
         return generate.generate(self, rows, modality, **options)
-
-    def _compute_dtype(self, device: torch.device) -> torch.dtype:
-        if torch.is_autocast_enabled(device.type):
-            return torch.get_autocast_dtype(device.type)
-        return self.text_lm_head.weight.dtype
 
     def _logits(self, h_BLD: Tensor, kwargs: dict[str, Any]) -> SplitOutput:
         logits = {branch.name: branch.logits(h_BLD, **kwargs) for branch in self.branches}

@@ -24,8 +24,9 @@ from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.llm.losses import SplitLoss
 from lit_moss.modules.parallel import saves_shards
-from lit_moss.modules.text_distill import DistillTotals, TextDistill, TextDistiller, TextTeacher
-from lit_moss.modules.trunk_align import AlignLosses, AlignTotals, Teacher, TrunkAlign, TrunkAligner
+from lit_moss.modules.teacher import FrozenText
+from lit_moss.modules.text_distill import DistillTotals, TextDistill, TextDistiller
+from lit_moss.modules.trunk_align import AlignLosses, AlignTotals, TrunkAlign, TrunkAligner
 from lit_moss.modules.trunk_ctc import CtcTotals, TrunkCtc, TrunkCtcHead, labels_of, recorded_labels
 
 
@@ -110,9 +111,15 @@ class AuxiliaryLosses:
                     rank_zero_info("model.ctc: its head continues from model.init_from")
             elif stored:
                 self.restore_head(lm, trainer, stored)
-        before = backbone() if self.align is not None or self.distill is not None else lm
         if self.align is not None:
             _check_unsharded(trainer, "model.align", "its layers are")
+        if self.distill is not None:
+            _check_unsharded(trainer, "model.distill", "its copy of the backbone is")
+        teacher: FrozenText | None = None
+        if self.align is not None or self.distill is not None:
+            only = self.align.layers(len(lm.trunk.layers)) if self.align and self.distill is None else None
+            teacher = FrozenText.copy_of(backbone(), dtype, only)
+        if self.align is not None and teacher is not None:
             layer, kept = self.align.layers(len(lm.trunk.layers)), lm.keep_hidden
             if kept not in (None, layer):
                 raise UserError(
@@ -122,16 +129,16 @@ class AuxiliaryLosses:
             if not self.align.alone:
                 lm.keep_hidden = layer
             tokenizer = trainer_access.spoken_text_data(trainer, "model.align").text_tokenizer()
-            self.aligner = TrunkAligner(self.align, Teacher(before, layer, dtype), tokenizer)
-        if self.distill is not None:
-            _check_unsharded(trainer, "model.distill", "its copy of the backbone is")
+            first = teacher if self.distill is None else teacher.first(layer)
+            self.aligner = TrunkAligner(self.align, first, tokenizer)
+        if self.distill is not None and teacher is not None:
             if trainer_access.trains_on_prompts(trainer):
                 raise UserError(
                     "model.distill with conversations made with train_on all: replies begin where targets "
                     "do, and here all rows are targets; make them with train_on assistant, or distill null"
                 )
             lm.keep_text = True
-            self.distiller = TextDistiller(self.distill, TextTeacher(before, dtype))
+            self.distiller = TextDistiller(self.distill, teacher)
 
     def restore_head(self, lm: SplitLM, trainer: Trainer, stored: dict[str, Any]) -> None:
         """Makes the head of a checkpoint; only `fit` reads the training's text, and so its labels.

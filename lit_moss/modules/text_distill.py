@@ -13,20 +13,19 @@ backbone's distribution gives the probability of every id (Hinton et al. 2015, a
 Shapes: B sequences, L rows, D width, R rows of text, N of them with a next row.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_moss.data.batches import TokenBatch
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
-from lit_moss.llm.attention import Segments, starts
-from lit_moss.llm.branches import LayerStack, Rotary
+from lit_moss.llm.attention import starts
 from lit_moss.llm.losses import divergence
 from lit_moss.llm.rows import RowFormat
+from lit_moss.modules.teacher import FrozenText
 
 
 @dataclass(frozen=True)
@@ -79,35 +78,6 @@ def kept_text(
     return at_R, new_N.cumsum(0)[at_R]
 
 
-class TextTeacher(nn.Module):
-    """The text path of the unmodified backbone, frozen.
-
-    Args:
-        lm: A split model with the backbone's weights.
-        dtype: Data type of the copied weights.
-    """
-
-    def __init__(self, lm: SplitLM, dtype: torch.dtype) -> None:
-        super().__init__()
-        text = lm.branch_of("text")
-        self.embed_tokens = copy.deepcopy(lm.model.embed_tokens)
-        self.block = LayerStack([copy.deepcopy(layer) for layer in [*lm.trunk.layers, *text.block.layers]])
-        self.rotary = Rotary(copy.deepcopy(lm.rotary.inner))
-        self.norm = copy.deepcopy(text.norm)
-        self.head = copy.deepcopy(text.head)
-        self.to(dtype).requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def forward(self, rows_1R: Tensor, document_ids_1R: Tensor) -> Tensor:
-        """Text rows (1, R) of several documents -> states before the head (1, R, D)."""
-        h = self.embed_tokens(rows_1R)
-        kind = h.device.type
-        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
-        segments = Segments.of(document_ids_1R, "auto", half)
-        h = self.block(h, rope=self.rotary(h, position_ids=segments.positions_BL), segments=segments)
-        return self.norm(h)
-
-
 @dataclass
 class DistillLoss:
     """Distillation loss of a batch.
@@ -131,10 +101,10 @@ class TextDistiller:
 
     Args:
         option: Options of the loss.
-        teacher: The frozen text path.
+        teacher: The frozen text path, with its head.
     """
 
-    def __init__(self, option: TextDistill, teacher: TextTeacher) -> None:
+    def __init__(self, option: TextDistill, teacher: FrozenText) -> None:
         self.option, self.teacher = option, teacher
 
     def __call__(self, lm: SplitLM, batch: TokenBatch, text_BLD: Tensor) -> DistillLoss:
@@ -153,7 +123,9 @@ class TextDistiller:
         if not len(pairs_N):
             return DistillLoss(text_BLD.float().sum() * 0.0, 0)  # each rank needs a gradient
         self.teacher.to(text_BLD.device)
-        teacher_RD = self.teacher(rows_BL.flatten()[at_R][None], documents_R[None])[0]
+        assert self.teacher.head is not None, "a copy of all layers"
+        with torch.no_grad():
+            teacher_RD = self.teacher.norm(self.teacher(rows_BL.flatten()[at_R][None], documents_R[None])[0])
         text = lm.branch_of("text")
         student_ND = text.norm(text_BLD.flatten(0, 1)[at_R[pairs_N]])
         nats = divergence(student_ND, text.head.weight, teacher_RD[pairs_N], self.teacher.head.weight)

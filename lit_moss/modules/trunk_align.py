@@ -11,7 +11,6 @@ such states late; their distance can be minimised from the first step, training 
 Shapes: B sequences, L rows, D width, P positions, R rows of text.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_moss.data.batches import SpeechText, TokenBatch
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
-from lit_moss.llm.attention import Segments
-from lit_moss.llm.branches import LayerStack, Rotary
+from lit_moss.modules.teacher import FrozenText
 
 _TEMPERATURE = 0.05
 _MOST_COMPARED = 1024  # positions compared at once; memory grows with its square
@@ -174,40 +172,6 @@ class WordTest:
         return self._begins[text_id]
 
 
-class Teacher(nn.Module):
-    """First layers of the unmodified backbone, frozen, and the norm of the next layer.
-
-    Args:
-        lm: A split model with the backbone's weights.
-        layers: Number of layers.
-        dtype: Data type of the copied weights.
-    """
-
-    def __init__(self, lm: SplitLM, layers: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        after = [*lm.trunk.layers, *lm.model.text_block.layers][layers:]
-        norm = getattr(after[0], "input_layernorm", nn.Identity()) if after else lm.model.text_norm
-        self.embed_tokens = copy.deepcopy(lm.model.embed_tokens)
-        self.block = LayerStack([copy.deepcopy(layer) for layer in list(lm.trunk.layers)[:layers]])
-        self.rotary = Rotary(copy.deepcopy(lm.rotary.inner))
-        self.norm = copy.deepcopy(norm)
-        self.to(dtype).requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def forward(self, rows_1R: Tensor, document_ids_1R: Tensor, borders: list[list[int]]) -> Tensor:
-        """Text rows (1, R) -> states (1, R, D)."""
-        h = self.embed_tokens(rows_1R)
-        kind = h.device.type
-        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
-        segments = Segments.of(document_ids_1R, "auto", half, borders)
-        return self.block(h, rope=self.rotary(h, position_ids=segments.positions_BL), segments=segments)
-
-    def normed(self, h: Tensor) -> Tensor:
-        """States (…, D) -> the normalised input of the next layer, float32."""
-        with torch.autocast(h.device.type, enabled=False):
-            return self.norm(h.float()).float()
-
-
 @dataclass
 class AlignLosses:
     """Alignment losses of a batch.
@@ -274,7 +238,7 @@ class TrunkAligner:
         tokenizer: Text tokenizer.
     """
 
-    def __init__(self, option: TrunkAlign, teacher: Teacher, tokenizer: Any) -> None:
+    def __init__(self, option: TrunkAlign, teacher: FrozenText, tokenizer: Any) -> None:
         self.option, self.teacher = option, teacher
         self._is_word = WordTest(tokenizer)
 

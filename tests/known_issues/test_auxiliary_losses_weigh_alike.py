@@ -17,8 +17,9 @@ from lit_moss.data.packed_documents import CollatePacks
 from lit_moss.llm import SplitLM
 from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.auxiliary_losses import AuxiliaryLosses
-from lit_moss.modules.text_distill import TextDistill, TextDistiller, TextTeacher
-from lit_moss.modules.trunk_align import Teacher, TrunkAlign, TrunkAligner
+from lit_moss.modules.teacher import FrozenText
+from lit_moss.modules.text_distill import TextDistill, TextDistiller
+from lit_moss.modules.trunk_align import TrunkAlign, TrunkAligner
 from lit_moss.modules.trunk_ctc import TextLabels, TrunkCtc, TrunkCtcHead
 
 V, CODES, D = 260, 30, 32
@@ -47,7 +48,7 @@ def made(option: str) -> tuple[SplitLM, AuxiliaryLosses]:
     distill = TextDistill(weight=2.0)
     losses = AuxiliaryLosses(*(x if name == option else None for name, x in
                           (("ctc", ctc), ("align", align), ("distill", distill))))  # fmt: skip
-    teacher = Teacher(lm, 2, torch.float32), TextTeacher(lm, torch.float32)
+    teacher = FrozenText.copy_of(lm, torch.float32, 2), FrozenText.copy_of(lm, torch.float32)
     losses.head = TrunkCtcHead(TextLabels([13, 14, 17]), lm.model.embed_tokens.weight.detach())
     losses.aligner = TrunkAligner(align, teacher[0], tokenizer_of_bytes()) if option == "align" else None
     losses.distiller = TextDistiller(distill, teacher[1]) if option == "distill" else None

@@ -17,7 +17,8 @@ from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.llm.rows import RowFormat
 from lit_moss.modules import SplitLLM
-from lit_moss.modules.text_distill import TextDistill, TextDistiller, TextTeacher, kept_text
+from lit_moss.modules.teacher import FrozenText
+from lit_moss.modules.text_distill import TextDistill, TextDistiller, kept_text
 from lit_moss.modules.trunk_align import TrunkAlign
 
 V, CODES, D = 260, 30, 32
@@ -80,7 +81,7 @@ def distilled(lm, teacher, packed):
 def test_the_loss_is_the_divergence_of_the_two_models_on_each_text_by_itself():
     lm = split_lm()
     backbone = copy.deepcopy(lm)
-    found = distilled(moved(lm), TextTeacher(backbone, torch.float32), batch())
+    found = distilled(moved(lm), FrozenText.copy_of(backbone, torch.float32), batch())
     want = torch.zeros(())
     for rows in KEPT:
         logits, before = (model(torch.tensor([rows])).text_logits[0, :-1] for model in (lm, backbone))
@@ -99,7 +100,7 @@ def test_the_loss_is_the_divergence_of_the_two_models_on_each_text_by_itself():
 
 def test_before_training_nothing_is_lost_and_nothing_moves():
     lm = split_lm()
-    found = distilled(lm, TextTeacher(lm, torch.float32), batch())
+    found = distilled(lm, FrozenText.copy_of(lm, torch.float32), batch())
     found.nats.backward()
     assert abs(float(found.nats.detach())) < 1e-5
     assert all(p.grad is None or float(p.grad.abs().max()) < 1e-5 for p in lm.parameters())
@@ -107,7 +108,7 @@ def test_before_training_nothing_is_lost_and_nothing_moves():
 
 def test_the_teacher_stays_as_it_was():
     lm = split_lm()
-    teacher = TextTeacher(lm, torch.float32)
+    teacher = FrozenText.copy_of(lm, torch.float32)
     before = copy.deepcopy(teacher.state_dict())
     moved(lm)
     assert_equal(dict(teacher.state_dict()), dict(before))
@@ -117,7 +118,7 @@ def test_the_teacher_stays_as_it_was():
 def test_a_batch_without_text_has_a_gradient_of_zero():
     lm = split_lm()
     packed = batch({k: DOCUMENTS[k] for k in ("speech first", "one row before speech")})
-    found = distilled(lm, TextTeacher(split_lm(), torch.float32), packed)
+    found = distilled(lm, FrozenText.copy_of(split_lm(), torch.float32), packed)
     assert (found.rows, float(found.nats.detach())) == (0, 0)
     found.nats.backward()
     grad = lm.trunk.layers[0].self_attn.q_proj.weight.grad

@@ -20,8 +20,8 @@ from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM
 from lit_moss.llm.rows import RowFormat
 from lit_moss.modules import SplitLLM
+from lit_moss.modules.teacher import FrozenText
 from lit_moss.modules.trunk_align import (
-    Teacher,
     TrunkAlign,
     TrunkAligner,
     WordTest,
@@ -56,7 +56,7 @@ def batch():
 
 def aligner(lm, **options):
     option = TrunkAlign(**{"layer": 2} | options)
-    return TrunkAligner(option, Teacher(lm, option.layer, torch.float32), tokenizer_of_bytes())
+    return TrunkAligner(option, FrozenText.copy_of(lm, torch.float32, option.layer), tokenizer_of_bytes())
 
 
 # --- places and losses --------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_before_training_text_is_as_it_was_and_speech_is_not_there_yet():
 
 def test_the_teachers_states_are_those_of_the_backbones_text():
     lm = split_lm()
-    teacher = Teacher(lm, 2, torch.float32)
+    teacher = FrozenText.copy_of(lm, torch.float32, 2)
     rows, ids = torch.tensor([[250, 13, 14, 250, 19]]), torch.tensor([[0, 0, 0, 1, 1]])
     h = lm.hidden(rows, ids, 2)
     assert torch.equal(teacher(rows, ids, [[0, 3, 5]]), h)
