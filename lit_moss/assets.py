@@ -219,6 +219,11 @@ def resolve(name: str) -> Path:
         return _embedded(name.removeprefix(SCHEME))
     if Path(name).exists():
         return Path(name)
+    if Path(name).name == "codec" and Path(name).parent.is_dir():
+        raise UserError(
+            f"{Path(name).parent} holds no codec: export or import the model with --codec, or name the "
+            "speech tokenizer or codec itself"
+        )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
     raise UserError(

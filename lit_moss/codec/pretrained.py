@@ -151,6 +151,8 @@ def _part_of(checkpoint: Mapping[str, Any], prefix: str, path: Path) -> dict[str
 def _read(folder: Path, trained: bool, unstated_log_mel: str) -> tuple[dict[str, Tensor], EncoderConfig]:
     """Tensors under lit_moss' names, and the sizes; damage is reported as a UserError that names the
     folder."""
+    if folder.is_file():
+        return _read_run(folder)
     try:
         tensors = _read_tensors(folder)
         return tensors, _sizes(tensors, folder, trained, unstated_log_mel)
@@ -161,6 +163,16 @@ def _read(folder: Path, trained: bool, unstated_log_mel: str) -> tuple[dict[str,
             f"{folder} cannot be read as a tokenizer or Whisper encoder ({type(error).__name__}: "
             f"{first_line(error)}): get it again, or give another folder"
         ) from error
+
+
+def _read_run(path: Path) -> tuple[dict[str, Tensor], EncoderConfig]:
+    """The same from a checkpoint of `CodecEncoder`; without its codebook if that was not initialised yet."""
+    checkpoint = _read_checkpoint(path)
+    settings, tensors = checkpoint["speech_tokenizer"], _part_of(checkpoint, "encoder.", path)
+    if not settings["codebook_ready"]:
+        book = ("codebook.weight", "ema_count", "ema_weight")
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in book}
+    return tensors, EncoderConfig.from_official(settings["config"])
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ from lit_moss.errors import UserError, first_line
 from lit_moss.hub.vocoder import open_vocoder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lit_moss.codec import Codec
 
 
@@ -90,3 +92,41 @@ def codec_of_checkpoint(path: Path, log_mel: str | None = None, vocoder: str | N
             )
     opened = None if vocoder is None else open_vocoder(vocoder)
     return Codec(parts.tokenizer, flow, opened, parts.speaker, decoder.get("voice"))
+
+
+def flow_weights(name: str) -> "dict[str, Tensor]":
+    """Weights of a flow decoder to start a training from.
+
+    Args:
+        name: A state dict such as the released `flow.pt`; a run, RUN_ROOT/NAME (the best checkpoint of the
+            newest run) or a checkpoint of `FlowDecoder`; a codec's folder, a model's folder that holds its
+            codec, or a hub id.
+
+    Raises:
+        UserError: if there is no decoder, or its file is not plain data.
+    """
+    from lit_moss.assets import resolve
+    from lit_moss.codec.state_dicts import read_state_dict
+    from lit_moss.hub.model_folder import CODEC
+    from lit_moss.runs.checkpoints import checkpoint_of, load_checkpoint
+
+    path = Path(name)
+    if path.is_file() and path.suffix != ".ckpt":
+        return read_state_dict(path)
+    checkpoint = checkpoint_of(path, "best")
+    if checkpoint is not None:
+        content = load_checkpoint(checkpoint, mmap=True)
+        if "decoder" not in content:
+            raise UserError(
+                f"{checkpoint} is no checkpoint of a decoder run: expected one made by conf/flow_decoder.yaml"
+            )
+        weights = content["state_dict"]
+        return {k.removeprefix("flow."): v for k, v in weights.items() if k.startswith("flow.")}
+    folder = resolve(name)
+    for place in (folder, folder / CODEC):
+        if (place / "flow" / "flow.pt").is_file():
+            return read_state_dict(place / "flow" / "flow.pt")
+    raise UserError(
+        f"{name} has no flow decoder: expected a flow.pt, a run or checkpoint of conf/flow_decoder.yaml, or "
+        "a codec's folder"
+    )

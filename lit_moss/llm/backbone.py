@@ -21,6 +21,7 @@ from lit_moss.files import apply_umask
 from lit_moss.llm.config import MODEL_TYPE
 from lit_moss.llm.folders import read_json, refuse_pointer
 from lit_moss.llm.rows import RowFormat, default_eosp
+from lit_moss.runs.folder import RunFolder
 
 SMOLLM2 = "embedded:smollm2-135m"
 # Names of the two special tokens, in the order in which the vocabulary is searched for them. In the released
@@ -79,9 +80,10 @@ def load_text_tokenizer(name: str | Path) -> Any:
         for file in folder.iterdir():
             if file.is_file():
                 refuse_pointer(file)
+        run = RunFolder(folder).is_run() or RunFolder.all_in(folder)
+        expected = "export the run first" if run else "expected a whole tokenizer.json beside config.json"
         raise UserError(
-            f"{name} holds no tokenizer that can be read ({first_line(error)}): expected a whole "
-            "tokenizer.json beside config.json"
+            f"{name} holds no tokenizer that can be read ({first_line(error)}): {expected}"
         ) from error
     vocabulary = tokenizer.get_vocab()
     for names in (SOSP_NAMES, MODALITY_PAD_NAMES):

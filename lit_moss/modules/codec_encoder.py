@@ -28,6 +28,7 @@ from lit_moss.data.augment import apply_spec_masks
 from lit_moss.data.batches import SpeechBatch
 from lit_moss.data.transcripts import DEFAULT_CHARSET, Charset
 from lit_moss.errors import UserError
+from lit_moss.hub.tokenizer import tokenizer_path
 from lit_moss.modules.codebook import CodebookModule, CodebookSchedule
 from lit_moss.optimizer_groups import decay_groups
 from lit_moss.trainer_access import data_of, steps_done
@@ -58,8 +59,8 @@ class CodecEncoder(CodebookModule):
     """Trains a speech tokenizer with a CTC head.
 
     Args:
-        init_from: Weights to start from: a local folder, a hub id, `embedded:whisper-tiny` or
-            `embedded:whisper-base`. None: random weights.
+        init_from: Weights to start from: a run or checkpoint of a tokenizer, a local folder, a hub id,
+            `embedded:whisper-tiny` or `embedded:whisper-base`. None: random weights.
         encoder: Sizes of the encoder. None: those of `init_from`.
         codebook_size: Number of codebook entries. None: as given by `encoder` or `init_from`.
         log_mel: Features: `causal` (for streaming) or `whisper` (whole recordings only). None: as given by
@@ -396,6 +397,7 @@ def _build_encoder(
             )
         config = replace(config, quantize_vocab_size=codebook_size or config.quantize_vocab_size)
         return CausalEncoder(config), False
+    init_from = str(tokenizer_path(init_from))
     encoder, report = load_encoder(init_from, config)
     if codebook_size is not None and codebook_size != encoder.config.quantize_vocab_size:
         encoder, report = load_encoder(init_from, replace(encoder.config, quantize_vocab_size=codebook_size))

@@ -21,9 +21,11 @@ from lit_moss.codec.flow import Flow
 from lit_moss.codec.flow_config import BAND_MEAN, FlowConfig
 from lit_moss.codec.flow_network import Prompt
 from lit_moss.codec.flow_training import FlowBatch, draw, prior_loss, velocities
+from lit_moss.codec.state_dicts import load_fitting
 from lit_moss.contracts import DecoderData
 from lit_moss.data.batches import DecoderBatch
 from lit_moss.errors import UserError
+from lit_moss.hub.codec import flow_weights
 from lit_moss.modules.steps import StepModule
 from lit_moss.optimizer_groups import decay_groups
 from lit_moss.trainer_access import data_of, steps_done, waits_for_all_gradients
@@ -76,8 +78,9 @@ class FlowDecoder(StepModule):
 
     Args:
         flow: Sizes. None: the official sizes. With `steps: 0` only the encoder is trained, by the prior loss.
-        init_from: A `flow.pt` of the released codec or of CosyVoice 2 to start from; tensors of another shape
-            are skipped and reported. None: random weights.
+        init_from: Weights to start from: a run or checkpoint of a decoder, a codec's folder, or a `flow.pt`
+            of the released codec or of CosyVoice 2; tensors of another shape are skipped and reported. None:
+            random weights.
         start_from_data: Initialise the code embeddings from the tokenizer's codebook, so that codes that
             sound alike start with similar embeddings, and the velocity's output bias from the mean mel: mels
             are natural logarithms around -6, and Adam moves a bias by about its learning rate per step.
@@ -141,7 +144,7 @@ class FlowDecoder(StepModule):
         self.init_from, self.start_from_data = init_from, start_from_data
         self._bands_are_given = False  # set by `init_from`, whose weights were trained with them
         if init_from is not None:
-            report = self.flow.load_official(init_from)
+            report = load_fitting(self.flow, flow_weights(init_from), init_from)
             self._bands_are_given = BAND_MEAN in report.loaded
             rank_zero_info(f"{init_from}: {report}")
         self.encoder_alone = config.steps == 0

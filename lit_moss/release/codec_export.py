@@ -70,7 +70,7 @@ def export_codec(name: str, folder: Path, log_mel: str | None = None, vocoder: s
             f"the codec could not be written to {folder} ({error.strerror or error}): make room or rights"
         ) from error
     if not has_decoder:
-        print(f"{name} has no flow decoder: {folder} holds the speech tokenizer alone", file=sys.stderr)
+        print(f"{name} has no flow decoder: the codec holds the speech tokenizer alone", file=sys.stderr)
 
 
 def add_codec(

@@ -171,7 +171,9 @@ def newest_of_run(folder: Path, which: str, end: bool = True) -> Path | tuple[Pa
             return path
         print(f"{path} is damaged, taking the one before", file=sys.stderr)
     if paths or which == "best":
-        raise UserError(f"{run} has no whole checkpoint for `{which}`: give --ckpt_path FILE")
+        raise UserError(
+            f"{run} has no whole checkpoint for `{which}`: give --ckpt_path FILE (export: --checkpoint last)"
+        )
     print(f"{run} has no checkpoint yet: starting it again from step 0", file=sys.stderr)
     return run.path, run.mlflow_run_id
 
