@@ -175,7 +175,7 @@ def _reply_form(data: Mapping[str, Any]) -> dict[str, Any]:
     return next(({key: p[key] for key in keys if key in p} for p in parts if "reply_form" in p), {})
 
 
-# --- compatibility checks -----------------------------------------------------------------------
+# --- compatibility checks -----------------------------------------------------------------------------------
 
 
 def check_codec(

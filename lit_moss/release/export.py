@@ -187,7 +187,7 @@ def _fill_codec(
         write_card(folder, RunFolder.of_checkpoint(checkpoint))
 
 
-# --- destination ------------------------------------------------------------------------------------------
+# --- destination --------------------------------------------------------------------------------------------
 
 
 def _check_out(out: Path, force: bool) -> None:
@@ -222,7 +222,7 @@ def _gigabytes(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
 
 
-# --- source ---------------------------------------------------------------------------------------
+# --- source -------------------------------------------------------------------------------------------------
 
 
 def _of_folder(name: str, average: int) -> Source:

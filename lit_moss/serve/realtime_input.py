@@ -114,8 +114,7 @@ class InputBuffer:
         self._turn = None
         self._held_T, self._held_from = torch.zeros(0), self._appended
 
-    # --- internals
-    # ---------------------------------------------------------------------------------------------
+    # --- internals ------------------------------------------------------------------------------------------
 
     def _open_turn(self) -> UserTurn:
         if self._turn is None:

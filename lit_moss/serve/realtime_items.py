@@ -191,7 +191,7 @@ class History:
         conversation.truncate(item.id, audio_end_ms // MS_OF_CODE)
         item.content = [{"type": "output_audio", "transcript": item.message.text}]
 
-    # --- parsing of client data --------------------------------------------------------------------------
+    # --- parsing of client data -----------------------------------------------------------------------------
 
     def read_input(self, values: Sequence[Any]) -> list[Item]:
         """Items of `response.input`: new ones, and references to items of the conversation.
@@ -275,8 +275,7 @@ class History:
         turn.push(checked_sound(audio, path))
         return turn.finish()
 
-    # --- internals
-    # ---------------------------------------------------------------------------------------------
+    # --- internals ------------------------------------------------------------------------------------------
 
     def check_can_listen(self) -> None:
         """Checks that the model accepts speech.
