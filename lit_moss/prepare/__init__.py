@@ -1,1 +1,2 @@
-"""Corpora of any layout -> speech manifests: `python -m lit_moss prepare`."""
+"""Data preparation: converts corpora of any layout to speech manifests and documents (`python -m lit_moss
+prepare`)."""
