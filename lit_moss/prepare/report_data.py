@@ -144,7 +144,7 @@ def _read_documents(storage: Storage, folder: str, meta: dict[str, Any], name: s
     return Documents(name, meta["kind"], lengths_D, seconds, tuple(pairs))
 
 
-# --- counting ----------------------------------------------------------------------------------------
+# --- counting -----------------------------------------------------------------------------------------------
 
 
 def final_steps(steps: Sequence[StepFiles]) -> list[StepFiles]:
