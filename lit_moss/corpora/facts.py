@@ -116,8 +116,7 @@ class Held:
         return "phrasing" if phrasing_held else "fact" if fact_held else "train"
 
     def states(self, text: str) -> Fact | None:
-        """Returns a held-out fact whose entity and answer both occur in a text, which may state it; or
-        None."""
+        """Returns the first held-out fact whose entity and answer both occur in a text, or None."""
         words = words_of(text)
         for fact in self.facts:
             if _contains(words, _entity_words(fact.entity)) and has_answer(text, fact.answers):

@@ -38,8 +38,7 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_sentences(path: Path) -> list[tuple[str, str]]:
-    """Reads (name, sentence) pairs of a text list, in order; names are those of documents or .csv
-    chapters."""
+    """Reads (name of the document or .csv chapter, sentence) pairs of a text list, in order."""
     if path.suffix.lower() == ".csv":
         return [(name, s) for name, sentences in _csv_chapters(path).items() for s in sentences]
     return [
