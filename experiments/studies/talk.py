@@ -244,7 +244,7 @@ class Talk:
         return Stage("lists", [asdict(o.split), counts, file_digest(*files)], self.reads("lists"), run, made)
 
     def _chain(self, name: str, last: str | None = None) -> Stage:
-        """A chain of `prepare`; its output are the manifests of step `last`, or of all steps."""
+        """A chain of `prepare`; its output is the manifest of step `last`, or those of all steps."""
         o, config = self.options, self.recipe(name)
         steps = [last] if last else list(config["steps"])
 
@@ -364,8 +364,7 @@ class Talk:
 
     def _ask(self, question: Path, answer: Path) -> None:
         words = ["chat", "--model", str(self.options.model), "--once", str(question), "--out", str(answer)]
-        # A reply that does not end would be 40 s long. Ten replies of 8 s and their questions take about 1
-        # MB.
+        # A reply that does not end would be 40 s long. Ten of 8 s and their questions take about 1 MB.
         words += ["--temperature", "0", "--seed", "1", "--max-new-tokens", "100", "--force"]
         run_verb(words, self.options.folder / "logs" / "sounds.log")
 

@@ -4,8 +4,7 @@
 
     variants   plain: {}                                      one run for each variant and seed
                text: {model.init_args.init_codes: text}
-    after      aligned: first_layers                          `aligned` starts from the weights of that
-    variant
+    after      aligned: first_layers                          `aligned` starts from that variant's weights
     evaluate   resynthesis: conf/talk/resynthesis.yaml        a benchmark of each run
 
 Repeat the command to continue after an interruption. Writes variants.md and variants.png, with the metrics at
