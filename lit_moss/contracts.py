@@ -272,8 +272,7 @@ class PartedModule(Protocol):
 
 @runtime_checkable
 class FreezingRule(Protocol):
-    """A callback that decides what is trained, by pure functions of the step. Several rules are
-    intersected."""
+    """A callback whose pure functions of the step decide what is trained; several are intersected."""
 
     def trained(self, parts: Parts, step: int) -> set[str]:
         """Names of the parameters that may be trained at a step."""
@@ -430,8 +429,7 @@ def data_of(trainer: Trainer, kind: type[Data]) -> Data:
 
 
 def reply_forms(trainer: Trainer) -> "list[ReplyForm]":
-    """Forms of spoken replies in the training data, without duplicates; empty if the data does not state
-    them."""
+    """Distinct forms of spoken replies in the training data; empty if the data does not state them."""
     data = datamodule_of(trainer)
     return data.reply_forms if isinstance(data, ReplyData) else []
 
@@ -477,6 +475,5 @@ def fingerprints_of(trainer: Trainer) -> dict[str, str]:
 
 
 def total_parameters(named: Iterable[tuple[str, torch.nn.Parameter]]) -> int:
-    """Number of parameters. ZeRO-3 replaces a parameter by an empty tensor and stores its count as an
-    attribute."""
+    """Number of parameters; with ZeRO-3, from an attribute, because parameters are empty tensors."""
     return sum(int(getattr(p, "ds_numel", p.numel())) for _, p in named)

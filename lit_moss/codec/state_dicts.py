@@ -26,7 +26,7 @@ class LoadReport:
     Args:
         loaded: Tensors loaded from the source.
         kept: Tensors missing in the source, left unchanged (a Whisper encoder has no codebook).
-        reshaped: Tensors with another shape in the source, left unchanged: `name: source shape, own shape`.
+        reshaped: Tensors with another shape in the source, left unchanged: `name: source shape, ours shape`.
     """
 
     loaded: tuple[str, ...]

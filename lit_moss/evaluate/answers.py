@@ -167,8 +167,7 @@ class Answerer:
         return self.renderer.form
 
     def check(self, pairs: Sequence[str]) -> None:
-        """Checks that everything the given pairs need is available, and opens the recogniser of spoken
-        replies.
+        """Checks that all that the given pairs need is available, and opens the recogniser of spoken replies.
 
         Raises:
             UserError: if a speech tokenizer, a decoder or the recogniser is missing.

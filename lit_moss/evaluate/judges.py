@@ -1,5 +1,4 @@
-"""Measures of speech: recognisers, speaker similarity, DNSMOS, mel-cepstral distance, roughness, seams of
-streams.
+"""Measures of speech: recognisers, speaker similarity, DNSMOS, mel-cepstral distance, roughness, seams.
 
 All take waves (T,) in [-1, 1]. The recogniser and DNSMOS need the extra `evaluate`.
 """
@@ -63,8 +62,7 @@ class Recogniser:
 
 
 class Paraformer:
-    """A paraformer of funasr, Seed-TTS-Eval's recogniser for Chinese, without punctuation and voice activity
-    detection.
+    """A paraformer of funasr, as in Seed-TTS-Eval for Chinese, without punctuation and VAD.
 
     Args:
         name: Name of the model, such as `paraformer-zh`; funasr downloads it.
@@ -104,8 +102,7 @@ def open_funasr(name: str, device: str = "auto") -> Any:
 
 
 def word_errors(reference: str, hypothesis: str, language: str = "en") -> tuple[int, int]:
-    """Number of errors (substitutions, deletions, insertions) and of reference words; for Chinese, of
-    characters."""
+    """Number of errors (substitutions, deletions, insertions) and reference words (Chinese: characters)."""
     reference, hypothesis = normalise(reference), normalise(hypothesis)
     if language == "zh":
         expected, recognised = list(reference), list(hypothesis)

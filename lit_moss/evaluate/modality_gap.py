@@ -1,5 +1,4 @@
-"""Measures how much accuracy is lost when the same questions are asked and answered in speech instead of
-text.
+"""Measures the accuracy lost when questions are asked and answered in speech instead of text.
 
     input gap    text-text - speech-text        loss by listening
     output gap   speech-text - speech-speech    loss by speaking

@@ -263,8 +263,7 @@ def result_of(clip: Clip, codec: Codec | None, measures: Measures) -> Result:
 
 
 def _rows(clip: Clip, result: Result, config: Config) -> list[dict[str, Any]]:
-    """A row per rung; a failed clip counts as having lost its emotion, and is ignored in all other
-    measures."""
+    """One row per rung; a failed clip counts as a lost emotion, and is ignored in other measures."""
     if FAILED not in result:
         return result["rows"]
     lost = {"emotion_same": 0} if config.emotion else {}
@@ -272,8 +271,7 @@ def _rows(clip: Clip, result: Result, config: Config) -> list[dict[str, Any]]:
 
 
 def means(rows: Sequence[dict[str, Any]], rungs: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Rung -> mean of each measure over the clips that have it; ratios of pauses are computed over all
-    clips."""
+    """Rung -> mean of each measure over the clips that have it; ratios of pauses are over all clips."""
     found: dict[str, dict[str, float]] = {}
     for rung in rungs:
         own = [row for row in rows if row["rung"] == rung]

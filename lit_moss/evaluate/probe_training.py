@@ -60,8 +60,7 @@ class Words:
 
 
 class Characters:
-    """Texts as characters, for a small model that was never trained on text; followed by three ids of the row
-    format.
+    """Texts as characters, for a small model without text training; then three ids of the row format.
 
     Args:
         texts: Texts whose characters form the vocabulary; other characters are dropped.
@@ -217,8 +216,7 @@ def _small_config(options: ProbeOptions, text_vocab_size: int) -> Any:
 
 
 def batches(lengths: Sequence[int], batch_rows: int, seed: int) -> Iterator[list[int]]:
-    """Indices of documents for each step, endlessly: every epoch in a new order, filled up to `batch_rows`
-    rows."""
+    """Indices of documents for each step, endlessly, shuffled per epoch, up to `batch_rows` rows."""
     for epoch in itertools.count():
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         batch: list[int] = []

@@ -108,8 +108,7 @@ def energy_db(wave_T: Tensor) -> np.ndarray:
 
 
 def compare_energy(original_F: np.ndarray, other_F: np.ndarray) -> tuple[float | None, float]:
-    """Pearson correlation of two energy contours in dB, and the mean level of the second relative to the
-    first."""
+    """Pearson correlation of two energy contours in dB, and mean level of the second minus the first."""
     frames = min(len(original_F), len(other_F))
     a_F, b_F = original_F[:frames], other_F[:frames]
     return pearson(a_F, b_F), float(np.mean(b_F - a_F))
@@ -127,8 +126,7 @@ class Timing:
 
     @property
     def pauses(self) -> list[tuple[float, float]]:
-        """Start and end of each pause between two stretches, excluding silence before and after all
-        speech."""
+        """Start and end of each pause within speech, excluding silence before and after all of it."""
         return [(end, start) for (_, end), (start, _) in zip(self.speech, self.speech[1:], strict=False)]
 
     @property
@@ -176,8 +174,7 @@ def speech_units(text: str, language: str) -> int:
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, with mean ranks for ties; None for fewer than three values or constant
-    values."""
+    """Spearman's rank correlation, with mean ranks for ties; None for < 3 or constant values."""
 
     def ranks(values: Sequence[float]) -> np.ndarray:
         _, place, count = np.unique(np.asarray(values), return_inverse=True, return_counts=True)

@@ -84,8 +84,7 @@ def score_rows(
 
 
 def packs(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Groups indices of sequences, in order, into packs of at most `most` rows, with at least one sequence
-    each."""
+    """Groups indices of sequences, in order, into packs of at most `most` rows, or a single sequence."""
     pack: list[int] = []
     used = 0
     for place, length in enumerate(lengths):

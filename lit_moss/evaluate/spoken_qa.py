@@ -194,8 +194,7 @@ def hear_questions(
 
 
 def reply_row(ask: Ask, result: Result, answerer: Answerer) -> Row:
-    """Columns of a reply and its matches; columns with the prefix `text_` refer to the own text of a spoken
-    reply."""
+    """Columns of a reply and its matches; `text_` marks those of the own text of a spoken reply."""
     question, lang = ask.question, ask.question.lang
     is_spoken = PAIRS[ask.pair][1] == "speech"
     own, said = result.get("text", ""), result.get("transcript", "")

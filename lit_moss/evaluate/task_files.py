@@ -1,5 +1,4 @@
-"""Finds the files that lm-eval's task YAMLs read (data, code, other YAMLs), whose changes make a different
-task."""
+"""Finds the files that lm-eval's task YAMLs read (data, code, YAMLs), which are part of a task's identity."""
 
 import glob
 import os

@@ -1,5 +1,4 @@
-"""Text benchmarks with lm-eval (EleutherAI's harness) on the model's text path: MMLU, CMMLU, any of its
-tasks.
+"""Text benchmarks of lm-eval (EleutherAI's harness) on the model's text path: MMLU, CMMLU, any task.
 
 Tasks are named as in lm-eval (`mmlu`, `cmmlu`, patterns such as `mmlu_*`), or are YAML files. The package
 includes `everyday_choices`, 20 questions with four choices, which needs no download.

@@ -1,2 +1,1 @@
-"""Data preparation: converts corpora of any layout to speech manifests and documents (`python -m lit_moss
-prepare`)."""
+"""Data preparation: converts corpora to speech manifests and documents (`python -m lit_moss prepare`)."""

@@ -76,8 +76,7 @@ def is_chinese(text: str) -> bool:
 
 
 def length_in_words(text: str) -> float:
-    """Length of a text in words; 1.5 Chinese characters count as one word, since they take equally long to
-    say."""
+    """Length in words; 1.5 Chinese characters count as one word, as they take equally long to say."""
     han = len(HAN_CHARACTER.findall(text))
     return len(re.findall(r"[^\W_]+(?:['’.,-][^\W_]+)*", HAN_CHARACTER.sub(" ", text))) + han / _HAN_PER_WORD
 

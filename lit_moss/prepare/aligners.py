@@ -80,8 +80,7 @@ class AcousticModel(Protocol):
     separator: int | None
 
     def log_probs(self, wave_T: Tensor) -> tuple[Tensor, float]:
-        """Log-probabilities (frames, V), float32, of samples (T,) at 16 kHz, and the length of a frame in
-        seconds."""
+        """Log-probabilities (frames, V), float32, of samples (T,) at 16 kHz, and the frame length in s."""
         ...
 
 

@@ -51,8 +51,7 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def is_english(units: Sequence[str]) -> bool:
-    """Whether words in Latin script look like English: the most common words occur in every English
-    passage."""
+    """Whether words in Latin script look like English: every passage contains the most common words."""
     common = sum(unit in _COMMON for unit in units)
     return len(units) < _ENOUGH_WORDS or common >= 0.08 * len(units)
 

@@ -134,8 +134,7 @@ class ChunkStage(Stage):
         return [[*chunk, modality] for chunk, modality in zip(chunks, modalities, strict=True)]
 
     def _words_in_turn(self, count: int, rng: np.random.Generator) -> tuple[list[int], list[str]]:
-        """Numbers of words of alternating text and speech chunks, and their modalities; the first one is
-        random."""
+        """Numbers of words of alternating text and speech chunks, and their modalities (first: random)."""
         options = self.options
         bounds = {
             "text": (options.min_text_words, options.max_text_words),
@@ -151,8 +150,7 @@ class ChunkStage(Stage):
         return lengths, modalities
 
     def _poisson(self, count: int, rng: np.random.Generator) -> tuple[list[int], list[str]]:
-        """Numbers of words of alternating text and speech spans, with `speech_share` of the words as
-        speech."""
+        """Numbers of words of alternating text and speech spans; `speech_share` of the words are speech."""
         spoken = round(self.options.speech_share * count)
         spans: list[int] = []
         while (left := spoken - sum(spans)) > 0:

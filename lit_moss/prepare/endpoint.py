@@ -1,5 +1,4 @@
-"""Language models on OpenAI-compatible servers: chat requests, answers cached by content, a limit on
-spending.
+"""Language models on OpenAI-compatible servers: requests, answers cached by content, a spending limit.
 
 The client is the package `openai`: it retries requests after 408, 409, 429, 5xx or a timeout, with jitter and
 following the server's `Retry-After` (up to two minutes), and no others. Everything else is done here.
@@ -99,8 +98,7 @@ class Server:
 
 
 class Answers:
-    """Answers by the hash of their requests, and what each run has spent: an SQLite file used by all
-    processes.
+    """Answers by the hash of their requests, and the costs of each run, in an SQLite file for all processes.
 
     Args:
         path: Path of the file; created if it does not exist.
@@ -277,8 +275,10 @@ class ChatEndpoint:
         return body
 
     def _send(self, body: dict[str, Any]) -> Any:
-        """The server's answer as JSON, or None. Errors do not contain the library's message, which may quote
-        the key."""
+        """The server's answer as JSON; None if it is not JSON.
+
+        Errors do not chain the library's exceptions, and the key is removed from their messages.
+        """
         openai = self._openai
         try:
             response = self._client.chat.completions.with_raw_response.create(**body)

@@ -79,8 +79,7 @@ def run_step(step: Step, machine: Machine) -> StepResult:
 
 @contextmanager
 def _step_lock(step: Step) -> Iterator[None]:
-    """Lets one process at a time work on a local step; for a remote step, the last writer writes the same
-    content."""
+    """Lets one process at a time work on a local step; on remote storage, all write the same content."""
     if Storage(step.folder).is_remote:
         yield
         return
@@ -161,8 +160,7 @@ def _read(stage: Stage | WholeStage, step: Step, manifest: str) -> Iterator[Item
 
 
 def _check_once(step: Step) -> None:
-    """Rejects items that occur twice, which would be trained on twice; recipes have weights for that
-    purpose."""
+    """Rejects items that occur twice; use the weights of recipes to train on items several times."""
     files: set[str] = set()
     for source in step.sources:
         file = os.path.realpath(source) if os.path.exists(source) else source
@@ -251,8 +249,7 @@ def _is_quick(stage: Stage, todo: Sequence[Shard]) -> bool:
 
 
 def _run_pool(step: Step, todo: Sequence[Shard], workers: int, update: Callable[[int], Any]) -> None:
-    """Uses spawned processes: forked ones would inherit locks and threads of torch, CTranslate2 and
-    onnxruntime."""
+    """Uses spawned processes; forked ones would inherit locks of torch, CTranslate2 and onnxruntime."""
     workers, context, waiting = min(workers, len(todo)), get_context("spawn"), iter(todo)
     theirs, ours = context.Pipe(duplex=False)
     with (

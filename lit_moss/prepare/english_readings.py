@@ -204,8 +204,10 @@ _AMOUNT = re.compile(
 
 
 def phone(m: Match) -> str | None:
-    """Read digit by digit, with a pause between groups; None for a range: 100-2000, 500-1500, 480-1250
-    words."""
+    """Reads digit by digit, with a pause between groups; None for a range.
+
+    Ranges are, e.g., 100-2000, 500-1500 or 480-1250 words.
+    """
     called = _CALLED.search(m.string[max(0, m.start() - 40) : m.start()])
     counted = re.fullmatch(r"\d\d0-[1-9]\d\d0", m[0]) and _AMOUNT.match(m.string, m.end())
     if re.fullmatch(r"\d{3}-\d000", m[0]) or (not called and (counted or _ROUND.fullmatch(m[0]))):

@@ -201,8 +201,7 @@ class FilterStage(Stage):
 
     @staticmethod
     def _count(counts: Counter[str], sound: _Sound, is_kept: bool) -> None:
-        """Counts errors and words of everything recognised, and of what is kept; their ratio is the error
-        rate."""
+        """Counts errors and words of all recognised and of kept text; their ratio is the error rate."""
         if sound.heard is None:
             return
         for group in ("all", "kept") if is_kept else ("all",):

@@ -100,8 +100,7 @@ def _ends_sentence(text: str, match: re.Match[str]) -> bool:
 
 
 def _fit(piece: str, max_chars: int, marks: list[re.Pattern[str]]) -> list[str]:
-    """Cuts a piece to at most `max_chars`, at the first kind of mark that suffices, into as few parts as
-    possible."""
+    """Cuts a piece to at most `max_chars` at the first sufficient kind of mark, into few parts."""
     if len(piece.strip()) <= max_chars:
         return [piece]
     if not marks:

@@ -123,8 +123,7 @@ class SftStage(WholeStage):
         return result
 
     def _rejections(self, sources: Sequence[str], too_long: Sequence[Document]) -> list[Rejection]:
-        """One rejection per document, with its conversation, which is read again: all of them would fill the
-        memory."""
+        """One rejection per document, with its conversation, which is read again to save memory."""
         documents = {document.id.rpartition("/")[0]: [] for document in too_long}
         for document in too_long:
             documents[document.id.rpartition("/")[0]].append(document)

@@ -94,8 +94,7 @@ def frame_levels_db(wave_T: np.ndarray, rate_hz: int) -> np.ndarray:
 
 
 def _has_sound(level_F: np.ndarray) -> np.ndarray:
-    """Which frames have sound, (F,). Relative to the 95th percentile, so that a single click does not
-    count."""
+    """Which frames have sound, (F,), relative to the 95th percentile, so that a click does not count."""
     loud_db = float(np.percentile(level_F, 95)) if len(level_F) else FLOOR_DB
     return level_F > max(FLOOR_DB, loud_db - SILENT_BELOW_LOUD_DB)
 

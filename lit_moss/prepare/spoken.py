@@ -46,8 +46,7 @@ def spoken(text: str, lang: str) -> str:
 
 
 def unspeakable(text: str, lang: str) -> str:
-    """Characters of a text that no rule can handle, such as emoji and other scripts, without duplicates; ""
-    if none."""
+    """Distinct characters of a text that no rule can handle, such as emoji; "" if there are none."""
     if lang not in LANGUAGES:
         raise UserError(f"no spoken forms for language {lang!r}: expected one of {', '.join(LANGUAGES)}")
     return spoken_en.unknown(text) if lang == "en" else spoken_zh.unknown(text)

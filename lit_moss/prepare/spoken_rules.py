@@ -52,8 +52,7 @@ class _Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """Spoken form of `text[start:stop]`; `by_rule` is False for a single character or word copied
-    unchanged."""
+    """Spoken form of `text[start:stop]`; `by_rule` is False if a character or word is copied unchanged."""
 
     start: int
     stop: int
@@ -95,8 +94,7 @@ def scan(text: str, rules_at: Callable[[str], Sequence[Rule]], copied: re.Patter
 
 
 def unknown_characters(pieces: Iterable[Piece], is_speakable: Callable[[str], bool]) -> str:
-    """Characters of the spoken forms that are neither letters nor punctuation, without duplicates, in
-    order."""
+    """Distinct characters of the spoken forms, in order, that are neither letters nor punctuation."""
     kept = (c for piece in pieces for c in _INVISIBLE.sub("", piece.spoken))
     return "".join(dict.fromkeys(c for c in kept if not is_speakable(c)))
 

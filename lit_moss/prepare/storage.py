@@ -1,5 +1,4 @@
-"""Folders on this machine or in remote storage: local paths, and any address that fsspec opens (s3://,
-gs://).
+"""Local folders and remote storage: paths, and any address that fsspec opens (s3://, gs://).
 
 Files are written atomically: locally with a temporary name and a rename, in an object store with a single
 put. Credentials come from the environment, as read by each store's library.
@@ -152,8 +151,7 @@ class Storage:
 
     @contextmanager
     def writer(self, name: str) -> Iterator[BinaryIO]:
-        """Opens a file for writing bytes; it appears when the block ends, and not at all if the block raises
-        an error."""
+        """Opens a file for writing bytes; it appears when the block ends without an error."""
         if not self.is_remote:
             path = Path(self.path(name))
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-"""Measures that indicate transcripts of words that were never said, as pure functions of text, times or
-scores.
+"""Indications of transcripts of words that were never said, as functions of text, times or scores.
 
 Sources: NeMo's speech data processor and Curator (distinct words, long words, repeated n-grams, characters
 per second, stock phrases), Whisper (compression ratio, mean log-probability with no speech, anomalous words).
@@ -52,15 +51,13 @@ def characters(words: list[str]) -> int:
 
 
 def spoken_characters(words: list[str]) -> int:
-    """As `characters`, but each digit counts as four in texts with spaces: "1984" has some 20 letters when
-    spoken."""
+    """As `characters`, but with spaces a digit counts as four: "1984" has some 20 letters when spoken."""
     digits = 0 if is_unspaced(words) else sum(c.isdigit() for word in words for c in word)
     return characters(words) + 3 * digits
 
 
 def stock_phrase(words: list[str], language: str, more: Sequence[str] = ()) -> str | None:
-    """The stock phrase that a text consists of, or begins with if the phrase has at least 8 characters (4 in
-    Chinese).
+    """The stock phrase that a text equals, or begins with if it has at least 8 characters (Chinese: 4).
 
     Args:
         words: Words of the text.

@@ -257,8 +257,7 @@ def _join(pieces: Spans, gap_frames: float) -> Spans:
 
 
 def _cut(start: int, end: int, probabilities: np.ndarray, options: VadOptions) -> Spans:
-    """Divides a piece into parts that are short enough, in frames; the silence at a cut belongs to neither
-    part."""
+    """Divides a piece into short enough parts, in frames; silence at a cut belongs to neither part."""
     longest = int((options.max_speech_sec - 2 * options.pad_sec) * RATE_HZ / FRAME_SAMPLES)
     least = -int(-options.min_segment_sec * RATE_HZ // FRAME_SAMPLES)
     parts: Spans = []

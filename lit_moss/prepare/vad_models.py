@@ -86,8 +86,7 @@ def import_silero() -> ModuleType:
 
 
 class Silero:
-    """silero-vad as a sequence model: one call processes many frames, where silero's loop calls the model per
-    frame.
+    """silero-vad as a sequence model: one call processes many frames; silero's loop makes a call for each.
 
     The probabilities equal those of the loop over its ONNX model (on 8 minutes of speech), and differ by up
     to 6e-5 from those of its TorchScript model.
@@ -105,8 +104,7 @@ class Silero:
 
 
 class SileroStream(ClosedByFlush):
-    """A stream for one recording. The model's state is carried over, so windows give the same result bit for
-    bit.
+    """A stream for one recording; carries the state over, so that windows give identical results.
 
     Args:
         session: The sequence model in onnxruntime.
@@ -179,8 +177,7 @@ class Pyannote:
         return WindowedStream(self._probabilities)
 
     def _probabilities(self, samples: np.ndarray) -> np.ndarray:
-        """Probabilities (T / FRAME_SAMPLES,) of samples (T,) in whole frames, interpolated between the
-        model's frames."""
+        """Probabilities (T / FRAME_SAMPLES,) of samples (T,), interpolated between the model's frames."""
         least = rates.TOKENIZER_RATE_HZ  # the model needs 62 ms for one frame
         padded = np.pad(samples, (0, max(0, least - len(samples))))
         with torch.inference_mode():
@@ -204,8 +201,7 @@ def _no_weights(name: str, why: str) -> UserError:
 
 
 class WindowedStream(ClosedByFlush):
-    """For a model that needs context on both sides of a frame: windows overlap by half, and their middle is
-    used.
+    """For a model that needs context on both sides: windows overlap by half, and their middle is used.
 
     Args:
         probabilities: Returns (T / FRAME_SAMPLES,) for samples (T,) in whole frames.

@@ -136,8 +136,7 @@ class ChatCompletions:
     async def _chunks(
         self, asked: ChatRequest, answer: Answer, session: Session, reply: Reply
     ) -> AsyncGenerator[bytes]:
-        """Yields the events of a stream. Id and expiry time are sent only once, because clients concatenate
-        deltas."""
+        """Yields the events of a stream; id and expiry time only once, as clients concatenate deltas."""
         data, stop = Base64Chunks(), StopTexts(asked.stops)
         if asked.speaks:
             audio = {"id": answer.audio_id, "transcript": ""}

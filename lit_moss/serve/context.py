@@ -9,8 +9,7 @@ from lit_moss.serve.engine import Engine
 
 @dataclass
 class Work:
-    """Work in progress, so that the server can shut down without cutting off clients. Only for the event
-    loop.
+    """Work in progress, which a shutdown of the server waits for; only used in the event loop.
 
     Args:
         draining: Whether the server is shutting down and accepts no new work.

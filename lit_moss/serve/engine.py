@@ -126,8 +126,10 @@ class Session:
 
     @property
     def scope(self) -> object:
-        """Sessions with an equal scope can use the cache of this one. If it is the session itself, no other
-        can."""
+        """Sessions with an equal scope may use this session's cache.
+
+        If it is the session itself, no other session can.
+        """
         return self if self._scope is None else self._scope
 
     def listen(self, rate_hz: int = rates.DECODER_RATE_HZ) -> UserTurn:
@@ -240,8 +242,7 @@ class Engine:
         self.rows.wake()
 
     def warm_up(self) -> None:
-        """Runs one short turn and reply, which is not counted, so that the first client does not have to wait
-        for initialisation."""
+        """Runs one short, uncounted turn and reply, so that the first client need not wait."""
         session = self.open_session()
         try:
             conversation = session.conversation

@@ -44,8 +44,7 @@ PING_SEC = 15.0  # proxies close connections that are silent for 30 s or more
 
 
 async def with_pings(events: AsyncGenerator[bytes], every_sec: float) -> AsyncGenerator[bytes]:
-    """Yields the events, and a ping after each `every_sec` seconds without one; closes `events` at the
-    end."""
+    """Yields the events, and a ping after `every_sec` seconds without one; closes `events` at the end."""
     waiting: asyncio.Task[bytes] | None = None
     try:
         while True:

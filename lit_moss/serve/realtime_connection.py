@@ -304,8 +304,7 @@ class Connection:
         self._response.cancel("client_cancelled")
 
     async def _cancelled_response_ended(self) -> None:
-        """Waits for a cancelled response, which ends within a row, so that the client's next event can
-        proceed."""
+        """Waits for a cancelled response, which ends within a row, before the next event of the client."""
         while self._response is not None and self._response.cancelled and self._response_task is not None:
             await asyncio.wait([self._response_task])
 

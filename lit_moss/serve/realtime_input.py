@@ -156,8 +156,7 @@ class InputBuffer:
         return max(1, int(self._session.engine.limits.max_turn_sec * RATE_HZ))
 
     def _fill_turn(self, end: int) -> list[SpeechStarted | SpeechStopped]:
-        """Moves held samples before `end` to the turn; a turn that becomes too long ends, and another one
-        starts."""
+        """Moves held samples before `end` to the turn; a turn that is too long ends, and another starts."""
         found: list[SpeechStarted | SpeechStopped] = []
         while True:
             turn = self._open_turn()

@@ -167,8 +167,7 @@ class RowWorker:
         self._contexts.clear()
 
     def _round(self) -> bool:
-        """Computes one piece of a prompt and one row of each reply; returns whether there was anything to
-        do."""
+        """Computes one piece of a prompt and one row of each reply; returns False if there was no work."""
         worked = False
         for one in self.running:
             if one.reply.cancelled:

@@ -82,8 +82,7 @@ class Server(uvicorn.Server):
         self.was_cut = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handles the first signal. uvicorn's own handler would close connections now, and raise the signal
-        again."""
+        """Handles the first signal; uvicorn's handler would close connections and raise it again."""
         self.stop()
         self.signals.append(sig)
         for one in (signal.SIGTERM, signal.SIGINT):

@@ -29,8 +29,7 @@ _BLOCKS_PER_SEC = 12.5
 
 
 def own_stream(device: torch.device) -> AbstractContextManager[object]:
-    """A CUDA stream for a thread, so that rows and audio do not wait for each other; does nothing on the
-    CPU."""
+    """A CUDA stream for a thread, so that rows and audio do not wait for each other; no-op on the CPU."""
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
 
 
@@ -74,8 +73,7 @@ class SoundWorker:
             return sum(map(len, self._queues.values()))
 
     def close(self) -> None:
-        """Ends the thread after the current task; other tasks are discarded, and waiting callers get an
-        error."""
+        """Ends the thread after the current task; others are discarded, their callers get an error."""
         with self._changed:
             self._closed = True
             listeners = [owner for owner in self._queues if isinstance(owner, Listener)]
@@ -112,8 +110,7 @@ class SoundWorker:
 
 
 class Listener:
-    """Encodes speech to codes, live if the tokenizer supports it; the codes equal those of
-    `SpeechTokenizer.encode`.
+    """Encodes speech, live if the tokenizer supports it; codes equal those of `SpeechTokenizer.encode`.
 
     `push` and `finish` may be called from any single thread; the worker computes the tensors.
 

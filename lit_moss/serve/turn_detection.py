@@ -53,8 +53,7 @@ class Border:
 
 
 class Probabilities(Protocol):
-    """A model of voice activity: converts streams of samples at 16 kHz to probabilities per frame of
-    `FRAME_16K`."""
+    """A model of voice activity: streams of samples at 16 kHz -> probabilities per `FRAME_16K`."""
 
     def stream(self, window_frames: int) -> Stream[np.ndarray, np.ndarray]: ...
 
@@ -103,8 +102,10 @@ class TurnDetector:
         self._quiet_since: int | None = None  # frame
 
     def push(self, samples_T: Tensor) -> list[Border]:
-        """Adds samples at 24 kHz, float32 (T,); returns the borders found, in order. Takes about 0.5 ms for
-        0.1 s of audio."""
+        """Adds samples at 24 kHz, float32 (T,); returns the borders found, in order.
+
+        Takes about 0.5 ms for 0.1 s of audio.
+        """
         with torch.inference_mode():
             piece = self._resampler.push(samples_T).numpy()
         borders = [self._judge(float(probability)) for probability in self._frames.push(piece)]

@@ -126,8 +126,7 @@ class Sweep:
         return [dict(zip(self.search, point, strict=True)) for point in product(*choices)]
 
     def fingerprint(self) -> str:
-        """16 hex digits of everything that trials must have in common; their number and the machines may
-        change."""
+        """16 hex digits of all that trials have in common, without their number and the machines."""
         settings = [self.search, self.objectives, self.seeds, self.sampler, self.seed, self.recipe({}, 0)]
         if self.validation != "last":  # not in the fingerprints of studies started before the option existed
             settings.append(self.validation)
