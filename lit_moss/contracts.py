@@ -130,8 +130,7 @@ class DecoderData(OrderedData, Protocol):
         ...
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the log-mel bands, (80,) each, and mean speaker vector (S,), of
-        training data."""
+        """Mean and deviation of log-mel bands, (80,) each, and mean speaker vector (S,), of training data."""
         ...
 
 

@@ -74,7 +74,7 @@ class OneLineParser(LightningArgumentParser):
         return "", one_line(message)
 
     def _types(self) -> dict[str, Any]:
-        """Option -> its type; for the parser of all verbs, those of its first verb, with most keys."""
+        """Option -> its type; for a parser with verbs, the options of its first verb."""
         parser = self._verbs() or self
         return {
             action.dest: getattr(action, "_typehint", None) or action.type
