@@ -80,7 +80,7 @@ class Options:
         items: Number of held-out items per modality.
         jobs: Maximum number of concurrent runs.
         name: Name of the study.
-        run_root: Root folder of all runs.
+        run_root: Folder of all runs' files.
     """
 
     speech: str

@@ -36,7 +36,7 @@ class Options:
     Args:
         name: Name of the study and of the MLflow experiment.
         data: Folder for lists, audio, model and report.
-        run_root: Root folder of all runs.
+        run_root: Folder of all runs' files.
         backbone: Text model; null: that of the recipes.
         seed: Seed of the splits and of all trainings.
         workers: Number of processes for the chains of `prepare`.

@@ -55,7 +55,7 @@ class Options:
         seeds: Seeds; each variant is run once per seed.
         jobs: Maximum number of concurrent runs.
         threads: Number of threads of each run; null: default of torch.
-        run_root: Root folder of all runs.
+        run_root: Folder of all runs' files.
     """
 
     name: str

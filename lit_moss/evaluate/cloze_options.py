@@ -41,7 +41,7 @@ class Config:
         batch_size: Number of pairs scored together.
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
-        run_root: Root folder of all runs.
+        run_root: Folder of all runs' files.
         again: Start over if results exist.
     """
 

@@ -75,7 +75,7 @@ class Config:
         limit: Number of clips, from the first. null: all.
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
-        run_root: Root folder of all runs.
+        run_root: Folder of all runs' files.
         again: Start over if results exist.
     """
 

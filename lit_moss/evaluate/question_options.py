@@ -34,7 +34,7 @@ class QuestionOptions:
         limit: Number of questions per list, from the first. null: all.
         batch_size: Number of replies generated together; replies do not depend on it.
         device: auto, cpu or cuda.
-        run_root: Root folder of all runs.
+        run_root: Folder of all runs' files.
         again: Start over if results exist.
     """
 

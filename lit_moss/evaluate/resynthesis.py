@@ -1,7 +1,7 @@
 """Measures the losses of speech -> codes -> speech, step by step (the paper's table 4).
 
     original        the recording
-    vocoder         its mel, decoded by the vocoder
+    vocoder         its mel through the vocoder
     codec           its codes, decoded by decoder and vocoder
     stream          as above, streamed code by code
 
@@ -83,7 +83,7 @@ class Config:
         limit: Number of clips, from the first. null: all.
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
-        run_root: Root folder of all runs.
+        run_root: Folder of all runs' files.
         save_audio: Keep the sound files of all rungs.
         again: Start over if results exist.
     """

@@ -49,7 +49,7 @@ class Sweep:
         heartbeat_sec: Interval between signs of life of a worker, in seconds; after three times that without
             one, the worker is considered dead.
         retries: Number of times the trial of a dead worker is queued again.
-        run_root: Root folder of all runs.
+        run_root: Folder of all runs' files.
     """
 
     study: str
