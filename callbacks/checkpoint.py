@@ -100,8 +100,7 @@ class Checkpoint(ModelCheckpoint):
                 trainer.strategy.remove_checkpoint(path)
 
     def _save_end(self, trainer: Trainer) -> None:
-        """Writes the final state of a run, for any reason that it ends: its length, early stopping, a time
-        limit.
+        """Writes the final state of a run, whatever ends it: its length, early stopping, a time limit.
 
         Not in `on_train_end`, when averaged weights have already replaced the current ones.
         """
@@ -162,8 +161,7 @@ class Checkpoint(ModelCheckpoint):
             self._save_end(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """On SIGTERM, which clusters send before they stop a job, writes the current state, so that no step
-        is lost.
+        """Writes the current state on SIGTERM, which clusters send before they stop a job.
 
         SIGTERM is raised after a complete step (see `lit_moss.cli.signals`), or between two batches of a
         validation, in which averaged weights replace the current ones. The exception then gets the attribute

@@ -21,8 +21,7 @@ _SETTINGS = ("base_lr", "weight_decay", "betas", "eps")
 
 
 class ExactResume(Callback):
-    """Adds the random state of every rank, the number of consumed batches, and the MLflow run id to
-    checkpoints.
+    """Adds random states, the number of consumed batches and the MLflow run id to checkpoints.
 
     The random state is restored at the start of training, after everything that draws random numbers during
     set-up. With another number of ranks the data order still continues exactly (it is a function, see
@@ -99,8 +98,7 @@ class ExactResume(Callback):
         self._restored = None
 
     def apply_settings(self, trainer: Trainer) -> None:
-        """Sets the parameter groups of a resumed run to the configured values; calling it again has no
-        effect."""
+        """Sets the parameter groups of a resumed run to the configured values; idempotent."""
         changed: dict[str, None] = {}
         for group, settings in zip(_groups(trainer), self._settings, strict=True):
             # Without `base_lr`, the optimizer's own rate is used, unless a Lightning scheduler changes it.

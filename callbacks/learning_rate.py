@@ -146,8 +146,7 @@ class LearningRateSchedule(Schedule):
 
 
 def set_rates(trainer: Trainer) -> None:
-    """Sets the learning rate of every group: 0 if all of it is frozen, otherwise that of the schedule or its
-    base rate.
+    """Sets the learning rate of every group: 0 if it is frozen, else the schedule's or its base rate.
 
     Callbacks that freeze or unfreeze also call it, so that the order of callbacks does not matter.
     """

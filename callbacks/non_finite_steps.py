@@ -133,8 +133,7 @@ class NonFiniteSteps(Callback):
     # --- counts on the host ---------------------------------------------------------------------------------
 
     def _read(self, trainer: Trainer) -> None:
-        """Reads the counts from the device, reports new ones, and stops the run if `stop_after` is
-        reached."""
+        """Reads the counts from the device, reports new ones, and stops the run at `stop_after`."""
         if self._counts is None:
             return
         before = self.skipped, self.empty

@@ -1,5 +1,4 @@
-"""Ends a run of a sweep early if its trial performs worse than the others; the command line adds the
-callback."""
+"""Ends a run of a sweep early if its trial performs worse than others; added by the command line."""
 
 from types import SimpleNamespace
 from typing import Any

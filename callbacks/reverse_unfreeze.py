@@ -1,5 +1,4 @@
-"""Layer-wise unfreezing of the trunk in reverse order, with separate learning rates per layer
-(FP-Layerwise)."""
+"""Layer-wise unfreezing of the trunk in reverse order, with a learning rate per layer (FP-Layerwise)."""
 
 from typing import Any, Literal
 

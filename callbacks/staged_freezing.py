@@ -102,8 +102,7 @@ class StagedFreezing(Callback):
             drop_gradients(pl_module, self._trained)
 
     def table(self, parts: Parts, trained: set[str], step: int) -> str:
-        """Table of parts with their total and trainable parameters; consecutive trunk layers in the same
-        state share a line."""
+        """Table of parts with total and trainable parameters; trunk layers in the same state share a line."""
         lines: list[tuple[str, int, int]] = []
         for part, named in parts.items():
             count, free = total_parameters(named), total_parameters((n, p) for n, p in named if n in trained)

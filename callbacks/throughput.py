@@ -16,8 +16,7 @@ PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "4090
 
 
 class Throughput(Callback):
-    """Logs `train/rows_per_sec`, also for text and speech, `train/tflops`, `train/mfu` and
-    `train/memory_gib`.
+    """Logs `train/rows_per_sec` (also text, speech), `train/tflops`, `train/mfu`, `train/memory_gib`.
 
     Model FLOPs count 4 per weight and row for frozen matrices, 6 for trained ones, and the pairs that
     attention actually computes (see `lit_moss.llm.flops`). Validation time and filler rows are excluded. Rows

@@ -64,8 +64,7 @@ class TokenizerReport(Callback):
 
 
 def _fingerprint(run: Path, encoder: CausalEncoder) -> str:
-    """Fingerprint of the tokenizer that the run's name opens: the best checkpoint, otherwise the final
-    weights."""
+    """Fingerprint of the tokenizer that the run's name opens: best checkpoint or final weights."""
     try:
         return speech_tokenizer_fingerprint(str(run.absolute() / "checkpoints" / "best.ckpt"))
     except UserError:  # no validation since the codebook was initialised
@@ -73,8 +72,7 @@ def _fingerprint(run: Path, encoder: CausalEncoder) -> str:
 
 
 def spectrogram_with_codes(example):  # noqa: ANN001, ANN201 - matplotlib figure
-    """Log-mel of one utterance with its codes below: one colour per code, with its number if there is
-    room."""
+    """Log-mel of one utterance with its codes below, in colours, with numbers if there is room."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

@@ -17,8 +17,7 @@ _WINDOW, _HOP = 1024, 256
 
 
 class VocoderReport(Callback):
-    """Logs to MLflow clips vocoded from their mels: spectrograms of recording and vocoder, and the audio of
-    both."""
+    """Logs vocoded clips to MLflow: spectrograms and audio of the recording and of the vocoder."""
 
     def __init__(self) -> None:
         self._truth_is_logged = False

@@ -1,4 +1,4 @@
-"""Compares our modules with recorded tensors of the released codec; see `experiments.contract.check`.
+"""Compares this project's modules with recorded tensors of the released codec (`experiments.contract.check`).
 
 python -m experiments.check_contract FOLDER
 """

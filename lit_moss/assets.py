@@ -37,7 +37,7 @@ class Wheel:
 
     Args:
         requirement: `name==version`.
-        sha256: Of the file.
+        sha256: Hex digest of the file.
         sdist: The source archive `name-version.tar.gz` instead of a wheel. Downloaded without pip, which
             would run its build to read its metadata.
     """

@@ -123,8 +123,7 @@ class DecoderData(OrderedData, Protocol):
         ...
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the log-mel bands, (80,) each, and mean speaker vector (S,), of
-        training data."""
+        """Mean and deviation of log-mel bands, (80,) each, and mean speaker vector (S,), of training data."""
         ...
 
 
@@ -265,8 +264,7 @@ class PartedModule(Protocol):
 
 @runtime_checkable
 class FreezingRule(Protocol):
-    """A callback that decides what is trained, by pure functions of the step. Several rules are
-    intersected."""
+    """A callback whose pure functions of the step decide what is trained; several are intersected."""
 
     def trained(self, parts: Parts, step: int) -> set[str]:
         """Names of the parameters that may be trained at a step."""

@@ -48,7 +48,7 @@ def backward(
         v: Values.
         out: Output of `forward`.
         lse: Log-sum-exp of `forward`.
-        scale: Of the scores; None is 1 / sqrt(E).
+        scale: Factor on the scores; None: 1 / sqrt(E).
     """
     if q.dtype == torch.bfloat16 and q.shape[2] <= _SHORT_ROWS:
         d_out, q, k, v, out = (x.float() for x in (d_out, q, k, v, out))

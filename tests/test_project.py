@@ -335,3 +335,14 @@ def test_no_stray_files_are_tracked():
         and Path(name).name not in ("__init__.py", "py.typed")
     ]
     assert not empty
+
+
+def test_the_doc_of_an_argument_is_understood_by_itself():
+    fragment = re.compile(r"^\s+\w+: (Of\b|See there|The same\b)", re.MULTILINE)
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0].strip()}"
+        for top in ("lit_moss", "callbacks", "experiments")
+        for path in sorted((ROOT / top).rglob("*.py"))
+        for match in fragment.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not found

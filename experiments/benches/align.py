@@ -1,16 +1,16 @@
-"""How exact the word times of an aligner are.
+"""Measures the accuracy of an aligner's word times.
 
     python -m lit_moss prepare transcribe data/ljspeech/validation.jsonl --out steps/transcribe
     python -m experiments.benches.align steps/transcribe/manifest.jsonl --aligner tokenizer \\
         --speech-tokenizer runs/codec_encoder
 
-Errors of the borders between words (the middles of their gaps, where recordings are cut):
+Errors of the borders between words (the middle of the gap between two words, where recordings are cut):
 
 - in utterances whose borders are known, see `lit_moss.prepare.known_borders`;
-- against the manifest's `asr_words`, as they are and without their constant difference;
-- of both at the pauses of the recordings, against the middles of the pauses as their loudness shows them.
+- relative to the manifest's `asr_words`, with and without their constant difference;
+- of both at the pauses of the recordings, relative to the middle of each pause, as found by its loudness.
 
-And the score of each utterance with its own text and with that of the next one.
+Also prints the score of each utterance with its own text and with the text of the next utterance.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from lit_moss.prepare.known_borders import measure_shift
 from lit_moss.prepare.stage import Item
 
 RATE_HZ, FRAME_SAMPLES = 16_000, 160
-QUIET_DB = 35  # below the loud parts (95th percentile) of an utterance
+QUIET_DB = 35  # quiet: this far below the loud parts (95th percentile) of an utterance
 LEAST_PAUSE_FRAMES, EDGE_FRAMES = 15, 10
-NEAR_SEC = 0.4  # a border belongs to a pause if it is this near to its middle
+NEAR_SEC = 0.4  # a border belongs to a pause if it is within this distance of the pause's middle
 
 Words = Sequence[TimedWord | None]
 
@@ -59,14 +59,14 @@ def pauses(item: Item) -> list[float]:
 
 
 def at_pauses(words: Words, middles: Sequence[float]) -> list[float]:
-    """The nearest border of each pause minus its middle."""
+    """Distance from the middle of each pause to the nearest border, in seconds, if below `NEAR_SEC`."""
     known = [border for border in borders(words) if border is not None]
     nearest = (min(known, key=lambda border: abs(border - middle)) - middle for middle in middles if known)
     return [error for error in nearest if abs(error) < NEAR_SEC]
 
 
 def line(name: str, errors: Sequence[float]) -> str:
-    """A row of the table, in milliseconds."""
+    """One row of the table, in milliseconds."""
     if not len(errors):
         return f"| {name} | 0 | | | | |"
     e = 1000 * np.asarray(errors)
@@ -79,7 +79,7 @@ def line(name: str, errors: Sequence[float]) -> str:
 
 
 def aligned(aligner: Aligner, item: Item, text: str) -> Words | None:
-    """The words of a text in an utterance; None if it is refused."""
+    """Aligns a text with an utterance; None if the aligner rejects it."""
     spoken = [word for _, own in words_of(text, item.get("lang") or "en") for word in own]
     try:
         return aligner.align(item, spoken).words

@@ -1,20 +1,20 @@
-"""What it costs that freed memory goes back to the kernel: steps of a language model, side by side.
+"""Measures the cost of returning freed memory to the kernel: steps of a language model, per allocator.
 
-    default   glibc's allocator as it is
-    kept      freed memory is kept, by mallopt
-    huge      the same by GLIBC_TUNABLES, with pages of 2 MB
-    tcmalloc  TCMalloc, which keeps freed memory (Debian: libtcmalloc-minimal4), where it is installed
-    jemalloc  jemalloc, set to keep it (Debian: libjemalloc2), where it is installed
+    default   glibc's allocator with default settings
+    kept      freed memory is kept, set by mallopt
+    huge      freed memory is kept, set by GLIBC_TUNABLES, with pages of 2 MB
+    tcmalloc  TCMalloc, which keeps freed memory (Debian: libtcmalloc-minimal4), if installed
+    jemalloc  jemalloc, configured to keep it (Debian: libjemalloc2), if installed
 
     python -m experiments.benches.allocator [--rows 1024] [--steps 6] [--repeats 3]
 
-Each measurement runs in a process of its own; the ways take turns.
+Each measurement runs in its own process; the allocators take turns.
 
-TCMalloc was the fastest and took the least memory (experiments/LOG.md, 2026-11-28); jemalloc was no gain.
+TCMalloc was the fastest and used the least memory (experiments/LOG.md, 2026-11-28); jemalloc had no benefit.
 
-By default glibc gives freed blocks of more than 32 MB back to the kernel and gets the next ones page by page:
-each page of 4 KiB costs a fault and is filled with zeros. A step of a language model frees and asks again for
-some gigabytes.
+By default, glibc returns freed blocks of more than 32 MB to the kernel and gets new ones page by page: each
+page of 4 KiB costs a page fault and is filled with zeros. A step of a language model frees and allocates
+several gigabytes.
 """
 
 import argparse
@@ -42,13 +42,13 @@ ENVIRONMENTS = {
     },
 }
 LIBRARIES = {"tcmalloc": "tcmalloc_minimal", "jemalloc": "jemalloc"}
-# Options of mallopt (malloc.h): large blocks from the heap too (M_MMAP_MAX), which is never trimmed
-# (M_TRIM_THRESHOLD), grows by 64 MB at least (M_TOP_PAD) and is one for all threads (M_ARENA_MAX).
+# Options of mallopt (malloc.h): allocate large blocks from the heap too (M_MMAP_MAX); never trim the heap
+# (M_TRIM_THRESHOLD), grow it by at least 64 MB (M_TOP_PAD), and use one for all threads (M_ARENA_MAX).
 KEPT = {-4: 0, -1: -1, -2: 64 * 2**20, -8: 1}
 
 
 def measure(way: str, rows: int, steps: int) -> dict[str, float]:
-    """Median seconds of a step, peak GiB, and thousands of page faults of all steps together."""
+    """Median seconds per step, peak GiB, and thousands of page faults over all steps."""
     if way == "kept":
         for option, value in KEPT.items():
             ctypes.CDLL(None).mallopt(option, value)

@@ -1,8 +1,8 @@
-"""Backward of causal attention on one core, in bfloat16 and in float32 with casts from and to bfloat16.
+"""Times the backward of causal attention on one core, in bfloat16 and in float32 with casts to and from it.
 
     python -m experiments.benches.attention_backward [--heads 9] [--width 64]
 
-`lit_moss.cpu_attention` chooses between the two by it.
+`lit_moss.cpu_attention` chooses between the two based on these results.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROWS = (32, 64, 100, 150, 200, 300, 400, 500, 1000)
 
 
 def best_ms(run: Callable[[], Any], repeats: int = 5) -> float:
-    """Least milliseconds of some calls, after one that does not count."""
+    """Minimum time of several calls in milliseconds, after a warm-up call."""
     run()
     times = []
     for _ in range(repeats):
@@ -30,7 +30,7 @@ def best_ms(run: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def measure(heads: int, rows: int, width: int) -> tuple[float, float]:
-    """Milliseconds of the backward in bfloat16, and in float32 with the casts."""
+    """Milliseconds of the backward in bfloat16, and in float32 with casts."""
     q, k, v, d_out = (torch.randn(1, heads, rows, width).bfloat16() for _ in range(4))
     out, lse = KERNEL(q, k, v, 0.0, True)
 
@@ -45,7 +45,7 @@ def measure(heads: int, rows: int, width: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints a line for each length."""
+    """Prints one line for each length."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

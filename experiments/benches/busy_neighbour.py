@@ -1,10 +1,10 @@
-"""What a busy process costs a training beside it, by how long waiting OpenMP threads spin.
+"""Measures how much a busy process slows down a training, by how long waiting OpenMP threads spin.
 
     python -m experiments.benches.busy_neighbour [-c conf/quickstart_lm.yaml …] [--steps 6] [--busy 1]
 
-Trains each recipe for a few steps in every setting, alone and beside single-threaded busy loops, each in a
-process of its own with as many threads as the machine has cores. `default` is GNU OpenMP's own; lit_moss sets
-GOMP_SPINCOUNT=1000 unless the user has set that or OMP_WAIT_POLICY.
+Trains each recipe for a few steps with every setting, alone and next to single-threaded busy loops, each in
+its own process with as many threads as the machine has cores. `default` is GNU OpenMP's default; lit_moss
+sets GOMP_SPINCOUNT=1000 unless the user has set it or OMP_WAIT_POLICY.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_moss.data import TokenBatch
 
 SETTINGS: dict[str, dict[str, str]] = {
-    # Empty: GNU OpenMP ignores it, and lit_moss takes it for a setting of the user's.
+    # An empty value is ignored by GNU OpenMP, and counts for lit_moss as a setting of the user.
     "default": {"GOMP_SPINCOUNT": ""},
     "GOMP_SPINCOUNT=30000": {"GOMP_SPINCOUNT": "30000"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 class StepTimes(Callback):
-    """Writes the rows (or utterances) and the time of every batch after the first into a file."""
+    """Writes the number of rows (or utterances) and the end time of every batch to a file."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -48,7 +48,7 @@ class StepTimes(Callback):
 
 
 def rate(recipe: str, steps: int, variables: dict[str, str], busy: int, folder: Path) -> float:
-    """Rows (language model) or utterances a second of `steps` steps after the first."""
+    """Rows (language model) or utterances per second in `steps` steps, after a first one."""
     times = folder / "times.json"
     extra = folder / "extra.yaml"
     callback = {
@@ -78,7 +78,7 @@ def rate(recipe: str, steps: int, variables: dict[str, str], busy: int, folder: 
 
 
 def main() -> None:
-    """Prints a table for each recipe."""
+    """Prints one table for each recipe."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

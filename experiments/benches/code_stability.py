@@ -1,9 +1,9 @@
-"""How many codes change when the sound does in ways that are not speech: level, noise, DC offset, room.
+"""Measures how many codes change with the recording conditions: level, noise, DC offset, room.
 
     python -m experiments.benches.code_stability TOKENIZER MANIFEST [--clips 40]
 
-Prints, for each change, the share of the clips' codes that differ from those of the unchanged clip. Changes
-are made by `lit_moss.data.wave_changes`, with draws that follow from a clip's place in the manifest.
+Prints, for each change, the fraction of the clips' codes that differ from those of the unchanged clip.
+Changes are made by `lit_moss.data.wave_changes`; the random draws depend on a clip's index in the manifest.
 """
 
 import argparse
@@ -39,12 +39,12 @@ CHANGES = {
 
 
 def changed_share(tokenizer: SpeechTokenizer, waves: list[Tensor], changes: WaveChanges) -> float:
-    """Share of all codes that differ after the change.
+    """Fraction of all codes that differ after the change.
 
     Args:
-        tokenizer: Encodes.
+        tokenizer: Speech tokenizer that encodes the clips.
         waves: Clips (T,) at 16 kHz.
-        changes: What is done to each.
+        changes: Change applied to each clip.
     """
     change, differing, total = ChangedWaves(changes, seed=1), 0, 0
     for n, wave_T in enumerate(waves):

@@ -1,10 +1,11 @@
-"""Speed of decoding codes to sound: cost along a stream, stages of a chunk, time to the first sound.
+"""Measures decoding from codes to audio: cost along a stream, stages of a chunk, time to the first audio.
 
     python -m experiments.benches.decoder_speed [--size small official] [--seconds 120] [--out FOLDER]
 
-Weights are random: they do not change the work. `small` is conf/flow_decoder.yaml, `official` the released
-size. Along a stream (small alone): computing time per second of audio and memory of the state, ours with 10 s
-of history, and the released scheme, which computes the whole prefix again for each chunk.
+Weights are random, which does not affect the speed. `small` is conf/flow_decoder.yaml, `official` the
+released size. Along a stream (only `small`): computing time per second of audio and memory of the state, for
+this project's decoder with 10 s of history, and for the released scheme, which recomputes the whole prefix
+for each chunk.
 """
 
 import argparse
@@ -36,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def sizes(name: str) -> FlowConfig:
-    """Of conf/flow_decoder.yaml, or the official ones."""
+    """Sizes in conf/flow_decoder.yaml, or the official ones."""
     if name == "official":
         return FlowConfig()
     conf = yaml.safe_load((ROOT / "conf/flow_decoder.yaml").read_text())
@@ -45,7 +46,7 @@ def sizes(name: str) -> FlowConfig:
 
 @contextmanager
 def timed(modules: dict[str, nn.Module], device: torch.device) -> Iterator[dict[str, float]]:
-    """Seconds spent in each module's calls while the block runs."""
+    """Measures the seconds spent in each module's calls during the block."""
     spent: dict[str, float] = defaultdict(float)
     handles = []
     for name, module in modules.items():
@@ -72,7 +73,7 @@ def _wait(device: torch.device) -> None:
 
 @torch.no_grad()
 def first_sound(codec: Codec, device: torch.device, repeats: int) -> dict[str, float]:
-    """Computing time from the first code to the first samples, and of a chunk with its whole history."""
+    """Computing time from the first code to the first samples, and of a chunk with full history."""
     chunk, first, later = codec.flow.config.chunk_codes, [], []
     pieces = [[1] * (chunk + LOOKAHEAD_CODES)]
     history = [[2] * (HISTORY_CHUNKS * chunk)]
@@ -81,10 +82,10 @@ def first_sound(codec: Codec, device: torch.device, repeats: int) -> dict[str, f
         _wait(device)
         if repeat == repeats:
             pieces += history + [[2] * chunk] * max(3, repeats)
-        # Samples are on the CPU after each push: nothing is left to wait for.
+        # Samples are on the CPU after each push, so no further synchronisation is needed.
         seconds = [taken for _, taken in timed_outputs(player, pieces)]
         first.append(seconds[0])
-        later = seconds[2:-1]  # without the history, and without `flush`
+        later = seconds[2:-1]  # without the history and `flush`
     later_sec = sorted(later)[len(later) // 2]
     return {
         "first_sound_sec": sorted(first[1:])[repeats // 2],
@@ -94,14 +95,14 @@ def first_sound(codec: Codec, device: torch.device, repeats: int) -> dict[str, f
 
 
 def vocoders(hift: HiFT, device: torch.device) -> dict[str, Vocoder]:
-    """HiFT, Griffin-Lim, and the trained one of conf/vocoder.yaml."""
+    """HiFT, Griffin-Lim, and the trained vocoder of conf/vocoder.yaml."""
     trained = TrainedVocoder(VocoderNet()).to(device)
     return {"HiFT": HiFTVocoder(hift), "Griffin-Lim": GriffinLim(), "trained": trained}
 
 
 @torch.no_grad()
 def stages(flow: Flow, hift: HiFT, device: torch.device, codes: int) -> dict[str, float]:
-    """Real-time factor of each stage over a whole utterance, streaming masks."""
+    """Real-time factor of each stage over a whole utterance, with streaming masks."""
     ids = torch.randint(0, 1000, (1, codes), device=device)
     seconds = codes * rates.SECONDS_PER_CODE
     modules = {"flow encoder": flow.encoder, "velocity network": flow.decoder.estimator}
@@ -138,7 +139,7 @@ def along_a_stream(flow: Flow, seconds: float) -> list[tuple[float, float, float
 
 
 def state_mib(flow: Flow) -> float:
-    """Memory of a stream's keys and values with its whole history; convolution tails are 1 % more."""
+    """Memory of a stream's keys and values with full history; convolution states add 1 %."""
     config, frames = (
         flow.config,
         (HISTORY_CHUNKS + 1) * flow.config.chunk_codes * rates.FRAMES_PER_CODE_DECODER,
@@ -164,7 +165,7 @@ def released(flow: Flow, seconds: float) -> list[tuple[float, float]]:
 
 
 def picture(ours: list[tuple[float, float, float]], theirs: list[tuple[float, float]], path: Path) -> None:
-    """Cost per second of audio along a stream."""
+    """Plots the cost per second of audio along a stream."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")

@@ -1,10 +1,10 @@
-"""Generated rows per second at batch size 1, beside transformers' generate on the plain backbone.
+"""Measures generated rows per second at batch size 1, compared with transformers' generate on the backbone.
 
     python -m experiments.benches.generation_speed [--backbone embedded:smollm2-135m] [--tokens 64] …
 
-Both generate the same number of tokens, greedily, from the same prompt of 32 ids, in turns in one process;
-the best of the repeats counts. `text` is the text mode (the same layers and the same head as the backbone's),
-`speech` the speech mode (trunk, speech tail, speech head).
+Both generate the same number of tokens, greedily, from the same prompt of 32 ids, taking turns in one
+process; the best of the repeats counts. `text` is text mode (the same layers and head as the backbone),
+`speech` is speech mode (trunk, speech tail, speech head).
 """
 
 import argparse
@@ -19,7 +19,7 @@ from lit_moss.llm.backbone import resolve_backbone
 
 
 def main() -> None:
-    """Prints a line for each dtype and kind, with the ratio to transformers."""
+    """Prints one line for each dtype and kind, with the ratio to transformers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,7 +36,7 @@ def main() -> None:
         lm = SplitLM.from_backbone(folder, 4, 1152, dtype=dtype).to(args.device).eval()
         prompt = torch.arange(100, 132, device=args.device)[None]
         rows = prompt[0].tolist()
-        lm.stop_ids = []  # as many tokens as asked for, whatever they are
+        lm.stop_ids = []  # generate the requested number of tokens, whatever they are
         kinds: dict[str, Callable[[], object]] = {
             "transformers": lambda plain=plain, prompt=prompt: plain.generate(
                 prompt, max_new_tokens=n, min_new_tokens=n, do_sample=False, eos_token_id=None
@@ -47,7 +47,7 @@ def main() -> None:
             ),
         }
         best = dict.fromkeys(kinds, float("inf"))
-        for _ in range(args.repeats + 1):  # the first warms up
+        for _ in range(args.repeats + 1):  # the first is a warm-up
             for name, run in kinds.items():
                 start = time.perf_counter()
                 run()

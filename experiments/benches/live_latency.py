@@ -1,11 +1,12 @@
-"""How long a live stream of the speech tokenizer takes for each 80 ms of speech.
+"""Measures how long a live stream of the speech tokenizer takes for each 80 ms of speech.
 
     python -m experiments.benches.live_latency FOLDER [--speech-tokenizer NAME] [--threads 1]
     python -m experiments.benches.live_latency FOLDER --official --minutes 1
 
-FOLDER holds sound files, which are joined in the order of their names (and repeated) to the wanted length.
-The stream is fed 1280 samples at a time. Prints median, 99th percentile and maximum of a push in ms, of wall
-and of CPU time, and how many streamed codes differ from those of the whole recording.
+FOLDER contains audio files, which are joined in the order of their names (and repeated) to the requested
+length. The stream receives 1280 samples at a time. Prints the median, 99th percentile and maximum duration of
+a push in ms, of wall-clock and of CPU time, and how many streamed codes differ from those of the whole
+recording.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from lit_moss.hub import open_tokenizer
 
 
 def joined(folder: Path, seconds: float) -> Tensor:
-    """Sound files of a folder one after another, 16 kHz, exactly `seconds` long."""
+    """Joins the audio files of a folder to exactly `seconds` at 16 kHz."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".flac", ".wav", ".ogg", ".mp3"))
     if not files:
         raise SystemExit(f"error: {folder} holds no sound files")
@@ -39,7 +40,7 @@ def joined(folder: Path, seconds: float) -> Tensor:
 
 
 def official() -> SpeechTokenizer:
-    """The released size with random weights: time does not depend on their values."""
+    """The released size with random weights, which do not affect the speed."""
     torch.manual_seed(0)
     return SpeechTokenizer(CausalEncoder(EncoderConfig()))
 
@@ -66,7 +67,7 @@ def main() -> int:
     tokenizer = official() if args.official else open_tokenizer(args.speech_tokenizer, args.log_mel)
     tokenizer.exact = not args.no_exact
     tokenizer.to(args.device)
-    warm = tokenizer.stream()  # allocators and thread pools; not the stream that is measured
+    warm = tokenizer.stream()  # warms up allocators and thread pools; a separate stream is measured
     for samples in wave[: 5 * rates.SAMPLES_PER_CODE].split(rates.SAMPLES_PER_CODE):
         warm.push(samples)
     start = time.perf_counter()

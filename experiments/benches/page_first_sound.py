@@ -1,11 +1,11 @@
-"""Time from the question to the first sound in a browser: our page against the smallest gradio page.
+"""Measures the time from a question to the first sound in a browser: our page and a minimal gradio page.
 
     python -m experiments.benches.page_first_sound --model DIR [--runs 10]
 
-Both pages ask the same engine in the same process the same typed question, in turns, in one headless
-Chromium. Times run in the browser from the press of the button: on our page to the first sample above -60 dB
-that the sound card takes, on gradio's to the first moment at which its <audio> element's time has moved.
-gradio needs ffmpeg on PATH (`pip install imageio-ffmpeg` brings one) and a Chromium that plays AAC.
+Both pages send the same typed question to the same engine in the same process, taking turns, in one headless
+Chromium. Times are measured in the browser from the click on the button: on our page until the sound card
+takes the first sample above -60 dB, on gradio's until the time of its <audio> element has first advanced.
+Needs ffmpeg on PATH for gradio (`pip install imageio-ffmpeg` provides one) and a Chromium that plays AAC.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from lit_moss.serve.model import SpeechModel
 from lit_moss.serve.replies import AudioDelta, ReplyOptions
 
 QUESTION = "What is the capital of France?"
-# Sets window.firstSound to the seconds from the click to the first moving <audio>.
+# Sets window.firstSound to the seconds from the click until an <audio> element first advances.
 WATCH = """() => {
   const began = performance.now();
   window.firstSound = null;
@@ -40,7 +40,7 @@ WATCH = """() => {
 
 
 def gradio_page(engine: Engine, max_new_tokens: int) -> Any:
-    """A question, a button, and the reply as streamed audio: a whole WAV file a chunk."""
+    """A question, a button, and the reply as streamed audio, one complete WAV file per chunk."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
     def answer(question: str) -> Iterator[bytes]:
@@ -68,7 +68,7 @@ def gradio_page(engine: Engine, max_new_tokens: int) -> Any:
 
 
 def start(engine: Engine, max_new_tokens: int) -> str:
-    """Serves both pages; their address."""
+    """Serves both pages; returns their address."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
     import uvicorn
 
@@ -82,7 +82,7 @@ def start(engine: Engine, max_new_tokens: int) -> str:
 
 
 def measure_page(page: Any, max_new_tokens: int) -> float:
-    """One question on our page, to the end of its sound."""
+    """Asks one question on our page and waits for the end of its audio."""
     page.fill("[name=max_tokens]", str(max_new_tokens))
     page.fill("#text", QUESTION)
     page.click("#send")
@@ -96,13 +96,13 @@ def measure_page(page: Any, max_new_tokens: int) -> float:
 
 
 def measure_gradio(page: Any, engine: Engine) -> float:
-    """One question on gradio's page; a page of its own each time, as a used element keeps its place."""
+    """Asks one question on gradio's page, reloaded each time, because a used element keeps its position."""
     page.reload()
     page.wait_for_selector("#ask")
     page.wait_for_timeout(1000)
     page.evaluate(WATCH)
     page.wait_for_function("window.firstSound !== null", timeout=120_000, polling=50)
-    while engine.sessions:  # the rest of its reply
+    while engine.sessions:  # wait for the rest of its reply
         page.wait_for_timeout(100)
     return page.evaluate("window.firstSound")
 
@@ -133,7 +133,7 @@ def main() -> None:
         theirs.goto(f"{address}/gradio")
         for run in range(args.runs + 1):
             page_sec, gradio_sec = measure_page(ours, args.max_new_tokens), measure_gradio(theirs, engine)
-            if run:  # the first one warms up
+            if run:  # the first is a warm-up
                 times["page"].append(page_sec)
                 times["gradio"].append(gradio_sec)
         browser.close()

@@ -1,16 +1,16 @@
-"""How fast each stage of data preparation is, with one worker and with two.
+"""Measures the speed of each stage of data preparation, with one worker and with two.
 
     python -m experiments.benches.prepare [SOURCE …] [--minutes 3] [--out FOLDER] [--profile STAGE]
 
 SOURCE are recordings, folders of them, or manifests with transcripts; default: the embedded corpus, whose
-utterances are joined into recordings of a minute. Speech goes from `vad` to `interleave`; the first of the
-corpus' sentences are spoken, filtered and made into documents; the first of the shipped questions are
-adapted, answered and spoken.
+utterances are joined to recordings of one minute. Speech passes through the stages from `vad` to
+`interleave`; the first sentences of the corpus are spoken, filtered and turned into documents; the first of
+the included questions are adapted, answered and spoken.
 
-Each stage runs alone, by the functions that the engine calls, on one thread a worker. Models are loaded and
-one item is run before the clock starts: that time is a column of its own. With two workers the clock
-runs from when both are ready until the last one is done. Stages that need all items run in one process.
-Run it on an otherwise idle machine. Writes `prepare.json` and `prepare.md` into FOLDER.
+Each stage runs alone, with the functions that the engine calls, on one thread per worker. Models are loaded
+and one item is processed before the clock starts; that time has its own column. With two workers, the clock
+runs from when both are ready until the last one has finished. Stages that need all items run in one process.
+Run it on an otherwise idle machine. Writes `prepare.json` and `prepare.md` to FOLDER.
 """
 
 import argparse
@@ -45,22 +45,22 @@ from lit_moss.prepare.step import Machine, Step, set_threads
 from lit_moss.prepare.storage import Storage
 
 RECORDING_SEC = 60.0
-# Between utterances, and after each fifth: segments are some 20 s long, as of continuous speech. Whisper
-# computes 30 s whatever their length, so that short ones would make it look slower.
+# Between utterances, and after each fifth: segments are about 20 s long, as in continuous speech. Whisper
+# computes 30 s whatever the length of a segment, so it would seem slower with short ones.
 GAP_SEC, LONG_GAP_SEC, GROUP = 0.5, 2.0, 5
-SHOWN = 15  # lines of a profile
+SHOWN = 15  # number of lines of a profile
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """One row of the table.
 
     Args:
-        name: Its name; the stage's, unless a stage is measured with several options.
-        reads: The line whose items it takes, or one of the inputs: recordings, texts, questions.
-        options: Of the stage.
-        stage: Name of the stage, if it is not the line's.
-        limit: Most items that it takes; None for all.
+        name: Name of the row; equal to the stage's, unless a stage is measured with several options.
+        reads: Row whose items it takes, or one of the inputs: recordings, texts, questions.
+        options: Options of the stage.
+        stage: Name of the stage, if it differs from that of the row.
+        limit: Maximum number of items; None: all.
     """
 
     name: str
@@ -96,15 +96,15 @@ ROWS = (
 
 @dataclass
 class Measured:
-    """What a line took.
+    """Measurements of one row.
 
     Args:
-        name: Of the line.
-        items: Items that went in.
-        audio_sec: Seconds of speech: that went in, else that came out.
-        load_sec: Loading of models and one item; not in the others.
-        one_sec: Time with one worker.
-        two_sec: Time with two; None where the stage runs in one process.
+        name: Name of the row.
+        items: Number of input items.
+        audio_sec: Seconds of speech in the input, or in the output if the input has none.
+        load_sec: Seconds to load models and process one item; not part of the other times.
+        one_sec: Seconds with one worker.
+        two_sec: Seconds with two workers; None if the stage runs in one process.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Measured:
     two_sec: float | None = None
 
     def rate(self, seconds: float | None) -> str:
-        """Speech time over computing time, or items a second where there is no speech."""
+        """Seconds of speech per second of computing, or items per second if there is no speech."""
         if not seconds:
             return "–"
         if self.audio_sec:
@@ -123,20 +123,20 @@ class Measured:
         return f"{self.items / seconds:.3g} items/s"
 
 
-# --- one line -----------------------------------------------------------------------------------------------
+# --- one row ------------------------------------------------------------------------------------------------
 
 
 def warm_up(stage: Stage, unit: Sequence[Item], scratch: str) -> None:
-    """Loads the models and runs an item whose files go elsewhere: a stage keeps sounds that are there."""
+    """Loads the models and runs one item; its files go to `scratch`, since a stage keeps existing ones."""
     own, stage.storage = stage.storage, Storage(scratch)
     stage.open()
-    if stage.name != "tokenize":  # the cache of codes would have the item
+    if stage.name != "tokenize":  # otherwise the item would be in the cache of codes
         stage.run(unit[:1])
     stage.storage = own
 
 
 def measure_one(step: Step, scratch: str, profile: bool) -> tuple[Measured, list[Item]]:
-    """One worker, in this process; the stage's items go into the step's manifest."""
+    """Runs one worker in this process and returns the measurement and the stage's items."""
     stage = step.build()
     assert isinstance(stage, Stage)
     set_threads(1)
@@ -158,7 +158,7 @@ def measure_one(step: Step, scratch: str, profile: bool) -> tuple[Measured, list
 
 
 def _work(step: Step, scratch: str, ready: Any, next_unit: Any) -> None:
-    """A process of `measure_two`: takes the units one after the other, as they come."""
+    """A process of `measure_two`: takes the next unit until none is left."""
     set_threads(1)
     stage = step.build()
     assert isinstance(stage, Stage)
@@ -174,7 +174,7 @@ def _work(step: Step, scratch: str, ready: Any, next_unit: Any) -> None:
 
 
 def measure_two(step: Step, scratch: str) -> float:
-    """Seconds of two workers."""
+    """Seconds that two workers need."""
     context = get_context("spawn")
     ready, next_unit = context.Barrier(3), context.Value("i", 0)
     processes = [
@@ -192,7 +192,7 @@ def measure_two(step: Step, scratch: str) -> float:
 
 
 def measure(row: Row, source: Path, folder: Path, with_two: bool, profile: bool) -> Measured:
-    """Measures one line and leaves its items in `folder/NAME/manifest.jsonl`."""
+    """Measures one row and writes its items to `folder/NAME/manifest.jsonl`."""
     name = row.stage or row.name
     options = step_options(row.name, name, row.options)
     step = Step(row.name, name, options, (str(source),), str(folder / row.name), str(folder))
@@ -211,7 +211,7 @@ def measure(row: Row, source: Path, folder: Path, with_two: bool, profile: bool)
 
 @contextmanager
 def own_codes(folder: Path) -> Iterator[None]:
-    """Within it the cache of codes is another one, at first empty; all else of the cache is there."""
+    """Within the block, the cache of codes is a separate one, empty at first; other caches are shared."""
     before = os.environ.get("LIT_MOSS_CACHE")
     if not folder.exists():
         folder.mkdir(parents=True)
@@ -231,7 +231,7 @@ def own_codes(folder: Path) -> Iterator[None]:
 
 
 def inputs(sources: Sequence[str], minutes: float, folder: Path) -> dict[str, Path]:
-    """The manifests that the first stages read: recordings, texts, questions."""
+    """Writes the manifests that the first stages read: recordings, texts, questions."""
     recordings = folder / "recordings.jsonl"
     if sources:
         from lit_moss.prepare.registry import stage_class
@@ -245,7 +245,7 @@ def inputs(sources: Sequence[str], minutes: float, folder: Path) -> dict[str, Pa
             recordings,
             joined(list(resolved_items([str(everyday_corpus() / "train.jsonl")])), minutes, folder),
         )
-    spoken = max(4, round(15 * minutes))  # some 4 s each
+    spoken = max(4, round(15 * minutes))  # about 4 s each
     texts = [
         {"id": f"text-{n:04d}", "text": text, "lang": "en"} for n, text in enumerate(sentences()[:spoken])
     ]
@@ -256,7 +256,7 @@ def inputs(sources: Sequence[str], minutes: float, folder: Path) -> dict[str, Pa
 
 
 def joined(items: Sequence[Item], minutes: float, folder: Path) -> list[Item]:
-    """Utterances with silence between, in recordings of a minute."""
+    """Joins utterances, with silence in between, to recordings of one minute."""
     import soundfile
 
     rate_hz = rates.TOKENIZER_RATE_HZ
@@ -281,7 +281,7 @@ def _write(path: Path, items: Sequence[Item]) -> None:
 
 
 def limited(manifest: Path, limit: int | None, folder: Path) -> Path:
-    """The manifest's first items."""
+    """Writes a manifest of the first items, unless there is no limit."""
     if limit is None:
         return manifest
     folder.mkdir(parents=True, exist_ok=True)
@@ -290,10 +290,10 @@ def limited(manifest: Path, limit: int | None, folder: Path) -> Path:
 
 
 def needed(names: Sequence[str]) -> list[Row]:
-    """The lines of these names, and those that they read, in order.
+    """Returns the rows of these names and the rows that they read, in order.
 
     Raises:
-        UserError: for a name that no line has.
+        UserError: if a name is unknown.
     """
     row_of = {row.name: row for row in ROWS}
     if wrong := set(names) - set(row_of):
@@ -326,9 +326,9 @@ def table(lines: Sequence[Measured]) -> str:
 
 
 def hours_table(lines: Sequence[Measured]) -> str:
-    """What 1,000 and 100,000 hours of each stage's input would take, at the rate of one worker.
+    """Computing time of 1,000 and 100,000 hours of each stage's input, at the rate of one worker.
 
-    Stages that run in one process do not get faster with more cores.
+    Stages that run in one process do not run faster with more cores.
     """
     corpora = ((1_000, 64), (100_000, 1_024))  # hours, cores
     head = "".join(f" {hours:,} h: core-hours | on {cores:,} cores |" for hours, cores in corpora)
@@ -344,12 +344,12 @@ def hours_table(lines: Sequence[Measured]) -> str:
 
 
 def _short(hours: float) -> str:
-    """To three digits, without an exponent."""
+    """Formats to three digits, without an exponent."""
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def parse() -> argparse.Namespace:
-    """Command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -367,7 +367,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures, prints the tables."""
+    """Measures the stages and prints the tables."""
     args = parse()
     names = [args.profile] if args.profile else args.only or [row.name for row in ROWS]
     rows, lines = needed(names), []

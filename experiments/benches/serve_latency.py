@@ -1,23 +1,23 @@
-"""Where the time to the first sound of a spoken reply goes.
+"""Measures the parts of the time to the first sound of a spoken reply.
 
     python -m experiments.benches.serve_latency --random small [--vocoder hift] [--threads 1]
     python -m experiments.benches.serve_latency --random official --device cuda
     python -m experiments.benches.serve_latency --model RUN_OR_FOLDER --codec NAME [--questions LIST]
 
-Clients in threads ask the engine, at the same time but begun within `--spread` seconds of one another; spoken
-questions are pushed at the speed of speech: those of a list as of `evaluate spoken_qa`, or tones. Prints p50,
-p95 and p99 over all replies with sound, in ms:
+Clients in threads use the engine at the same time, starting within `--spread` seconds of each other; spoken
+questions are pushed at the speed of speech, and are either those of a list as for `evaluate spoken_qa`, or
+tones. Prints p50, p95 and p99 over all replies with sound, in ms:
 
-    encode        end of speech -> its codes are known           (speech -> speech alone)
+    encode        end of speech -> its codes are known           (speech to speech only)
     prefill       computing time of the prompt
-    first row     request -> first row: waiting, prefill, a step
-    first codes   request -> the codes of the first sound
-    flow          computing time of the flow decoder for it
-    vocoder       computing time of the vocoder for it
-    first sound   end of speech (or the text's request) -> first sound
+    first row     request -> first row: waiting, prefill, one step
+    first codes   request -> codes of the first sound
+    flow          computing time of the flow decoder for the first sound
+    vocoder       computing time of the vocoder for the first sound
+    first sound   end of speech (or request for text) -> first sound
 
-and the real-time factor: seconds from the first sound to the last per second of sound, below 1 where playback
-never waits. `--out` also writes report.md and result.json into a folder.
+and the real-time factor: seconds from the first sound to the last per second of audio; playback never waits
+if it is below 1. `--out` also writes report.md and result.json to a folder.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from lit_moss.serve.model import SpeechModel
 from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
 from lit_moss.serve.settings import Limits
 
-_PIECE = 480  # samples of a push: 20 ms
+_PIECE = 480  # samples per push: 20 ms
 _MOST_QUESTIONS = 100
 
 
@@ -54,10 +54,10 @@ class Question:
 
 
 def listed_questions(file: Path) -> list[Question]:
-    """The first questions of a list.
+    """Reads the first questions of a list, at most `_MOST_QUESTIONS`.
 
     Raises:
-        UserError: for a file that is no such list.
+        UserError: if the file is not such a list.
     """
     found = []
     for record in json_lines(file, "a question"):
@@ -74,7 +74,7 @@ def listed_questions(file: Path) -> list[Question]:
 
 @dataclass
 class Times:
-    """Of one reply, in seconds."""
+    """Times of one reply in seconds; `real_time` is the real-time factor."""
 
     encode: float | None
     prefill: float
@@ -88,7 +88,7 @@ class Times:
 def ask(
     session: Session, n: int, asked_of: Callable[[int], Question], args: argparse.Namespace, spoken: bool
 ) -> Times | None:
-    """One question and its reply; None if it has no sound."""
+    """Asks one question and reads its reply; None if the reply has no sound."""
     options = ReplyOptions(max_new_tokens=args.rows, seed=n)
     conversation = session.conversation
     session.expected = None if args.no_ahead else options
@@ -127,7 +127,7 @@ def ask(
 def clients(
     engine: Engine, count: int, asked_of: Callable[[int], Question], args: argparse.Namespace, spoken: bool
 ) -> list[Times | None]:
-    """All replies of `count` clients side by side, each of `--repeats` sessions of two turns."""
+    """Returns all replies of `count` concurrent clients, each with `--repeats` sessions of two turns."""
     times: list[Times | None] = []
 
     def client(n: int) -> None:
@@ -150,7 +150,7 @@ def clients(
 def summary(
     title: str, replies: Sequence[Times | None], vocoder_sec: list[float]
 ) -> tuple[str, dict[str, float]]:
-    """A table and its values in ms.
+    """Returns a table and its values in ms.
 
     Raises:
         UserError: if no reply has sound.

@@ -1,18 +1,18 @@
-"""Many sessions at once for minutes: nothing mixed, memory flat, nobody held up.
+"""Runs many concurrent sessions for minutes and checks that replies are not mixed and memory does not grow.
 
     python -m experiments.benches.serve_load --random small --minutes 5 [--sessions 8]
     python -m experiments.benches.serve_load --random tiny --minutes 5 --interface realtime
     python -m experiments.benches.serve_load --model RUN_OR_FOLDER --codec NAME
 
-Sessions are those of the engine, or connections of the official `openai` client to the Realtime interface on
-a socket of this machine; the server then runs in a thread of this process, whose memory is measured.
-Every client has questions of its own, in text and in speech, whose replies were made beforehand, one at a
-time (the seed is part of the question). While all clients ask side by side, each reply must have the rows,
-and each sound the samples, of the one made alone: that is the client's marker. One more client asks for long
-replies and does not read them; every tenth reply is cancelled at its first sound; every session is closed
-after two questions.
-Prints a line for every 30 s: replies, rows/s, mixed replies, resident memory, threads, open sessions. Exit
-code 1 if a reply was mixed, or if memory in the second half grew by more than 5 %.
+Sessions are those of the engine, or connections of the official `openai` client to the Realtime interface
+over a local socket; in the latter case the server runs in a thread of this process, whose memory is measured.
+Every client has its own questions, in text and in speech, whose replies were generated beforehand, one at a
+time (the seed is part of the question). While all clients run concurrently, each reply must have the same
+rows and the same samples as the one generated alone, which shows that replies are not mixed between clients.
+One more client asks for long replies and does not read them; every tenth reply is cancelled at its first
+sound; every session is closed after two questions.
+Prints one line every 30 s: replies, rows/s, mixed replies, resident memory, threads, open sessions. The exit
+code is 1 if a reply was mixed, or if memory grew by more than 5 % in the second half.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from lit_moss.serve.replies import AudioDelta, ReplyDone, ReplyOptions
 from lit_moss.serve.settings import Limits
 from lit_moss.serve.sounds import pcm16
 
-QUESTIONS = 3  # of a client
+QUESTIONS = 3  # per client
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Answer:
     wave_T: torch.Tensor
 
     def same(self, other: "Answer") -> bool:
-        """Whether they are the same reply; sound to within rounding."""
+        """Whether two replies have the same rows and the same samples up to rounding."""
         if self.rows != other.rows or len(self.wave_T) != len(other.wave_T):
             return False
         return torch.allclose(self.wave_T, other.wave_T, rtol=0, atol=1e-3)
@@ -57,7 +57,7 @@ class Answer:
 
 @dataclass
 class Tally:
-    """What all clients have seen."""
+    """Counts over all clients."""
 
     replies: int = 0
     cancelled: int = 0
@@ -66,7 +66,7 @@ class Tally:
 
 
 def text_of(client: int, n: int) -> str:
-    """A written question."""
+    """Text of a written question."""
     return f"I am client {client}. Question {n}?"
 
 
@@ -76,18 +76,18 @@ def pieces_of(client: int, n: int) -> tuple[torch.Tensor, ...]:
 
 
 class Talker(Protocol):
-    """One client's session."""
+    """A session of one client."""
 
     def ask(self, client: int, n: int, rows: int, cancel: bool = False) -> Answer | None:
-        """Question number n, spoken if n is odd; None if it was cancelled at its first sound."""
+        """Asks question `n`, spoken if `n` is odd; returns None if it was cancelled at its first sound."""
         ...
 
     def stall(self) -> None:
-        """Asks for a long reply and reads its beginning alone."""
+        """Asks for a long reply and reads only its beginning."""
         ...
 
     def close(self) -> None:
-        """Ends it."""
+        """Closes the session."""
         ...
 
 
@@ -95,7 +95,7 @@ class EngineTalker:
     """A session of the engine.
 
     Args:
-        engine: The engine.
+        engine: Engine that the session belongs to.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -103,7 +103,7 @@ class EngineTalker:
         self.close = self._session.close
 
     def ask(self, client: int, n: int, rows: int, cancel: bool = False) -> Answer | None:
-        """See `Talker`."""
+        """Implements `Talker.ask`."""
         conversation = self._session.conversation
         conversation.messages.clear()
         if n % 2:
@@ -128,7 +128,7 @@ class EngineTalker:
         return None if cancel else Answer(done.rows, torch.cat(waves))
 
     def stall(self) -> None:
-        """See `Talker`."""
+        """Implements `Talker.stall`."""
         conversation = self._session.conversation
         conversation.add(conversation.text_message("user", "Tell me everything."))
         next(iter(self._session.start_reply(ReplyOptions(max_new_tokens=1000, seed=1))))
@@ -147,7 +147,7 @@ class RealtimeTalker:
         self._until("session.updated")
 
     def ask(self, client: int, n: int, rows: int, cancel: bool = False) -> Answer | None:
-        """See `Talker`."""
+        """Implements `Talker.ask`."""
         if n % 2:
             for piece in pieces_of(client, n):
                 self._send("input_audio_buffer.append", audio=base64.b64encode(pcm16(piece)).decode())
@@ -177,12 +177,12 @@ class RealtimeTalker:
         return Answer(codes, torch.from_numpy(samples))
 
     def stall(self) -> None:
-        """See `Talker`."""
+        """Implements `Talker.stall`."""
         content = [{"type": "input_text", "text": "Tell me everything."}]
         self._respond(1000, 1, input=[{"type": "message", "role": "user", "content": content}])
 
     def close(self) -> None:
-        """See `Talker`."""
+        """Implements `Talker.close`."""
         self._connection.close()
 
     def _respond(self, rows: int, seed: int, **response: Any) -> list[dict[str, Any]]:
@@ -206,7 +206,7 @@ class RealtimeTalker:
 def client(
     opened: Callable[[], Talker], n: int, expected: list[Answer], rows: int, until: float, tally: Tally
 ) -> None:
-    """Asks until the end."""
+    """Opens sessions and asks questions until the time `until`."""
     rng = random.Random(n)
     while time.monotonic() < until:
         talker = None
@@ -229,7 +229,7 @@ def client(
 
 
 def stalled_client(opened: Callable[[], Talker], until: float) -> None:
-    """Asks for long replies, reads the beginning and waits."""
+    """Asks for long replies and reads only their beginning until the time `until`."""
     while time.monotonic() < until:
         talker = opened()
         talker.stall()
@@ -239,7 +239,7 @@ def stalled_client(opened: Callable[[], Talker], until: float) -> None:
 
 @contextmanager
 def served(engine: Engine) -> Iterator[str]:
-    """Address of a server in a thread."""
+    """Runs a server in a thread; yields its address."""
     from lit_moss.serve.context import Context
     from lit_moss.serve.server import Server, bind
 
@@ -299,7 +299,7 @@ def main() -> int:
 
 
 def run(engine: Engine, opened: Callable[[], Talker], args: argparse.Namespace) -> int:
-    """All clients for the given time; the exit code."""
+    """Runs all clients for the given time; returns the exit code."""
     expected = []
     for n in range(args.sessions):
         talker = opened()

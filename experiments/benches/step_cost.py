@@ -1,17 +1,17 @@
-"""What a frozen trunk saves, and what adapters cost: steps of the same batch, side by side.
+"""Measures what a frozen trunk saves and adapters cost: training steps on the same batch.
 
-    stage1   the speech parts train
-    embed    the embeddings of speech train: gradients go through all layers, none of which trains
-    lora     adapters train, rank 16 on all projections of trunk and tails
-    full     everything trains
+    stage1   the speech parts are trained
+    embed    the speech embeddings are trained: gradients pass through all layers, which are frozen
+    lora     adapters are trained, rank 16 on all projections of trunk and tails
+    full     everything is trained
 
     python -m experiments.benches.step_cost [--backbone embedded:smollm2-135m] [--rows 2048] [--repeats 5]
     python -m experiments.benches.step_cost --official --kinds stage1 lora --rows 4096    (not run yet)
 
-Every measurement runs in a process of its own, the kinds take turns. Memory is measured in further
-processes, where every tensor of weight is a mapping of its own (MAPPED), so that freed memory is gone and the
-peak of the resident set is that of the tensors; what Python and the libraries use before the model is built
-is subtracted.
+Every measurement runs in its own process, and the kinds take turns. Memory is measured in further processes,
+in which every large tensor has its own memory mapping (MAPPED), so that freed memory is returned immediately
+and the peak of the resident set is that of the tensors; the memory that Python and the libraries use before
+the model is built is subtracted.
 """
 
 import argparse
@@ -30,20 +30,19 @@ from lit_moss.llm.backbone import load_text_tokenizer
 from lit_moss.llm.lora import Lora, add_adapters, is_adapter
 
 KINDS = ("stage1", "embed", "lora", "full")
-# Of glibc's malloc.
+# Environment of glibc's malloc.
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": "200000", "MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1"}
 
 
 def measure(kind: str, backbone: str, rows: int, steps: int, official: bool = False) -> dict[str, float]:
-    """Median seconds of a step with `rows` packed rows, of the clock and of computing on all cores together,
-    and peak GiB of memory, after two warm-up steps.
+    """Median seconds per step (wall-clock and CPU) and peak GiB of memory, after two warm-up steps.
 
     Args:
         kind: One of `KINDS`.
-        backbone: The backbone; with `official` only its text tokenizer is taken.
-        rows: Rows of a step.
-        steps: Measured steps.
-        official: Random weights in the released shape. What does not train is kept in bfloat16, as with
+        backbone: Backbone; with `official`, only its text tokenizer is used.
+        rows: Number of packed rows per step.
+        steps: Number of measured steps.
+        official: Use random weights in the released shape. Frozen weights are kept in bfloat16, as with
             `frozen_dtype: bfloat16`.
     """
     from callbacks.throughput import memory_gib
@@ -89,7 +88,7 @@ def measure(kind: str, backbone: str, rows: int, steps: int, official: bool = Fa
 
 @torch.no_grad()
 def _filled(lm: SplitLM, device: torch.device) -> SplitLM:
-    """A model from the meta device, with random weights; its time does not depend on them."""
+    """Fills a model from the meta device with random weights, which do not affect its speed."""
     lm.to_empty(device=device)
     for p in lm.parameters():
         if p.dim() > 1:
@@ -110,7 +109,7 @@ def _run(options: list[str], environment: dict[str, str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a line for each kind, and the ratios."""
+    """Prints one line for each kind, and the ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

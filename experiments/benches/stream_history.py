@@ -1,11 +1,11 @@
-"""What a stream loses by a bounded history: mels of long talks with a bounded and with the whole history.
+"""Measures the effect of a bounded history on a stream: mels of long talks with bounded and full history.
 
     python -m experiments.benches.stream_history CODEC MANIFEST [--seconds 40] [--talks 4] [--chunks 5 25]
 
-Utterances are joined into talks of `--seconds`. The mel of each is computed from its codes with streaming
-masks and a history of `--chunks` chunks (0.4 s) or all; also as a whole, with full attention. Printed are,
-over the frames after the longest bound, the mean absolute differences from the recording's mel, and from the
-mel with the whole history, in dB.
+Utterances are joined to talks of `--seconds`. The mel of each is computed from its codes with streaming masks
+and a history of `--chunks` chunks (0.4 s each), or all; and once for the whole talk with full attention.
+Prints, over the frames after the longest bound, the mean absolute differences in dB from the mel of the
+recording and from the mel with full history.
 """
 
 import argparse

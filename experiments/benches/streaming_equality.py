@@ -1,9 +1,10 @@
-"""Are streamed codes the offline codes?
+"""Checks whether streamed codes equal the offline codes.
 
     python -m experiments.benches.streaming_equality MANIFEST --speech-tokenizer CKPT [--chunks 1 2 4 10]
 
-Encodes every utterance as a whole, in batches, and then pushed in chunks of so many codes; prints how many
-codes differ, with and without the float64 look at near-ties, and how many codes that look has changed.
+Encodes every utterance as a whole, in batches, and then pushed in chunks of the given numbers of codes;
+prints how many codes differ, with and without recomputing near-ties in float64, and how many codes that
+changes.
 """
 
 import argparse

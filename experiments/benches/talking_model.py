@@ -1,4 +1,4 @@
-"""Models for the benches of the server: opened by name, or with random weights at two sizes."""
+"""Models for the server benchmarks: opened by name, or with random weights in several sizes."""
 
 import time
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ _TINY_FLOW = FlowConfig(
     vocab_size=64, hidden=32, speaker_dim=8, encoder_heads=2, encoder_inner=64, encoder_layers=2, channels=16,
     heads=2, head_width=16, blocks=1, mid_stages=2, steps=2,
 )  # fmt: skip
-# Whisper-tiny's width, the flow decoder of conf/flow_decoder.yaml.
+# The width of Whisper-tiny, and the flow decoder of conf/flow_decoder.yaml.
 _SMALL_ENCODER = EncoderConfig(
     num_mel_bins=80, d_model=384, encoder_attention_heads=6, encoder_ffn_dim=1536, quantize_position=2,
     quantize_vocab_size=1024,
@@ -41,12 +41,12 @@ _SMALL_FLOW = FlowConfig(
 
 
 def random_model(size: str, device: str, vocoder: str = "griffin-lim") -> SpeechModel:
-    """A model whose times, not its words, are of interest.
+    """A model for measuring times, whose output has no meaning.
 
     Args:
         size: `tiny`, `small` (SmolLM2-135M with tails of four layers, an encoder of Whisper-tiny's width, the
-            flow of conf/flow_decoder.yaml), or `official` (the released shapes, bfloat16, for a GPU).
-        device: cpu or cuda.
+            flow decoder of conf/flow_decoder.yaml), or `official` (the released shapes, bfloat16, for a GPU).
+        device: `cpu` or `cuda`.
         vocoder: `griffin-lim`, or `hift` with random weights.
     """
     folder = resolve_backbone("embedded:smollm2-135m")
@@ -72,7 +72,7 @@ def random_model(size: str, device: str, vocoder: str = "griffin-lim") -> Speech
         tokenizer = SpeechTokenizer(CausalEncoder(encoder))
         made = HiFTVocoder(HiFT(hift)) if vocoder == "hift" else None
         codec = Codec(tokenizer, Flow(flow), made, voice=torch.zeros(flow.speaker_dim))
-    with torch.no_grad():  # replies of full length
+    with torch.no_grad():  # so that replies have full length
         for branch in lm.branches:
             ends = [*lm.stop_ids, lm.format.sosp_token_id]
             ends = ends if "text" in branch.predicts else [lm.format.eosp_row - branch.first_row]
@@ -85,8 +85,8 @@ def official_lm(text_tokenizer: Any, empty: bool = False) -> SplitLM:
     """Random weights in the released shape: Qwen3-8B with a speech tail of four layers, bfloat16.
 
     Args:
-        text_tokenizer: Whose ids the format names.
-        empty: On the meta device, without weights.
+        text_tokenizer: Text tokenizer that defines the ids of the row format.
+        empty: Create the model on the meta device, without weights.
     """
     config = Qwen3Config(
         hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
@@ -98,7 +98,7 @@ def official_lm(text_tokenizer: Any, empty: bool = False) -> SplitLM:
 
 
 def question(seconds: float, seed: int, rate_hz: int = rates.DECODER_RATE_HZ) -> Tensor:
-    """A voice-like tone (n,) with a slow tremble, another one for each seed."""
+    """A voice-like tone (n,) with a slow tremolo, different for each seed."""
     t = torch.arange(round(seconds * rate_hz)) / rate_hz
     pitch_hz = 100 + 13 * (seed % 11)
     tones = [0.2 / k * torch.sin(2 * torch.pi * k * pitch_hz * t) for k in range(1, 8)]
@@ -107,11 +107,11 @@ def question(seconds: float, seed: int, rate_hz: int = rates.DECODER_RATE_HZ) ->
 
 @dataclass
 class TimedVocoder:
-    """A vocoder that notes how long each stream computes up to its first samples.
+    """A vocoder that records the computing time of each stream until its first samples.
 
     Args:
-        inner: The vocoder.
-        first_sec: One time for each stream that gave samples.
+        inner: Vocoder that is measured.
+        first_sec: Seconds for each stream that has returned samples.
     """
 
     inner: Any
@@ -121,12 +121,12 @@ class TimedVocoder:
         return self.inner(mel_BMT)
 
     def to(self, device: str | torch.device) -> "TimedVocoder":
-        """Moves it; returns self."""
+        """Moves the vocoder to a device; returns self."""
         self.inner.to(device)
         return self
 
     def stream(self) -> Stream[Tensor, Tensor]:
-        """As of the vocoder."""
+        """Starts a stream of the vocoder whose time is recorded."""
         return _TimedStream(self.inner.stream(), self.first_sec)
 
 

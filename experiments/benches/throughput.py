@@ -1,10 +1,11 @@
-"""Audio seconds per second and memory of the tokenizer.
+"""Measures audio seconds per second and memory of the speech tokenizer.
 
     python -m experiments.benches.throughput [--speech-tokenizer …] [--seconds 120]
 
-Measures, in one process and one after the other: a training step (forward, backward, optimizer) in float32
-and in bfloat16 autocast, `SpeechTokenizer.encode` with and without the float64 look at near-ties, and a
-stream pushed 80 ms at a time. Audio is noise at the level of speech: the time does not depend on the content.
+Measures, in one process, one after the other: a training step (forward, backward, optimizer) in float32 and
+in bfloat16 autocast, `SpeechTokenizer.encode` with and without recomputing near-ties in float64, and a stream
+pushed 80 ms at a time. The audio is noise at the level of speech, since the time does not depend on the
+content.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from lit_moss.hub import open_tokenizer
 
 
 def timed(work: Callable[[], object], audio_sec: float, repeat: int = 3) -> float:
-    """Audio seconds per second: the median of `repeat` runs after one that is not counted."""
+    """Audio seconds per second: the median of `repeat` runs after one warm-up run."""
     work()
     taken = []
     for _ in range(repeat):

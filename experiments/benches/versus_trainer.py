@@ -1,13 +1,13 @@
-"""Useful rows a second in training, against Hugging Face's own Trainer on the same backbone and documents.
+"""Compares non-padding rows per second in training with Hugging Face's Trainer on the same data.
 
     python -m experiments.benches.versus_trainer DOCUMENTS… [--shares 1 1 0.1] [--steps 6] [--repeats 2]
 
-DOCUMENTS are folders of token documents (`prepare documents`), of which the shares are used. The Trainer gets
-what a user would give it: the backbone with codes added to its vocabulary, one document per sequence, drawn
-at random, batches padded to their longest, bf16; once more sorted by length (`train_sampling_strategy`).
-Ours: the split model with nothing frozen, the same documents packed. All see about the same number of rows a
-step; what counts is rows that are no padding. They take turns, each in a process of its own; the first steps
-warm up and do not count.
+DOCUMENTS are folders of token documents (`prepare documents`), of which the given shares are used. The
+Trainer is used as usual: the backbone with codes added to its vocabulary, one document per sequence, drawn at
+random, batches padded to their longest sequence, bf16; and once more sorted by length
+(`train_sampling_strategy`). Ours is the split model with nothing frozen, on the same documents, packed. All
+process about the same number of rows per step; only rows that are not padding count. The variants take turns,
+each in its own process; the first steps are warm-up and do not count.
 """
 
 import argparse
@@ -36,7 +36,7 @@ KINDS = {
 
 
 def rows_of(folders: list[Path], shares: list[float]) -> tuple[list[np.ndarray], RowFormat]:
-    """Rows of a share of each folder's documents, and their format."""
+    """Rows of the given share of each folder's documents, and their row format."""
     sets = [read_documents(folder) for folder in folders]
     rows = [
         d.rows(i).astype(np.int64)
@@ -47,7 +47,7 @@ def rows_of(folders: list[Path], shares: list[float]) -> tuple[list[np.ndarray],
 
 
 def ours(items: list[np.ndarray], row_format: RowFormat, backbone: str, rows: int, steps: int) -> float:
-    """Useful rows a second of packed training, nothing frozen."""
+    """Non-padding rows per second of packed training with nothing frozen."""
     packs = pack(np.array([len(i) for i in items]), rows, min_fill=0.97)
     order = PackOrder([len(packs)], [1.0], 1)
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def ours(items: list[np.ndarray], row_format: RowFormat, backbone: str, rows: in
 def theirs(
     items: list[np.ndarray], row_format: RowFormat, backbone: str, rows: int, steps: int, by_length: bool
 ) -> float:
-    """Useful rows a second of transformers.Trainer on padded batches."""
+    """Non-padding rows per second of transformers.Trainer on padded batches."""
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     from lit_moss.llm.backbone import resolve_backbone
@@ -128,7 +128,7 @@ def theirs(
 
 
 def main() -> None:
-    """Prints both and the ratio."""
+    """Prints both rates and their ratio."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

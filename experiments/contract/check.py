@@ -1,12 +1,12 @@
-"""Compares our modules with recorded tensors of the released codec.
+"""Compares this project's modules with recorded tensors of the released codec.
 
     python -m experiments.check_contract FOLDER
 
-FOLDER holds one folder for each module (`encoder`, `features`, `flow`, `hift`, `streaming_decode`), each with
-`config.json`, `io.safetensors` (recorded inputs and outputs) and, where the module has weights,
-`weights.safetensors`. Prints one line for each quantity: its largest difference and the tolerance.
-Differences are absolute on processors with AVX512, and relative for values above 1 on others. Exit code 0 if
-all are within, 1 if one is not, 2 if FOLDER cannot be used.
+FOLDER contains one folder for each module (`encoder`, `features`, `flow`, `hift`, `streaming_decode`), each
+with `config.json`, `io.safetensors` (recorded inputs and outputs) and, if the module has weights,
+`weights.safetensors`. Prints one line for each quantity with its largest difference and the tolerance.
+Differences are absolute on processors with AVX512; on others they are relative for values above 1. The exit
+code is 0 if all are within their tolerance, 1 if one is not, and 2 if FOLDER cannot be used.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from lit_moss.codec.encoder import CausalEncoder, EncoderConfig, EncoderLayer, E
 from lit_moss.errors import UserError
 
 _ADDS_AS_RECORDED = torch.backends.cpu.get_cpu_capability() == "AVX512"
-# Name, ours, recorded, tolerance (0 is equality).
+# Name, computed value, recorded value, tolerance (0: equality).
 Line = tuple[str, Tensor, Tensor, float]
 ACTIVATION, LOG_MEL, FBANK, RESAMPLED = 1e-5, 1e-4, 1e-3, 1e-6
 
 
 def check_encoder(folder: Path) -> Iterator[Line]:
-    """The tokenizer: every recorded activation, codes, and chunked codes with their caches."""
+    """The tokenizer: every recorded activation, codes, and codes computed in chunks with their caches."""
     io = load_file(folder / "io.safetensors")
     encoder = CausalEncoder(EncoderConfig.from_official(json.loads((folder / "config.json").read_text())))
     weights = {k.removeprefix("encoder."): v for k, v in load_file(folder / "weights.safetensors").items()}
@@ -49,7 +49,7 @@ def check_encoder(folder: Path) -> Iterator[Line]:
     seen["codebook_rows"] = encoder.codebook(codes)
     seen["last_hidden_state"] = encoder.dequantize(codes)
     for name in (n for n in io if n in seen):
-        # |x|^2 + |c|^2 - 2 x c is rounded as its terms are, also where it is small itself.
+        # |x|^2 + |c|^2 - 2 x c has the rounding error of its terms, even where the result itself is small.
         size = float(io[name].max()) if name == "distances" and not _ADDS_AS_RECORDED else 1.0
         yield name, seen[name] / size, io[name] / size, ACTIVATION
     yield "token_ids", codes, io["token_ids"], 0
@@ -65,7 +65,7 @@ def check_encoder(folder: Path) -> Iterator[Line]:
 
 
 def _record(encoder: CausalEncoder) -> dict[str, Tensor]:
-    """Hooks that fill the returned dictionary on the first forward, activations by their recorded names."""
+    """Registers hooks that fill the returned dictionary with activations, by their recorded names."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, take: Callable[..., Tensor]) -> Callable[..., None]:
@@ -150,7 +150,7 @@ def check_features(folder: Path) -> Iterator[Line]:
 
 
 def _check_fbank(io: dict[str, Tensor], waves: list[Tensor], resampled: Tensor) -> Iterator[Line]:
-    """The recording does not state its wave: it is taken as the nearest among those of its length."""
+    """The recording does not name its wave, so the best match among waves of equal length is compared."""
     recorded = io["kaldi_fbank80"]
     computed = [features.kaldi_fbank(wave) for wave in (resampled, *waves)]
     fitting = [fbank for fbank in computed if fbank.shape == recorded.shape]
@@ -177,10 +177,10 @@ CHECKS: dict[str, Callable[[Path], Iterator[Line]]] = {
 
 @torch.no_grad()
 def check(folder: Path) -> bool:
-    """Prints one line for each quantity; True if all are within their tolerance.
+    """Prints one line for each quantity; returns True if all are within their tolerance.
 
     Raises:
-        UserError: if the folder holds none of the modules, or one is incomplete.
+        UserError: if the folder contains none of the modules, or one is incomplete.
     """
     present = [name for name in CHECKS if (folder / name).is_dir()]
     if not present:
@@ -197,8 +197,9 @@ def check(folder: Path) -> bool:
                     f"shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}",
                 )
             else:
-                # Activations of the decoder reach 30, where neighbouring float32 numbers are 2e-6 apart, and
-                # processors add in different orders: 2.1e-5 with AVX2 where AVX512 is within 2e-5.
+                # Activations of the decoder reach 30, where neighbouring float32 numbers differ by 2e-6, and
+                # processors add in different orders: the difference is 2.1e-5 with AVX2, but below 2e-5 with
+                # AVX512.
                 size = (
                     torch.ones_like(recorded.double())
                     if _ADDS_AS_RECORDED

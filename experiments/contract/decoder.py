@@ -1,4 +1,4 @@
-"""The decoder's part of `check_contract`: flow, HiFT, and the released streaming scheme over both."""
+"""The decoder part of `check_contract`: flow, HiFT, and the released streaming scheme that combines them."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,17 +22,17 @@ from lit_moss.codec.hift import HiFT, HiFTConfig
 from lit_moss.codec.stream_cache import Chunks, seen_keys
 from lit_moss.codec.unet import Conditions, time_embedding
 
-# Name, ours, recorded, tolerance (0 is equality).
+# Name, computed value, recorded value, tolerance (0: equality).
 Line = tuple[str, Tensor, Tensor, float]
 FLOW, F0_HZ, SOURCE, WAVE_GIVEN_SOURCE, WAVE = 2e-5, 1e-3, 1e-4, 1e-4, 2e-3
 RATIO = rates.FRAMES_PER_CODE_DECODER
 
 
 def released_config(config: dict[str, Any]) -> FlowConfig:
-    """Sizes in the released decoder's nested configuration (`encoder`, `estimator`, `cfm`).
+    """Reads the sizes in the released decoder's nested configuration (`encoder`, `estimator`, `cfm`).
 
     Raises:
-        ValueError: if it is none that our network computes.
+        ValueError: if the network here does not support the configuration.
     """
     encoder, unet, cfm = config["encoder"], config["estimator"], config["cfm"]
     if len(unet["channels"]) != 1:
@@ -51,9 +51,10 @@ def released_config(config: dict[str, Any]) -> FlowConfig:
 
 @contextmanager
 def released_padding(flow: Flow) -> Iterator[None]:
-    """The look-ahead reads padding as the released training code does: as the embedding of nothing.
+    """Within the block, the look-ahead sees padding as in the released training code: as embedded zeros.
 
-    Our encoder sets padding to zero, so that an item's frames do not depend on its batch.
+    This project's encoder sets padding to zero after embedding, so that an item's frames do not depend on its
+    batch.
     """
     encoder, embedded = flow.encoder, []
 
@@ -61,7 +62,7 @@ def released_padding(flow: Flow) -> Iterator[None]:
         embedded.append(output)
 
     def swap(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        x_BND = embedded[0]  # of the codes; those of the look-ahead, if there are any, come second
+        x_BND = embedded[0]  # of the codes; the embeddings of the look-ahead, if any, come second
         embedded.clear()
         return x_BND, *inputs[1:]
 
@@ -77,14 +78,14 @@ def released_padding(flow: Flow) -> Iterator[None]:
 
 
 def load_flow(folder: Path) -> Flow:
-    """The recorded flow, in eval mode."""
+    """Loads the recorded flow, in eval mode."""
     flow = Flow(released_config(json.loads((folder / "config.json").read_text()))).eval()
     flow.load_state_dict(load_file(folder / "weights.safetensors"))
     return flow
 
 
 def load_recorded_hift(folder: Path) -> HiFT:
-    """The recorded vocoder, in eval mode."""
+    """Loads the recorded vocoder, in eval mode."""
     config = json.loads((folder / "config.json").read_text())
     hift = HiFT(HiFTConfig(config["base_channels"], config["f0_predictor"]["cond_channels"])).eval()
     hift.load_state_dict(load_file(folder / "weights.safetensors"))
@@ -92,7 +93,7 @@ def load_recorded_hift(folder: Path) -> HiFT:
 
 
 class _Recorder:
-    """Outputs of modules by their recorded names, kept by hooks in the next forward."""
+    """Keeps module outputs of the next forward by their recorded names, using hooks."""
 
     def __init__(self) -> None:
         self.seen: dict[str, Tensor] = {}
@@ -101,7 +102,7 @@ class _Recorder:
     def keep(
         self, name: str, module: nn.Module, take: Callable[[Tensor], Tensor] = lambda x: x, at: int = 0
     ) -> None:
-        """Keeps the output of the module's call number `at`."""
+        """Keeps the output of call number `at` of the module."""
         calls = 0
 
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -113,7 +114,7 @@ class _Recorder:
         self._handles.append(module.register_forward_hook(hook))
 
     def lines(self, io: dict[str, Tensor], prefix: str, tolerance: float) -> Iterator[Line]:
-        """One line for each recorded output; removes the hooks."""
+        """Yields one line for each recorded output; removes the hooks."""
         for name in sorted(self.seen):
             if prefix + name in io:
                 yield prefix + name, self.seen[name], io[prefix + name], tolerance
@@ -122,7 +123,7 @@ class _Recorder:
 
 
 def check_flow(folder: Path) -> Iterator[Line]:
-    """Encoder, velocity network, loss with its gradients, sampler; with full and with streaming masks."""
+    """Encoder, velocity network, loss with its gradients, sampler; with full and streaming masks."""
     io, flow = load_file(folder / "io.safetensors"), load_flow(folder)
     codes, lengths = io["token"], io["token_len"]
     frames = RATIO * codes.shape[1]
@@ -202,7 +203,7 @@ def _check_unet(flow: Flow, io: dict[str, Tensor], masks: str) -> Iterator[Line]
 
 @torch.enable_grad()
 def _check_losses(flow: Flow, io: dict[str, Tensor]) -> Iterator[Line]:
-    """With the recorded draws. The released training code's masks are the streaming ones."""
+    """Losses with the recorded random draws. The released training code uses the streaming masks."""
     target = io["loss.feat"].transpose(1, 2)
     for name in sorted({key.split(".")[0] for key in io if key.startswith("loss_")}):
         t = flow_matching.cosine_time(io[f"{name}.t_uniform_draw"])
@@ -241,7 +242,7 @@ def _check_sampler(flow: Flow, io: dict[str, Tensor]) -> Iterator[Line]:
 
 
 def check_hift(folder: Path) -> Iterator[Line]:
-    """Pitch, excitation, network with its inner activations, and the whole."""
+    """Pitch, excitation, network with its inner activations, and the complete vocoder."""
     io, hift = load_file(folder / "io.safetensors"), load_recorded_hift(folder)
     for name, module in {"conv_pre": hift.conv_pre, "ups0": hift.ups[0]}.items():
         weight = cast(Tensor, module.weight)
@@ -275,7 +276,7 @@ def check_hift(folder: Path) -> Iterator[Line]:
 
 
 def check_streaming_decode(folder: Path) -> Iterator[Line]:
-    """The released scheme, chunk by chunk, and the whole; weights are those of the folders beside."""
+    """The released scheme, chunk by chunk and offline; weights are those of the neighbouring folders."""
     flow_folder = folder.parent / "flow"
     flow, hift = load_flow(flow_folder), load_recorded_hift(folder.parent / "hift")
     given, io = load_file(flow_folder / "io.safetensors"), load_file(folder / "io.safetensors")

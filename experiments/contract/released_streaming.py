@@ -1,7 +1,7 @@
-"""The released codec's streaming scheme, as the reference for ours: the whole prefix again for each chunk.
+"""The released codec's streaming scheme, as a reference: it recomputes the whole prefix for each chunk.
 
-Its cost grows with the square of the length. `lit_moss.codec.codec.Player` keeps state instead;
-`check_contract` and the tests compare the two.
+Its cost is quadratic in the length. `lit_moss.codec.codec.Player` keeps a state instead; `check_contract` and
+the tests compare the two.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ RATIO = rates.FRAMES_PER_CODE_DECODER
 
 @dataclass
 class Chunk:
-    """One emission.
+    """One chunk of output.
 
     Args:
-        mel_1MT: New frames.
-        codes_in: Codes given to the flow.
-        first_code: First code whose frames are new.
-        wave_1L: Samples emitted.
+        mel_1MT: New mel frames.
+        codes_in: Number of codes passed to the flow.
+        first_code: Index of the first code whose frames are new.
+        wave_1L: New samples.
     """
 
     mel_1MT: Tensor
@@ -47,15 +47,15 @@ def released_sample(
     streaming: bool = False,
     final: bool = True,
 ) -> Tensor:
-    """`Flow.sample` of one utterance as the released decoder calls it.
+    """Samples the mel of one utterance as the released decoder calls `Flow.sample`.
 
     Args:
-        flow: The decoder.
+        flow: Flow decoder.
         codes_1N: Codes.
         prompt: Speech to continue.
-        noise: Starting noise (1, M, at least T with the prompt); None is the fixed one.
-        streaming: Chunk-causal masks with the whole history.
-        final: False takes the last three codes as look-ahead only.
+        noise: Initial noise (1, M, at least T including the prompt); None: the fixed noise.
+        streaming: Use chunk-causal masks with full history.
+        final: If False, use the last three codes only as look-ahead.
 
     Returns:
         Mel (1, M, 4 N), or (1, M, 4 (N - 3)).
@@ -78,7 +78,7 @@ def released_sample(
 def mel_chunks(
     flow: Flow, codes_1N: Tensor, prompt: Prompt, noise: Tensor | None = None
 ) -> Iterator[tuple[Tensor, int, int, bool]]:
-    """New mel frames of each hop, codes computed, first code kept, whether it is the last."""
+    """Yields (new mel frames, codes computed, first code kept, is last) of each hop."""
     chunk, offset, total = flow.config.chunk_codes, 0, codes_1N.shape[1]
     hop = chunk + -len(prompt.codes_N) % chunk
     while total - offset >= hop + LOOKAHEAD_CODES:
@@ -86,10 +86,10 @@ def mel_chunks(
         mel = released_sample(flow, codes_1N[:, :codes], prompt, noise, streaming=True, final=False)
         yield mel[:, :, offset * RATIO :], codes, offset, False
         offset += hop
-        if total - offset < hop + LOOKAHEAD_CODES:  # the end test uses the hop of the step just done
+        if total - offset < hop + LOOKAHEAD_CODES:  # the end test uses the hop of the current step
             break
         hop = chunk
-    # The last call runs without the streaming flag: full masks.
+    # The last call does not set the streaming flag: full masks.
     mel = released_sample(flow, codes_1N, prompt, noise)
     yield mel[:, :, offset * RATIO :], total, offset, True
 
@@ -97,7 +97,7 @@ def mel_chunks(
 def released_stream(
     flow: Flow, hift: HiFT, codes_1N: Tensor, prompt: Prompt, noise: Tensor | None = None
 ) -> Iterator[Chunk]:
-    """Chunks as the released decoder emits them, its random draws replaced by zeros."""
+    """Yields chunks as the released decoder emits them, with its random draws replaced by zeros."""
     held = CACHED_FRAMES * rates.DECODER_HOP_SAMPLES
     window = torch.hamming_window(2 * held, periodic=False)
     cache: tuple[Tensor, Tensor, Tensor] | None = None

@@ -1,10 +1,10 @@
-"""Perplexity of held-out codes under models of counts: a unigram and an interpolated bigram of codes.
+"""Perplexity of held-out codes under count models: a unigram and an interpolated bigram of codes.
 
     python -m experiments.studies.code_baselines TRAIN_DOCUMENTS… --heldout DOCUMENTS
 
-A language model whose speech perplexity is not below the unigram's has learnt nothing about speech. Both
-count over the training documents (add-one; the bigram falls back on the unigram as if it had been seen 20
-times); eosp counts as a code, as it does for the language model.
+A language model whose speech perplexity is not below that of the unigram has learnt nothing about speech.
+Both models count over the training documents (add-one smoothing; the bigram is interpolated with the unigram,
+which has the weight of 20 observations); eosp counts as a code, as in the language model.
 """
 
 import argparse
@@ -20,7 +20,7 @@ BACKOFF = 20.0
 
 
 def stretches(folder: Path) -> tuple[list[np.ndarray], int]:
-    """Codes and eosp of every document, in order, and the number of ids."""
+    """Codes and eosp of every document, in order, and the number of different ids."""
     documents = read_documents(folder)
     row_format = documents.format
     all_codes = []
@@ -32,7 +32,7 @@ def stretches(folder: Path) -> tuple[list[np.ndarray], int]:
 
 
 def perplexities(train: list[np.ndarray], heldout: list[np.ndarray], ids: int) -> tuple[float, float]:
-    """Perplexities of the unigram and of the bigram on the held-out codes."""
+    """Perplexities of the unigram and the bigram on the held-out codes."""
     single, pairs = np.ones(ids), np.zeros((ids, ids), dtype=np.float32)
     for codes in train:
         np.add.at(single, codes, 1)
@@ -48,7 +48,7 @@ def perplexities(train: list[np.ndarray], heldout: list[np.ndarray], ids: int) -
 
 
 def main() -> int:
-    """Prints one line; 2 for folders that are none of documents."""
+    """Prints one line; returns 2 if a folder does not contain documents."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The command line of a study: options, one line for what went wrong, exit codes."""
+"""Command line of a study: options, one-line error messages, exit codes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,14 +11,14 @@ from lit_moss.runs.launch import RunError
 def run_study(
     words: Sequence[str], options: type, command: str, doc: str | None, run: Callable[[Any], str]
 ) -> int:
-    """Runs a study and prints its report; 2 for what the user can correct, 1 if a run failed.
+    """Runs a study and prints its report; returns 2 for user errors, 1 if a run failed.
 
     Args:
         words: Options of the command line.
-        options: The dataclass of the study's options.
-        command: The command, for help.
-        doc: What the study does, for help.
-        run: Makes what is missing, and returns the report.
+        options: Dataclass of the study's options.
+        command: Command, for `--help`.
+        doc: Description of the study, for `--help`.
+        run: Function of the options that runs what is missing and returns the report.
     """
     try:
         values, _ = OptionsParser(options, command, doc).read(words)

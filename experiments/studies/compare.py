@@ -1,9 +1,10 @@
-"""MLflow runs side by side: a Markdown table of first and last values, and a plot of each metric.
+"""Compares MLflow runs: a Markdown table of first and last values, and a plot of each metric.
 
     python -m experiments.studies.compare stage1 stage2_full RUN_ID… [--metrics heldout/speech_ppl …] …
 
-A name stands for the newest finished run of that name, a run id for itself; the tracking server is that of
-`fit` ($MLFLOW_TRACKING_URI, or `mlflow.db` here). Writes OUT/compare.md and OUT/compare.png.
+A name means the newest finished run of the experiment of that name; a run id can also be given. The tracking
+server is that of `fit` ($MLFLOW_TRACKING_URI, or `mlflow.db` in this folder). Writes OUT/compare.md and
+OUT/compare.png.
 """
 
 import argparse
@@ -21,10 +22,10 @@ Curve = list[tuple[int, float]]
 
 
 def run_named(client: Any, name: str) -> Any:
-    """A run by its id, or the newest of an experiment by its name: the newest finished one, if there is any.
+    """Finds a run by its id, or the newest run of the experiment `name`, preferably a finished one.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such run.
     """
     from mlflow.exceptions import MlflowException
 
@@ -43,7 +44,7 @@ def run_named(client: Any, name: str) -> Any:
 
 
 def curves(client: Any, run: Any, metrics: list[str]) -> dict[str, Curve]:
-    """Each metric's points in the order of steps; the last value counts where a step was logged twice."""
+    """Points of each metric in the order of steps; of several values at a step, the last one counts."""
     points_of = {}
     for metric in metrics:
         points = {m.step: m.value for m in client.get_metric_history(run.info.run_id, metric)}
@@ -52,7 +53,7 @@ def curves(client: Any, run: Any, metrics: list[str]) -> dict[str, Curve]:
 
 
 def table(named: dict[str, dict[str, Curve]], metrics: list[str]) -> str:
-    """Markdown with the first and last value of each metric, and the last step."""
+    """Markdown table with the first and last value of each metric, and the last step."""
     lines = ["| run | step | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 2) + "|"]
     for name, curves_of in named.items():
         last = max((points[-1][0] for points in curves_of.values() if points), default=0)
@@ -62,7 +63,7 @@ def table(named: dict[str, dict[str, Curve]], metrics: list[str]) -> str:
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """`mean ± standard deviation` of the values that are numbers; empty without one."""
+    """`mean ± standard deviation` of the values that are not None; empty if all are."""
     numbers = [float(v) for v in values if v is not None]
     if not numbers:
         return ""
@@ -70,7 +71,7 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 def picture(named: dict[str, dict[str, Curve]], metrics: list[str], path: Path) -> None:
-    """A plot for each metric, with the curves of all runs."""
+    """Plots each metric with the curves of all runs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -94,7 +95,7 @@ def picture(named: dict[str, dict[str, Curve]], metrics: list[str], path: Path) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the table; 2 for an unknown name."""
+    """Prints the table; returns 2 for an unknown name."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

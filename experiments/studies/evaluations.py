@@ -1,4 +1,4 @@
-"""Benchmarks that a study runs by `evaluate`, and their results."""
+"""Benchmarks that a study runs with `evaluate`, and their results."""
 
 import json
 import re
@@ -19,17 +19,17 @@ def run_benchmark(
     benchmark: str, recipe: Mapping[str, Any], file: Path, log: Path, kept: Path, study: tuple[str, str],
     tags: Mapping[str, str], threads: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Runs `evaluate`, which continues a killed evaluation; returns its metrics.
+    """Runs `evaluate`, which continues a killed evaluation; returns the metrics.
 
     Args:
-        benchmark: Its name.
-        recipe: Its options.
-        file: Where they are written.
-        log: Where its output is appended.
-        kept: Where report and metrics are copied, see `keep`.
-        study: MLflow experiment, and folder of all runs' files.
-        tags: MLflow tags of its run.
-        threads: Its OMP_NUM_THREADS; None leaves it unchanged.
+        benchmark: Name of the benchmark.
+        recipe: Options of the benchmark.
+        file: YAML file that the options are written to.
+        log: File that the output is appended to.
+        kept: Folder that the report and the metrics are copied to, see `keep`.
+        study: MLflow experiment, and root folder of all runs.
+        tags: MLflow tags of the evaluation's run.
+        threads: OMP_NUM_THREADS of the process; None: unchanged.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
@@ -40,15 +40,15 @@ def run_benchmark(
 
 
 def keep(name: str, log: Path, kept: Path) -> dict[str, Any]:
-    """Copies report and metrics of an evaluation into a folder; returns the metrics.
+    """Copies the report and the metrics of an evaluation to a folder; returns the metrics.
 
     Args:
-        name: Of the evaluation.
+        name: Name of the evaluation.
         log: Output of `evaluate`, whose last lines name the folder of its results.
-        kept: Made if needed.
+        kept: Output folder; created if it does not exist.
 
     Raises:
-        UserError: if the log names none.
+        UserError: if the log names no folder with results.
     """
     folders = [Path(m["folder"]) for m in _FOLDER.finditer(log.read_text(errors="replace"))]
     found = [path for path in folders if (path / "result.json").is_file()]
@@ -62,7 +62,7 @@ def keep(name: str, log: Path, kept: Path) -> dict[str, Any]:
 
 
 def metrics_of(kept: Path) -> dict[str, float]:
-    """Metrics of an evaluation; those of rungs as RUNG/NAME."""
+    """Metrics of an evaluation; those of a nested table as RUNG/NAME."""
     content = json.loads((kept / "result.json").read_text())
     flat = {key: value for key, value in content.items() if not isinstance(value, dict)}
     return flat | {

@@ -1,4 +1,4 @@
-"""Runs of a study at the same time, each after the one it starts from."""
+"""Runs the runs of a study concurrently, each after the one it starts from."""
 
 import queue
 import threading
@@ -10,14 +10,15 @@ Value = TypeVar("Value")
 
 
 def run_all(runs: Mapping[Key, Callable[[], Value]], after: Mapping[Key, Key], jobs: int) -> dict[Key, Value]:
-    """Results of all runs; the first error is raised once those that had begun have ended.
+    """Returns the results of all runs; raises the first error after all runs in progress have ended.
 
-    Ctrl-C does not wait: the runs' processes notice that this one is gone, write their states and end.
+    Ctrl-C does not wait: the processes of the runs notice that this process has ended, save their state and
+    end.
 
     Args:
-        runs: Name -> the run, each after the one it starts from.
-        after: Name -> the run that must have ended before.
-        jobs: Runs at a time.
+        runs: Name -> function that runs it.
+        after: Name -> name of the run that must have ended before.
+        jobs: Maximum number of concurrent runs.
     """
     waiting, running, results, errors = [*runs], set[Key](), dict[Key, Value](), list[BaseException]()
     ended: queue.Queue[Key] = queue.Queue()
@@ -36,7 +37,7 @@ def run_all(runs: Mapping[Key, Callable[[], Value]], after: Mapping[Key, Key], j
         for key in [] if errors else ready[: jobs - len(running)]:
             waiting.remove(key)
             running.add(key)
-            # A thread that the end of this process does not wait for.
+            # A daemon thread, since the end of this process does not wait for it.
             threading.Thread(target=work, args=(key,), daemon=True).start()
         if not running:
             raise ValueError(f"{waiting} follow runs that are not among these")

@@ -1,14 +1,15 @@
-"""Where text and speech part: layer-wise similarity (paper, appendix C, figures 2 and 4), and a split depth.
+"""Layer-wise similarity of text and speech (paper, appendix C, figures 2 and 4), and a proposed split depth.
 
     python -m experiments.studies.similarity RUN --speech MANIFEST [--speech-tokenizer C] [--samples 40] …
 
-RUN is a run's folder, or one that `save_pretrained` wrote. A sample is a few neighbouring utterances of the
-manifest, as text and as speech. Words are aligned where the manifest gives their times, else whole
-utterances. The control is the same split of the same backbone without any training. Where the curve of the
-trained model starts to fall, the model asks for tails; how certain that is, redrawn sets of samples say
-(bootstrap). Beside the paper's score stands a centred one: the mean of layer and modality is removed and row
-0 left out, since raw cosines of unrelated texts are high already and cannot show whether modalities fuse.
-Writes similarity.md and pictures into runs/studies/similarity-RUN/study and its MLflow run.
+RUN is the folder of a run, or one written by `save_pretrained`. A sample consists of a few neighbouring
+utterances of the manifest, as text and as speech. Words are aligned if the manifest has their times,
+otherwise whole utterances. The control is the same split of the same backbone without any training. The split
+depth is proposed where the curve of the trained model starts to fall; its uncertainty is estimated by
+resampling the samples (bootstrap). Besides the paper's score, a centred one is given: the mean of each layer
+and modality is subtracted and row 0 is left out, because raw cosines of unrelated texts are already high and
+cannot show whether the modalities fuse. Writes similarity.md and plots to runs/studies/similarity-RUN/study
+and to its MLflow run.
 """
 
 import argparse
@@ -46,7 +47,7 @@ DRAWS = 500
 
 @dataclass
 class Sample:
-    """Rows of the same content in both modalities, and which of them belong together."""
+    """Rows of the same content in both modalities, and the pairs of spans that correspond to each other."""
 
     text: Tensor
     speech: Tensor
@@ -62,10 +63,10 @@ def samples(
     utterances: int,
     log_mel: str | None = None,
 ) -> list[Sample]:
-    """Samples of `utterances` neighbours each; `log_mel` are features of the speech tokenizer.
+    """Returns samples of `utterances` neighbours; `log_mel` selects features of the speech tokenizer.
 
     Raises:
-        UserError: if the manifest gives none.
+        UserError: if the manifest yields no sample.
     """
     from lit_moss.corpora.manifest import read_manifest
     from lit_moss.data.grouping import document_key
@@ -82,7 +83,7 @@ def samples(
             groups.append([])
         groups[-1].append((u, codes))
     made = [_sample(g, lm, tokenizer) for g in groups if len(g) == utterances][:count]
-    usable = [s for s in made if len(without_first_row(s.pairs)) > 1]  # a single pair has no background
+    usable = [s for s in made if len(without_first_row(s.pairs)) > 1]  # one pair has no background
     if not usable:
         raise UserError(f"{manifest} has no {utterances} neighbouring utterances with text: give another one")
     return usable
@@ -110,10 +111,10 @@ def _sample(members: Sequence[tuple[Any, list[int]]], lm: SplitLM, tokenizer: An
 
 @torch.no_grad()
 def measure(lm: SplitLM, given: Sequence[Sample]) -> tuple[list[Alignment], list[Alignment]]:
-    """Alignments of every sample on all layers: the paper's, and the centred ones without row 0."""
+    """Alignments of every sample in all layers: those of the paper, and centred ones without row 0."""
 
     def states() -> Iterator[tuple[Sample, Tensor, Tensor]]:
-        # Twice through the model rather than all states kept: 40 samples at 8B would be 12 GB.
+        # Two passes through the model, because keeping all states of 40 samples would need 12 GB at 8B.
         for s in given:
             yield s, _states(lm, s.text, "text"), _states(lm, s.speech, "speech")
 
@@ -130,14 +131,14 @@ def measure(lm: SplitLM, given: Sequence[Sample]) -> tuple[list[Alignment], list
 
 
 def _states(lm: SplitLM, rows_L: Tensor, modality: Modality) -> Tensor:
-    """Hidden states on the model's device, by bfloat16 products where they are fast."""
+    """Hidden states, computed on the model's device, in bfloat16 autocast if that is fast there."""
     device = next(lm.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device.type)):
         return hidden_states(lm, rows_L.to(device), modality)
 
 
 def bootstrap(alignments: Sequence[Alignment]) -> tuple[Counter, Tensor]:
-    """Proposed depths of DRAWS redrawn sets of samples, and the 10th and 90th percentile of their scores."""
+    """Proposed depths of DRAWS bootstrap samples, and the 10th and 90th percentile of their scores."""
     rng = random.Random(1)
     scores = torch.stack([similarity_score(rng.choices(alignments, k=len(alignments))) for _ in range(DRAWS)])
     depths = Counter(proposed_depth(score) for score in scores)
@@ -145,7 +146,7 @@ def bootstrap(alignments: Sequence[Alignment]) -> tuple[Counter, Tensor]:
 
 
 def curves_picture(curves: dict[str, tuple[Tensor, Tensor]], trunk: int) -> Any:
-    """Score by layer, with the band between the percentiles."""
+    """Plots the score by layer, with the band between the percentiles."""
     plt = _plt()
     figure, axis = plt.subplots(figsize=(6.4, 3.8))
     for name, (score, band) in curves.items():
@@ -161,7 +162,7 @@ def curves_picture(curves: dict[str, tuple[Tensor, Tensor]], trunk: int) -> Any:
 
 
 def heatmaps_picture(lm: SplitLM, sample: Sample, layers: Sequence[int]) -> Any:
-    """Cosine matrices of one sample at some layers, with the warping path."""
+    """Plots the cosine matrices of one sample at some layers, with the warping path."""
     plt = _plt()
     text, speech = _states(lm, sample.text, "text"), _states(lm, sample.speech, "speech")
     figure, axes = plt.subplots(1, len(layers), figsize=(3.6 * len(layers), 3.2), squeeze=False)
@@ -187,10 +188,12 @@ def _plt() -> Any:
 def load(
     source: Path, backbone: str | None, speech_tokenizer: str | None, log_mel: str | None = None
 ) -> tuple[SplitLM, SplitLM, str, str, str | None]:
-    """The model, its untrained twin, backbone, speech tokenizer and its features: as given, else the run's.
+    """Returns the model, its untrained twin, and the names of backbone, speech tokenizer and features.
+
+    Names that are None are taken from the configuration of the run.
 
     Raises:
-        UserError: where a saved model's folder names neither.
+        UserError: if a saved model is given without a backbone or a speech tokenizer.
     """
     from lit_moss.hub.lm import open_lm
 
@@ -214,7 +217,7 @@ def load(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the curve and the proposed depth; 2 for what the user can correct."""
+    """Prints the curve and the proposed depth; returns 2 for user errors."""
     from lit_moss.cli.options import add_log_mel_argument
 
     parser = argparse.ArgumentParser(
@@ -256,7 +259,7 @@ def _run(args: argparse.Namespace) -> str:
     for name, model in (("trained", lm), ("untrained", twin)):
         alignments_of[name], alignments_of[f"{name}, centred"] = measure(model.to(device), given)
         heatmaps[f"heatmaps_{name}.png"] = heatmaps_picture(model, given[0], chosen)
-        model.to("cpu")  # one at a time: at 8B each has 38 GB
+        model.to("cpu")  # one at a time: at 8B each needs 38 GB
     curves, lines = {}, []
     for name, alignments in alignments_of.items():
         depths, band = bootstrap(alignments)
@@ -287,7 +290,8 @@ def _run(args: argparse.Namespace) -> str:
         study.log_figure(figure, name)
     (study.run_dir / "similarity.md").write_text(text)
     study.log_text(text, "similarity.md")
-    # Not log_metrics, which keeps the first value of a step: the study may be repeated with other options.
+    # Not log_metrics, which keeps the first value of a step, because the study may be repeated with other
+    # options.
     study.experiment.log_metric(study.run_id, "proposed_depth", proposed_depth(curves["trained"][0]))
     study.finalize("success")
     return text + f"{study.run_dir}/similarity.md"

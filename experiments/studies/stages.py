@@ -1,11 +1,11 @@
-"""Stages of a study: each done once, kept with what it was made from, and timed.
+"""Stages of a study: each is run once, recorded with a digest of its inputs, and timed.
 
-    WORK/stages/NAME.json    digests of inputs and output, when it was computed, whether it is done
+    WORK/stages/NAME.json    digests of inputs and output, times of computing, whether it is done
 
-A stage whose inputs are the same is not run again. A killed one is: fits continue from their checkpoints,
-chains of `prepare` from their shards, evaluations from their items; what a function makes is made again. If
-an input has changed, the stage and those that read it run again, unless what comes out is the same. A
-changed fit gets a folder of its own, so that its predecessor stays.
+A stage whose inputs are unchanged is not run again. A killed stage is: fits continue from their checkpoints,
+chains of `prepare` from their shards, evaluations from their items; the output of plain functions is computed
+again. If an input has changed, the stage and those that read it run again, unless its output is the same as
+before. A changed fit gets a new folder, so that the previous one is kept.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ from lit_moss.errors import UserError
 from lit_moss.files import locked, write_json
 from lit_moss.runs.launch import PARENT_VARIABLE, TAGS_VARIABLE, RunError
 
-Span = tuple[float, float]  # seconds since 1970, of a begin and an end
-_PERIOD_SEC = 5.0  # a killed stage loses that much of its time at most
-# In a process that ends with the study: a second start never meets the first one's.
+Span = tuple[float, float]  # begin and end, in seconds since 1970
+_PERIOD_SEC = 5.0  # a killed stage loses at most this much of its recorded time
+# Runs in a process that ends with the study, so that a second start never meets processes of the first.
 _MODULE = (
     "import runpy, sys; from lit_moss.runs.launch import end_with_parent; end_with_parent(); "
     "name = sys.argv[1]; del sys.argv[1]; runpy.run_module(name, run_name='__main__', alter_sys=True)"
@@ -40,12 +40,12 @@ class Stage:
     """One stage.
 
     Args:
-        name: Its name.
-        inputs: Everything it is made from besides other stages: recipe, options; plain values.
-        after: Stages that it reads.
-        run: Makes it, given the digest of its inputs. Returns what tells its output from another: plain
-            values.
-        made: Files of it that must be there; it runs again if one is not.
+        name: Name of the stage.
+        inputs: Everything that determines the output besides other stages (recipe, options), as plain values.
+        after: Names of the stages that it reads.
+        run: Function that runs the stage, given the digest of its inputs. Returns plain values that identify
+            its output.
+        made: Files that the stage creates; it runs again if one is missing.
     """
 
     name: str
@@ -57,13 +57,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage that is built when those that it reads are done, whose folders its recipe may name.
+    """A stage that is built after those that it reads, because its recipe may contain their folders.
 
     Args:
-        name: Its name.
-        after: Stages that it reads.
-        build: Makes the stage.
-        alone: Whether no other stage runs meanwhile.
+        name: Name of the stage.
+        after: Names of the stages that it reads.
+        build: Function that builds the stage.
+        alone: Whether no other stage may run at the same time.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Stages:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """One process at a time works on them."""
+        """Lets only one process at a time work on the stages."""
         self.work.mkdir(parents=True, exist_ok=True)
         with locked(
             self.work / ".lock", lambda path: print(f"waiting for another start of this study ({path})")
@@ -93,32 +93,32 @@ class Stages:
             yield
 
     def record(self, name: str) -> dict[str, Any]:
-        """What is known of a stage; empty before it was begun."""
+        """What is recorded about a stage; empty if it has never been started."""
         try:
             return json.loads(self._file(name).read_text())
         except (OSError, ValueError):
             return {}
 
     def digest(self, stage: Stage) -> str:
-        """8 hex digits of a stage's inputs and of what the stages before it have made.
+        """8 hex digits of a stage's inputs and of the outputs of the stages that it reads.
 
         Raises:
-            UserError: if one of these was not run.
+            UserError: if one of these has not been run.
         """
         if self._missing(stage.after):
             raise UserError(self._reads_missing(stage.name, stage.after))
         return digest_of([stage.name, stage.inputs, [self._outputs[name] for name in stage.after]])
 
     def run_all(self, plans: Sequence[Planned], at_once: int = 1) -> None:
-        """Runs stages in their order, several at once where they do not read each other.
+        """Runs stages in order, several at the same time if they do not read each other.
 
         Args:
-            plans: The stages.
-            at_once: Most stages that run at the same time.
+            plans: Stages to run.
+            at_once: Maximum number of stages that run at the same time.
 
         Raises:
-            UserError: if a stage reads one that is not there.
-            Exception: what the first stage that failed has raised; others then end with this process.
+            UserError: if a stage reads one that is not among the stages.
+            Exception: that of the first stage that fails; other running stages end with this process.
         """
         waiting, running = list(plans), dict[str, Planned]()
         ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
@@ -138,10 +138,10 @@ class Stages:
                 if self._missing(plan.after):
                     continue
                 if plan.alone and running:
-                    break  # others that were begun now would delay it
+                    break  # starting other stages now would delay it
                 waiting.remove(plan)
                 running[plan.name] = plan
-                # A thread that the end of this process does not wait for.
+                # A daemon thread, since the end of this process does not wait for it.
                 threading.Thread(target=work, args=(plan.name, plan.build()), daemon=True).start()
             if not running:
                 raise UserError(self._reads_missing(waiting[0].name, waiting[0].after))
@@ -151,7 +151,7 @@ class Stages:
             del running[name]
 
     def run(self, stage: Stage) -> None:
-        """Runs a stage unless it is done; see the module."""
+        """Runs a stage unless it is done; see the module docstring."""
         digest, before = self.digest(stage), self.record(stage.name)
         is_there = all(path.exists() for path in stage.made)
         if before.get("done") and before["digest"] == digest and is_there:
@@ -166,7 +166,7 @@ class Stages:
         self._outputs[stage.name] = self.record(stage.name)["output"]
 
     def seconds(self, names: Sequence[str]) -> float:
-        """Time in which one of these stages or more were computed."""
+        """Time during which at least one of these stages was computed, in seconds."""
         return seconds_of([span for name in names for span in self.record(name).get("spans", [])])
 
     def _missing(self, names: Sequence[str]) -> list[str]:
@@ -185,7 +185,7 @@ class Stages:
 
     @contextmanager
     def _timed(self, name: str, digest: str, before: list[Span]) -> Iterator[Callable[[], list[Span]]]:
-        """Notes when a stage is computed, kills included."""
+        """Records when a stage is computed, also if it is killed."""
         begin, start, ended = time.time(), time.monotonic(), threading.Event()
 
         def spans() -> list[Span]:
@@ -195,7 +195,7 @@ class Stages:
             while not ended.wait(_PERIOD_SEC):
                 self._write(name, digest, spans())
 
-        self._write(name, digest, before)  # from here on what an earlier run has made is no longer its own
+        self._write(name, digest, before)  # from here on, the output of an earlier run is no longer valid
         thread = threading.Thread(target=watch, daemon=True, name="clock")
         thread.start()
         try:
@@ -206,7 +206,7 @@ class Stages:
 
 
 def seconds_of(spans: Iterable[Span]) -> float:
-    """Seconds that lie in one span or more."""
+    """Seconds covered by at least one span."""
     total, until = 0.0, float("-inf")
     for begin, end in sorted((begin, end) for begin, end in spans):
         total += max(0.0, end - max(begin, until))
@@ -217,7 +217,7 @@ def seconds_of(spans: Iterable[Span]) -> float:
 def run_verb(
     words: Sequence[str], log: Path, tags: Mapping[str, str] | None = None, threads: int | None = None
 ) -> None:
-    """`python -m lit_moss WORDS` as `run_module` does it."""
+    """Runs `python -m lit_moss WORDS`, see `run_module`."""
     run_module("lit_moss", words, log, tags, threads)
 
 
@@ -228,17 +228,17 @@ def run_module(
     tags: Mapping[str, str] | None = None,
     threads: int | None = None,
 ) -> None:
-    """`python -m MODULE WORDS` in a process of its own, which ends with this one and writes to a file.
+    """Runs `python -m MODULE WORDS` in its own process, which ends with this one; its output goes to a file.
 
     Args:
-        module: Its name.
-        words: Its command line.
-        log: Where its output is appended.
-        tags: MLflow tags of a run that it makes.
-        threads: Its OMP_NUM_THREADS; None leaves it unchanged.
+        module: Name of the module.
+        words: Command line of the module.
+        log: File that the output is appended to.
+        tags: MLflow tags of a run that the module creates.
+        threads: OMP_NUM_THREADS of the process; None: unchanged.
 
     Raises:
-        RunError: if it ends with an error; the message has its last line.
+        RunError: if it ends with an error; the message contains its last line.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
@@ -263,10 +263,10 @@ def run_module(
 
 
 def digest_of(value: Any) -> str:
-    """8 hex digits of plain values."""
+    """8 hex digits that identify plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def file_digest(*files: Path) -> list[str]:
-    """Digests of files' contents."""
+    """Digests of the contents of files."""
     return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]

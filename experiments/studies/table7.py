@@ -1,17 +1,17 @@
-"""The ablation of the paper's table 7: does freezing preserve the text, does the split help?
+"""Ablation of the paper's table 7: does freezing preserve the text ability, and does the split help?
 
     python -m experiments.studies.table7 --speech FOLDER --text TEXT.txt [-c FILE] [--KEY VALUE …]
 
-Five recipes from the same backbone, on the same rows in the same order, with equally many rows each: FP-Full,
-FP-Shared and FP-Layerwise train stage 1 and continue with their stage 2; NF and NF-NoSplit train everything
-from the start. Learning rates are those of `conf/`; a warm-up is a tenth of its run.
+Five recipes start from the same backbone and see the same rows in the same order, with equal numbers of rows
+each: FP-Full, FP-Shared and FP-Layerwise train stage 1 and continue with their stage 2; NF and NF-NoSplit
+train everything from the start. Learning rates are those of `conf/`; warm-up takes a tenth of a run.
 
-Clozes and perplexities are those of the held-out items (see `HeldOut`). "other text" is the perplexity of
-text that no recipe trains on and no book resembles: Python's language reference, which is part of every
-Python.
+Clozes and perplexities are measured on held-out items (see `HeldOut`). "other text" is the perplexity of text
+that no recipe trains on and that does not resemble a book: Python's language reference, which every Python
+installation contains.
 
-Repeat the command to continue where it stopped. Writes table7.md and table7.png into
-RUN_ROOT/studies/NAME/study, and into the study's MLflow run.
+Repeat the command to continue after an interruption. Writes table7.md and table7.png to
+RUN_ROOT/studies/NAME/study, and to the study's MLflow run.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ from lit_moss.runs.recipes import read_recipe, set_key
 from lit_moss.runs.study_run import study_run
 from lit_moss.runs.tracking import Tracker
 
-# Recipe of the paper -> the YAMLs of its stages.
+# Recipe of the paper -> YAML files of its stages.
 RECIPES = {
     "FP-Full": ("stage1", "stage2_full"),
     "FP-Layerwise": ("stage1", "stage2_layerwise"),
@@ -64,21 +64,21 @@ class Options:
     """Options of the study.
 
     Args:
-        speech: Folder with the manifests train.jsonl and validation.jsonl, as `prepare speak` makes it, or
-            train/manifest.jsonl and validation/manifest.jsonl, as a chain makes them. Where they have the
-            times of words, speech and text alternate by chunks of 3 to 6 s, else by utterances.
-        text: Text of which a tenth of an epoch is mixed in.
+        speech: Folder with the manifests train.jsonl and validation.jsonl, as written by `prepare speak`, or
+            train/manifest.jsonl and validation/manifest.jsonl, as written by a chain. Speech and text
+            alternate in chunks of 3 to 6 s if the manifests have word times, otherwise by utterance.
+        text: Text file; each round contains a tenth of it.
         speech_tokenizer: Speech tokenizer of all recipes.
-        log_mel: Features of the speech tokenizer, causal or whisper; null takes what it states.
-        backbone: Backbone of all recipes; null takes their own.
-        seeds: One run of each recipe per seed.
-        stage1_steps: Steps of stage 1.
-        stage2_steps: Steps of stage 2; NF and NF-NoSplit train as many steps as both stages.
-        init_codes: What embeddings of codes start from, see `model.init_codes`.
-        code_rate: Factor on the rates of audio embedding and audio head, in the recipes with a split.
-        k: Steps between two layers of FP-Layerwise, appendix D.
-        items: Held-out items of each modality.
-        jobs: Runs at a time.
+        log_mel: Features of the speech tokenizer, `causal` or `whisper`; null: those that it states.
+        backbone: Backbone of all recipes; null: that of each recipe.
+        seeds: Seeds; each recipe is run once per seed.
+        stage1_steps: Number of steps of stage 1.
+        stage2_steps: Number of steps of stage 2; NF and NF-NoSplit train for the steps of both stages.
+        init_codes: Initial embeddings of codes, `random` or `codebook`, see `model.init_codes`.
+        code_rate: Factor on the learning rates of audio embedding and audio head, in recipes with a split.
+        k: Number of steps between two layers of FP-Layerwise (paper, appendix D).
+        items: Number of held-out items per modality.
+        jobs: Maximum number of concurrent runs.
         name: Name of the study.
         run_root: Folder of all runs' files.
     """
@@ -111,22 +111,22 @@ class Options:
         return Path(self.run_root).absolute() / self.name
 
     def manifest(self, part: str) -> Path:
-        """Manifest of `train` or `validation`."""
+        """Returns the manifest of `train` or `validation`."""
         folder = Path(self.speech)
         made = folder / part / "manifest.jsonl"
         return made if made.is_file() else folder / f"{part}.jsonl"
 
     def steps(self, kind: str) -> int:
-        """Steps of a run of `conf/KIND.yaml`."""
+        """Number of steps of a run of `conf/KIND.yaml`."""
         both = self.stage1_steps + self.stage2_steps
         return {"stage1": self.stage1_steps, "nf": both, "nf_nosplit": both}.get(kind, self.stage2_steps)
 
 
 def recipe(kind: str, seed: int, options: Options) -> dict[str, Any]:
-    """The recipe of one run.
+    """Builds the recipe of one run.
 
     Args:
-        kind: Name of the file in conf/ that is changed.
+        kind: Name of the file in conf/ that the recipe is based on.
         seed: Seed of the run.
         options: Options of the study.
     """
@@ -174,7 +174,7 @@ def recipe(kind: str, seed: int, options: Options) -> dict[str, Any]:
     else:
         changes["model.init_args.init_from"] = str(options.runs / f"stage1-seed-{seed}")
     if kind == "stage2_layerwise":
-        # Appendix D requires T >= (N - 1) k + w; k = 1 is its fastest.
+        # Appendix D requires T >= (N - 1) k + w; k = 1 is the fastest schedule.
         changes["trainer.callbacks.ReverseUnfreeze.init_args"] = {"k": options.k, "w": max(1, steps // 5)}
     else:
         changes["trainer.callbacks.LearningRateSchedule.init_args.warmup_steps"] = max(1, steps // 10)
@@ -199,9 +199,9 @@ def other_text_ppl(lm: Any, tokenizer: Any, device: torch.device) -> float:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Values of a finished run: its last validation's, and the perplexity of other text, kept in a file."""
+    """Metrics of a finished run: last validation, and perplexity of other text, which is kept in a file."""
     result = RunFolder(folder).result()
-    assert result is not None, folder  # of a finished run
+    assert result is not None, folder  # set, because the run is finished
     kept = folder / f"other_text-{result['step']}.json"
     if not kept.exists():
         from lit_moss.hub.lm import open_lm
@@ -215,7 +215,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def measure_before(config: dict[str, Any]) -> dict[str, float]:
-    """The values of `measure` of the split model before any training."""
+    """The metrics of `measure` for the split model before any training."""
     from lit_moss.data.cloze import make_cloze
     from lit_moss.hub import open_tokenizer
     from lit_moss.llm import SplitLM
@@ -249,9 +249,9 @@ def measure_before(config: dict[str, Any]) -> dict[str, float]:
 
 
 def table(before: dict[str, float], values_of: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: mean and standard deviation over seeds of each recipe."""
+    """Markdown table: mean and standard deviation over the seeds, for each recipe."""
     lines = ["| recipe | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
-    # An audio head that starts at zero finds all codes equally likely: no item of a cloze is right.
+    # An audio head initialised with zeros gives all codes the same probability, so no cloze item is correct.
     known = [f"{before[key]:.4g}" if before[key] else "–" for key in COLUMNS.values()]
     lines.append("| before | – | " + " | ".join(known) + " |")
     for name, values in values_of.items():
@@ -261,7 +261,7 @@ def table(before: dict[str, float], values_of: dict[str, list[dict[str, float]]]
 
 
 def picture(before: dict[str, float], values_of: dict[str, list[dict[str, float]]]) -> Any:
-    """A panel for each column: points of seeds, a bar for mean and deviation, a line for the value before."""
+    """Plots each column: points for seeds, a bar for mean and deviation, a line for the value before."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -274,7 +274,7 @@ def picture(before: dict[str, float], values_of: dict[str, list[dict[str, float]
             axis.plot([i] * len(points), points, "o", color="0.6", markersize=4)
             deviation = stdev(points) if len(points) > 1 else 0.0
             axis.errorbar(i, mean(points), deviation, fmt="_", color="C0", markersize=14, capsize=4)
-        if key != "heldout/speech_ppl" and before[key]:  # some thousand, before; see `table`
+        if key != "heldout/speech_ppl" and before[key]:  # several thousand before training; see `table`
             axis.axhline(before[key], color="0.4", linestyle=":", linewidth=1)
         axis.set_title(title)
         axis.set_xticks(range(len(values_of)), list(values_of), rotation=60, fontsize="small")
@@ -284,7 +284,7 @@ def picture(before: dict[str, float], values_of: dict[str, list[dict[str, float]
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs what is missing and prints the table; 2 for what the user can correct, 1 if a run failed."""
+    """Runs what is missing and prints the table; returns 2 for user errors, 1 if a run failed."""
     return run_study(words, Options, "python -m experiments.studies.table7", __doc__, _run)
 
 
@@ -305,11 +305,11 @@ def _run(options: Options) -> str:
 
 def _study(options: Options, study: Tracker) -> str:
     parent = {"mlflow.parentRunId": str(study.run_id)}
-    # Those that wait for stage 1 last, so that they take no place of one that could run.
+    # Runs that wait for stage 1 come last, so that they do not block runs that could start.
     recipes = [(seed, name, kind) for seed in options.seeds for late in (False, True) for name in RECIPES
                for kind in RECIPES[name] if kind.startswith("stage2") == late]  # fmt: skip
     fits: dict[tuple[str, int], Callable[[], dict[str, float]]] = {}
-    for seed, name, kind in recipes:  # three recipes share stage 1, which is trained as the first one's
+    for seed, name, kind in recipes:  # three recipes share a stage 1, trained under the name of the first
         tags = parent | {"recipe": name, "seed": str(seed)}
         fits.setdefault((kind, seed), partial(_fit, kind, seed, options, tags))
     after = {(kind, seed): ("stage1", seed) for kind, seed in fits if kind.startswith("stage2")}
@@ -326,7 +326,7 @@ def _study(options: Options, study: Tracker) -> str:
 
 
 def _fit(kind: str, seed: int, options: Options, tags: dict[str, str]) -> dict[str, float]:
-    """Trains a run and measures it; nothing is measured of stage 1, which is no recipe of its own."""
+    """Trains a run and measures it; stage 1 is not measured, because it is not a recipe of its own."""
     folder = options.runs / f"{kind.replace('_', '-')}-seed-{seed}"
     print(f"seed {seed}: {folder.name}", flush=True)
     run_fit(recipe(kind, seed, options), folder, tags)
@@ -334,7 +334,7 @@ def _fit(kind: str, seed: int, options: Options, tags: dict[str, str]) -> dict[s
 
 
 def _before(config: dict[str, Any], folder: Path) -> dict[str, float]:
-    """`measure_before`, kept in a file for each model and data."""
+    """`measure_before`, kept in a file for each combination of model and data."""
     settings = json.dumps([config["model"], config["data"]])
     file = folder / f"before-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.json"
     if not file.exists():

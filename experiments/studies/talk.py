@@ -1,4 +1,4 @@
-"""A small system that listens and answers aloud, from nothing, on two cores.
+"""Trains a small system that listens and answers aloud, starting from a text model, on two cores.
 
     python -m experiments.studies.talk -c conf/talk/cpu.yaml [--KEY VALUE …]
 
@@ -6,11 +6,11 @@
     ┌──────────────────────────────────────────────────────────────────────────────────────────────┘
     └ align ─ decoder ─ vocoders ─ listen ─ stage1 ─ stage2 ─ sft ─ export ─ evaluations ─ sounds
 
-The backbone answers plain questions and writes short texts; a voice speaks both. Everything is learnt from
-that; `align` is the tokenizer's times of words. Each stage is a recipe in conf/talk, which can be run by
-itself, and an MLflow run below the study's. Repeat the command after a kill: what is done stays, fits
-continue from their checkpoints. A changed option runs again what depends on it. Writes report.md into DATA
-and the study's MLflow run, and the model into DATA/model.
+The backbone answers simple questions and writes short texts, and a voice speaks both; everything else is
+learnt from these. `align` adds word times by the tokenizer. Each stage is a recipe in conf/talk, which can
+also be run by itself, and an MLflow run below that of the study. Repeat the command after a kill: finished
+stages are kept, fits continue from their checkpoints. If an option has changed, the stages that depend on it
+run again. Writes report.md to DATA and to the study's MLflow run, and the model to DATA/model.
 """
 
 import os
@@ -40,7 +40,7 @@ from lit_moss.runs.study_run import study_run
 from lit_moss.runs.tracking import Tracker
 
 _SOURCES = Path(known.__file__).parent
-# Stages that each one reads; the others read the exported model, and questions and sounds beside it.
+# Stages that each stage reads; the others read the exported model, and the questions and their audio.
 _READS: dict[str, list[str]] = {
     "lists": [],
     "answers": ["lists"],
@@ -62,11 +62,11 @@ _READS: dict[str, list[str]] = {
     "probe": ["align", "tokenizer"],
     **{name: ["manifests"] for name in BEFORE},
 }
-# May run beside others: on two cores, two trainings of one thread each do 1.26 times the work of one of two
-# threads (experiments/LOG.md, 2026-11-27). Of others the time is measured, or they use all cores themselves.
+# These may run at the same time: on two cores, two trainings with one thread each do 1.26 times the work of
+# one with two threads (experiments/LOG.md, 2026-11-27). The others are timed, or use all cores themselves.
 _BESIDE = ("align", *FITS, *EVALUATIONS)
 _CONVERSATIONS = "data.init_args.parts.SFTDataModule.init_args"  # in the recipe of sft
-_CODE = [Path(known.__file__), Path(talk_data.__file__)]  # other code makes other lists
+_CODE = [Path(known.__file__), Path(talk_data.__file__)]  # changed code may make other lists
 
 
 class Talk:
@@ -74,16 +74,16 @@ class Talk:
 
     Args:
         options: Options of the study.
-        stages: Runs them.
-        study: The study's MLflow run.
+        stages: Runs and records the stages.
+        study: MLflow run of the study.
     """
 
     def __init__(self, options: Options, stages: Stages, study: Tracker) -> None:
         self.options, self.stages, self.study = options, stages, study
-        self._folders: dict[str, Path] = {}  # of fits, by name
+        self._folders: dict[str, Path] = {}  # folders of fits, by name
 
     def all(self) -> list[Planned]:
-        """Stages in order."""
+        """All stages, in order."""
         o = self.options
         named: dict[str, Callable[[], Stage]] = {
             "lists": self._lists,
@@ -107,7 +107,7 @@ class Talk:
             named["latency"] = self._latency
         if o.sounds:
             named["sounds"] = self._sounds
-        # By kind, not by form: the questions of all forms may be asked at once.
+        # By kind, not by form, so that the questions of all forms can be asked at the same time.
         named |= {f"sft-{form}": partial(self._fit, f"sft-{form}") for form in o.other_forms}
         named |= {f"export-{form}": partial(self._export, form) for form in o.other_forms}
         named |= {f"qa-{form}": partial(self._evaluate, f"qa-{form}") for form in o.other_forms}
@@ -120,14 +120,14 @@ class Talk:
         ]
 
     def reads(self, name: str) -> list[str]:
-        """Stages that one reads; NAME-FORM reads those of its form."""
+        """Stages that a stage reads; NAME-FORM reads those of its form."""
         kind, dash, form = name.partition("-")
         if kind == "export":
             return [f"sft{dash}{form}", "decoder", *(["vocoder_tuned"] if self.has_vocoder else [])]
         return _READS.get(kind, [f"export{dash}{form}", "manifests"])
 
     def threads(self, name: str) -> int | None:
-        """Threads of a training or evaluation: with others beside it its share of the cores."""
+        """Threads of a training or evaluation: its share of the cores if others may run at the same time."""
         o = self.options
         if o.threads or o.at_once == 1 or name.partition("-")[0] not in _BESIDE:
             return o.threads
@@ -135,13 +135,13 @@ class Talk:
 
     @cached_property
     def has_vocoder(self) -> bool:
-        """Whether one is trained."""
+        """Whether a vocoder is trained."""
         there = find_spec("lit_moss.modules.vocoder") is not None
         return self.options.vocoder and there and (CONF / "vocoder.yaml").is_file()
 
     @cached_property
     def evaluations(self) -> list[str]:
-        """Those that are asked for and whose benchmark and recipe are there."""
+        """The requested evaluations whose benchmark and recipe exist."""
         asked = EVALUATIONS if self.options.evaluations is None else self.options.evaluations
         return [
             name
@@ -151,7 +151,7 @@ class Talk:
         ]
 
     def lowest(self, name: str, metric: str) -> float | None:
-        """Lowest value of a metric of a fit; None where it was not trained or not measured."""
+        """Lowest value of a metric of a fit; None if it was not trained or not measured."""
         result = RunFolder(self._folders[name]).result() if name in self._folders else None
         return None if result is None else result["lowest"].get(metric)
 
@@ -160,8 +160,8 @@ class Talk:
     def recipe(self, name: str) -> dict[str, Any]:
         """The recipe of a stage: conf/talk/NAME.yaml with the study's backbone, seed, voices and changes.
 
-        NAME-FORM is that of NAME with another form of spoken replies. Folders are those of the recipe;
-        `placed` names the study's.
+        NAME-FORM has the recipe of NAME with another form of spoken replies. Folders are those in the recipe;
+        `placed` replaces them by the study's folders.
         """
         o = self.options
         name, _, form = name.partition("-")
@@ -190,7 +190,7 @@ class Talk:
         return config
 
     def placed(self, name: str) -> dict[str, Any]:
-        """The same with the study's folders."""
+        """The recipe of a stage with the study's folders."""
         model = self.options.model_of(name.partition("-")[2])
         names = {"data/talk/model": str(model), "data/talk": str(self.options.folder)}
         names |= {f"runs/talk_{fit}": str(folder) for fit, folder in self._folders.items()}
@@ -202,7 +202,7 @@ class Talk:
         if isinstance(value, list):
             return [self._named(v, names) for v in value]
         if isinstance(value, str):
-            shuffled = SHUFFLED if value.startswith(SHUFFLED) else ""  # codes of the probe's control
+            shuffled = SHUFFLED if value.startswith(SHUFFLED) else ""  # codes of the control of `probe`
             path = value.removeprefix(shuffled)
             for name, folder in names.items():
                 if path == name or path.startswith(f"{name}/"):
@@ -244,7 +244,7 @@ class Talk:
         return Stage("lists", [asdict(o.split), counts, file_digest(*files)], self.reads("lists"), run, made)
 
     def _chain(self, name: str, last: str | None = None) -> Stage:
-        """A chain of `prepare`; its output are the manifests of its last step, or of all."""
+        """A chain of `prepare`; its output is the manifest of step `last`, or those of all steps."""
         o, config = self.options, self.recipe(name)
         steps = [last] if last else list(config["steps"])
 
@@ -364,7 +364,7 @@ class Talk:
 
     def _ask(self, question: Path, answer: Path) -> None:
         words = ["chat", "--model", str(self.options.model), "--once", str(question), "--out", str(answer)]
-        # An answer that does not end would be 40 s: ten of 8 s and their questions are about 1 MB.
+        # A reply that does not end would be 40 s long. Ten of 8 s and their questions take about 1 MB.
         words += ["--temperature", "0", "--seed", "1", "--max-new-tokens", "100", "--force"]
         run_verb(words, self.options.folder / "logs" / "sounds.log")
 
@@ -375,7 +375,7 @@ def _backbone() -> str:
 
 
 def _set_everywhere(value: Any, key: str, new: Any) -> None:
-    """Changes a key wherever a recipe has it, but for references to another key."""
+    """Sets a key wherever a recipe has it, except where its value refers to another key."""
     if isinstance(value, dict):
         for name, content in value.items():
             if name == key and "${" not in str(content):
@@ -388,7 +388,7 @@ def _set_everywhere(value: Any, key: str, new: Any) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs what is missing and prints the report; 2 for what the user can correct, 1 if a stage failed."""
+    """Runs what is missing and prints the report; returns 2 for user errors, 1 if a stage failed."""
     return run_study(words, Options, "python -m experiments.studies.talk", __doc__, _run)
 
 

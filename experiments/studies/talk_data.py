@@ -1,7 +1,7 @@
-"""Lists that the study `talk` makes: questions with their splits, texts, dialogues, manifests.
+"""Lists that the study `talk` writes: questions with their splits, texts, dialogues, manifests.
 
-Each function writes whole files into a folder, the same bytes for the same arguments. `Split` says what is
-held out.
+Each function writes complete files to a folder; the same arguments give the same bytes. `Split` determines
+what is held out.
 """
 
 import json
@@ -30,7 +30,7 @@ _PROMPTS = (
     "What could a child say about {x}? Write two or three short sentences.",
     "Explain {x} to a friend in two short sentences.",
 )
-# Words of facts, held-out ones too, in sentences that state no fact.
+# Words of facts, including held-out ones, in sentences that state no fact.
 _CARRIERS = (
     "Yesterday we talked about {x}.",
     "She wrote {x} on the board.",
@@ -45,27 +45,27 @@ _CARRIERS = (
     "I dreamt about {x} last night.",
     "There was something about {x} on the radio.",
 )
-# How short an answer to small talk is to be.
+# Examples of how short a reply to small talk should be.
 _EVERYDAY_EXAMPLES = (
     ("Good afternoon.", "Good afternoon, how can I help you?"),
     ("How do I keep bread fresh?", "Keep it in a paper bag and eat it within two days."),
     ("I am cold.", "Put on a warm jumper and have some hot tea."),
 )
-_TOGETHER = 4  # sentences of a text that belong to none
+_TOGETHER = 4  # unrelated sentences joined to one text
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]")
 _PLAIN = re.compile(r"[A-Z][A-Za-z ,.'!?;:-]+")
-_FEWEST_WORDS, _MOST_WORDS = 3, 28  # of a sentence that is spoken, some 1 to 10 s
+_FEWEST_WORDS, _MOST_WORDS = 3, 28  # of a spoken sentence, about 1 to 10 s
 
 
 @dataclass(frozen=True)
 class Split:
-    """What is asked in training, and what is held out; functions of a seed.
+    """The questions asked in training and the held-out ones, as functions of a seed.
 
     Args:
-        relations: Names of relations; None for all.
-        seed: Same seed, same lists.
-        phrasings: Held-out phrasings of each relation.
-        facts: Held-out share of each relation's facts.
+        relations: Names of relations; None: all.
+        seed: Seed of the split.
+        phrasings: Number of phrasings held out of each relation.
+        facts: Fraction of the facts held out of each relation, at least 0 and below 1.
     """
 
     relations: Sequence[str] | None = None
@@ -80,13 +80,13 @@ class Split:
 
     @property
     def held(self) -> known.Held:
-        """What is held out."""
+        """The held-out phrasings and facts."""
         return known.hold_out(self.of, self.seed, self.phrasings, self.facts)
 
     def questions(
         self, group: known.Group, per_fact: int | None, limit: int | None = None
     ) -> list[known.Question]:
-        """Questions of a group in an order whose beginning is a fair sample."""
+        """Questions of a group in random order, so that any prefix is a random sample."""
         asked = known.questions(self.of, self.held, group, per_fact, self.seed)
         return known.mixed(asked, self.seed)[:limit]
 
@@ -100,16 +100,16 @@ def write_questions(
     everyday: bool,
     texts: int,
 ) -> None:
-    """`train.jsonl`: questions to train on; `prompts.jsonl`: what the backbone writes texts about.
+    """Writes `train.jsonl` (questions to train on) and `prompts.jsonl` (requests for texts to the backbone).
 
     Args:
-        split: What is held out.
-        folder: For both.
-        per_fact: Phrasings in which each fact is asked for.
-        limit: Most questions about facts; None for all.
-        examples: Other facts of the relation, with answers, that the backbone is shown with each of them.
-        everyday: Whether the shipped everyday questions and small talk, which have no reference answers,
-            are added.
+        split: Split into training and held-out questions.
+        folder: Output folder.
+        per_fact: Number of phrasings in which each fact is asked for.
+        limit: Maximum number of questions about facts; None: all.
+        examples: Number of other facts of the relation, with answers, in the backbone's prompt for each
+            question.
+        everyday: Add the included everyday questions and small talk, which have no reference answers.
         texts: Number of prompts.
     """
     held, of_name = split.held, {fact.name: fact for relation in split.of for fact in relation.facts}
@@ -133,7 +133,7 @@ def write_questions(
 
 
 def mixed_records(records: Sequence[Record], seed: int) -> list[Record]:
-    """Records in an order that follows from the seed and their ids."""
+    """Records in a random order that depends only on the seed and their ids."""
     return sorted(records, key=lambda record: sha256(f"{seed} {record['id']}".encode()).digest())
 
 
@@ -160,7 +160,7 @@ def write_heldout(
     voice: int,
     seen: int,
 ) -> None:
-    """Questions of the evaluation: `heldout.jsonl`, and `heldout_voices.jsonl` for other voices.
+    """Writes the evaluation questions: `heldout.jsonl`, and `heldout_voices.jsonl` for held-out voices.
 
     | group | fact | phrasing | voice |
     |---|---|---|---|
@@ -170,13 +170,13 @@ def write_heldout(
     | `voice` | trained | held out | held out |
 
     Args:
-        split: What is held out.
-        folder: For the lists.
-        heldout_voices: Voices that are not heard in training; without any there is no group `voice`.
-        phrasing: Most questions of that group, as the next ones.
-        fact: See there.
-        voice: See there.
-        seen: See there.
+        split: Split into training and held-out questions.
+        folder: Output folder.
+        heldout_voices: Voices that are not used in training; if empty, there is no group `voice`.
+        phrasing: Maximum number of questions of the group `phrasing`.
+        fact: Maximum number of questions of the group `fact`.
+        voice: Maximum number of questions of the group `voice`.
+        seen: Maximum number of questions of the group `seen`.
     """
     lists = {
         "phrasing": split.questions("phrasing", 1, phrasing),
@@ -200,17 +200,17 @@ def write_heldout(
 def write_texts(
     split: Split, answered: Path, dialogues: Path, folder: Path, limit: int | None, carriers: int
 ) -> None:
-    """`texts.jsonl`: what is spoken; `replay.jsonl`: text that stage 2 trains on as text.
+    """Writes `texts.jsonl` (texts to speak) and `replay.jsonl` (text that stage 2 trains on as text).
 
-    No sentence of either states a held-out fact (see `Held.states`).
+    No sentence in either file states a held-out fact (see `Held.states`).
 
     Args:
-        split: What is held out.
+        split: Split into training and held-out questions.
         answered: Manifest of the texts that the backbone has written.
-        dialogues: Its answers to questions, for the replay.
-        folder: For the lists.
-        limit: Most texts of all kinds; None for all.
-        carriers: Sentences for each word or name of a fact that are about something else.
+        dialogues: Questions with the backbone's answers, for `replay.jsonl`.
+        folder: Output folder.
+        limit: Maximum number of texts to speak, of all kinds; None: all.
+        carriers: Number of fact-free sentences for each entity or answer of a fact.
     """
     held = split.held
     own = [
@@ -231,7 +231,7 @@ def write_texts(
 
 
 def _usable(text: str, held: known.Held) -> list[str]:
-    """Sentences of a text that a voice can speak as they are written, and that state no held-out fact."""
+    """Sentences of a text that a voice can speak as written and that state no held-out fact."""
     found = (" ".join(sentence.split()) for sentence in _SENTENCE.findall(text))
     return [
         s
@@ -241,7 +241,7 @@ def _usable(text: str, held: known.Held) -> list[str]:
 
 
 def _carriers(split: Split, count: int) -> Iterator[str]:
-    """Every entity and answer of the facts in `count` sentences."""
+    """Yields each entity and answer of the facts in `count` sentences."""
     words = dict.fromkeys(
         word for relation in split.of for fact in relation.facts for word in (fact.entity, fact.answers[0])
     )
@@ -257,13 +257,13 @@ def _together(name: str, texts: Iterable[str]) -> Iterator[Record]:
 
 
 def write_dialogues(split: Split, answered: Path, folder: Path, voices: int) -> None:
-    """`dialogues.jsonl`: answered questions; `dialogues_voices.jsonl`: some of them, for other voices.
+    """Writes answered questions: `dialogues.jsonl`, and `dialogues_voices.jsonl` for other user voices.
 
     Args:
-        split: What is held out: an answer that states such a fact is left out.
+        split: Determines the held-out facts; answers that state one are left out.
         answered: Manifest of `prepare self-answer`.
-        folder: For the lists.
-        voices: Conversations of the second list.
+        folder: Output folder.
+        voices: Number of conversations in the second list.
     """
     held = split.held
     kept = [
@@ -277,20 +277,20 @@ def write_dialogues(split: Split, answered: Path, folder: Path, voices: int) -> 
 
 
 def write_manifests(speech: Sequence[Path], dialogues: Sequence[Path], folder: Path, every: int) -> None:
-    """Manifests of utterances and of conversations.
+    """Writes manifests of utterances and of conversations.
 
-        train, validation              utterances: the spoken texts, all turns of the conversations
-        voice_train, voice_validation  those in the voice that has spoken most: the assistant's
+        train, validation              utterances: the spoken texts and all turns of the conversations
+        voice_train, voice_validation  utterances in the voice with the most speech, which is the assistant's
         sft_train, sft_validation      conversations
 
-    Texts and conversations are held out by a hash of their names; a conversation in several voices is in
-    one part.
+    Texts and conversations are held out by a hash of their names; a conversation that is spoken in several
+    voices is in one part only.
 
     Args:
         speech: Manifests of spoken texts.
         dialogues: Manifests of spoken conversations.
-        folder: For the lists.
-        every: One in so many is held out.
+        folder: Output folder.
+        every: One out of this many texts, and of this many conversations, is held out.
     """
     parts: dict[str, list[Record]] = {"train": [], "validation": []}
     talks: dict[str, list[Record]] = {"train": [], "validation": []}
@@ -320,23 +320,23 @@ def write_manifests(speech: Sequence[Path], dialogues: Sequence[Path], folder: P
 
 
 def _text_of(item: Record) -> str:
-    """Name of the text that an utterance is a part of."""
+    """Name of the text that an utterance is part of."""
     return item["document"].partition("+")[0]
 
 
 def _talk_of(item: Record) -> str:
-    """Name of a conversation, whoever asks."""
+    """Name of a conversation, the same for all voices of the user."""
     return item["id"].removesuffix("-v")
 
 
 def _held_out(names: Iterable[str], every: int) -> set[str]:
-    """One name in so many, rounded up: those whose hashes are lowest."""
+    """One out of `every` names, rounded up: those with the lowest hashes."""
     ordered = sorted(set(names), key=lambda name: sha256(name.encode()).digest())
     return set(ordered[: -(-len(ordered) // every)])
 
 
 def _utterance(sound: Record, text: str, document: str, folder: Path) -> Record:
-    """A line of a manifest, with a relative path: the study's folder can be moved."""
+    """A line of a manifest with a relative path, so that the study's folder can be moved."""
     return {
         "audio_filepath": os.path.relpath(sound["audio_filepath"], folder),
         "duration": sound["duration"],
@@ -348,7 +348,7 @@ def _utterance(sound: Record, text: str, document: str, folder: Path) -> Record:
 
 
 def _beside(item: Record, folder: Path) -> Record:
-    """The item with paths relative to a folder."""
+    """An item with paths relative to a folder."""
     messages = [
         m | {"audio_filepath": os.path.relpath(m["audio_filepath"], folder)} if m.get("audio_filepath") else m
         for m in item["messages"]
@@ -357,10 +357,10 @@ def _beside(item: Record, folder: Path) -> Record:
 
 
 def write_spoken_list(manifests: Sequence[Path], file: Path) -> None:
-    """The list that `evaluate spoken_qa` takes: questions with their sounds."""
+    """Writes the list for `evaluate spoken_qa`: questions with their audio."""
     records = [
         {
-            "id": str(item["id"]).rpartition("-")[0],  # of the piece that `synthesize` has numbered
+            "id": str(item["id"]).rpartition("-")[0],  # without the number that `synthesize` adds
             "question": item["text"],
             "audio": os.path.relpath(item["audio_filepath"], file.parent),
             "answers": item["answers"],
@@ -379,7 +379,7 @@ def _lines(name: str) -> list[str]:
 
 
 def write_lines(path: Path, records: Iterable[Record]) -> None:
-    """JSON lines; the file appears whole or not at all."""
+    """Writes JSON lines atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
         for record in records:

@@ -12,7 +12,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf" / "talk"
 CHAINS = ("answers", "texts", "speech", "conversations", "questions", "align")
 FITS = ("tokenizer", "decoder", "vocoder", "vocoder_tuned", "listen", "stage1", "stage2", "sft")
 OTHERS = ("lists", "dialogues", "manifests", "export", "latency", "sounds")
-# Evaluation -> benchmark; recipes are conf/talk/NAME.yaml.
+# Evaluation -> benchmark; the recipes are conf/talk/NAME.yaml.
 EVALUATIONS = {
     "resynthesis": "resynthesis",
     "paralinguistics": "paralinguistics",
@@ -25,7 +25,7 @@ EVALUATIONS = {
     "text_cloze_before": "cloze",
     "probe": "tokenizer_probe",
 }
-# Of the backbone before training, by the recipe of the same evaluation of the system.
+# Evaluations of the backbone before training, with the recipe of the same evaluation of the system.
 BEFORE = {f"{name}_before": name for name in ("text", "text_cloze")}
 
 
@@ -34,43 +34,43 @@ class Options:
     """Options of the study.
 
     Args:
-        name: Name of the study, and MLflow experiment.
-        data: Folder of lists, sounds, model and report.
+        name: Name of the study and of the MLflow experiment.
+        data: Folder for lists, audio, model and report.
         run_root: Folder of all runs' files.
-        backbone: Text model; null takes that of the recipes.
-        seed: Of the splits and of all trainings.
-        workers: Processes of the chains of `prepare`.
-        at_once: Trainings and evaluations that run at the same time, on as large a share of the cores each,
-            where they do not read each other; 1 for none.
-        threads: Threads of each training and evaluation; null gives each its share of the cores.
-        machine: Machine part of the trainings, such as conf/trainer/cpu.yaml; null for none.
-        relations: Relations of facts that are asked about; null for all.
-        per_fact: Phrasings in which each fact is asked for in training.
-        questions: Most questions about facts; null for all.
-        examples: Facts with answers that the backbone is shown before it answers a question about another.
-        everyday: Whether everyday questions and small talk are added, which have no reference answers.
-        phrasings: Phrasings of each relation that are held out.
-        facts: Share of the facts of each relation that are held out, 0 to 1.
-        texts: Texts that the backbone writes.
-        most_texts: Most of them that are spoken; null for all.
-        carriers: Sentences in which each word of the facts is heard beside them.
-        voices: Questions that are also asked in the voices of `user_voices`.
-        user_voices: Users' voices of training beside the recipe's usual one; [] for none.
-        heldout_voices: Users' voices of the evaluation alone; [] for none.
-        heldout_phrasing: Most questions of the evaluation in held-out phrasings.
-        heldout_fact: Most of them about held-out facts.
-        heldout_voice: Most of them in held-out voices.
-        heldout_seen: Most of them that are trained.
-        validation_every: One in so many texts and conversations is held out for validation.
-        reply_form: Form of spoken replies: direct, guided or interleaved.
+        backbone: Text model; null: that of the recipes.
+        seed: Seed of the splits and of all trainings.
+        workers: Number of processes for the chains of `prepare`.
+        at_once: Maximum number of trainings and evaluations that run at the same time, each with an equal
+            share of the cores, if they do not read each other's output; 1: one at a time.
+        threads: Number of threads of each training and evaluation; null: its share of the cores.
+        machine: Machine config of the trainings, such as conf/trainer/cpu.yaml; null: none.
+        relations: Names of the relations of facts that are asked about; null: all.
+        per_fact: Number of phrasings in which each fact is asked for in training.
+        questions: Maximum number of training questions about facts; null: all.
+        examples: Number of other facts with answers in the backbone's prompt when it answers a question.
+        everyday: Add everyday questions and small talk, which have no reference answers.
+        phrasings: Number of phrasings held out of each relation.
+        facts: Fraction of the facts held out of each relation, at least 0 and below 1.
+        texts: Number of texts that the backbone writes.
+        most_texts: Maximum number of texts that are spoken, of all kinds; null: all.
+        carriers: Number of fact-free sentences spoken for each entity or answer.
+        voices: Number of questions that are also asked in the voices of `user_voices`.
+        user_voices: User voices in training besides the usual one of the recipe; []: none.
+        heldout_voices: User voices that are only used in the evaluation; []: none.
+        heldout_phrasing: Maximum number of evaluation questions in held-out phrasings.
+        heldout_fact: Maximum number of evaluation questions about held-out facts.
+        heldout_voice: Maximum number of evaluation questions in held-out voices.
+        heldout_seen: Maximum number of evaluation questions that were trained.
+        validation_every: One out of this many texts and conversations is held out for validation.
+        reply_form: Form of spoken replies: `direct`, `guided` or `interleaved`.
         other_forms: Further forms, each fine-tuned from the same stage 2 and asked the same questions.
-        vocoder: Whether a vocoder is trained; otherwise Griffin-Lim turns mels into sound.
-        evaluations: Which of resynthesis, paralinguistics, qa, gap, cloze, text, text_cloze (perplexity),
-            text_before and text_cloze_before (of the backbone) and probe (of the codes) are made; null for
-            all that are there.
-        latency: Spoken questions whose answers are timed up to the first sound, by twos; 0 for none.
-        sounds: Held-out questions and answers that are kept as sounds.
-        until: Stage after which to stop; null for the last.
+        vocoder: Train a vocoder; otherwise Griffin-Lim converts mels to audio.
+        evaluations: Evaluations to run: `resynthesis`, `paralinguistics`, `qa`, `gap`, `cloze`, `text`,
+            `text_cloze` (perplexity), `text_before` and `text_cloze_before` (of the backbone), `probe` (of
+            the codes); null: all whose recipe exists.
+        latency: Number of timed questions, rounded up to even (a session has two turns); 0: skip.
+        sounds: Number of held-out questions whose audio and spoken answers are stored; 0: skip.
+        until: Last stage to run; null: all stages.
         set: Changes of recipes: STAGE.KEY -> value, such as stage1.trainer.max_steps.
     """
 
@@ -150,7 +150,7 @@ class Options:
 
     @property
     def folder(self) -> Path:
-        """Folder of lists, sounds, model and report."""
+        """Folder of lists, audio, model and report."""
         return Path(self.data).absolute()
 
     @property
@@ -164,10 +164,10 @@ class Options:
         return self.folder / "model"
 
     def model_of(self, form: str) -> Path:
-        """Folder of the exported model with another form of spoken replies; "" for the main one."""
+        """Folder of the exported model with another form of spoken replies; "" for the main form."""
         return self.folder / f"model-{form}" if form else self.model
 
     @property
     def split(self) -> talk_data.Split:
-        """What is held out."""
+        """The split into training and held-out questions."""
         return talk_data.Split(self.relations, self.seed, self.phrasings, self.facts)

@@ -1,4 +1,4 @@
-"""What the study `talk` has reached: aims, times, reports of evaluations, sounds of held-out questions."""
+"""Report of the study `talk`: aims, times, evaluations, and audio of held-out questions and replies."""
 
 import csv
 import shutil
@@ -19,14 +19,14 @@ from lit_moss.runs.launch import RunError
 def answer_aloud(
     questions: Path, model: Path, folder: Path, count: int, answer: Callable[[Path, Path], None]
 ) -> None:
-    """The first questions of a list with the model's spoken answers, as FLAC, and `sounds.jsonl`.
+    """Writes the first questions of a list and the model's spoken answers as FLAC, and `sounds.jsonl`.
 
     Args:
-        questions: List as of `evaluate spoken_qa`.
+        questions: List as for `evaluate spoken_qa`.
         model: Folder of the model.
-        folder: For the sounds; what is in it is removed.
-        count: How many.
-        answer: Makes the sound of the answer to a sound.
+        folder: Output folder; existing contents are removed.
+        count: Number of questions.
+        answer: Function (question file, answer file) that writes the spoken answer to a question.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -41,24 +41,24 @@ def answer_aloud(
         try:
             made = folder / "answer.wav"
             answer(asked, made)
-            # 16 kHz as the questions, so that ten of both are under 1 MB.
+            # 16 kHz, as for the questions, so that ten of both take less than 1 MB.
             io.write(said, io.read(made, rates.TOKENIZER_RATE_HZ), rates.TOKENIZER_RATE_HZ)
             made.unlink()
             record["answer"] = said.name
-        except RunError as error:  # a model may answer without any sound
+        except RunError as error:  # a model may answer without any audio
             record["failed"] = str(error)
     kept = ("id", "question", "answers", "group", "voice", "sound", "answer", "failed")
     write_lines(folder / "sounds.jsonl", [{k: r[k] for k in kept if k in r} for r in records])
 
 
 def report(folder: Path, seconds: Mapping[str, float], cer: float | None = None) -> str:
-    """Markdown, also written to FOLDER/report.md.
+    """Returns the report in Markdown, and writes it to FOLDER/report.md.
 
     Args:
-        folder: Of the study.
-        seconds: Computing time of each stage, and of `all`, some of which run at the same time; evaluations
-            that are none of them are left out.
-        cer: Character error of the tokenizer on held-out sentences; None if there is none.
+        folder: Folder of the study.
+        seconds: Computing time of each stage in seconds, and of `all`, which is less than the sum if stages
+            ran at the same time; evaluations without a time are left out.
+        cer: Character error rate of the tokenizer on held-out sentences; None: not measured.
     """
     parts = ["# A small system that talks", ""]
     found = sorted((folder / "evaluations").glob("*/report.md"))
@@ -98,7 +98,7 @@ _CROSSING = (
 
 
 def _items(folder: Path, name: str) -> list[dict[str, str]]:
-    """Lines of items.csv of an evaluation."""
+    """Rows of items.csv of an evaluation."""
     with (folder / "evaluations" / name / "items.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -110,10 +110,10 @@ _FORMS = (
 
 
 def forms_table(rows_of: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict[str, Any]]:
-    """Spoken replies of several forms side by side, by the question's modality.
+    """Compares several forms of spoken replies, by the modality of the question.
 
     Args:
-        rows_of: Form -> lines of items.csv of `evaluate spoken_qa`; the first is compared with.
+        rows_of: Form -> rows of items.csv of `evaluate spoken_qa`; the others are compared with the first.
     """
     table = []
     first: dict[str, dict[str, float]] = {}
@@ -140,11 +140,11 @@ def forms_table(rows_of: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict
 
 
 def crossing(rows: Sequence[Mapping[str, Any]], relation: Mapping[str, str]) -> list[dict[str, Any]]:
-    """How much of what is known in text is answered by other pairs of modalities, by group and pair.
+    """How often questions answered correctly in text are answered by other modality pairs, per group.
 
     Args:
-        rows: Lines of items.csv of `evaluate spoken_qa`.
-        relation: Id of a question -> its relation.
+        rows: Rows of items.csv of `evaluate spoken_qa`.
+        relation: Id of a question -> name of its relation.
     """
     known = {row["id"] for row in rows if row["pair"] == "text-text" and float(row["match_norm"])}
     table = []
@@ -168,7 +168,7 @@ def crossing(rows: Sequence[Mapping[str, Any]], relation: Mapping[str, str]) -> 
 
 
 def _chance(rows: Sequence[Mapping[str, Any]], relation: Mapping[str, str]) -> float | None:
-    """Mean share of the other facts of a relation, with other answers, that a reply would be right about."""
+    """Mean probability that a reply is correct for another fact of its relation with a different answer."""
     shares = []
     for row in rows:
         reply, own = row.get("transcript") or row.get("reply") or "", row["answers"]
@@ -208,7 +208,7 @@ def _crossing_aims(crossed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def _aims(results: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Lines of what was measured."""
+    """Rows of the aims that were measured."""
     lines = []
     for what, aim, measured, *by in AIMS:
         found = [_value(results.get(name, {}), key) for name, key in (measured, *by)]
@@ -219,14 +219,14 @@ def _aims(results: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
 
 
 def _value(metrics: Mapping[str, float], key: str) -> float | None:
-    """The metric whose name ends with `key`: benchmarks name sets by their files and folders."""
+    """The metric whose name ends with `key`, since benchmarks prefix names with files and folders."""
     found = [value for name, value in metrics.items() if name.endswith(key)]
     return found[0] if found else None
 
 
-# Of stories, which no training has: sentences of the study's own kind are learnt in any case.
+# Of stories, which are not in the training data: sentences like those of the study are learnt in any case.
 _PPL, _CLOZE = "stories-en/text-text/ppl", "stories-en/text-text/whole-mean"
-# In words, the aim, evaluation and its metric, and those that it is divided by.
+# Description, aim, (evaluation, metric), and optionally (evaluation, metric) to divide by.
 AIMS: tuple[tuple[Any, ...], ...] = (
     ("word errors of true mels -> sound", "", ("resynthesis", "vocoder/wer")),
     ("word errors of codes -> sound", "", ("resynthesis", "codec/wer")),

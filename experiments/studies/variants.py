@@ -1,14 +1,14 @@
-"""Variants of a recipe side by side: the same data and steps, some keys changed.
+"""Compares variants of a recipe: the same data and number of steps, with some keys changed.
 
     python -m experiments.studies.variants -c conf/studies/listening.yaml [--KEY VALUE …]
 
-    variants   plain: {}                                      a run for each variant and seed
+    variants   plain: {}                                      one run for each variant and seed
                text: {model.init_args.init_codes: text}
     after      aligned: first_layers                          `aligned` starts from that variant's weights
     evaluate   resynthesis: conf/talk/resynthesis.yaml        a benchmark of each run
 
-Repeat the command to continue where it stopped. Writes variants.md and variants.png, with the metrics at
-every validation, into RUN_ROOT/studies/NAME/study/variants, and into the study's MLflow run.
+Repeat the command to continue after an interruption. Writes variants.md and variants.png, with the metrics at
+every validation, to RUN_ROOT/studies/NAME/study/variants, and to the study's MLflow run.
 """
 
 import json
@@ -40,20 +40,21 @@ class Options:
     """Options of the study.
 
     Args:
-        name: Name of the study, and MLflow experiment of its runs.
-        recipe: YAMLs of the recipe, merged from left to right as `fit -c` does.
-        variants: Name -> the keys of the recipe that it changes; {} for none.
-        metrics: Metrics of the fits that are compared; the first ones are drawn.
-        set: Keys that are changed in all variants; a variant's own value of the same key counts.
-        recipes: Variant -> YAMLs of another recipe that it is made from.
-        after: Variant -> the variant from whose newest weights it starts (`model.init_from`).
-        evaluate: Benchmark -> YAML of `evaluate`, run on each variant that no other one starts from.
-        evaluated_as: Key of these YAMLs that takes the run's folder: model, codec, tokenizer.
-        evaluate_set: Keys of these YAMLs that are changed.
+        name: Name of the study, and of the MLflow experiment of its runs.
+        recipe: YAML files of the recipe, merged from left to right as by `fit -c`.
+        variants: Name -> keys of the recipe that the variant changes; {}: none.
+        metrics: Metrics of the fits that are compared; the first four are plotted.
+        set: Keys that are changed in all variants; a variant's own value of a key takes precedence.
+        recipes: Variant -> YAML files of its recipe, if it is not based on `recipe`.
+        after: Variant -> variant whose latest weights it starts from (`model.init_from`).
+        evaluate: Benchmark -> YAML file of `evaluate`; run on each variant that no other variant starts from.
+        evaluated_as: Key of these YAML files that is set to the folder of the run: `model`, `codec` or
+            `tokenizer`.
+        evaluate_set: Keys of these YAML files that are changed.
         results: Metrics of the benchmarks that are compared, as BENCHMARK/METRIC.
-        seeds: One run of each variant per seed.
-        jobs: Runs at a time.
-        threads: Threads of each; null leaves it to torch.
+        seeds: Seeds; each variant is run once per seed.
+        jobs: Maximum number of concurrent runs.
+        threads: Number of threads of each run; null: default of torch.
         run_root: Folder of all runs' files.
     """
 
@@ -93,7 +94,7 @@ class Options:
 
     @property
     def ordered(self) -> list[str]:
-        """Variants, each after the one that it starts from."""
+        """Variants, each after the one it starts from."""
         order: list[str] = []
 
         def add(name: str) -> None:
@@ -111,11 +112,11 @@ class Options:
         return Path(self.run_root).absolute() / self.name / f"{variant.replace('_', '-')}-seed-{seed}"
 
     def recipe_of(self, variant: str, seed: int) -> dict[str, Any]:
-        """The recipe of a run."""
+        """Builds the recipe of a run."""
         config = read_recipe(self.recipes.get(variant, self.recipe))
         config["seed_everything"] = seed
-        changes = self.set | self.variants[variant]  # of the same key the variant's counts
-        for key in sorted(changes, key=lambda key: key.count(".")):  # `data` before what is in it
+        changes = self.set | self.variants[variant]  # the variant's own value takes precedence
+        for key in sorted(changes, key=lambda key: key.count(".")):  # `data` before the keys in it
             set_key(config, key, changes[key])
         if variant in self.after:
             set_key(config, "model.init_args.init_from", str(self.folder(self.after[variant], seed)))
@@ -124,10 +125,10 @@ class Options:
 
 @dataclass
 class Run:
-    """What a run has reached.
+    """Results of a run.
 
     Args:
-        result: Of the fit.
+        result: Result of the fit.
         measured: Metrics of its benchmarks, as BENCHMARK/METRIC.
     """
 
@@ -136,12 +137,12 @@ class Run:
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs what is missing and prints the tables; 2 for what the user can correct, 1 if a run failed."""
+    """Runs what is missing and prints the tables; returns 2 for user errors, 1 if a run failed."""
     return run_study(words, Options, "python -m experiments.studies.variants", __doc__, _run)
 
 
 def _run(options: Options) -> str:
-    for name in options.variants:  # mistakes are found before the first run
+    for name in options.variants:  # to find mistakes before the first run
         options.recipe_of(name, options.seeds[0])
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -182,7 +183,7 @@ def _one(options: Options, name: str, seed: int, tags: Mapping[str, str]) -> Run
 
 
 def _check_start(folder: Path, start: Path) -> None:
-    """Refuses a run that began from other weights than `start` has now; records the step for a new one."""
+    """Raises an error if a run began from other weights than `start` has now; records the step otherwise."""
     result = RunFolder(start).result()
     step, record = result["step"] if result else None, folder / "started_from.json"
     begun = json.loads(record.read_text())["step"] if record.exists() else step
@@ -222,12 +223,12 @@ def tables(
     runs: Mapping[tuple[str, int], Run],
     points: Mapping[tuple[str, int], Mapping[str, Curve]],
 ) -> str:
-    """Markdown: the last values of each variant, then each metric of the fits at every validation.
+    """Markdown tables: last values of each variant, then each metric of the fits at every validation.
 
     Args:
         options: Options of the study.
-        runs: Variant and seed -> run.
-        points: The same -> metric -> curve.
+        runs: (variant, seed) -> run.
+        points: (variant, seed) -> metric -> curve.
     """
     last = []
     for name in options.variants:

@@ -158,8 +158,7 @@ def read_blocks(
     duration_sec: float | None = None,
     longest_sec: float | None = None,
 ) -> Iterator[Tensor]:
-    """Yields the samples that `read` returns, in blocks (n,) of any length; memory does not grow with the
-    file.
+    """Yields the samples that `read` returns, in blocks (n,) of any length, using constant memory.
 
     Args:
         path: Sound file.
@@ -228,8 +227,7 @@ def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Opened]:
-    """Opens a file and checks its container; errors of libsndfile and of the system become
-    `UnreadableAudio`."""
+    """Opens a file and checks its container; errors become `UnreadableAudio`."""
     try:
         status = os.stat(path)
         container = _inspected(str(path), status.st_size, status.st_mtime_ns)
@@ -272,8 +270,7 @@ def _read_through(path: str | Path) -> None:
 
 
 def _name(path: str | Path) -> Any:
-    """The path as bytes: a file name need not be UTF-8. (soundfile accepts bytes; its type hints do not say
-    so.)"""
+    """The path as bytes, since a file name need not be UTF-8 (soundfile's type hints omit bytes)."""
     return os.fsencode(path)
 
 

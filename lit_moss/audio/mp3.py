@@ -106,8 +106,7 @@ def end_of_id3(data: mmap.mmap, at: int) -> int:
 
 
 def _frame(data: mmap.mmap | bytes, at: int) -> tuple[int, tuple[int, int, int]]:
-    """Length in bytes of the frame that begins here, and (version, layer, rate in Hz); zeros if none
-    begins."""
+    """Length in bytes of the frame that begins here, and (version, layer, rate in Hz); zeros if none."""
     head = data[at : at + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return 0, _NO_KIND
@@ -133,8 +132,7 @@ def _next_frame(data: mmap.mmap, at: int, kind: tuple[int, int, int]) -> int:
 
 
 def _stated(data: mmap.mmap, at: int) -> tuple[int, int] | None:
-    """Frames and bytes stated by a Xing, Info or VBRI header in this frame, 0 if unknown; None without a
-    header."""
+    """Frames and bytes stated by a Xing, Info or VBRI header (0: unknown); None without a header."""
     head = data[at : at + 4]
     mono, mpeg1 = head[3] >> 6 == 3, head[1] & 8
     place = at + 4 + ((17 if mono else 32) if mpeg1 else (9 if mono else 17))

@@ -61,8 +61,7 @@ def _is_float(wave: Tensor | np.ndarray) -> bool:
 
 
 def pad_to_codes(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Zero-pads to the longest wave, rounded up to whole codes: float (B, T), and number of samples, int64
-    (B,)."""
+    """Zero-pads waves to whole codes of the longest: float (B, T), and lengths in samples, int64 (B,)."""
     samples_B = torch.tensor([len(wave) for wave in waves], dtype=torch.long)
     longest = rates.codes_of_samples(int(samples_B.max())) * rates.SAMPLES_PER_CODE if len(waves) else 0
     wave_BT = torch.zeros(len(waves), longest)

@@ -149,8 +149,7 @@ def _ask(session: "Session", text: str | None, wave_T: "Tensor | None") -> None:
 
 
 def _listen(session: "Session", options: "ReplyOptions") -> "tuple[Tensor, str]":
-    """Prints the answer's text as it is generated; returns its audio (T,) at 24 kHz and a line about
-    timing."""
+    """Prints the answer as it is generated; returns its audio (T,) at 24 kHz and a line about timing."""
     import time
 
     import torch

@@ -1,5 +1,4 @@
-"""Determines which checkpoint `--ckpt_path` means, and whether a `fit` starts a run, resumes one, or forks
-it."""
+"""Resolves `--ckpt_path`, and determines whether a `fit` starts a run, resumes one, or forks it."""
 
 import time
 from pathlib import Path

@@ -53,8 +53,7 @@ ALWAYS_ON_OUTSIDE_FIT: tuple[type[Callback], ...] = (Progress, SkippedData)
 
 
 def completed(words: Sequence[str]) -> list[str]:
-    """A command line whose recipe files are located (see `find_recipe`) and extended by the links and
-    callbacks.
+    """A command line with located recipe files (see `find_recipe`), and added links and callbacks.
 
     Args:
         words: Verb, `-c FILE`, `--KEY VALUE` …, as given by the user.
@@ -85,8 +84,7 @@ def completed(words: Sequence[str]) -> list[str]:
 
 
 def _with_changed_lists(words: Sequence[str]) -> list[str]:
-    """Replaces options that change an element of a list by the whole list, in a configuration after the
-    recipes.
+    """Replaces options that change a list element by the whole list, in a config after the recipes.
 
     Example: `--trainer.callbacks.LearningRateSchedule.init_args.warmup_steps 4`, see `set_key`. The parser
     does not support keys below a list.

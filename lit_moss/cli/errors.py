@@ -1,5 +1,4 @@
-"""One-line error messages for mistakes in a configuration, instead of the parser's and Lightning's longer
-ones."""
+"""One-line error messages for configuration mistakes, instead of the parser's and Lightning's longer ones."""
 
 import argparse
 import contextlib
@@ -75,8 +74,7 @@ class OneLineParser(LightningArgumentParser):
         return "", one_line(message)
 
     def _types(self) -> dict[str, Any]:
-        """Option -> its type; for the parser of all verbs, the options of the first, which shares most
-        keys."""
+        """Option -> its type; for a parser with verbs, the options of its first verb."""
         parser = self._verbs() or self
         return {
             action.dest: getattr(action, "_typehint", None) or action.type

@@ -18,8 +18,7 @@ from lit_moss.trainer_access import callbacks_of, later_metrics
 
 
 class ResultFile(Callback):
-    """Writes the step and metrics of a run to `result.json` in its folder, for the program that started the
-    run.
+    """Writes the step and metrics of a run to its `result.json`, for the program that started it.
 
     It is written at each validation, before the checkpoint, because a run killed after its last checkpoint
     does not validate again when it is resumed.

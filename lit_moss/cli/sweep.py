@@ -138,8 +138,7 @@ def visible_devices() -> list[str]:
 
 
 def shares_of_devices(workers: int, devices: list[str]) -> list[list[str]]:
-    """The GPUs of each worker: equal shares, or one GPU for several workers if there are fewer GPUs than
-    workers."""
+    """The GPUs of each worker: equal shares; workers share GPUs if there are more workers."""
     if len(devices) < workers:
         return [[devices[i % len(devices)]] if devices else [] for i in range(workers)]
     ends = [i * len(devices) // workers for i in range(workers + 1)]

@@ -43,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Writes all files and prints one line; if a file exists, an error is raised before anything is
-    computed."""
+    """Writes all files and prints one line; existing files are detected before anything is computed."""
     from lit_moss.audio import rates
     from lit_moss.devices import moved
     from lit_moss.hub import open_codec

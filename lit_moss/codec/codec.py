@@ -98,8 +98,10 @@ class Codec:
         return cls(tokenizer, decoder.flow, decoder.vocoder, decoder.speaker, decoder.voice)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the official layout, with `vocoder/` and a `flow/config.json` for settings that shapes do
-        not show."""
+        """Writes the official layout, plus `vocoder/` and `flow/config.json`.
+
+        `flow/config.json` has the settings that shapes do not show.
+        """
         folder = Path(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
@@ -270,8 +272,7 @@ class Player(ClosedByFlush):
         self._is_new = True
 
     def copy(self) -> "Player":
-        """Another stream with the same prompt, which is not computed again. Call it only before the first
-        `push`."""
+        """Another stream with the same prompt, which is not computed again; call before the first `push`."""
         assert self._is_new
         copied = copy.copy(self)
         copied._flow, copied._vocoder = self._flow.copy(), self._codec.vocoder.stream()

@@ -141,8 +141,7 @@ class Embed(nn.Module):
 
 
 class PreLookahead(nn.Module):
-    """Two convolutions over the codes with a residual: the first sees three codes ahead, the second two codes
-    back."""
+    """Two convolutions with a residual: the first sees three codes ahead, the second two codes back."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -162,8 +161,7 @@ class PreLookahead(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeats each code four times, then applies a causal convolution over two codes and the frame itself
-    (kernel 9)."""
+    """Repeats codes four times, then convolves causally over two codes and the current frame (kernel 9)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -51,8 +51,7 @@ class CharVocabulary:
 
 
 def frames_needed(ids: Sequence[int]) -> int:
-    """Minimum number of frames of a CTC path with these labels: one per label, and a blank between equal
-    neighbours."""
+    """Minimum number of frames for CTC labels: one per label, and a blank between equal neighbours."""
     return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
@@ -140,6 +139,5 @@ class CTCHead(nn.Module):
         return self.proj(self.final_norm(x_BLW)).float().log_softmax(dim=-1)
 
     def from_frames(self, hidden_BLD: Tensor) -> Tensor:
-        """Characters from hidden frames before pooling, as a training aid: (B, L, D) -> (B, L, V),
-        float32."""
+        """Characters from hidden frames before pooling, for training: (B, L, D) -> (B, L, V), float32."""
         return self.frame_proj(self.frame_norm(hidden_BLD)).float().log_softmax(dim=-1)

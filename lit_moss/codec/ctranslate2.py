@@ -1,5 +1,4 @@
-"""Reads CTranslate2's `model.bin` as plain arrays; wheels on the package index contain Whisper in this
-format."""
+"""Reads CTranslate2's `model.bin`, the format of Whisper in wheels of the package index, as plain arrays."""
 
 import mmap
 import struct
@@ -54,8 +53,7 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
 
 
 def whisper_encoder_tensors(variables: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """The encoder's tensors under Whisper's names: CTranslate2 stacks q, k and v, and its key biases are
-    zero.
+    """Encoder tensors under Whisper's names; CTranslate2 stacks q, k and v, and has zero key biases.
 
     Raises:
         UserError: if a tensor is quantized.

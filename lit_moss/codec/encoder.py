@@ -179,8 +179,7 @@ def departures(config: Mapping[str, Any], features: Mapping[str, Any] | None = N
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's position table (length, width): sines in the first half of each row, cosines in the
-    second."""
+    """Whisper's position table (length, width): sines in the first half of a row, then cosines."""
     half = torch.arange(width // 2, dtype=torch.float32)
     inverse = torch.exp(-half * (math.log(10_000.0) / (width // 2 - 1)))
     angles = torch.arange(length, dtype=torch.float32)[:, None] * inverse
@@ -338,8 +337,7 @@ class CausalEncoder(nn.Module):
         return quantizer.nearest(pooled_BND.flatten(0, -2), self.codebook.weight).view(pooled_BND.shape[:-1])
 
     def dequantize(self, codes_BN: Tensor) -> Tensor:
-        """Codebook rows plus positions, which are the released model's hidden output: int64 (B, N) -> (B, N,
-        D)."""
+        """Codebook rows plus positions, the released model's hidden output: int64 (B, N) -> (B, N, D)."""
         return self.codebook(codes_BN) + self.embed_positions2.weight[: codes_BN.shape[1]]
 
 
@@ -353,8 +351,7 @@ _NOT_DECIDING = ("ema_", "embed_positions2.")  # training averages; positions us
 
 @torch.no_grad()
 def fingerprint(encoder: CausalEncoder, log_mel: str | None = None) -> str:
-    """16 hex digits of everything that determines the codes: sizes, features (`log_mel`), network and
-    codebook.
+    """16 hex digits of all that determines the codes: sizes, `log_mel`, network and codebook.
 
     Equal for a tokenizer in training, for its checkpoint, and for the folder that `save_pretrained` writes,
     on every device. Reads all weights, which takes a second per gigabyte.

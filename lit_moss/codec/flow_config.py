@@ -1,5 +1,4 @@
-"""Sizes and sampler settings of the flow decoder, given explicitly or derived from the shapes in a
-`flow.pt`."""
+"""Sizes and sampler settings of the flow decoder, given explicitly or derived from a `flow.pt`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -103,8 +102,7 @@ class FlowConfig:
         return changed
 
     def sizes_in_shapes(self) -> dict[str, int | str]:
-        """The sizes that names and shapes of tensors determine. Of the heads only the total width is
-        known."""
+        """The sizes that names and shapes of tensors determine; of the heads, only the total width."""
         return {
             "vocab_size": self.vocab_size,
             "hidden": self.hidden,

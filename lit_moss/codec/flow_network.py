@@ -162,8 +162,7 @@ class FlowNetwork(nn.Module):
         return self.encoder_proj(self.encoder(self.embed(codes_BN, lengths_B), lengths_B, chunks, ahead_BAD))
 
     def frame_masks(self, lengths_B: Tensor, frames: int, chunks: Chunks | None) -> tuple[Tensor, Tensor]:
-        """Mask of real frames, bool (B, 1, T), and the keys that each frame attends to, bool (B, 1, T or 1,
-        T)."""
+        """Masks of real frames, bool (B, 1, T), and of the keys of each frame, bool (B, 1, T or 1, T)."""
         frames_B = RATIO * lengths_B
         seen = seen_keys(frames_B, frames, chunks and chunks.times(RATIO))
         return length_mask(frames_B, frames)[:, None], seen

@@ -30,8 +30,7 @@ def _noise_buffer(device: torch.device) -> Tensor:
 
 
 def fixed_noise(first: int, frames: int, device: torch.device | None = None) -> Tensor:
-    """Initial noise of the sampler for frames from `first` on, counted from the start of the prompt: (1, M,
-    frames).
+    """Initial noise (1, M, frames) for frames from `first` on, counted from the start of the prompt.
 
     It is the same for every call, so that a stream is consistent with a whole utterance, and repeats after
     15,000 frames (5 min). On devices other than the CPU all of it is kept (5 MB), so that a chunk copies

@@ -99,8 +99,7 @@ class FlowPrediction:
         return flow_matching.loss(self.mu_BMT, self.mel_BMT, self.mask_B1T)
 
     def prior_errors(self) -> Tensor:
-        """Sum of squared distances between the encoder's output and the mel over the real frames of each
-        item, (B,)."""
+        """Sum of squared distances of encoder output and mel over the real frames of each item, (B,)."""
         return flow_matching.squared_errors(self.mu_BMT, self.mel_BMT, self.mask_B1T)
 
 
@@ -179,8 +178,7 @@ def velocities(
 
 
 def prior_loss(network: FlowNetwork, batch: FlowBatch, streaming: bool = False) -> Tensor:
-    """Mean squared distance between the encoder's output and the mel, without running the velocity network;
-    ().
+    """Mean squared distance of encoder output and mel, (), without running the velocity network.
 
     Args:
         network: The decoder.

@@ -91,8 +91,7 @@ class Float64Encoder:
 
     @torch.no_grad()
     def nearest(self, pooled_BND: Tensor) -> Tensor:
-        """Index of the nearest codebook row, the lowest on ties, -1 if a value is not finite: int64 (B,
-        N)."""
+        """Index of the nearest codebook row (lowest on ties; -1 for non-finite values): int64 (B, N)."""
         codebook_KD = self.network.codebook.weight
         if self._squares_K is None:  # two passes over the codebook that a stream need not repeat
             self._squares_K = codebook_KD.square().sum(dim=1)

@@ -1,5 +1,4 @@
-"""Loads weights into a `CausalEncoder`: released tokenizers, any Whisper encoder, checkpoints of lit_moss
-runs.
+"""Loads weights into a `CausalEncoder`: released tokenizers, any Whisper encoder, checkpoints of runs.
 
 Everything is read as plain tensors (safetensors, CTranslate2's flat binary, torch's files with
 `weights_only`). Code in a file is never executed.
@@ -149,8 +148,7 @@ def _part_of(checkpoint: Mapping[str, Any], prefix: str, path: Path) -> dict[str
 
 
 def _read(folder: Path, trained: bool, unstated_log_mel: str) -> tuple[dict[str, Tensor], EncoderConfig]:
-    """Tensors under lit_moss' names, and the sizes; damage is reported as a UserError that names the
-    folder."""
+    """Tensors under lit_moss' names, and the sizes; damage raises a UserError that names the folder."""
     if folder.is_file():
         return _read_run(folder)
     try:

@@ -1,5 +1,4 @@
-"""Vector quantization as plain functions: nearest code, moving-average codebook, k-means, restarts of dead
-codes.
+"""Vector quantization functions: nearest code, moving-average codebook, k-means, restarts of dead codes.
 
 Shapes: S vectors, D width, K codebook entries. Under `torch.distributed` every rank passes its own vectors
 and all ranks end with the same codebook: sums are all-reduced, and random choices are made on rank 0. Source:

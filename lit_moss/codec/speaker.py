@@ -29,8 +29,7 @@ class SpeakerEncoder(Protocol):
 
 
 class CampPlus:
-    """CAM++ (arXiv:2303.00332) from the released codec's ONNX file: 192 values, from mean-free filter
-    banks."""
+    """CAM++ (arXiv:2303.00332) from the released codec's ONNX file: mean-free filter banks -> 192 values."""
 
     dim = 192
 

@@ -24,9 +24,9 @@ class LoadReport:
     """Result of loading weights, by parameter name.
 
     Args:
-        loaded: Loaded from the source.
-        kept: Missing in the source, left unchanged (a Whisper encoder has no codebook).
-        reshaped: Of another shape in the source, left unchanged: `name: source shape, ours`.
+        loaded: Tensors loaded from the source.
+        kept: Tensors missing in the source, left unchanged (a Whisper encoder has no codebook).
+        reshaped: Tensors with another shape in the source, left unchanged: `name: source shape, ours shape`.
     """
 
     loaded: tuple[str, ...]

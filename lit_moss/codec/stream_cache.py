@@ -129,8 +129,7 @@ class StreamCache:
         return self._positions[: self._used]
 
     def prepend(self, module: nn.Module, x_BCT: Tensor, frames: int) -> Tensor:
-        """`x_BCT`, preceded by the last `frames` frames of the previous step of `module` (zeros at the
-        start)."""
+        """`x_BCT` after the last `frames` frames of the previous step of `module` (zeros at the start)."""
         tail = self._tails.get(module)
         if tail is None:
             tail = x_BCT.new_zeros(*x_BCT.shape[:2], frames)

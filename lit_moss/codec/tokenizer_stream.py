@@ -13,8 +13,7 @@ from lit_moss.codec.nearest import Float64Encoder, check_codes_known, decide
 
 
 class TokenizerStream(ClosedByFlush):
-    """A `Stream` from samples (T,) at 16 kHz to codes; each code is returned as soon as its 80 ms are
-    complete.
+    """A `Stream` from samples (T,) at 16 kHz to codes; a code is returned when its 80 ms are complete.
 
     Every 30 s a new segment starts with an empty state, as offline. Features are computed by `CausalLogMel`.
     Memory is limited to one segment: keys and values of attention. With `exact` everything is computed in

@@ -134,8 +134,7 @@ def net_of(
 
 
 class TrainedVocoderStream(ClosedByFlush):
-    """A `Stream` from mel (1, 80, t) to samples (1, l); equals the whole utterance's samples up to float
-    rounding.
+    """A `Stream` from mel (1, 80, t) to samples (1, l), equal to the offline samples up to rounding.
 
     Args:
         net: The network.

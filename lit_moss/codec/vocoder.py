@@ -73,8 +73,7 @@ class HiFTVocoder:
         return self.hift(mel_BMT, None if draws is None else draws.expand(len(mel_BMT), -1, -1))[0]
 
     def draws(self, first: int, frames: int, like: Tensor) -> Tensor | None:
-        """Noise of the excitation from frame `first` on, determined by the frame number: (1, 480 frames,
-        9)."""
+        """Noise of the excitation from frame `first` on, fixed per frame number: (1, 480 frames, 9)."""
         if not self.noise:
             return None
         noise = [_frame_noise(n % 1500, like.device) for n in range(first, first + frames)]
@@ -93,8 +92,7 @@ def _frame_noise(n: int, device: torch.device) -> Tensor:
 
 
 class _WindowStream(ClosedByFlush, ABC):
-    """A `Stream` from mel (1, 80, t) to samples (1, l), by a vocoder applied to a moving window of mel
-    frames."""
+    """A `Stream` from mel (1, 80, t) to samples (1, l), applying a vocoder to a moving window."""
 
     _lookahead_frames: int
 

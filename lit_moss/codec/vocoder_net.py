@@ -116,8 +116,7 @@ class StreamState:
 
 
 class BoundedConv(nn.Module):
-    """A convolution over time that sees `ahead` frames after the current one; the rest of its kernel is
-    before it.
+    """A convolution over time that sees `ahead` frames ahead; the rest of its kernel is in the past.
 
     Args:
         channels_in: Number of input channels.
@@ -137,8 +136,7 @@ class BoundedConv(nn.Module):
         return self.conv(nnf.pad(x_BCT, (self.behind, self.ahead)))
 
     def step(self, x_BCT: Tensor, state: StreamState, last: bool) -> Tensor:
-        """Pushes the next frames of a stream; returns the frames that are complete, or all if they are the
-        `last`."""
+        """Pushes the next frames of a stream; returns the complete frames, or all at the `last` step."""
         held = state.held.get(self)
         if held is None:
             held = x_BCT.new_zeros(*x_BCT.shape[:2], self.behind)
@@ -213,8 +211,7 @@ class VocoderNet(nn.Module):
         return overlap_add(self._windows(x_BCT, mel_BMT), self.config)
 
     def windows_step(self, mel_1MT: Tensor, state: StreamState, last: bool) -> Tensor:
-        """Pushes the next mel frames of a stream; returns the windows of samples that are complete, (1, fft,
-        K)."""
+        """Pushes the next mel frames; returns the complete windows of samples, (1, fft, K)."""
         x_BCT = self._normed(self.embed.step((mel_1MT - SILENCE) / _SCALE, state, last))
         for block in self.blocks:
             assert isinstance(block, ConvNeXtBlock)
@@ -231,8 +228,7 @@ class VocoderNet(nn.Module):
         return self.embed_norm(x_BCT.transpose(1, 2)).transpose(1, 2)
 
     def _windows(self, x_BCT: Tensor, mel_BMT: Tensor) -> Tensor:
-        """Hidden frames and their mel -> windowed pieces of the wave, (B, fft, K): irfft of exp(m) e^(i
-        p)."""
+        """Hidden frames and their mel -> windows of samples, (B, fft, K): irfft of exp(m) e^(i p)."""
         x_BTH = self.head(self.norm(x_BCT.transpose(1, 2)))
         with torch.autocast(x_BTH.device.type, enabled=False):
             x_BKH = x_BTH.float().unflatten(-1, (self.config.spectra_per_frame, -1)).flatten(1, 2)
@@ -254,8 +250,7 @@ def window(config: VocoderConfig, like: Tensor) -> Tensor:
 
 
 def overlap_add(windows_BLK: Tensor, config: VocoderConfig) -> Tensor:
-    """Overlap-add of windowed pieces, divided by the squared windows (least squares): (B, fft, K) -> (B, hop
-    K)."""
+    """Overlap-add, divided by the squared windows (least squares): (B, fft, K) -> (B, hop K)."""
     edge, spectra = config.edge_samples, windows_BLK.shape[-1]
     if not spectra:
         return windows_BLK.new_zeros(len(windows_BLK), 0)

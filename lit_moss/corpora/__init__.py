@@ -1,1 +1,1 @@
-"""Manifests, readers of public corpora, and the embedded corpus."""
+"""Manifests, readers of public corpora, and the embedded corpora."""

@@ -1,7 +1,7 @@
 """Conversations: JSON lines of {"messages": [{"role", "content", "audio_filepath"}, …]}.
 
-A message has a text (`content`), a recording (with `offset` and `duration`, if it is a part of its file), or
-both. Paths are relative to the file's folder. A line may have an `id`, its name.
+A message has text, a recording (with `offset` and `duration` if it is part of a file), or both. Paths are
+relative to the folder of the JSON-lines file. A line may have an `id`, which names the conversation.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation; it has a text, a recording, or both.
+    """One message of a conversation, with text, a recording or both.
 
     Args:
         role: One of `ROLES`.
-        text: What it says in writing.
-        recording: The same as speech.
+        text: Written content; None: none.
+        recording: Spoken content; None: none.
     """
 
     role: str
@@ -29,10 +29,10 @@ class Message:
 
 
 def read_conversations(path: Path) -> list[tuple[str, list[Message]]]:
-    """(name, messages) of every line; the name is its `id`, else the file's and the line's number.
+    """Reads (name, messages) of every line; the name is its `id`, or else file stem and line number.
 
     Raises:
-        UserError: if a line is no conversation; the message names line and field.
+        UserError: if a line is not a conversation; the message names the line and the field.
     """
     folder = path.parent.absolute()
     return [
@@ -42,14 +42,14 @@ def read_conversations(path: Path) -> list[tuple[str, list[Message]]]:
 
 
 def messages_of(record: Record, folder: Path) -> list[Message]:
-    """Messages of one conversation.
+    """Reads the messages of one conversation.
 
     Args:
-        record: Its line.
-        folder: What relative paths are relative to.
+        record: Line of the conversation.
+        folder: Folder that relative paths start from.
 
     Raises:
-        UserError: if it is none; the message names line and field.
+        UserError: if the line is not a conversation; the message names the line and the field.
     """
     messages = [_message(fields, folder) for fields in record.objects("messages")]
     if not any(message.role == "assistant" for message in messages):

@@ -1,9 +1,9 @@
 """Embedded corpora: everyday sentences, spoken on first use by neural voices from the package index.
 
-`embedded:everyday-en` has one voice, `hibari-tts` (a dependency that carries its model; some 60 times real
-time). `embedded:everyday-en-voices` has twelve, of Kokoro-82M (about twice real time: a quarter of an hour
-for all sentences). The sentences are in a file beside this one. A corpus is made once into the cache, in a
-folder named by a hash of its inputs; its samples are the same each time.
+`embedded:everyday-en` has one voice, that of `hibari-tts` (a dependency that includes its model; about 60
+times real time). `embedded:everyday-en-voices` has twelve voices of Kokoro-82M (about twice real time: a
+quarter of an hour for all sentences). The sentences are in `sentences_en.txt` in this package. A corpus is
+generated once, into a folder of the cache named by a hash of its inputs; its samples are the same each time.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from lit_moss.files import atomic_write, make_once
 EVERYDAY, VOICES = "embedded:everyday-en", "embedded:everyday-en-voices"
 _SENTENCES = Path(__file__).with_name("sentences_en.txt")
 _VALIDATION_EVERY = 10  # every tenth sentence is held out
-_SPEEDS = (1.0, 0.9, 1.1)  # by turns: one voice does not vary in anything but its pace
+_SPEEDS = (1.0, 0.9, 1.1)  # alternating: a single voice varies in nothing but its pace
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A voice, or several by turns.
+    """One voice, or several voices that take turns.
 
     Args:
-        speak: Text and number of a sentence -> samples at 24 kHz.
-        speaker: Number of a sentence -> name of its speaker.
+        speak: (text, sentence number) -> samples at 24 kHz.
+        speaker: Sentence number -> name of the speaker.
     """
 
     speak: Callable[[str, int], np.ndarray]
@@ -40,19 +40,19 @@ class Voice:
 
 
 def sentences() -> list[str]:
-    """The shipped sentences, in order."""
+    """Returns the included sentences, in order."""
     return [line for line in _SENTENCES.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def everyday_corpus(limit: int | None = None, name: str = EVERYDAY) -> Path:
-    """Folder with `train.jsonl`, `validation.jsonl` and the sound files; made on first use.
+    """Returns the folder with `train.jsonl`, `validation.jsonl` and the audio files; generated on first use.
 
     Args:
-        limit: Only this many sentences, from the first; None for all.
+        limit: Number of sentences, from the first; None: all.
         name: `EVERYDAY` or `VOICES`.
 
     Raises:
-        UserError: if the voice is not installed or cannot be fetched.
+        UserError: if the voice is not installed or cannot be downloaded.
     """
     texts = sentences()[:limit]
     version = hibari_version()
@@ -69,7 +69,7 @@ def everyday_corpus(limit: int | None = None, name: str = EVERYDAY) -> Path:
 
 
 def hibari() -> Voice:
-    """The voice of `hibari-tts`, some 60 times real time on 2 cores."""
+    """The voice of `hibari-tts`, about 60 times real time on 2 cores."""
     voice = HibariVoice(threads=min(4, os.cpu_count() or 1))
     return Voice(
         lambda text, i: voice.speak(text, speed=_SPEEDS[i % len(_SPEEDS)], seed=i), lambda i: voice.speaker
@@ -77,7 +77,7 @@ def hibari() -> Voice:
 
 
 def _kokoro() -> Voice:
-    """Twelve of Kokoro's English voices by turns, all with American pronunciation."""
+    """Twelve of Kokoro's English voices, taking turns, all with American pronunciation."""
     kokoro, phonemes = Kokoro(), Phonemes()
 
     def speak(text: str, i: int) -> np.ndarray:
@@ -92,12 +92,12 @@ def speak_all(
 ) -> None:
     """Speaks sentences into `folder`: `audio/NAME.flac`, `train.jsonl`, `validation.jsonl`.
 
-    Sound files of the same text are kept, so that an interrupted call continues where it stopped.
+    Existing audio files of the same text are kept, so that an interrupted call continues where it stopped.
 
     Args:
         named: Name and text of each sentence.
-        folder: Made if it does not exist.
-        voice: Speaks them.
+        folder: Output folder; created if it does not exist.
+        voice: Voice that speaks them.
         held_out: Numbers of the sentences that go into the validation manifest.
     """
     import soundfile
@@ -126,7 +126,7 @@ def speak_all(
 
 
 def _samples_of(path: Path, text: str) -> int:
-    """Samples of a sound file whose comment is this text; 0 if there is none."""
+    """Number of samples of an audio file whose comment is this text; 0 if there is none."""
     import soundfile
 
     if not path.exists():

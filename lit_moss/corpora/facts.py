@@ -1,14 +1,14 @@
-"""Plain questions about facts, and their division into what is trained and what is held out.
+"""Plain questions about facts, split into training and held-out questions.
 
-`facts_en.yaml` has relations (capital, opposite, …), each with facts (France: Paris) and phrasings ("What
-is the capital of {x}?"). A question is a fact in a phrasing. What is held out follows from a seed:
+`facts_en.yaml` has relations (capital, opposite, …), each with facts (France: Paris) and phrasings ("What is
+the capital of {x}?"). A question is one phrasing of one fact. A seed decides what is held out:
 
-    phrasings    asked in training about no fact
-    facts        asked in training in no phrasing, and stated in no sentence (see `Held.states`); their words
-                 may occur in other sentences
+    phrasings    not used for any fact in training
+    facts        not asked in any phrasing in training, nor stated in any sentence (see `Held.states`);
+                 their words may occur in other sentences
 
-So an answer to a held-out phrasing shows that a question is understood that was never heard, and one to a
-held-out fact that what the text model knows reaches speech.
+A correct answer to a held-out phrasing thus shows that the model understands a question it has never heard; a
+correct answer to a held-out fact shows that the knowledge of the text model reaches its speech.
 """
 
 import re
@@ -35,9 +35,9 @@ class Fact:
     """One fact.
 
     Args:
-        relation: Its relation, `capital`.
-        entity: What is asked about, `France`.
-        answers: Right answers; the first is the usual one.
+        relation: Name of its relation, e.g. `capital`.
+        entity: Subject of the question, e.g. `France`.
+        answers: Accepted answers; the first is the usual one.
     """
 
     relation: str
@@ -52,13 +52,13 @@ class Fact:
 
 @dataclass(frozen=True)
 class Relation:
-    """Facts of a kind, and how they are asked for.
+    """Facts of one kind, and the phrasings that ask for them.
 
     Args:
         name: Name of the relation.
-        ask: Phrasings, each with `{x}` or `{X}`.
-        facts: Its facts.
-        say: How an answer is put, with `{y}`.
+        ask: Phrasings, each with `{x}`, or `{X}` for a capitalised entity.
+        facts: Facts of the relation.
+        say: Template of the answer sentence, with `{y}` for the answer.
     """
 
     name: str
@@ -69,17 +69,17 @@ class Relation:
 
 @dataclass(frozen=True)
 class Question:
-    """A fact in a phrasing.
+    """One phrasing of one fact.
 
     Args:
         id: Unique name.
-        question: What is asked.
-        answers: Right answers.
-        relation: Relation of the fact.
+        question: Text of the question.
+        answers: Accepted answers.
+        relation: Name of the fact's relation.
         fact: Name of the fact.
-        phrasing: The phrasing, with `{x}`.
-        group: What is held out: nothing (train), the phrasing, the fact, or both.
-        lang: Language.
+        phrasing: Phrasing with `{x}`.
+        group: What is held out: nothing (`train`), the `phrasing`, the `fact`, or `both`.
+        lang: Language code.
     """
 
     id: str
@@ -92,31 +92,31 @@ class Question:
     lang: str = "en"
 
     def record(self) -> dict[str, Any]:
-        """The line of a list."""
+        """The question as an entry of a JSON-lines file."""
         return asdict(self) | {"answers": list(self.answers)}
 
 
 @dataclass(frozen=True)
 class Held:
-    """What is held out.
+    """The held-out phrasings and facts.
 
     Args:
-        phrasings: Relation and phrasing.
-        facts: Facts.
+        phrasings: Pairs of relation name and phrasing.
+        facts: Held-out facts.
     """
 
     phrasings: frozenset[tuple[str, str]]
     facts: tuple[Fact, ...]
 
     def group(self, fact: Fact, phrasing: str) -> Group:
-        """What of a question is held out."""
+        """Returns the group of a question: which of its fact and its phrasing are held out."""
         phrasing_held, fact_held = (fact.relation, phrasing) in self.phrasings, fact in self.facts
         if phrasing_held and fact_held:
             return "both"
         return "phrasing" if phrasing_held else "fact" if fact_held else "train"
 
     def states(self, text: str) -> Fact | None:
-        """A held-out fact whose entity and answer both occur in a text, which so may state it; else None."""
+        """Returns the first held-out fact whose entity and answer both occur in a text, or None."""
         words = words_of(text)
         for fact in self.facts:
             if _contains(words, _entity_words(fact.entity)) and has_answer(text, fact.answers):
@@ -126,7 +126,7 @@ class Held:
 
 @cache
 def relations() -> tuple[Relation, ...]:
-    """All relations, in the order of their file."""
+    """Returns all relations, in the order of `facts_en.yaml`."""
     content = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
     return tuple(
         Relation(
@@ -140,10 +140,10 @@ def relations() -> tuple[Relation, ...]:
 
 
 def chosen(names: Collection[str] | None = None) -> list[Relation]:
-    """Relations by name; None for all.
+    """Returns relations by name; None: all.
 
     Raises:
-        UserError: for a name that is none.
+        UserError: if a name is unknown.
     """
     known = [relation.name for relation in relations()]
     if names is not None and (wrong := sorted(set(names) - set(known))):
@@ -154,20 +154,21 @@ def chosen(names: Collection[str] | None = None) -> list[Relation]:
 def hold_out(
     of: Sequence[Relation], seed: int, phrasings: int = 3, facts: float = 0.2, seen: Collection[str] = ()
 ) -> Held:
-    """Chooses what is held out of each relation; each relation is drawn from the seed and its own name.
+    """Chooses what to hold out of each relation; the choice depends only on the seed and the relation's name.
 
     Two facts that are each other's answer (hot: cold, cold: hot) are held out together. A phrasing that
-    another relation has too is never held out.
+    another relation shares is never held out.
 
     Args:
-        of: The relations.
-        seed: Same seed, same choice.
-        phrasings: Phrasings of each relation.
-        facts: Share of the facts of each relation, 0 to 1; at least one fact unless 0.
+        of: Relations.
+        seed: Seed of the choice.
+        phrasings: Number of phrasings held out of each relation.
+        facts: Fraction of the facts held out of each relation, at least 0 and below 1; at least one fact
+            unless 0.
         seen: Names of facts that are never held out.
 
     Raises:
-        UserError: if a relation would have nothing left to train on.
+        UserError: if a relation would have no phrasing or no fact left for training.
     """
     common = [phrasing for relation in relations() for phrasing in relation.ask]
     held_phrasings: list[tuple[str, str]] = []
@@ -195,7 +196,7 @@ def hold_out(
 
 
 def _linked(fact: Fact, facts: Sequence[Fact]) -> list[Fact]:
-    """The fact, and those that are its answer and it theirs, and so on."""
+    """Returns the fact and all facts linked to it, directly or not, by being each other's answer."""
     linked = [fact]
     for one in linked:
         linked += [other for other in facts if _mutual(one, other) and other not in linked]
@@ -207,7 +208,7 @@ def _mutual(a: Fact, b: Fact) -> bool:
 
 
 def ask(fact: Fact, phrasing: str, group: Group) -> Question:
-    """The question about a fact in a phrasing."""
+    """Returns the question that asks for a fact in a phrasing."""
     number = _relation(fact).ask.index(phrasing)
     return Question(
         f"{fact.name}-{number:02d}",
@@ -221,12 +222,12 @@ def ask(fact: Fact, phrasing: str, group: Group) -> Question:
 
 
 def answer(fact: Fact) -> str:
-    """A sentence with the usual answer."""
+    """Returns a sentence with the usual answer."""
     return _filled(_relation(fact).say, fact)
 
 
 def examples(fact: Fact, held: Held, count: int, seed: int = 1) -> list[tuple[str, str]]:
-    """Questions and answers about other facts of the relation, none held out, for a text model to go by."""
+    """Draws questions and answers on other facts of the relation, none held out, as examples for a prompt."""
     relation, rng = _relation(fact), _rng(seed, f"examples {fact.name}")
     facts = [
         f for f in relation.facts if f != fact and f not in held.facts and f.answers[0] not in fact.answers
@@ -253,14 +254,14 @@ def _filled(template: str, fact: Fact) -> str:
 def questions(
     of: Sequence[Relation], held: Held, group: Group, per_fact: int | None = None, seed: int = 1
 ) -> list[Question]:
-    """The questions of a group, by fact.
+    """Returns the questions of a group, ordered by fact.
 
     Args:
-        of: The relations.
-        held: What is held out.
-        group: train, phrasing, fact or both.
-        per_fact: Phrasings drawn for each fact; None for all.
-        seed: Of the drawing; a fact's phrasings follow from the seed and the fact alone.
+        of: Relations.
+        held: Held-out phrasings and facts.
+        group: `train`, `phrasing`, `fact` or `both`.
+        per_fact: Number of phrasings drawn for each fact; None: all.
+        seed: Seed of the draw; the phrasings of a fact depend only on the seed and the fact.
     """
     asked: list[Question] = []
     for relation in of:
@@ -272,21 +273,21 @@ def questions(
 
 
 def mixed(items: Iterable[Any], seed: int, key: str = "id") -> list[Any]:
-    """Items in an order that is a function of the seed and their names: a prefix is a fair sample."""
+    """Shuffles items by the seed and their names alone, so that any prefix is a random sample."""
     return sorted(items, key=lambda item: _rng(seed, str(getattr(item, key))).random())
 
 
 def has_answer(reply: str, answers: Iterable[str]) -> bool:
-    """Whether the words of one of the answers stand in a reply, one after the other.
+    """Whether a reply contains the words of one of the answers, consecutively.
 
-    Letters count without case and accents. Nothing else is forgiven: "Yorkshire" is not "York".
+    Case and accents are ignored. Nothing else is tolerated: "Yorkshire" is not "York".
     """
     words = words_of(reply)
     return any(_contains(words, words_of(answer)) for answer in answers)
 
 
 def words_of(text: str) -> list[str]:
-    """Words in lower case without accents."""
+    """Splits a text into words in lower case without accents."""
     plain = unicodedata.normalize("NFKD", text.casefold())
     return _WORD.findall("".join(c for c in plain if not unicodedata.combining(c)))
 

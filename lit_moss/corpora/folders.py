@@ -1,4 +1,4 @@
-"""The files below a folder: which are sound, which are not, and what is said of the others."""
+"""Lists the audio files and other files below a folder, and reports those that are not read."""
 
 import os
 from collections import Counter
@@ -10,15 +10,15 @@ from lit_moss.records import printable
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
+    """Formats a count: `1 file`, `2 files`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def files_below(folder: str | Path) -> list[Path]:
-    """Files at any depth, sorted, without hidden ones (macOS leaves `._a.wav`) and those in hidden folders.
+    """Returns the files at any depth, sorted; hidden files (macOS leaves `._a.wav`) and folders are skipped.
 
-    Symbolic links to folders are followed; a folder that can be reached in several ways is read once, without
-    a link if that is possible. A link to nothing counts as a file, so that whoever reads it says so.
+    Symbolic links to folders are followed; a folder reachable by several paths is read once, by a path
+    without links if there is one. A broken link counts as a file, so that its reader reports it.
 
     Raises:
         UserError: if a folder cannot be read.
@@ -35,7 +35,7 @@ def files_below(folder: str | Path) -> list[Path]:
 
 
 def _walk(start: str, files: list[Path], links: list[str], visited: set[str]) -> None:
-    """Adds the files below a folder, and the links to folders, which are followed when all else is read."""
+    """Adds files below a folder to `files`, and links to folders to `links`, which are followed later."""
     for folder, below, names in os.walk(start, onerror=_refuse):
         real = os.path.realpath(folder)
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -45,7 +45,7 @@ def _walk(start: str, files: list[Path], links: list[str], visited: set[str]) ->
         visited.add(real)
         links += (path for name in below if os.path.islink(path := os.path.join(folder, name)))
         paths = (Path(folder, name) for name in names if not name.startswith("."))
-        # Not `Path.is_file`, which raises where a file's folder may be listed, but not entered.
+        # Not `Path.is_file`, which raises if the folder of the file may be listed but not entered.
         files += (path for path in paths if os.path.isfile(path) or not os.path.exists(path))
 
 
@@ -58,10 +58,10 @@ def _refuse(error: OSError) -> None:
 
 
 def sound_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
-    """Sound files and others at any depth, see `files_below`.
+    """Returns the audio files and the other files at any depth (see `files_below`).
 
     Raises:
-        UserError: if it is no folder, or one in it cannot be read.
+        UserError: if `folder` is not a folder, or a folder below it cannot be read.
     """
     from lit_moss.audio.io import EXTENSIONS
 
@@ -73,11 +73,11 @@ def sound_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
 
 
 def print_left_out(files: Iterable[Path], hint: str | None = None) -> None:
-    """Prints how many files are read neither as sound nor as text, by ending: no .m4a is lost silently.
+    """Prints the number of files that are not read, by extension, so that no .m4a is ignored silently.
 
     Args:
-        files: The files.
-        hint: What is read, and what to do; None for what is read as sound.
+        files: Files that are not read.
+        hint: What is read, and what to do; None: the extensions read as audio.
     """
     from lit_moss.audio.io import EXTENSIONS
 

@@ -1,4 +1,4 @@
-"""What a command line may name as audio: sound files, folders of them, manifests."""
+"""Audio named on a command line: audio files, folders of them, manifests."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,10 +9,10 @@ from lit_moss.errors import UserError
 
 
 def utterances_of(names: Iterable[str]) -> Iterator[Utterance]:
-    """Utterances of sound files, of all sound files below folders, and of manifests (.jsonl), in this order.
+    """Yields the utterances of audio files, folders (at any depth) and manifests (.jsonl), in order.
 
     Raises:
-        UserError: for a name that is none of these, and for a folder without sound files.
+        UserError: if a name is none of these, or a folder has no audio files.
     """
     from lit_moss.audio.io import EXTENSIONS
 

@@ -1,10 +1,10 @@
-"""Speech manifests: JSON lines in NeMo's convention, one utterance a line.
+"""Speech manifests: JSON lines in NeMo's convention, one utterance per line.
 
     {"audio_filepath": "wavs/a.flac", "offset": 0.0, "duration": 3.2, "text": "…",
      "speaker": "ljs", "lang": "en"}
 
-`audio_filepath` is absolute or relative to the manifest's folder. `offset` and `duration` are seconds;
-without a `duration` the utterance ends with its file. Unknown keys are kept and written back.
+`audio_filepath` is absolute or relative to the manifest's folder. `offset` and `duration` are in seconds;
+without `duration`, the utterance extends to the end of its file. Unknown keys are kept and written back.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ class Utterance:
     """One line of a manifest.
 
     Args:
-        audio: Sound file, absolute.
-        offset_sec: Start inside the file.
-        duration_sec: Length; None for the rest of the file.
-        text: Transcript as it was written; None if there is none.
-        speaker: Speaker's name; None if unknown.
-        lang: ISO 639-1 code; None if unknown.
-        extra: Every other key of the line.
+        audio: Audio file, absolute path.
+        offset_sec: Start within the file, in seconds.
+        duration_sec: Length in seconds; None: the rest of the file.
+        text: Transcript as written; None: none.
+        speaker: Name of the speaker; None: unknown.
+        lang: ISO 639-1 code; None: unknown.
+        extra: All other keys of the line.
     """
 
     audio: Path
@@ -45,28 +45,28 @@ class Utterance:
 
     @property
     def id(self) -> str:
-        """Stable name of the utterance: file stem, and the offset where it is not 0.
+        """Stable name of the utterance: file stem, followed by the offset unless that is 0.
 
-        A name to show, not a key: files of different folders may share it.
+        For display, not a key: files in different folders may share it.
         """
         return printable(self.audio.stem) + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
 
     @property
     def key(self) -> str:
-        """Unique key of the utterance: its file, and its offset."""
+        """Unique key of the utterance: its file and offset."""
         return printable(self.audio) + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
 
 
-USES = ("interleave", "speech")  # values of `use`, what the transcript is trusted with
+USES = ("interleave", "speech")  # values of `use`: what the transcript may be used for
 _KEYS = ("audio_filepath", "offset", "duration", "text", "speaker", "lang")
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
-    """Utterances of a manifest, in its order.
+    """Reads the utterances of a manifest, in order.
 
     Raises:
         UserError: if the file is missing or empty, a line is not a JSON object with an `audio_filepath`, or a
-            field has another type; the message names line and field.
+            field has another type; the message names the line and the field.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,14 +80,14 @@ def read_manifest(path: str | Path) -> list[Utterance]:
 
 
 def utterance_of(record: Record, folder: Path) -> Utterance:
-    """The utterance of one line.
+    """Reads the utterance of one line.
 
     Args:
-        record: The line.
-        folder: What relative paths are relative to.
+        record: Line of the manifest.
+        folder: Folder that relative paths start from.
 
     Raises:
-        UserError: if it is none; the message names line and field.
+        UserError: if the line is not an utterance; the message names the line and the field.
     """
     audio = record.path("audio_filepath")
     if audio is None:
@@ -123,7 +123,7 @@ def check_words(record: Record) -> None:
 
 
 def check_chunks(record: Record) -> None:
-    """Checks that `chunks` is a list of [first word, stop word, start, end, text], or that and a modality.
+    """Checks that `chunks` is a list of [first word, stop word, start, end, text] with an optional modality.
 
     Raises:
         UserError: if it is not.
@@ -140,10 +140,10 @@ def check_chunks(record: Record) -> None:
 
 
 def absolute_path(folder: Path, name: str) -> Path:
-    """The path of a file named from a folder, without `..`: caches know a recording by its path.
+    """Returns the absolute path of a file, without `..`, since caches identify a recording by its path.
 
-    As the system does it, `..` is resolved after the symbolic links before it, unless nothing is there: what
-    `prepare` has written needs no such links.
+    Like the operating system, resolves `..` after the symbolic links before it, unless that file does not
+    exist: paths written by `prepare` need no links.
     """
     whole = os.path.join(folder.absolute(), name)
     if ".." not in whole:
@@ -157,21 +157,21 @@ def absolute_path(folder: Path, name: str) -> Path:
 
 @lru_cache(maxsize=4096)
 def _resolved_folders(folder: str) -> tuple[str, str]:
-    """A folder without its `..`: by its name alone, and by its links where that is another folder."""
+    """Resolves the `..` of a folder by name, and by following links; equal if both name the same folder."""
     plain = os.path.normpath(folder)
     followed = os.path.realpath(folder)
     return plain, plain if os.path.realpath(plain) == followed else followed
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> int:
-    """Writes the utterances and returns how many; the file appears complete or not at all.
+    """Writes the utterances atomically and returns their number.
 
     Paths below the manifest's folder are written relative to it.
     """
     path = Path(path)
     base = path.parent.absolute()
     count = 0
-    # Bytes of a file's name that are not UTF-8 become JSON's own escapes, such as \\udce9.
+    # Bytes of a file name that are not UTF-8 become JSON escapes, such as \\udce9.
     with (
         atomic_write(path) as partial,
         partial.open("w", encoding="utf-8", errors="backslashreplace") as file,
@@ -196,7 +196,7 @@ def _line(u: Utterance, base: Path) -> dict[str, Any]:
 
 
 def fingerprint(manifests: Sequence[str | Path]) -> str:
-    """16 hex digits of the manifests' contents, in order, to recognise the data of a run."""
+    """16 hex digits of the hash of the manifests' contents, in order, which identify the data of a run."""
     digest = hashlib.sha256()
     for path in manifests:
         digest.update(Path(path).read_bytes() + b"\0")

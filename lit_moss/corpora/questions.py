@@ -1,4 +1,4 @@
-"""The questions and answers that come with the project, in English and Chinese."""
+"""The questions and answers included in the package, in English and Chinese."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ QUESTIONS = "embedded:questions-en-zh"
 def questions_file() -> Path:
     """JSON lines of {id, question, answer, lang, source, licence}.
 
-    120 plain everyday pairs, half of them Chinese, and 102 whose form is hard to speak: lists, tables,
+    120 plain everyday pairs, half of them Chinese, and 102 pairs that are hard to speak: lists, tables,
     formulas, code, addresses.
     """
     return Path(__file__).with_name("questions_en_zh.jsonl")

@@ -1,7 +1,7 @@
 """Readers of public corpora: each is a function in `READERS` that yields utterances without measured lengths.
 
-Transcripts keep their words, but white space becomes single spaces: a line separator inside a text would
-break its line of JSON.
+Transcripts keep their words, but white space is replaced by single spaces: a line separator within a text
+would break its JSON line.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from lit_moss.records import Record, file_name, is_number, json_lines, printable
 if TYPE_CHECKING:
     from lit_moss.corpora.manifest import Utterance
 
-_SLACK_SEC = 0.1  # by which a supervision may differ from its cut: corpora round their times
-NAMED = 5  # files that a message names
+_SLACK_SEC = 0.1  # tolerance between a supervision and its cut: corpora round their times
+NAMED = 5  # number of files that a message names
 _EXTENSION_OF = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}  # by the first four bytes
 _LANG_OF = {"english": "en", "chinese": "zh", "mandarin": "zh"}
 
 
 def first_few(messages: Sequence[str]) -> str:
-    """The first few of them, and how many more there are."""
+    """Joins the first few messages, and the number of the others."""
     more = len(messages) - NAMED
     return "; ".join(messages[:NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where a corpus is, and how its kind is to be read; each option belongs to one kind.
+    """Location of a corpus and how to read it; an option applies only to the kind named before it.
 
     Args:
         source: Folder, dataset or file.
-        kind: Name of its reader in `READERS`.
-        audio_folder: Where the sound of a corpus goes that keeps it in tables.
-        download: librispeech: first download this part, e.g. dev-clean, into the source.
-        speaker_from_parent: folder: the speaker is the name of a file's folder.
-        split: hf: split of the dataset; None for train.
+        kind: Name of the reader in `READERS`.
+        audio_folder: Output folder for the audio of a corpus that stores it in tables.
+        download: librispeech: part to download into the source first, e.g. dev-clean.
+        speaker_from_parent: folder: take the name of the parent folder as the speaker.
+        split: hf: split of the dataset; None: train.
         subset: hf: configuration of a dataset that has several.
-        audio_column: hf: column of the sound; None for `audio`.
-        text_column: hf: column of the transcript, `none` for no transcripts; None for `text`, if there is
-            one.
-        speaker_column: hf: column of the speaker's name; None for no speakers.
+        audio_column: hf: column of the audio; None: `audio`.
+        text_column: hf: column of the transcript, or `none` for no transcripts; None: `text`, if there is
+            such a column.
+        speaker_column: hf: column of the speaker's name; None: no speakers.
     """
 
     source: str
@@ -76,7 +76,7 @@ def _clean(text: str | None) -> str | None:
 
 
 def _beside(path: Path, name: str) -> Path:
-    """The file of that name in the folder, in upper or lower case: metadata.csv, METADATA.CSV."""
+    """Returns a file in a folder by its name, in lower or upper case (metadata.csv, METADATA.CSV)."""
     if path.is_dir() and not (path / name).exists():
         matches = [other for other in path.iterdir() if other.name.lower() == name.lower()]
         return min(matches, default=path / name)
@@ -88,7 +88,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _ljspeech(corpus: Corpus) -> Iterator[Utterance]:
-    """LJ Speech: metadata.csv (id|text|normalised text) and wavs/ID.wav, or any other sound format."""
+    """LJ Speech: metadata.csv (id|text|normalised text) and wavs/ID.wav, or any other audio format."""
     table, wavs = _beside(Path(corpus.source), "metadata.csv"), Path(corpus.source, "wavs")
     if not table.is_file() or not wavs.is_dir():
         expected = "LJ Speech's folder, which holds metadata.csv and wavs/ID.wav"
@@ -116,7 +116,7 @@ def _ljspeech(corpus: Corpus) -> Iterator[Utterance]:
 
 
 def _librispeech(corpus: Corpus) -> Iterator[Utterance]:
-    """LibriSpeech: SPEAKER-CHAPTER-UTTERANCE.flac, its text in SPEAKER-CHAPTER.trans.txt beside it."""
+    """LibriSpeech: SPEAKER-CHAPTER-UTTERANCE.flac, with the text in SPEAKER-CHAPTER.trans.txt next to it."""
     folder = _download_librispeech(corpus.source, corpus.download) if corpus.download else corpus.source
     sounds, others = sound_files(Path(folder).resolve())
     named = [path for path in sounds if re.fullmatch(r"\d+-\d+-\d+", path.stem)]
@@ -157,7 +157,7 @@ def _brief(error: Exception) -> str:
 
 
 def _any_folder(corpus: Corpus) -> Iterator[Utterance]:
-    """Every sound file below a folder; its text from a .txt (.TXT) of the same name, or else a .lab."""
+    """Every audio file below a folder; its text is in the .txt (.TXT) or else .lab file of the same name."""
     sounds, others = sound_files(Path(corpus.source).resolve())
     texts = {(path.with_suffix(""), path.suffix.lower()): path for path in others}
     used: set[Path] = set()
@@ -171,7 +171,7 @@ def _any_folder(corpus: Corpus) -> Iterator[Utterance]:
 
 
 def _hugging_face(corpus: Corpus) -> Iterator[Utterance]:
-    """A dataset of the hub or of `save_to_disk`; its sound goes unchanged beside the manifest."""
+    """A dataset of the hub or of `save_to_disk`; its audio is written unchanged next to the manifest."""
     dataset, columns = _load_dataset(corpus)
     folder = corpus.audio_folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def _hugging_face(corpus: Corpus) -> Iterator[Utterance]:
         content, origin = sound.get("bytes"), PurePath(sound.get("path") or f"{index:07d}")
         if content is None and os.path.isfile(origin):
             content = Path(origin).read_bytes()
-        # The corpus's own name where it has one: the validation share is drawn by the id.
+        # Keep the name given by the corpus, if there is one: the validation split is drawn by the id.
         stem = file_name(origin.stem)
         stem = unique_name(f"{stem}-{index:07d}" if stem in used else stem, used)
         audio = folder / (stem + _EXTENSION_OF.get((content or b"")[:4], origin.suffix or ".mp3"))
@@ -194,7 +194,7 @@ def _hugging_face(corpus: Corpus) -> Iterator[Utterance]:
 
 
 def _load_dataset(corpus: Corpus) -> tuple[Any, dict[str, str]]:
-    """The split, with sound undecoded: torchcodec is not needed; and its columns of audio, text, speaker."""
+    """Loads the split with undecoded audio (needs no torchcodec), and the columns to read."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -224,7 +224,7 @@ def _load_dataset(corpus: Corpus) -> tuple[Any, dict[str, str]]:
 
 
 def _check_types(columns: dict[str, str], features: Any) -> None:
-    """Text is strings, a speaker strings or whole numbers; `str()` of lists or floats is no transcript."""
+    """Checks that text is strings, and speakers strings or integers; a list or float is not a transcript."""
     strings = {"string", "large_string", "string_view"}
     integers = {f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)}
     allowed = {"text": strings, "speaker": strings | integers}
@@ -254,7 +254,7 @@ def _lhotse(corpus: Corpus) -> Iterator[Utterance]:
     path, recordings = Path(corpus.source), None
     for record in json_lines(path, "an object of lhotse's"):
         cut = record.content
-        if (name := record.name("recording_id")) is not None:  # a supervision: make the cut that holds it
+        if (name := record.name("recording_id")) is not None:  # a supervision: make the cut that contains it
             recordings = recordings or _recordings(path)
             if name not in recordings:
                 raise UserError(f"{record.where}: expected recording {name!r} in the recordings: add it")
@@ -287,7 +287,7 @@ def _utterance_of_cut(record: Record, folder: Path) -> Utterance:
         raise ValueError(cut.get("type") or f"an entry of {', '.join(cut)}")
     recording, spoken, channel = cut["recording"], cut.get("supervisions") or [{}], cut.get("channel", 0)
     kinds = [source["type"] for source in recording["sources"]]
-    first = recording["sources"][0]["channels"][0]  # the one that `lit_moss.audio.io.read` takes
+    first = recording["sources"][0]["channels"][0]  # the channel that `lit_moss.audio.io.read` takes
     if kinds != ["file"] or len(spoken) > 1 or channel not in (first, [first]) or recording.get("transforms"):
         changed = "transformed " if recording.get("transforms") else ""
         raise ValueError(f"{changed}sources {kinds}, channel {channel}, {len(spoken)} supervisions")
@@ -298,7 +298,7 @@ def _utterance_of_cut(record: Record, folder: Path) -> Utterance:
     start_sec, duration_sec = record.seconds("start"), record.seconds("duration")
     if start_sec is None or duration_sec is None:
         raise record.error("start" if start_sec is None else "duration", "seconds, a number from 0 on")
-    # Relative to the working folder, as in lhotse, or else to the manifest, for corpora that have been moved.
+    # Relative to the working folder, as in lhotse, or else to the manifest, for a corpus that has been moved.
     audio = Path(name)
     audio = (audio if os.path.exists(audio) else folder / audio).absolute()
     lang = (supervision.text("language") or "").lower().partition("-")[0]
@@ -309,7 +309,7 @@ def _utterance_of_cut(record: Record, folder: Path) -> Utterance:
 
 
 def _check_span(supervision: Record, cut_sec: float) -> None:
-    """Checks that a cut holds all that its transcript says; it may hold more, as padded cuts do.
+    """Checks that a cut contains its whole supervision; it may contain more, as padded cuts do.
 
     Raises:
         ValueError: if the supervision reaches beyond the cut.
@@ -317,7 +317,7 @@ def _check_span(supervision: Record, cut_sec: float) -> None:
     start_sec, length_sec = supervision.content.get("start"), supervision.seconds("duration")
     if start_sec is None or length_sec is None:
         return
-    if not is_number(start_sec):  # from the start of the cut, below 0 where it begins before
+    if not is_number(start_sec):  # from the start of the cut; negative if it begins before the cut
         raise supervision.error("start", "seconds from the start of the cut, a number")
     if start_sec < -_SLACK_SEC or start_sec + length_sec > cut_sec + _SLACK_SEC:
         span = f"{start_sec:.2f} to {start_sec + length_sec:.2f} s"

@@ -1,4 +1,4 @@
-"""What a user gives as data: a manifest, a text file, conversations, or the name of an embedded corpus."""
+"""Data sources a user may name: a manifest, a text file, conversations, or an embedded corpus."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,11 +12,11 @@ _KIND_OF_KEY: dict[str, Entries] = {"messages": "messages", "audio_filepath": "s
 
 
 def locate(source: str, part: str) -> Path:
-    """File of a source.
+    """Returns the file of a source.
 
     Args:
         source: A file, `embedded:everyday-en` or `embedded:everyday-en-voices`.
-        part: Which part of an embedded corpus, `train` or `validation`.
+        part: Part of an embedded corpus, `train` or `validation`.
 
     Raises:
         UserError: if there is no such file.
@@ -30,10 +30,10 @@ def locate(source: str, part: str) -> Path:
 
 
 def entry_kind(path: Path) -> Entries:
-    """What the entries of a source are: `text` in .txt and .csv, else decided by the keys of its first line.
+    """Returns the kind of a source's entries: `text` for .txt and .csv, else by the keys of its first line.
 
     Raises:
-        UserError: if these say none of speech, messages and text.
+        UserError: if the keys match no kind, or the file is empty.
     """
     if path.suffix.lower() in (".txt", ".csv"):
         return "text"

@@ -1,4 +1,4 @@
-"""Embedded stories: three sentences, how the story ends, and how it does not, in the manner of StoryCloze."""
+"""Embedded stories in the style of StoryCloze: three sentences with a right and a wrong ending."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,13 @@ _FILE = Path(__file__).with_name("stories_en.jsonl")
 
 @dataclass(frozen=True)
 class Story:
-    """A story.
+    """One story.
 
     Args:
-        id: Its name.
+        id: Unique name.
         context: Three sentences.
-        ending: The sentence after them.
-        wrong: One that does not fit them.
+        ending: Sentence that follows them.
+        wrong: Sentence that does not fit them.
     """
 
     id: str
@@ -27,5 +27,5 @@ class Story:
 
 
 def stories() -> list[Story]:
-    """All of them, in order."""
+    """Returns all stories, in order."""
     return [Story(**record.content) for record in json_lines(_FILE, "a story")]

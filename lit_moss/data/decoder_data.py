@@ -237,8 +237,7 @@ def collate(items: list[Any]) -> DecoderBatch:
 
 
 def _too_short(utterance: Utterance) -> str:
-    """The reason to skip a file that is shorter than one code, whatever its manifest says; "" if it is
-    not."""
+    """The reason to skip a file that is shorter than one code; "" if it is not."""
     try:
         seconds = io.info(utterance.audio, probe=False).duration_sec
     except io.UnreadableAudio:

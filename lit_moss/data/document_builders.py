@@ -1,5 +1,4 @@
-"""Builders of token documents, one class per kind: interleaved, speech only, text only, conversations,
-transcripts."""
+"""Builders of token documents: interleaved, speech only, text only, conversations, transcripts."""
 
 import sys
 from collections.abc import Iterator, Sequence

@@ -277,8 +277,7 @@ class DocumentSet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits computed from the readable documents and the meaning of their rows; independent of
-        the path."""
+        """16 hex digits of the readable documents and the meaning of their rows, whatever the path."""
         makers = [str(self.meta.get(key)) for key in ("text_tokenizer", "speech_tokenizer")]
         text = json.dumps([self._content, self.format.fingerprint, *makers, *sorted(self.skipped)])
         return hashlib.sha256(text.encode()).hexdigest()[:16]

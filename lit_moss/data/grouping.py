@@ -16,8 +16,7 @@ _T = TypeVar("_T")
 
 
 def document_key(utterance: Utterance) -> str:
-    """Group of an utterance: its `document`, otherwise its file name before the last dash, otherwise its
-    speaker."""
+    """Group of an utterance: its `document`, else its file name before the last dash, else its speaker."""
     if utterance.extra.get("document") is not None:
         return str(utterance.extra["document"])
     stem = printable(utterance.audio.stem)
@@ -36,8 +35,7 @@ def belongs_to(utterance: Utterance) -> tuple[str, str]:
 def group(
     members: Iterable[tuple[Utterance, _T, float]], document_sec: float
 ) -> Iterator[tuple[str, list[tuple[Utterance, _T]]]]:
-    """Yields (name, members) for each run of consecutive members with the same key, up to `document_sec` in
-    total.
+    """Yields (name, members) for runs of members with the same key, up to `document_sec` in total.
 
     Args:
         members: For each: an utterance, a value to keep with it, and its length in seconds.

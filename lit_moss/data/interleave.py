@@ -55,8 +55,7 @@ class Span:
 
 @dataclass(frozen=True)
 class TimedChunk:
-    """A chunk of an utterance: its text, its codes `code_first` to `code_stop` (exclusive), and its modality
-    if that is already chosen."""
+    """A chunk of an utterance: its text, its codes (stop exclusive), and its modality if already chosen."""
 
     text: str
     code_first: int
@@ -224,8 +223,7 @@ def _is_unspaced(letter: str) -> bool:
 def chunk_words(
     words: Sequence[Word], codes: int, rng: np.random.Generator, min_sec: float = 3.0, max_sec: float = 6.0
 ) -> list[Span]:
-    """Cuts a recording between words into chunks of random length; every word and code is in exactly one
-    chunk.
+    """Cuts a recording between words into chunks of random length that contain each word and code once.
 
     A cut lies in the middle of the pause between two words, at the nearest code boundary (80 ms). Among the
     cuts that give a chunk of `min_sec` to `max_sec` and leave enough for another chunk, the one nearest to a

@@ -1,5 +1,4 @@
-"""Token data modules, one per kind: interleaved, speech only, transcripts, text only, conversations; and
-mixtures of them."""
+"""Token data modules: interleaved, speech only, transcripts, text only, conversations; and mixtures."""
 
 import math
 from typing import Any, Literal

@@ -1,5 +1,4 @@
-"""Work that one process of a node does for all others, such as ranks or trials of a sweep that start
-together."""
+"""Work that one process of a node does for all others, such as ranks or trials of a sweep."""
 
 import contextlib
 import hashlib

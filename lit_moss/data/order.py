@@ -101,8 +101,7 @@ class BatchOrder:
         return epoch, n - self._first[epoch]
 
     def _extra(self, epoch: int) -> np.ndarray:
-        """Number of samples of each bucket beyond the whole copies: the sum of its fractions, rounded up or
-        down.
+        """Samples of each bucket beyond the whole copies: the sum of its fractions, rounded up or down.
 
         Systematic sampling: marks are placed one unit apart on the line of all fractions, and a bucket gets
         as many samples as there are marks in its part. The offset of the marks runs through multiples of the
@@ -125,8 +124,7 @@ class BatchOrder:
 
 
 def _draw(members: np.ndarray, weights: np.ndarray, extra: int, rng: np.random.Generator) -> np.ndarray:
-    """Each member floor(weight) times, plus `extra` random members, with probabilities proportional to the
-    fractions."""
+    """Each member floor(weight) times, plus `extra` members drawn in proportion to the fractions."""
     whole = np.floor(weights).astype(np.int64)
     repeated = np.repeat(members, whole)
     if not extra:

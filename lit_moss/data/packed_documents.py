@@ -215,8 +215,7 @@ class CollatePacks:
 
 
 def _joined(sequence: int, start: int, texts: Sequence[SpokenText]) -> list[SpeechText]:
-    """Texts of a document that starts at row `start`; those of adjacent codes are merged, across words and
-    utterances."""
+    """Texts of a document starting at row `start`; merged over adjacent codes, also across utterances."""
     joined: list[SpeechText] = []
     for first, stop, ids in texts:
         word = (stop - first, len(ids))

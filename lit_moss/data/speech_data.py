@@ -186,8 +186,7 @@ class SpeechDataModule(OrderedDataModule):
     def _read(
         self, manifests: Sequence[Path], weights: Sequence[float]
     ) -> tuple[list[Utterance], list[float]]:
-        """Utterances within the length limits, with durations, and their weights; the others are logged by
-        name."""
+        """Utterances within the length limits, with durations and weights; others are logged by name."""
         utterances, utterance_weights, outside = [], [], []
         for manifest, weight in zip(manifests, weights, strict=True):
             for utterance in self._with_texts(manifest, read_manifest(manifest)):
@@ -323,8 +322,7 @@ class SpeechDataModule(OrderedDataModule):
         return batches
 
     def probe_loader(self, batches: int) -> DataLoader:
-        """The next `batches` training batches of this rank, unaugmented, for the k-means initialisation of
-        the codebook.
+        """The next `batches` training batches of this rank, unaugmented, to initialise the codebook.
 
         They depend only on `next_batch`, so that a resumed run uses the same ones.
         """

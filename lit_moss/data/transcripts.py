@@ -82,8 +82,7 @@ def _keep_all_letters(text: str) -> str:
 
 
 def edit_distance(expected: Sequence[str], recognised: Sequence[str]) -> int:
-    """Levenshtein distance: substitutions, deletions and insertions that turn one list of words into the
-    other."""
+    """Levenshtein distance (substitutions, deletions and insertions) of two lists of words."""
     # Computed row by row; `diagonal` is the entry above and to the left.
     row = list(range(len(recognised) + 1))
     for i, word in enumerate(expected, start=1):

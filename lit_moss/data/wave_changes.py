@@ -181,8 +181,7 @@ def _part_of(recording: Utterance, samples: int, rng: np.random.Generator) -> Te
 
 
 def with_noise(wave_T: Tensor, noise_T: Tensor, snr_db: float) -> Tensor:
-    """wave + g noise with 10 log10(mean wave^2 / mean (g noise)^2) = snr_db; silence is returned
-    unchanged."""
+    """wave + g noise with 10 log10(mean wave^2 / mean (g noise)^2) = snr_db; silence stays unchanged."""
     speech, noise = float(wave_T.square().mean()), float(noise_T.square().mean())
     if not speech or not noise:
         return wave_T

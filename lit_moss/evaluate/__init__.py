@@ -1,1 +1,1 @@
-"""Benchmarks, one file each; `python -m lit_moss evaluate NAME -c …`."""
+"""Benchmarks, one file each; run as `python -m lit_moss evaluate NAME -c …`."""

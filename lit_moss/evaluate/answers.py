@@ -1,8 +1,8 @@
-"""Questions -> a model's replies, in any pair of modalities, and what is understood of spoken ones.
+"""Asks a model questions in any pair of modalities, and transcribes its spoken replies.
 
 question ─ text ───────────────────┐
-         └ sound (or a voice) ─ codes ─ prompt ─ language model ─┬─ own text
-                                                                 └─ codes ─ codec ─ sound ─ ASR
+         └ audio (or a voice) ─ codes ─ prompt ─ language model ─┬─ own text
+                                                                 └─ codes ─ codec ─ audio ─ ASR
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,8 +33,8 @@ from lit_moss.prepare.voice_protocol import CannotSay
 from lit_moss.records import file_name
 from lit_moss.serve.model import DEFAULT_VOICE, SpeechModel
 
-PIECE_SEC = 30.0  # Whisper hears no more at once
-_CUT_SEC = 5.0  # a piece ends at the quietest place of its last seconds
+PIECE_SEC = 30.0  # maximum input of Whisper
+_CUT_SEC = 5.0  # a piece ends at the quietest position of its last seconds
 _FRAME_SAMPLES = 320  # 20 ms
 _SILENCE = 1e-3  # peak, -60 dB of full scale: no speech
 REPLY_VOICE = "reply"
@@ -42,13 +42,13 @@ REPLY_VOICE = "reply"
 
 @dataclass(frozen=True)
 class ReplyOptions:
-    """How replies are made.
+    """Options for generating replies.
 
     Args:
-        form: Form of spoken replies; None for the one of the model's training.
-        max_new_tokens: Most rows of a reply; a code of speech is a row (80 ms).
-        greedy: Most likely rows; otherwise they are drawn with the released model's settings.
-        seed: Of what is drawn.
+        form: Form of spoken replies. None: that of the model's training.
+        max_new_tokens: Maximum number of rows of a reply; a code of speech is one row (80 ms).
+        greedy: Choose the most likely rows; otherwise sample with the settings of the released model.
+        seed: Seed of the sampling.
     """
 
     form: FormName | None = None
@@ -62,12 +62,12 @@ class Ask:
     """A question in one pair of modalities.
 
     Args:
-        id: Unique name.
+        id: Unique id.
         question: The question.
         pair: A key of `PAIRS`, such as speech-text.
-        rows: The prompt; None where there is none.
-        fault: Why there is none.
-        kept_as: Name of the reply's sound file, without ending; "" where it is not kept.
+        rows: Rows of the prompt, or None.
+        fault: Why there is no prompt.
+        kept_as: Name of the reply's sound file, without extension; "": the file is not kept.
     """
 
     id: str
@@ -80,13 +80,13 @@ class Ask:
 
 @dataclass
 class Ears:
-    """What judges the sound of replies.
+    """Evaluates the audio of replies.
 
     Args:
-        name: Speech recogniser, see `judges.Recogniser`.
+        name: Name of the speech recogniser, see `judges.Recogniser`.
         device: auto, cpu or cuda.
-        dnsmos: Whether to judge by DNSMOS too.
-        utmos: UTMOS, where its weights are given.
+        dnsmos: Whether to compute DNSMOS.
+        utmos: UTMOS, or None if its weights are not given.
     """
 
     name: str
@@ -96,21 +96,21 @@ class Ears:
 
     @cached_property
     def recogniser(self) -> judges.Recogniser:
-        """Opened where the first sound is heard."""
+        """The recogniser, opened for the first audio."""
         return judges.Recogniser(self.name, self.device)
 
     def transcript(self, wave_T: Tensor, lang: str) -> str:
-        """What is understood of samples at 16 kHz, "" for silence, which Whisper would fill with inventions.
+        """Transcript of samples at 16 kHz; "" for silence, for which Whisper would hallucinate text.
 
         Args:
-            wave_T: Samples.
-            lang: Their language, which is never guessed.
+            wave_T: Samples (T,).
+            lang: Language of the speech; it is never guessed.
         """
         said = [self.recogniser(piece_T, lang) for piece_T in pieces(wave_T) if _is_audible(piece_T)]
         return " ".join(" ".join(said).split())
 
     def judge(self, wave_T: Tensor, lang: str) -> Result:
-        """Transcript and qualities of samples at 16 kHz."""
+        """Transcript and quality scores of samples at 16 kHz."""
         found: Result = {"transcript": self.transcript(wave_T, lang)}
         if _is_audible(wave_T):
             if self.dnsmos:
@@ -121,7 +121,7 @@ class Ears:
 
 
 def pieces(wave_T: Tensor) -> Iterator[Tensor]:
-    """Samples at 16 kHz in pieces of at most 30 s, cut where they are quietest."""
+    """Yields samples at 16 kHz in pieces of at most 30 s, cut where they are quietest."""
     longest = round(PIECE_SEC * rates.TOKENIZER_RATE_HZ)
     while len(wave_T) > longest:
         first = longest - round(_CUT_SEC * rates.TOKENIZER_RATE_HZ)
@@ -139,14 +139,14 @@ def _is_audible(wave_T: Tensor) -> bool:
 
 @dataclass
 class Answerer:
-    """A model that is asked questions.
+    """Asks a model questions.
 
     Args:
         model: The model.
-        options: How it replies.
-        ears: Who listens to spoken replies; None leaves them unheard.
-        voices: Voices that speak questions without sound, named as in `prepare synthesize`.
-        folder: Where sounds of replies are kept.
+        options: Options of replies.
+        ears: Evaluates spoken replies. None: they are not transcribed.
+        voices: Voices for questions without audio, named as in `prepare synthesize`.
+        folder: Folder for the audio of replies.
     """
 
     model: SpeechModel
@@ -167,7 +167,7 @@ class Answerer:
         return self.renderer.form
 
     def check(self, pairs: Sequence[str]) -> None:
-        """Checks that what some pairs need is there, and opens the recogniser of spoken replies.
+        """Checks that all that the given pairs need is available, and opens the recogniser of spoken replies.
 
         Raises:
             UserError: if a speech tokenizer, a decoder or the recogniser is missing.
@@ -187,10 +187,10 @@ class Answerer:
         return SpokenTexts(self.voices)
 
     def sound_of(self, question: Question) -> Utterance:
-        """The question's sound; spoken now, or before, where it has none of its own.
+        """The audio of a question; synthesized (and cached) if it has none.
 
         Raises:
-            CannotSay: if it cannot be spoken.
+            CannotSay: if no voice can speak it.
         """
         if question.audio is not None:
             return Utterance(question.audio.absolute())
@@ -201,7 +201,7 @@ class Answerer:
         return self._spoken.said(text, lang, voice)
 
     def sounds_of(self, questions: Sequence[Question]) -> list[Utterance | str]:
-        """The sound of each question, or why there is none."""
+        """The audio of each question, or why there is none."""
         found: list[Utterance | str] = []
         silent = sum(question.audio is None for question in questions)
         bar = tqdm(questions, desc="spoken questions", unit="question", disable=None if silent > 1 else True)
@@ -214,7 +214,7 @@ class Answerer:
 
     @cached_property
     def _codes(self) -> RecordingCache:
-        """The cache of the speech tokenizer's codes, which training shares."""
+        """The cache of the speech tokenizer's codes, shared with training."""
         assert self.model.speech_tokenizer is not None
         mark = fingerprint(self.model.speech_tokenizer.encoder)
 
@@ -230,9 +230,9 @@ class Answerer:
         return self.model.speech_tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ)
 
     def encoded(self, sounds: Sequence[Utterance | str]) -> list[list[int] | str]:
-        """Codes of each sound, from the cache or computed now, or why there are none.
+        """Codes of each recording, cached or newly computed, or why there are none.
 
-        A call makes a file in the cache: give it all sounds at once.
+        Each call writes a cache file: pass all recordings at once.
         """
         entries = iter(self._codes.entries([sound for sound in sounds if isinstance(sound, Utterance)]))
         found: list[list[int] | str] = []
@@ -250,13 +250,13 @@ class Answerer:
     def asks(
         self, questions: Sequence[Question], pairs: Sequence[str], keep_sounds: int = 0, prefix: str = ""
     ) -> list[Ask]:
-        """All questions in all pairs, those of a pair sorted by the length of their prompts.
+        """All questions in all pairs; those of a pair are sorted by the length of their prompts.
 
         Args:
             questions: The questions.
             pairs: Keys of `PAIRS`.
-            keep_sounds: Of how many questions, from the first, the sounds of replies are kept.
-            prefix: Begins their names.
+            keep_sounds: Number of questions, from the first, whose reply audio is kept.
+            prefix: Prefix of the file names.
         """
         kept = {question.id for question in questions[:keep_sounds]}
         codes: list[list[int] | str] = []
@@ -294,11 +294,11 @@ class Answerer:
     # --- replies --------------------------------------------------------------------------------------------
 
     def answer(self, asks: Sequence[Ask]) -> list[Result]:
-        """Replies to a batch of one pair or several; a reply does not depend on its batch.
+        """Generates replies for a batch with one or several pairs; a reply does not depend on its batch.
 
         Returns:
-            For each: `rows` (their number), `ended` (whether the reply ended by itself), `text`, and of
-            spoken replies `codes`, `seconds`, `transcript`, and the qualities that are asked for.
+            For each: `rows` (their number), `ended` (whether the model ended the reply), `text`, and for
+            spoken replies `codes`, `seconds`, `transcript`, and the requested quality scores.
         """
         able = [ask for ask in asks if ask.rows is not None]
         lm, options = self.model.lm, self.options
@@ -332,14 +332,14 @@ class Answerer:
         return result
 
     def decoded(self, codes: Sequence[int]) -> Tensor:
-        """Sound of codes at 24 kHz, in the voice of replies."""
+        """Audio of codes at 24 kHz, in the voice of replies."""
         codec = self.model.codec
         assert codec is not None
         voice = REPLY_VOICE if REPLY_VOICE in self.model.voices else DEFAULT_VOICE
         return codec.decode(list(codes), self.model.voices[voice])
 
     def keep(self, wave_T: Tensor, rate_hz: int, name: str) -> None:
-        """Writes a sound into the folder of sounds as FLAC."""
+        """Writes audio to the folder as FLAC."""
         assert self.folder is not None
         path = self.folder / f"{name}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -347,7 +347,7 @@ class Answerer:
 
 
 def at_16khz(wave24_T: Tensor) -> Tensor:
-    """Samples at 24 kHz -> at 16 kHz."""
+    """Resamples from 24 kHz to 16 kHz."""
     if not len(wave24_T):
         return wave24_T
     return resample(wave24_T, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)
@@ -357,17 +357,17 @@ def open_answerer(
     model: str, codec: str | None, device: str, log_mel: str | None, reply_voice: str | None,
     options: ReplyOptions, ears: Ears | None, voices: Sequence[str],
 ) -> Answerer:  # fmt: skip
-    """Opens a model to be asked.
+    """Opens a model to ask questions.
 
     Args:
-        model: See `SpeechModel.open`, as for `codec`, `device` and `log_mel`.
-        codec: See above.
-        device: See above.
-        log_mel: See above.
-        reply_voice: Sound file of the voice of replies; None for the codec's own.
-        options: How it replies.
-        ears: Who listens.
-        voices: Who speaks questions.
+        model: Name of the model, see `SpeechModel.open`.
+        codec: Name of the codec, see `SpeechModel.open`.
+        device: auto, cpu or cuda.
+        log_mel: Features of the speech tokenizer, see `SpeechModel.open`.
+        reply_voice: Sound file of the voice of replies. None: the codec's own voice.
+        options: Options of replies.
+        ears: Evaluates spoken replies, or None.
+        voices: Voices for questions without audio.
     """
     prompts = {REPLY_VOICE: reply_voice} if reply_voice else None
     opened = SpeechModel.open(model, codec, device, log_mel=log_mel, voices=prompts)

@@ -1,4 +1,4 @@
-"""Lists of clips to judge: our manifests, and Seed-TTS-Eval's `meta.lst`.
+"""Reads lists of clips to evaluate: lit_moss manifests, and Seed-TTS-Eval's `meta.lst`.
 
     UTTERANCE|PROMPT TEXT|PROMPT WAV|TEXT[|WAV]          paths relative to the list's folder
     UTTERANCE|TEXT|PROMPT WAV
@@ -17,15 +17,15 @@ from lit_moss.records import file_name, text_lines, unique_name
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording, and the voice in which to synthesize it.
+    """A recording, and the voice in which to synthesize it.
 
     Args:
-        id: Name.
+        id: Name of the clip.
         audio: Sound file.
         text: Transcript, "" if unknown.
-        prompt: Sound file of the voice; None for none.
-        offset_sec: Start inside the file.
-        duration_sec: Length; None to the end of the file.
+        prompt: Sound file of the voice prompt, or None.
+        offset_sec: Start within the file in seconds.
+        duration_sec: Length in seconds. None: to the end of the file.
     """
 
     id: str
@@ -37,10 +37,10 @@ class Clip:
 
 
 def read_clips(name: str | Path, limit: int | None = None) -> list[Clip]:
-    """Clips of a manifest (.jsonl) or a Seed-TTS-Eval list (.lst), the first `limit` of them.
+    """Reads the clips of a manifest (.jsonl) or a Seed-TTS-Eval list (.lst), the first `limit` of them.
 
     Raises:
-        UserError: naming the line that is neither.
+        UserError: if a line is invalid; the message names the line.
     """
     path = Path(name)
     if path.suffix.lower() == ".lst":
@@ -55,7 +55,7 @@ def read_clips(name: str | Path, limit: int | None = None) -> list[Clip]:
 
 
 def _unique(clips: list[Clip]) -> list[Clip]:
-    """The clips with unique names that files can have: two speakers may both have a 001.wav."""
+    """The clips with unique names that are valid file names: two speakers may both have a 001.wav."""
     names: set[str] = set()
     return [replace(clip, id=unique_name(file_name(clip.id), names)) for clip in clips]
 

@@ -1,13 +1,13 @@
-"""Cloze by likelihood: of two continuations the model should find the true one more likely (paper, table 5).
+"""Cloze by likelihood: the true continuation should be more likely than another one (paper, table 5).
 
-A pair is right if the true continuation has the higher score, half right if both have the same.
+A pair is right if the true continuation has the higher score, and half right for equal scores.
 
     whole-mean    mean of log p over all rows of context and ending (SlamKit's; the default)
-    ending-sum    sum of log p over the ending's rows
-    ending-mean   their mean
+    ending-sum    sum of log p over the rows of the ending
+    ending-mean   mean of log p over the rows of the ending
 
-Formats of the pairs: see `lit_moss.evaluate.cloze_sets`. Files, texts and corpora that are no pairs give
-items in the manner of StoryCloze: a sentence, the one after it, and another one.
+For the formats of pairs see `lit_moss.evaluate.cloze_sets`. From other files, texts and corpora, items are
+made in the manner of StoryCloze: a sentence, the next sentence, and another one.
 """
 
 from collections.abc import Iterator
@@ -39,18 +39,18 @@ from lit_moss.records import unique_name
 
 __all__ = ["Config", "run"]
 
-_DOCUMENT_ITEMS = 64  # items of a corpus where no limit is given
-_MADE: tuple[Modalities, ...] = ("speech-speech", "text-text")  # what items of a corpus can be
+_DOCUMENT_ITEMS = 64  # number of items of a corpus if no limit is given
+_MADE: tuple[Modalities, ...] = ("speech-speech", "text-text")  # modalities that items of a corpus can have
 
 
 def run(config: Config) -> dict[str, float]:
     """Scores all pairs; returns and writes the accuracies.
 
-    Another score and a comparison are computed from the same results, into a report of their own; the
+    Another score, or a comparison, is computed from the same results and written to a separate report; the
     evaluation's result keeps the intervals of the default score.
 
     Raises:
-        UserError: for items, a model or a codec that cannot be used, and where no pair could be scored.
+        UserError: if the items, the model or the codec cannot be used, or no pair could be scored.
     """
     against = results_of(config.against) if config.against else None
     plain = replace(config, against=None, score="whole-mean")  # neither changes what is computed
@@ -78,7 +78,7 @@ def run(config: Config) -> dict[str, float]:
 
 
 def read_items(config: Config, scorer: "Scorer") -> Iterator[Item]:
-    """All items, set by set; the modalities of a pair follow each other."""
+    """Yields all items, set by set; the modalities of a pair are consecutive."""
     names: set[str] = set()
     for source in config.items:
         form: Format = format_of(source) if config.format == "auto" else config.format
@@ -109,7 +109,7 @@ def read_items(config: Config, scorer: "Scorer") -> Iterator[Item]:
 
 
 def spoken_set(one: PairSet, voice: SpokenTexts) -> PairSet:
-    """The set with sounds where a text has none; what cannot be spoken stays text."""
+    """Adds audio to texts without audio; texts that cannot be spoken stay text."""
 
     def spoken(part: Part | None) -> Part | None:
         if part is None or part.audio is not None or not part.text:

@@ -14,35 +14,35 @@ class Config:
     """Options of the cloze benchmark.
 
     Args:
-        model: A run, a checkpoint, a folder in the released layout, a hub id, or for texts a backbone
-            (embedded:smollm2-135m).
+        model: Model: a run, a checkpoint, a folder in the released layout, a hub id, or for text pairs a
+            backbone (embedded:smollm2-135m).
         items: Files and folders of pairs, embedded:stories-en, and corpora (manifests, texts, embedded ones)
-            to make items from; each is reported by itself.
-        format: Format of the items; `auto` looks at the names in a folder and the first line of a file.
-        voices: Voices that speak texts of pairs that have no sound, as in `prepare synthesize`; of each
-            language the first. [] leaves them text alone.
-        modalities: Modalities of context and ending; null uses all that the items have.
-        score: The score that pictures and comparisons use; the report has all three.
-        count_eosp: Whether the end of speech counts as a row (SlamKit's habit).
-        deduplicate: Whether repetitions of a code are removed (SlamKit's habit, for units of 25 or 50 Hz).
-        mask_other: Whether probabilities are taken among rows of the same modality only. It changes models
-            without a split alone: the heads of others predict one modality each.
-        join: How a spoken context and a spoken ending in two files are joined: `waves` before encoding (the
-            public reading), or `codes` after it.
-        codec: Codec or speech tokenizer, see `serve`; null takes the model's own.
-        log_mel: Features of the speech tokenizer, causal or whisper; null takes its own.
-        part: Part of embedded corpora.
-        speech_tokenizer: Speech tokenizer by name, for items made from a corpus; null takes the one of the
-            training; `none` makes items of text alone.
-        seed: Seed of items made from a corpus.
-        against: Folder of an earlier cloze evaluation of another model on the same items, to compare with.
-        dtype: Precision of the weights; logits, log-probabilities and sums are float32 or more either way.
-        limit: Number of pairs of each set, from the first; null uses all (of a corpus 64 of each modality).
+            from which items are made; each is reported separately.
+        format: Format of the items. auto: detected from the names in a folder and the first line of a file.
+        voices: Voices for pairs without audio, named as in `prepare synthesize`; the first of each language
+            is used. []: such pairs stay text.
+        modalities: Modalities of context and ending. null: all that the items have.
+        score: Score used in figures and comparisons; the report has all three.
+        count_eosp: Count the end of speech as a row (as in SlamKit).
+        deduplicate: Remove repetitions of a code (as in SlamKit, for units of 25 or 50 Hz).
+        mask_other: Normalise probabilities over rows of the same modality only. It affects only models
+            without a split, since the heads of others predict a single modality.
+        join: How to join a spoken context and a spoken ending in two files: `waves`, before encoding (the
+            common reading), or `codes`, after encoding.
+        codec: Codec or speech tokenizer, see `serve`. null: the model's own.
+        log_mel: Features of the speech tokenizer: causal or whisper. null: as stated by the tokenizer.
+        part: Part of embedded corpora: train or validation.
+        speech_tokenizer: Speech tokenizer for items made from a corpus. null: that of the training; `none`:
+            text items only.
+        seed: Seed for items made from a corpus.
+        against: Folder of an earlier cloze evaluation of another model on the same items, for comparison.
+        dtype: Data type of the weights; logits, log-probabilities and sums are always float32 or wider.
+        limit: Number of pairs per set, from the first. null: all (for a corpus, 64 of each modality).
         batch_size: Number of pairs scored together.
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
         run_root: Folder of all runs' files.
-        again: Whether to start over where results exist.
+        again: Start over if results exist.
     """
 
     model: str

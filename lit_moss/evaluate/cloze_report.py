@@ -1,4 +1,4 @@
-"""What comes out of cloze: right or wrong in each score, the report, comparisons of two models."""
+"""Results of the cloze benchmark: right or wrong by each score, the report, comparisons of two models."""
 
 import json
 import math
@@ -17,15 +17,15 @@ from lit_moss.evaluate.statistics import mcnemar
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out for an item.
+    """Outcome of one item.
 
     Args:
         item: The item.
-        right: Method -> 1, .5 for a tie, 0; all 0 for an item that failed.
-        margin: Method -> score of the true less that of the false continuation; empty for one that failed.
-        shorter: What "always the shorter" gets: 1, .5, 0; None for one that failed.
-        nll: -log p of the true continuation's counted rows, context and ending, and their number.
-        failed: Why there is no score; "" if there is one.
+        right: Score -> 1, .5 for a tie, or 0; all 0 for a failed item.
+        margin: Score -> score of the true minus score of the false continuation; empty for a failed item.
+        shorter: Result of always choosing the shorter ending: 1, .5 or 0; None for a failed item.
+        nll: -log p of the counted rows of context and true ending, and their number.
+        failed: Why there is no score; otherwise "".
     """
 
     item: Item
@@ -56,7 +56,7 @@ def _half_step(x: float) -> float:
 
 
 def _by_key(outcomes: Sequence[Outcome], values: Sequence[float]) -> dict[str, float]:
-    """Means of the pairs that have the same key: the voices of a sentence."""
+    """Means over the pairs with the same key, such as the voices of a sentence."""
     found: dict[str, list[float]] = {}
     for one, value in zip(outcomes, values, strict=True):
         found.setdefault(one.item.pair.key, []).append(value)
@@ -64,7 +64,7 @@ def _by_key(outcomes: Sequence[Outcome], values: Sequence[float]) -> dict[str, f
 
 
 def accuracy(outcomes: Sequence[Outcome], method: str) -> tuple[float, int]:
-    """Accuracy over pairs, voices averaged first, and the number of pairs."""
+    """Accuracy over pairs, after averaging voices, and the number of pairs."""
     found = _by_key(outcomes, [one.right[method] for one in outcomes])
     return sum(found.values()) / len(found), len(found)
 
@@ -72,7 +72,7 @@ def accuracy(outcomes: Sequence[Outcome], method: str) -> tuple[float, int]:
 def summary(
     config: Config, outcomes: Sequence[Outcome], against: "dict[str, dict[str, Any]] | None" = None
 ) -> tuple[dict[str, float], str, list[dict[str, Any]], dict[str, Any]]:
-    """Metrics, report, a row for each item, and figures."""
+    """Metrics, report, a row per item, and figures."""
     metrics: dict[str, float] = {}
     rows, kinds, compared = [], [], []
     parts: dict[tuple[str, Modalities], list[Outcome]] = {}
@@ -112,7 +112,7 @@ def summary(
 def _summary_row(
     name: str, modalities: Modalities, own: Sequence[Outcome], score: Method
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """A line of the report and the metrics of one set in one pair of modalities."""
+    """A line of the report and the metrics for one set in one pair of modalities."""
     right = {method: accuracy(own, method) for method in METHODS}
     n = right[score][1]
     scored = [o for o in own if o.shorter is not None]
@@ -120,7 +120,7 @@ def _summary_row(
     nll, counted = (sum(values) for values in zip(*(o.nll for o in own), strict=True))
     values = {method: value for method, (value, _) in right.items()}
     failed = sum(bool(o.failed) for o in own)
-    # None of a set in which every item failed: a perplexity of 1 would be a perfect one.
+    # None for a set in which every item failed: a perplexity of 1 would be perfect.
     more = {
         "shorter": sum(shorter.values()) / len(shorter) if shorter else None,
         "ppl": math.exp(min(nll / counted, 80.0)) if counted else None,
@@ -133,7 +133,7 @@ def _summary_row(
 
 
 def _kinds(name: str, modalities: Modalities, own: Sequence[Outcome], method: str) -> list[dict[str, Any]]:
-    """Lines of the kinds of pairs, of a set that has several."""
+    """Lines for the kinds of pairs, for a set that has several."""
     groups = sorted({o.item.pair.group for o in own} - {""})
     lines = []
     for group in groups if len(groups) > 1 else ():
@@ -155,7 +155,7 @@ def _table_row(one: Outcome) -> dict[str, Any]:
 
 
 def _margins(parts: dict[tuple[str, Modalities], list[Outcome]], method: str) -> Any:
-    """Histograms of the margins: how clearly pairs are decided."""
+    """Histograms of the margins, which show how clearly pairs are decided."""
     from matplotlib.figure import Figure  # without pyplot, which opens windows and keeps figures
 
     figure = Figure(figsize=(7, 1 + 1.7 * len(parts)))
@@ -177,11 +177,11 @@ def results_of(folder: str) -> dict[str, dict[str, Any]]:
     """Item -> result of an earlier evaluation.
 
     Raises:
-        UserError: if the folder is none.
+        UserError: if the folder does not contain one.
     """
     file = Path(folder) / "items.jsonl"
     try:
-        # A newline alone ends a line: a name may hold U+2028.
+        # Only a newline ends a line: a name may contain U+2028.
         records = [json.loads(line) for line in file.read_bytes().splitlines()]
         return {record["item"]: record["result"] for record in records}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -197,7 +197,7 @@ def _compared(
     against: dict[str, dict[str, Any]],
     method: str,
 ) -> dict[str, Any]:
-    """Line of the comparison, over the items that both have."""
+    """A line of the comparison, over the items that both evaluations have."""
     both = [one for one in own if one.item.id in against]
     others = [outcome(one.item, against[one.item.id]) for one in both]
     if not both:

@@ -1,7 +1,7 @@
-"""Pairs as rows, and the log-probabilities of these by one model.
+"""Converts pairs to rows, and computes their log-probabilities with one model.
 
-Rows that count are codes, eosp (an option) and words; never sosp, which announces speech, nor the first row
-of a text, which nothing precedes.
+Counted rows are codes, eosp (optional) and text ids; never sosp, which announces speech, nor the first row of
+a text, which has no context.
 """
 
 import math
@@ -31,7 +31,7 @@ class Rows:
 
     Args:
         rows: All rows.
-        ending: Place of the ending's first row.
+        ending: Index of the first row of the ending.
     """
 
     rows: list[int]
@@ -40,13 +40,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Item:
-    """A pair in one way of giving it.
+    """A pair in one choice of modalities.
 
     Args:
-        set_name: Name of its set.
-        pair: The pair; its rows, for one made from a corpus.
-        modalities: Of context and ending.
-        made: Rows of the true and of the false continuation, of an item made from a corpus.
+        set_name: Name of the set.
+        pair: The pair.
+        modalities: Modalities of context and ending.
+        made: Rows of the true and the false continuation, for an item made from a corpus.
     """
 
     set_name: str
@@ -56,15 +56,15 @@ class Item:
 
     @property
     def id(self) -> str:
-        """Name, unique in the evaluation."""
+        """Id, unique within the evaluation."""
         return f"{self.set_name}/{self.pair.id}/{self.modalities}"
 
 
 class Scorer:
-    """Scores of items by one model, which is opened when the first one is needed.
+    """Scores items with one model, which is opened for the first item.
 
     Args:
-        config: Options.
+        config: Options of the benchmark.
     """
 
     def __init__(self, config: Config) -> None:
@@ -98,7 +98,7 @@ class Scorer:
         return self.model.record.speech_tokenizer_name or "none"
 
     def check_speech(self, name: str) -> None:
-        """Refuses a speech tokenizer whose rows are not the model's."""
+        """Rejects a speech tokenizer whose rows are incompatible with the model."""
         from lit_moss.hub import speech_tokenizer_fingerprint
 
         self.model.record.check(
@@ -146,10 +146,10 @@ class Scorer:
     # --- rows -----------------------------------------------------------------------------------------------
 
     def _counted(self, rows: Rows) -> list[int]:
-        """Places of the rows that count.
+        """Indices of the counted rows.
 
         Raises:
-            _CannotScore: if there is none in the ending, or more rows than the backbone has positions for.
+            _CannotScore: if the ending has none, or there are more rows than the backbone has positions.
         """
         form = self.model.lm.format
         out = {form.sosp_token_id} | ({form.eosp_row} if not self.config.count_eosp else set())
@@ -162,10 +162,10 @@ class Scorer:
         return counted
 
     def _rows_of(self, item: Item, codes: "_Codes") -> tuple[Rows, Rows]:
-        """Rows of the true and of the false continuation.
+        """Rows of the true and the false continuation.
 
         Raises:
-            _CannotScore: if a sound or a text is missing.
+            _CannotScore: if audio or text is missing.
         """
         if item.made is not None:
             return item.made
@@ -176,7 +176,7 @@ class Scorer:
         form = self.model.lm.format
         if pair.prompt is None:
             wholes = [self._whole(part, ending, form, codes) for part in (pair.good, pair.bad)]
-            # Where one begins with all of the other, each keeps one row that counts.
+            # If one ending is a prefix of the other, each keeps one counted row.
             last = 1 if ending == "text" or self.config.count_eosp else 2
             start = max(1, min(common_prefix(*wholes), *(len(whole) - last for whole in wholes)))
             good, bad = (Rows(whole, start) for whole in wholes)
@@ -197,7 +197,7 @@ class Scorer:
     def _ending(
         self, prompt: Part, part: Part, modality: str, form: "RowFormat", codes: "_Codes"
     ) -> list[int]:
-        """Rows of an ending by itself; a text with the space that stands before it in running text."""
+        """Rows of an ending alone; a text includes the space that precedes it in running text."""
         if modality == "speech":
             return self._whole(part, modality, form, codes)
         text = part.text or ""
@@ -218,7 +218,7 @@ class Scorer:
         return without_repeats(codes) if self.config.deduplicate else list(codes)
 
     def _encode(self, items: Sequence[Item]) -> "_Codes":
-        """Codes of all the sound that the items need, encoded together."""
+        """Codes of all audio that the items need, encoded in one batch."""
         wanted: list[tuple[Path, ...]] = []
         for item in items:
             pair, (context, ending) = item.pair, item.modalities.split("-")
@@ -250,18 +250,18 @@ class _CannotScore(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class _Codes:
-    """Codes of sounds, and of sounds that were joined.
+    """Codes of files, and of joined files.
 
     Args:
-        known: Files, joined in their order -> codes and the number of those that lie within the first file,
-            or why there are none.
+        known: Files, joined in order -> codes and the number of codes within the first file, or why there are
+            none.
     """
 
     known: dict[tuple[Path, ...], "tuple[list[int], int] | str"]
 
     @classmethod
     def encoded(cls, wanted: Sequence[tuple[Path, ...]], tokenizer: Any) -> "_Codes":
-        """Reads and encodes them, in one batch."""
+        """Reads and encodes the files in one batch."""
         import torch
 
         from lit_moss.audio import io, rates
@@ -282,11 +282,11 @@ class _Codes:
         return cls(known)
 
     def of(self, *files: Path | None) -> list[int]:
-        """Codes of a file, or of several that were joined."""
+        """Codes of a file, or of several joined files."""
         return self._entry(*files)[0]
 
     def of_joined(self, first: Path | None, second: Path | None) -> tuple[list[int], int]:
-        """Codes of two joined files, and how many of them end within the first."""
+        """Codes of two joined files, and the number of codes that end within the first."""
         return self._entry(first, second)
 
     def _entry(self, *files: Path | None) -> tuple[list[int], int]:

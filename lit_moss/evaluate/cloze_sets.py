@@ -1,22 +1,21 @@
 """Pairs of a true and a false continuation, in the public file formats.
 
     numbered      a folder of 0_….wav, 1_….wav, 2_….wav …: sorted by the number before the first `_` or `+`,
-                  the first, third, … is true and the one after it false (SlamKit's reading of tStoryCloze
-                  and sStoryCloze). A file holds context and ending.
+                  the first, third, … is true and the following one false (as SlamKit reads tStoryCloze and
+                  sStoryCloze). A file contains context and ending.
     cross_modal   a folder of I_mutual, I_correct and I_incorrect, each .wav and .txt
     gold          a folder with gold.csv (ZeroSpeech 2021: sBLIMP, sWUGGY): columns filename, id, voice,
-                  correct; a pair is what has the same id and voice
+                  correct; a pair has the same id and voice
     salmon        a folder of sample_I_0.wav (true) and sample_I_1.wav, or a folder of such folders
     manifest      JSON lines {"id": …, "prompt": WAV, "good": WAV, "bad": WAV, "prompt_text": TEXT,
-                  "good_text": TEXT, "bad_text": TEXT, "group": NAME}, of which either sounds or texts may be
-                  missing; without a prompt, good and bad hold the context as well. Paths are relative to
-                  the file.
+                  "good_text": TEXT, "bad_text": TEXT, "group": NAME}, in which audio or texts may be missing;
+                  without a prompt, good and bad include the context. Paths are relative to the file.
     xstorycloze   JSON lines with input_sentence_1 … input_sentence_4, sentence_quiz1, sentence_quiz2 and
-                  answer_right_ending (1 or 2): text alone
-    stories       embedded:stories-en, 60 shipped stories, each with a wrong ending (`story`, as sStoryCloze)
-                  and with another story's ending (`topic`, as tStoryCloze): text alone
+                  answer_right_ending (1 or 2): text only
+    stories       embedded:stories-en, 60 stories, each with a wrong ending (`story`, as sStoryCloze) and with
+                  the ending of another story (`topic`, as tStoryCloze): text only
 
-SlamKit pairs what its sorting happens to bring together; here names that leave the pairs open are refused.
+SlamKit pairs files by their sorted order, whatever they are; here ambiguous names are rejected.
 """
 
 import csv
@@ -41,23 +40,23 @@ Modalities = Literal["speech-speech", "text-text", "speech-text", "text-speech"]
 MODALITIES: tuple[Modalities, ...] = get_args(Modalities)
 _SAMPLE = re.compile(r"sample_(\d+)_(\d+)")
 _PARTS = ("mutual", "correct", "incorrect")
-_SHOWN = 3  # names that an error quotes
+_SHOWN = 3  # number of names in an error message
 
 
 @dataclass(frozen=True)
 class Part:
-    """A context, an ending, or both in one, as sound, as text, or as both.
+    """A context, an ending, or both in one, as audio, text or both.
 
     Args:
-        audio: Sound file; None if there is none.
-        text: Text; None if there is none.
+        audio: Sound file, or None.
+        text: Text, or None.
     """
 
     audio: Path | None = None
     text: str | None = None
 
     def has(self, modality: str) -> bool:
-        """Whether it can be given in `speech` or `text`."""
+        """Whether it is available in a modality, `speech` or `text`."""
         return self.audio is not None if modality == "speech" else bool(self.text)
 
 
@@ -66,12 +65,12 @@ class Pair:
     """A true and a false continuation.
 
     Args:
-        id: Name, unique in its set.
-        good: The true ending, or with `prompt` None context and true ending in one.
-        bad: The false one.
-        prompt: What comes before both; None where it is part of them.
-        key: Pairs with the same key are averaged first (the voices of a sentence).
-        group: Kind of the pair, such as a type of sBLIMP; "" for none.
+        id: Id, unique within its set.
+        good: The true ending; if `prompt` is None, context and true ending in one.
+        bad: The false ending, in the same form.
+        prompt: Context of both endings; None: it is part of them.
+        key: Pairs with the same key are averaged first, such as the voices of a sentence.
+        group: Kind of the pair, such as a type of sBLIMP; "": none.
     """
 
     id: str
@@ -82,7 +81,7 @@ class Pair:
     group: str = ""
 
     def has(self, modalities: Modalities) -> bool:
-        """Whether it has all that is needed for a context and an ending in these modalities."""
+        """Whether context and ending are available in these modalities."""
         context, ending = modalities.split("-")
         if self.prompt is None:
             return context == ending and self.good.has(ending) and self.bad.has(ending)
@@ -102,7 +101,7 @@ class PairSet:
     pairs: list[Pair]
 
     def modalities(self) -> list[Modalities]:
-        """Those that at least one pair has."""
+        """Modalities that at least one pair has."""
         return [m for m in MODALITIES if any(pair.has(m) for pair in self.pairs)]
 
     def first(self, limit: int | None) -> "PairSet":
@@ -115,7 +114,7 @@ def format_of(source: str) -> Format:
     """The format of a file or folder, from the names in it or its first line.
 
     Raises:
-        UserError: if it is none of those known.
+        UserError: if the format is unknown.
     """
     path = Path(source)
     if source == STORIES:
@@ -129,7 +128,7 @@ def format_of(source: str) -> Format:
             if "sentence_quiz1" in record.content:
                 return "xstorycloze"
             break
-        entry_kind(path)  # refuses what is neither
+        entry_kind(path)  # rejects everything else
     return "documents"
 
 
@@ -150,15 +149,15 @@ def _format_of_folder(path: Path) -> Format:
 
 
 def read_pairs(source: str, form: Format, name: str | None = None) -> list[PairSet]:
-    """The pairs of a file or folder; of `salmon` one set for each part.
+    """Reads the pairs of a file or folder; for `salmon` one set per part.
 
     Args:
         source: File or folder.
-        form: Its format, any but `documents`; see the head of this file.
-        name: Name of the set; its file's or folder's if not given.
+        form: Its format, any except `documents`; see the module docstring.
+        name: Name of the set. Default: name of the file or folder.
 
     Raises:
-        UserError: if it cannot be read, or leaves open what belongs together.
+        UserError: if it cannot be read, or it is ambiguous what belongs together.
     """
     path = Path(source)
     if form in ("manifest", "xstorycloze") and not path.is_file():
@@ -181,7 +180,7 @@ def read_pairs(source: str, form: Format, name: str | None = None) -> list[PairS
 
 
 def set_name(source: str) -> str:
-    """Name of a set: the last part of its path, with the one before it for a mere `dev` or `test`."""
+    """Name of a set: the last component of its path, preceded by its parent for a generic `dev` or `test`."""
     path = Path(source)
     stem = path.stem if path.suffix.lower() in (".jsonl", ".txt", ".csv") else path.name
     if stem in ("dev", "test", "train", "validation") and path.parent.name:
@@ -243,7 +242,7 @@ def _cross_modal(path: Path) -> list[Pair]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Key that sorts 2 before 10."""
+    """Sort key that puts 2 before 10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -370,11 +369,11 @@ def _stories(_: Path) -> list[Pair]:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of equal values at the start of two lists."""
+    """Length of the common prefix of two lists."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def without_repeats(codes: Iterable[int]) -> list[int]:
-    """Codes of which none equals the one before it: run-length deduplication."""
+    """Run-length deduplication: removes codes that equal the previous one."""
     codes = list(codes)
     return codes[:1] + [b for a, b in pairwise(codes) if a != b]

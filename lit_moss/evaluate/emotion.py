@@ -1,4 +1,4 @@
-"""Classifiers of emotion by name: samples (T,) at 16 kHz -> a label."""
+"""Opens emotion classifiers by name: samples (T,) at 16 kHz -> a label."""
 
 import importlib
 from collections.abc import Callable
@@ -14,15 +14,16 @@ EmotionClassifier = Callable[[Tensor], str]
 
 
 def open_emotion(name: str | None, device: str = "auto") -> EmotionClassifier | None:
-    """A classifier of emotion.
+    """Opens an emotion classifier.
 
     Args:
-        name: `emotion2vec_plus_large` or another emotion2vec, by funasr; or `package.module:function`, a
-            function of samples (T,) at 16 kHz that returns a label. None for none.
+        name: `emotion2vec_plus_large` or another emotion2vec model (with funasr); or
+            `package.module:function`, a function of samples (T,) at 16 kHz that returns a label. None: no
+            classifier.
         device: auto, cpu or cuda, for emotion2vec.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such classifier.
     """
     if name is None:
         return None
@@ -41,9 +42,9 @@ def open_emotion(name: str | None, device: str = "auto") -> EmotionClassifier | 
 
 
 class Emotion2Vec:
-    """emotion2vec (arXiv:2312.15185) by funasr.
+    """emotion2vec (arXiv:2312.15185), using funasr.
 
-    Labels are English: the model's are pairs such as `生气/angry`, and `<unk>`.
+    Labels are English: those of the model are pairs such as `生气/angry`, and `<unk>`.
     """
 
     def __init__(self, name: str, device: str) -> None:

@@ -1,11 +1,11 @@
-"""An evaluation: the results of its items as they come, its tables, and its MLflow run.
+"""An evaluation: stores the results of its items as they are computed, its tables, and its MLflow run.
 
-    folder RUN_ROOT/NAME/BENCHMARK-…   its name follows from options and models: the same command finds it
-      items.jsonl     a line for each item that is done
+    folder RUN_ROOT/NAME/BENCHMARK-…   named by options and models, so that the same command finds it
+      items.jsonl     a line per finished item
       report.md       the table
       result.json     the means
 
-A killed evaluation continues after the last line of `items.jsonl`. One that is done is read, not repeated.
+A killed evaluation continues after the last line of `items.jsonl`. A finished one is read, not repeated.
 """
 
 import csv
@@ -30,24 +30,25 @@ from lit_moss.runs.tracking import Tracker
 
 T = TypeVar("T")
 Result = dict[str, Any]
-# Options that change where or how fast an evaluation runs, not what comes out.
+# Options that affect where or how fast an evaluation runs, but not its results.
 NEUTRAL = ("name", "run_root", "device", "batch_size", "again")
-# These as well, but the folder's name counts them with their defaults, so that folders of before are found.
+# As above, but the folder's name includes their defaults, so that earlier folders are found.
 NEUTRAL_DEFAULTS = ("keep_sounds", "judge_max_requests", "judge_api_key_env")
-FAILED = "failed"  # key of an item that has no result: why
-_SHOWN = 10  # items that a report names under one heading
+FAILED = "failed"  # key of an item without a result: the reason
+_SHOWN = 10  # number of items that a report lists under one heading
 
 
 class Evaluation:
-    """One benchmark with its options on its models; a context manager that closes the MLflow run.
+    """One benchmark with its options and models; a context manager that closes the MLflow run.
 
     Args:
-        benchmark: Name of the benchmark, the first word of the folder's name.
+        benchmark: Name of the benchmark, with which the folder's name begins.
         config: The benchmark's dataclass of options, with `name` (MLflow experiment) and `run_root`; options
-            of `NEUTRAL` and `NEUTRAL_DEFAULTS` do not change the folder.
-        sources: Everything the results depend on besides options: models, codecs, lists of items. A run or a
-            file counts with its size and time of change, so that a model trained further is judged again.
-        again: Whether to start over where results exist.
+            in `NEUTRAL` and `NEUTRAL_DEFAULTS` do not affect the folder.
+        sources: Everything the results depend on besides options: models, codecs, lists of items. The size
+            and modification time of runs and files are included, so that a model trained further is evaluated
+            again.
+        again: Start over if results exist.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Evaluation:
         if again:
             for file in (self._items, self.folder / "result.json"):
                 file.unlink(missing_ok=True)
-            if known is not None:  # MLflow keeps the first value of a step, and adds rows to a table
+            if known is not None:  # MLflow keeps the first value of a step, and appends rows to tables
                 known, tags = None, {"repeats": known}
         self.tracker = Tracker(
             name, self.folder.name, root, known, tags=tags, system_metrics=False, kind="evaluation"
@@ -98,7 +99,7 @@ class Evaluation:
             return None
 
     def done(self) -> dict[str, float] | None:
-        """The means of an evaluation that is complete, whose report is printed; None if it is not."""
+        """The means of a complete evaluation, whose report is printed; None if it is not complete."""
         outcome = self._outcome()
         if outcome is None:
             return None
@@ -114,14 +115,14 @@ class Evaluation:
         batch_size: int = 1,
         key: Callable[[T], str] = attrgetter("id"),
     ) -> list[Result]:
-        """A result for each item, in the items' order; those of an earlier call are read.
+        """A result for each item, in order; results of earlier calls are read.
 
         Args:
-            items: What is judged, in the order in which it is judged. Sort by length where padding costs.
-            judge: Results of a batch. An item that cannot be judged gets `{FAILED: reason}`: it counts as
-                wrong in every benchmark, and the report names it.
-            batch_size: Most items of a call.
-            key: Name of an item; names must be unique.
+            items: Items in the order of evaluation. Sort them by length if padding is expensive.
+            judge: Computes the results of a batch. An item that cannot be evaluated gets `{FAILED: reason}`:
+                it counts as wrong in every benchmark, and the report lists it.
+            batch_size: Maximum number of items per call.
+            key: Returns the name of an item; names must be unique.
 
         Raises:
             UserError: if two items have the same name.
@@ -151,7 +152,7 @@ class Evaluation:
         return [known[name] for name in names]
 
     def _read(self) -> dict[str, Result]:
-        """Results of earlier calls; a half-written last line is dropped."""
+        """Results of earlier calls; an incomplete last line is dropped."""
         known: dict[str, Result] = {}
         if not self._items.exists():
             return known
@@ -178,13 +179,13 @@ class Evaluation:
         figures: Mapping[str, Any] | None = None,
         say: bool = True,
     ) -> dict[str, float]:
-        """Writes and logs the outcome, and prints the report.
+        """Writes and logs the results, and prints the report.
 
         Args:
             metrics: Name -> value; `/` groups them in MLflow.
-            report: Markdown.
-            table: A row for each item, or for each item and way of judging; a key that a row lacks is empty.
-                Goes to items.csv and to MLflow's table of the run.
+            report: Report in Markdown.
+            table: A row per item, or per item and method; missing keys are empty. Written to items.csv and to
+                a table of the MLflow run.
             figures: File name -> matplotlib figure, for the folder and MLflow.
             say: Whether to print the report.
 
@@ -205,7 +206,7 @@ class Evaluation:
             self.tracker.log_figure(figure, name)
         self.tracker.log_text(report, "report.md")
         (self.folder / "report.md").write_text(report, encoding="utf-8")
-        with atomic_write(self.folder / "result.json") as partial:  # last: it says that all else is there
+        with atomic_write(self.folder / "result.json") as partial:  # last: marks the folder as complete
             partial.write_text(json.dumps(found, indent=1) + "\n")
         self._status = "success"
         if say:
@@ -213,11 +214,11 @@ class Evaluation:
         return found
 
     def add_report(self, name: str, report: str) -> None:
-        """Writes, logs and prints a further report on the same results.
+        """Writes, logs and prints an additional report on the same results.
 
         Args:
-            name: Of the file.
-            report: Markdown.
+            name: File name of the report.
+            report: Report in Markdown.
         """
         self.tracker.log_text(report, name)
         (self.folder / name).write_text(report, encoding="utf-8")
@@ -226,14 +227,14 @@ class Evaluation:
 
 
 def identity(source: str | Path) -> list[Any]:
-    """Names, sizes and times of the files of a model or a list: they differ once it has changed.
+    """Names, sizes and modification times of the files of a model or list, which differ after a change.
 
     Args:
-        source: A file, a folder, a run (its newest state and its best weights count), or a name such as a
-            hub id, which is taken as it is.
+        source: A file, a folder, a run (its newest state and its best weights), or another name such as a hub
+            id, which is used as it is.
 
     Raises:
-        UserError: if a run has neither.
+        UserError: if a run has neither of these.
     """
     path = Path(source)
     facts: list[Any] = []
@@ -241,7 +242,8 @@ def identity(source: str | Path) -> list[Any]:
         if place.is_file():
             files = [place]
         elif place.is_dir():
-            # Importing a task's code writes into this folder, and the same command would begin another one.
+            # Importing a task's code writes into this folder, which would make the same command start another
+            # evaluation.
             files = sorted(f for f in place.rglob("*") if f.is_file() and f.parent.name != "__pycache__")
         else:
             return [str(source)]
@@ -250,15 +252,15 @@ def identity(source: str | Path) -> list[Any]:
 
 
 def local_parts(*names: str | None) -> list[str]:
-    """Names of recognisers, speaker encoders and the like that are files or folders here, whose content may
-    change. Others do not count as sources, so that folders of before are found."""
+    """Names of recognisers, speaker encoders etc. that are local files or folders, whose content may change.
+    Others are not included in sources, so that earlier folders are found."""
     return [name for name in names if name and os.path.exists(name)]
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Newest state of a run and its best weights, whichever there are; nothing for a folder that is no run.
+    """Newest state and best weights of a run, as far as they exist; empty for a folder that is not a run.
 
-    Language models are opened from the one, codecs, tokenizers and vocoders from the other.
+    Language models are opened from the former; codecs, tokenizers and vocoders from the latter.
 
     Raises:
         UserError: if a run has neither.
@@ -270,7 +272,7 @@ def _checkpoints(folder: Path) -> list[Path]:
         return [last] if last else []
     if best is None or best == folder:
         return [best] if best else []
-    # Asked only where there are states: of a run without one it would say that it starts again.
+    # Only called if there are states: for a run without any it would print that the run starts again.
     if all(other == best for other in best.parent.glob("*.ckpt")):
         return [best]
     try:
@@ -281,7 +283,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share `right / n`; (0, 1) for no items."""
+    """Wilson's 95 % interval of a fraction `right / n`; (0, 1) if there are no items."""
     if n == 0:
         return 0.0, 1.0
     p = right / n
@@ -291,7 +293,7 @@ def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def named(title: str, reasons: Mapping[str, str]) -> list[str]:
-    """Lines with a heading, the number of some items, and the first of them with their reasons."""
+    """Lines with a heading, the number of items, and the first items with their reasons."""
     if not reasons:
         return []
     shown = [f"- {name}: {why}" for name, why in list(reasons.items())[:_SHOWN]]
@@ -300,7 +302,7 @@ def named(title: str, reasons: Mapping[str, str]) -> list[str]:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], digits: int = 3) -> str:
-    """Markdown of rows with the same keys; floats are rounded, None is empty."""
+    """Markdown table of rows with the same keys; floats are rounded, None is empty."""
     if not rows:
         return ""
     heads = list(rows[0])

@@ -1,4 +1,4 @@
-"""95 % intervals of means and of pooled rates; those of shares are `evaluation.wilson`."""
+"""95 % intervals of means and of pooled rates; for fractions see `evaluation.wilson`."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """1.96 standard errors of a mean; None below two values."""
+    """1.96 standard errors of the mean; None for fewer than two values."""
     n = len(values)
     if n < 2:
         return None
@@ -18,13 +18,13 @@ def half_width(values: Sequence[float]) -> float | None:
 def pooled_interval(
     errors: Sequence[int], words: Sequence[int], draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Interval of all errors over all words, by a bootstrap over utterances.
+    """Interval of total errors divided by total words, by bootstrap over utterances.
 
     Args:
-        errors: Errors of each utterance.
-        words: Words of each.
-        draws: Samples of as many utterances, with replacement.
-        seed: Of the samples.
+        errors: Number of errors of each utterance.
+        words: Number of words of each utterance.
+        draws: Number of bootstrap samples.
+        seed: Seed of the samples.
     """
     chosen = np.random.default_rng(seed).integers(0, len(errors), (draws, len(errors)))
     totals = np.maximum(1, np.asarray(words)[chosen].sum(axis=1))

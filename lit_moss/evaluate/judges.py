@@ -1,6 +1,6 @@
-"""Measures of speech: recognisers, speakers, DNSMOS, mel-cepstral distance, roughness, seams of streams.
+"""Measures of speech: recognisers, speaker similarity, DNSMOS, mel-cepstral distance, roughness, seams.
 
-All take waves (T,) in [-1, 1]. The recogniser and DNSMOS come with the extra `evaluate`.
+All take waves (T,) in [-1, 1]. The recogniser and DNSMOS need the extra `evaluate`.
 """
 
 import math
@@ -27,29 +27,29 @@ class SpeechRecogniser(Protocol):
 
 
 def open_recogniser(name: str, device: str = "auto") -> SpeechRecogniser:
-    """A recogniser by name.
+    """Opens a speech recogniser by name.
 
     Args:
-        name: `paraformer-zh` or another of funasr's paraformers, else a Whisper, see `Recogniser`.
+        name: `paraformer-zh` or another paraformer of funasr, otherwise a Whisper model, see `Recogniser`.
         device: auto, cpu or cuda.
 
     Raises:
-        UserError: if there is none, or its package is not installed.
+        UserError: if it does not exist, or its package is not installed.
     """
     return Paraformer(name, device) if name.startswith("paraformer") else Recogniser(name, device)
 
 
 class Recogniser:
-    """Whisper by faster-whisper: greedy, no timestamps, no conditioning on what came before.
+    """Whisper with faster-whisper: greedy, without timestamps, without conditioning on previous text.
 
     Args:
         name: `embedded:whisper-base`, `embedded:whisper-tiny`, a CTranslate2 folder, or a name such as
-            `whisper-large-v3` (fetched by faster-whisper from the hub).
+            `whisper-large-v3` (downloaded by faster-whisper from the hub).
         device: auto, cpu or cuda.
     """
 
     def __init__(self, name: str, device: str = "auto") -> None:
-        # By default it would use all cores. `open_whisper` leaves torch's number of threads as it is.
+        # By default it would use all cores. `open_whisper` does not change torch's number of threads.
         self._model = open_whisper(name, device, torch.get_num_threads())
 
     def __call__(self, wave_T: Tensor, language: str | None = "en") -> str:
@@ -62,10 +62,10 @@ class Recogniser:
 
 
 class Paraformer:
-    """A paraformer by funasr: Seed-TTS-Eval's recogniser of Chinese, without punctuation and voice activity.
+    """A paraformer of funasr, as in Seed-TTS-Eval for Chinese, without punctuation and VAD.
 
     Args:
-        name: Of the model, such as `paraformer-zh`; funasr fetches it.
+        name: Name of the model, such as `paraformer-zh`; funasr downloads it.
         device: auto, cpu or cuda.
 
     Raises:
@@ -82,10 +82,10 @@ class Paraformer:
 
 
 def open_funasr(name: str, device: str = "auto") -> Any:
-    """A model of funasr, which is no dependency: its models are fetched from modelscope.
+    """Opens a funasr model. funasr is not a dependency; it downloads its models from modelscope.
 
     Raises:
-        UserError: if it is not installed, or has no such model.
+        UserError: if funasr is not installed, or has no such model.
     """
     try:
         from funasr import AutoModel  # pyright: ignore[reportMissingImports]
@@ -94,14 +94,14 @@ def open_funasr(name: str, device: str = "auto") -> Any:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         return AutoModel(model=name, device=device, ncpu=torch.get_num_threads(), disable_update=True)
-    except Exception as error:  # of funasr, of the network
+    except Exception as error:  # of funasr or the network
         raise UserError(
             f"funasr's {name} cannot be opened ({first_line(error)}): expected the name of a model"
         ) from error
 
 
 def word_errors(reference: str, hypothesis: str, language: str = "en") -> tuple[int, int]:
-    """Errors (substitutions, deletions, insertions) and words of the reference; characters in Chinese."""
+    """Number of errors (substitutions, deletions, insertions) and reference words (Chinese: characters)."""
     reference, hypothesis = normalise(reference), normalise(hypothesis)
     if language == "zh":
         expected, recognised = list(reference), list(hypothesis)
@@ -111,19 +111,19 @@ def word_errors(reference: str, hypothesis: str, language: str = "en") -> tuple[
 
 
 def similarity(a_S: Tensor, b_S: Tensor) -> float:
-    """Cosine of two speaker vectors."""
+    """Cosine similarity of two speaker vectors."""
     return float(torch.nn.functional.cosine_similarity(a_S, b_S, dim=0))
 
 
 def dnsmos(wave_T: Tensor) -> float:
-    """Overall quality 1 to 5 of samples at 16 kHz, see `dnsmos_scores`."""
+    """Overall quality of samples at 16 kHz, 1 to 5, see `dnsmos_scores`."""
     return dnsmos_scores(wave_T)["ovrl"]
 
 
 def dnsmos_scores(wave_T: Tensor) -> dict[str, float]:
-    """DNSMOS P.835 (arXiv:2110.01763) of samples at 16 kHz: `ovrl`, `sig` and `bak`, 1 to 5, by speechmos.
+    """DNSMOS P.835 (arXiv:2110.01763) of samples at 16 kHz: `ovrl`, `sig` and `bak`, 1 to 5, using speechmos.
 
-    Clips shorter than 9 s are repeated up to that length by the package.
+    The package repeats clips shorter than 9 s up to that length.
     """
     try:
         from speechmos import dnsmos as model
@@ -135,10 +135,10 @@ def dnsmos_scores(wave_T: Tensor) -> dict[str, float]:
 
 
 def mel_cepstral_distance(a_T: Tensor, b_T: Tensor, coefficients: int = 13) -> float:
-    """Mean over frames of 10/ln(10) sqrt(2 sum_k (a_k - b_k)^2) in dB, cepstra 1 to 13.
+    """Mean over frames of 10/ln(10) sqrt(2 sum_k (a_k - b_k)^2) in dB, for cepstra 1 to 13.
 
-    The longer wave is cut to the length of the other. Frames of the same time are compared, without warping:
-    resynthesis does not change durations.
+    The longer wave is truncated. Frames at the same time are compared, without warping: resynthesis does not
+    change durations.
     """
     frames = min(len(a_T), len(b_T)) // rates.DECODER_HOP_SAMPLES
     cut = frames * rates.DECODER_HOP_SAMPLES
@@ -158,16 +158,16 @@ def cepstral_distance(a_MF: Tensor, b_MF: Tensor, coefficients: int = 13) -> flo
 
 
 def roughness(original_T: Tensor, other_T: Tensor) -> float:
-    """Roughness of the log-mel of a copy, as a share of the original's: 1 as the original, less is smoother.
+    """Roughness of a copy's log-mel relative to the original: 1 is equal, less is smoother.
 
-    Both waves at 24 kHz; see `mel_roughness`.
+    Both waves are at 24 kHz; see `mel_roughness`.
     """
     original_MF, other_MF = (decoder_mel(x[None].float())[0] for x in (original_T, other_T))
     return mel_roughness(other_MF) / max(1e-12, mel_roughness(original_MF))
 
 
 def mel_roughness(mel_MF: Tensor) -> float:
-    """Mean squared second difference of a log-mel (bands, frames): along the bands, plus along the frames.
+    """Mean squared second difference of a log-mel (bands, frames), along the bands plus along the frames.
 
         R = mean (m[b-1, f] - 2 m[b, f] + m[b+1, f])^2 + mean (m[b, f-1] - 2 m[b, f] + m[b, f+1])^2
 
@@ -178,20 +178,20 @@ def mel_roughness(mel_MF: Tensor) -> float:
 
 
 def seam_ratio(wave_T: Tensor, seams: list[int], reach: int = 8, chunk: int = 9600) -> float | None:
-    """Roughness (squared second difference) at the seams of a stream over that inside its chunks.
+    """Roughness (squared second difference) at the seams of a stream, relative to that within its chunks.
 
-    1 is no difference; a click makes it large. Each seam is compared with sixteen places in the half chunks
-    before and after it, and the logarithms of the ratios are averaged: clicks are audible where speech is
-    quiet.
+    1 means no difference; a click makes it large. Each seam is compared with sixteen positions in the half
+    chunks before and after it, and the logarithms of the ratios are averaged, because clicks are audible
+    where speech is quiet.
 
     Args:
-        wave_T: Samples.
-        seams: Samples at which one piece of the stream ends and the next begins.
-        reach: Samples before and after each place that are compared.
-        chunk: Samples of a chunk.
+        wave_T: Samples (T,).
+        seams: Indices of the samples at which a new piece of the stream begins.
+        reach: Number of samples before and after each position to compare.
+        chunk: Number of samples of a chunk.
 
     Returns:
-        The ratio; None where no seam is far enough from both ends.
+        The ratio; None if no seam is far enough from both ends.
     """
     rough_T = torch.diff(wave_T.double(), n=2).square() + 1e-12
     shares = [sign * (0.1 + 0.05 * n) for n in range(8) for sign in (-1, 1)]

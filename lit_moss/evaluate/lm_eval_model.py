@@ -1,9 +1,9 @@
-"""The text path of a split model as a model of lm-eval (EleutherAI's harness).
+"""The text path of a split model as a model for lm-eval (EleutherAI's harness).
 
-Only the text head is used, over the ids of words: what marks speech, and the ids that fill up the table, are
-left out. Before training the scores are therefore those of lm-eval's own `hf` model on the backbone: their
-tables end there. Each answer is kept as an item of an `Evaluation`, so a killed run goes on.
-Import it where lm-eval is installed: pip install 'lit-moss[evaluate]'.
+Only the text head is used, over the ids of words: ids that mark speech or pad the table are excluded. Before
+training, scores therefore equal those of lm-eval's own `hf` model for the backbone, whose table does not
+contain them. Each answer is stored as an item of an `Evaluation`, so a killed run can continue. Requires
+lm-eval: pip install 'lit-moss[evaluate]'.
 """
 
 import hashlib
@@ -30,22 +30,22 @@ from lit_moss.llm.generate import GenerationState, draws
 from lit_moss.llm.replies import DIRECT, ReplyForm
 from lit_moss.llm.sampling import GREEDY, Sampling
 
-_NEW_TOKENS = 256  # of a task that states no number; lm-eval's own default
-_CONTEXT = 2048  # of a backbone that states none; as in lm-eval
-Request = tuple[Any, list[int], list[int]]  # what was asked, ids of the context, ids of the continuation
+_NEW_TOKENS = 256  # for tasks that state no number; lm-eval's default
+_CONTEXT = 2048  # for backbones that state none; as in lm-eval
+Request = tuple[Any, list[int], list[int]]  # the request, ids of the context, ids of the continuation
 
 
 class LitMossLM(TemplateLM):
-    """A split model, for `lm_eval.simple_evaluate(model=…)`.
+    """A split model for `lm_eval.simple_evaluate(model=…)`.
 
     Args:
         lm: The model, in eval mode.
         tokenizer: Its text tokenizer.
-        evaluation: Where answers are kept; None keeps none.
-        batch_size: Requests computed together.
-        name: Name of the tokenizer, in lm-eval's hashes.
-        form: Form of replies of the training; it decides the chat template of a tokenizer without one.
-        seed: Seed of tasks that sample.
+        evaluation: Stores the answers, or None.
+        batch_size: Number of requests computed together.
+        name: Name of the tokenizer in lm-eval's hashes.
+        form: Form of replies of the training; selects the chat template if the tokenizer has none.
+        seed: Seed for tasks that sample.
     """
 
     def __init__(
@@ -71,18 +71,18 @@ class LitMossLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What precedes a text without a context."""
+        """The id that precedes a text without context."""
         start = self.tokenizer.bos_token_id
         return self.eot_token_id if start is None else start
 
     @property
     def max_length(self) -> int:
-        """Rows that a context and a continuation can have together."""
+        """Maximum number of rows of context and continuation."""
         return self.lm.config.max_context or _CONTEXT
 
     @property
     def batch_size(self) -> int:
-        """Requests computed together."""
+        """Number of requests computed together."""
         return self._batch_size
 
     @property
@@ -109,13 +109,13 @@ class LitMossLM(TemplateLM):
         )
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The tokenizer's template; the one of our conversations where it has none."""
+        """The tokenizer's chat template, or that of lit_moss' conversations if it has none."""
         return self.tokenizer.chat_template or chat_template_of(self.tokenizer, self._form)
 
     # --- likelihoods ----------------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Sum of log p over each continuation, and whether it is what greedy decoding gives."""
+        """Sum of log p over each continuation, and whether greedy decoding gives it."""
         encoded = [self._encoded(*request.args) for request in requests]
         scored = [(request, *ids) for request, ids in zip(requests, encoded, strict=True)]
         results = self._kept(
@@ -124,7 +124,7 @@ class LitMossLM(TemplateLM):
         return [(result["log_prob"], result["greedy"]) for result in results]
 
     def _encoded(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of a context and its continuation, as lm-eval's `TemplateLM.loglikelihood` splits them."""
+        """Ids of a context and its continuation, split as in lm-eval's `TemplateLM.loglikelihood`."""
         if context:
             return self._encode_pair(context, continuation)
         ids = self.tok_encode(continuation, add_special_tokens=False)
@@ -137,7 +137,7 @@ class LitMossLM(TemplateLM):
         return [(result["log_prob"], result["greedy"]) for result in results]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """log p of whole texts, in windows of the longest context."""
+        """log p of whole texts, in windows of the maximum context."""
         scored = [(request, self.tok_encode(request.args[0]), []) for request in requests]
 
         def judge(batch: Sequence[tuple[str, Request]]) -> list[Result]:
@@ -155,8 +155,8 @@ class LitMossLM(TemplateLM):
         return [result["log_prob"] for result in self._kept("loglikelihood_rolling", scored, judge)]
 
     def _log_probs(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Result]:
-        """Sums over continuations. Those that follow the same ids, such as the letters of a choice, are
-        computed together; what is too long loses its left end."""
+        """Sums over continuations. Continuations of the same ids, such as the letters of a choice, are
+        computed together; sequences that are too long are truncated on the left."""
         places: dict[tuple[int, ...], int] = {}
         wanted: list[list[tuple[int, int]]] = []
         spans: list[tuple[int, int, int]] = []
@@ -186,7 +186,7 @@ class LitMossLM(TemplateLM):
     # --- generation -----------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Texts up to the first stop string, which is not part of them."""
+        """Texts up to the first stop string, which is excluded."""
         groups: dict[str, list[tuple[Instance, list[int], list[int]]]] = {}
         for request in requests:
             arguments: Any = request.args
@@ -204,7 +204,7 @@ class LitMossLM(TemplateLM):
                     [r[1] for _, r in batch], o, [name for name, _ in batch]
                 ),
             )
-            # By identity: a request that lm-eval repeats is the same object, in a row.
+            # By identity: a request that lm-eval repeats is the same object, consecutively.
             for number, result in zip(_positions(requests, group), results, strict=True):
                 texts[number] = result["text"]
         return [texts[number] for number in range(len(requests))]
@@ -212,8 +212,8 @@ class LitMossLM(TemplateLM):
     def _generate(
         self, prompts: Sequence[list[int]], options: dict[str, Any], names: Sequence[str]
     ) -> list[Result]:
-        """New text after each prompt; what is drawn follows from the seed and the request's own name, so that
-        it is the same in any batch."""
+        """New text after each prompt. Random numbers are derived from the seed and the name of the request,
+        so that they are the same in any batch."""
         known: Any = normalize_gen_kwargs(options, _NEW_TOKENS)
         stops = handle_stop_sequences(known.get("until"), eos=self.tokenizer.decode([self.eot_token_id]))
         count = known["max_gen_toks"]
@@ -236,7 +236,7 @@ class LitMossLM(TemplateLM):
                 if row is not None:
                     rows[number].append(row)
                     texts[number] = self.tokenizer.decode(rows[number], skip_special_tokens=True)
-                # A stop text may be a special token, which no text shows.
+                # A stop text may be a special token, which the text does not contain.
                 shown = texts[number], self.tokenizer.decode(rows[number])
                 if row is None or any(stop in text for stop in stops if stop for text in shown):
                     open_.discard(number)
@@ -244,7 +244,7 @@ class LitMossLM(TemplateLM):
                 break
         return [{"text": _cut(text, stops)} for text in texts]
 
-    # --- answers that are kept ------------------------------------------------------------------------------
+    # --- stored answers -------------------------------------------------------------------------------------
 
     def _kept(
         self,
@@ -252,7 +252,7 @@ class LitMossLM(TemplateLM):
         requests: Sequence[tuple[Instance, list[int], list[int]]],
         judge: Callable[[Sequence[tuple[str, Request]]], list[Result]],
     ) -> list[Result]:
-        """Results in the order of the requests; computed longest first, those of equal context together."""
+        """Results in the order of the requests; computed longest first, with equal contexts together."""
         order = sorted(range(len(requests)), key=lambda i: _order_key(requests[i]))
         named = [(self._key(kind, requests[i][0]), requests[i]) for i in order]
 
@@ -265,7 +265,7 @@ class LitMossLM(TemplateLM):
         return [by_place[i] for i in range(len(requests))]
 
     def _key(self, kind: str, request: Instance) -> str:
-        """Name of a request: its task and document, and a hash of what is asked."""
+        """Name of a request: its task and document, and a hash of its content."""
         asked = json.dumps([kind, list(request.args)], sort_keys=True, default=str)
         digest = hashlib.sha256(asked.encode("utf-8", "backslashreplace")).hexdigest()[:16]
         name = f"{request.task_name}/{request.doc_id}/{request.idx}/{digest}"
@@ -274,13 +274,13 @@ class LitMossLM(TemplateLM):
 
 
 class _Words(GenerationState):
-    """Generation of words alone.
+    """Generation restricted to words.
 
     Args:
         lm: The model.
-        prompts: Prompts.
-        sampling: How words are drawn.
-        allowed_V: bool (V,), ids that may come.
+        prompts: Rows of the prompts.
+        sampling: Sampling options.
+        allowed_V: bool (V,), True for ids that may be generated.
     """
 
     def __init__(
@@ -290,7 +290,7 @@ class _Words(GenerationState):
         self._barred_V, self._is_greedy = ~allowed_V, sampling.temperature == 0
 
     def draw(self, prompts: Sequence[list[int]], count: int, seeds: Sequence[int]) -> None:
-        """Draws the numbers that sampling needs, those of each prompt by a seed of its own."""
+        """Draws the random numbers for sampling, with a separate seed per prompt."""
         if not self._is_greedy:
             own = [
                 draws([prompt], count, torch.Generator().manual_seed(seed))
@@ -304,7 +304,7 @@ class _Words(GenerationState):
 
 
 def words_of(lm: SplitLM, tokenizer: Any) -> Tensor:
-    """bool (V,) over the text head: True for ids of words, not for those of speech and for filler.
+    """bool (V,) over the text head: True for ids of words, False for ids of speech and padding.
 
     Args:
         lm: The model.
@@ -323,7 +323,7 @@ def _order_key(request: Request) -> tuple[int, tuple[int, ...]]:
 
 
 def _positions(requests: Sequence[Instance], group: Sequence[Request]) -> list[int]:
-    """Places of a group's requests among all."""
+    """Indices of a group's requests among all requests."""
     wanted = {id(request) for request, _, _ in group}
     return [number for number, request in enumerate(requests) if id(request) in wanted]
 

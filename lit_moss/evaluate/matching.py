@@ -1,19 +1,21 @@
-"""Whether a reply holds one of the reference answers: rules without a model.
+"""Rules, without a model, for whether a reply contains one of the reference answers.
 
 | rule | what is compared |
 |---|---|
-| `match_raw` | UltraEval-Audio's `qa-exist-match`: an answer's lower-case tokens are a run of the reply's |
-| `match_norm` | the same on normalised text, with words joined or apart: U.S. = US, well-known = wellknown |
+| `match_raw` | UltraEval-Audio's `qa-exist-match`: the lower-case tokens of an answer occur consecutively in
+the reply |
+| `match_norm` | as above on normalised text, ignoring spaces between words: U.S. = US, well-known = wellknown
+|
 
-`match_raw` knows no numbers and no abbreviations: "3" is not in "three". `match_norm` normalises reply and
-answers alike. English: Whisper's English normaliser, then its basic one (numbers as digits, spelling,
-titles); before it, typographic quotes, `&`, `O'`, possessives and Roman numerals, and the text in a reply's
-brackets is kept; after it, no `the`, nor a leading `a` or `an` of an answer. In answers of several words
-ordinals equal cardinals (March 3rd = March 3, Henry VIII = Henry the Eighth). Chinese: NFKC, simplified
-characters, numbers as digits, lower case, no punctuation; characters are the words. Answers that hold nothing
-are left out: an empty one would be in every reply.
+`match_raw` does not handle numbers and abbreviations: "3" is not in "three". `match_norm` normalises reply
+and answers alike. English: Whisper's English normaliser, then its basic one (numbers as digits, spelling,
+titles). Before it, typographic quotes, `&`, `O'`, possessives and Roman numerals are converted, and brackets
+in a reply are removed, but not their content; after it, `the` and a leading `a` or `an` of an answer are
+removed. In answers of several words, ordinals equal cardinals (March 3rd = March 3, Henry VIII = Henry the
+Eighth). Chinese: NFKC, simplified characters, numbers as digits, lower case, no punctuation; characters are
+the words. Answers without content are ignored: an empty answer would be in every reply.
 
-The normalisers come with the extra `evaluate`.
+The normalisers need the extra `evaluate`.
 Sources: github.com/OpenBMB/UltraEval-Audio; the normalisers of arXiv:2212.04356, appendix C.
 """
 
@@ -38,12 +40,12 @@ _PLAIN = str.maketrans(
 )
 _BRACKETED = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")
 _HAN_CHARACTER = re.compile(f"[{HAN}]")
-# Contractions, which Whisper's normaliser writes out; any other 's is a possessive, or part of a name.
+# Contractions, which Whisper's normaliser expands; any other 's is a possessive, or part of a name.
 _POSSESSIVE = re.compile(r"\b(?!(?:it|he|she|that|what|there|who|where|how|here|let)'s\b)(\w+)'s\b", re.I)
 _ROMAN = re.compile(r"\b[IVX]{2,}\b")  # single letters are initials and pronouns
 _ORDINAL = re.compile(r"(\d+)(?:st|nd|rd|th)")
 _ARTICLES = ("a", "an")
-# No comma inside a number: 1,000; one thousand, two hundred.
+# No comma within a number: 1,000; one thousand, two hundred.
 _CLAUSE_END = re.compile(
     r"[;!?]|:(?!\d)|\.(?!\d)|(?<!thousand)(?<!million)(?<!billion)(?<!trillion),(?!\d{3}(?!\d))"
 )
@@ -51,11 +53,11 @@ _UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10**4, "亿": 10**8}
 _DIGITS = {digit: str(number) for number, digit in enumerate("一二三四五六七八九", start=1)} | {"两": "2"}
 _DIGIT = f"[{''.join(_DIGITS)}]"
 _TERM = re.compile(rf"(\d+(?:\.\d+)?|{_DIGIT})\s*([十百千万亿]+)")
-# 十, 百 and 千 alone follow one digit: 12千瓦 is 12 kilowatts.
+# A single 十, 百 or 千 follows one digit: 12千瓦 is 12 kilowatts.
 _ONE_TERM = (
     rf"(?:(?:\d+(?:\.\d+)?|{_DIGIT})\s*[十百千]?[万亿]+|(?:(?<![\d.])\d(?:\.\d+)?|{_DIGIT})\s*[十百千])"
 )
-# The last number has no unit, unless it belongs to what follows.
+# The last number has no unit, unless it belongs to the following text.
 _MIXED = re.compile(rf"{_ONE_TERM}(?:\s*零?\s*{_ONE_TERM})*(?:(零?)(\d+)(?!\.?\d|[\d.]*\s*[十百千万亿]))?")
 
 
@@ -63,11 +65,11 @@ _MIXED = re.compile(rf"{_ONE_TERM}(?:\s*零?\s*{_ONE_TERM})*(?:(零?)(\d+)(?!\.?
 
 
 def match_raw(reply: str, answers: Iterable[str], lang: str = "en") -> bool:
-    """Whether the tokens of one of the answers are a contiguous run of the reply's.
+    """Whether the tokens of one of the answers occur consecutively in the reply.
 
     Args:
-        reply: What the model wrote, or what was understood of its speech.
-        answers: Reference answers; one is enough.
+        reply: Text of the model, or transcript of its speech.
+        answers: Reference answers; one match is sufficient.
         lang: Language of the question, ISO 639-1. In Chinese every character is a token.
     """
     tokens = raw_tokens(reply, lang)
@@ -76,7 +78,7 @@ def match_raw(reply: str, answers: Iterable[str], lang: str = "en") -> bool:
 
 
 def match_norm(reply: str, answers: Iterable[str], lang: str = "en") -> bool:
-    """Whether one of the answers is in the reply after normalisation; arguments as of `match_raw`.
+    """Whether one of the answers is in the reply after normalisation; arguments as in `match_raw`.
 
     Raises:
         UserError: if the normalisers are not installed.
@@ -85,14 +87,14 @@ def match_norm(reply: str, answers: Iterable[str], lang: str = "en") -> bool:
 
 
 def word_errors(reference: str, hypothesis: str, lang: str = "en") -> tuple[int, int]:
-    """Errors (substitutions, deletions, insertions) and words of the reference, both normalised as by
-    `match_norm` but with their articles; characters in Chinese."""
+    """Number of errors (substitutions, deletions, insertions) and of reference words, both normalised as in
+    `match_norm` but with articles; for Chinese, of characters."""
     expected, recognised = norm_tokens(reference, lang), norm_tokens(hypothesis, lang)
     return edit_distance(expected, recognised), len(expected)
 
 
 def is_answerable(answers: Iterable[str], lang: str = "en") -> bool:
-    """Whether one of the answers holds a token, so that a reply can be right."""
+    """Whether one of the answers contains a token, so that a reply can be right."""
     return any(raw_tokens(answer, lang) for answer in answers)
 
 
@@ -100,7 +102,7 @@ def is_answerable(answers: Iterable[str], lang: str = "en") -> bool:
 
 
 def raw_tokens(text: str, lang: str = "en") -> list[str]:
-    """Lower-case runs of letters, digits and marks, and single other visible characters, after NFD."""
+    """Lower-case sequences of letters, digits and marks, and other single visible characters, after NFD."""
     tokens: list[str] = []
     is_open = False
     for character in unicodedata.normalize("NFD", text).lower():
@@ -120,7 +122,7 @@ def raw_tokens(text: str, lang: str = "en") -> list[str]:
 
 
 def norm_tokens(text: str, lang: str = "en") -> list[str]:
-    """Normalised words; in Chinese characters, numbers and Latin words."""
+    """Normalised words; for Chinese characters, numbers and Latin words."""
     return list(_chinese(text) if lang == "zh" else _words(text, lang))
 
 
@@ -136,7 +138,7 @@ def _is_said(answer: str, reply: str, lang: str) -> bool:
         wanted, tokens = list(_chinese(answer)), list(_chinese(reply))
         return bool(wanted) and _is_joined_run(wanted, tokens)
     wanted = _wanted(answer, lang)
-    if not wanted:  # the normaliser drops all of it, such as a lone "um"
+    if not wanted:  # the normaliser removes everything, such as a lone "um"
         return match_raw(reply, [answer], lang)
     tokens = list(_words(reply, lang))
     if "the" not in wanted:
@@ -147,7 +149,7 @@ def _is_said(answer: str, reply: str, lang: str) -> bool:
 
 
 def _wanted(answer: str, lang: str) -> list[str]:
-    """Words of an answer without its articles, unless it is nothing but articles."""
+    """Words of an answer without articles, unless it consists of articles only."""
     words = list(_words(_BRACKETED.sub(" ", answer), lang)) or list(_words(answer, lang))
     wanted = [word for word in words if word != "the"]
     if len(wanted) > 1 and wanted[0] in _ARTICLES:
@@ -156,18 +158,18 @@ def _wanted(answer: str, lang: str) -> list[str]:
 
 
 def _cardinals(tokens: Sequence[str]) -> list[str]:
-    """The tokens with ordinals as cardinals; Whisper's normaliser writes 1 as "one"."""
+    """Replaces ordinals by cardinals; Whisper's normaliser writes 1 as "one"."""
     numbers = (match[1] if (match := _ORDINAL.fullmatch(token)) else token for token in tokens)
     return ["1" if token == "one" else token for token in numbers]
 
 
 def _is_joined_run(wanted: Sequence[str], tokens: Sequence[str]) -> bool:
-    """Whether the characters of `wanted` are those of a run of whole tokens, wherever either has its spaces.
+    """Whether the characters of `wanted` equal those of consecutive whole tokens, ignoring spaces.
 
-    Two numbers beside each other stay two: 2 1 is not 21.
+    Two adjacent numbers are not joined: 2 1 is not 21.
     """
     target = _joined(wanted)
-    if target not in _joined(tokens):  # most answers: spares the search
+    if target not in _joined(tokens):  # false for most answers: avoids the search
         return False
     for start in range(len(tokens)):
         text = ""
@@ -187,19 +189,19 @@ def _joined(tokens: Iterable[str]) -> str:
 # --- English, and other languages with spaces ---------------------------------------------------------------
 
 
-@lru_cache(maxsize=2**17)  # TriviaQA has some 20 answers a question, at 1 ms each
+@lru_cache(maxsize=2**17)  # TriviaQA has some 20 answers per question, at 1 ms each
 def _words(text: str, lang: str) -> tuple[str, ...]:
     english, basic = _normalisers()
     text = unicodedata.normalize("NFKC", text.translate(_PLAIN))
     if lang == "en":
         text = text.replace("&", " and ")
         text = re.sub(r"\bMt\b\.?", "Mount", text)
-        text = re.sub(r"\b([Oo])'(?=\w)", r"\1", text)  # else O'Neil becomes "0 neil"
+        text = re.sub(r"\b([Oo])'(?=\w)", r"\1", text)  # otherwise O'Neil becomes "0 neil"
         text = _POSSESSIVE.sub(r"\1 s", text)
         text = _ROMAN.sub(lambda match: str(roman(match[0]) or match[0]), text)
-        text = re.sub(r"\boh,", " ", text, flags=re.I)  # else a zero
-        # Whisper drops what is in brackets, where replies in text often have their answer. It joins numbers
-        # over commas (1984, fifty men -> 198450 men): clause by clause.
+        text = re.sub(r"\boh,", " ", text, flags=re.I)  # otherwise a zero
+        # Whisper's normaliser removes text in brackets, where text replies often have their answer. It joins
+        # numbers across commas (1984, fifty men -> 198450 men), so clauses are normalised one by one.
         clauses = _CLAUSE_END.split(re.sub(r"[()\[\]<>]", " ", text))
         text = " ".join(english(clause) for clause in clauses)
     return tuple(basic(text).split())
@@ -224,8 +226,10 @@ def _chinese(text: str) -> tuple[str, ...]:
     text = simplified(unicodedata.normalize("NFKC", text.translate(_PLAIN))).lower().replace("〇", "零")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = _MIXED.sub(_added, text)
-    text = re.sub(rf"(点[零{''.join(_DIGITS)}]+)(?=[百千]?[万亿])", r"\1 ", text)  # cn2an knows no 一点五亿
-    with warnings.catch_warnings():  # it warns of every 万 that is no number
+    text = re.sub(
+        rf"(点[零{''.join(_DIGITS)}]+)(?=[百千]?[万亿])", r"\1 ", text
+    )  # cn2an does not support 一点五亿
+    with warnings.catch_warnings():  # it warns of every 万 that is not a number
         warnings.simplefilter("ignore")
         text = to_digits(text, "cn2an")
     text = _MIXED.sub(_added, text)
@@ -233,15 +237,15 @@ def _chinese(text: str) -> tuple[str, ...]:
 
 
 def _added(match: re.Match[str]) -> str:
-    """1.3亿 -> 130000000, 3亿5000万 -> 350000000, 1万5 -> 15000; numbers that make no sum stay apart.
+    """1.3亿 -> 130000000, 3亿5000万 -> 350000000, 1万5 -> 15000; numbers without a sum stay separate.
 
-    Numerals without digits are left to cn2an.
+    Numerals without digits are handled by cn2an.
     """
     if not re.search(r"\d", match[0]):
         return match[0]
     apart: list[Decimal] = []
-    total = section = Decimal(0)  # up to the last 万 or 亿, and since then
-    least: float = inf  # unit that the next number of the section is below
+    total = section = Decimal(0)  # up to the last 万 or 亿, and after it
+    least: float = inf  # unit that the next number of the section must be below
     scale: float = inf  # the last 万 or 亿
     is_sum, unit = True, 1
     for number, units in _TERM.findall(match[0]):

@@ -1,19 +1,19 @@
-"""How much each side loses when the same questions are asked and answered in text and in speech.
+"""Measures the accuracy lost when questions are asked and answered in speech instead of text.
 
-    input gap    text-text - speech-text        what listening costs
-    output gap   speech-text - speech-speech    what speaking costs
+    input gap    text-text - speech-text        loss by listening
+    output gap   speech-text - speech-speech    loss by speaking
     total        text-text - speech-speech
 
-In points of match_norm, on the same questions, with 95 % intervals (paired bootstrap) and McNemar's exact p.
-Beside the model stand its parts alone, so that a gap can be laid at their door:
+Gaps are in percentage points of match_norm, on the same questions, with 95 % intervals (paired bootstrap) and
+McNemar's exact p. The parts around the model are also measured separately, to attribute a gap to them:
 
-    question ─ ASR                                          word errors of its sound
-    question ─ codes ─ decoder ─ ASR                        what tokenizer and decoder lose
-    answer ─ voice ─ ASR                                    what the recogniser loses
-    answer ─ voice ─ codes ─ decoder ─ ASR                  the ceiling of spoken replies
-    question ─ ASR ─ text-text                              a cascade at the input
-    question ─ codes ─ decoder ─ ASR ─ text-text            the same on what codes keep of the question
-    question ─ text-text ─ voice ─ codes ─ decoder ─ ASR    a cascade at the output
+    question ─ ASR                                          word errors of the question's audio
+    question ─ codes ─ decoder ─ ASR                        loss by tokenizer and decoder
+    answer ─ voice ─ ASR                                    loss by the recogniser
+    answer ─ voice ─ codes ─ decoder ─ ASR                  upper bound for spoken replies
+    question ─ ASR ─ text-text                              cascade at the input
+    question ─ codes ─ decoder ─ ASR ─ text-text            as above, after tokenizer and decoder
+    question ─ text-text ─ voice ─ codes ─ decoder ─ ASR    cascade at the output
 """
 
 import math
@@ -33,7 +33,7 @@ from lit_moss.evaluate.spoken_qa import Row
 from lit_moss.evaluate.statistics import bootstrap_interval, mcnemar
 from lit_moss.prepare.voice_protocol import CannotSay
 
-# Name -> better side, worse side; names of sides are columns of `_rights`.
+# Name -> better side, worse side; the names of sides are columns of `_rights`.
 GAPS = {
     "input gap": ("text-text", "speech-text"),
     "output gap": ("speech-text", "speech-speech"),
@@ -52,7 +52,7 @@ class Config(QuestionOptions):
     """Options of `evaluate modality_gap`.
 
     Args:
-        parts: Whether the parts are measured alone, and the cascades.
+        parts: Measure the parts separately, and the cascades.
         name: MLflow experiment, and folder below `run_root`.
     """
 
@@ -60,16 +60,16 @@ class Config(QuestionOptions):
     name: str = "modality_gap"
 
     def of_qa(self) -> spoken_qa.Config:
-        """The same as options of `spoken_qa`, in all four pairs."""
+        """The corresponding options of `spoken_qa`, with all four pairs."""
         same = {key: value for key, value in vars(self).items() if key not in ("parts", "again")}
         return spoken_qa.Config(**same, pairs=list(PAIRS), asr_of_questions=self.parts)
 
 
 def run(config: Config) -> dict[str, float]:
-    """Asks all questions in all four pairs; returns and writes scores, gaps and what the parts lose.
+    """Asks all questions in all four pairs; returns and writes scores, gaps and the losses of the parts.
 
     Raises:
-        UserError: for a model, codec, list or recogniser that cannot be used.
+        UserError: if the model, codec, a list or the recogniser cannot be used.
     """
     questions = read_questions(config.questions, config.limit, config.lang)
     with Evaluation("modality_gap", config, config.sources, config.again) as evaluation:
@@ -98,7 +98,7 @@ def measure_parts(
     rows: Sequence[Row],
     config: Config,
 ) -> list[Row]:
-    """A row for each question with what its sound, its codes, its answer and the cascades give."""
+    """A row per question with the results of its audio, its codes, its answer, and the cascades."""
     speech_rows = {row["id"]: row for row in rows if row["pair"] == "speech-text"}
     text_rows = {row["id"]: row for row in rows if row["pair"] == "text-text"}
     codes = answerer.encoded(answerer.sounds_of(questions))
@@ -148,7 +148,7 @@ def add_cascade(
     column: str,
     batch_size: int,
 ) -> None:
-    """Adds the reply in text to what a recogniser understood of each question, and whether it is right."""
+    """Adds the text reply to the recogniser's transcript of each question, and whether it is right."""
     heard = [
         replace(question, question=row[column] or "") for question, row in zip(questions, parts, strict=True)
     ]
@@ -161,7 +161,7 @@ def add_cascade(
 
 
 def _resynthesised(answerer: Answerer, question: Question, codes: list[int] | str) -> Result:
-    """What is understood of a question's codes, decoded."""
+    """Transcript of a question's decoded codes."""
     if isinstance(codes, str):
         return {FAILED: codes}
     assert answerer.ears is not None
@@ -169,7 +169,7 @@ def _resynthesised(answerer: Answerer, question: Question, codes: list[int] | st
 
 
 def _spoken(answerer: Answerer, question: Question, text: str) -> Result:
-    """What is understood of a text as a voice says it (`spoken`), and of its codes (`codec`)."""
+    """Transcript of a text spoken by a voice (`spoken`), and of its decoded codes (`codec`)."""
     assert answerer.ears is not None
     if not text.strip():
         return {"spoken": "", "codec": ""}
@@ -212,14 +212,14 @@ def rights_of(
 
 @dataclass(frozen=True)
 class Gap:
-    """A difference of two sides on the same questions, in points.
+    """Paired difference of two sides on the same questions, in percentage points.
 
     Args:
-        n: Questions.
+        n: Number of questions.
         points: Better side minus worse side, -100 to 100.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        p: Of McNemar's test.
+        low: Lower bound of the 95 % interval.
+        high: Upper bound of the 95 % interval.
+        p: p-value of McNemar's test.
     """
 
     n: int
@@ -237,7 +237,7 @@ def gap(better: Sequence[bool], worse: Sequence[bool]) -> Gap:
 
 
 def gaps_of(questions: Sequence[Question], rights: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, Gap]]:
-    """Part ("all", and each group, language, list and voice where there are several) -> name -> gap."""
+    """Part ("all", and each group, language, list and voice if there are several) -> name -> gap."""
     as_rows = [
         {"place": i, "source": q.source, "group": q.group, "lang": q.lang, "voice": q.voice}
         for i, q in enumerate(questions)
@@ -256,7 +256,7 @@ def gaps_of(questions: Sequence[Question], rights: Mapping[str, Sequence[bool]])
 def metrics_of(
     found: Mapping[str, Mapping[str, Gap]], parts: Sequence[Row], rights: Mapping[str, Sequence[bool]]
 ) -> dict[str, float]:
-    """`gap/NAME` in points with `_low`, `_high` and `_p`, and what the parts lose."""
+    """`gap/NAME` in percentage points with `_low`, `_high` and `_p`, and the losses of the parts."""
     metrics: dict[str, float] = {}
     for part, gaps in found.items():
         start = "gap" if part == "all" else f"gap/{part}"
@@ -270,7 +270,7 @@ def metrics_of(
 
 
 def part_errors(parts: Sequence[Row]) -> dict[str, float]:
-    """Word errors of questions as they are, and through tokenizer and decoder."""
+    """Word errors of the questions' audio, directly and through tokenizer and decoder."""
     found = {}
     for name, head in (("heard", "wer of question"), ("heard_codec", "wer of codes of question")):
         words = sum(row.get(f"{name}_words") or 0 for row in parts)
@@ -290,7 +290,7 @@ def report(
     rights: Mapping[str, Sequence[bool]],
     found: Mapping[str, Mapping[str, Gap]],
 ) -> str:
-    """Markdown: scores of the pairs, gaps, and what the parts lose."""
+    """Markdown: scores of the pairs, gaps, and losses of the parts."""
     lines = [f"# Modality gap: {config.model}", "", *spoken_qa.settings(config.of_qa(), answerer), ""]
     lines += ["## Scores", "", spoken_qa.score_table(spoken_qa.by_pair(rows)), "## Gaps in points", ""]
     for part, gaps in found.items():
@@ -331,7 +331,7 @@ def _part_lines(parts: Sequence[Row], rights: Mapping[str, Sequence[bool]]) -> l
 
 
 def picture(rights: Mapping[str, Sequence[bool]]) -> Any:
-    """Bars of all sides with their 95 % intervals."""
+    """Bars of all sides with 95 % intervals."""
     import matplotlib.pyplot as plt
 
     names = list(rights)

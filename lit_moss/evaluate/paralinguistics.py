@@ -1,24 +1,24 @@
-"""What of a voice survives the codec besides words: pitch, energy, pauses, rate, speaker, emotion.
+"""Measures what a codec preserves of a voice besides words: pitch, energy, pauses, rate, speaker, emotion.
 
-A resynthesis has the timing of its original, so the two are compared frame by frame:
+A resynthesis has the same timing as the original, so the two are compared frame by frame:
 
-    f0_correlation, f0_rmse_semitones   of log-F0 (WORLD's harvest) over frames voiced in both, octave errors
-                                        left out
-    octave_error    share of those frames more than half an octave apart
-    voicing_error   share of all frames voiced on one side alone
-    common_voiced   frames voiced in both over frames voiced in either
+    f0_correlation, f0_rmse_semitones   of log-F0 (WORLD's harvest) over frames voiced in both, without octave
+                                        errors
+    octave_error    fraction of those frames more than half an octave apart
+    voicing_error   fraction of all frames that are voiced in only one
+    common_voiced   frames voiced in both / frames voiced in either
     energy_correlation, level_db        of the root mean square of 25 ms in dB (floor -60): correlation, and
-                                        how much louder the copy is
-    duration_ratio  length over the original's; of a copy that is cut off the rest is compared
-    pause_iou       overlap over union of the pauses (silero-vad), over clips with any
-    pause_count_ratio, pause_sec_ratio  of all clips together, over the original's
+                                        level of the copy relative to the original
+    duration_ratio  length / original length; of a truncated copy, the existing part is compared
+    pause_iou       overlap over union of the pauses (silero-vad), over clips with pauses
+    pause_count_ratio, pause_sec_ratio  over all clips, relative to the originals
     rate            words (Chinese: characters) per second of speech without pauses
-    rate_ratio, rate_spearman           over the original's; rank correlation over clips
+    rate_ratio, rate_spearman           relative to the original; rank correlation over clips
     similarity      cosine of speaker vectors
-    emotion_same    share of clips with the original's label, where a classifier is given
+    emotion_same    fraction of clips with the original's label, if a classifier is given
 
-Rungs are those of `evaluate resynthesis`; `files` are copies made elsewhere. Without a judge, both sides have
-the transcript's words, and rates differ by the pauses alone.
+The rungs (levels of resynthesis) are those of `evaluate resynthesis`; `files` are copies made elsewhere.
+Without a judge, the transcript's words are used for both sides, and rates differ only by the pauses.
 """
 
 from collections.abc import Sequence
@@ -54,25 +54,29 @@ class Config:
 
     Args:
         clips: A manifest, or a Seed-TTS-Eval list.
-        codec: Decoder: runs/NAME, a checkpoint, a folder in the released layout; null judges `files` alone.
-        files: Folder with a CLIP.wav for each clip, made by any codec; null for none.
-        log_mel: Features of the codec's speech tokenizer, causal or whisper; null takes what it states.
-        vocoder: Vocoder in the place of the codec's own: griffin-lim, runs/vocoder, a folder, a file hift.pt.
-        rungs: Some of vocoder, codec, stream, files.
-        voice_prompt: `list` uses each clip's own prompt from the list, `none` only the clip's speaker vector;
-            a sound file is used for all clips.
-        judge: Speech recogniser whose words make the speaking rate; null takes the transcript for both sides.
-        speaker: Speaker encoder for the similarity; null leaves it out.
-        emotion: Classifier of emotion: emotion2vec_plus_large (needs funasr), or package.module:function;
-            null leaves it out.
-        f0_floor_hz: Lowest pitch that is looked for.
-        f0_ceil_hz: Highest pitch that is looked for.
-        language: Language of the clips, en or zh.
-        limit: How many clips, from the first; null uses all.
+        codec: Decoder: runs/NAME, a checkpoint, a folder in the released layout. null: only `files` are
+            evaluated.
+        files: Folder with a file CLIP.wav for each clip, made by any codec. null: none.
+        log_mel: Features of the codec's speech tokenizer: causal or whisper. null: as stated by the
+            tokenizer.
+        vocoder: Vocoder to use instead of the codec's own: griffin-lim, runs/vocoder, a folder, a file
+            hift.pt.
+        rungs: Levels of resynthesis to evaluate: some of vocoder, codec, stream, files.
+        voice_prompt: `list`: each clip's own prompt from the list; `none`: only the clip's speaker vector; a
+            sound file: the same prompt for all clips.
+        judge: Speech recogniser that counts words for the speaking rate. null: the transcript is used for
+            both sides.
+        speaker: Speaker encoder for the similarity. null: not computed.
+        emotion: Emotion classifier: emotion2vec_plus_large (needs funasr), or package.module:function. null:
+            none.
+        f0_floor_hz: Minimum pitch to search for, in Hz.
+        f0_ceil_hz: Maximum pitch to search for, in Hz.
+        language: Language of the clips: en or zh.
+        limit: Number of clips, from the first. null: all.
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
         run_root: Folder of all runs' files.
-        again: Whether to start over where results exist.
+        again: Start over if results exist.
     """
 
     clips: str
@@ -114,12 +118,12 @@ class Config:
 
 @dataclass(frozen=True)
 class Voice:
-    """What is measured of one wave.
+    """Measurements of one wave.
 
     Args:
-        f0_F: Pitch in Hz, 0 where unvoiced, see `prosody.f0_hz`.
+        f0_F: Pitch in Hz, 0 if unvoiced, see `prosody.f0_hz`.
         energy_F: Energy in dB, see `prosody.energy_db`.
-        timing: Where there is speech.
+        timing: Stretches of speech.
         rate: Words or characters per second of speech; None without words or speech.
         vector_S: Speaker vector.
         emotion: Label of the classifier.
@@ -135,7 +139,7 @@ class Voice:
 
 @dataclass
 class Measures:
-    """What measures waves; None for what is left out."""
+    """Functions that measure waves; None for measures that are disabled."""
 
     config: Config
     recogniser: judges.SpeechRecogniser | None
@@ -143,7 +147,7 @@ class Measures:
     emotion: EmotionClassifier | None
 
     def voice(self, wave16_T: Tensor, text: str) -> Voice:
-        """Measures of samples at 16 kHz with a transcript."""
+        """Measurements of samples at 16 kHz with a transcript."""
         config, timing = self.config, prosody.timing(wave16_T)
         if self.recogniser is not None:
             text = self.recogniser(wave16_T, config.language)
@@ -159,7 +163,7 @@ class Measures:
 
 
 def compare(original: Voice, other: Voice) -> dict[str, Any]:
-    """Columns of a copy."""
+    """Columns that compare a copy with its original."""
     pitch = prosody.compare_pitch(original.f0_F, other.f0_F)
     correlation, level_db = prosody.compare_energy(original.energy_F, other.energy_F)
     common_sec, either_sec = prosody.pause_overlap(original.timing, other.timing)
@@ -193,7 +197,7 @@ def run(config: Config) -> dict[str, float]:
     """Compares all clips with their copies; returns and writes the means, named `RUNG/MEASURE`.
 
     Raises:
-        UserError: for clips, a codec or a judge that cannot be opened, and where no clip can be read.
+        UserError: if the clips, the codec or a judge cannot be opened, or no clip can be read.
     """
     clips = read_clips(config.clips, config.limit)
     voice = None if config.voice_prompt in ("list", "none") else config.voice_prompt
@@ -248,7 +252,7 @@ def result_of(clip: Clip, codec: Codec | None, measures: Measures) -> Result:
             if rung == "files":
                 copy_T = io.read(Path(config.files or "") / f"{clip.id}.wav", rates.TOKENIZER_RATE_HZ)
             else:
-                assert codec is not None  # checked by Config
+                assert codec is not None  # ensured by Config
                 prompt = voice_of(prompt_wave(clip, config.voice_prompt), wave_T, codec)
                 copy_T = at_16khz(resynthesize(rung, wave_T, codes_N, codec, prompt).wave_T)
             copy = measures.voice(copy_T, clip.text)
@@ -259,7 +263,7 @@ def result_of(clip: Clip, codec: Codec | None, measures: Measures) -> Result:
 
 
 def _rows(clip: Clip, result: Result, config: Config) -> list[dict[str, Any]]:
-    """A row for each rung; a clip that failed has lost its emotion, and no other measure."""
+    """One row per rung; a failed clip counts as a lost emotion, and is ignored in other measures."""
     if FAILED not in result:
         return result["rows"]
     lost = {"emotion_same": 0} if config.emotion else {}
@@ -267,7 +271,7 @@ def _rows(clip: Clip, result: Result, config: Config) -> list[dict[str, Any]]:
 
 
 def means(rows: Sequence[dict[str, Any]], rungs: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Rung -> mean of each measure over the clips that have it; ratios of pauses are of all clips at once."""
+    """Rung -> mean of each measure over the clips that have it; ratios of pauses are over all clips."""
     found: dict[str, dict[str, float]] = {}
     for rung in rungs:
         own = [row for row in rows if row["rung"] == rung]
@@ -294,7 +298,7 @@ def report(
     clips: int,
     unread: list[str],
 ) -> str:
-    """Markdown: a line for each measure with the means of each rung and their 95 % half-width."""
+    """Markdown: a line per measure with the means of each rung and their 95 % half-widths."""
     names = (*MEASURES, "pause_count_ratio", "pause_sec_ratio", "rate_spearman", "emotion_same")
     names = [name for name in names if any(name in values for values in found.values())]
     table = []
@@ -319,7 +323,7 @@ def _measured(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
 
 
 def _cell(value: float, measured: Sequence[float], name: str) -> str:
-    """A mean and its 95 % interval: Wilson's for shares of clips, 1.96 standard errors for means."""
+    """A mean with its 95 % interval: Wilson's for fractions of clips, 1.96 standard errors for means."""
     n = len(measured)
     if name == "emotion_same":
         low, high = wilson(sum(measured), n)

@@ -1,16 +1,16 @@
-"""Codes of utterances for `evaluate tokenizer_probe`, by name.
+"""Opens the codes of utterances for `evaluate tokenizer_probe` by name.
 
     embedded:whisper-tiny-kmeans, runs/NAME, …   a speech tokenizer, see `lit_moss.hub.open_tokenizer`
     FILE.jsonl                                   codes of any codec, in a file
-    shuffled:NAME                                a control: each utterance has the codes of another one
+    shuffled:NAME                                control: each utterance gets the codes of another one
 
-The first line of a file says what its codes are, each other line holds those of an utterance:
+The first line of a file describes its codes; each further line contains those of an utterance:
 
     {"frame_rate_hz": 50, "num_codes": 500}
     {"id": "LJ001-0001", "codes": [3, 141, …]}
 
-`id` is an utterance's name (its sound file's without suffix) or the path of its file; `tokenize` writes
-`audio_filepath` instead. Codes of several codebooks have to be interleaved into one list, with disjoint
+`id` is the name of an utterance (of its sound file, without suffix) or the path of its file; `tokenize`
+writes `audio_filepath` instead. Codes of several codebooks must be interleaved into one list, with disjoint
 numbers; `frame_rate_hz` is then that of the list.
 """
 
@@ -35,11 +35,11 @@ SHUFFLED = "shuffled:"
 
 @dataclass(frozen=True)
 class CodeSource:
-    """Where codes come from.
+    """Source of codes.
 
     Args:
-        name: See the module.
-        num_codes: Codes are 0 to `num_codes` - 1.
+        name: Name of the codes, see the module docstring.
+        num_codes: Number of codes; they are 0 to `num_codes` - 1.
         frame_rate_hz: Codes per second of speech.
         shuffled: Whether utterances exchange their codes.
     """
@@ -53,15 +53,15 @@ class CodeSource:
 
     @property
     def bits_per_second(self) -> float:
-        """Rate of codes that are equally frequent: log2(num_codes) times the frame rate."""
+        """Bit rate for equally frequent codes: log2(num_codes) times the frame rate."""
         return math.log2(self.num_codes) * self.frame_rate_hz
 
     def codes(self, utterances: Sequence[Utterance], seed: int = 0) -> list[list[int]]:
-        """Codes of each utterance; [] for one that cannot be read, or that the file lacks.
+        """Codes of each utterance; [] if it is unreadable or missing in the file.
 
         Args:
-            utterances: A list whose utterances exchange their codes among one another, if `shuffled`.
-            seed: Of that exchange.
+            utterances: Utterances; if `shuffled`, they exchange their codes within this list.
+            seed: Seed of the exchange.
         """
         if self._tokenizer is None:
             found = [self._of_file.get(u.key) or self._of_file.get(u.id) or [] for u in utterances]
@@ -72,14 +72,14 @@ class CodeSource:
 
 
 def open_codes(name: str, log_mel: str | None = None) -> CodeSource:
-    """Codes by name.
+    """Opens codes by name.
 
     Args:
-        name: See the module.
+        name: Name of the codes, see the module docstring.
         log_mel: Features of a speech tokenizer, see `open_tokenizer`.
 
     Raises:
-        UserError: if there is no such tokenizer or file, or the file is not as the module says.
+        UserError: if the tokenizer or file does not exist, or the file has another format.
     """
     plain = name.removeprefix(SHUFFLED)
     shuffled = plain != name
@@ -92,9 +92,9 @@ def open_codes(name: str, log_mel: str | None = None) -> CodeSource:
 
 
 def exchanged(codes: Sequence[list[int]], seed: int) -> list[list[int]]:
-    """Codes moved to another utterance, along one random cycle: none keeps its own.
+    """Moves codes to another utterance, along one random cycle: no utterance keeps its own.
 
-    Empty ones stay where they are. A single utterance has no other, and loses its codes.
+    Empty ones stay in place. A single utterance loses its codes.
     """
     places = [i for i, own in enumerate(codes) if own]
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -107,7 +107,7 @@ def exchanged(codes: Sequence[list[int]], seed: int) -> list[list[int]]:
 
 
 def entropy_bits(codes: Sequence[Sequence[int]]) -> float:
-    """Entropy of the codes' frequencies, in bits a code; log2(num_codes) where all are equally frequent."""
+    """Entropy of the code frequencies in bits per code; log2(num_codes) if all are equally frequent."""
     counts = Counter(code for own in codes for code in own)
     total = counts.total()
     return -sum(n / total * math.log2(n / total) for n in counts.values()) if total else 0.0

@@ -1,14 +1,14 @@
-"""Training of the language model of `evaluate tokenizer_probe`: codes in, text out.
+"""Trains the language model of `evaluate tokenizer_probe`: codes in, text out.
 
-    document    sosp c_1 … c_n eosp  w_1 … w_m end       loss on w_1 … w_m and end alone
-    ctc         the states at c_1 … c_n say w_1 … w_m    an auxiliary loss, if asked for; recognises nothing
+    document    sosp c_1 … c_n eosp  w_1 … w_m end       loss only on w_1 … w_m and end
+    ctc         the states at c_1 … c_n predict w_1 … w_m    optional auxiliary loss, not used for recognition
 
-A small loop of its own rather than `fit`: codes come from a file where no speech tokenizer exists, every
-evaluation is a decoding of the dev list, whose lowest word error decides which weights are kept, and a probe
-leaves no model behind that a run's folder would have to describe.
+This is a separate small loop instead of `fit`, because codes may come from a file without a speech tokenizer,
+every evaluation decodes the dev list (the lowest word error selects the weights), and a probe leaves no model
+that a run folder would describe.
 
-Batches follow from seed and step, and the state is written at every evaluation and every two minutes: a run
-that was killed ends with the weights of one that was not.
+Batches depend only on the seed and the step, and the state is saved at every evaluation and every two
+minutes: a run that was killed ends with the same weights as one that was not.
 """
 
 import itertools
@@ -38,7 +38,7 @@ _SAVE_SEC = 120.0
 
 
 class Texts(Protocol):
-    """Text <-> ids of rows."""
+    """Converts texts to ids of rows and back."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -46,13 +46,13 @@ class Texts(Protocol):
 
 
 class Words:
-    """Texts by the tokenizer of a backbone."""
+    """Texts as ids of a backbone's tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special ones."""
+        """Ids of a text, without special tokens."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -61,10 +61,10 @@ class Words:
 
 
 class Characters:
-    """Texts by characters, for a small model that has never read a text; three ids of the format follow.
+    """Texts as characters, for a small model without text training; then three ids of the row format.
 
     Args:
-        texts: Their characters are the vocabulary; others are dropped.
+        texts: Texts whose characters form the vocabulary; other characters are dropped.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -72,15 +72,15 @@ class Characters:
         self._ids = {c: i for i, c in enumerate(self.characters)}
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the characters that are known."""
+        """Ids of the known characters."""
         return [self._ids[c] for c in text if c in self._ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; those of the format are nothing."""
+        """Text of ids, ignoring those of the row format."""
         return "".join(self.characters[i] for i in ids if i < len(self.characters))
 
     def row_format(self, num_codes: int) -> RowFormat:
-        """The format of rows: characters, sosp, modality_pad, end."""
+        """Row format: characters, sosp, modality_pad, end."""
         V = len(self.characters)
         return RowFormat(
             text_vocab_size=V + 3, audio_vocab_size=audio_vocab_for(num_codes), sosp_token_id=V,
@@ -90,7 +90,7 @@ class Characters:
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What a probe is and how it trains; see `tokenizer_probe.Config`."""
+    """Options of a probe and its training; see `tokenizer_probe.Config`."""
 
     probe_from: str
     layers: int
@@ -109,11 +109,11 @@ class ProbeOptions:
 
 @dataclass
 class Spoken:
-    """An utterance: its codes and its text, already normalised.
+    """An utterance: its codes and its normalised text.
 
     Args:
-        codes: [] where there are none; such a one is not trained on, and nothing of it is recognised.
-        text: Reference.
+        codes: Codes; if [], the utterance is not trained on, and its transcript is "".
+        text: Reference text.
     """
 
     codes: list[int]
@@ -122,7 +122,7 @@ class Spoken:
 
 @dataclass
 class Probe:
-    """A language model with its texts and format."""
+    """A language model with its texts and row format."""
 
     lm: SplitLM
     texts: Texts
@@ -134,10 +134,10 @@ class Probe:
 
     @classmethod
     def open(cls, options: ProbeOptions, num_codes: int, train: Sequence[Spoken]) -> "Probe":
-        """A probe before training; embeddings of codes are new, drawn with the seed.
+        """A probe before training; code embeddings are new, drawn with the seed.
 
         Raises:
-            UserError: if there is no such backbone.
+            UserError: if the backbone does not exist.
         """
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
@@ -155,33 +155,33 @@ class Probe:
             head = None
             if options.ctc:
                 ids = sorted({i for u in train for i in texts.encode(u.text)})
-                # As many labels as codes have room for where labels are characters: 14 a second.
+                # With character labels (14 a second), codes need several frames each.
                 labels = TextLabels(ids, FRAMES_PER_CODE if options.probe_from == RANDOM else 1)
                 head = TrunkCtcHead(labels, lm.model.embed_tokens.weight.detach()).to(options.device)
                 lm.keep_hidden = len(lm.trunk.layers)
-        lm.audio_lm_head.requires_grad_(False)  # no code is a target
+        lm.audio_lm_head.requires_grad_(False)  # codes are never targets
         lm.stop_ids = [i for i in {form.end_id, form.im_end_id} if i is not None]
         probe = cls(lm.to(options.device), texts, form, options, head)
         probe.most_text_rows = max((len(probe.target(u)) for u in train), default=0)
         return probe
 
     def prompt(self, utterance: Spoken) -> list[int]:
-        """Rows of the codes."""
+        """Rows of an utterance's codes."""
         return self.form.speech(utterance.codes)
 
     def trained(self) -> list[torch.nn.Parameter]:
-        """Parameters that learn."""
+        """Trainable parameters."""
         heads = [] if self.ctc_head is None else list(self.ctc_head.parameters())
         return [*(p for p in self.lm.parameters() if p.requires_grad), *heads]
 
     def target(self, utterance: Spoken) -> list[int]:
-        """Rows of the text and the end."""
+        """Rows of an utterance's text and the end."""
         assert self.form.end_id is not None
         return [*self.texts.encode(utterance.text), self.form.end_id]
 
     @torch.no_grad()
     def transcripts(self, utterances: Sequence[Spoken]) -> list[str]:
-        """What the model recognises, greedily, batch by batch of similar lengths; "" without codes."""
+        """Greedy transcripts, in batches of similar lengths; "" for utterances without codes."""
         found = [""] * len(utterances)
         places = sorted(
             (i for i, u in enumerate(utterances) if u.codes), key=lambda i: len(utterances[i].codes)
@@ -196,7 +196,7 @@ class Probe:
         return found
 
     def word_error_rate(self, utterances: Sequence[Spoken]) -> float:
-        """Errors over words of all utterances."""
+        """Total errors divided by total words."""
         heard = self.transcripts(utterances)
         pairs = [
             word_errors(u.text, h, self.options.language) for u, h in zip(utterances, heard, strict=True)
@@ -217,7 +217,7 @@ def _small_config(options: ProbeOptions, text_vocab_size: int) -> Any:
 
 
 def batches(lengths: Sequence[int], batch_rows: int, seed: int) -> Iterator[list[int]]:
-    """Documents of each step, without end: every epoch in a new order, filled up to `batch_rows` rows."""
+    """Indices of documents for each step, endlessly, shuffled per epoch, up to `batch_rows` rows."""
     for epoch in itertools.count():
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         batch: list[int] = []
@@ -232,7 +232,7 @@ def batches(lengths: Sequence[int], batch_rows: int, seed: int) -> Iterator[list
 
 
 def packed(documents: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (1, L), document numbers (1, L), and which rows are targets (1, L), of (prompt, target) pairs."""
+    """Rows (1, L), document numbers (1, L) and loss mask (1, L) of packed (prompt, target) pairs."""
     rows, numbers, mask = [], [], []
     for number, (prompt, target) in enumerate(documents):
         rows += prompt + target
@@ -242,7 +242,7 @@ def packed(documents: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Te
 
 
 def said(documents: Sequence[tuple[list[int], list[int]]]) -> list[SpeechText]:
-    """What the codes of packed (prompt, target) pairs say: the target without its end."""
+    """Text of the codes in packed (prompt, target) pairs: the target without its end."""
     spans, start = [], 0
     for prompt, target in documents:
         ids = target[:-1]
@@ -255,17 +255,17 @@ def said(documents: Sequence[tuple[list[int], list[int]]]) -> list[SpeechText]:
 def train_probe(
     probe: Probe, train: Sequence[Spoken], dev: Sequence[Spoken], folder: Path, title: str
 ) -> Path:
-    """Trains, or continues; the weights with the lowest word error on `dev` are kept in best.pt.
+    """Trains a probe, or continues; the weights with the lowest word error on `dev` are saved in best.pt.
 
     Args:
-        probe: Before training. Its history is filled in.
-        train: Utterances to learn from; those without codes, or longer than a batch, are left out.
-        dev: Utterances that select.
-        folder: Of the state; best.pt and last.pt are written there.
-        title: For the progress bar.
+        probe: Probe before training. Its history is filled in.
+        train: Training utterances; those without codes, or longer than a batch, are left out.
+        dev: Utterances that select the best weights.
+        folder: Folder of the state; best.pt and last.pt are written there.
+        title: Title of the progress bar.
 
     Returns:
-        The file of the best weights.
+        Path of the best weights.
 
     Raises:
         UserError: if no document fits into a batch.
@@ -338,7 +338,7 @@ def _save(probe: Probe, optimizer: Any, step: int, losses: list[float], file: Pa
 
 
 def _resume(probe: Probe, optimizer: Any, file: Path) -> tuple[int, list[float]]:
-    """The steps that were done, and the losses since the last evaluation; none where there is no state."""
+    """The number of steps done, and the losses since the last evaluation; (0, []) if there is no state."""
     if not file.exists():
         return 0, []
     state = torch.load(file, map_location="cpu", weights_only=True)

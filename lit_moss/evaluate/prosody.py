@@ -1,7 +1,7 @@
-"""Pitch, energy and pauses of a recording and of a copy with the same timing, and how far they agree.
+"""Pitch, energy and pauses of a recording and of a copy with the same timing, and their agreement.
 
-Waves are samples (T,) at 16 kHz in [-1, 1]. Frames are 5 ms apart; frames of the same number are compared,
-and the longer side is cut.
+Waves are samples (T,) at 16 kHz in [-1, 1]. Frames are 5 ms apart; frames with the same index are compared,
+and the longer side is truncated.
 """
 
 import importlib
@@ -25,8 +25,8 @@ FRAME_SEC = 0.005
 _HOP_SAMPLES = round(FRAME_SEC * RATE_HZ)
 _WINDOW_SAMPLES = 400  # 25 ms
 _FLOOR_DB = -60.0
-_OCTAVE_SEMITONES = 6.0  # further apart is an octave error
-# Pauses as VERSA finds them: speech of 250 ms or more, silence of 100 ms or more, 30 ms of margin.
+_OCTAVE_SEMITONES = 6.0  # larger differences are octave errors
+# Pauses as in VERSA: speech of at least 250 ms, silence of at least 100 ms, 30 ms of margin.
 _PAUSES = VadOptions(
     threshold=0.5,
     min_speech_sec=0.25,
@@ -38,7 +38,7 @@ _PAUSES = VadOptions(
 
 
 def f0_hz(wave_T: Tensor, floor_hz: float = 40.0, ceil_hz: float = 800.0) -> np.ndarray:
-    """Pitch of each frame by WORLD's harvest, float64 (F,); 0 where the frame is unvoiced.
+    """Pitch of each frame by WORLD's harvest, float64 (F,); 0 for unvoiced frames.
 
     Raises:
         UserError: if pyworld is not installed.
@@ -53,14 +53,14 @@ def f0_hz(wave_T: Tensor, floor_hz: float = 40.0, ceil_hz: float = 800.0) -> np.
 
 @dataclass(frozen=True)
 class PitchAgreement:
-    """How far two pitch contours agree; None where too few frames are voiced on both sides.
+    """Agreement of two pitch contours; None if too few frames are voiced in both.
 
     Args:
-        correlation: Pearson of log-F0 over frames voiced in both, octave errors left out.
-        rmse_semitones: Root mean square difference over the same frames.
-        octave_error: Share of the frames voiced in both that are more than half an octave apart.
-        voicing_error: Share of all frames that are voiced on one side alone.
-        common_voiced: Frames voiced in both over frames voiced in either.
+        correlation: Pearson correlation of log-F0 over frames voiced in both, without octave errors.
+        rmse_semitones: Root mean square difference in semitones, over the same frames.
+        octave_error: Fraction of the frames voiced in both that are more than half an octave apart.
+        voicing_error: Fraction of all frames that are voiced in only one.
+        common_voiced: Frames voiced in both / frames voiced in either.
     """
 
     correlation: float | None
@@ -71,9 +71,9 @@ class PitchAgreement:
 
 
 def compare_pitch(original_F: np.ndarray, other_F: np.ndarray) -> PitchAgreement:
-    """Agreement of two contours in Hz with 0 for unvoiced frames.
+    """Agreement of two contours in Hz, with 0 for unvoiced frames.
 
-    Semitones are 12 log2(F0 / 1 Hz). Zeros never enter: voiced frames alone are correlated.
+    Semitones are 12 log2(F0 / 1 Hz). Zeros are never used: only voiced frames are correlated.
     """
     frames = min(len(original_F), len(other_F))
     a_F, b_F = original_F[:frames], other_F[:frames]
@@ -91,14 +91,14 @@ def compare_pitch(original_F: np.ndarray, other_F: np.ndarray) -> PitchAgreement
 
 
 def pearson(a_N: np.ndarray, b_N: np.ndarray) -> float | None:
-    """Pearson's correlation; None below three values, or where one side does not vary."""
+    """Pearson correlation; None for fewer than three values, or if one side is constant."""
     if len(a_N) < 3 or min(a_N.std(), b_N.std()) < 1e-9:
         return None
     return float(np.corrcoef(a_N, b_N)[0, 1])
 
 
 def energy_db(wave_T: Tensor) -> np.ndarray:
-    """Root mean square of windows of 25 ms in dB of full scale, at least -60: float64 (F,)."""
+    """Root mean square of 25 ms windows in dB of full scale, at least -60: float64 (F,)."""
     wave = wave_T.double().numpy()
     padded = np.pad(wave, (0, max(0, _WINDOW_SAMPLES - len(wave))))
     power = np.concatenate([[0.0], np.cumsum(padded**2)])
@@ -108,7 +108,7 @@ def energy_db(wave_T: Tensor) -> np.ndarray:
 
 
 def compare_energy(original_F: np.ndarray, other_F: np.ndarray) -> tuple[float | None, float]:
-    """Pearson's correlation of two energy contours in dB, and how much louder the other is on average."""
+    """Pearson correlation of two energy contours in dB, and mean level of the second minus the first."""
     frames = min(len(original_F), len(other_F))
     a_F, b_F = original_F[:frames], other_F[:frames]
     return pearson(a_F, b_F), float(np.mean(b_F - a_F))
@@ -116,7 +116,7 @@ def compare_energy(original_F: np.ndarray, other_F: np.ndarray) -> tuple[float |
 
 @dataclass(frozen=True)
 class Timing:
-    """Where there is speech.
+    """Stretches of speech in a recording.
 
     Args:
         speech: Start and end of each stretch of speech, in seconds.
@@ -126,22 +126,22 @@ class Timing:
 
     @property
     def pauses(self) -> list[tuple[float, float]]:
-        """Start and end of each pause between two stretches; silence before and after all speech is none."""
+        """Start and end of each pause within speech, excluding silence before and after all of it."""
         return [(end, start) for (_, end), (start, _) in zip(self.speech, self.speech[1:], strict=False)]
 
     @property
     def net_sec(self) -> float:
-        """Time of speech, without pauses."""
+        """Duration of speech in seconds, without pauses."""
         return sum(end - start for start, end in self.speech)
 
     @property
     def pause_sec(self) -> float:
-        """Time of all pauses."""
+        """Duration of all pauses in seconds."""
         return sum(end - start for start, end in self.pauses)
 
 
 def timing(wave_T: Tensor) -> Timing:
-    """Stretches of speech by silero-vad, with VERSA's settings.
+    """Stretches of speech, found by silero-vad with VERSA's settings.
 
     Raises:
         UserError: if silero-vad is not installed.
@@ -158,7 +158,7 @@ def _silero() -> Any:
 
 
 def pause_overlap(original: Timing, other: Timing) -> tuple[float, float]:
-    """Seconds that are a pause in both, and in either: their ratio is the IoU of the pause masks."""
+    """Seconds that are a pause in both, and in either; their ratio is the IoU of the pause masks."""
     common = sum(
         max(0.0, min(end_a, end_b) - max(start_a, start_b))
         for start_a, end_a in original.pauses
@@ -168,13 +168,13 @@ def pause_overlap(original: Timing, other: Timing) -> tuple[float, float]:
 
 
 def speech_units(text: str, language: str) -> int:
-    """What a speaking rate counts: characters in Chinese, words elsewhere."""
+    """Units of the speaking rate: characters in Chinese, words otherwise."""
     words = normalise(text, "auto")
     return len(words.replace(" ", "")) if language == "zh" else len(words.split())
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None below three values or without variation."""
+    """Spearman's rank correlation, with mean ranks for ties; None for < 3 or constant values."""
 
     def ranks(values: Sequence[float]) -> np.ndarray:
         _, place, count = np.unique(np.asarray(values), return_inverse=True, return_counts=True)

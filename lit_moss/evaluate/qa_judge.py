@@ -1,7 +1,7 @@
-"""Whether a reply means one of the reference answers, by a language model behind a server.
+"""Grades replies with a language model on a server: does a reply mean one of the reference answers?
 
-The answer is parsed as JSON, never evaluated. One that cannot be parsed counts as wrong and is named in the
-report: leaving such items out would raise the score.
+The judge's answer is parsed as JSON, never executed. An answer that cannot be parsed counts as wrong and is
+listed in the report: ignoring such items would raise the score.
 """
 
 import json
@@ -37,13 +37,13 @@ Answer with one JSON object: {"analysis": "one short reason", "judgment": "corre
 
 @dataclass(frozen=True)
 class Judged:
-    """What is judged.
+    """A reply to be graded.
 
     Args:
         id: Unique name.
         question: The question.
         answers: Reference answers.
-        reply: What was replied.
+        reply: The reply.
     """
 
     id: str
@@ -54,21 +54,21 @@ class Judged:
 
 @dataclass(frozen=True)
 class QAJudge:
-    """A language model that grades.
+    """A language model that grades replies.
 
     Args:
-        endpoint: The model.
-        parallel: Requests at once.
+        endpoint: Endpoint of the model.
+        parallel: Number of concurrent requests.
     """
 
     endpoint: ChatEndpoint
     parallel: int = 8
 
     def __call__(self, items: Sequence[Judged]) -> list[Result]:
-        """`right`, `why`, and `unparsable` where no verdict was given, for each of some replies.
+        """For each reply: `right` and `why`, and `unparsable` if there was no verdict.
 
         Raises:
-            UserError: if the model cannot be asked.
+            UserError: if the model is not reachable.
         """
         with ThreadPoolExecutor(self.parallel) as pool:
             return list(pool.map(self._judge, items))
@@ -89,7 +89,7 @@ class QAJudge:
 
 
 def verdict(text: str) -> Result:
-    """The verdict in a judge's answer: `right` and `why`, and `unparsable` where there is none."""
+    """The verdict in a judge's answer: `right` and `why`, and `unparsable` if there is none."""
     for found in json_objects(_THOUGHT.sub("", text)):
         right = _VERDICTS.get(str(found.get("judgment")).strip().lower())
         if right is not None:

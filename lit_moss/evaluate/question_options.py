@@ -1,4 +1,4 @@
-"""Options that the benchmarks of spoken questions share."""
+"""Options common to the benchmarks of spoken questions."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,29 +13,29 @@ from lit_moss.llm.replies import FormName
 
 @dataclass
 class QuestionOptions:
-    """Which model is asked which questions, and who speaks and hears.
+    """The model, the questions, and the models that speak and transcribe.
 
     Args:
         model: Language model: a run, a checkpoint, or a folder that `export` wrote.
-        questions: Lists: .jsonl, .json, .tsv, .csv, .parquet, a folder of OpenAudioBench, or
+        questions: Lists of questions: .jsonl, .json, .tsv, .csv, .parquet, a folder of OpenAudioBench, or
             embedded:questions.
-        codec: Codec: a decoder's run, a checkpoint or a folder; null takes `codec/` in the model's folder.
-        log_mel: Features of its speech tokenizer, causal or whisper; null takes what it states.
-        reply_form: Form of spoken replies: direct, guided or interleaved; null takes that of the training.
-        max_new_tokens: Most rows of a reply; a code of speech is a row of 80 ms.
-        greedy: Whether replies are the most likely ones; false draws them as the released model does.
-        seed: Of replies that are drawn.
-        lang: Language of all questions, en or zh; null takes what the lists state or are written in.
-        voices: Voices that speak texts, such as questions without sound, as in `prepare synthesize`; of each
-            language the first.
-        reply_voice: Sound file of the voice of decoded speech; null takes the codec's own.
-        asr: Recogniser of all sounds: embedded:whisper-base, large-v3, … The language is fixed.
-        keep_sounds: Of how many questions, from the first of all lists, the sounds are kept.
-        limit: How many questions of each list, from the first; null uses all.
-        batch_size: Replies that are made together; they do not depend on it.
+        codec: Codec: a decoder's run, a checkpoint or a folder. null: `codec/` in the model's folder.
+        log_mel: Features of its speech tokenizer: causal or whisper. null: as stated by the tokenizer.
+        reply_form: Form of spoken replies: direct, guided or interleaved. null: that of the training.
+        max_new_tokens: Maximum number of rows of a reply; a code of speech is one row (80 ms).
+        greedy: Generate the most likely replies; false: sample with the settings of the released model.
+        seed: Seed of the sampling.
+        lang: Language of all questions: en or zh. null: as stated in the lists, or detected from the script.
+        voices: Voices for texts, such as questions without audio, named as in `prepare synthesize`; the first
+            of each language is used.
+        reply_voice: Sound file of the voice of decoded speech. null: the codec's own voice.
+        asr: Speech recogniser: embedded:whisper-base, large-v3, … The language is given to it.
+        keep_sounds: Number of questions, from the first of all lists, whose audio is kept.
+        limit: Number of questions per list, from the first. null: all.
+        batch_size: Number of replies generated together; replies do not depend on it.
         device: auto, cpu or cuda.
         run_root: Folder of all runs' files.
-        again: Whether to start over where results exist.
+        again: Start over if results exist.
     """
 
     model: str
@@ -67,26 +67,27 @@ class QuestionOptions:
 
     @property
     def sources(self) -> list[str | None]:
-        """What the results follow from besides the options."""
-        # Reports of before took lists with the same file name for one; all other folders are found again.
+        """Everything the results depend on besides the options."""
+        # Earlier reports did not distinguish lists with the same file name; all other folders are found
+        # again.
         told_apart = [f"list {name}" for name, file in self._list_names() if name != file]
         lists = [*self.questions, *told_apart]
         return [self.model, self.codec, self.reply_voice, *lists, *local_parts(self.asr)]
 
     def _list_names(self) -> list[tuple[str, str]]:
-        """Name of each list, and the name that it has alone."""
+        """Name of each list among all lists, and the name it would have alone."""
         together, alone = list_names(self.questions), [list_names([name])[0] for name in self.questions]
         return list(zip(together, alone, strict=True))
 
     def answerer(self, dnsmos: bool = False, utmos: Utmos | None = None) -> Answerer:
-        """What asks the model.
+        """Opens the model to ask questions.
 
         Args:
-            dnsmos: Whether spoken replies are judged by DNSMOS.
-            utmos: Judge of spoken replies; None for none.
+            dnsmos: Compute DNSMOS of spoken replies.
+            utmos: UTMOS for spoken replies, or None.
 
         Raises:
-            UserError: for a model or codec that cannot be used.
+            UserError: if the model or codec cannot be used.
         """
         return open_answerer(
             self.model,

@@ -1,15 +1,15 @@
-"""Lists of questions with reference answers, in the formats in which they are published.
+"""Reads lists of questions with reference answers, in the formats in which they are published.
 
-| list | what it is |
+| list | content |
 |---|---|
-| `.jsonl` | ours: `question`, `answers`, and optional `id`, `audio`, `lang`, `group`, `voice` |
+| `.jsonl` | lit_moss: `question`, `answers`, and optional `id`, `audio`, `lang`, `group`, `voice` |
 | `.jsonl`, `.json` | TriviaQA (`answer.aliases`, or the original's `Data`), WebQuestions (`answers`) |
 | `.tsv` | Llama Questions: `Questions`, `Answer`, `Wav Filename` |
 | `.csv`, or its folder | OpenAudioBench: `audio_filename`, question and answers by set, sounds in `audios/` |
-| `.parquet` | UltraEval-Audio's: `audio` with bytes, answers as text or a list |
-| `embedded:questions` | 24 plain facts in English and Chinese, for a first try |
+| `.parquet` | UltraEval-Audio: `audio` with bytes, answers as text or a list |
+| `embedded:questions` | 24 simple facts in English and Chinese, for a first test |
 
-Paths of sounds are relative to the list's folder, to `audios/`, `audio/` or `wavs/` in it.
+Paths of sound files are relative to the list's folder, or to `audios/`, `audio/` or `wavs/` in it.
 """
 
 import ast
@@ -34,7 +34,7 @@ EMBEDDED = "embedded:questions"
 EXPECTED = "a list of questions (.jsonl, .json, .tsv, .csv, .parquet, or a folder of OpenAudioBench)"
 _EMBEDDED_FILE = Path(__file__).with_name("questions.jsonl")
 _LINE = "an object with a question and answers"
-# Columns by the names that the lists have, in lower case; the first that a row holds counts.
+# Column names used in the lists, in lower case; the first one that a row contains is used.
 _QUESTION = ("question", "questions", "prompt", "instruction", "utterance")
 _ANSWERS = ("answers", "answer_normalized_aliases", "answer", "参考答案", "output", "targets")
 _AUDIO = ("audio", "audio_filepath", "audio_filename", "wav filename", "source_wav")
@@ -48,13 +48,13 @@ class Question:
     """One question.
 
     Args:
-        id: Unique name.
-        question: Its text; "" if it exists as sound alone.
-        answers: Reference answers, of which one is enough.
-        audio: Its sound file; None if it has none.
-        lang: Language of question and answers, en or zh.
-        group: What its score is reported under, such as "held-out phrasing"; "" for none.
-        voice: Who asks; a voice of `prepare synthesize` speaks the question if it has no sound.
+        id: Unique id.
+        question: Text of the question; "" if it exists as audio only.
+        answers: Reference answers; one match is sufficient.
+        audio: Sound file of the question, or None.
+        lang: Language of question and answers: en or zh.
+        group: Group for separate scores, such as "held-out phrasing"; "": none.
+        voice: Voice of `prepare synthesize` that speaks the question if it has no audio.
         source: Name of the list, see `list_names`.
     """
 
@@ -69,15 +69,16 @@ class Question:
 
 
 def read_questions(names: Sequence[str], limit: int | None = None, lang: str | None = None) -> list[Question]:
-    """Questions of some lists, with unique names.
+    """Reads questions of several lists, with unique ids.
 
     Args:
-        names: Files or folders, see the module.
-        limit: Only the first ones of each list; None for all.
-        lang: Language of all of them; None takes what a line states, else what its question is written in.
+        names: Files or folders, see the module docstring.
+        limit: Number of questions per list, from the first. None: all.
+        lang: Language of all questions. None: as stated in a line, or detected from the script of the
+            question.
 
     Raises:
-        UserError: for a list that does not exist or has no questions, and for a line that is none.
+        UserError: if a list does not exist or has no questions, or a line is invalid.
     """
     ids: set[str] = set()
     found: list[Question] = []
@@ -96,8 +97,8 @@ def read_questions(names: Sequence[str], limit: int | None = None, lang: str | N
 
 
 def list_names(names: Sequence[str]) -> list[str]:
-    """What each of some lists is called: its file's name, and where several files have the same one, also the
-    folders above it that tell them apart. Published lists are called `test` or `test-00000-of-00001`."""
+    """Names of lists: the file name, and if several files have the same name, also the parent folders that
+    distinguish them. Published lists are called `test` or `test-00000-of-00001`."""
     places = [
         ("embedded", _EMBEDDED_FILE.stem) if name == EMBEDDED else _parts(Path(os.path.abspath(name)))
         for name in names
@@ -120,13 +121,13 @@ def _short_name(place: tuple[str, ...], places: Sequence[tuple[str, ...]]) -> st
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of a list.
+    """A row of a list.
 
     Args:
-        fields: Its columns.
+        fields: Columns of the row.
         where: File and line, for messages.
-        number: From 1.
-        folder: What paths are relative to.
+        number: Number of the row, from 1.
+        folder: Folder to which paths are relative.
     """
 
     fields: Mapping[str, Any]
@@ -135,7 +136,7 @@ class _Row:
     folder: Path
 
     def get(self, names: Sequence[str]) -> Any:
-        """The first of some columns that is there and not empty; upper and lower case are the same."""
+        """The first of several columns that exists and is not empty; the case of names is ignored."""
         lower = {str(key).strip().lower(): value for key, value in self.fields.items()}
         for name in names:
             value = lower.get(name)
@@ -144,7 +145,7 @@ class _Row:
         return None
 
     def error(self, got: str, expected: str) -> UserError:
-        """The error to raise for a line that is no question."""
+        """The error for an invalid row."""
         return UserError(f"{self.where}: {got}, expected {expected}")
 
 
@@ -173,11 +174,11 @@ def _rows(name: str) -> Iterator[_Row]:
 
 
 def _table(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .tsv, whose quotes are letters, or of a .csv."""
-    text = read_text(path, EXPECTED)  # ends of lines are \n in it, whatever they were
+    """Rows of a .tsv, in which quotes have no special meaning, or of a .csv."""
+    text = read_text(path, EXPECTED)  # all line endings are \n in it
     is_tsv = path.suffix.lower() == ".tsv"
     quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {}
-    csv.field_size_limit(2**24)  # TriviaQA's aliases are longer than the default
+    csv.field_size_limit(2**24)  # TriviaQA's aliases exceed the default
     yield from csv.DictReader(io.StringIO(text), **quoting)
 
 
@@ -237,7 +238,7 @@ def _text(row: _Row, key: str) -> str:
 
 
 def _texts(value: Any) -> list[str]:
-    """Answers of a text, a list, a list written as text (`['a', 'b']`), or TriviaQA's object."""
+    """Answers from a text, a list, a list written as text (`['a', 'b']`), or TriviaQA's object."""
     if isinstance(value, str):
         listed = _written_list(value)
         return [value] if listed is None else _texts(listed)
@@ -250,7 +251,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _written_list(value: str) -> list[Any] | None:
-    """The list that a text is as JSON or as Python's literal, else None; nothing is evaluated."""
+    """Parses a list from JSON or a Python literal, otherwise returns None; nothing is executed."""
     if not (value.strip().startswith("[") and value.strip().endswith("]")):
         return None
     for read in (json.loads, ast.literal_eval):
@@ -264,7 +265,7 @@ def _written_list(value: str) -> list[Any] | None:
 
 
 def _sound(audio: Any, row: _Row) -> Path:
-    """The sound file of a row; sounds inside a parquet file are written into the cache."""
+    """The sound file of a row; audio inside a parquet file is written to the cache."""
     if isinstance(audio, Mapping):
         content = audio.get("bytes")
         if content:

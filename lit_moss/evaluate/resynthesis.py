@@ -1,27 +1,27 @@
-"""Speech -> codes -> speech: what is lost on the way, step by step (the paper's table 4).
+"""Measures the losses of speech -> codes -> speech, step by step (the paper's table 4).
 
     original        the recording
     vocoder         its mel through the vocoder
-    codec           its codes through decoder and vocoder
-    stream          the same, code by code
+    codec           its codes, decoded by decoder and vocoder
+    stream          as above, streamed code by code
 
-A row for each clip and rung of this ladder holds:
+For each clip and each of these levels (rungs) there is a row with:
 
-    wer             errors over words of all clips, both sides without punctuation (`data.transcripts`)
-    wer_seed        mean of the clips' error rates by Seed-TTS-Eval's rules: the field's number
-    wer_normalised  the same after normalisation of numbers and spellings, see `lit_moss.evaluate.wer`
-                    (both also pooled over clips; errors are of characters in Chinese)
-    similarity      cosine of speaker vectors with the recording; similarity_prompt: with the voice prompt
+    wer             total errors / total words, both sides without punctuation (`data.transcripts`)
+    wer_seed        mean of the clips' error rates by Seed-TTS-Eval's rules, as commonly reported
+    wer_normalised  as above after normalising numbers and spellings, see `lit_moss.evaluate.wer` (both also
+                    pooled over clips; for Chinese, characters are counted)
+    similarity      cosine with the recording's speaker vector; similarity_prompt: with the voice prompt's
     dnsmos          DNSMOS: overall, and its parts for speech (sig) and background (bak)
-    utmos           UTMOS22 strong, where its weights are given
+    utmos           UTMOS22 strong, if its weights are given
     mcd_db          mel-cepstral distance
-    roughness       of the log-mel of the wave over the original's, see `judges.mel_roughness`
-    rtf             computing time over audio time
-    first_sound_sec computing time of a stream to its first sound
-    seam_ratio      roughness of a stream at its seams over that inside chunks (1: inaudible)
+    roughness       of the wave's log-mel, relative to the original, see `judges.mel_roughness`
+    rtf             computing time / audio duration
+    first_sound_sec computing time of a stream until its first audio
+    seam_ratio      roughness of a stream at its seams, relative to that within chunks (1: inaudible)
 
-The speaker encoder that conditions the decoder overestimates the similarity: name another one where there is
-one. A clip that cannot be read counts as one of which nothing was recognised; all other means leave it out.
+The speaker encoder that conditions the decoder overestimates the similarity: use another one if available.
+For an unreadable clip, all words count as errors; it is ignored in all other means.
 """
 
 import time
@@ -64,27 +64,28 @@ class Config:
     Args:
         codec: Decoder: runs/NAME, a checkpoint, a folder in the released layout.
         clips: A manifest, or a Seed-TTS-Eval list.
-        log_mel: Features of its speech tokenizer, causal or whisper; null takes what it states.
-        vocoder: Vocoder in the place of the codec's own: griffin-lim, runs/vocoder, a folder, a file hift.pt.
-        rungs: Some of original, vocoder, codec, stream.
-        voice_prompt: `list` uses each clip's own prompt from the list, `none` only the clip's speaker vector;
-            a sound file is used for all clips.
-        judge: Speech recogniser for word errors: embedded:whisper-base, large-v3 (Seed-TTS-Eval's for
-            English), paraformer-zh (its own for Chinese; needs funasr), …; null leaves them out.
-        speaker: Speaker encoder for the similarity; null leaves it out.
-        dnsmos: Whether to judge by DNSMOS (about 2 s per clip and rung).
-        utmos: Checkout of SpeechMOS with the weights of UTMOS, see `lit_moss.evaluate.utmos`; null leaves it
-            out.
-        language: Language of the clips, for word errors.
-        steps: Solver steps, 0 for the encoder's own mel; null uses the decoder's own.
-        start: Time at which the solver starts, see `FlowConfig`; null uses the decoder's own.
-        guidance: Weight of classifier-free guidance; null uses the decoder's own.
-        limit: How many clips, from the first; null uses all.
+        log_mel: Features of its speech tokenizer: causal or whisper. null: as stated by the tokenizer.
+        vocoder: Vocoder to use instead of the codec's own: griffin-lim, runs/vocoder, a folder, a file
+            hift.pt.
+        rungs: Levels of resynthesis to evaluate: some of original, vocoder, codec, stream.
+        voice_prompt: `list`: each clip's own prompt from the list; `none`: only the clip's speaker vector; a
+            sound file: the same prompt for all clips.
+        judge: Speech recogniser for word errors: embedded:whisper-base, large-v3 (used by Seed-TTS-Eval for
+            English), paraformer-zh (used by it for Chinese; needs funasr), … null: no word errors.
+        speaker: Speaker encoder for the similarity. null: not computed.
+        dnsmos: Compute DNSMOS (about 2 s per clip and rung).
+        utmos: Checkout of SpeechMOS with the weights of UTMOS, see `lit_moss.evaluate.utmos`. null: not
+            computed.
+        language: Language of the clips: en or zh.
+        steps: Number of solver steps; 0: the encoder's own mel. null: as configured in the decoder.
+        start: Time at which the solver starts, see `FlowConfig`. null: as configured in the decoder.
+        guidance: Weight of classifier-free guidance. null: as configured in the decoder.
+        limit: Number of clips, from the first. null: all.
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
         run_root: Folder of all runs' files.
-        save_audio: Whether to keep the sound files of all rungs.
-        again: Whether to start over where results exist.
+        save_audio: Keep the sound files of all rungs.
+        again: Start over if results exist.
     """
 
     codec: str
@@ -115,7 +116,7 @@ class Config:
             raise UserError(f"rungs is {self.rungs} and limit {self.limit}, expected one or more of each")
 
     def sampler_changes(self) -> dict[str, Any]:
-        """Fields of `FlowConfig` that differ from the decoder's own."""
+        """Fields of `FlowConfig` that differ from the decoder's configuration."""
         changes = {"steps": self.steps, "start": self.start, "guidance": self.guidance}
         return {name: value for name, value in changes.items() if value is not None}
 
@@ -126,9 +127,9 @@ class Resynthesis:
 
     Args:
         wave_T: Samples at 24 kHz.
-        seconds: Computing time.
-        first_sec: Computing time to the first sound, for streams.
-        seams: Samples at which one piece of a stream ends and the next begins.
+        seconds: Computing time in seconds.
+        first_sec: Computing time until the first audio in seconds, for streams.
+        seams: Indices of the samples at which a new piece of a stream begins.
     """
 
     wave_T: Tensor
@@ -139,7 +140,7 @@ class Resynthesis:
 
 @dataclass
 class Judges:
-    """What judges the waves; None for what is left out."""
+    """Functions that evaluate waves; None for measures that are disabled."""
 
     recogniser: judges.SpeechRecogniser | None
     speaker: SpeakerEncoder | None
@@ -162,17 +163,17 @@ class Judges:
 
 
 def word_errors(reference: str, hypothesis: str, language: str) -> dict[str, Any]:
-    """Columns of the errors: counts, and the clip's rates by each rule."""
+    """Columns with word errors: counts, and the clip's rates by each rule."""
     row: dict[str, Any] = dict(zip(("errors", "words"), judges.word_errors(reference, hypothesis, language),
                                    strict=True))  # fmt: skip
     return row | {f"wer_{m}": wer.errors(reference, hypothesis, language, m).rate for m in wer.MODES}
 
 
 def run(config: Config) -> dict[str, float]:
-    """Judges all clips; returns and writes the means of each rung, named `RUNG/MEASURE`.
+    """Evaluates all clips; returns and writes the means of each rung, named `RUNG/MEASURE`.
 
     Raises:
-        UserError: for clips, a codec or a judge that cannot be opened, and where no clip can be read.
+        UserError: if the clips, the codec or a judge cannot be opened, or no clip can be read.
     """
     clips = read_clips(config.clips, config.limit)
     voice = None if config.voice_prompt in ("list", "none") else config.voice_prompt
@@ -218,7 +219,7 @@ def result_of(clip: Clip, codec: Codec, config: Config, jury: Judges, folder: Pa
 
 
 def rows_of(clip: Clip, result: Result, config: Config) -> list[dict[str, Any]]:
-    """A row for each rung; of a clip that cannot be read nothing was recognised."""
+    """A row per rung; for an unreadable clip, all words count as errors."""
     empty = {key: None for key in COLUMNS}
     if FAILED not in result:
         return [empty | row for row in result["rows"]]
@@ -229,10 +230,10 @@ def rows_of(clip: Clip, result: Result, config: Config) -> list[dict[str, Any]]:
 
 
 def judge(clip: Clip, codec: Codec, config: Config, jury: Judges, folder: Path) -> list[dict[str, Any]]:
-    """The rows of one clip, one for each rung.
+    """The rows of one clip, one per rung.
 
     Raises:
-        UnreadableAudio: if it cannot be read, or is shorter than a code.
+        UnreadableAudio: if the clip cannot be read, or is shorter than one code.
     """
     wave_T, codes_N = read_clip(clip, codec)
     prompt_T = prompt_wave(clip, config.voice_prompt)
@@ -265,10 +266,10 @@ def judge(clip: Clip, codec: Codec, config: Config, jury: Judges, folder: Path) 
 
 
 def read_clip(clip: Clip, codec: Codec) -> tuple[Tensor, Tensor | None]:
-    """Samples at 24 kHz, and their codes where the codec has a tokenizer.
+    """Samples at 24 kHz, and their codes if the codec has a tokenizer.
 
     Raises:
-        UnreadableAudio: if the clip cannot be read, or is shorter than a code.
+        UnreadableAudio: if the clip cannot be read, or is shorter than one code.
     """
     span = (clip.offset_sec, clip.duration_sec)
     wave_T = io.read(clip.audio, rates.DECODER_RATE_HZ, *span)
@@ -284,7 +285,7 @@ def read_clip(clip: Clip, codec: Codec) -> tuple[Tensor, Tensor | None]:
 def resynthesize(
     rung: Rung, wave_T: Tensor, codes_N: Tensor | None, codec: Codec, prompt: Prompt
 ) -> Resynthesis:
-    """A recording at 24 kHz on one rung; times are of decoding alone, without the tokenizer."""
+    """A recording at 24 kHz on one rung; times are those of decoding only, without the tokenizer."""
     if rung == "original":
         return Resynthesis(wave_T, 0.0)
     if rung == "vocoder":
@@ -298,7 +299,7 @@ def resynthesize(
         start = time.perf_counter()
         decoded_T = codec.decode(codes_N, prompt)
         return Resynthesis(decoded_T, time.perf_counter() - start)
-    # Opened before the clock starts: in a conversation the prompt is processed before the first code comes.
+    # Opened before timing starts: in a conversation the prompt is processed before the first code arrives.
     player = codec.stream(prompt)
     pieces, seconds, first_sec = [], 0.0, None
     for samples_T, taken in timed_outputs(player, codes_N.split(1)):
@@ -312,10 +313,10 @@ def resynthesize(
 
 
 def prompt_wave(clip: Clip, voice_prompt: str) -> Tensor | None:
-    """Samples at 24 kHz of the voice prompt of a clip; None for none.
+    """Samples at 24 kHz of the voice prompt of a clip, or None.
 
     Raises:
-        UserError: if the list has none for this clip, or it cannot be read.
+        UserError: if the list has no prompt for this clip, or it cannot be read.
     """
     if voice_prompt == "none":
         return None
@@ -329,12 +330,12 @@ def prompt_wave(clip: Clip, voice_prompt: str) -> Tensor | None:
 
 
 def voice_of(prompt_T: Tensor | None, wave_T: Tensor, codec: Codec) -> Prompt:
-    """The prompt of a decoder: of a voice prompt at 24 kHz, or the recording's speaker vector alone."""
+    """The decoder's prompt: from a voice prompt at 24 kHz, or only the recording's speaker vector."""
     if prompt_T is not None:
         return codec.prompt(prompt_T, rates.DECODER_RATE_HZ)
     return Prompt.none(None if codec.speaker is None else codec.speaker(at_16khz(wave_T)))
 
 
 def at_16khz(wave_T: Tensor) -> Tensor:
-    """24 kHz -> 16 kHz."""
+    """Resamples from 24 kHz to 16 kHz."""
     return resample(wave_T, rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)

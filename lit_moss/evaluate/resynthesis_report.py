@@ -1,4 +1,4 @@
-"""What comes out of `evaluate resynthesis`: means of each rung, and the report."""
+"""Results of `evaluate resynthesis`: means of each rung, and the report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from lit_moss.evaluate.intervals import half_width, pooled_interval
 
 Row = dict[str, Any]
 Counts = dict[str, list[wer.Errors]]
-# Means over clips; word errors are computed apart.
+# Means over clips; word errors are computed separately.
 MEASURES = (
     "similarity", "similarity_prompt", "dnsmos", "dnsmos_sig", "dnsmos_bak", "utmos", "mcd_db", "roughness",
     "rtf", "first_sound_sec", "seam_ratio",
@@ -19,7 +19,7 @@ METRICS = ("wer", *MEASURES)
 
 
 def means(rows: Sequence[Row], rungs: Sequence[str], language: str = "en") -> dict[str, dict[str, float]]:
-    """Rung -> errors over words, the rates of `WORD_ERRORS`, and the mean of all else that was measured."""
+    """Rung -> pooled word error rate, the rates in `WORD_ERRORS`, and the means of all other measures."""
     metrics: dict[str, dict[str, float]] = {}
     for rung in rungs:
         own = [row for row in rows if row["rung"] == rung]
@@ -36,7 +36,7 @@ def means(rows: Sequence[Row], rungs: Sequence[str], language: str = "en") -> di
 
 
 def _counts(own: Sequence[Row], language: str) -> Counts:
-    """Pooled rate -> errors of each clip of a rung that has a transcript; nothing without words."""
+    """Pooled rate -> errors of each clip of a rung that has a transcript; empty without words."""
     heard = [row for row in own if row["words"] is not None]
     if not sum(row["words"] for row in heard):
         return {}
@@ -55,7 +55,7 @@ def report(
     clips: int,
     unread: list[str],
 ) -> str:
-    """Markdown: a table with a line per rung, and one of the word errors in %."""
+    """Markdown: a table with a line per rung, and another with word errors in %."""
     of_rung = {rung: [row for row in rows if row["rung"] == rung] for rung in metrics}
     counts = {rung: _counts(own, config.language) for rung, own in of_rung.items()}
     text = (
@@ -85,7 +85,7 @@ def _table(
     names: Sequence[str],
     scale: float = 1,
 ) -> str:
-    """Markdown of those measures that there are, with intervals of means over clips and of pooled rates."""
+    """Markdown of the available measures, with intervals of means over clips and of pooled rates."""
     heads = [name for name in names if any(name in values for values in metrics.values())]
     lines = []
     for rung, values in metrics.items():

@@ -1,9 +1,8 @@
-"""Log-probabilities of given rows after given rows, for many sequences at once.
+"""Log-probabilities of given rows given the preceding rows, for many sequences at once.
 
-Sequences are packed into one long one, without padding. Whatever the precision of the layers, logits are
-turned into log-probabilities in float32, outside autocast: in bfloat16 different continuations often get the
-same score.
-Shapes: L rows of a pack, D width, N wanted rows, V ids of a head.
+Sequences are packed into a single one, without padding. Whatever the precision of the layers,
+log-probabilities are computed from logits in float32, outside of autocast: in bfloat16 different
+continuations often get the same score. Shapes: L rows of a pack, D width, N wanted rows, V ids of a head.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +18,16 @@ from lit_moss.llm.branches import Branch, Modality
 from lit_moss.llm.losses import CHUNK_ELEMENTS
 
 PACK_ROWS = 4096
-Wanted = Sequence[tuple[int, int]]  # place in the sequence, and the row whose probability there is wanted
+Wanted = Sequence[tuple[int, int]]  # index in the sequence, and the row whose probability there is wanted
 
 
 @dataclass
 class RowScores:
-    """Scores of the wanted rows of a sequence, in their order.
+    """Scores of the wanted rows of a sequence, in order.
 
     Args:
         log_probs: Natural log-probability of each row.
-        greedy: Whether it is the most likely one.
+        greedy: Whether each row is the most likely one.
     """
 
     log_probs: list[float] = field(default_factory=list)
@@ -43,16 +42,17 @@ def score_rows(
     allowed: Mapping[Modality, Tensor] | None = None,
     pack_rows: int = PACK_ROWS,
 ) -> list[RowScores]:
-    """log p(row | the `place` rows before it) of the wanted rows of each sequence.
+    """log p(row | the `place` rows before it) for the wanted rows of each sequence.
 
-    The head is the one of the wanted row's modality.
+    The head is that of the wanted row's modality.
 
     Args:
         lm: The model, in eval mode.
-        sequences: Rows of each.
-        wanted: For each sequence (place, row); 1 <= place <= its length.
-        allowed: Modality -> bool (V,), ids of its head over which the softmax goes; all where it has none.
-        pack_rows: Rows computed at once; a longer sequence is computed by itself.
+        sequences: Rows of each sequence.
+        wanted: For each sequence (place, row) pairs, with 1 <= place <= its length.
+        allowed: Modality -> bool (V,), ids of its head included in the softmax; all ids if a modality is
+            missing.
+        pack_rows: Number of rows to compute at once; a longer sequence is computed alone.
 
     Raises:
         UserError: if a sequence has more rows than the backbone has positions for.
@@ -84,7 +84,7 @@ def score_rows(
 
 
 def packs(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Places of sequences, in order, that together have at most `most` rows; each pack has at least one."""
+    """Groups indices of sequences, in order, into packs of at most `most` rows, or a single sequence."""
     pack: list[int] = []
     used = 0
     for place, length in enumerate(lengths):
@@ -98,7 +98,7 @@ def packs(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 class _Hidden:
-    """Outputs of the blocks for one pack, each computed when it is asked for."""
+    """Outputs of the blocks for one pack, each computed on request."""
 
     def __init__(self, lm: SplitLM, rows_1L: Tensor, ids_1L: Tensor) -> None:
         segments = Segments.of(ids_1L, lm.attention, lm.text_lm_head.weight.dtype)
@@ -119,7 +119,7 @@ class _Hidden:
 def _head_scores(
     branch: Branch, hidden_ND: Tensor, ids_N: Tensor, allowed_V: Tensor | None
 ) -> tuple[list[float], list[bool]]:
-    """Log-probability of each id, and whether it is the first choice."""
+    """Log-probability of each id, and whether it is the most likely one."""
     step = max(1, CHUNK_ELEMENTS.get(hidden_ND.device.type, 2**25) // branch.head.out_features)
     log_probs: list[float] = []
     greedy: list[bool] = []

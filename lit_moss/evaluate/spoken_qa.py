@@ -1,14 +1,14 @@
-"""Questions answered in text or speech, matched with reference answers (the paper's table 6).
+"""Questions answered in text or speech, compared with reference answers (the paper's table 6).
 
-    pair             question   reply     what is matched
+    pair             question   reply     what is compared
     text-text        text       text      the reply's text
-    speech-text      sound      text      the reply's text
-    text-speech      text       sound     what a recogniser understands of it, and the text of replies that
-    speech-speech    sound      sound     hold both (guided, interleaved)
+    speech-text      audio      text      the reply's text
+    text-speech      text       audio     its transcript by a recogniser, and the text of replies that also
+    speech-speech    audio      audio     contain text (guided, interleaved)
 
-`match_norm` is the score; `match_raw` (UltraEval-Audio's rule) and a language model as a judge stand beside
-it, since published numbers use either (`lit_moss/evaluate/matching.py`). Lists of questions are described in
-`lit_moss/evaluate/questions.py`. An item without a reply is wrong and stays in the denominator.
+`match_norm` is the main score; `match_raw` (UltraEval-Audio's rule) and a language model as a judge are also
+reported, since published numbers use either (`lit_moss/evaluate/matching.py`). Lists of questions are
+described in `lit_moss/evaluate/questions.py`. An item without a reply counts as wrong.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ from lit_moss.records import file_name
 
 Row = dict[str, Any]
 RULES = ("match_norm", "match_raw", "judge")
-OWN_TEXT = "text_"  # begins the columns of the own text of spoken replies
+OWN_TEXT = "text_"  # prefix of the columns for the own text of spoken replies
 
 
 @dataclass
@@ -50,17 +50,16 @@ class Config(QuestionOptions):
     """Options of `evaluate spoken_qa`.
 
     Args:
-        pairs: Some of text-text, speech-text, text-speech, speech-speech: the question's modality, the
-            reply's.
-        asr_of_questions: Whether the sounds of questions are transcribed too, with their word errors.
-        dnsmos: Whether spoken replies are judged by DNSMOS (about 2 s each).
-        utmos: Checkout of github.com/tarepan/SpeechMOS with its weights, for UTMOS of spoken replies; null
-            leaves it out.
-        judge: Model of an OpenAI-compatible server that grades replies too; null leaves it out.
-        judge_url: Address of the server, http(s)://HOST[:PORT]/v1; null for OpenAI's own.
-        judge_api_key_env: Environment variable with its key.
-        judge_response_format: json_schema, or what a server without it takes: json_object, none.
-        judge_max_requests: Most requests to it; null for no limit.
+        pairs: Modalities of question and reply: some of text-text, speech-text, text-speech, speech-speech.
+        asr_of_questions: Also transcribe the audio of questions, and report word errors.
+        dnsmos: Compute DNSMOS of spoken replies (about 2 s each).
+        utmos: Checkout of github.com/tarepan/SpeechMOS with its weights, for UTMOS of spoken replies. null:
+            not computed.
+        judge: Model on an OpenAI-compatible server that also grades replies. null: none.
+        judge_url: Address of the server, http(s)://HOST[:PORT]/v1. null: that of OpenAI.
+        judge_api_key_env: Environment variable that contains the server's API key.
+        judge_response_format: json_schema, or for servers without it: json_object or none.
+        judge_max_requests: Maximum number of requests to the judge. null: unlimited.
         name: MLflow experiment, and folder below `run_root`.
     """
 
@@ -85,7 +84,7 @@ def run(config: Config) -> dict[str, float]:
     """Asks all questions in all pairs; returns and writes the scores.
 
     Raises:
-        UserError: for a model, codec, list, recogniser or judge that cannot be used.
+        UserError: if the model, codec, a list, the recogniser or the judge cannot be used.
     """
     questions = read_questions(config.questions, config.limit, config.lang)
     with ExitStack() as stack:
@@ -102,11 +101,11 @@ def run(config: Config) -> dict[str, float]:
 
 
 def open_judge(config: Config, folder: Path) -> QAJudge | None:
-    """The judge of the options; None for none. Its answers are kept in the evaluation's folder, until it is
-    repeated (`again`).
+    """Opens the judge given by the options, or returns None. Its answers are stored in the evaluation's
+    folder until it is repeated (`again`).
 
     Raises:
-        UserError: if it cannot be asked.
+        UserError: if the judge is not reachable.
     """
     if config.judge is None:
         return None
@@ -117,7 +116,7 @@ def open_judge(config: Config, folder: Path) -> QAJudge | None:
         response_format=config.judge_response_format,
     )
     kept = folder / "judge.sqlite"
-    if config.again:  # the journal first: left alone, it would be played into the new file
+    if config.again:  # the journal first: otherwise it would be replayed into the new file
         for file in (kept.with_name(f"{kept.name}-journal"), kept):
             file.unlink(missing_ok=True)
     answers = Answers(kept)
@@ -132,7 +131,7 @@ def ask_all(
     config: Config,
     judge: QAJudge | None = None,
 ) -> list[Row]:
-    """A row for each question and pair, in the order of the options and lists."""
+    """A row per question and pair, in the order of the options and lists."""
     answerer.check(config.pairs)
     if any(PAIRS[p][0] == "text" for p in config.pairs) and not any(q.question for q in questions):
         raise UserError("pairs has questions in text, but the lists have sounds alone: leave those pairs out")
@@ -156,20 +155,20 @@ def ask_all(
 
 
 def keep_questions(answerer: Answerer, questions: Sequence[Question]) -> None:
-    """Keeps the sounds of some questions beside those of their replies."""
+    """Saves the audio of questions next to that of their replies."""
     for question, sound in zip(questions, answerer.sounds_of(questions), strict=True):
         if isinstance(sound, Utterance):
             try:
                 wave_T = io.read(sound.audio, rates.DECODER_RATE_HZ)
             except io.UnreadableAudio:
-                continue  # its row says so
+                continue  # reported in its row
             answerer.keep(wave_T, rates.DECODER_RATE_HZ, f"questions/{file_name(question.id)}")
 
 
 def hear_questions(
     evaluation: Evaluation, answerer: Answerer, questions: Sequence[Question]
 ) -> dict[str, Row]:
-    """Question -> `heard`, and `heard_errors` of `heard_words`, where its sound can be read."""
+    """Question -> `heard`, and `heard_errors` of `heard_words`, if its audio can be read."""
     ears = answerer.ears
     assert ears is not None
 
@@ -195,8 +194,7 @@ def hear_questions(
 
 
 def reply_row(ask: Ask, result: Result, answerer: Answerer) -> Row:
-    """What is shown of a reply, and its matches; columns that begin with `text_` are of the own text of a
-    spoken reply."""
+    """Columns of a reply and its matches; `text_` marks those of the own text of a spoken reply."""
     question, lang = ask.question, ask.question.lang
     is_spoken = PAIRS[ask.pair][1] == "speech"
     own, said = result.get("text", ""), result.get("transcript", "")
@@ -215,7 +213,7 @@ def reply_row(ask: Ask, result: Result, answerer: Answerer) -> Row:
         return row
     row |= {"rows": result["rows"], "hit_limit": float(not result["ended"])}
     row["empty"] = float(not scored[""].strip())
-    # A recogniser whose language is fixed writes that language, whatever it hears.
+    # A recogniser with a fixed language writes that language, whatever it hears.
     written = own if has_text or not is_spoken else ""
     if written:
         row["other_language"] = float(language_of(written) not in ("", lang))
@@ -228,12 +226,12 @@ def reply_row(ask: Ask, result: Result, answerer: Answerer) -> Row:
 def add_verdicts(
     evaluation: Evaluation, judge: QAJudge, rows: Sequence[Row], answers: Mapping[str, Sequence[str]]
 ) -> None:
-    """Adds a judge's verdicts to rows that have a reply; the others are wrong.
+    """Adds the judge's verdicts to rows that have a reply; the others are wrong.
 
     Args:
-        evaluation: Keeps the verdicts.
-        judge: Who grades.
-        rows: Of `reply_row`.
+        evaluation: Stores the verdicts.
+        judge: Judge that grades.
+        rows: Rows, as returned by `reply_row`.
         answers: Reference answers of each question.
     """
     items: dict[str, tuple[Row, str, Judged]] = {}
@@ -258,10 +256,10 @@ def add_verdicts(
 
 
 def summary(rows: Sequence[Row], prefix: str = "") -> dict[str, float]:
-    """Shares and means of rows of one pair; what was not measured is left out.
+    """Fractions and means over rows of one pair; measures that were not computed are omitted.
 
     Args:
-        rows: Of `reply_row`.
+        rows: Rows, as returned by `reply_row`.
         prefix: "" for what is scored, `OWN_TEXT` for the own text of spoken replies.
     """
     own = [row for row in rows if f"{prefix}match_norm" in row]
@@ -292,9 +290,9 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def parts_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by list, group, language and voice, of those columns that hold several values.
+    """Rows by list, group, language and voice, for columns with several values.
 
-    A group has a line of its own even if it is the only one.
+    A group gets its own line even if it is the only one.
     """
     parts: dict[str, list[Row]] = {}
     for column in ("source", "group", "lang", "voice"):
@@ -306,7 +304,7 @@ def parts_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
-    """`PAIR/NAME` of all rows, and `PAIR/PART/NAME` of the scores of each part."""
+    """`PAIR/NAME` over all rows, and `PAIR/PART/NAME` for the scores of each part."""
     metrics: dict[str, float] = {}
     for pair, own in by_pair(rows).items():
         for prefix in ("", OWN_TEXT):
@@ -321,7 +319,7 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def by_pair(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each pair."""
+    """Rows by pair."""
     return {
         pair: [row for row in rows if row["pair"] == pair] for pair in dict.fromkeys(r["pair"] for r in rows)
     }
@@ -331,7 +329,7 @@ def by_pair(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def report(rows: Sequence[Row], config: Config, answerer: Answerer) -> str:
-    """Markdown: scores, how replies are, scores of each part, and what failed."""
+    """Markdown: scores, statistics of replies, scores of each part, and failures."""
     lines = [f"# Spoken question answering: {config.model}", "", *settings(config, answerer), ""]
     lines += ["## Scores", "", score_table(by_pair(rows)), "## Replies", "", _reply_table(by_pair(rows))]
     for pair, own in by_pair(rows).items():
@@ -351,7 +349,7 @@ def report(rows: Sequence[Row], config: Config, answerer: Answerer) -> str:
 
 
 def settings(config: Any, answerer: Answerer) -> list[str]:
-    """Lines that say how the scores were made."""
+    """Lines that describe how the scores were computed."""
     how = "the most likely ones" if config.greedy else f"drawn with seed {config.seed}"
     judge = f"{config.judge} ({config.judge_url or 'OpenAI'})" if config.judge else "none"
     return [
@@ -364,7 +362,7 @@ def settings(config: Any, answerer: Answerer) -> list[str]:
 
 
 def score_table(parts: Mapping[str, Sequence[Row]]) -> str:
-    """A line for each part, and another for the own text of its spoken replies."""
+    """A line per part, and another one for the own text of its spoken replies."""
     lines = []
     for name, own in parts.items():
         for prefix in ("", OWN_TEXT):

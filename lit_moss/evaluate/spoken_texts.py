@@ -1,4 +1,4 @@
-"""Texts of benchmarks as sound: spoken by embedded voices or servers, and kept in the cache."""
+"""Synthesizes texts of benchmarks, with embedded voices or servers, and caches the audio."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,14 +13,14 @@ from lit_moss.prepare.storage import Storage
 from lit_moss.prepare.voice_protocol import CannotSay
 from lit_moss.prepare.voices import VoicePool, VoiceSettings
 
-_VOICE_NAMES = ("embedded:", "http://", "https://", "command:")  # how names of voices begin
+_VOICE_NAMES = ("embedded:", "http://", "https://", "command:")  # prefixes of voice names
 
 
 class SpokenTexts:
-    """Speaks texts.
+    """Synthesizes texts.
 
     Args:
-        voices: Who speaks, named as in `prepare synthesize`; of each language the first.
+        voices: Voices, named as in `prepare synthesize`; the first of each language is used.
     """
 
     def __init__(self, voices: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ class SpokenTexts:
         return {}
 
     def _pool(self, voice: str) -> VoicePool:
-        """The voices that speak a text; those of the options, or the text's own."""
+        """The voices for a text: its own voice, or those of the options."""
         names = (voice,) if voice.startswith(_VOICE_NAMES) else self.voices
         if names not in self._pools:
             pool = VoicePool(names, VoiceSettings(torch.get_num_threads()))
@@ -40,15 +40,15 @@ class SpokenTexts:
         return self._pools[names]
 
     def said(self, text: str, lang: str, voice: str = "") -> Utterance:
-        """A text spoken by a voice, from the cache or now.
+        """The audio of a text spoken by a voice, cached or newly synthesized.
 
         Args:
-            text: What is said.
-            lang: Its language.
-            voice: A voice's name; anything else takes the first of `voices` that speaks the language.
+            text: Text to speak.
+            lang: Language of the text.
+            voice: Name of a voice; otherwise the first of `voices` that speaks the language is used.
 
         Raises:
-            CannotSay: if no voice can say it.
+            CannotSay: if no voice can speak it.
         """
         speaking = self._pool(voice).speaking(lang)
         if not speaking:

@@ -1,4 +1,4 @@
-"""What YAMLs of lm-eval's tasks read: data, code and other YAMLs. A task is another one once they change."""
+"""Finds the files that lm-eval's task YAMLs read (data, code, YAMLs), which are part of a task's identity."""
 
 import glob
 import os
@@ -10,7 +10,7 @@ import yaml
 
 
 class _Code(str):
-    """A function in a Python file beside a YAML, such as `local.questions`."""
+    """A function in a Python file next to a YAML, such as `local.questions`."""
 
 
 class _TaskYaml(yaml.SafeLoader):
@@ -22,20 +22,19 @@ _READ = ("include", "dataset_path", "dataset_kwargs", "data_dir")  # keys whose 
 
 
 def files_of_tasks(sources: Sequence[str]) -> list[str]:
-    """Files and folders that YAMLs of tasks name and that are there.
+    """Existing files and folders that task YAMLs refer to.
 
-    Those that `sources` hold themselves are left out. A YAML that cannot be read is skipped: loading the task
-    says so.
+    Files within `sources` are excluded. A YAML that cannot be read is skipped; loading the task reports it.
 
     Args:
-        sources: YAML files, and folders with such.
+        sources: YAML files, and folders that contain some.
     """
     places = [Path(source) for source in sources]
     waiting: list[Path] = []
     for place in places:
         waiting += [place] if place.is_file() else sorted(place.rglob("*.yaml"))
     found: dict[Path, None] = {}
-    for file in waiting:  # it grows by the included ones
+    for file in waiting:  # the list grows by the included ones
         try:
             content = yaml.load(file.read_text(encoding="utf-8"), _TaskYaml)
         except (OSError, ValueError, yaml.YAMLError):
@@ -50,7 +49,7 @@ def files_of_tasks(sources: Sequence[str]) -> list[str]:
 
 
 def _named(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """What a YAML of a task may read, each with its key of `_READ` or `!function`."""
+    """Names that a task YAML may read, each with its key in `_READ` or `!function`."""
     if isinstance(content, _Code):
         yield "!function", content
     elif isinstance(content, str) and content and key in _READ:
@@ -64,14 +63,14 @@ def _named(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _paths(key: str, text: str, folder: Path) -> list[Path]:
-    """What is there of a name in a YAML of a folder."""
+    """Existing paths for a name in a YAML of a folder."""
     if key == "!function":
         paths = [folder / f"{text.rpartition('.')[0].replace('.', '/')}.py"]
     elif key == "include":
         paths = [folder / text]
-    elif key == "dataset_kwargs":  # names of splits as well, which may also be folders here
+    elif key == "dataset_kwargs":  # also contains names of splits, which may be the names of folders
         names = [*glob.glob(text, recursive=True), *glob.glob(str(folder / text), recursive=True)]
         return [path for path in map(Path, sorted(names)) if path.is_file()]
     else:
         paths = [Path(text)]
-    return [path for path in paths if os.path.exists(path)]  # unlike Path's, False for what no path can be
+    return [path for path in paths if os.path.exists(path)]  # unlike Path's, False for invalid paths

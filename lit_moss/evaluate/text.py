@@ -1,7 +1,7 @@
-"""Text benchmarks by lm-eval (EleutherAI's harness) on the model's text path: MMLU, CMMLU, any of its tasks.
+"""Text benchmarks of lm-eval (EleutherAI's harness) on the model's text path: MMLU, CMMLU, any task.
 
-Tasks are named as in lm-eval (`mmlu`, `cmmlu`, patterns such as `mmlu_*`), or are YAML files. The package has
-one of its own, `everyday_choices`, 20 questions with four choices, which needs no download.
+Tasks are named as in lm-eval (`mmlu`, `cmmlu`, patterns such as `mmlu_*`), or are YAML files. The package
+includes `everyday_choices`, 20 questions with four choices, which needs no download.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from lit_moss.evaluate.text_model import open_text_model
 
 EXTRA = "text benchmarks need lm-eval: pip install 'lit-moss[evaluate]'"
 TASKS = Path(__file__).parent / "tasks"
-_ITERATIONS = 100  # of lm-eval's bootstrap, for metrics that are no means
+_ITERATIONS = 100  # for lm-eval's bootstrap, for metrics that are not means
 
 
 @dataclass
@@ -26,23 +26,23 @@ class Config:
     """Options of the text benchmarks.
 
     Args:
-        model: A run, a checkpoint, a folder in the released layout, a hub id, or a text backbone, such as
-            embedded:smollm2-135m, for comparison.
+        model: Model: a run, a checkpoint, a folder in the released layout, a hub id, or for comparison a text
+            backbone such as embedded:smollm2-135m.
         tasks: Names of lm-eval's tasks and groups, patterns of them, or YAML files of tasks.
-        task_folders: Folders with further tasks; they replace those of the same name.
-        num_fewshot: Number of examples before each question; null takes each task's own. 5 is usual for MMLU
-            and CMMLU, whose own is 0.
-        chat_template: Whether questions are turns of a conversation. Leave it off for MMLU.
-        system: System prompt, with `chat_template`.
-        fewshot_as_multiturn: Whether the examples are turns of their own, with `chat_template`.
-        limit: Number of questions of each task, from the first; null uses all.
-        seed: Seed of the examples that are drawn, and of tasks that sample.
-        dtype: Precision of the weights; log-probabilities and sums are float32 or more either way.
+        task_folders: Folders with additional tasks, which replace those of the same name.
+        num_fewshot: Number of examples before each question. null: each task's own number. 5 is usual for
+            MMLU and CMMLU, whose own number is 0.
+        chat_template: Present questions as turns of a conversation. Do not use it for MMLU.
+        system: System prompt; requires `chat_template`.
+        fewshot_as_multiturn: Present the examples as separate turns; requires `chat_template`.
+        limit: Number of questions per task, from the first. null: all.
+        seed: Seed for drawing examples, and for tasks that sample.
+        dtype: Data type of the weights; log-probabilities and sums are always float32 or wider.
         batch_size: Number of requests computed together; a question with four choices is four requests.
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
         run_root: Folder of all runs' files.
-        again: Whether to start over where results exist.
+        again: Start over if results exist.
     """
 
     model: str
@@ -78,7 +78,7 @@ def run(config: Config) -> dict[str, float]:
     """Runs all tasks; returns and writes their metrics.
 
     Raises:
-        UserError: for a model or a task that cannot be opened, or without lm-eval.
+        UserError: if the model or a task cannot be opened, or lm-eval is missing.
     """
     try:
         import lm_eval
@@ -122,16 +122,16 @@ def run(config: Config) -> dict[str, float]:
 
 
 def load_tasks(names: Sequence[str], folders: Sequence[str] = ()) -> tuple[list[Any], Any]:
-    """Tasks and groups of lm-eval with their data, and the manager that found them.
+    """Loads tasks and groups of lm-eval with their data; also returns the manager that found them.
 
-    lm-eval's own thousands of tasks are looked through only where a name is not among the local ones.
+    lm-eval's own thousands of tasks are searched only if a name is not among the local ones.
 
     Args:
         names: Names, patterns or YAML files.
-        folders: Folders with further tasks.
+        folders: Folders with additional tasks.
 
     Raises:
-        UserError: for a name that is none, or data that cannot be loaded.
+        UserError: if a name does not exist, or data cannot be loaded.
     """
     from lm_eval.tasks import TaskManager
 
@@ -154,7 +154,7 @@ def load_tasks(names: Sequence[str], folders: Sequence[str] = ()) -> tuple[list[
         chosen += [match for match in matches if match not in chosen]
     try:
         loaded = manager.load(chosen)
-    except Exception as error:  # lm-eval and datasets raise all kinds
+    except Exception as error:  # lm-eval and datasets raise many kinds
         raise UserError(
             f"the data of {', '.join(names)} cannot be loaded ({type(error).__name__}: {first_line(error)}): "
             "without a network give local copies, see conf/evaluate/text.yaml"
@@ -182,7 +182,7 @@ def _known(manager: Any, name: str) -> bool:
 def summary(
     config: Config, results: Mapping[str, Any]
 ) -> tuple[dict[str, float], str, list[dict[str, Any]], dict[str, Any]]:
-    """Metrics, report, a row for each question, and figures, from lm-eval's results."""
+    """Metrics, report, a row per question, and figures, from lm-eval's results."""
     metrics: dict[str, float] = {}
     lines: list[dict[str, Any]] = []
     everything = {**results["results"], **results.get("groups", {})}
@@ -228,7 +228,7 @@ def _size(results: Mapping[str, Any], task: str) -> int | None:
 
 
 def _interval(metric: str, value: float, error: Any, n: int | None) -> str:
-    """95 % interval: Wilson's for a share of right answers, else from lm-eval's standard error."""
+    """95 % interval: Wilson's for a fraction of right answers, otherwise from lm-eval's standard error."""
     if metric in ("acc", "acc_norm", "exact_match") and n:
         low, high = wilson(value * n, n)
     elif isinstance(error, int | float):
@@ -255,7 +255,7 @@ def _version() -> str:
 
 
 def _bars(lines: Sequence[Mapping[str, Any]]) -> Any:
-    """A bar for each task and metric."""
+    """A bar per task and metric."""
     from matplotlib.figure import Figure  # without pyplot, which opens windows and keeps figures
 
     shown = [line for line in lines if 0 <= line["value"] <= 1]

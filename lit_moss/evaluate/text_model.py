@@ -1,4 +1,4 @@
-"""Opens the text path of a model, or a text backbone to compare it with."""
+"""Opens the text path of a model, or a text backbone to compare with."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def open_text_model(
     name: str, device: str = "auto", dtype: str = "float32"
 ) -> "tuple[SplitLM, Any, ReplyForm]":
-    """A model or a plain backbone, its text tokenizer and the form of its replies.
+    """A model or plain backbone, its text tokenizer, and the form of its replies.
 
     Args:
         name: A run, a checkpoint, a folder in the released layout, a hub id, or a backbone (a folder, a
@@ -22,7 +22,7 @@ def open_text_model(
         dtype: float32 or bfloat16.
 
     Raises:
-        UserError: if there is no such model.
+        UserError: if the model does not exist.
     """
     import torch
 
@@ -36,7 +36,7 @@ def open_text_model(
 
     form = DIRECT
     if is_backbone(name):
-        # Without layers of its own the speech tail costs no more than a table of 128 codes.
+        # Without layers of its own, the speech tail costs no more than a table of 128 codes.
         lm = SplitLM.from_backbone(name, 0, audio_vocab_for(1))
         tokenizer = load_text_tokenizer(name)
     else:
@@ -49,7 +49,7 @@ def open_text_model(
 
 
 def is_backbone(name: str) -> bool:
-    """Whether a name is that of a text backbone, rather than of a run, a checkpoint or a split model."""
+    """Whether a name refers to a text backbone, not to a run, a checkpoint or a split model."""
     from lit_moss import assets
     from lit_moss.llm.stages import is_released, is_split
 

@@ -1,19 +1,19 @@
-"""How many words the codes of a speech tokenizer hold (the paper's table 3): a small language model learns to
-transcribe from codes alone.
+"""Measures how well words can be recovered from the codes of a speech tokenizer (the paper's table 3), by
+training a small language model to transcribe codes.
 
-For each kind of codes a model starts from the same backbone, with new embeddings of codes, and learns from
-the same utterances in the same order. Word errors are pooled over a list, both sides in lower case without
-punctuation. The lowest word error on the dev list, over the training, selects the weights: selecting on a
-test list, as is often done, is optimistic. Beside it stand the codes per second, and bits per second: log2 of
-the number of codes, and the entropy of their frequencies, times that rate.
+For each kind of codes a model starts from the same backbone, with new code embeddings, and is trained on the
+same utterances in the same order. Word errors are pooled over a list, with both sides in lower case and
+without punctuation. The lowest word error on the dev list during training selects the weights: selecting on a
+test list, as is often done, is optimistic. The report also has the codes per second and the bits per second:
+log2 of the number of codes, and the entropy of their frequencies, times that rate.
 
-    embedded:whisper-tiny-kmeans    codes before any training
-    runs/codec_encoder              of a trained tokenizer
-    shuffled:…                      control: each utterance has another one's codes; what is left is language
-    FILE.jsonl                      of any other codec, see `lit_moss.evaluate.probe_codes`
+    embedded:whisper-tiny-kmeans    codes of an untrained tokenizer
+    runs/codec_encoder              codes of a trained tokenizer
+    shuffled:…                      control with codes of other utterances: measures the language prior
+    FILE.jsonl                      codes of any codec, see `lit_moss.evaluate.probe_codes`
 
-The paper fine-tunes Qwen3-0.6B on 960 hours for 100,000 steps: word errors of a small probe say which codes
-are easier to learn from, and are no recogniser's.
+The paper fine-tunes Qwen3-0.6B on 960 hours for 100,000 steps. Word errors of a small probe show which codes
+are easier to learn from; they are not those of a good recogniser.
 """
 
 import shutil
@@ -44,33 +44,33 @@ class Config:
     """Options of `evaluate tokenizer_probe`.
 
     Args:
-        train: Manifests with transcripts to learn from.
+        train: Manifests with transcripts to train on.
         dev: Manifest whose word errors select the weights.
-        test: Manifests that are judged with them, such as LibriSpeech's test-clean and test-other.
+        test: Manifests to evaluate with these weights, such as LibriSpeech's test-clean and test-other.
         codes: Kinds of codes, see `lit_moss.evaluate.probe_codes`.
-        log_mel: Features of speech tokenizers, causal or whisper; null takes what they state.
-        probe_from: Backbone of the probe: embedded:smollm2-135m, a folder or id of a text model; or random,
-            a small model that reads and writes characters, for little time and few data.
-        layers: Layers of `random`.
+        log_mel: Features of speech tokenizers: causal or whisper. null: as stated by the tokenizers.
+        probe_from: Backbone of the probe: embedded:smollm2-135m, a folder or an id of a text model; or
+            random, a small model that reads and writes characters, for short trainings on little data.
+        layers: Number of layers of `random`.
         width: Width of `random`, a multiple of 64.
-        steps: Training steps.
-        batch_rows: Rows (codes and text) of a step; longer utterances are left out.
-        lr: Highest learning rate; it rises over a twentieth of the steps and falls to a tenth as a cosine.
-            The paper's is 1e-4.
-        eval_every: Steps between two decodings of the dev list.
-        dev_items: Utterances of the dev list that are used, from the first; null uses all.
-        limit: Utterances of each test list, from the first; null uses all.
-        train_items: Utterances to learn from, from the first; null uses all.
-        language: Language of the transcripts; Chinese is counted in characters.
-        ctc: Weight of an auxiliary CTC loss on the probe's states at codes (Watanabe et al. 2017); 0 for
-            none. The probe recognises by its text rows in both cases.
-        bf16: Whether to train in mixed precision; null where the device is faster with it.
-        seed: Of new weights, the order of utterances, and the exchange of codes.
-        batch_size: Utterances that are decoded at once.
+        steps: Number of training steps.
+        batch_rows: Rows (codes and text) per step; longer utterances are left out.
+        lr: Peak learning rate; linear warm-up over a twentieth of the steps, then cosine decay to a tenth.
+            The paper uses 1e-4.
+        eval_every: Number of steps between decodings of the dev list.
+        dev_items: Number of utterances of the dev list, from the first. null: all.
+        limit: Number of utterances per test list, from the first. null: all.
+        train_items: Number of training utterances, from the first. null: all.
+        language: Language of the transcripts; for Chinese, characters are counted.
+        ctc: Weight of an auxiliary CTC loss on the probe's states at codes (Watanabe et al. 2017); 0: none.
+            The probe recognises with its text rows in both cases.
+        bf16: Train in mixed precision. null: if that is faster on the device.
+        seed: Seed of new weights, the order of utterances, and the exchange of codes.
+        batch_size: Number of utterances decoded together.
         device: auto, cpu or cuda.
         name: MLflow experiment, and folder below `run_root`.
         run_root: Folder of all runs' files.
-        again: Whether to start over where results exist.
+        again: Start over if results exist.
     """
 
     train: list[str]
@@ -115,7 +115,7 @@ class Config:
                 raise UserError(f"{key} is {value}, expected 1 or more, or null for all")
 
     def options(self) -> ProbeOptions:
-        """What a probe needs to know."""
+        """The options of a probe."""
         device = str(local_device(self.device))
         return ProbeOptions(
             self.probe_from, self.layers, self.width, self.steps, self.batch_rows, self.lr, self.seed,
@@ -134,19 +134,19 @@ class Item:
 
     @property
     def id(self) -> str:
-        """Unique name."""
+        """Unique id."""
         return f"{self.kind}|{self.split}|{self.utterance}"
 
 
 @dataclass
 class Lists:
-    """Utterances of each list, those with words in their transcripts."""
+    """Utterances of each list that have words in their transcripts."""
 
     of: dict[str, list[Utterance]]
 
     @classmethod
     def read(cls, config: Config) -> "Lists":
-        """All lists of a configuration; the training's is called `train`.
+        """Reads all lists of a configuration; that of the training is called `train`.
 
         Raises:
             UserError: if a manifest has no transcripts.
@@ -175,7 +175,7 @@ class Lists:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Short names of test lists: the files', with their folders' where those are not unique."""
+    """Short names of test lists: file names, with folder names if those are not unique."""
     stems = [Path(path).stem for path in paths]
     if len({DEV, "train", *stems}) < len(stems) + 2:
         stems = [f"{Path(path).parent.name}/{Path(path).stem}" for path in paths]
@@ -185,10 +185,10 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def run(config: Config) -> dict[str, float]:
-    """Trains and judges a probe for each kind of codes; returns and writes the word errors.
+    """Trains and evaluates a probe for each kind of codes; returns and writes the word errors.
 
     Raises:
-        UserError: for lists or codes that cannot be opened.
+        UserError: if lists or codes cannot be opened.
     """
     files = [name.removeprefix(SHUFFLED) for name in config.codes]
     sources = [*config.train, config.dev, *config.test, *dict.fromkeys(files), config.probe_from]
@@ -220,13 +220,13 @@ def run(config: Config) -> dict[str, float]:
 
 
 class Runner:
-    """One kind of codes: trains when the first utterance has to be judged.
+    """One kind of codes; trains its probe when the first utterance has to be evaluated.
 
     Args:
-        config: Options.
+        config: Options of the benchmark.
         lists: All lists.
         kind: Name of the codes.
-        folder: Of the training's state.
+        folder: Folder of the training's state.
     """
 
     def __init__(self, config: Config, lists: Lists, kind: str, folder: Path) -> None:
@@ -261,7 +261,7 @@ class Runner:
         return results
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the codes and of the training."""
+        """Information about the codes and the training."""
         codes = [u.codes for u in self.spoken["train"] if u.codes]
         return {
             "codes": self.kind,
@@ -277,7 +277,7 @@ class Runner:
 def summary(
     config: Config, lists: Lists, judged: Sequence[tuple[Item, Result]], facts: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Metrics, named `KIND/MEASURE`, and a line for each kind of codes."""
+    """Metrics, named `KIND/MEASURE`, and a line per kind of codes."""
     metrics: dict[str, float] = {}
     table = []
     for fact in facts:
@@ -300,12 +300,12 @@ def summary(
 
 
 def _label(kind: str) -> str:
-    """A name that MLflow accepts for a metric."""
+    """A metric name that MLflow accepts."""
     return "".join(c if c.isalnum() or c in "-_. " else "_" for c in kind)
 
 
 def pooled_with_interval(results: Sequence[Result]) -> tuple[float, float, float]:
-    """Errors over words of all results, and its 95 % interval."""
+    """Total errors divided by total words, with the 95 % interval."""
     errors, words = [result["errors"] for result in results], [result["words"] for result in results]
     return sum(errors) / max(1, sum(words)), *pooled_interval(errors, words)
 
@@ -313,7 +313,7 @@ def pooled_with_interval(results: Sequence[Result]) -> tuple[float, float, float
 def report(
     config: Config, lists: Lists, table: Sequence[dict[str, Any]], judged: Sequence[tuple[Item, Result]]
 ) -> str:
-    """Markdown."""
+    """The report in Markdown."""
     failed = {
         f"{item.id} ({lists.of[item.split][item.utterance].id})": result[FAILED]
         for item, result in judged
@@ -333,7 +333,7 @@ def report(
 
 
 def picture(config: Config, facts: Sequence[dict[str, Any]]) -> Any:
-    """Word errors on the dev list against steps, a line for each kind of codes."""
+    """Word errors on the dev list over steps, one line per kind of codes."""
     import matplotlib
 
     matplotlib.use("Agg")

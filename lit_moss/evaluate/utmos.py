@@ -1,10 +1,10 @@
 """UTMOS22 strong (arXiv:2204.02152) from a local checkout: predicted naturalness, 1 to 5.
 
     folder       a checkout of github.com/tarepan/SpeechMOS (v1.2.0)
-    folder/*.pt  its one file of weights, utmos22_strong_step7459_v1.pt
+    folder/*.pt  the only weight file, utmos22_strong_step7459_v1.pt
 
-Its package is called `speechmos`, as is the one that computes DNSMOS. It therefore runs in a process of its
-own, which never sees the other one.
+Its package is called `speechmos`, like the one that computes DNSMOS. It therefore runs in a separate process,
+which never sees the other package.
 """
 
 import subprocess
@@ -26,13 +26,13 @@ _WORKER = Path(__file__).with_name("utmos_worker.py")
 class Utmos:
     """Samples (T,) at 16 kHz -> score; a context manager that ends the process.
 
-    One clip a call: the model has no mask, and padding would change its score.
+    One clip per call: the model has no mask, and padding would change its score.
 
     Args:
-        folder: See the module.
+        folder: Checkout with weights, see the module docstring.
 
     Raises:
-        UserError: if there is no checkout, or not one file of weights.
+        UserError: if there is no checkout, or not exactly one weight file.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -44,7 +44,7 @@ class Utmos:
                 "the weights of utmos22_strong"
             )
         self._folder, self._log = path, tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by __exit__
-        # -P: beside this file lie modules with the names of others.
+        # -P: modules in this folder have the names of other packages.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER), str(path), str(weights[0]), str(torch.get_num_threads())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,

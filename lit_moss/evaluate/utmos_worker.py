@@ -1,8 +1,8 @@
-"""The process of `lit_moss.evaluate.utmos`: waves on stdin, scores on stdout.
+"""The worker process of `lit_moss.evaluate.utmos`: waves on stdin, scores on stdout.
 
     python -P utmos_worker.py CHECKOUT WEIGHTS THREADS
 
-In: int64 n, then n float32 samples at 16 kHz. Out: float64. It imports nothing of this package.
+Input: int64 n, then n float32 samples at 16 kHz. Output: float64. It imports nothing from lit_moss.
 """
 
 import os
@@ -17,10 +17,10 @@ import torch
 def main(checkout: str, weights: str, threads: str) -> None:
     """Scores clips until stdin ends."""
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the model prints is no score
+    os.dup2(2, 1)  # output printed by the model is not a score
     torch.set_num_threads(int(threads))
-    # The checkout's `speechmos` has no __init__.py: an installed package of that name would win over it
-    # wherever the checkout stands on the path. As a module of its own making, it is found first.
+    # The checkout's `speechmos` has no __init__.py, so an installed package of that name would take
+    # precedence, wherever the checkout is on the path. A module created here is found first.
     package = ModuleType("speechmos")
     package.__path__ = [str(Path(checkout) / "speechmos")]
     sys.modules["speechmos"] = package

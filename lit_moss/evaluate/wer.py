@@ -1,15 +1,15 @@
-"""Word error rates as the field reports them: Seed-TTS-Eval's rules to the letter, and after normalisation.
+"""Word error rates as commonly reported: exactly by Seed-TTS-Eval's rules, and after normalisation.
 
-`seed`: punctuation (zhon's and ASCII's) is deleted except `'`, and pairs of spaces become one. English in
-lower case; Chinese cut into characters, Latin letters as they are. Nothing is done about numbers: "50 turns"
-for "fifty turns" is an error. Hyphens go, so that well-known is wellknown.
+`seed`: punctuation (that of zhon and ASCII) is deleted except `'`, and pairs of spaces become one. English is
+lower-cased; Chinese is split into characters, with Latin letters unchanged. Numbers are not normalised: "50
+turns" for "fifty turns" is an error. Hyphens are deleted, so that well-known equals wellknown.
 
 `normalised`: Whisper's English normaliser on both sides. Chinese: NFKC, simplified characters, digits written
-out, lower case, letters and digits alone, cut into characters.
+out, lower case, only letters and digits, split into characters.
 
-In both, a Chinese transcript is converted to simplified characters (OpenCC's `t2s`; Seed-TTS-Eval uses
-zhconv, which also exchanges some words). A rate is errors over words of the reference, and may exceed 1;
-without words in the reference it is the number of errors, as jiwer has it. Sources:
+In both, Chinese transcripts are converted to simplified characters (OpenCC's `t2s`; Seed-TTS-Eval uses
+zhconv, which also replaces some words). A rate is errors divided by reference words, and may exceed 1; for a
+reference without words it is the number of errors, as in jiwer. Sources:
 github.com/BytedanceSpeech/seed-tts-eval, package whisper-normalizer.
 """
 
@@ -28,7 +28,7 @@ from lit_moss.prepare.language import simplified
 EXTRA = "pip install 'lit-moss[evaluate]'"
 Mode = Literal["seed", "normalised"]
 MODES: tuple[Mode, ...] = ("seed", "normalised")
-# Code points of `zhon.hanzi.punctuation` 2.1.1, in ranges: neither U+201A nor the hyphen U+2010 is one.
+# Code points of `zhon.hanzi.punctuation` 2.1.1 as ranges; they include neither U+201A nor the hyphen U+2010.
 _ZHON = (
     "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff64\u3000-\u3003\u3008-\u3011\u3014-\u301f\u3030"
     "\u303e\u303f\u2013\u2014\u2018\u2019\u201b-\u201f\u2026\u2027\ufe4f\ufe51\ufe54\u00b7"
@@ -41,8 +41,8 @@ class Errors:
     """Word errors of one clip.
 
     Args:
-        errors: Substitutions, deletions and insertions.
-        words: Words of the reference; characters in Chinese.
+        errors: Number of substitutions, deletions and insertions.
+        words: Number of words of the reference; for Chinese, of characters.
     """
 
     errors: int
@@ -50,7 +50,7 @@ class Errors:
 
     @property
     def rate(self) -> float:
-        """Errors over words; the number of errors where the reference has no words."""
+        """Errors divided by words; the number of errors if the reference has no words."""
         return self.errors / max(1, self.words)
 
 
@@ -58,10 +58,10 @@ def errors(reference: str, hypothesis: str, language: str, mode: Mode) -> Errors
     """Word errors of a transcript.
 
     Args:
-        reference: What was said.
-        hypothesis: What was recognised.
+        reference: Reference text.
+        hypothesis: Recognised text.
         language: en or zh.
-        mode: See the module.
+        mode: Set of rules, see the module docstring.
     """
     if language == "zh" and mode == "seed":
         hypothesis = simplified(hypothesis)
@@ -71,17 +71,17 @@ def errors(reference: str, hypothesis: str, language: str, mode: Mode) -> Errors
 
 
 def mean_rate(counts: Sequence[Errors]) -> float:
-    """Mean of the clips' rates: what Seed-TTS-Eval prints, x 100."""
+    """Mean of the clips' rates: what Seed-TTS-Eval reports, x 100."""
     return sum(count.rate for count in counts) / len(counts)
 
 
 def pooled_rate(counts: Sequence[Errors]) -> float:
-    """Errors of all clips over words of all clips."""
+    """Total errors divided by total words."""
     return sum(count.errors for count in counts) / max(1, sum(count.words for count in counts))
 
 
 def check_packages(language: str) -> None:
-    """Opens what the normalisation of a language needs, before anything expensive starts.
+    """Loads what the normalisation of a language needs, before anything expensive starts.
 
     Raises:
         UserError: if a package is missing.
@@ -93,7 +93,7 @@ def check_packages(language: str) -> None:
 def _seed_words(text: str, language: str) -> list[str]:
     text = _SEED_PUNCTUATION.sub("", text).replace("  ", " ")
     text = " ".join(text) if language == "zh" else text.lower()
-    # What jiwer does before it compares: runs of white space become one space, and words end at spaces alone.
+    # As jiwer does before comparing: multiple white space becomes one space, and words end only at spaces.
     return [word for word in re.sub(r"\s\s+", " ", text).strip().split(" ") if word]
 
 
@@ -114,7 +114,7 @@ def _english_normaliser() -> Any:
 
 
 def _chinese_numbers(text: str) -> str:
-    """Arabic digits as Chinese numerals; a number that cn2an cannot read stays as it is."""
+    """Converts Arabic digits to Chinese numerals; a number that cn2an cannot read is not changed."""
     try:
         import cn2an
     except ImportError as error:

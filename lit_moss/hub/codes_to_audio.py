@@ -55,8 +55,7 @@ def read_code_lines(path: Path) -> list[CodeLine]:
 
 
 def _name_of(record: Record) -> str:
-    """The id without characters invalid in file names, otherwise the sound file's name, otherwise the line
-    number."""
+    """The id as a valid file name, otherwise the audio file's name, otherwise the line number."""
     path = record.path("audio_filepath")
     return file_name(record.name("id") or (Path(path).stem if path else "")) or f"{record.number:05d}"
 
@@ -111,8 +110,7 @@ def voice_prompt(codec: "Codec", file: str | Path | None, option: str = "--voice
 def decode_batches(
     codec: "Codec", lines: Sequence[CodeLine], prompt: "Prompt | None", max_codes: int
 ) -> Iterator[tuple[list[CodeLine], list["Tensor"]]]:
-    """Yields groups of similar length with their waves at 24 kHz; a wave does not depend on the rest of its
-    group.
+    """Yields groups of similar length with their waves at 24 kHz; grouping does not affect the waves.
 
     Args:
         codec: Decodes the codes.

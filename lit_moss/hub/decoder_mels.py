@@ -57,8 +57,7 @@ class DecoderMels:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of everything that determines the mels: tokenizer, speaker encoder, decoder and its
-        sampler."""
+        """16 hex digits of all that determines the mels: tokenizer, speaker encoder, decoder, sampler."""
         from lit_moss.codec.encoder import fingerprint
         from lit_moss.codec.speaker import speaker_fingerprint
         from lit_moss.llm.stages import sha256_of_tensors

@@ -33,8 +33,7 @@ _LONGEST_SEC = 30.0
 
 
 def kmeans_tokenizer() -> Path:
-    """Folder of `embedded:whisper-tiny-kmeans` in the released layout; made once, always with the same
-    content."""
+    """Folder of `embedded:whisper-tiny-kmeans` in the released layout, made once, deterministically."""
     from lit_moss.corpora.everyday import everyday_corpus
 
     corpus = everyday_corpus()

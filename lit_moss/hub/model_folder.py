@@ -113,8 +113,7 @@ class ModelRecord:
 
 
 def _is_of_kind(value: Any, default: Any) -> bool:
-    """Whether a field has the expected type: lists contain strings, the counts of a reply form are whole
-    numbers."""
+    """Whether a field has the expected type: lists of strings, reply-form counts as whole numbers."""
     if isinstance(value, list):
         inside = all(isinstance(entry, str) for entry in value)
     elif isinstance(value, dict):
@@ -175,7 +174,7 @@ def _reply_form(data: Mapping[str, Any]) -> dict[str, Any]:
     return next(({key: p[key] for key in keys if key in p} for p in parts if "reply_form" in p), {})
 
 
-# --- compatibility checks -----------------------------------------------------------------------
+# --- compatibility checks -----------------------------------------------------------------------------------
 
 
 def check_codec(
@@ -186,8 +185,7 @@ def check_codec(
     name: str = "the given one",
     any_log_mel: bool = False,
 ) -> None:
-    """Rejects a codec with which a model was not trained; arguments and errors as in
-    `check_speech_tokenizer`.
+    """Rejects a codec that a model was not trained with; arguments as in `check_speech_tokenizer`.
 
     A codec without a tokenizer only decodes; only its number of codes is compared.
 

@@ -260,8 +260,7 @@ def _say_waiting(lock: Path) -> None:
 
 
 def recording_key(utterance: Utterance) -> str:
-    """32 hex digits of a recording's path, part, size and modification time, and of the rules for reading
-    it."""
+    """32 hex digits of a recording's path, part, size, modification time, and of the reading rules."""
     # `os.path`, because Path raises an error for invalid file names.
     stat = utterance.audio.stat() if os.path.exists(utterance.audio) else None
     state = None if stat is None else (stat.st_size, stat.st_mtime_ns)

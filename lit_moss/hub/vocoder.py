@@ -60,8 +60,7 @@ def open_vocoder(name: str) -> "Vocoder":
 
 
 def vocoder_of_checkpoint(path: Path) -> "TrainedVocoder":
-    """Opens the vocoder of a `lit_moss.modules.Vocoder` checkpoint, with its averaged weights; reads data
-    only.
+    """Opens the averaged vocoder of a `lit_moss.modules.Vocoder` checkpoint; reads data only.
 
     Raises:
         UserError: if the checkpoint belongs to another model, or its mels differ from lit_moss'.

@@ -93,8 +93,7 @@ def load_text_tokenizer(name: str | Path) -> Any:
 
 
 def _config_of_split(folder: Path) -> Any:
-    """An empty config for a split model's folder, because transformers does not know its `model_type`;
-    otherwise None.
+    """An empty config for a split model's folder, whose `model_type` transformers does not know, or None.
 
     Otherwise transformers would read it as a config without a `model_type` and warn that the types differ.
     """

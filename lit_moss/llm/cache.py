@@ -51,8 +51,7 @@ class KVCache:
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, layer_idx: int, mask: Tensor | None, scale: float
     ) -> Tensor:
-        """Writes one new row (B, H_kv, 1, D) and attends to all rows; queries and output are (B, H_kv, G,
-        D)."""
+        """Writes a new row (B, H_kv, 1, D) and attends to all rows; queries and output: (B, H_kv, G, D)."""
         keys, values = self.update(keys, values, layer_idx)
         return F.scaled_dot_product_attention(q, keys, values, mask, scale=scale)
 

@@ -193,8 +193,7 @@ def _dropouts(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _small_backbone(config: PretrainedConfig) -> tuple[Any, list[Tensor]]:
-    """The small copy and two documents. Keeps the true sizes if the smaller ones are invalid for this model
-    type."""
+    """The small copy and two documents; has the true sizes if smaller ones are invalid for the model type."""
     causes: list[Exception] = []
     for fields in (_shrunk(config, _SIZES), _shrunk(config, {"vocab_size": _WORDS})):
         try:

@@ -52,8 +52,7 @@ class SplitConfig:
 
     @property
     def max_context(self) -> int | None:
-        """Maximum document length in rows, from the backbone's positions and their scaling; None:
-        unlimited."""
+        """Maximum document length in rows by the backbone's (scaled) positions; None: unlimited."""
         most = getattr(self.backbone, "max_position_embeddings", None)
         rope = getattr(self.backbone, "rope_parameters", None) or {}
         factor, trained = rope.get("factor"), rope.get("original_max_position_embeddings")

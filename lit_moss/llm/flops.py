@@ -24,8 +24,7 @@ def matrix_flops(modules: Iterable[nn.Module], backward: bool = True) -> int:
 
 
 def attention_flops(lm: Network, document_rows: Iterable[int], layers: int, backward: bool = True) -> int:
-    """FLOPs of attention scores and weighted values over causal documents; the backward costs twice the
-    forward.
+    """FLOPs of causal attention (scores and weighted values); the backward costs twice the forward.
 
     Args:
         lm: The model; provides the head sizes.

@@ -141,8 +141,7 @@ def open_tensors(files: Iterable[Path]) -> dict[str, Any]:
 
 
 def refuse_other_dtypes(folder: Path, tensors: dict[str, Any], own: dict[str, torch.Tensor]) -> None:
-    """Refuses integer and 8-bit float tensors, which are meaningless without the scales of their
-    quantization.
+    """Rejects integer and 8-bit float tensors, which mean nothing without their quantization scales.
 
     Args:
         folder: The model's folder, for the error message.

@@ -270,8 +270,7 @@ class GenerationState:
                     return
 
     def _precision(self) -> AbstractContextManager[Any]:
-        """Disables autocast, which would cast the weights again for every row, unless the weights' dtypes
-        differ."""
+        """Disables autocast, which would cast weights again for every row, unless their dtypes differ."""
         if self.mixed:
             return nullcontext()
         return torch.autocast(self.device.type, enabled=False)
@@ -297,8 +296,7 @@ class GenerationState:
             self.caches.wait(self.run(self.lm.trunk, self.trunk, self.lm.embed(piece)))
 
     def run(self, block: LayerStack, cache: KVCache, h_BLD: Tensor) -> Tensor:
-        """Output (B, L, D) of a block for rows (B, L, D) that follow those in its cache; appends to the
-        cache."""
+        """Output (B, L, D) of a block for rows (B, L, D) after those in its cache; extends the cache."""
         first, rows = cache.length, h_BLD.shape[1]
         positions = torch.arange(first, first + rows, device=self.device)[None] - self.offsets_B[:, None]
         rope = self.lm.rotary(h_BLD, position_ids=positions.clamp_min(0))
@@ -311,8 +309,7 @@ class GenerationState:
         return h_BLD
 
     def logits(self, name: Modality) -> Tensor:
-        """Logits (B, V), float32, of a branch after the rows fed so far; first runs its tail on the waiting
-        rows."""
+        """Logits (B, V), float32, of a branch after all fed rows; runs its tail on the waiting rows."""
         tail = self.tails[name]
         h = tail.take(tail.rows_waiting)
         step = self.chunk or h.shape[1]

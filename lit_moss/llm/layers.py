@@ -172,8 +172,7 @@ class _Gate(torch.autograd.Function):
 
 
 class Attention(nn.Module):
-    """Rotary causal attention with grouped keys and values, and optional norms of queries and keys
-    (Qwen3)."""
+    """Rotary causal attention with grouped keys and values, and optional q and k norms (Qwen3)."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()

@@ -67,8 +67,7 @@ class Layout:
 
 
 def targets(rows: Tensor, document_ids: Tensor | None = None, loss_mask: Tensor | None = None) -> Tensor:
-    """bool (B, L): True for rows that are predicted from the row before: same document, and True in the
-    mask."""
+    """bool (B, L): rows predicted from the row before: same document, and True in the mask."""
     target = torch.ones_like(rows, dtype=torch.bool)
     target[:, 0] = False
     if document_ids is not None:

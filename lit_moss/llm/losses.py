@@ -83,20 +83,17 @@ class SplitLoss:
 
 
 class Head(nn.Linear):
-    """Projection to logits. It can also compute its loss, so that sharded strategies gather its weight
-    once."""
+    """Projection to logits; can also compute the loss, so that sharded strategies gather its weight once."""
 
     def forward(self, hidden: Tensor, targets_N: Tensor | None = None) -> Any:
-        """Logits (…, V) of hidden states (…, D); with targets (N,), the `HeadLoss` of hidden states (N,
-        D)."""
+        """Logits (…, V) of hidden states (…, D); or with targets (N,), the `HeadLoss` of (N, D)."""
         if targets_N is None:
             return super().forward(hidden)
         return head_loss(hidden, self.weight, targets_N)
 
 
 def head_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> HeadLoss:
-    """Cross-entropy of hidden states (N, D) with a head (V, D); computed in autocast's dtype if it is
-    enabled."""
+    """Cross-entropy of hidden states (N, D) with a head (V, D), in autocast's dtype if enabled."""
     nll, nll_N, correct = _ChunkedCrossEntropy.apply(*_in_autocast(hidden_ND, weight_VD), targets_N)
     return HeadLoss(nll, nll_N, correct)
 

@@ -158,8 +158,7 @@ class SplitLM(nn.Module):
 
     @torch.no_grad()
     def _init_speech(self) -> None:
-        """Initialises code embeddings with the standard deviation of the text embeddings, so that both have
-        the same scale."""
+        """Initialises code embeddings with the standard deviation of the text embeddings."""
         words_VD, V = self.model.embed_tokens.weight, self.format.text_vocab_size
         if words_VD.is_meta:
             return
@@ -276,8 +275,7 @@ class SplitLM(nn.Module):
     # --- forward --------------------------------------------------------------------------------------------
 
     def embed(self, rows_BL: Tensor) -> Tensor:
-        """Rows (B, L) -> embeddings (B, L, D): each row is looked up in one of the two tables; nothing is
-        summed."""
+        """Rows (B, L) -> embeddings (B, L, D), each looked up in one of the two tables (no sum)."""
         if self.config.joint:
             return self.model.embed_tokens(rows_BL)
         V = self.format.text_vocab_size

@@ -264,8 +264,7 @@ def _refuse_misfits(folder: Path, model: Any, info: Any) -> None:
 
 
 def _other_prefix(missing: set[str], unexpected: set[str]) -> str:
-    """The prefix of the stored names, e.g. PEFT's `base_model.model.`, in parentheses; "" if there is
-    none."""
+    """The prefix of the stored names, e.g. PEFT's `base_model.model.`, in parentheses; "" if none."""
     for name in sorted(missing):
         for other in sorted(unexpected):
             if other.endswith("." + name):

@@ -47,8 +47,9 @@ def cosine_matrix(text_nE: Tensor, speech_mE: Tensor) -> Tensor:
 
 
 def dtw_path(similarity_nm: Tensor) -> list[tuple[int, int]]:
-    """The warping path from (0, 0) to (n-1, m-1) with steps (1, 0), (0, 1) and (1, 1) and the least sum of 1
-    - similarity.
+    """The warping path from (0, 0) to (n-1, m-1) with the least sum of 1 - similarity.
+
+    Steps are (1, 0), (0, 1) and (1, 1).
 
     Minimises the cosine distance 1 - similarity instead of maximising the sum of similarities, because the
     latter favours long paths. On ties the diagonal step is taken.

@@ -21,8 +21,7 @@ from lit_moss.llm.layers import DecoderLayer, Linear
 
 
 def runs_on(layer: nn.Module) -> bool:
-    """Whether `one_row` can run the layer: it reads the weights directly and would ignore adapters on
-    them."""
+    """Whether `one_row` can run the layer: it reads weights directly and would ignore adapters."""
     if not isinstance(layer, DecoderLayer):
         return False
     attn, mlp = layer.self_attn, layer.mlp

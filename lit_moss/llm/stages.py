@@ -96,8 +96,7 @@ def _round_frozen(frozen: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
 
 
 def _start_again(lm: SplitLM, init_from: str) -> None:
-    """Loads the weights that a run with this `init_from` started from. Their hash is checked by the
-    caller."""
+    """Loads the weights that a run with this `init_from` started from; the caller checks their hash."""
     folder = Path(init_from)
     path = None if is_released(folder) else checkpoint_of(folder, "last", end=False)
     if path is not None:

@@ -1,5 +1,4 @@
-"""The codebook of a speech tokenizer in training: k-means initialisation, moving averages, restarts of dead
-codes.
+"""The codebook of a tokenizer in training: k-means initialisation, moving averages, restarts of dead codes.
 
 The codebook is updated without gradients (`lit_moss.codec.quantizer`), once per optimizer step, from the
 frames of all ranks and accumulated micro-batches. Shapes: B items, N codes, S frames, D width, K codebook
@@ -99,8 +98,7 @@ class CodebookModule(StepModule, ABC):
 
     @torch.no_grad()
     def _start_codebook(self) -> None:
-        """Runs k-means on unaugmented frames of the next batches; the result depends on the data's order
-        alone."""
+        """Runs k-means on unaugmented frames of the next batches; depends only on the order of the data."""
         frames = self._frames_of_next_batches()
         count, batches = quantizer.sum_over_ranks(sum(map(len, frames)), len(frames))
         if not batches:

@@ -203,16 +203,14 @@ class CodecEncoder(CodebookModule):
     # --- the model ------------------------------------------------------------------------------------------
 
     def log_mel(self, batch: SpeechBatch) -> Tensor:
-        """Log-mel features of a batch (B, M, T/160), float32, with the SpecAugment masks of the batch
-        applied."""
+        """Log-mel features of a batch (B, M, T/160), float32, with its SpecAugment masks applied."""
         with torch.no_grad(), torch.autocast(batch.wave_BT.device.type, enabled=False):
             bins, whole = self.encoder.config.num_mel_bins, self.encoder.config.log_mel == "whisper"
             mel_BMF = whisper_log_mel(batch.wave_BT, bins) if whole else CausalLogMel(bins)(batch.wave_BT)
             return apply_spec_masks(mel_BMF, batch.freq_masks, batch.time_masks)
 
     def pooled_frames(self, mel_BMF: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden frames (B, L, D), pooled frames (B, N, D) in float32, and bool (B, N), True for frames of
-        speech."""
+        """Hidden frames (B, L, D), pooled frames (B, N, D), float32, and speech mask, bool (B, N)."""
         hidden_BLD = self.encoder(mel_BMF)
         pooled_BND = self.encoder.pool(hidden_BLD).float()
         codes_B = -(-samples_B // rates.SAMPLES_PER_CODE)
@@ -257,8 +255,7 @@ class CodecEncoder(CodebookModule):
         return loss
 
     def _quantize(self, pooled_BND: Tensor, valid_BN: Tensor, codes: list[int]) -> tuple[Tensor, Tensor]:
-        """Replaces frames of speech by their codebook rows (straight-through); also returns the commitment
-        loss."""
+        """Replaces speech frames by codebook rows (straight-through); also returns the commitment loss."""
         # Indices computed on the host: with a boolean mask the host would wait for the device to count.
         N = pooled_BND.shape[1]
         at_S = torch.cat([torch.arange(b * N, b * N + n) for b, n in enumerate(codes)])
@@ -367,8 +364,7 @@ class CodecEncoder(CodebookModule):
         self._tokenizer = SpeechTokenizer(self.encoder)  # one for all: it may make a float64 copy
 
     def predict_step(self, batch: SpeechBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Codes and transcript of each utterance; the codes equal those of `SpeechTokenizer` in any
-        precision."""
+        """Codes and transcript of each utterance; codes equal those of `SpeechTokenizer` in any precision."""
         assert self.head is not None and self.vocabulary is not None
         if not len(batch):
             return []

@@ -361,8 +361,7 @@ def roughness(clip: Resynthesis) -> Tensor:
 
 @torch.no_grad()
 def start_embeddings(weight_VH: Tensor, codebook_KD: Tensor) -> None:
-    """Fills the first K rows from the codebook, centred, rotated by a fixed matrix, and scaled to unit
-    variance."""
+    """Fills the first K rows from the codebook: centred, rotated by a fixed matrix, unit variance."""
     rows_KD = codebook_KD.float() - codebook_KD.float().mean(dim=0)
     generator = torch.Generator().manual_seed(0)
     size = max(rows_KD.shape[1], weight_VH.shape[1])

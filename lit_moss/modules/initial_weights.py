@@ -51,8 +51,7 @@ class InitialWeights:
     def weights(
         self, trainer: Trainer, row_format: RowFormat, resumes: bool
     ) -> tuple[SplitLM, dict[str, Any] | None]:
-        """The model with its initial weights, and the CTC head of an earlier stage or None, see
-        `trunk_ctc.stored_head`.
+        """The model with its initial weights, and the CTC head of an earlier stage (`stored_head`) or None.
 
         The weights are in `dtype`, or mapped from files in the data type of the files.
 
@@ -95,8 +94,7 @@ class InitialWeights:
         return lm, None
 
     def _check_text_tokenizer(self, trainer: Trainer, made_by: str | None) -> None:
-        """Compares the text tokenizer of the documents with the backbone's: otherwise the ids would be other
-        words.
+        """Checks that documents and backbone have the same text tokenizer, so that ids mean the same.
 
         Tokenizers that differ only in their rules have the same ids. This can be checked only if
         `data.backbone` names the tokenizer of the documents.

@@ -1,5 +1,4 @@
-"""Training of the split language model: minimises the next-row cross-entropy of both heads over packed
-documents.
+"""Training of the split language model by the next-row cross-entropy of both heads on packed documents.
 
     TokenBatch ─ SplitLM.loss ─ AccumulationWindow: all targets of an optimizer step have equal weight ─ AdamW
 

@@ -115,8 +115,7 @@ class Places(NamedTuple):
 
 
 def places_of(spans: Sequence[SpeechText], L: int, sosp: int, is_word: Callable[[list[int]], bool]) -> Places:
-    """Assigns positions to text ids: a word's last id to its last code, the ids before it evenly over the
-    word.
+    """Assigns text ids to codes: a word's last id to its last code, the others evenly over the word.
 
     A word without a code of its own (shorter than 80 ms) is assigned to the preceding code. Stretches in
     which an entry is not a single word are skipped: they have no word times.

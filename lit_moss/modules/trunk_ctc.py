@@ -1,5 +1,4 @@
-"""An auxiliary CTC loss on the trunk of the split language model: its hidden states at codes predict the
-text.
+"""An auxiliary CTC loss on the trunk of the split language model: its states at codes predict the text.
 
     rows      sosp  c_1  c_2  c_3  c_4  eosp …        text of the speech, stored in the documents: "a cat"
     hidden          h_1  h_2  h_3  h_4                output of the trunk, or of one of its layers

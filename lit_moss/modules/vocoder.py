@@ -252,8 +252,7 @@ class Vocoder(StepModule):
 
 
 def spectral_distances(made_BL: Tensor, truth_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean absolute difference of log-mels, and the multi-resolution STFT loss, float32 (), of waves (B,
-    L)."""
+    """Log-mel L1 distance and multi-resolution STFT loss, float32 (), of waves (B, L)."""
     with torch.autocast(made_BL.device.type, enabled=False):
         mel = (decoder_mel(made_BL) - decoder_mel(truth_BL)).abs().mean()
         return mel, stft_loss(made_BL, truth_BL)

@@ -1,1 +1,1 @@
-"""Corpora of any layout -> speech manifests: `python -m lit_moss prepare`."""
+"""Data preparation: converts corpora to speech manifests and documents (`python -m lit_moss prepare`)."""

@@ -1,11 +1,11 @@
-"""Questions and answers -> conversations that can be spoken (paper 3.2.1, appendix A).
+"""Adapts questions and answers to conversations that can be spoken (paper 3.2.1, appendix A).
 
     {"question", "answer"} ─┐                         ┌─ {"messages": [{"role", "content", "written", …}, …],
     {"messages"} ───────────┴─ pair by pair ─ adapter ┤   "quality", "adapter"}
-                               (rules, or a model)    └─ rejected, with the reason
+                               (rules, or a model)    └─ rejected, with a reason
 
-`content` is what is said; digits and units stay in it, the stage `speak` makes words of them. `written` is
-the text before adaptation.
+`content` is what is said; digits and units stay in it and are converted to words by the stage `speak`.
+`written` is the text before adaptation.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from lit_moss.prepare.adapt_pair import Pair, PairRejected, Side
 from lit_moss.prepare.language import text_language
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id
 
-_UNIT_ITEMS = 16  # items whose requests run side by side
-_ALL_REFUSED_OF = 4  # so many refused requests, and no other, are a mistake in the options
+_UNIT_ITEMS = 16  # items whose requests run in parallel
+_ALL_REFUSED_OF = 4  # this many rejected requests, and no others, mean a mistake in the options
 
 
 @dataclass
@@ -30,23 +30,23 @@ class AdaptOptions:
 
     Args:
         adapter: `rules` works offline; `endpoint` asks a language model.
-        min_quality: Pairs below this quality, 1 to 5, are dropped.
-        model: Name of the model that the endpoint serves. Answers are kept by this name.
-        base_url: Address of an OpenAI-compatible server up to /v1; none for OpenAI's own.
-        api_key_env: Name of the environment variable with the endpoint's key.
-        temperature: 0 for the likeliest answer; none leaves it to the server.
-        max_tokens: Longest answer of the model, in tokens; doubled for answers that it cuts off.
-        max_tokens_cap: Highest limit after doubling.
-        token_limit: Field with the limit; some models know only max_completion_tokens.
-        response_format: json_schema; json_object or none for servers that refuse it. Answers are always
-            checked.
-        attempts: How often the model is asked for an answer of the right form before a pair is dropped.
-        timeout_sec: Longest time to wait for an answer.
-        retries: How often a request is repeated after 429, 5xx or a timeout.
-        concurrency: Requests at a time in each worker.
-        max_requests: Most requests of the step, all its workers on this machine and resumed runs together;
-            none for no limit.
-        max_tokens_total: Most tokens of the step, as the server counts them; none for no limit.
+        min_quality: Minimum quality, 1 to 5, of the pairs to keep.
+        model: Name of the model that the endpoint serves. Answers are cached by this name.
+        base_url: Address of an OpenAI-compatible server up to /v1; null: that of OpenAI.
+        api_key_env: Environment variable that contains the endpoint's API key.
+        temperature: Sampling temperature; 0: the most likely answer; null: the server's default.
+        max_tokens: Maximum length of the model's answers in tokens; doubled for answers that were cut off.
+        max_tokens_cap: Upper limit of the doubling.
+        token_limit: Request field with the maximum length; some models only accept max_completion_tokens.
+        response_format: json_schema; json_object or none for servers that do not support it. Answers are
+            always validated.
+        attempts: Number of times the model is asked for a valid answer before a pair is dropped.
+        timeout_sec: Maximum time to wait for an answer, in seconds.
+        retries: Number of retries of a request after 429, 5xx or a timeout.
+        concurrency: Number of concurrent requests per worker.
+        max_requests: Maximum number of requests of the step, over all its workers on this machine and all
+            resumed runs; null: unlimited.
+        max_tokens_total: Maximum number of tokens of the step, as counted by the server; null: unlimited.
     """
 
     adapter: Literal["rules", "endpoint"] = "rules"
@@ -86,19 +86,19 @@ class AdaptOptions:
 
 
 class Adapter(Protocol):
-    """Makes pairs speakable."""
+    """Adapts pairs so that they can be spoken."""
 
     def adapt(self, question: str, answer: str, context: Sequence[str] = ()) -> Pair:
-        """The pair as it can be spoken; `context` are the earlier turns.
+        """The adapted pair; `context` contains the earlier turns.
 
         Raises:
-            PairRejected: if it cannot.
+            PairRejected: if the pair cannot be adapted.
         """
         ...
 
 
 class AdaptStage(Stage):
-    """Makes questions and answers speakable; a conversation ends before its first pair that cannot be."""
+    """Adapts conversations for speech; a conversation ends before its first pair that cannot be adapted."""
 
     name: ClassVar[str] = "adapt"
     version: ClassVar[int] = 4
@@ -111,10 +111,10 @@ class AdaptStage(Stage):
         super().__init__(options, storage)
         self._adapter: Adapter | None = None
         if options.adapter == "endpoint":
-            self._server()  # its mistakes show before any worker starts
+            self._server()  # reports mistakes before any worker starts
 
     def content(self) -> dict[str, Any]:
-        """The options; those of an endpoint only where it is asked, with a hash of the prompt."""
+        """The options; those of an endpoint only if one is used, with a hash of the prompt."""
         if self.options.adapter == "rules":
             return {"adapter": "rules", "min_quality": self.options.min_quality}
         from lit_moss.prepare.adapt_prompt import SCHEMA, SYSTEM_PROMPT
@@ -123,7 +123,7 @@ class AdaptStage(Stage):
         return {**super().content(), "prompt": prompt}
 
     def units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        """Items one by one for the rules, in groups for an endpoint."""
+        """Single items for the rules, groups of items for an endpoint."""
         size = _UNIT_ITEMS if self.options.adapter == "endpoint" else 1
         unit: list[Item] = []
         for item in items:
@@ -138,7 +138,7 @@ class AdaptStage(Stage):
         return self.options.adapter == "rules"
 
     def open(self) -> None:
-        """Opens the rules or the endpoint."""
+        """Loads the rules or opens the endpoint."""
         if self.options.adapter == "rules":
             from lit_moss.prepare.adapt_rules import RuleAdapter
 
@@ -155,7 +155,7 @@ class AdaptStage(Stage):
         self._adapter = ModelAdapter(endpoint, o.attempts, o.max_tokens, o.max_tokens_cap)
 
     def run(self, unit: Sequence[Item]) -> Result:
-        """Adapts the conversations of a unit; their requests run side by side."""
+        """Adapts the conversations of a unit; their requests run in parallel."""
         if self.options.adapter == "rules" or len(unit) == 1:
             results = [self._adapt(item) for item in unit]
         else:
@@ -163,7 +163,7 @@ class AdaptStage(Stage):
             try:
                 results = list(pool.map(self._adapt, unit))
             finally:
-                pool.shutdown(cancel_futures=True)  # after an error nothing more is asked
+                pool.shutdown(cancel_futures=True)  # no more requests after an error
         whole = Result()
         for result in results:
             whole.items += result.items
@@ -222,13 +222,13 @@ class AdaptStage(Stage):
 
 
 def _turns(item: Item) -> Iterator[Item | tuple[str, str]]:
-    """(question, answer) of an item, in order, and its system messages as they are.
+    """Yields (question, answer) pairs of an item, in order, and its system messages unchanged.
 
-    A last question without an answer is left out.
+    A final question without an answer is ignored.
 
     Raises:
-        UserError: if the item is no conversation.
-        PairRejected: if a turn has no text, or no answer.
+        UserError: if the item is not a conversation.
+        PairRejected: if a turn has no text, or a question no answer.
     """
     messages = item.get("messages")
     if messages is None:

@@ -1,4 +1,4 @@
-"""Questions and answers made speakable by a language model: asked, checked, asked again, or rejected."""
+"""Adapts questions and answers with a language model: asks, validates, asks again, or rejects."""
 
 import json
 import re
@@ -24,18 +24,18 @@ _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 
 
 class Unusable(Exception):  # noqa: N818
-    """An answer that does not have the form asked for, or whose text cannot be said."""
+    """An answer that does not have the required form, or whose text cannot be spoken."""
 
 
 @dataclass(frozen=True)
 class ModelAdapter:
-    """Adapts pairs by asking a model.
+    """Adapts pairs by asking a language model.
 
     Args:
         endpoint: The model.
-        attempts: How often it is asked for an answer of the right form.
-        max_tokens: Longest answer.
-        max_tokens_cap: To this the limit is raised, by doubling, for answers that it cut off.
+        attempts: Number of times it is asked for a valid answer.
+        max_tokens: Maximum length of answers in tokens.
+        max_tokens_cap: Upper limit when the maximum length is doubled for answers that were cut off.
     """
 
     endpoint: ChatEndpoint
@@ -44,11 +44,11 @@ class ModelAdapter:
     max_tokens_cap: int
 
     def adapt(self, question: str, answer: str, context: Sequence[str] = ()) -> Pair:
-        """The pair as it can be spoken.
+        """The adapted pair.
 
         Raises:
-            PairRejected: if the model rejects it, or gives no answer that can be used.
-            UserError: if the model cannot be asked.
+            PairRejected: if the model rejects the pair, or gives no usable answer.
+            UserError: if the model is not reachable.
         """
         messages = [
             {"role": "system", "content": SYSTEM_PROMPT},
@@ -61,14 +61,14 @@ class ModelAdapter:
                 return verdict(reply.text, question, answer)
             except Unusable as error:
                 problem = str(error)
-            # Never the same request again: its answer would be the same.
+            # Never repeats the same request, whose answer would be the same.
             correction = [{"role": "assistant", "content": reply.text or "(nothing)"},
                     {"role": "user", "content": complaint(problem)}]  # fmt: skip
             messages = [*messages[:2], *correction]
         raise PairRejected("no usable answer of the model", problem)
 
     def _whole_reply(self, messages: list[dict[str, str]]) -> Reply:
-        """A reply that was not cut off; the limit is raised until it is whole."""
+        """A reply that was not cut off; raises the limit until it is complete."""
         limit = self.max_tokens
         while True:
             try:
@@ -85,16 +85,16 @@ class ModelAdapter:
 
 
 def verdict(text: str, question: str, answer: str) -> Pair:
-    """The pair that a model's answer stands for.
+    """The adapted pair in a model's answer.
 
     Args:
-        text: The answer: JSON, perhaps in prose or a fence.
+        text: The answer: JSON, possibly within prose or a code fence.
         question: The question as written.
         answer: The answer as written.
 
     Raises:
-        Unusable: if it is not of the form asked for.
-        PairRejected: if it rejects the pair.
+        Unusable: if the answer does not have the required form.
+        PairRejected: if the answer rejects the pair.
     """
     first_problem = ""
     for found in json_objects(_THOUGHT.sub("", text)):
@@ -132,7 +132,7 @@ def _side(name: str, judged: QuestionVerdict | AnswerVerdict, written: str, limi
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text, from the first, whatever is around them."""
+    """All JSON objects in a text, in order, ignoring the text around them."""
     decoder, start = json.JSONDecoder(), text.find("{")
     while start >= 0:
         try:

@@ -1,6 +1,6 @@
-r"""Simple formulas in LaTeX or plain signs -> words: `\frac{a}{2} = x^2` -> "a over 2 equals x squared".
+r"""Converts simple formulas (LaTeX or plain) to words: `\frac{a}{2} = x^2` -> "a over 2 equals x squared".
 
-Formulas that nobody could follow by ear are refused: sums, integrals, limits, matrices, sets, long ones.
+Formulas that cannot be followed by ear are rejected: sums, integrals, limits, matrices, sets, long ones.
 """
 
 import re
@@ -77,14 +77,14 @@ class _Reader:
 
 
 def spoken_formula(formula: str, chinese: bool) -> str:
-    """A formula in words.
+    """Converts a formula to words.
 
     Args:
-        formula: LaTeX without its dollar signs, or plain signs.
+        chinese: Whether to use Chinese words.
         chinese: Whether the words are Chinese.
 
     Raises:
-        PairRejected: if it cannot be followed by ear.
+        PairRejected: if the formula cannot be followed by ear.
     """
     plain = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", formula)
     plain = re.sub(r"[₀-₉]+", lambda m: "_{" + m.group().translate(_SUBSCRIPTS) + "}", plain)
@@ -96,13 +96,13 @@ def spoken_formula(formula: str, chinese: bool) -> str:
 
 
 class _Formula:
-    """Recursive descent over a formula's tokens, to a list of words."""
+    """Recursive descent parser that converts a formula's tokens to a list of words."""
 
     def __init__(self, reader: _Reader, chinese: bool, source: str) -> None:
         self.reader, self.language, self.source = reader, int(chinese), source
 
     def sequence(self, end: str) -> list[str]:
-        """Words up to the closing token `end`, which is taken."""
+        """Words up to the closing token `end`, which is consumed."""
         words: list[str] = []
         while True:
             token = self.reader.peek()
@@ -116,7 +116,7 @@ class _Formula:
             words += self.term(words)
 
     def term(self, before: list[str]) -> list[str]:
-        """The next atom with its powers and indices."""
+        """The next atom with its exponents and indices."""
         token = self.reader.peek()
         sign = _COMMANDS.get(token, token)
         if sign in _SIGNS:
@@ -142,7 +142,7 @@ class _Formula:
         return atom
 
     def sum_of(self, atom: list[str]) -> list[str]:
-        """What stands in parentheses, in Chinese, marked as one quantity."""
+        """In Chinese, marks the content of parentheses as one quantity."""
         signs = set(atom) & {"加", "减", "乘以", "除以", "等于"}
         if not signs:
             return atom
@@ -157,7 +157,7 @@ class _Formula:
         return _SIGNS[sign][self.language]
 
     def atom(self) -> tuple[list[str], bool]:
-        """Words of one operand, and whether it is a sum in parentheses."""
+        """Words of one operand, and whether it is a parenthesised sum."""
         token = self.reader.take()
         if token == "{":
             return self.sequence("}"), False
@@ -266,7 +266,7 @@ class _Formula:
 
 
 def _join(words: list[str]) -> str:
-    """Words with spaces, but none beside Chinese characters or before commas."""
+    """Joins words with spaces, but without spaces next to Chinese characters or before commas."""
     text = " ".join(word for word in words if word)
     text = re.sub(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])", "", text)
     if HAN_CHARACTER.search(text):
@@ -287,10 +287,10 @@ _STRONG = re.compile(
 
 
 def speak_plain_formulas(text: str, chinese: bool) -> str:
-    """The text with formulas that are written in plain signs ("x^2 + 1 = 5", "3 × 4") in words.
+    """Converts formulas in plain signs ("x^2 + 1 = 5", "3 × 4") to words.
 
     Raises:
-        PairRejected: if one cannot be followed by ear.
+        PairRejected: if a formula cannot be followed by ear.
     """
 
     def spoken(match: re.Match[str]) -> str:
@@ -319,7 +319,7 @@ _MOST_FORMULAS = 8
 
 
 def speak_latex(text: str, chinese: bool) -> str:
-    """The text with its LaTeX formulas in words.
+    """Converts LaTeX formulas in a text to words.
 
     Raises:
         PairRejected: if a formula cannot be followed by ear, or there are too many.

@@ -1,6 +1,6 @@
-"""Markdown -> sentences: headings, lists with "first, second", rows of small tables, text of links.
+"""Converts Markdown to sentences: headings, lists with "first, second", rows of small tables, text of links.
 
-Parsed by `markdown-it-py` (CommonMark and tables). Large tables, code and pictures are refused.
+Parsed with `markdown-it-py` (CommonMark and tables). Large tables, code and pictures are rejected.
 """
 
 import html
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 _MOST_CELLS, _MOST_COLUMNS = 24, 4
 _ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth")
-_MOST_STEPS = 20  # a list that begins with a higher number is none
+_MOST_STEPS = 20  # a list that begins with a higher number is not treated as a list
 _SHORT_ITEM_WORDS, _SHORT_ITEM_HAN = 4, 10
 _END = re.compile(r"[.!?。！？…:：;；,，]['\"”’]?$")
-# First words of items that are no names: written small after "First,".
+# First words of items that are not names: written in lower case after "First,".
 _SMALL = frozenset(
     str.split(
         "a an the this that these those it its you your we our they their he she there if when while after "
@@ -48,10 +48,10 @@ Code = Callable[[str], str]
 
 
 def strip_html(text: str) -> str:
-    """The text without formatting tags; single tags that are spoken about ("the <div> tag") become words.
+    """Removes formatting tags; single tags that the text is about ("the <div> tag") become words.
 
     Raises:
-        PairRejected: if it holds elements that are no formatting.
+        PairRejected: if the text contains elements other than formatting.
     """
     if "<" not in text and "&" not in text:
         return text
@@ -60,7 +60,7 @@ def strip_html(text: str) -> str:
     text = re.sub(r"<li[^>]*>", "\n- ", text, flags=re.I)
     text = re.sub(r"<sup>\s*(.*?)\s*</sup>", r"^\1", text, flags=re.I)
     text = re.sub(r"<sub>\s*(.*?)\s*</sub>", r"\1", text, flags=re.I)
-    text = re.sub(r"<(https?://[^>\s]+|[^>\s@]+@[^>\s]+)>", r" \1 ", text)  # Markdown's links
+    text = re.sub(r"<(https?://[^>\s]+|[^>\s@]+@[^>\s]+)>", r" \1 ", text)  # links in Markdown
     text = re.sub(rf"<({_PAIRED_TAGS})(\s[^>]*)?>(.*?)</\1>", r"\3", text, flags=re.I | re.DOTALL)
     text = re.sub(r"<(?:p|li|ul|ol)(?:\s[^>]*)?>|</(?:p|li|ul|ol)>", "", text, flags=re.I)
     match = _REFUSED_TAGS.search(text)
@@ -70,15 +70,15 @@ def strip_html(text: str) -> str:
 
 
 def speak_markdown(text: str, chinese: bool, code: Code) -> str:
-    """The text in sentences, on one line.
+    """Converts a text to sentences on one line.
 
     Args:
-        text: Markdown; formulas and HTML are words already.
-        chinese: Whether what is added is Chinese.
-        code: Short code -> words; raises PairRejected for other code.
+        text: Markdown; formulas and HTML must have been converted before.
+        chinese: Whether added words are Chinese.
+        code: Converts short code to words; raises PairRejected for other code.
 
     Raises:
-        PairRejected: if there is something that cannot be said.
+        PairRejected: if the text contains something that cannot be spoken.
         UserError: if `markdown-it-py` is not installed.
     """
     try:
@@ -93,7 +93,7 @@ def speak_markdown(text: str, chinese: bool, code: Code) -> str:
 
 
 class _Speaker:
-    """Walks the tree of a text."""
+    """Traverses the syntax tree of a text."""
 
     def __init__(self, chinese: bool, code: Code, small: frozenset[str]) -> None:
         self.chinese, self.code, self.small = chinese, code, small
@@ -126,7 +126,7 @@ class _Speaker:
         return self.joined(said)
 
     def joined(self, sentences: Sequence[str]) -> str:
-        """Sentences side by side; a colon that nothing belongs to becomes a full stop."""
+        """Joins sentences; a colon followed by nothing becomes a full stop."""
         text = ""
         for sentence in sentences:
             apart = "" if not text or HAN_CHARACTER.match(sentence[0]) or text[-1] in "。！？：，" else " "
@@ -134,7 +134,7 @@ class _Speaker:
         return re.sub(r"\s*[:：]$", self.stop, text)
 
     def finished(self, text: str) -> str:
-        """A sentence with its end."""
+        """Completes a sentence with a final punctuation mark."""
         text = text.strip()
         return text if not text or _END.search(text) else text + self.stop
 
@@ -154,14 +154,14 @@ class _Speaker:
             elif node.type == "image":
                 continue
             elif node.type == "s":
-                continue  # struck out
+                continue  # strikethrough
             else:  # strong, em, link
                 inside = self.inline(node.children)
                 said += inside
         return said
 
     def line_break(self, before: str, after: str, hard: bool) -> str:
-        """What a line's end is in speech: nothing where a text was wrapped, else a pause."""
+        """The spoken form of a line break: nothing if a text was wrapped, otherwise a pause."""
         if not before or not after:
             return ""
         if _END.search(before):
@@ -175,7 +175,7 @@ class _Speaker:
 
         Args:
             node: The list.
-            counted_on: Whether its numbers go on in other lists, so that a single item has its ordinal.
+            counted_on: Whether its numbers continue in other lists, so that a single item has an ordinal.
         """
         items = [self.item(item) for item in node.children]
         if node.type == "ordered_list" and not counted_on and _begins_with_figures(node):
@@ -193,7 +193,7 @@ class _Speaker:
         return self.joined(numbered)
 
     def item(self, node: "SyntaxTreeNode") -> str:
-        """One item: its text, and what is nested in it."""
+        """One item: its text, and nested content."""
         children = list(node.children)
         said: list[str] = []
         for position, child in enumerate(children):
@@ -208,7 +208,7 @@ class _Speaker:
         return self.joined([s for s in said if s])
 
     def nested(self, node: "SyntaxTreeNode") -> str:
-        """A list in a list: without ordinals, which would run into those around it."""
+        """A nested list: without ordinals, which would be confused with those around it."""
         if node.type == "ordered_list" and _begins_with_figures(node):
             return self.with_figures(node, [self.item(item) for item in node.children])
         items = [item for item in map(self.item, node.children) if item]
@@ -217,7 +217,7 @@ class _Speaker:
         return self.joined(items)
 
     def with_figures(self, node: "SyntaxTreeNode", items: Sequence[str]) -> str:
-        """Sentences that begin with a number, with it."""
+        """Sentences that begin with a number, including the number."""
         numbers = _numbers(node)
         return self.joined(
             [f"{n}{self.stop}{self.space}{item}".strip() for n, item in zip(numbers, items, strict=True)]
@@ -262,7 +262,7 @@ class _Speaker:
         return self.joined(said)
 
     def fence(self, node: "SyntaxTreeNode") -> str:
-        """A block of plain text, or of short code."""
+        """A block of plain text or of short code."""
         content = node.content.strip()
         if node.info.strip().lower() in ("", "text", "plaintext", "txt", "markdown", "md") and _is_prose(
             content
@@ -286,15 +286,15 @@ def _plain(nodes: Sequence["SyntaxTreeNode"]) -> str:
 
 
 def _numbers(node: "SyntaxTreeNode") -> list[int]:
-    """The numbers of an ordered list as they are written: Markdown itself counts on from the first."""
+    """The numbers of an ordered list as written: Markdown itself counts from the first one."""
     start = int(node.attrs.get("start", 1))
     return [int(item.info or start + place) for place, item in enumerate(node.children)]
 
 
 def _begins_with_figures(node: "SyntaxTreeNode") -> bool:
-    """Whether what Markdown takes for a list are sentences that begin with a number: `1945. The war ended.`
+    """Whether an apparent list consists of sentences that begin with a number: `1945. The war ended.`
 
-    A single one, or years that do not follow each other. `1.` alone may be a list.
+    True for a single item, or for years that are not consecutive. A single `1.` may be a list.
     """
     numbers = _numbers(node)
     if len(numbers) == 1:
@@ -304,7 +304,7 @@ def _begins_with_figures(node: "SyntaxTreeNode") -> bool:
 
 
 def _counted_on(nodes: Sequence["SyntaxTreeNode"]) -> set[int]:
-    """Places of the lists that are one list with other text between its items: 1., text, 2., text."""
+    """Indices of the lists that form one list with other text between its items: 1., text, 2., text."""
     places, after = [], 1
     for place, node in enumerate(nodes):
         if node.type == "ordered_list" and _numbers(node)[0] == after:
@@ -314,7 +314,7 @@ def _counted_on(nodes: Sequence["SyntaxTreeNode"]) -> set[int]:
 
 
 def _repeated(heading: "SyntaxTreeNode", after: Sequence["SyntaxTreeNode"]) -> bool:
-    """Whether the text after a heading begins with its words."""
+    """Whether the text after a heading begins with the same words."""
     if not after or after[0].type != "paragraph" or not heading.children:
         return False
     title = _plain(heading.children[0].children).rstrip(".:：。").lower()
@@ -322,7 +322,7 @@ def _repeated(heading: "SyntaxTreeNode", after: Sequence["SyntaxTreeNode"]) -> b
 
 
 def _short_list(node: "SyntaxTreeNode") -> bool:
-    """Whether a list's items are few words each, to be said in one sentence."""
+    """Whether the items of a list are short enough to be said in one sentence."""
     if node.type != "bullet_list" or len(node.children) > 8:
         return False
     for item in node.children:
@@ -340,7 +340,7 @@ def _short_list(node: "SyntaxTreeNode") -> bool:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether a block is words rather than code."""
+    """Whether a block is prose, not code."""
     return bool(text) and not re.search(r"[{}()\[\]=<>|\\/_#$*^~`@]|;\s*$|->|\+{2}|-{2}", text, re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""A question and its answer after adaptation, whoever adapted them, and what every adapted text must be."""
+"""A question and its answer after adaptation by any adapter, and the requirements on every adapted text."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Literal
 from lit_moss.prepare.language import HAN, text_language
 
 State = Literal["PASSTHROUGH", "ADAPT"]
-WORDS, WORDS_OF_DETAIL = 200, 400  # appendix A: about so many words, more if the question asks for detail
-_TOLERANCE = 1.25  # "about": what a model may write more
+WORDS, WORDS_OF_DETAIL = 200, 400  # appendix A: approximately; the second if detail is asked for
+_TOLERANCE = 1.25  # factor by which a model may exceed the approximate number
 _HAN_PER_WORD = 1.5  # 200 English words and 300 Chinese characters both take about 80 s to say
 
 HAN_CHARACTER = re.compile(f"[{HAN}]")
@@ -20,7 +20,7 @@ _DETAIL = re.compile(
 _LEFTOVERS = (
     ("brackets", re.compile(r"[()\[\]{}<>（）【】［］｛｝〔〕]")),
     (
-        "Markdown",  # but `1945. The war ended.` is a text that begins with a number
+        "Markdown",  # except `1945. The war ended.`, a text that begins with a number
         re.compile(r"\*\*|__|`|^\s*(#{1,6}|[-*+•])\s|\n\s*\d+[.)]\s|\A\s*(\d+\)|1\.)\s|\|", re.MULTILINE),
     ),
     ("LaTeX", re.compile(r"\\[A-Za-z(\[]|\$[^$\d]+\$|[\^\\]")),
@@ -30,7 +30,7 @@ _LEFTOVERS = (
 
 
 class PairRejected(Exception):  # noqa: N818
-    """A pair that cannot be made speakable.
+    """A pair that cannot be adapted for speech.
 
     Args:
         reason: Name of the rule.
@@ -46,9 +46,9 @@ class PairRejected(Exception):  # noqa: N818
 class Side:
     """A question or an answer.
 
-    Args:
-        state: Whether it was changed.
-        text: What is said.
+    state: Whether it was changed.
+        text: Text to be spoken.
+        style: Speaking style.
         style: How it is said.
         simplified: Whether something was left out.
         corrected: Whether something wrong or unsafe was rewritten.
@@ -63,7 +63,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """A question, its answer, and the quality of both, from 1 to 5."""
+    """A question, its answer, and the quality of the pair, from 1 to 5."""
 
     question: Side
     answer: Side
@@ -71,23 +71,23 @@ class Pair:
 
 
 def is_chinese(text: str) -> bool:
-    """Whether what is added to a text is to be Chinese."""
+    """Whether words added to a text should be Chinese."""
     return text_language(text) == "zh"
 
 
 def length_in_words(text: str) -> float:
-    """Words of a text; 1.5 Chinese characters count as one, since they take as long to say."""
+    """Length in words; 1.5 Chinese characters count as one word, as they take equally long to say."""
     han = len(HAN_CHARACTER.findall(text))
     return len(re.findall(r"[^\W_]+(?:['’.,-][^\W_]+)*", HAN_CHARACTER.sub(" ", text))) + han / _HAN_PER_WORD
 
 
 def word_limit(question: str) -> int:
-    """Most words of the answer to a question."""
+    """Maximum number of words of the answer to a question."""
     return WORDS_OF_DETAIL if _DETAIL.search(question) else WORDS
 
 
 def problem_of(text: str, limit: int) -> str | None:
-    """What a voice could not say in a text that is said to be speakable; None if nothing."""
+    """What in an adapted text a voice could not say; None if there is nothing."""
     if not re.search(r"\w", text):
         return "it has no words"
     for name, pattern in _LEFTOVERS:

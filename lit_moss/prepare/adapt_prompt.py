@@ -1,4 +1,4 @@
-"""Instructions to a language model that makes text speakable, and the form of its answer.
+"""The prompt for a language model that adapts text for speech, and the form of its answer.
 
 The rules are those of appendix A of the paper (arXiv:2510.00499), in our own words. One differs: formulas
 become words, not LaTeX, which the voices of this project cannot read.
@@ -111,11 +111,11 @@ Answer with one JSON object and nothing else, in this order of keys:
 
 
 def request_text(question: str, answer: str, context: Sequence[str]) -> str:
-    """The message that holds a pair.
+    """The message that contains a pair.
 
     Args:
-        question: As written.
-        answer: As written.
+        question: Question as written.
+        answer: Answer as written.
         context: Earlier turns of the conversation, in order.
     """
     pair = {"context": list(context)} if context else {}
@@ -123,5 +123,5 @@ def request_text(question: str, answer: str, context: Sequence[str]) -> str:
 
 
 def complaint(problem: str) -> str:
-    """What a model is asked after an answer that cannot be used."""
+    """The follow-up message to a model after an unusable answer."""
     return f"This answer cannot be used: {problem}. Send the whole JSON object again, corrected, alone."

@@ -1,8 +1,8 @@
-"""Questions and answers made speakable by rules: offline, the same every time.
+"""Adapts questions and answers for speech by rules: offline and deterministic.
 
-Rules see form, not sense. They say formulas, lists and small tables in words, leave out what is only for the
-eye, shorten at a sentence's end, and refuse the rest. They do not correct facts, reorder an answer or rewrite
-unsafe content: that takes a model (`adapter: endpoint`).
+Rules see the form of a text, not its meaning. They convert formulas, lists and small tables to words, remove
+what is only visual, shorten texts at the end of a sentence, and reject the rest. They do not correct facts,
+reorder an answer or rewrite unsafe content, which requires a model (`adapter: endpoint`).
 """
 
 import re
@@ -23,12 +23,12 @@ from lit_moss.prepare.adapt_pair import (
 from lit_moss.prepare.spoken import unspeakable
 
 _OVER = 1.1  # "slightly over is allowed"
-_MOST_TIMES_LONGER = 4  # a longer answer loses its sense when it is cut
+_MOST_TIMES_LONGER = 4  # a longer answer would lose its meaning when cut
 _FENCE = re.compile(
     r"(^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)\s*$|\Z)|`[^`\n]+`)", re.DOTALL | re.MULTILINE
 )
 
-# What is asked for, and whether the question makes sense without it.
+# Requested formats, and whether the question makes sense without them.
 _NEEDS_FORMAT = re.compile(
     r"\b(write|create|give|generate|implement|make|build|show)\b[^.?!]{0,40}\b(code|function"
     r"|script|program|regex"
@@ -85,10 +85,10 @@ class RuleAdapter:
     """Adapts pairs by rules."""
 
     def adapt(self, question: str, answer: str, context: Sequence[str] = ()) -> Pair:
-        """The pair as it can be spoken; turns before it do not matter.
+        """The adapted pair; earlier turns are ignored.
 
         Raises:
-            PairRejected: if it cannot.
+            PairRejected: if the pair cannot be adapted.
         """
         apology = _apology(question)
         limit = word_limit(question)
@@ -110,9 +110,9 @@ def _side(written: str, said: str, shorter: bool) -> Side:
 def _spoken(
     written: str, question: str, opening: re.Pattern[str], limit: int, shorten: bool
 ) -> tuple[str, bool]:
-    """A text as it can be spoken, and whether it was shortened."""
+    """The adapted text, and whether it was shortened."""
     text = plain.cleaned(written)
-    # Text without words of its own ("x = 5") is of the question's language.
+    # Text without words of its own ("x = 5") has the language of the question.
     chinese = is_chinese(text if re.search(r"[A-Za-z]{2}|[\u4e00-\u9fff]", text) else question)
     plain.check_language(plain.without_addresses(_without_math(text)))
     text = plain.simplified_chinese(text)
@@ -136,13 +136,13 @@ def _spoken(
 
 
 def _words_before_markdown(text: str, chinese: bool) -> str:
-    """A part without code: everything that Markdown's own signs would spoil, in words."""
+    """Converts everything in a part without code that Markdown parsing would destroy to words."""
     text = re.sub(r"\$?\\boxed\{\s*\}\$?", "方框" if chinese else "a box", text)
     text = speak_latex(text, chinese)
     text = plain.without_footnotes(strip_html(text))
     plain.check_code(text)
     plain.check_pictures(text)
-    text = re.sub(r"\*\*([\d\s+*/=×÷().,^%-]*\d)\*\*", r"\1", text)  # no sign of multiplication
+    text = re.sub(r"\*\*([\d\s+*/=×÷().,^%-]*\d)\*\*", r"\1", text)  # not a multiplication sign
     text = _without_labels(text, chinese)
     options = {m[1] for m in _OPTION.finditer(text)}
 
@@ -152,12 +152,12 @@ def _words_before_markdown(text: str, chinese: bool) -> str:
         return f"\n选项{m[1]}，" if chinese else f"\nOption {m[1]}, "
 
     text = _OPTION.sub(option, text)
-    text = re.sub(r"(?<!!)\[([^\]\n]+)\]\((?:[^()\s]|\([^()\s]*\))+\)", r"\1", text)  # a link's text
+    text = re.sub(r"(?<!!)\[([^\]\n]+)\]\((?:[^()\s]|\([^()\s]*\))+\)", r"\1", text)  # the text of a link
     text = re.sub(r"!\[[^\]\n]*\]\([^)\n]*\)", "", text)
-    text = re.sub(r"^([ \t]*[-*+][ \t]+)\[[ xX]\][ \t]+", r"\1", text, flags=re.MULTILINE)  # lists of tasks
+    text = re.sub(r"^([ \t]*[-*+][ \t]+)\[[ xX]\][ \t]+", r"\1", text, flags=re.MULTILINE)  # task lists
     text = re.sub(r"^[ \t]*[•·●▪◦‣][ \t]*", "- ", text, flags=re.MULTILINE)
     marks = len(re.findall(r"^[ \t]*\d+、", text, flags=re.MULTILINE))
-    after_mark = r"\S" if marks > 1 else r"[^\s\d]"  # 3、4月 alone are two months
+    after_mark = r"\S" if marks > 1 else r"[^\s\d]"  # 3、4月 alone means two months
     text = re.sub(
         rf"^([ \t]*)(\d+)(?:[)．][ \t]*(?=\S)|、[ \t]*(?={after_mark}))", r"\1\2. ", text, flags=re.MULTILINE
     )
@@ -167,18 +167,18 @@ def _words_before_markdown(text: str, chinese: bool) -> str:
 
 
 def _outside_code(text: str, change: Callable[[str], str]) -> str:
-    """Changes what is outside of fences and inline code."""
+    """Applies a change outside of fences and inline code."""
     parts = _FENCE.split(text)
     return "".join(part if i % 2 else change(part) for i, part in enumerate(parts))
 
 
 def _without_math(text: str) -> str:
-    """The text without its formulas, whose letters are of no language."""
+    """The text without its formulas, whose letters belong to no language."""
     return re.sub(r"\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]|`[^`]*`", " ", text, flags=re.DOTALL)
 
 
 def _without_opening(text: str, opening: re.Pattern[str]) -> str:
-    """The text without "As an AI language model," and the like."""
+    """Removes phrases such as "As an AI language model,"."""
     for _ in range(2):
         text = opening.sub("", text)
     return text
@@ -207,12 +207,12 @@ def _without_labels(text: str, chinese: bool) -> str:
 
 
 def _capitalised(text: str) -> str:
-    """The text with a capital at the start of its sentences; words in quotes and names of code stay."""
+    """Capitalises the first letter of sentences, except in quotes and names of code."""
     return re.sub(r"^[a-z](?=[a-z]* )", lambda m: m.group().upper(), text)
 
 
 def _apology(question: str) -> str:
-    """The sentence that opens the answer where speech cannot have the format asked for; "" if none is.
+    """The sentence that opens the answer if speech cannot have the requested format; "" if none is needed.
 
     Raises:
         PairRejected: if the question makes no sense without the format.
@@ -233,7 +233,7 @@ def _style(text: str) -> str:
 
 
 def _quality(said: str, written: str, shorter: bool) -> int:
-    """5, less for what is shortened, cut off, very short, repeated or a refusal."""
+    """5, reduced for shortened, cut-off, very short or repetitive texts and refusals."""
     quality = 5 - shorter
     if not re.search(r"[.!?。！？…\"'”)）`|*$\]:：>]\s*$|\w\s*$", written) or re.search(
         r"[,，;；]\s*$", written

@@ -1,4 +1,4 @@
-"""Plain text -> text without signs that only work on paper: addresses, brackets, code, emoji, quotes."""
+"""Removes or converts what only works in writing: addresses, brackets, code, emoji, quotes."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ _OTHER_SCRIPTS = re.compile(
 _EMOJI = re.compile(
     "[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\u23e9-\u23fa\u200d\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]+"
 )
-_EMOTICON = re.compile(  # but `<3 days` and `n <3` are no hearts
+_EMOTICON = re.compile(  # `<3 days` and `n <3` are not hearts
     r"(?:(?<=\s)|^)[:;=][-']?[)(DPp/|](?=\s|$|[.!?])|\^_\^"
     r"|(?<!\b[A-Za-z])(?<!\b[A-HJ-Za-z] )(?<![\d)])<3(?=\s|$|[.!?])"
     r"(?! (?:%|percent|[kcm]?m\b|k?g\b|(?:second|minute|hour|day|week|month|year|time|mile|point)s?\b))"
@@ -46,7 +46,7 @@ _MODERN = re.compile(r"[的了是在们这那吗吧呢么把被很]")
 
 
 def cleaned(text: str) -> str:
-    """The text with one form of line ends, spaces and apostrophes, without invisible characters."""
+    """Normalises line ends, spaces and apostrophes, and removes invisible characters."""
     text = (
         unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n")
     )
@@ -59,7 +59,7 @@ def cleaned(text: str) -> str:
 
 
 def check_language(text: str) -> None:
-    """Refuses what is neither English nor modern Chinese.
+    """Rejects text that is neither English nor modern Chinese.
 
     Raises:
         PairRejected: with the reason "language" or "Classical Chinese".
@@ -70,7 +70,7 @@ def check_language(text: str) -> None:
     han = HAN_CHARACTER.findall(text)
     if len(han) >= 12 and len(_CLASSICAL.findall(text)) / len(han) > 0.1 and not _MODERN.search(text):
         raise PairRejected("Classical Chinese", text[:40])
-    # H₂ is no word with an accent.
+    # H₂ must not be taken for a word with an accent.
     words = re.findall(r"[^\W\d_]+", HAN_CHARACTER.sub(" ", unicodedata.normalize("NFKC", text).lower()))
     foreign = sum(word in _OF_OTHERS for word in words)
     accented = sum(not word.isascii() for word in words)
@@ -80,9 +80,9 @@ def check_language(text: str) -> None:
 
 
 def simplified_chinese(text: str) -> str:
-    """The text with simplified characters, if it has traditional ones (OpenCC).
+    """Converts traditional Chinese characters, if there are any, to simplified ones (OpenCC).
 
-    `tw2s` also knows 著 and 甚麼, but would change texts that are simplified already (显著).
+    `tw2s` also converts 著 and 甚麼, but would damage texts that are already simplified (显著).
     """
     if not HAN_CHARACTER.search(text):
         return text
@@ -94,7 +94,7 @@ def simplified_chinese(text: str) -> str:
 
 
 def check_pictures(text: str) -> None:
-    """Refuses drawings, boards, keys and other text that is looked at rather than read.
+    """Rejects drawings, boards, keys and other text that is looked at rather than read.
 
     Raises:
         PairRejected: with what was found.
@@ -133,10 +133,10 @@ _CODE_LINE = re.compile(
 
 
 def check_code(text: str) -> None:
-    """Refuses code that no fence marks.
+    """Rejects code that is not marked by a fence.
 
     Raises:
-        PairRejected: with its first line.
+        PairRejected: with the first line of the code.
     """
     match = _CODE_LINE.search(text)
     if match:
@@ -144,10 +144,10 @@ def check_code(text: str) -> None:
 
 
 def speak_code(code: str, chinese: bool) -> str:
-    """A name or a short call in words: `this.parseOptions` -> "this dot parse options".
+    """Converts a name or a short call to words: `this.parseOptions` -> "this dot parse options".
 
     Raises:
-        PairRejected: if it is longer or has other signs.
+        PairRejected: if the code is longer or contains other signs.
     """
     code = code.strip()
     if re.fullmatch(r"[A-Za-z0-9 ,.'!?-]*|[^\x00-\x7f]+", code) and not re.search(r"\w\.\w|(?<!\w)-", code):
@@ -186,12 +186,12 @@ _EMAIL = re.compile(r"[A-Za-z0-9._+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 
 
 def without_addresses(text: str) -> str:
-    """The text without URLs and e-mail addresses."""
+    """Removes URLs and e-mail addresses."""
     return _URL.sub(" ", _EMAIL.sub(" ", text))
 
 
 def speak_addresses(text: str, chinese: bool) -> str:
-    """The text with addresses in words; of long ones only the site is named."""
+    """Converts addresses to words; of long ones only the site is named."""
     dot, at, site = ("点", "艾特", "{}上的网页") if chinese else (" dot ", " at ", "a page on {}")
 
     def url(match: re.Match[str]) -> str:
@@ -219,7 +219,7 @@ def speak_addresses(text: str, chinese: bool) -> str:
 _PLACEHOLDER = re.compile(r"\s?\[(?:\^\d+(?:\s*[,–-]\s*\d+)*|sic|citation needed|edit)\](?!\()", re.I)
 _MARKS = r"\s?\[\d+(?:\s*[,–-]\s*\d+)*\]"
 _MARK = re.compile(r"(?P<space>\s?)\[(?P<numbers>\d+(?:\s*[,–-]\s*\d+)*)\](?!\()")
-# Ends of a text after which numbers in brackets are values: `It returns [1, 2]`.
+# Text after which bracketed numbers are values: `It returns [1, 2]`.
 _BEFORE_VALUES = re.compile(
     r"\b(?:is|are|was|were|be|been|equals?|returns?|returned|gives?|gave|prints?|printed|outputs?|yields?|contains?"
     r"|ha[sd]|have|gets?|becomes?|in|to|from|of|on|by|at|as|for|with|into|between|within|than|like|and|or|not"
@@ -239,17 +239,17 @@ _CITATION = re.compile(
 
 
 def without_footnotes(text: str) -> str:
-    """The text without marks of footnotes and citations, and without the notes themselves."""
+    """Removes footnote and citation marks, and the notes themselves."""
     text = re.sub(r"^\[\^[^\]]+\]:.*$", "", text, flags=re.MULTILINE)
     text = _PLACEHOLDER.sub("", re.sub(r"\s?\[\^[^\]]+\]", "", text))
     return _CITATION.sub("", _MARK.sub(lambda m: "" if _is_footnote(m) else m[0], text))
 
 
 def _is_footnote(m: re.Match[str]) -> bool:
-    """Whether numbers in brackets mark a footnote: `true[1]`, `It is true. [2]`; not `[0, 1]` or `a[1]`.
+    """Whether bracketed numbers are footnote marks: `true[1]`, `It is true. [2]`; not `[0, 1]` or `a[1]`.
 
     Raises:
-        PairRejected: if they may be a mark as well as values.
+        PairRejected: if it is ambiguous.
     """
     numbers = [int(n) for n in re.findall(r"\d+", m["numbers"])]
     rises = all(b > a for a, b in pairwise(numbers))
@@ -258,7 +258,7 @@ def _is_footnote(m: re.Match[str]) -> bool:
     if not rises or numbers[0] < 1 or re.match(r" ?[=+]", after):
         return False
     is_refused = PairRejected("footnote or list", m[0].strip())
-    if not before.strip() or before[-1] == "\n":  # a line of a list of sources
+    if not before.strip() or before[-1] == "\n":  # a line in a list of sources
         if len(numbers) == 1 and re.match(r" ?[A-Z\u4e00-\u9fff]", after):
             raise is_refused
         return False
@@ -278,13 +278,13 @@ def _is_footnote(m: re.Match[str]) -> bool:
 
 
 def without_brackets(text: str, chinese: bool) -> str:
-    """The text with what is in brackets between commas."""
+    """Replaces brackets by commas."""
     comma = "，" if chinese else ", "
     text = re.sub(r"(?<=[A-Za-z])\((?:e?s|es)\)", lambda m: m.group()[1:-1], text)
     text = re.sub(r"[（(\[【［]\s*[)）\]】］]", "", text)
     text = re.sub(r"(^|[.!?。！？]\s*)[（(]([^()（）]+[.!?。！？])[)）]", r"\1\2", text)
     text = re.sub(r"[\[【［]([^\]】］]*)[\]】］]", r"\1", text)
-    for _ in range(3):  # the innermost first
+    for _ in range(3):  # innermost first
         text = re.sub(r"\s*[（(]\s*([^()（）]*?)\s*[)）]\s*(?=([\w]?))", rf"{comma}\1{comma}", text)
     text = re.sub(r"[()（）\[\]{}【】［］｛｝〔〕]", "", text)
     text = re.sub(r"(^|[.!?。！？]\s*)[,，]\s*", r"\1", text)
@@ -300,7 +300,7 @@ _DASHED = re.compile(
 )
 _OPERAND = r"(?:\d[\d.,]*|[A-Za-z](?![A-Za-z]))"
 _MINUS = re.compile(rf"(?<=\d|\b[A-Za-z]) – (?={_OPERAND}(?: [–+*×/-] {_OPERAND})* ?=)")
-# What is numbered: `Step 1 – 2 eggs` is no range.
+# Numbered things: `Step 1 – 2 eggs` is not a range.
 _NUMBERED = re.compile(
     r"\b(?:chapter|step|lesson|part|section|level|episode|season|round|question|rule|tip|day|week|unit|stage|phase"
     r"|volume|number|no\.|exercise|example|type|option) $|(?:第|步骤|问题|例|图|表|规则|方法|技巧) ?$",
@@ -309,9 +309,9 @@ _NUMBERED = re.compile(
 
 
 def speak_ranges(text: str, chinese: bool) -> str:
-    """The text with dashes between two numbers in words, or as minus before `=`; asides keep their dash.
+    """Replaces dashes between two numbers by words, or by minus before `=`; other dashes are kept.
 
-    `100 – 200 people` -> "100 to 200 people"; not `In 2020 – 3 years later`, whose numbers fall.
+    `100 – 200 people` -> "100 to 200 people"; not `In 2020 – 3 years later`, whose numbers decrease.
     """
 
     def spoken(m: re.Match[str]) -> str:
@@ -354,7 +354,7 @@ _ENGLISH_SIGNS = (
     (rf"(?:\s|(?<=[\w%°)])|^)>=\s?{_ITEM_AHEAD}", " at least "),
     (rf"(?:\s|(?<=[\w%°)])|^)<=\s?{_ITEM_AHEAD}", " at most "),
     (rf"(?<!\S)>\s?{_NUMBER_AHEAD}", "more than "), (rf"(?<!\S)<\s?{_NUMBER_AHEAD}", "less than "),
-    # A tag and a menu are no comparisons: `<b>`, `File > Open`.
+    # Tags and menus are not comparisons: `<b>`, `File > Open`.
     (rf"(?<=[\w%°])\s?<{_NO_TAG}\s?{_ITEM_AHEAD}", " less than "),
     (rf"(?<=[\w%°])\s?>\s?{_NUMBER_AHEAD}|(?<=[a-z\d%°]) ?> ?(?=[a-z$€£¥￥])|(?<=\b[A-Z])>(?=[A-Z]\b)",
      " greater than "), (r"[™®©]", ""),
@@ -379,7 +379,7 @@ _OF_MENUS = re.compile(
 
 
 def speak_comparisons_at_line_starts(text: str, chinese: bool) -> str:
-    """`> 5 kg is much.` and `>=5` with words, where Markdown would see a quotation."""
+    """Converts `> 5 kg is much.` and `>=5` to words, which Markdown would take for a quotation."""
     least, more = ("大于等于", "大于") if chinese else ("At least ", "More than ")
     text = re.sub(rf"^[ \t]*>=\s?{_ITEM_AHEAD}", least, text, flags=re.MULTILINE)
     if len(re.findall(r"^[ \t]*>", text, flags=re.MULTILINE)) == 1:
@@ -388,7 +388,7 @@ def speak_comparisons_at_line_starts(text: str, chinese: bool) -> str:
 
 
 def _without_menus(text: str) -> str:
-    """The text without the signs of `File > Open` and of single tags."""
+    """Removes the signs of `File > Open` and of single tags."""
 
     def clause(m: re.Match[str]) -> str:
         if not _OF_MENUS.search(m[0]):
@@ -396,15 +396,15 @@ def _without_menus(text: str) -> str:
         return re.sub(r" ?> ?(?=[A-Z\u4e00-\u9fff])", lambda s: " " if s[0] != ">" else "", m[0])
 
     text = re.sub(r"</?([A-Za-z]\w*)\s?/?>", r" \1 ", text)
-    text = re.sub(r"(?<!\w)>[_.]<(?!\w)", "", text)  # a face
+    text = re.sub(r"(?<!\w)>[_.]<(?!\w)", "", text)  # an emoticon
     return re.sub(r"[^,.;!?，。；！？\n]+", clause, text)
 
 
 def without_signs(text: str, chinese: bool) -> str:
-    """The text with signs in words, and without quotation marks, emoji and stray marks.
+    """Converts signs to words, and removes quotation marks, emoji and stray signs.
 
     Raises:
-        PairRejected: if `<` or `>` is left: what it says would be lost.
+        PairRejected: if `<` or `>` remains: its meaning would be lost.
     """
     arrow = re.search(r"<-+>|<=+>|<<|>>|<>", text)
     if arrow:
@@ -433,7 +433,7 @@ def without_signs(text: str, chinese: bool) -> str:
 
 
 def shortened(text: str, limit: int) -> str | None:
-    """The text up to the last end of a sentence within a number of words; None if too little is left."""
+    """The text up to the last sentence end within a number of words; None if too little would remain."""
     sentences = re.findall(r".+?(?:[.!?](?=\s|$)|[。！？]|$)\s*", text, flags=re.DOTALL)
     kept = ""
     for sentence in sentences:

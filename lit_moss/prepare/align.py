@@ -1,12 +1,12 @@
-"""Word times of transcribed utterances, and what they are good for.
+"""Finds word times of transcribed utterances, and decides what each utterance can be used for.
 
     written   "In"    "1990,"               "Dr. Lee"
-    spoken    in      nineteen  ninety      doctor  lee      what a voice says: `lit_moss.prepare.spoken`
+    spoken    in      nineteen  ninety      doctor  lee      spoken form: `lit_moss.prepare.spoken`
     aligned   ├──┤    ├────────┤├──────┤    ├──────┤├──┤     by one of `lit_moss.prepare.aligners`
     words     ├──┤    ├────────────────┤    ├──────────┤     the written words, with these times
 
-An aligner gives times for any text, also for one that was never said. So an utterance is judged by how well
-they fit: it is used for interleaving, for speech-only documents, or rejected.
+An aligner gives times for any text, even one that was never said. Therefore each utterance is judged by how
+well the times fit: it is used for interleaving, for speech-only documents, or rejected.
 """
 
 from collections.abc import Sequence
@@ -24,30 +24,31 @@ from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage
 from lit_moss.prepare.storage import Storage, local_copy
 from lit_moss.prepare.words import split_words
 
-# A Chinese character takes as long as this many Latin letters: English is spoken at about 14 letters a
+# A Chinese character takes as long as this number of Latin letters: English is spoken at about 14 letters a
 # second, Chinese at 5 to 6 characters.
 LETTERS_PER_HAN = 2.5
 
 
 @dataclass
 class AlignOptions:
-    """Options of the stage.
+    """Options of `prepare align`.
 
     Args:
-        aligner: `tokenizer` (the CTC head of `speech_tokenizer`), `whisper` (word times that `transcribe`
-            found), `mms_fa` (torchaudio's; its weights are CC-BY-NC 4.0, for non-commercial use), or a folder
-            or hub id of a Hugging Face CTC model such as facebook/wav2vec2-base-960h.
+        aligner: `tokenizer` (the CTC head of `speech_tokenizer`), `whisper` (word times found by
+            `transcribe`), `mms_fa` (torchaudio's; its weights are CC-BY-NC 4.0, for non-commercial use), or a
+            folder or hub id of a Hugging Face CTC model such as facebook/wav2vec2-base-960h.
         speech_tokenizer: Checkpoint or run of conf/codec_encoder.yaml, for the aligner `tokenizer`.
-        shift_sec: How late the aligner is, in seconds; taken off all times. Empty: measured on speech with
-            known borders for the aligner `tokenizer`, which is causal, and 0 for the others.
+        shift_sec: Delay of the aligner in seconds, which is subtracted from all times. Null: measured on
+            speech with known word borders for the aligner `tokenizer`, which is causal, and 0 for others.
         lang: Language of items that state none: en or zh.
-        interleave_score: Least mean probability of an utterance's letters for interleaving, 0 to 1.
-        speech_score: Least mean probability for speech-only documents, 0 to 1.
-        longest_word_sec: Longest spoken word in seconds.
-        weak_word: A word whose mean probability is below this, or that was not found, is weak.
-        max_weak_share: Largest share of weak words, 0 to 1.
-        min_letters_per_sec: Fewest letters a second; a Chinese character counts as 2.5.
-        max_letters_per_sec: Most letters a second.
+        interleave_score: Minimum mean probability of an utterance's letters for interleaving, 0 to 1.
+        speech_score: Minimum mean probability of an utterance's letters for speech-only documents, 0 to 1.
+        longest_word_sec: Maximum length of a spoken word in seconds.
+        weak_word: Mean probability below which a word is weak, 0 to 1; a word that was not found is also
+            weak.
+        max_weak_share: Maximum fraction of weak words, 0 to 1.
+        min_letters_per_sec: Minimum number of letters per second; a Chinese character counts as 2.5.
+        max_letters_per_sec: Maximum number of letters per second; a Chinese character counts as 2.5.
         device: auto, cpu or cuda.
     """
 
@@ -86,7 +87,7 @@ class AlignOptions:
 
 
 class AlignStage(Stage):
-    """See the module."""
+    """Aligns utterances, see the module docstring."""
 
     name = "align"
     needs = ("audio_filepath",)
@@ -133,17 +134,17 @@ class AlignStage(Stage):
 def align_item(
     item: Item, aligner: Aligner, options: AlignOptions, shift_sec: float = 0.0
 ) -> tuple[Item, dict[str, int]]:
-    """The item with `words`, `align_score`, `aligner` and `use`, and what is to be counted.
+    """The item with `words`, `align_score`, `aligner` and `use`, and its counts.
 
     Args:
         item: The utterance.
         aligner: Finds the words.
         options: Thresholds.
-        shift_sec: How late the aligner is.
+        shift_sec: Delay of the aligner in seconds.
 
     Raises:
-        CannotAlign: if it is rejected.
-        UnreadableAudio: if its sound cannot be read.
+        CannotAlign: if the item is rejected.
+        UnreadableAudio: if its audio cannot be read.
     """
     duration_sec = _duration_sec(item)
     if duration_sec <= 0:
@@ -174,10 +175,10 @@ def align_item(
 
 
 def words_of(text: str, lang: str) -> list[tuple[str, list[str]]]:
-    """Written words, each with the words to align for it: none if it is not said, such as an emoji.
+    """Written words, each with the spoken words to align; empty for what is not spoken, such as an emoji.
 
     Raises:
-        CannotAlign: if the language has no rules for digits and symbols.
+        CannotAlign: if there are no rules for digits and symbols of the language.
     """
     if lang not in LANGUAGES:
         raise CannotAlign("language without spoken forms", lang, " or ".join(LANGUAGES))
@@ -200,7 +201,7 @@ def _check_rate(spoken: Sequence[str], duration_sec: float, options: AlignOption
 
 
 def _check_fit(alignment: Alignment, options: AlignOptions) -> float:
-    """Score of an utterance that keeps the rules."""
+    """Score of an utterance that satisfies the rules."""
     words = [word for word in alignment.words if word is not None]
     scores = [word.score for word in words if word.score is not None]
     if not scores:
@@ -219,7 +220,7 @@ def _check_fit(alignment: Alignment, options: AlignOptions) -> float:
 
 
 def mean_score(words: Sequence[TimedWord | None]) -> float:
-    """Mean probability of the letters, each weighted by its length; 0 without any."""
+    """Mean probability of the letters, weighted by their length; 0 if there are none."""
     scored = [(word.score, word.weight) for word in words if word is not None and word.score is not None]
     weight = sum(w for _, w in scored)
     return sum(score * w for score, w in scored) / weight if weight else 0.0
@@ -234,7 +235,7 @@ def _written_times(
     duration_sec: float,
     shift_sec: float,
 ) -> tuple[list[tuple[float, float]], int]:
-    """Start and end of each written word in seconds, and how many are interpolated."""
+    """Start and end of each written word in seconds, and the number of interpolated words."""
     times: list[tuple[float, float] | None] = []
     first = 0
     for _, own in words:

@@ -1,8 +1,9 @@
-"""Aligners by name: spoken words and their audio -> times.
+"""Aligners by name: find the times of spoken words in their audio.
 
-Two kinds share the interface `Aligner`. `CTCAligner` finds the words in the scores of an acoustic model:
-the CTC head of a speech tokenizer (`TokenizerModel`), a Hugging Face model (`HuggingFaceModel`), torchaudio's
-MMS_FA (`MMSModel`). `ASRAligner` takes the times that `transcribe` has left in `asr_words`.
+There are two kinds with the common interface `Aligner`. `CTCAligner` aligns words with the scores of an
+acoustic model: the CTC head of a speech tokenizer (`TokenizerModel`), a Hugging Face model
+(`HuggingFaceModel`), torchaudio's MMS_FA (`MMSModel`). `ASRAligner` uses the times that `transcribe` stored
+in `asr_words`.
 """
 
 import hashlib
@@ -30,18 +31,18 @@ from lit_moss.prepare.stage import Item
 from lit_moss.prepare.storage import local_copy
 from lit_moss.prepare.words import split_words
 
-# Time and memory grow with the square of an utterance's length: an hour at 50 Hz has 10^10 cells.
+# Time and memory grow quadratically with the length of an utterance: an hour at 50 Hz has 10^10 cells.
 LONGEST_SEC = rates.MAX_SEGMENT_SAMPLES / rates.TOKENIZER_RATE_HZ
 MMS_LICENCE = "MMS_FA's weights are licensed CC-BY-NC 4.0: what is aligned by them is for non-commercial use"
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Times of an utterance's words.
+    """Times of the words of an utterance.
 
     Args:
-        words: One for each spoken word; None where a word was not found.
-        wildcards: Letters that the model's vocabulary lacks.
+        words: One entry per spoken word; None for a word that was not found.
+        wildcards: Number of letters that are missing in the model's vocabulary.
     """
 
     words: list[TimedWord | None]
@@ -49,10 +50,10 @@ class Alignment:
 
 
 class Aligner(Protocol):
-    """Finds spoken words in an utterance."""
+    """Finds the times of spoken words in an utterance."""
 
     def align(self, item: Item, words: Sequence[str]) -> Alignment:
-        """Times of words, from the start of the utterance.
+        """Times of words, relative to the start of the utterance.
 
         Args:
             item: The utterance.
@@ -60,7 +61,7 @@ class Aligner(Protocol):
 
         Raises:
             CannotAlign: if there is no alignment.
-            UnreadableAudio: if the sound cannot be read.
+            UnreadableAudio: if the audio cannot be read.
         """
         ...
 
@@ -71,7 +72,7 @@ class AcousticModel(Protocol):
     Attributes:
         vocabulary: Character -> id, without the blank.
         blank: Id of the blank.
-        separator: Id of the sign between words; None if there is none.
+        separator: Id of the word separator; None if there is none.
     """
 
     vocabulary: dict[str, int]
@@ -79,16 +80,16 @@ class AcousticModel(Protocol):
     separator: int | None
 
     def log_probs(self, wave_T: Tensor) -> tuple[Tensor, float]:
-        """Samples (T,) at 16 kHz -> log-probabilities (frames, V), float32, and the seconds of a frame."""
+        """Log-probabilities (frames, V), float32, of samples (T,) at 16 kHz, and the frame length in s."""
         ...
 
 
 class CTCAligner:
-    """Forced alignment by an acoustic model, one utterance a call.
+    """Forced alignment with an acoustic model, one utterance per call.
 
     Args:
-        model: Its letters decide how a text is spelled: Chinese is romanised unless it has Chinese
-            characters.
+        model: Acoustic model, whose vocabulary determines the spelling: Chinese is romanised unless it
+            contains Chinese characters.
     """
 
     def __init__(self, model: AcousticModel) -> None:
@@ -96,7 +97,7 @@ class CTCAligner:
         self._romanised = not any(map(is_han, model.vocabulary))
 
     def align(self, item: Item, words: Sequence[str]) -> Alignment:
-        """See `Aligner`."""
+        """As `Aligner.align`."""
         ids = [self._spell(word) for word in (romanise(words) if self._romanised else words)]
         wave_T = io.read(
             local_copy(item["audio_filepath"]),
@@ -113,7 +114,7 @@ class CTCAligner:
         return Alignment(timed, sum(i == WILDCARD for word in ids for i in word))
 
     def _spell(self, word: str) -> list[int]:
-        """Ids of a word's letters."""
+        """Ids of the letters of a word."""
         ids: list[int] = []
         for letter in word:
             forms = (letter, letter.lower(), letter.upper(), _without_accent(letter))
@@ -131,12 +132,12 @@ def _without_accent(letter: str) -> str:
 
 
 class TokenizerModel:
-    """The CTC head that a speech tokenizer is trained with, on its 50 Hz frames before pooling.
+    """The CTC head of a speech tokenizer's training, on its 50 Hz frames before pooling.
 
-    Its other head, on quantized frames, knows times to 80 ms: at 465 known starts of words its median error
-    was 27 ms, that of this one 16 ms, each without its constant delay (a tokenizer of 350 steps). A model
-    trained with `frame_loss_weight: 0` has no such head. The network is causal,
-    so it is late by a constant: `lit_moss.prepare.known_borders.measure_shift`.
+    The other head, on quantized frames, has a resolution of 80 ms: for 465 known word starts its median error
+    was 27 ms, and that of this head 16 ms, each without its constant delay (tokenizer after 350 steps). A
+    model trained with `frame_loss_weight: 0` has no such head. The network is causal, so it has a constant
+    delay: see `lit_moss.prepare.known_borders.measure_shift`.
 
     Args:
         path: Checkpoint of `conf/codec_encoder.yaml`, see `tokenizer_checkpoint`.
@@ -158,7 +159,7 @@ class TokenizerModel:
 
     @torch.no_grad()
     def log_probs(self, wave_T: Tensor) -> tuple[Tensor, float]:
-        """See `AcousticModel`. Audio is padded to whole codes, so a frame is 320 samples."""
+        """As `AcousticModel.log_probs`. Audio is padded to whole codes, so a frame is 320 samples."""
         samples = rates.codes_of_samples(len(wave_T)) * rates.SAMPLES_PER_CODE
         wave_1T = nn.functional.pad(wave_T, (0, samples - len(wave_T)))[None].to(self.device)
         config = self.encoder.config
@@ -171,10 +172,10 @@ class TokenizerModel:
 
 
 def tokenizer_checkpoint(name: str | None) -> Path:
-    """Checkpoint of a tokenizer run.
+    """Path of the checkpoint of a tokenizer run.
 
     Raises:
-        UserError: if there is none: released tokenizers are published without a CTC head.
+        UserError: if there is none: released tokenizers have no CTC head.
     """
     from lit_moss import assets
     from lit_moss.hub.tokenizer import tokenizer_path
@@ -193,8 +194,8 @@ def tokenizer_checkpoint(name: str | None) -> Path:
 class HuggingFaceModel:
     """A CTC model of `transformers`: wav2vec 2.0, HuBERT, WavLM, MMS and others.
 
-    One utterance a call and no padding: models with `feat_extract_norm="group"` take no attention mask, and
-    their scores change with what they are padded to.
+    One utterance per call, without padding: models with `feat_extract_norm="group"` have no attention mask,
+    and their scores change with the padding.
 
     Args:
         name: Folder or hub id.
@@ -230,10 +231,10 @@ class HuggingFaceModel:
 
     @torch.no_grad()
     def log_probs(self, wave_T: Tensor) -> tuple[Tensor, float]:
-        """See `AcousticModel`."""
+        """As `AcousticModel.log_probs`."""
         inputs = self.features(wave_T.numpy(), sampling_rate=rates.TOKENIZER_RATE_HZ, return_tensors="pt")
         logits_TV = self.model(inputs.input_values.to(self.device)).logits[0]
-        # Not the model's stride: what does not fill a frame at the end is spread over all of them.
+        # Not the model's stride: an incomplete frame at the end is distributed over all frames.
         seconds_per_frame = len(wave_T) / len(logits_TV) / rates.TOKENIZER_RATE_HZ
         return logits_TV.float().log_softmax(dim=-1).cpu(), seconds_per_frame
 
@@ -264,7 +265,7 @@ class MMSModel:
 
     @torch.no_grad()
     def log_probs(self, wave_T: Tensor) -> tuple[Tensor, float]:
-        """See `AcousticModel`."""
+        """As `AcousticModel.log_probs`."""
         log_probs_1TV, _ = self.model(wave_T[None].to(self.device))
         seconds_per_frame = len(wave_T) / log_probs_1TV.shape[1] / rates.TOKENIZER_RATE_HZ
         return log_probs_1TV[0].float().cpu(), seconds_per_frame
@@ -274,14 +275,14 @@ class MMSModel:
 
 
 class ASRAligner:
-    """Word times that an item has from ASR, by matching its text with the transcript letter by letter.
+    """Uses word times from ASR, by matching the text with the transcript letter by letter.
 
-    Both are spoken first: 5 in one is five in the other. Whisper's times come from cross-attention: a
-    fallback where there is no acoustic model.
+    Both are converted to spoken form before, so that 5 matches five. Whisper's times come from
+    cross-attention; use this if there is no acoustic model.
     """
 
     def align(self, item: Item, words: Sequence[str]) -> Alignment:
-        """See `Aligner`; a word is found if its first and its last letter are."""
+        """As `Aligner.align`; a word is found if its first and its last letter are."""
         transcribed = item.get("asr_words") or ()
         if not transcribed:
             raise CannotAlign("no word times of ASR", 0, "asr_words, as `transcribe` writes them")
@@ -299,13 +300,13 @@ class ASRAligner:
         return Alignment(timed)
 
 
-_Letter = tuple[float, float, float]  # start and end in seconds, probability of its word
+_Letter = tuple[float, float, float]  # start and end in seconds, probability of the word
 
 
 def _spoken_letters(
     transcribed: Sequence[tuple[str, float, float, float]], lang: str
 ) -> tuple[str, list[_Letter]]:
-    """Letters of a transcript as it is spoken, with their times."""
+    """Letters of a transcript in spoken form, with their times."""
     written: list[_Letter] = []
     for word, start, end, probability in transcribed:
         written += _divided(start, end, probability, len("".join(word.split())))
@@ -323,7 +324,7 @@ def _spoken_letters(
 
 
 def _divided(start: float, end: float, probability: float, count: int) -> list[_Letter]:
-    """A stretch of time divided evenly among letters."""
+    """Divides a time span evenly among letters."""
     step = (end - start) / max(1, count)
     return [(start + i * step, start + (i + 1) * step, probability) for i in range(count)]
 
@@ -340,15 +341,15 @@ def _matched(places: Sequence[int | None], times: Sequence[_Letter]) -> TimedWor
 
 
 def open_aligner(name: str, speech_tokenizer: str | None, device: str) -> Aligner:
-    """An aligner: `tokenizer`, `whisper`, `mms_fa`, or a folder or hub id of a Hugging Face CTC model.
+    """Opens an aligner: `tokenizer`, `whisper`, `mms_fa`, or a folder or hub id of a Hugging Face CTC model.
 
     Args:
-        name: See above.
-        speech_tokenizer: Checkpoint or run, for `tokenizer`.
+        name: Name of the aligner.
+        speech_tokenizer: Checkpoint or run of a tokenizer, for `tokenizer`.
         device: auto, cpu or cuda.
 
     Raises:
-        UserError: if there is no such aligner.
+        UserError: if the aligner does not exist.
     """
     if name == "whisper":
         return ASRAligner()
@@ -358,10 +359,10 @@ def open_aligner(name: str, speech_tokenizer: str | None, device: str) -> Aligne
 
 
 def weights_of(name: str, speech_tokenizer: str | None) -> str | None:
-    """sha256 of an aligner's weights; None where its name says everything.
+    """sha256 of an aligner's weights; None if its name identifies them.
 
     Raises:
-        UserError: if there is no such aligner.
+        UserError: if the aligner does not exist.
     """
     from lit_moss import assets
 

@@ -1,4 +1,4 @@
-"""What makes an answer unfit to be spoken and learned: loops, refusals, another language, no end."""
+"""Checks for answers that should not be spoken or learnt: loops, refusals, another language, no end."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from lit_moss.prepare.language import HAN
 
 _HAN_CHARACTER = re.compile(f"[{HAN}]")
 _UNIT = re.compile(f"[{HAN}]|[^\\W_{HAN}]+(?:['’][^\\W_{HAN}]+)*")
-# The number of a list is matched first, so that its full stop ends no sentence.
+# A list number is matched first, so that its full stop does not end a sentence.
 _SENTENCE_END = re.compile(
     r"^[ \t]*\d+[.)]|([.](?=\s|[\"”’)\]*_]|$)|[!?](?=\W|$)|[。！？…])[\"”’)\]」』*_]*", re.MULTILINE
 )
@@ -25,16 +25,16 @@ _REFUSALS = re.compile(
     rf"|(?:抱歉|对不起|很遗憾)[，,]?\s*(?:但)?(?:我)?{_NOT_ABLE_ZH}"
     r"|我(?:无法|不能)(?:提供|回答|协助|帮助|满足)"
 )
-_REFUSAL_REACH = 200  # characters: later on, such words are usually part of a real answer
+_REFUSAL_REACH = 200  # characters: later, such words are usually part of a real answer
 
 
 def units_of(text: str) -> list[str]:
-    """Words in lower case, and single Chinese characters."""
+    """Words in lower case; each Chinese character is a word."""
     return _UNIT.findall(text.lower())
 
 
 def language_of(text: str) -> str:
-    """`zh` where at least a third of the words are Chinese characters, else `en`; empty without words."""
+    """`zh` if at least a third of the words are Chinese characters, otherwise `en`; "" without words."""
     units = units_of(text)
     if not units:
         return ""
@@ -51,13 +51,13 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def is_english(units: Sequence[str]) -> bool:
-    """Whether words in Latin script look like English: the commonest words are in every passage of it."""
+    """Whether words in Latin script look like English: every passage contains the most common words."""
     common = sum(unit in _COMMON for unit in units)
     return len(units) < _ENOUGH_WORDS or common >= 0.08 * len(units)
 
 
 def repeated_share(units: Sequence[str], n: int) -> float:
-    """Share of the words that belong to a sequence of n words which was there before."""
+    """Fraction of the words that belong to a repeated sequence of n words."""
     seen: set[tuple[str, ...]] = set()
     repeated = [False] * len(units)
     for start in range(len(units) - n + 1):
@@ -69,17 +69,17 @@ def repeated_share(units: Sequence[str], n: int) -> float:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether an answer begins by saying that it is none."""
+    """Whether an answer begins with a refusal."""
     return bool(_REFUSALS.search(text[:_REFUSAL_REACH].lower().replace("’", "'")))
 
 
 def finished_part(text: str) -> str:
-    """The text up to the end of its last sentence; empty if none ends."""
+    """The text up to the end of its last complete sentence; "" if there is none."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text) if match[1]]
     return text[: ends[-1]] if ends else ""
 
 
 def first_sentences(text: str, count: int) -> str:
-    """The first `count` sentences of a text; empty if it has fewer that end."""
+    """The first `count` sentences of a text; "" if it has fewer complete sentences."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text) if match[1]]
     return text[: ends[count - 1]] if len(ends) >= count else ""

@@ -1,4 +1,4 @@
-"""A chain of steps, each of which reads what earlier ones have written.
+"""A chain of steps, each of which reads the output of earlier steps.
 
     out/
       vad/         manifest.jsonl  rejected.jsonl  stage.json
@@ -6,7 +6,7 @@
       interleave/  interleaved/  unsupervised/     folders of token documents
       statistics.md
 
-The same call after a kill goes on where the chain was; after it is done, it only says so again.
+Repeating the call after a kill continues the chain; after it is complete, it only reports the result again.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -24,7 +24,7 @@ from lit_moss.prepare.statistics import record, statistics_table
 from lit_moss.prepare.step import Machine, Step, StepResult
 from lit_moss.prepare.storage import Storage, absolute, is_remote, refusals_to_write
 
-_OF_A_STEP = ("stage", "input")  # keys of a step that are no options of its stage
+_OF_A_STEP = ("stage", "input")  # keys of a step that are not options of its stage
 
 
 @dataclass
@@ -32,22 +32,23 @@ class Chain:
     """Options of `prepare -c FILE`.
 
     Args:
-        out: Folder of all steps; a path, or an address that fsspec opens (s3://…).
-        steps: Name of a step -> options of its stage. `stage: NAME` where the step has another name, `input:
-            [NAME, …]` where it reads other steps than the previous one, or files.
-        sources: What the first step reads: sound files, folders, manifests, texts.
+        out: Folder of all steps: a path, or an address that fsspec opens (s3://…).
+        steps: Name of a step -> options of its stage. `stage: NAME` if the step has another name than its
+            stage; `input: [NAME, …]` if it reads other steps than the previous one, or files.
+        sources: Input of the first step: sound files, folders, manifests, texts.
         name: MLflow experiment.
-        root: If given, sound files that manifests name must be below this folder.
-        source_name: Name of the corpus, as `source` of items that state none; for the report.
-        licence: Its licence, as `licence` of items that state none.
-        max_bad_share: Share of unreadable items, 0 to 1, above which a step fails.
-        track: Whether statistics go to MLflow.
-        workers: Processes, each with the stage's models; with Ray, actors. It changes no result.
+        root: If given, sound files in manifests must be below this folder.
+        source_name: Name of the corpus, stored as `source` in items without one; for the report.
+        licence: Licence of the corpus, stored as `licence` in items without one.
+        max_bad_share: Fraction of unreadable items, 0 to 1, above which a step fails.
+        track: Record statistics in MLflow.
+        workers: Number of processes, each with the stage's models; with Ray, of actors. It does not affect
+            results.
         engine: `local`, or `ray` (extra `scale`).
-        shard_items: Items of a shard; null for a 64th of all, 16 to 1024.
-        ray_address: Cluster to join; null starts a Ray of this machine.
-        ray_gpus: GPUs of each actor.
-        ray_memory_gb: Memory that Ray sets aside for each actor; null for none.
+        shard_items: Number of items per shard; null: a 64th of all, 16 to 1024.
+        ray_address: Address of the Ray cluster; null: starts Ray on this machine.
+        ray_gpus: Number of GPUs per actor.
+        ray_memory_gb: Memory that Ray reserves per actor, in GB; null: none.
     """
 
     out: str
@@ -76,25 +77,25 @@ class Chain:
 
     @property
     def stated(self) -> tuple[tuple[str, str], ...]:
-        """Keys for items that lack them."""
+        """Keys to add to items that lack them."""
         keys = {"source": self.source_name, "licence": self.licence}
         return tuple((key, value) for key, value in keys.items() if value is not None)
 
     @property
     def machine(self) -> Machine:
-        """Where and how its steps are run."""
+        """The settings of where and how steps are run."""
         return Machine(**{f.name: getattr(self, f.name) for f in fields(Machine)})
 
 
 def run_chain(chain: Chain) -> list[StepResult]:
-    """Runs all steps that are not done yet; prints and records what each has made.
+    """Runs all steps that are not complete yet; prints and records their results.
 
     Raises:
-        UserError: for a wrong step or option, before anything is run; and see `run_step`.
+        UserError: if a step or option is invalid, before anything is run; and as in `run_step`.
     """
     out, steps = _out(chain), chain_steps(chain)
     for step in steps:
-        step.build()  # wrong options are an error now, not after hours
+        step.build()  # reports wrong options now, not after hours
     results: list[StepResult] = []
     for step in steps:
         results.append(_run(step, chain))
@@ -107,10 +108,10 @@ def run_chain(chain: Chain) -> list[StepResult]:
 
 
 def run_alone(stage: str, options: Any, chain: Chain) -> StepResult:
-    """Runs one stage; its files are directly in `chain.out`.
+    """Runs a single stage; its files are directly in `chain.out`.
 
     Raises:
-        UserError: see `run_step`.
+        UserError: as in `run_step`.
     """
     out = _out(chain)
     sources = tuple(_source(s) for s in chain.sources)
@@ -136,7 +137,7 @@ def chain_steps(chain: Chain) -> list[Step]:
     """The steps of a chain in order.
 
     Raises:
-        UserError: for a stage, input or option that does not exist.
+        UserError: if a stage, input or option does not exist.
     """
     out = _out(chain)
     steps: list[Step] = []
@@ -158,10 +159,10 @@ def chain_steps(chain: Chain) -> list[Step]:
 
 
 def step_options(name: str, stage: str, content: Mapping[str, Any]) -> Any:
-    """The stage's `Options`.
+    """An instance of the stage's `Options`.
 
     Raises:
-        UserError: for an option that it does not have, or a value of another type.
+        UserError: if an option does not exist, or a value has the wrong type.
     """
     options = stage_class(stage).Options
     known = [f.name for f in fields(options)]
@@ -177,7 +178,7 @@ def step_options(name: str, stage: str, content: Mapping[str, Any]) -> Any:
 
 
 def _nested(steps: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Steps with their options; `vad.threshold: 0.4` counts as an option of `vad`."""
+    """Steps with their options; `vad.threshold: 0.4` is an option of the step `vad`."""
     nested: dict[str, dict[str, Any]] = {}
     for key, content in steps.items():
         name, _, option = str(key).partition(".")
@@ -206,7 +207,7 @@ def _inputs(
     stage: str,
     given: str | list[str] | None,
 ) -> tuple[str, ...]:
-    """What a step reads; `later` are the steps that are not before it, itself included."""
+    """The inputs of a step; `later` contains the step itself and all steps after it."""
     manifest_of = {step.name: absolute(MANIFEST, step.folder) for step in before}
     if given is None:
         if stage_class(stage).reads == "all" and before:
@@ -231,10 +232,10 @@ def _inputs(
 
 
 def _source(source: str) -> str:
-    """A source as an absolute path, where it is a file or folder of this machine.
+    """The absolute path of a source, if it is a local file or folder.
 
     Raises:
-        UserError: see `_check_address`.
+        UserError: as in `_check_address`.
     """
     _check_address("a source", source)
     if source == QUESTIONS:
@@ -245,10 +246,10 @@ def _source(source: str) -> str:
 
 
 def _check_address(what: str, address: str) -> None:
-    """Addresses go into MLflow and manifests: a password in one would be in all of them.
+    """Rejects addresses with passwords, because addresses are stored in MLflow and manifests.
 
     Raises:
-        UserError: if there is one.
+        UserError: if the address contains a password.
     """
     if is_remote(address) and "@" in address.partition("://")[2].partition("/")[0]:
         raise UserError(
@@ -287,7 +288,7 @@ def _statistics(results: Sequence[StepResult]) -> str:
     rejected = [
         f"| {r.step} | {reason} | {n} |" for r in results for reason, n in sorted(r.counts.rejected.items())
     ]
-    # Without times: the file is the same however often the chain was interrupted.
+    # Without times, so that the file is the same however often the chain was interrupted.
     lines = ["# What was prepared", "", statistics_table(results, times=False), ""]
     if rejected:
         lines += ["| step | rejected because of | items |", "|---|---|---|", *rejected, ""]

@@ -1,7 +1,7 @@
-"""Drops transcripts of what was never said, by rules on text, length and the scores of the ASR.
+"""Drops transcripts of words that were never said, by rules on text, length and ASR scores.
 
-No model runs here: another threshold needs no second ASR. The rules are asked in a fixed order; the
-first that finds something is the reason.
+No model runs here, so thresholds can be changed without repeating ASR. Rules are applied in a fixed order;
+the first one that is violated is the reason.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from lit_moss.prepare.language import is_unspaced, script_share, simplified, wor
 from lit_moss.prepare.stage import Item, Rejection, Result, Stage
 from lit_moss.records import is_number
 
-OTHER = "other"  # key of a threshold by language: every language that is not named
+OTHER = "other"  # key of a threshold by language: all languages not listed
 
 
 def _longest_word_limits() -> dict:
@@ -23,36 +23,38 @@ def _longest_word_limits() -> dict:
 
 @dataclass
 class CheckTranscriptsOptions:
-    """Options of `prepare check-transcripts`. A threshold of null switches its rule off.
+    """Options of `prepare check-transcripts`. A threshold of null disables its rule.
 
     Args:
-        languages: Languages that are kept; empty keeps all.
-        min_lang_prob: Least probability of a detected language.
-        min_script_share: Least share of words in the script of the language.
-        max_characters_per_sec: By language: most letters, digits and spaces a second.
-        min_characters_per_sec: Least; below, speech is missing in the text.
-        min_characters_from_sec: Shorter segments are not asked for the least: they may be one word.
-        min_distinct: Least share of distinct words (Chinese: pairs of characters).
-        min_distinct_from_words: Shorter texts may repeat a word: "no no no".
-        min_distinct_from_characters: The same for Chinese and other texts without spaces.
-        max_repeats: How often one sequence of words may occur.
-        repeat_words: Words of such a sequence.
-        repeat_characters: Characters of such a sequence in texts without spaces.
-        max_zlib_ratio: Most bytes of text per compressed byte.
-        max_zlib_ratio_from_bytes: Shorter texts are not asked: nothing compresses well there.
-        max_word_letters: By language: longest word in Latin letters.
-        max_word_ratio: Most letters of the longest word per letter of the next longest.
-        max_word_ratio_from_letters: Shorter words are not asked for their ratio.
-        stock_phrases: Drop captions' formulas ("thanks for watching") where the ASR is unsure; people do say
+        languages: Languages to keep; empty: all.
+        min_lang_prob: Minimum probability of a detected language.
+        min_script_share: Minimum fraction of words in the script of the language.
+        max_characters_per_sec: By language: maximum number of letters, digits and spaces per second.
+        min_characters_per_sec: Minimum number of letters, digits and spaces per second; with fewer, text is
+            missing.
+        min_characters_from_sec: Segments shorter than this many seconds have no minimum: they may be one
+            word.
+        min_distinct: Minimum fraction of distinct words (for Chinese: of pairs of characters).
+        min_distinct_from_words: Texts with fewer words may repeat words: "no no no".
+        min_distinct_from_characters: As min_distinct_from_words, in characters, for texts without spaces.
+        max_repeats: Maximum number of occurrences of a sequence of words.
+        repeat_words: Length of such a sequence in words.
+        repeat_characters: Length of such a sequence in characters, for texts without spaces.
+        max_zlib_ratio: Maximum number of text bytes per compressed byte.
+        max_zlib_ratio_from_bytes: Texts with fewer bytes are not checked, since their ratio says little.
+        max_word_letters: By language: maximum length of a word in Latin letters.
+        max_word_ratio: Maximum ratio of the lengths of the longest and the second longest word.
+        max_word_ratio_from_letters: Words with fewer letters are not checked for this ratio.
+        stock_phrases: Drop caption formulas ("thanks for watching") if the ASR is unsure, since people do say
             "thank you".
-        more_stock_phrases: By language: further phrases.
-        stock_min_logprob: Least mean log-probability of a stock phrase that is kept.
-        stock_max_no_speech: Highest probability of no speech of a stock phrase that is kept.
-        stock_min_sec: Shortest segment in which a stock phrase is kept.
-        min_logprob: Least mean log-probability; a text is dropped if it is below this and its probability of
-            no speech is above `max_no_speech`.
-        max_no_speech: See `min_logprob`.
-        max_anomaly: Whisper's anomaly score of the first eight words, from which on a text is dropped.
+        more_stock_phrases: By language: additional phrases.
+        stock_min_logprob: Minimum mean log-probability of a stock phrase to be kept.
+        stock_max_no_speech: Maximum no-speech probability of a stock phrase to be kept.
+        stock_min_sec: Minimum length in seconds of a segment with a stock phrase to be kept.
+        min_logprob: Minimum mean log-probability; a text below it is dropped if its no-speech probability is
+            also above `max_no_speech`.
+        max_no_speech: Maximum no-speech probability, see `min_logprob`.
+        max_anomaly: Whisper's anomaly score of the first eight words at which a text is dropped.
     """
 
     languages: list[str] = field(default_factory=list)
@@ -101,7 +103,7 @@ class CheckTranscriptsOptions:
 
 
 class CheckTranscriptsStage(Stage):
-    """Passes items through, or rejects them with reason, value and threshold."""
+    """Passes items on, or rejects them with reason, value and threshold."""
 
     name = "check-transcripts"
     summary = "drop transcripts of what was never said"
@@ -113,7 +115,7 @@ class CheckTranscriptsStage(Stage):
         return True
 
     def run(self, unit: Sequence[Item]) -> Result:
-        """Asks the rules about each item."""
+        """Applies the rules to each item."""
         result = Result()
         for item in unit:
             finding = check_transcript(item, self.options)
@@ -129,16 +131,16 @@ Finding = tuple[str, float | str, float | str | None]  # reason, value, threshol
 
 @dataclass(frozen=True)
 class _Transcript:
-    """An item as the rules see it; what it does not state is None, and no rule is asked about it.
+    """An item as seen by the rules; values that it does not state are None, and no rule checks them.
 
     Args:
-        text: Its text.
-        words: See `words_of`.
-        language: ISO 639-1 code; empty if unknown.
-        seconds: Length.
-        lang_prob: Probability of its language.
+        text: Text of the transcript.
+        words: Words of the text, see `words_of`.
+        language: ISO 639-1 code; "" if unknown.
+        seconds: Length in seconds.
+        lang_prob: Probability of the detected language.
         logprob: Mean log-probability of the text.
-        no_speech: Probability that nobody speaks.
+        no_speech: No-speech probability.
         asr_words: Words with times and probabilities.
     """
 
@@ -153,12 +155,12 @@ class _Transcript:
 
     @property
     def is_unspaced(self) -> bool:
-        """Whether characters take the place of words."""
+        """Whether characters are used as words."""
         return is_unspaced(self.words)
 
 
 def check_transcript(item: Item, options: CheckTranscriptsOptions) -> Finding | None:
-    """The first rule that an item breaks: reason, value, threshold; None if it breaks none."""
+    """The first rule that an item violates: reason, value, threshold; None if there is none."""
     text = str(item.get("text") or "")
     transcript = _Transcript(
         text,

@@ -1,4 +1,4 @@
-"""Words that Chinese rules look up: units, measure words, money, symbols, letters."""
+"""Tables for the Chinese rules: units, measure words, money, symbols, letters."""
 
 UNITS = {
     "km²": "平方公里", "m²": "平方米", "m³": "立方米", "cm²": "平方厘米", "cm³": "立方厘米",
@@ -36,17 +36,17 @@ COUNTED = (
     r"|美元|欧元|英镑|港元|小时|分钟|秒钟|刻钟|星期|礼拜|周年|学期|学年|公斤|千克|公里|千米|厘米|毫米|毫升"
     r"|平方|立方|公顷|英里|海里|光年|英尺|英寸|加仑|盎司|磅"
 )
-# Before these it is 二, though wetext counts some of them.
+# Before these it is read 二, although wetext treats some of them as counts.
 NAMED_BY_TWO = (
     r"元(?:一次|二次|2次|方程|函数|论|对立|运算|组|化)|人转|头肌|面角|分(?:之|法|音符|类)|代(?:身份证|机|产品)|把手|线(?!程|条)"
     r"|手(?:房|车|货|书|烟|市场|商品|交易|资料|信息|平台|设备)|世(?!同堂)|季度|周目"
 )
-# Ends of a text after which a 2 is of an order or a year: 第1、2次, 民国2年.
+# Ends of a text after which a 2 is an ordinal or a year: 第1、2次, 民国2年.
 ORDERED = (
     r"第[\d、和及至到]*|民国|公元前?|昭和|平成|令和|大正|明治|洪武|永乐|万历|崇祯|顺治|康熙|雍正|乾隆|嘉庆|道光"
     r"|咸丰|同治|光绪|宣统|贞观|开元|天宝"
 )
-# 2日 is a day of the month, but a time of two days after or before these.
+# 2日 is a day of the month, but a duration of two days next to these.
 DAYS_AFTER = "每|为期|历时|连续|近|共|约|隔|这|满|仅|超过|提前|推迟|延长|[前后头]"
 DAYS_BEFORE = "游|[之以]?内|[之以]?后|[之以]?前(?!往|去|来|夕|后)|间|行程|时间|票|假"
 MONEY = {
@@ -54,7 +54,7 @@ MONEY = {
     "A$": "澳元", "AU$": "澳元", "C$": "加元", "CA$": "加元", "NZ$": "新西兰元", "S$": "新加坡元",
     "¥": "元", "₩": "韩元", "₹": "卢比", "₽": "卢布", "RMB": "元", "USD": "美元",
 }  # fmt: skip
-# Names that a hyphen and a number follow: 歼-20 is no 歼 below zero.
+# Names followed by a hyphen and a number: 歼-20 does not contain a negative number.
 DESIGNATIONS = (
     r"歼|歼轰|歼教|强|轰|运|直|武直|空警|(?<!江)苏|米格|伊尔|图|东风|巨浪|红旗|霹雳|鹰击|长剑|长征|快舟|朱雀|捷龙"
     r"|谷神星|嫦娥|玉兔|神舟|天宫|天舟|天问|天和|北斗|风云|高分|实践|彩虹|翼龙|攻击|鲲龙|新舟|猎鹰|联盟|阿波罗|旅行者|新冠"

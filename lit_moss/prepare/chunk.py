@@ -1,16 +1,18 @@
-"""Utterances with word times -> the same with `chunks`, the pieces that interleaving takes as text or speech.
+"""Adds `chunks` to utterances with word times: the pieces that interleaving uses as text or as speech.
 
     words    one two three four five six seven eight nine ten …
     chunks   [0, 3, 0.0, 3.2, "one two three"] [3, 9, 3.2, 8.08, "four five …"] …
 
-A chunk is [first word, stop word, start, end, text], in seconds from the utterance's start; chunks follow
-each other without a gap, and are cut in the pauses between words at borders of codes (80 ms). Three methods:
+A chunk is [first word, stop word, start, end, text], in seconds from the start of the utterance. Chunks are
+consecutive without gaps, and are cut in pauses between words, at code boundaries (80 ms). There are three
+methods:
 
 | method | chunks | modality |
 |---|---|---|
-| `seconds` | of random lengths of 3 to 6 s (arXiv:2510.00499, section 3.1.1) | drawn by `interleave` |
-| `words` | text of 10 to 30 words, speech of 5 to 15, in turns (Spirit-LM, arXiv:2402.05755) | sixth entry |
-| `poisson` | spans of Poisson(10) words are speech, 30 % of the words in all, the rest text (SlamKit,
+| `seconds` | random lengths of 3 to 6 s (arXiv:2510.00499, section 3.1.1) | drawn by `interleave` |
+| `words` | alternating text of 10 to 30 words and speech of 5 to 15 (Spirit-LM, arXiv:2402.05755) | sixth
+entry |
+| `poisson` | spans of Poisson(10) words are speech, in total 30 % of the words, the rest text (SlamKit,
 arXiv:2502.15814, after arXiv:2411.17607) | sixth entry |
 """
 
@@ -33,15 +35,15 @@ class ChunkOptions:
     """Options of `prepare chunk`.
 
     Args:
-        method: seconds, words or poisson.
-        min_sec: seconds: shortest chunk.
-        max_sec: seconds: longest chunk.
-        min_text_words: words: fewest words of a chunk of text.
-        max_text_words: words: most words of a chunk of text.
-        min_speech_words: words: fewest words of a chunk of speech.
-        max_speech_words: words: most words of a chunk of speech.
-        mean_words: poisson: mean length of a span of speech in words.
-        speech_share: poisson: share of the words that are speech.
+        method: seconds, words or poisson, see above.
+        min_sec: Method seconds: minimum length of a chunk in seconds.
+        max_sec: Method seconds: maximum length of a chunk in seconds.
+        min_text_words: Method words: minimum number of words of a text chunk.
+        max_text_words: Method words: maximum number of words of a text chunk.
+        min_speech_words: Method words: minimum number of words of a speech chunk.
+        max_speech_words: Method words: maximum number of words of a speech chunk.
+        mean_words: Method poisson: mean number of words of a speech span.
+        speech_share: Method poisson: fraction of the words that are speech.
         seed: Seed of all random lengths.
     """
 
@@ -74,9 +76,9 @@ class ChunkOptions:
 
 
 class ChunkStage(Stage):
-    """Cuts utterances by the times of their words.
+    """Cuts utterances at word times.
 
-    Items that are to be speech only (`use`) pass unchanged, as do those without `words`, which are counted.
+    Speech-only items (`use`) pass unchanged, as do items without `words`, which are counted.
     """
 
     name = "chunk"
@@ -132,7 +134,7 @@ class ChunkStage(Stage):
         return [[*chunk, modality] for chunk, modality in zip(chunks, modalities, strict=True)]
 
     def _words_in_turn(self, count: int, rng: np.random.Generator) -> tuple[list[int], list[str]]:
-        """Numbers of words of text and speech in turns, and their modalities; the first one is random."""
+        """Numbers of words of alternating text and speech chunks, and their modalities (first: random)."""
         options = self.options
         bounds = {
             "text": (options.min_text_words, options.max_text_words),
@@ -148,18 +150,18 @@ class ChunkStage(Stage):
         return lengths, modalities
 
     def _poisson(self, count: int, rng: np.random.Generator) -> tuple[list[int], list[str]]:
-        """Numbers of words of text and speech in turns, with `speech_share` of the words as speech."""
+        """Numbers of words of alternating text and speech spans; `speech_share` of the words are speech."""
         spoken = round(self.options.speech_share * count)
         spans: list[int] = []
         while (left := spoken - sum(spans)) > 0:
             spans.append(min(left, max(1, int(rng.poisson(self.options.mean_words)))))
-        # Spans need a word of text between them; where there are too few, the last ones are joined.
+        # Spans need a word of text between them; if there are too few, the last spans are merged.
         written = count - spoken
         while len(spans) > written + 1:
             spans[-2:] = [sum(spans[-2:])]
         if not spans:
             return [count], ["text"]
-        # Where among the words of text each span is: all choices are equally likely.
+        # Position of each span among the words of text: all choices are equally likely.
         places = sorted(int(x) for x in rng.choice(written + 1, size=len(spans), replace=False))
         lengths, modalities, before = [], [], 0
         for place, span in zip(places, spans, strict=True):
@@ -175,7 +177,7 @@ class ChunkStage(Stage):
 
 
 def _with_duration(item: Item) -> Item:
-    """The item with a duration: one that states none ends with its file."""
+    """The item with a duration; if it states none, it ends with its file."""
     if item.get("duration") is not None or not item.get("audio_filepath"):
         return item
     path = local_copy(item["audio_filepath"])

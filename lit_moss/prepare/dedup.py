@@ -1,14 +1,15 @@
-"""Texts, questions and conversations without duplicates: of one another, and of the evaluation's questions.
+"""Removes duplicates among texts, questions and conversations, and of questions used in evaluations.
 
-    item ─ words ─┬─ hash of the words           the same words, whatever case and punctuation
+    item ─ words ─┬─ hash of the words           equal words, ignoring case and punctuation
                   ├─ MinHash of their 5-grams ─ candidates ─ Jaccard similarity >= 0.8
-                  └─ words of a question inside  of `against`
+                  └─ does it contain a question of `against`?
 
-The first of similar items is kept. A word is a letter sequence between other signs; in Chinese each character
-is one. Candidates come from locality-sensitive hashing, which finds 95 of 100 pairs of similarity 0.8 and
-nearly all of 0.9 and more; a candidate counts only if the exact similarity reaches the threshold.
+The first of several similar items is kept. A word is a sequence of letters; in Chinese each character is a
+word. Candidates are found by locality-sensitive hashing, which finds 95 % of the pairs with similarity 0.8,
+and nearly all of those with 0.9 and more; a candidate counts only if the exact similarity reaches the
+threshold.
 
-All items are in memory with their sketches: some 100,000 sentences of LJ Speech (17 words each) take 1 GB.
+All items are in memory with their sketches: 100,000 sentences of LJ Speech (17 words each) take about 1 GB.
 """
 
 import re
@@ -28,11 +29,11 @@ from lit_moss.prepare.storage import Storage, local_copy, open_read
 from lit_moss.prepare.text_sources import read_text_source
 from lit_moss.records import text_lines
 
-_SCHEME, _SEED = "affine32", 1  # of datasketch: other ones make other sketches
-_RECALL = 0.94  # of pairs at the threshold; decides how the sketch is cut into bands
+_SCHEME, _SEED = "affine32", 1  # of datasketch: others make other sketches
+_RECALL = 0.94  # recall for pairs at the threshold; determines how the sketch is divided into bands
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _BATCH_GRAMS = 2**14  # times 128 hashes of 4 bytes at once
-_LEAST_INSIDE = 8  # words of a question that is looked for inside longer texts; shorter ones are in many
+_LEAST_INSIDE = 8  # minimum words of a question to search for within longer texts
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class DedupOptions:
     """Options of `prepare dedup`.
 
     Args:
-        against: Files of evaluation questions (.txt with one a line, or JSON lines with question, text or
-            messages): what is like one of them, or holds one, is left out.
-        jaccard: Similarity of the sets of n-grams, 0 to 1, from which two texts are duplicates.
-        ngram: Words of an n-gram; characters in Chinese.
-        permutations: Hashes of a sketch.
+        against: Files of evaluation questions (.txt with one question per line, or JSON lines with question,
+            text or messages); items similar to one of them, or containing one, are dropped.
+        jaccard: Minimum similarity of the sets of n-grams, 0 to 1, of duplicates.
+        ngram: Number of words of an n-gram; of characters in Chinese.
+        permutations: Number of hashes of a sketch.
     """
 
     against: list[str] = field(default_factory=list)
@@ -61,7 +62,7 @@ class DedupOptions:
 
 
 class DedupStage(WholeStage):
-    """See the module."""
+    """Removes duplicates, see the module docstring."""
 
     name = "dedup"
     Options = DedupOptions
@@ -110,11 +111,12 @@ class DedupStage(WholeStage):
 
 @dataclass(frozen=True)
 class Match:
-    """An earlier text that another one is like.
+    """An earlier text that is similar to another one.
 
     Args:
-        name: Of the earlier text.
-        similarity: Jaccard similarity of the n-grams; 1 for the same words, and for a question inside a text.
+        name: Name of the earlier text.
+        similarity: Jaccard similarity of the n-grams; 1 for equal words, and for a question contained in a
+            text.
     """
 
     name: str
@@ -122,10 +124,10 @@ class Match:
 
 
 class TextIndex:
-    """Texts by their words.
+    """An index of texts by their words.
 
     Args:
-        options: Of the stage.
+        options: Options of the stage.
 
     Raises:
         UserError: if datasketch is not installed.
@@ -146,11 +148,11 @@ class TextIndex:
 
     @property
     def size(self) -> int:
-        """Number of its texts."""
+        """Number of texts."""
         return len(self._names)
 
     def add(self, name: str, words: Sequence[str]) -> Match | None:
-        """Adds a text that is like no earlier one; else returns the first one that it is like."""
+        """Adds a text unless it is similar to an earlier one; in that case returns the first such text."""
         match, grams, sketch = self._lookup(words)
         if match is None:
             number = len(self._names)
@@ -161,7 +163,7 @@ class TextIndex:
         return match
 
     def find(self, words: Sequence[str]) -> Match | None:
-        """The first text that this one is like."""
+        """The first text that is similar to this one, or None."""
         return self._lookup(words)[0]
 
     def _lookup(self, words: Sequence[str]) -> tuple[Match | None, np.ndarray, Any]:
@@ -180,10 +182,10 @@ class TextIndex:
 
 
 class Questions:
-    """The evaluation's questions: texts that are like one of them, or hold one, are found.
+    """Index of evaluation questions; finds texts that are similar to one of them or contain one.
 
     Args:
-        options: Of the stage.
+        options: Options of the stage.
     """
 
     def __init__(self, options: DedupOptions) -> None:
@@ -200,7 +202,7 @@ class Questions:
             self._inside.setdefault(tuple(words[:_LEAST_INSIDE]), []).append((words, name))
 
     def find(self, texts: Sequence[list[str]]) -> Match | None:
-        """The first question that one of the texts is like, or holds."""
+        """The first question that one of the texts is similar to, or contains."""
         if not self._index.size:
             return None
         matches = (self._index.find(words) or self._held(words) for words in texts if words)
@@ -215,7 +217,7 @@ class Questions:
 
 
 def words_of(text: str) -> list[str]:
-    """Words of a text in lower case, without punctuation; each Chinese character is one."""
+    """Words of a text in lower case, without punctuation; each Chinese character is a word."""
     words: list[str] = []
     for match in _WORD.finditer(unicodedata.normalize("NFKC", text).lower()):
         word, start = match[0].replace("’", "'"), 0
@@ -229,9 +231,9 @@ def words_of(text: str) -> list[str]:
 
 
 def bands(permutations: int, jaccard: float) -> tuple[int, int]:
-    """(bands, rows of each) of a sketch: the longest bands that find 94 % of the pairs at the threshold.
+    """(bands, rows per band) of a sketch: the longest bands that find 94 % of the pairs at the threshold.
 
-    Two sketches of similarity s share one of b bands of r rows with the probability 1 - (1 - s^r)^b.
+    Two sketches of similarity s have one of b bands of r rows in common with probability 1 - (1 - s^r)^b.
     """
     for rows in range(permutations, 1, -1):
         count = permutations // rows
@@ -241,7 +243,7 @@ def bands(permutations: int, jaccard: float) -> tuple[int, int]:
 
 
 def _grams(words: Sequence[str], size: int) -> np.ndarray:
-    """Hashes of the different n-grams, sorted, uint64 (n,); of a short text one gram, all its words."""
+    """Hashes of the distinct n-grams, sorted, uint64 (n,); a short text is a single n-gram."""
     count = max(1, len(words) - size + 1)
     grams = {" ".join(words[i : i + size]).encode() for i in range(count)}
     hashes = b"".join(blake2b(gram, digest_size=8).digest() for gram in grams)
@@ -258,7 +260,7 @@ def _digest(words: Sequence[str]) -> bytes:
 
 
 def _texts_of(item: Item) -> tuple[str, list[str]]:
-    """(what is compared with other items, what is asked in it).
+    """(text to compare with other items, questions in the item).
 
     Raises:
         UserError: if the item has no text.

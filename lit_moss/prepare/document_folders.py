@@ -1,11 +1,11 @@
-"""Items -> folders of token documents, block by block, so that memory does not grow with their number.
+"""Writes items to folders of token documents, in blocks, so that memory does not grow with their number.
 
     items ─ by kind and part ─ blocks/interleaved/00000.jsonl …  ─ codes from the cache ─ interleaved/
                                                                                           interleaved-validation/
 
-A block ends where a recording's utterances end, so that documents do not depend on blocks. Neither do they
-depend on where the sound files are: names of documents, their random choices and the hash of their sources
-are free of folders.
+A block ends where a recording's utterances end, so that documents do not depend on the blocks. They do not
+depend on the locations of sound files either: names of documents, their random choices and the hash of their
+sources do not contain folders.
 """
 
 import json
@@ -32,24 +32,24 @@ from lit_moss.prepare.stage import Item
 from lit_moss.prepare.storage import Storage, local_copy
 from lit_moss.records import Record, printable
 
-BLOCK_ITEMS = 2000  # at least, as a file of the code cache
-_DOCUMENTS = " documents"  # ends the name of a folder's first count
+BLOCK_ITEMS = 2000  # minimum, as in a file of the code cache
+_DOCUMENTS = " documents"  # suffix of a folder's first count
 Name = str  # of a folder: `interleaved`, `interleaved-validation`
 
 
 @dataclass
 class FolderCounts:
-    """What a folder holds.
+    """Statistics of a folder.
 
     Args:
-        items: Items that went in.
-        documents: Documents.
-        rows: Their rows.
-        speech_sec: Seconds of speech in them.
-        longest: Rows of the longest document, written or not.
-        longer: Documents longer than the context.
-        rows_longer: Their rows.
-        of_builder: Counts of the builder.
+        items: Number of items.
+        documents: Number of documents.
+        rows: Number of rows of the documents.
+        speech_sec: Seconds of speech in the documents.
+        longest: Number of rows of the longest document, written or not.
+        longer: Number of documents longer than the context.
+        rows_longer: Number of rows of those documents.
+        of_builder: Counts of the document builder.
     """
 
     items: int = 0
@@ -62,22 +62,22 @@ class FolderCounts:
     of_builder: dict[str, int] = field(default_factory=dict)
 
     def add(self, document: Document) -> None:
-        """Counts a document that is written."""
+        """Counts a written document."""
         self.documents += 1
         self.rows += len(document.rows)
         self.speech_sec += document.speech_sec
 
     def named(self, name: Name) -> dict[str, float]:
-        """As counts of a stage."""
+        """The counts in the form of a stage's counts."""
         hours = round(self.speech_sec / 3600, 4)
         return {f"{name}{_DOCUMENTS}": self.documents, f"{name} rows": self.rows, f"{name} hours": hours}
 
 
 class Blocks:
-    """Items on their way to documents: blocks of JSON lines in a scratch folder.
+    """Blocks of items, as JSON lines in a temporary folder, from which documents are made.
 
     Args:
-        folder: The scratch folder.
+        folder: The temporary folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -91,7 +91,7 @@ class Blocks:
         self._digests: dict[Name, Any] = {}
 
     def add(self, name: Name, item: Item, key: str) -> None:
-        """Adds an item of a folder; neighbours with the same key stay in one block."""
+        """Adds an item to a folder; consecutive items with the same key stay in one block."""
         is_full = self._in_block.get(name, 0) >= BLOCK_ITEMS
         if name not in self._open or (is_full and key != self._last_key[name]):
             self._begin_block(name)
@@ -115,7 +115,7 @@ class Blocks:
         self._open[name] = path.open("wb")
 
     def close(self) -> None:
-        """No more items follow."""
+        """Call it after the last item."""
         for file in self._open.values():
             file.close()
 
@@ -124,21 +124,21 @@ class Blocks:
         return self._items.get(name, 0)
 
     def recordings(self, name: Name) -> int:
-        """Number of recordings that its items name."""
+        """Number of recordings in its items."""
         return self._recordings.get(name, 0)
 
     def paths(self, name: Name) -> list[Path]:
-        """Its blocks."""
+        """Paths of its blocks."""
         return self._paths.get(name, [])
 
     def digest(self, name: Name) -> str:
-        """16 hex digits of its items, without the folders of their sound files."""
+        """16 hex digits of its items, without the folders of sound files."""
         return self._digests[name].hexdigest()[:16]
 
 
 @contextmanager
 def blocks_beside(storage: Storage) -> Iterator[Blocks]:
-    """Blocks in a scratch folder of a step; of a stored one, in the cache."""
+    """Blocks in a temporary folder of a step; for a remote step, in the cache."""
     if storage.is_remote:
         folder = cache_dir() / "prepare" / sha256(storage.folder.encode()).hexdigest()[:16] / "blocks"
     else:
@@ -150,13 +150,13 @@ def blocks_beside(storage: Storage) -> Iterator[Blocks]:
 
 
 class SpeechCheck:
-    """Recordings without sound or transcript, counted over all blocks of a kind's folders: few of all may be
-    many of one block.
+    """Limits the number of recordings without audio or transcript, over all blocks of a kind's folders,
+    because a small overall number may be a large fraction of one block.
 
     Args:
-        kind: Of the documents.
-        blocks: The items, closed.
-        max_bad_share: Share of the recordings that may be unreadable; a single one always may.
+        kind: Kind of the documents.
+        blocks: The blocks, closed.
+        max_bad_share: Maximum fraction of unreadable recordings; a single one is always allowed.
     """
 
     def __init__(self, kind: str, blocks: Blocks, max_bad_share: float) -> None:
@@ -165,10 +165,10 @@ class SpeechCheck:
         self._unread, self._reasons, self._silent = 0, list[str](), list[str]()
 
     def add_unread(self, encoded: EncodedUtterances) -> None:
-        """Counts the recordings of a block that cannot be read.
+        """Counts the unreadable recordings of a block.
 
         Raises:
-            UserError: if they are too many by now.
+            UserError: if there are too many so far.
         """
         self._unread += len(encoded.unread)
         self._reasons += encoded.reasons[: 3 - len(self._reasons)]
@@ -180,10 +180,10 @@ class SpeechCheck:
             )
 
     def add_silent(self, silent: Sequence[str]) -> None:
-        """Counts the utterances of a block that lack a transcript.
+        """Counts the utterances of a block that have no transcript.
 
         Raises:
-            UserError: if they are too many by now.
+            UserError: if there are too many so far.
         """
         self._silent += silent
         check_transcripts(self._kind, self._silent, self._total)
@@ -198,19 +198,19 @@ def write_folder(
     context: int | None = None,
     left_out: Callable[[Document], None] | None = None,
 ) -> FolderCounts:
-    """Writes `storage/NAME`, a folder of token documents; of a stored one `meta.json` last.
+    """Writes `storage/NAME`, a folder of token documents; in remote storage, `meta.json` is written last.
 
     Args:
         storage: Folder of the step.
-        name: Of the folder.
+        name: Name of the folder.
         recipe: How the documents are made.
-        blocks: The items, closed.
-        check: Counts what lacks sound or a transcript, for all folders of the kind.
-        context: Rows of a training sequence; longer documents are counted.
-        left_out: If given, longer documents are not written but handed to it.
+        blocks: The blocks, closed.
+        check: Counts missing audio and transcripts for all folders of the kind.
+        context: Number of rows of a training sequence; longer documents are counted.
+        left_out: If given, longer documents are not written but passed to this function.
 
     Raises:
-        UserError: if no document came out, or too many utterances lack sound or a transcript.
+        UserError: if there is no document, or too many utterances lack audio or a transcript.
     """
     counts = FolderCounts(items=blocks.items(name))
     builder = recipe.builder()
@@ -246,7 +246,7 @@ def write_folder(
 
 
 def files_of_folders(counts: Mapping[str, float]) -> list[str]:
-    """The `meta.json` of each folder that a step has counted, see `FolderCounts.named`."""
+    """The `meta.json` of each folder in a step's counts, see `FolderCounts.named`."""
     names = [key.removesuffix(_DOCUMENTS) for key in counts if key.endswith(_DOCUMENTS)]
     return [f"{name}/{META}" for name in names]
 
@@ -257,13 +257,13 @@ def _put(storage: Storage, name: Name, folder: Path) -> None:
 
 
 def say_longer(name: Name, counts: FolderCounts, context: int | None, what: str) -> None:
-    """One line about documents that are longer than the context.
+    """Prints a line about documents that are longer than the context.
 
     Args:
-        name: Of the folder.
+        name: Name of the folder.
         counts: Its counts.
-        context: Rows of a sequence.
-        what: What becomes of them.
+        context: Number of rows of a training sequence.
+        what: What happens to them, for the message.
     """
     if not counts.longer:
         return
@@ -280,14 +280,14 @@ def say_longer(name: Name, counts: FolderCounts, context: int | None, what: str)
 
 
 def check_records(sources: Sequence[str], read: Callable[[Record, Path], Any]) -> None:
-    """Reads all lines as the builders will: their own errors would name lines of a scratch file.
+    """Checks all lines like the builders do, whose own errors would refer to lines of a temporary file.
 
     Args:
         sources: Manifests.
-        read: Reads one line; its paths do not matter.
+        read: Parses a line; its paths are ignored.
 
     Raises:
-        UserError: for the first line that `read` refuses.
+        UserError: if `read` rejects a line.
     """
     for source in sources:
         for line in read_items(source):
@@ -295,13 +295,14 @@ def check_records(sources: Sequence[str], read: Callable[[Record, Path], Any]) -
 
 
 class Split:
-    """Which documents are for validation: a share of them, by a hash of their names, the same in every run.
+    """Selects a fraction of documents for validation, by a hash of their names: the same in every run.
 
-    Of two or more names at least one is for validation, if there is a share, and at least one for training.
+    Of two or more names, at least one is for validation (if the fraction is not 0) and at least one for
+    training.
 
     Args:
         names: All names.
-        validation_share: The share, 0 to less than 1.
+        validation_share: Fraction for validation, at least 0 and below 1.
     """
 
     def __init__(self, names: Iterable[str], validation_share: float) -> None:
@@ -320,12 +321,12 @@ class Split:
         return place == self._least or (place < self._share and place != self._most)
 
     def ending(self, name: str) -> str:
-        """What the name of its folder ends with: `-validation`, or nothing."""
+        """Suffix of the folder's name for a document: `-validation`, or ""."""
         return "-validation" if self.is_held_out(name) else ""
 
 
 def _place(name: str) -> float:
-    # Names of recordings may hold bytes that are not UTF-8.
+    # Names of recordings may contain bytes that are not UTF-8.
     return int.from_bytes(sha256(printable(name).encode()).digest()[:8], "big") / 2.0**64
 
 
@@ -336,10 +337,10 @@ def recording_of(item: Item) -> str:
 
 
 def source_of(item: Item) -> str:
-    """What decides whether an item is held out: its `text_id`, else the document or recording that it is of.
+    """Key that decides whether an item is held out: its `text_id`, otherwise its document or recording.
 
-    The same for a text and for speech that `synthesize` makes of it: one that is held out as speech is not
-    trained as text.
+    It is the same for a text and for speech synthesized from it, so that a text whose speech is held out is
+    not used for training.
     """
     if item.get("text_id") is not None:
         return str(item["text_id"])
@@ -347,7 +348,7 @@ def source_of(item: Item) -> str:
 
 
 def name_of_text(item: Item) -> str:
-    """A text's `document`, else its `id`, else a hash of it."""
+    """The `document` of a text, otherwise its `id`, otherwise a hash of it."""
     for key in ("document", "id"):
         if item.get(key) is not None:
             return str(item[key])
@@ -358,7 +359,7 @@ def check_share(validation_share: float) -> None:
     """Checks an option.
 
     Raises:
-        UserError: if it is no share of documents.
+        UserError: if the value is not a valid fraction.
     """
     if not 0 <= validation_share < 1:
         raise UserError(f"validation_share is {validation_share}, expected 0 to less than 1")
@@ -368,7 +369,7 @@ def check_context(context: int | None) -> None:
     """Checks an option.
 
     Raises:
-        UserError: if it is no number of rows.
+        UserError: if the value is not a valid number of rows.
     """
     if context is not None and context < 2:
         raise UserError(f"context is {context}, expected 2 rows or more, or null")

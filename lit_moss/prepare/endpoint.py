@@ -1,7 +1,7 @@
-"""Language models behind OpenAI-compatible servers: chat requests, answers kept by content, a limit on spend.
+"""Language models on OpenAI-compatible servers: requests, answers cached by content, a spending limit.
 
-The client is the package `openai`: it repeats requests that met 408, 409, 429, 5xx or a timeout, with jitter
-and as the server's `Retry-After` says (up to two minutes), and no others. What it does not do is here.
+The client is the package `openai`: it retries requests after 408, 409, 429, 5xx or a timeout, with jitter and
+following the server's `Retry-After` (up to two minutes), and no others. Everything else is done here.
 
     request ─ in the cache? ─ within the limit? ─ server ─ stored ─ answer
 """
@@ -21,24 +21,24 @@ from urllib.parse import urlsplit
 from lit_moss.errors import UserError
 
 Message = dict[str, str]
-_SHOWN = 300  # characters of a server's message that an error quotes
-_NO_KEY = "none"  # servers without keys take any
+_SHOWN = 300  # characters of a server's message quoted in an error
+_NO_KEY = "none"  # accepted by servers without keys
 
 
 class Refused(Exception):  # noqa: N818
-    """The server refused one request for what it holds (400, 413, 422). It is not to be repeated."""
+    """The server rejected a request because of its content (400, 413, 422). It must not be repeated."""
 
 
 @dataclass(frozen=True)
 class Reply:
     """A model's answer.
 
-    Args:
+    text: Text of the answer; "" if there is none.
         text: What it wrote; empty if it wrote nothing.
-        finish_reason: `stop`, `length` where `max_tokens` cut it off, `content_filter`, …
-        refusal: What it said instead of an answer in the format asked for; empty if it did not.
-        tokens: Tokens of request and answer as the server counted them; 0 if it does not say.
-        cached: Whether it was asked before.
+        finish_reason: `stop`, `length` if `max_tokens` cut it off, `content_filter`, …
+        refusal: Text of a refusal instead of an answer in the requested format; otherwise "".
+        tokens: Tokens of request and answer, as counted by the server; 0 if not stated.
+        cached: Whether the answer was in the cache.
     """
 
     text: str
@@ -50,20 +50,21 @@ class Reply:
 
 @dataclass(frozen=True)
 class Server:
-    """Where and how to ask.
+    """Connection to a server, and request options.
 
     Args:
         model: Name of the model.
-        base_url: Address up to `/v1`; None for OpenAI's own, or what `OPENAI_BASE_URL` says.
-        api_key_env: Name of the environment variable with the key.
-        temperature: 0 for the likeliest answer; None leaves it to the server, as some models insist.
-        token_limit: Name of the field that limits an answer's length.
-        response_format: `json_schema`, or what a server without it takes.
-        timeout_sec: Longest time to wait for an answer.
-        retries: How often a request is repeated after 429, 5xx or a timeout.
+        base_url: Address up to `/v1`; None: that of OpenAI, or of `OPENAI_BASE_URL`.
+        api_key_env: Environment variable that contains the API key.
+        temperature: Sampling temperature; 0: the most likely answer; None: the server's default, which some
+            models require.
+        token_limit: Request field with the maximum length of an answer.
+        response_format: `json_schema`, or what a server without it supports.
+        timeout_sec: Maximum time to wait for an answer, in seconds.
+        retries: Number of retries of a request after 429, 5xx or a timeout.
 
     Raises:
-        UserError: if the address holds credentials, or the variable's name is none.
+        UserError: if the address contains credentials, or the variable's name is invalid.
     """
 
     model: str
@@ -78,7 +79,7 @@ class Server:
     def __post_init__(self) -> None:
         if not self.model:
             raise UserError("model is empty, expected the name of the model that the endpoint serves")
-        # The value may be a key that was given instead of a name: it is not repeated here.
+        # The value may be a key given instead of a name: it is not shown in the message.
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             raise UserError(
                 "api_key_env is no name of an environment variable: put the key into a variable and give the "
@@ -97,10 +98,10 @@ class Server:
 
 
 class Answers:
-    """Answers by the hash of their requests, and what each run has spent: an SQLite file for all processes.
+    """Answers by the hash of their requests, and the costs of each run, in an SQLite file for all processes.
 
     Args:
-        path: The file; made if it does not exist.
+        path: Path of the file; created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -115,13 +116,13 @@ class Answers:
         )
 
     def find(self, request: str) -> Reply | None:
-        """The answer to a request that was asked before."""
+        """The stored answer to a request, or None."""
         with self._lock:
             row = self._base.execute("SELECT reply FROM answers WHERE request = ?", (request,)).fetchone()
         return None if row is None else Reply(**json.loads(row[0]), cached=True)
 
     def store(self, request: str, reply: Reply) -> None:
-        """Keeps an answer; of two answers to the same request the first one stays."""
+        """Stores an answer; an existing answer to the same request is kept."""
         fields = {
             "text": reply.text,
             "finish_reason": reply.finish_reason,
@@ -135,7 +136,7 @@ class Answers:
             )
 
     def spend(self, run: str, requests: int = 0, tokens: int = 0) -> None:
-        """Adds to what a run has spent."""
+        """Adds to the spending of a run."""
         with self._lock:
             self._base.execute(
                 "INSERT INTO spent VALUES (?, ?, ?) ON CONFLICT (run) DO UPDATE SET "
@@ -149,10 +150,10 @@ class Answers:
         """Counts a request that is about to be sent.
 
         Args:
-            run: Whose spend it is.
-            max_requests: See `ChatEndpoint`.
-            max_tokens_total: See `ChatEndpoint`.
-            prefix: See `ChatEndpoint`.
+            run: Run that the request belongs to.
+            max_requests: Maximum number of requests, see `ChatEndpoint`.
+            max_tokens_total: Maximum number of tokens, see `ChatEndpoint`.
+            prefix: Prefix of the option names, see `ChatEndpoint`.
 
         Raises:
             UserError: if the run has reached a limit.
@@ -185,21 +186,22 @@ class Answers:
 
 
 class ChatEndpoint:
-    """A model behind a server. Threads may share it.
+    """A model on a server. Threads may share it.
 
-    The key is read from the environment here; it is in no error, and nothing else holds it.
+    The key is read from the environment here; it is in no error message, and is stored nowhere else.
 
     Args:
-        server: Where and how to ask.
-        answers: Where answers are kept.
-        run: Name under which the spend is counted, such as the folder of the step.
-        max_requests: Most requests of the run; None for no limit. Repetitions after 429, 5xx and timeouts,
-            which no answer is paid for, are not counted.
-        max_tokens_total: Most tokens of the run; requests already under way are finished.
-        prefix: What the user's names of the limits begin with, for messages.
+        server: Connection and request options.
+        answers: Stores the answers.
+        run: Name under which spending is counted, such as the folder of the step.
+        max_requests: Maximum number of requests of the run; None: unlimited. Retries after 429, 5xx and
+            timeouts, which are not charged, do not count.
+        max_tokens_total: Maximum number of tokens of the run; None: unlimited. Requests in progress are
+            completed.
+        prefix: Prefix of the names of the limits in the user's options, for messages.
 
     Raises:
-        UserError: if `openai` is not installed or there is no key for OpenAI's own server.
+        UserError: if `openai` is not installed, or there is no key for OpenAI's server.
     """
 
     def __init__(
@@ -233,16 +235,16 @@ class ChatEndpoint:
         )
 
     def ask(self, messages: Sequence[Message], schema: dict[str, Any], max_tokens: int) -> Reply:
-        """Asks once, or takes the answer to the same request from the cache.
+        """Sends a request, or returns the cached answer to the same request.
 
         Args:
             messages: The conversation, each with `role` and `content`.
             schema: JSON schema of the answer, with a `title`.
-            max_tokens: Longest answer.
+            max_tokens: Maximum length of the answer in tokens.
 
         Raises:
-            Refused: if the server refuses this request.
-            UserError: if it cannot be asked at all, or a limit is reached.
+            Refused: if the server rejects this request.
+            UserError: if the server cannot be used at all, or a limit is reached.
         """
         body = self._body(messages, schema, max_tokens)
         content = json.dumps(body, sort_keys=True, ensure_ascii=False)
@@ -273,8 +275,10 @@ class ChatEndpoint:
         return body
 
     def _send(self, body: dict[str, Any]) -> Any:
-        """The server's answer as JSON; None if it is none. Errors leave without the library's own: it may
-        quote the key."""
+        """The server's answer as JSON; None if it is not JSON.
+
+        Errors do not chain the library's exceptions, and the key is removed from their messages.
+        """
         openai = self._openai
         try:
             response = self._client.chat.completions.with_raw_response.create(**body)
@@ -308,7 +312,7 @@ class ChatEndpoint:
 
 
 def _reply(content: Any) -> Reply:
-    """The first choice of a completion; an empty reply where a server sends something else."""
+    """The first choice of a completion; an empty reply if the server sends something else."""
     try:
         choice = content["choices"][0]
         message = choice["message"]

@@ -1,12 +1,12 @@
-"""Runs one step: a stage on its sources, shard by shard, on this machine's processes or on a Ray cluster.
+"""Runs a step: a stage on its sources, shard by shard, in local processes or on a Ray cluster.
 
     sources ─ plan_shards ─┬─ worker: run_shard ─ parts/part-00000.*
                            ├─ worker: run_shard ─ parts/part-00001.*  ─ joined in order ─ manifest.jsonl
                            └─ …                                                          rejected.jsonl
                                                                                          stage.json
 
-A killed step is started again with the same call: shards that are done stay, the open ones go on after their
-last unit. The files are the same bytes for any number of workers, with Ray or without.
+To continue a killed step, repeat the call: finished shards are kept, and unfinished ones continue after their
+last unit. The output files are identical for any number of workers, with or without Ray.
 """
 
 import json
@@ -47,16 +47,16 @@ from lit_moss.prepare.step import Machine, Step, StepResult, Worker, set_threads
 from lit_moss.prepare.storage import Storage, is_inside, refusals_to_write
 
 MANIFEST, REJECTED, STATE, TIMING = "manifest.jsonl", "rejected.jsonl", "stage.json", "timing.json"
-_QUICK_ITEMS = 10_000  # of a light stage, which one process runs in some seconds
-_MARKER = "step.json"  # that the folder is a step's, and its contents may be replaced
+_QUICK_ITEMS = 10_000  # for a light stage, which one process runs in a few seconds
+_MARKER = "step.json"  # marks a step's folder, whose contents may be replaced
 
 
 def run_step(step: Step, machine: Machine) -> StepResult:
-    """Runs a step, or the part of it that is not done yet.
+    """Runs a step, or the part of it that is not complete yet.
 
     Raises:
-        UserError: for a source or option that is wrong, a folder that is not a step's or cannot be written,
-            or too many unreadable items.
+        UserError: if a source or option is wrong, the folder is not a step's or cannot be written, or there
+            are too many unreadable items.
     """
     start = time.monotonic()
     forget_stamps()
@@ -79,7 +79,7 @@ def run_step(step: Step, machine: Machine) -> StepResult:
 
 @contextmanager
 def _step_lock(step: Step) -> Iterator[None]:
-    """One process at a time works on a local step; of a stored one, whoever is last writes the same."""
+    """Lets one process at a time work on a local step; on remote storage, all write the same content."""
     if Storage(step.folder).is_remote:
         yield
         return
@@ -93,10 +93,10 @@ def _say_waiting(lock: Path) -> None:
 
 
 def _claim(step: Step, storage: Storage) -> None:
-    """Marks the folder as the step's.
+    """Marks the folder as belonging to the step.
 
     Raises:
-        UserError: if it holds something else.
+        UserError: if it contains something else.
     """
     if storage.exists(_MARKER):
         before = json.loads(storage.read(_MARKER)).get("stage")
@@ -117,10 +117,10 @@ def _names(folder: str) -> list[str]:
 
 
 def _manifests(stage: Stage | WholeStage, step: Step, storage: Storage) -> list[str]:
-    """The step's sources as manifests; what is none is read into one in the step's folder.
+    """The step's sources as manifests; other sources are converted to a manifest in the step's folder.
 
     Raises:
-        UserError: if there is no source, one is given twice, or there is no item in any of them.
+        UserError: if there is no source, a source is given twice, or there are no items.
     """
     if not step.sources:
         raise UserError(f"step {step.name}: no sources, expected a manifest or another input of {step.stage}")
@@ -146,7 +146,7 @@ def _manifests(stage: Stage | WholeStage, step: Step, storage: Storage) -> list[
 
 
 def _is_stated(stage: Stage | WholeStage, step: Step, manifest: str) -> bool:
-    """Whether a manifest may be read as it is: a step of the chain made it, or no key has to be added."""
+    """Whether a manifest can be read as it is: a step of the chain made it, or no key has to be added."""
     if not step.stated or stage.reads == "all":
         return True
     if is_inside(manifest, step.work) and Storage(os.path.dirname(manifest)).exists(_MARKER):
@@ -160,7 +160,7 @@ def _read(stage: Stage | WholeStage, step: Step, manifest: str) -> Iterator[Item
 
 
 def _check_once(step: Step) -> None:
-    """Items that are there twice would be learnt twice; recipes have weights for that."""
+    """Rejects items that occur twice; use the weights of recipes to train on items several times."""
     files: set[str] = set()
     for source in step.sources:
         file = os.path.realpath(source) if os.path.exists(source) else source
@@ -232,7 +232,7 @@ def _start_worker(step: Step, parent: Connection) -> None:
 
 
 def _end_with(parent: Connection) -> None:
-    """A worker that outlived a killed or stopped parent would go on writing."""
+    """Ends a worker when its parent was killed or stopped; otherwise it would continue to write."""
     parent.poll(None)  # until the other end is closed
     os._exit(1)
 
@@ -244,12 +244,12 @@ def _run_in_pool(shard: Shard) -> int:
 
 
 def _is_quick(stage: Stage, todo: Sequence[Shard]) -> bool:
-    """A worker takes some seconds to import what it needs."""
+    """Whether one process is faster, since a worker needs some seconds for imports."""
     return stage.is_light() and sum(shard.items for shard in todo) <= _QUICK_ITEMS
 
 
 def _run_pool(step: Step, todo: Sequence[Shard], workers: int, update: Callable[[int], Any]) -> None:
-    """Spawned processes: forked ones inherit locks and threads of torch, CTranslate2 and onnxruntime."""
+    """Uses spawned processes; forked ones would inherit locks of torch, CTranslate2 and onnxruntime."""
     workers, context, waiting = min(workers, len(todo)), get_context("spawn"), iter(todo)
     theirs, ours = context.Pipe(duplex=False)
     with (
@@ -259,7 +259,7 @@ def _run_pool(step: Step, todo: Sequence[Shard], workers: int, update: Callable[
         running: set[Future[int]] = set()
         try:
             while True:
-                # No more are submitted than are worked on soon: shards of a large corpus are many.
+                # Only a few are submitted in advance: a large corpus has many shards.
                 while len(running) < 2 * workers and (shard := next(waiting, None)) is not None:
                     with _no_interrupts_for_children():
                         running.add(pool.submit(_run_in_pool, shard))
@@ -275,14 +275,14 @@ def _run_pool(step: Step, todo: Sequence[Shard], workers: int, update: Callable[
             ) from error
         finally:
             if running:
-                ours.close()  # ends the workers: nobody waits for shards that are hours long
+                ours.close()  # ends the workers: a shard may take hours
                 pool.shutdown(wait=False, cancel_futures=True)
-            # Idle workers end by themselves and are waited for: ended by the pipe they leave semaphores.
+            # Idle workers end by themselves; if they were ended by the pipe, they would leave semaphores.
 
 
 @contextmanager
 def _no_interrupts_for_children() -> Iterator[None]:
-    """Processes started here ignore Ctrl-C, which a terminal sends to all: this process ends them."""
+    """Makes processes started here ignore Ctrl-C, which a terminal sends to all; this process ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -295,7 +295,7 @@ def _no_interrupts_for_children() -> Iterator[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a worker, so that one worker and several write the same bytes."""
+    """Uses one thread, as in a worker, so that one worker and several write the same bytes."""
     import torch
 
     before = torch.get_num_threads()
@@ -345,12 +345,12 @@ def _run_whole(
     state = digest.hexdigest()[:16]
     if _state(storage) == state:
         done = ShardCounts(**json.loads(storage.read(STATE))["counts"])
-        # Someone may have removed a folder of documents to make room.
+        # The user may have removed a folder of documents to free space.
         if all(map(storage.exists, [MANIFEST, *stage.files_made(done.counts)])):
             return done, ShardCounts()
     _clear(step, storage, keep=sources)
     if storage.is_remote:
-        storage.write(STATE, b'{"state": null}\n')  # what is there is of another run from here on
+        storage.write(STATE, b'{"state": null}\n')  # from here on, the content is another run's
     result = stage.run_all(sources)
     counts.items_out = len(result.items)
     counts.speech_sec_out = sum(map(speech_sec, result.items))
@@ -367,10 +367,10 @@ def _run_whole(
 
 
 def _clear(step: Step, storage: Storage, keep: Sequence[str]) -> None:
-    """Removes what an earlier run with other inputs has left in the step's own folder."""
+    """Removes what an earlier run with other inputs left in the step's folder."""
     if storage.is_remote:
         return
-    # First: a kill must not leave it beside half of what it is of.
+    # First: a kill must not leave it next to incomplete content.
     Path(step.folder, STATE).unlink(missing_ok=True)
     for path in Path(step.folder).iterdir():
         if path.name != _MARKER and str(path) not in keep:
@@ -385,7 +385,7 @@ def _state(storage: Storage) -> str | None:
 
 
 def _state_beside(manifest: str) -> bytes:
-    """State of the step that wrote a manifest: its rejections and documents are not in the manifest."""
+    """The state of the step that wrote a manifest, whose rejections and documents are not in the manifest."""
     storage = Storage(os.path.dirname(manifest) or ".")
     return storage.read(STATE) if storage.exists(STATE) else b""
 

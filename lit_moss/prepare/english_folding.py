@@ -1,4 +1,4 @@
-"""English number words in one form for comparison: `twelve hundred` as `one thousand two hundred`."""
+"""Normalises English number words for comparison: `twelve hundred` becomes `one thousand two hundred`."""
 
 from collections.abc import Sequence
 
@@ -23,8 +23,8 @@ _NUMBER_WORDS = {*_SMALL, *_TENS}
 
 
 def folded_numbers(words: Sequence[str]) -> list[str]:
-    """Number words in one form: cardinals without `and`, `a hundred` as `one hundred`, years as cardinals,
-    days of a month as ordinals.
+    """Number words in a normal form: cardinals without `and`, `a hundred` as `one hundred`, years as
+    cardinals, days of a month as ordinals.
 
     Args:
         words: Lower-case words without hyphens (`twenty`, `one`).
@@ -54,7 +54,7 @@ def folded_numbers(words: Sequence[str]) -> list[str]:
 
 
 def _day(words: Sequence[str], place: int) -> tuple[int | None, int]:
-    """Day of a month, `twenty-second` or `twenty-two`, unless the number is a year."""
+    """Day of a month (`twenty-second` or `twenty-two`), unless the number is a year."""
     tens = _TENS.get(words[place], 0)
     last = place + bool(tens)
     if last < len(words) and (tens + _ORDINALS.get(words[last], 99)) < 32:
@@ -99,7 +99,7 @@ def _below_hundred(words: Sequence[str], place: int) -> tuple[int | None, int]:
 
 
 def _below_thousand(words: Sequence[str], place: int) -> tuple[int | None, int]:
-    """Up to 9999 as `ninety-nine hundred ninety-nine` or in pairs, as years are read."""
+    """Numbers up to 9999, as `ninety-nine hundred ninety-nine` or in pairs like years."""
     value, after = _below_hundred(words, place)
     if not value:
         return value, after
@@ -115,7 +115,7 @@ def _below_thousand(words: Sequence[str], place: int) -> tuple[int | None, int]:
 
 
 def _number(words: Sequence[str], place: int) -> tuple[int, int]:
-    """Value of the number that starts here and the place after it; the same place if there is none."""
+    """Value of the number that starts here, and the index after it; the same index if there is none."""
     total, last_scale = 0, 10**15
     start = place
     while True:

@@ -1,11 +1,11 @@
-"""English numbers as words, on num2words: American style (`one hundred five`), without commas."""
+"""English numbers as words, using num2words: American style (`one hundred five`), without commas."""
 
 import re
 from functools import lru_cache
 
 from lit_moss.errors import UserError
 
-MAX_DIGITS = 15  # longer ones are said digit by digit
+MAX_DIGITS = 15  # longer numbers are said digit by digit
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _FRACTIONS = {"2": ("half", "halves"), "4": ("quarter", "quarters")}
 
@@ -21,14 +21,14 @@ def _words(value: int, kind: str) -> str:
 
 
 def digits(text: str) -> str:
-    """`555` -> five five five; everything that is no digit is left out."""
+    """`555` -> five five five; other characters are ignored."""
     return " ".join(DIGITS[int(c)] for c in text if c.isdecimal())
 
 
 def cardinal(number: str) -> str:
     """`1,234.50` -> one thousand two hundred thirty-four point five zero; `-5` -> minus five.
 
-    Leading zeros are said: `007` -> zero zero seven.
+    Leading zeros are spoken: `007` -> zero zero seven.
     """
     sign = "minus " if number[0] in "-−" else "plus " if number[0] == "+" else ""
     whole = number.lstrip("+-−")
@@ -41,7 +41,7 @@ def cardinal(number: str) -> str:
 
 
 def ordinal(number: str) -> str:
-    """`22` -> twenty-second; the digits of longer numbers than `MAX_DIGITS` one by one."""
+    """`22` -> twenty-second; the digits of numbers longer than `MAX_DIGITS` are said one by one."""
     whole = re.sub("[,\\s]", "", number)
     if len(whole) > MAX_DIGITS:
         return f"{digits(whole[:-1])} {_words(int(whole[-1]), 'ordinal')}"
@@ -61,7 +61,7 @@ def year(number: str) -> str:
 
 
 def is_year(number: str) -> bool:
-    """Whether four digits are usually read in pairs: 1100 to 2099."""
+    """Whether a four-digit number is usually read in pairs: 1100 to 2099."""
     return len(number) == 4 and number.isdecimal() and 1100 <= int(number) < 2100
 
 
@@ -88,7 +88,7 @@ def fraction(above: str, below: str) -> str:
 
 
 def roman(numeral: str) -> int | None:
-    """Value of a Roman numeral up to 399 in its usual spelling, else None."""
+    """Value of a Roman numeral up to 399 in standard spelling, otherwise None."""
     match = re.fullmatch(r"C{0,3}(XC|XL|L?X{0,3})(IX|IV|V?I{0,3})", numeral)
     if not numeral or not match:
         return None
@@ -100,7 +100,7 @@ def roman(numeral: str) -> int | None:
 
 
 def coded(group: str) -> str:
-    """Digits inside a name: `19` -> nineteen, `380` -> three eighty, `305` -> three oh five."""
+    """Digits within a name: `19` -> nineteen, `380` -> three eighty, `305` -> three oh five."""
     if group[0] == "0" or len(group) > 3:
         return digits(group)
     if len(group) < 3 or group.endswith("00"):

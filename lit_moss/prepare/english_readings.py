@@ -1,4 +1,4 @@
-"""How what an English rule has matched is read: functions of a match."""
+"""Readings of what English rules match, as functions of a match."""
 
 import re
 import unicodedata
@@ -101,7 +101,7 @@ def until(m: Match) -> str | None:
 
 
 def is_one(number: str) -> bool:
-    """Whether the unit of this number is in the singular."""
+    """Whether a unit after this number is singular."""
     return number.lstrip("+-−") == "1"
 
 
@@ -133,7 +133,7 @@ def money(m: Match) -> str:
 
 
 def scale_word(letters: str | None) -> str:
-    """` million` for `m`; empty for none."""
+    """` million` for `m`; "" for None."""
     return f" {SCALES[letters]}" if letters else ""
 
 
@@ -154,7 +154,7 @@ def unit(m: Match) -> str | None:
 
 
 def spoken_value(number: str) -> str:
-    """A number that is no year."""
+    """A number that is not a year."""
     return numbers.cardinal(number)
 
 
@@ -189,8 +189,9 @@ def height(m: Match) -> str:
 # --- other numbers ------------------------------------------------------------------------------------------
 
 
-# Three and four digits with a hyphen are a phone number (555-0134). A range they are where no word such as
-# "call" comes before, and both are round (500-1500) or end in zeros before what is counted (480-1250 words).
+# Three and four digits with a hyphen are a phone number (555-0134). They are a range if no word such as
+# "call" precedes, and both numbers are round (500-1500) or end in zeros before what is counted (480-1250
+# words).
 _ROUND = re.compile(r"\d(?:00|50)-[1-9]\d00")
 _CALLED = re.compile(
     r"\b(?:call|dial|phone|tel|fax|text|ring|reach|contact|number|hotline)\b[^.!?]{0,24}$", re.IGNORECASE
@@ -203,7 +204,10 @@ _AMOUNT = re.compile(
 
 
 def phone(m: Match) -> str | None:
-    """Digit by digit, a pause between groups; None for a range: 100-2000, 500-1500, 480-1250 words."""
+    """Reads digit by digit, with a pause between groups; None for a range.
+
+    Ranges are, e.g., 100-2000, 500-1500 or 480-1250 words.
+    """
     called = _CALLED.search(m.string[max(0, m.start() - 40) : m.start()])
     counted = re.fullmatch(r"\d\d0-[1-9]\d\d0", m[0]) and _AMOUNT.match(m.string, m.end())
     if re.fullmatch(r"\d{3}-\d000", m[0]) or (not called and (counted or _ROUND.fullmatch(m[0]))):
@@ -233,7 +237,7 @@ _COUNTED = re.compile(r" ([a-z]+)(?<!ss)(?<!us)(?<!is)s\b")
 
 
 def plain_number(m: Match) -> str:
-    """A year, a code or a cardinal, by what stands before and after."""
+    """A year, a code or a cardinal, depending on the context."""
     number = m["number"]
     before = m.string[: m.start()]
     if m["sign"]:
@@ -252,7 +256,7 @@ def plain_number(m: Match) -> str:
         return numbers.cardinal(number)
     counted = _COUNTED.match(m.string, m.end())
     if counted and counted[1] not in ("wa", "ha", "doe", "alway", "perhap"):
-        return numbers.cardinal(number)  # 1455 men is read otherwise than the year
+        return numbers.cardinal(number)  # 1455 men is read differently from the year
     return numbers.year(number)
 
 
@@ -314,7 +318,7 @@ def bare_numeral(m: Match) -> str | None:
 
 
 def single_number(m: Match) -> str:
-    """Circled, superscript and other digits that are no decimals."""
+    """Circled, superscript and other digits that are not decimal digits."""
     value = unicodedata.numeric(m[0])
     return (
         f" {numbers.cardinal(str(int(value)))} "
@@ -327,7 +331,7 @@ def single_number(m: Match) -> str:
 
 
 def mixed(m: Match) -> str:
-    """A name of letters and digits: `A380`, `B2B`, `GPT-3.5`."""
+    """A name with letters and digits: `A380`, `B2B`, `GPT-3.5`."""
     groups: list[str] = re.findall(r"\d+(?:\.\d+)+|\d+|[^\d-]+", m[0])
     said = (_in_name(g) if g[0].isdecimal() else g for g in groups)
     return " ".join(said).replace("_", " underscore ")
@@ -353,7 +357,7 @@ _ADDRESS_SIGNS = {
 
 
 def address(m: Match) -> str:
-    """Web and mail addresses and paths, sign by sign; `http://` is left to the listener."""
+    """Web and e-mail addresses and paths, sign by sign; `http://` is not read."""
     body = re.sub(r"^[a-z]+://", "", m[0]).rstrip("/") or m[0]
     body = re.sub(r"^www(?=\.)", "W W W", body)
     parts: list[str] = re.findall(r"\d+|[A-Za-z]+|.", body)
@@ -363,7 +367,7 @@ def address(m: Match) -> str:
 
 
 def abbreviation(m: Match) -> str:
-    """A full stop stays where the sentence ends with it."""
+    """Keeps the full stop if it ends the sentence."""
     after = m.string[m.end() : m.end() + 3]
     ends = m[0].endswith(".") and (not after.strip() or (m[0] == "etc." and re.match(r"\s+[A-Z]", after)))
     return ABBREVIATIONS[m[0]] + ("." if ends else "")
@@ -384,7 +388,7 @@ def after_name(m: Match) -> str:
 
 
 def is_street(m: Match) -> bool:
-    """`Main St.` before a capital is a street if a capitalised word or a number stands before it."""
+    """Whether `Main St.` before a capital is a street: a capitalised word or a number precedes it."""
     before = m.string[: m.start()].split()
     return (
         bool(before)

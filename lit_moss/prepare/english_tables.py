@@ -1,4 +1,4 @@
-"""Words that English rules look up: units, money, abbreviations, symbols, letters."""
+"""Tables for the English rules: units, money, abbreviations, symbols, letters."""
 
 MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
@@ -6,7 +6,7 @@ MONTHS = (
 )  # fmt: skip
 SHORT_MONTHS = {name[:3]: name for name in MONTHS} | {"Sept": "September"}
 
-# One and many of a unit; what has no plural is said alike.
+# Singular and plural of a unit; units without a plural have the same form twice.
 UNITS = {
     "km": ("kilometer", "kilometers"), "m": ("meter", "meters"), "cm": ("centimeter", "centimeters"),
     "mm": ("millimeter", "millimeters"), "µm": ("micrometer", "micrometers"),
@@ -53,7 +53,7 @@ UNITS = {
 }  # fmt: skip
 POWERS = {"²": "square", "2": "square", "³": "cubic", "3": "cubic"}
 
-# One, many, and a hundredth of each, one and many.
+# Singular and plural of a currency, and of a hundredth of it.
 MONEY = {
     "$": ("dollar", "dollars", "cent", "cents"), "US$": ("US dollar", "US dollars", "cent", "cents"),
     "€": ("euro", "euros", "cent", "cents"), "£": ("pound", "pounds", "penny", "pence"),
@@ -76,7 +76,7 @@ SCALES = {
     "trillion": "trillion",
 }  # fmt: skip
 
-# Before a name only.
+# Only before a name.
 TITLES = {
     "Mr": "Mister", "Mrs": "Missus", "Ms": "Ms", "Dr": "Doctor", "Drs": "Doctors", "Prof": "Professor",
     "Messrs": "Messrs", "Rev": "Reverend", "Hon": "Honorable", "Gen": "General", "Col": "Colonel",
@@ -110,7 +110,7 @@ ABBREVIATIONS = {
     "mins.": "minutes", "secs.": "seconds", "lbs.": "pounds", "oz.": "ounces", "govt.": "government",
     "Govt.": "Government", "intl.": "international", "Univ.": "University", "Assn.": "Association",
 }  # fmt: skip
-# Read before a number only.
+# Only read before a number.
 BEFORE_NUMBERS = {
     "No": "number", "no": "number", "Nos": "numbers", "nos": "numbers", "p": "page", "art": "article",
     "Art": "Article", "par": "paragraph", "Par": "Paragraph", "pt": "part", "Pt": "Part",
@@ -138,7 +138,7 @@ _GREEK_NAMES = (
 )
 GREEK = dict(zip("αβγδεζηθικλμνξοπρστυφχψω", _GREEK_NAMES.split(), strict=True))
 
-# Kings, queens and popes are numbered by ordinals.
+# Kings, queens and popes are numbered with ordinals.
 RULERS = (
     "Albert|Alexander|Alfonso|Alphonse|Benedict|Boniface|Catherine|Charles|Christian|Clement|Edward|"
     "Elizabeth|Ferdinand|Francis|Frederick|George|Gregory|Gustav|Haakon|Harald|Henry|Innocent|Ivan|James|"
@@ -149,7 +149,7 @@ NUMBERED = (
     "Act|Appendix|Article|Book|Bowl|Canto|Chapter|Class|Episode|Exhibit|Figure|Grade|Lesson|Level|Mark|Part|"
     "Phase|Plate|Psalm|Quarter|Scene|Section|Series|Stage|Table|Title|Type|Vatican|Vol|Volume|War|Wars"
 )
-# Ends of host names that are read after "dot".
+# Ends of host names, read after "dot".
 DOMAINS = (
     "com|org|net|edu|gov|mil|io|ai|co|uk|de|fr|cn|jp|eu|us|ca|au|info|dev|app|tv|me|ru|in|it|es|nl|ch|se|no"
 )

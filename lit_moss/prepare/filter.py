@@ -1,16 +1,16 @@
-"""Drops synthesised speech that ASR does not understand, or that sounds wrong (arXiv:2510.00499, 3.2.1).
+"""Drops synthesized speech that ASR does not understand or that sounds wrong (arXiv:2510.00499, 3.2.1).
 
-    sound ─┬─ length, silence, clipping, level   `sound_checks`
+    audio ─┬─ length, silence, clipping, level   `sound_checks`
            ├─ voice activity                     is it speech at all?
            └─ ASR ─ heard ─┐
     text  ─ spoken form ───┴─ word errors        character errors in Chinese
 
-Both sides are compared in the form of `lit_moss.prepare.scoring`: digits spoken, no punctuation, Chinese
-simplified. Items are utterances (`audio_filepath`, `spoken`) or conversations, all of whose messages with a
-sound must pass. Short sounds are recognised several at a time; one that fails is recognised again, alone.
+Both sides are compared in the form of `lit_moss.prepare.scoring`: spoken digits, no punctuation, simplified
+Chinese. Items are utterances (`audio_filepath`, `spoken`) or conversations, all of whose messages with audio
+must pass. Short sounds are recognised several at a time; one that fails is recognised again alone.
 
-ASR has errors too. `prepare filter embedded:everyday-en --out DIR` counts them on a voice that is known to be
-good; any manifest with transcripts will do.
+ASR has errors, too. `prepare filter embedded:everyday-en --out DIR` measures them on a voice that is known to
+be good; any manifest with transcripts can be used.
 """
 
 from collections import Counter
@@ -36,29 +36,32 @@ from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage
 from lit_moss.prepare.storage import Storage, absolute, local_copy
 
 LANGUAGES = ("en", "zh")
-_VAD_SAMPLES = 512  # of a frame at 16 kHz
+_VAD_SAMPLES = 512  # per frame at 16 kHz
 
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """Limits of what is kept.
+    """Options of `prepare filter`: limits of what is kept.
 
     Args:
-        asr: Whisper that listens: `embedded:whisper-base`, a CTranslate2 folder or a size by name.
+        asr: Whisper model for recognition: `embedded:whisper-base`, a CTranslate2 folder, or the name of a
+            size.
         device: auto, cpu or cuda.
-        threads: Threads of a worker's ASR.
-        compute_type: int8, float32; on CUDA also float16, int8_float16.
-        max_wer: Word errors (in Chinese: character errors) over words from which on a sound is dropped.
-        min_edits: Fewer errors are forgiven, unless every word is wrong: one of three words is 0.33. The
-            paper (3.2.1) forgives none: 1.
-        fastest: Most letters or Chinese characters a second, by language.
-        slowest: Fewest of them; with less, the sound holds something else as well.
-        slack_sec: Added to the longest time of a text.
-        max_edge_silence_sec: Longest silence before and after the speech, each.
-        max_clipped_share: Share of samples cut off at the peak, 0 to 1.
-        min_level_db: Quietest speech, dB of full scale.
-        max_level_db: Loudest speech.
-        min_speech_share: Share of the time between the edges that is speech by silero's VAD, 0 to 1.
+        threads: Number of ASR threads per worker.
+        compute_type: CTranslate2's compute type: int8, float32; on CUDA also float16, int8_float16.
+        max_wer: Word error rate (in Chinese: character error rate) at which a sound is dropped.
+        min_edits: Fewer errors are tolerated, unless every word is wrong: one of three words is already 0.33.
+            The paper (3.2.1) tolerates none: 1.
+        fastest: By language: maximum number of letters or Chinese characters per second.
+        slowest: By language: minimum number of letters or Chinese characters per second; with fewer, there is
+            other audio.
+        slack_sec: Time in seconds to add to the maximum length of a text.
+        max_edge_silence_sec: Maximum silence before and after the speech, each, in seconds.
+        max_clipped_share: Maximum fraction of clipped samples, 0 to 1.
+        min_level_db: Minimum level of the speech, in dB of full scale.
+        max_level_db: Maximum level of the speech, in dB of full scale.
+        min_speech_share: Minimum fraction of the time between the edges that is speech by silero's VAD, 0 to
+            1.
     """
 
     asr: str = "embedded:whisper-base"
@@ -94,7 +97,7 @@ class FilterOptions:
                 )
 
     def limits(self, lang: str) -> Limits:
-        """Of the sounds of one language."""
+        """Limits for sounds of one language."""
         return Limits(
             chars_per_sec=(self.slowest[lang], self.fastest[lang]),
             slack_sec=self.slack_sec,
@@ -106,16 +109,16 @@ class FilterOptions:
 
 @dataclass(frozen=True)
 class _Sound:
-    """What is known of one sound.
+    """State of one sound.
 
     Args:
-        lang: Its language.
-        reference: What it should say.
-        wave: Samples at 16 kHz; empty where it was not listened to.
-        heard: What was recognised; None where it was not listened to.
-        edits: Errors of the transcript.
-        words: Words of the reference, characters in Chinese.
-        fault: The rule that it breaks, None if it passes.
+        lang: Language of the sound.
+        reference: Text that it should contain.
+        wave: Samples at 16 kHz; empty if it was not recognised.
+        heard: Transcript; None if it was not recognised.
+        edits: Number of errors of the transcript.
+        words: Number of words of the reference; of characters in Chinese.
+        fault: The violated rule; None if it passes.
     """
 
     lang: str
@@ -128,7 +131,7 @@ class _Sound:
 
     @property
     def keys(self) -> Item:
-        """For the utterance or message; empty if it was not recognised."""
+        """Keys for the utterance or message; empty if it was not recognised."""
         if self.heard is None:
             return {}
         return {"heard": self.heard.text, "wer": round(self.edits / self.words, 4), "edits": self.edits}
@@ -157,7 +160,7 @@ class FilterStage(Stage):
         unit: list[Item] = []
         seconds = 0.0
         for item in items:
-            own_sec = speech_sec(item)  # 0: not stated; such an item is alone
+            own_sec = speech_sec(item)  # 0: not stated; such an item is processed alone
             item_sec = own_sec + GAP_SEC * len(item.get("messages") or (1,)) if own_sec else WINDOW_SEC
             if unit and seconds + item_sec > WINDOW_SEC:
                 yield unit
@@ -199,7 +202,7 @@ class FilterStage(Stage):
 
     @staticmethod
     def _count(counts: Counter[str], sound: _Sound, is_kept: bool) -> None:
-        """Errors and words of all that was recognised, and of what is kept; their ratio is the rate."""
+        """Counts errors and words of all recognised and of kept text; their ratio is the error rate."""
         if sound.heard is None:
             return
         for group in ("all", "kept") if is_kept else ("all",):
@@ -208,7 +211,7 @@ class FilterStage(Stage):
             counts[f"{sound.lang} edits {group}"] += sound.edits
 
     def _checked(self, part: Item, lang: str) -> _Sound:
-        """An utterance or a message, checked by all rules but the transcript's."""
+        """Checks an utterance or a message by all rules except those for the transcript."""
         sound = _Sound(lang, reference_text(part), np.zeros(0, dtype=np.float32))
         if lang not in LANGUAGES:
             return replace(sound, fault=Fault("language without spoken forms", lang, " or ".join(LANGUAGES)))
@@ -224,7 +227,7 @@ class FilterStage(Stage):
         return replace(sound, fault=Fault("not speech", round(share, 3), least)) if share < least else sound
 
     def _recognised(self, sounds: Sequence[_Sound]) -> list[_Sound]:
-        """The sounds with what was heard in them; those with a fault are not listened to."""
+        """The sounds with their transcripts; those with a fault are not recognised."""
         done = list(sounds)
         for lang in LANGUAGES:
             places = [i for i, sound in enumerate(done) if sound.lang == lang and not sound.fault]
@@ -232,7 +235,7 @@ class FilterStage(Stage):
             for i, heard in zip(places, recognised, strict=True):
                 done[i] = self._compared(done[i], heard)
                 if done[i].fault and len(places) > 1:
-                    # Its words may have been taken for a neighbour's.
+                    # Its words may have been assigned to an adjacent sound.
                     alone = replace(done[i], fault=None)
                     done[i] = self._compared(alone, self._asr.alone(alone.wave, lang))
         return done
@@ -246,13 +249,13 @@ class FilterStage(Stage):
         return replace(sound, fault=Fault(name, round(edits / words, 4), self.options.max_wer))
 
     def _read(self, spoken: Item) -> tuple[torch.Tensor, int]:
-        """Samples at the file's own rate, and the rate."""
+        """Samples at the file's own sample rate, and the rate."""
         path = local_copy(spoken["audio_filepath"])
         rate_hz = io.info(path).rate_hz
         return io.read(path, rate_hz, spoken.get("offset") or 0.0, spoken.get("duration")), rate_hz
 
     def _speech_share(self, wave: np.ndarray) -> float:
-        """Share of the frames between the silent edges in which silero hears a voice."""
+        """Fraction of the frames between the silent edges that silero classifies as speech."""
         before, sound, _ = sound_checks.edges_sec(sound_checks.frame_levels_db(wave, rates.TOKENIZER_RATE_HZ))
         start = round(before * rates.TOKENIZER_RATE_HZ)
         inner = wave[start : start + round(sound * rates.TOKENIZER_RATE_HZ)]
@@ -261,7 +264,7 @@ class FilterStage(Stage):
 
 
 def sounds_of(item: Item) -> Iterator[tuple[int | None, Item]]:
-    """The utterance with the place None, or the messages that have a sound with their places."""
+    """The utterance with index None, or the messages with audio, with their indices."""
     if item.get("messages") is None:
         if item.get("audio_filepath"):
             yield None, item
@@ -272,7 +275,7 @@ def sounds_of(item: Item) -> Iterator[tuple[int | None, Item]]:
 
 
 def _with_keys(item: Item, sounds: dict[int | None, _Sound]) -> Item:
-    """The item with `heard`, `wer` and `edits` of its sounds; an utterance also with `asr_words`."""
+    """The item with `heard`, `wer` and `edits` of its sounds; for an utterance also `asr_words`."""
     if item.get("messages") is None:
         own = sounds.get(None)
         words = {"asr_words": own.heard.words} if own and own.heard else {}
@@ -285,7 +288,7 @@ def _with_keys(item: Item, sounds: dict[int | None, _Sound]) -> Item:
 
 
 def reference_text(spoken: Item) -> str:
-    """What the voice was to say: `spoken`, else `written`, else the text itself."""
+    """The text to be spoken: `spoken`, otherwise `written`, otherwise the text itself."""
     for key in ("spoken", "written", "text", "content"):
         if spoken.get(key):
             return str(spoken[key])
@@ -293,13 +296,13 @@ def reference_text(spoken: Item) -> str:
 
 
 def language(item: Item, part: Item) -> str:
-    """Two letters: what a message or its item states, else what the text looks like."""
+    """Language code of a message or its item, otherwise detected from the text."""
     stated = part.get("lang") or item.get("lang")
     return stated[:2].lower() if stated else text_language(reference_text(part))
 
 
 def _everyday() -> Iterator[Item]:
-    """The held-out sentences of the embedded corpus: its voice is known to be good."""
+    """The held-out sentences of the embedded corpus, whose voice is known to be good."""
     manifest = str(everyday_corpus() / "validation.jsonl")
     for line in read_items(manifest):
         path = absolute(line.item["audio_filepath"], str(everyday_corpus()))

@@ -1,10 +1,10 @@
-"""CTC forced alignment of one utterance: the scores of an acoustic model and a text -> times of its words.
+"""CTC forced alignment of one utterance: word times from the scores of an acoustic model and a text.
 
-Alignment is `torchaudio.functional.forced_align`; here is what it needs to be safe. It reads uninitialised
-memory where a score is not finite, raises where the text is longer than the audio, and gives a path for any
-text, so how well that path fits is part of the result.
+It uses `torchaudio.functional.forced_align` safely: that function reads uninitialised memory if a score is
+not finite, raises an error if the text is longer than the audio, and finds a path for any text. Therefore the
+result also states how well the path fits.
 
-Shapes: T frames, V vocabulary with its blank.
+Shapes: T frames, V vocabulary including blank.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from torch import Tensor
 from torchaudio import functional as F
 from torchaudio.functional import TokenSpan
 
-# A letter that the vocabulary lacks: it takes the best score of all symbols but the blank in each frame.
+# A letter that is not in the vocabulary: it gets the best score of all symbols except blank in each frame.
 WILDCARD = -1
-# Log-probability that a wildcard costs in each of its frames: without it, its score equals that of the letter
-# next to it wherever that is the best symbol, and on ties `forced_align` may miss the best path.
+# Log-probability cost of a wildcard per frame. Without it, its score would equal that of an adjacent letter
+# where that is the best symbol, and with ties `forced_align` may miss the best path.
 _WILDCARD_COST = 0.01
 
 
 class CannotAlign(Exception):  # noqa: N818
-    """An utterance that has no alignment.
+    """An utterance that cannot be aligned.
 
     Args:
         reason: Name of the rule.
-        value: What was measured.
-        threshold: What was expected.
+        value: Measured value.
+        threshold: Expected value.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class CannotAlign(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class TimedWord:
-    """Where a spoken word is.
+    """Time of a spoken word.
 
     Args:
-        start_sec: Start of its first letter, from the start of the utterance.
-        end_sec: End of its last letter.
-        score: Mean probability of its letters, each weighted by its length; None without a letter that the
-            vocabulary has.
-        weight: Frames (or letters) that the mean is of.
+        start_sec: Start of its first letter in seconds, from the start of the utterance.
+        end_sec: End of its last letter in seconds.
+        score: Mean probability of its letters, weighted by their length; None if none of its letters is in
+            the vocabulary.
+        weight: Number of frames (or letters) in the mean.
     """
 
     start_sec: float
@@ -68,14 +68,13 @@ def align_words(
 
     Args:
         log_probs_TV: Log-probabilities, float32 (T, V).
-        words: Ids of each word's letters; `WILDCARD` for letters that the vocabulary lacks.
-        seconds_per_frame: Length of the audio over T.
+        words: Ids of each word's letters; `WILDCARD` for letters that are not in the vocabulary.
+        seconds_per_frame: Length of the audio in seconds divided by T.
         blank: Id of the blank.
-        separator: Id of the sign between words, if the vocabulary has one; it belongs to no word.
+        separator: Id of the word separator, if the vocabulary has one; it belongs to no word.
 
     Raises:
-        CannotAlign: if there is no letter at all, the text is too long for T frames, or scores are not
-            finite.
+        CannotAlign: if there are no letters, the text is too long for T frames, or scores are not finite.
     """
     frames, vocabulary_size = log_probs_TV.shape
     ids, owners = _targets(words, vocabulary_size, separator)
@@ -89,7 +88,7 @@ def align_words(
     scores_TV = _with_wildcard(log_probs_TV.float(), blank)
     targets = torch.tensor([ids], dtype=torch.int32, device=scores_TV.device)
     path_1T, path_scores_1T = F.forced_align(scores_TV[None], targets, blank=blank)
-    # One span for each target, in order; `end` is exclusive.
+    # One span per target, in order; `end` is exclusive.
     spans = F.merge_tokens(path_1T[0], path_scores_1T[0].exp(), blank=blank)
     spans_of: list[list[TokenSpan]] = [[] for _ in words]
     for span, owner in zip(spans, owners, strict=True):
@@ -114,7 +113,7 @@ def _targets(
 
 
 def _with_wildcard(log_probs_TV: Tensor, blank: int) -> Tensor:
-    """One more column: the best score of each frame but the blank's."""
+    """Adds a column with the best score of each frame except blank."""
     others_TV = torch.cat([log_probs_TV[:, :blank], log_probs_TV[:, blank + 1 :]], dim=1)
     best_T1 = others_TV.max(dim=1, keepdim=True).values - _WILDCARD_COST
     return torch.cat([log_probs_TV, best_T1], dim=1).contiguous()
@@ -135,12 +134,12 @@ def _timed(spans: list[TokenSpan], wildcard: int, seconds_per_frame: float) -> T
 def interpolate(
     times: Sequence[tuple[float, float] | None], lengths: Sequence[int], duration_sec: float
 ) -> list[tuple[float, float]]:
-    """Times of all words: those without any share the gap between their neighbours.
+    """Times of all words: words without times share the gap between their neighbours.
 
     Args:
-        times: Start and end of each word in seconds, in order; None where it is unknown.
-        lengths: Letters of each word; a word's part of a gap is in proportion to them.
-        duration_sec: Length of the utterance.
+        times: Start and end of each word in seconds, in order; None if unknown.
+        lengths: Number of letters of each word; gaps are divided in proportion to them.
+        duration_sec: Length of the utterance in seconds.
     """
     filled: list[tuple[float, float]] = []
     place = 0

@@ -1,12 +1,12 @@
-"""Utterances -> two folders of token documents: text and speech in turns, and speech alone.
+"""Writes utterances to two folders of token documents: alternating text and speech, and speech only.
 
-    interleaved/    chunks of a recording's utterances, each as text or as speech
-    unsupervised/   its utterances as speech, at full length
+    interleaved/    chunks of a recording's utterances, each as text or speech
+    unsupervised/   its complete utterances as speech
 
-An utterance with `use: speech`, whose transcript is not trusted, is never interleaved. One without `chunks`
-and `words` is a single chunk, whatever its length: the run says how many these are. With
-`validation_share`, folders `interleaved-validation` and `unsupervised-validation` take that share of the
-recordings, chosen by a hash of their names. Recipes take the folders as they are: `data.init_args.train:
+An utterance with `use: speech`, whose transcript is unreliable, is never interleaved. One without `chunks`
+and `words` is a single chunk of any length; their number is printed. With `validation_share`, that fraction
+of the recordings, chosen by a hash of their names, is written to the folders `interleaved-validation` and
+`unsupervised-validation`. Recipes use the folders directly: `data.init_args.train:
 [OUT/interleave/interleaved, OUT/interleave/unsupervised]`.
 """
 
@@ -47,21 +47,21 @@ class InterleaveOptions:
     """Options of `prepare interleave`.
 
     Args:
-        speech_tokenizer: Speech tokenizer, as of `prepare tokenize`.
-        log_mel: Features of the speech tokenizer, causal or whisper; null takes what its folder states.
+        speech_tokenizer: Speech tokenizer, the same as in `prepare tokenize`.
+        log_mel: Features of the speech tokenizer: causal or whisper; null: as stated in its folder.
         backbone: Model whose tokenizer makes the text rows.
-        unsupervised: Which utterances make documents of speech alone: none, rest (those with `use: speech`)
-            or all.
-        speech_share: Probability that a chunk is speech, where its modality is not decided yet.
-        alternate: Whether neighbouring chunks always differ in modality.
-        document_sec: Longest document in seconds of speech.
-        seed: Seed of the choice of modalities.
-        spans: Text and speech by turns within utterances, e.g. {min_words: 1, max_words: 4}; needs the times
-            of words, and goes before the chunks of `prepare chunk`. null: chunks.
-        speech_text: Documents carry the text of their speech, for `model.ctc` and `init_codes: text`.
-        context: Rows of a training sequence: longer documents are counted, and cut in training; null: not
-            counted.
-        validation_share: Share of recordings, 0 to 1, for folders of their own.
+        unsupervised: Utterances from which speech-only documents are made: none, rest (those with `use:
+            speech`) or all.
+        speech_share: Probability that a chunk is speech, if its modality is not given.
+        alternate: Alternate the modalities of consecutive chunks, instead of choosing each at random.
+        document_sec: Maximum length of a document in seconds of speech.
+        seed: Seed of the random modalities.
+        spans: Alternate text and speech within utterances, e.g. {min_words: 1, max_words: 4}; needs word
+            times, and overrides the chunks of `prepare chunk`. null: chunks.
+        speech_text: Store the text of the speech in documents, for `model.ctc` and `init_codes: text`.
+        context: Number of rows of a training sequence: longer documents are counted; training cuts them.
+            null: not counted.
+        validation_share: Fraction of recordings, 0 to 1, for separate validation folders.
     """
 
     speech_tokenizer: str = "embedded:whisper-tiny-kmeans"

@@ -1,7 +1,7 @@
-"""The types of the keys that several stages read, see `lit_moss.prepare.stage`.
+"""Types of the keys that several stages read, see `lit_moss.prepare.stage`.
 
-A stage rejects items that it cannot use. A key of another type is a mistake in the whole manifest, so it
-stops the run with its file and line, before any model is loaded.
+A stage rejects items that it cannot use. In contrast, a key with a wrong type is a mistake in the whole
+manifest, so it stops the run with its file and line, before any model is loaded.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def check_item(item: dict[str, Any], where: str) -> None:
         where: File and line, for the message.
 
     Raises:
-        UserError: for a key of another type.
+        UserError: if a key has the wrong type.
     """
     record = Record(item, where)
     _check_values(record)
@@ -58,15 +58,15 @@ def _check_values(record: Record) -> None:
 
 
 def check_needs(item: dict[str, Any], needs: Sequence[str], where: str) -> None:
-    """Checks that an item has one of some keys.
+    """Checks that an item has at least one of several keys.
 
     Args:
         item: A line of a manifest.
-        needs: The keys; an empty path counts as none.
+        needs: The keys; an empty path counts as missing.
         where: File and line, for the message.
 
     Raises:
-        UserError: if it has none.
+        UserError: if it has none of them.
     """
     if not needs or any(item.get(key) not in (None, "") for key in needs):
         return
@@ -76,7 +76,7 @@ def check_needs(item: dict[str, Any], needs: Sequence[str], where: str) -> None:
 
 
 def _check_words(record: Record) -> None:
-    """The form alone: a stage rejects items whose times are null or out of order."""
+    """Checks only the form: a stage rejects items whose times are null or out of order."""
     words = record.content.get("words")
     if words is None:
         return

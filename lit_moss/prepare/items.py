@@ -1,4 +1,4 @@
-"""Items as lines of JSON: reading them with their place in the file, and the paths that they name."""
+"""Items as JSON lines: reads them with their position in the file, and handles the paths in them."""
 
 import json
 import os
@@ -19,7 +19,7 @@ Item = dict[str, Any]
 
 
 class FileName(str):
-    """A `source` that is but the name of its file: what a chain states goes before it."""
+    """A `source` that is only the name of a file; a name stated in the chain takes precedence."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Line:
 
     Args:
         item: Its content.
-        number: From 1; counted from `first` of `read_items`.
-        first: Its first byte in the file.
-        stop: One past its last.
-        content: Its bytes.
+        number: Line number, starting at 1 at byte `first` of `read_items`.
+        first: Offset of its first byte in the file.
+        stop: Offset after its last byte.
+        content: Bytes of the line.
     """
 
     item: Item
@@ -42,10 +42,10 @@ class Line:
 
 
 def read_items(source: str, first: int = 0, stop: int | None = None) -> Iterator[Line]:
-    """Items of a manifest, or of the bytes `first` to `stop` of it; empty lines are skipped.
+    """Reads the items of a manifest, or of its bytes `first` to `stop`; empty lines are skipped.
 
     Raises:
-        UserError: if it cannot be read, or a line is not a JSON object; the message names the line.
+        UserError: if the manifest cannot be read, or a line is not a JSON object; the message names the line.
     """
     with open_read(source) as file:
         file.seek(first)
@@ -72,10 +72,10 @@ def read_items(source: str, first: int = 0, stop: int | None = None) -> Iterator
 
 
 def resolved_items(sources: Sequence[str]) -> Iterator[Item]:
-    """Items of manifests with absolute paths, for stages that need all of them.
+    """Items of manifests with absolute paths, for stages that need all items.
 
     Raises:
-        UserError: see `read_items`.
+        UserError: as in `read_items`.
     """
     for source in sources:
         folder = ManifestFolder(Storage(os.path.dirname(source) or "."), os.path.dirname(source) or ".")
@@ -84,17 +84,17 @@ def resolved_items(sources: Sequence[str]) -> Iterator[Item]:
 
 
 def speech_sec(item: Item) -> float:
-    """Seconds of speech of an item, as far as it states them: its own, or those of its messages."""
+    """Seconds of speech stated by an item, or by its messages."""
     parts = [item, *(m for m in item.get("messages") or () if isinstance(m, dict))]
     return float(sum(p["duration"] for p in parts if is_number(p.get("duration"))))
 
 
 @dataclass(frozen=True)
 class ManifestFolder:
-    """The folder of a step, and the paths in its manifest.
+    """The folder of a step, which resolves the paths in its manifest.
 
-    A stage sees absolute paths. Written, paths below `work` are relative to the step's folder, so that the
-    whole can be moved; others stay absolute.
+    A stage gets absolute paths. In the written manifest, paths below `work` are relative to the step's
+    folder, so that the whole chain can be moved; others are absolute.
 
     Args:
         storage: Folder of the step.
@@ -110,14 +110,14 @@ class ManifestFolder:
         """The item with absolute paths.
 
         Args:
-            item: As it stands in the manifest.
-            source: The manifest.
-            number: Of its line.
-            needs: Keys of which it must have one.
+            item: Item as in the manifest.
+            source: Path of the manifest.
+            number: Number of the line.
+            needs: Keys of which the item must have at least one.
 
         Raises:
-            UserError: if a path is not text, or outside the root, or another key is not of its type, or it
-                has none of the keys that are needed.
+            UserError: if a path is not a string or is outside of the root, another key has the wrong type, or
+                all required keys are missing.
         """
         check_item(item, f"{source}, line {number}")
         check_needs(item, needs, f"{source}, line {number}")
@@ -134,11 +134,11 @@ class ManifestFolder:
         return _with_paths(item, resolve)
 
     def written(self, item: Item) -> Item:
-        """The item with the paths of the manifest."""
+        """The item with the paths to be written to the manifest."""
         return _with_paths(item, self.written_path)
 
     def written_path(self, path: str) -> str:
-        """An absolute path or an address as it stands in the step's files."""
+        """An absolute path or an address, in the form used in the step's files."""
         if is_remote(path) or is_remote(self.work):
             base, inside = self.work.rstrip("/") + "/", path.startswith(self.work.rstrip("/") + "/")
             own = self.storage.folder.removeprefix(base).strip("/")
@@ -148,7 +148,7 @@ class ManifestFolder:
         return os.path.relpath(path, self.storage.folder) if inside else path
 
     def stamps(self, item: Item) -> bytes:
-        """Size and time of change of the sound files of an item, of the size alone where a step made them."""
+        """Size and modification time of an item's sound files; only the size if a step made them."""
         inside = os.path.join(os.path.abspath(self.work), "")
         stamps = []
         for part in (item, *(m for m in item.get("messages") or () if isinstance(m, dict))):
@@ -182,11 +182,11 @@ def _stamp(path: str, with_time: bool) -> bytes:
     if is_remote(path) or not os.path.exists(path):
         return b""
     status = os.stat(path)
-    # Giving the right to read a file changes neither its size nor its time.
+    # Granting permission to read a file changes neither its size nor its time.
     refused = "" if os.access(path, os.R_OK) else " refused"
     return f"{status.st_size} {status.st_mtime_ns if with_time else ''}{refused}".encode()
 
 
 def forget_stamps() -> None:
-    """Reads sizes and times of files again: a process may run a step twice, with changes between."""
+    """Clears cached sizes and times of files: a process may run a step twice, with changes in between."""
     _stamp.cache_clear()

@@ -1,6 +1,6 @@
-"""Recognises short sounds several at a time: Whisper computes 30 s whatever the length of a sound.
+"""Recognises several short sounds at a time: Whisper always computes 30 s, whatever the length of the audio.
 
-sound ─ 0.5 s of silence ─ sound ─ 0.5 s ─ …     one window; the times of its words say whose they are
+sound ─ 0.5 s of silence ─ sound ─ 0.5 s ─ …     one window; word times tell to which sound a word belongs
 """
 
 from bisect import bisect_left
@@ -13,21 +13,21 @@ import numpy as np
 from lit_moss.audio import rates
 from lit_moss.hub.whisper import open_whisper
 
-WINDOW_SEC = 29.0  # a second less than Whisper's
+WINDOW_SEC = 29.0  # one second less than Whisper's
 GAP_SEC = 0.5
 _RATE_HZ = rates.TOKENIZER_RATE_HZ
 
 
-AsrWord = tuple[str, float, float, float]  # the word, its start and end in seconds, its probability
+AsrWord = tuple[str, float, float, float]  # word, start and end in seconds, probability
 
 
 @dataclass
 class Heard:
-    """What was recognised in a sound.
+    """Recognised text of a sound.
 
     Args:
         text: Transcript.
-        words: Its words, with times from the sound's start.
+        words: Words, with times relative to the start of the sound.
     """
 
     text: str = ""
@@ -35,26 +35,26 @@ class Heard:
 
 
 class JoinedAsr:
-    """A Whisper that recognises one sound, or several in one window; greedy, without a prompt.
+    """A Whisper model that recognises one sound, or several in one window; greedy, without a prompt.
 
     Args:
-        name: See `lit_moss.hub.whisper.open_whisper`, as the others.
+        name: Name of the model, see `lit_moss.hub.whisper.open_whisper`.
         device: auto, cpu or cuda.
-        threads: Threads of one call.
-        compute_type: Of CTranslate2.
+        threads: Number of threads per call.
+        compute_type: CTranslate2's compute type, see `lit_moss.hub.whisper.open_whisper`.
     """
 
     def __init__(self, name: str, device: str, threads: int, compute_type: str) -> None:
         self._model: Any = open_whisper(name, device, threads, compute_type)
 
     def alone(self, wave: np.ndarray, lang: str) -> Heard:
-        """What samples at 16 kHz, float32 (T,), say."""
-        # In a longer sound the time stamps of its segments say where the next window begins; without them it
-        # would begin in the middle of a word.
+        """Recognises samples at 16 kHz, float32 (T,)."""
+        # For longer audio, the time stamps of segments determine where the next window begins; without them
+        # it would begin within a word.
         return self._window([wave], lang)[0]
 
     def joined(self, waves: Sequence[np.ndarray], lang: str) -> list[Heard]:
-        """What sounds of one language say, several in each window."""
+        """Recognises sounds of one language, several in each window."""
         return [heard for group in windows(waves) for heard in self._window(group, lang)]
 
     def _window(self, waves: Sequence[np.ndarray], lang: str) -> list[Heard]:
@@ -85,7 +85,7 @@ class JoinedAsr:
 
 
 def windows(waves: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Consecutive sounds that fit into a window together; a longer one is alone."""
+    """Groups consecutive sounds that fit into a window; a longer sound is alone."""
     group: list[np.ndarray] = []
     seconds = 0.0
     for wave in waves:

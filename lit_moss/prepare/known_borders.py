@@ -1,7 +1,7 @@
-"""Utterances whose word borders are known, and how late an aligner is on them.
+"""Utterances with known word borders, to measure the delay of an aligner.
 
-Words are spoken one by one by the embedded voice and joined with pauses of random length between them. A
-second aligner has errors of its own: at pauses of LJ Speech, Whisper-base puts the border 80 ms too early
+The embedded voice speaks words one by one, which are joined with pauses of random length. A second aligner
+would have errors of its own: at pauses in LJ Speech, Whisper-base puts the border 80 ms too early
 (`experiments.benches.align`).
 """
 
@@ -21,18 +21,18 @@ from lit_moss.prepare.forced_alignment import CannotAlign, TimedWord
 from lit_moss.prepare.words import split_words
 
 SENTENCES = 12
-_LEAST_SCORE = 0.3  # below, the aligner does not know the language of the voice
-_EVERY = 37  # sentences of the embedded corpus apart
-_QUIET = 0.01  # amplitude up to which the ends of a word are silence
+_LEAST_SCORE = 0.3  # below this, the aligner does not know the language of the voice
+_EVERY = 37  # every 37th sentence of the embedded corpus is used
+_QUIET = 0.01  # maximum amplitude of silence at the ends of a word
 _MARGIN_SEC = 0.005
 
 
 @dataclass(frozen=True)
 class BorderErrors:
-    """Borders that an aligner found minus the known ones, in seconds.
+    """Borders found by an aligner minus the known ones, in seconds.
 
     Args:
-        errors: Of the middles of the gaps between two words, where a recording is cut.
+        errors: Errors of the middles of gaps between words, where recordings are cut.
         score: Median of the words' scores.
     """
 
@@ -41,7 +41,7 @@ class BorderErrors:
 
     @property
     def shift_sec(self) -> float:
-        """Median error, to the millisecond; 0 if the aligner does not know the language."""
+        """Median error in seconds, rounded to ms; 0 if the aligner does not know the language."""
         return round(median(self.errors), 3) if self.errors and self.score >= _LEAST_SCORE else 0.0
 
 
@@ -51,9 +51,9 @@ def joined_words(text: str, name: str, voice: Voice) -> tuple[np.ndarray, list[W
     Pauses are 0 to 150 ms, one in five 200 to 500 ms.
 
     Args:
-        text: English.
+        text: English text.
         name: Seed of the pauses.
-        voice: Speaks them.
+        voice: Voice that speaks them.
     """
     rng = document_rng(0, name)
     parts: list[np.ndarray] = []
@@ -67,7 +67,7 @@ def joined_words(text: str, name: str, voice: Voice) -> tuple[np.ndarray, list[W
         samples = start + len(wave_T)
         words.append((word, start / RATE_HZ, samples / RATE_HZ))
     joined_T = np.concatenate([*parts, np.zeros(RATE_HZ // 4, np.float32)])
-    # Digital silence occurs in no recording.
+    # Digital silence does not occur in recordings.
     return joined_T + rng.normal(0, 1e-4, len(joined_T)).astype(np.float32), words
 
 
@@ -78,7 +78,7 @@ def _trimmed(wave_T: np.ndarray) -> np.ndarray:
 
 
 def cut_errors(found: Sequence[TimedWord | None], words: Sequence[Word]) -> Iterable[float]:
-    """Middles of the gaps between neighbouring words, found minus true."""
+    """Middles of the gaps between adjacent words, found minus true."""
     for (a, b), ((_, _, end), (_, start, _)) in zip(pairwise(found), pairwise(words), strict=True):
         if a is not None and b is not None:
             yield (a.end_sec + b.start_sec) / 2 - (end + start) / 2
@@ -89,7 +89,7 @@ def measure_shift(aligner: Aligner, count: int = SENTENCES) -> BorderErrors:
 
     Args:
         aligner: A CTC aligner.
-        count: Utterances; with 12 it takes seconds.
+        count: Number of utterances; 12 take a few seconds.
 
     Raises:
         UserError: if the voice is not installed.

@@ -1,4 +1,4 @@
-"""Language, scripts and words of a text, without a model."""
+"""Detects language, scripts and words of a text, without a model."""
 
 import re
 import unicodedata
@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from lit_moss.errors import UserError
 
-# Scripts that languages are written in, by the first word of their letters' Unicode names; other languages
-# are written in Latin letters.
+# Scripts of languages, by the first word of the Unicode names of their letters; other languages use Latin
+# letters.
 _SCRIPTS = {
     **dict.fromkeys(("zh", "yue"), ("CJK",)),
     "ja": ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"),
@@ -25,16 +25,16 @@ _SCRIPTS = {
     "si": ("SINHALA",), "bo": ("TIBETAN",),
 }  # fmt: skip
 MIN_HAN_SHARE = 0.3
-# Chinese characters, for a class of a regular expression: CJK ideographs, and 々 and 〇, read like one.
+# Chinese characters, for a class of a regular expression: CJK ideographs, 々 and 〇.
 HAN = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _HAN_CHARACTER = re.compile(f"[{HAN}]")
-# Written without spaces: one letter counts as a word.
+# Written without spaces: each letter counts as a word.
 _UNSPACED = {"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"}
 
 
 @lru_cache(maxsize=4096)
 def script_of(letter: str) -> str:
-    """Script of a letter: LATIN, CJK, CYRILLIC …; empty for digits, punctuation and marks."""
+    """Script of a letter: LATIN, CJK, CYRILLIC …; "" for digits, punctuation and marks."""
     if not letter.isalpha():
         return ""
     return unicodedata.name(letter, "UNKNOWN").split(" ")[0]
@@ -43,7 +43,7 @@ def script_of(letter: str) -> str:
 def words_of(text: str) -> list[str]:
     """Words in lower case without punctuation.
 
-    A letter of a script that is written without spaces (Chinese, Japanese, Thai …) is a word.
+    In a script without spaces (Chinese, Japanese, Thai …) each letter is a word.
     """
     text = unicodedata.normalize("NFKC", text).lower()
     words: list[str] = []
@@ -58,21 +58,22 @@ def words_of(text: str) -> list[str]:
 
 
 def is_unspaced(words: list[str]) -> bool:
-    """Whether most of the words are letters of a script that is written without spaces."""
+    """Whether most of the words are letters of a script without spaces."""
     return 2 * sum(script_of(word[0]) in _UNSPACED for word in words) > len(words)
 
 
 def script_share(words: list[str], language: str) -> float | None:
-    """Share of words, numbers left out, that are in the script of a language; None without such words."""
+    """Fraction of words, ignoring numbers, that are in the script of a language; None without such words."""
     expected = _SCRIPTS.get(language, ("LATIN",))
     scripts = [script_of(word[0]) for word in words if word[0].isalpha()]
     return sum(script in expected for script in scripts) / len(scripts) if scripts else None
 
 
 def han_share(text: str) -> float:
-    """Share of Chinese characters among the letters, 0 to 1; a Latin word counts as one letter.
+    """Fraction of Chinese characters among the letters, 0 to 1; a Latin word counts as one letter.
 
-    A Chinese character carries about as much as a word, so that names in Latin letters do not outweigh it.
+    A Chinese character carries about as much information as a word, so names in Latin letters do not outweigh
+    it.
     """
     han = latin = 0
     inside_word = False
@@ -94,16 +95,16 @@ def is_han(character: str) -> bool:
 
 
 def text_language(text: str, min_han_share: float = MIN_HAN_SHARE) -> str:
-    """`zh` if at least this share of the words are Chinese characters (see `han_share`), else `en`.
+    """`zh` if at least this fraction of the words are Chinese characters (see `han_share`), otherwise `en`.
 
-    Only these two are distinguished: a French or Japanese text gets one of them.
+    Only these two are distinguished: French or Japanese text is assigned to one of them.
     """
     return "zh" if han_share(text) >= min_han_share else "en"
 
 
 def simplified(text: str, rules: Literal["t2s", "tw2s"] = "t2s") -> str:
-    """Chinese in simplified characters, by OpenCC; `tw2s` also maps Taiwan's variants."""
-    # OpenCC takes no half of a surrogate pair, as a text has that was cut inside an emoji.
+    """Converts Chinese to simplified characters with OpenCC; `tw2s` also maps Taiwanese variants."""
+    # OpenCC does not accept half of a surrogate pair, which occurs in texts that were cut within an emoji.
     parts = re.split("([\ud800-\udfff]+)", text)
     return "".join(part if i % 2 else _opencc(rules).convert(part) for i, part in enumerate(parts))
 

@@ -1,11 +1,11 @@
-"""From a corpus to a speech manifest.
+"""Makes a speech manifest from a corpus.
 
-The readers in `lit_moss.corpora.readers` say which utterances a corpus has; here is what they share: lengths
-from the files' headers, the count of unreadable files, cuts at pauses, the validation share, the closing
-lines.
+The readers in `lit_moss.corpora.readers` list the utterances of a corpus. Everything common to them is done
+here: lengths from file headers, the count of unreadable files, cuts at pauses, the validation set, the final
+messages.
 
-Only headers are read, except of files that `max_sec` cuts: `tokenize` finds a file that is damaged further
-on.
+Only file headers are read, except for files that `max_sec` cuts; files that are damaged further on are found
+by `tokenize`.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from lit_moss.corpora.manifest import Utterance
 
 END_SLACK_SEC = 0.1  # a cut may end this much after its file: corpora round their times
-CUT_BLOCK_SEC = 600.0  # a long file is read in blocks of this length to be cut
+CUT_BLOCK_SEC = 600.0  # length of the blocks in which a long file is read for cutting
 LEAST_MAX_SEC = 1.0
 VALIDATION_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class ManifestOptions:
-    """What to write, and which utterances go into it.
+    """The output, and which utterances it contains.
 
     Args:
-        out: Manifest to write.
+        out: Path of the manifest.
         force: Overwrite existing files.
-        lang: Language of all utterances, ISO 639-1; None takes what the corpus states.
-        validation_out: Manifest of the validation share; None for no validation share.
-        validation_share: Share of the utterances that are held out, between 0 and 1, by a hash of their id;
-            None for 0.1.
-        max_bad_share: Share of unreadable files above which nothing is written, 0 to 1.
-        max_sec: Utterances without text that are longer are cut at pauses; None cuts none.
+        lang: Language of all utterances, ISO 639-1. None: as stated by the corpus.
+        validation_out: Path of the validation manifest. None: no validation set.
+        validation_share: Fraction of the utterances that are held out, between 0 and 1, by a hash of their
+            id. None: 0.1.
+        max_bad_share: Fraction of unreadable files, 0 to 1, above which nothing is written.
+        max_sec: Longer utterances without text are cut at pauses, in seconds. None: no cuts.
     """
 
     out: Path
@@ -60,10 +60,11 @@ class ManifestOptions:
 
 
 def make_manifest(corpus: Corpus, options: ManifestOptions) -> None:
-    """Writes the manifest, and the validation manifest where one is asked for; prints what is in them.
+    """Writes the manifest and, if requested, the validation manifest; prints their content.
 
     Raises:
-        UserError: on a wrong source or option, existing output, too many unreadable files, or no result.
+        UserError: if a source or option is wrong, output exists, too many files are unreadable, or there is
+            no result.
     """
     from lit_moss.corpora.manifest import write_manifest
 
@@ -76,7 +77,7 @@ def make_manifest(corpus: Corpus, options: ManifestOptions) -> None:
         if fresh:
             shutil.rmtree(corpus.audio_folder, ignore_errors=True)
         raise
-    for path, part in reversed(parts):  # training last: once its manifest is there, everything is done
+    for path, part in reversed(parts):  # training last: once its manifest exists, everything is done
         write_manifest(path.resolve(), part)
     for path, part in parts:
         print(_summary(path, part))
@@ -85,12 +86,12 @@ def make_manifest(corpus: Corpus, options: ManifestOptions) -> None:
 
 @dataclass
 class _Measured:
-    """Utterances of a corpus.
+    """Utterances of a corpus with their lengths.
 
     Args:
-        groups: Readable utterances with their lengths; several in a group are the pieces of a long one.
-        bad: Unreadable ones: `path: reason`.
-        uncut: Names of those that are too long, but kept whole because their text cannot be cut with them.
+        groups: Readable utterances with lengths; a group contains one utterance, or the pieces of a long one.
+        bad: Unreadable utterances, as `path: reason`.
+        uncut: Names of utterances that are too long, but cannot be cut because they have a text.
     """
 
     groups: list[list[Utterance]] = field(default_factory=list)
@@ -117,7 +118,7 @@ def _check_options(options: ManifestOptions) -> None:
 
 
 def _measure_all(corpus: Corpus, options: ManifestOptions) -> _Measured:
-    """Utterances of the corpus with their lengths, long ones cut, and what is wrong with the others.
+    """Utterances of the corpus with their lengths, after cutting, and the errors of the others.
 
     Raises:
         UserError: if there are none, or more than `max_bad_share` are unreadable.
@@ -126,7 +127,7 @@ def _measure_all(corpus: Corpus, options: ManifestOptions) -> _Measured:
 
     from lit_moss.audio.io import UnreadableAudio, info
 
-    header = lru_cache(maxsize=16)(info)  # many cuts of one long file ask for the same header
+    header = lru_cache(maxsize=16)(info)  # many cuts of one long file need the same header
     limit_sec = float("inf") if options.max_sec is None else options.max_sec
     measured = _Measured()
     for u in tqdm(READERS[corpus.kind](corpus), desc=corpus.kind, unit=" files", disable=None):
@@ -145,7 +146,7 @@ def _measure_all(corpus: Corpus, options: ManifestOptions) -> _Measured:
 
 def _check_measured(measured: _Measured, source: str, max_bad_share: float) -> None:
     bad, total = measured.bad, len(measured.groups) + len(measured.bad)
-    # One bad file of a small corpus is more than 1 % of it, and still an accident.
+    # A single bad file may be more than 1 % of a small corpus, but is still tolerated.
     accident = 1 if total < 100 and max_bad_share > 0 else 0
     if bad and (not measured.groups or len(bad) > max(max_bad_share * total, accident)):
         got = f"{len(bad)} of {total} in {source} are unreadable: {first_few(bad)}"
@@ -156,10 +157,10 @@ def _check_measured(measured: _Measured, source: str, max_bad_share: float) -> N
 
 
 def _cut(u: Utterance, file: AudioInfo, max_sec: float) -> list[Utterance]:
-    """Pieces of one utterance, cut at pauses, that hold every sample of it.
+    """Pieces of an utterance, cut at pauses, that contain all its samples.
 
-    The file is read block by block. A cut depends only on the `max_sec` after the previous cut; since the
-    last piece of a block is started again in the next one, the pieces are those of the whole file.
+    The file is read in blocks. A cut depends only on the `max_sec` after the previous cut; since the last
+    piece of a block is started again in the next block, the pieces equal those of the whole file.
     """
     from lit_moss.audio.io import read
     from lit_moss.audio.segments import cut_at_pauses
@@ -210,9 +211,9 @@ def _split(
     for group in groups:
         files.setdefault(group[0].id, set()).add(group[0].audio)
     for group in groups:
-        # By the id alone, so that a new file moves no other one between the parts; by the id of the first
-        # piece, so that the pieces of an utterance stay together. Files of several folders with the same id
-        # are distinguished by their path below the corpus; otherwise all of them would be in the same part.
+        # By the id alone, so that a new file does not move others between the parts; by the id of the first
+        # piece, so that the pieces of an utterance stay together. Files with the same id in several folders
+        # are distinguished by their path below the corpus; otherwise they would all be in the same part.
         name = group[0].id
         if len(files[name]) > 1:
             name = f"{os.path.relpath(group[0].audio.parent, Path(corpus.source).resolve())}/{name}"

@@ -1,4 +1,4 @@
-"""A text and a voice -> a sound file: for utterances, and for messages of conversations."""
+"""Speaks a text with a voice into a sound file: for utterances and for messages of conversations."""
 
 import json
 from dataclasses import dataclass, replace
@@ -13,21 +13,21 @@ from lit_moss.prepare.spoken import LANGUAGES, spoken, unspeakable
 from lit_moss.prepare.storage import Storage, local_copy
 from lit_moss.prepare.voice_protocol import CannotSay, Speech, Voice, Wording
 
-PIECE_CHARS = {"en": 350, "zh": 100}  # some 25 s; longer ones are rushed by Kokoro, or lose their end
+PIECE_CHARS = {"en": 350, "zh": 100}  # about 25 s; Kokoro rushes longer ones, or drops their end
 _PAUSE_SEC = 0.25  # between the pieces of one text
 _LEAST_SEC = 0.1
-_LEAST_CHARS = 20  # a text is not cut into smaller pieces to fit a voice
-_VERSION = 1  # of how a sound is made; another one makes other files
+_LEAST_CHARS = 20  # smaller pieces are not cut to fit a voice
+_VERSION = 1  # of how a sound is made; a change makes new files
 
 
 @dataclass(frozen=True)
 class Said:
-    """A sound file of a text.
+    """The sound file of a spoken text.
 
     Args:
-        path: Of the file.
-        duration_sec: Its exact length.
-        spoken: What was said.
+        path: Path of the file.
+        duration_sec: Exact length in seconds.
+        spoken: Text in spoken form.
     """
 
     path: str
@@ -36,13 +36,13 @@ class Said:
 
 
 def pieces_of(text: str, lang: str, max_chars: int | None = None, min_words: int = 5) -> list[str]:
-    """Pieces of a text for one call of a voice each, see `split_text`.
+    """Pieces of a text, each for one call of a voice, see `split_text`.
 
     Args:
-        text: As it is written.
-        lang: Its language.
-        max_chars: Of a piece; None for `PIECE_CHARS`.
-        min_words: Of a piece, where neighbours leave room.
+        text: Text as written.
+        lang: Language of the text.
+        max_chars: Maximum number of characters of a piece; None: `PIECE_CHARS`.
+        min_words: Minimum number of words of a piece, if adjacent pieces have room.
     """
     return split_text(text, lang, max_chars or PIECE_CHARS.get(lang, PIECE_CHARS["en"]), min_words)
 
@@ -50,18 +50,18 @@ def pieces_of(text: str, lang: str, max_chars: int | None = None, min_words: int
 def pronounce(
     storage: Storage, voice: Voice, pieces: list[str], lang: str, speed: float = 1.0, style: str | None = None
 ) -> Said:
-    """Says a text into `audio/` of a step; a file of the same wording and voice is used as it is.
+    """Speaks a text into `audio/` of a step; reuses an existing file with the same wording and voice.
 
     Args:
         storage: Folder of the step.
-        voice: Who says it.
-        pieces: The text as it is written, cut by `pieces_of`; said with pauses between.
-        lang: Its language.
-        speed: See `Wording`.
-        style: See `Wording`; only passed to voices that take one.
+        voice: Voice that speaks.
+        pieces: The written text, cut by `pieces_of`; spoken with pauses in between.
+        lang: Language of the text.
+        speed: Speed, see `Wording`.
+        style: Style, see `Wording`; only passed to voices that support one.
 
     Raises:
-        CannotSay: if a piece cannot be said.
+        CannotSay: if a piece cannot be spoken.
     """
     words = [_spoken(piece, lang) for piece in pieces]
     style = style if voice.takes_style else None
@@ -81,7 +81,7 @@ def pronounce(
 
 def _spoken(text: str, lang: str) -> str:
     if lang not in LANGUAGES:
-        return " ".join(text.split())  # there are no rules for this language: as it is written
+        return " ".join(text.split())  # without rules for the language: as written
     if unsaid := unspeakable(text, lang):
         raise CannotSay("unspeakable", unsaid)
     words = spoken(text, lang).strip()
@@ -91,7 +91,7 @@ def _spoken(text: str, lang: str) -> str:
 
 
 def _say(voice: Voice, wording: Wording) -> list[Speech]:
-    """What a voice says, in several parts if it cannot say the whole at once."""
+    """Speaks a wording, in several parts if the voice cannot speak it at once."""
     try:
         return [_checked(voice.say(wording))]
     except CannotSay as error:

@@ -1,8 +1,8 @@
-"""The shards of a step on a Ray cluster.
+"""Runs the shards of a step on a Ray cluster.
 
-Ray is a scheduler of shard numbers here; it reads, writes and orders no rows. Its own writers change bytes
-(`/` becomes `\\/`, Chinese becomes escapes) and append where a run is repeated. Every actor runs the same
-function as a local worker, and folders must be reachable from all machines: a shared file system, or a store.
+Ray only schedules shard numbers here; it reads, writes and orders no data. Its own writers change bytes (`/`
+becomes `\\/`, Chinese becomes escapes) and append when a run is repeated. Every actor runs the same function
+as a local worker. Folders must be accessible from all machines: a shared file system, or a remote store.
 """
 
 import os
@@ -15,8 +15,8 @@ from lit_moss.prepare.shards import Shard
 from lit_moss.prepare.step import Machine, Step, Worker, set_threads
 from lit_moss.prepare.storage import refusals_to_write
 
-_OBJECT_STORE_BYTES = 256 * 2**20  # shard numbers need no 30 % of the memory
-_START_SEC = 300  # without it, actors that never start (too few CPUs) are waited for without end
+_OBJECT_STORE_BYTES = 256 * 2**20  # shard numbers do not need 30 % of the memory
+_START_SEC = 300  # otherwise actors that cannot start (too few CPUs) would be waited for forever
 
 
 class _Actor:
@@ -33,16 +33,16 @@ class _Actor:
             with refusals_to_write(f"step {self._step.name}", self._step.folder):
                 self._worker.run(shard)
         except UserError as error:
-            # As a row: Ray wraps what is raised here, and the one line would end in a traceback.
+            # Returned as a row: Ray wraps exceptions, which would turn the one-line error into a traceback.
             return {"items": [0], "error": [str(error)]}
         return {"items": [shard.items], "error": [""]}
 
 
 def run_on_ray(step: Step, todo: Sequence[Shard], machine: Machine, update: Callable[[int], Any]) -> None:
-    """Runs shards on the cluster of `machine.ray_address`, or on a Ray that is started on this machine.
+    """Runs shards on the cluster at `machine.ray_address`, or on a Ray instance started on this machine.
 
     Raises:
-        UserError: if Ray is not installed, the cluster does not answer or has no room, and as a stage.
+        UserError: if Ray is not installed, the cluster does not answer or has no room, and as in a stage.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -59,7 +59,7 @@ def run_on_ray(step: Step, todo: Sequence[Shard], machine: Machine, update: Call
     context.wait_for_min_actors_s = _START_SEC
     actors = min(machine.workers, len(todo))
     memory = None if machine.ray_memory_gb is None else machine.ray_memory_gb * 2**30
-    # One block a shard, from memory: a reader would compete with the actors for CPUs (ray#44687).
+    # One block per shard, from memory: a reader would compete with the actors for CPUs (ray#44687).
     numbers = ray.data.from_items([{"shard": s.number} for s in todo], override_num_blocks=len(todo))
     numbers = numbers.map_batches(
         _Actor,

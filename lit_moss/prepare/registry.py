@@ -1,4 +1,4 @@
-"""The stages by name. Their modules are imported when one is asked for: some load large libraries."""
+"""Stages by name. Their modules are imported on request, because some load large libraries."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from lit_moss.errors import UserError
 if TYPE_CHECKING:
     from lit_moss.prepare.stage import Stage, WholeStage
 
-# Name -> (module, class, one line of help), in the order in which a chain has them.
+# Name -> (module, class, one line of help), in the order of a chain.
 STAGES: dict[str, tuple[str, str, str]] = {
     "vad": ("lit_moss.prepare.vad", "VadStage", "recordings -> segments of speech"),
     "transcribe": ("lit_moss.prepare.transcribe", "TranscribeStage", "segments -> transcripts, by ASR"),
@@ -41,7 +41,7 @@ def stage_class(name: str) -> "type[Stage] | type[WholeStage]":
     """The class of a stage.
 
     Args:
-        name: One of `STAGES`, or the dotted path of a class of the user's: `my_package.MyStage`.
+        name: One of `STAGES`, or the dotted path of a user's class, such as `my_package.MyStage`.
 
     Raises:
         UserError: if there is no such stage.

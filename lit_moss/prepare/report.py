@@ -1,11 +1,11 @@
-"""Tables, pictures and sounds of what a chain has made.
+"""Tables, figures and audio examples of the output of a chain.
 
     report.md      steps, documents, the paper's tables 1 and 2, sources and licences, rejections
     pictures/      durations, lengths of documents, rejections
-    audio/         sounds to listen to: some that were kept, and the worst that were not
+    audio/         examples: some that were kept, and the worst that were dropped
 
-In a chain it reads all steps before it; alone, the manifests that it is given: `prepare report
-OUT/*/manifest.jsonl --out OUT/report`.
+In a chain it reads all steps before it; alone, the given manifests: `prepare report OUT/*/manifest.jsonl
+--out OUT/report`.
 """
 
 from collections import Counter, defaultdict
@@ -35,13 +35,15 @@ LANGUAGE_NAMES = {"en": "English", "zh": "Chinese"}
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What the report shows.
+    """Options of `prepare report`.
 
     Args:
-        context: Rows of a training sequence, to say how many documents are longer; null says nothing.
-        sounds: Sounds of each group: kept, and dropped because of what ASR heard. Of other rules, one each.
-        sound_sec: Longest sound in seconds; longer ones are cut.
-        seed: Of the choice of sounds.
+        context: Number of rows of a training sequence, to report how many documents are longer; null: not
+            reported.
+        sounds: Number of examples per group: kept sounds, and sounds dropped because of their transcript. For
+            other rules there is one each.
+        sound_sec: Maximum length of an example in seconds; longer ones are cut.
+        seed: Seed of the choice of examples.
     """
 
     context: int | None = None
@@ -58,7 +60,7 @@ class ReportOptions:
 
 
 class ReportStage(WholeStage):
-    """Writes `report.md` with its pictures and sounds; its manifest is empty."""
+    """Writes `report.md` with figures and examples; its manifest is empty."""
 
     name = "report"
     reads = "all"
@@ -104,7 +106,7 @@ class ReportStage(WholeStage):
 
 
 class _Made:
-    """What is counted of the items that went into documents, in one pass over them."""
+    """Counts over the items from which documents were made, collected in one pass."""
 
     def __init__(self, final: Sequence[StepFiles]) -> None:
         self.licences = Tally()
@@ -121,12 +123,12 @@ class _Made:
 
 
 def _language(item: Item) -> str:
-    """The language that is stated, else what a text looks like."""
+    """The stated language, otherwise detected from the text."""
     return str(item.get("lang") or (text_language(str(item["text"])) if item.get("text") else ""))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; empty without rows."""
+    """A Markdown table; "" without rows."""
     if not rows:
         return ""
     lines = [header, ["---"] * len(header), *rows]
@@ -146,7 +148,7 @@ def _hours(seconds: float) -> str:
 
 
 def steps_table(steps: Sequence[StepFiles]) -> str:
-    """Items and hours in and out of each step."""
+    """Items and hours, input and output of each step."""
     rows = []
     for step in steps:
         c = step.counts
@@ -158,7 +160,7 @@ def steps_table(steps: Sequence[StepFiles]) -> str:
 
 
 def documents_table(steps: Sequence[StepFiles], context: int | None) -> str:
-    """Folders of documents, and what of them is longer than the context."""
+    """Folders of documents, and how many documents are longer than the context."""
     rows = []
     for documents in (d for step in steps for d in step.documents):
         rows_D = documents.rows_D
@@ -175,7 +177,7 @@ def documents_table(steps: Sequence[StepFiles], context: int | None) -> str:
 
 
 def hours_table(steps: Sequence[StepFiles]) -> str:
-    """Hours of recordings, real and synthetic, that went into interleaved and speech-only documents."""
+    """Hours of recordings, real and synthetic, in interleaved and speech-only documents."""
     hours: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for step, manifests in _read_by(steps, ("interleaved", "unsupervised")):
         kinds = {documents.kind for documents in step.documents}
@@ -191,7 +193,7 @@ def hours_table(steps: Sequence[StepFiles]) -> str:
                 lang = str(item.get("lang") or "")
                 hours[f"{LANGUAGE_NAMES.get(lang, lang or 'no language')} interleaved"][origin] += seconds
         if "unsupervised" in kinds:
-            # Documents of speech alone are made of those utterances, or of all of them.
+            # Speech-only documents are made of those utterances, or of all utterances.
             only = unsupervised_sec <= 1.05 * sum(speech_only.values())
             for origin, seconds in (speech_only if only else everything).items():
                 hours["Unsupervised"][origin] += seconds
@@ -236,7 +238,7 @@ def licences_table(licences: Tally) -> str:
 
 
 def errors_table(steps: Sequence[StepFiles]) -> str:
-    """Errors of ASR over all words, of everything that a filter has recognised and of what it keeps."""
+    """ASR errors over all words, for everything that a filter recognised and for what it kept."""
     rows = []
     for step in (step for step in steps if step.stage == "filter"):
         counts = step.counts.get("counts", {})
@@ -250,7 +252,7 @@ def errors_table(steps: Sequence[StepFiles]) -> str:
 
 
 def rejections_table(steps: Sequence[StepFiles]) -> str:
-    """Rules and how many items each has left out, with one value."""
+    """Rules with the number of items that each has rejected, and an example value."""
     rows = []
     for step in steps:
         examples: dict[str, str] = {}

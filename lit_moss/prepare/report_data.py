@@ -1,4 +1,4 @@
-"""What the steps of a chain have left in their folders, read for the report.
+"""Reads what the steps of a chain wrote to their folders, for the report.
 
 STEP/stage.json  timing.json  rejected.jsonl  manifest.jsonl  NAME/meta.json + NAME/*.parquet
 """
@@ -28,11 +28,11 @@ class Documents:
     """A folder of token documents.
 
     Args:
-        name: Of the step and the folder: `interleave/interleaved`.
+        name: Name of the step and the folder: `interleave/interleaved`.
         kind: interleaved, unsupervised, text or sft.
-        rows_D: Rows of each document, int64 (documents,).
-        speech_sec: Seconds of speech in all of them.
-        pairs: Of conversations: name and modality pair of each document.
+        rows_D: Number of rows of each document, int64 (documents,).
+        speech_sec: Seconds of speech in all documents.
+        pairs: For conversations: name and modality pair of each document.
     """
 
     name: str
@@ -47,13 +47,13 @@ class StepFiles:
     """A finished step.
 
     Args:
-        name: Of the step.
-        stage: Of its stage; empty where a source is a plain manifest.
-        manifest: Its manifest.
+        name: Name of the step.
+        stage: Name of its stage; "" if a source is a plain manifest.
+        manifest: Path of its manifest.
         sources: Manifests that it read.
-        counts: As in `stage.json`: items_in, items_out, speech_sec_in, speech_sec_out, rejected, counts.
-        seconds: Computing time of the last call that ran items; None if unknown.
-        documents: Folders of documents that it has written.
+        counts: Content of `stage.json`: items_in, items_out, speech_sec_in, speech_sec_out, rejected, counts.
+        seconds: Computing time in seconds of the last call that ran items; None if unknown.
+        documents: Folders of documents that it wrote.
     """
 
     name: str
@@ -66,15 +66,15 @@ class StepFiles:
 
     @property
     def folder(self) -> str:
-        """Its folder."""
+        """Folder of the step."""
         return posixpath.dirname(self.manifest)
 
     def items(self) -> Iterator[Item]:
-        """Lines of its manifest, with absolute paths."""
+        """Items of its manifest, with absolute paths."""
         return resolved_items([self.manifest])
 
     def rejections(self) -> Iterator[dict[str, Any]]:
-        """Lines of its `rejected.jsonl`; paths of their items are absolute."""
+        """Entries of its `rejected.jsonl`; paths of their items are absolute."""
         storage = Storage(self.folder)
         if self.stage and storage.exists(_REJECTED):
             path = storage.path(_REJECTED)
@@ -84,10 +84,10 @@ class StepFiles:
 
 
 def read_steps(manifests: Sequence[str]) -> list[StepFiles]:
-    """The steps whose manifests are given, in this order.
+    """Reads the steps with the given manifests, in this order.
 
     Raises:
-        UserError: if a manifest or a step's file cannot be read.
+        UserError: if a manifest or a file of a step cannot be read.
     """
     return [_read_step(manifest) for manifest in manifests]
 
@@ -115,7 +115,7 @@ def _read_step(manifest: str) -> StepFiles:
 
 def _documents(storage: Storage, step: str) -> Iterator[Documents]:
     system, inner = fsspec.url_to_fs(storage.folder)
-    # No pattern of names: the folder's own name may have brackets.
+    # No glob pattern: the folder's own name may contain brackets.
     for path in sorted(system.ls(inner, detail=False)):
         folder = posixpath.basename(path.rstrip("/"))
         if not storage.exists(f"{folder}/{_META}"):
@@ -125,7 +125,7 @@ def _documents(storage: Storage, step: str) -> Iterator[Documents]:
 
 
 def _read_documents(storage: Storage, folder: str, meta: dict[str, Any], name: str) -> Documents:
-    """Lengths, seconds and pairs, in batches: rows are not kept."""
+    """Reads lengths, seconds and pairs in batches; rows are not kept."""
     is_sft = meta["kind"] == "sft"
     columns = ["rows", "speech_sec", *(["id"] if is_sft else [])]
     rows: list[np.ndarray] = []
@@ -144,11 +144,11 @@ def _read_documents(storage: Storage, folder: str, meta: dict[str, Any], name: s
     return Documents(name, meta["kind"], lengths_D, seconds, tuple(pairs))
 
 
-# --- what is counted ----------------------------------------------------------------------------------------
+# --- counting -----------------------------------------------------------------------------------------------
 
 
 def final_steps(steps: Sequence[StepFiles]) -> list[StepFiles]:
-    """Steps whose items went into documents; without documents, the last one that has items."""
+    """Steps from whose items documents were made; without documents, the last step that has items."""
     read_for_documents = {source for step in steps if step.documents for source in step.sources}
     final = [step for step in steps if step.manifest in read_for_documents]
     if not final:
@@ -157,9 +157,9 @@ def final_steps(steps: Sequence[StepFiles]) -> list[StepFiles]:
 
 
 def real_or_synthetic(item: Item) -> str:
-    """`synthetic` for what a voice was given to say, `real` for other speech, `text` without any sound.
+    """`synthetic` for speech of a synthetic voice, `real` for other speech, `text` for items without audio.
 
-    Synthesised utterances, and messages of synthesised conversations, hold what the voice said in `spoken`.
+    Synthesized utterances, and messages of synthesized conversations, contain the spoken text in `spoken`.
     """
     parts = [item, *(m for m in item.get("messages") or () if isinstance(m, dict))]
     sounds = [part for part in parts if part.get("audio_filepath")]
@@ -170,7 +170,7 @@ def real_or_synthetic(item: Item) -> str:
 
 @dataclass
 class Tally:
-    """Items and seconds by some keys."""
+    """Number of items and seconds by keys."""
 
     items: Counter[tuple[str, ...]] = field(default_factory=Counter)
     seconds: defaultdict[tuple[str, ...], float] = field(default_factory=lambda: defaultdict(float))
@@ -182,10 +182,10 @@ class Tally:
 
 
 def source_of(item: Item) -> str:
-    """Where an item is from, as it says itself."""
+    """Source stated by an item."""
     return str(item.get("source") or "not stated")
 
 
 def licence_of(item: Item) -> str:
-    """Licence of an item, as it says itself."""
+    """Licence stated by an item."""
     return str(item.get("licence") or item.get("license") or "not stated")

@@ -1,4 +1,4 @@
-"""Pictures of the report: histograms of durations and lengths, and bars of rejections."""
+"""Figures of the report: histograms of durations and lengths, and bars of rejections."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def durations(storage: Storage, bins_of: Mapping[str, Mapping[int, int]]) -> str
 
     Args:
         storage: Folder of the report.
-        bins_of: Name of a group -> number of the bin of `BIN_SEC` -> items.
+        bins_of: Name of a group -> index of the bin of width `BIN_SEC` -> number of items.
     """
     figure = _figure()
     axes = figure.subplots()
@@ -44,7 +44,7 @@ def durations(storage: Storage, bins_of: Mapping[str, Mapping[int, int]]) -> str
 
 
 def lengths(storage: Storage, rows_of: Mapping[str, np.ndarray], context: int | None) -> str:
-    """Histogram of documents' rows, with a line at the context."""
+    """Histogram of the number of rows of documents, with a line at the context."""
     figure = _figure()
     axes = figure.subplots()
     longest = max((int(rows.max(initial=1)) for rows in rows_of.values()), default=1)
@@ -59,11 +59,11 @@ def lengths(storage: Storage, rows_of: Mapping[str, np.ndarray], context: int | 
 
 
 def rejections(storage: Storage, numbers: Sequence[tuple[str, int]]) -> str:
-    """Bars: how many items each rule has left out.
+    """Bar chart of the number of items that each rule rejected.
 
     Args:
         storage: Folder of the report.
-        numbers: Rule with its step, and items.
+        numbers: Rule with its step, and number of items.
     """
     figure = _figure()
     figure.set_size_inches(7, 1.2 + 0.28 * len(numbers))

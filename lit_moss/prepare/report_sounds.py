@@ -1,4 +1,4 @@
-"""Sounds of the report: some that were kept, the worst that ASR did not understand, one of each rule.
+"""Audio examples of the report: some kept sounds, the worst for the ASR, and one per rule.
 
 They are copied, so that the report can be moved, and logged as artifacts.
 """
@@ -23,9 +23,9 @@ class Sounds:
 
     Args:
         storage: Folder of the report.
-        number: Sounds of a group.
-        longest_sec: Where longer ones are cut.
-        seed: Of the choice.
+        number: Number of sounds per group.
+        longest_sec: Maximum length in seconds; longer sounds are cut.
+        seed: Seed of the choice.
 
     Attributes:
         written: Number of sounds copied.
@@ -36,11 +36,11 @@ class Sounds:
         self.written = 0
 
     def of(self, steps: Sequence[StepFiles]) -> str:
-        """The sounds of a chain: Markdown, empty if there are none."""
+        """The sounds of a chain as Markdown; "" if there are none."""
         if not self._number:
             return ""
         sounds = (sound for step in final_steps(steps) for sound in _sounds(step.items()))
-        # Each sound's hash decides, not its place.
+        # Chosen by the hash of each sound, not by its position.
         kept = heapq.nsmallest(self._number, sounds, self._order)
         groups = [("Kept", [(sound, "") for sound in kept])]
         for step in steps:
@@ -73,7 +73,7 @@ class Sounds:
         return groups
 
     def _line(self, part: Item, why: str) -> str:
-        """A sound as a line of a list; it is copied."""
+        """A sound as a list item; the sound is copied."""
         stem = re.sub(r"[^\w.-]+", "_", item_id(part))[:60]
         try:
             path = local_copy(part["audio_filepath"])
@@ -91,7 +91,7 @@ class Sounds:
 
 
 def _sounds(items: Iterator[Item]) -> Iterator[Item]:
-    """Utterances and messages that have a sound."""
+    """Utterances and messages with audio."""
     for item in items:
         if item.get("audio_filepath"):
             yield item
@@ -101,7 +101,7 @@ def _sounds(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def _failed(item: Item) -> Item | None:
-    """The sound that was rejected: the utterance, or the message that is named; None without any."""
+    """The rejected sound: that of the utterance, or of the named message; None if there is none."""
     messages = item.get("messages") or []
     if isinstance(item.get("failed_message"), int) and item["failed_message"] < len(messages):
         return messages[item["failed_message"]]

@@ -1,8 +1,8 @@
-"""Chinese characters as Latin letters, for acoustic models whose vocabulary has no others.
+"""Converts Chinese characters to Latin letters, for acoustic models with only those in their vocabulary.
 
 Each run of Han characters is read by pypinyin as a whole, because the reading of a character depends on its
-phrase: 银行 is yin hang, 行 alone is xing. Numerals are characters like any other. A general romaniser such
-as uroman turns 一 into the digit 1, which an acoustic model of letters has no symbol for.
+phrase: 银行 is yin hang, 行 alone is xing. Numerals are treated like other characters. A general romaniser
+such as uroman turns 一 into the digit 1, for which an acoustic model of letters has no symbol.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from lit_moss.prepare.language import is_han
 
 
 def romanise(words: Sequence[str]) -> list[str]:
-    """Words with their Han characters replaced by syllables without tones; everything else stays.
+    """Words whose Han characters are replaced by syllables without tones; everything else is unchanged.
 
-    Neighbouring words of Han characters alone are read as one run: ["行", "长"] is ["hang", "zhang"].
-    v (of 女, 绿) is written u.
+    Adjacent words that consist of Han characters are read as one run: ["行", "长"] is ["hang", "zhang"]. v
+    (in 女, 绿) is written u.
 
     Args:
-        words: Without spaces and punctuation.
+        words: Words without spaces and punctuation.
 
     Raises:
         UserError: if there are Han characters and pypinyin is not installed.
@@ -41,7 +41,7 @@ def _romanise_mixed(word: str) -> list[str]:
 
 
 def _syllables(run: str) -> list[str]:
-    """One syllable for each Han character; a character that has no known reading stands for itself."""
+    """One syllable per Han character; a character without a known reading is kept."""
     try:
         from pypinyin import lazy_pinyin
     except ImportError as error:
@@ -49,6 +49,6 @@ def _syllables(run: str) -> list[str]:
             "aligning Chinese to Latin letters needs pypinyin: pip install 'lit-moss[prepare]'"
         ) from error
     syllables = lazy_pinyin(run)
-    if len(syllables) != len(run):  # neighbouring characters without a reading are joined to one
+    if len(syllables) != len(run):  # adjacent characters without a reading are joined
         syllables = [syllable for character in run for syllable in lazy_pinyin(character)]
     return [syllable.replace("v", "u") for syllable in syllables]

@@ -1,4 +1,4 @@
-"""Comparing what was said with what a recogniser heard: both sides in spoken form."""
+"""Compares spoken text with a recogniser's transcript, both in spoken form."""
 
 import re
 
@@ -11,8 +11,8 @@ _SAME_WORDS = {
     "okay": "ok", "mr": "mister", "mrs": "missus", "dr": "doctor", "messrs": "messieurs",
     "alright": "all right", "grey": "gray",
 }  # fmt: skip
-_LETTERS = re.compile(r"(?<![\w'’])[A-Z](?:[ -][A-Z])+(?![\w'’])")  # U S, as ASR writes US
-# The pronouns 他, 她 and 它 sound alike.
+_LETTERS = re.compile(r"(?<![\w'’])[A-Z](?:[ -][A-Z])+(?![\w'’])")  # U S, which ASR writes as US
+# The pronouns 他, 她 and 它 are pronounced alike.
 _SAME_CHARACTERS = str.maketrans(
     {
         "著": "着",
@@ -31,21 +31,21 @@ _SAME_CHARACTERS = str.maketrans(
 def scoring_form(text: str, lang: str) -> str:
     """The form in which a reference and a transcript are compared.
 
-    Both `2.5%` and `two point five percent` become the same. Spoken form (`spoken`), lower case, without
-    punctuation and accents (`normalise`). English numbers are folded further: `twelve hundred` and `1,200`,
-    `a hundred and five` and `one hundred five` are the same; single letters in a row are one word (`U S`,
-    `US`). Chinese: simplified by OpenCC's `t2s`, then 著 as 着, 甚么 as 什么, 两 as 二, 幺 as 一,
-    她 and 它 as 他.
+    Both `2.5%` and `two point five percent` become the same: spoken form (`spoken`), lower case, without
+    punctuation and accents (`normalise`). English numbers are normalised further: `twelve hundred` and
+    `1,200`, `a hundred and five` and `one hundred five` become the same; consecutive single letters are one
+    word (`U S`, `US`). Chinese: simplified by OpenCC's `t2s`, then 著 as 着, 甚么 as 什么, 两 as 二, 幺 as
+    一, 她 and 它 as 他.
 
     Args:
         text: Any text.
         lang: en or zh.
 
     Returns:
-        Words separated by spaces; Chinese without spaces. May be empty.
+        Words separated by spaces; Chinese without spaces. May be "".
 
     Raises:
-        UserError: for another language, or without the extra `prepare`.
+        UserError: if the language is not supported, or the extra `prepare` is missing.
     """
     if lang == "zh":
         text = simplified(text)
@@ -57,10 +57,10 @@ def scoring_form(text: str, lang: str) -> str:
 
 
 def error_counts(reference: str, hypothesis: str, lang: str) -> tuple[int, int]:
-    """Edits (substitutions, deletions, insertions) and words of the reference, both in `scoring_form`.
+    """Number of edits (substitutions, deletions, insertions) and of reference words, both in `scoring_form`.
 
-    Words are characters in Chinese, but a word in Latin letters counts as one. Edits may outnumber the
-    words. No words at all means that there is nothing to compare with: a fault of the reference, not a
+    In Chinese, characters are counted as words, but a word in Latin letters counts as one. There may be more
+    edits than words. A reference without words cannot be compared: this is a fault of the reference, not a
     perfect transcript.
     """
     expected, recognised = (_tokens(scoring_form(text, lang)) for text in (reference, hypothesis))

@@ -1,11 +1,11 @@
-"""The backbone answers text prompts itself, so that a speech model learns to say what its text model would.
+"""Lets the backbone answer text prompts, so that a speech model learns to say what its text model would.
 
     question, or messages ─ chat template ─ backbone ─ answer ─ filters ─ messages with the answer
 
-An item may bring `examples`, pairs of question and answer that the backbone is shown before the prompt; they
-are in no result. Prompts are answered in batches of consecutive items, which are the stage's units: in the
-last bits of the logits a prompt's neighbours count, and they are the same for any number of workers. The
-random numbers of an answer follow from the seed and its prompt alone.
+An item may contain `examples`, pairs of question and answer that are put before the prompt for the backbone,
+but are not part of the result. Prompts are answered in batches of consecutive items, which are the stage's
+units: the last bits of the logits depend on the other prompts of the batch, which are thus the same for any
+number of workers. The random numbers of an answer depend only on the seed and its prompt.
 """
 
 import hashlib
@@ -28,36 +28,37 @@ from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, 
 from lit_moss.prepare.storage import Storage
 from lit_moss.records import printable
 
-_AUDIO_IDS = 1024  # of the speech head, which is not used; small
-_GRAM = {"en": 4, "zh": 8}  # words, or characters, that a loop repeats
+_AUDIO_IDS = 1024  # of the speech head, which is not used
+_GRAM = {"en": 4, "zh": 8}  # words, or characters, of a repeated sequence
 
 
 @dataclass(frozen=True)
 class SelfAnswerOptions:
-    """How prompts are answered, and which answers are kept.
+    """Options of `prepare self-answer`: how prompts are answered, and which answers are kept.
 
     Args:
         backbone: Text model with a chat template: a folder, a hub id, or `embedded:smollm2-135m`.
-        system: System prompt for items that have none; empty for what the chat template does without one.
-        max_new_tokens: Longest answer.
-        temperature: 0 takes the most likely token.
-        top_k: Tokens to choose from; 0 for all. Without effect at temperature 0, as top_p.
-        top_p: Probability mass to choose from.
-        repetition_penalty: Divides the logits of tokens that are in prompt or answer already; 1 for none.
-        seed: Of the sampling.
-        batch: Prompts that are answered together.
-        dtype: Of the weights: float32, bfloat16, or auto for bfloat16 where the device is faster with it. The
-            dtype changes few answers.
+        system: System prompt for items without one; "": that of the chat template.
+        max_new_tokens: Maximum length of an answer in tokens.
+        temperature: Sampling temperature; 0: the most likely token.
+        top_k: Number of most likely tokens to choose from; 0: all. No effect at temperature 0.
+        top_p: Probability mass of the most likely tokens to choose from. No effect at temperature 0.
+        repetition_penalty: Divisor of the logits of tokens that occur in prompt or answer; 1: none.
+        seed: Seed of the sampling.
+        batch: Number of prompts answered together.
+        dtype: Data type of the weights: float32, bfloat16, or auto: bfloat16 if that is faster on the device.
+            Few answers depend on it.
         device: auto, cpu or cuda.
-        unfinished: What happens to an answer that reaches max_new_tokens: cut after its last whole sentence,
-            or reject.
-        min_words: Shortest answer in words; a Chinese character counts as one.
-        max_words: Longest.
-        max_repeated: Share of an answer, 0 to 1, in repeated sequences of 4 words or 8 Chinese characters.
-        refusals: Whether answers that refuse, or talk about being a model, are kept.
-        sentences: Most sentences of an answer: what follows is cut off; null keeps all.
-        wrong: Whether an answer is dropped or kept that has none of the right `answers` of its item in it.
-            Items without `answers` are not judged.
+        unfinished: What to do with an answer that reaches max_new_tokens: cut (after its last complete
+            sentence) or reject.
+        min_words: Minimum length of an answer in words; a Chinese character counts as one word.
+        max_words: Maximum length of an answer in words; a Chinese character counts as one word.
+        max_repeated: Maximum fraction of an answer, 0 to 1, in repeated sequences of 4 words or 8 Chinese
+            characters.
+        refusals: Keep answers that refuse, or that mention being a language model.
+        sentences: Maximum number of sentences of an answer, which is cut after them; null: unlimited.
+        wrong: What to do with an answer that contains none of the item's right `answers`: drop or keep. Items
+            without `answers` are not checked.
     """
 
     backbone: str = "embedded:smollm2-135m"
@@ -91,12 +92,12 @@ class SelfAnswerOptions:
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are drawn."""
+        """The sampling options for tokens."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
 
 
 class SelfAnswerStage(Stage):
-    """Prompts -> conversations that end with the backbone's answer."""
+    """Converts prompts to conversations that end with the backbone's answer."""
 
     name = "self-answer"
     Options = SelfAnswerOptions
@@ -127,7 +128,7 @@ class SelfAnswerStage(Stage):
             raise UserError(
                 f"{self.options.backbone} has no chat template: expected an instruction-tuned text model"
             )
-        # Unsplit: both tails are empty, and text is generated by the backbone's own layers and head.
+        # Not split: both tails are empty, and text is generated by the backbone's own layers and head.
         lm = SplitLM.from_backbone(
             self.options.backbone, 0, audio_vocab_size=_AUDIO_IDS, dtype=getattr(torch, dtype)
         )
@@ -159,7 +160,7 @@ class SelfAnswerStage(Stage):
     def _prompt_ids(self, messages: list[Item]) -> list[int]:
         if self.options.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.options.system}, *messages]
-        # Reasoning models (Qwen3) would spend the answer on thinking aloud; other templates ignore it.
+        # Reasoning models (Qwen3) would spend the answer on reasoning; other templates ignore this option.
         text = self._tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
@@ -217,16 +218,16 @@ class SelfAnswerStage(Stage):
             return reject("refusal", answer[:80])
         if options.wrong == "drop" and item.get("answers") and not has_answer(answer, item["answers"]):
             return reject("wrong answer", answer[:80], " | ".join(item["answers"]))
-        for key in ("question", "answer", "examples"):  # now in the messages; a given answer is replaced
+        for key in ("question", "answer", "examples"):  # now in the messages; an existing answer is replaced
             answered.pop(key, None)
         result.items.append(answered | {"lang": item.get("lang") or lang})
 
 
 def example_messages(item: Item) -> list[Item]:
-    """The item's examples as messages.
+    """The examples of an item as messages.
 
     Raises:
-        UserError: if they are no pairs of texts.
+        UserError: if they are not pairs of texts.
     """
     examples = item.get("examples") or []
     if not isinstance(examples, list) or not all(
@@ -245,10 +246,10 @@ def example_messages(item: Item) -> list[Item]:
 
 
 def prompt_messages(item: Item) -> list[Item]:
-    """Messages up to the last one of the user, without sounds; a final answer that is there is left out.
+    """Messages up to the last user message, without audio; an existing final answer is left out.
 
     Raises:
-        UserError: if the item has neither a `question` nor messages with one of the user.
+        UserError: if the item has neither a `question` nor messages with a user message.
     """
     if isinstance(item.get("question"), str) and item["question"].strip():
         return [{"role": "user", "content": item["question"].strip()}]
@@ -272,7 +273,7 @@ def prompt_messages(item: Item) -> list[Item]:
 
 
 def _fingerprint(backbone: str) -> str:
-    """16 hex digits of a backbone's weights, tokenizer and template."""
+    """16 hex digits of a backbone's weights, tokenizer and chat template."""
     folder = resolve_backbone(backbone)
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):

@@ -1,4 +1,4 @@
-"""Cutting long text into pieces for a voice."""
+"""Divides long text into pieces for a voice."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _END = re.compile(rf"(?:[.!?…]+[{_CLOSERS}]*(?=\s|$)|[。！？；…]+[{_CLOS
 _PAUSE = re.compile(rf"(?:[,;:—–][{_CLOSERS}]*\s+|\s[-—–]+\s+|—|[，、：][{_CLOSERS}]*\s*)")
 _SPACE = re.compile(r"\s+")
 _LAST_WORD = re.compile(r"\S+$")
-# Full stops that may well end a sentence, so the next word decides.
+# Full stops that may end a sentence; the next word decides.
 _MAY_END = {
     "etc.",
     "al.",
@@ -40,19 +40,20 @@ _DOTTED = re.compile(r"(?:[A-Za-z]\.){1,}$")
 def split_text(text: str, lang: str, max_chars: int = 350, min_words: int = 5) -> list[str]:
     """Pieces of a text, each for one call of a voice.
 
-    It is cut at the ends of sentences (. ! ? … 。！？； and line ends; not inside abbreviations, numbers and
-    initials). A sentence over `max_chars` is cut again at commas, colons and dashes, then at spaces, then
-    anywhere. Pieces under `min_words` are joined with a neighbour, the shorter one first, if both together
-    are within `max_chars`.
+    The text is cut at the ends of sentences (. ! ? … 。！？； and line ends; not within abbreviations,
+    numbers and initials). A sentence longer than `max_chars` is cut at commas, colons and dashes, then at
+    spaces, then anywhere. Pieces with fewer than `min_words` are merged with an adjacent piece, the shorter
+    one first, if both together are within `max_chars`.
 
     Args:
         text: Any text.
-        lang: en or zh; a word is a character in Chinese.
-        max_chars: Characters of a piece at most.
-        min_words: Words of a piece at least, where its neighbours leave room.
+        lang: en or zh; in Chinese, characters are counted as words.
+        max_chars: Maximum number of characters of a piece.
+        min_words: Minimum number of words of a piece, if adjacent pieces have room.
 
     Returns:
-        Pieces without spaces around them, none empty; every other character of the text is in exactly one.
+        Non-empty pieces without surrounding spaces; every other character of the text is in exactly one
+        piece.
     """
     if max_chars < 1 or min_words < 0:
         raise UserError(f"got max_chars {max_chars}, min_words {min_words}: expected at least 1 and 0")
@@ -65,7 +66,7 @@ def split_text(text: str, lang: str, max_chars: int = 350, min_words: int = 5) -
 def _cut(
     text: str, at: re.Pattern[str], accept: Callable[[str, re.Match[str]], bool] | None = None
 ) -> list[str]:
-    """The text cut after each match; nothing is lost. Pieces of spaces alone are left out."""
+    """Cuts the text after each match, without losing anything. Pieces of spaces only are left out."""
     pieces, start = [], 0
     for match in at.finditer(text):
         if accept is None or accept(text, match):
@@ -75,7 +76,7 @@ def _cut(
 
 
 def _ends_sentence(text: str, match: re.Match[str]) -> bool:
-    """Whether a mark ends a sentence: not a full stop of an abbreviation, an initial or a list number."""
+    """Whether a mark ends a sentence: not the full stop of an abbreviation, an initial or a list number."""
     mark = match[0].strip()
     following = text[match.end() : match.end() + 1]
     if not mark or mark[0] in "。！？；" or "\n" in match[0] or not following:
@@ -99,7 +100,7 @@ def _ends_sentence(text: str, match: re.Match[str]) -> bool:
 
 
 def _fit(piece: str, max_chars: int, marks: list[re.Pattern[str]]) -> list[str]:
-    """A piece cut to at most `max_chars`, at the first kind of mark that does, into as few as possible."""
+    """Cuts a piece to at most `max_chars` at the first sufficient kind of mark, into few parts."""
     if len(piece.strip()) <= max_chars:
         return [piece]
     if not marks:
@@ -133,7 +134,7 @@ def _join_short(pieces: list[str], max_chars: int, min_words: int, lang: str) ->
 
 
 def _words(text: str, lang: str) -> int:
-    """Words; in Chinese characters and words in Latin letters."""
+    """Number of words; in Chinese, of characters and words in Latin letters."""
     if lang != "zh":
         return len(text.split())
     spaced = "".join(f" {c} " if is_han(c) else c for c in text)

@@ -1,12 +1,13 @@
-"""Conversations -> a folder of token documents for supervised fine-tuning: each in the four modality pairs.
+"""Writes conversations to a folder of token documents for supervised fine-tuning, in four modality pairs.
 
     sft/   question and answer as speech-speech, speech-text, text-speech, text-text
 
-A pair is made where its turns have the modality. `reply_form` is the form of spoken replies: `direct` is
-speech alone (MOSS-Speech); `guided`, the text first and then the speech (SpeechGPT), and `interleaved`, 13
-text ids and 26 codes in turns (GLM-4-Voice), are the text-guided forms that the paper compares with
-(table 6). A document that is longer than `context` is left out and listed in `rejected.jsonl`. With
-`validation_share`, `sft-validation/` takes that share of the conversations, chosen by a hash of their names.
+A pair is made if its turns have the required modalities. `reply_form` is the form of spoken replies: `direct`
+is speech only (MOSS-Speech); `guided`, the text followed by the speech (SpeechGPT), and `interleaved`,
+alternating 13 text ids and 26 codes (GLM-4-Voice), are the text-guided forms that the paper compares with
+(table 6). A document longer than `context` is left out and listed in `rejected.jsonl`. With
+`validation_share`, that fraction of the conversations, chosen by a hash of their names, is written to
+`sft-validation/`.
 """
 
 import sys
@@ -46,18 +47,18 @@ class SftOptions:
     """Options of `prepare sft`.
 
     Args:
-        speech_tokenizer: Speech tokenizer, as of `prepare tokenize`.
-        log_mel: Features of the speech tokenizer, causal or whisper; null takes what its folder states.
+        speech_tokenizer: Speech tokenizer, the same as in `prepare tokenize`.
+        log_mel: Features of the speech tokenizer: causal or whisper; null: as stated in its folder.
         backbone: Model whose tokenizer makes the text rows.
         pairs: Modality pairs, the user's first: speech-speech, speech-text, text-speech, text-text.
-        train_on: Whose turns are targets: assistant or all.
+        train_on: Turns that are targets: assistant or all.
         reply_form: Form of spoken replies: direct, guided or interleaved.
-        interleave_text: Text ids of a turn of interleaved replies.
-        interleave_codes: Codes of a turn of interleaved replies.
-        speech_text: Documents carry the text of their speech, for `model.ctc`.
-        context: Rows of a training sequence: longer documents are left out; null keeps all, and training
-            leaves them out.
-        validation_share: Share of conversations, 0 to 1, for a folder of their own.
+        interleave_text: Text ids per turn of interleaved replies.
+        interleave_codes: Codes per turn of interleaved replies.
+        speech_text: Store the text of the speech in documents, for `model.ctc`.
+        context: Number of rows of a training sequence: longer documents are left out. null: all are kept, and
+            training leaves them out.
+        validation_share: Fraction of conversations, 0 to 1, for a separate validation folder.
     """
 
     speech_tokenizer: str = "embedded:whisper-tiny-kmeans"
@@ -111,7 +112,7 @@ class SftStage(WholeStage):
         with blocks_beside(self.storage) as blocks:
             for item in resolved_items(sources):
                 name = unique_name(_name(item), names)
-                # Conversations of one name are in one part.
+                # Conversations with the same name are in the same part.
                 blocks.add(f"sft{split.ending(_name(item))}", item | {"id": name}, name)
             blocks.close()
             check = SpeechCheck("sft", blocks, self.max_bad_share)
@@ -122,7 +123,7 @@ class SftStage(WholeStage):
         return result
 
     def _rejections(self, sources: Sequence[str], too_long: Sequence[Document]) -> list[Rejection]:
-        """One for each document, with its conversation, which is read again: all would fill the memory."""
+        """One rejection per document, with its conversation, which is read again to save memory."""
         documents = {document.id.rpartition("/")[0]: [] for document in too_long}
         for document in too_long:
             documents[document.id.rpartition("/")[0]].append(document)
@@ -160,7 +161,7 @@ def _conversation(record: Record, folder: Path) -> list[Message]:
 
 
 def _name(item: Item) -> str:
-    """The conversation's id, else a hash of what is said in it."""
+    """The conversation's id, otherwise a hash of its content."""
     if not isinstance(item.get("messages"), list):
         raise UserError(f"{str(item)[:100]}: no messages, expected conversations")
     if item.get("id") is not None:

@@ -1,12 +1,12 @@
-"""Shards: consecutive lines of a stage's sources, and the files that hold what became of them.
+"""Shards: consecutive lines of a stage's sources, and the files with their results.
 
     parts/part-00017.jsonl            the shard's lines of the manifest
     parts/part-00017.rejected.jsonl   its lines of rejected.jsonl
-    parts/part-00017.done             their hashes, counts, and the fingerprint of what made them
-    parts/part-00017.log              while it is being made: one line per unit (local, removed at the end)
+    parts/part-00017.done             hashes, counts, and a fingerprint of lines, options and version
+    parts/part-00017.log              in progress: one line per unit (local, removed at the end)
 
-Which lines are a shard follows from the sources alone. A shard is done if its `.done` names the fingerprint
-of today's lines, options and version; anything else is made again. Making it twice gives the same bytes.
+The lines of a shard depend only on the sources. A shard is done if its `.done` has the fingerprint of the
+current lines, options and version; otherwise it is made again. Making it twice gives the same bytes.
 """
 
 import json
@@ -29,14 +29,14 @@ from lit_moss.prepare.storage import Storage, is_remote
 
 UNREADABLE = "unreadable audio"
 _REFUSED = "a file that the system lets us read"
-_SYNC_SEC = 2.0  # a killed machine loses no more than that; a killed process loses one unit
+_SYNC_SEC = 2.0  # the most that a killed machine loses; a killed process loses one unit
 _LEAST, _MOST = 16, 1024  # items of a shard
 _SHARDS = 64
 
 
 @dataclass(frozen=True)
 class Span:
-    """Lines of a source: bytes `first` to `stop`, end excluded."""
+    """Lines of a source: bytes `first` to `stop` (exclusive)."""
 
     source: str
     first: int
@@ -48,10 +48,10 @@ class Shard:
     """Consecutive items.
 
     Args:
-        number: Its place among the shards.
-        spans: Where its lines are.
+        number: Index of the shard.
+        spans: Positions of its lines.
         units: Number of items of each of its units.
-        digest: Hash of the lines, and of size and time of change of the sound files that they name.
+        digest: Hash of the lines, and of size and modification time of the sound files in them.
     """
 
     number: int
@@ -61,7 +61,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Beginning of the names of its files."""
+        """Prefix of the names of its files."""
         return f"parts/part-{self.number:05d}"
 
     @property
@@ -72,15 +72,15 @@ class Shard:
 
 @dataclass
 class ShardCounts:
-    """What became of a shard; counts add up over shards.
+    """Statistics of a shard; they are summed over shards.
 
     Args:
-        items_in: Items that went in.
-        items_out: Lines of its manifest.
-        speech_sec_in: Their durations in seconds, as far as they are stated.
-        speech_sec_out: Durations of the lines of its manifest.
+        items_in: Number of input items.
+        items_out: Number of lines of its manifest.
+        speech_sec_in: Total duration of the input items in seconds, as far as stated.
+        speech_sec_out: Total duration of the lines of its manifest in seconds.
         rejected: Reason -> number of rejections.
-        counts: Of the stage.
+        counts: Counts of the stage.
     """
 
     items_in: int = 0
@@ -91,7 +91,7 @@ class ShardCounts:
     counts: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: "ShardCounts") -> None:
-        """Adds another shard's counts."""
+        """Adds the counts of another shard."""
         self.items_in += other.items_in
         self.items_out += other.items_out
         self.speech_sec_in += other.speech_sec_in
@@ -102,27 +102,27 @@ class ShardCounts:
             self.counts[name] = self.counts.get(name, 0) + number
 
 
-# --- which shards -------------------------------------------------------------------------------------------
+# --- planning -----------------------------------------------------------------------------------------------
 
 
 def plan_shards(
     stage: Stage, sources: Sequence[str], folder: ManifestFolder, shard_items: int | None = None
 ) -> list[Shard]:
-    """Cuts the sources' lines into shards of whole units.
+    """Divides the sources' lines into shards of whole units.
 
     Args:
-        stage: Says which items are a unit.
+        stage: Defines the units.
         sources: Manifests.
-        folder: Checks paths.
-        shard_items: Items of a shard, at least; None for a 64th of all, 16 to 1024.
+        folder: Checks the paths.
+        shard_items: Minimum number of items of a shard; None: a 64th of all, 16 to 1024.
 
     Raises:
-        UserError: if a source cannot be read, or an item has none of the keys that the stage needs.
+        UserError: if a source cannot be read, or an item lacks all keys that the stage needs.
     """
     if shard_items is None:
         total = sum(1 for source in sources for _ in read_items(source))
         shard_items = max(_LEAST, min(_MOST, -(-total // _SHARDS)))
-    spans: list[Span] = []  # of the items that were read and are in no unit yet
+    spans: list[Span] = []  # of items that were read but are not yet in a unit
     shards: list[Shard] = []
     stamps: list[bytes] = []
 
@@ -134,7 +134,7 @@ def plan_shards(
                 stamps.append(line.content + folder.stamps(item))
                 yield item
 
-    # `units` may look one item ahead: a unit's items are the first of those that were read.
+    # `units` may read one item ahead: the items of a unit are the first of those read.
     taken = 0
     units: list[int] = []
     for unit in stage.units(items()):
@@ -173,20 +173,20 @@ def run_shard(
     fingerprint: str,
     progress: Callable[[int], None] = lambda items: None,
 ) -> None:
-    """Makes a shard's files; goes on where an earlier, killed run stopped.
+    """Makes the files of a shard; continues where an earlier, killed run stopped.
 
     Args:
         stage: The stage.
-        open_stage: Loads its models where they are not loaded yet; called when there is a unit to run.
+        open_stage: Loads the stage's models if they are not loaded; called if there is a unit to run.
         shard: The shard.
-        folder: Where the files go, and how items name paths.
-        fingerprint: Of the stage, see `fingerprint_of`.
-        progress: Called with the number of items that are done.
+        folder: Folder of the files; resolves paths of items.
+        fingerprint: Fingerprint of the stage, see `fingerprint_of`.
+        progress: Called with the number of finished items.
     """
     storage = folder.storage
     log = _log_path(storage, shard)
     log.parent.mkdir(parents=True, exist_ok=True)
-    # A worker whose parent was killed ends within moments; until then it holds the lock.
+    # A worker whose parent was killed ends within moments, and holds the lock until then.
     with FileLock(log.with_suffix(".lock")):
         print_of_shard = f"{fingerprint} {shard.digest}"
         results = _logged(log, print_of_shard)
@@ -206,7 +206,7 @@ def run_shard(
 
 
 def remove_logs(storage: Storage, shards: Sequence[Shard]) -> None:
-    """Removes what workers left that were ended after their shards were done; call it when all are done."""
+    """Removes files of workers that were ended after their shards were done; call it when all are done."""
     for shard in shards:
         log = _log_path(storage, shard)
         log.unlink(missing_ok=True)
@@ -230,22 +230,22 @@ def shard_counts(storage: Storage, shard: Shard, fingerprint: str) -> ShardCount
 
 
 def unreadable(item: Item, reason: str, is_refused: bool) -> Rejection:
-    """The rejection of an item whose sound cannot be read.
+    """The rejection of an item whose audio cannot be read.
 
     Args:
         item: The item.
         reason: `path: reason`.
-        is_refused: Whether the system refused the file, see `RefusedAudio`: the item is tried again once it
-            does not.
+        is_refused: Whether the system refused access to the file, see `RefusedAudio`: the item is tried again
+            once it is accessible.
     """
     return Rejection(item, UNREADABLE, reason, _REFUSED if is_refused else None)
 
 
 def is_to_be_tried_again(shard: Shard, counts: ShardCounts, folder: ManifestFolder) -> bool:
-    """Whether a finished shard has rejected a sound that the system refused then, and does not now."""
+    """Whether a finished shard has rejected audio that the system refused to read then, but not now."""
     if not counts.rejected.get(UNREADABLE):
         return False
-    of_the_step = folder.storage.path("rejected.jsonl")  # beside which the paths are
+    of_the_step = folder.storage.path("rejected.jsonl")  # to which the paths are relative
     for line in read_items(folder.storage.path(f"{shard.name}.rejected.jsonl")):
         if line.item["threshold"] == _REFUSED:
             item = folder.resolved(line.item["item"], of_the_step, line.number)
@@ -271,7 +271,7 @@ def _run_unit(stage: Stage, unit: list[Item]) -> Result:
     except Exception as error:
         error.add_note(f"in stage {stage.name}, unit {[str(item)[:300] for item in unit[:3]]}")
         raise
-    # One bad recording of a batch: each item alone.
+    # One bad recording in a batch: each item is processed alone.
     result = Result()
     for item in unit:
         alone = _run_unit(stage, [item])
@@ -300,7 +300,7 @@ def _units(shard: Shard, folder: ManifestFolder, skip: int) -> Iterator[list[Ite
 
 
 def _as_lines(result: Result, folder: ManifestFolder, unit: Sequence[Item], stage: str) -> dict[str, Any]:
-    """A unit's line of the log."""
+    """The line of a unit in the log."""
     counts = ShardCounts(
         items_in=len(unit),
         items_out=len(result.items),
@@ -344,7 +344,7 @@ def to_line(content: dict[str, Any]) -> bytes:
 
 
 def _logged(log: Path, print_of_shard: str) -> list[dict[str, Any]]:
-    """Results in a log, which is cut after the last whole line; a log of other inputs is begun again."""
+    """Results in a log, truncated after the last complete line; a log of other inputs is restarted."""
     header = to_line({"fingerprint": print_of_shard})
     content = log.read_bytes() if log.exists() else b""
     if not content.startswith(header):
@@ -378,7 +378,7 @@ def _write(storage: Storage, shard: Shard, print_of_shard: str, results: Sequenc
 
 
 def _log_path(storage: Storage, shard: Shard) -> Path:
-    """Local: an object store cannot append."""
+    """Local, because an object store cannot append."""
     if not storage.is_remote:
         return Path(storage.path(f"{shard.name}.log"))
     from lit_moss.assets import cache_dir

@@ -1,4 +1,4 @@
-"""What can be wrong with synthesised speech and is seen without recognising it: length, silence, level.
+"""Finds faults of synthesized speech without recognition: length, silence, level.
 
 Shapes: T samples, F frames of 10 ms.
 """
@@ -9,22 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 
 FRAME_SEC = 0.01
-# Frames this far below the loudest ones are silent; so are those below the floor (dB of full scale).
+# Frames this far below the loudest ones are silent, and those below the floor (in dB of full scale).
 SILENT_BELOW_LOUD_DB = 40.0
 FLOOR_DB = -65.0
-_FLAT_RUN = 3  # equal samples in a row at the peak; a wave that was not clipped turns there
+_FLAT_RUN = 3  # consecutive equal samples at the peak; an unclipped wave turns there
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a sound is refused.
+    """Limits beyond which a sound is rejected.
 
     Args:
-        chars_per_sec: Letters a second of the text, from the slowest to the fastest speech.
-        slack_sec: Added to the longest time of a text: short ones are spoken slowly.
-        edge_silence_sec: Longest silence before and after the speech, each.
-        clipped_share: Share of samples that are cut off at the peak.
-        level_db: Quietest and loudest root mean square of the frames with sound, dB of full scale.
+        chars_per_sec: Letters of the text per second, from the slowest to the fastest speech.
+        slack_sec: Time in seconds to add to the maximum length of a text, since short texts are spoken
+            slowly.
+        edge_silence_sec: Maximum silence before and after the speech, each, in seconds.
+        clipped_share: Maximum fraction of clipped samples.
+        level_db: Minimum and maximum root mean square of the frames with sound, in dB of full scale.
     """
 
     chars_per_sec: tuple[float, float]
@@ -36,11 +37,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Fault:
-    """One broken rule.
+    """A violated rule.
 
     Args:
-        reason: Its name.
-        value: What was measured.
+        reason: Name of the rule.
+        value: Measured value.
         threshold: The limit.
     """
 
@@ -50,12 +51,13 @@ class Fault:
 
 
 def faults(wave_T: np.ndarray, rate_hz: int, chars: int, limits: Limits) -> Iterator[Fault]:
-    """Rules that a sound breaks, the one that says most first.
+    """Yields the rules that a sound violates, the most informative one first.
 
     Args:
-        wave_T: Samples in [-1, 1], float32 (T,), at the rate of the file: resampling hides clipping.
-        rate_hz: Their rate.
-        chars: Letters, digits and Chinese characters of the text in its spoken form.
+        wave_T: Samples in [-1, 1], float32 (T,), at the sample rate of the file, because resampling hides
+            clipping.
+        rate_hz: Sample rate in Hz.
+        chars: Number of letters, digits and Chinese characters of the text in its spoken form.
         limits: The limits.
     """
     level_F = frame_levels_db(wave_T, rate_hz)
@@ -84,7 +86,7 @@ def faults(wave_T: np.ndarray, rate_hz: int, chars: int, limits: Limits) -> Iter
 
 
 def frame_levels_db(wave_T: np.ndarray, rate_hz: int) -> np.ndarray:
-    """Root mean square of frames of 10 ms in dB of full scale, (F,); the rest of a frame is left out."""
+    """Root mean square of 10 ms frames in dB of full scale, (F,); an incomplete frame is ignored."""
     size = max(1, round(rate_hz * FRAME_SEC))
     frames = len(wave_T) // size
     power_F = np.square(wave_T[: frames * size].reshape(frames, size).astype(np.float64)).mean(axis=1)
@@ -92,13 +94,13 @@ def frame_levels_db(wave_T: np.ndarray, rate_hz: int) -> np.ndarray:
 
 
 def _has_sound(level_F: np.ndarray) -> np.ndarray:
-    """Which frames have sound, (F,). The loud ones are the 95th percentile: one click does not count."""
+    """Which frames have sound, (F,), relative to the 95th percentile, so that a click does not count."""
     loud_db = float(np.percentile(level_F, 95)) if len(level_F) else FLOOR_DB
     return level_F > max(FLOOR_DB, loud_db - SILENT_BELOW_LOUD_DB)
 
 
 def edges_sec(level_F: np.ndarray) -> tuple[float, float, float]:
-    """Seconds of silence before, of sound between, of silence after."""
+    """Seconds of silence before the sound, of sound in between, and of silence after it."""
     places = np.flatnonzero(_has_sound(level_F))
     if not len(places):
         return len(level_F) * FRAME_SEC, 0.0, 0.0
@@ -107,15 +109,15 @@ def edges_sec(level_F: np.ndarray) -> tuple[float, float, float]:
 
 
 def speech_level_db(level_F: np.ndarray) -> float:
-    """Root mean square over the frames with sound, dB of full scale."""
+    """Root mean square over the frames with sound, in dB of full scale."""
     power_F = 10 ** (level_F[_has_sound(level_F)] / 10)
     return float(10 * np.log10(power_F.mean()))
 
 
 def clipped_share(wave_T: np.ndarray) -> float:
-    """Share of samples in runs of three or more equal ones within 1 % of the peak.
+    """Fraction of samples in runs of three or more equal ones within 1 % of the peak.
 
-    Relative to the peak: a clipped sound may have been made quieter afterwards.
+    Relative to the peak, because a clipped sound may have been attenuated afterwards.
     """
     peak = float(np.abs(wave_T).max(initial=0.0))
     if not peak:

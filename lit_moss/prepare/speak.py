@@ -1,11 +1,11 @@
-"""Conversations -> spoken conversations: users in many voices, the assistant in one.
+"""Speaks conversations: users with many voices, the assistant with one.
 
     messages   system      user                assistant           user
     voice      –           zf_xiaoni (drawn)   the assistant's     zf_xiaoni
     + keys                 audio_filepath, duration, speaker, spoken
 
-A conversation's user keeps one voice, drawn by the conversation's id from those that speak its language. The
-assistant has one voice for each language. A message's `style` is passed on where the voice takes one.
+The user of a conversation has one voice, drawn by the conversation's id among those that speak its language.
+The assistant has one voice per language. A message's `style` is passed on if the voice supports it.
 """
 
 from collections.abc import Sequence
@@ -32,16 +32,17 @@ class SpeakOptions:
     """Options of `prepare speak` for conversations.
 
     Args:
-        user_voices: Pool of the users' voices, named as in `prepare synthesize`.
-        assistant_voices: The assistant's voices: the first that speaks the conversation's language is taken.
-        min_speed: Slowest pace of users; 1 is the voice's own. The assistant keeps its own.
-        max_speed: Their fastest pace.
-        keep_text: Whether a conversation that cannot be spoken is kept, without any sound.
-        max_chars: Characters that a voice is given at once; null for 350 in English and 100 in Chinese.
-        seed: Seed of the choice of voices and paces.
-        threads: Threads of an embedded voice's model, per worker.
-        api_key_env: Environment variable with the key of endpoints.
-        timeout_sec: Seconds after which an endpoint or a program has failed.
+        user_voices: Voices of users, named as in `prepare synthesize`.
+        assistant_voices: Voices of the assistant; the first one that speaks the conversation's language is
+            used.
+        min_speed: Minimum speed of users; 1 is the voice's own speed, which the assistant always has.
+        max_speed: Maximum speed of users.
+        keep_text: Keep a conversation that cannot be spoken, without audio.
+        max_chars: Maximum number of characters per call of a voice; null: 350 in English and 100 in Chinese.
+        seed: Seed of the choice of voices and speeds.
+        threads: Number of threads of an embedded voice's model, per worker.
+        api_key_env: Environment variable that contains the API key of endpoints.
+        timeout_sec: Timeout of an endpoint or a program, in seconds.
     """
 
     user_voices: list[str] = field(default_factory=lambda: ["embedded:kokoro/en", "embedded:kokoro/zh"])
@@ -66,7 +67,7 @@ class SpeakOptions:
 
 
 class SpeakStage(Stage):
-    """See the module."""
+    """Speaks conversations, see the module docstring."""
 
     name = "speak"
     version = 5
@@ -103,10 +104,10 @@ class SpeakStage(Stage):
         return result
 
     def _spoken(self, item: Item, messages: list[Item], lang: str, result: Result) -> list[Item]:
-        """The messages with their sounds.
+        """The messages with their audio.
 
         Raises:
-            CannotSay: if one of them cannot be said.
+            CannotSay: if a message cannot be spoken.
         """
         voice_of, speed_of = self._cast(item, messages, lang)
         spoken = []
@@ -138,7 +139,7 @@ class SpeakStage(Stage):
         return spoken
 
     def _cast(self, item: Item, messages: list[Item], lang: str) -> tuple[dict[str, Voice], dict[str, float]]:
-        """Voice and pace of each role."""
+        """Voice and speed of each role."""
         name = str(item.get("id", ""))
         if item.get("id") in (None, ""):
             name = sha256(repr([m["content"] for m in messages]).encode()).hexdigest()[:16]
@@ -155,7 +156,7 @@ def _messages(item: Item) -> list[Item]:
     """The messages of a conversation.
 
     Raises:
-        UserError: if it has none, or one is no message.
+        UserError: if it has none, or one is invalid.
     """
     messages = item.get("messages")
     if not isinstance(messages, list) or not messages:

@@ -1,4 +1,4 @@
-"""Text -> a spoken corpus."""
+"""Makes a spoken corpus from text."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ def speak(text: Path, out: Path, first: int | None = None, validation: int = 50)
     """Speaks a text list into a folder: `audio/NAME.flac`, `train.jsonl`, `validation.jsonl`.
 
     Args:
-        text: See `read_named_sentences`.
-        out: Folder of the corpus; sound files of the same text in it are kept.
-        first: Only this many sentences, from the first; None for all.
-        validation: Sentences at the end that are held out, 1 or more.
+        text: Text list, see `read_named_sentences`.
+        out: Folder of the corpus; existing sound files of the same text are reused.
+        first: Number of sentences, from the first; None: all.
+        validation: Number of sentences at the end that are held out, at least 1.
 
     Returns:
         Number of sentences.
 
     Raises:
-        UserError: if there is no text, or not more of it than is to be held out.
+        UserError: if there is no text, or no more of it than is to be held out.
     """
     named = read_named_sentences(text)[:first]
     if validation < 1:

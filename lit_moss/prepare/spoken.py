@@ -1,11 +1,11 @@
-"""Written text as it is spoken: `In 1905` -> in nineteen oh five, `25%的人` -> 百分之二十五的人.
+"""Converts written text to its spoken form: `In 1905` -> in nineteen oh five, `25%的人` -> 百分之二十五的人.
 
     spoken("May 6, 1990", "en")        'May sixth, nineteen ninety'
     spoken_words("In 1905.", "en")     [('In', ['In']), ('1905.', ['nineteen', 'oh', 'five.'])]
     unspeakable("Yes 🎉", "en")        '🎉'
 
-English by own rules (`spoken_en`), Chinese by own rules and wetext (`spoken_zh`). Nothing is left out without
-notice: `unspeakable` names the characters that no rule can say.
+English is handled by the rules in `spoken_en`, Chinese by rules and wetext in `spoken_zh`. Nothing is left
+out silently: `unspeakable` returns the characters that no rule can handle.
 """
 
 from lit_moss.data.interleave import join_words
@@ -17,23 +17,23 @@ LANGUAGES = ("en", "zh")
 
 
 def spoken_words(text: str, lang: str) -> list[Unit]:
-    """Written tokens with the words they are spoken as.
+    """Written tokens with the words as which they are spoken.
 
-    In English a token is what stands between spaces, in Chinese one character, a word in Latin letters or a
-    number; what one rule reads together (`May 6, 1990`) is one token. Punctuation stays with its token, on
-    both sides; a dash that stands alone belongs to the token before it.
+    In English a token is the text between spaces; in Chinese it is a character, a word in Latin letters or a
+    number. Text that one rule reads together (`May 6, 1990`) is one token. Punctuation stays with its token,
+    on both sides; a separate dash belongs to the token before it.
 
     Args:
         text: Any text.
         lang: en or zh.
 
     Returns:
-        Pairs (written token, spoken words). The written tokens joined (`lit_moss.data.interleave.join_words`)
-        are the text; the spoken words joined in the same way are `spoken(text, lang)`. A token has no spoken
-        words only if the whole text has none.
+        Pairs (written token, spoken words). The written tokens, joined
+        (`lit_moss.data.interleave.join_words`), are the text; the spoken words, joined in the same way, are
+        `spoken(text, lang)`. A token has no spoken words only if the whole text has none.
 
     Raises:
-        UserError: for another language, or without the extra `prepare`.
+        UserError: if the language is not supported, or the extra `prepare` is missing.
     """
     if lang not in LANGUAGES:
         raise UserError(f"no spoken forms for language {lang!r}: expected one of {', '.join(LANGUAGES)}")
@@ -41,12 +41,12 @@ def spoken_words(text: str, lang: str) -> list[Unit]:
 
 
 def spoken(text: str, lang: str) -> str:
-    """The text as a voice says it, without digits and symbols; see `spoken_words`."""
+    """The spoken form of a text, without digits and symbols; see `spoken_words`."""
     return join_words([word for _, words in spoken_words(text, lang) for word in words])
 
 
 def unspeakable(text: str, lang: str) -> str:
-    """Characters of a text that no rule can say, such as emoji and other scripts, each once; "" if none."""
+    """Distinct characters of a text that no rule can handle, such as emoji; "" if there are none."""
     if lang not in LANGUAGES:
         raise UserError(f"no spoken forms for language {lang!r}: expected one of {', '.join(LANGUAGES)}")
     return spoken_en.unknown(text) if lang == "en" else spoken_zh.unknown(text)

@@ -1,6 +1,6 @@
-"""English text as a voice says it: rules for numbers, money, units, dates, abbreviations and symbols.
+"""Spoken form of English text: rules for numbers, money, units, dates, abbreviations and symbols.
 
-What stays as written: words, upper-case acronyms (voices spell or read them themselves), punctuation.
+Words, upper-case acronyms (which voices spell or read themselves) and punctuation are kept as written.
 """
 
 import re
@@ -69,7 +69,7 @@ NUMBER_RULES = [
         rf"{BEFORE}(?P<year>\d{{4}})(?P<dash>[-/])(?P<month>\d{{1,2}})(?P=dash)(?P<day>\d{{1,2}}){AFTER}",
         say.iso_date,
     ),
-    rule(  # with dots as versions have them: only where nothing but a date has two digits and four
+    rule(  # with dots as in versions: only if nothing but a date has two and four digits
         rf"{BEFORE}(?P<year>(?:19|20)\d\d)\.(?P<month>\d\d)\.(?P<day>\d\d){AFTER}",
         say.iso_date,
     ),
@@ -254,7 +254,7 @@ def _rules_at(character: str) -> Sequence[Rule]:
 
 
 def is_speakable(character: str) -> bool:
-    """Latin letters, their accents, spaces and punctuation."""
+    """Whether it is a Latin letter, possibly accented, a space or punctuation."""
     if character.isascii():
         return character.isalpha() or character.isspace() or character in ".,;:!?\"'()[]{}-`"
     if character in "“”„«»‘’ʼ´—–‒―‑‐…¿¡" or character.isspace():
@@ -265,16 +265,16 @@ def is_speakable(character: str) -> bool:
 
 
 def pieces(text: str) -> list[Piece]:
-    """Pieces that cover the text with what is said for each."""
+    """Pieces that cover the text, each with its spoken form."""
     return list(scan(text, _rules_at, _WORD))
 
 
 def spoken_units(text: str) -> list[Unit]:
-    """Written tokens, separated by spaces, with the words each is spoken as."""
+    """Written tokens, separated by spaces, each with its spoken words."""
     tokens = [m.span() for m in re.finditer(r"\S+", text)]
     return units(text, pieces(text), tokens, is_speakable, re.compile(r"\S+"))
 
 
 def unknown(text: str) -> str:
-    """Characters that no rule can say, each once."""
+    """Characters that no rule can handle, without duplicates."""
     return unknown_characters(pieces(text), is_speakable)

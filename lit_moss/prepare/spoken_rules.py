@@ -1,9 +1,9 @@
-"""Rewriting a text by rules, with a map from every written token to the words it is spoken as.
+"""Rewrites a text by rules, with a map from every written token to its spoken words.
 
-A rule is a pattern and a function of its match. `scan` goes through the text once: at each place the first
-rule that applies consumes its match; characters that no rule takes are copied. `units` then cuts the text at
-its tokens (words between spaces; single characters in scripts written without spaces), joins tokens that one
-rule took together (`May 6, 1990`), and gives each the words spoken for it.
+A rule is a pattern and a function of its match. `scan` traverses the text once: at each position the first
+rule that applies consumes its match; characters to which no rule applies are copied. `units` then divides the
+text into tokens (words between spaces; single characters in scripts without spaces), merges tokens that one
+rule consumed together (`May 6, 1990`), and assigns each its spoken words.
 """
 
 import re
@@ -29,11 +29,11 @@ _PLAIN = str.maketrans(
 
 @dataclass(frozen=True)
 class Rule:
-    """A way to say something.
+    """A rule for the spoken form of a pattern.
 
     Args:
-        pattern: Matched at one place; may look behind it.
-        say: What is spoken for the match; None where the rule does not apply.
+        pattern: Pattern, matched at one position; may look behind it.
+        say: Returns the spoken form of a match; None: the rule does not apply.
     """
 
     pattern: re.Pattern[str]
@@ -42,7 +42,7 @@ class Rule:
 
 @dataclass
 class _Token:
-    """A written token, `text[start:stop]`, and its spoken words."""
+    """A written token, `text[start:stop]`, with its spoken words."""
 
     start: int
     stop: int
@@ -52,7 +52,7 @@ class _Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """Spoken form of `text[start:stop]`; `by_rule` is False for one character or word copied as it is."""
+    """Spoken form of `text[start:stop]`; `by_rule` is False if a character or word is copied unchanged."""
 
     start: int
     stop: int
@@ -61,7 +61,7 @@ class Piece:
 
 
 def rule(pattern: str, say: Callable[[re.Match[str]], str | None] | str, flags: int = 0) -> Rule:
-    """A rule; a string is said as it is."""
+    """Creates a rule; a string is the spoken form itself."""
     if isinstance(say, str):
         words = say
         return Rule(re.compile(pattern, flags), lambda match: words)
@@ -69,12 +69,13 @@ def rule(pattern: str, say: Callable[[re.Match[str]], str | None] | str, flags: 
 
 
 def scan(text: str, rules_at: Callable[[str], Sequence[Rule]], copied: re.Pattern[str]) -> Iterator[Piece]:
-    """Pieces that cover the text.
+    """Yields pieces that cover the text.
 
     Args:
         text: Any text.
-        rules_at: Rules that may apply at a place that begins with this character, in order.
-        copied: What is copied as one piece where no rule applies, such as a word; else one character is.
+        rules_at: Returns the rules that may apply at a position that begins with a given character, in order.
+        copied: Text copied as one piece if no rule applies, such as a word; otherwise one character is
+            copied.
     """
     place = 0
     while place < len(text):
@@ -93,7 +94,7 @@ def scan(text: str, rules_at: Callable[[str], Sequence[Rule]], copied: re.Patter
 
 
 def unknown_characters(pieces: Iterable[Piece], is_speakable: Callable[[str], bool]) -> str:
-    """Characters of the spoken forms that are neither letters nor punctuation, each once, in order."""
+    """Distinct characters of the spoken forms, in order, that are neither letters nor punctuation."""
     kept = (c for piece in pieces for c in _INVISIBLE.sub("", piece.spoken))
     return "".join(dict.fromkeys(c for c in kept if not is_speakable(c)))
 
@@ -109,14 +110,14 @@ def units(
 
     Args:
         text: The written text.
-        pieces: From `scan`.
-        tokens: Start and stop of each written token, in order; between them is only space.
-        is_speakable: Whether a character stays in the spoken form; others are left out.
-        spoken_words: One spoken word with its punctuation.
+        pieces: Pieces, as returned by `scan`.
+        tokens: Start and stop of each written token, in order; only spaces are in between.
+        is_speakable: Whether a character is kept in the spoken form; others are dropped.
+        spoken_words: Pattern of a spoken word with its punctuation.
 
     Returns:
         Pairs; the written tokens, joined, are the text. A token without spoken words, such as a dash, is
-        joined with the token before it, or with the next one at the start.
+        merged with the token before it, or with the next one at the start.
     """
     pieces = [p for p in pieces if p.stop > p.start]
     joined = list(_joined_tokens(tokens, pieces))
@@ -133,7 +134,7 @@ def units(
 
 
 def _joined_tokens(tokens: Iterable[tuple[int, int]], pieces: list[Piece]) -> Iterator[tuple[int, int]]:
-    """Tokens, those that share a piece as one."""
+    """Tokens, of which those that share a piece are merged."""
     ends = iter(p for p in pieces if p.by_rule)
     piece = next(ends, None)
     open_token: tuple[int, int] | None = None
@@ -155,7 +156,7 @@ def _clean(spoken: str, is_speakable: Callable[[str], bool]) -> str:
 
 
 def _add(tokens: list[_Token], token: _Token, spoken: str, words: re.Pattern[str]) -> None:
-    """Appends a token; punctuation that stands alone goes to the word before it or after it."""
+    """Appends a token; separate punctuation is added to the word before or after it."""
     before = tokens[-1].opening if tokens else ""
     if tokens:
         tokens[-1].opening = ""

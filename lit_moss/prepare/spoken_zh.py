@@ -1,8 +1,8 @@
-"""Chinese text as a voice says it: own rules where wetext errs, wetext for the other numbers.
+"""Spoken form of Chinese text: own rules where wetext is wrong, wetext for the other numbers.
 
-Words in Latin letters stay as they are. Own rules take numbers with thousands separators, ranges, signs and
-percentages below zero, a single 2 (两 or 二), powers, letters with digits (`GPT-4`, `A380`: digits one by
-one), web addresses, phone numbers in groups, symbols and Greek letters. What lies between goes to wetext,
+Words in Latin letters are kept. Own rules handle numbers with thousands separators, ranges, signs and
+negative percentages, a single 2 (两 or 二), powers, letters with digits (`GPT-4`, `A380`: digits one by one),
+web addresses, grouped phone numbers, symbols and Greek letters. The text in between is passed to wetext
 clause by clause: it would read `2，3个` as 23.
 """
 
@@ -36,7 +36,7 @@ from lit_moss.prepare.spoken_rules import Piece, Rule, Unit, rule, scan, units, 
 
 Match = re.Match[str]
 DIGITS = "零一二三四五六七八九"
-# A full-width comma separates thousands only where a list is unlikely: not in `100，200，300元`.
+# A full-width comma separates thousands only if a list is unlikely: not in `100，200，300元`.
 _WIDE_THOUSANDS = (
     r"(?<!第)(?<!\d，)(?:[1-9]\d?(?:，\d{3}){2,}|[1-9]\d{0,2}(?:，\d{3})*?，0\d\d(?:，\d{3})*"
     r"|[1-9]\d?，\d{3}(?=[万亿]?(?:元|美元|欧元|英镑|日元|港元|人|名|个|件|次|米|公里|公斤|吨)))"
@@ -57,12 +57,12 @@ def _normalizer() -> Any:
 
 
 def digits(text: str) -> str:
-    """`2024` -> 二零二四; everything that is no digit is left out."""
+    """`2024` -> 二零二四; other characters are ignored."""
     return "".join(DIGITS[int(c)] for c in text if c.isdecimal())
 
 
 def cardinal(number: str) -> str:
-    """`1,234.5` -> 一千二百三十四点五; numbers of more than 16 digits one by one."""
+    """`1,234.5` -> 一千二百三十四点五; numbers with more than 16 digits are said digit by digit."""
     whole, _, decimals = re.sub("[,，]", "", number).partition(".")
     if len(whole) > 16 or (len(whole) > 1 and whole[0] == "0"):
         said = digits(whole)
@@ -149,7 +149,7 @@ def _two(said: str) -> str:
 
 
 def _text_before(m: Match) -> str:
-    """The last characters before a match; a whole prefix for each match would be quadratic."""
+    """The last characters before a match; using the whole prefix for each match would be quadratic."""
     return m.string[max(0, m.start() - 20) : m.start()].rstrip()
 
 
@@ -170,7 +170,7 @@ def _lone_two(m: Match) -> str | None:
 
 
 def _mixed(m: Match) -> str:
-    """Letters and digits: `GPT-4` -> GPT四, `A380` -> A三八零."""
+    """Letters with digits: `GPT-4` -> GPT四, `A380` -> A三八零."""
     parts: list[str] = re.findall(r"\d+|\.(?=\d)|[^\d.-]+", m[0])
     return " " + "".join(digits(p) if p.isdecimal() else "点" if p == "." else p for p in parts) + " "
 
@@ -188,13 +188,13 @@ def _phone(m: Match) -> str:
 
 
 def _long_number(m: Match) -> str:
-    """Digits of identity cards and orders one by one; an amount as one: 100000000000元."""
+    """Digits of identity cards and orders one by one; an amount as a number: 100000000000元."""
     is_amount = m[0].endswith("000000") or _AMOUNT.match(m.string, m.end())
     return cardinal(m[0]) if is_amount else digits(m[0])
 
 
 def _ratio(m: Match) -> str | None:
-    """`1：100` -> 一比一百. With two digits after each colon it is a time, but not in 比分21：19."""
+    """`1：100` -> 一比一百. With two digits after each colon it is a time, except in 比分21：19."""
     parts = re.split("[:：]", m[0])
     may_be_time = ":" in m[0] or all(re.fullmatch(r"\d\d", p) for p in parts[1:])
     if may_be_time and not _COMPARED.search(_text_before(m)) and not _WON.match(m.string, m.end()):
@@ -203,7 +203,7 @@ def _ratio(m: Match) -> str | None:
 
 
 def _hyphen(m: Match) -> str | None:
-    """Nothing for the hyphen of 歼-20; None where it may be a minus."""
+    """ "" for the hyphen of 歼-20; None if it may be a minus."""
     return "" if _DESIGNATED.search(_text_before(m)) else None
 
 
@@ -238,7 +238,7 @@ def _single_number(m: Match) -> str | None:
 
 
 def _power(m: Match) -> str | None:
-    """What is said after the base: `^2` and `²` -> 的平方. None after a word: there `²` marks a footnote."""
+    """Text spoken after the base: `^2` and `²` -> 的平方. None after a word, where `²` marks a footnote."""
     if not _BASE.search(_text_before(m)):
         return None
     exponent = m["exponent"] or m["raised"].translate(_PLAIN_DIGITS)
@@ -247,7 +247,7 @@ def _power(m: Match) -> str | None:
 
 
 def _minus(m: Match) -> str | None:
-    """The minus of `x²-1`, `a-b²` and `-x²`; None beside no power, where it may be a dash."""
+    """The minus in `x²-1`, `a-b²` and `-x²`; None without a power, where it may be a dash."""
     before = _text_before(m)
     if not _POWER_ENDS.search(before) and not _POWER_BEGINS.match(m.string, m.end()):
         return None
@@ -338,8 +338,8 @@ RULES = [
     rule(rf"(?P<number>{NUMBER}) ?(?P<unit>{PER_UNITS})/(?P<per>{_UNIT}|{_PER})(?![A-Za-z])", _per),
     rule(rf"\^(?P<exponent>-?(?:\d+(?:\.\d+)?|[A-Za-z]+))|(?P<raised>{_RAISED})", _power),
     rule(r"[-−–] ?(?=[\dA-Za-z(（])", _minus),
-    rule(rf"[A-Za-z](?=-{_POWER_BEGINS.pattern})", lambda m: m[0]),  # x-2y² is no name
-    rule(  # a unit without a number, but no term of an equation
+    rule(rf"[A-Za-z](?=-{_POWER_BEGINS.pattern})", lambda m: m[0]),  # x-2y² is not a name
+    rule(  # a unit without a number, but not a term of an equation
         rf"(?<![A-Za-z\d=+*×^-])(?<![=+*×-] )(?:{'|'.join(RAISED_UNITS)})(?! ?[-+=*×^])",
         lambda m: UNITS[m[0]],
     ),
@@ -382,9 +382,9 @@ def _rules_at(character: str) -> Sequence[Rule]:
 
 
 def pieces(text: str) -> list[Piece]:
-    """Pieces that cover the text with what is said for each."""
+    """Pieces that cover the text, each with its spoken form."""
     found: list[Piece] = []
-    start = None  # of the stretch that no own rule takes
+    start = None  # of the stretch that no own rule handles
     for piece in [*scan(text, _rules_at, _COPIED), Piece(len(text), len(text), "")]:
         if piece.by_rule and start is not None:
             found += _by_wetext(text, start, piece.start)
@@ -403,14 +403,14 @@ def _by_wetext(text: str, start: int, stop: int) -> Iterator[Piece]:
 
 
 def _clause_by_wetext(text: str, start: int, stop: int) -> Iterator[Piece]:
-    """Pieces of a clause; digits that wetext leaves are said one by one."""
+    """Pieces of a clause; digits that wetext does not convert are said one by one."""
     part = text[start:stop]
     mappings = ()
     if any(c.isdecimal() for c in part):
         try:
             mappings = _normalizer().normalize_with_mapping(part).mappings
         except (AssertionError, ValueError, IndexError, RuntimeError):
-            mappings = ()  # its grammar fails on some signs
+            mappings = ()  # its grammar fails for some signs
     place = 0
     for m in mappings:
         yield from _copied(part, place, m.input_start, start)
@@ -427,7 +427,7 @@ def _copied(part: str, start: int, stop: int, offset: int) -> Iterator[Piece]:
 
 
 def is_speakable(character: str) -> bool:
-    """Chinese characters, Latin letters, their accents, spaces and punctuation."""
+    """Whether it is a Chinese character, a Latin letter, possibly accented, a space or punctuation."""
     return is_han(character) or character in _PUNCTUATION or spoken_en.is_speakable(character)
 
 
@@ -435,11 +435,11 @@ _TOKEN = re.compile(r"[^\W\d_\u3400-\u9fff]+(?:['’-][^\W\d_\u3400-\u9fff]+)*|\
 
 
 def spoken_units(text: str) -> list[Unit]:
-    """Written tokens with the words each is spoken as: characters, words in Latin letters."""
+    """Written tokens (characters, words in Latin letters), each with its spoken words."""
     tokens = [m.span() for m in _TOKEN.finditer(text)]
     return units(text, pieces(text), tokens, is_speakable, _TOKEN)
 
 
 def unknown(text: str) -> str:
-    """Characters that no rule can say, each once."""
+    """Characters that no rule can handle, without duplicates."""
     return unknown_characters(pieces(text), is_speakable)

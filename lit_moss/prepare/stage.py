@@ -1,17 +1,17 @@
-"""What a stage of data preparation is.
+"""Base classes of the stages of data preparation.
 
-A stage maps items to items. An item is one line of a manifest (JSON), with the keys of
+A stage maps items to items. An item is a line of a manifest (JSON), with the keys of
 `lit_moss.corpora.manifest` (`audio_filepath`, `offset`, `duration`, `text`, `speaker`, `lang`) or of
-`lit_moss.corpora.conversations` (`messages`), and any others. `Stage` works on one unit at a time, usually a
-single item, and knows nothing of shards, workers and files: `lit_moss.prepare.engine` reads, distributes,
+`lit_moss.corpora.conversations` (`messages`), and any others. `Stage` processes one unit at a time, usually a
+single item, and does not deal with shards, workers and files: `lit_moss.prepare.engine` reads, distributes,
 resumes and writes. `WholeStage` needs all items at once.
 
     items ─ units ─┬─ run(unit) ─ Result ─┐
-                   ├─ run(unit) ─ Result ─┼─ manifest.jsonl   what came out, in the order of what went in
-                   └─ …                   ┘  rejected.jsonl   what did not, and why
+                   ├─ run(unit) ─ Result ─┼─ manifest.jsonl   output, in the order of the input
+                   └─ …                   ┘  rejected.jsonl   rejected items, with reasons
 
-What `run` returns depends on the unit, the options and the version alone: not on the worker, nor on what was
-run before. Random choices are seeded by the item's content (`lit_moss.data.interleave.document_rng`).
+The result of `run` depends only on the unit, the options and the version, not on the worker or on earlier
+units. Random choices are seeded by the item's content (`lit_moss.data.interleave.document_rng`).
 """
 
 from abc import ABC, abstractmethod
@@ -31,9 +31,9 @@ class Rejection:
 
     Args:
         item: The item.
-        reason: Name of the rule: `characters per second`.
-        value: What was measured.
-        threshold: What was expected.
+        reason: Name of the rule, such as `characters per second`.
+        value: Measured value.
+        threshold: Expected value.
         step: The step that rejected it; filled in by the engine.
     """
 
@@ -46,13 +46,13 @@ class Rejection:
 
 @dataclass
 class Result:
-    """What a stage made of one unit.
+    """Result of a stage for one unit.
 
     Args:
         items: Lines of the stage's manifest.
         rejected: Items that were left out.
-        counts: Further numbers, added up over all units: `{"words": 12}`.
-        speech_sec_in: Seconds of sound that went in, where the items do not state their durations.
+        counts: Additional counts, summed over all units: `{"words": 12}`.
+        speech_sec_in: Seconds of input audio, if the items do not state their durations.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -62,19 +62,19 @@ class Result:
 
 
 class _Named(ABC):
-    """What all stages have.
+    """Base class of all stages.
 
     Args:
-        options: Of the class `Options`.
-        storage: Folder of the step, for sounds and other files that its items name.
+        options: Instance of the class `Options`.
+        storage: Folder of the step, for audio and other files to which its items refer.
 
     Attributes:
-        name: As on the command line: `prepare NAME`.
-        version: Raise it when the same unit and options give another result.
-        reads: Which earlier steps of a chain it reads if its step does not say: the previous one, or all.
-        needs: Keys of which each item must have one; where it has none, the step ends before it begins.
+        name: Name on the command line: `prepare NAME`.
+        version: Increase it when the same unit and options give another result.
+        reads: Default input within a chain: the previous step, or all earlier steps.
+        needs: Keys of which each item must have at least one; otherwise the step ends before it begins.
         Options: A dataclass; every field has a default and a line under `Args:`. A field with
-            `metadata=NOT_CONTENT` (a device, the name of a variable with a key) does not change the result.
+            `metadata=NOT_CONTENT` (a device, the name of a variable with a key) does not affect the result.
     """
 
     name: ClassVar[str]
@@ -88,7 +88,7 @@ class _Named(ABC):
 
     @classmethod
     def read_source(cls, source: str) -> Iterator[Item] | None:
-        """Items of a source that is no manifest (a sound file, a folder, Parquet); None if it is one.
+        """Items of a source that is not a manifest (a sound file, a folder, Parquet); None for a manifest.
 
         Raises:
             UserError: if the source cannot be read.
@@ -96,7 +96,7 @@ class _Named(ABC):
         return None
 
     def content(self) -> dict[str, Any]:
-        """What the result depends on besides the items; JSON. Models are named by their fingerprints."""
+        """What the result depends on besides the items, as JSON. Models are identified by fingerprints."""
         return {
             f.name: getattr(self.options, f.name)
             for f in fields(self.options)
@@ -105,10 +105,10 @@ class _Named(ABC):
 
 
 class Stage(_Named):
-    """A stage that works on one unit at a time."""
+    """A stage that processes one unit at a time."""
 
     def units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        """Consecutive items that are run together: each alone, or batches that follow from the content.
+        """Groups consecutive items into units: single items, or batches that depend only on the content.
 
         Called before `open`, in the process that distributes the work.
         """
@@ -116,27 +116,27 @@ class Stage(_Named):
             yield [item]
 
     def is_light(self) -> bool:
-        """Whether an item takes about a millisecond: starting workers then costs more than they save."""
+        """Whether an item takes about a millisecond, so that starting workers costs more than they save."""
         return False
 
     def open(self) -> None:
-        """Loads models; called once in each worker, before the first `run`."""
+        """Loads models; called once per worker, before the first `run`."""
 
     @abstractmethod
     def run(self, unit: Sequence[Item]) -> Result:
-        """Runs one unit.
+        """Processes one unit.
 
         Raises:
-            UnreadableAudio: if the unit's sound cannot be read: the engine rejects its items and counts them.
+            UnreadableAudio: if the unit's audio cannot be read: the engine rejects its items and counts them.
             UserError: stops the whole run.
         """
 
 
 class WholeStage(_Named):
-    """A stage that needs all items at once, such as one that removes duplicates or writes documents.
+    """A stage that needs all items at once, for example to remove duplicates or to write documents.
 
     Attributes:
-        max_bad_share: Share of unreadable recordings, 0 to 1, above which it fails; its step's.
+        max_bad_share: Maximum fraction of unreadable recordings, 0 to 1; set by its step.
     """
 
     max_bad_share: float = 0.01
@@ -145,16 +145,16 @@ class WholeStage(_Named):
     def run_all(self, sources: Sequence[str]) -> Result:
         """Runs the stage on manifests.
 
-        Files that it writes in `storage` must appear whole or not at all. A killed run is run again.
+        Files in `storage` must be written atomically. A killed run is repeated.
 
         Returns:
-            Its items, rejections and counts. Items may be none, where the output is a folder of documents.
+            Items, rejections and counts. There may be no items if the output is a folder of documents.
         """
 
     def files_made(self, counts: Mapping[str, float]) -> list[str]:
-        """Names of files that a finished run with these counts has left beside its manifest.
+        """Names of files that a finished run with these counts has left next to its manifest.
 
-        Where one of them is gone, the stage is run again.
+        If one of them is missing, the stage is run again.
         """
         return []
 
@@ -162,7 +162,7 @@ class WholeStage(_Named):
 NOT_CONTENT = {"not_content": True}
 
 
-# Keys of an utterance or message that say something of its sound: another sound of the same text has others.
+# Keys of an utterance or message that depend on its audio: other audio of the same text has other values.
 OF_A_SOUND = (
     *("audio_filepath", "offset", "duration", "speaker", "spoken", "heard", "wer", "edits"),
     *("words", "chunks", "codes", "use", "asr", "asr_words", "align_score", "aligner"),
@@ -170,17 +170,17 @@ OF_A_SOUND = (
 )
 
 
-# Those that say something of sound and text together: another text has others.
+# Keys that depend on audio and text: another text has other values.
 OF_A_TEXT = ("spoken", "written", "heard", "wer", "edits", "words", "chunks", "use", "align_score", "aligner")
 
 
 def without_sound(item: Item) -> Item:
-    """An utterance or message without its sound and what was measured of it."""
+    """An utterance or message without its audio and everything measured from it."""
     return {key: value for key, value in item.items() if key not in OF_A_SOUND}
 
 
 def item_id(item: Item) -> str:
-    """A name of the item to show: its `id`, else its file's name and offset."""
+    """A name of the item for messages: its `id`, otherwise its file name and offset."""
     if item.get("id") not in (None, ""):
         return printable(str(item["id"]))
     stem = PurePosixPath(str(item.get("audio_filepath", ""))).stem

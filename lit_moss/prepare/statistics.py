@@ -1,4 +1,4 @@
-"""What steps have made: a table for the terminal, and a run in MLflow."""
+"""Reports what steps have made: a table for the terminal, and a run in MLflow."""
 
 import json
 from collections.abc import Sequence
@@ -18,10 +18,9 @@ def statistics_table(results: Sequence[StepResult], header: bool = True, times: 
     """A Markdown table with a row per step.
 
     Args:
-        results: Of the steps.
-        header: Whether it has one.
-        times: Whether it has `time` and `rate`. They are of this call: what was there already is not run
-            again.
+        results: Results of the steps.
+        header: Include a header.
+        times: Include `time` and `rate`, which refer to this call: what already existed is not run again.
     """
     lines = [_COLUMNS, ["-" * width for width in _WIDTHS]] if header else []
     lines = [*lines, *map(_cells, results)]
@@ -44,7 +43,7 @@ def _cells(result: StepResult) -> list[str]:
 
 
 def _rate(result: StepResult) -> str:
-    """Speech time over computing time; items a second where there is no speech."""
+    """Speech duration / computing time; items per second if there is no speech."""
     if not result.items_run or result.seconds <= 0:
         return ""
     if result.speech_sec_run:
@@ -60,10 +59,10 @@ def record(experiment: str, out: str, settings: dict[str, Any], results: Sequenc
     """Records options, counts and files in MLflow; a repeated call continues the same MLflow run.
 
     Args:
-        experiment: Its experiment.
+        experiment: MLflow experiment.
         out: Folder of the steps.
-        settings: Options by step; they name variables that hold keys, never keys.
-        results: Of the steps.
+        settings: Options by step; they contain names of environment variables with keys, never keys.
+        results: Results of the steps.
 
     Raises:
         UserError: if MLflow does not answer.

@@ -1,4 +1,4 @@
-"""A step: one stage with its options, sources and folder; and a worker that runs shards of it."""
+"""A step: one stage with its options, sources and folder; and a worker that runs its shards."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from lit_moss.prepare.storage import Storage
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how steps are run; none of it changes what they write.
+    """Settings of where and how steps are run, which do not affect the output.
 
     Args:
-        workers: Processes, each with the stage's models; with Ray, actors.
+        workers: Number of processes, each with the stage's models; with Ray, of actors.
         engine: `local` or `ray`.
-        shard_items: Items of a shard; null for a 64th of all, 16 to 1024.
-        ray_address: Cluster to join; null starts a Ray of this machine.
-        ray_gpus: GPUs of each actor.
-        ray_memory_gb: Memory that Ray sets aside for each actor; null for none.
+        shard_items: Number of items per shard; None: a 64th of all, 16 to 1024.
+        ray_address: Address of the Ray cluster; None: starts Ray on this machine.
+        ray_gpus: Number of GPUs per actor.
+        ray_memory_gb: Memory that Ray reserves per actor, in GB; None: none.
     """
 
     workers: int = 1
@@ -40,13 +40,13 @@ class Step:
         name: Name of the step in its chain, and of its folder.
         stage: Name of the stage.
         options: An instance of the stage's `Options`.
-        sources: Manifests, or what the stage's `read_source` reads.
-        folder: Where its files go.
+        sources: Manifests, or other sources that the stage's `read_source` supports.
+        folder: Folder of its files.
         work: Folder of the whole chain.
         root: If given, sound files must be below it or below `work`.
-        max_bad_share: Share of unreadable items, 0 to 1, above which the step fails.
-        stated: Keys that items of sources get where they lack them: source, licence. Manifests of
-            steps of the same chain have them already.
+        max_bad_share: Fraction of unreadable items, 0 to 1, above which the step fails.
+        stated: Keys to add to items of sources that lack them: source, licence. Manifests of steps of the
+            same chain already have them.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Step:
     stated: tuple[tuple[str, str], ...] = ()
 
     def build(self) -> Stage | WholeStage:
-        """The stage; its models are not loaded yet."""
+        """Creates the stage; its models are not loaded yet."""
         stage = stage_class(self.stage)(self.options, Storage(self.folder))
         if isinstance(stage, WholeStage):
             stage.max_bad_share = self.max_bad_share
@@ -68,21 +68,21 @@ class Step:
 
     @property
     def manifest_folder(self) -> ManifestFolder:
-        """How its manifest names paths."""
+        """The folder that resolves the paths in its manifest."""
         return ManifestFolder(Storage(self.folder), self.work, self.root)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step has written, and how long this call took.
+    """Result of a step, and the duration of this call.
 
     Args:
-        step: Its name.
+        step: Name of the step.
         stage: Name of the stage.
-        counts: Of all its shards.
-        seconds: Of this call.
-        items_run: Items that this call ran; the others were there already.
-        speech_sec_run: Their speech in seconds.
+        counts: Counts over all its shards.
+        seconds: Duration of this call in seconds.
+        items_run: Number of items that this call processed; the others already existed.
+        speech_sec_run: Seconds of speech in those items.
     """
 
     step: str
@@ -94,11 +94,11 @@ class StepResult:
 
 
 class Worker:
-    """Runs shards of one step in this process; loads the stage's models once, when they are needed.
+    """Runs shards of one step in this process; loads the stage's models once, on request.
 
     Args:
         step: The step.
-        stage: Its stage; built here if not given.
+        stage: Stage of the step. Default: created here.
     """
 
     def __init__(self, step: Step, stage: Stage | None = None) -> None:
@@ -118,7 +118,7 @@ class Worker:
 
 
 def set_threads(count: int) -> None:
-    """Threads of torch in this process. The sums of two threads differ from those of one in the last bits."""
+    """Sets the number of torch threads. Sums of two threads differ from those of one in the last bits."""
     import torch
 
     torch.set_num_threads(count)

@@ -1,6 +1,6 @@
-"""What Whisper writes where nobody speaks: formulas of video captions, by language.
+"""Texts that Whisper writes when nobody speaks: formulas of video captions, by language.
 
-In lower case without punctuation, as `lit_moss.prepare.language.words_of` gives words; Chinese in simplified
+In lower case without punctuation, as returned by `lit_moss.prepare.language.words_of`; Chinese in simplified
 characters.
 """
 

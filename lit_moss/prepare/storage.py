@@ -1,7 +1,7 @@
-"""Folders on this machine or in a store: local paths and any address that fsspec opens (s3://, gs://).
+"""Local folders and remote storage: paths, and any address that fsspec opens (s3://, gs://).
 
-Files appear whole or not at all: locally by a temporary name and a rename, in an object store by its single
-put. Credentials come from the environment, as each store's library reads them.
+Files are written atomically: locally with a temporary name and a rename, in an object store with a single
+put. Credentials come from the environment, as read by each store's library.
 """
 
 import errno
@@ -25,12 +25,12 @@ from lit_moss.files import PARTIAL, atomic_write, make_once
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is the address of a store."""
+    """Whether a path is an address of remote storage."""
     return "://" in path
 
 
 def absolute(path: str, base: str) -> str:
-    """A path or address; relative ones are taken from the folder `base`."""
+    """The absolute form of a path or address, relative to the folder `base`."""
     if is_remote(path):
         return path
     if is_remote(base):
@@ -44,7 +44,7 @@ def _normal_address(address: str) -> str:
 
 
 def is_inside(path: str, folder: str) -> bool:
-    """Whether a path or address is below a folder; symbolic links are followed."""
+    """Whether a path or address is below a folder, following symbolic links."""
     if is_remote(path) != is_remote(folder):
         return False
     if is_remote(path):
@@ -53,10 +53,10 @@ def is_inside(path: str, folder: str) -> bool:
 
 
 def open_read(path: str) -> Any:
-    """Opens a file for reading bytes, as a context manager; `seek` works.
+    """Opens a file for reading bytes, as a context manager; it supports `seek`.
 
     Raises:
-        UserError: if it does not exist or cannot be read.
+        UserError: if the file does not exist or cannot be read.
     """
     try:
         if not is_remote(path):
@@ -72,7 +72,7 @@ def _unreadable(path: str, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read ({why}): expected a file")
 
 
-# A full disk or quota, a read-only file system, missing rights, a file in place of a folder.
+# A full disk or quota, a read-only file system, missing permissions, a file in place of a folder.
 _CANNOT_WRITE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
@@ -81,14 +81,14 @@ _CANNOT_WRITE = (
 
 @contextmanager
 def refusals_to_write(what: str, folder: str) -> Iterator[None]:
-    """Errors of a file system that takes no more files, as one line.
+    """Turns errors of a file system that accepts no more files into one-line errors.
 
     Args:
-        what: Names what was going on.
-        folder: Where it writes.
+        what: What was being done, for the message.
+        folder: Folder being written to.
 
     Raises:
-        UserError: in place of such an OSError.
+        UserError: instead of such an OSError.
     """
     try:
         yield
@@ -102,7 +102,7 @@ def refusals_to_write(what: str, folder: str) -> Iterator[None]:
 
 
 def local_copy(path: str) -> Path:
-    """The path itself, or a copy of a stored file in the cache, fetched once for each of its versions."""
+    """The path itself, or for a remote file, the path of a copy in the cache, downloaded once per version."""
     if not is_remote(path):
         return Path(path)
     try:
@@ -119,17 +119,17 @@ def local_copy(path: str) -> Path:
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder, local or in a store.
+    """A folder, local or remote.
 
     Args:
-        folder: Its path or address.
+        folder: Path or address of the folder.
     """
 
     folder: str
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is in a store."""
+        """Whether the folder is remote."""
         return is_remote(self.folder)
 
     def path(self, name: str) -> str:
@@ -137,7 +137,7 @@ class Storage:
         return absolute(name, self.folder)
 
     def exists(self, name: str) -> bool:
-        """Whether the folder has a file (or folder) of this name."""
+        """Whether the folder contains a file (or folder) with this name."""
         if not self.is_remote:
             return os.path.exists(self.path(name))
         system, inner = fsspec.url_to_fs(self.path(name))
@@ -151,7 +151,7 @@ class Storage:
 
     @contextmanager
     def writer(self, name: str) -> Iterator[BinaryIO]:
-        """A file to write bytes to; it appears at the end, and not at all if the block raises."""
+        """Opens a file for writing bytes; it appears when the block ends without an error."""
         if not self.is_remote:
             path = Path(self.path(name))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
             return
-        # Written here first: a store's own file object puts what it has even where the block raises.
+        # Written here first, because a store's own file object uploads what it has even if the block raises.
         scratch = cache_dir() / "outgoing" / sha256(f"{self.path(name)} {os.getpid()}".encode()).hexdigest()
         scratch.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -173,12 +173,12 @@ class Storage:
             scratch.unlink(missing_ok=True)
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file, see `writer`."""
+        """Writes a file atomically, see `writer`."""
         with self.writer(name) as file:
             file.write(content)
 
     def remove_partials(self) -> None:
-        """Removes what killed processes were writing; call it when nothing writes in the folder."""
+        """Removes temporary files of killed processes; call it when nothing writes to the folder."""
         if self.is_remote:
             return
         for folder, folders, _ in os.walk(self.folder):
@@ -190,12 +190,13 @@ class Storage:
         """Writes samples (T,) in [-1, 1] as 16-bit FLAC.
 
         Args:
-            name: `audio/NAME.flac`; by content, so that an interrupted run does not make it twice.
-            wave: The samples.
-            rate_hz: Their rate.
+            name: `audio/NAME.flac`; derived from the content, so that an interrupted run does not make it
+                twice.
+            wave: Samples (T,).
+            rate_hz: Sample rate in Hz.
 
         Returns:
-            Its path or address, for an item's `audio_filepath`.
+            Path or address of the file, for an item's `audio_filepath`.
         """
         import soundfile
 

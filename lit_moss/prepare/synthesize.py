@@ -1,12 +1,12 @@
-"""Texts -> utterances, by text to speech.
+"""Synthesizes utterances from texts by text to speech.
 
-    text ─ score ─ cut at sentences ─ spoken form ─ a voice of the pool ─ audio/…flac, one line a piece
+    text ─ score ─ cut at sentences ─ spoken form ─ a voice of the pool ─ audio/…flac, a line per piece
                                                                           written, spoken, speaker, duration
 
-A text has one voice, drawn by its id, or one for each piece. Numbers, abbreviations and symbols are spoken;
-a piece with signs that nothing can say is rejected, and what follows it in its text is another `document`, so
-that none has a hole; `text_id` then names the text. Sounds are named by what was said and by whom: a killed
-run uses those that are there.
+A text has one voice, drawn by its id, or one per piece. Numbers, abbreviations and symbols are converted to
+words. A piece with signs that cannot be spoken is rejected, and the following pieces of its text get another
+`document`, so that documents have no gaps; `text_id` then identifies the text. Sound files are named by
+wording and voice: after a kill, existing files are reused.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,18 +34,18 @@ class SynthesizeOptions:
     """Options of `prepare synthesize`.
 
     Args:
-        voices: Pool of voices: embedded:hibari, embedded:kokoro/NAME (en or zh for all of a language), an
+        voices: Pool of voices: embedded:hibari, embedded:kokoro/NAME (en or zh: all of a language), an
             address http(s)://HOST/v1?model=M&voice=V, or `command: PROGRAM {text_file} {out}`.
-        voice_per: Whether a voice is drawn for each text or for each utterance of it.
-        min_speed: Slowest pace; 1 is the voice's own. It is drawn together with the voice.
-        max_speed: Fastest pace.
-        min_score: Texts with a lower `score` are left out, 0 to 5; texts without a score are kept.
-        max_chars: Characters of an utterance at most; null for 350 in English and 100 in Chinese.
-        min_words: Sentences of fewer words (characters in Chinese) are joined with a neighbour.
-        seed: Seed of the choice of voices and paces.
-        threads: Threads of an embedded voice's model, per worker.
-        api_key_env: Environment variable with the key of endpoints.
-        timeout_sec: Seconds after which an endpoint or a program has failed.
+        voice_per: Draw a voice per text or per utterance.
+        min_speed: Minimum speed; 1 is the voice's own speed. It is drawn together with the voice.
+        max_speed: Maximum speed; 1 is the voice's own speed.
+        min_score: Minimum `score` of texts, 0 to 5; texts without a score are kept.
+        max_chars: Maximum number of characters of an utterance; null: 350 in English and 100 in Chinese.
+        min_words: Sentences with fewer words (in Chinese: characters) are merged with an adjacent sentence.
+        seed: Seed of the choice of voices and speeds.
+        threads: Number of threads of an embedded voice's model, per worker.
+        api_key_env: Environment variable that contains the API key of endpoints.
+        timeout_sec: Timeout of an endpoint or a program, in seconds.
     """
 
     voices: list[str] = field(default_factory=lambda: ["embedded:hibari"])
@@ -73,10 +73,10 @@ class SynthesizeOptions:
 
 
 def check_speeds(least: float, most: float) -> None:
-    """Checks a range of paces.
+    """Checks a range of speeds.
 
     Raises:
-        UserError: if it is none, or one that voices cannot follow.
+        UserError: if the range is invalid, or voices do not support it.
     """
     if not 0.5 <= least <= most <= 2.0:
         raise UserError(
@@ -85,7 +85,7 @@ def check_speeds(least: float, most: float) -> None:
 
 
 class SynthesizeStage(Stage):
-    """See the module."""
+    """Synthesizes texts, see the module docstring."""
 
     name = "synthesize"
     version = 5
@@ -135,7 +135,7 @@ class SynthesizeStage(Stage):
                 assert voice is not None
             common = {"id": f"{name}-{number:04d}", "document": document, "lang": lang, **carried}
             if holes:
-                common["text_id"] = source  # what is held out is held out whole
+                common["text_id"] = source  # all pieces of a text are held out together
             try:
                 said = pronounce(self.storage, voice, [piece], lang, speed)
             except CannotSay as error:
@@ -163,5 +163,5 @@ class SynthesizeStage(Stage):
 
 
 def draw_speed(least: float, most: float, rng: np.random.Generator) -> float:
-    """A pace between two, in hundredths."""
+    """A random speed in a range, in hundredths."""
     return round(float(rng.uniform(least, most)), 2)

@@ -1,10 +1,10 @@
-"""Texts -> a folder of token documents of text alone.
+"""Writes texts to a folder of text-only token documents.
 
-    text/              each text a document; consecutive utterances of one `document` are one
-    text-validation/   a share of them, if `validation_share` is given
+    text/              one document per text; consecutive utterances of a `document` form one
+    text-validation/   a fraction of them, if `validation_share` is given
 
-The same texts that are spoken (`synthesize`) serve here as they are written: the share of plain text in
-training. Recipes take the folder as it is: `data.init_args.train: [OUT/text/text, …]`.
+The texts that are spoken by `synthesize` are used here as written, for the plain text in training. Recipes
+use the folder directly: `data.init_args.train: [OUT/text/text, …]`.
 """
 
 import json
@@ -43,12 +43,12 @@ class TextOptions:
 
     Args:
         backbone: Model whose tokenizer makes the rows.
-        speech_tokenizer: Speech tokenizer of the speech that is trained beside the text: the rows of both
-            must have one format. Null for text alone.
-        min_score: Texts with a lower `score` are left out, 0 to 5; texts without a score are kept.
-        context: Rows of a training sequence: longer documents are counted, and cut in training; null counts
-            none.
-        validation_share: Share of texts, 0 to 1, for a folder of their own.
+        speech_tokenizer: Speech tokenizer of the speech that is trained together with the text, since both
+            need the same row format. null: text only.
+        min_score: Minimum `score` of texts, 0 to 5; texts without a score are kept.
+        context: Number of rows of a training sequence: longer documents are counted; training cuts them.
+            null: not counted.
+        validation_share: Fraction of texts, 0 to 1, for a separate validation folder.
     """
 
     backbone: str = "embedded:smollm2-135m"
@@ -130,7 +130,7 @@ class TextStage(WholeStage):
             result.counts[key] = result.counts.get(key, 0) + number
 
     def _texts(self, sources: Sequence[str], result: Result) -> Iterator[_Text]:
-        """Every document; what is left out is added to the result."""
+        """Yields every document; rejected items are added to the result."""
         items = checked_scale(resolved_items(sources), self.options.min_score)
         for _, group in groupby(enumerate(items), key=lambda pair: _document(*pair)):
             members = [item for _, item in group]
@@ -152,7 +152,7 @@ class TextStage(WholeStage):
 
 @contextmanager
 def _folder(storage: Storage, name: str, meta: dict[str, Any]) -> Iterator[DocumentWriter]:
-    """A folder of documents; of a stored one `meta.json` appears last."""
+    """A folder of documents; in remote storage, `meta.json` is written last."""
     if not storage.is_remote:
         with DocumentWriter(storage.path(name), meta) as writer:
             yield writer
@@ -165,5 +165,5 @@ def _folder(storage: Storage, name: str, meta: dict[str, Any]) -> Iterator[Docum
 
 
 def _document(number: int, item: Item) -> tuple[str, bool]:
-    """What consecutive items of one document share, and no others."""
+    """Key that consecutive items of one document have in common, and no others."""
     return (str(number), False) if item.get("document") is None else (str(item["document"]), True)

@@ -1,15 +1,15 @@
-"""Texts as researchers have them -> items with a `text`, read as a stream.
+"""Reads texts in common formats as items with a `text`, as a stream.
 
 | source | items |
 |---|---|
-| `.txt` | a text from each empty line to the next |
-| `.csv` | LJ Speech's metadata: 32 sentences of a chapter |
-| `.parquet` | a text each row, columns `text` (or `content`) and `score` (FineWeb-Edu) |
-| a folder | all files of these kinds below it, by name; others are counted in a line |
-| `.jsonl`, `.jsonl.gz` below a folder, or whose path states a score | a text each line |
+| `.txt` | texts separated by empty lines |
+| `.csv` | metadata of LJ Speech: 32 sentences of a chapter |
+| `.parquet` | a text per row, columns `text` (or `content`) and `score` (FineWeb-Edu) |
+| a folder | all files of these types below it, by name; others are counted in a message |
+| `.jsonl`, `.jsonl.gz` below a folder, or whose path states a score | a text per line |
 
-Chinese Fineweb-Edu V2.1 keeps its scores in names of folders: a file below `4_5` has the score 4. Such a name
-counts more than a column, which may have another scale. Addresses (s3://…) are read like paths.
+Chinese Fineweb-Edu V2.1 stores scores in folder names: a file below `4_5` has the score 4. Such a name takes
+precedence over a column, which may have another scale. Addresses (s3://…) are supported like paths.
 """
 
 import json
@@ -33,16 +33,16 @@ _TEXT_COLUMNS = ("text", "content")
 _KEPT_COLUMNS = ("id", "score", "lang", "language", "url", "source", "licence", "license", "document")
 _BATCH_ROWS = 256
 _SCORE_FOLDER = re.compile(r"(\d)_(\d)")
-_SCALE_SAMPLE = 100  # scores from which the scale is judged
+_SCALE_SAMPLE = 100  # number of scores used to detect the scale
 _JSON = (".jsonl", ".jsonl.gz")
 _LISTS = (".txt", ".csv")
 
 
 def read_text_source(source: str) -> Iterator[Item] | None:
-    """Items of a text source, see the module; None for a manifest (JSON lines).
+    """Items of a text source, see the module docstring; None for a manifest (JSON lines).
 
     Raises:
-        UserError: if it cannot be read or has no texts.
+        UserError: if the source cannot be read or has no texts.
     """
     lower = source.lower()
     if lower.endswith(_LISTS):
@@ -61,7 +61,7 @@ def read_text_source(source: str) -> Iterator[Item] | None:
 
 
 def folder_score(path: str) -> float | None:
-    """Score that the name of a folder states: 4 for `…/4_5/0001.parquet`; None if none does."""
+    """Score stated by a folder name: 4 for `…/4_5/0001.parquet`; None if there is none."""
     for name in reversed(path.replace("\\", "/").split("/")[:-1]):
         match = _SCORE_FOLDER.fullmatch(name)
         if match and int(match[2]) == int(match[1]) + 1:
@@ -70,11 +70,11 @@ def folder_score(path: str) -> float | None:
 
 
 def checked_scale(items: Iterable[Item], min_score: float) -> Iterator[Item]:
-    """The items; scores that cannot be on the scale of the threshold are an error.
+    """Yields the items; raises an error if scores cannot be on the same scale as the threshold.
 
     Raises:
-        UserError: if the first 100 scores, or all if there are fewer, are from 0 to 1 and `min_score` is over
-            1, or if a score is no number.
+        UserError: if the first 100 scores (or all, if there are fewer) are between 0 and 1 and `min_score` is
+            above 1, or if a score is not a number.
     """
     seen, largest = 0, 0.0
     for item in items:
@@ -94,7 +94,7 @@ def check_min_score(min_score: float) -> None:
     """Checks an option.
 
     Raises:
-        UserError: if no score reaches it.
+        UserError: if no score can reach the value.
     """
     if not 0 <= min_score <= 5:
         raise UserError(f"min_score is {min_score}, expected 0 to 5, the scale of FineWeb-Edu")
@@ -152,7 +152,7 @@ def _texts_of(files: list[str], folder: str) -> Iterator[Item]:
             yield from _parquet(path, name)
         elif lower.endswith(_JSON):
             yield from _json(path, name)
-        else:  # a .txt names its texts itself; chapters of several .csv may have the same names
+        else:  # texts in a .txt have names of their own; chapters of several .csv may have the same names
             yield from _listed(path, posixpath.dirname(inside) if lower.endswith(".txt") else name)
 
 

@@ -1,8 +1,8 @@
-"""Utterances and spoken conversations -> the same with the number of their `codes`; the codes themselves go
-to the one cache of codes, where documents and the decoder's data find them.
+"""Encodes utterances and spoken conversations, and adds the number of their `codes`. The codes themselves are
+stored in the cache of codes, where documents and the decoder's data find them.
 
-A file of the cache holds the recordings of one unit: a killed run loses the unit that it was at. The cache
-is of this machine (LIT_MOSS_CACHE): stages on other machines need it on a file system that all of them see.
+A cache file contains the recordings of one unit: a killed run loses its current unit. The cache is local
+(LIT_MOSS_CACHE): to run stages on other machines, put it on a shared file system.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,8 +28,8 @@ class TokenizeOptions:
     Args:
         speech_tokenizer: Speech tokenizer: checkpoint, run folder, folder, hub id,
             embedded:whisper-tiny-kmeans.
-        log_mel: Features of the speech tokenizer, causal or whisper; null takes what its folder states.
-        device: cpu, cuda:0 …; auto takes the GPU where there is one.
+        log_mel: Features of the speech tokenizer: causal or whisper; null: as stated in its folder.
+        device: cpu, cuda:0 …; auto: the GPU if there is one.
     """
 
     speech_tokenizer: str = "embedded:whisper-tiny-kmeans"
@@ -38,9 +38,9 @@ class TokenizeOptions:
 
 
 class TokenizeStage(Stage):
-    """Encodes recordings, of items and of their messages.
+    """Encodes the recordings of items and of their messages.
 
-    An item with a recording that cannot be read is rejected; a conversation as a whole.
+    An item with an unreadable recording is rejected; for a conversation, as a whole.
     """
 
     name = "tokenize"
@@ -54,7 +54,7 @@ class TokenizeStage(Stage):
         self._cache: RecordingCache | None = None
 
     def content(self) -> dict[str, Any]:
-        # By its fingerprint: a run that was trained on has another tokenizer under the same name.
+        # Identified by fingerprint: after further training, the same run name means another tokenizer.
         return {"speech_tokenizer": self._tokenizer.fingerprint}
 
     def units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -80,7 +80,7 @@ class TokenizeStage(Stage):
         return result
 
     def _add(self, item: Item, entries: Sequence[Entry], result: Result) -> None:
-        if not entries and item.get("messages") is not None:  # a conversation in writing
+        if not entries and item.get("messages") is not None:  # a written conversation
             result.items.append(item)
             return
         if not entries:

@@ -1,8 +1,9 @@
-"""Segments of speech -> transcripts, by Whisper (faster-whisper).
+"""Transcribes segments of speech with Whisper (faster-whisper).
 
-Segments are transcribed alone, as voice activity detection cut them: nothing is cut again, nothing glued
-together, and no text is a prompt for the next. What Whisper scores itself (mean log-probability, probability
-of no speech, of the language, of each word) goes into the items; `check-transcripts` decides what is kept.
+Each segment from voice activity detection is transcribed alone: segments are neither cut nor joined, and no
+text is used as a prompt for the next segment. Whisper's scores (mean log-probability, no-speech probability,
+probability of the language and of each word) are stored in the items; `check-transcripts` decides what is
+kept.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,9 +22,9 @@ from lit_moss.prepare.storage import local_copy
 if TYPE_CHECKING:
     from faster_whisper.transcribe import Segment
 
-LONGEST_SEC = 30.0  # what Whisper hears at once
-# The clips of a batch are placed this far apart in one array. The distance keeps faster-whisper's repair of
-# word times, which looks at the pause before a clip's first word, from seeing another clip; a whole number of
+LONGEST_SEC = 30.0  # input length of Whisper
+# Distance of the clips of a batch within one array. It is large enough for faster-whisper's correction of
+# word times, which looks at the pause before a clip's first word, not to see another clip; a whole number of
 # seconds keeps times exact (it takes offsets in steps of 10 ms, rounded down).
 _SLOT_SEC = 40
 _RATE_HZ = rates.TOKENIZER_RATE_HZ
@@ -34,16 +35,17 @@ class TranscribeOptions:
     """Options of `prepare transcribe`.
 
     Args:
-        model: `embedded:whisper-base` (99 languages), `embedded:whisper-tiny` (English), a CTranslate2
-            folder, or a size such as large-v3-turbo, which is fetched.
-        language: ISO 639-1 code of all segments; without it an item's `lang` is taken, and where it has none
-            the language of each segment is detected (which takes a second pass of the encoder).
-        batch: Segments that are transcribed together; only those of one recording are.
-        beam_size: Hypotheses of the beam search; 1 is greedy, which was no worse on LJ Speech.
-        word_times: Keep the words with their times and probabilities as `asr_words`.
-        simplified: Write Chinese in simplified characters; Whisper chooses between the two by chance.
-        compute_type: int8, float32; on CUDA also float16, int8_float16.
-        threads: Threads of each worker on the CPU.
+        model: Whisper model: `embedded:whisper-base` (99 languages), `embedded:whisper-tiny` (English), a
+            CTranslate2 folder, or a size such as large-v3-turbo, which is downloaded.
+        language: ISO 639-1 code of all segments. null: an item's `lang`; if it has none, the language of each
+            segment is detected (which needs a second pass of the encoder).
+        batch: Number of segments of one recording that are transcribed together.
+        beam_size: Number of hypotheses of the beam search; 1 is greedy, which was no worse on LJ Speech.
+        word_times: Store words with their times and probabilities as `asr_words`.
+        simplified: Convert Chinese to simplified characters; Whisper's choice between the scripts is
+            arbitrary.
+        compute_type: CTranslate2's compute type: int8, float32; on CUDA also float16, int8_float16.
+        threads: Number of CPU threads per worker.
         device: auto, cpu or cuda.
     """
 
@@ -65,12 +67,12 @@ class TranscribeOptions:
 
 @dataclass(frozen=True)
 class _Clip:
-    """One item that is transcribed.
+    """An item to be transcribed.
 
     Args:
         item: The item.
-        wave_T: Its samples at 16 kHz.
-        language: Stated or detected.
+        wave_T: Samples at 16 kHz, (T,).
+        language: Stated or detected language.
         language_prob: Probability of the detected language; None if it was stated.
     """
 
@@ -91,13 +93,13 @@ class TranscribeStage(Stage):
     options: TranscribeOptions
 
     def content(self) -> dict[str, Any]:
-        """Options, and the fingerprint of the weights."""
+        """The options, and the fingerprint of the weights."""
         from lit_moss.hub.whisper import whisper_fingerprint
 
         return super().content() | {"weights": whisper_fingerprint(self.options.model)}
 
     def units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        """The first `batch` consecutive segments of a recording, the next ones, and so on."""
+        """The first `batch` consecutive segments of a recording, the next `batch`, and so on."""
         for _, of_recording in groupby(items, key=lambda item: item.get("audio_filepath")):
             unit: list[Item] = []
             for item in of_recording:
@@ -114,7 +116,7 @@ class TranscribeStage(Stage):
         """Loads the model.
 
         Raises:
-            UserError: if it cannot be opened, or does not know the language.
+            UserError: if the model cannot be opened, or does not support the language.
         """
         from faster_whisper import BatchedInferencePipeline
 
@@ -127,7 +129,7 @@ class TranscribeStage(Stage):
             self._check_language(options.language)
 
     def run(self, unit: Sequence[Item]) -> Result:
-        """Transcribes segments of at most 30 s; longer ones are rejected."""
+        """Transcribes segments of at most 30 s; longer segments are rejected."""
         result = Result()
         clips = []
         for item in unit:
@@ -167,13 +169,13 @@ class TranscribeStage(Stage):
         return language
 
     def _transcribe(self, waves: Sequence[np.ndarray], language: str) -> list[list["Segment"]]:
-        """Segments of each wave, usually one, with times from its start."""
+        """Segments of each wave, usually one, with times relative to its start."""
         array = np.zeros((len(waves) + 1) * _SLOT_SEC * _RATE_HZ, np.float32)
         edges = []
         for slot, wave_T in enumerate(waves, start=1):
             first = slot * _SLOT_SEC * _RATE_HZ
             array[first : first + len(wave_T)] = wave_T
-            # Half a sample more: faster-whisper rounds down.
+            # Half a sample more, because faster-whisper rounds down.
             edges.append({"start": slot * _SLOT_SEC, "end": (first + len(wave_T) + 0.5) / _RATE_HZ})
         segments, _ = self._pipeline.transcribe(
             array, language=language, clip_timestamps=edges, batch_size=len(waves), temperature=0.0,
@@ -223,7 +225,7 @@ def _read(item: Item) -> tuple[float, np.ndarray | None]:
     """Length in seconds, and samples (T,) at 16 kHz unless the segment is too long.
 
     Raises:
-        UnreadableAudio: if it cannot be read.
+        UnreadableAudio: if the audio cannot be read.
     """
     from lit_moss.audio import io
 
@@ -234,11 +236,11 @@ def _read(item: Item) -> tuple[float, np.ndarray | None]:
     if seconds > LONGEST_SEC:
         return float(seconds), None
     wave_T = io.read(path, _RATE_HZ, offset_sec, float(seconds))
-    # Resampling may round one sample up.
+    # Resampling may round up by one sample.
     return float(seconds), wave_T[: round(LONGEST_SEC * _RATE_HZ)].numpy()
 
 
 def _inside(start_sec: float, end_sec: float, longest_sec: float) -> tuple[float, float]:
-    """Times inside the clip, in order; Whisper's own may be 20 ms beyond its end."""
+    """Limits times to the clip, in order; Whisper's may be 20 ms beyond its end."""
     start = min(max(start_sec, 0.0), longest_sec)
     return round(float(start), 2), round(float(min(max(end_sec, start), longest_sec)), 2)

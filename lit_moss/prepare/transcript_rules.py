@@ -1,8 +1,8 @@
-"""Signs that a transcript was never said: what is measured, each a pure function of text, times or scores.
+"""Indications of transcripts of words that were never said, as functions of text, times or scores.
 
 Sources: NeMo's speech data processor and Curator (distinct words, long words, repeated n-grams, characters
 per second, stock phrases), Whisper (compression ratio, mean log-probability with no speech, anomalous words).
-In texts without spaces, such as Chinese, characters take the place of words.
+In texts without spaces, such as Chinese, characters are used as words.
 """
 
 import zlib
@@ -16,13 +16,13 @@ AsrWord = Sequence  # [word, start in seconds, end in seconds, probability]
 
 
 def distinct_ratio(words: list[str]) -> float:
-    """Distinct words over words; of a text without spaces, distinct pairs of characters over pairs."""
+    """Distinct words / words; for a text without spaces, distinct pairs of characters / pairs."""
     counted = list(pairwise(words)) if is_unspaced(words) else words
     return len(set(counted)) / len(counted) if counted else 1.0
 
 
 def most_repeats(words: list[str], n: int) -> int:
-    """How often the most frequent sequence of n words occurs, occurrences that overlap counted once."""
+    """Number of occurrences of the most frequent sequence of n words, without overlaps."""
     counts: dict[tuple[str, ...], int] = {}
     free_from: dict[tuple[str, ...], int] = {}
     for i in range(len(words) - n + 1):
@@ -33,36 +33,36 @@ def most_repeats(words: list[str], n: int) -> int:
 
 
 def zlib_ratio(text: str) -> float:
-    """Bytes of the text over its compressed bytes: 1.2 to 2 in prose, more in repetitions."""
+    """Bytes of the text / compressed bytes: 1.2 to 2 for prose, more for repetitions."""
     content = text.encode()
     return len(content) / len(zlib.compress(content))
 
 
 def longest_words(words: list[str]) -> tuple[int, int]:
-    """Lengths of the longest and the next longest word in Latin letters, 0 where there is none."""
+    """Lengths of the longest and the second longest word in Latin letters, 0 if there is none."""
     lengths = sorted((len(word) for word in words if script_of(word[0]) == "LATIN"), reverse=True)
     longest, following = [*lengths, 0, 0][:2]
     return longest, following
 
 
 def characters(words: list[str]) -> int:
-    """Letters, digits, and the spaces between words, without punctuation."""
+    """Number of letters, digits, and spaces between words, without punctuation."""
     return len(("" if is_unspaced(words) else " ").join(words))
 
 
 def spoken_characters(words: list[str]) -> int:
-    """As `characters`, with four for each digit of a text with spaces: "1984" is some 20 letters aloud."""
+    """As `characters`, but with spaces a digit counts as four: "1984" has some 20 letters when spoken."""
     digits = 0 if is_unspaced(words) else sum(c.isdigit() for word in words for c in word)
     return characters(words) + 3 * digits
 
 
 def stock_phrase(words: list[str], language: str, more: Sequence[str] = ()) -> str | None:
-    """The stock phrase that a text is, or begins with if the phrase has 8 characters or more (4 in Chinese).
+    """The stock phrase that a text equals, or begins with if it has at least 8 characters (Chinese: 4).
 
     Args:
-        words: Of the text.
-        language: ISO 639-1 code: whose list is taken.
-        more: Further phrases.
+        words: Words of the text.
+        language: ISO 639-1 code that selects the list of phrases.
+        more: Additional phrases.
     """
     found = None
     for phrase in (*PHRASES.get(language, ()), *more):
@@ -77,12 +77,12 @@ def stock_phrase(words: list[str], language: str, more: Sequence[str] = ()) -> s
 def anomaly(words: Sequence[AsrWord], with_times: bool) -> float:
     """Whisper's anomaly score of the first eight words.
 
-    A word adds 1 if its probability is below 0.15, 15 times the seconds that it is shorter than 0.133 s, and
-    the seconds that it is longer than 2 s. (`hallucination_silence_threshold` in openai/whisper)
+    A word adds 1 if its probability is below 0.15; 15 times the seconds by which it is shorter than 0.133 s;
+    and the seconds by which it is longer than 2 s. (`hallucination_silence_threshold` in openai/whisper)
 
     Args:
         words: Words with times and probabilities.
-        with_times: Count the lengths too; Whisper's "words" of Chinese are characters, which are short.
+        with_times: Also use the lengths; Whisper's "words" in Chinese are characters, which are short.
     """
     score = 0.0
     for _, start, end, probability in [word for word in words if words_of(str(word[0]))][:8]:

@@ -1,17 +1,17 @@
-"""Recordings of any length -> segments of speech.
+"""Finds segments of speech in recordings of any length.
 
-    file ─ blocks at 16 kHz ─ probability of speech, one for each 32 ms ─ segments
-             bounded memory     112,500 numbers an hour                     once, at the end
+    file ─ blocks at 16 kHz ─ probability of speech per 32 ms ─ segments
+           bounded memory     112,500 numbers an hour           once, at the end
 
-A voice activity model states how likely each frame is speech; only these numbers are kept, so memory does not
-grow with the file. Segments are found when all of them are known:
+A voice activity model computes the probability of speech of each frame; only these numbers are kept, so
+memory hardly grows with the file. Segments are computed at the end:
 
 1. silero's rule: speech begins at `threshold` and ends where probabilities stay below `neg_threshold` for
-   `min_silence_sec`; what is shorter than `min_speech_sec` is no speech;
+   `min_silence_sec`; pieces shorter than `min_speech_sec` are ignored;
 2. pieces with less than `join_gap_sec` between them are joined;
-3. what is longer than `max_speech_sec` is cut at its longest silence in the second half before that limit,
-   or, where no frame is below `neg_threshold`, at the frame that is least likely to be speech;
-4. each segment gets `pad_sec` on both sides, at most up to the middle of the gap to the next.
+3. pieces longer than `max_speech_sec` are cut at their longest silence in the second half before that limit,
+   or, if no frame is below `neg_threshold`, at the frame that is least likely to be speech;
+4. each segment gets `pad_sec` on both sides, at most up to the middle of the gap to the next one.
 
 Segments do not overlap. Without any pause, step 3 may cut a word.
 """
@@ -34,27 +34,27 @@ from lit_moss.prepare.storage import Storage, is_remote, local_copy
 from lit_moss.prepare.vad_models import FRAME_SAMPLES, SpeechModel, import_silero, load, model_fingerprint
 
 RATE_HZ = rates.TOKENIZER_RATE_HZ
-NEG_BELOW = 0.15  # silero's own distance between the two thresholds
-# What is true of a whole recording, and not of a part of it.
+NEG_BELOW = 0.15  # silero's difference between the two thresholds
+# Keys that apply to a whole recording, not to a part of it.
 _OF_THE_WHOLE = ("text", "codes", "asr", "asr_words", "avg_logprob", "no_speech_prob", *OF_A_TEXT)
 
 
 @dataclass
 class VadOptions:
-    """What counts as speech, and how long its segments are.
+    """Options of `prepare vad`: what is speech, and the length of segments.
 
     Args:
-        model: silero (silero-vad, in the package), or pyannote (gated weights, needs pyannote.audio).
+        model: silero (silero-vad, included), or pyannote (gated weights, needs pyannote.audio).
         pyannote_model: Name of a segmentation model on Hugging Face, or a local file, for model pyannote.
-        threshold: Probability from which speech begins, 0 to 1.
-        neg_threshold: Probability below which it ends; None for threshold - 0.15.
-        min_speech_sec: Shorter speech between two silences is ignored.
-        min_silence_sec: Silence that ends speech.
-        join_gap_sec: Pieces of speech with a shorter gap between them are joined.
-        max_speech_sec: Longest segment, with its margins.
-        pad_sec: Margin on both sides of a segment.
-        min_segment_sec: Shorter segments, with their margins, are rejected.
-        little_speech_share: Recordings with a smaller share of speech are counted as having little.
+        threshold: Probability at which speech begins, 0 to 1.
+        neg_threshold: Probability below which speech ends; null: threshold - 0.15.
+        min_speech_sec: Speech between two silences that is shorter than this is ignored, in seconds.
+        min_silence_sec: Length of a silence that ends speech, in seconds.
+        join_gap_sec: Pieces of speech with a shorter gap than this are joined, in seconds.
+        max_speech_sec: Maximum length of a segment in seconds, including margins.
+        pad_sec: Margin on both sides of a segment in seconds.
+        min_segment_sec: Minimum length of a segment in seconds, including margins; shorter ones are rejected.
+        little_speech_share: Fraction of speech below which a recording is counted as having little speech.
     """
 
     model: Literal["silero", "pyannote"] = "silero"
@@ -103,9 +103,9 @@ class Segment:
     """A segment of speech.
 
     Args:
-        start: First sample at 16 kHz, with the margin.
-        end: The sample after the last one.
-        speech_samples: Its length without margins.
+        start: First sample at 16 kHz, including the margin.
+        end: Sample after the last one, including the margin.
+        speech_samples: Length in samples without margins.
         probability: Mean probability of speech, without margins.
     """
 
@@ -116,12 +116,12 @@ class Segment:
 
 
 class VadStage(Stage):
-    """Finds the segments of speech in recordings; see the head of this file.
+    """Finds segments of speech in recordings; see the module docstring.
 
-    An item is a recording, or a part of one by `offset` and `duration`. Its segments are items with `offset`
-    and `duration` in the same file, `document` (the recording's name, the same for all its segments),
-    `speech_prob` (mean probability) and `speech_share` (share of the recording that is speech). Text and
-    words of the whole recording are left out.
+    An item is a recording, or a part of one given by `offset` and `duration`. Its segments are items with
+    `offset` and `duration` in the same file, `document` (name of the recording, the same for all its
+    segments), `speech_prob` (mean probability) and `speech_share` (fraction of the recording that is speech).
+    Text and words of the whole recording are dropped.
     """
 
     name = "vad"
@@ -136,7 +136,7 @@ class VadStage(Stage):
 
     @classmethod
     def read_source(cls, source: str) -> Iterator[Item] | None:
-        """Items of a sound file, or of all sound files below a folder; None for a manifest.
+        """Items for a sound file, or for all sound files below a folder; None for a manifest.
 
         Raises:
             UserError: if there is no sound file.
@@ -146,7 +146,7 @@ class VadStage(Stage):
         return _recordings(source)
 
     def content(self) -> dict[str, Any]:
-        """See `Stage.content`."""
+        """As `Stage.content`."""
         options = super().content()
         if self.options.model == "silero":
             del options["pyannote_model"]
@@ -160,7 +160,7 @@ class VadStage(Stage):
         """Segments of one recording.
 
         Raises:
-            UnreadableAudio: if it cannot be read to its end.
+            UnreadableAudio: if the recording cannot be read to its end.
         """
         if self._model is None:
             raise RuntimeError("run before open: no model is loaded")
@@ -196,12 +196,12 @@ class VadStage(Stage):
 def speech_probabilities(
     model: SpeechModel, path: str | Path, offset_sec: float = 0.0, duration_sec: float | None = None
 ) -> tuple[np.ndarray, int]:
-    """Probability of speech of each frame of 32 ms: float32 (frames,), and the number of samples at 16 kHz.
+    """Probability of speech per 32 ms frame, float32 (frames,), and the number of samples at 16 kHz.
 
-    The last frame is filled up with zeros, so there are ceil(samples / 512) frames.
+    The last frame is zero-padded, so there are ceil(samples / 512) frames.
 
     Raises:
-        UnreadableAudio: see `lit_moss.audio.io.read`.
+        UnreadableAudio: as in `lit_moss.audio.io.read`.
     """
     stream, pieces, samples = model.stream(), [], 0
     for block_T in io.read_blocks(path, RATE_HZ, offset_sec, duration_sec):
@@ -215,9 +215,9 @@ def find_segments(probabilities: np.ndarray, samples: int, options: VadOptions) 
     """Segments of speech, in order, without overlap.
 
     Args:
-        probabilities: (frames,), see `speech_probabilities`.
-        samples: Length of the recording at 16 kHz.
-        options: The rule.
+        probabilities: Probabilities (frames,), as returned by `speech_probabilities`.
+        samples: Length of the recording in samples at 16 kHz.
+        options: Options of segmentation.
     """
     pieces = import_silero().get_speech_timestamps_from_probs(
         probabilities.tolist(),
@@ -228,7 +228,7 @@ def find_segments(probabilities: np.ndarray, samples: int, options: VadOptions) 
         speech_pad_ms=0,
         audio_length_samples=samples,
     )
-    # Silero's borders are those of frames, but for the end of the recording.
+    # Silero's borders lie between frames, except at the end of the recording.
     frames = [(p["start"] // FRAME_SAMPLES, -(-p["end"] // FRAME_SAMPLES)) for p in pieces]
     cut = [
         part
@@ -257,13 +257,13 @@ def _join(pieces: Spans, gap_frames: float) -> Spans:
 
 
 def _cut(start: int, end: int, probabilities: np.ndarray, options: VadOptions) -> Spans:
-    """Parts of a piece that are short enough, in frames; the silence at a cut belongs to neither side."""
+    """Divides a piece into short enough parts, in frames; silence at a cut belongs to neither part."""
     longest = int((options.max_speech_sec - 2 * options.pad_sec) * RATE_HZ / FRAME_SAMPLES)
     least = -int(-options.min_segment_sec * RATE_HZ // FRAME_SAMPLES)
     parts: Spans = []
     while end - start > longest:
         low = start + longest // 2
-        high = max(low + 1, min(start + longest, end - least))  # so that what is left is not too short
+        high = max(low + 1, min(start + longest, end - least))  # so that the rest is not too short
         edges = np.flatnonzero(
             np.diff(probabilities[low:end] < options.quiet_below, prepend=False, append=False)
         )
@@ -306,9 +306,10 @@ def _segment_item(item: Item, segment: Segment, share: float, document: str) -> 
 
 
 def _document(item: Item, path: Path) -> str:
-    """Name of the recording: the one that it has, else its file's with a hash of the file, and the offset.
+    """Name of the recording: the given one, otherwise its file name with a hash of the file, and the offset.
 
-    Files of several folders often share a name. Their paths are not used: they differ between machines.
+    Files of different folders often have the same name. Paths are not used, because they differ between
+    machines.
     """
     if item.get("document"):
         return str(item["document"])
@@ -333,7 +334,7 @@ def _recordings(source: str) -> Iterator[Item]:
 
 
 def _stored_sounds(source: str) -> list[str]:
-    """Addresses of a stored sound file, or of all sound files below a stored folder, sorted."""
+    """Addresses of a remote sound file, or of all sound files below a remote folder, sorted."""
     try:
         system, inner = fsspec.url_to_fs(source)
         names = sorted(system.find(inner))

@@ -1,9 +1,9 @@
-"""Models of voice activity with a common interface: samples in, probabilities of speech out, as streams.
+"""Voice activity models with a common interface: streams of samples to probabilities of speech.
 
 | engine | model | licence |
 |---|---|---|
 | `silero` | silero-vad 6, weights in the package; one thread | MIT |
-| `pyannote` | a segmentation model on Hugging Face | MIT, weights behind a form; their file is a pickle |
+| `pyannote` | a segmentation model on Hugging Face | MIT, gated weights in a pickle file |
 """
 
 import os
@@ -30,26 +30,26 @@ class SpeechModel(Protocol):
     """A model of voice activity."""
 
     def stream(self) -> Stream[np.ndarray, np.ndarray]:
-        """A stream of one recording (`lit_moss.audio.streams`).
+        """A stream for one recording (`lit_moss.audio.streams`).
 
-        Pieces are float32 samples (T,) at 16 kHz. Outputs are float32 (n,): the probability that there is
-        speech in a frame of `FRAME_SAMPLES`, ceil(samples / FRAME_SAMPLES) in all. They do not depend on
-        where the samples were cut.
+        Pieces are float32 samples (T,) at 16 kHz. Outputs are float32 (n,): the probability of speech per
+        frame of `FRAME_SAMPLES`, ceil(samples / FRAME_SAMPLES) in total. They do not depend on how the
+        samples are divided.
         """
         ...
 
 
 def load(engine: str, pyannote_model: str) -> SpeechModel:
-    """The model of an engine.
+    """Loads the model of an engine.
 
     Raises:
-        UserError: if its package is not installed, or its weights cannot be had.
+        UserError: if its package is not installed, or its weights are not available.
     """
     return Silero() if engine == "silero" else Pyannote(pyannote_model)
 
 
 def model_fingerprint(engine: str, pyannote_model: str) -> str:
-    """What identifies the model; loads nothing.
+    """Identifies the model without loading it.
 
     Raises:
         UserError: if its package is not installed.
@@ -70,7 +70,7 @@ def model_fingerprint(engine: str, pyannote_model: str) -> str:
 
 
 def import_silero() -> ModuleType:
-    """The package `silero_vad`, imported without its change of torch's number of threads.
+    """Imports the package `silero_vad` without its change of torch's number of threads.
 
     Raises:
         UserError: if it is not installed.
@@ -86,10 +86,10 @@ def import_silero() -> ModuleType:
 
 
 class Silero:
-    """silero-vad's sequence model: many frames a call, where its loop has a call for each frame.
+    """silero-vad as a sequence model: one call processes many frames; silero's loop makes a call for each.
 
-    The probabilities are those of the loop over its ONNX model (equal on 8 minutes of speech), and up to 6e-5
-    from those of its TorchScript model.
+    The probabilities equal those of the loop over its ONNX model (on 8 minutes of speech), and differ by up
+    to 6e-5 from those of its TorchScript model.
     """
 
     def __init__(self) -> None:
@@ -99,19 +99,19 @@ class Silero:
             raise UserError(f"model silero {_INSTALL}") from error
 
     def stream(self, window_frames: int = 1024) -> "SileroStream":
-        """See `SpeechModel.stream`; for `window_frames` see `SileroStream`."""
+        """As `SpeechModel.stream`; for `window_frames` see `SileroStream`."""
         return SileroStream(self._session, window_frames)
 
 
 class SileroStream(ClosedByFlush):
-    """One recording. The model's state is carried on, so windows equal the whole, to the bit.
+    """A stream for one recording; carries the state over, so that windows give identical results.
 
     Args:
         session: The sequence model in onnxruntime.
-        window_frames: Frames of one call; more of them take more memory (2.3 kB each).
+        window_frames: Number of frames per call; more frames take more memory (2.3 kB each).
     """
 
-    CONTEXT_SAMPLES = 64  # each frame is given with the samples before it
+    CONTEXT_SAMPLES = 64  # each frame is preceded by these samples
 
     def __init__(self, session: Any, window_frames: int) -> None:
         self._session, self._window = session, window_frames * FRAME_SAMPLES
@@ -119,7 +119,7 @@ class SileroStream(ClosedByFlush):
         self._held = np.zeros(self.CONTEXT_SAMPLES, np.float32)  # begins with the context of the next frame
 
     def push(self, piece: np.ndarray) -> np.ndarray:
-        """Samples (T,) -> probabilities (n,) of the whole windows."""
+        """Pushes samples (T,); returns probabilities (n,) of the complete windows."""
         self._check_open()
         held, begin, outputs = np.concatenate([self._held, piece]), 0, []
         while len(held) - begin - self.CONTEXT_SAMPLES >= self._window:
@@ -129,7 +129,7 @@ class SileroStream(ClosedByFlush):
         return np.concatenate(outputs) if outputs else np.zeros(0, np.float32)
 
     def flush(self) -> np.ndarray:
-        """Probabilities of the frames left; the last one is filled up with zeros."""
+        """Returns the probabilities of the remaining frames; the last one is zero-padded."""
         self._close()
         left = len(self._held) - self.CONTEXT_SAMPLES
         return self._run(np.pad(self._held, (0, -left % FRAME_SAMPLES))) if left else np.zeros(0, np.float32)
@@ -150,22 +150,22 @@ def _pyannote_missing() -> UserError:
 class Pyannote:
     """A segmentation model of pyannote.audio 4, over windows of 10 s.
 
-    Its weights are behind a form on Hugging Face; the token is taken from HF_TOKEN. They are a pickle: name
-    only a model whose makers you trust.
+    Its weights are gated on Hugging Face; the token is read from HF_TOKEN. They are a pickle file: use only
+    models whose authors you trust.
 
     Args:
-        name: Of the model, or a local file.
+        name: Name of the model, or a local file.
     """
 
     def __init__(self, name: str) -> None:
-        os.environ["PYANNOTE_METRICS_ENABLED"] = "false"  # it reports every model that is loaded otherwise
+        os.environ["PYANNOTE_METRICS_ENABLED"] = "false"  # otherwise it reports every loaded model
         try:
             from pyannote.audio import Model  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise _pyannote_missing() from error
         try:
             model = Model.from_pretrained(name)
-        except Exception as error:  # of Hugging Face, of the network, of the file
+        except Exception as error:  # of Hugging Face, the network or the file
             raise _no_weights(name, first_line(error)) from error
         if model is None:
             raise _no_weights(name, "no access")
@@ -173,16 +173,17 @@ class Pyannote:
         self._is_powerset = bool(model.specifications.powerset)
 
     def stream(self) -> "WindowedStream":
-        """See `SpeechModel.stream`."""
+        """As `SpeechModel.stream`."""
         return WindowedStream(self._probabilities)
 
     def _probabilities(self, samples: np.ndarray) -> np.ndarray:
-        """Samples (T,), whole frames -> (T / FRAME_SAMPLES,), interpolated between the model's own frames."""
+        """Probabilities (T / FRAME_SAMPLES,) of samples (T,), interpolated between the model's frames."""
         least = rates.TOKENIZER_RATE_HZ  # the model needs 62 ms for one frame
         padded = np.pad(samples, (0, max(0, least - len(samples))))
         with torch.inference_mode():
             scores_FC = self._model(torch.from_numpy(padded)[None, None])[0]
-        # Powerset: log-probabilities of sets of speakers, the first of which is empty. Else one per speaker.
+        # Powerset models: log-probabilities of sets of speakers, the first one empty. Others: one per
+        # speaker.
         speech_F = 1 - scores_FC[:, 0].exp() if self._is_powerset else scores_FC.amax(dim=1)
         field = self._model.receptive_field
         centres_sec = field.start + field.duration / 2 + field.step * np.arange(len(speech_F))
@@ -199,22 +200,22 @@ def _no_weights(name: str, why: str) -> UserError:
 
 
 class WindowedStream(ClosedByFlush):
-    """A model that needs both sides of a frame: windows overlap by half, and their middle counts.
+    """For a model that needs context on both sides: windows overlap by half, and their middle is used.
 
     Args:
-        probabilities: Samples (T,), whole frames -> (T / FRAME_SAMPLES,).
+        probabilities: Returns (T / FRAME_SAMPLES,) for samples (T,) in whole frames.
     """
 
-    WINDOW_FRAMES = 312  # 10 s, what pyannote's models were trained with
+    WINDOW_FRAMES = 312  # 10 s, with which pyannote's models were trained
     _HOP, _MARGIN = WINDOW_FRAMES // 2, WINDOW_FRAMES // 4
 
     def __init__(self, probabilities: Callable[[np.ndarray], np.ndarray]) -> None:
         self._probabilities = probabilities
         self._held = np.zeros(0, np.float32)
-        self._known = 0  # frames of what is held whose probabilities were returned
+        self._known = 0  # held frames whose probabilities were returned
 
     def push(self, piece: np.ndarray) -> np.ndarray:
-        """Samples (T,) -> probabilities (n,) of the frames in the middle of whole windows."""
+        """Pushes samples (T,); returns probabilities (n,) of frames in the middle of complete windows."""
         self._check_open()
         self._held, outputs = np.concatenate([self._held, piece]), [np.zeros(0, np.float32)]
         window, hop = self.WINDOW_FRAMES * FRAME_SAMPLES, self._HOP * FRAME_SAMPLES
@@ -226,7 +227,7 @@ class WindowedStream(ClosedByFlush):
         return np.concatenate(outputs)
 
     def flush(self) -> np.ndarray:
-        """Probabilities of the frames left."""
+        """Returns the probabilities of the remaining frames."""
         self._close()
         if not len(self._held):
             return np.zeros(0, np.float32)

@@ -1,9 +1,10 @@
-"""A voice that is a program on this machine.
+"""A voice given by a program on this machine.
 
     command: piper --model en_US.onnx --input_file {text_file} --output_file {out}
 
-It is run without a shell: the words of the line are its arguments, in which `{text_file}` (a UTF-8 file with
-the text), `{out}` (the sound file to write: wav), `{lang}`, `{speed}`, `{style}` and `{seed}` are replaced.
+The program is run without a shell: the words of the line are its arguments, in which `{text_file}` (a UTF-8
+file with the text), `{out}` (the sound file to write: wav), `{lang}`, `{speed}`, `{style}` and `{seed}` are
+replaced.
 """
 
 import shlex
@@ -19,18 +20,18 @@ import soundfile
 from lit_moss.errors import UserError
 from lit_moss.prepare.voice_protocol import CannotSay, Speech, Wording
 
-_MAX_FAILURES = 5  # in a row, from the first call on: then the program does not work at all
+_MAX_FAILURES = 5  # consecutively, from the first call on: the program does not work at all
 
 
 class CommandVoice:
-    """See the module.
+    """A voice given by a program, see the module docstring.
 
     Args:
         line: The command line.
-        timeout_sec: Seconds after which the program is ended.
+        timeout_sec: Timeout of the program in seconds.
 
     Raises:
-        UserError: if the line cannot be split into words or lacks `{text_file}` or `{out}`.
+        UserError: if the line cannot be parsed, or lacks `{text_file}` or `{out}`.
     """
 
     languages = None
@@ -78,10 +79,10 @@ class CommandVoice:
         return Speech(wave[:, 0], rate_hz)
 
     def _run(self, command: list[str]) -> "subprocess.CompletedProcess[bytes]":
-        """What the program has written.
+        """Runs the program and returns its result.
 
         Raises:
-            UserError: if the system cannot start it, e.g. a script whose interpreter is not there.
+            UserError: if the system cannot start it, e.g. a script whose interpreter is missing.
         """
         try:
             return subprocess.run(
@@ -94,7 +95,7 @@ class CommandVoice:
             ) from error
 
     def _failed(self, why: str) -> CannotSay:
-        """The error to raise.
+        """The error for a failed call.
 
         Raises:
             UserError: if the program has never worked.

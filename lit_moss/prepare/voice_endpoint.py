@@ -1,11 +1,11 @@
-"""A voice behind an OpenAI-compatible endpoint for speech (`POST /v1/audio/speech`).
+"""A voice on an OpenAI-compatible speech endpoint (`POST /v1/audio/speech`).
 
     https://host/v1?model=MODEL&voice=NAME         any language
     http://localhost:8000/v1?model=M&voice=V&lang=en,zh
 
-The key comes from an environment variable that an option names; it is in no address, log or manifest. A style
-is passed on as `instructions`. What an endpoint says twice is not the same to the byte: sounds that are there
-are kept, and only a run from nothing makes other ones.
+The API key is read from an environment variable named by an option; it is in no address, log or manifest. A
+style is passed on as `instructions`. An endpoint does not return identical bytes for the same text: existing
+sound files are kept, and only a run from scratch makes others.
 """
 
 import io
@@ -18,19 +18,19 @@ import soundfile
 from lit_moss.errors import UserError
 from lit_moss.prepare.voice_protocol import CannotSay, Speech, Wording
 
-_RETRIES = 5  # of the openai client: 408, 409, 429, 5xx and lost connections, with Retry-After
+_RETRIES = 5  # retries of the openai client: 408, 409, 429, 5xx and lost connections, respecting Retry-After
 
 
 class EndpointVoice:
-    """See the module.
+    """A voice on an endpoint, see the module docstring.
 
     Args:
-        address: With `model` and `voice`, and `lang` if it does not speak every language.
-        api_key_env: Environment variable with the key; it may be unset where the endpoint wants none.
-        timeout_sec: Seconds until an answer must be there.
+        address: Address with `model` and `voice`, and `lang` if it does not support all languages.
+        api_key_env: Environment variable that contains the API key; may be unset if the endpoint needs none.
+        timeout_sec: Timeout of a request in seconds.
 
     Raises:
-        UserError: if the address lacks `model` or `voice`, or holds a password or anything else.
+        UserError: if the address lacks `model` or `voice`, or contains a password or anything else.
     """
 
     takes_style = True

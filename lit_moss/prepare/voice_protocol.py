@@ -1,4 +1,4 @@
-"""What a voice is, whoever speaks: an embedded model, an endpoint, a program of the user's."""
+"""The interface of all voices: embedded models, endpoints, and programs of the user."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,14 +8,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Wording:
-    """What a voice is to say, and how.
+    """Text for a voice to speak, and how.
 
     Args:
-        text: In spoken form (`lit_moss.prepare.spoken`).
-        lang: Its language, ISO 639-1.
-        speed: 1 is the voice's usual pace, 2 twice as fast.
-        style: Such as `happy`; None for the voice's own. Voices with `takes_style` follow it.
-        seed: Of what is random in the voice.
+        text: Text in spoken form (`lit_moss.prepare.spoken`).
+        lang: Language of the text, ISO 639-1.
+        speed: Speed; 1 is the voice's usual speed, 2 is twice as fast.
+        style: Style such as `happy`; None: the voice's own. Used by voices with `takes_style`.
+        seed: Seed of random choices of the voice.
     """
 
     text: str
@@ -27,11 +27,11 @@ class Wording:
 
 @dataclass(frozen=True)
 class Speech:
-    """What a voice said.
+    """Output of a voice.
 
     Args:
         wave: Samples (T,), float32.
-        rate_hz: Their rate.
+        rate_hz: Sample rate in Hz.
     """
 
     wave: np.ndarray
@@ -39,13 +39,13 @@ class Speech:
 
 
 class CannotSay(Exception):  # noqa: N818
-    """A text that a voice cannot say.
+    """A text that a voice cannot speak.
 
     Args:
         reason: Name of the rule.
         value: What was found.
-        threshold: What was expected.
-        too_long: The text can be said in shorter pieces.
+        threshold: Expected value.
+        too_long: Whether the text can be spoken in shorter pieces.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Voice(Protocol):
 
     Attributes:
         speaker: Name of the speaker, for manifests.
-        languages: ISO 639-1 codes that it speaks; None for any.
-        takes_style: Whether it follows a style.
+        languages: ISO 639-1 codes of its languages; None: all.
+        takes_style: Whether it supports styles.
     """
 
     @property
@@ -78,18 +78,18 @@ class Voice(Protocol):
     def takes_style(self) -> bool: ...
 
     def content(self) -> dict[str, Any]:
-        """What its sound depends on besides the wording; JSON without secrets. Loads nothing."""
+        """What its sound depends on besides the wording, as JSON without secrets. Loads nothing."""
         ...
 
     def open(self) -> None:
-        """Loads what it needs; called once in each worker."""
+        """Loads models; called once per worker."""
         ...
 
     def say(self, wording: Wording) -> Speech:
-        """Says a text.
+        """Speaks a text.
 
         Raises:
-            CannotSay: if it cannot say this text.
-            UserError: if it can say no text at all.
+            CannotSay: if it cannot speak this text.
+            UserError: if it cannot speak any text.
         """
         ...

@@ -1,10 +1,10 @@
-"""Voices by name, and the pool of those that one run uses.
+"""Voices by name, and the pool of voices of a run.
 
-| name | speaks |
+| name | voice |
 |---|---|
 | `embedded:hibari` | English, one speaker, the fastest |
 | `embedded:kokoro/af_bella` | one of 28 English and 8 Chinese voices of Kokoro-82M |
-| `embedded:kokoro/en`, `embedded:kokoro/zh` | all of them, of one language |
+| `embedded:kokoro/en`, `embedded:kokoro/zh` | all Kokoro voices of one language |
 | `https://host/v1?model=M&voice=V` | an endpoint, see `lit_moss.prepare.voice_endpoint` |
 | `command: PROGRAM {text_file} {out}` | a program, see `lit_moss.prepare.voice_command` |
 """
@@ -37,12 +37,12 @@ _HIBARI, _KOKORO, _COMMAND = "embedded:hibari", "embedded:kokoro/", "command:"
 
 @dataclass(frozen=True)
 class VoiceSettings:
-    """Settings of all voices of a run.
+    """Settings common to all voices of a run.
 
     Args:
-        threads: Of the embedded voices' models.
-        api_key_env: Environment variable with the endpoints' key.
-        timeout_sec: Seconds after which an endpoint or a program has failed.
+        threads: Number of threads of the embedded voices' models.
+        api_key_env: Environment variable that contains the API key of endpoints.
+        timeout_sec: Timeout of an endpoint or a program, in seconds.
     """
 
     threads: int = 1
@@ -51,10 +51,10 @@ class VoiceSettings:
 
 
 class Hibari:
-    """`embedded:hibari`.
+    """The voice `embedded:hibari`.
 
     Args:
-        threads: Of onnxruntime.
+        threads: Number of threads of onnxruntime.
     """
 
     speaker, languages, takes_style = HibariVoice.speaker, ("en",), False
@@ -74,11 +74,11 @@ class Hibari:
 
 
 class KokoroVoice:
-    """`embedded:kokoro/NAME`. The Chinese ones also say Latin words inside Chinese text.
+    """The voices `embedded:kokoro/NAME`. The Chinese voices also speak Latin words within Chinese text.
 
     Args:
-        name: `af_bella`.
-        threads: Of onnxruntime.
+        name: Name of the voice, such as `af_bella`.
+        threads: Number of threads of onnxruntime.
     """
 
     takes_style = False
@@ -104,7 +104,7 @@ class KokoroVoice:
         _check_letters(wording.text, han=wording.lang == "zh")
         phonemize = self._phonemes.chinese if wording.lang == "zh" else self._phonemes.english
         phonemes = phonemize(wording.text)
-        # Punctuation that the model lacks has no sound; anything else would be left unsaid.
+        # Punctuation that is missing in the model has no sound; other missing characters would be skipped.
         if unsaid := "".join(
             p for p in self._model.unknown(phonemes) if unicodedata.category(p)[0] in "LMNS"
         ):
@@ -122,7 +122,7 @@ def _hibari(threads: int) -> HibariVoice:
 
 @lru_cache(maxsize=2)
 def _kokoro(threads: int) -> Kokoro:
-    """One model for all voices of a process."""
+    """The model for all voices of a process."""
     return Kokoro(threads)
 
 
@@ -132,10 +132,10 @@ def _phonemes(british: bool) -> Phonemes:
 
 
 def _check_letters(text: str, han: bool) -> None:
-    """The embedded phonemizers pass over letters of other scripts without a word.
+    """Rejects letters of other scripts, which the embedded phonemizers would skip silently.
 
     Raises:
-        CannotSay: if the text has such letters, digits or symbols.
+        CannotSay: if the text contains such letters, or digits or symbols.
     """
     unsaid = "".join(dict.fromkeys(c for c in text if not _can_say(c, han)))
     if unsaid:
@@ -156,11 +156,11 @@ class VoicePool:
     """The voices of a run.
 
     Args:
-        names: See the module; the order matters to what is drawn.
-        settings: Of all of them.
+        names: Names of voices, see the module docstring; their order affects random choices.
+        settings: Settings of all voices.
 
     Raises:
-        UserError: for a name that is none.
+        UserError: if a name is unknown.
     """
 
     def __init__(self, names: Sequence[str], settings: VoiceSettings) -> None:
@@ -174,20 +174,20 @@ class VoicePool:
             voice.open()
 
     def content(self) -> list[dict[str, Any]]:
-        """What their sounds depend on and who is drawn for a language; JSON without secrets."""
+        """What their sounds and the choice of voices depend on, as JSON without secrets."""
         return [voice.content() | {"languages": voice.languages} for voice in self.voices]
 
     def speaking(self, lang: str) -> list[Voice]:
-        """The voices that speak a language, in order."""
+        """The voices that support a language, in order."""
         return [v for v in self.voices if v.languages is None or lang in v.languages]
 
     def draw(self, lang: str, rng: np.random.Generator, but: Voice | None = None) -> Voice | None:
-        """A voice that speaks a language, drawn at random; None if no voice does.
+        """A random voice that supports a language; None if there is none.
 
         Args:
             lang: ISO 639-1 code.
-            rng: See `lit_moss.data.interleave.document_rng`.
-            but: A voice to leave out where there are others.
+            rng: Random number generator, see `lit_moss.data.interleave.document_rng`.
+            but: Voice to exclude if there are others.
         """
         able = self.speaking(lang)
         able = [v for v in able if but is None or v.speaker != but.speaker] or able

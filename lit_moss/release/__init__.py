@@ -1,2 +1,1 @@
-"""Import and export of models: runs to folders that anyone can load, released folders to starting points of
-runs."""
+"""Import and export of models: runs to folders for anyone, released folders to starting points of runs."""

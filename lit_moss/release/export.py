@@ -187,7 +187,7 @@ def _fill_codec(
         write_card(folder, RunFolder.of_checkpoint(checkpoint))
 
 
-# --- destination ------------------------------------------------------------------------------------------
+# --- destination --------------------------------------------------------------------------------------------
 
 
 def _check_out(out: Path, force: bool) -> None:
@@ -222,7 +222,7 @@ def _gigabytes(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
 
 
-# --- source ---------------------------------------------------------------------------------------
+# --- source -------------------------------------------------------------------------------------------------
 
 
 def _of_folder(name: str, average: int) -> Source:
@@ -280,8 +280,7 @@ def _own_codec(source: Source, log_mel: str | None) -> tuple[str | None, str | N
 
 
 def _codecs_of_training(training: Training) -> Iterator[tuple[Path, str | None]]:
-    """Folders `codec` in the model folders that the runs started from, last run first, each with its
-    `log_mel`."""
+    """Folders `codec` in the models that the runs started from, last first, each with its `log_mel`."""
     seen = set()
     for stage in reversed(training.stages):
         data, start = stage.settings("data"), stage.settings("model").get("init_from")

@@ -1,5 +1,4 @@
-"""Code that MLflow runs to create a registered model; it is stored next to the model folder, see
-`registry`."""
+"""Code that MLflow runs to create a registered model, stored next to the model folder (`registry`)."""
 
 from pathlib import Path
 

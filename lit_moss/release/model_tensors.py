@@ -135,8 +135,7 @@ def _as(tensor: StoredTensor, dtype: torch.dtype) -> StoredTensor:
 
 
 def _of_backbone(backbone: str, config: SplitConfig, names: list[str]) -> Tensors:
-    """Weights of a backbone. If it stores its layers under other names, such as experts one by one, it is
-    read as a whole."""
+    """Weights of a backbone; read as a whole if its layers are stored under other names (e.g. experts)."""
     folder = Path(backbone)
     stored = folder_tensors(folder if folder.is_dir() else resolve_backbone(backbone))
     theirs = {name: _backbone_name(name, config, stored) for name in names}

@@ -39,8 +39,7 @@ def data_name(path: str) -> str:
 
 
 def part_name(name: str, run_root: str = "runs") -> str:
-    """Name of a pretrained part or a run: `embedded:…` and hub ids are kept, paths are reduced to the last
-    component.
+    """Name of a pretrained part or a run: `embedded:…` or hub id, or the last component of a path.
 
     Args:
         name: Name as in a configuration.

@@ -151,14 +151,12 @@ class Stage:
                 yield replace(data, **_counted(self.locate(str(entry))))
 
     def previous(self) -> "RunFolder | str | None":
-        """What `init_from` refers to: a run, or the name of something else; None if only the backbone is
-        used."""
+        """What `init_from` refers to: a run, or the name of something else; None: only the backbone."""
         name = self.settings("model").get("init_from")
         return (self.run_of(str(name)) or part_name(str(name), self.run_root)) if name else None
 
     def run_of(self, name: str) -> RunFolder | None:
-        """The run that a name in the configuration refers to; None if it is something else or no longer
-        exists."""
+        """The run that a configured name refers to; None if it is something else or no longer exists."""
         path = self.locate(name)
         if RunFolder(path).is_run():
             return RunFolder(path)

@@ -14,8 +14,7 @@ from lit_moss.runs.checkpoints import load_checkpoint, seal_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file next to the target, syncs and renames it: a kill leaves the old or the new
-    file.
+    """Writes checkpoints atomically: to a temporary file next to the target, synced and renamed.
 
     Lightning's own save moves a file from the system's temporary folder, which copies it if that is another
     file system, and has ignored a PermissionError. Loads with `weights_only=True`, so that a checkpoint

@@ -100,8 +100,7 @@ def is_whole(path: Path, sealed: bool = False) -> bool:
 
 
 def load_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """Loads a Lightning checkpoint as data; for a folder of shards, the gathered weights and the model's
-    settings.
+    """Loads a checkpoint as data; for a folder of shards, gathered weights and the model's settings.
 
     Raises:
         UserError: if it is damaged, contains code, or is not a Lightning checkpoint.

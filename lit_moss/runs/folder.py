@@ -149,8 +149,7 @@ class RunFolder:
 
     @property
     def unsent_metrics_file(self) -> Path:
-        """Path of the JSON lines `[name, value, time in ms, step]` of metrics that were not sent to
-        MLflow."""
+        """JSON lines `[name, value, time in ms, step]` of metrics that were not sent to MLflow."""
         return self.path / "unsent_metrics.jsonl"
 
     def result(self) -> Result | None:

@@ -102,8 +102,7 @@ def _run_fit(config: dict[str, Any], run: RunFolder, environment: dict[str, str]
 
 
 def _returncode(command: list[str], **options: Any) -> int:
-    """Runs a process until it ends; if this call is interrupted by Ctrl-C, the process gets SIGTERM and a
-    minute.
+    """Runs a process until it ends; on Ctrl-C, the process gets SIGTERM and one minute to end.
 
     The process has its own process group: otherwise Ctrl-C in a terminal would reach it too, within a step,
     and `subprocess.run` would kill it a quarter of a second later.

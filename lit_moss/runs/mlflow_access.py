@@ -85,8 +85,7 @@ def find_run(client: Any, run_id: str) -> Any:
 
 
 def mlflow_name(name: str) -> str:
-    """A name that MLflow accepts: the name itself, or with characters replaced and a hash that keeps it
-    unique."""
+    """A name that MLflow accepts: the name itself, or with replaced characters and a hash."""
     parts = name.split("/")
     is_path = posixpath.normpath(name) == name and name != "." and not name.startswith("..")
     if all(map(_NAME.fullmatch, parts)) and is_path and len(name) <= _LONGEST_NAME:

@@ -134,8 +134,7 @@ def get_key(config: dict[str, Any], key: str) -> Any:
 
 
 def _drop_other_strategy(merged: Any, content: Any) -> None:
-    """Removes the options of a strategy that `content` replaces: FSDP2 does not accept DeepSpeed's
-    `config`."""
+    """Removes options of a strategy that `content` replaces: FSDP2 rejects DeepSpeed's `config`."""
     before, after = (OmegaConf.select(c, "trainer.strategy.class_path") for c in (merged, content))
     if before and after and before != after:
         merged.trainer.strategy = None

@@ -49,8 +49,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 class ShardReader(FileSystemReader):
-    """torch's own reader unpickles any class in the metadata, and reads the metadata again for each
-    tensor."""
+    """Reader of shards: torch's unpickles any class, and reads the metadata again for each tensor."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

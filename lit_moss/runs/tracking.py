@@ -177,8 +177,7 @@ class Tracker(Logger):
         self._settings = {k: v for k, v in self._deciding(params).items() if k not in only_at_start}
 
     def _deciding(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """The settings that determine what a step computes: those of the model, the trainer and the
-        `rules`."""
+        """The settings that determine what a step computes: model, trainer and `rules`."""
         found = {
             key: value
             for key, value in flat_params(config).items()
@@ -213,8 +212,7 @@ class Tracker(Logger):
 
     @rank_zero_only
     def leave(self) -> None:
-        """Stops using a run without changing its status, because a sweep that is only inspected may be
-        running."""
+        """Stops using a run without changing its status, as an inspected sweep may still be running."""
         if self._found is None:  # a new run
             self.finalize("interrupted")
             return
@@ -275,8 +273,7 @@ class Tracker(Logger):
         return self._run_id
 
     def _repeats_differently(self, last_step: Mapping[str, int]) -> bool:
-        """Whether recorded steps are trained again with other settings, such as a changed rate after a
-        kill."""
+        """Whether recorded steps are trained again with other settings, e.g. after a kill."""
         if not self.folder.config_file.is_file() or all(
             step <= self._from_step for name, step in last_step.items() if not name.startswith("system/")
         ):

@@ -1,1 +1,1 @@
-"""Talking to a model: sessions with batched steps, HTTP and websocket interfaces, the page."""
+"""Serving a model: sessions with batched steps, HTTP and websocket interfaces, and the web page."""

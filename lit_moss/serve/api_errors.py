@@ -2,8 +2,8 @@
 
     {"error": {"message": …, "type": …, "param": …, "code": …}}
 
-The `openai` client raises BadRequestError for 400, AuthenticationError for 401, NotFoundError for 404,
-RateLimitError for 429, and tries 408, 409, 429 and 5xx again after `retry-after` seconds.
+The `openai` client raises BadRequestError for 400, AuthenticationError for 401, NotFoundError for 404 and
+RateLimitError for 429, and retries 408, 409, 429 and 5xx after `retry-after` seconds.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ INVALID = "invalid_request_error"
 
 
 class ApiError(Exception):
-    """A request that is refused, or cannot be answered.
+    """A request that is rejected or cannot be answered.
 
     Args:
         status: HTTP status.
-        message: One line: what was got, what was expected.
+        message: One line: what was given and what is expected.
         kind: `type` of the error object.
-        param: Field of the request that is wrong, such as `messages[0].content`.
-        code: Short name of the error, for programs.
-        headers: Further headers of the answer.
+        param: Path of the invalid field in the request, such as `messages[0].content`.
+        code: Machine-readable name of the error.
+        headers: Additional headers of the response.
     """
 
     def __init__(
@@ -50,24 +50,24 @@ class ApiError(Exception):
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """400: the request is wrong."""
+    """400: the request is invalid."""
     return ApiError(400, message, param=param, code=code)
 
 
 def server_failure(message: str) -> ApiError:
-    """500: the request is right, the answer failed."""
+    """500: the request is valid, but answering it failed."""
     return ApiError(500, message, "server_error", code="reply_failed")
 
 
 def all_sessions_taken(message: str) -> ApiError:
-    """429: no place is free; another try in a second may find one."""
+    """429: all sessions are in use; retry after a second."""
     return ApiError(
         429, message, "rate_limit_error", code="session_limit_reached", headers={"retry-after": "1"}
     )
 
 
 def draining() -> ApiError:
-    """503: the server is about to end; behind a load balancer another one takes the next try."""
+    """503: the server is shutting down; behind a load balancer, a retry reaches another server."""
     message = "the server is shutting down: try again later"
     headers = {"retry-after": "1", "connection": "close"}
     return ApiError(503, message, "server_error", code="shutting_down", headers=headers)

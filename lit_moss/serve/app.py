@@ -1,4 +1,4 @@
-"""The server's application: all interfaces on one engine."""
+"""The server's application: all interfaces, with one engine."""
 
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,10 @@ __all__ = ["Context", "create_app"]
 
 
 def create_app(context: Context) -> "FastAPI":
-    """The application.
+    """Creates the application.
 
     Raises:
-        UserError: if the packages of the extra are missing.
+        UserError: if packages of the extra are missing.
     """
     try:
         from fastapi import FastAPI
@@ -35,7 +35,7 @@ def create_app(context: Context) -> "FastAPI":
     _add_operations(app, context)
     _add_error_objects(app)
     app.add_middleware(Guard, context=context)
-    if context.cors_origins:  # outside of the guard: a preflight has no key
+    if context.cors_origins:  # outside of the guard: a preflight request has no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(context.cors_origins),
@@ -46,7 +46,7 @@ def create_app(context: Context) -> "FastAPI":
 
 
 def _add_operations(app: "FastAPI", context: Context) -> None:
-    """/health and /metrics, for whoever runs the server; without a key."""
+    """Adds /health and /metrics for operators; they need no key."""
     from starlette.requests import Request
     from starlette.responses import JSONResponse, Response
 
@@ -82,7 +82,7 @@ def _add_error_objects(app: "FastAPI") -> None:
                             error.headers)  # fmt: skip
 
     async def failure(request: Request, error: Exception) -> Response:
-        # Its traceback goes to the server's log, not to the client.
+        # The traceback goes to the server's log, not to the client.
         return JSONResponse(ApiError(500, "the server failed", "server_error").body, 500)
 
     app.add_exception_handler(ApiError, api_error)

@@ -1,4 +1,4 @@
-"""Answers of chat completions as JSON: whole, or as the chunks of a stream."""
+"""Responses of chat completions as JSON: complete, or as the chunks of a stream."""
 
 import base64
 import json
@@ -14,11 +14,11 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Answer:
-    """One answer, with the ids and times that all of its parts state.
+    """One response, with the ids and times that all its parts contain.
 
     Args:
         model: Name of the model.
-        audio_sec: How long a spoken reply can be referred to by its id.
+        audio_sec: Time in seconds during which a spoken reply can be referenced by its id.
     """
 
     def __init__(self, model: str, audio_sec: float) -> None:
@@ -29,13 +29,13 @@ class Answer:
         self.model = model
 
     def whole(self, text: str, sound: bytes | None, finish: str, usage: dict[str, Any]) -> dict[str, Any]:
-        """The answer in one piece.
+        """The complete response.
 
         Args:
-            text: Text of the reply; of a spoken one its transcript.
-            sound: Bytes of a spoken reply, None for one in text.
+            text: Text of the reply; for a spoken reply its transcript.
+            sound: Bytes of a spoken reply; None for a text reply.
             finish: `finish_reason`.
-            usage: Counts, see `usage_of`.
+            usage: Token counts, see `usage_of`.
         """
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if sound is not None:
@@ -54,7 +54,7 @@ class Answer:
         return _event({**self._head("chat.completion.chunk"), "choices": [choice]})
 
     def usage_chunk(self, usage: dict[str, Any]) -> bytes:
-        """The last chunk, of counts alone."""
+        """The last chunk, which only contains token counts."""
         return _event({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -62,21 +62,21 @@ class Answer:
 
 
 def error_chunk(body: dict[str, Any]) -> bytes:
-    """An error after the stream began; nothing follows it."""
+    """An error after the stream has started; nothing follows it."""
     return _event(body)
 
 
 def _event(content: dict[str, Any]) -> bytes:
-    # Escaped beyond ASCII: some readers of event streams also end lines at U+2028.
+    # Non-ASCII characters are escaped: some readers of event streams also end lines at U+2028.
     return f"data: {json.dumps(content, separators=(',', ':'))}\n\n".encode()
 
 
 def usage_of(done: ReplyDone, row_format: RowFormat) -> dict[str, Any]:
-    """Counts of rows, each of which is one token: a text id, a code, or a mark of turns and speech.
+    """Token counts; each row is one token: a text id, a code, or a marker of turns and speech.
 
     Args:
-        done: End of the reply.
-        row_format: Format of the rows.
+        done: End event of the reply.
+        row_format: Row format: ids of text and speech.
     """
     prompt_codes, codes = (_codes(rows, row_format) for rows in (done.prompt, done.rows))
     return {

@@ -1,7 +1,7 @@
 """OpenAI's chat completions with audio: POST /v1/chat/completions, GET /v1/models.
 
-    content of the user    text parts, `input_audio` parts          what the model hears
-    modalities             ["text"], ["text", "audio"]              how it replies: four modes in all
+    content of the user    text parts, `input_audio` parts          what the model receives
+    modalities             ["text"], ["text", "audio"]              how it replies: four combinations
 
 Shapes and rules: https://platform.openai.com/docs/api-reference/chat
 """
@@ -32,14 +32,14 @@ from lit_moss.serve.stop_texts import StopTexts
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-LEFT = 499  # of an answer that nobody reads; logs know the number from nginx
+LEFT = 499  # status for a response that nobody reads; logs know the number from nginx
 
 
 class ChatCompletions:
-    """The interface.
+    """The chat completions interface.
 
     Args:
-        context: Engine and limits.
+        context: Engine and limits of the server.
     """
 
     def __init__(self, context: Context) -> None:
@@ -47,7 +47,7 @@ class ChatCompletions:
         self._conversations = ChatConversations(context.engine)
 
     async def complete(self, request: Request) -> Response:
-        """Answers a request, whole or as a stream."""
+        """Answers a request, with a complete response or a stream."""
         try:
             body = await request.body()
         except ClientDisconnect:
@@ -136,7 +136,7 @@ class ChatCompletions:
     async def _chunks(
         self, asked: ChatRequest, answer: Answer, session: Session, reply: Reply
     ) -> AsyncGenerator[bytes]:
-        """The events of a stream. The id and the time of expiry come once each: clients add deltas up."""
+        """Yields the events of a stream; id and expiry time only once, as clients concatenate deltas."""
         data, stop = Base64Chunks(), StopTexts(asked.stops)
         if asked.speaks:
             audio = {"id": answer.audio_id, "transcript": ""}
@@ -185,11 +185,11 @@ class ChatCompletions:
     # --- models ---------------------------------------------------------------------------------------------
 
     async def models(self, request: Request) -> Response:
-        """All models: the one."""
+        """Lists all models: there is one."""
         return JSONResponse({"object": "list", "data": [self._model_object()]})
 
     async def one_model(self, request: Request) -> Response:
-        """A model by its name."""
+        """Returns the model with a given name."""
         self._check_model(request.path_params["name"])
         return JSONResponse(self._model_object())
 
@@ -206,7 +206,7 @@ def _finish_reason(done: ReplyDone, stop: StopTexts) -> str:
     """Why a reply ended.
 
     Raises:
-        ApiError: if it failed, or the server cut it off.
+        ApiError: if the reply failed, or the server cut it off.
     """
     if done.reason == "stop" or stop.found:
         return "stop"

@@ -1,8 +1,8 @@
-"""A request of chat completions, checked; see https://platform.openai.com/docs/api-reference/chat/create.
+"""Validates chat completion requests; see https://platform.openai.com/docs/api-reference/chat/create.
 
-Fields that this server does not know are refused, so that a misspelt one is not lost silently. Those of
-OpenAI's own that cannot change a reply of this model are ignored (`IGNORED`); those that would change it are
-refused unless they hold the value that changes nothing.
+Unknown fields are rejected, so that a misspelt field is not ignored silently. Fields of OpenAI that cannot
+affect a reply of this model are ignored (`IGNORED`); those that could are rejected, unless their value has no
+effect.
 """
 
 import json
@@ -24,20 +24,20 @@ IGNORED = frozenset({
 
 
 class _Part(BaseModel):
-    """Fields as they stand in JSON: no number in quotes, no NaN."""
+    """Fields with strict JSON types: no numbers in quotes, no NaN."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 
 
 class TextPart(_Part):
-    """Text."""
+    """A text part."""
 
     type: Literal["text"]
     text: str
 
 
 class RefusalPart(_Part):
-    """Text in which an assistant declined."""
+    """Text with which an assistant declined to answer."""
 
     type: Literal["refusal"]
     refusal: str
@@ -71,27 +71,27 @@ def _parts(*kinds: Any) -> Any:
 
 
 class SystemMessage(_Part):
-    """Instructions; `developer` is OpenAI's newer name for them."""
+    """Instructions; `developer` is OpenAI's newer name for the role."""
 
     role: Literal["system", "developer"]
     content: _parts(TextPart)  # pyright: ignore[reportInvalidTypeForm]
 
 
 class UserMessage(_Part):
-    """What the user said, in text, speech, or parts of both."""
+    """A user turn: text, speech, or parts of both."""
 
     role: Literal["user"]
     content: _parts(TextPart, AudioPart)  # pyright: ignore[reportInvalidTypeForm]
 
 
 class EarlierAudio(_Part):
-    """An earlier spoken reply of this server."""
+    """Reference to an earlier spoken reply of this server."""
 
     id: str
 
 
 class AssistantMessage(_Part):
-    """What the model said: text, or a spoken reply by its id."""
+    """An assistant turn: text, or a spoken reply by its id."""
 
     role: Literal["assistant"]
     content: _parts(TextPart, RefusalPart) | None = None  # pyright: ignore[reportInvalidTypeForm]
@@ -102,13 +102,13 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discri
 
 
 class VoiceId(_Part):
-    """A voice by its id; ids are the names given to `--voice`."""
+    """A voice by its id; ids are the names given with `--voice`."""
 
     id: str
 
 
 class AudioOptions(_Part):
-    """How a spoken reply sounds, and the format of its bytes."""
+    """Voice and audio format of a spoken reply."""
 
     voice: str | VoiceId
     format: SoundFormat
@@ -128,8 +128,8 @@ class StreamOptions(_Part):
 class ChatRequest(BaseModel):
     """The body of POST /v1/chat/completions.
 
-    `top_k`, `repetition_penalty` and `reply_form` are this server's own; the `openai` client sends them by
-    `extra_body`.
+    `top_k`, `repetition_penalty` and `reply_form` are specific to this server; the `openai` client sends them
+    with `extra_body`.
     """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
@@ -149,7 +149,7 @@ class ChatRequest(BaseModel):
     top_k: Annotated[int, Field(ge=0)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     reply_form: FormName | None = None
-    # Refused unless they change nothing.
+    # Rejected unless they have no effect.
     n: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
@@ -160,7 +160,7 @@ class ChatRequest(BaseModel):
 
     @property
     def who(self) -> str:
-        """Name of the asker, as far as it is given: who asks under another name finds none of its caches."""
+        """Name of the requester, if given: requests with other names cannot use its caches."""
         extra = self.model_extra or {}
         names = ("prompt_cache_key", "safety_identifier", "user")
         return next((name for key in names if isinstance(name := extra.get(key), str)), "")
@@ -172,20 +172,20 @@ class ChatRequest(BaseModel):
 
     @property
     def stops(self) -> list[str]:
-        """Texts before which the reply ends."""
+        """Texts at which the reply ends."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
     def includes_usage(self) -> bool:
-        """Whether a stream ends with the counts."""
+        """Whether a stream ends with token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
 def parse_request(body: bytes) -> ChatRequest:
-    """The request.
+    """Parses and validates a request.
 
     Raises:
-        ApiError: naming the first field that is wrong.
+        ApiError: if a field is invalid; the message names the first one.
     """
     try:
         request = ChatRequest.model_validate_json(body)
@@ -202,7 +202,7 @@ def parse_request(body: bytes) -> ChatRequest:
 def _refuse_unsupported(request: ChatRequest) -> None:
     penalty = "repetition_penalty instead"
     response_type = (request.response_format or {}).get("type", "text")
-    # name: what was given, whether it changes nothing, what was expected
+    # name: value given, whether it has no effect, what is expected
     fields: dict[str, tuple[Any, bool, str]] = {
         "n": (request.n, request.n in (None, 1), "1"),
         "frequency_penalty": (request.frequency_penalty, not request.frequency_penalty, penalty),
@@ -249,7 +249,7 @@ def _as_api_error(error: ValidationError, body: bytes) -> ApiError:
 
 
 def _path(location: tuple[int | str, ...], content: Any, missing: bool) -> str:
-    """`messages[0].content[1].text`: pydantic's location without the names of the kinds it tried."""
+    """The path `messages[0].content[1].text`: pydantic's location without the names of the types it tried."""
     path = ""
     for place, key in enumerate(location):
         if isinstance(key, int) and isinstance(content, list) and key < len(content):

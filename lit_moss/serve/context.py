@@ -1,4 +1,4 @@
-"""What all interfaces of a server share."""
+"""State shared by all interfaces of a server."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -9,14 +9,13 @@ from lit_moss.serve.engine import Engine
 
 @dataclass
 class Work:
-    """What a server is doing, so that it can end without cutting anyone off. For the event loop alone.
+    """Work in progress, which a shutdown of the server waits for; only used in the event loop.
 
     Args:
-        draining: Whether the server is about to end and takes no new work.
-        requests: Requests under /v1 that are being answered.
-        drains: Interfaces with connections of their own: each ends them once their replies are done, within
-            that many seconds, and returns whether all ended.
-    """
+        draining: Whether the server is shutting down and accepts no new work.
+        requests: Number of requests below /v1 in progress.
+        drains: Functions of interfaces with their own connections: each closes its connections after their
+            replies, within the given number of seconds, and returns whether all have ended."""
 
     draining: bool = False
     requests: int = 0
@@ -25,16 +24,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Context:
-    """What all interfaces share.
+    """State shared by all interfaces.
 
     Args:
-        engine: The engine; its limits hold for all interfaces.
-        api_key: Key that clients must send as `Authorization: Bearer KEY`; None asks for none.
-        created: Unix time of the start, stated as the model's.
-        cors_origins: Origins of other web pages that may read the answers.
-        hosts: Names under which requests may ask for the server, in lower case and without port; none
-            allows all.
-        work: What the server is doing.
+        engine: The engine; its limits apply to all interfaces.
+        api_key: Key that clients must send as `Authorization: Bearer KEY`; None: no key required.
+        created: Unix time of the start, reported as that of the model.
+        cors_origins: Origins of other web pages that may read responses.
+        hosts: Host names that requests may use, in lower case and without port; empty: all.
+        work: Work in progress.
     """
 
     engine: Engine

@@ -1,9 +1,9 @@
-"""What was said in a session, as rows: the history holds ids and codes, never sound that is encoded again.
+"""The conversation of a session as rows: the history contains ids and codes; audio is never encoded again.
 
     system turn ─ turns of user and assistant ─ head of the reply    the rows of `data.conversation.Renderer`
 
-The assistant's turns keep the rows that the model made, so that the rows of a later prompt begin with the
-rows of the earlier one and its reply: their keys and values stay in the cache.
+The assistant's turns keep the rows that the model generated, so that the rows of a later prompt begin with
+those of the earlier prompt and its reply, whose keys and values are cached.
 """
 
 import uuid
@@ -23,13 +23,13 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass
 class Message:
-    """One turn.
+    """One turn of a conversation.
 
     Args:
         role: system, user or assistant.
-        rows: Content: the rows between the turn's head and its <|im_end|>, sosp and eosp included.
-        id: Unique name.
-        text: Its text as far as it is known; that of the user's speech is not.
+        rows: Content: the rows between the head of the turn and its <|im_end|>, including sosp and eosp.
+        id: Unique id.
+        text: Text of the turn; "" for the user's speech, whose text is unknown.
     """
 
     role: Role
@@ -38,15 +38,15 @@ class Message:
     text: str = ""
 
     def codes(self, row_format: RowFormat) -> list[int]:
-        """Codes of its speech."""
+        """Codes of the turn's speech."""
         return reply_codes(self.rows, row_format)
 
 
 def _checked(text: str) -> str:
-    """The text, if UTF-8 can encode it, which tokenizers ask for.
+    """The text, checked to be encodable in UTF-8, which tokenizers require.
 
     Raises:
-        UserError: if it holds half of a surrogate pair, as cut off JSON and bytes of another encoding do.
+        UserError: if it contains half of a surrogate pair, as in truncated JSON or bytes of another encoding.
     """
     if printable(text) != text:
         raise UserError(f"the text {printable(text)!r:.80} is not Unicode: expected text in UTF-8")
@@ -54,14 +54,14 @@ def _checked(text: str) -> str:
 
 
 class Conversation:
-    """Turns in their order, and the rows that a reply to them starts from.
+    """Turns in order, from which prompts are built.
 
     Args:
-        renderer: Text ids and heads of turns; its form is that of spoken replies.
-        instructions: Text that is appended to the system prompt, as in training.
+        renderer: Provides text ids and heads of turns; its form is that of spoken replies.
+        instructions: Text to append to the system prompt, as in training.
 
     Raises:
-        UserError: for instructions that are no text.
+        UserError: if the instructions are not valid text.
     """
 
     def __init__(self, renderer: Renderer, instructions: str = "") -> None:
@@ -70,27 +70,27 @@ class Conversation:
 
     @property
     def format(self) -> RowFormat:
-        """Format of the rows."""
+        """Row format: ids of text and speech."""
         return self.renderer.row_format
 
     # --- turns ----------------------------------------------------------------------------------------------
 
     def add(self, message: Message, after: str | None = None) -> Message:
-        """Appends a turn, or puts it after the one with that id ("root": before all)."""
+        """Appends a turn, or inserts it after the turn with the id `after` ("root": at the start)."""
         place = len(self.messages) if after is None else 0 if after == "root" else self._place(after) + 1
         self.messages.insert(place, message)
         return message
 
     def text_message(self, role: Role, text: str) -> Message:
-        """A turn in text.
+        """A text turn.
 
         Raises:
-            UserError: if it is none.
+            UserError: if the text is invalid.
         """
         return Message(role, self.renderer.ids(_checked(text)), text=text)
 
     def speech_message(self, role: Role, codes: Sequence[int], text: str = "") -> Message:
-        """A turn in speech.
+        """A speech turn.
 
         Raises:
             UserError: if there are no codes.
@@ -100,14 +100,14 @@ class Conversation:
         return Message(role, self.format.speech(codes), text=text)
 
     def reply_message(self, rows: Sequence[int], prompt: Sequence[int]) -> Message:
-        """The assistant's turn of rows as the model made them.
+        """The assistant's turn, from rows that the model generated.
 
-        The sosp with which the prompt of a direct spoken reply ends belongs to it; the row that ends the
-        reply does not. Speech that was cut off gets its eosp.
+        It includes the sosp at the end of the prompt of a direct spoken reply, and excludes the row that ends
+        the reply. Speech that was cut off gets an eosp.
 
         Args:
             rows: Rows of the reply.
-            prompt: Rows before it.
+            prompt: Rows of its prompt.
         """
         ends = (self.format.im_end_id, self.format.end_id)
         content = list(rows[:-1] if rows and rows[-1] in ends else rows)
@@ -121,11 +121,11 @@ class Conversation:
         return Message("assistant", content, text=self.text_of(content))
 
     def text_of(self, rows: Sequence[int]) -> str:
-        """Text of rows; those of speech and special tokens are left out."""
+        """Text of rows, ignoring speech and special tokens."""
         return self.renderer.tokenizer.decode(reply_text(rows, self.format), skip_special_tokens=True)
 
     def find(self, item_id: str) -> Message:
-        """The turn with that id.
+        """The turn with this id.
 
         Raises:
             UserError: if there is none.
@@ -133,7 +133,7 @@ class Conversation:
         return self.messages[self._place(item_id)]
 
     def delete(self, item_id: str) -> None:
-        """Takes a turn out."""
+        """Removes a turn."""
         del self.messages[self._place(item_id)]
 
     def truncate(self, item_id: str, codes: int) -> None:
@@ -162,12 +162,12 @@ class Conversation:
     def prompt(
         self, reply: Modality, form: ReplyForm | None = None, messages: Sequence[Message] | None = None
     ) -> list[int]:
-        """Rows up to where the reply starts, equal to those of `Renderer.prompt`.
+        """Rows up to the start of the reply, equal to those of `Renderer.prompt`.
 
         Args:
             reply: Modality of the reply.
-            form: Form of a spoken reply; the renderer's if not given.
-            messages: Turns instead of the conversation's own.
+            form: Form of a spoken reply. Default: that of the renderer.
+            messages: Turns to use instead of the conversation's own.
         """
         form = form or self.renderer.form
         rows = self.opening(reply, form, messages) + self.renderer.head("assistant")
@@ -178,7 +178,7 @@ class Conversation:
     def opening(
         self, reply: Modality, form: ReplyForm | None = None, messages: Sequence[Message] | None = None
     ) -> list[int]:
-        """Rows of the system prompt and of all turns; arguments as of `prompt`."""
+        """Rows of the system prompt and all turns; arguments as in `prompt`."""
         form = form or self.renderer.form
         messages = list(self.messages if messages is None else messages)
         system = f"{system_prompt(reply, form)} {self.instructions}".strip()
@@ -190,5 +190,5 @@ class Conversation:
         return rows
 
     def _turn(self, role: str, content: Sequence[int]) -> list[int]:
-        assert self.format.im_end_id is not None  # `Renderer` refuses such tokenizers
+        assert self.format.im_end_id is not None  # `Renderer` rejects such tokenizers
         return [*self.renderer.head(role), *content, self.format.im_end_id, *self.renderer.ids("\n")]

@@ -1,4 +1,4 @@
-"""What an engine has done so far, for `/metrics`."""
+"""Statistics of an engine, for `/metrics`."""
 
 import threading
 from bisect import bisect_left
@@ -11,10 +11,10 @@ SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 
 class Histogram:
-    """Counts of times by their size.
+    """Histogram of durations.
 
     Args:
-        bounds_sec: Upper bounds of the buckets; one more has no bound.
+        bounds_sec: Upper bounds of the buckets in seconds; there is one more bucket without bound.
     """
 
     def __init__(self, bounds_sec: tuple[float, ...] = SECONDS) -> None:
@@ -23,23 +23,23 @@ class Histogram:
         self.total_sec = 0.0
 
     def observe(self, sec: float) -> None:
-        """Counts one time."""
+        """Adds a duration."""
         self.counts[bisect_left(self.bounds_sec, sec)] += 1
         self.total_sec += sec
 
 
 @dataclass
 class Counts:
-    """Counts since the start.
+    """Statistics since the start.
 
     Args:
-        sessions: Sessions opened.
-        refused: Sessions refused.
-        replies: Replies by the reason of their end.
-        rows: Rows made, by modality.
-        prefilled_rows: Rows of prompts that were computed.
-        cached_rows: Rows of prompts that were in a cache.
-        first_sound_sec: Times from the request to the first sound.
+        sessions: Number of sessions opened.
+        refused: Number of sessions refused.
+        replies: Number of replies by reason of their end.
+        rows: Number of rows generated, by modality.
+        prefilled_rows: Number of prompt rows that were computed.
+        cached_rows: Number of prompt rows that were cached.
+        first_sound_sec: Times from the request to the first audio, in seconds.
     """
 
     sessions: int = 0
@@ -54,11 +54,11 @@ class Counts:
         self._lock = threading.Lock()
 
     def reset(self) -> None:
-        """Begins again."""
+        """Resets all counts."""
         vars(self).update(vars(Counts()))
 
     def reply(self, reason: Reason, usage: Usage) -> None:
-        """Counts a reply that has ended."""
+        """Counts a finished reply."""
         with self._lock:
             self.replies[reason] += 1
             self.prefilled_rows += usage.prefilled_rows

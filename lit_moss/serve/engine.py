@@ -1,12 +1,12 @@
-"""The engine: sessions on one model, whose replies are made row by row and heard chunk by chunk.
+"""The engine: sessions with one model, whose replies are generated row by row and decoded to audio in chunks.
 
-    sound in ─ speech tokenizer ─┐                                             (worker of sounds)
-                                 ├─ conversation ─ prompt ─ language model ─┐  (worker of rows)
+    audio in ─ speech tokenizer ─┐                                             (sound worker)
+                                 ├─ conversation ─ prompt ─ language model ─┐  (row worker)
     text in ─────────────────────┘                                          │
-    sound out ─ vocoder ─ flow decoder ─ codes ─────────────────────────────┘  (worker of sounds)
+    audio out ─ vocoder ─ flow decoder ─ codes ─────────────────────────────┘  (sound worker)
 
-Interfaces (HTTP, websocket, page, Python) only move bytes: they open a `Session`, fill its conversation, ask
-for a reply and read its events. All tensors are touched by the engine's own threads.
+Interfaces (HTTP, websocket, page, Python) only transfer bytes: they open a `Session`, fill its conversation,
+request a reply and read its events. All tensors are handled by the engine's own threads.
 """
 
 import random
@@ -33,16 +33,16 @@ from lit_moss.serve.speaking import Speaker
 
 
 class UserTurn:
-    """Speech of the user as it comes; encoded while it comes.
+    """Speech of the user, encoded as it arrives.
 
-    Use it from one thread.
+    Use it from one thread only.
 
     Args:
-        session: Whose turn it is.
-        rate_hz: Rate of the samples.
+        session: Session to which the turn belongs.
+        rate_hz: Sample rate of the audio in Hz.
 
     Attributes:
-        samples: Samples so far.
+        samples: Number of samples so far.
     """
 
     def __init__(self, session: "Session", rate_hz: int) -> None:
@@ -57,15 +57,15 @@ class UserTurn:
 
     @property
     def seconds(self) -> float:
-        """Length so far."""
+        """Length so far, in seconds."""
         return self.samples / self.rate_hz
 
     def push(self, samples_T: Tensor) -> None:
-        """Next samples, float32 (n,) in [-1, 1]; returns at once.
+        """Pushes samples, float32 (n,) in [-1, 1]; returns immediately.
 
         Raises:
-            UserError: if they are not sound, or the turn becomes longer than `Limits.max_turn_sec`; the
-                samples are not taken.
+            UserError: if the samples are invalid, or the turn would exceed `Limits.max_turn_sec`; the samples
+                are discarded.
         """
         limit = self._session.engine.limits.max_turn_sec
         if (self.samples + len(samples_T)) / self.rate_hz > limit:
@@ -79,16 +79,16 @@ class UserTurn:
         self._listener.push(samples_T)
 
     def finish(self) -> "Future[list[int]]":
-        """Ends the turn; its codes, or a UserError if the model cannot listen."""
+        """Ends the turn; returns its codes, or a UserError if the model cannot listen."""
         return self._listener.finish()
 
     def clear(self) -> None:
-        """Forgets it; the next samples begin it again."""
+        """Discards the turn; the next samples start it again."""
         self._listener.drop()
         self._new()
 
     def _render(self) -> None:
-        """Rows before the codes of this turn, rendered again when the conversation has changed."""
+        """Computes the rows before the codes of this turn, again whenever the conversation has changed."""
         session = self._session
         conversation, expected = session.conversation, session.expected
         turns = expected, conversation.instructions, *((m.id, len(m.rows)) for m in conversation.messages)
@@ -98,7 +98,7 @@ class UserTurn:
             self._opening, self._turns = rows + start, turns
 
     def _look_ahead(self, codes: list[int]) -> None:
-        """Called by the worker of sounds: lets the model read the codes while the user speaks."""
+        """Called by the sound worker: lets the model process codes while the user is speaking."""
         if self._opening is not None:
             first = self._session.conversation.format.text_vocab_size
             self._session.ahead = [*self._opening, *(first + code for code in codes)]
@@ -106,14 +106,14 @@ class UserTurn:
 
 
 class Session:
-    """One conversation with the model; close it when it is over.
+    """A conversation with the model; close it at the end.
 
     Attributes:
-        engine: Whose session it is.
-        conversation: Its turns.
+        engine: Engine of the session.
+        conversation: Turns of the conversation.
         reply: The latest reply, running or not; None before the first.
-        expected: Options of the reply that will follow the user's turn: while the user speaks, the turn is
-            computed into the cache of such a prompt. Those of the latest reply, unless set.
+        expected: Options of the expected reply: while the user is speaking, the turn is computed into the
+            cache of the corresponding prompt. Default: options of the latest reply.
     """
 
     def __init__(self, engine: "Engine", conversation: Conversation, scope: object = None) -> None:
@@ -126,22 +126,25 @@ class Session:
 
     @property
     def scope(self) -> object:
-        """Sessions of an equal scope find what this one has computed; itself: none does."""
+        """Sessions with an equal scope may use this session's cache.
+
+        If it is the session itself, no other session can.
+        """
         return self if self._scope is None else self._scope
 
     def listen(self, rate_hz: int = rates.DECODER_RATE_HZ) -> UserTurn:
-        """A new turn of speech, outside of the conversation until its codes are added to it."""
+        """A new turn of speech, which is not part of the conversation until its codes are added."""
         return UserTurn(self, rate_hz)
 
     def start_reply(
         self, options: ReplyOptions, messages: list[Message] | None = None, instructions: str | None = None
     ) -> Reply:
-        """Begins to reply to the conversation; returns at once. The reply's turn is not added to it.
+        """Starts a reply to the conversation; returns immediately. The turn of the reply is not added.
 
         Args:
-            options: How to reply.
-            messages: Turns to reply to instead of the conversation's own.
-            instructions: Instead of the conversation's own.
+            options: Options of the reply.
+            messages: Turns to reply to, instead of the conversation's own.
+            instructions: Instructions to use instead of the conversation's own.
 
         Raises:
             UserError: if a reply is running, the conversation is too long for the model, or the model cannot
@@ -160,7 +163,7 @@ class Session:
         return self.reply
 
     def close(self) -> None:
-        """Ends its reply and frees its place and its caches; a second call does nothing."""
+        """Ends its reply and frees its place and caches; calling it again has no effect."""
         if not self.closed:
             self.closed, self.ahead = True, None
             if self.reply is not None:
@@ -169,26 +172,26 @@ class Session:
 
 
 class Engine:
-    """Sessions on one model.
+    """Sessions with one model.
 
     Args:
-        model: What speaks.
-        limits: Bounds.
-        threads: Threads of torch's operations on the CPU, for each of the two workers; None: half of the
+        model: Language model and codec.
+        limits: Limits for clients.
+        threads: Number of CPU threads for torch operations, for each of the two workers; None: half of the
             cores.
 
     Raises:
-        UserError: if the model's text tokenizer has no tokens for turns.
+        UserError: if the model's text tokenizer lacks the tokens for turns.
 
     Attributes:
-        counts: What it has done so far.
+        counts: Statistics.
         rows: Worker of the language model.
-        sounds: Worker of sounds.
+        sounds: Worker of audio encoding and decoding.
     """
 
     def __init__(self, model: SpeechModel, limits: Limits | None = None, threads: int | None = None) -> None:
         self.model, self.limits = model, limits or Limits()
-        _ = model.renderer  # refuses a model that cannot chat before its first client
+        _ = model.renderer  # rejects a model that cannot chat before its first client
         self.counts = Counts()
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()
@@ -207,19 +210,19 @@ class Engine:
 
     @property
     def draining(self) -> bool:
-        """Whether sessions and replies are refused, since it is closing."""
+        """Whether sessions and replies are refused because the engine is closing."""
         return self._draining
 
     def open_session(self, instructions: str = "", scope: object = None) -> Session:
-        """A new session.
+        """Opens a session.
 
         Args:
-            instructions: Text that is appended to the system prompt.
-            scope: Who asks, where a client's next question comes in a session of its own: it finds the caches
-                of the earlier ones. None: nobody does, beyond the system prompt.
+            instructions: Text to append to the system prompt.
+            scope: Identifies the requester if a client's next question comes in another session, which can
+                then use the caches of the earlier ones. None: no sharing beyond the system prompt.
 
         Raises:
-            SessionLimit: if all are taken, or the engine is closing.
+            SessionLimit: if all sessions are in use, or the engine is closing.
         """
         with self._lock:
             if self._draining or len(self._sessions) >= self.limits.max_sessions:
@@ -239,8 +242,7 @@ class Engine:
         self.rows.wake()
 
     def warm_up(self) -> None:
-        """One short turn and reply, so that the first client does not wait for the first run of everything.
-        They are not counted."""
+        """Runs one short, uncounted turn and reply, so that the first client need not wait."""
         session = self.open_session()
         try:
             conversation = session.conversation
@@ -256,10 +258,10 @@ class Engine:
         self.counts.reset()
 
     def drain(self, timeout_sec: float) -> bool:
-        """Refuses new sessions and replies, waits until the running replies have ended, and closes.
+        """Refuses new sessions and replies, waits for running replies to end, and closes the engine.
 
         Returns:
-            Whether all had ended in time; the others are cancelled.
+            Whether all replies ended in time; the others are cancelled.
         """
         self._draining = True
         deadline = time.monotonic() + timeout_sec
@@ -269,14 +271,14 @@ class Engine:
         return not running
 
     def close(self) -> None:
-        """Cancels all replies and ends the threads; a second call does nothing."""
+        """Cancels all replies and ends the threads; calling it again has no effect."""
         self._draining = True
         for session in self.sessions:
             session.close()
         self.rows.close()
         self.sounds.close()
 
-    # --- sound in -------------------------------------------------------------------------------------------
+    # --- audio in -------------------------------------------------------------------------------------------
 
     def encode(self, wave_T: Tensor, rate_hz: int) -> "Future[list[int]]":
         """Codes of a wave, float32 (T,) in [-1, 1], or a UserError if the model cannot listen."""
@@ -285,7 +287,7 @@ class Engine:
         return listener.finish()
 
     def listener(self, rate_hz: int, on_codes: Callable[[list[int]], None] | None = None) -> Listener:
-        """For the sound of one turn; see `Listener`."""
+        """Creates an encoder for the audio of one turn; see `Listener`."""
         listener = Listener(self.sounds, self.model.speech_tokenizer, rate_hz, on_codes)
         if self.model.speech_tokenizer is None:
             listener.fail(UserError(f"{self.model.name} cannot listen: start the server with --codec"))
@@ -320,7 +322,7 @@ class Engine:
         return reply
 
     def _end(self, one: Running, reason: Reason, error: str) -> None:
-        """The only end of a reply, whatever ends it and in which thread: `ReplyDone`, once."""
+        """Ends a reply; whatever ends it and in which thread, `ReplyDone` is sent exactly once."""
         with self._lock:
             if one.ended:
                 return

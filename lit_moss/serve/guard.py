@@ -1,7 +1,7 @@
-"""What every request passes before it is read: the server's names, key, size and end.
+"""Checks that every request has to pass before it is read: host name, key, size, shutdown.
 
-An ASGI application around the application: it counts a request's bytes as they come, so that one that is too
-large is never in memory as a whole.
+An ASGI application around the actual application: it counts the bytes of a request as they arrive, so that an
+oversized request is never in memory as a whole.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from lit_moss.serve.api_errors import ApiError, draining
 from lit_moss.serve.context import Context
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# A client that sends its whole body before it reads the answer sees the refusal only if the rest is read.
+# A client that sends its whole body before reading sees the error only if the rest is read.
 _READ_ON = 4
 
 
 class Guard:
-    """Refuses requests that must not reach the application.
+    """Rejects requests that must not reach the application.
 
     Args:
         app: The application.
-        context: Key, names and limits.
+        context: Key, host names and limits.
     """
 
     def __init__(self, app: ASGIApp, context: Context) -> None:
@@ -62,12 +62,12 @@ class Guard:
 
 
 class _Body:
-    """A request's body, counted and timed.
+    """The body of a request, with size and time limits.
 
     Args:
-        receive: Its messages.
-        most: Most bytes.
-        seconds: Longest time until it is there.
+        receive: Returns its ASGI messages.
+        most: Maximum size in bytes.
+        seconds: Maximum time until it has arrived completely.
     """
 
     def __init__(self, receive: Receive, most: int, seconds: float) -> None:
@@ -76,15 +76,15 @@ class _Body:
         self._end = asyncio.get_running_loop().time() + seconds
 
     def is_too_large(self, stated: str) -> bool:
-        """Whether the length that the request states is above the limit."""
+        """Whether the stated length is above the limit."""
         return stated.isdecimal() and int(stated) > self._most
 
     def error(self) -> ApiError:
-        """413."""
+        """The 413 error."""
         return ApiError(413, f"a request of more than {self._most} bytes", code="request_too_large")
 
     async def receive(self) -> Message:
-        """The next message; raises 413 when there were too many bytes, 408 when they took too long."""
+        """The next message; raises 413 if there were too many bytes, 408 if they took too long."""
         try:
             async with asyncio.timeout_at(None if self._is_whole else self._end):
                 message = await self._receive()
@@ -100,7 +100,7 @@ class _Body:
         return message
 
     async def discard(self) -> None:
-        """Reads on, up to a few times the limit, and keeps nothing."""
+        """Reads and discards further data, up to a few times the limit."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self._end):
                 while self._bytes <= _READ_ON * self._most:
@@ -111,10 +111,10 @@ class _Body:
 
 
 def check_host(context: Context, headers: Headers) -> None:
-    """A page of another name that resolves to this machine must not reach a server without a key.
+    """Prevents pages of other names that resolve to this machine from accessing a server without a key.
 
     Raises:
-        ApiError: 403.
+        ApiError: 403 if the host name is not allowed.
     """
     name = _host_of(f"//{headers.get('host', '')}")
     if context.hosts and name not in context.hosts:
@@ -124,16 +124,16 @@ def check_host(context: Context, headers: Headers) -> None:
 
 
 def check_access(context: Context, headers: Headers, keys: Sequence[str] = ()) -> None:
-    """Refuses who may not use the interfaces: with a key, who does not have it; without one, foreign pages,
-    since any page in a browser could let a server on its machine work for it.
+    """Checks that a client may use the interfaces: if there is a key, the client must send it; without a key,
+    pages of other origins are rejected, since any page in a browser could use a local server.
 
     Args:
         context: Key and origins.
-        headers: Of the request.
-        keys: Keys that were given in another way than by the header.
+        headers: Headers of the request.
+        keys: Keys given in other ways than by a header.
 
     Raises:
-        ApiError: 401, 403.
+        ApiError: 401 for a missing or wrong key, 403 for a foreign page.
     """
     key = context.api_key
     if key is not None:
@@ -157,10 +157,10 @@ def check_access(context: Context, headers: Headers, keys: Sequence[str] = ()) -
 
 
 def checked_origin(option: str) -> str:
-    """An origin of --cors-origin as browsers send it: in lower case, without a path or the usual port.
+    """Normalises an origin given by --cors-origin as browsers send it: lower case, no path, no default port.
 
     Raises:
-        UserError: for what no browser sends. `*` and `null` stay as they are.
+        UserError: if no browser would send it. `*` and `null` are returned unchanged.
     """
     if option in ("*", "null"):
         return option
@@ -178,10 +178,10 @@ def checked_origin(option: str) -> str:
 
 
 def checked_host(option: str) -> str:
-    """A name of --allow-host as `check_host` compares it: in lower case, without port and brackets.
+    """Normalises a name given by --allow-host for `check_host`: lower case, no port, no brackets.
 
     Raises:
-        UserError: for what is no name.
+        UserError: if it is not a host name.
     """
     is_ipv6 = option.count(":") > 1 and not option.startswith("[")
     try:
@@ -207,7 +207,7 @@ def _is_api(scope: Scope) -> bool:
 
 
 async def send_error(send: Send, error: ApiError) -> None:
-    """Answers with an error object."""
+    """Sends an error object as the response."""
     body = json.dumps(error.body).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

@@ -1,4 +1,4 @@
-"""Clients that leave: work and streams that end with their connection."""
+"""Handles clients that disconnect: work and streams that end with their connection."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -12,14 +12,14 @@ Result = TypeVar("Result")
 
 
 class ClientLeft(Exception):  # noqa: N818 - not an error of the program
-    """The client is gone; nobody reads an answer."""
+    """The client has disconnected; nobody reads a response."""
 
 
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Result of the work, which is cancelled when the client leaves. The request's body must be read already.
+    """Runs work and returns its result; cancels it if the client disconnects. Read the request's body before.
 
     Raises:
-        ClientLeft: if it does.
+        ClientLeft: if the client disconnects.
     """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_left(request))
@@ -39,12 +39,12 @@ async def _left(request: Request) -> None:
         pass
 
 
-PING = b": ping\n\n"  # a comment, which readers of event streams skip
+PING = b": ping\n\n"  # a comment, which readers of event streams ignore
 PING_SEC = 15.0  # proxies close connections that are silent for 30 s or more
 
 
 async def with_pings(events: AsyncGenerator[bytes], every_sec: float) -> AsyncGenerator[bytes]:
-    """The events, and a ping after each `every_sec` seconds without one; closes `events` at its end."""
+    """Yields the events, and a ping after `every_sec` seconds without one; closes `events` at the end."""
     waiting: asyncio.Task[bytes] | None = None
     try:
         while True:
@@ -68,13 +68,13 @@ async def with_pings(events: AsyncGenerator[bytes], every_sec: float) -> AsyncGe
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, with bounds for a client that reads slowly or not at all.
+    """Server-sent events, with time limits for a client that reads slowly or not at all.
 
     Args:
-        events: What is sent.
+        events: Events to send.
         close: Called once at the end, whatever ends the stream, even before its first event.
-        idle_sec: Longest time in which a client takes nothing.
-        most_sec: Longest time of all.
+        idle_sec: Maximum time in seconds without progress of the client.
+        most_sec: Maximum total time in seconds.
     """
 
     def __init__(
@@ -101,4 +101,4 @@ class EventStream(StreamingResponse):
             async with asyncio.timeout(self._most_sec):
                 await super().stream_response(send_in_time)
         except TimeoutError:
-            pass  # the connection is closed without the last event: the client sees that the stream is cut
+            pass  # the connection is closed without the last event, so the client notices

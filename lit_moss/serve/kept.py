@@ -1,4 +1,4 @@
-"""A bounded memory of what may be asked for again."""
+"""A bounded store for values that may be requested again."""
 
 import time
 from collections import OrderedDict
@@ -8,11 +8,11 @@ Value = TypeVar("Value")
 
 
 class Kept(Generic[Value]):
-    """Values by key; the least recently used is dropped first. For one thread.
+    """Values by key; the least recently used value is dropped first. For use by one thread.
 
     Args:
-        most: Values at once.
-        seconds: Age at which a value is dropped.
+        most: Maximum number of values.
+        seconds: Maximum age of a value in seconds.
     """
 
     def __init__(self, most: int, seconds: float) -> None:
@@ -20,14 +20,14 @@ class Kept(Generic[Value]):
         self._values: OrderedDict[str, tuple[float, Value]] = OrderedDict()
 
     def put(self, key: str, value: Value) -> None:
-        """Keeps a value, in place of the key's earlier one."""
+        """Stores a value, replacing an earlier value of the key."""
         self._values[key] = time.monotonic() + self.seconds, value
         self._values.move_to_end(key)
         while len(self._values) > self.most:
             self._values.popitem(last=False)
 
     def get(self, key: str) -> Value | None:
-        """The value; None if there is none, or it was dropped."""
+        """The value; None if there is none or it was dropped."""
         if key not in self._values:
             return None
         expires, value = self._values[key]

@@ -1,4 +1,4 @@
-"""What `/metrics` answers: the engine's counts in the text format of Prometheus."""
+"""The content of `/metrics`: the engine's statistics in the text format of Prometheus."""
 
 from collections.abc import Iterator
 
@@ -10,12 +10,12 @@ PREFIX = "lit_moss_"
 
 
 def render(engine: Engine, draining: bool = False) -> tuple[bytes, str]:
-    """All metrics of an engine, and their content type. Each call has a registry of its own: several engines
-    in one process do not mix.
+    """All metrics of an engine, and their content type. Each call creates its own registry, so that several
+    engines in one process are not mixed.
 
     Args:
         engine: The engine.
-        draining: Whether its interfaces refuse new work already.
+        draining: Whether the interfaces already refuse new work.
 
     Raises:
         UserError: if prometheus-client is missing.

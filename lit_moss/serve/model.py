@@ -1,4 +1,4 @@
-"""What a server speaks with: language model, text tokenizer and codec, opened together and checked."""
+"""The parts of a served model: language model, text tokenizer and codec, opened together and checked."""
 
 import os
 from dataclasses import dataclass, field
@@ -36,15 +36,15 @@ TEMPLATE = "chat_template.jinja"
 
 @dataclass
 class SpeechModel:
-    """A language model with all that turns sound and text into rows and back.
+    """A language model with everything that converts audio and text to rows and back.
 
     Args:
-        name: Name under which clients ask for it.
+        name: Name by which clients refer to the model.
         lm: The language model.
-        text_tokenizer: Its text tokenizer.
-        speech_tokenizer: Sound -> codes; None answers text alone.
-        codec: Codes -> sound; None if it has no decoder: replies are text alone.
-        record: What is known about its training.
+        text_tokenizer: Text tokenizer of the model.
+        speech_tokenizer: Audio -> codes; None: text input only.
+        codec: Codes -> audio; None: no decoder, text replies only.
+        record: Record of the model's training.
         voices: Name -> voice prompt.
     """
 
@@ -63,17 +63,17 @@ class SpeechModel:
 
     @cached_property
     def renderer(self) -> Renderer:
-        """Turns -> rows. Likelihoods need none, and models that do not chat have none.
+        """Converts turns to rows. Likelihoods do not need it, and models that cannot chat do not have it.
 
         Raises:
-            UserError: if the text tokenizer has no tokens for turns.
+            UserError: if the text tokenizer lacks the tokens for turns.
         """
         return Renderer(self.text_tokenizer, self.lm.format, self.record.form)
 
     def player(self, voice: str) -> "Player":
-        """A stream of one utterance in a voice, whose prompt is computed for the first utterance alone.
+        """A stream for one utterance in a voice; the voice prompt is only computed for the first utterance.
 
-        Call it from one thread.
+        Call it from one thread only.
         """
         assert self.codec is not None
         prompt, known = self.voices[voice], self._players.get(voice)
@@ -92,21 +92,21 @@ class SpeechModel:
         voices: dict[str, str] | None = None,
         vocoder: str | None = None,
     ) -> "SpeechModel":
-        """Opens a model, on one device.
+        """Loads all parts of a model on one device.
 
         Args:
             model: A run, a checkpoint, a folder in the released layout, or a hub id.
-            codec: See `open_codec`; None takes the folder `codec` of the model's, else the speech tokenizer
-                of its training alone.
-            device: auto, cpu, cuda.
-            dtype: Of the language model's weights; None leaves it, or makes it float32 on a processor
-                without units for bfloat16: twice the memory, a tenth of the time for a prompt.
+            codec: Name of the codec, see `open_codec`. None: the folder `codec` of the model folder,
+                otherwise only the speech tokenizer of the training.
+            device: auto, cpu or cuda.
+            dtype: Data type of the language model's weights. None: as stored, or float32 on a processor
+                without bfloat16 units (twice the memory, a tenth of the time for a prompt).
             log_mel: Features of the speech tokenizer, see `open_tokenizer`.
-            voices: Name -> sound file of a voice to speak with.
-            vocoder: See `open_codec`.
+            voices: Name -> sound file to use as a voice prompt.
+            vocoder: Name of the vocoder, see `open_codec`.
 
         Raises:
-            UserError: if a part is missing, or is not the one of the training.
+            UserError: if a part is missing, or differs from that of the training.
         """
         lm = open_lm(model)
         record = record_of(model)
@@ -137,18 +137,18 @@ class SpeechModel:
 
 
 def _name_of(model: str) -> str:
-    """The folder's own name also for `.` and `..`; a link's is the link's."""
+    """The name of the folder, also for `.` and `..`; for a symbolic link, the name of the link."""
     return Path(os.path.abspath(model) if Path(model).exists() else model).name or model
 
 
 def _check_template(model: str, record: ModelRecord, text_tokenizer: Any) -> None:
-    """Refuses a model whose turns were rendered in another way than here, or whose template was changed.
+    """Rejects a model whose turns were rendered differently, or whose chat template was modified.
 
-    A folder that was imported may have a template of its own, for other programs: it states nothing about the
-    rows of the training.
+    An imported folder may have its own template, for other programs, which says nothing about the rows of the
+    training.
 
     Raises:
-        UserError: if so; it names both.
+        UserError: if the fingerprints differ; the message names both.
     """
     file = Path(model) / TEMPLATE
     if file.is_file():

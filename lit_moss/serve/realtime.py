@@ -1,13 +1,13 @@
-"""OpenAI's Realtime interface on the engine: the websocket `/v1/realtime`.
+"""OpenAI's Realtime interface: the websocket `/v1/realtime`.
 
-    realtime.py             who may connect, and the end of the server
-    realtime_connection.py  a client: its events in, its time
+    realtime.py             connections, and shutdown of the server
+    realtime_connection.py  a client: its events and time limits
     realtime_session.py     settings          realtime_items.py   items of the conversation
-    realtime_input.py       sound that comes  turn_detection.py   where a speaker begins and ends
-    realtime_response.py    a response        realtime_outbox.py  what waits to be sent
-    realtime_events.py      shapes of server events
+    realtime_input.py       incoming audio    turn_detection.py   start and end of speech
+    realtime_response.py    a response        realtime_outbox.py  events waiting to be sent
+    realtime_events.py      structure of server events
 
-A subset of the general release (the names of the package `openai` 3.57); what it has and what not is in
+It implements a subset of the general release (names as in the package `openai` 3.57), described in
 docs/serve.md.
 """
 
@@ -37,10 +37,10 @@ KEY_PROTOCOL = "openai-insecure-api-key."  # how browsers, which cannot set head
 
 
 class Realtime:
-    """All connections.
+    """All connections of the interface.
 
     Args:
-        context: Engine and key.
+        context: Engine, key and limits.
     """
 
     def __init__(self, context: "Context") -> None:
@@ -51,7 +51,7 @@ class Realtime:
         self._lock = threading.Lock()
 
     def turn_detection_model(self) -> Probabilities:
-        """silero-vad, opened at its first use.
+        """The silero-vad model, opened on first use.
 
         Raises:
             UserError: if the package is missing.
@@ -61,7 +61,7 @@ class Realtime:
             return self._silero
 
     async def connect(self, websocket: WebSocket) -> None:
-        """Serves a client, if it may connect and there is room."""
+        """Serves a client, if it is allowed to connect and there is room."""
         try:
             check_host(self._context, websocket.headers)
             check_access(self._context, websocket.headers, _keys_of(websocket))
@@ -84,18 +84,18 @@ class Realtime:
             finally:
                 self._connections.discard(connection)
         finally:
-            session.close()  # whatever fails: one that stays open takes a place for good
+            session.close()  # in any case: an open session would take a place for good
 
     async def drain(self, timeout_sec: float = 30.0) -> bool:
-        """Takes no more clients, and ends each connection after the response that it is sending, with 1001.
+        """Accepts no more clients, and closes each connection after its current response, with code 1001.
 
-        To be called before the web server's own shutdown, which cuts what is left.
+        Call it before the web server's own shutdown, which closes the remaining connections.
 
         Args:
-            timeout_sec: Longest wait.
+            timeout_sec: Maximum time to wait, in seconds.
 
         Returns:
-            Whether all have ended.
+            Whether all connections have ended.
         """
         self._draining = True
         for connection in list(self._connections):
@@ -124,10 +124,10 @@ def _keys_of(websocket: WebSocket) -> list[str]:
 
 
 def add_realtime(app: "FastAPI", context: "Context") -> Realtime:
-    """Adds the websocket to an application.
+    """Adds the websocket route to an application.
 
     Returns:
-        The connections; call its `drain` before the server's end.
+        The connections; call its `drain` before the server shuts down.
     """
     realtime = Realtime(context)
 

@@ -1,4 +1,4 @@
-"""One client of the Realtime interface: its events, one after the other, and its time."""
+"""One client of the Realtime interface: its events, processed one after the other, and its time limits."""
 
 import asyncio
 import json
@@ -21,9 +21,9 @@ from lit_moss.serve.realtime_response import Response
 from lit_moss.serve.realtime_session import ResponseSettings, SessionSettings, check_output, check_voice
 from lit_moss.serve.turn_detection import Probabilities
 
-# What starlette raises when it sends to a client that has left, or whose connection was closed.
+# Raised by starlette when sending to a client that has disconnected, or whose connection was closed.
 GONE = (WebSocketDisconnect, RuntimeError)
-FLUSH_SEC = 5.0  # for the last events of a connection that the server ends
+FLUSH_SEC = 5.0  # time for the last events of a connection that the server ends
 _log = logging.getLogger(__name__)
 
 
@@ -32,8 +32,8 @@ class Ending:
     """Why the server ends a connection.
 
     Args:
-        close_code: 1001 going away, 1008 not to be tried again, 1013 to be tried later.
-        error: The last event; None for none.
+        close_code: Close code: 1001 going away, 1008 do not retry, 1013 retry later.
+        error: The last event, or None.
     """
 
     close_code: int
@@ -48,12 +48,12 @@ _TOO_SLOW = Ending(
 
 
 class Connection:
-    """A client.
+    """A connected client.
 
     Args:
-        websocket: Accepted.
-        session: Of the engine; closed at the end.
-        vad: Opens the model of turn detection, on any thread.
+        websocket: The accepted websocket.
+        session: Session of the engine; closed at the end.
+        vad: Opens the model of turn detection; may be called on any thread.
     """
 
     def __init__(self, websocket: WebSocket, session: Session, vad: Callable[[], Probabilities]) -> None:
@@ -73,7 +73,7 @@ class Connection:
         self._input = InputBuffer(session, vad)
         self._response: Response | None = None
         self._response_task: asyncio.Task[None] | None = None
-        self._response_wanted = False  # by turn detection, when the running one has ended
+        self._response_wanted = False  # by turn detection, after the running one
         self._spoke = False
         self._draining = False
         self._changed = asyncio.Event()
@@ -81,7 +81,7 @@ class Connection:
     # --- life -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serves the client until it leaves or the server ends the connection."""
+        """Serves the client until it disconnects or the server ends the connection."""
         self._expect_reply()
         self.outbox.send(event("session.created", session=self.settings.model_dump()))
         reader = asyncio.create_task(self._read())
@@ -108,12 +108,12 @@ class Connection:
                     _log.error("realtime session %s", self.settings.id, exc_info=result)
 
     def drain(self) -> None:
-        """Ends the connection, after the response that is being made."""
+        """Ends the connection after the current response."""
         self._draining = True
         self._changed.set()
 
     async def _until_its_end(self) -> Ending:
-        """Waits for the end of the session's time, for an idle client, or for a drained server."""
+        """Waits until the session's time is over, the client is idle, or the server is draining."""
         limits = self._session.engine.limits
         sent = 0
         while True:
@@ -142,7 +142,7 @@ class Connection:
             self.outbox.send(error_event(ending.error))
         await self.outbox.flushed(FLUSH_SEC)
         reason = "" if ending.error is None else ending.error.code
-        with suppress(TimeoutError, *GONE):  # it was closed already, or does not take it
+        with suppress(TimeoutError, *GONE):  # already closed, or not reading
             await asyncio.wait_for(self._websocket.close(ending.close_code, reason), FLUSH_SEC)
 
     # --- client events --------------------------------------------------------------------------------------
@@ -194,14 +194,14 @@ class Connection:
     async def _update_session(self, update: Json) -> None:
         new = self.settings.updated(update.get("session"), voice_is_fixed=self._has_spoken())
         check_output(new.output_modalities, new.audio.output.voice, self._voices, "session")
-        await self._input.set_detection(new.audio.input.turn_detection)  # the last that can fail
+        await self._input.set_detection(new.audio.input.turn_detection)  # the last step that can fail
         self._session.conversation.instructions = new.instructions
         self.settings = new
         self._expect_reply()
         self.outbox.send(event("session.updated", session=new.model_dump()))
 
     def _expect_reply(self) -> None:
-        """Lets the model read a turn while it is spoken: it must know what kind of reply follows."""
+        """Lets the model process a turn while it is spoken, which requires the options of the reply."""
         options = ResponseSettings.of(self.settings).reply_options(self._session.engine.limits)
         self._session.expected = options
 
@@ -225,7 +225,7 @@ class Connection:
             try:
                 await self.history.room()
                 self._add_turn(found.item_id, found.turn)
-            except Refused as error:  # of this turn alone: what was said after it is still in the event
+            except Refused as error:  # only for this turn: the event may contain later ones
                 self._refuse(error, append)
                 continue
             if vad and vad.create_response:
@@ -304,12 +304,12 @@ class Connection:
         self._response.cancel("client_cancelled")
 
     async def _cancelled_response_ended(self) -> None:
-        """A response that was cancelled ends within a row: what comes right after the cancel waits for it."""
+        """Waits for a cancelled response, which ends within a row, before the next event of the client."""
         while self._response is not None and self._response.cancelled and self._response_task is not None:
             await asyncio.wait([self._response_task])
 
     def _want_response(self) -> None:
-        """A response to what was just said, now or after the one that is being made."""
+        """Starts a response to the last turn, now or after the current response."""
         if self._response is None:
             self._start_response(ResponseSettings.of(self.settings), None)
         else:
@@ -332,10 +332,10 @@ class Connection:
 
 
 def _parsed(text: str | bytes) -> Json:
-    """A client event.
+    """Parses a client event.
 
     Raises:
-        Refused: if it is not an object in JSON.
+        Refused: if it is not a JSON object.
     """
     try:
         value: Any = json.loads(text, parse_constant=_no_constant)

@@ -1,4 +1,4 @@
-"""Server events of the Realtime interface: names and fields of OpenAI's general release.
+"""Server events of the Realtime interface, with the names and fields of OpenAI's general release.
 
 Source: the types of the package `openai` 3.57, `openai.types.realtime`.
 """
@@ -13,13 +13,13 @@ Json = dict[str, Any]
 
 
 class Refused(Exception):  # noqa: N818 - the client's error, sent to it
-    """A client event that is not done; the session goes on.
+    """A client event that is rejected; the session continues.
 
     Args:
-        message: One line: got, expected.
-        code: For programs.
-        param: Field that is wrong, as a path.
-        kind: `invalid_request_error`, or `server_error`.
+        message: One line: what was given and what is expected.
+        code: Machine-readable name of the error.
+        param: Path of the invalid field.
+        kind: `invalid_request_error` or `server_error`.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Refused(Exception):  # noqa: N818 - the client's error, sent to it
 
 
 def new_id(kind: str) -> str:
-    """A unique name: `event_…`, `resp_…`."""
+    """A unique id such as `event_…` or `resp_…`."""
     return f"{kind}_{uuid.uuid4().hex[:24]}"
 
 
@@ -41,7 +41,7 @@ def event(name: str, **fields: Any) -> Json:
 
 
 def error_event(refused: Refused, client_event_id: str | None = None) -> Json:
-    """The event that answers a client event that was refused."""
+    """The event that reports a rejected client event."""
     error = {
         "type": refused.kind,
         "code": refused.code,
@@ -53,7 +53,7 @@ def error_event(refused: Refused, client_event_id: str | None = None) -> Json:
 
 
 def usage_of(usage: Usage) -> Json:
-    """Rows as the interface counts tokens: text ids and codes."""
+    """Token counts in the form of the interface: text ids and codes."""
     return {
         "total_tokens": usage.prompt_rows + usage.text_rows + usage.speech_rows,
         "input_tokens": usage.prompt_rows,
@@ -68,10 +68,11 @@ def usage_of(usage: Usage) -> Json:
 
 
 def timing_event(response_id: str, usage: Usage) -> Json:
-    """Ours: rows and times of a response, fields of `lit_moss.serve.replies.Usage`."""
+    """A lit_moss event: row counts and times of a response, with the fields of
+    `lit_moss.serve.replies.Usage`."""
     return event("lit_moss.response.timing", response_id=response_id, usage=asdict(usage))
 
 
 def codes_event(response_id: str, codes: list[int]) -> Json:
-    """Ours: codes of a response, before they are sound."""
+    """A lit_moss event: codes of a response, before they are decoded."""
     return event("lit_moss.codes.delta", response_id=response_id, codes=codes)

@@ -1,4 +1,4 @@
-"""The input audio buffer of a Realtime session: sound that is not an item yet."""
+"""The input audio buffer of a Realtime session: audio that is not yet part of an item."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -15,12 +15,12 @@ from lit_moss.serve.realtime_session import ServerVad
 from lit_moss.serve.turn_detection import Probabilities, TurnDetector
 
 RATE_HZ = rates.DECODER_RATE_HZ
-MIN_COMMIT_MS = 100  # OpenAI's
+MIN_COMMIT_MS = 100  # as in OpenAI's interface
 
 
 @dataclass(frozen=True)
 class SpeechStarted:
-    """The user began to speak, at `ms` of all sound appended, the padding before it included."""
+    """The user started to speak, at `ms` of all appended audio, including the padding before it."""
 
     item_id: str
     ms: int
@@ -28,7 +28,7 @@ class SpeechStarted:
 
 @dataclass(frozen=True)
 class SpeechStopped:
-    """The user ended, at `ms` of all sound appended; `turn` is what was said."""
+    """The user stopped speaking, at `ms` of all appended audio; `turn` contains the speech."""
 
     item_id: str
     ms: int
@@ -36,14 +36,14 @@ class SpeechStopped:
 
 
 class InputBuffer:
-    """Sound that was appended.
+    """Audio that was appended by the client.
 
-    Without turn detection it is all one turn, until it is committed. With it a turn is what the detector
-    finds; of the sound between turns only the padding before the next one is kept.
+    Without turn detection it forms a single turn until it is committed. With turn detection, turns are those
+    that the detector finds; of the audio between them, only the padding before the next turn is kept.
 
     Args:
-        session: Of the engine.
-        model: Opens the model of turn detection, on any thread.
+        session: Session of the engine.
+        model: Opens the model of turn detection; may be called on any thread.
     """
 
     def __init__(self, session: Session, model: Callable[[], Probabilities]) -> None:
@@ -53,11 +53,11 @@ class InputBuffer:
         self._settings: ServerVad | None = None
         self._detector: TurnDetector | None = None
         self._appended = 0  # samples
-        self._held_T = torch.zeros(0)  # the latest samples that are in no turn
-        self._held_from = 0  # number of the first of them
+        self._held_T = torch.zeros(0)  # latest samples that are not part of a turn
+        self._held_from = 0  # index of the first of them
 
     async def set_detection(self, settings: ServerVad | None) -> None:
-        """Turns detection on or off, or changes it; what is in the buffer stays.
+        """Enables, disables or changes turn detection; the content of the buffer is kept.
 
         Raises:
             UserError: if the model cannot be opened.
@@ -74,25 +74,25 @@ class InputBuffer:
         self._held_T, self._held_from = torch.zeros(0), self._appended
 
     async def append(self, samples_T: Tensor) -> AsyncIterator[SpeechStarted | SpeechStopped]:
-        """Next samples at 24 kHz, float32 (T,); what the detector finds in them.
+        """Appends samples at 24 kHz, float32 (T,); yields what the detector finds in them.
 
         Raises:
-            UserError: if a turn without detection becomes too long; the samples are not taken.
+            UserError: if a turn without detection becomes too long; the samples are discarded.
         """
         if self._detector is None:
             self._open_turn().push(samples_T)
             self._appended += len(samples_T)
             return
-        for piece_T in samples_T.split(RATE_HZ):  # a second: events are sent while the rest is heard
+        for piece_T in samples_T.split(RATE_HZ):  # one second: sends events while the rest is processed
             if len(piece_T):
                 for found in await self._detect(piece_T, self._detector):
                     yield found
 
     def commit(self) -> tuple[str, UserTurn]:
-        """Ends the turn by the client's wish: id of its item, and the turn.
+        """Ends the turn on request of the client; returns the id of its item, and the turn.
 
         Raises:
-            UserError: if there is less than 100 ms of it.
+            UserError: if it has less than 100 ms.
         """
         turn = self._turn
         ms = 0 if turn is None else 1000 * turn.seconds
@@ -106,7 +106,7 @@ class InputBuffer:
         return self._take_turn()
 
     def clear(self) -> None:
-        """Forgets what is in the buffer."""
+        """Clears the buffer."""
         if self._turn is not None:
             self._turn.clear()
         if self._detector is not None:
@@ -114,7 +114,7 @@ class InputBuffer:
         self._turn = None
         self._held_T, self._held_from = torch.zeros(0), self._appended
 
-    # --- inside ---------------------------------------------------------------------------------------------
+    # --- internals ------------------------------------------------------------------------------------------
 
     def _open_turn(self) -> UserTurn:
         if self._turn is None:
@@ -128,7 +128,7 @@ class InputBuffer:
 
     async def _detect(self, piece_T: Tensor, detector: TurnDetector) -> list[SpeechStarted | SpeechStopped]:
         assert self._settings is not None
-        # Of a short turn the padding takes half at most: what was said must have room.
+        # The padding takes at most half of a short turn, to leave room for the speech.
         padding = min(self._settings.prefix_padding_ms * RATE_HZ // 1000, self._most_samples // 2)
         borders = await asyncio.to_thread(detector.push, piece_T)
         self._held_T = torch.cat([self._held_T, piece_T])
@@ -152,11 +152,11 @@ class InputBuffer:
 
     @property
     def _most_samples(self) -> int:
-        """Longest turn."""
+        """Maximum length of a turn."""
         return max(1, int(self._session.engine.limits.max_turn_sec * RATE_HZ))
 
     def _fill_turn(self, end: int) -> list[SpeechStarted | SpeechStopped]:
-        """Moves what is held before `end` to the turn; one that becomes too long ends, and another begins."""
+        """Moves held samples before `end` to the turn; a turn that is too long ends, and another starts."""
         found: list[SpeechStarted | SpeechStopped] = []
         while True:
             turn = self._open_turn()

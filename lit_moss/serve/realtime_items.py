@@ -1,6 +1,6 @@
-"""Items of a Realtime conversation: what clients send and see, beside the rows that the model reads.
+"""Items of a Realtime conversation as clients see them, in addition to the rows that the model reads.
 
-Sound is never sent back: an item shows its text, and `Conversation` holds its codes.
+Audio is never sent back: an item shows its text, and `Conversation` holds its codes.
 """
 
 import asyncio
@@ -17,27 +17,27 @@ from lit_moss.serve.realtime_events import Json, Refused, new_id
 from lit_moss.serve.realtime_session import MAX_TEXT
 from lit_moss.serve.sounds import read_pcm16
 
-MAX_ITEMS = 1000  # of a session
-MAX_PARTS = 8  # of an item; with `MAX_TEXT` it bounds the time that the tokenizer holds the event loop
-MAX_ENCODING = 8  # turns of speech of a session that wait for their codes
-MAX_APPEND_BYTES = 15 * 2**20  # of sound in one event, as OpenAI's
+MAX_ITEMS = 1000  # per session
+MAX_PARTS = 8  # per item; with `MAX_TEXT` it limits how long the tokenizer blocks the event loop
+MAX_ENCODING = 8  # speech turns of a session that wait for their codes
+MAX_APPEND_BYTES = 15 * 2**20  # of audio in one event, as in OpenAI's interface
 MS_OF_CODE = round(1000 * rates.SECONDS_PER_CODE)
 
 ROLES: tuple[Role, ...] = get_args(Role)
 _TEXT_PARTS = {"user": "input_text", "system": "input_text", "assistant": "output_text"}
 _SOUND_PARTS = {"user": "input_audio", "assistant": "output_audio"}
-Part = list[int] | Future[list[int]]  # rows of text, or codes to come
+Part = list[int] | Future[list[int]]  # rows of text, or a future of codes
 
 
 @dataclass
 class Item:
-    """One item.
+    """One item of a conversation.
 
     Args:
-        message: Its turn.
-        content: Its parts as clients see them.
-        status: in_progress, completed, incomplete.
-        filling: Fills the rows of speech in; its result is the error, or nothing.
+        message: Its turn in the conversation.
+        content: Its content parts, as clients see them.
+        status: in_progress, completed or incomplete.
+        filling: Task that fills in the rows of speech; its result is an error message or "".
     """
 
     message: Message
@@ -47,11 +47,11 @@ class Item:
 
     @property
     def id(self) -> str:
-        """Its name."""
+        """Id of the item."""
         return self.message.id
 
     def shown(self) -> Json:
-        """As events show it."""
+        """The item as shown in events."""
         return {
             "id": self.id,
             "object": "realtime.item",
@@ -63,11 +63,11 @@ class Item:
 
 
 class History:
-    """Items of a session, in step with its conversation.
+    """Items of a session, kept in sync with its conversation.
 
     Args:
-        session: Of the engine.
-        on_error: Called with the fault of speech that could not be encoded.
+        session: Session of the engine.
+        on_error: Called with the error if speech could not be encoded.
     """
 
     def __init__(self, session: Session, on_error: Callable[[Refused], None]) -> None:
@@ -76,15 +76,15 @@ class History:
         self.conversation_id = new_id("conv")
 
     def close(self) -> None:
-        """Stops what is being filled in."""
+        """Cancels all tasks that fill in codes."""
         for item in self._items.values():
             if item.filling is not None:
                 item.filling.cancel()
 
-    # --- looking --------------------------------------------------------------------------------------------
+    # --- queries --------------------------------------------------------------------------------------------
 
     def find(self, item_id: Any) -> Item:
-        """The item.
+        """The item with this id.
 
         Raises:
             Refused: if there is none.
@@ -96,13 +96,13 @@ class History:
         raise Refused(f"no item {item_id!r:.80} in this conversation", "item_not_found", "item_id")
 
     def before(self, item: Item) -> str | None:
-        """Id of the item before it."""
+        """Id of the item before this one."""
         messages = self.session.conversation.messages
         place = next(i for i, message in enumerate(messages) if message.id == item.id)
         return messages[place - 1].id if place else None
 
     def turns(self) -> list[Message] | None:
-        """Turns to reply to instead of the conversation's, where it has some without content; else None."""
+        """Turns to reply to, if the conversation contains turns without content; otherwise None."""
         messages = self.session.conversation.messages
         filled = [message for message in messages if message.rows]
         return None if len(filled) == len(messages) else filled
@@ -111,14 +111,14 @@ class History:
         """Waits until all speech has its codes.
 
         Args:
-            items: Those that matter; None for all.
+            items: Items to wait for; None: all.
 
         Raises:
-            UserError: if some could not be encoded.
+            UserError: if some speech could not be encoded.
         """
         waiting = [i.filling for i in (self._items.values() if items is None else items) if i.filling]
         if waiting:
-            await asyncio.wait(waiting)  # unlike `gather`, it leaves them alone when it is cancelled
+            await asyncio.wait(waiting)  # unlike `gather`, it does not cancel the tasks when it is cancelled
         errors = [task.result() for task in waiting if not task.cancelled()]
         if failures := [error for error in errors if error]:
             raise UserError(failures[0])
@@ -126,19 +126,19 @@ class History:
     # --- changing -------------------------------------------------------------------------------------------
 
     def add_turn(self, item_id: str, codes: "Future[list[int]]") -> Item:
-        """The user's speech, at the end."""
+        """Appends the user's speech."""
         item = Item(Message("user", [], item_id), [{"type": "input_audio", "transcript": None}])
         return self._add(item, [codes], None)
 
     def create(self, content: Any, after: Any) -> Item:
-        """An item that a client sent.
+        """Creates an item that a client sent.
 
         Args:
             content: Field `item` of the event.
-            after: Id of the item before it, `root`, or None for the end.
+            after: Id of the preceding item, `root`, or None for the end.
 
         Raises:
-            Refused: if it is not valid.
+            Refused: if it is invalid.
         """
         if after not in (None, "root"):
             try:
@@ -149,17 +149,17 @@ class History:
         return self._add(item, parts, after)
 
     def add_reply(self, message: Message) -> Item:
-        """The reply that is being made, at the end."""
+        """Appends the reply that is being generated."""
         item = Item(message, [], "in_progress")
         self._items[item.id] = item
         self.session.conversation.add(message)
         return item
 
     def delete(self, item_id: Any) -> None:
-        """Takes an item out.
+        """Removes an item.
 
         Raises:
-            Refused: if there is none, or it is being made.
+            Refused: if there is none, or it is being generated.
         """
         item = self._at_rest(item_id)
         if item.filling is not None:
@@ -167,10 +167,10 @@ class History:
         self._remove(item)
 
     async def truncate(self, item_id: Any, content_index: Any, audio_end_ms: Any) -> None:
-        """Keeps the first part of a reply's speech, and the text before it.
+        """Truncates a reply's speech; keeps the text before that point.
 
         Raises:
-            Refused: if the item is not a spoken reply, or shorter.
+            Refused: if the item is not a spoken reply, or is shorter.
         """
         item = self._at_rest(item_id)
         if content_index not in (0, None) or not any(p["type"] == "output_audio" for p in item.content):
@@ -191,13 +191,13 @@ class History:
         conversation.truncate(item.id, audio_end_ms // MS_OF_CODE)
         item.content = [{"type": "output_audio", "transcript": item.message.text}]
 
-    # --- reading what clients send --------------------------------------------------------------------------
+    # --- parsing of client data -----------------------------------------------------------------------------
 
     def read_input(self, values: Sequence[Any]) -> list[Item]:
-        """Items of `response.input`: new ones, and references to those of the conversation.
+        """Items of `response.input`: new ones, and references to items of the conversation.
 
         Raises:
-            Refused: if one is not valid.
+            Refused: if one is invalid.
         """
         items: list[Item] = []
         for place, value in enumerate(values):
@@ -212,10 +212,10 @@ class History:
         return items
 
     def read(self, value: Any, path: str) -> tuple[Item, list[Part]]:
-        """An item outside of the conversation, and what its rows are made of.
+        """An item outside of the conversation, and the parts from which its rows are made.
 
         Raises:
-            Refused: if it is not valid.
+            Refused: if it is invalid.
         """
         if not isinstance(value, dict):
             raise Refused(f"{path} is missing, or not an object", "missing_required_parameter", path)
@@ -275,34 +275,34 @@ class History:
         turn.push(checked_sound(audio, path))
         return turn.finish()
 
-    # --- inside ---------------------------------------------------------------------------------------------
+    # --- internals ------------------------------------------------------------------------------------------
 
     def check_can_listen(self) -> None:
-        """Whether the model takes speech.
+        """Checks that the model accepts speech.
 
         Raises:
-            Refused: if not.
+            Refused: if it does not.
         """
         if self.session.engine.model.speech_tokenizer is None:
             raise Refused("this model cannot listen: send text, or start the server with --codec")
 
     def check_room(self) -> None:
-        """Whether the session may have one more turn encoded.
+        """Checks that the session may have another turn encoded.
 
         Raises:
-            Refused: if not.
+            Refused: if it may not.
         """
         self.check_can_listen()
         if (count := len(self._waiting())) >= MAX_ENCODING:
             raise Refused(f"{count} turns wait for their codes already", "rate_limit_exceeded")
 
     async def room(self) -> None:
-        """Waits until the session may have one more turn encoded."""
+        """Waits until the session may have another turn encoded."""
         while len(waiting := self._waiting()) >= MAX_ENCODING:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
     def _waiting(self) -> "list[asyncio.Task[str]]":
-        """What fills in the codes of items that have none yet."""
+        """Tasks that fill in the codes of items."""
         tasks = (item.filling for item in self._items.values())
         return [task for task in tasks if task is not None and not task.done()]
 
@@ -336,7 +336,7 @@ class History:
                     codes = await asyncio.wrap_future(part)
                     part = self.session.conversation.speech_message(item.message.role, codes).rows
                 rows += part
-        except Exception as error:  # of the engine's threads too
+        except Exception as error:  # also errors of the engine's threads
             self._remove(item)
             self._on_error(
                 Refused(f"item {item.id} is taken out: {error}", "invalid_audio", kind=_kind(error))
@@ -361,10 +361,10 @@ def _kind(error: Exception) -> str:
 
 
 def checked_text(value: Any, path: str) -> str:
-    """A text that a client sent.
+    """Checks a text sent by a client.
 
     Raises:
-        Refused: if it is none, too long, or not Unicode.
+        Refused: if it is not a string, is too long, or is not valid Unicode.
     """
     if not isinstance(value, str):
         raise Refused(f"{path} is missing, or not a text", "missing_required_parameter", path)
@@ -376,10 +376,10 @@ def checked_text(value: Any, path: str) -> str:
 
 
 def checked_sound(value: Any, path: str) -> Any:
-    """Samples that a client sent, float32 (T,).
+    """Decodes samples sent by a client to float32 (T,).
 
     Raises:
-        Refused: if they are not 16-bit samples in base64, or more than 15 MiB.
+        Refused: if they are not 16-bit samples in base64, or exceed 15 MiB.
     """
     if not isinstance(value, str):
         raise Refused(f"{path} is missing, or not a text", "missing_required_parameter", path)

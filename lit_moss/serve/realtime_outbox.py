@@ -1,4 +1,4 @@
-"""What waits to be sent to one client. One task sends; nobody else touches the socket."""
+"""Events waiting to be sent to one client. A single task sends them; only that task uses the socket."""
 
 import asyncio
 import contextlib
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from lit_moss.serve.realtime_events import Json
 
-MAX_DELTAS = 8  # waiting; a response makes more when one has left
-# Waiting; a client that lets more pile up is cut off. One event may be as large as what a client sends.
+MAX_DELTAS = 8  # waiting; a response produces more when one was sent
+# Waiting; a client that lets more accumulate is disconnected. One event may be as large as a client event.
 MAX_EVENTS, MAX_CHARACTERS = 2000, 2**25
 
 
@@ -21,10 +21,10 @@ class _Entry:
 
 
 class Outbox:
-    """Events in their order.
+    """Queue of events.
 
-    Deltas are few: who makes them waits for room, so that the engine pauses the reply of a client that does
-    not read. Other events never wait.
+    The number of waiting deltas is limited: their producer waits for room, so that the engine pauses the
+    reply if a client does not read. Other events never wait.
     """
 
     def __init__(self) -> None:
@@ -40,11 +40,11 @@ class Outbox:
         self._sending = False
 
     def send(self, event: Json, response_id: str | None = None) -> None:
-        """Puts an event at the end.
+        """Appends an event.
 
         Args:
             event: The event.
-            response_id: Its response, if it is a delta.
+            response_id: Id of its response, if it is a delta.
         """
         if self.closed:
             return
@@ -55,30 +55,30 @@ class Outbox:
         self._update()
 
     async def room(self) -> None:
-        """Waits until another delta may be sent; `drop` and `close` end the waiting."""
+        """Waits until another delta may be sent; `drop` and `close` end the wait."""
         await self._room.wait()
 
     @property
     def overflows(self) -> bool:
-        """Whether the client lets too much pile up."""
+        """Whether too much has accumulated."""
         return len(self._waiting) > MAX_EVENTS or self._characters > MAX_CHARACTERS
 
     def drop(self, response_id: str) -> None:
-        """Takes out the deltas of a response."""
+        """Removes the deltas of a response."""
         self._waiting = deque(entry for entry in self._waiting if entry.response_id != response_id)
         self._deltas = sum(entry.response_id is not None for entry in self._waiting)
         self._characters = sum(len(entry.text) for entry in self._waiting)
         self._update()
 
     def close(self) -> None:
-        """From now on nothing is taken or sent."""
+        """From now on, no events are accepted or sent."""
         self.closed = True
         self._waiting.clear()
         self._deltas = self._characters = 0
         self._update()
 
     async def run(self, send_text: Callable[[str], Awaitable[None]]) -> None:
-        """Sends what comes, one event after the other, until it is closed.
+        """Sends events one after the other until the outbox is closed.
 
         Args:
             send_text: Sends a text frame.
@@ -96,7 +96,7 @@ class Outbox:
                 self._update()
 
     async def flushed(self, timeout_sec: float) -> None:
-        """Waits until all is sent, at most that long."""
+        """Waits until all events are sent, but at most `timeout_sec`."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), timeout_sec)
 

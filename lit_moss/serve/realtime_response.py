@@ -1,11 +1,11 @@
-"""One response of a Realtime session: a reply of the engine as server events.
+"""One response of a Realtime session: sends a reply of the engine as server events.
 
 response.created
   response.output_item.added ─ conversation.item.added ─ response.content_part.added
     … deltas of transcript and audio, or of text …
   …audio.done ─ …audio_transcript.done (or …text.done) ─ content_part.done
   conversation.item.done ─ response.output_item.done
-response.done                                           once and last, whatever ends the response
+response.done                                           exactly once, at the end
 """
 
 import asyncio
@@ -36,11 +36,11 @@ class Response:
     """A response, from `response.created` to `response.done`.
 
     Args:
-        session: Of the engine.
+        session: Session of the engine.
         history: Items of the session.
-        outbox: Where events go.
-        settings: How to respond.
-        inputs: Items instead of the conversation's; None for those.
+        outbox: Queue of events.
+        settings: Settings of the response.
+        inputs: Items to respond to; None: those of the conversation.
     """
 
     def __init__(
@@ -59,23 +59,23 @@ class Response:
         self._reply: Reply | None = None
         self._item: Item | None = None
         self._text = ""
-        self.spoke = False  # whether sound was sent
+        self.spoke = False  # whether audio was sent
         self._status = "in_progress"
         self._details: Json | None = None
         self._done: ReplyDone | None = None
 
     @property
     def in_conversation(self) -> bool:
-        """Whether its item belongs to the conversation."""
+        """Whether its item is part of the conversation."""
         return self.settings.conversation == "auto"
 
     @property
     def cancelled(self) -> bool:
-        """Whether its end was asked for."""
+        """Whether it was cancelled."""
         return self._reason is not None
 
     def cancel(self, reason: CancelReason) -> None:
-        """Asks for its end; no delta is sent from now on, and the events of the end follow."""
+        """Cancels the response: no more deltas are sent, and the final events follow."""
         if self._reason is None:
             self._reason = reason
             self._cancelled.set()
@@ -84,7 +84,7 @@ class Response:
             self._outbox.drop(self.id)
 
     async def run(self) -> None:
-        """The whole of it."""
+        """Runs the response to its end."""
         self._outbox.send(event("response.created", response=self._shown()))
         try:
             await self._follow()
@@ -119,7 +119,7 @@ class Response:
                 await self._send_delta(new)
 
     async def _codes_of_inputs(self) -> None:
-        """Waits for the codes of the user's speech, or for the response to be cancelled."""
+        """Waits for the codes of the user's speech, or until the response is cancelled."""
         tasks = [
             asyncio.ensure_future(self._history.settled(self._inputs)),
             asyncio.ensure_future(self._cancelled.wait()),
@@ -184,7 +184,7 @@ class Response:
             self._outbox.send(event(f"conversation.item.{what}", item=shown, previous_item_id=before))
 
     def _keep_rows(self, item: Item) -> None:
-        """The rows that were made, as the item's turn; those of a cancelled reply too."""
+        """Stores the generated rows as the item's turn, also for a cancelled reply."""
         if self._done is not None:
             made = self._session.conversation.reply_message(self._done.rows, self._done.prompt)
             item.message.rows, item.message.text = made.rows, made.text
@@ -203,12 +203,12 @@ class Response:
         self._details = {"type": "failed", "error": {"type": kind, "code": code, "message": message}}
 
     def _end(self) -> None:
-        """All events of the end."""
+        """Sends all final events."""
         self._set_status()
         try:
             if self._item is not None:
                 self._close_item(self._item)
-        except Exception:  # a client waits for `response.done` whatever happens
+        except Exception:  # a client waits for `response.done` in any case
             _log.exception("end of response %s", self.id)
             self._fail("server_error", "server_error", "the server failed to end this response")
         if self._done is not None and self.settings.lit_moss.codes:

@@ -1,7 +1,7 @@
-"""Settings of a Realtime session and of a response: defaults, partial updates, checks.
+"""Settings of a Realtime session and of a response: defaults, partial updates, validation.
 
-An update is merged into the settings at every depth, and the result is checked as a whole: it is taken
-entirely or not at all.
+An update is merged recursively into the settings, and the result is validated as a whole: it is applied
+completely or not at all.
 """
 
 from collections.abc import Collection
@@ -41,17 +41,17 @@ Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Modalities = Annotated[list[str], AfterValidator(_one_modality)]
 MostTokens = Annotated[Any, AfterValidator(_most_tokens)]
 Voice = Annotated[str, BeforeValidator(_name_of_voice)]
-Ignored = Any  # taken, echoed, without effect
+Ignored = Any  # accepted and echoed, without effect
 
 
 class Settings(BaseModel):
-    """Base: no unknown fields, no conversion between types."""
+    """Base class: no unknown fields, no type conversion."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class PcmFormat(Settings):
-    """The one format: 16-bit samples, mono, little-endian."""
+    """The only format: 16-bit samples, mono, little-endian."""
 
     type: Literal["audio/pcm"] = "audio/pcm"
     rate: Literal[24000] = 24000
@@ -69,12 +69,12 @@ class ServerVad(Settings):
     idle_timeout_ms: None = None
 
     def rule(self) -> TurnDetection:
-        """For the detector."""
+        """The options of the detector."""
         return TurnDetection(self.threshold, self.silence_duration_ms)
 
 
 class AudioInput(Settings):
-    """Sound from the client. Without turn detection the client commits, and asks for responses."""
+    """Audio from the client. Without turn detection the client commits turns and requests responses."""
 
     format: PcmFormat = Field(default_factory=PcmFormat)
     turn_detection: ServerVad | None = None
@@ -83,7 +83,7 @@ class AudioInput(Settings):
 
 
 class AudioOutput(Settings):
-    """Sound to the client."""
+    """Audio to the client."""
 
     format: PcmFormat = Field(default_factory=PcmFormat)
     voice: Voice = "default"
@@ -91,23 +91,23 @@ class AudioOutput(Settings):
 
 
 class Audio(Settings):
-    """Sound in and out."""
+    """Audio input and output."""
 
     input: AudioInput = Field(default_factory=AudioInput)
     output: AudioOutput = Field(default_factory=AudioOutput)
 
 
 class Extras(Settings):
-    """Settings that OpenAI's interface has none for, under the key `lit_moss`.
+    """Settings that OpenAI's interface lacks, under the key `lit_moss`.
 
     Args:
-        temperature: See `Sampling`, as for the next three; for text and speech alike.
-        top_k: See above.
-        top_p: See above.
-        repetition_penalty: See above; null is 1.1, and 1 at temperature 0, which is then greedy.
-        seed: Of the sampling; null draws one for each response.
-        reply_form: `direct`, `guided` or `interleaved`; null is the form that the model was trained for.
-        codes: Whether responses come with `lit_moss.codes.delta` and `lit_moss.response.timing`.
+        temperature: Sampling temperature of text and speech, see `Sampling`; 0: greedy.
+        top_k: Number of most likely ids to choose from, see `Sampling`; 0: all.
+        top_p: Probability mass of the most likely ids to choose from, see `Sampling`.
+        repetition_penalty: Repetition penalty, see `Sampling`; null: 1.1, or 1 at temperature 0.
+        seed: Seed of the sampling; null: drawn for each response.
+        reply_form: `direct`, `guided` or `interleaved`; null: the form that the model was trained for.
+        codes: Whether to send `lit_moss.codes.delta` and `lit_moss.response.timing` with responses.
     """
 
     temperature: float = Field(default=_SAMPLING.temperature, ge=0, allow_inf_nan=False)
@@ -119,12 +119,12 @@ class Extras(Settings):
     codes: bool = False
 
     def sampling(self) -> Sampling:
-        """For the engine."""
+        """The sampling options for the engine."""
         return sampling_of(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
 
 
 class SessionSettings(Settings):
-    """A session as `session.created` and `session.updated` show it."""
+    """A session, as shown in `session.created` and `session.updated`."""
 
     type: Literal["realtime"] = "realtime"
     object: str = "realtime.session"
@@ -150,10 +150,10 @@ class SessionSettings(Settings):
 
         Args:
             update: Field `session` of the event.
-            voice_is_fixed: Whether sound has been sent.
+            voice_is_fixed: Whether audio has already been sent.
 
         Raises:
-            Refused: for an update that is not valid; nothing is changed.
+            Refused: if the update is invalid; nothing is changed.
         """
         if not isinstance(update, dict):
             raise Refused("session.update without a session", "missing_required_parameter", "session")
@@ -171,13 +171,13 @@ class SessionSettings(Settings):
 
 
 class ResponseOutput(Settings):
-    """Sound of a response."""
+    """Audio of a response."""
 
     output: AudioOutput
 
 
 class ResponseSettings(Settings):
-    """A response: the session's settings, and those of `response.create` above them."""
+    """A response: the session's settings, overridden by those of `response.create`."""
 
     instructions: Text
     output_modalities: Modalities
@@ -198,11 +198,11 @@ class ResponseSettings(Settings):
         """Settings of a response.
 
         Args:
-            session: Of its session.
-            changes: Field `response` of the event; None for none.
+            session: Settings of its session.
+            changes: Field `response` of the event, or None.
 
         Raises:
-            Refused: if they are not valid.
+            Refused: if they are invalid.
         """
         if changes is None:
             changes = {}
@@ -215,11 +215,11 @@ class ResponseSettings(Settings):
 
     @property
     def speaks(self) -> bool:
-        """Whether it is a response in speech."""
+        """Whether the response is spoken."""
         return self.output_modalities == ["audio"]
 
     def reply_options(self, limits: Limits) -> ReplyOptions:
-        """For the engine."""
+        """The reply options for the engine."""
         sampling = self.lit_moss.sampling()
         form = self.lit_moss.reply_form
         most = self.max_output_tokens
@@ -235,15 +235,15 @@ class ResponseSettings(Settings):
 
 
 def check_voice(own: str, voice: str, path: str) -> None:
-    """Refuses another voice than the session's, for use after the first sound.
+    """Rejects a change of the voice after the first audio.
 
     Args:
-        own: The session's.
-        voice: The one asked for.
-        path: Where it is stated, for the message.
+        own: Voice of the session.
+        voice: Requested voice.
+        path: Path of the setting, for the message.
 
     Raises:
-        Refused: if it is another.
+        Refused: if the voices differ.
     """
     if voice != own:
         raise Refused(
@@ -254,16 +254,16 @@ def check_voice(own: str, voice: str, path: str) -> None:
 
 
 def check_output(modalities: list[str], voice: str, voices: Collection[str], path: str) -> None:
-    """Whether a model can answer so.
+    """Checks that a model supports the requested output.
 
     Args:
-        modalities: `output_modalities`.
-        voice: Name.
-        voices: Those of the model; none if it cannot speak.
+        modalities: Value of `output_modalities`.
+        voice: Name of the voice.
+        voices: Names of the model's voices; empty if it cannot speak.
         path: `session` or `response`.
 
     Raises:
-        Refused: if not.
+        Refused: if it does not.
     """
     if modalities == ["audio"] and not voices:
         raise Refused(
@@ -277,7 +277,7 @@ def check_output(modalities: list[str], voice: str, voices: Collection[str], pat
 
 
 def merged(settings: Json, update: Json) -> Json:
-    """Settings with those of an update in their place, at every depth."""
+    """Merges an update into settings recursively."""
     result = dict(settings)
     for name, value in update.items():
         old = result.get(name)
@@ -290,10 +290,10 @@ _CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_p
 
 
 def parsed(model: type[_Model], values: Json, path: str) -> _Model:
-    """Checked values.
+    """Validates values.
 
     Raises:
-        Refused: with the first fault.
+        Refused: if a value is invalid; reports the first error.
     """
     try:
         return model.model_validate(values)

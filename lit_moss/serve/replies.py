@@ -1,6 +1,6 @@
-"""One reply in the making: what was asked for, and the events in which it arrives.
+"""A running reply: its options, and the events in which it arrives.
 
-TextDelta … AudioDelta … ReplyDone          ReplyDone comes once and last, whatever ends the reply
+TextDelta … AudioDelta … ReplyDone          ReplyDone comes exactly once, at the end
 """
 
 import asyncio
@@ -23,19 +23,19 @@ Reason = Literal["stop", "length", "cancelled", "failed"]
 
 @dataclass(frozen=True)
 class ReplyOptions:
-    """How to reply.
+    """Options of a reply.
 
     Args:
-        reply: Modality.
-        form: Form of a spoken reply; None takes the one that the model was trained for.
-        max_new_tokens: Most rows.
+        reply: Modality: text or speech.
+        form: Form of a spoken reply. None: the form that the model was trained for.
+        max_new_tokens: Maximum number of rows.
         text: Sampling of text.
-        speech: Sampling of codes.
-        seed: Of the sampling; None draws one.
-        voice: Name of the voice that speaks.
+        speech: Sampling of speech codes.
+        seed: Seed of the sampling. None: drawn at random.
+        voice: Name of the voice.
 
     Raises:
-        UserError: for a seed that torch's generators do not take.
+        UserError: if torch's generators do not accept the seed.
     """
 
     reply: Modality = "speech"
@@ -53,17 +53,17 @@ class ReplyOptions:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """New text of a reply; whole characters."""
+    """New text of a reply, in whole characters."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class AudioDelta:
-    """New sound of a reply.
+    """New audio of a reply.
 
     Args:
-        samples_T: float32 (n,) at 24 kHz.
+        samples_T: Samples at 24 kHz, float32 (n,).
     """
 
     samples_T: Tensor
@@ -71,27 +71,27 @@ class AudioDelta:
 
 @dataclass(frozen=True)
 class CodesDelta:
-    """New codes of a reply, before they are sound; for pictures and records."""
+    """New codes of a reply, before they are decoded; for visualisation and logging."""
 
     codes: list[int]
 
 
 @dataclass
 class Usage:
-    """Rows of a reply, and where its time went, in seconds from the request.
+    """Row counts of a reply, and its times in seconds since the request.
 
     Args:
-        prompt_rows: Rows of the prompt.
-        cached_rows: Those of them whose keys and values were in the cache.
-        prefilled_rows: Those that were computed.
-        text_rows: Text ids made.
-        speech_rows: Codes made.
-        prompt_speech_rows: Codes in the prompt.
-        first_row_sec: Until the first row: waiting and prefill.
-        first_codes_sec: Until enough codes for the first sound.
-        first_sound_sec: Until the first sound.
+        prompt_rows: Number of rows of the prompt.
+        cached_rows: Number of prompt rows whose keys and values were cached.
+        prefilled_rows: Number of prompt rows that were computed.
+        text_rows: Number of text ids generated.
+        speech_rows: Number of codes generated.
+        prompt_speech_rows: Number of codes in the prompt.
+        first_row_sec: Time of the first row, after waiting and prefill.
+        first_codes_sec: Time at which there were enough codes for the first audio.
+        first_sound_sec: Time of the first audio.
         prefill_sec: Computing time of the prefill.
-        flow_sec: Computing time of flow decoder and vocoder up to the first sound.
+        flow_sec: Computing time of flow decoder and vocoder up to the first audio.
     """
 
     prompt_rows: int = 0
@@ -112,12 +112,12 @@ class ReplyDone:
     """The end of a reply.
 
     Args:
-        reason: `stop`: the model ended it; `length`: `max_new_tokens` or the context was reached;
-            `cancelled`; `failed`.
-        rows: All rows that the model made.
-        prompt: Rows before them.
-        usage: Counts and times.
-        error: One line, where it failed.
+        reason: `stop` (ended by the model), `length` (`max_new_tokens` or the context was reached),
+            `cancelled` or `failed`.
+        rows: All rows that the model generated.
+        prompt: Rows of the prompt.
+        usage: Row counts and times.
+        error: One-line error message if it failed, otherwise "".
     """
 
     reason: Reason
@@ -131,12 +131,12 @@ Event = TextDelta | AudioDelta | CodesDelta | ReplyDone
 
 
 class Reply:
-    """Events of one reply, made by the engine's threads; iterate over it in a thread or in an event loop.
+    """Events of one reply, produced by the engine's threads. Iterate over it in a thread or in an event loop.
 
     Args:
-        options: What was asked for.
-        prompt: Rows that it follows.
-        on_change: Called after `cancel` and after an event was read, by the thread that did so.
+        options: Options of the reply.
+        prompt: Rows of the prompt.
+        on_change: Called after `cancel`, and after an event was read, on the same thread.
     """
 
     def __init__(
@@ -152,13 +152,13 @@ class Reply:
         self._done = False
 
     def cancel(self) -> None:
-        """Asks for the end: at most one more row is made, and `ReplyDone` follows."""
+        """Requests the end: at most one more row is generated, and `ReplyDone` follows."""
         self._cancelled.set()
         self._notify()
 
     @property
     def cancelled(self) -> bool:
-        """Whether its end was asked for."""
+        """Whether the end was requested."""
         return self._cancelled.is_set()
 
     @property
@@ -168,11 +168,11 @@ class Reply:
 
     @property
     def unsent_sec(self) -> float:
-        """Seconds of sound that nobody has read yet."""
+        """Seconds of audio that have not been read yet."""
         return self._unsent_samples / rates.DECODER_RATE_HZ
 
     def emit(self, event: Event) -> None:
-        """Called by the engine; from any thread. What comes after `ReplyDone` is dropped."""
+        """Called by the engine, from any thread. Events after `ReplyDone` are dropped."""
         with self._changed:
             if self._done:
                 return
@@ -188,7 +188,7 @@ class Reply:
                 loop.call_soon_threadsafe(flag.set)
 
     def _next(self) -> Event | None:
-        """The next event, None if there is none yet."""
+        """The next event, or None if there is none yet."""
         with self._changed:
             if not self._events:
                 return None

@@ -1,8 +1,8 @@
-"""The thread that runs the language model: one row for every reply that goes on, in one step.
+"""The thread that runs the language model: each step generates one row for every active reply.
 
-    round   ended and cancelled replies ─ one piece of a prompt ─ one row of each reply that is not paused
+    round   end finished replies ─ one piece of a prompt ─ one row of each reply that is not paused
 
-A reply is paused while its client has more than `Limits.max_unsent_sec` of sound to read; the others go on.
+A reply is paused while its client has more than `Limits.max_unsent_sec` of unread audio; the others continue.
 All keys and values belong to this thread.
 """
 
@@ -27,12 +27,13 @@ _logger = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """Whose caches are kept: a session.
+    """Owner of caches: a session.
 
     Attributes:
-        closed: Whether it is over.
-        ahead: Rows with which its next prompt will begin, to be computed ahead; None for none.
-        scope: Which sessions find its caches after it, see `ContextPool`; itself: none.
+        closed: Whether it is closed.
+        ahead: Rows with which its next prompt will begin, to be computed in advance, or None.
+        scope: Sessions with an equal scope may use its caches later, see `ContextPool`; if it is the session
+            itself: none.
     """
 
     closed: bool
@@ -44,13 +45,13 @@ class Owner(Protocol):
 
 @dataclass(eq=False)
 class Running:
-    """A reply that is being made.
+    """A reply that is being generated.
 
     Args:
-        owner: Its session.
-        reply: Its events.
-        seed: Of its sampling.
-        usage: Counts and times.
+        owner: Session of the reply.
+        reply: The reply, which receives the events.
+        seed: Seed of the sampling.
+        usage: Row counts and times.
         began: `time.monotonic()` of the request.
     """
 
@@ -67,7 +68,7 @@ class Running:
 
     @property
     def rows(self) -> list[int]:
-        """Rows made so far."""
+        """Rows generated so far."""
         return [] if self.generation is None else list(self.generation.rows)
 
 
@@ -76,10 +77,11 @@ class RowWorker:
 
     Args:
         model: The model.
-        limits: Bounds.
-        counts: Where rows are counted.
-        on_end: Called with a reply that has ended: the running reply, the reason, one line about an error.
-        threads: Threads of torch's operations on the CPU; None leaves torch's number.
+        limits: Limits for clients.
+        counts: Statistics to update.
+        on_end: Called when a reply has ended, with the running reply, the reason, and a one-line error
+            message.
+        threads: Number of CPU threads for torch operations; None: unchanged.
     """
 
     def __init__(
@@ -106,25 +108,25 @@ class RowWorker:
     # --- from any thread ------------------------------------------------------------------------------------
 
     def join(self, owner: Owner) -> None:
-        """A new session."""
+        """Registers a new session."""
         with self._lock:
             self._owners.add(owner)
 
     def start(self, one: Running) -> None:
-        """Begins to make the rows of a reply."""
+        """Starts to generate the rows of a reply."""
         with self._lock:
             self._running.append(one)
         self.wake()
 
     def remove(self, one: Running) -> None:
-        """Makes no more rows of a reply."""
+        """Stops generating rows of a reply."""
         with self._lock:
             if one in self._running:
                 self._running.remove(one)
         self.wake()
 
     def wake(self) -> None:
-        """Something has changed: a reply was cancelled or read, a session was closed."""
+        """Notifies the thread of a change: a reply was cancelled or read, a session was closed."""
         self._wake.set()
 
     @property
@@ -134,11 +136,11 @@ class RowWorker:
             return list(self._running)
 
     def is_paused(self, one: Running) -> bool:
-        """Whether the client has too much to read."""
+        """Whether the client has too much unread audio."""
         return one.speaker is not None and one.speaker.ahead_sec > self._limits.max_unsent_sec
 
     def close(self) -> None:
-        """Ends the thread; running replies must have been cancelled."""
+        """Ends the thread; running replies must have been cancelled before."""
         self._closed = True
         self.wake()
         self._thread.join()
@@ -153,7 +155,7 @@ class RowWorker:
                 self._wake.clear()
                 try:
                     worked = self._round()
-                except Exception:  # a mistake of ours: nobody waits for ever
+                except Exception:  # an internal error: nobody must wait forever
                     _logger.exception("the thread of the language model failed")
                     worked = bool(self.running)
                     for one in self.running:
@@ -165,7 +167,7 @@ class RowWorker:
         self._contexts.clear()
 
     def _round(self) -> bool:
-        """One piece of a prompt and one row of each reply; whether there was anything to do."""
+        """Computes one piece of a prompt and one row of each reply; returns False if there was no work."""
         worked = False
         for one in self.running:
             if one.reply.cancelled:
@@ -178,12 +180,12 @@ class RowWorker:
                 self._guarded(one, self._begin)
         filling = [one for one in going_on if one.generation is not None and one.generation.rows_left]
         if filling:
-            # The one that can speak first; each session has one reply, so the others' turn comes.
+            # The one that can start soonest; each session has only one reply, so the others' turn comes.
             self._guarded(min(filling, key=_rows_left), _advance)
         stepped = self._step([one for one in going_on if self._is_ready(one)])
         if filling:
             return True
-        # A piece costs about as much as a row of everybody, however short it is.
+        # A piece costs about as much as one row of all replies, even if it is short.
         ahead = self._look_ahead(going_on, PIECE_ROWS // 2 if stepped else 1)
         return worked or stepped or ahead
 
@@ -216,7 +218,7 @@ class RowWorker:
             self._finish(one)
 
     def _context_for(self, owner: Owner, rows: list[int]) -> Context:
-        """The session's context, or a better one from the pool if that has little in common with the rows."""
+        """The session's context, or a better one from the pool if it has little in common with the rows."""
         own = self._contexts.pop(owner, None)
         if own is not None and 2 * own.common(rows) < len(own.rows):
             self.pool.give(own)
@@ -226,7 +228,7 @@ class RowWorker:
         return context
 
     def _step(self, ready: list[Running]) -> bool:
-        """One row of each."""
+        """Generates one row of each reply."""
         pairs = [(one, one.generation) for one in ready if one.generation is not None]
         if not pairs:
             return False
@@ -239,7 +241,7 @@ class RowWorker:
         return True
 
     def _take(self, one: Running) -> None:
-        """Hands on the row that was just made."""
+        """Passes on the row that was just generated."""
         g, speaker = one.generation, one.speaker
         assert g is not None
         assert speaker is not None
@@ -259,7 +261,7 @@ class RowWorker:
         one.speaker.finish(lambda: self._on_end(one, reason, ""))
 
     def _free(self, going_on: list[Running]) -> None:
-        """Gives the caches of closed sessions to the pool."""
+        """Moves the caches of closed sessions to the pool."""
         busy = {one.owner for one in going_on}
         with self._lock:
             closed = [owner for owner in self._owners if owner.closed and owner not in busy]
@@ -271,7 +273,7 @@ class RowWorker:
                 self.pool.end(owner)
 
     def _look_ahead(self, going_on: list[Running], least: int) -> bool:
-        """A piece of what a user is saying, if there are at least so many rows of it."""
+        """Computes a piece of a user's current turn, if at least `least` rows of it are available."""
         busy = {one.owner for one in going_on}
         with self._lock:
             owners = [o for o in self._owners if o.ahead is not None and not o.closed and o not in busy]
@@ -284,7 +286,7 @@ class RowWorker:
                 if missing >= least:
                     Prefill(self._lm, self._contexts[owner], rows).advance()
                     return True
-            except Exception:  # the reply will compute it, or say what is wrong
+            except Exception:  # the reply will compute it, or report the error
                 _logger.exception("a turn could not be computed ahead")
                 missing = 0
             if not missing and owner.ahead is rows:
@@ -292,16 +294,16 @@ class RowWorker:
         return False
 
     def _missing_ahead(self, owner: Owner, rows: list[int]) -> int:
-        """Rows that can be computed ahead."""
+        """Number of rows that can be computed in advance."""
         context = self._contexts.get(owner) or self._context_for(owner, rows)
-        # Only what continues the cached rows: a turn that is not in the conversation yet must not be lost.
+        # Only if they continue the cached rows: a turn that is not yet in the conversation must not be lost.
         if context.common(rows) < len(context.rows):
             return 0
         return max(0, len(rows) - 1 - len(context.rows))
 
 
 def one_line(failure: Exception) -> str:
-    """What went wrong."""
+    """The error as one line."""
     return str(failure).partition("\n")[0] or type(failure).__name__
 
 

@@ -1,8 +1,8 @@
-"""The process of a server: its socket, its signals, and its end.
+"""The server process: its socket, signals and shutdown.
 
-first SIGTERM or Ctrl-C   no new requests (503, /health says draining); replies that run are finished
-all done, or drain_sec    connections are closed; what still runs is cut off
-second signal             the process ends at once
+first SIGTERM or Ctrl-C   no new requests (503, /health reports draining); running replies are finished
+all done, or drain_sec    connections are closed; remaining replies are cut off
+second signal             the process ends immediately
 """
 
 import asyncio
@@ -19,23 +19,23 @@ from lit_moss.errors import UserError
 from lit_moss.serve.app import create_app
 from lit_moss.serve.context import Context
 
-# Clients may append 15 MiB of sound to a realtime session in one event: 20 MiB of base64.
+# Clients may append 15 MiB of audio to a realtime session in one event: 20 MiB in base64.
 WEBSOCKET_BYTES = 24 * 2**20
 KEEP_ALIVE_SEC = 75  # of idle connections; above the 60 s of common load balancers, which reuse them
-CLOSE_SEC = 2  # for connections to close after the drain
+CLOSE_SEC = 2  # for connections to close after draining
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address, not listening yet: who connects meanwhile is refused.
+    """Binds a socket to an address without listening yet, so that early connections are refused.
 
     Args:
-        host: Name or address of this machine.
-        port: 0 for any that is free.
+        host: Host name or address of this machine.
+        port: Port; 0: any free port.
 
     Raises:
-        UserError: if the address is taken, or is not this machine's.
+        UserError: if the address is in use, or does not belong to this machine.
     """
-    if not 0 <= port < 2**16:  # `getaddrinfo` would take the rest of a division
+    if not 0 <= port < 2**16:  # `getaddrinfo` would take it modulo 2**16
         raise UserError(f"--port is {port}, expected 0 to {2**16 - 1}")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -43,7 +43,7 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError, OverflowError) as error:
         raise UserError(f"--host {host} --port {port}: no such address ({error})") from error
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not taken by connections of before
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # despite connections of earlier servers
         bound.bind(address)
     except (OSError, OverflowError) as error:
         bound.close()
@@ -54,16 +54,16 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn with an end that cuts nobody off.
+    """uvicorn with a shutdown that does not cut off clients.
 
     Args:
-        context: What is served.
-        drain_sec: Longest time that replies have to end.
-        on_ready: Called once connections are taken.
+        context: State of the server.
+        drain_sec: Maximum time in seconds for replies to end.
+        on_ready: Called when connections are accepted.
 
     Attributes:
-        signals: Those that came.
-        was_cut: Whether something still ran when the time was over.
+        signals: Signals received.
+        was_cut: Whether something was still running after `drain_sec`.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class Server(uvicorn.Server):
         self.was_cut = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal. uvicorn's own handler would close connections now, and send the signal again."""
+        """Handles the first signal; uvicorn's handler would close connections and raise it again."""
         self.stop()
         self.signals.append(sig)
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, signal.SIG_DFL)
 
     def stop(self) -> None:
-        """Begins the end; from any thread."""
+        """Starts the shutdown; may be called from any thread."""
         self._context.work.draining = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -97,7 +97,7 @@ class Server(uvicorn.Server):
         self._on_ready()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
+        """Called ten times a second."""
         if self._context.work.draining:
             self._drain = self._drain or asyncio.ensure_future(self._drained())
             self.should_exit = self.should_exit or self._drain.done()
@@ -112,16 +112,16 @@ class Server(uvicorn.Server):
 
 
 def serve(context: Context, bound: socket.socket, drain_sec: float, on_ready: Callable[[], None]) -> Server:
-    """Serves until a signal comes; closes the engine.
+    """Serves until a signal arrives; then closes the engine.
 
     Args:
-        context: What is served.
-        bound: Where, see `bind`.
-        drain_sec: See `Server`, as for `on_ready`.
-        on_ready: Called once connections are taken.
+        context: State of the server.
+        bound: Socket, as returned by `bind`.
+        drain_sec: Maximum time in seconds for replies to end, see `Server`.
+        on_ready: Called when connections are accepted.
 
     Returns:
-        The server, which has ended.
+        The server, after it has ended.
     """
     server = Server(context, drain_sec, on_ready)
     with contextlib.closing(bound):

@@ -1,4 +1,4 @@
-"""Limits of a server: what a client may ask for, and what one may take from the others."""
+"""Limits of a server, so that a client cannot use all of its resources."""
 
 import math
 from dataclasses import dataclass
@@ -8,25 +8,26 @@ from lit_moss.errors import UserError
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds that keep one client from taking the memory or the time of the others.
+    """Limits that prevent one client from using the memory or the time of the others.
 
     Args:
-        max_sessions: Sessions at once; more are refused, none waits.
-        max_turn_sec: Seconds of speech in one turn of the user.
-        max_upload_bytes: Bytes of one request.
-        max_new_tokens: Rows of a reply.
-        idle_sec: A client that sends and reads nothing for so long is cut off, and so is a request whose body
-            is not there by then.
-        session_sec: Longest session.
-        max_unsent_sec: Seconds of sound that are made ahead of a client that does not read; then its reply
-            pauses until it does.
-        max_context_rows: Rows of a conversation and the reply to it; the model's own limit holds too.
-        max_kept_bytes: Memory for keys and values of closed sessions, for clients that send the whole
-            conversation with each question.
-        max_replies_kept: Spoken replies that chat completions can refer to by their id.
+        max_sessions: Maximum number of sessions; more are refused, none waits.
+        max_turn_sec: Maximum length of one turn of the user, in seconds of speech.
+        max_upload_bytes: Maximum size of a request in bytes.
+        max_new_tokens: Maximum number of rows of a reply.
+        idle_sec: Seconds after which a client that neither sends nor reads is disconnected; also the maximum
+            time for the body of a request to arrive.
+        session_sec: Maximum length of a session in seconds.
+        max_unsent_sec: Seconds of audio to generate in advance of a client that does not read; then its reply
+            is paused until it does.
+        max_context_rows: Maximum number of rows of a conversation and the reply to it; the model's own limit
+            also applies.
+        max_kept_bytes: Memory for keys and values of closed sessions, in bytes, for clients that send the
+            whole conversation with each question.
+        max_replies_kept: Number of spoken replies that chat completions can reference by their id.
 
     Raises:
-        UserError: for one that is not above 0, or is infinite: times are stated to clients as dates.
+        UserError: if a limit is not positive or not finite: times are reported to clients as dates.
     """
 
     max_sessions: int = 8
@@ -46,18 +47,18 @@ class Limits:
 
 
 def check_limit(name: str, value: float) -> None:
-    """Refuses a limit that is no number above 0 and below infinity.
+    """Rejects a limit that is not positive or not finite.
 
     Args:
-        name: Of the setting or option, for the message.
-        value: The number.
+        name: Name of the setting or option, for the message.
+        value: Value of the limit.
 
     Raises:
-        UserError: if so.
+        UserError: if the limit is invalid.
     """
     if not 0 < value < math.inf:
         raise UserError(f"{name} is {value}, expected more than 0 and less than infinity")
 
 
 class SessionLimit(Exception):  # noqa: N818 - not an error of the program
-    """All sessions are taken."""
+    """All sessions are in use."""

@@ -1,7 +1,7 @@
-"""The thread that encodes and decodes sound, and the turns of the user that it encodes.
+"""The thread that encodes and decodes audio, and the user turns that it encodes.
 
-Every turn and every reply has a queue of short tasks of its own, and the queues take turns: a session with
-much sound to be made does not delay the first sound of another by more than one task.
+Every turn and every reply has its own queue of short tasks, and one task of each queue runs in turn: a
+session with much audio to decode delays the first audio of another by one task at most.
 """
 
 import logging
@@ -21,24 +21,24 @@ from lit_moss.serve.settings import SessionLimit
 
 _logger = logging.getLogger(__name__)
 
-# Sound that one task encodes: live, where it comes in small pieces, and of a recording that is there at once.
+# Length of audio that one task encodes: live, where it arrives in small pieces, and for a complete recording.
 LIVE_SEC = 0.4
 RECORDING_SEC = 2.0
-# Blocks of the live resampler: 80 ms, a code.
+# Blocks of the live resampler: 80 ms, one code.
 _BLOCKS_PER_SEC = 12.5
 
 
 def own_stream(device: torch.device) -> AbstractContextManager[object]:
-    """A CUDA stream for a thread, so that rows and sound do not wait for one another; nothing on the CPU."""
+    """A CUDA stream for a thread, so that rows and audio do not wait for each other; no-op on the CPU."""
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
 
 
 class SoundWorker:
-    """One thread that runs tasks, one of each owner in turn.
+    """A thread that runs tasks, one of each owner in turn.
 
     Args:
-        device: Where the codec is.
-        threads: Threads of torch's operations on the CPU; None leaves torch's number.
+        device: Device of the codec.
+        threads: Number of CPU threads for torch operations; None: unchanged.
     """
 
     def __init__(self, device: torch.device, threads: int | None = None) -> None:
@@ -50,7 +50,7 @@ class SoundWorker:
         self._thread.start()
 
     def submit(self, owner: object, task: Callable[[], None]) -> None:
-        """Runs a task after the owner's earlier ones.
+        """Queues a task after the earlier tasks of its owner.
 
         Raises:
             SessionLimit: after `close`.
@@ -62,19 +62,18 @@ class SoundWorker:
             self._changed.notify()
 
     def drop(self, owner: object) -> None:
-        """Forgets the owner's tasks that have not begun."""
+        """Discards the owner's tasks that have not started."""
         with self._changed:
             self._queues.pop(owner, None)
 
     @property
     def waiting(self) -> int:
-        """Tasks that have not begun."""
+        """Number of tasks that have not started."""
         with self._changed:
             return sum(map(len, self._queues.values()))
 
     def close(self) -> None:
-        """Ends the thread after the task that runs; others are forgotten, and who waits for codes gets an
-        error."""
+        """Ends the thread after the current task; others are discarded, their callers get an error."""
         with self._changed:
             self._closed = True
             listeners = [owner for owner in self._queues if isinstance(owner, Listener)]
@@ -93,7 +92,7 @@ class SoundWorker:
                     task()
                 except Exception:
                     _logger.exception("a task of the sound worker failed")
-                task = None  # nothing of it is held while the thread waits
+                task = None  # releases its references while the thread waits
 
     def _next(self) -> Callable[[], None] | None:
         with self._changed:
@@ -111,14 +110,14 @@ class SoundWorker:
 
 
 class Listener:
-    """Speech -> codes, live where the tokenizer can: the codes of `SpeechTokenizer.encode` on the whole.
+    """Encodes speech, live if the tokenizer supports it; codes equal those of `SpeechTokenizer.encode`.
 
-    `push` and `finish` may be called from any one thread; the tensors are computed by the worker.
+    `push` and `finish` may be called from any single thread; the worker computes the tensors.
 
     Args:
-        worker: Who encodes.
-        tokenizer: The speech tokenizer; None if there is none: call `fail`.
-        rate_hz: Rate of the samples.
+        worker: Worker that encodes.
+        tokenizer: Speech tokenizer; None: there is none, call `fail`.
+        rate_hz: Sample rate in Hz.
         on_codes: Called by the worker with all codes so far, whenever there are new ones.
     """
 
@@ -131,14 +130,14 @@ class Listener:
     ) -> None:
         self._worker, self._tokenizer, self._rate_hz = worker, tokenizer, rate_hz
         self._on_codes = on_codes
-        self._live: bool | None = None  # known with the first push
-        self._pieces: list[Tensor] = []  # pushed, not yet given to the worker
+        self._live: bool | None = None  # known after the first push
+        self._pieces: list[Tensor] = []  # pushed, not yet passed to the worker
         self._held = 0
         self._codes: list[int] = []
         self._future: Future[list[int]] = Future()
 
     def push(self, samples_T: Tensor) -> None:
-        """Next samples; returns at once. After an error they are dropped."""
+        """Pushes samples; returns immediately. After an error they are discarded."""
         if self._tokenizer is None or self._future.done():
             return
         if self._live is None:
@@ -158,7 +157,7 @@ class Listener:
             self._worker.submit(self, lambda piece_T=piece_T: self._try(lambda: self._encode(piece_T)))
 
     def finish(self) -> "Future[list[int]]":
-        """Ends the turn: all of its codes."""
+        """Ends the turn; returns all its codes."""
         if self._future.done():
             return self._future
         if self._live:
@@ -172,13 +171,13 @@ class Listener:
         return self._future
 
     def drop(self) -> None:
-        """Ends the turn without its codes."""
+        """Ends the turn and discards its codes."""
         self._worker.drop(self)
         self._future.cancel()
 
     def fail(self, failure: Exception) -> None:
-        """Ends the turn with an error, unless it has ended."""
-        with suppress(InvalidStateError):  # `drop` may come from another thread meanwhile
+        """Ends the turn with an error, unless it has already ended."""
+        with suppress(InvalidStateError):  # `drop` may be called from another thread meanwhile
             self._future.set_exception(failure)
 
     # --- in the worker --------------------------------------------------------------------------------------
@@ -204,8 +203,7 @@ class Listener:
         self._end()
 
     def _split(self, wave_T: Tensor) -> None:
-        """A recording: one task for each of the tokenizer's segments (30 s), which do not depend on one
-        another."""
+        """Splits a recording: one task per 30 s segment of the tokenizer, since segments are independent."""
         assert self._tokenizer is not None
         wave_T = resample(wave_T, self._rate_hz, rates.TOKENIZER_RATE_HZ)
         limit = rates.segment_samples(self._tokenizer.config.max_source_positions)

@@ -1,4 +1,4 @@
-"""Sound as bytes: uploads -> samples, samples -> the formats that clients ask for."""
+"""Audio as bytes: uploads to samples, and samples to the formats that clients request."""
 
 import base64
 import binascii
@@ -14,18 +14,18 @@ from torch import Tensor
 from lit_moss.audio import io, rates
 from lit_moss.errors import UserError
 
-# Header and sample type of libsndfile for each format of a reply.
+# Container and sample type of libsndfile for each format of a reply.
 _CONTAINERS = {"wav": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III"),
                "opus": ("OGG", "OPUS")}  # fmt: skip
-# All channels are decoded together: a file that states 1024 of them would take 2 GB a block.
+# All channels are decoded together: a file that states 1024 channels would take 2 GB per block.
 MOST_CHANNELS = 8
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes.
+    """Decodes base64.
 
     Raises:
-        UserError: if it is not base64.
+        UserError: if the text is not base64.
     """
     try:
         return base64.b64decode(text, validate=True)
@@ -36,15 +36,15 @@ def from_base64(text: str) -> bytes:
 def read_upload(content: bytes, max_sec: float, rate_hz: int = rates.TOKENIZER_RATE_HZ) -> Tensor:
     """Samples of a sound file in memory: the first channel, float32 (T,) in [-1, 1].
 
-    The file is written into the folder of temporary files for as long as it is read.
+    The file is stored in the temporary folder while it is read.
 
     Args:
-        content: A file of any format that `lit_moss.audio.io` reads.
-        max_sec: Longest that is taken.
-        rate_hz: Rate of the result.
+        content: Content of a file in any format that `lit_moss.audio.io` reads.
+        max_sec: Maximum length in seconds.
+        rate_hz: Sample rate of the result in Hz.
 
     Raises:
-        UserError: if it is no sound file, is damaged, longer, or has more channels.
+        UserError: if it is not a sound file, is damaged, too long, or has too many channels.
     """
     if not content:
         raise UserError("an empty sound file")
@@ -64,19 +64,19 @@ def read_upload(content: bytes, max_sec: float, rate_hz: int = rates.TOKENIZER_R
 
 
 def pcm16(samples_T: Tensor) -> bytes:
-    """Samples in [-1, 1] -> little-endian 16-bit samples; what is beyond is clipped."""
+    """Samples in [-1, 1] as little-endian 16-bit samples; values outside are clipped."""
     return (samples_T.clamp(-1, 1) * 32767).round().cpu().numpy().astype("<i2").tobytes()
 
 
 def read_pcm16(text: str, max_bytes: int) -> Tensor:
-    """Little-endian 16-bit samples in base64 -> float32 (T,) in [-1, 1).
+    """Decodes little-endian 16-bit samples in base64 to float32 (T,) in [-1, 1).
 
     Args:
-        text: What came.
-        max_bytes: Most bytes of sound.
+        text: Samples in base64.
+        max_bytes: Maximum size of the samples in bytes.
 
     Raises:
-        UserError: if it is not base64, not whole samples, or longer.
+        UserError: if it is not base64, contains incomplete samples, or is too long.
     """
     if len(text) > 4 * -(-max_bytes // 3):
         raise UserError(f"more than {max_bytes} bytes of sound: send it in several parts")
@@ -87,10 +87,10 @@ def read_pcm16(text: str, max_bytes: int) -> Tensor:
 
 
 def sound_bytes(samples_T: Tensor, sound_format: str) -> bytes:
-    """Samples at 24 kHz as a file of a format, or as bare samples (`pcm16`).
+    """Samples at 24 kHz as a file of a given format, or as raw samples (`pcm16`).
 
-    No samples become a code's length of silence: FLAC and MP3 of none are no bytes at all, which clients
-    cannot decode.
+    An empty wave is replaced by one code's length of silence: empty FLAC and MP3 files have no bytes, and
+    clients cannot decode them.
     """
     if not len(samples_T):
         samples_T = torch.zeros(rates.DECODER_SAMPLES_PER_CODE)
@@ -105,22 +105,22 @@ def sound_bytes(samples_T: Tensor, sound_format: str) -> bytes:
 
 
 class Base64Chunks:
-    """Bytes -> base64 texts that can be joined: all but the last hold a multiple of 6 bytes.
+    """Encodes bytes as base64 texts that can be concatenated: all but the last encode a multiple of 6 bytes.
 
-    Padding inside the joined text would end it there, and 16-bit samples must not be cut in two.
+    Padding within the concatenated text would end it, and 16-bit samples must not be divided.
     """
 
     def __init__(self) -> None:
         self._left = b""
 
     def push(self, content: bytes) -> str:
-        """Next bytes; the text of whole groups, "" if there is none."""
+        """Adds bytes; returns the text of complete groups, "" if there is none."""
         content = self._left + content
         whole = len(content) // 6 * 6
         self._left = content[whole:]
         return base64.b64encode(content[:whole]).decode("ascii")
 
     def flush(self) -> str:
-        """The text of what is left."""
+        """Returns the text of the remaining bytes."""
         left, self._left = self._left, b""
         return base64.b64encode(left).decode("ascii")

@@ -1,4 +1,4 @@
-"""What the rows of a reply read and sound like: its events.
+"""Converts the rows of a reply to its events of text and audio.
 
 rows ─┬─ text ids ─ TextDelta
       └─ codes ─ CodesDelta ─ groups ─ flow decoder, vocoder (sound worker) ─ AudioDelta
@@ -21,26 +21,26 @@ _CODE_SEC = 0.08
 
 
 class TextStream:
-    """Text ids -> text, in whole characters, at the same cost for every id.
+    """Decodes text ids to text in whole characters, at constant cost per id.
 
-    The pieces, joined, are the text of all ids decoded together, special tokens left out: those that a model
-    makes without end, such as <|im_start|>, are no text to read.
+    The concatenated pieces equal the text of all ids decoded together without special tokens: special tokens
+    that a model generates, such as <|im_start|>, are not text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        # Ids before `_read` are text already; those from `_context` on are decoded again with the new ones,
-        # since some tokenizers decode the first id of a text in another way than later ones.
+        # Ids before `_read` are already decoded; those from `_context` on are decoded again with the new
+        # ones, because some tokenizers decode the first id of a text differently.
         self._ids: list[int] = []
         self._context = self._read = 0
 
     def push(self, text_id: int) -> str:
-        """Next id; the text that it completes, which may be empty."""
+        """Adds an id; returns the text that it completes, which may be empty."""
         self._ids.append(text_id)
         return self._new(last=False)
 
     def flush(self) -> str:
-        """What is left at the end: bytes of no whole character."""
+        """Returns what is left at the end: bytes of an incomplete character."""
         return self._new(last=True)
 
     def _new(self, last: bool) -> str:
@@ -56,16 +56,16 @@ class TextStream:
 
 
 class Speaker:
-    """Turns rows of one reply into its events.
+    """Converts rows of one reply to its events.
 
-    `take` and `finish` are called by the thread that makes the rows; sound is made by the sound worker.
+    `take` and `finish` are called by the thread that generates rows; the sound worker decodes the audio.
 
     Args:
-        model: Tokenizer and codec.
-        reply: Whose events.
-        usage: Where times and counts are noted.
+        model: Text tokenizer and codec.
+        reply: Reply that receives the events.
+        usage: Receives times and counts.
         began: `time.monotonic()` of the request.
-        worker: Who makes the sound.
+        worker: Worker that decodes audio.
         on_change: Called by the worker after each task.
         on_failure: Called by the worker with an error.
     """
@@ -88,22 +88,22 @@ class Speaker:
         self._text = TextStream(model.text_tokenizer)
         self._model = model
         self._player: Player | None = None
-        self._group: list[int] = []  # codes not given to the worker yet
-        # Codes taken by the thread of rows, given to the worker, decoded by the worker.
+        self._group: list[int] = []  # codes not yet passed to the worker
+        # Codes taken by the row thread, passed to the worker, and decoded by the worker.
         self._taken = self._given = self._decoded = 0
-        # A model may write a sosp and codes into a reply in text too; those are no sound that was asked for.
+        # A model may also generate sosp and codes in a text reply; they are not decoded.
         codec = model.codec if reply.options.reply == "speech" else None
         self._chunk = 0 if codec is None else codec.flow.config.chunk_codes
         if codec is not None:
-            worker.submit(self, lambda: self._try(self._open))  # beside the prefill
+            worker.submit(self, lambda: self._try(self._open))  # in parallel with the prefill
 
     @property
     def ahead_sec(self) -> float:
-        """Seconds of sound that nobody has read yet, made or still to be decoded."""
+        """Seconds of audio that have not been read yet, decoded or still to be decoded."""
         return self._reply.unsent_sec + _CODE_SEC * (self._taken - self._decoded)
 
     def take(self, row: int) -> None:
-        """Next row of the reply."""
+        """Takes the next row of the reply."""
         f = self._format
         if row < f.text_vocab_size:
             if row not in self._silent:
@@ -116,13 +116,13 @@ class Speaker:
             if self._chunk:
                 self._group.append(code)
                 self._taken += 1
-                # The first sound comes with a chunk and the codes that it looks ahead to.
+                # The first audio needs a chunk and its look-ahead codes.
                 wanted = self._chunk + (0 if self._given else LOOKAHEAD_CODES)
                 if len(self._group) >= wanted:
                     self._give()
 
     def finish(self, then: Callable[[], None]) -> None:
-        """Ends the reply; `then` is called after its last sound."""
+        """Ends the reply; `then` is called after its last audio."""
         self._emit_text(self._text.flush())
         if self._given or self._group:
             if self._group:
@@ -134,7 +134,7 @@ class Speaker:
             then()
 
     def drop(self) -> None:
-        """Frees what it holds; no sound is made any more."""
+        """Frees its resources; no more audio is decoded."""
         self._worker.drop(self)
         self._player = None
 

@@ -1,13 +1,13 @@
-"""Stop texts: a reply in text ends before the first of them."""
+"""Stop texts: a text reply ends before the first one."""
 
 from collections.abc import Sequence
 
 
 class StopTexts:
-    """Passes text on as it comes, but holds back what may be the beginning of a stop text.
+    """Passes text on as it arrives, but holds back a possible beginning of a stop text.
 
     Args:
-        stops: Texts before which the reply ends; none passes everything on.
+        stops: Texts before which the reply ends; empty: all text is passed on.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -16,7 +16,7 @@ class StopTexts:
         self.found = False
 
     def push(self, text: str) -> str:
-        """Next text; what can be passed on. Once one is found nothing more is."""
+        """Adds text; returns what can be passed on. After a stop text was found, nothing is."""
         if self.found:
             return ""
         text = self._held + text
@@ -29,11 +29,11 @@ class StopTexts:
         return text[: len(text) - kept]
 
     def flush(self) -> str:
-        """What was held back, at the end of the reply."""
+        """Returns what was held back, at the end of the reply."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
+    """Length of the longest suffix of `text` that is a prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,10 +1,10 @@
-"""Where a speaker begins and ends, found in the sound as it comes by silero-vad.
+"""Finds where a speaker starts and stops in incoming audio, using silero-vad.
 
-    24 kHz ─ resampler ─ 16 kHz ─ silero: a probability for each 32 ms ─ began / ended
+    24 kHz ─ resampler ─ 16 kHz ─ silero: a probability per 32 ms ─ began / ended
 
-The rule is nearly that of silero's own `VADIterator`: speech begins at the first frame of `threshold` or
-more. It ends after `silence_ms` without such a frame, counted from the first one below `threshold` - 0.15
-(there: from the end of that frame).
+The rule is almost that of silero's own `VADIterator`: speech begins at the first frame with at least
+`threshold`. It ends after `silence_ms` without such a frame, counted from the first frame below `threshold` -
+0.15 (in `VADIterator`: from the end of that frame).
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ from lit_moss.audio.features import Resampler
 from lit_moss.audio.streams import Stream
 from lit_moss.errors import UserError
 
-FRAME_16K = 512  # samples of a frame of silero's at 16 kHz: 32 ms
-FRAME_SAMPLES = FRAME_16K * rates.DECODER_RATE_HZ // rates.TOKENIZER_RATE_HZ  # the same at 24 kHz
-QUIET_BELOW = 0.15  # silero's distance between the thresholds of beginning and end
-LEAST_QUIET = 0.01  # and its lowest threshold of the end
+FRAME_16K = 512  # samples of a silero frame at 16 kHz: 32 ms
+FRAME_SAMPLES = FRAME_16K * rates.DECODER_RATE_HZ // rates.TOKENIZER_RATE_HZ  # as above, at 24 kHz
+QUIET_BELOW = 0.15  # silero's difference between the thresholds of start and end
+LEAST_QUIET = 0.01  # silero's minimum for the threshold of the end
 
 
 @dataclass(frozen=True)
 class TurnDetection:
-    """When a turn begins and ends.
+    """Options of turn detection.
 
     Args:
-        threshold: Probability of speech at which it begins, 0 to 1.
-        silence_ms: Silence that ends it.
+        threshold: Probability of speech at which a turn begins, 0 to 1.
+        silence_ms: Length of the silence that ends a turn, in ms.
     """
 
     threshold: float = 0.5
@@ -43,9 +43,9 @@ class Border:
     """Beginning or end of speech.
 
     Args:
-        kind: Which.
-        sample: Where, in samples at 24 kHz: the first of the frame where speech was found; or the first after
-            the silence that ended it.
+        kind: Which of the two.
+        sample: Position in samples at 24 kHz: the first sample of the frame in which speech was found, or the
+            first after the silence that ended it.
     """
 
     kind: Literal["began", "ended"]
@@ -53,13 +53,13 @@ class Border:
 
 
 class Probabilities(Protocol):
-    """A model of voice activity: streams of samples at 16 kHz -> probabilities of frames of `FRAME_16K`."""
+    """A model of voice activity: streams of samples at 16 kHz -> probabilities per `FRAME_16K`."""
 
     def stream(self, window_frames: int) -> Stream[np.ndarray, np.ndarray]: ...
 
 
 def load_silero() -> Probabilities:
-    """silero-vad; a tenth of a second. One may serve any number of sessions.
+    """Loads silero-vad, which takes a tenth of a second. One model can serve any number of sessions.
 
     Raises:
         UserError: if the package is missing.
@@ -75,42 +75,44 @@ def load_silero() -> Probabilities:
 
 
 class _SmallBlocks(Resampler):
-    """The resampler in blocks of a frame: a frame's samples are known 32 ms after its last."""
+    """The resampler with blocks of one frame: the samples of a frame are known 32 ms after its last one."""
 
     BLOCK_SAMPLES = FRAME_SAMPLES
 
 
 class TurnDetector:
-    """Turns in one session's sound; its state is its own.
+    """Finds turns in the audio of one session and holds its state.
 
     Args:
-        model: See `load_silero`.
-        options: The rule.
-        first_sample: Number of the first sample that it will hear.
+        model: Model of voice activity, see `load_silero`.
+        options: Options of turn detection.
+        first_sample: Index of the first sample that it will receive.
     """
 
-    # Samples at 24 kHz between the newest one and the end of the newest frame with a probability: a frame in
-    # the making, and the resampler's two blocks.
+    # Samples at 24 kHz between the newest sample and the end of the newest frame with a probability: an
+    # incomplete frame, and two blocks of the resampler.
     MAX_DELAY_SAMPLES = 4 * FRAME_SAMPLES
 
     def __init__(self, model: Probabilities, options: TurnDetection, first_sample: int = 0) -> None:
         self.options, self._first = options, first_sample
         self._frames = model.stream(window_frames=1)
         self._resampler = _SmallBlocks(rates.DECODER_RATE_HZ, rates.TOKENIZER_RATE_HZ)
-        self._next = 0  # number of the next frame
+        self._next = 0  # index of the next frame
         self.speaking = False
         self._quiet_since: int | None = None  # frame
 
     def push(self, samples_T: Tensor) -> list[Border]:
-        """Next samples at 24 kHz, float32 (T,) -> borders found, in their order. About 0.5 ms for 0.1 s of
-        sound."""
+        """Adds samples at 24 kHz, float32 (T,); returns the borders found, in order.
+
+        Takes about 0.5 ms for 0.1 s of audio.
+        """
         with torch.inference_mode():
             piece = self._resampler.push(samples_T).numpy()
         borders = [self._judge(float(probability)) for probability in self._frames.push(piece)]
         return [border for border in borders if border is not None]
 
     def end_turn(self) -> None:
-        """Takes the speech that is heard now for ended; if it goes on, that is a new beginning."""
+        """Ends the current speech; if it continues, a new beginning is reported."""
         self.speaking, self._quiet_since = False, None
 
     def _judge(self, probability: float) -> Border | None:

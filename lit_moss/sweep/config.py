@@ -49,7 +49,7 @@ class Sweep:
         heartbeat_sec: Interval between signs of life of a worker, in seconds; after three times that without
             one, the worker is considered dead.
         retries: Number of times the trial of a dead worker is queued again.
-        run_root: Root folder of all runs.
+        run_root: Folder of all runs' files.
     """
 
     study: str
@@ -126,8 +126,7 @@ class Sweep:
         return [dict(zip(self.search, point, strict=True)) for point in product(*choices)]
 
     def fingerprint(self) -> str:
-        """16 hex digits of everything that trials must have in common; their number and the machines may
-        change."""
+        """16 hex digits of all that trials have in common, without their number and the machines."""
         settings = [self.search, self.objectives, self.seeds, self.sampler, self.seed, self.recipe({}, 0)]
         if self.validation != "last":  # not in the fingerprints of studies started before the option existed
             settings.append(self.validation)

@@ -154,8 +154,7 @@ def slots_of(trials: Sequence[FrozenTrial]) -> dict[int, int]:
 
 
 def by_slot(study: optuna.Study, sweep: Sweep) -> dict[int, list[FrozenTrial]]:
-    """Slot -> its trials. The first one counts: a finished one, otherwise the oldest alive, otherwise the
-    newest."""
+    """Slot -> its trials; first a finished one, otherwise the oldest alive, otherwise the newest."""
     trials = study.get_trials(deepcopy=False)
     slots = slots_of(trials)
     members_of: dict[int, list[FrozenTrial]] = {}

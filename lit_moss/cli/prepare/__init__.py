@@ -93,6 +93,5 @@ def overview() -> str:
 
 
 def _is_text_to_speak(words: Sequence[str]) -> bool:
-    """Whether `speak` is given plain text, which has a separate command; otherwise it takes conversations
-    (JSON lines)."""
+    """Whether `speak` is given plain text instead of conversations (JSON lines)."""
     return words[0] == "speak" and any(PurePath(w).suffix in (".txt", ".csv") for w in words[1:2])

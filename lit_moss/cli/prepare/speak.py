@@ -1,5 +1,4 @@
-"""Makes a spoken corpus from text: sound files and manifests, with the voice included in the project
-(English).
+"""Makes a spoken corpus from text: audio files and manifests, with the included English voice.
 
     python -m lit_moss prepare speak TEXT.txt|metadata.csv --out FOLDER [--first N] [--validation N]
 

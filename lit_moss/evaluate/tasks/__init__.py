@@ -1,1 +1,1 @@
-"""Tasks for lm-eval that come with the package: their YAML files and their questions."""
+"""lm-eval tasks included in the package: YAML files and questions."""

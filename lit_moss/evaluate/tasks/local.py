@@ -1,4 +1,4 @@
-"""Data of the tasks in this folder, for lm-eval: `custom_dataset: !function local.questions`."""
+"""Data for the tasks in this folder, for lm-eval: `custom_dataset: !function local.questions`."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def questions(file: str, **_: Any) -> Any:
-    """A DatasetDict with the splits of a JSON-lines file in this folder; each line names its `split`.
+    """A DatasetDict with the splits of a JSON lines file in this folder; each line names its `split`.
 
     Args:
         file: Name of the file.
-        **_: Settings of lm-eval that have no meaning here.
+        **_: Settings of lm-eval that are not used here.
     """
     from datasets import Dataset, DatasetDict
 

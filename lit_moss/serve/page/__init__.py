@@ -1,7 +1,7 @@
-"""The page to talk to a model: files of this folder, which speak to `/v1/realtime`.
+"""The web page to talk to a model: static files in this folder, which use `/v1/realtime`.
 
-Nothing is built and nothing is loaded from elsewhere: the page works without a network. Sound goes through
-AudioWorklets (`worklets.js`), because gradio's streamed audio goes through ffmpeg, AAC and HLS.
+There is no build step and nothing is loaded from elsewhere, so the page works without a network. Audio is
+played by AudioWorklets (`worklets.js`), because gradio streams audio through ffmpeg, AAC and HLS.
 """
 
 import importlib.util
@@ -34,12 +34,12 @@ HEADERS = {
     "Permissions-Policy": "microphone=(self)",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",  # a page of another version of the server would speak to this one
+    "Cache-Control": "no-cache",  # a cached page may be of another version of the server
 }
 
 
 def page_config(context: Context) -> dict[str, Any]:
-    """What the page must know of its server, as JSON."""
+    """What the page has to know about its server, as JSON."""
     model, limits = context.engine.model, context.engine.limits
     return {
         "model": model.name,
@@ -60,13 +60,13 @@ def page_config(context: Context) -> dict[str, Any]:
 
 
 def add_page(app: "FastAPI", context: Context) -> None:
-    """Serves the page at `/`, its files at `/page/NAME`, what it must know at `/page/config.json`.
+    """Serves the page at `/`, its files at `/page/NAME`, and its configuration at `/page/config.json`.
 
-    All three need no API key: the page asks for it and gives it to `/v1/realtime`.
+    These need no API key: the page asks for it and passes it to `/v1/realtime`.
     """
     from fastapi import HTTPException, Response
 
-    # Read once: names of a request are keys of a dictionary and never paths.
+    # Read once: names in a request are dictionary keys, never paths.
     contents = {name: (files(__name__) / name).read_bytes() for name in FILES}
 
     def respond(name: str) -> Response:
