@@ -41,17 +41,22 @@ def read_conversations(path: Path) -> list[tuple[str, list[Message]]]:
     ]
 
 
-def messages_of(record: Record, folder: Path) -> list[Message]:
+def messages_of(record: Record, folder: Path, is_prompt: bool = False) -> list[Message]:
     """Reads the messages of one conversation.
 
     Args:
         record: Line of the conversation.
         folder: Folder that relative paths start from.
+        is_prompt: The conversation is one to continue: it ends with the user's turn.
 
     Raises:
         UserError: if the line is not a conversation; the message names the line and the field.
     """
     messages = [_message(fields, folder) for fields in record.objects("messages")]
+    if is_prompt:
+        if messages[-1].role != "user":
+            raise record.error("messages", "a last one of the role user, which the reply follows")
+        return messages
     if not any(message.role == "assistant" for message in messages):
         raise record.error("messages", "at least one of the role assistant")
     return messages

@@ -1,9 +1,9 @@
 """Prompts for `predict`: text or audio in, text or codes out, in any of the four modality pairs.
 
-A line of a prompts file: {"id": "…", "text": "…"} or {"id": "…", "audio_filepath": "…"}, optionally with
-"reply" (text or speech), "reply_form" (of a spoken reply: direct, guided or interleaved), "system" (a system
-prompt that replaces the default one), and "offset" and "duration" of the recording in seconds. Paths are
-relative to the file.
+A line of a prompts file holds a "text", an "audio_filepath", or "messages": a conversation that ends with the
+user's turn, see `lit_moss.corpora.conversations`. Optional are "id", "reply" (text or speech), "reply_form"
+(of a spoken reply: direct, guided or interleaved), "system" (a system prompt that replaces the default one),
+and "offset" and "duration" of the recording in seconds. Paths are relative to the file.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
+from lit_moss.corpora.conversations import messages_of
 from lit_moss.data.batches import PlainLoader
 from lit_moss.data.conversation import Modality, Renderer, Turn
 from lit_moss.errors import UserError
 from lit_moss.llm.replies import FORMS, FormName, ReplyForm
 from lit_moss.llm.rows import RowFormat, audio_vocab_for
-from lit_moss.records import json_lines, printable
+from lit_moss.records import Record, json_lines, printable
 
 if TYPE_CHECKING:
     from lit_moss.codec.tokenizer import SpeechTokenizer
@@ -105,7 +106,9 @@ class PromptDataModule(LightningDataModule):
         if self._speech_tokenizer is not None:
             return
         if not self.prompts:
-            raise UserError("data.prompts is empty: expected files of JSON lines with text or audio_filepath")
+            raise UserError(
+                "data.prompts is empty: expected files of JSON lines with text, audio_filepath or messages"
+            )
         self.tokenizer = load_text_tokenizer(self.backbone)
         self._speech_tokenizer = open_tokenizer(self.speech_tokenizer, self.log_mel)
         size = self._speech_tokenizer.config.quantize_vocab_size
@@ -118,24 +121,40 @@ class PromptDataModule(LightningDataModule):
 
     def _read(self, path: Path) -> Iterator[Prompt]:
         if not path.is_file():
-            raise UserError(f"no prompts {path}: expected JSON lines with text or audio_filepath")
-        for record in json_lines(path, "an object with text or audio_filepath"):
+            raise UserError(f"no prompts {path}: expected JSON lines with text, audio_filepath or messages")
+        for record in json_lines(path, "an object with text, audio_filepath or messages"):
             name, system = record.name("id") or f"{path.stem}-{record.number}", record.text("system")
-            text, audio = record.text("text"), record.path("audio_filepath")
-            span = (record.seconds("offset") or 0.0, record.seconds("duration"))
             choice = record.choice("reply", ("text", "speech")) or self.reply
             reply: Modality = "text" if choice == "text" else "speech"
             form_name = record.choice("reply_form", FORMS)
             form = FORMS[form_name] if form_name else self.reply_form
-            if bool(text) == bool(audio):
-                got = sorted(printable(key) for key in record.content)
-                raise UserError(f"{record.where}: got {got}, expected either text or audio_filepath")
-            if text:
-                turn, user = Turn("user", text), "text"
-            else:
-                turn, user = Turn("user", codes=self._encode(path.parent / str(audio), *span)), "speech"
-            rows = Renderer(self.tokenizer, self.format, form).prompt([turn], user, reply, system=system)
+            turns, user = self._turns(record, path.parent)
+            try:
+                rows = Renderer(self.tokenizer, self.format, form).prompt(turns, user, reply, system=system)
+            except UserError as error:
+                raise UserError(f"{record.where}: {error}") from error
             yield Prompt(name, rows, reply, form.name if reply == "speech" else "direct")
+
+    def _turns(self, record: Record, folder: Path) -> tuple[list[Turn], Modality]:
+        """Turns of a line, and the modality of the user's: speech if all of them have sound."""
+        given = [key for key in ("text", "audio_filepath", "messages") if record.content.get(key)]
+        if len(given) != 1:
+            got = sorted(printable(key) for key in record.content)
+            raise UserError(f"{record.where}: got {got}, expected either text, audio_filepath or messages")
+        if text := record.text("text"):
+            return [Turn("user", text)], "text"
+        if audio := record.path("audio_filepath"):
+            span = (record.seconds("offset") or 0.0, record.seconds("duration"))
+            return [Turn("user", codes=self._encode(folder / audio, *span))], "speech"
+        messages = messages_of(record, folder.absolute(), is_prompt=True)
+        spoken = all(message.recording for message in messages if message.role == "user")
+        turns = []
+        for message in messages:
+            recording, codes = message.recording, None
+            if recording is not None and (spoken or message.role == "assistant"):
+                codes = self._encode(recording.audio, recording.offset_sec, recording.duration_sec)
+            turns.append(Turn(message.role, message.text, codes))
+        return turns, "speech" if spoken else "text"
 
     def _encode(self, path: Path, offset_sec: float, duration_sec: float | None) -> list[int]:
         from lit_moss.audio import io, rates
