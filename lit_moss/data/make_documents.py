@@ -5,8 +5,7 @@
 | `interleaved` | alternating text and speech | manifests |
 | `unsupervised` | speech only | manifests |
 | `text` | text only | text lists (see `lit_moss.corpora.text`), manifests |
-| `sft` | conversations in the four modality pairs | conversations; or a manifest, whose sentences the
-assistant repeats |
+| `sft` | conversations in the four modality pairs | conversations; manifests, repeated by the assistant |
 | `transcripts` | speech then its text (asr), text then its speech (tts) | manifests |
 
 A source may also be `embedded:everyday-en`. For the grouping of utterances into documents see

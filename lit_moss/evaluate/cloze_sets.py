@@ -8,7 +8,7 @@
                   correct; a pair has the same id and voice
     salmon        a folder of sample_I_0.wav (true) and sample_I_1.wav, or a folder of such folders
     manifest      JSON lines {"id": …, "prompt": WAV, "good": WAV, "bad": WAV, "prompt_text": TEXT,
-                  "good_text": TEXT, "bad_text": TEXT, "group": NAME}, in which audio or texts may be missing;
+                  "good_text": TEXT, "bad_text": TEXT, "group": NAME}; either audio or texts may be missing;
                   without a prompt, good and bad include the context. Paths are relative to the file.
     xstorycloze   JSON lines with input_sentence_1 … input_sentence_4, sentence_quiz1, sentence_quiz2 and
                   answer_right_ending (1 or 2): text only

@@ -2,10 +2,8 @@
 
 | rule | what is compared |
 |---|---|
-| `match_raw` | UltraEval-Audio's `qa-exist-match`: the lower-case tokens of an answer occur consecutively in
-the reply |
-| `match_norm` | as above on normalised text, ignoring spaces between words: U.S. = US, well-known = wellknown
-|
+| `match_raw` | UltraEval-Audio's `qa-exist-match`: an answer's lower-case tokens occur consecutively |
+| `match_norm` | as above on normalised text, ignoring spaces: U.S. = US, well-known = wellknown |
 
 `match_raw` does not handle numbers and abbreviations: "3" is not in "three". `match_norm` normalises reply
 and answers alike. English: Whisper's English normaliser, then its basic one (numbers as digits, spelling,

@@ -1,8 +1,7 @@
 """Replies that contain text and speech: how they are encoded as rows, and how they are decoded.
 
     direct        sosp c …………………………… eosp <|im_end|>                     speech alone (MOSS-Speech)
-    guided        t ……… t sosp c ……… c eosp <|im_end|>                    the text, then the same words as
-    speech
+    guided        t ……… t sosp c ……… c eosp <|im_end|>                    text, then the same as speech
     interleaved   t*13 sosp c*26 eosp t*13 sosp c*26 eosp …… <|im_end|>   in turns
 
 Generation needs no further rules: rows are codes from sosp to eosp and text ids elsewhere, so guided and

@@ -166,8 +166,8 @@ def similarity_score(alignments: Sequence[Alignment], mean: bool = True) -> Tens
 
     lambda is the mean of all DTW_ij, over layers and pairs.
 
-    alignments: Alignments; pairs of all alignments are counted together.
-        alignments: Alignments; their pairs count together.
+    Args:
+        alignments: Alignments; pairs of all alignments are counted together.
         mean: Average over pairs; if false, sum over them as in the paper's formula.
     """
     dtw = torch.cat([a.dtw_KJ for a in alignments], dim=1).double()

@@ -80,8 +80,8 @@ def spoken_formula(formula: str, chinese: bool) -> str:
     """Converts a formula to words.
 
     Args:
+        formula: LaTeX without its dollar signs, or plain signs.
         chinese: Whether to use Chinese words.
-        chinese: Whether the words are Chinese.
 
     Raises:
         PairRejected: if the formula cannot be followed by ear.

@@ -46,10 +46,10 @@ class PairRejected(Exception):  # noqa: N818
 class Side:
     """A question or an answer.
 
-    state: Whether it was changed.
+    Args:
+        state: Whether it was changed.
         text: Text to be spoken.
         style: Speaking style.
-        style: How it is said.
         simplified: Whether something was left out.
         corrected: Whether something wrong or unsafe was rewritten.
     """

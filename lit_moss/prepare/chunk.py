@@ -10,10 +10,8 @@ methods:
 | method | chunks | modality |
 |---|---|---|
 | `seconds` | random lengths of 3 to 6 s (arXiv:2510.00499, section 3.1.1) | drawn by `interleave` |
-| `words` | alternating text of 10 to 30 words and speech of 5 to 15 (Spirit-LM, arXiv:2402.05755) | sixth
-entry |
-| `poisson` | spans of Poisson(10) words are speech, in total 30 % of the words, the rest text (SlamKit,
-arXiv:2502.15814, after arXiv:2411.17607) | sixth entry |
+| `words` | text of 10 to 30 words, then speech of 5 to 15 (Spirit-LM, arXiv:2402.05755) | sixth entry |
+| `poisson` | speech spans of Poisson(10) words, 30 % of all (arXiv:2502.15814, 2411.17607) | sixth entry |
 """
 
 from collections.abc import Sequence

@@ -33,8 +33,8 @@ class Refused(Exception):  # noqa: N818
 class Reply:
     """A model's answer.
 
-    text: Text of the answer; "" if there is none.
-        text: What it wrote; empty if it wrote nothing.
+    Args:
+        text: Text of the answer; "" if there is none.
         finish_reason: `stop`, `length` if `max_tokens` cut it off, `content_filter`, …
         refusal: Text of a refusal instead of an answer in the requested format; otherwise "".
         tokens: Tokens of request and answer, as counted by the server; 0 if not stated.
