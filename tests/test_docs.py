@@ -22,6 +22,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import launch
 import pytest
@@ -206,6 +207,17 @@ def test_python_of_the_docs_imports_what_exists(page):
             elif isinstance(node, ast.Import):
                 for alias in node.names:
                     importlib.import_module(alias.name)
+
+
+@pytest.mark.nightly
+@pytest.mark.network
+def test_the_readmes_python_runs():
+    (block,) = (block for block in blocks(ROOT / "README.md") if block.language == "python")
+    names: dict[str, Any] = {}
+    exec(compile(block.body, "README.md", "exec"), names)
+    assert names["codes"].shape == (13,)
+    assert names["rows"].shape == (1, 15)
+    assert float(names["loss"].total) > 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
