@@ -6,7 +6,7 @@ user's turn, see `lit_moss.corpora.conversations`. Optional are "id", "reply" (t
 and "offset" and "duration" of the recording in seconds. Paths are relative to the file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,7 @@ from lit_moss.corpora.conversations import messages_of
 from lit_moss.data.batches import PlainLoader
 from lit_moss.data.conversation import Modality, Renderer, Turn
 from lit_moss.errors import UserError
-from lit_moss.llm.replies import FORMS, FormName, ReplyForm
+from lit_moss.llm.replies import FORMS, FormName, ReplyForm, reply_codes, reply_text, split_reply
 from lit_moss.llm.rows import RowFormat, audio_vocab_for
 from lit_moss.records import Record, json_lines, printable
 
@@ -40,6 +40,33 @@ class Prompt:
     rows: list[int]
     reply: Modality
     form: FormName = "direct"
+
+
+def answer_record(
+    prompt: Prompt, rows: list[int], tokenizer: Any, row_format: RowFormat, stop_ids: Sequence[int]
+) -> dict[str, Any]:
+    """A reply as plain data: its text, its codes, and whether it ended.
+
+    For spoken replies that also contain text, the order of both is included, as [modality, number of ids].
+
+    Args:
+        prompt: The prompt.
+        rows: Rows of the reply.
+        tokenizer: Text tokenizer.
+        row_format: Row format.
+        stop_ids: Text ids that end a reply.
+    """
+    record = {
+        "id": prompt.id,
+        "reply": prompt.reply,
+        "text": tokenizer.decode(reply_text(rows, row_format)),
+        "codes": reply_codes(rows, row_format),
+        "ended": bool(rows) and rows[-1] in stop_ids,
+    }
+    if prompt.form != "direct":
+        parts = [[modality, len(ids)] for modality, ids in split_reply(rows, row_format)]
+        record |= {"reply_form": prompt.form, "parts": parts}
+    return record
 
 
 class PromptDataModule(LightningDataModule):

@@ -19,7 +19,7 @@ to Chinese characters and kana are dropped.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -81,15 +81,11 @@ def _keep_all_letters(text: str) -> str:
     return _SPACE_AT_UNSPACED.sub("", " ".join(text.split()))
 
 
-def edit_distance(expected: Sequence[str], recognised: Sequence[str]) -> int:
-    """Levenshtein distance (substitutions, deletions and insertions) of two lists of words."""
-    # Computed row by row; `diagonal` is the entry above and to the left.
-    row = list(range(len(recognised) + 1))
-    for i, word in enumerate(expected, start=1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(recognised, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1]
+def edit_distance(expected: Sequence[Hashable], recognised: Sequence[Hashable]) -> int:
+    """Levenshtein distance (substitutions, deletions and insertions) of two lists of words or labels."""
+    from torchaudio.functional import edit_distance as distance
+
+    return distance(expected, recognised)
 
 
 def lost_letters(text: str, charset: Charset = DEFAULT_CHARSET) -> str:

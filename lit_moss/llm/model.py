@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
@@ -34,8 +33,9 @@ from lit_moss.llm.check import check_backbone
 from lit_moss.llm.config import SplitConfig
 from lit_moss.llm.layers import own_layer, own_norm
 from lit_moss.llm.layout import Layout
-from lit_moss.llm.losses import Head, HeadLoss, SplitLoss, SplitOutput
+from lit_moss.llm.losses import Head, SplitLoss, SplitOutput
 from lit_moss.llm.rows import RowFormat
+from lit_moss.llm.split_loss import split_loss
 
 
 class SplitModel(nn.Module):
@@ -314,9 +314,9 @@ class SplitLM(nn.Module):
         layout, h_BLD, kwargs = self._enter(rows, document_ids, loss_mask, with_loss, attention_ids)
         if not with_loss or self.keep_hidden is None:
             h_BLD = self.trunk(h_BLD, **kwargs)
-            return self._loss(h_BLD, rows, layout, kwargs) if with_loss else self._logits(h_BLD, kwargs)
+            return split_loss(self, h_BLD, rows, layout, kwargs) if with_loss else self._logits(h_BLD, kwargs)
         h_BLD, hidden_BLD = self.trunk(h_BLD, keep=self.keep_hidden, **kwargs)
-        return replace(self._loss(h_BLD, rows, layout, kwargs), hidden_BLD=hidden_BLD)
+        return replace(split_loss(self, h_BLD, rows, layout, kwargs), hidden_BLD=hidden_BLD)
 
     def hidden(self, rows: Tensor, document_ids: Tensor, layers: int) -> Tensor:
         """Hidden states (B, L, D) after the first `layers` trunk layers; later layers do not run.
@@ -370,55 +370,6 @@ class SplitLM(nn.Module):
             return SplitOutput(logits["text"], logits["speech"])
         V = self.format.text_vocab_size
         return SplitOutput(logits["text"][..., :V], logits["text"][..., V:])
-
-    def _loss(self, h_BLD: Tensor, rows: Tensor, layout: Layout, kwargs: dict[str, Any]) -> SplitLoss:
-        losses: dict[str, HeadLoss] = {}
-        targets = {"text": layout.text_N, "speech": layout.speech_N}  # positions in the flattened rows
-        nll_BL = torch.zeros(rows.shape, dtype=torch.float32, device=rows.device)
-        text_BLD = None
-        for branch in self.branches:
-            tail_BLD = None
-            for modality in branch.predicts:
-                at_N = targets[modality]
-                # A branch without targets still runs where all ranks must do the same: in training, DDP needs
-                # a gradient of every parameter on each rank; in validation, FSDP and ZeRO-3 gather the
-                # weights that are called.
-                keep = self.keep_text and modality == "text"
-                if not (self.training or len(at_N) or keep or _sharded()):
-                    losses[modality] = _no_loss(h_BLD)
-                    continue
-                if tail_BLD is None:
-                    tail_BLD = branch.block(h_BLD, **kwargs)
-                text_BLD = tail_BLD if keep else text_BLD
-                # Row i predicts row i + 1. The first row of a sequence is never a target, so `at_N - 1` stays
-                # within the sequence.
-                loss = branch.loss(tail_BLD.flatten(0, 1)[at_N - 1], rows.flatten()[at_N])
-                if len(loss.nll_N):
-                    nll_BL.view(-1)[at_N] = loss.nll_N
-                losses[modality] = loss
-        text, speech = losses["text"], losses["speech"]
-        texts, speeches = len(layout.text_N), len(layout.speech_N)
-        weighted = self.text_weight * text.nll + self.speech_weight * speech.nll
-        return SplitLoss(
-            total=weighted / max(1, texts + speeches),
-            text=text.nll.detach() / max(1, texts),
-            speech=speech.nll.detach() / max(1, speeches),
-            text_count=layout.text_N.new_full((), texts),
-            speech_count=layout.speech_N.new_full((), speeches),
-            text_correct=text.correct,
-            speech_correct=speech.correct,
-            nll_BL=nll_BL,
-            text_BLD=text_BLD,
-        )
-
-
-def _sharded() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _no_loss(h: Tensor) -> HeadLoss:
-    zero = torch.zeros((), dtype=torch.float32, device=h.device)
-    return HeadLoss(zero, zero.new_empty(0), torch.zeros((), dtype=torch.long, device=h.device))
 
 
 def resize_table(table_VD: Tensor, size: int) -> Tensor:

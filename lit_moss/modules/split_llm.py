@@ -18,21 +18,18 @@ from torch import Tensor, nn
 from lit_moss import contracts, trainer_access
 from lit_moss.contracts import TokenData
 from lit_moss.data.batches import TokenBatch
-from lit_moss.data.listening import word_errors
-from lit_moss.data.prompts import Prompt
+from lit_moss.data.prompts import Prompt, answer_record
 from lit_moss.errors import UserError
 from lit_moss.llm import SplitLM, stages
-from lit_moss.llm.heldout import HeldOut
 from lit_moss.llm.init_codes import InitCodes
-from lit_moss.llm.listening import Listening
 from lit_moss.llm.lora import Lora, add_adapters, check_resumed, check_trained, merge_adapters, merged
 from lit_moss.llm.losses import SplitLoss
 from lit_moss.llm.metrics import LossSums, batch_metrics
 from lit_moss.llm.parts import LORA, PARTS, Parts, named_parts, optimizer_groups
-from lit_moss.llm.replies import reply_codes, reply_text, split_reply
 from lit_moss.llm.rows import RowFormat
 from lit_moss.modules.accumulation import AccumulationWindow, every_target_once
 from lit_moss.modules.auxiliary_losses import AuxiliaryLosses
+from lit_moss.modules.heldout_items import HeldOutItems
 from lit_moss.modules.initial_weights import InitialWeights
 from lit_moss.modules.parallel import check_replies, check_strategy, saves_shards, shard, whole_on_cpu
 from lit_moss.modules.steps import StepModule
@@ -163,8 +160,7 @@ class SplitLLM(StepModule):
         self._auxiliary = AuxiliaryLosses(ctc, align, distill)
         self._window = AccumulationWindow()
         self._sums = LossSums(torch.device("cpu"))
-        self._heldout: HeldOut | None = None
-        self._listening: Listening | None = None
+        self._heldout = HeldOutItems()
         self._stored_ctc: dict[str, Any] | None = None  # of the checkpoint that the run starts from
         self._frozen: dict[str, Any] | None = None  # record of the frozen weights, once computed
 
@@ -375,26 +371,7 @@ class SplitLLM(StepModule):
         self.log("step", float(trainer_access.steps_done(self.trainer)))
         # Already reduced over ranks.
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
-        self.log_dict({f"heldout/{name}": value for name, value in self._measure_heldout().items()})
-        self.log_dict({f"heldout/{name}": value for name, value in self._measure_listening().items()})
-
-    def _measure_heldout(self) -> dict[str, float]:
-        if self._heldout is None:
-            data = trainer_access.datamodule_of(self.trainer)
-            items = data.cloze_items() if isinstance(data, TokenData) else []
-            self._heldout = HeldOut(items, self.lm.format)
-        with self.trainer.precision_plugin.val_step_context():
-            return self._heldout.measure(self.lm, self.device)
-
-    def _measure_listening(self) -> dict[str, float]:
-        if self._listening is None:
-            data = trainer_access.datamodule_of(self.trainer)
-            items, decode = [], str
-            if isinstance(data, contracts.ListeningData) and (items := data.asr_items()):
-                decode = data.text_tokenizer().decode
-            self._listening = Listening(items, decode, word_errors)
-        with self.trainer.precision_plugin.val_step_context():
-            return self._listening.measure(self.lm, self.device)
+        self.log_dict({f"heldout/{name}": value for name, value in self._heldout.measure(self).items()})
 
     # --- replies --------------------------------------------------------------------------------------------
 
@@ -414,22 +391,9 @@ class SplitLLM(StepModule):
             generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63),
         )
         return [
-            {
-                "id": prompt.id,
-                "reply": prompt.reply,
-                "text": tokenizer.decode(reply_text(rows, self.lm.format)),
-                "codes": reply_codes(rows, self.lm.format),
-                "ended": bool(rows) and rows[-1] in self.lm.stop_ids,
-            }
-            | self._order_of_parts(prompt, rows)
+            answer_record(prompt, rows, tokenizer, self.lm.format, self.lm.stop_ids)
             for prompt, rows in zip(batch, replies, strict=True)
         ]
-
-    def _order_of_parts(self, prompt: Prompt, rows: list[int]) -> dict[str, Any]:
-        if prompt.form == "direct":
-            return {}
-        parts = split_reply(rows, self.lm.format)
-        return {"reply_form": prompt.form, "parts": [[modality, len(ids)] for modality, ids in parts]}
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 

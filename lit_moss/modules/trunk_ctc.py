@@ -239,7 +239,7 @@ class TrunkCtcHead(nn.Module):
         errors = 0
         if count_errors:
             best = greedy(log_probs_SFV, torch.tensor(frames))
-            errors = sum(_distance(a, b) for a, b in zip(targets, best, strict=True))
+            errors = sum(edit_distance(a, b) for a, b in zip(targets, best, strict=True))
         return CtcSums(nll.sum(), sum(lengths), len(spoken) - len(used), errors)
 
 
@@ -297,7 +297,3 @@ def check_same_ctc(stored: Mapping[str, Any] | None, head: TrunkCtcHead | None) 
             f"({len(head.labels)} of {head.labels.record()['vocab']}): resume with the same data and "
             "model.ctc.vocab"
         )
-
-
-def _distance(a: Sequence[int], b: Sequence[int]) -> int:
-    return edit_distance(list(map(str, a)), list(map(str, b)))
