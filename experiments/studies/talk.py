@@ -17,8 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,12 @@ from experiments.studies import talk_data, talk_report
 from experiments.studies.command import run_study
 from experiments.studies.evaluations import run_benchmark
 from experiments.studies.stages import Planned, Stage, Stages, file_digest, run_module, run_verb
-from experiments.studies.talk_options import BEFORE, CHAINS, CONF, EVALUATIONS, FITS, Options
-from lit_moss.cli.evaluate import BENCHMARKS
+from experiments.studies.talk_options import BEFORE, EVALUATIONS, FITS, Options
+from experiments.studies.talk_recipes import recipe_of, with_folders
 from lit_moss.corpora import facts as known
 from lit_moss.errors import UserError
-from lit_moss.evaluate.probe_codes import SHUFFLED
 from lit_moss.runs.folder import RunFolder
 from lit_moss.runs.launch import run_fit
-from lit_moss.runs.recipes import read_recipe, set_key
 from lit_moss.runs.study_run import study_run
 from lit_moss.runs.tracking import Tracker
 
@@ -65,7 +62,6 @@ _READS: dict[str, list[str]] = {
 # These may run at the same time: on two cores, two trainings with one thread each do 1.26 times the work of
 # one with two threads (experiments/LOG.md, 2026-11-27). The others are timed, or use all cores themselves.
 _BESIDE = ("align", *FITS, *EVALUATIONS)
-_CONVERSATIONS = "data.init_args.parts.SFTDataModule.init_args"  # in the recipe of sft
 _CODE = [Path(known.__file__), Path(talk_data.__file__)]  # changed code may make other lists
 
 
@@ -98,11 +94,11 @@ class Talk:
             "align": partial(self._chain, "align"),
             "decoder": partial(self._fit, "decoder"),
         }
-        if self.has_vocoder:
+        if self.options.vocoder:
             named |= {name: partial(self._fit, name) for name in ("vocoder", "vocoder_tuned")}
         named |= {name: partial(self._fit, name) for name in ("listen", "stage1", "stage2", "sft")}
         named["export"] = self._export
-        named |= {name: partial(self._evaluate, name) for name in self.evaluations}
+        named |= {name: partial(self._evaluate, name) for name in self._evaluations()}
         if o.latency:
             named["latency"] = self._latency
         if o.sounds:
@@ -123,7 +119,7 @@ class Talk:
         """Stages that a stage reads; NAME-FORM reads those of its form."""
         kind, dash, form = name.partition("-")
         if kind == "export":
-            return [f"sft{dash}{form}", "decoder", *(["vocoder_tuned"] if self.has_vocoder else [])]
+            return [f"sft{dash}{form}", "decoder", *(["vocoder_tuned"] if self.options.vocoder else [])]
         return _READS.get(kind, [f"export{dash}{form}", "manifests"])
 
     def threads(self, name: str) -> int | None:
@@ -133,22 +129,8 @@ class Talk:
             return o.threads
         return max(1, (os.cpu_count() or 1) // o.at_once)
 
-    @cached_property
-    def has_vocoder(self) -> bool:
-        """Whether a vocoder is trained."""
-        there = find_spec("lit_moss.modules.vocoder") is not None
-        return self.options.vocoder and there and (CONF / "vocoder.yaml").is_file()
-
-    @cached_property
-    def evaluations(self) -> list[str]:
-        """The requested evaluations whose benchmark and recipe exist."""
-        asked = EVALUATIONS if self.options.evaluations is None else self.options.evaluations
-        return [
-            name
-            for name in asked
-            if (CONF / f"{BEFORE.get(name, name)}.yaml").is_file()
-            and find_spec(BENCHMARKS[EVALUATIONS[name]]) is not None
-        ]
+    def _evaluations(self) -> list[str]:
+        return list(EVALUATIONS) if self.options.evaluations is None else self.options.evaluations
 
     def lowest(self, name: str, metric: str) -> float | None:
         """Lowest value of a metric of a fit; None if it was not trained or not measured."""
@@ -158,56 +140,12 @@ class Talk:
     # --- recipes --------------------------------------------------------------------------------------------
 
     def recipe(self, name: str) -> dict[str, Any]:
-        """The recipe of a stage: conf/talk/NAME.yaml with the study's backbone, seed, voices and changes.
+        """The recipe of a stage, see `recipe_of`."""
+        return recipe_of(self.options, name)
 
-        NAME-FORM has the recipe of NAME with another form of spoken replies. Folders are those in the recipe;
-        `placed` replaces them by the study's folders.
-        """
-        o = self.options
-        name, _, form = name.partition("-")
-        if name in BEFORE:
-            return self.recipe(BEFORE[name]) | {"model": o.backbone or _backbone()}
-        files = [CONF / f"prepare_{name}.yaml" if name in CHAINS else CONF / f"{name}.yaml"]
-        config = read_recipe([*files, *([o.machine] if o.machine and name in FITS else [])])
-        for key, value in o.set.items():
-            stage, _, path = key.partition(".")
-            if stage == name:
-                set_key(config, path, value)
-        if o.backbone:
-            _set_everywhere(config, "backbone", o.backbone)
-        if name in FITS:
-            config["seed_everything"] = o.seed
-        if name == "sft":
-            set_key(config, f"{_CONVERSATIONS}.reply_form", form or o.reply_form)
-        if name in CHAINS and "voices" in config["steps"]:
-            voices, count, key = {
-                "conversations": (o.user_voices, o.voices, "user_voices"),
-                "questions": (o.heldout_voices, o.heldout_voice, "voices"),
-            }[name]
-            config["steps"]["voices"][key] = voices
-            if not voices or not count:
-                del config["steps"]["voices"]
-        return config
-
-    def placed(self, name: str) -> dict[str, Any]:
+    def recipe_with_folders(self, name: str) -> dict[str, Any]:
         """The recipe of a stage with the study's folders."""
-        model = self.options.model_of(name.partition("-")[2])
-        names = {"data/talk/model": str(model), "data/talk": str(self.options.folder)}
-        names |= {f"runs/talk_{fit}": str(folder) for fit, folder in self._folders.items()}
-        return self._named(self.recipe(name), names)
-
-    def _named(self, value: Any, names: dict[str, str]) -> Any:
-        if isinstance(value, dict):
-            return {k: self._named(v, names) for k, v in value.items()}
-        if isinstance(value, list):
-            return [self._named(v, names) for v in value]
-        if isinstance(value, str):
-            shuffled = SHUFFLED if value.startswith(SHUFFLED) else ""  # codes of the control of `probe`
-            path = value.removeprefix(shuffled)
-            for name, folder in names.items():
-                if path == name or path.startswith(f"{name}/"):
-                    return shuffled + folder + path.removeprefix(name)
-        return value
+        return with_folders(self.recipe(name), self.options, name, self._folders)
 
     def _tags(self, stage: str) -> dict[str, str]:
         return {"mlflow.parentRunId": str(self.study.run_id), "stage": stage}
@@ -219,17 +157,13 @@ class Talk:
 
         def run(_: str) -> Any:
             talk_data.write_questions(
-                o.split, o.lists, o.per_fact, o.questions, o.examples, o.everyday, o.texts
-            )
+                o.split, o.lists, per_fact=o.per_fact, limit=o.questions, examples=o.examples,
+                everyday=o.everyday, texts=o.texts,
+            )  # fmt: skip
             talk_data.write_heldout(
-                o.split,
-                o.lists,
-                o.heldout_voices,
-                o.heldout_phrasing,
-                o.heldout_fact,
-                o.heldout_voice,
-                o.heldout_seen,
-            )
+                o.split, o.lists, o.heldout_voices, phrasing=o.heldout_phrasing, fact=o.heldout_fact,
+                voice=o.heldout_voice, seen=o.heldout_seen,
+            )  # fmt: skip
             return file_digest(*made)
 
         made = [o.lists / f"{name}.jsonl" for name in ("train", "prompts", "heldout", "heldout_voices")]
@@ -250,24 +184,27 @@ class Talk:
 
         def run(_: str) -> Any:
             workers = max(1, o.workers // o.at_once) if name in _BESIDE else o.workers
-            whole = self.placed(name) | {"name": o.name, "workers": workers}
+            whole = self.recipe_with_folders(name) | {"name": o.name, "workers": workers}
             file = o.folder / "recipes" / f"{name}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
             run_verb(["prepare", "-c", str(file)], o.folder / "logs" / f"{name}.log", self._tags(name))
             return file_digest(*made)
 
-        made = self._made(name, steps)
+        made = self._manifests_of(name, steps)
         return Stage(name, config, self.reads(name), run, made)
 
-    def _made(self, name: str, steps: Sequence[str]) -> list[Path]:
+    def _manifests_of(self, name: str, steps: Sequence[str]) -> list[Path]:
         return [self.options.folder / name / step / "manifest.jsonl" for step in steps]
 
     def _dialogues(self) -> Stage:
         o = self.options
 
         def run(_: str) -> Any:
-            (answers,), (texts,) = self._made("answers", ["adapt"]), self._made("texts", ["self-answer"])
+            (answers,), (texts,) = (
+                self._manifests_of("answers", ["adapt"]),
+                self._manifests_of("texts", ["self-answer"]),
+            )
             talk_data.write_dialogues(o.split, answers, o.lists, o.voices)
             talk_data.write_texts(
                 o.split, texts, o.lists / "dialogues.jsonl", o.lists, o.most_texts, o.carriers
@@ -283,10 +220,10 @@ class Talk:
 
         def run(_: str) -> Any:
             talk_data.write_manifests(
-                self._made("speech", ["synthesize"]), self._there("conversations"), o.folder / "manifests",
+                self._manifests_of("speech", ["synthesize"]), self._all_manifests_of("conversations"), o.folder / "manifests",
                 o.validation_every,
             )  # fmt: skip
-            talk_data.write_spoken_list(self._there("questions"), o.lists / "qa.jsonl")
+            talk_data.write_spoken_list(self._all_manifests_of("questions"), o.lists / "qa.jsonl")
             return file_digest(*made)
 
         parts = [f"{kind}{part}" for kind in ("", "voice_", "sft_") for part in ("train", "validation")]
@@ -294,11 +231,11 @@ class Talk:
         inputs = [o.validation_every, file_digest(*_CODE)]
         return Stage("manifests", inputs, self.reads("manifests"), run, made)
 
-    def _there(self, name: str) -> list[Path]:
-        return self._made(name, list(self.recipe(name)["steps"]))
+    def _all_manifests_of(self, name: str) -> list[Path]:
+        return self._manifests_of(name, list(self.recipe(name)["steps"]))
 
     def _fit(self, name: str) -> Stage:
-        config = self.placed(name)
+        config = self.recipe_with_folders(name)
         stage = Stage(
             name, self.recipe(name), self.reads(name), lambda digest: self._train(name, config, digest)
         )
@@ -320,7 +257,7 @@ class Talk:
         def run(_: str) -> Any:
             words = ["export", str(self._folders[sft]), "--out", str(model), "--force"]
             words += ["--codec", str(self._folders["decoder"])]
-            if self.has_vocoder:
+            if self.options.vocoder:
                 words += ["--vocoder", str(self._folders["vocoder_tuned"])]
             run_verb(words, o.folder / "logs" / f"{name}.log")
             return file_digest(*sorted(model.rglob("*.safetensors")))
@@ -328,7 +265,7 @@ class Talk:
         return Stage(name, None, self.reads(name), run, [model / "config.json"])
 
     def _evaluate(self, name: str) -> Stage:
-        o, config = self.options, self.placed(name)
+        o, config = self.options, self.recipe_with_folders(name)
         kind = name.partition("-")[0]
 
         def run(_: str) -> Any:
@@ -367,24 +304,6 @@ class Talk:
         # A reply that does not end would be 40 s long. Ten of 8 s and their questions take about 1 MB.
         words += ["--temperature", "0", "--seed", "1", "--max-new-tokens", "100", "--force"]
         run_verb(words, self.options.folder / "logs" / "sounds.log")
-
-
-def _backbone() -> str:
-    """Backbone of the recipes."""
-    return read_recipe([CONF / "stage1.yaml"])["model"]["init_args"]["backbone"]
-
-
-def _set_everywhere(value: Any, key: str, new: Any) -> None:
-    """Sets a key wherever a recipe has it, except where its value refers to another key."""
-    if isinstance(value, dict):
-        for name, content in value.items():
-            if name == key and "${" not in str(content):
-                value[name] = new
-            else:
-                _set_everywhere(content, key, new)
-    elif isinstance(value, list):
-        for content in value:
-            _set_everywhere(content, key, new)
 
 
 def main(words: Sequence[str]) -> int:

@@ -189,10 +189,11 @@ def write_heldout(
         for q in asked
     ]
     write_lines(folder / "heldout.jsonl", records)
+    asked_ids = {q.id for q in lists["phrasing"]}
     others = [
         q.record() | {"id": f"voice-{q.id}", "group": "voice", "text": q.question}
         for q in split.questions("phrasing", None)
-        if q.id not in {q.id for q in lists["phrasing"]}
+        if q.id not in asked_ids
     ]
     write_lines(folder / "heldout_voices.jsonl", others[: voice if heldout_voices else 0])
 

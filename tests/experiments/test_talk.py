@@ -238,8 +238,8 @@ def test_another_form_is_trained_exported_and_asked_beside_the_first(tmp_path):
         conversations, _ = study.recipe(name)["data"]["init_args"]["parts"]
         assert conversations["class_path"] == "lit_moss.data.SFTDataModule"
         assert conversations["init_args"]["reply_form"] == expected
-    assert study.placed("qa")["model"] == str(tmp_path / "model")
-    assert study.placed("qa-guided")["model"] == str(tmp_path / "model-guided")
+    assert study.recipe_with_folders("qa")["model"] == str(tmp_path / "model")
+    assert study.recipe_with_folders("qa-guided")["model"] == str(tmp_path / "model-guided")
 
 
 # --- stages -------------------------------------------------------------------------------------------------
@@ -413,8 +413,8 @@ def test_every_scale_changes_keys_that_are_there(scale, tmp_path):
     )
     study = talk.Talk(options, Stages(tmp_path), None)
     for name in (*talk_options.CHAINS, *talk_options.FITS):
-        if not name.startswith("vocoder") or study.has_vocoder:
-            text = json.dumps(study.placed(name))
+        if not name.startswith("vocoder") or study.options.vocoder:
+            text = json.dumps(study.recipe_with_folders(name))
             assert "data/talk/" not in text.replace(str(tmp_path), "")
     assert set(options.user_voices).isdisjoint(options.heldout_voices)
 
@@ -423,11 +423,11 @@ def test_evaluations_read_the_studys_own_folders(tmp_path):
     """Also the codes of the probe's control, whose name has a prefix."""
     study = talk.Talk(talk_options.Options(data=str(tmp_path / "here")), Stages(tmp_path), None)
     study._folders["tokenizer"] = tmp_path / "tokenizer-1"
-    codes = study.placed("probe")["codes"]
+    codes = study.recipe_with_folders("probe")["codes"]
     assert codes[0] == str(tmp_path / "tokenizer-1")
     assert codes[2] == f"shuffled:{tmp_path / 'tokenizer-1'}"
     for name in talk_options.EVALUATIONS:
-        text = json.dumps(study.placed(name))
+        text = json.dumps(study.recipe_with_folders(name))
         assert "data/talk/" not in text
         assert "runs/talk_" not in text
 
