@@ -201,10 +201,8 @@ class Talk:
         o = self.options
 
         def run(_: str) -> Any:
-            (answers,), (texts,) = (
-                self._manifests_of("answers", ["adapt"]),
-                self._manifests_of("texts", ["self-answer"]),
-            )
+            (answers,) = self._manifests_of("answers", ["adapt"])
+            (texts,) = self._manifests_of("texts", ["self-answer"])
             talk_data.write_dialogues(o.split, answers, o.lists, o.voices)
             talk_data.write_texts(
                 o.split, texts, o.lists / "dialogues.jsonl", o.lists, o.most_texts, o.carriers
@@ -219,10 +217,9 @@ class Talk:
         o = self.options
 
         def run(_: str) -> Any:
-            talk_data.write_manifests(
-                self._manifests_of("speech", ["synthesize"]), self._all_manifests_of("conversations"), o.folder / "manifests",
-                o.validation_every,
-            )  # fmt: skip
+            speech = self._manifests_of("speech", ["synthesize"])
+            conversations, folder = self._all_manifests_of("conversations"), o.folder / "manifests"
+            talk_data.write_manifests(speech, conversations, folder, o.validation_every)
             talk_data.write_spoken_list(self._all_manifests_of("questions"), o.lists / "qa.jsonl")
             return file_digest(*made)
 
