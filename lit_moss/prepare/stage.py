@@ -52,12 +52,14 @@ class Result:
         items: Lines of the stage's manifest.
         rejected: Items that were left out.
         counts: Further numbers, added up over all units: `{"words": 12}`.
+        examples: Name of a count -> an item or file that was counted; of all units, the first one stays.
         speech_sec_in: Seconds of sound that went in, where the items do not state their durations.
     """
 
     items: list[Item] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
     speech_sec_in: float | None = None
 
 
@@ -102,6 +104,15 @@ class _Named(ABC):
             for f in fields(self.options)
             if not f.metadata.get("not_content")
         }
+
+    def notes(self, counts: Mapping[str, float], examples: Mapping[str, str]) -> list[str]:
+        """Lines that the user sees after the step has run, such as a warning with a number and an example.
+
+        Args:
+            counts: The step's counts.
+            examples: Its examples, see `Result`.
+        """
+        return []
 
 
 class Stage(_Named):
