@@ -27,6 +27,7 @@ from lit_moss.prepare.report_data import (
 )
 from lit_moss.prepare.report_sounds import Sounds
 from lit_moss.prepare.stage import Item, Result, WholeStage
+from lit_moss.prepare.statistics import documents_out
 from lit_moss.records import is_number
 
 _REPORT = "report.md"
@@ -146,13 +147,15 @@ def _hours(seconds: float) -> str:
 
 
 def steps_table(steps: Sequence[StepFiles]) -> str:
-    """Items and hours in and out of each step."""
+    """Items and hours in and out of each step; documents of those that write them."""
     rows = []
     for step in steps:
         c = step.counts
         dropped = sum(c.get("rejected", {}).values())
-        hours = _hours(c.get("speech_sec_in", 0.0)), _hours(c.get("speech_sec_out", 0.0))
-        rows.append([step.name, step.stage, c.get("items_in"), c["items_out"], dropped, *hours])
+        own = (c["items_out"], c.get("speech_sec_out", 0.0) / 3600)
+        made, hours = documents_out(c.get("counts", {})) or own
+        hours_in = _hours(c.get("speech_sec_in", 0.0))
+        rows.append([step.name, step.stage, c.get("items_in"), made, dropped, hours_in, f"{hours:.3f}"])
     header = ["step", "stage", "items in", "items out", "rejected", "hours in", "hours out"]
     return table(header, rows)
 

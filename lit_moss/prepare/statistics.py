@@ -1,7 +1,7 @@
 """What steps have made: a table for the terminal, and a run in MLflow."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from lit_moss.prepare.step import StepResult
 from lit_moss.prepare.storage import is_remote
 
 _COLUMNS = ("step", "items in", "items out", "rejected", "hours in", "hours out", "time", "rate")
-_WIDTHS = (18, 9, 9, 9, 9, 9, 9, 18)
+_WIDTHS = (18, 9, 15, 9, 9, 9, 9, 18)
 
 
 def statistics_table(results: Sequence[StepResult], header: bool = True, times: bool = True) -> str:
@@ -22,6 +22,9 @@ def statistics_table(results: Sequence[StepResult], header: bool = True, times: 
         header: Whether it has one.
         times: Whether it has `time` and `rate`. They are of this call: what was there already is not run
             again.
+
+    Steps that write folders of documents have the number of these, and the hours of speech in them, as what
+    came out.
     """
     lines = [_COLUMNS, ["-" * width for width in _WIDTHS]] if header else []
     lines = [*lines, *map(_cells, results)]
@@ -29,15 +32,32 @@ def statistics_table(results: Sequence[StepResult], header: bool = True, times: 
     return "\n".join(_line(cells[:columns]) for cells in lines)
 
 
+def documents_out(counts: Mapping[str, float]) -> tuple[str, float] | None:
+    """What a step has written into folders of documents, such as `12 documents`, and hours of speech in them.
+
+    Args:
+        counts: Of the stage, see `lit_moss.prepare.document_folders.FolderCounts.named`.
+
+    Returns:
+        None for a step that has written none.
+    """
+    numbers = {key: n for key, n in counts.items() if key.endswith(" documents")}
+    if not numbers:
+        return None
+    hours = sum(counts.get(key.removesuffix("documents") + "hours", 0.0) for key in numbers)
+    return f"{sum(numbers.values()):.0f} documents", hours
+
+
 def _cells(result: StepResult) -> list[str]:
     counts = result.counts
+    made = documents_out(counts.counts) or (str(counts.items_out), counts.speech_sec_out / 3600)
     return [
         result.step,
         str(counts.items_in),
-        str(counts.items_out),
+        made[0],
         str(sum(counts.rejected.values())),
         f"{counts.speech_sec_in / 3600:.3f}",
-        f"{counts.speech_sec_out / 3600:.3f}",
+        f"{made[1]:.3f}",
         f"{result.seconds:.1f} s" if result.items_run else "done",
         _rate(result),
     ]
