@@ -21,6 +21,7 @@ from lit_moss.prepare.language import text_language
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id
 
 RECORDED = "messages left as they are, since they have a sound"
+OTHER = "rejected for their language"
 _UNIT_ITEMS = 16  # items whose requests run side by side
 _ALL_REFUSED_OF = 4  # so many refused requests, and no other, are a mistake in the options
 
@@ -127,6 +128,11 @@ class AdaptStage(Stage):
         lines = super().notes(counts, examples)
         if recorded := int(counts.get(RECORDED, 0)):
             lines.append(f"{RECORDED}: {recorded}, e.g. in {examples[RECORDED]}")
+        if other := int(counts.get(OTHER, 0)):
+            lines.append(
+                f"{OTHER}: {other}, e.g. {examples[OTHER]}: only English and Chinese are adapted; for "
+                "conversations in another language leave adapt out"
+            )
         return lines
 
     def units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -205,15 +211,18 @@ class AdaptStage(Stage):
                 if not all(map(_has_sound, turn)):
                     pair = self._adapter.adapt(question, answer, context)
                     if pair.quality < self.options.min_quality:
-                        raise PairRejected("quality", pair.quality)
+                        raise PairRejected("quality", pair.quality, self.options.min_quality)
                     quality = min(quality, pair.quality)
                     turn = (_adapted(turn[0], pair.question), _adapted(turn[1], pair.answer))
                 messages += turn
                 context += [question, answer]
         except PairRejected as error:
             if not context:
-                threshold = self.options.min_quality if error.reason == "quality" else None
-                return Result(rejected=[Rejection(item, error.reason, error.value, threshold)])
+                result = Result(rejected=[Rejection(item, error.reason, error.value, error.threshold)])
+                if error.reason == "language":
+                    result.counts[OTHER] = 1
+                    result.examples[OTHER] = f"{_id(item)} ({error.value})"
+                return result
             counts["conversations cut before a pair that cannot be spoken"] = 1
         if not context:
             return Result(rejected=[Rejection(item, "no answer")])

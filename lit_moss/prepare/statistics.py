@@ -45,7 +45,8 @@ def documents_out(counts: Mapping[str, float]) -> tuple[str, float] | None:
     if not numbers:
         return None
     hours = sum(counts.get(key.removesuffix("documents") + "hours", 0.0) for key in numbers)
-    return f"{sum(numbers.values()):.0f} documents", hours
+    total = round(sum(numbers.values()))
+    return f"{total} document" + "s" * (total != 1), hours
 
 
 def _cells(result: StepResult) -> list[str]:

@@ -55,4 +55,4 @@ def test_interleave_and_text_have_documents(rows, models):
     interleave = {"unsupervised": "all", "speech_share": 1.0, **models}
     for table in rows(item, interleave=interleave, text={"input": "sources", **models}):
         assert table["interleave"][:5] == ["1", "2 documents", "0", "0.020", "0.040"]
-        assert table["text"][:5] == ["1", "1 documents", "0", "0.020", "0.000"]
+        assert table["text"][:5] == ["1", "1 document", "0", "0.020", "0.000"]
