@@ -1,7 +1,8 @@
 """Conversations: JSON lines of {"messages": [{"role", "content", "audio_filepath"}, …]}.
 
-A message has text, a recording (with `offset` and `duration` if it is part of a file), or both. Paths are
-relative to the folder of the JSON-lines file. A line may have an `id`, which names the conversation.
+A message has text, a recording (with `offset` and `duration` if it is part of a file, and `channel` if it is
+not in the first channel), or both. Paths are relative to the folder of the JSON-lines file. A line may have
+an `id`, which names the conversation.
 """
 
 from dataclasses import dataclass
@@ -72,5 +73,8 @@ def _message(fields: Record, folder: Path) -> Message:
         raise fields.error("content", "a text, or an audio_filepath beside it")
     recording = None
     if audio:
-        recording = Utterance(absolute_path(folder, audio), float(offset_sec or 0.0), duration_sec)
+        channel = fields.whole_number("channel")
+        recording = Utterance(
+            absolute_path(folder, audio), float(offset_sec or 0.0), duration_sec, channel=channel
+        )
     return Message(role, text, recording)

@@ -4,7 +4,8 @@
      "speaker": "ljs", "lang": "en"}
 
 `audio_filepath` is absolute or relative to the manifest's folder. `offset` and `duration` are in seconds;
-without `duration`, the utterance extends to the end of its file. Unknown keys are kept and written back.
+without `duration`, the utterance extends to the end of its file. `channel` is the number of a channel, from
+0; without it the first one is read. Unknown keys are kept and written back.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ class Utterance:
         text: Transcript as written; None: none.
         speaker: Name of the speaker; None: unknown.
         lang: ISO 639-1 code; None: unknown.
+        channel: Number of the channel, from 0; None: the first one.
         extra: All other keys of the line.
     """
 
@@ -41,24 +43,30 @@ class Utterance:
     text: str | None = None
     speaker: str | None = None
     lang: str | None = None
+    channel: int | None = None
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def id(self) -> str:
-        """Stable name of the utterance: file stem, followed by the offset unless that is 0.
+        """Stable name of the utterance: file stem, followed by offset and channel unless they are 0.
 
         For display, not a key: files in different folders may share it.
         """
-        return printable(self.audio.stem) + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
+        return printable(self.audio.stem) + self._part
 
     @property
     def key(self) -> str:
-        """Unique key of the utterance: its file and offset."""
-        return printable(self.audio) + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
+        """Unique key of the utterance: its file, offset and channel."""
+        return printable(self.audio) + self._part
+
+    @property
+    def _part(self) -> str:
+        offset = f"@{self.offset_sec:.3f}" if self.offset_sec else ""
+        return offset + (f"#{self.channel}" if self.channel else "")
 
 
 USES = ("interleave", "speech")  # values of `use`: what the transcript may be used for
-_KEYS = ("audio_filepath", "offset", "duration", "text", "speaker", "lang")
+_KEYS = ("audio_filepath", "offset", "duration", "text", "speaker", "lang", "channel")
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
@@ -103,6 +111,7 @@ def utterance_of(record: Record, folder: Path) -> Utterance:
         text=record.text("text"),
         speaker=record.text("speaker"),
         lang=record.text("lang"),
+        channel=record.whole_number("channel"),
         extra={key: value for key, value in record.content.items() if key not in _KEYS},
     )
 
@@ -191,6 +200,7 @@ def _line(u: Utterance, base: Path) -> dict[str, Any]:
         "text": u.text,
         "speaker": u.speaker,
         "lang": u.lang,
+        "channel": u.channel,
     }
     return {key: value for key, value in fields.items() if value is not None} | u.extra
 

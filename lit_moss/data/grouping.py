@@ -16,7 +16,15 @@ _T = TypeVar("_T")
 
 
 def document_key(utterance: Utterance) -> str:
-    """Group of an utterance: its `document`, else its file name before the last dash, else its speaker."""
+    """Group of an utterance: its `document`, else its file name before the last dash, else its speaker.
+
+    Channels of a file are speakers at the same time: utterances that state a channel have a group each.
+    """
+    channel = "" if utterance.channel is None else f"#{utterance.channel}"
+    return _recording_key(utterance) + channel
+
+
+def _recording_key(utterance: Utterance) -> str:
     if utterance.extra.get("document") is not None:
         return str(utterance.extra["document"])
     stem = printable(utterance.audio.stem)

@@ -172,22 +172,26 @@ class PromptDataModule(LightningDataModule):
             return [Turn("user", text)], "text"
         if audio := record.path("audio_filepath"):
             span = (record.seconds("offset") or 0.0, record.seconds("duration"))
-            return [Turn("user", codes=self._encode(folder / audio, *span))], "speech"
+            codes = self._encode(folder / audio, *span, record.whole_number("channel"))
+            return [Turn("user", codes=codes)], "speech"
         messages = messages_of(record, folder.absolute(), is_prompt=True)
         spoken = all(message.recording for message in messages if message.role == "user")
         turns = []
         for message in messages:
             recording, codes = message.recording, None
             if recording is not None and (spoken or message.role == "assistant"):
-                codes = self._encode(recording.audio, recording.offset_sec, recording.duration_sec)
+                r = recording
+                codes = self._encode(r.audio, r.offset_sec, r.duration_sec, r.channel)
             turns.append(Turn(message.role, message.text, codes))
         return turns, "speech" if spoken else "text"
 
-    def _encode(self, path: Path, offset_sec: float, duration_sec: float | None) -> list[int]:
+    def _encode(
+        self, path: Path, offset_sec: float, duration_sec: float | None, channel: int | None
+    ) -> list[int]:
         from lit_moss.audio import io, rates
 
         try:
-            wave = io.read(path, rates.TOKENIZER_RATE_HZ, offset_sec, duration_sec)
+            wave = io.read(path, rates.TOKENIZER_RATE_HZ, offset_sec, duration_sec, channel=channel)
         except io.UnreadableAudio as error:
             raise UserError(str(error)) from error
         assert self._speech_tokenizer is not None, "call setup first"

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from lit_moss.audio import rates
 from lit_moss.corpora.manifest import Utterance
+from lit_moss.corpora.readers import first_few
 from lit_moss.errors import UserError
 from lit_moss.hub.recordings import Compute, RecordingCache, local_device
 from lit_moss.hub.tokenizer import NamedTokenizer
@@ -67,15 +68,16 @@ def encode_utterances(
     Raises:
         UserError: if more utterances are unreadable.
     """
-    entries = code_cache(tokenizer).entries(utterances)
+    most = max(1, max_bad_share * len(utterances))
+    entries = code_cache(tokenizer).entries(utterances, most)
     codes = [[] if entry.values is None else entry.values.tolist() for entry in entries]
     reasons = [entry.reason for entry in entries if entry.reason]
     encoded = EncodedUtterances(codes, reasons)
     # Counted by index: files of different folders may share a name.
     unread, total = len(encoded.unread), len(codes)
-    if unread > max(1, max_bad_share * total):
+    if unread > most:
         raise UserError(
             f"{unread} of {total} recordings cannot be read, more than {max_bad_share:.0%} "
-            f"(max_bad_share): {'; '.join(reasons[:3])}"
+            f"(max_bad_share): {first_few(reasons)}: repair or remove them, or raise max_bad_share"
         )
     return encoded

@@ -15,6 +15,7 @@ the cause is repaired.
 
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -84,11 +85,16 @@ class RecordingCache:
         """Folder of the files."""
         return cache_dir() / self.kind / self.fingerprint
 
-    def entries(self, utterances: Sequence[Utterance]) -> list[Entry]:
+    def entries(self, utterances: Sequence[Utterance], most_left_out: float = math.inf) -> list[Entry]:
         """One entry per utterance, from the cache or newly computed.
 
         Of several processes (ranks of a node, trials of a sweep), one computes a part and the others wait.
-        Skipped recordings are printed once per process, also if an earlier run found them.
+        Skipped recordings are counted in one line, once per process, also if an earlier run found them.
+
+        Args:
+            utterances: Parts of recordings.
+            most_left_out: Number of skipped recordings above which the line is not printed: the caller's
+                error names them.
 
         Raises:
             UserError: if the cache cannot be written.
@@ -101,25 +107,31 @@ class RecordingCache:
                 "set LIT_MOSS_CACHE to another folder"
             ) from error
         entries: list[Entry] = []
+        fresh: set[str] = set()  # reasons that this call has found
         for first in range(0, len(utterances), PART):
             part = utterances[first : first + PART]
             keys = [recording_key(u) for u in part]
             path = self.folder / f"{_hash(keys)[:16]}.parquet"
             make_once(
                 path,
-                lambda file, part=part, keys=keys: self._write(file, part, keys),
+                lambda file, part=part, keys=keys: self._write(file, part, keys, fresh),
                 _is_whole,
                 waiting=_say_waiting,
             )
             entries += (entry for _, entry in _read(path))
-        _say_left_out(entries)
+        if sum(entry.values is None for entry in entries) <= most_left_out:
+            _say_left_out(entries, fresh)
         return entries
 
-    def _write(self, path: Path, utterances: Sequence[Utterance], keys: Sequence[str]) -> None:
+    def _write(
+        self, path: Path, utterances: Sequence[Utterance], keys: Sequence[str], fresh: set[str]
+    ) -> None:
         known = self._known(set(keys))
         missing = [i for i, key in enumerate(keys) if key not in known]
         if missing:
-            known |= {keys[i]: entry for i, entry in self._compute(utterances, missing)}
+            computed = {keys[i]: entry for i, entry in self._compute(utterances, missing)}
+            fresh.update(entry.reason for entry in computed.values() if entry.reason)
+            known |= computed
         entries = [known[key] for key in keys]
         kept = [_TRY_AGAIN if e.is_refused else key for key, e in zip(keys, entries, strict=True)]
         columns = {
@@ -140,7 +152,6 @@ class RecordingCache:
         # Sorted by length, so that batches contain little padding.
         ordered = sorted(places, key=lambda i: utterances[i].duration_sec or 0.0)
         batch: dict[int, Tensor] = {}
-        reasons: list[str] = []
         with ExitStack() as stack:
             compute = _opened_late(stack, self.network)
             said = time.monotonic()
@@ -150,18 +161,16 @@ class RecordingCache:
                     print(f"{self.kind}: {done} of {len(ordered)} recordings", file=sys.stderr, flush=True)
                 u = utterances[i]
                 try:
-                    batch[i] = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec)
+                    batch[i] = io.read(
+                        u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec, channel=u.channel
+                    )
                 except io.UnreadableAudio as error:
-                    reasons.append(str(error))
                     yield i, Entry(None, str(error), isinstance(error, io.RefusedAudio))
                     continue
                 if sum(map(len, batch.values())) >= _BATCH_SEC * rates.TOKENIZER_RATE_HZ:
                     yield from _computed(compute, batch)
                     batch = {}
             yield from _computed(compute, batch)
-        if reasons:
-            print(f"{len(reasons)} of {len(places)} left out: {'; '.join(reasons)}", file=sys.stderr)
-            _said.update(reasons)
 
 
 def _opened_late(stack: ExitStack, network: Callable[[], AbstractContextManager[Compute]]) -> Compute:
@@ -179,11 +188,13 @@ def _opened_late(stack: ExitStack, network: Callable[[], AbstractContextManager[
 _said: set[str] = set()  # reasons that this process has printed
 
 
-def _say_left_out(entries: Sequence[Entry]) -> None:
-    """Prints what an earlier run, or another process, found unreadable."""
-    reasons = [entry.reason for entry in entries if entry.reason and entry.reason not in _said]
-    if reasons and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{len(reasons)} of {len(entries)} left out, as before: {first_few(reasons)}", file=sys.stderr)
+def _say_left_out(entries: Sequence[Entry], fresh: set[str]) -> None:
+    """Prints what is unreadable; `as before` if all of it was found by an earlier run, or another process."""
+    reasons = [e.reason for e in entries if e.reason and (e.reason in fresh or e.reason not in _said)]
+    # Other ranks of a node read the same list; what one of them has found itself, no other prints.
+    if reasons and (fresh or os.environ.get("LOCAL_RANK", "0") == "0"):
+        before = "" if fresh else ", as before"
+        print(f"{len(reasons)} of {len(entries)} left out{before}: {first_few(reasons)}", file=sys.stderr)
     _said.update(reasons)
 
 

@@ -5,11 +5,11 @@
                                (rules, or a model)    └─ rejected, with a reason
 
 `content` is what is said; digits and units stay in it and are converted to words by the stage `speak`.
-`written` is the text before adaptation.
+`written` is the text before adaptation. Messages that already have audio are left as they are.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -20,6 +20,8 @@ from lit_moss.prepare.adapt_pair import Pair, PairRejected, Side
 from lit_moss.prepare.language import text_language
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id
 
+RECORDED = "messages left as they are, since they have a sound"
+OTHER = "rejected for their language"
 _UNIT_ITEMS = 16  # items whose requests run in parallel
 _ALL_REFUSED_OF = 4  # this many rejected requests, and no others, mean a mistake in the options
 
@@ -101,7 +103,7 @@ class AdaptStage(Stage):
     """Adapts conversations for speech; a conversation ends before its first pair that cannot be adapted."""
 
     name: ClassVar[str] = "adapt"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     summary: ClassVar[str] = "questions and answers -> speakable conversations"
     Options: ClassVar[type] = AdaptOptions
 
@@ -121,6 +123,17 @@ class AdaptStage(Stage):
 
         prompt = hashlib.sha256(f"{SYSTEM_PROMPT}{SCHEMA}".encode()).hexdigest()[:16]
         return {**super().content(), "prompt": prompt}
+
+    def notes(self, counts: Mapping[str, float], examples: Mapping[str, str]) -> list[str]:
+        lines = super().notes(counts, examples)
+        if recorded := int(counts.get(RECORDED, 0)):
+            lines.append(f"{RECORDED}: {recorded}, e.g. in {examples[RECORDED]}")
+        if other := int(counts.get(OTHER, 0)):
+            lines.append(
+                f"{OTHER}: {other}, e.g. {examples[OTHER]}: only English and Chinese are adapted; for "
+                "conversations in another language leave adapt out"
+            )
+        return lines
 
     def units(self, items: Iterable[Item]) -> Iterator[list[Item]]:
         """Single items for the rules, groups of items for an endpoint."""
@@ -170,6 +183,7 @@ class AdaptStage(Stage):
             whole.rejected += result.rejected
             for name, number in result.counts.items():
                 whole.counts[name] = whole.counts.get(name, 0) + number
+            whole.examples = result.examples | whole.examples
         refused = [r for r in whole.rejected if r.reason == "refused by the endpoint"]
         if len(refused) == len(unit) >= _ALL_REFUSED_OF:
             raise UserError(f"the endpoint refused all of {len(unit)} requests ({refused[0].value}): check "
@@ -186,30 +200,34 @@ class AdaptStage(Stage):
 
     def _adapt(self, item: Item) -> Result:
         assert self._adapter is not None, "open() comes first"
-        messages, counts = [], {}
+        messages, counts, examples = [], {}, {}
         quality, context = 5, []
         try:
             for turn in _turns(item):
                 if isinstance(turn, dict):
                     messages.append(turn)
                     continue
-                question, answer = turn
-                pair = self._adapter.adapt(question, answer, context)
-                if pair.quality < self.options.min_quality:
-                    raise PairRejected("quality", pair.quality)
-                quality = min(quality, pair.quality)
-                messages += [
-                    _message("user", pair.question, question),
-                    _message("assistant", pair.answer, answer),
-                ]
+                question, answer = (message["content"] for message in turn)
+                if not all(map(_has_sound, turn)):
+                    pair = self._adapter.adapt(question, answer, context)
+                    if pair.quality < self.options.min_quality:
+                        raise PairRejected("quality", pair.quality, self.options.min_quality)
+                    quality = min(quality, pair.quality)
+                    turn = (_adapted(turn[0], pair.question), _adapted(turn[1], pair.answer))
+                messages += turn
                 context += [question, answer]
         except PairRejected as error:
             if not context:
-                threshold = self.options.min_quality if error.reason == "quality" else None
-                return Result(rejected=[Rejection(item, error.reason, error.value, threshold)])
+                result = Result(rejected=[Rejection(item, error.reason, error.value, error.threshold)])
+                if error.reason == "language":
+                    result.counts[OTHER] = 1
+                    result.examples[OTHER] = f"{_id(item)} ({error.value})"
+                return result
             counts["conversations cut before a pair that cannot be spoken"] = 1
         if not context:
             return Result(rejected=[Rejection(item, "no answer")])
+        if recorded := sum(map(_has_sound, messages)):
+            counts[RECORDED], examples[RECORDED] = recorded, _id(item)
         for message in messages:
             if "state" in message:
                 counts[message["state"].lower()] = counts.get(message["state"].lower(), 0) + 1
@@ -218,11 +236,11 @@ class AdaptStage(Stage):
         text = " ".join(m["content"] for m in messages)
         made = {"id": _id(item), **kept, "lang": item.get("lang") or text_language(text),
                 "messages": messages, "quality": quality, "adapter": adapter}  # fmt: skip
-        return Result([made], counts=counts)
+        return Result([made], counts=counts, examples=examples)
 
 
-def _turns(item: Item) -> Iterator[Item | tuple[str, str]]:
-    """Yields (question, answer) pairs of an item, in order, and its system messages unchanged.
+def _turns(item: Item) -> Iterator[Item | tuple[Item, Item]]:
+    """Yields (question, answer) pairs of messages, in order, and the system messages unchanged.
 
     A final question without an answer is ignored.
 
@@ -244,7 +262,7 @@ def _turns(item: Item) -> Iterator[Item | tuple[str, str]]:
                 f"item {item_id(item) or '?'} has the keys {', '.join(item)}, expected question and answer "
                 "(strings), or messages"
             )
-    question: str | None = None
+    question: Item | None = None
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if not isinstance(content, str) or not content.strip():
@@ -252,18 +270,26 @@ def _turns(item: Item) -> Iterator[Item | tuple[str, str]]:
         if role == "system":
             yield {"role": "system", "content": content}
         elif role == "user" and question is None:
-            question = content
+            question = message
         elif role == "assistant" and question is not None:
-            yield question, content
+            yield question, message
             question = None
         else:
             raise PairRejected("turns do not alternate", str(role))
 
 
-def _message(role: str, side: Side, written: str) -> Item:
-    message: Item = {"role": role, "content": side.text, "written": written, "style": side.style,
+def _has_sound(message: Item) -> bool:
+    """Whether a message is spoken already: another text would not be that of its sound."""
+    return message["role"] != "system" and bool(message.get("audio_filepath"))
+
+
+def _adapted(message: Item, side: Side) -> Item:
+    if _has_sound(message):
+        return message
+    role = message["role"]
+    adapted: Item = {"role": role, "content": side.text, "written": message["content"], "style": side.style,
                      "state": side.state, "simplified": side.simplified}  # fmt: skip
-    return {**message, "corrected": side.corrected} if role == "assistant" else message
+    return {**adapted, "corrected": side.corrected} if role == "assistant" else adapted
 
 
 def _id(item: Item) -> str:

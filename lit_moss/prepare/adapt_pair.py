@@ -35,11 +35,14 @@ class PairRejected(Exception):  # noqa: N818
     Args:
         reason: Name of the rule.
         value: What was found.
+        threshold: What was expected.
     """
 
-    def __init__(self, reason: str, value: str | float | None = None) -> None:
+    def __init__(
+        self, reason: str, value: str | float | None = None, threshold: str | float | None = None
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.value = reason, value
+        self.reason, self.value, self.threshold = reason, value, threshold
 
 
 @dataclass(frozen=True)

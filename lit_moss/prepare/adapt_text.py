@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from itertools import pairwise
 
 from lit_moss.prepare.adapt_pair import HAN_CHARACTER, PairRejected, length_in_words
@@ -30,9 +31,11 @@ _OF_SPANISH = str.split(
 _OF_GERMAN = str.split(
     "der die das und ist ein eine nicht mit für auf den dem sich zu ich sie von wie wir es mir danke sehr gut"
 )
-_OF_OTHERS = frozenset(
-    _OF_FRENCH + _OF_SPANISH + _OF_GERMAN + str.split("il che di non per sono della é um uma não")
-)
+_OF_ITALIAN, _OF_PORTUGUESE = ["il", "che", "di", "non", "per", "sono", "della"], ["é", "um", "uma", "não"]
+_WORDS_OF = {"French": _OF_FRENCH, "Spanish": _OF_SPANISH, "German": _OF_GERMAN, "Italian": _OF_ITALIAN,
+             "Portuguese": _OF_PORTUGUESE}  # fmt: skip
+_OF_OTHERS = frozenset(word for words in _WORDS_OF.values() for word in words)
+_EXPECTED = "only English and Chinese"
 _OF_ENGLISH = frozenset(
     str.split(
         "the a an of to in is are was were be it that this and or for on with as at by from you i he she we "
@@ -66,7 +69,8 @@ def check_language(text: str) -> None:
     """
     other = _OTHER_SCRIPTS.search(text)
     if other:
-        raise PairRejected("language", unicodedata.name(other.group(), "unknown").split()[0].capitalize())
+        script = unicodedata.name(other.group(), "unknown").split()[0].capitalize()
+        raise PairRejected("language", f"{script} script: {text[:40]}", _EXPECTED)
     han = HAN_CHARACTER.findall(text)
     if len(han) >= 12 and len(_CLASSICAL.findall(text)) / len(han) > 0.1 and not _MODERN.search(text):
         raise PairRejected("Classical Chinese", text[:40])
@@ -76,7 +80,14 @@ def check_language(text: str) -> None:
     accented = sum(not word.isascii() for word in words)
     english = sum(word in _OF_ENGLISH for word in words)
     if len(words) >= 4 and foreign + accented > english and (foreign + accented) / len(words) > 0.25:
-        raise PairRejected("language", text[:40])
+        raise PairRejected("language", f"{_likeliest(words)}: {text[:40]}", _EXPECTED)
+
+
+def _likeliest(words: Sequence[str]) -> str:
+    """The language that has most of the words, as far as its common words are known here."""
+    counts = {name: sum(word in own for word in words) for name, own in _WORDS_OF.items()}
+    best = max(counts, key=lambda name: counts[name])
+    return best if counts[best] else "another language"
 
 
 def simplified_chinese(text: str) -> str:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,8 @@ def run_step(step: Step, machine: Machine) -> StepResult:
         if ran.items_in:
             timing = {"seconds": round(seconds, 3), "items": ran.items_in, "workers": machine.workers}
             storage.write(TIMING, json.dumps(timing).encode() + b"\n")
+        for line in stage.notes(counts.counts, counts.examples) if ran.items_in else ():
+            print(f"{step.name}: {line}", file=sys.stderr, flush=True)
     _check_unreadable(step, counts)
     speech = ran.speech_sec_in or ran.speech_sec_out
     return StepResult(step.name, step.stage, counts, seconds, ran.items_in, speech)
@@ -354,7 +357,7 @@ def _run_whole(
     result = stage.run_all(sources)
     counts.items_out = len(result.items)
     counts.speech_sec_out = sum(map(speech_sec, result.items))
-    counts.counts = result.counts
+    counts.counts, counts.examples = result.counts, result.examples
     with storage.writer(REJECTED) as file:
         for rejection in result.rejected:
             counts.rejected[rejection.reason] = counts.rejected.get(rejection.reason, 0) + 1

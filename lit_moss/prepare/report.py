@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from lit_moss.data.conversation import PAIRS
 from lit_moss.errors import UserError
 from lit_moss.prepare import report_pictures as pictures
+from lit_moss.prepare.folder_counts import documents_out
 from lit_moss.prepare.language import text_language
 from lit_moss.prepare.report_data import (
     StepFiles,
@@ -148,13 +149,15 @@ def _hours(seconds: float) -> str:
 
 
 def steps_table(steps: Sequence[StepFiles]) -> str:
-    """Items and hours, input and output of each step."""
+    """Items and hours, input and output of each step; documents of steps that write them."""
     rows = []
     for step in steps:
         c = step.counts
         dropped = sum(c.get("rejected", {}).values())
-        hours = _hours(c.get("speech_sec_in", 0.0)), _hours(c.get("speech_sec_out", 0.0))
-        rows.append([step.name, step.stage, c.get("items_in"), c["items_out"], dropped, *hours])
+        own = (c["items_out"], c.get("speech_sec_out", 0.0) / 3600)
+        made, hours = documents_out(c.get("counts", {})) or own
+        hours_in = _hours(c.get("speech_sec_in", 0.0))
+        rows.append([step.name, step.stage, c.get("items_in"), made, dropped, hours_in, f"{hours:.3f}"])
     header = ["step", "stage", "items in", "items out", "rejected", "hours in", "hours out"]
     return table(header, rows)
 

@@ -29,6 +29,7 @@ from lit_moss.prepare.storage import Storage
 from lit_moss.records import printable
 
 _AUDIO_IDS = 1024  # of the speech head, which is not used
+_SOUND_KEYS = ("audio_filepath", "offset", "duration", "channel", "speaker", "lang")
 _GRAM = {"en": 4, "zh": 8}  # words, or characters, of a repeated sequence
 
 
@@ -100,6 +101,7 @@ class SelfAnswerStage(Stage):
     """Converts prompts to conversations that end with the backbone's answer."""
 
     name = "self-answer"
+    version = 2
     Options = SelfAnswerOptions
 
     def __init__(self, options: SelfAnswerOptions, storage: Storage) -> None:
@@ -246,7 +248,7 @@ def example_messages(item: Item) -> list[Item]:
 
 
 def prompt_messages(item: Item) -> list[Item]:
-    """Messages up to the last user message, without audio; an existing final answer is left out.
+    """Messages up to the last user message, with their audio; an existing final answer is left out.
 
     Raises:
         UserError: if the item has neither a `question` nor messages with a user message.
@@ -261,7 +263,8 @@ def prompt_messages(item: Item) -> list[Item]:
                 f"item {item_id(item) or str(item)[:60]}: a message has role {role!r} and content "
                 f"{content!r}: expected one of {', '.join(ROLES)}, and text"
             )
-        messages.append({"role": role, "content": content})
+        sound = {key: message[key] for key in _SOUND_KEYS if message.get(key) is not None}
+        messages.append({"role": role, "content": content} | (sound if message.get("audio_filepath") else {}))
     while messages and messages[-1]["role"] != "user":
         messages.pop()
     if not messages:

@@ -81,6 +81,7 @@ class ShardCounts:
         speech_sec_out: Total duration of the lines of its manifest in seconds.
         rejected: Reason -> number of rejections.
         counts: Counts of the stage.
+        examples: Name of a count -> the first item or file that was counted.
     """
 
     items_in: int = 0
@@ -89,6 +90,7 @@ class ShardCounts:
     speech_sec_out: float = 0.0
     rejected: dict[str, int] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, other: "ShardCounts") -> None:
         """Adds the counts of another shard."""
@@ -100,6 +102,7 @@ class ShardCounts:
             self.rejected[reason] = self.rejected.get(reason, 0) + number
         for name, number in other.counts.items():
             self.counts[name] = self.counts.get(name, 0) + number
+        self.examples = other.examples | self.examples
 
 
 # --- planning -----------------------------------------------------------------------------------------------
@@ -281,6 +284,7 @@ def _run_unit(stage: Stage, unit: list[Item]) -> Result:
             result.speech_sec_in = (result.speech_sec_in or 0.0) + alone.speech_sec_in
         for name, number in alone.counts.items():
             result.counts[name] = result.counts.get(name, 0) + number
+        result.examples = alone.examples | result.examples
     return result
 
 
@@ -307,6 +311,7 @@ def _as_lines(result: Result, folder: ManifestFolder, unit: Sequence[Item], stag
         speech_sec_in=sum(map(speech_sec, unit)) if result.speech_sec_in is None else result.speech_sec_in,
         speech_sec_out=sum(map(speech_sec, result.items)),
         counts=result.counts,
+        examples=result.examples,
     )
     for rejection in result.rejected:
         counts.rejected[rejection.reason] = counts.rejected.get(rejection.reason, 0) + 1

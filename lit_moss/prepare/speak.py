@@ -6,9 +6,12 @@
 
 The user of a conversation has one voice, drawn by the conversation's id among those that speak its language.
 The assistant has one voice per language. A message's `style` is passed on if the voice supports it.
+
+Messages that already have audio, such as a recording of a person, keep it; with `respeak: true` they are
+spoken like the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -18,12 +21,13 @@ from lit_moss.data.interleave import document_rng
 from lit_moss.errors import UserError
 from lit_moss.prepare.language import text_language
 from lit_moss.prepare.pronounce import pieces_of, pronounce
-from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, without_sound
+from lit_moss.prepare.stage import NOT_CONTENT, Item, Rejection, Result, Stage, item_id, without_sound
 from lit_moss.prepare.storage import Storage
 from lit_moss.prepare.synthesize import check_speeds, draw_speed
 from lit_moss.prepare.voice_protocol import CannotSay, Voice
 from lit_moss.prepare.voices import VoicePool, VoiceSettings
 
+KEPT = "messages that keep their sound"
 SPEECH_KEYS = ("audio_filepath", "duration", "speaker", "spoken")
 
 
@@ -37,7 +41,8 @@ class SpeakOptions:
             used.
         min_speed: Minimum speed of users; 1 is the voice's own speed, which the assistant always has.
         max_speed: Maximum speed of users.
-        keep_text: Keep a conversation that cannot be spoken, without audio.
+        respeak: Speak messages that already have audio too; their audio is replaced.
+        keep_text: Keep a conversation that cannot be spoken, with no other audio than its messages had.
         max_chars: Maximum number of characters per call of a voice; null: 350 in English and 100 in Chinese.
         seed: Seed of the choice of voices and speeds.
         threads: Number of threads of an embedded voice's model, per worker.
@@ -51,6 +56,7 @@ class SpeakOptions:
     )
     min_speed: float = 1.0
     max_speed: float = 1.0
+    respeak: bool = False
     keep_text: bool = False
     max_chars: int | None = None
     seed: int = 1
@@ -70,7 +76,7 @@ class SpeakStage(Stage):
     """Speaks conversations, see the module docstring."""
 
     name = "speak"
-    version = 5
+    version = 6
     Options = SpeakOptions
 
     def __init__(self, options: SpeakOptions, storage: Storage) -> None:
@@ -88,32 +94,53 @@ class SpeakStage(Stage):
         self._users.open()
         self._assistants.open()
 
+    def notes(self, counts: Mapping[str, float], examples: Mapping[str, str]) -> list[str]:
+        lines = super().notes(counts, examples)
+        if kept := int(counts.get(KEPT, 0)):
+            lines.append(f"{KEPT}: {kept}, e.g. in {examples[KEPT]} (respeak: true speaks these too)")
+        return lines
+
     def run(self, unit: Sequence[Item]) -> Result:
         item, result = unit[0], Result()
-        messages = _messages(item)
-        contents = [m["content"] for m in messages if m["role"] != "system"]
-        lang = item.get("lang") or text_language(" ".join(contents))
+        messages = _messages(item, self.options.respeak)
+        keeps = [m["role"] == "system" or self._has_sound(m) for m in messages]
+        contents = [m["content"] for m in messages if m["role"] != "system" and m.get("content")]
+        # Recordings without any text are of an unknown language.
+        lang = item.get("lang") or ("" if all(keeps) and not contents else text_language(" ".join(contents)))
+        if kept := sum(map(self._has_sound, messages)):
+            result.counts[KEPT], result.examples[KEPT] = kept, item_id(item)
         try:
-            spoken = self._spoken(item, messages, lang, result)
+            spoken = self._spoken(item, messages, keeps, lang, result)
         except CannotSay as error:
             if not self.options.keep_text:
                 return Result(rejected=[Rejection(item, error.reason, error.value, error.threshold)])
-            spoken = list(map(without_sound, messages))
-            result = Result(counts={"conversations kept as text": 1})
-        result.items.append({**item, "lang": lang, "messages": spoken})
+            spoken = [m if is_kept else without_sound(m) for m, is_kept in zip(messages, keeps, strict=True)]
+            result = Result(counts={"conversations kept as text": 1}, examples=result.examples)
+            if kept:
+                result.counts[KEPT] = kept
+        result.items.append(item | ({"lang": lang} if lang else {}) | {"messages": spoken})
         return result
 
-    def _spoken(self, item: Item, messages: list[Item], lang: str, result: Result) -> list[Item]:
-        """The messages with their audio.
+    def _has_sound(self, message: Item) -> bool:
+        """Whether a message has audio that it keeps."""
+        return (
+            not self.options.respeak and message["role"] != "system" and bool(message.get("audio_filepath"))
+        )
+
+    def _spoken(
+        self, item: Item, messages: list[Item], keeps: Sequence[bool], lang: str, result: Result
+    ) -> list[Item]:
+        """The messages with their audio; those that `keeps` marks stay as they are.
 
         Raises:
             CannotSay: if a message cannot be spoken.
         """
-        voice_of, speed_of = self._cast(item, messages, lang)
+        roles = {m["role"] for m, is_kept in zip(messages, keeps, strict=True) if not is_kept}
+        voice_of, speed_of = self._cast(item, messages, roles, lang)
         spoken = []
-        for number, message in enumerate(messages):
+        for number, (message, is_kept) in enumerate(zip(messages, keeps, strict=True)):
             role, style = message["role"], message.get("style")
-            if role == "system":
+            if is_kept:
                 spoken.append(message)
                 continue
             voice = voice_of[role]
@@ -138,21 +165,26 @@ class SpeakStage(Stage):
             spoken.append({**without_sound(message), **dict(zip(SPEECH_KEYS, sound, strict=True))})
         return spoken
 
-    def _cast(self, item: Item, messages: list[Item], lang: str) -> tuple[dict[str, Voice], dict[str, float]]:
-        """Voice and speed of each role."""
+    def _cast(
+        self, item: Item, messages: list[Item], roles: Set[str], lang: str
+    ) -> tuple[dict[str, Voice], dict[str, float]]:
+        """Voice and speed of each role that is spoken."""
+        if not roles:
+            return {}, {}
         name = str(item.get("id", ""))
         if item.get("id") in (None, ""):
-            name = sha256(repr([m["content"] for m in messages]).encode()).hexdigest()[:16]
+            name = sha256(repr([m.get("content") for m in messages]).encode()).hexdigest()[:16]
         rng = document_rng(self.options.seed, name)
         assistant = next(iter(self._assistants.speaking(lang)), None)
         user = self._users.draw(lang, rng, but=assistant)
-        if user is None or assistant is None:
-            raise CannotSay("no voice for the language", lang)
         speed = draw_speed(self.options.min_speed, self.options.max_speed, rng)
-        return {"user": user, "assistant": assistant}, {"user": speed, "assistant": 1.0}
+        voices = {role: v for role, v in (("user", user), ("assistant", assistant)) if v is not None}
+        if roles - voices.keys():
+            raise CannotSay("no voice for the language", lang)
+        return voices, {"user": speed, "assistant": 1.0}
 
 
-def _messages(item: Item) -> list[Item]:
+def _messages(item: Item, respeak: bool) -> list[Item]:
     """The messages of a conversation.
 
     Raises:
@@ -162,10 +194,10 @@ def _messages(item: Item) -> list[Item]:
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{str(item)[:100]}: no messages, expected conversations: run prepare adapt before")
     for message in messages:
-        if (
-            not isinstance(message, dict)
-            or message.get("role") not in ROLES
-            or not isinstance(message.get("content"), str)
+        is_message = isinstance(message, dict) and message.get("role") in ROLES
+        if not is_message or not (
+            isinstance(message.get("content"), str)
+            or (message.get("audio_filepath") and message["role"] != "system" and not respeak)
         ):
             raise UserError(
                 f"{item.get('id')}: {str(message)[:60]} is no message, expected role "

@@ -52,13 +52,18 @@ class Result:
         items: Lines of the stage's manifest.
         rejected: Items that were left out.
         counts: Additional counts, summed over all units: `{"words": 12}`.
+        examples: Name of a count -> an item or file that was counted; the first one of all units is kept.
         speech_sec_in: Seconds of input audio, if the items do not state their durations.
     """
 
     items: list[Item] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
     speech_sec_in: float | None = None
+
+
+CHANNELS_DIFFER = "sounds whose channels differ"
 
 
 class _Named(ABC):
@@ -102,6 +107,22 @@ class _Named(ABC):
             for f in fields(self.options)
             if not f.metadata.get("not_content")
         }
+
+    def notes(self, counts: Mapping[str, float], examples: Mapping[str, str]) -> list[str]:
+        """Lines that the user sees after the step has run, such as a warning with a number and an example.
+
+        Args:
+            counts: The step's counts.
+            examples: Its examples, see `Result`.
+        """
+        number, example = int(counts.get(CHANNELS_DIFFER, 0)), examples.get(CHANNELS_DIFFER)
+        if not number:
+            return []
+        return [
+            f"{CHANNELS_DIFFER}: {number}, e.g. {example}: of these the first channel was read alone; if "
+            "each side is a speaker, give each channel a line of its own with `channel` "
+            "(docs/data.md#channels)"
+        ]
 
 
 class Stage(_Named):
@@ -164,7 +185,7 @@ NOT_CONTENT = {"not_content": True}
 
 # Keys of an utterance or message that depend on its audio: other audio of the same text has other values.
 OF_A_SOUND = (
-    *("audio_filepath", "offset", "duration", "speaker", "spoken", "heard", "wer", "edits"),
+    *("audio_filepath", "offset", "duration", "channel", "speaker", "spoken", "heard", "wer", "edits"),
     *("words", "chunks", "codes", "use", "asr", "asr_words", "align_score", "aligner"),
     *("lang_prob", "avg_logprob", "no_speech_prob", "speech_prob", "speech_share"),
 )

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lit_moss.assets import cache_dir
+from lit_moss.prepare.folder_counts import documents_out
 from lit_moss.prepare.step import StepResult
 from lit_moss.prepare.storage import is_remote
 
 _COLUMNS = ("step", "items in", "items out", "rejected", "hours in", "hours out", "time", "rate")
-_WIDTHS = (18, 9, 9, 9, 9, 9, 9, 18)
+_WIDTHS = (18, 9, 15, 9, 9, 9, 9, 18)
 
 
 def statistics_table(results: Sequence[StepResult], header: bool = True, times: bool = True) -> str:
@@ -21,6 +22,9 @@ def statistics_table(results: Sequence[StepResult], header: bool = True, times: 
         results: Results of the steps.
         header: Include a header.
         times: Include `time` and `rate`, which refer to this call: what already existed is not run again.
+
+    For steps that write folders of documents, the output is the number of documents and their hours of
+    speech.
     """
     lines = [_COLUMNS, ["-" * width for width in _WIDTHS]] if header else []
     lines = [*lines, *map(_cells, results)]
@@ -30,13 +34,14 @@ def statistics_table(results: Sequence[StepResult], header: bool = True, times: 
 
 def _cells(result: StepResult) -> list[str]:
     counts = result.counts
+    made = documents_out(counts.counts) or (str(counts.items_out), counts.speech_sec_out / 3600)
     return [
         result.step,
         str(counts.items_in),
-        str(counts.items_out),
+        made[0],
         str(sum(counts.rejected.values())),
         f"{counts.speech_sec_in / 3600:.3f}",
-        f"{counts.speech_sec_out / 3600:.3f}",
+        f"{made[1]:.3f}",
         f"{result.seconds:.1f} s" if result.items_run else "done",
         _rate(result),
     ]

@@ -43,7 +43,7 @@ def test_synthesised_utterances_are_of_the_new_sound(tmp_path):
 
 def test_spoken_messages_are_of_the_new_sound(tmp_path):
     voices = ["embedded:hibari"]
-    stage = SpeakStage(SpeakOptions(voices, voices), Storage(str(tmp_path)))
+    stage = SpeakStage(SpeakOptions(voices, voices, respeak=True), Storage(str(tmp_path)))
     stage.open()
     messages = [{"role": "user", "content": "Is it late?", **OLD, "written": "Is it **late**?"},
                 {"role": "assistant", "content": TEXT, **OLD}]  # fmt: skip
@@ -55,7 +55,7 @@ def test_spoken_messages_are_of_the_new_sound(tmp_path):
 
 def test_conversations_kept_as_text_have_no_sound(tmp_path):
     voices = ["embedded:hibari"]
-    stage = SpeakStage(SpeakOptions(voices, voices, keep_text=True), Storage(str(tmp_path)))
+    stage = SpeakStage(SpeakOptions(voices, voices, respeak=True, keep_text=True), Storage(str(tmp_path)))
     messages = [{"role": "user", "content": "几点了？", **OLD}, {"role": "assistant", "content": "十点。"}]
     (made,) = stage.run([{"id": "c", "lang": "zh", "messages": messages}]).items
     assert [m.keys() for m in made["messages"]] == [{"role", "content"}] * 2

@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 from lit_moss.cli.options import add_log_mel_argument
+from lit_moss.errors import UserError
 
 # Options that only some kinds have; those not given have the default of the kind.
 _OPTIONS = (
@@ -61,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", type=Path, help="folder to make; without it, one of the cache")
     add("--part", choices=["train", "validation"], default="train", help="of embedded corpora (train)")
+    add(
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        help="stop above this share of unreadable recordings, 0 to 1 (0.01); a single one may always be",
+    )
     add("--speech-share", type=float, help="interleaved: probability that a chunk is speech (0.5)")
     add("--alternate", action="store_true", default=None, help="interleaved: strictly by turns")
     add("--document-sec", type=float, help="interleaved, unsupervised: most seconds of a document (60)")
@@ -107,6 +114,8 @@ def main(args: argparse.Namespace) -> None:
     """Makes the documents and prints their number."""
     from lit_moss.data.make_documents import make_documents
 
+    if not 0 <= args.max_bad_share <= 1:
+        raise UserError(f"--max-bad-share is {args.max_bad_share}, expected a share from 0 to 1")
     options = {name: value for name, value in sorted(vars(args).items()) if name in _OPTIONS}
     if args.spans:
         options["spans"] = dict(zip(("min_words", "max_words"), args.spans, strict=True))
@@ -119,6 +128,7 @@ def main(args: argparse.Namespace) -> None:
         args.out,
         {name: value for name, value in options.items() if value is not None},
         args.log_mel,
+        args.max_bad_share,
     )
     meta = json.loads((folder / "meta.json").read_text())
     if missing := meta.get("without_word_times"):
