@@ -55,6 +55,8 @@ class TokenDataModule(OrderedDataModule):
             documents does not reach it, documents are cut. 0: only documents longer than the context are cut,
             as in validation.
         max_bad_share: Fraction of unreadable documents above which a run does not start.
+        max_left_out_share: Fraction of the rows of a folder, in conversations and transcripts longer than the
+            context, above which a run does not start; such documents are left out, not cut.
         first_batch: Index of the first micro-batch within the order, counted over all ranks: a second stage
             can continue where the first one, with the same data and seed, stopped.
         short_first_batches: Number of initial micro-batches (all ranks together, at most one round) that take
@@ -92,6 +94,7 @@ class TokenDataModule(OrderedDataModule):
         speech_text: bool = False,
         asr_items: int = 0,
         asr_prompt: str = "",
+        max_left_out_share: float = 0.2,
     ) -> None:
         super().__init__(seed, workers, max_bad_share, first_batch)
         if min(context, batch_size, validation_batch_size) < 1 or context < 2:
@@ -101,6 +104,8 @@ class TokenDataModule(OrderedDataModule):
             )
         if not 0 <= min_fill <= 1:
             raise UserError(f"data.min_fill is {min_fill}, expected 0 to 1")
+        if not 0 <= max_left_out_share <= 1:
+            raise UserError(f"data.max_left_out_share is {max_left_out_share}, expected a share from 0 to 1")
         if first_batch < 0:
             raise UserError(f"data.first_batch is {first_batch}, expected 0 or more")
         if heldout_items < 0:
@@ -116,6 +121,7 @@ class TokenDataModule(OrderedDataModule):
         self.batch_size, self.validation_batch_size = batch_size, validation_batch_size
         self.short_first_batches, self.speech_text = short_first_batches, speech_text
         self.asr_item_count, self.asr_prompt = asr_items, asr_prompt
+        self.max_left_out_share = max_left_out_share
         self.connect(context, max_bad_share, backbone, speech_tokenizer, log_mel)
         self.left_out = 0
         self.sources: list[PackedDocuments] = []
@@ -179,18 +185,18 @@ class TokenDataModule(OrderedDataModule):
                 f"data.train of {type(self).__name__} is empty: expected folders of token documents, or what "
                 "they are made of"
             )
-        self.sources = [
-            PackedDocuments(self.documents(e, "train"), self.context, self.max_bad_share, self.min_fill)
-            for e in self.train
-        ]
+        self.sources = [self._packed(entry, "train", self.min_fill) for entry in self.train]
         self.epochs = [1.0] * len(self.sources)
 
     def load_validation(self) -> list[PackedDocuments]:
         """Opens and packs the validation documents; a mixture calls it on its parts."""
-        return [
-            PackedDocuments(self.documents(e, "validation"), self.context, self.max_bad_share)
-            for e in self.validation
-        ]
+        return [self._packed(entry, "validation") for entry in self.validation]
+
+    def _packed(
+        self, entry: str, part: Literal["train", "validation"], min_fill: float = 0.0
+    ) -> PackedDocuments:
+        folder, left_out = self.documents(entry, part), self.max_left_out_share
+        return PackedDocuments(folder, self.context, self.max_bad_share, min_fill, left_out)
 
     def setup(self, stage: str) -> None:
         if not self._validation:
