@@ -18,10 +18,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from callbacks import Checkpoint, FirstValidation
-from lit_moss.cli.choose_run import Start, find_start, open_run
+from lit_moss.cli.choose_run import Start, check_layout, find_start, open_run
 from lit_moss.cli.defaults import arranged, completed, trainer_defaults
 from lit_moss.cli.errors import OneLineParser, one_line_errors
-from lit_moss.cli.fit_options import check_fit_options
+from lit_moss.cli.fit_options import check_devices, check_fit_options
 from lit_moss.cli.result_file import ResultFile
 from lit_moss.cli.signals import Interrupted, wait_for_step_ends, was_interrupted
 from lit_moss.cli.yaml_options import one_line
@@ -154,11 +154,14 @@ class MossCLI(LightningCLI):
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # such as an accelerator or strategy unknown to Lightning
+            check_devices(trainer)
+        except (ValueError, UserError) as error:  # such as an accelerator or strategy unknown to Lightning
             if self.tracker is not None:  # if its folder is new, it is empty
                 for folder in (self.tracker.run_dir, self.tracker.run_dir.parent, self._run_root):
                     with contextlib.suppress(OSError):
                         folder.rmdir()
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"the trainer cannot be made: {one_line(str(error))}") from error
         wait_for_step_ends(trainer)
         return trainer
@@ -205,6 +208,8 @@ class MossCLI(LightningCLI):
 
     def before_fit(self) -> None:
         self._agree()
+        if self._checkpoint is not None:
+            check_layout(self._checkpoint, self.trainer.strategy)
         if isinstance(self.model, StepModule):
             self.model.resumes = self._checkpoint is not None
         # Data first: a start that fails here must not leave a run behind that `last` would select.
