@@ -67,7 +67,11 @@ class ExactResume(Callback):
             connector = trainer._logger_connector
             in_a_step = connector._first_loop_iter is not None
             if trainer.training and in_a_step and connector.should_update_logs:
-                connector.log_metrics(connector.metrics["log"])
+                loggers, trainer.loggers = trainer.loggers, [tracker]  # others would record the step twice
+                try:
+                    connector.log_metrics(connector.metrics["log"])
+                finally:
+                    trainer.loggers = loggers
             tracker.flush()
         checkpoint["random_states"] = states
         checkpoint["mlflow_run_id"] = None if tracker is None else tracker.run_id

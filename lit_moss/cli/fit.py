@@ -12,6 +12,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -144,9 +145,11 @@ class MossCLI(LightningCLI):
             if first and self._get(self.config_init, "first_validation"):
                 callbacks.append(FirstValidation())
             kwargs["callbacks"] = [*callbacks, *_pruning(), ResultFile(self._record_settings)]
-            if config.get("logger") in (None, True):
+            if config.get("logger") is not False:
                 self.tracker = self._make_tracker()
-                kwargs["logger"] = self.tracker
+                more = [x for x in _as_list(config.get("logger")) if isinstance(x, Logger)]
+                # The first logger determines the folder of checkpoints, and is the one that callbacks use.
+                kwargs["logger"] = [self.tracker, *more]
         else:
             # Training callbacks are omitted on purpose.
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
