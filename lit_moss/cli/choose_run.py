@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -15,8 +16,10 @@ from lit_moss.runs.checkpoints import (
     step_of,
 )
 from lit_moss.runs.folder import RunFolder
+from lit_moss.runs.layouts import layout_of
 from lit_moss.runs.shards import check_shards
 from lit_moss.runs.tracking import Tracker
+from lit_moss.trainer_access import is_deepspeed, is_kind_of
 
 # A checkpoint; or the folder and MLflow id of a run without checkpoints, which starts again from step 0.
 Start = Path | tuple[Path, str | None]
@@ -76,6 +79,39 @@ def _named_start(asked: str | None, folder: Path, verb: str) -> Start | None:
     if verb != "fit" and not isinstance(start, Path):
         raise UserError(f"{start[0]} has no checkpoint yet: {verb} needs one, train further first")
     return start
+
+
+def check_layout(checkpoint: Path, strategy: Any) -> None:
+    """Refuses to resume from a checkpoint that the run's strategy cannot read.
+
+    Each strategy stores the optimizer's state in its own way: folders of shards are read only by the strategy
+    that wrote them, and FSDP2 and DeepSpeed do not read a file of one device or DDP.
+
+    Args:
+        checkpoint: State that training resumes from.
+        strategy: Lightning's strategy of the run.
+
+    Raises:
+        UserError: if another kind of strategy wrote it.
+    """
+    layout = layout_of(checkpoint)
+    if is_deepspeed(strategy):
+        stage = getattr(strategy, "config", {}).get("zero_optimization", {}).get("stage")
+        fits = layout.kind == "deepspeed" and layout.zero_stage in (stage, None)
+        name = "DeepSpeed" + (f" ZeRO-{stage}" if stage else "")
+    elif is_kind_of(strategy, "ModelParallel"):
+        fits, name = layout.kind in ("fsdp2", "gathered"), "FSDP2"
+    elif is_kind_of(strategy, "FSDP"):  # Lightning's older strategy, which has formats of its own
+        return
+    else:
+        fits, name = layout.kind in ("file", "gathered"), "one device or DDP"
+    if not fits:
+        part = layout.machine_part
+        again = f"with {part}" if part else "without a machine part, or with conf/trainer/ddp.yaml"
+        raise UserError(
+            f"{checkpoint} was written by {layout.writer}, this run's strategy is {name}: resume {again}, or "
+            f"start a new run from it with --model.init_args.init_from {checkpoint}"
+        )
 
 
 def open_run(start: Start | None, root: Path, name: str, asked: str | None) -> tuple[Tracker, bool]:

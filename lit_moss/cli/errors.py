@@ -146,7 +146,19 @@ def one_line_errors() -> Iterator[None]:
     except MisconfigurationException as error:  # such as a missing accelerator
         raise UserError(f"the trainer cannot be made: {one_line(str(error))}") from error
     except Exception as error:
-        cause = _first(error, UserError)
+        cause = _first(error, UserError) or _missing_library(error)
         if cause is None:
             raise
         raise cause from None
+
+
+def _missing_library(error: Exception) -> UserError | None:
+    """The error for a class whose library is not installed, such as a logger; None for other errors."""
+    problem = re.search(r"Problem with given class_path '(.*?)':\s*(.*)", str(error))
+    is_missing = isinstance(_first(error, ModuleNotFoundError), ModuleNotFoundError)
+    if problem is None or not (is_missing or re.search(r"Requirement '.*?' not met", problem[2])):
+        return None
+    return UserError(
+        f"{problem[1]} needs a library that is not installed ({problem[2].strip()}): install it, or "
+        "leave the class out"
+    )

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from callbacks import Checkpoint, FirstValidation
-from lit_moss.cli.choose_run import Start, find_start, open_run
+from lit_moss.cli.choose_run import Start, check_layout, find_start, open_run
 from lit_moss.cli.defaults import arranged, completed, trainer_defaults
+from lit_moss.cli.document_settings import mark_given, state_options
 from lit_moss.cli.errors import OneLineParser, one_line_errors
-from lit_moss.cli.fit_options import check_fit_options
+from lit_moss.cli.fit_options import check_devices, check_fit_options
 from lit_moss.cli.result_file import ResultFile
 from lit_moss.cli.signals import Interrupted, wait_for_step_ends, was_interrupted
 from lit_moss.cli.yaml_options import one_line
@@ -64,6 +67,7 @@ class MossCLI(LightningCLI):
 
     tracker: Tracker | None = None
     _verb = "fit"
+    _words: Sequence[str] = ()  # the command line, completed
     _start: Start | None = None  # state that training starts from
     _is_fork = False
     _forked: Path | None = None  # state that a fork starts from, in its own folder
@@ -107,11 +111,13 @@ class MossCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with one_line_errors():
-            self.config = parser.parse_args(completed(args))
+            self._words = completed(args)
+            self.config = parser.parse_args(self._words)
 
     def instantiate_classes(self) -> None:
         with one_line_errors():
             super().instantiate_classes()
+        mark_given(self.datamodule, self._words)
 
     def _parse_ckpt_path(self) -> None:
         """Disables LightningCLI's merging of checkpoint hyper-parameters into the config."""
@@ -144,9 +150,11 @@ class MossCLI(LightningCLI):
             if first and self._get(self.config_init, "first_validation"):
                 callbacks.append(FirstValidation())
             kwargs["callbacks"] = [*callbacks, *_pruning(), ResultFile(self._record_settings)]
-            if config.get("logger") in (None, True):
+            if config.get("logger") is not False:
                 self.tracker = self._make_tracker()
-                kwargs["logger"] = self.tracker
+                more = [x for x in _as_list(config.get("logger")) if isinstance(x, Logger)]
+                # The first logger determines the folder of checkpoints, and is the one that callbacks use.
+                kwargs["logger"] = [self.tracker, *more]
         else:
             # Training callbacks are omitted on purpose.
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
@@ -154,11 +162,14 @@ class MossCLI(LightningCLI):
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # such as an accelerator or strategy unknown to Lightning
+            check_devices(trainer)
+        except (ValueError, UserError) as error:  # such as an accelerator or strategy unknown to Lightning
             if self.tracker is not None:  # if its folder is new, it is empty
                 for folder in (self.tracker.run_dir, self.tracker.run_dir.parent, self._run_root):
                     with contextlib.suppress(OSError):
                         folder.rmdir()
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"the trainer cannot be made: {one_line(str(error))}") from error
         wait_for_step_ends(trainer)
         return trainer
@@ -205,6 +216,8 @@ class MossCLI(LightningCLI):
 
     def before_fit(self) -> None:
         self._agree()
+        if self._checkpoint is not None:
+            check_layout(self._checkpoint, self.trainer.strategy)
         if isinstance(self.model, StepModule):
             self.model.resumes = self._checkpoint is not None
         # Data first: a start that fails here must not leave a run behind that `last` would select.
@@ -286,9 +299,15 @@ class MossCLI(LightningCLI):
         rank_zero_info(f"run {folder}, MLflow experiment {self.tracker.name!r}")
 
     def _settings(self) -> tuple[str, dict[str, Any]]:
-        """The resolved configuration as YAML, and the part of it that is recorded."""
+        """The resolved configuration as YAML, and the part of it that is recorded.
+
+        Options of how documents are made are those of the documents, where these are read from folders.
+        """
         text = self._parser("fit").dump(self.config["fit"], skip_none=False)
-        return text, {k: v for k, v in yaml.safe_load(text).items() if k not in ("config", "ckpt_path")}
+        resolved = yaml.safe_load(text)
+        if state_options(self.datamodule, resolved.get("data")):
+            text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+        return text, {k: v for k, v in resolved.items() if k not in ("config", "ckpt_path")}
 
     def _record_settings(self) -> None:
         """Records the configuration, after the run has started.

@@ -1,8 +1,12 @@
-"""Options of Lightning's trainer that `fit` refuses, each with the reason and what to give instead."""
+"""Options of Lightning's trainer that are refused, each with the reason and what to give instead."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lit_moss.errors import UserError
 
@@ -48,4 +52,23 @@ def check_fit_options(config: Mapping[str, Any]) -> None:
             f"trainer.val_check_interval is {every} micro-batches, expected a multiple of "
             f"trainer.accumulate_grad_batches, {steps}: a validation between two micro-batches of a "
             "step would save a best.ckpt without their gradients"
+        )
+
+
+def check_devices(trainer: Trainer) -> None:
+    """Refuses Lightning's DeepSpeed strategy on other devices than CUDA GPUs.
+
+    Lightning itself does so after the data has been prepared, with a traceback.
+
+    Raises:
+        UserError: for that strategy on another device.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, DeepSpeedStrategy) or isinstance(trainer.accelerator, CUDAAccelerator):
+        return
+    if type(strategy).setup_environment is DeepSpeedStrategy.setup_environment:  # not a subclass' own
+        name = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
+        raise UserError(
+            f"trainer.strategy is {type(strategy).__name__} on accelerator {name}, expected CUDA GPUs: leave "
+            "conf/trainer/deepspeed_….yaml out, or use conf/trainer/fsdp2.yaml, which also runs on CPUs"
         )

@@ -162,8 +162,9 @@ class SFTDataModule(TokenDataModule):
 class MixtureDataModule(TokenDataModule):
     """Several data modules in one run, mixed by epochs of their tokens; stage 2 uses speech 1.0 and text 0.1.
 
-    Context, batch sizes, seed, first batch, workers, max_bad_share, backbone, speech tokenizer, log_mel,
-    speech_text, short_first_batches and asr_items are those of the mixture and override those of the parts.
+    Context, batch sizes, seed, first batch, workers, max_bad_share, max_left_out_share, backbone, speech
+    tokenizer, log_mel, speech_text, short_first_batches and asr_items are those of the mixture and override
+    those of the parts.
     Sources, options of the kind and `min_fill` are set per part. `asr_prompt` is that of the first part that
     has one, unless it is set for the mixture.
 
@@ -195,7 +196,7 @@ class MixtureDataModule(TokenDataModule):
             self.heldout = list(dict.fromkeys(e for part in self.parts for e in part.heldout))
         for part in self.parts:
             part.connect(self.context, self.max_bad_share, self.backbone, self.speech_tokenizer, self.log_mel)
-            part.speech_text = self.speech_text
+            part.speech_text, part.max_left_out_share = self.speech_text, self.max_left_out_share
             part.heldout = []  # the mixture makes the held-out items of all parts
 
     def prepare_data(self) -> None:

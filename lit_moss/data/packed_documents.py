@@ -35,6 +35,8 @@ class PackedDocuments:
         context: Number of rows of a sequence.
         max_bad_share: Fraction of damaged documents above which the folder is rejected.
         min_fill: Fill rate below which documents are cut, see `pack`.
+        max_left_out_share: Maximum fraction of rows in documents that are left out because they are longer
+            than the context.
 
     Attributes:
         documents: The documents.
@@ -42,13 +44,19 @@ class PackedDocuments:
         left_out: Number of documents that are in no pack.
 
     Raises:
-        UserError: if the folder contains no documents, too many are damaged, or there is no pack.
+        UserError: if the folder contains no documents, too many are damaged or longer than the context, or
+            there is no pack.
     """
 
     def __init__(
-        self, folder: Path, context: int, max_bad_share: float = 0.01, min_fill: float = 0.0
+        self,
+        folder: Path,
+        context: int,
+        max_bad_share: float = 0.01,
+        min_fill: float = 0.0,
+        max_left_out_share: float = 1.0,
     ) -> None:
-        self.folder = folder
+        self.folder, self._max_left_out_share = folder, max_left_out_share
         self.documents: DocumentSet = read_documents(folder, max_bad_share)
         file_name = f"{context}-{min_fill:g}-{self.documents.fingerprint}-v{VERSION}.npz"
         self.packs = _stored_packs(folder, file_name) or self._make_packs(file_name, context, min_fill)
@@ -81,7 +89,8 @@ class PackedDocuments:
         if not self.left_out:
             return
         missing = packs.left_out
-        longer = int((documents.lengths[missing] > context).sum())
+        too_long = missing[documents.lengths[missing] > context]
+        longer = len(too_long)
         names = ", ".join(documents.id(i) for i in missing[:5].tolist())
         text = (
             f"{self.folder.name}: {self.left_out} of {len(documents)} documents of kind "
@@ -92,6 +101,12 @@ class PackedDocuments:
         )
         if not len(packs):
             raise UserError(f"{text}; nothing is left: raise data.context, or give shorter documents")
+        if int(documents.lengths[too_long].sum()) > self._max_left_out_share * int(documents.lengths.sum()):
+            raise UserError(
+                f"{text}; expected {self._max_left_out_share:.1%} of the rows in documents longer than the "
+                f"context at most: set data.context {int(documents.lengths.max())}, which holds the longest, "
+                "or raise data.max_left_out_share"
+            )
         rank_zero_info(text)
 
     def _report_cut(self, context: int) -> None:

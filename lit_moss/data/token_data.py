@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor
 
 from lit_moss.corpora.sources import entry_kind, locate
+from lit_moss.data.document_options import check_made_with, stated_options
 from lit_moss.data.documents import META
 from lit_moss.data.once import cache_lock
 from lit_moss.data.ordered import OrderedDataModule
@@ -55,6 +56,8 @@ class TokenDataModule(OrderedDataModule):
             documents does not reach it, documents are cut. 0: only documents longer than the context are cut,
             as in validation.
         max_bad_share: Fraction of unreadable documents above which a run does not start.
+        max_left_out_share: Fraction of the rows of a folder, in conversations and transcripts longer than the
+            context, above which a run does not start; such documents are left out, not cut.
         first_batch: Index of the first micro-batch within the order, counted over all ranks: a second stage
             can continue where the first one, with the same data and seed, stopped.
         short_first_batches: Number of initial micro-batches (all ranks together, at most one round) that take
@@ -67,6 +70,8 @@ class TokenDataModule(OrderedDataModule):
 
     Attributes:
         left_out: Number of documents longer than the context, or without a target; set by `setup`.
+        given: Names of the arguments in the user's files and options, set by the command line. Arguments that
+            differ from their default count as set in any case.
     """
 
     kind: str = "interleaved"
@@ -92,6 +97,7 @@ class TokenDataModule(OrderedDataModule):
         speech_text: bool = False,
         asr_items: int = 0,
         asr_prompt: str = "",
+        max_left_out_share: float = 0.2,
     ) -> None:
         super().__init__(seed, workers, max_bad_share, first_batch)
         if min(context, batch_size, validation_batch_size) < 1 or context < 2:
@@ -101,6 +107,8 @@ class TokenDataModule(OrderedDataModule):
             )
         if not 0 <= min_fill <= 1:
             raise UserError(f"data.min_fill is {min_fill}, expected 0 to 1")
+        if not 0 <= max_left_out_share <= 1:
+            raise UserError(f"data.max_left_out_share is {max_left_out_share}, expected a share from 0 to 1")
         if first_batch < 0:
             raise UserError(f"data.first_batch is {first_batch}, expected 0 or more")
         if heldout_items < 0:
@@ -116,8 +124,9 @@ class TokenDataModule(OrderedDataModule):
         self.batch_size, self.validation_batch_size = batch_size, validation_batch_size
         self.short_first_batches, self.speech_text = short_first_batches, speech_text
         self.asr_item_count, self.asr_prompt = asr_items, asr_prompt
+        self.max_left_out_share = max_left_out_share
         self.connect(context, max_bad_share, backbone, speech_tokenizer, log_mel)
-        self.left_out = 0
+        self.left_out, self.given = 0, frozenset[str]()
         self.sources: list[PackedDocuments] = []
         self.epochs: list[float] = []  # number of times a round contains each source
         self.order: PackOrder | None = None
@@ -143,11 +152,25 @@ class TokenDataModule(OrderedDataModule):
         """Options of `make_documents` for this kind, without sources, backbone and speech tokenizer."""
         return {}
 
+    def stated_options(self) -> dict[str, Any]:
+        """Arguments whose value is not true of the training documents, which are read from folders.
+
+        The value is what the documents state instead; None if they differ among themselves.
+        """
+        folders = [Path(entry) for entry in self.train if (Path(entry) / META).is_file()]
+        is_made_here = len(folders) < len(self.train)
+        return stated_options(folders, self.kind, self.options(), is_made_here)
+
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def documents(self, entry: str, part: Literal["train", "validation"]) -> Path:
-        """Folder of an entry's token documents; if it does not exist, one process of a node makes it."""
+        """Folder of an entry's token documents; if it does not exist, one process of a node makes it.
+
+        Raises:
+            UserError: if it is a folder of documents that were made with other options than the user has set.
+        """
         if (Path(entry) / META).is_file():
+            check_made_with(Path(entry), self.kind, self.options(), self.given)
             return Path(entry)
         if Path(entry).is_dir():
             raise UserError(
@@ -179,18 +202,18 @@ class TokenDataModule(OrderedDataModule):
                 f"data.train of {type(self).__name__} is empty: expected folders of token documents, or what "
                 "they are made of"
             )
-        self.sources = [
-            PackedDocuments(self.documents(e, "train"), self.context, self.max_bad_share, self.min_fill)
-            for e in self.train
-        ]
+        self.sources = [self._packed(entry, "train", self.min_fill) for entry in self.train]
         self.epochs = [1.0] * len(self.sources)
 
     def load_validation(self) -> list[PackedDocuments]:
         """Opens and packs the validation documents; a mixture calls it on its parts."""
-        return [
-            PackedDocuments(self.documents(e, "validation"), self.context, self.max_bad_share)
-            for e in self.validation
-        ]
+        return [self._packed(entry, "validation") for entry in self.validation]
+
+    def _packed(
+        self, entry: str, part: Literal["train", "validation"], min_fill: float = 0.0
+    ) -> PackedDocuments:
+        folder, left_out = self.documents(entry, part), self.max_left_out_share
+        return PackedDocuments(folder, self.context, self.max_bad_share, min_fill, left_out)
 
     def setup(self, stage: str) -> None:
         if not self._validation:
@@ -293,6 +316,13 @@ class TokenDataModule(OrderedDataModule):
             fingerprints["order"] = f"{self.order.fingerprint}-{self.context}x{self.batch_size}"
         return fingerprints
 
+    def order_settings(self) -> dict[str, Any]:
+        own = {"train": self.train, "context": self.context, "batch_size": self.batch_size}
+        own |= {"min_fill": self.min_fill, "epochs": list(self.epochs)}
+        if self.short_first_batches:
+            own["short_first_batches"] = self.short_first_batches
+        return own | super().order_settings()
+
     @property
     def _held_out_sources(self) -> list[str]:
         """Entries of `heldout` that contain sentences; folders of token documents do not."""
@@ -352,6 +382,40 @@ class TokenDataModule(OrderedDataModule):
         assert order is not None, "call setup('fit') first"
         keys = (key for n in batches for key in order.keys(n))
         return sum(int(self.sources[source].packs.targets[pack]) for source, pack in keys)
+
+    # --- resume ---------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the position in the order of packs, also with another `batch_size`.
+
+        The order is one of packs, which batches take one after the other. So a resume with another batch size
+        continues it exactly if the packs consumed so far are a whole number of the new batches.
+        """
+        order = str(state_dict["fingerprints"].get("order"))
+        size = _batch_size_of(order)
+        if self.order is not None and size not in (None, self.batch_size):
+            renamed = f"{order.removesuffix(f'x{size}')}x{self.batch_size}"
+            if renamed == self.fingerprints()["order"]:
+                batches, rest = divmod(state_dict["next_batch"] * size, self.batch_size)
+                if rest:
+                    raise UserError(
+                        f"data.batch_size {size} -> {self.batch_size}: the checkpoint has consumed "
+                        f"{state_dict['next_batch'] * size} packs, expected a multiple of "
+                        f"{self.batch_size}; resume with a batch_size that divides it, such as 1 or {size}"
+                    )
+                rank_zero_info(
+                    f"resumed with data.batch_size {size} -> {self.batch_size}: the order continues at pack "
+                    f"{batches * self.batch_size}"
+                )
+                fingerprints = state_dict["fingerprints"] | {"order": renamed}
+                state_dict = state_dict | {"next_batch": batches, "fingerprints": fingerprints}
+        super().load_state_dict(state_dict)
+
+    def _changes(self, saved: dict[str, Any]) -> str:
+        changes = super()._changes(saved)
+        if self.short_first_batches and saved.get("batch_size", self.batch_size) != self.batch_size:
+            changes += " (with short_first_batches, batch_size cannot change)"
+        return changes
 
     # --- speech with its text -------------------------------------------------------------------------------
 
@@ -420,3 +484,9 @@ class TokenDataModule(OrderedDataModule):
 
     def collate_function(self) -> Callable[[list[Any]], Any]:
         return CollatePacks(self.context, self.format)
+
+
+def _batch_size_of(order: str) -> int | None:
+    """Batch size in a fingerprint of the order, which ends with CONTEXTxBATCH_SIZE."""
+    size = order.rpartition("x")[2]
+    return int(size) if size.isdigit() else None

@@ -45,8 +45,9 @@ from lit_moss.runs.provenance import provenance
 
 _FOLDER = "run_folder"  # tag: the folder in which the run was last trained
 
-# Trainer options that determine what a step computes.
+# Options besides the model's that determine what a step computes, and may change on a resume.
 _OF_STEPS = (
+    "data.init_args.batch_size",
     "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm",
     "trainer.precision",
