@@ -33,8 +33,8 @@ class Utterance:
         text: Transcript as written; None: none.
         speaker: Name of the speaker; None: unknown.
         lang: ISO 639-1 code; None: unknown.
-        channel: Number of the channel, from 0; None: the first one.
         extra: All other keys of the line.
+        channel: Number of the channel, from 0; None: the first one.
     """
 
     audio: Path
@@ -43,8 +43,8 @@ class Utterance:
     text: str | None = None
     speaker: str | None = None
     lang: str | None = None
-    channel: int | None = None
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
+    channel: int | None = None
 
     @property
     def id(self) -> str:

@@ -7,7 +7,7 @@ def documents_out(counts: Mapping[str, float]) -> tuple[str, float] | None:
     """What a step has written into folders of documents, such as `12 documents`, and hours of speech in them.
 
     Args:
-        counts: Of the stage, see `lit_moss.prepare.document_folders.FolderCounts.named`.
+        counts: Counts of the stage, see `lit_moss.prepare.document_folders.FolderCounts.named`.
 
     Returns:
         None for a step that has written none.

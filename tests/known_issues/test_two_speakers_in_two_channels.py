@@ -177,7 +177,7 @@ def test_data_modules_and_clips_read_the_channel(tmp_path, call, mono):
     data.setup("fit")
     loaders = data.val_dataloader()
     [batch] = list(loaders[0] if isinstance(loaders, list) else loaders)
-    assert torch.equal(batch.wave_BL[0], batch.wave_BL[1])
+    assert torch.equal(batch.wave_BT[0], batch.wave_BT[1])
     assert [clip.channel for clip in read_clips(source)] == [1, None]
 
 
