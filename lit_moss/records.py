@@ -176,6 +176,13 @@ class Record:
             raise self.error(key, "seconds, a number from 0 on")
         return value
 
+    def whole_number(self, key: str) -> int | None:
+        """A whole number from 0 on; None if there is none."""
+        value = self.content.get(key)
+        if value is not None and (type(value) is not int or value < 0):
+            raise self.error(key, "a whole number, 0 or more")
+        return value
+
     def name(self, key: str) -> str | None:
         """A name, which may be written as a whole number: 0 is `"0"`; None if there is none."""
         value = self.content.get(key)

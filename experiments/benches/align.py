@@ -45,7 +45,13 @@ def borders(words: Words) -> list[float | None]:
 
 def pauses(item: Item) -> list[float]:
     """Middles of the pauses of an utterance, in seconds."""
-    wave_T = io.read(item["audio_filepath"], RATE_HZ, item.get("offset") or 0.0, item.get("duration")).numpy()
+    wave_T = io.read(
+        item["audio_filepath"],
+        RATE_HZ,
+        item.get("offset") or 0.0,
+        item.get("duration"),
+        channel=item.get("channel"),
+    ).numpy()
     frames = wave_T[: len(wave_T) // FRAME_SAMPLES * FRAME_SAMPLES].reshape(-1, FRAME_SAMPLES)
     level_db = 20 * np.log10(np.sqrt((frames**2).mean(axis=1)) + 1e-6)
     quiet = level_db < np.percentile(level_db, 95) - QUIET_DB

@@ -65,7 +65,10 @@ def main() -> int:
     args = parser.parse_args()
     tokenizer = open_tokenizer(args.tokenizer)
     clips = read_manifest(args.manifest)[: args.clips]
-    waves = [io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec) for u in clips]
+    waves = [
+        io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec, channel=u.channel)
+        for u in clips
+    ]
     print(f"| change, {len(waves)} clips | share of codes changed |\n|---|---|")
     for name, changes in CHANGES.items():
         print(f"| {name} | {changed_share(tokenizer, waves, changes):.3f} |", flush=True)

@@ -28,7 +28,7 @@ def talks(manifest: Path, seconds: float, count: int) -> list[Tensor]:
     """Waves at 24 kHz of joined utterances, `seconds` each."""
     waves, joined = [], []
     for utterance in read_manifest(manifest):
-        span = (utterance.offset_sec, utterance.duration_sec)
+        span = (utterance.offset_sec, utterance.duration_sec, None, utterance.channel)
         joined.append(io.read(utterance.audio, rates.DECODER_RATE_HZ, *span))
         if sum(map(len, joined)) >= seconds * rates.DECODER_RATE_HZ:
             waves.append(torch.cat(joined)[: int(seconds * rates.DECODER_RATE_HZ)])

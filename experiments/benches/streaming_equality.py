@@ -30,7 +30,10 @@ def main() -> int:
     args = parser.parse_args()
     tokenizer = open_tokenizer(args.speech_tokenizer, args.log_mel)
     utterances = read_manifest(args.manifest)
-    waves = [io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec) for u in utterances]
+    waves = [
+        io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec, channel=u.channel)
+        for u in utterances
+    ]
     offline = tokenizer.encode(waves, rates.TOKENIZER_RATE_HZ)
     total = sum(map(len, offline))
     tokenizer.exact = False

@@ -126,14 +126,15 @@ def read(
     offset_sec: float = 0.0,
     duration_sec: float | None = None,
     longest_sec: float | None = None,
+    channel: int | None = None,
 ) -> Tensor:
-    """Resampled samples of the first channel: float32 (T,) in [-1, 1].
+    """Resampled samples of one channel: float32 (T,) in [-1, 1].
 
-    Only the first channel is used, as in the released tokenizer; a line on stderr reports a silent first
-    channel next to one that is not. The file is decoded and resampled in blocks, so that memory holds little
-    more than the result. The samples equal those of decoding the whole file at once, bit for bit; for an MP3
-    longer than a block, within 6e-8 (libsndfile's decoder rounds differently after a seek, and soundfile
-    seeks after each block).
+    Where no channel is given, the first one is used, as in the released tokenizer; a line on stderr reports
+    a silent first channel next to one that is not. The file is decoded and resampled in blocks, so that
+    memory holds little more than the result. The samples equal those of decoding the whole file at once, bit
+    for bit; for an MP3 longer than a block, within 6e-8 (libsndfile's decoder rounds differently after a
+    seek, and soundfile seeks after each block).
 
     Args:
         path: Sound file.
@@ -141,12 +142,13 @@ def read(
         offset_sec: Start within the file in seconds.
         duration_sec: Length in seconds; None: to the end of the file.
         longest_sec: Maximum length in seconds; None: unlimited.
+        channel: Number of the channel, from 0; None: the first one.
 
     Raises:
-        UnreadableAudio: if the file is missing, empty or damaged, the part is outside of it (see `span_sec`),
-            or samples are not finite or far beyond [-1, 1].
+        UnreadableAudio: if the file is missing, empty or damaged, has no such channel, the part is outside of
+            it (see `span_sec`), or samples are not finite or far beyond [-1, 1].
     """
-    pieces = list(read_blocks(path, rate_hz, offset_sec, duration_sec, longest_sec))
+    pieces = list(read_blocks(path, rate_hz, offset_sec, duration_sec, longest_sec, channel))
     pieces = [piece for piece in pieces if len(piece)] or pieces[:1]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
@@ -157,6 +159,7 @@ def read_blocks(
     offset_sec: float = 0.0,
     duration_sec: float | None = None,
     longest_sec: float | None = None,
+    channel: int | None = None,
 ) -> Iterator[Tensor]:
     """Yields the samples that `read` returns, in blocks (n,) of any length; memory does not grow with the
     file.
@@ -167,11 +170,15 @@ def read_blocks(
         offset_sec: Start within the file in seconds.
         duration_sec: Length in seconds; None: to the end of the file.
         longest_sec: Maximum length in seconds; None: unlimited.
+        channel: Number of the channel, from 0; None: the first one.
 
     Raises:
         UnreadableAudio: as in `read`; a file that ends too early is only detected after its last block.
     """
+    index = channel or 0
     with _opened(path) as file:
+        if not 0 <= index < file.channels:
+            raise UnreadableAudio(f"{path}: no channel {index}: it has {file.channels}, counted from 0")
         start, wanted, least = _span(path, file, offset_sec, duration_sec)
         if wanted < file.frames:  # for a whole file, the decoded samples are counted
             _probe(path, file)
@@ -186,7 +193,7 @@ def read_blocks(
             if not len(block):
                 break
             got += len(block)
-            wave_T = torch.from_numpy(np.ascontiguousarray(block[:, 0]))
+            wave_T = torch.from_numpy(np.ascontiguousarray(block[:, index]))
             reason = waves.level_fault(wave_T)
             if reason:
                 raise UnreadableAudio(f"{path}: {reason}")
@@ -201,7 +208,64 @@ def read_blocks(
     # A damaged stream ends early without an error; its header states the length.
     if got < min(wanted, least):
         raise UnreadableAudio(f"{path}: {got} samples decoded of {wanted} that the header states")
-    _note_silence(path, peaks)
+    if channel is None:
+        _note_silence(path, peaks)
+
+
+_PROBE_SEC = 10.0  # length of a part in which channels are compared
+_QUIETEST_RMS = 10 ** (-50 / 20)  # a quieter channel counts as silent
+_LEAST_OWN_SHARE = 0.5  # of the energy of a channel, that the first one lacks
+
+
+def channels_differ(path: str | Path) -> bool:
+    """Whether a file has a channel whose sound is not in the first one, such as a speaker on the other side.
+
+    Compared are up to three parts of 10 s. A channel y differs from the first one, x, if its level is above
+    -50 dB of full scale and 1 - (x·y)² / (|x|² |y|²), the share of its energy that no multiple of x explains,
+    is above one half. So channels that are equal but for their level do not differ.
+
+    Returns:
+        False for a file of one channel, and for one that cannot be read.
+    """
+    try:
+        status = os.stat(path)
+        return _channels_differ(str(path), status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError):
+        return False
+
+
+# Parts of one recording are asked for one after another.
+@lru_cache(maxsize=4096)
+def _channels_differ(path: str, size: int, modified_ns: int) -> bool:
+    try:
+        with _opened(path) as file:
+            if file.channels < 2 or not 0 < file.frames < _UNKNOWN_FRAMES:
+                return False
+            length = round(_PROBE_SEC * file.samplerate)
+            starts = (0, file.frames // 2 - length // 2, file.frames - length)
+            at = 0
+            for start in sorted({max(0, start) for start in starts}):
+                file.seek(start) if file.seekable() else _skip(file, max(0, start - at))
+                block = file.read(length, dtype="float32", always_2d=True)
+                at = start + len(block)
+                if len(block) and _has_own_sound(block.astype(np.float64)):
+                    return True
+    except UnreadableAudio:
+        pass
+    return False
+
+
+def _has_own_sound(block_TC: np.ndarray) -> bool:
+    first_T = block_TC[:, 0]
+    first_energy = first_T @ first_T
+    for other_T in block_TC.T[1:]:
+        energy = other_T @ other_T
+        if not energy > len(block_TC) * _QUIETEST_RMS**2:
+            continue
+        common = (first_T @ other_T) ** 2 / (first_energy * energy) if first_energy else 0.0
+        if 1 - common > _LEAST_OWN_SHARE:
+            return True
+    return False
 
 
 def write(path: str | Path, wave: Tensor, rate_hz: int) -> None:

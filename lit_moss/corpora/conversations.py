@@ -1,6 +1,7 @@
 """Conversations: JSON lines of {"messages": [{"role", "content", "audio_filepath"}, …]}.
 
-A message has a text (`content`), a recording (with `offset` and `duration`, if it is a part of its file), or
+A message has a text (`content`), a recording (with `offset` and `duration`, if it is a part
+of its file, and `channel`, if it is not in the first one), or
 both. Paths are relative to the file's folder. A line may have an `id`, its name.
 """
 
@@ -67,5 +68,8 @@ def _message(fields: Record, folder: Path) -> Message:
         raise fields.error("content", "a text, or an audio_filepath beside it")
     recording = None
     if audio:
-        recording = Utterance(absolute_path(folder, audio), float(offset_sec or 0.0), duration_sec)
+        channel = fields.whole_number("channel")
+        recording = Utterance(
+            absolute_path(folder, audio), float(offset_sec or 0.0), duration_sec, channel=channel
+        )
     return Message(role, text, recording)

@@ -4,7 +4,8 @@
      "speaker": "ljs", "lang": "en"}
 
 `audio_filepath` is absolute or relative to the manifest's folder. `offset` and `duration` are seconds;
-without a `duration` the utterance ends with its file. Unknown keys are kept and written back.
+without a `duration` the utterance ends with its file. `channel` is the number of a channel, from 0; without
+one the first is read. Unknown keys are kept and written back.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ class Utterance:
         speaker: Speaker's name; None if unknown.
         lang: ISO 639-1 code; None if unknown.
         extra: Every other key of the line.
+        channel: Number of the channel, from 0; None for the first one.
     """
 
     audio: Path
@@ -42,23 +44,29 @@ class Utterance:
     speaker: str | None = None
     lang: str | None = None
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
+    channel: int | None = None
 
     @property
     def id(self) -> str:
-        """Stable name of the utterance: file stem, and the offset where it is not 0.
+        """Stable name of the utterance: file stem, and the offset and the channel where they are not 0.
 
         A name to show, not a key: files of different folders may share it.
         """
-        return printable(self.audio.stem) + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
+        return printable(self.audio.stem) + self._part
 
     @property
     def key(self) -> str:
-        """Unique key of the utterance: its file, and its offset."""
-        return printable(self.audio) + (f"@{self.offset_sec:.3f}" if self.offset_sec else "")
+        """Unique key of the utterance: its file, offset and channel."""
+        return printable(self.audio) + self._part
+
+    @property
+    def _part(self) -> str:
+        offset = f"@{self.offset_sec:.3f}" if self.offset_sec else ""
+        return offset + (f"#{self.channel}" if self.channel else "")
 
 
 USES = ("interleave", "speech")  # values of `use`, what the transcript is trusted with
-_KEYS = ("audio_filepath", "offset", "duration", "text", "speaker", "lang")
+_KEYS = ("audio_filepath", "offset", "duration", "text", "speaker", "lang", "channel")
 
 
 def read_manifest(path: str | Path) -> list[Utterance]:
@@ -103,6 +111,7 @@ def utterance_of(record: Record, folder: Path) -> Utterance:
         text=record.text("text"),
         speaker=record.text("speaker"),
         lang=record.text("lang"),
+        channel=record.whole_number("channel"),
         extra={key: value for key, value in record.content.items() if key not in _KEYS},
     )
 
@@ -191,6 +200,7 @@ def _line(u: Utterance, base: Path) -> dict[str, Any]:
         "text": u.text,
         "speaker": u.speaker,
         "lang": u.lang,
+        "channel": u.channel,
     }
     return {key: value for key, value in fields.items() if value is not None} | u.extra
 

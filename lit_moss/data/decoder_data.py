@@ -204,7 +204,9 @@ class _DecoderSet(SpeechSet):
         cut, all_coded = self._parts[shift]
         u, part = self.utterances[index], cut[index]
         try:
-            wave24_T = io.read(part.audio, rates.DECODER_RATE_HZ, part.offset_sec, part.duration_sec)
+            wave24_T = io.read(
+                part.audio, rates.DECODER_RATE_HZ, part.offset_sec, part.duration_sec, channel=part.channel
+            )
         except io.UnreadableAudio as error:
             return u, _too_short(u) or str(error)
         if len(wave24_T) < SHORTEST_SAMPLES:

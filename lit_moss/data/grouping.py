@@ -17,7 +17,12 @@ _T = TypeVar("_T")
 
 def document_key(utterance: Utterance) -> str:
     """Group of an utterance: its `document`, otherwise its file name before the last dash, otherwise its
-    speaker."""
+    speaker. Channels of a file are speakers at the same time: utterances that state one have a group each."""
+    channel = "" if utterance.channel is None else f"#{utterance.channel}"
+    return _recording_key(utterance) + channel
+
+
+def _recording_key(utterance: Utterance) -> str:
     if utterance.extra.get("document") is not None:
         return str(utterance.extra["document"])
     stem = printable(utterance.audio.stem)

@@ -122,7 +122,11 @@ class PromptDataModule(LightningDataModule):
         for record in json_lines(path, "an object with text or audio_filepath"):
             name, system = record.name("id") or f"{path.stem}-{record.number}", record.text("system")
             text, audio = record.text("text"), record.path("audio_filepath")
-            span = (record.seconds("offset") or 0.0, record.seconds("duration"))
+            span = (
+                record.seconds("offset") or 0.0,
+                record.seconds("duration"),
+                record.whole_number("channel"),
+            )
             choice = record.choice("reply", ("text", "speech")) or self.reply
             reply: Modality = "text" if choice == "text" else "speech"
             form_name = record.choice("reply_form", FORMS)
@@ -137,11 +141,13 @@ class PromptDataModule(LightningDataModule):
             rows = Renderer(self.tokenizer, self.format, form).prompt([turn], user, reply, system=system)
             yield Prompt(name, rows, reply, form.name if reply == "speech" else "direct")
 
-    def _encode(self, path: Path, offset_sec: float, duration_sec: float | None) -> list[int]:
+    def _encode(
+        self, path: Path, offset_sec: float, duration_sec: float | None, channel: int | None
+    ) -> list[int]:
         from lit_moss.audio import io, rates
 
         try:
-            wave = io.read(path, rates.TOKENIZER_RATE_HZ, offset_sec, duration_sec)
+            wave = io.read(path, rates.TOKENIZER_RATE_HZ, offset_sec, duration_sec, channel=channel)
         except io.UnreadableAudio as error:
             raise UserError(str(error)) from error
         assert self._speech_tokenizer is not None, "call setup first"

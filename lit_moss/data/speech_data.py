@@ -378,7 +378,7 @@ class SpeechSet(Dataset):
     def __getitem__(self, key: SampleKey) -> tuple[Utterance, Tensor | str, Any, Any]:
         u = self.utterances[key[0]]
         try:
-            wave = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec)
+            wave = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec, channel=u.channel)
             return (u, wave, [], []) if self.augmentation is None else (u, *self.augmentation(wave, key))
         except io.UnreadableAudio as error:
             return u, str(error), [], []

@@ -193,10 +193,12 @@ class _CropSet(SpeechSet):
         try:
             if self._decoded is not None and mel_MT is None:
                 # Reading it again gives the reason; a file that is readable by now still has no mel.
-                io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec)
+                io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec, channel=u.channel)
                 return u, f"{u.audio}: could not be read when the decoder's mels were computed"
             if self._crops is None:
-                wave_T = io.read(u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec)
+                wave_T = io.read(
+                    u.audio, rates.DECODER_RATE_HZ, u.offset_sec, u.duration_sec, channel=u.channel
+                )
                 return u, *_whole(wave_T, mel_MT)
             return u, *_crop(u, key, self._crops, mel_MT)
         except io.UnreadableAudio as error:
@@ -232,7 +234,9 @@ def _crop(
     # Reading beyond the end would count as damage.
     seconds = min((end - begin) / FRAMES_PER_SEC, (utterance.duration_sec or 0.0) - begin_sec)
     offset_sec = utterance.offset_sec + begin_sec
-    wave_T = io.read(utterance.audio, rates.DECODER_RATE_HZ, offset_sec, seconds) * gain
+    wave_T = (
+        io.read(utterance.audio, rates.DECODER_RATE_HZ, offset_sec, seconds, channel=utterance.channel) * gain
+    )
     wave_T = nnf.pad(wave_T, (0, max(0, (end - begin) * HOP - len(wave_T))))
     inside = first - begin
     samples = slice(inside * HOP, (inside + crops.frames) * HOP)

@@ -128,7 +128,9 @@ class ChangedWaves:
     def _in_a_room(self, wave_T: Tensor, rng: np.random.Generator) -> Tensor:
         if self._rooms:
             u = self._rooms[int(rng.integers(len(self._rooms)))]
-            response_T = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec)
+            response_T = io.read(
+                u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec, channel=u.channel
+            )
             return reverberated(wave_T, from_direct_sound(response_T))
         rt60_sec = _between(rng, self._changes.reverb_rt60_sec)
         direct_db = _between(rng, self._changes.reverb_direct_db)
@@ -176,6 +178,7 @@ def _part_of(recording: Utterance, samples: int, rng: np.random.Generator) -> Te
         rates.TOKENIZER_RATE_HZ,
         recording.offset_sec + start_sec,
         min(wanted_sec, held_sec),
+        channel=recording.channel,
     )
     return noise_T.repeat(-(-samples // max(1, len(noise_T))))[:samples]
 

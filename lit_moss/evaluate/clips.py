@@ -26,6 +26,7 @@ class Clip:
         prompt: Sound file of the voice; None for none.
         offset_sec: Start inside the file.
         duration_sec: Length; None to the end of the file.
+        channel: Number of the channel, from 0; None for the first one.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Clip:
     prompt: Path | None = None
     offset_sec: float = 0.0
     duration_sec: float | None = None
+    channel: int | None = None
 
 
 def read_clips(name: str | Path, limit: int | None = None) -> list[Clip]:
@@ -47,7 +49,8 @@ def read_clips(name: str | Path, limit: int | None = None) -> list[Clip]:
         clips = _seed_tts_eval(path)
     else:
         clips = [
-            Clip(u.id, u.audio, u.text or "", None, u.offset_sec, u.duration_sec) for u in read_manifest(path)
+            Clip(u.id, u.audio, u.text or "", None, u.offset_sec, u.duration_sec, u.channel)
+            for u in read_manifest(path)
         ]
     if not clips:
         raise UserError(f"{name} holds no clips")

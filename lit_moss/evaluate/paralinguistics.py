@@ -237,7 +237,13 @@ def result_of(clip: Clip, codec: Codec | None, measures: Measures) -> Result:
     try:
         if codec is None:
             wave_T, codes_N = (
-                io.read(clip.audio, rates.DECODER_RATE_HZ, clip.offset_sec, clip.duration_sec),
+                io.read(
+                    clip.audio,
+                    rates.DECODER_RATE_HZ,
+                    clip.offset_sec,
+                    clip.duration_sec,
+                    channel=clip.channel,
+                ),
                 None,
             )
         else:

@@ -270,7 +270,7 @@ def read_clip(clip: Clip, codec: Codec) -> tuple[Tensor, Tensor | None]:
     Raises:
         UnreadableAudio: if the clip cannot be read, or is shorter than a code.
     """
-    span = (clip.offset_sec, clip.duration_sec)
+    span = (clip.offset_sec, clip.duration_sec, None, clip.channel)
     wave_T = io.read(clip.audio, rates.DECODER_RATE_HZ, *span)
     if len(wave_T) < rates.DECODER_SAMPLES_PER_CODE:
         raise io.UnreadableAudio(f"{clip.audio}: shorter than a code of 80 ms")

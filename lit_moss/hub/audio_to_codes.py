@@ -72,7 +72,11 @@ def encode_audio(
     for utterance in utterances:
         try:
             wave_T = io.read(
-                utterance.audio, rates.TOKENIZER_RATE_HZ, utterance.offset_sec, utterance.duration_sec
+                utterance.audio,
+                rates.TOKENIZER_RATE_HZ,
+                utterance.offset_sec,
+                utterance.duration_sec,
+                channel=utterance.channel,
             )
         except io.UnreadableAudio as error:
             yield EncodedAudio(utterance, None, reason=str(error))
@@ -150,4 +154,6 @@ def code_line(encoded: EncodedAudio, speech_tokenizer: str) -> dict[str, Any]:
     }
     if encoded.utterance.offset_sec:
         line["offset"] = encoded.utterance.offset_sec
+    if encoded.utterance.channel is not None:
+        line["channel"] = encoded.utterance.channel
     return line

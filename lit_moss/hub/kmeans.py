@@ -109,7 +109,7 @@ def _pooled_frames(tokenizer: "SpeechTokenizer", utterances: Sequence["Utterance
             try:
                 # The network takes 30 s at once; the beginning of a longer utterance is sufficient.
                 wave = io.read(
-                    u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec, longest_sec=_LONGEST_SEC
+                    u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec, _LONGEST_SEC, u.channel
                 )
                 waves.append(wave)
             except io.UnreadableAudio as error:

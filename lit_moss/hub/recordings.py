@@ -161,7 +161,9 @@ class RecordingCache:
                     print(f"{self.kind}: {done} of {len(ordered)} recordings", file=sys.stderr, flush=True)
                 u = utterances[i]
                 try:
-                    batch[i] = io.read(u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec)
+                    batch[i] = io.read(
+                        u.audio, rates.TOKENIZER_RATE_HZ, u.offset_sec, u.duration_sec, channel=u.channel
+                    )
                 except io.UnreadableAudio as error:
                     yield i, Entry(None, str(error), isinstance(error, io.RefusedAudio))
                     continue

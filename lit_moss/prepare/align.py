@@ -90,7 +90,7 @@ class AlignStage(Stage):
 
     name = "align"
     needs = ("audio_filepath",)
-    version = 5
+    version = 6
     summary = "times of words, by CTC"
     Options = AlignOptions
     options: AlignOptions

@@ -104,6 +104,7 @@ class CTCAligner:
             item.get("offset") or 0.0,
             item.get("duration"),
             LONGEST_SEC + 1,
+            item.get("channel"),
         )
         if len(wave_T) > rates.MAX_SEGMENT_SAMPLES:
             raise CannotAlign("longer than an aligner takes", item.get("duration"), LONGEST_SEC)

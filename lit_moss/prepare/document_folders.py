@@ -332,18 +332,19 @@ def _place(name: str) -> float:
 def recording_of(item: Item) -> str:
     """Name of the recording, text or speaker that an utterance belongs to."""
     extra = {} if item.get("document") is None else {"document": item["document"]}
-    return document_key(Utterance(Path(item["audio_filepath"]), speaker=item.get("speaker"), extra=extra))
+    path, speaker, channel = Path(item["audio_filepath"]), item.get("speaker"), item.get("channel")
+    return document_key(Utterance(path, speaker=speaker, channel=channel, extra=extra))
 
 
 def source_of(item: Item) -> str:
     """What decides whether an item is held out: its `text_id`, else the document or recording that it is of.
 
     The same for a text and for speech that `synthesize` makes of it: one that is held out as speech is not
-    trained as text.
+    trained as text. Both channels of a recording are in one part.
     """
     if item.get("text_id") is not None:
         return str(item["text_id"])
-    return recording_of(item) if item.get("audio_filepath") else name_of_text(item)
+    return recording_of(item | {"channel": None}) if item.get("audio_filepath") else name_of_text(item)
 
 
 def name_of_text(item: Item) -> str:

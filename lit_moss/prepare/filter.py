@@ -27,6 +27,7 @@ from lit_moss.corpora.everyday import EVERYDAY, everyday_corpus
 from lit_moss.errors import UserError
 from lit_moss.hub.whisper import whisper_fingerprint
 from lit_moss.prepare import sound_checks
+from lit_moss.prepare.channel_note import note_channels
 from lit_moss.prepare.items import read_items, speech_sec
 from lit_moss.prepare.joined_asr import GAP_SEC, WINDOW_SEC, Heard, JoinedAsr
 from lit_moss.prepare.language import text_language
@@ -139,7 +140,7 @@ class FilterStage(Stage):
 
     name = "filter"
     needs = ("audio_filepath", "messages")
-    version = 6
+    version = 7
     Options = FilterOptions
 
     def __init__(self, options: FilterOptions, storage: Storage) -> None:
@@ -195,6 +196,7 @@ class FilterStage(Stage):
                 rejected = checked if place is None else checked | {"failed_message": place}
                 result.rejected.append(Rejection(rejected, fault.reason, fault.value, fault.threshold))
         result.counts = dict(counts)
+        note_channels((part for _, _, part in named), result)
         return result
 
     @staticmethod
@@ -249,7 +251,8 @@ class FilterStage(Stage):
         """Samples at the file's own rate, and the rate."""
         path = local_copy(spoken["audio_filepath"])
         rate_hz = io.info(path).rate_hz
-        return io.read(path, rate_hz, spoken.get("offset") or 0.0, spoken.get("duration")), rate_hz
+        span = (spoken.get("offset") or 0.0, spoken.get("duration"))
+        return io.read(path, rate_hz, *span, channel=spoken.get("channel")), rate_hz
 
     def _speech_share(self, wave: np.ndarray) -> float:
         """Share of the frames between the silent edges in which silero hears a voice."""

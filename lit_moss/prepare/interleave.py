@@ -88,6 +88,7 @@ class InterleaveStage(WholeStage):
     """Writes `interleaved/` and `unsupervised/`; its manifest is empty."""
 
     name = "interleave"
+    version = 2
     Options = InterleaveOptions
 
     def __init__(self, options: InterleaveOptions, storage: Storage) -> None:

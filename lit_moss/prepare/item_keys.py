@@ -47,6 +47,7 @@ def _check_values(record: Record) -> None:
             raise record.error(key, "a string")
     for key in _TIMES:
         record.seconds(key)
+    record.whole_number("channel")
     for key in _NUMBERS:
         value = record.content.get(key)
         if value is not None and not is_number(value):

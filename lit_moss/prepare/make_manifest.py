@@ -4,7 +4,8 @@ The readers in `lit_moss.corpora.readers` say which utterances a corpus has; her
 from the files' headers, the count of unreadable files, cuts at pauses, the validation share, the closing
 lines.
 
-Only headers are read, except of files that `max_sec` cuts: `tokenize` finds a file that is damaged further
+Only headers are read, except of files that `max_sec` cuts, and up to 30 s of those with several channels:
+`tokenize` finds a file that is damaged further
 on.
 """
 
@@ -91,11 +92,15 @@ class _Measured:
         groups: Readable utterances with their lengths; several in a group are the pieces of a long one.
         bad: Unreadable ones: `path: reason`.
         uncut: Names of those that are too long, but kept whole because their text cannot be cut with them.
+        sides: Files whose channels differ, of utterances that state no channel; in order.
+        files: Number of files.
     """
 
     groups: list[list[Utterance]] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     uncut: list[str] = field(default_factory=list)
+    sides: list[str] = field(default_factory=list)
+    files: int = 0
 
 
 def _check_options(options: ManifestOptions) -> None:
@@ -124,21 +129,25 @@ def _measure_all(corpus: Corpus, options: ManifestOptions) -> _Measured:
     """
     from tqdm import tqdm
 
-    from lit_moss.audio.io import UnreadableAudio, info
+    from lit_moss.audio.io import UnreadableAudio, channels_differ, info
 
     header = lru_cache(maxsize=16)(info)  # many cuts of one long file ask for the same header
     limit_sec = float("inf") if options.max_sec is None else options.max_sec
-    measured = _Measured()
+    measured, files = _Measured(), set[Path]()
     for u in tqdm(READERS[corpus.kind](corpus), desc=corpus.kind, unit=" files", disable=None):
         try:
             seconds = _duration_sec(u, header)
             u = replace(u, duration_sec=seconds, lang=options.lang or u.lang)
             long = seconds > limit_sec
             measured.groups.append(_cut(u, header(u.audio), limit_sec) if long and u.text is None else [u])
+            if u.audio not in files and u.channel is None and header(u.audio).channels > 1:
+                measured.sides += [str(u.audio)] if channels_differ(u.audio) else []
+            files.add(u.audio)
             if long and u.text is not None:
                 measured.uncut.append(f"{u.id} ({seconds:.1f} s)")
         except UnreadableAudio as error:
             measured.bad.append(str(error))
+    measured.files = len(files)
     _check_measured(measured, corpus.source, options.max_bad_share)
     return measured
 
@@ -170,7 +179,7 @@ def _cut(u: Utterance, file: AudioInfo, max_sec: float) -> list[Utterance]:
     bounds = [start]
     while bounds[-1] < end:
         samples = min(block, end - bounds[-1])
-        wave_T = read(u.audio, rate_hz, bounds[-1] / rate_hz, samples / rate_hz)
+        wave_T = read(u.audio, rate_hz, bounds[-1] / rate_hz, samples / rate_hz, channel=u.channel)
         block_start, last = bounds[-1], bounds[-1] + samples == end
         pieces = cut_at_pauses(wave_T, rate_hz, max_sec)
         bounds += [block_start + cut for _, cut in pieces[:-1]] + ([end] if last else [])
@@ -240,6 +249,12 @@ def _print_notes(measured: _Measured, max_sec: float | None) -> None:
     if measured.uncut:
         kept = f"kept {counted(len(measured.uncut), 'utterance')} longer than {max_sec:g} s whole"
         print(f"{kept}, their text cannot be cut without word times: {first_few(measured.uncut)}")
+    if measured.sides:
+        which = f"{len(measured.sides)} of {counted(measured.files, 'file')} have channels that differ"
+        print(
+            f"{which}, e.g. {printable(measured.sides[0])}: the first channel is read alone; if each side is "
+            "a speaker, give each channel a line of its own with `channel` (docs/data.md#channels)"
+        )
     if measured.bad:
         total = len(measured.bad) + len(measured.groups)
         print(f"skipped {len(measured.bad)} of {total} as unreadable: {first_few(measured.bad)}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from lit_moss.data.conversation import PAIRS
 from lit_moss.errors import UserError
 from lit_moss.prepare import report_pictures as pictures
+from lit_moss.prepare.folder_counts import documents_out
 from lit_moss.prepare.language import text_language
 from lit_moss.prepare.report_data import (
     StepFiles,
@@ -27,7 +28,6 @@ from lit_moss.prepare.report_data import (
 )
 from lit_moss.prepare.report_sounds import Sounds
 from lit_moss.prepare.stage import Item, Result, WholeStage
-from lit_moss.prepare.statistics import documents_out
 from lit_moss.records import is_number
 
 _REPORT = "report.md"

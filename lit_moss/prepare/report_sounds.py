@@ -79,7 +79,7 @@ class Sounds:
             path = local_copy(part["audio_filepath"])
             rate_hz = io.info(path).rate_hz
             offset_sec, duration_sec = part.get("offset") or 0.0, part.get("duration")
-            wave = io.read(path, rate_hz, offset_sec, duration_sec, self._longest_sec)
+            wave = io.read(path, rate_hz, offset_sec, duration_sec, self._longest_sec, part.get("channel"))
         except (io.UnreadableAudio, UserError) as error:
             return f"- {stem}: {error}"
         self.written += 1

@@ -81,6 +81,7 @@ class SftStage(WholeStage):
     """Writes `sft/`; its manifest is empty."""
 
     name = "sft"
+    version = 2
     Options = SftOptions
 
     def __init__(self, options: SftOptions, storage: Storage) -> None:

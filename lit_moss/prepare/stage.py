@@ -63,6 +63,9 @@ class Result:
     speech_sec_in: float | None = None
 
 
+CHANNELS_DIFFER = "sounds whose channels differ"
+
+
 class _Named(ABC):
     """What all stages have.
 
@@ -112,7 +115,14 @@ class _Named(ABC):
             counts: The step's counts.
             examples: Its examples, see `Result`.
         """
-        return []
+        number, example = int(counts.get(CHANNELS_DIFFER, 0)), examples.get(CHANNELS_DIFFER)
+        if not number:
+            return []
+        return [
+            f"{CHANNELS_DIFFER}: {number}, e.g. {example}: of these the first channel was read alone; if "
+            "each side is a speaker, give each channel a line of its own with `channel` "
+            "(docs/data.md#channels)"
+        ]
 
 
 class Stage(_Named):
@@ -175,7 +185,7 @@ NOT_CONTENT = {"not_content": True}
 
 # Keys of an utterance or message that say something of its sound: another sound of the same text has others.
 OF_A_SOUND = (
-    *("audio_filepath", "offset", "duration", "speaker", "spoken", "heard", "wer", "edits"),
+    *("audio_filepath", "offset", "duration", "channel", "speaker", "spoken", "heard", "wer", "edits"),
     *("words", "chunks", "codes", "use", "asr", "asr_words", "align_score", "aligner"),
     *("lang_prob", "avg_logprob", "no_speech_prob", "speech_prob", "speech_share"),
 )

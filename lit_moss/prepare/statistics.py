@@ -1,12 +1,13 @@
 """What steps have made: a table for the terminal, and a run in MLflow."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from lit_moss.assets import cache_dir
+from lit_moss.prepare.folder_counts import documents_out
 from lit_moss.prepare.step import StepResult
 from lit_moss.prepare.storage import is_remote
 
@@ -30,23 +31,6 @@ def statistics_table(results: Sequence[StepResult], header: bool = True, times: 
     lines = [*lines, *map(_cells, results)]
     columns = len(_COLUMNS) if times else _COLUMNS.index("time")
     return "\n".join(_line(cells[:columns]) for cells in lines)
-
-
-def documents_out(counts: Mapping[str, float]) -> tuple[str, float] | None:
-    """What a step has written into folders of documents, such as `12 documents`, and hours of speech in them.
-
-    Args:
-        counts: Of the stage, see `lit_moss.prepare.document_folders.FolderCounts.named`.
-
-    Returns:
-        None for a step that has written none.
-    """
-    numbers = {key: n for key, n in counts.items() if key.endswith(" documents")}
-    if not numbers:
-        return None
-    hours = sum(counts.get(key.removesuffix("documents") + "hours", 0.0) for key in numbers)
-    total = round(sum(numbers.values()))
-    return f"{total} document" + "s" * (total != 1), hours
 
 
 def _cells(result: StepResult) -> list[str]:

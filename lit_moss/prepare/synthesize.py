@@ -88,7 +88,7 @@ class SynthesizeStage(Stage):
     """See the module."""
 
     name = "synthesize"
-    version = 5
+    version = 6
     Options = SynthesizeOptions
 
     def __init__(self, options: SynthesizeOptions, storage: Storage) -> None:

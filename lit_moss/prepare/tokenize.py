@@ -14,6 +14,7 @@ from lit_moss.errors import UserError
 from lit_moss.hub.code_cache import code_cache
 from lit_moss.hub.recordings import Entry, RecordingCache
 from lit_moss.hub.tokenizer import NamedTokenizer
+from lit_moss.prepare.channel_note import note_channels
 from lit_moss.prepare.shards import unreadable
 from lit_moss.prepare.stage import NOT_CONTENT, Item, Result, Stage
 from lit_moss.prepare.storage import Storage, local_copy
@@ -44,6 +45,7 @@ class TokenizeStage(Stage):
     """
 
     name = "tokenize"
+    version = 2
     needs = ("audio_filepath", "messages")
     Options = TokenizeOptions
 
@@ -89,6 +91,7 @@ class TokenizeStage(Stage):
             result.rejected.append(unreadable(item, unread[0].reason, any(e.is_refused for e in unread)))
             return
         counts = [_count(entry) for entry in entries]
+        note_channels(_spoken_parts(item), result)
         result.items.append(_with_codes(item, counts))
         result.counts["codes"] += sum(counts)
 
@@ -106,7 +109,8 @@ def _spoken_parts(item: Item) -> list[Item]:
 
 def _utterance(part: Item) -> Utterance:
     offset_sec = float(part.get("offset") or 0.0)
-    return Utterance(local_copy(part["audio_filepath"]), offset_sec, part.get("duration"))
+    path = local_copy(part["audio_filepath"])
+    return Utterance(path, offset_sec, part.get("duration"), channel=part.get("channel"))
 
 
 def _with_codes(item: Item, counts: Sequence[int]) -> Item:

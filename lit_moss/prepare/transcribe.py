@@ -14,6 +14,7 @@ import numpy as np
 
 from lit_moss.audio import rates
 from lit_moss.errors import UserError
+from lit_moss.prepare.channel_note import note_channels
 from lit_moss.prepare.language import simplified
 from lit_moss.prepare.stage import NOT_CONTENT, OF_A_TEXT, Item, Rejection, Result, Stage
 from lit_moss.prepare.storage import local_copy
@@ -84,7 +85,7 @@ class TranscribeStage(Stage):
     """Adds `text`, `lang`, `lang_prob`, `avg_logprob`, `no_speech_prob`, `asr`, `asr_words` to each item."""
 
     name = "transcribe"
-    version = 2
+    version = 3
     summary = "segments -> transcripts, by ASR"
     Options: ClassVar[type] = TranscribeOptions
 
@@ -138,6 +139,7 @@ class TranscribeStage(Stage):
                 )
             else:
                 clips.append(_Clip(item, wave_T, *self._language(item, wave_T)))
+                note_channels([item], result)
         transcribed: dict[int, Item] = {}
         for language in sorted({clip.language for clip in clips}):
             of_language = [(i, clip) for i, clip in enumerate(clips) if clip.language == language]
@@ -233,7 +235,7 @@ def _read(item: Item) -> tuple[float, np.ndarray | None]:
         seconds = io.info(path).duration_sec - offset_sec
     if seconds > LONGEST_SEC:
         return float(seconds), None
-    wave_T = io.read(path, _RATE_HZ, offset_sec, float(seconds))
+    wave_T = io.read(path, _RATE_HZ, offset_sec, float(seconds), channel=item.get("channel"))
     # Resampling may round one sample up.
     return float(seconds), wave_T[: round(LONGEST_SEC * _RATE_HZ)].numpy()
 

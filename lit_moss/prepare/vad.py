@@ -29,6 +29,7 @@ import numpy as np
 
 from lit_moss.audio import io, rates
 from lit_moss.errors import UserError
+from lit_moss.prepare.channel_note import note_channels
 from lit_moss.prepare.stage import OF_A_TEXT, Item, Rejection, Result, Stage
 from lit_moss.prepare.storage import Storage, is_remote, local_copy
 from lit_moss.prepare.vad_models import FRAME_SAMPLES, SpeechModel, import_silero, load, model_fingerprint
@@ -125,7 +126,7 @@ class VadStage(Stage):
     """
 
     name = "vad"
-    version = 2
+    version = 3
     needs = ("audio_filepath",)
     Options = VadOptions
     options: VadOptions
@@ -167,9 +168,17 @@ class VadStage(Stage):
         (item,) = unit
         path = local_copy(item["audio_filepath"])
         offset_sec, duration_sec = item.get("offset") or 0.0, item.get("duration")
-        probabilities, samples = speech_probabilities(self._model, path, offset_sec, duration_sec)
+        channel = item.get("channel")
+        probabilities, samples = speech_probabilities(self._model, path, offset_sec, duration_sec, channel)
         segments = find_segments(probabilities, samples, self.options)
-        return self._result(item, segments, samples, _document(item, path))
+        sides = Result()
+        note_channels([item], sides)
+        if sides.counts:
+            item = item | {"channel": 0}  # so that later steps need not say it again
+        result = self._result(item, segments, samples, _document(item, path))
+        result.counts |= sides.counts
+        result.examples = sides.examples
+        return result
 
     def _result(self, item: Item, segments: list[Segment], samples: int, document: str) -> Result:
         share = sum(s.speech_samples for s in segments) / samples
@@ -194,7 +203,11 @@ class VadStage(Stage):
 
 
 def speech_probabilities(
-    model: SpeechModel, path: str | Path, offset_sec: float = 0.0, duration_sec: float | None = None
+    model: SpeechModel,
+    path: str | Path,
+    offset_sec: float = 0.0,
+    duration_sec: float | None = None,
+    channel: int | None = None,
 ) -> tuple[np.ndarray, int]:
     """Probability of speech of each frame of 32 ms: float32 (frames,), and the number of samples at 16 kHz.
 
@@ -204,7 +217,7 @@ def speech_probabilities(
         UnreadableAudio: see `lit_moss.audio.io.read`.
     """
     stream, pieces, samples = model.stream(), [], 0
-    for block_T in io.read_blocks(path, RATE_HZ, offset_sec, duration_sec):
+    for block_T in io.read_blocks(path, RATE_HZ, offset_sec, duration_sec, channel=channel):
         samples += len(block_T)
         pieces.append(stream.push(block_T.numpy()))
     pieces.append(stream.flush())

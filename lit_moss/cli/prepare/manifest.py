@@ -2,8 +2,8 @@
 
     python -m lit_moss prepare manifest --from KIND SOURCE --out manifest.jsonl
 
-Only file headers are read, except for files that --max-sec cuts; files that are damaged further on are found
-by `tokenize`.
+Only file headers are read, except for files that --max-sec cuts, and for up to 30 s of files with several
+channels; files that are damaged further on are found by `tokenize`.
 """
 
 import argparse
