@@ -244,6 +244,12 @@ class SplitLLM(StepModule):
             )
         data = trainer_access.datamodule_of(self.trainer)
         lm.check_context(data.context if isinstance(data, TokenData) else 0)
+        if self.trainer.state.fn == "fit" and None in (row_format.im_start_id, row_format.im_end_id):
+            rank_zero_warn(
+                f"the text tokenizer of {self.backbone} has no <|im_start|> and <|im_end|>: this run trains, "
+                "but fine-tuning on conversations, chat and serve need these tokens; a backbone that was "
+                "tuned to chat in ChatML has them (Qwen, SmolLM2-Instruct)"
+            )
         lm.text_weight, lm.speech_weight = self.weights["text"], self.weights["speech"]
         lm.attention = self.attention
         lm.checkpoint_activations(self.activation_checkpointing)
