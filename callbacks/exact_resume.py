@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from callbacks.learning_rate import set_rates
@@ -16,6 +17,7 @@ from lit_moss.optimizer_groups import NO_DECAY, part_of
 from lit_moss.runs.tracking import Tracker
 from lit_moss.trainer_access import ordered_data
 
+_ACCUMULATED = "accumulate_grad_batches"  # key in checkpoints
 # Settings of a parameter group that the configuration determines; `lr` is computed from them at each step.
 _SETTINGS = ("base_lr", "weight_decay", "betas", "eps")
 
@@ -74,12 +76,16 @@ class ExactResume(Callback):
                     trainer.loggers = loggers
             tracker.flush()
         checkpoint["random_states"] = states
+        checkpoint[_ACCUMULATED] = trainer.accumulate_grad_batches
         checkpoint["mlflow_run_id"] = None if tracker is None else tracker.run_id
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._restored = checkpoint.get("random_states")
+        accumulated = trainer.accumulate_grad_batches
+        if trainer.state.fn == TrainerFn.FITTING and checkpoint.get(_ACCUMULATED, accumulated) != accumulated:
+            _count_in_steps(checkpoint, accumulated)
         # Sharded strategies store the optimizer state elsewhere.
         self._saved = [entry for state in checkpoint.get("optimizer_states") or () if isinstance(state, dict)
                        for entry in _names(state.get("param_groups", ()))]  # fmt: skip
@@ -126,6 +132,21 @@ class ExactResume(Callback):
         data = ordered_data(trainer)
         if data is not None:
             data.advance(trainer.world_size)
+
+
+def _count_in_steps(checkpoint: dict[str, Any], accumulated: int) -> None:
+    """Counts the micro-batches of a checkpoint as if all of its steps had had `accumulated` of them.
+
+    Checkpoints are written between steps. With another `trainer.accumulate_grad_batches` than before,
+    Lightning would otherwise continue within a step, whose first part would be missing.
+    """
+    loops = (checkpoint.get("loops") or {}).get("fit_loop") or {}
+    progress = loops.get("epoch_loop.batch_progress")
+    if progress is None:
+        return
+    moved = checkpoint["global_step"] * accumulated - progress["total"]["ready"]
+    for counts in (progress["total"], progress["current"]):
+        counts.update({name: count + moved for name, count in counts.items()})
 
 
 def _groups(trainer: Trainer) -> list[dict[str, Any]]:

@@ -55,6 +55,10 @@ class OrderedDataModule(LightningDataModule, ABC):
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the data and its order, recorded with a run and compared on resume."""
 
+    def order_settings(self) -> dict[str, Any]:
+        """Options that determine data and order, as plain values; a refused resume names what has changed."""
+        return {"seed": self.seed}
+
     @property
     @abstractmethod
     def training_batches(self) -> HasKeys | None:
@@ -124,6 +128,7 @@ class OrderedDataModule(LightningDataModule, ABC):
             "next_batch": self.next_batch,
             "skipped": dict(self.skipped),
             "fingerprints": self.fingerprints(),
+            "settings": self.order_settings(),
             "ranks": self.rank_and_ranks()[1],
         }
 
@@ -131,7 +136,8 @@ class OrderedDataModule(LightningDataModule, ABC):
         """Restores the position in the order from a checkpoint.
 
         Raises:
-            UserError: if the checkpoint was trained on other data or in another order.
+            UserError: if the checkpoint was trained on other data or in another order; the message names the
+                options that have changed.
         """
         if self.training_batches is None:  # validation needs no order
             return
@@ -139,8 +145,21 @@ class OrderedDataModule(LightningDataModule, ABC):
         for key in ("data", "order", "augmentation"):
             if key in own and saved.get(key) != own[key]:
                 raise UserError(
-                    f"the checkpoint was trained on other {key} (fingerprint {saved.get(key)}, now "
-                    f"{own[key]}): resume with the same data and options, or start a new run"
+                    f"the checkpoint was trained on other {key}: "
+                    f"{self._changes(state_dict.get('settings') or {})} (fingerprint {saved.get(key)}, now "
+                    f"{own[key]}); resume with the same data and options, or start a new run from it "
+                    "(model.init_args.init_from)"
                 )
         self.next_batch = state_dict["next_batch"]
         self.skipped = dict(state_dict["skipped"])
+
+    def _changes(self, saved: dict[str, Any]) -> str:
+        """The options that differ from those of a checkpoint, with both values."""
+        own = self.order_settings()
+        changed = [
+            f"data.{k} {saved[k]} -> {now}" for k, now in own.items() if k in saved and saved[k] != now
+        ]
+        if changed:
+            return ", ".join(changed)
+        same = ", ".join(f"data.{key}" for key in own if key in saved)
+        return f"{same} are the same, what they name has changed" if same else "what they name has changed"

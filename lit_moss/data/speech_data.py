@@ -286,6 +286,10 @@ class SpeechDataModule(OrderedDataModule):
             fingerprints["order"] = self.order.fingerprint
         return fingerprints
 
+    def order_settings(self) -> dict[str, Any]:
+        names = ("train", "weights", "batch_sec", "max_sec", "min_sec", "buckets", "speeds", "charset")
+        return {name: getattr(self, name) for name in names} | super().order_settings()
+
     def train_texts(self) -> list[str]:
         """Normalised transcripts of the training utterances, from which the vocabulary is made."""
         return [u.text or "" for u in self.training_set().utterances]

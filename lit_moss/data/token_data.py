@@ -299,6 +299,13 @@ class TokenDataModule(OrderedDataModule):
             fingerprints["order"] = f"{self.order.fingerprint}-{self.context}x{self.batch_size}"
         return fingerprints
 
+    def order_settings(self) -> dict[str, Any]:
+        own = {"train": self.train, "context": self.context, "batch_size": self.batch_size}
+        own |= {"min_fill": self.min_fill, "epochs": list(self.epochs)}
+        if self.short_first_batches:
+            own["short_first_batches"] = self.short_first_batches
+        return own | super().order_settings()
+
     @property
     def _held_out_sources(self) -> list[str]:
         """Entries of `heldout` that contain sentences; folders of token documents do not."""
@@ -358,6 +365,40 @@ class TokenDataModule(OrderedDataModule):
         assert order is not None, "call setup('fit') first"
         keys = (key for n in batches for key in order.keys(n))
         return sum(int(self.sources[source].packs.targets[pack]) for source, pack in keys)
+
+    # --- resume ---------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the position in the order of packs, also with another `batch_size`.
+
+        The order is one of packs, which batches take one after the other. So a resume with another batch size
+        continues it exactly if the packs consumed so far are a whole number of the new batches.
+        """
+        order = str(state_dict["fingerprints"].get("order"))
+        size = _batch_size_of(order)
+        if self.order is not None and size not in (None, self.batch_size):
+            renamed = f"{order.removesuffix(f'x{size}')}x{self.batch_size}"
+            if renamed == self.fingerprints()["order"]:
+                batches, rest = divmod(state_dict["next_batch"] * size, self.batch_size)
+                if rest:
+                    raise UserError(
+                        f"data.batch_size {size} -> {self.batch_size}: the checkpoint has consumed "
+                        f"{state_dict['next_batch'] * size} packs, expected a multiple of "
+                        f"{self.batch_size}; resume with a batch_size that divides it, such as 1 or {size}"
+                    )
+                rank_zero_info(
+                    f"resumed with data.batch_size {size} -> {self.batch_size}: the order continues at pack "
+                    f"{batches * self.batch_size}"
+                )
+                fingerprints = state_dict["fingerprints"] | {"order": renamed}
+                state_dict = state_dict | {"next_batch": batches, "fingerprints": fingerprints}
+        super().load_state_dict(state_dict)
+
+    def _changes(self, saved: dict[str, Any]) -> str:
+        changes = super()._changes(saved)
+        if self.short_first_batches and saved.get("batch_size", self.batch_size) != self.batch_size:
+            changes += " (with short_first_batches, batch_size cannot change)"
+        return changes
 
     # --- speech with its text -------------------------------------------------------------------------------
 
@@ -426,3 +467,9 @@ class TokenDataModule(OrderedDataModule):
 
     def collate_function(self) -> Callable[[list[Any]], Any]:
         return CollatePacks(self.context, self.format)
+
+
+def _batch_size_of(order: str) -> int | None:
+    """Batch size in a fingerprint of the order, which ends with CONTEXTxBATCH_SIZE."""
+    size = order.rpartition("x")[2]
+    return int(size) if size.isdigit() else None

@@ -45,8 +45,9 @@ from lit_moss.runs.provenance import provenance
 
 _FOLDER = "run_folder"  # tag: the folder in which the run was last trained
 
-# Trainer options that determine what a step computes.
+# Options besides the model's that determine what a step computes, and may change on a resume.
 _OF_STEPS = (
+    "data.init_args.batch_size",
     "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm",
     "trainer.precision",
@@ -177,7 +178,7 @@ class Tracker(Logger):
         self._settings = {k: v for k, v in self._deciding(params).items() if k not in only_at_start}
 
     def _deciding(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """The settings that determine what a step computes: those of the model, the trainer and the
+        """The settings that determine what a step computes: those of the model, `_OF_STEPS` and the
         `rules`."""
         found = {
             key: value
