@@ -255,6 +255,22 @@ class ReplyData(Protocol):
 
 
 @runtime_checkable
+class DocumentData(Protocol):
+    """Data of token documents, which are made by its options or read from folders.
+
+    Attributes:
+        given: Names of the arguments that the user has set.
+    """
+
+    given: frozenset[str]
+
+    def stated_options(self) -> dict[str, Any]:
+        """Arguments whose value is not true of the documents -> the value that is, None if there is no
+        single one."""
+        ...
+
+
+@runtime_checkable
 class PartedModule(Protocol):
     """A LightningModule whose parts can be frozen by name."""
 

@@ -92,7 +92,7 @@ def _with_changed_lists(words: Sequence[str]) -> list[str]:
     does not support keys below a list.
     """
     recipe: dict[str, Any] = {}
-    for key, value in _options(words):
+    for key, value in options_of(words):
         if key in ("c", "config"):
             recipe = merged(recipe, read_yaml(value))
     kept, lists = list[str](), dict[str, Any]()
@@ -153,7 +153,7 @@ class _Given:
         self.data_keys: set[str] = set()
         self.callbacks: set[str] = set()
         self.seeded = True
-        for key, value in _options(words):
+        for key, value in options_of(words):
             if key in ("c", "config"):
                 self._add_file(read_yaml(value))
             else:
@@ -193,7 +193,7 @@ class _Given:
         self.callbacks = names if replace else self.callbacks | names
 
 
-def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+def options_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(key, value) of each option of a command line, in order."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         if word == "-c" or word.startswith("--"):

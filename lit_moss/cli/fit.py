@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from callbacks import Checkpoint, FirstValidation
 from lit_moss.cli.choose_run import Start, check_layout, find_start, open_run
 from lit_moss.cli.defaults import arranged, completed, trainer_defaults
+from lit_moss.cli.document_settings import mark_given, state_options
 from lit_moss.cli.errors import OneLineParser, one_line_errors
 from lit_moss.cli.fit_options import check_devices, check_fit_options
 from lit_moss.cli.result_file import ResultFile
@@ -65,6 +67,7 @@ class MossCLI(LightningCLI):
 
     tracker: Tracker | None = None
     _verb = "fit"
+    _words: Sequence[str] = ()  # the command line, completed
     _start: Start | None = None  # state that training starts from
     _is_fork = False
     _forked: Path | None = None  # state that a fork starts from, in its own folder
@@ -108,11 +111,13 @@ class MossCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with one_line_errors():
-            self.config = parser.parse_args(completed(args))
+            self._words = completed(args)
+            self.config = parser.parse_args(self._words)
 
     def instantiate_classes(self) -> None:
         with one_line_errors():
             super().instantiate_classes()
+        mark_given(self.datamodule, self._words)
 
     def _parse_ckpt_path(self) -> None:
         """Disables LightningCLI's merging of checkpoint hyper-parameters into the config."""
@@ -294,9 +299,15 @@ class MossCLI(LightningCLI):
         rank_zero_info(f"run {folder}, MLflow experiment {self.tracker.name!r}")
 
     def _settings(self) -> tuple[str, dict[str, Any]]:
-        """The resolved configuration as YAML, and the part of it that is recorded."""
+        """The resolved configuration as YAML, and the part of it that is recorded.
+
+        Options of how documents are made are those of the documents, where these are read from folders.
+        """
         text = self._parser("fit").dump(self.config["fit"], skip_none=False)
-        return text, {k: v for k, v in yaml.safe_load(text).items() if k not in ("config", "ckpt_path")}
+        resolved = yaml.safe_load(text)
+        if state_options(self.datamodule, resolved.get("data")):
+            text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+        return text, {k: v for k, v in resolved.items() if k not in ("config", "ckpt_path")}
 
     def _record_settings(self) -> None:
         """Records the configuration, after the run has started.

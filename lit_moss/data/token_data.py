@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from torch import Tensor
 
 from lit_moss.corpora.sources import entry_kind, locate
+from lit_moss.data.document_options import check_made_with, stated_options
 from lit_moss.data.documents import META
 from lit_moss.data.once import cache_lock
 from lit_moss.data.ordered import OrderedDataModule
@@ -69,6 +70,8 @@ class TokenDataModule(OrderedDataModule):
 
     Attributes:
         left_out: Number of documents longer than the context, or without a target; set by `setup`.
+        given: Names of the arguments in the user's files and options, set by the command line. Arguments that
+            differ from their default count as set in any case.
     """
 
     kind: str = "interleaved"
@@ -123,7 +126,7 @@ class TokenDataModule(OrderedDataModule):
         self.asr_item_count, self.asr_prompt = asr_items, asr_prompt
         self.max_left_out_share = max_left_out_share
         self.connect(context, max_bad_share, backbone, speech_tokenizer, log_mel)
-        self.left_out = 0
+        self.left_out, self.given = 0, frozenset[str]()
         self.sources: list[PackedDocuments] = []
         self.epochs: list[float] = []  # number of times a round contains each source
         self.order: PackOrder | None = None
@@ -149,11 +152,25 @@ class TokenDataModule(OrderedDataModule):
         """Options of `make_documents` for this kind, without sources, backbone and speech tokenizer."""
         return {}
 
+    def stated_options(self) -> dict[str, Any]:
+        """Arguments whose value is not true of the training documents, which are read from folders.
+
+        The value is what the documents state instead; None if they differ among themselves.
+        """
+        folders = [Path(entry) for entry in self.train if (Path(entry) / META).is_file()]
+        is_made_here = len(folders) < len(self.train)
+        return stated_options(folders, self.kind, self.options(), is_made_here)
+
     # --- set-up ---------------------------------------------------------------------------------------------
 
     def documents(self, entry: str, part: Literal["train", "validation"]) -> Path:
-        """Folder of an entry's token documents; if it does not exist, one process of a node makes it."""
+        """Folder of an entry's token documents; if it does not exist, one process of a node makes it.
+
+        Raises:
+            UserError: if it is a folder of documents that were made with other options than the user has set.
+        """
         if (Path(entry) / META).is_file():
+            check_made_with(Path(entry), self.kind, self.options(), self.given)
             return Path(entry)
         if Path(entry).is_dir():
             raise UserError(
