@@ -144,11 +144,11 @@ class OrderedDataModule(LightningDataModule, ABC):
         saved, own = state_dict["fingerprints"], self.fingerprints()
         for key in ("data", "order", "augmentation"):
             if key in own and saved.get(key) != own[key]:
+                changes = self._changes(state_dict.get("settings") or {})
                 raise UserError(
-                    f"the checkpoint was trained on other {key}: "
-                    f"{self._changes(state_dict.get('settings') or {})} (fingerprint {saved.get(key)}, now "
-                    f"{own[key]}); resume with the same data and options, or start a new run from it "
-                    "(model.init_args.init_from)"
+                    f"the checkpoint was trained on other {key} (fingerprint {saved.get(key)}, now "
+                    f"{own[key]}): {changes}; resume with the same data and options, or start a new run from "
+                    "it (model.init_args.init_from)"
                 )
         self.next_batch = state_dict["next_batch"]
         self.skipped = dict(state_dict["skipped"])
@@ -159,7 +159,7 @@ class OrderedDataModule(LightningDataModule, ABC):
         changed = [
             f"data.{k} {saved[k]} -> {now}" for k, now in own.items() if k in saved and saved[k] != now
         ]
-        if changed:
-            return ", ".join(changed)
-        same = ", ".join(f"data.{key}" for key in own if key in saved)
-        return f"{same} are the same, what they name has changed" if same else "what they name has changed"
+        unknown = (
+            "the options are the same, the data has changed" if saved else "the data or an option has changed"
+        )
+        return ", ".join(changed) or unknown

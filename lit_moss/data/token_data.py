@@ -393,15 +393,16 @@ class TokenDataModule(OrderedDataModule):
         """
         order = str(state_dict["fingerprints"].get("order"))
         size = _batch_size_of(order)
-        if self.order is not None and size not in (None, self.batch_size):
+        consumed = state_dict["next_batch"] * (size or 0)
+        if self.order is not None and consumed and size != self.batch_size:
             renamed = f"{order.removesuffix(f'x{size}')}x{self.batch_size}"
             if renamed == self.fingerprints()["order"]:
-                batches, rest = divmod(state_dict["next_batch"] * size, self.batch_size)
+                batches, rest = divmod(consumed, self.batch_size)
                 if rest:
                     raise UserError(
                         f"data.batch_size {size} -> {self.batch_size}: the checkpoint has consumed "
-                        f"{state_dict['next_batch'] * size} packs, expected a multiple of "
-                        f"{self.batch_size}; resume with a batch_size that divides it, such as 1 or {size}"
+                        f"{consumed} packs, expected a multiple of {self.batch_size}; resume with a "
+                        f"batch_size that divides it, such as 1 or {size}"
                     )
                 rank_zero_info(
                     f"resumed with data.batch_size {size} -> {self.batch_size}: the order continues at pack "
