@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -69,7 +70,8 @@ class ExactResume(Callback):
             connector = trainer._logger_connector
             in_a_step = connector._first_loop_iter is not None
             if trainer.training and in_a_step and connector.should_update_logs:
-                loggers, trainer.loggers = trainer.loggers, [tracker]  # others would record the step twice
+                loggers = trainer.loggers
+                trainer.loggers = list[Logger]([tracker])  # others would record the step twice
                 try:
                     connector.log_metrics(connector.metrics["log"])
                 finally:
