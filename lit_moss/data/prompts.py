@@ -164,13 +164,13 @@ class PromptDataModule(LightningDataModule):
 
     def _turns(self, record: Record, folder: Path) -> tuple[list[Turn], Modality]:
         """Turns of a line, and the modality of the user's: speech if all of them have sound."""
-        given = [key for key in ("text", "audio_filepath", "messages") if record.content.get(key)]
-        if len(given) != 1:
+        text, audio = record.text("text"), record.path("audio_filepath")
+        if sum(map(bool, (text, audio, record.content.get("messages")))) != 1:
             got = sorted(printable(key) for key in record.content)
             raise UserError(f"{record.where}: got {got}, expected either text, audio_filepath or messages")
-        if text := record.text("text"):
+        if text:
             return [Turn("user", text)], "text"
-        if audio := record.path("audio_filepath"):
+        if audio:
             span = (record.seconds("offset") or 0.0, record.seconds("duration"))
             codes = self._encode(folder / audio, *span, record.whole_number("channel"))
             return [Turn("user", codes=codes)], "speech"
