@@ -86,7 +86,7 @@ def long_talks_recipe(folder, steps, lengths, **model):
     path = lm_recipe(folder, steps, kind="sft", stages=[{"policy": "full"}], extra=extra, **model)
     talks = conversations(folder / "talks", folder.parent / "backbone", lengths)
     config = yaml.safe_load(path.read_text())
-    config["data"]["init_args"] |= {"train": [str(talks)], "batch_size": 1}
+    config["data"]["init_args"] |= {"train": [str(talks)], "batch_size": 1, "max_left_out_share": 1.0}
     config["trainer"] |= {"val_check_interval": 4}
     path.write_text(yaml.safe_dump(config))
     return path
