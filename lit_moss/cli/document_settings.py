@@ -15,7 +15,7 @@ from lit_moss.runs.recipes import merged, read_yaml
 
 
 def mark_given(data: object, words: Sequence[str]) -> None:
-    """Tells a data module, and the parts of a mixture, which of their arguments the user has set.
+    """Passes the names of the arguments that the user has set to a data module and the parts of a mixture.
 
     Args:
         data: The data module.

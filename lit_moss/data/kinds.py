@@ -78,7 +78,7 @@ class TranscriptDataModule(TokenDataModule):
         tts: Fraction of the utterances that become text, then speech. If both fractions add up to 1, each
             utterance is used once; with 1 and 1 it is used in both ways.
         tts_prompt: Text before the text of tts documents; `asr_prompt` is the text before the speech of asr
-            documents. Without prompts the first row of a document tells which one it is. Next to interleaved
+            documents. Without prompts the first row of a document shows which one it is. Next to interleaved
             documents, where the following text comes after the speech, an `asr_prompt` distinguishes the two.
         train_on: `all`: all rows are targets; `answer`: only those after the given text or speech.
         document_seed: Seed of the choice between asr and tts.

@@ -208,6 +208,8 @@ _outside_graphs: Any = torch.compiler.disable(_packed)
 def _varlen(q: Tensor, k: Tensor, v: Tensor, scale: float, segments: Segments) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise no_varlen(q.device, q.dtype)
     B, H, L, D = q.shape
     # The kernel supports grouped keys and values directly: copying them per query head would take 4 times the
     # memory in Qwen3-8B, also in the backward.

@@ -58,7 +58,7 @@ def kept_text(
         rows_BL: Packed rows (B, L).
         document_ids_BL: Document numbers (B, L), negative for filler.
         loss_mask_BL: bool (B, L), True for targets.
-        row_format: Row format; tells text rows from speech rows.
+        row_format: Row format, which distinguishes text rows from speech rows.
 
     Returns:
         Indices into the flattened (B L) rows, (R,), and the document number of each, (R,).
